@@ -1,0 +1,104 @@
+package command
+
+import (
+	"encoding/json"
+	"fmt"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// Entry is one committed raft entry, decoded, as the applier hands it to the state machine.
+//
+// At most one of Request and Change is set. With neither the entry is a leader's empty one.
+type Entry struct {
+	Index, Term uint64
+
+	// Request is what to do. It is read-only from here on: its byte slices end up in results, events and caches.
+	Request *pb.InternalRaftRequest
+
+	// Unawaited says that nobody on this member waits for the result, so that the machine may leave out work which
+	// changes nothing but the answer (a range inside a transaction, the previous value of a put).
+	Unawaited bool
+
+	// Change is a change of the member list; ConfState is raft's configuration after it and is stored in the same batch.
+	Change    *Change
+	ConfState *raftpb.ConfState
+
+	// Refused, with Change, is what the check of the change said: raft was given a no-op and only the applied index
+	// advances. It becomes the result's error.
+	Refused error
+}
+
+// Result is what applying one entry gave.
+type Result struct {
+	// Response is the message of the API that answers the request, its header filled with the revision alone.
+	Response proto.Message
+	Err      error
+
+	// Members is the member list after a conf change, sorted by ID.
+	Members []*Member
+
+	// Done, where it is not nil, is closed when the physical part of a compaction has finished.
+	Done <-chan struct{}
+}
+
+// Change is a decoded raftpb.ConfChange of etcd's kind: one member added, removed, updated or promoted.
+type Change struct {
+	// ID is the id of the request, by which its proposer finds the result.
+	ID       uint64
+	Type     raftpb.ConfChangeType
+	MemberID uint64
+
+	// Member is what the change says of the member; for a removal it is empty but for the ID, for a promotion etcd
+	// sets the ID alone.
+	Member Member
+
+	// IsPromote tells a promotion from an addition: both are of type ConfChangeAddNode.
+	IsPromote bool
+}
+
+// changeContext is etcd's membership.ConfigChangeContext: the member's fields beside isPromote.
+type changeContext struct {
+	Member
+	IsPromote bool `json:"isPromote"`
+}
+
+// Encode gives the raft form of the change.
+func (c *Change) Encode() *raftpb.ConfChange {
+	var context []byte
+	var err error
+	switch c.Type {
+	case raftpb.ConfChangeAddNode, raftpb.ConfChangeAddLearnerNode:
+		context, err = json.Marshal(changeContext{Member: c.Member, IsPromote: c.IsPromote})
+	case raftpb.ConfChangeUpdateNode:
+		context, err = json.Marshal(&c.Member)
+	}
+	if err != nil { // numbers, booleans and strings only: they always have a JSON form
+		panic(fmt.Sprintf("command: encode the context of a conf change: %v", err))
+	}
+	return &raftpb.ConfChange{Id: new(c.ID), Type: new(c.Type), NodeId: new(c.MemberID), Context: context}
+}
+
+// DecodeChange reads what Encode or a real etcd member wrote. It refuses a type it does not know, a context that is
+// not JSON and one that speaks of another member than the change does.
+func DecodeChange(cc *raftpb.ConfChange) (*Change, error) {
+	c := &Change{ID: cc.GetId(), Type: cc.GetType(), MemberID: cc.GetNodeId()}
+	switch c.Type {
+	case raftpb.ConfChangeAddNode, raftpb.ConfChangeAddLearnerNode, raftpb.ConfChangeUpdateNode:
+		var ctx changeContext
+		if err := json.Unmarshal(cc.GetContext(), &ctx); err != nil {
+			return nil, fmt.Errorf("command: context of the conf change %s of member %x: %w", c.Type, c.MemberID, err)
+		}
+		c.Member, c.IsPromote = ctx.Member, ctx.IsPromote
+		if c.Member.ID != c.MemberID {
+			return nil, fmt.Errorf("command: conf change %s of member %x carries member %x", c.Type, c.MemberID, c.Member.ID)
+		}
+	case raftpb.ConfChangeRemoveNode:
+		c.Member.ID = c.MemberID
+	default:
+		return nil, fmt.Errorf("command: conf change of unknown type %d of member %x", int32(c.Type), c.MemberID)
+	}
+	return c, nil
+}
