@@ -1,0 +1,64 @@
+// Package replica is the raft loop of one member: it turns proposals into
+// committed entries, hands these to the state machine, and answers "is what I
+// have applied fresh enough to read?".
+//
+// # The one idea
+//
+// Memory is the log, the disk follows, and only promises wait for the disk
+// (DESIGN.md section 2). The loop owns a raft.RawNode with AsyncStorageWrites
+// and never touches a disk, a socket or a lock that is held across I/O. Of the
+// work that raft hands out:
+//
+//   - MsgStorageAppend goes to the Log, which takes it into memory at once. Its
+//     MsgStorageAppendResp only says "these entries can be read back from
+//     Storage", so it is stepped at once. All other responses in it are
+//     promises (the leader's own vote for an entry, a follower's MsgAppResp,
+//     every vote) and come back through Released after the fdatasync that
+//     covers them.
+//   - MsgStorageApply goes to the applier goroutine; its response is stepped
+//     when the entries are applied, which is how raft bounds the backlog.
+//   - Everything else goes to the Network, which never blocks.
+//
+// Because MsgStorageAppendResp is stepped at once, raft considers entries
+// stable (readable) as soon as they are in memory and lets committed ones be
+// applied although the local disk has not got them: a leader whose disk does
+// not answer still commits and applies through its followers. The store may
+// therefore be flushed ahead of the local log; raftlog.Log.Adopt is the rule
+// that makes this safe at the next start.
+//
+// The exception is a snapshot: its MsgStorageAppendResp tells raft that the
+// state machine holds the snapshot, so it too waits until the state was
+// installed (by the applier, durably) and the log's new base was written.
+//
+// # Goroutines
+//
+//	loop       owns raft.RawNode; wakes for the inbox or a tick
+//	applier    owns the state machine's write side; takes entries in order
+//	flusher    asks the state machine to become durable, lets the log drop
+//
+// plus the log's writer goroutine, which calls Released. Clients call Propose,
+// ProposeChange and ReadBarrier from any goroutine.
+//
+// # Invariants
+//
+//   - applied <= committed, and committed entries are on the disks of a quorum.
+//   - No promise leaves before the sync that covers it (Released, in order).
+//   - A reader that ReadBarrier lets pass sees every write that was
+//     acknowledged before it called.
+//   - An entry is handed to the state machine once, in index order.
+//
+// # Files
+//
+//	replica.go   the type, its life, status
+//	loop.go      the raft loop
+//	apply.go     the applier and snapshot installation
+//	propose.go   proposals and their waiters
+//	read.go      the read barrier
+//	flush.go     durable applied index, dropping the log
+//	errors.go    what callers can see
+//
+// Sources: Ongaro's thesis sections 3.8 (persisted state), 6.4 (read-only
+// queries), 10.2.1 (writing to the leader's disk in parallel); raft v3's
+// AsyncStorageWrites documentation; etcd's server/etcdserver/{raft,v3_server}.go
+// for the timeouts and errors that clients know.
+package replica

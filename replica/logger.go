@@ -1,0 +1,10 @@
+package replica
+
+import "go.uber.org/zap"
+
+// raftLogger gives raft's lines to zap under etcd's logger name "raft", with
+// raft's own wording: operators grep for it.
+type raftLogger struct{ *zap.SugaredLogger }
+
+func (l raftLogger) Warning(v ...any)                 { l.Warn(v...) }
+func (l raftLogger) Warningf(format string, v ...any) { l.Warnf(format, v...) }

@@ -1,0 +1,488 @@
+package replica
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/raftlog"
+)
+
+const (
+	maxMessageBytes   = 1 << 20  // raft splits appends at this size (etcd's MaxSizePerMsg)
+	maxInflightCount  = 512      // appends on their way to one follower (etcd's MaxInflightMsgs)
+	maxInflightBytes  = 64 << 20 // and their bytes, so that 1 MB values cannot fill memory
+	maxApplyingBytes  = 32 << 20 // committed entries handed to the applier and not applied yet
+	maxProposalBytes  = 4 << 20  // one MsgProp; more waiting proposals make more messages
+	maxInboxBytes     = 256 << 20
+	readRetryInterval = 500 * time.Millisecond // etcd's readIndexRetryTime
+)
+
+// inbox is everything that others want of the loop. Senders append under the
+// mutex and wake the loop; the loop takes all of it at once.
+type inbox struct {
+	mu   sync.Mutex
+	wake chan struct{} // capacity 1: "the inbox is not empty"
+
+	proposals []*proposal
+	messages  []*raftpb.Message
+	controls  []func(*loop)
+	bytes     int64 // of messages
+}
+
+func (b *inbox) init() { b.wake = make(chan struct{}, 1) }
+
+func (b *inbox) signal() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (b *inbox) propose(p *proposal) {
+	b.mu.Lock()
+	b.proposals = append(b.proposals, p)
+	b.mu.Unlock()
+	b.signal()
+}
+
+// message queues a message of a peer; it is refused when the loop is too far
+// behind, which raft takes as a lost message.
+func (b *inbox) message(m *raftpb.Message, size int64) bool {
+	b.mu.Lock()
+	if b.bytes+size > maxInboxBytes && len(b.messages) > 0 {
+		b.mu.Unlock()
+		return false
+	}
+	b.messages = append(b.messages, m)
+	b.bytes += size
+	b.mu.Unlock()
+	b.signal()
+	return true
+}
+
+// local queues messages of this member's own threads; never refused.
+func (b *inbox) local(ms ...*raftpb.Message) {
+	if len(ms) == 0 {
+		return
+	}
+	b.mu.Lock()
+	b.messages = append(b.messages, ms...)
+	b.mu.Unlock()
+	b.signal()
+}
+
+func (b *inbox) control(f func(*raft.RawNode)) {
+	b.controlLoop(func(l *loop) { f(l.node) })
+}
+
+// controlLoop runs f in the loop.
+func (b *inbox) controlLoop(f func(*loop)) {
+	b.mu.Lock()
+	b.controls = append(b.controls, f)
+	b.mu.Unlock()
+	b.signal()
+}
+
+// take swaps the inbox's slices with the (empty) ones given.
+func (b *inbox) take(in *taken) {
+	b.mu.Lock()
+	b.proposals, in.proposals = in.proposals[:0], b.proposals
+	b.messages, in.messages = in.messages[:0], b.messages
+	b.controls, in.controls = in.controls[:0], b.controls
+	b.bytes = 0
+	b.mu.Unlock()
+}
+
+type taken struct {
+	proposals []*proposal
+	messages  []*raftpb.Message
+	controls  []func(*loop)
+}
+
+func (in *taken) clear() {
+	clear(in.proposals)
+	clear(in.messages)
+	clear(in.controls)
+}
+
+// loop is the state that only the raft goroutine touches.
+type loop struct {
+	*Replica
+	node *raft.RawNode
+
+	leader uint64
+	term   uint64
+	state  raft.StateType
+
+	held   []*proposal // waiting for a leader, in order of arrival
+	rounds []*readRound
+	// byContext finds a round by the request context of each ReadIndex that was
+	// sent for it.
+	byContext map[uint64]*readRound
+	lastRead  uint64 // the last request context used
+
+	// incoming are snapshots that the transport has received and that raft was
+	// told of, by index, until raft asks to install them or ignores them.
+	incoming map[uint64]incomingSnapshot
+
+	ticks    int
+	taken    taken
+	out      []*raftpb.Message // scratch: messages of one Ready for the network
+	stepNext []*raftpb.Message // responses to step before the next Ready
+}
+
+type incomingSnapshot struct {
+	install func() error
+	discard func()
+}
+
+func (r *Replica) newRawNode() (*raft.RawNode, error) {
+	applied := r.applied.Load()
+	return raft.NewRawNode(&raft.Config{
+		ID:                       r.cfg.ID,
+		ElectionTick:             r.cfg.ElectionTicks,
+		HeartbeatTick:            1,
+		Storage:                  r.cfg.Log,
+		Applied:                  applied,
+		AsyncStorageWrites:       true,
+		MaxSizePerMsg:            maxMessageBytes,
+		MaxCommittedSizePerReady: maxApplyingBytes,
+		MaxInflightMsgs:          maxInflightCount,
+		MaxInflightBytes:         maxInflightBytes,
+		CheckQuorum:              true,
+		PreVote:                  r.cfg.PreVote,
+		ReadOnlyOption:           raft.ReadOnlySafe,
+		Logger:                   raftLogger{r.logger.Named("raft").WithOptions(zap.AddCallerSkip(1)).Sugar()},
+	})
+}
+
+func (r *Replica) runLoop(node *raft.RawNode) {
+	l := &loop{
+		Replica:   r,
+		node:      node,
+		byContext: make(map[uint64]*readRound),
+		incoming:  make(map[uint64]incomingSnapshot),
+		// Request contexts must not repeat across restarts of this member while
+		// a leader may still hold old ones.
+		lastRead: r.ids.Next(),
+	}
+	defer l.close()
+	l.firstElection()
+
+	ticker := time.NewTicker(r.cfg.TickInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-r.stopped:
+			return
+		case <-ticker.C:
+			l.tick()
+		case <-r.inbox.wake:
+		}
+		l.step()
+		l.startReads()
+		l.handleReady()
+	}
+}
+
+// firstElection makes a member that is alone lead at once, and one with peers
+// campaign soon (Config.AdvanceTicks).
+func (l *loop) firstElection() {
+	voters := l.publishVoters()
+	switch {
+	case len(voters) == 1 && voters[0] == l.cfg.ID:
+		if err := l.node.Campaign(); err != nil {
+			l.logger.Warn("failed to campaign as the only voter", zap.Error(err))
+		}
+	case len(voters) > 1 && l.cfg.AdvanceTicks:
+		l.logger.Info("initialized peer connections; fast-forwarding election ticks",
+			zap.String("local-member-id", fmt.Sprintf("%x", l.cfg.ID)),
+			zap.Int("forward-ticks", l.cfg.ElectionTicks-2),
+			zap.Int("active-remote-members", len(voters)-1))
+		for range l.cfg.ElectionTicks - 2 {
+			l.node.Tick()
+		}
+	}
+	l.handleReady()
+}
+
+func (l *loop) publishVoters() []uint64 {
+	var ids []uint64
+	for id := range l.node.Status().Config.Voters.IDs() {
+		ids = append(ids, id)
+	}
+	l.voters.Store(&ids)
+	return ids
+}
+
+func (l *loop) tick() {
+	l.node.Tick()
+	l.ticks++
+	if l.ticks%5 == 0 {
+		l.waiters.expire(l.Replica, time.Now())
+		held := l.held
+		l.held = nil
+		l.hold(held)
+	}
+	l.checkBacklog()
+	l.retryReads(time.Now())
+	if len(l.held) > 0 && l.leader != raft.None {
+		// Held although there is a leader: raft dropped them (a transfer was
+		// under way, say). Try again.
+		l.proposeAll(nil)
+	}
+}
+
+// step feeds raft everything that waits in the inbox.
+func (l *loop) step() {
+	l.inbox.take(&l.taken)
+	for _, f := range l.taken.controls {
+		f(l)
+	}
+	for _, m := range l.taken.messages {
+		// Errors are of messages that need no answer: from a peer that raft does
+		// not know (any more), or a forwarded proposal that was dropped.
+		_ = l.node.Step(m)
+	}
+	if len(l.taken.proposals) > 0 {
+		l.proposeAll(l.taken.proposals)
+	}
+	l.taken.clear()
+}
+
+// checkBacklog notes whether so much of the log waits for the local disk that
+// new proposals would only fill memory.
+func (l *loop) checkBacklog() {
+	l.overload.Store(l.cfg.Log.Unsynced().Bytes > l.cfg.MaxUnsyncedBytes)
+}
+
+// proposeAll hands raft the held proposals and then the new ones, as few
+// MsgProps with many entries.
+func (l *loop) proposeAll(fresh []*proposal) {
+	if len(l.held) > 0 {
+		fresh = append(l.held, fresh...)
+		l.held = nil
+	}
+	if l.leader == raft.None {
+		l.hold(fresh)
+		return
+	}
+	for len(fresh) > 0 {
+		var entries []*raftpb.Entry
+		size, n := 0, 0
+		for ; n < len(fresh) && (size == 0 || size < maxProposalBytes); n++ {
+			// An abandoned proposal's caller has been told that it was never
+			// proposed, so it must not be.
+			if p := fresh[n]; p.markProposed() {
+				entries = append(entries, p.entry)
+				size += len(p.entry.Data)
+			}
+		}
+		if len(entries) > 0 {
+			err := l.node.Step(&raftpb.Message{
+				Type:    raftpb.MsgProp.Enum(),
+				From:    new(l.cfg.ID),
+				Entries: entries,
+			})
+			if err != nil {
+				for _, p := range fresh[:n] {
+					p.unmarkProposed()
+				}
+				l.hold(fresh)
+				return
+			}
+		}
+		fresh = fresh[n:]
+	}
+}
+
+// hold keeps proposals until there is a leader, dropping those that nobody
+// waits for any more.
+func (l *loop) hold(ps []*proposal) {
+	for _, p := range ps {
+		if !p.abandoned() {
+			l.held = append(l.held, p)
+		}
+	}
+}
+
+// handleReady does what raft asks for until it asks for nothing more. Nothing
+// in here waits.
+func (l *loop) handleReady() {
+	for l.node.HasReady() {
+		rd := l.node.Ready()
+		l.publish(&rd)
+		for i := range rd.ReadStates {
+			l.readIndexKnown(&rd.ReadStates[i])
+		}
+		l.out = l.out[:0]
+		for _, m := range rd.Messages {
+			switch m.GetTo() {
+			case raft.LocalAppendThread:
+				l.append(m)
+			case raft.LocalApplyThread:
+				l.applier.enqueue(applyTask{entries: m.GetEntries(), responses: m.GetResponses()})
+			default:
+				l.out = append(l.out, m)
+			}
+		}
+		if len(l.out) > 0 {
+			l.cfg.Network.Send(l.out)
+			clear(l.out)
+		}
+		for _, m := range l.stepNext {
+			_ = l.node.Step(m)
+		}
+		clear(l.stepNext)
+		l.stepNext = l.stepNext[:0]
+	}
+	for index, in := range l.incoming {
+		// Raft has seen it and did not want it: it was not newer than the log.
+		delete(l.incoming, index)
+		in.discard()
+	}
+}
+
+// append gives one MsgStorageAppend to the log. What only says "readable" is
+// stepped before the next Ready; what promises something is left to the log.
+func (l *loop) append(m *raftpb.Message) {
+	a := raftlog.Append{Entries: m.GetEntries()}
+	if m.Term != nil || m.Vote != nil || m.Commit != nil {
+		a.HardState = &raftpb.HardState{Term: new(m.GetTerm()), Vote: new(m.GetVote()), Commit: new(m.GetCommit())}
+	}
+	if s := m.GetSnapshot(); !raft.IsEmptySnap(s) {
+		index := s.GetMetadata().GetIndex()
+		in, ok := l.incoming[index]
+		if !ok {
+			l.cfg.Failed(fmt.Errorf("replica: raft accepted a snapshot at index %d whose state was never received", index))
+			return
+		}
+		delete(l.incoming, index)
+		a.Snapshot = s
+		a.Install = func() error { return l.installSnapshot(s, in.install) }
+		a.Responses = m.GetResponses() // the MsgStorageAppendResp too: see doc.go
+		l.cfg.Log.Append(a)
+		return
+	}
+	for _, response := range m.GetResponses() {
+		if response.GetType() == raftpb.MsgStorageAppendResp {
+			l.stepNext = append(l.stepNext, response)
+		} else {
+			a.Responses = append(a.Responses, response)
+		}
+	}
+	l.cfg.Log.Append(a)
+	l.checkBacklog()
+}
+
+// Released takes responses whose promise is now durable. The log's writer
+// goroutine calls it, in order.
+func (r *Replica) Released(responses []*raftpb.Message) {
+	var own, others []*raftpb.Message
+	for _, m := range responses {
+		if m.GetTo() == r.cfg.ID {
+			own = append(own, m)
+		} else {
+			others = append(others, m)
+		}
+	}
+	if len(others) > 0 {
+		r.cfg.Network.Send(others)
+	}
+	r.inbox.local(own...)
+}
+
+// Process takes a message of a peer. It does not block; an error means that
+// the message was not taken, which raft tolerates.
+func (r *Replica) Process(m *raftpb.Message) error {
+	// A peer must not speak with the voice of our own threads.
+	if raft.IsLocalMsgTarget(m.GetFrom()) || raft.IsLocalMsg(m.GetType()) {
+		return fmt.Errorf("replica: message %s from %x is not one that a peer may send", m.GetType(), m.GetFrom())
+	}
+	size := int64(64)
+	for _, e := range m.GetEntries() {
+		size += int64(len(e.GetData())) + 32
+	}
+	if m.GetType() == raftpb.MsgProp && r.overload.Load() {
+		return ErrTooManyRequests
+	}
+	if !r.inbox.message(m, size) {
+		return fmt.Errorf("replica: %d MiB of messages wait for the raft loop, dropped one from %x", maxInboxBytes>>20, m.GetFrom())
+	}
+	return nil
+}
+
+// ProcessSnapshot takes a MsgSnap whose state has been received completely.
+// Exactly one of install and discard is called later: install, by the applier,
+// when raft accepts the snapshot; it must make the state durable and visible.
+func (r *Replica) ProcessSnapshot(m *raftpb.Message, install func() error, discard func()) {
+	index := m.GetSnapshot().GetMetadata().GetIndex()
+	r.inbox.controlLoop(func(l *loop) {
+		if old, ok := l.incoming[index]; ok {
+			old.discard()
+		}
+		l.incoming[index] = incomingSnapshot{install: install, discard: discard}
+		_ = l.node.Step(m)
+	})
+}
+
+// publish makes what changed in a Ready visible to other goroutines.
+func (l *loop) publish(rd *raft.Ready) {
+	if rd.HardState != nil && !raft.IsEmptyHardState(rd.HardState) {
+		l.term = rd.HardState.GetTerm()
+		if commit := rd.HardState.GetCommit(); commit > l.committed.Load() {
+			l.committed.Store(commit)
+			l.metrics.Committed.Set(float64(commit))
+		}
+	}
+	changed := false
+	if s := rd.SoftState; s != nil {
+		changed = s.Lead != l.leader
+		l.leader, l.state = s.Lead, s.RaftState
+	}
+	old := l.status.Load()
+	if old.Leader == l.leader && old.Term == l.term && old.State == l.state {
+		return
+	}
+	basic := l.node.BasicStatus()
+	l.status.Store(&Status{
+		ID: l.cfg.ID, Leader: l.leader, Term: basic.GetTerm(), Vote: basic.GetVote(), State: l.state,
+		Transferee: basic.LeadTransferee,
+	})
+	l.term = basic.GetTerm()
+	l.metrics.leader(l.leader, l.leader == l.cfg.ID, changed)
+	if !changed {
+		return
+	}
+	l.leadMu.Lock()
+	if l.leader != raft.None {
+		l.leadElected = time.Now()
+	}
+	close(l.leadSeen)
+	l.leadSeen = make(chan struct{})
+	l.leadMu.Unlock()
+	if l.leader != raft.None {
+		l.proposeAll(nil)
+		l.reissueReads()
+	}
+}
+
+// close runs when the loop ends: everyone who waits is told.
+func (l *loop) close() {
+	l.waiters.closeAll()
+	for _, in := range l.incoming {
+		in.discard()
+	}
+	l.reads.closeAll(l.rounds)
+}
+
+func (l *loop) nextReadContext() (uint64, []byte) {
+	l.lastRead++
+	return l.lastRead, binary.BigEndian.AppendUint64(nil, l.lastRead)
+}

@@ -1,0 +1,68 @@
+package replica
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics are the member's raft metrics under etcd's names and types (several
+// that end in _total are gauges there, and so here).
+type Metrics struct {
+	HasLeader       prometheus.Gauge
+	IsLeader        prometheus.Gauge
+	LeaderChanges   prometheus.Counter
+	Committed       prometheus.Gauge
+	Applied         prometheus.Gauge
+	Failed          prometheus.Counter
+	ReadIndexSlow   prometheus.Counter
+	ReadIndexFailed prometheus.Counter
+
+	// Pending is exported as etcd_server_proposals_pending.
+	Pending atomic.Int64
+}
+
+// NewMetrics makes the metrics and registers them unless reg is nil.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "etcd", Subsystem: "server", Name: name, Help: help})
+	}
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "etcd", Subsystem: "server", Name: name, Help: help})
+	}
+	m := &Metrics{
+		HasLeader:       gauge("has_leader", "Whether this member knows a leader: 1 or 0."),
+		IsLeader:        gauge("is_leader", "Whether this member leads: 1 or 0."),
+		LeaderChanges:   counter("leader_changes_seen_total", "Changes of leader that this member has seen."),
+		Committed:       gauge("proposals_committed_total", "Index of the newest entry known to be committed."),
+		Applied:         gauge("proposals_applied_total", "Index of the newest applied entry."),
+		Failed:          counter("proposals_failed_total", "Proposals that got no result."),
+		ReadIndexSlow:   counter("slow_read_indexes_total", "Read index questions unanswered for so long that they were asked again."),
+		ReadIndexFailed: counter("read_indexes_failed_total", "Read index questions that timed out."),
+	}
+	pending := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "etcd", Subsystem: "server", Name: "proposals_pending",
+		Help: "Proposals that wait for their result.",
+	}, func() float64 { return float64(m.Pending.Load()) })
+	heartbeats := counter("heartbeat_send_failures_total", "Heartbeats of a leader that left late because the member was overloaded.")
+	if reg != nil {
+		reg.MustRegister(m.HasLeader, m.IsLeader, m.LeaderChanges, m.Committed, m.Applied, m.Failed,
+			m.ReadIndexSlow, m.ReadIndexFailed, pending, heartbeats)
+	}
+	return m
+}
+
+func (m *Metrics) leader(leader uint64, isLeader, changed bool) {
+	set := func(g prometheus.Gauge, on bool) {
+		if on {
+			g.Set(1)
+		} else {
+			g.Set(0)
+		}
+	}
+	set(m.HasLeader, leader != 0)
+	set(m.IsLeader, isLeader)
+	if changed && leader != 0 {
+		m.LeaderChanges.Inc()
+	}
+}

@@ -1,0 +1,253 @@
+package replica
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
+)
+
+// proposal is one request on its way through the log, from Propose to its
+// result. Whoever removes it from waiters owns its end: the applier with a
+// result, the loop with a timeout, the caller when its context ends.
+type proposal struct {
+	id      uint64
+	entry   *raftpb.Entry
+	request *etcdserverpb.InternalRaftRequest // the decoded form, kept for our own apply
+	change  *command.Change
+	born    time.Time
+
+	// state goes waiting -> proposed (by the loop, back only if raft dropped
+	// it) or waiting -> abandoned (by the caller or the sweeper).
+	state atomic.Int32
+
+	done   chan struct{} // capacity 1; receives once, after result and err are set
+	result command.Result
+	err    error
+}
+
+const (
+	proposalWaiting   int32 = iota // in the inbox or held for a leader
+	proposalProposed               // raft has it: it may be applied from now on
+	proposalAbandoned              // never given to raft and never will be
+)
+
+func (p *proposal) markProposed() bool {
+	return p.state.CompareAndSwap(proposalWaiting, proposalProposed)
+}
+
+func (p *proposal) unmarkProposed() {
+	p.state.CompareAndSwap(proposalProposed, proposalWaiting)
+}
+
+func (p *proposal) abandoned() bool { return p.state.Load() == proposalAbandoned }
+
+// abandon reports whether the proposal had not been given to raft.
+func (p *proposal) abandon() bool {
+	return p.state.CompareAndSwap(proposalWaiting, proposalAbandoned)
+}
+
+func (p *proposal) finish(result command.Result, err error) {
+	p.result, p.err = result, err
+	p.done <- struct{}{}
+}
+
+// waiters are the proposals without a result, by request id, in shards so that
+// a thousand clients do not meet at one lock.
+type waiters struct {
+	shards [waiterShards]waiterShard
+}
+
+const waiterShards = 64
+
+type waiterShard struct {
+	mu   sync.Mutex
+	byID map[uint64]*proposal
+	_    [40]byte // a shard to a cache line
+}
+
+func (w *waiters) init() {
+	for i := range w.shards {
+		w.shards[i].byID = make(map[uint64]*proposal)
+	}
+}
+
+func (w *waiters) shard(id uint64) *waiterShard { return &w.shards[id%waiterShards] }
+
+func (w *waiters) add(p *proposal) {
+	s := w.shard(p.id)
+	s.mu.Lock()
+	s.byID[p.id] = p
+	s.mu.Unlock()
+}
+
+// take removes and returns the proposal id, nil if nobody here waits for it.
+func (w *waiters) take(id uint64) *proposal {
+	s := w.shard(id)
+	s.mu.Lock()
+	p := s.byID[id]
+	if p != nil {
+		delete(s.byID, id)
+	}
+	s.mu.Unlock()
+	return p
+}
+
+// expire ends the proposals that waited longer than the request timeout. One
+// sweep in half a second costs less than a timer for each request.
+func (w *waiters) expire(r *Replica, now time.Time) {
+	for i := range w.shards {
+		s := &w.shards[i]
+		s.mu.Lock()
+		for id, p := range s.byID {
+			if now.Sub(p.born) < r.cfg.RequestTimeout {
+				continue
+			}
+			delete(s.byID, id)
+			if p.abandon() {
+				// There was no leader to propose to: etcd's callers see the bare
+				// context error here.
+				p.finish(command.Result{}, context.DeadlineExceeded)
+			} else {
+				p.finish(command.Result{}, r.timeoutCause(p.born))
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+func (w *waiters) closeAll() {
+	for i := range w.shards {
+		s := &w.shards[i]
+		s.mu.Lock()
+		for id, p := range s.byID {
+			delete(s.byID, id)
+			p.abandon()
+			p.finish(command.Result{}, ErrStopped)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// Propose replicates a request and waits until this member has applied it. It
+// fills the request's header id; the request must not be changed afterwards,
+// not even when Propose has returned an error. The error is raft's (see
+// errors.go); what applying the request answered is in the result.
+func (r *Replica) Propose(ctx context.Context, req *etcdserverpb.InternalRaftRequest) (command.Result, error) {
+	id := r.ids.Next()
+	if req.Header == nil {
+		req.Header = &etcdserverpb.RequestHeader{}
+	}
+	req.Header.ID = id
+	data, err := command.Encode(req)
+	if err != nil {
+		return command.Result{}, err
+	}
+	if len(data) > r.cfg.MaxRequestBytes {
+		return command.Result{}, ErrRequestTooLarge
+	}
+	return r.wait(ctx, &proposal{
+		id:      id,
+		entry:   &raftpb.Entry{Data: data},
+		request: req,
+	})
+}
+
+// ProposeChange replicates a member change and waits until it is applied. It
+// fills the change's ID.
+func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command.Result, error) {
+	c.ID = r.ids.Next()
+	data, err := proto.Marshal(c.Encode())
+	if err != nil {
+		return command.Result{}, err
+	}
+	return r.wait(ctx, &proposal{
+		id:     c.ID,
+		entry:  &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Data: data},
+		change: c,
+	})
+}
+
+func (r *Replica) wait(ctx context.Context, p *proposal) (command.Result, error) {
+	if r.overload.Load() {
+		r.metrics.Failed.Inc()
+		return command.Result{}, ErrTooManyRequests
+	}
+	p.born = time.Now()
+	p.done = make(chan struct{}, 1)
+	r.waiters.add(p)
+	r.metrics.Pending.Add(1)
+	defer r.metrics.Pending.Add(-1)
+	r.inbox.propose(p)
+
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		if r.waiters.take(p.id) == nil {
+			<-p.done // somebody is handing over the end just now
+			break
+		}
+		r.metrics.Failed.Inc()
+		if p.abandon() {
+			return command.Result{}, ctx.Err()
+		}
+		if ctx.Err() == context.Canceled {
+			return command.Result{}, ErrCanceled
+		}
+		return command.Result{}, r.timeoutCause(p.born)
+	case <-r.stopped:
+		r.waiters.take(p.id)
+		return command.Result{}, ErrStopped
+	}
+	if p.err != nil {
+		r.metrics.Failed.Inc()
+	}
+	return p.result, p.err
+}
+
+// timeoutCause picks, as etcd does, the error that says why a proposal made at
+// start has had no result for the whole request timeout.
+func (r *Replica) timeoutCause(start time.Time) error {
+	r.leadMu.Lock()
+	elected := r.leadElected
+	r.leadMu.Unlock()
+	lost := elected.Add(-2 * r.cfg.electionTimeout())
+	if start.After(lost) && start.Before(elected) {
+		return ErrTimeoutLeaderFail
+	}
+	switch lead := r.Leader(); lead {
+	case raft.None:
+	case r.cfg.ID:
+		if !r.quorumActiveSince(start) {
+			return ErrTimeoutConnectionLost
+		}
+	default:
+		if !r.activeSince(lead, start) {
+			return ErrTimeoutConnectionLost
+		}
+	}
+	return ErrTimeout
+}
+
+func (r *Replica) activeSince(id uint64, t time.Time) bool {
+	since := r.cfg.Network.ActiveSince(id)
+	return !since.IsZero() && since.Before(t)
+}
+
+func (r *Replica) quorumActiveSince(t time.Time) bool {
+	voters := *r.voters.Load()
+	active := 0
+	for _, id := range voters {
+		if id == r.cfg.ID || r.activeSince(id, t) {
+			active++
+		}
+	}
+	return active > len(voters)/2
+}

@@ -1,0 +1,380 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/raftlog"
+)
+
+// StateMachine is the replicated state as the replica uses it. All methods but
+// Flush are called by the applier goroutine only.
+type StateMachine interface {
+	// Apply applies committed entries in index order, none of them a member
+	// change, and returns one result for each.
+	Apply(entries []command.Entry) []command.Result
+	// CheckChange says whether a member change can be applied; its answer
+	// depends on the replicated state alone.
+	CheckChange(c *command.Change) error
+	// ApplyChange applies one member change entry.
+	ApplyChange(e command.Entry) command.Result
+	Applied() (index, term uint64)
+	ConfState() *raftpb.ConfState
+	// Flush starts to make everything applied so far durable: when done closes,
+	// everything up to index survives a crash.
+	Flush() (index uint64, done <-chan struct{}, err error)
+}
+
+// Network carries messages to the other members.
+type Network interface {
+	// Send never blocks: what cannot be queued is dropped and reported by
+	// Replica.ReportUnreachable.
+	Send(msgs []*raftpb.Message)
+	// ActiveSince says since when messages flow to and from a peer; zero: they
+	// do not.
+	ActiveSince(id uint64) time.Time
+}
+
+// Config is what New needs. Durations and sizes have the defaults that their
+// comments name when zero.
+type Config struct {
+	ID      uint64
+	Log     *raftlog.Log // has adopted State's applied index
+	State   StateMachine
+	Network Network
+	Logger  *zap.Logger
+	Metrics *Metrics
+
+	TickInterval  time.Duration // heartbeat interval; default 100 ms
+	ElectionTicks int           // election timeout in ticks; default 10
+	PreVote       bool
+	// AdvanceTicks makes the first election come early: a member that starts
+	// with peers campaigns within about one heartbeat instead of one election
+	// timeout unless it hears from a leader. PreVote keeps that harmless.
+	AdvanceTicks bool
+
+	// RequestTimeout bounds a proposal's and a read barrier's wait; default
+	// 5 s and two election timeouts, as etcd.
+	RequestTimeout time.Duration
+	// MaxRequestBytes bounds one encoded proposal; default 1.5 MiB.
+	MaxRequestBytes int
+	// MaxUnsyncedBytes bounds what the local log holds in memory that its disk
+	// has not got; beyond it new proposals are refused with
+	// ErrTooManyRequests. Default 512 MiB.
+	MaxUnsyncedBytes int64
+	// FlushBytes and FlushEntries say how much log may lie between the durable
+	// applied index and the applied index before the flusher asks for a flush.
+	// They bound the replay at a start after a crash. Defaults 64 MiB, 100,000.
+	FlushBytes   int64
+	FlushEntries uint64
+
+	// KeepBytes is how much log is kept in memory and on disk for followers that
+	// lag, below what the state machine needs; a follower further behind gets a
+	// snapshot. Default 64 MiB.
+	KeepBytes int64
+
+	// MembersChanged, if set, is called by the applier after a member change
+	// and after a snapshot was installed.
+	MembersChanged func()
+	// Failed is called once when the replica cannot go on (state machine or
+	// log failed to install); it must stop the process.
+	Failed func(error)
+}
+
+func (c *Config) setDefaults() error {
+	if c.ID == 0 || c.Log == nil || c.State == nil || c.Network == nil {
+		return errors.New("replica: Config needs ID, Log, State and Network")
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics(nil)
+	}
+	if c.TickInterval == 0 {
+		c.TickInterval = 100 * time.Millisecond
+	}
+	if c.ElectionTicks == 0 {
+		c.ElectionTicks = 10
+	}
+	if c.RequestTimeout == 0 {
+		c.RequestTimeout = 5*time.Second + 2*c.electionTimeout()
+	}
+	if c.MaxRequestBytes == 0 {
+		c.MaxRequestBytes = 1536 << 10
+	}
+	if c.MaxUnsyncedBytes == 0 {
+		c.MaxUnsyncedBytes = 512 << 20
+	}
+	if c.FlushBytes == 0 {
+		c.FlushBytes = 64 << 20
+	}
+	if c.FlushEntries == 0 {
+		c.FlushEntries = 100_000
+	}
+	if c.KeepBytes == 0 {
+		c.KeepBytes = 64 << 20
+	}
+	if c.Failed == nil {
+		c.Failed = func(err error) { panic(err) }
+	}
+	return nil
+}
+
+func (c *Config) electionTimeout() time.Duration {
+	return time.Duration(c.ElectionTicks) * c.TickInterval
+}
+
+// Replica is one member of the raft group. Its exported methods may be called
+// from any goroutine between Start and Stop.
+type Replica struct {
+	cfg     Config
+	logger  *zap.Logger
+	metrics *Metrics
+	ids     *command.IDGenerator
+
+	inbox   inbox
+	waiters waiters
+	reads   reads
+	applier applier
+	flusher flusher
+
+	// Published by the loop, read by anyone.
+	status   atomic.Pointer[Status]
+	voters   atomic.Pointer[[]uint64]
+	leadMu   sync.Mutex
+	leadSeen chan struct{} // closed and replaced at each change of leader
+	// leadElected is when the current leader was first seen; guarded by leadMu.
+	leadElected time.Time
+
+	// overload: MaxUnsyncedBytes is exceeded, new proposals are refused.
+	overload atomic.Bool
+
+	applied   atomic.Uint64 // index of the last applied entry, visible to readers
+	committed atomic.Uint64
+
+	stopped  chan struct{} // closed by Stop; every wait watches it
+	stopOnce sync.Once
+	running  sync.WaitGroup
+}
+
+// Status is what the loop last published of raft's state. Applied and
+// Committed are newer: they are read at the call.
+type Status struct {
+	ID        uint64
+	Leader    uint64 // 0: none known
+	Term      uint64
+	Vote      uint64
+	State     raft.StateType
+	Applied   uint64
+	Committed uint64
+	LastIndex uint64
+	// Transferee is the member that leadership is being handed to, 0 if none.
+	Transferee uint64
+}
+
+// IsLeader says whether this member believes it leads. A member that was
+// paused may believe so while another leads; only ReadBarrier and a committed
+// proposal prove it.
+func (s Status) IsLeader() bool { return s.State == raft.StateLeader }
+
+// New prepares a replica over a log and a state machine that agree (the log
+// has adopted the state machine's applied index). Nothing runs until Start.
+func New(cfg Config) (*Replica, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	r := &Replica{
+		cfg:      cfg,
+		logger:   cfg.Logger,
+		metrics:  cfg.Metrics,
+		ids:      command.NewIDGenerator(cfg.ID, time.Now()),
+		leadSeen: make(chan struct{}),
+		stopped:  make(chan struct{}),
+	}
+	r.inbox.init()
+	r.waiters.init()
+	r.reads.init()
+	r.applier.init()
+	r.flusher.init(&cfg)
+	index, term := cfg.State.Applied()
+	r.applied.Store(index)
+	r.status.Store(&Status{ID: cfg.ID, Applied: index})
+	r.voters.Store(&[]uint64{})
+	if index > 0 {
+		cfg.Log.SetSnapshotMeta(index, term, cfg.State.ConfState())
+	}
+	return r, nil
+}
+
+// Start runs the replica's goroutines.
+func (r *Replica) Start() error {
+	node, err := r.newRawNode()
+	if err != nil {
+		return fmt.Errorf("replica: %w", err)
+	}
+	r.running.Add(3)
+	go func() { defer r.running.Done(); r.runLoop(node) }()
+	go func() { defer r.running.Done(); r.runApplier() }()
+	go func() { defer r.running.Done(); r.runFlusher() }()
+	return nil
+}
+
+// Stop ends the goroutines; every waiting call returns ErrStopped. It does not
+// close the log nor the state machine.
+func (r *Replica) Stop() {
+	r.stopOnce.Do(func() { close(r.stopped) })
+	r.running.Wait()
+}
+
+// Stopped is closed once Stop was called.
+func (r *Replica) Stopped() <-chan struct{} { return r.stopped }
+
+// Status returns the member's raft state.
+func (r *Replica) Status() Status {
+	s := *r.status.Load()
+	s.Applied = r.applied.Load()
+	s.Committed = max(r.committed.Load(), s.Applied)
+	return s
+}
+
+// ID is this member's.
+func (r *Replica) ID() uint64 { return r.cfg.ID }
+
+// Leader returns the leader's id as this member knows it, 0 if none.
+func (r *Replica) Leader() uint64 { return r.status.Load().Leader }
+
+// Term returns the current term.
+func (r *Replica) Term() uint64 { return r.status.Load().Term }
+
+// IsLeader says whether this member believes it leads; see Status.IsLeader.
+func (r *Replica) IsLeader() bool { return r.status.Load().IsLeader() }
+
+// AppliedIndex is the index of the newest applied entry.
+func (r *Replica) AppliedIndex() uint64 { return r.applied.Load() }
+
+// CommittedIndex is the index of the newest entry known to be committed.
+func (r *Replica) CommittedIndex() uint64 { return max(r.committed.Load(), r.applied.Load()) }
+
+// LeaderChanged returns a channel that is closed at the next change of leader,
+// to or from none included.
+func (r *Replica) LeaderChanged() <-chan struct{} {
+	r.leadMu.Lock()
+	defer r.leadMu.Unlock()
+	return r.leadSeen
+}
+
+// NextID returns a request id that is unique in the cluster; server takes lease
+// ids from it.
+func (r *Replica) NextID() uint64 { return r.ids.Next() }
+
+// ReportUnreachable tells raft that messages to a member are being lost, so
+// that it probes instead of streaming. Any goroutine.
+func (r *Replica) ReportUnreachable(id uint64) {
+	r.inbox.control(func(n *raft.RawNode) { n.ReportUnreachable(id) })
+}
+
+// ReportSnapshot tells raft how sending a snapshot ended. Any goroutine.
+func (r *Replica) ReportSnapshot(id uint64, ok bool) {
+	status := raft.SnapshotFinish
+	if !ok {
+		status = raft.SnapshotFailure
+	}
+	r.inbox.control(func(n *raft.RawNode) { n.ReportSnapshot(id, status) })
+}
+
+// Progress is how far a member's log is known to match the leader's; ok is
+// false when this member does not lead or does not know id.
+func (r *Replica) Progress(ctx context.Context, id uint64) (match uint64, ok bool) {
+	err := r.ask(ctx, func(n *raft.RawNode) {
+		if n.BasicStatus().RaftState != raft.StateLeader {
+			return
+		}
+		if p, found := n.Status().Progress[id]; found {
+			match, ok = p.Match, true
+		}
+	})
+	return match, ok && err == nil
+}
+
+// learnerReadyPercent is how far a learner's log must have come, of the
+// leader's, before it may be promoted (etcd: readyPercentThreshold).
+const learnerReadyPercent = 90
+
+// LearnerReady returns nil when the learner id has caught up enough to become
+// a voter, ErrLearnerNotReady when not, ErrNotLeader when this member does not
+// lead, ErrMemberNotFound when raft does not know id.
+func (r *Replica) LearnerReady(ctx context.Context, id uint64) error {
+	if !r.IsLeader() {
+		return ErrNotLeader
+	}
+	match, ok := r.Progress(ctx, id)
+	if !ok {
+		return ErrMemberNotFound
+	}
+	own, ok := r.Progress(ctx, r.cfg.ID)
+	if !ok {
+		return ErrNotLeader
+	}
+	if match*100 < own*learnerReadyPercent {
+		return ErrLearnerNotReady
+	}
+	return nil
+}
+
+// TransferLeader hands leadership to a voter and returns once it leads. No
+// election timeout passes. Errors: ErrNotLeader, ErrBadLeaderTransferee (not a
+// voter), ErrTimeoutLeaderTransfer.
+func (r *Replica) TransferLeader(ctx context.Context, to uint64) error {
+	changed := r.LeaderChanged()
+	voter := false
+	err := r.ask(ctx, func(n *raft.RawNode) {
+		status := n.Status()
+		_, voter = status.Config.Voters.IDs()[to]
+		if voter && status.RaftState == raft.StateLeader {
+			n.TransferLeader(to)
+		}
+	})
+	switch {
+	case err != nil:
+		return err
+	case !r.IsLeader():
+		return ErrNotLeader
+	case !voter:
+		return ErrBadLeaderTransferee
+	}
+	for r.Leader() != to {
+		select {
+		case <-changed:
+			changed = r.LeaderChanged()
+		case <-ctx.Done():
+			return ErrTimeoutLeaderTransfer
+		case <-r.stopped:
+			return ErrStopped
+		}
+	}
+	return nil
+}
+
+// ask runs f in the loop and waits for it.
+func (r *Replica) ask(ctx context.Context, f func(*raft.RawNode)) error {
+	done := make(chan struct{})
+	r.inbox.control(func(n *raft.RawNode) { f(n); close(done) })
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-r.stopped:
+		return ErrStopped
+	}
+}
