@@ -1,0 +1,24 @@
+// Package check holds Belay to its promises from the outside: it starts real
+// processes and speaks to them as any client would.
+//
+// The checks, each in a file of its own:
+//
+//	differential_test.go  the same requests to Belay and to etcd; equal answers
+//	kill_test.go          kill -9 under load; nothing acknowledged is lost
+//	linear_test.go        the histories of those runs, judged by porcupine
+//	badinput_test.go      wrong flags, foreign or damaged data, full disks
+//	clients_test.go       etcdctl, etcdutl and clientv3's recipes
+//
+// A check that cannot fail is a defect, so most of them can also be pointed at
+// etcd, or at a side that is made to be wrong:
+//
+//	BELAY_CHECK_KIND=etcd     run the checks against etcd instead of Belay
+//	BELAY_CHECK_SEED=n        repeat a run of the random checks
+//	BELAY_CHECK_REQUESTS=n    length of the differential stream (3000)
+//	BELAY_KILL_ROUNDS=n       rounds of kill -9 (6; the full proof is 50)
+//	BELAY_BIN=path            a belay binary to check, instead of building one
+//	BELAY_ETCD, BELAY_ETCDCTL, BELAY_ETCDUTL   etcd's programs, instead of building them
+//
+// The folder cluster starts and stops the processes. Nothing outside of the
+// tests imports this package.
+package check

@@ -1,0 +1,51 @@
+package check
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/belaydb/belay/check/cluster"
+)
+
+// EtcdTools returns etcd's own programs, built on first use.
+func EtcdTools(t testing.TB) cluster.Tools {
+	t.Helper()
+	tools, err := cluster.EtcdTools(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tools
+}
+
+// built remembers the one build of a test run. The folder is shared by all
+// tests of a process and left to the cache: go's build cache makes the next
+// build of the same source a matter of linking.
+var built struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+// Belay returns the belay binary of this source, built once per process.
+func Belay(t testing.TB) string {
+	t.Helper()
+	built.once.Do(func() {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			built.err = err
+			return
+		}
+		dir := filepath.Join(cache, "belay-check")
+		if built.err = os.MkdirAll(dir, 0o755); built.err != nil {
+			return
+		}
+		built.path, built.err = cluster.BuildBelay(context.Background(), filepath.Join(dir, "belay"))
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return built.path
+}
