@@ -4,54 +4,45 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 )
 
-// Handler is what the transport needs of the member it serves.
+// Handler is what the transport needs of the member it serves. All methods may be called from many
+// goroutines at once.
 type Handler interface {
-	// Process takes one raft message that a peer sent. It owns m and all it refers to.
+	// Process takes one raft message that a peer sent. It owns m and all that m refers to. Each
+	// stream of each peer is read by one goroutine, which waits for Process: a slow Process is felt
+	// by that stream of that peer only. Proposals have a goroutine of their own, because they may
+	// wait for a leader.
 	Process(ctx context.Context, m *raftpb.Message) error
+	// ReportUnreachable and ReportSnapshot are called from a goroutine of their own, never from Send.
 	ReportUnreachable(id uint64)
 	ReportSnapshot(id uint64, ok bool)
+	// IsRemoved says that a member was removed for good. It is asked for every message.
 	IsRemoved(id uint64) bool
-	// ReceiveSnapshot stores the stream body (of the given kind) durably enough to step m, then steps m.
+	// ReceiveSnapshot stores the stream body, then steps m. kind is KindBelay or KindEtcd: whose
+	// format the body has. An error fails the sender's request, which then tries again.
 	ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.Reader, kind string) error
 }
 
-// SnapshotSource opens the body that goes with a MsgSnap. It may replace the
-// snapshot metadata in m by exactly what it streams.
+// SnapshotSource opens the body that goes with a MsgSnap. It may replace the snapshot metadata in m
+// by exactly what it streams. It is called in the goroutine that sends the snapshot. A body that
+// has a method SnapshotKind() string tells its format by it; else it is KindBelay.
 type SnapshotSource interface {
 	OpenSnapshot(m *raftpb.Message) (body io.ReadCloser, err error)
 }
 
-// Config is what a Transport is made of.
-type Config struct {
-	MemberID  uint64
-	ClusterID uint64
-	URLs      []string // this member's advertised peer URLs
-	Version   string   // Belay's own version, told to peers
-
-	Logger  *zap.Logger
-	Metrics *Metrics
-	Handler Handler
-	Source  SnapshotSource
-
-	DialTimeout  time.Duration
-	ReadTimeout  time.Duration
-	WriteTimeout time.Duration
-	TLS          *tls.Config
-	DialContext  func(ctx context.Context, network, addr string) (net.Conn, error)
-	// Removed is called when a peer says that this member is no longer part of the cluster.
-	Removed func(err error)
-}
-
-// Kind says what software a peer runs.
-type Kind string
+// Kind says what software a peer runs, and so whose snapshot format it reads.
+type Kind = string
 
 const (
 	KindUnknown Kind = ""
@@ -59,19 +50,367 @@ const (
 	KindEtcd    Kind = "etcd"
 )
 
-// Transport carries raft messages between members.
-type Transport struct{ cfg Config }
+// Config is what a Transport is made of. Zero values mean the default in brackets.
+type Config struct {
+	MemberID  uint64
+	ClusterID uint64
+	URLs      []string // this member's advertised peer URLs, told to peers
+	Version   string   // Belay's own version, told to peers ["dev"]
 
-func New(cfg Config) *Transport { return &Transport{cfg: cfg} }
+	Logger  *zap.Logger    // [none]
+	Metrics *Metrics       // [unregistered]
+	Handler Handler        // required
+	Source  SnapshotSource // nil: a MsgSnap fails at once
 
-func (t *Transport) Handler() http.Handler               { return http.NewServeMux() }
-func (t *Transport) Client() *http.Client                { return &http.Client{} }
-func (t *Transport) Send(msgs []*raftpb.Message)         {}
-func (t *Transport) AddPeer(id uint64, urls []string)    {}
-func (t *Transport) AddRemote(id uint64, urls []string)  {}
-func (t *Transport) UpdatePeer(id uint64, urls []string) {}
-func (t *Transport) RemovePeer(id uint64)                {}
-func (t *Transport) ActiveSince(id uint64) time.Time     { return time.Time{} }
-func (t *Transport) RTT(id uint64) time.Duration         { return 0 }
-func (t *Transport) PeerKind(id uint64) Kind             { return KindUnknown }
-func (t *Transport) Stop()                               {}
+	DialTimeout  time.Duration // [2 s]; etcd: 1 s + election timeout
+	ReadTimeout  time.Duration // [5 s] a stream without a byte for so long is lost; link heartbeats come every third of it
+	WriteTimeout time.Duration // [5 s] for each 256 KiB
+
+	TLS         *tls.Config                                                       // client side of https and unixs peers
+	DialContext func(ctx context.Context, network, addr string) (net.Conn, error) // [net.Dialer]
+
+	BulkQueueBytes    int64 // [64 MiB] appends and proposals waiting for one peer
+	ControlQueueBytes int64 // [8 MiB] all other messages waiting for one peer
+	QueueMessages     int   // [4096] messages in either queue
+	MaxSnapshots      int   // [4] snapshots sent at the same time
+	// SnapshotBytesPerSecond paces each snapshot sent; 0: as fast as the network takes it.
+	SnapshotBytesPerSecond int64
+
+	// Removed is called, perhaps often and from any goroutine, when a peer says that this member
+	// was removed from the cluster. It must not call Stop itself.
+	Removed func(err error)
+}
+
+func (c *Config) setDefaults() {
+	if c.Version == "" {
+		c.Version = "dev"
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics(nil)
+	}
+	if c.Removed == nil {
+		c.Removed = func(error) {}
+	}
+	setDefault(&c.DialTimeout, 2*time.Second)
+	setDefault(&c.ReadTimeout, 5*time.Second)
+	setDefault(&c.WriteTimeout, 5*time.Second)
+	setDefault(&c.BulkQueueBytes, 64<<20)
+	setDefault(&c.ControlQueueBytes, 8<<20)
+	setDefault(&c.QueueMessages, 4096)
+	setDefault(&c.MaxSnapshots, 4)
+}
+
+func setDefault[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// Transport carries raft messages between this member and its peers over HTTP.
+type Transport struct {
+	cfg     Config
+	lg      *zap.Logger
+	id      string // cfg.MemberID in hexadecimal
+	cluster string // cfg.ClusterID in hexadecimal
+
+	streamRT   *roundTripper // streams: read and write timeouts, no reuse
+	requestRT  *roundTripper // pipeline, probes, Client
+	snapshotRT *roundTripper // snapshots: large write buffer
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // every goroutine of the transport but those of the HTTP server
+
+	reports   *reporter
+	snapshots chan struct{} // a slot for each snapshot being sent
+	receiving atomic.Bool   // a snapshot is being received
+
+	// peers is replaced, never changed: Send reads it without a lock.
+	peers   atomic.Pointer[map[uint64]*peer]
+	mu      sync.Mutex // guards replacing peers, and stopped
+	stopped bool
+}
+
+// New makes a Transport without peers. It listens nowhere: serve Handler on the peer listener.
+func New(cfg Config) *Transport {
+	cfg.setDefaults()
+	t := &Transport{
+		cfg:     cfg,
+		lg:      cfg.Logger,
+		id:      idString(cfg.MemberID),
+		cluster: idString(cfg.ClusterID),
+	}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.streamRT = newRoundTripper(&t.cfg, t.cfg.ReadTimeout, t.cfg.WriteTimeout, 4<<10, false)
+	t.requestRT = newRoundTripper(&t.cfg, 0, t.cfg.WriteTimeout, 4<<10, true)
+	t.snapshotRT = newRoundTripper(&t.cfg, 0, snapshotStall, 256<<10, false)
+	t.reports = newReporter(cfg.Handler)
+	t.snapshots = make(chan struct{}, t.cfg.MaxSnapshots)
+	t.peers.Store(&map[uint64]*peer{})
+	t.wg.Go(func() { t.reports.run(t.ctx) })
+	return t
+}
+
+// Client is an HTTP client for the peers' other paths (/members, /version, /leases, ...). It has no
+// timeout of its own: use a request with a context.
+func (t *Transport) Client() *http.Client { return &http.Client{Transport: t.requestRT} }
+
+// Send queues messages to their peers and returns at once. What finds no room is dropped, and its
+// peer reported unreachable; so raft learns to slow down. The transport reads the messages until
+// they are written: neither they nor their entries may change any more.
+func (t *Transport) Send(msgs []*raftpb.Message) {
+	peers := *t.peers.Load()
+	for _, m := range msgs {
+		to := m.GetTo()
+		if to == 0 {
+			continue // dropped on purpose by whoever made it
+		}
+		p := peers[to]
+		if p == nil {
+			t.lg.Debug("ignored message send request; unknown remote peer target",
+				zap.String("type", m.GetType().String()), zap.String("unknown-target-peer-id", idString(to)))
+			if m.GetType() == raftpb.MsgSnap {
+				t.reports.snapshot(to, false)
+			}
+			continue
+		}
+		p.send(m)
+	}
+}
+
+// AddPeer starts talking to a member. Adding it again changes nothing.
+func (t *Transport) AddPeer(id uint64, urls []string) { t.add(id, urls, false) }
+
+// AddRemote makes a member reachable that this one does not know as a member yet: it got a request
+// from it. A remote has no streams. AddPeer replaces it.
+func (t *Transport) AddRemote(id uint64, urls []string) { t.add(id, urls, true) }
+
+// maxRemotes bounds the members that requests alone can make us remember.
+const maxRemotes = 64
+
+func (t *Transport) add(id uint64, urls []string, remote bool) {
+	if id == 0 || id == t.cfg.MemberID {
+		return
+	}
+	parsed, err := parseURLs(urls)
+	if err != nil {
+		t.lg.Warn("failed to parse the URLs of a peer",
+			zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(id)), zap.Strings("remote-peer-urls", urls), zap.Error(err))
+		if remote {
+			return
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.stopped {
+		return
+	}
+	peers := *t.peers.Load()
+	old := peers[id]
+	if old != nil && (remote || !old.remote) {
+		return
+	}
+	if remote {
+		n := 0
+		for _, p := range peers {
+			if p.remote {
+				n++
+			}
+		}
+		if n >= maxRemotes || t.cfg.Handler.IsRemoved(id) {
+			return
+		}
+	}
+	p := newPeer(t, id, parsed, remote)
+	if old != nil {
+		old.stop()
+		p.kind.Store(old.kind.Load())
+	}
+	peers = maps.Clone(peers)
+	peers[id] = p
+	t.peers.Store(&peers)
+	msg := "added remote peer"
+	if remote {
+		msg = "added new remote peer"
+	}
+	p.start()
+	t.lg.Info(msg, zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(id)), zap.Strings("remote-peer-urls", urls))
+}
+
+// UpdatePeer gives a peer other URLs. Streams that stand are kept.
+func (t *Transport) UpdatePeer(id uint64, urls []string) {
+	p := t.peer(id)
+	if p == nil {
+		return
+	}
+	parsed, err := parseURLs(urls)
+	if err != nil {
+		t.lg.Warn("failed to parse the URLs of a peer",
+			zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(id)), zap.Strings("remote-peer-urls", urls), zap.Error(err))
+		return
+	}
+	p.urls.update(parsed)
+	t.lg.Info("updated remote peer", zap.String("local-member-id", t.id),
+		zap.String("updated-remote-peer-id", idString(id)), zap.Strings("updated-remote-peer-urls", urls))
+}
+
+// RemovePeer ends the connections to a peer. It does not wait for them.
+func (t *Transport) RemovePeer(id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	peers := *t.peers.Load()
+	p := peers[id]
+	if p == nil {
+		t.lg.Warn("skipped removing already removed peer", zap.String("local-member-id", t.id), zap.String("removed-remote-peer-id", idString(id)))
+		return
+	}
+	peers = maps.Clone(peers)
+	delete(peers, id)
+	t.peers.Store(&peers)
+	p.stop()
+	t.lg.Info("removed remote peer", zap.String("local-member-id", t.id), zap.String("removed-remote-peer-id", idString(id)))
+}
+
+func (t *Transport) peer(id uint64) *peer { return (*t.peers.Load())[id] }
+
+// ActiveSince says since when the connection to a peer has worked without a break; the zero time if
+// it does not work now.
+func (t *Transport) ActiveSince(id uint64) time.Time {
+	if p := t.peer(id); p != nil {
+		return p.status.activeSince()
+	}
+	return time.Time{}
+}
+
+// RTT is the smoothed time of a request to a peer and back; 0 if none was answered yet.
+func (t *Transport) RTT(id uint64) time.Duration {
+	if p := t.peer(id); p != nil {
+		return time.Duration(p.rtt.Load())
+	}
+	return 0
+}
+
+// PeerKind says what software a peer runs, as its last handshake told: every request and answer of
+// Belay carries a header of its own.
+func (t *Transport) PeerKind(id uint64) Kind {
+	if p := t.peer(id); p != nil {
+		return p.kindNow()
+	}
+	return KindUnknown
+}
+
+// Stop ends all connections and waits for the transport's goroutines. Handler methods that are
+// running get a canceled context. The transport sends nothing afterwards.
+func (t *Transport) Stop() {
+	t.mu.Lock()
+	t.stopped = true
+	peers := *t.peers.Load()
+	t.peers.Store(&map[uint64]*peer{})
+	t.mu.Unlock()
+	for _, p := range peers {
+		p.stop()
+	}
+	t.cancel()
+	t.wg.Wait()
+	t.streamRT.CloseIdleConnections()
+	t.requestRT.CloseIdleConnections()
+	t.snapshotRT.CloseIdleConnections()
+}
+
+func (t *Transport) removed(err error) { t.cfg.Removed(err) }
+
+// The headers of the peer protocol.
+const (
+	headerFrom       = "X-Server-From"
+	headerVersion    = "X-Server-Version"
+	headerMinCluster = "X-Min-Cluster-Version"
+	headerCluster    = "X-Etcd-Cluster-Id" // canonical form of X-Etcd-Cluster-ID
+	headerTo         = "X-Raft-To"
+	headerPeerURLs   = "X-Peerurls"       // canonical form of X-PeerURLs
+	headerBelay      = "X-Belay-Version"  // ours: in every request and response
+	headerSnapshot   = "X-Belay-Snapshot" // ours: the body after the MsgSnap is Belay's store stream
+)
+
+func (t *Transport) setRequestHeaders(h http.Header) {
+	h.Set(headerFrom, t.id)
+	h.Set(headerVersion, etcdVersion)
+	h.Set(headerMinCluster, minClusterVersion)
+	h.Set(headerCluster, t.cluster)
+	h.Set(headerBelay, t.cfg.Version)
+	if len(t.cfg.URLs) > 0 {
+		h.Set(headerPeerURLs, strings.Join(t.cfg.URLs, ","))
+	}
+}
+
+func (t *Transport) setResponseHeaders(h http.Header) {
+	h.Set(headerCluster, t.cluster)
+	h.Set(headerBelay, t.cfg.Version)
+}
+
+// kindOf reads the marker of Belay in a peer's headers.
+func kindOf(h http.Header) Kind {
+	if h.Get(headerBelay) != "" {
+		return KindBelay
+	}
+	return KindEtcd
+}
+
+// A reporter calls the handler about peers from its own goroutine, so that Send may be called from
+// the loop that the handler reports to.
+type reporter struct {
+	h    Handler
+	wake chan struct{} // capacity 1
+
+	mu           sync.Mutex
+	unreachables map[uint64]bool
+	results      map[uint64]bool // of snapshots, by peer
+}
+
+func newReporter(h Handler) *reporter {
+	return &reporter{h: h, wake: make(chan struct{}, 1), unreachables: map[uint64]bool{}, results: map[uint64]bool{}}
+}
+
+func (r *reporter) unreachable(id uint64) {
+	r.mu.Lock()
+	r.unreachables[id] = true
+	r.mu.Unlock()
+	r.signal()
+}
+
+func (r *reporter) snapshot(id uint64, ok bool) {
+	r.mu.Lock()
+	r.results[id] = ok
+	r.mu.Unlock()
+	r.signal()
+}
+
+func (r *reporter) signal() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (r *reporter) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.wake:
+		}
+		r.mu.Lock()
+		unreachables, results := r.unreachables, r.results
+		r.unreachables, r.results = map[uint64]bool{}, map[uint64]bool{}
+		r.mu.Unlock()
+		for id := range unreachables {
+			r.h.ReportUnreachable(id)
+		}
+		for id, ok := range results {
+			r.h.ReportSnapshot(id, ok)
+		}
+	}
+}

@@ -1,0 +1,268 @@
+package transport
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+)
+
+// Handler serves /raft and all below it. It must be reached on the peer listener, beside whatever
+// else is served there; the server should have no read or write timeout of its own.
+func (t *Transport) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/raft", t.servePipeline)
+	mux.HandleFunc("/raft/stream/", t.serveStream)
+	mux.HandleFunc("/raft/snapshot", t.serveSnapshot)
+	mux.HandleFunc("/raft/probing", t.serveProbing)
+	return mux
+}
+
+func (t *Transport) serveProbing(w http.ResponseWriter, r *http.Request) {
+	t.setResponseHeaders(w.Header())
+	b, err := json.Marshal(probeAnswer{OK: true, Now: time.Now()})
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	_, _ = w.Write(append(b, '\n')) // the prober sees a failed write itself
+}
+
+// admit does what every request of the protocol but a probe begins with: method, headers of the
+// answer, version and cluster. It has answered when it returns false.
+func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string) bool {
+	if r.Method != method {
+		w.Header().Set("Allow", method)
+		http.Error(w, "Method Not Allowed", http.StatusMethodNotAllowed)
+		return false
+	}
+	t.setResponseHeaders(w.Header())
+	fields := func(more ...zap.Field) []zap.Field {
+		return append([]zap.Field{
+			zap.String("local-member-id", t.id),
+			zap.String("local-member-cluster-id", t.cluster),
+			zap.String("local-member-server-version", etcdVersion),
+			zap.String("local-member-server-minimum-cluster-version", minClusterVersion),
+			zap.String("remote-peer-server-name", r.Header.Get(headerFrom)),
+			zap.String("remote-peer-server-version", r.Header.Get(headerVersion)),
+			zap.String("remote-peer-server-minimum-cluster-version", r.Header.Get(headerMinCluster)),
+		}, more...)
+	}
+	if err := checkVersion(r.Header); err != nil {
+		t.lg.Warn("failed version compatibility check", fields(zap.Error(err))...)
+		http.Error(w, errIncompatibleVersion.Error(), http.StatusPreconditionFailed)
+		return false
+	}
+	if got := r.Header.Get(headerCluster); got != t.cluster {
+		t.lg.Warn("request cluster ID mismatch", fields(zap.String("remote-peer-cluster-id", got))...)
+		http.Error(w, errClusterIDMismatch.Error(), http.StatusPreconditionFailed)
+		return false
+	}
+	if id, err := strconv.ParseUint(r.Header.Get(headerFrom), 16, 64); err == nil {
+		if p := t.peer(id); p != nil {
+			p.sawHeaders(r.Header)
+		}
+	}
+	return true
+}
+
+// addRemote remembers the sender of a request, so that it can be answered before we know it as a
+// member.
+func (t *Transport) addRemote(r *http.Request) {
+	id, err := strconv.ParseUint(r.Header.Get(headerFrom), 16, 64)
+	if urls := r.Header.Get(headerPeerURLs); err == nil && urls != "" {
+		if t.peer(id) == nil {
+			t.AddRemote(id, strings.Split(urls, ","))
+		}
+	}
+}
+
+// errRejected is a message that is not for this member, or from one that is gone. It is answered
+// with 403, which tells the sender that it was removed.
+var errRejected = errors.New("rejected")
+
+type rejection string
+
+func (e rejection) Error() string        { return string(e) }
+func (e rejection) Is(target error) bool { return target == errRejected }
+
+// accept says whether m is for us, and logs if not.
+func (t *Transport) accept(m *raftpb.Message) error {
+	if t.cfg.Handler.IsRemoved(m.GetFrom()) {
+		t.lg.Warn("rejected Raft message from removed member",
+			zap.String("local-member-id", t.id), zap.String("removed-member-id", idString(m.GetFrom())))
+		return rejection("cannot process message from removed member")
+	}
+	if m.GetTo() != t.cfg.MemberID {
+		t.lg.Warn("rejected Raft message to mismatch member",
+			zap.String("local-member-id", t.id), zap.String("mismatch-member-id", idString(m.GetTo())))
+		return rejection("cannot process message to mismatch member")
+	}
+	return nil
+}
+
+// refuse answers with etcd's JSON form of an error.
+func refuse(w http.ResponseWriter, code int, err error) {
+	b, _ := json.Marshal(struct { // a struct of one string always marshals
+		Message string `json:"message"`
+	}{err.Error()})
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(b) // nobody to tell
+}
+
+func (t *Transport) servePipeline(w http.ResponseWriter, r *http.Request) {
+	if !t.admit(w, r, http.MethodPost) {
+		return
+	}
+	t.addRemote(r)
+	failed := func(logged, answered string, err error) {
+		t.lg.Warn(logged, zap.String("local-member-id", t.id), zap.Error(err))
+		t.cfg.Metrics.receivedFailures.WithLabelValues(r.RemoteAddr).Inc()
+		http.Error(w, answered, http.StatusBadRequest)
+	}
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessageBytes))
+	if err != nil {
+		failed("failed to read Raft message", "error reading raft message", err)
+		return
+	}
+	m, err := unmarshalMessage(b)
+	if err != nil {
+		failed("failed to unmarshal Raft message", "error unmarshalling raft message", err)
+		return
+	}
+	if m.GetType() == raftpb.MsgSnap {
+		// Its data would be missing: a snapshot has a path of its own.
+		failed("unexpected Raft message type", "wrong raft message type", errors.New("MsgSnap without a body"))
+		return
+	}
+	t.cfg.Metrics.receivedBytes.WithLabelValues(idString(m.GetFrom())).Add(float64(len(b)))
+	if err := t.accept(m); err != nil {
+		refuse(w, http.StatusForbidden, err)
+		return
+	}
+	if err := t.cfg.Handler.Process(r.Context(), m); err != nil {
+		t.lg.Warn("failed to process Raft message", zap.String("local-member-id", t.id), zap.Error(err))
+		w.Header().Set("Connection", "close")
+		http.Error(w, "error processing raft message", http.StatusInternalServerError)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set(headerVersion, etcdVersion)
+	if !t.admit(w, r, http.MethodGet) {
+		return
+	}
+	var kind streamKind
+	switch path.Dir(r.URL.Path) + "/" {
+	case streamBulk.path():
+		kind = streamBulk
+	case streamControl.path():
+		kind = streamControl
+	default:
+		t.lg.Debug("ignored unexpected streaming request path", zap.String("local-member-id", t.id),
+			zap.String("remote-peer-id-stream-handler", t.id), zap.String("path", r.URL.Path))
+		http.Error(w, "invalid path", http.StatusNotFound)
+		return
+	}
+	name := path.Base(r.URL.Path)
+	from, err := strconv.ParseUint(name, 16, 64)
+	if err != nil {
+		t.lg.Warn("failed to parse path into ID", zap.String("local-member-id", t.id),
+			zap.String("remote-peer-id-stream-handler", t.id), zap.String("path", name), zap.Error(err))
+		http.Error(w, "invalid from", http.StatusNotFound)
+		return
+	}
+	ids := []zap.Field{zap.String("local-member-id", t.id), zap.String("remote-peer-id-stream-handler", t.id)}
+	if t.cfg.Handler.IsRemoved(from) {
+		t.lg.Warn("rejected stream from remote peer because it was removed", append(ids, zap.String("remote-peer-id-from", idString(from)))...)
+		http.Error(w, "removed member", http.StatusGone)
+		return
+	}
+	p := t.peer(from)
+	if p == nil || p.remote {
+		// We may be behind, and not know a member that joined after our last entry.
+		if urls := r.Header.Get(headerPeerURLs); urls != "" && p == nil {
+			t.AddRemote(from, strings.Split(urls, ","))
+		}
+		t.lg.Warn("failed to find remote peer in cluster", append(ids, zap.String("remote-peer-id-from", idString(from)), zap.String("cluster-id", t.cluster))...)
+		http.Error(w, "error sender not found", http.StatusNotFound)
+		return
+	}
+	if to := r.Header.Get(headerTo); to != t.id {
+		t.lg.Warn("ignored streaming request; ID mismatch", append(ids, zap.String("remote-peer-id-header", to),
+			zap.String("remote-peer-id-from", idString(from)), zap.String("cluster-id", t.cluster))...)
+		http.Error(w, "to field mismatch", http.StatusPreconditionFailed)
+		return
+	}
+	p.sawHeaders(r.Header)
+	o, wait, err := t.takeOver(w)
+	if err != nil {
+		t.lg.Warn("failed to open a stream to remote peer", append(ids, zap.String("remote-peer-id-from", idString(from)), zap.Error(err))...)
+		return
+	}
+	writer := p.control
+	if kind == streamBulk {
+		writer = p.bulk
+	}
+	if !writer.attach(o) {
+		o.close()
+	}
+	if wait {
+		<-o.closed
+	}
+}
+
+// takeOver answers 200 and returns the connection to stream on. Where the server lets us have its
+// connection, the body goes out as it is, ended by closing, without the chunks and the three
+// buffers of net/http; where not (HTTP/2), the handler must wait for the stream's end.
+func (t *Transport) takeOver(w http.ResponseWriter) (o *outgoing, wait bool, err error) {
+	rc := http.NewResponseController(w)
+	conn, _, err := rc.Hijack()
+	if errors.Is(err, http.ErrNotSupported) {
+		w.WriteHeader(http.StatusOK)
+		if err := rc.Flush(); err != nil {
+			return nil, false, err
+		}
+		return &outgoing{timeout: t.cfg.WriteTimeout, w: w, rc: rc, closed: make(chan struct{})}, true, nil
+	}
+	if err != nil {
+		http.Error(w, "cannot stream on this connection", http.StatusInternalServerError)
+		return nil, false, err
+	}
+	var b bytes.Buffer
+	b.WriteString("HTTP/1.1 200 OK\r\n")
+	h := w.Header().Clone()
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set("Connection", "close")
+	h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	if err := h.Write(&b); err != nil {
+		_ = conn.Close() // the error says enough
+		return nil, false, err
+	}
+	b.WriteString("\r\n")
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		_ = conn.Close()
+		return nil, false, err
+	}
+	if err := conn.SetWriteDeadline(time.Now().Add(t.cfg.WriteTimeout)); err != nil {
+		_ = conn.Close()
+		return nil, false, err
+	}
+	if _, err := conn.Write(b.Bytes()); err != nil {
+		_ = conn.Close()
+		return nil, false, fmt.Errorf("write the response: %w", err)
+	}
+	return hijacked(conn, t.cfg.WriteTimeout), false, nil
+}

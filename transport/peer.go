@@ -1,0 +1,264 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+)
+
+// A peer is one member as this one talks to it. It has
+//
+//	bulk     the msgapp stream: appends and proposals, which may be large
+//	control  the message stream: heartbeats, votes, acknowledgements, read indexes: small and urgent
+//	pipeline POST /raft for what has no stream (yet)
+//
+// and for each stream a writer (the peer dialled us) and a reader (we dialled the peer), each with a
+// goroutine of its own. etcd sends proposals on the message stream; a receiver takes any message on
+// either, so we keep the megabytes of a forwarded proposal away from the heartbeats.
+//
+// A remote is a peer with a pipeline only.
+type peer struct {
+	t      *Transport
+	id     uint64
+	name   string // id in hexadecimal
+	remote bool
+	lg     *zap.Logger
+	m      *peerMetrics
+	urls   *urlPicker
+	status *peerStatus
+
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	bulk, control *streamWriter // nil for a remote
+	pipeline      *pipeline
+	proposals     *outbox // received from the peer, waiting for Process
+
+	sendingSnapshot atomic.Bool
+	kind            atomic.Value // Kind
+	rtt             atomic.Int64 // smoothed, ns
+	dropped         atomic.Int64 // messages since the last log line about drops
+	dropLogged      atomic.Int64 // time of that line, unix ns
+}
+
+// newPeer makes a peer and starts nothing.
+func newPeer(t *Transport, id uint64, urls []*url.URL, remote bool) *peer {
+	p := &peer{
+		t:      t,
+		id:     id,
+		name:   idString(id),
+		remote: remote,
+		lg:     t.lg,
+		m:      t.cfg.Metrics.peer(t.cfg.MemberID, id),
+		urls:   &urlPicker{urls: urls},
+	}
+	p.kind.Store(KindUnknown)
+	p.ctx, p.cancel = context.WithCancel(t.ctx)
+	p.status = &peerStatus{lg: t.lg, name: p.name, m: p.m}
+	p.pipeline = newPipeline(p)
+	if !remote {
+		p.bulk = newStreamWriter(p, streamBulk, t.cfg.BulkQueueBytes)
+		p.control = newStreamWriter(p, streamControl, t.cfg.ControlQueueBytes)
+		p.proposals = newOutbox(t.cfg.QueueMessages, t.cfg.BulkQueueBytes)
+	}
+	return p
+}
+
+func (p *peer) start() {
+	if p.remote {
+		return
+	}
+	p.lg.Info("starting remote peer", zap.String("remote-peer-id", p.name))
+	p.t.wg.Go(p.bulk.run)
+	p.t.wg.Go(p.control.run)
+	p.t.wg.Go(func() { p.readStream(streamBulk) })
+	p.t.wg.Go(func() { p.readStream(streamControl) })
+	p.t.wg.Go(p.processProposals)
+	p.t.wg.Go(p.probe)
+	p.lg.Info("started remote peer", zap.String("remote-peer-id", p.name))
+}
+
+// stop makes the peer's goroutines end and does not wait for them.
+func (p *peer) stop() {
+	if !p.remote {
+		p.lg.Info("stopping remote peer", zap.String("remote-peer-id", p.name))
+	}
+	p.cancel()
+	p.pipeline.stop()
+	p.status.stop()
+	if !p.remote {
+		p.lg.Info("stopped remote peer", zap.String("remote-peer-id", p.name))
+	}
+}
+
+// send queues m on the way it should go. It never blocks.
+func (p *peer) send(m *raftpb.Message) {
+	if m.GetType() == raftpb.MsgSnap {
+		p.sendSnapshot(m)
+		return
+	}
+	if !p.remote {
+		w := p.control
+		switch m.GetType() {
+		case raftpb.MsgApp, raftpb.MsgProp:
+			w = p.bulk
+		}
+		if !w.attached.Load() {
+			// As etcd does, the other stream is better than none, if nothing large is in it.
+			w = p.control
+		}
+		if w.attached.Load() {
+			if !w.box.put(m) {
+				p.drop(m, w.kind.String())
+			}
+			return
+		}
+	}
+	if !p.pipeline.put(m) {
+		p.drop(m, "pipeline")
+	}
+}
+
+// dropLogInterval is how often drops to one peer are logged.
+const dropLogInterval = time.Second
+
+func (p *peer) drop(m *raftpb.Message, way string) {
+	p.m.sentFailures.Inc()
+	p.t.reports.unreachable(p.id)
+	n := p.dropped.Add(1)
+	last, now := p.dropLogged.Load(), time.Now().UnixNano()
+	if now-last < int64(dropLogInterval) || !p.dropLogged.CompareAndSwap(last, now) {
+		return
+	}
+	p.dropped.Add(-n)
+	p.lg.Warn("dropped internal Raft message since sending buffer is full",
+		zap.String("message-type", m.GetType().String()),
+		zap.String("local-member-id", p.t.id),
+		zap.String("from", idString(m.GetFrom())),
+		zap.String("remote-peer-id", p.name),
+		zap.String("remote-peer-name", way),
+		zap.Bool("remote-peer-active", p.status.isActive()),
+		zap.Int64("dropped-messages", n))
+}
+
+// received hands a message from the peer to the member.
+func (p *peer) received(m *raftpb.Message) {
+	if m.GetType() == raftpb.MsgSnap {
+		// Its data would be missing: a snapshot has a path of its own.
+		p.m.receivedFailures.Inc()
+		p.lg.Warn("unexpected Raft message type", zap.String("local-member-id", p.t.id),
+			zap.String("remote-snapshot-sender-id", p.name), zap.Stringer("message-type", m.GetType()))
+		return
+	}
+	if m.GetType() == raftpb.MsgProp {
+		// A proposal may wait for a leader; nothing else should wait for it.
+		if !p.proposals.put(m) {
+			p.m.receivedFailures.Inc()
+			msg := "dropped Raft message since receiving buffer is full (overloaded network)"
+			if p.status.isActive() {
+				msg = "dropped internal Raft message since receiving buffer is full (overloaded network)"
+			}
+			p.lg.Warn(msg, zap.String("message-type", m.GetType().String()), zap.String("local-member-id", p.t.id),
+				zap.String("from", idString(m.GetFrom())), zap.String("remote-peer-id", idString(m.GetTo())),
+				zap.Bool("remote-peer-active", p.status.isActive()))
+		}
+		return
+	}
+	p.process(m)
+}
+
+func (p *peer) processProposals() {
+	var batch []*raftpb.Message
+	for {
+		select {
+		case <-p.ctx.Done():
+			return
+		case <-p.proposals.ready:
+		}
+		batch = p.proposals.take(batch)
+		for _, m := range batch {
+			p.process(m)
+		}
+		p.proposals.settle()
+	}
+}
+
+func (p *peer) process(m *raftpb.Message) {
+	err := p.t.accept(m)
+	if err == nil {
+		err = p.t.cfg.Handler.Process(p.ctx, m)
+	}
+	if err != nil && p.ctx.Err() == nil && !errors.Is(err, errRejected) {
+		p.lg.Warn("failed to process Raft message", zap.Error(err))
+	}
+}
+
+// sawHeaders notes what software the peer runs.
+func (p *peer) sawHeaders(h http.Header) { p.kind.Store(kindOf(h)) }
+
+func (p *peer) kindNow() Kind { return p.kind.Load().(Kind) }
+
+// A peerStatus says whether any connection to the peer works, and since when.
+type peerStatus struct {
+	lg   *zap.Logger
+	name string
+	m    *peerMetrics
+
+	mu      sync.Mutex
+	stopped bool
+	since   time.Time // zero: inactive
+}
+
+func (s *peerStatus) activate() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped || !s.since.IsZero() {
+		return
+	}
+	s.lg.Info("peer became active", zap.String("peer-id", s.name))
+	s.since = time.Now()
+	s.m.active.Set(1)
+}
+
+// deactivate is called when action ("dial", "read", "write", ...) failed on way.
+func (s *peerStatus) deactivate(action, way string, cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return
+	}
+	err := fmt.Errorf("failed to %s %s on %s (%w)", action, s.name, way, cause)
+	if s.since.IsZero() {
+		s.lg.Debug("peer deactivated again", zap.String("peer-id", s.name), zap.Error(err))
+		return
+	}
+	s.lg.Warn("peer became inactive (message send to peer failed)", zap.String("peer-id", s.name), zap.Error(err))
+	s.since = time.Time{}
+	s.m.active.Set(0)
+	s.m.disconnected.Inc()
+}
+
+// stop makes the status inactive for good, silently: the peer was removed, not lost.
+func (s *peerStatus) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = true
+	s.since = time.Time{}
+	s.m.active.Set(0)
+}
+
+func (s *peerStatus) isActive() bool { return !s.activeSince().IsZero() }
+
+func (s *peerStatus) activeSince() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.since
+}
