@@ -1,0 +1,185 @@
+package watch
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.uber.org/zap"
+)
+
+const (
+	catchUpBackoff    = 100 * time.Millisecond // after a failed read of history
+	catchUpMaxBackoff = 5 * time.Second
+)
+
+// errNobodyLeft stops a scan whose watchers all ran out of room.
+var errNobodyLeft = errors.New("watch: nobody left to scan for")
+
+// catchUpLoop serves the watchers that are behind and whose stream has room.
+func (h *Hub) catchUpLoop() {
+	defer h.wg.Done()
+	c := catchUp{h: h}
+	backoff := catchUpBackoff
+	for {
+		select {
+		case <-h.catchup:
+		case <-h.ctx.Done():
+			return
+		}
+		for more := true; more && h.ctx.Err() == nil; {
+			var err error
+			if more, err = c.window(); err == nil {
+				backoff = catchUpBackoff
+				continue
+			}
+			if h.ctx.Err() != nil {
+				return
+			}
+			h.log.Warn("failed to read history for watchers; will try again", zap.Duration("after", backoff), zap.Error(err))
+			select {
+			case <-time.After(backoff):
+			case <-h.ctx.Done():
+				return
+			}
+			backoff = min(2*backoff, catchUpMaxBackoff)
+		}
+	}
+}
+
+// catchUp is the state of the catch-up goroutine.
+type catchUp struct {
+	h     *Hub
+	fan   fan
+	group []*watcher
+	full  []*watcher
+}
+
+// window serves one window of revisions: it takes the watcher that has waited
+// longest, and all whose next revision is within the same window, reads the window
+// once for all of them, and puts each where it belongs now. more tells whether
+// anybody was served.
+func (c *catchUp) window() (more bool, err error) {
+	h := c.h
+	h.mu.Lock()
+	from, to := c.take()
+	h.mu.Unlock()
+	if len(c.group) == 0 {
+		return false, nil
+	}
+
+	compacted := h.kv.CompactRevision()
+	x := newIndex()
+	lost := c.group[:0]
+	for _, w := range c.group {
+		if w.next < compacted {
+			lost = append(lost, w)
+		} else {
+			x.add(w)
+		}
+	}
+	c.full = c.full[:0]
+	if x.len() > 0 && from <= to {
+		from = max(from, compacted)
+		err = c.read(x, from, to)
+	}
+
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, w := range lost {
+		if w.state == stateScanning {
+			h.endCompacted(w, compacted)
+		}
+	}
+	for _, w := range c.full {
+		if w.state == stateScanning {
+			h.block(w)
+		}
+	}
+	for _, w := range x.list() {
+		if w.state != stateScanning { // cancelled meanwhile
+			x.remove(w)
+		}
+	}
+	if err == nil {
+		h.join(x)
+	} else {
+		for _, w := range x.list() {
+			x.remove(w)
+			h.makeReady(w)
+		}
+	}
+	clear(c.group)
+	clear(c.full)
+	h.tryProgress()
+	return true, err
+}
+
+// take moves the watchers of the next window from Hub.ready to c.group, and
+// returns the revisions to read. REQUIRES: Hub.mu held.
+func (c *catchUp) take() (from, to int64) {
+	h := c.h
+	c.group = c.group[:0]
+	from = math.MaxInt64
+	rest := h.ready[:0]
+	for _, w := range h.ready {
+		switch {
+		case w.state != stateReady:
+			// ended while it waited
+		case len(c.group) == 0:
+			from = w.next
+			fallthrough
+		case w.next >= from && w.next-from < h.opts.ScanRevisions:
+			w.state = stateScanning
+			c.group = append(c.group, w)
+		default:
+			rest = append(rest, w)
+		}
+	}
+	clear(h.ready[len(rest):])
+	h.ready = rest
+	if from > h.done { // after Reload, or with a start in the future
+		return from, h.done
+	}
+	return from, min(h.done, from+h.opts.ScanRevisions-1)
+}
+
+// read delivers the revisions from..to, or the first part of them, to the
+// watchers of x and sets their next. Those without room go to c.full.
+func (c *catchUp) read(x *index, from, to int64) error {
+	h := c.h
+	next := from
+	onFull := func(w *watcher) { c.full = append(c.full, w) }
+	reached, ok := h.replay(&c.fan, x, from, to, int(to-from+1), onFull)
+	var err error
+	if ok {
+		next = reached + 1
+	} else {
+		var n int64
+		n, err = h.kv.Events(h.ctx, from, to, h.opts.ScanBytes, func(rev int64, events []*mvccpb.Event) error {
+			if rev < next || rev > to {
+				return fmt.Errorf("watch: history returned revision %d out of order, after %d, up to %d", rev, next-1, to)
+			}
+			h.deliver(&c.fan, x, rev, events, onFull)
+			next = rev + 1
+			if x.len() == 0 {
+				return errNobodyLeft
+			}
+			return nil
+		})
+		switch {
+		case err == nil && n <= from:
+			err = fmt.Errorf("watch: history from revision %d returned nothing", from)
+		case err == nil:
+			next = max(next, n)
+		case errors.Is(err, errNobodyLeft):
+			err = nil
+		case h.kv.CompactRevision() > from:
+			err = nil // it was compacted under our feet; the next window ends those it concerns
+		}
+	}
+	x.all(func(w *watcher) { w.next = max(w.next, next) })
+	return err
+}

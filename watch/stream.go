@@ -1,0 +1,359 @@
+package watch
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+const (
+	// maxResponseRevs is etcd's bound on the revisions in one response.
+	maxResponseRevs = 1000
+	// maxResponseBytes is about where events of further revisions go into another
+	// response. Clients in other languages refuse messages over 4 MiB by default; a
+	// single revision may still be larger.
+	maxResponseBytes = 1 << 20
+	// maxControls is how many control responses (created, canceled, progress) may
+	// wait in a stream before requests on it have to wait (see Stream.Room).
+	maxControls = 1024
+)
+
+// Response is one message to the client of a stream. It and its Events slice are
+// reused after the function that got it returns; the events themselves are shared
+// by many streams and must not be changed.
+type Response struct {
+	ID  int64 // of the watcher; InvalidID: of none, or of the whole stream
+	Rev int64 // for the header: the events' newest revision, or what the response speaks for
+	// Events by ascending revision; all events of a revision that match, never a part.
+	Events       []*mvccpb.Event
+	Created      bool
+	Canceled     bool
+	CancelReason string
+	CompactRev   int64 // with Canceled: the history from the watcher's next revision is gone
+	Fragment     bool  // the watcher asked for large responses to be cut
+}
+
+// item waits in a stream's queue: events of one revision for one watcher, or, if
+// rev is nil, a control response.
+type item struct {
+	w     *watcher
+	rev   *revision
+	sel   []int32 // which events of rev match; nil: all
+	bytes int64
+	ctl   *Response
+}
+
+func (it *item) len() int {
+	if it.sel != nil {
+		return len(it.sel)
+	}
+	return len(it.rev.events)
+}
+
+// revision is what one transaction changed, shared by every queue it waits in.
+// Nobody changes events.
+type revision struct {
+	rev    int64
+	events []*mvccpb.Event
+	// prev[i] is events[i] with PrevKv, filled by the first stream that needs it;
+	// nil if no watcher wanted previous values when the revision came.
+	prev []atomic.Pointer[mvccpb.Event]
+}
+
+// withPrev returns event i together with the previous version of its key, if it
+// had one and the history still holds it.
+func (r *revision) withPrev(i int, kv History) *mvccpb.Event {
+	ev := r.events[i]
+	if ev.Type == mvccpb.Event_PUT && ev.Kv.CreateRevision == ev.Kv.ModRevision {
+		return ev
+	}
+	if r.prev != nil {
+		if got := r.prev[i].Load(); got != nil {
+			return got
+		}
+	}
+	full := ev
+	if prev, err := kv.PrevKV(ev); err == nil && prev != nil {
+		full = &mvccpb.Event{Type: ev.Type, Kv: ev.Kv, PrevKv: prev}
+	}
+	if r.prev != nil {
+		r.prev[i].Store(full) // a race computes it twice, to the same result
+	}
+	return full
+}
+
+// Stream carries the responses of any number of watchers to one client.
+type Stream struct {
+	hub *Hub
+
+	// Guarded by hub.mu.
+	watchers   map[int64]*watcher // by id; also those ended by compaction, until the client cancels them
+	notify     map[*watcher]struct{}
+	future     map[*watcher]struct{} // may have start > done
+	blocked    map[*watcher]struct{} // behind, and the queue had no room
+	behind     int                   // watchers that are not live (and not ended)
+	active     int                   // watchers that are not ended
+	nextID     int64
+	progressAt int64 // a manual progress waits for this revision; 0: none waits
+
+	charged  atomic.Int64 // bytes of events queued or being sent, <= StreamBytes or one revision
+	wantRoom atomic.Bool  // somebody found no room; cleared by hub.roomy
+
+	mu       sync.Mutex
+	queue    []item
+	spare    []item // the other of the two buffers
+	controls int    // control items in queue
+	roomC    chan struct{}
+	awake    bool // ready was signalled since Drain found the queue empty
+	closed   bool
+	events   int64 // in queue or being sent
+
+	ready chan struct{}
+
+	// Of the goroutine that calls Drain.
+	order []*pile // watchers with events collected, in order of their first
+	free  []*pile
+}
+
+// pile is a response being merged for a watcher.
+type pile struct {
+	w     *watcher
+	resp  Response
+	revs  int
+	bytes int64
+}
+
+// Ready is signalled when Drain has something to do. It is closed never.
+func (s *Stream) Ready() <-chan struct{} { return s.ready }
+
+// push queues the events sel of r for w. It reports false, and queues nothing, if
+// the stream has no room; the stream will then call hub.roomy once it has.
+// The caller owns w: the dispatcher with hub.mu held for a live watcher, the
+// catch-up goroutine for one that is behind.
+func (s *Stream) push(w *watcher, r *revision, sel []int32, bytes int64) bool {
+	if r.rev <= w.last || r.rev < w.start {
+		panic("watch: revision delivered twice or out of order")
+	}
+	if !s.reserve(bytes) {
+		s.wantRoom.Store(true)
+		// The sender may have made room between the two lines above, and then missed
+		// the flag.
+		if !s.reserve(bytes) {
+			return false
+		}
+	}
+	w.last = r.rev
+	n := len(r.events)
+	if sel != nil {
+		n = len(sel)
+	}
+	s.enqueue(item{w: w, rev: r, sel: sel, bytes: bytes}, n)
+	return true
+}
+
+// reserve takes bytes of the stream's bound. An empty stream always has room, so
+// that a revision larger than the bound can pass.
+func (s *Stream) reserve(bytes int64) bool {
+	for {
+		c := s.charged.Load()
+		if c > 0 && c+bytes > s.hub.opts.StreamBytes {
+			return false
+		}
+		if s.charged.CompareAndSwap(c, c+bytes) {
+			return true
+		}
+	}
+}
+
+// release gives bytes back, and tells the hub when half of the bound is free and
+// somebody waits for it.
+func (s *Stream) release(bytes int64) {
+	if c := s.charged.Add(-bytes); c < 0 {
+		panic("watch: stream released more than it held")
+	} else if c > s.hub.opts.StreamBytes/2 {
+		return
+	}
+	if s.wantRoom.Load() {
+		s.hub.roomy(s)
+	}
+}
+
+func (s *Stream) control(c *Response) { s.enqueue(item{ctl: c}, 0) }
+
+func (s *Stream) enqueue(it item, events int) {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.queue = append(s.queue, it)
+	if it.ctl != nil {
+		s.controls++
+	}
+	s.events += int64(events)
+	signal := !s.awake
+	s.awake = true
+	s.mu.Unlock()
+	if events > 0 {
+		s.hub.metrics.pending.Add(int64(events))
+	}
+	if signal {
+		select {
+		case s.ready <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Room returns nil, or, when too many control responses wait, a channel that is
+// closed once they have been taken. Who reads requests waits for it, so that a
+// client which sends requests but reads no responses is held back.
+func (s *Stream) Room() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.controls < maxControls || s.closed {
+		return nil
+	}
+	if s.roomC == nil {
+		s.roomC = make(chan struct{})
+	}
+	return s.roomC
+}
+
+// Drain hands everything queued to send, merged into as few responses as the
+// bounds allow, and returns when the queue is empty or send fails. After an error
+// the stream can only be closed.
+func (s *Stream) Drain(send func(*Response) error) error {
+	for {
+		s.mu.Lock()
+		if len(s.queue) == 0 {
+			s.awake = false
+			s.mu.Unlock()
+			return nil
+		}
+		batch := s.queue
+		s.queue, s.spare = s.spare[:0], nil
+		s.controls = 0
+		if s.roomC != nil {
+			close(s.roomC)
+			s.roomC = nil
+		}
+		s.mu.Unlock()
+
+		for i := range batch {
+			if err := s.take(&batch[i], send); err != nil {
+				return err
+			}
+		}
+		if err := s.flush(send); err != nil {
+			return err
+		}
+		clear(batch)
+		s.spare = batch[:0]
+		if cap(batch) > 1<<14 {
+			s.spare = nil // a burst's buffer is not kept
+		}
+	}
+}
+
+// take adds one item to the responses being merged, or, if it is a control
+// response, sends those and then it.
+func (s *Stream) take(it *item, send func(*Response) error) error {
+	if it.ctl != nil {
+		if err := s.flush(send); err != nil {
+			return err
+		}
+		return send(it.ctl)
+	}
+	w := it.w
+	if w.dropped.Load() { // cancelled by the client, who waits for nothing but the reply
+		s.discard(it.bytes, it.len())
+		return nil
+	}
+	p := w.pile
+	if p != nil && (p.revs >= maxResponseRevs || p.bytes+it.bytes > maxResponseBytes) {
+		if err := s.sendPile(p, send); err != nil {
+			return err
+		}
+	}
+	if p == nil {
+		if n := len(s.free); n > 0 {
+			p, s.free = s.free[n-1], s.free[:n-1]
+		} else {
+			p = &pile{}
+		}
+		p.w, w.pile = w, p
+		p.resp.ID, p.resp.Fragment = w.id, w.req.Fragment
+		s.order = append(s.order, p)
+	}
+	if it.rev.rev <= p.resp.Rev && len(p.resp.Events) > 0 {
+		panic("watch: queue out of order")
+	}
+	p.resp.Rev = it.rev.rev
+	p.revs++
+	p.bytes += it.bytes
+	switch {
+	case w.req.PrevKV && it.sel == nil:
+		for i := range it.rev.events {
+			p.resp.Events = append(p.resp.Events, it.rev.withPrev(i, s.hub.kv))
+		}
+	case w.req.PrevKV:
+		for _, i := range it.sel {
+			p.resp.Events = append(p.resp.Events, it.rev.withPrev(int(i), s.hub.kv))
+		}
+	case it.sel == nil:
+		p.resp.Events = append(p.resp.Events, it.rev.events...)
+	default:
+		for _, i := range it.sel {
+			p.resp.Events = append(p.resp.Events, it.rev.events[i])
+		}
+	}
+	return nil
+}
+
+// flush sends what is merged, in the order in which the watchers' first events came.
+func (s *Stream) flush(send func(*Response) error) error {
+	for i, p := range s.order {
+		if err := s.sendPile(p, send); err != nil {
+			return err
+		}
+		p.w.pile, p.w = nil, nil
+		if cap(p.resp.Events) > maxResponseRevs {
+			p.resp.Events = nil
+		}
+		s.free = append(s.free, p)
+		s.order[i] = nil
+	}
+	s.order = s.order[:0]
+	if len(s.free) > 64 {
+		clear(s.free[64:])
+		s.free = s.free[:64]
+	}
+	return nil
+}
+
+// sendPile sends the events of one pile and empties it.
+func (s *Stream) sendPile(p *pile, send func(*Response) error) error {
+	n := len(p.resp.Events)
+	if n == 0 {
+		return nil
+	}
+	p.w.idle = false
+	err := send(&p.resp)
+	s.discard(p.bytes, n)
+	s.hub.metrics.sent.Add(int64(n))
+	clear(p.resp.Events)
+	p.resp.Events = p.resp.Events[:0]
+	p.revs, p.bytes = 0, 0
+	return err
+}
+
+// discard accounts for events that left the stream.
+func (s *Stream) discard(bytes int64, events int) {
+	s.mu.Lock()
+	s.events -= int64(events)
+	s.mu.Unlock()
+	s.hub.metrics.pending.Add(-int64(events))
+	s.release(bytes)
+}
