@@ -15,6 +15,7 @@
 //	BELAY_CHECK_KIND=etcd     run the checks against etcd instead of Belay
 //	BELAY_CHECK_SEED=n        repeat a run of the random checks
 //	BELAY_CHECK_REQUESTS=n    length of the differential stream (3000)
+//	BELAY_CHECK_TRACE=1       print every differential request and its answer
 //	BELAY_KILL_ROUNDS=n       rounds of kill -9 (6; the full proof is 50)
 //	BELAY_BIN=path            a belay binary to check, instead of building one
 //	BELAY_ETCD, BELAY_ETCDCTL, BELAY_ETCDUTL   etcd's programs, instead of building them
