@@ -1,0 +1,235 @@
+package lease
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+)
+
+// checkpointMinTTL is the shortest TTL in seconds for which a checkpoint is worth an entry.
+const checkpointMinTTL = 5
+
+// Checkpoint is what is left of one lease's TTL.
+type Checkpoint struct {
+	ID        ID
+	Remaining int64 // seconds, rounded up
+}
+
+// Renew gives the lease its full TTL from now and tells that TTL in seconds.
+//
+// Where checkpointed is true the caller must have the checkpoint taken back by an entry (Checkpoint with 0) before it
+// answers its client; else the next leader would let the lease expire too early.
+//
+// A lease that has expired already is about to be revoked; Renew then waits for the revocation and gives ErrNotFound, or
+// ErrNotPrimary if this member is demoted first, or the context's error.
+func (t *Table) Renew(ctx context.Context, id ID) (ttl int64, checkpointed bool, err error) {
+	for {
+		t.mu.RLock()
+		e, primary, demoted := t.leases[id], t.primary, t.demoted
+		if !primary {
+			t.mu.RUnlock()
+			return 0, false, ErrNotPrimary
+		}
+		if e == nil {
+			t.mu.RUnlock()
+			return 0, false, ErrNotFound
+		}
+		ttl = t.fullTTL(e)
+		old, now := e.expiry.Load(), t.now()
+		if old > now {
+			swapped := e.expiry.CompareAndSwap(old, now+ttl*int64(time.Second))
+			checkpointed = e.remaining.Load() > 0
+			t.mu.RUnlock()
+			if !swapped {
+				continue // another renewal, or Expired was faster
+			}
+			t.opts.Metrics.renewed.Inc()
+			return ttl, checkpointed, nil
+		}
+		t.mu.RUnlock()
+		select {
+		case <-e.gone:
+			return 0, false, ErrNotFound
+		case <-demoted:
+			return 0, false, ErrNotPrimary
+		case <-ctx.Done():
+			return 0, false, ctx.Err()
+		}
+	}
+}
+
+// Primary tells whether this member decides expiries, and as leader of which term.
+func (t *Table) Primary() (term uint64, ok bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.term, t.primary
+}
+
+// Promote makes this member primary for a term that it leads. Each lease is given what was left of it and extend (an
+// election timeout) on top; where more leases would expire in a second than may be revoked in one, they are spread.
+// It says whether it took place: not if this term, or a later one, was demoted already.
+func (t *Table) Promote(term uint64, extend time.Duration) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if term <= t.demotedTerm || (t.primary && term <= t.term) {
+		return false
+	}
+	if t.primary {
+		close(t.demoted) // those who wait for a revocation of the earlier term must ask again
+	}
+	t.primary, t.term, t.demoted = true, term, make(chan struct{})
+	t.lookMu.Lock()
+	defer t.lookMu.Unlock()
+	t.expiries.clear()
+	t.checkpoints.clear()
+	t.startClocks(extend)
+	return true
+}
+
+// Demote ends the primacy: this member does not lead, or no longer, in term. Leases stop expiring here. A later Promote
+// for this term or an earlier one will be ignored.
+func (t *Table) Demote(term uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.demotedTerm = max(t.demotedTerm, term)
+	if !t.primary || term < t.term {
+		return
+	}
+	t.primary = false
+	close(t.demoted)
+	for _, e := range t.leases {
+		e.expiry.Store(never)
+	}
+	t.lookMu.Lock()
+	t.expiries.clear()
+	t.checkpoints.clear()
+	t.lookMu.Unlock()
+}
+
+// startClocks starts the expiry of all leases. REQUIRES: mu and lookMu held, the heaps empty.
+func (t *Table) startClocks(extend time.Duration) {
+	now := t.now()
+	for _, e := range t.leases {
+		t.startClock(e, now, extend)
+	}
+	if len(t.leases) >= t.opts.RevokeRate {
+		t.spread(now, extend)
+	}
+}
+
+// startClock starts the expiry of one lease. REQUIRES: mu and lookMu held.
+func (t *Table) startClock(e *entry, now int64, extend time.Duration) {
+	at := now + t.left(e)*int64(time.Second) + int64(extend)
+	e.expiry.Store(at)
+	t.expiries.set(e, at)
+	if t.fullTTL(e) >= checkpointMinTTL {
+		t.checkpoints.set(e, t.checkpointAt(e, at))
+	}
+}
+
+// left is what a new primary gives a lease, in seconds: the checkpoint, or the full TTL.
+func (t *Table) left(e *entry) int64 {
+	full := t.fullTTL(e)
+	if r := e.remaining.Load(); r > 0 && r < full {
+		return r
+	}
+	return full
+}
+
+// spread moves expiries apart so that in no second more than three quarters of the revoke rate fall due: leases that
+// piled up while there was no leader must not use up the whole rate. REQUIRES: mu and lookMu held.
+func (t *Table) spread(now int64, extend time.Duration) {
+	all := make([]*entry, 0, len(t.leases))
+	for _, e := range t.leases {
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b *entry) int {
+		return cmp.Or(cmp.Compare(a.expiry.Load(), b.expiry.Load()), cmp.Compare(a.id, b.id))
+	})
+	perSecond := max(1, t.opts.RevokeRate*3/4)
+	// Leases are dealt into windows of a second each; what does not fit into one expires at the start of the next.
+	windowStart, inWindow := all[0].expiry.Load(), 0
+	for _, e := range all {
+		at := e.expiry.Load()
+		if at >= windowStart+int64(time.Second) {
+			windowStart, inWindow = at, 0
+		} else if inWindow >= perSecond {
+			windowStart, inWindow = windowStart+int64(time.Second), 0
+		}
+		inWindow++
+		if at < windowStart {
+			e.expiry.Store(windowStart)
+			t.expiries.set(e, windowStart)
+			if e.checkpointPlace >= 0 {
+				t.checkpoints.set(e, t.checkpointAt(e, windowStart))
+			}
+		}
+	}
+}
+
+// Expired reports up to limit leases that have expired, and the term as whose leader alone they may be revoked. Each is
+// reported once in RetryInterval until it is gone. On a member that is not primary there are none.
+func (t *Table) Expired(limit int) (term uint64, ids []ID) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if !t.primary {
+		return 0, nil
+	}
+	t.lookMu.Lock()
+	defer t.lookMu.Unlock()
+	now := t.now()
+	for len(ids) < limit && t.expiries.len() > 0 && t.expiries.at[0] <= now {
+		e := t.expiries.items[0]
+		at := e.expiry.Load()
+		if at > now { // renewed since it got this place
+			t.expiries.set(e, at)
+			continue
+		}
+		if at != expiring && !e.expiry.CompareAndSwap(at, expiring) {
+			continue // renewed just now: look again
+		}
+		ids = append(ids, e.id)
+		t.expiries.set(e, now+int64(t.opts.RetryInterval))
+	}
+	return t.term, ids
+}
+
+// Checkpoints reports up to limit leases whose remaining TTL should be noted by an entry, and the term as whose leader
+// alone it may be proposed. A lease is reported when nobody has renewed it for half its TTL, or CheckpointInterval, and
+// then again after as much of what is left.
+func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if !t.primary {
+		return 0, nil
+	}
+	t.lookMu.Lock()
+	defer t.lookMu.Unlock()
+	now := t.now()
+	for len(due) < limit && t.checkpoints.len() > 0 && t.checkpoints.at[0] <= now {
+		e := t.checkpoints.items[0]
+		at := e.expiry.Load()
+		if at <= now { // it expires, or is expiring: nothing left to note; Revoke takes it out
+			t.checkpoints.set(e, now+int64(t.opts.RetryInterval))
+			continue
+		}
+		if next := t.checkpointAt(e, at); next > now { // renewed since it got this place
+			t.checkpoints.set(e, next)
+			continue
+		}
+		left := (at - now + int64(time.Second) - 1) / int64(time.Second)
+		if left < t.fullTTL(e) {
+			due = append(due, Checkpoint{ID: e.id, Remaining: left})
+		}
+		step := min(int64(t.opts.CheckpointInterval), max((at-now)/2, int64(time.Second)))
+		t.checkpoints.set(e, now+step)
+	}
+	return t.term, due
+}
+
+// checkpointAt is when a lease that expires at the given time and is not renewed should be checkpointed first.
+func (t *Table) checkpointAt(e *entry, expiry int64) int64 {
+	full := t.fullTTL(e) * int64(time.Second)
+	return expiry - full + min(full/2, int64(t.opts.CheckpointInterval))
+}

@@ -1,0 +1,164 @@
+package state
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/store"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+)
+
+// CheckChange says whether the change can be applied to the members as of the applied index. Every member judges the
+// same entry against the same members, so all agree; a change that is refused must be given to raft as a no-op. Any goroutine may ask.
+func (m *Machine) CheckChange(c *command.Change) error {
+	now := m.seen.Load() // between batches the same as the applier's
+	if now.removed[c.MemberID] {
+		return ErrMemberNotFound
+	}
+	known := now.members[c.MemberID]
+	if c.Type != raftpb.ConfChangeRemoveNode && c.Member.ID != c.MemberID {
+		return ErrUnknownChange
+	}
+	switch c.Type {
+	case raftpb.ConfChangeAddNode, raftpb.ConfChangeAddLearnerNode:
+		if c.MemberID == 0 {
+			return ErrUnknownChange // raft knows 0 as nobody
+		}
+		if c.IsPromote {
+			switch {
+			case known == nil:
+				return ErrMemberNotFound
+			case !known.IsLearner:
+				return ErrNotLearner
+			}
+			return nil
+		}
+		if known != nil {
+			return ErrMemberExists
+		}
+		if now.peerURLTaken(c) {
+			return ErrPeerURLExists
+		}
+		if c.Type == raftpb.ConfChangeAddLearnerNode && c.Member.IsLearner {
+			learners := 0
+			for _, member := range now.members {
+				if member.IsLearner {
+					learners++
+				}
+			}
+			if learners >= m.cfg.MaxLearners {
+				return ErrTooManyLearners
+			}
+		}
+	case raftpb.ConfChangeRemoveNode:
+		if known == nil {
+			return ErrMemberNotFound
+		}
+	case raftpb.ConfChangeUpdateNode:
+		if known == nil {
+			return ErrMemberNotFound
+		}
+		if now.peerURLTaken(c) {
+			return ErrPeerURLExists
+		}
+	default:
+		return ErrUnknownChange
+	}
+	return nil
+}
+
+// peerURLTaken says whether another member has one of the change's peer URLs.
+func (cl *cluster) peerURLTaken(c *command.Change) bool {
+	for id, member := range cl.members {
+		if id == c.MemberID {
+			continue
+		}
+		for _, u := range c.Member.PeerURLs {
+			if slices.Contains(member.PeerURLs, u) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// ApplyChange applies one member change as a batch of its own; a refused one moves the applied index only. An entry at
+// or below the applied index gives a zero result.
+//
+// REQUIRES: e.Refused is what CheckChange said of it.
+func (m *Machine) ApplyChange(e command.Entry) command.Result {
+	index, _ := m.Applied()
+	if e.Index <= index {
+		return command.Result{}
+	}
+	defer m.stopOnPanic()
+	m.now.index, m.now.kind = e.Index, kindNone
+	if e.Index != index+1 {
+		m.stop(fmt.Sprintf("member change %d is to be applied after entry %d", e.Index, index))
+	}
+	if e.Change == nil {
+		m.stop("an entry of a batch is among the member changes")
+	}
+	m.open(e.Index, e.Term)
+	if e.Refused == nil {
+		m.changeMembers(e.Change)
+	}
+	if e.ConfState != nil {
+		b, err := proto.Marshal(e.ConfState)
+		if err != nil {
+			m.stop(fmt.Sprintf("encode raft's configuration: %v", err))
+		}
+		m.set(store.ConfStateKey(), b)
+	}
+	m.commit(e.Index, e.Term, 1)
+	if e.ConfState != nil {
+		m.confState.Store(e.ConfState)
+	}
+	if e.Refused == nil && m.cfg.OnMembership != nil {
+		m.cfg.OnMembership()
+	}
+	return command.Result{Err: e.Refused, Members: m.Members()}
+}
+
+// changeMembers writes a change that CheckChange let pass.
+func (m *Machine) changeMembers(c *command.Change) {
+	id := c.MemberID
+	switch c.Type {
+	case raftpb.ConfChangeAddNode, raftpb.ConfChangeAddLearnerNode:
+		if c.IsPromote {
+			member := m.work.members[id].Clone()
+			member.IsLearner = false
+			m.saveMember(member)
+			m.lg.Info("promote member", append(m.ids(), zap.String("promoted-member-id", hex(id)))...)
+			return
+		}
+		member := c.Member.Clone()
+		m.saveMember(member)
+		m.lg.Info("added member", append(m.ids(),
+			zap.String("added-peer-id", hex(id)),
+			zap.Strings("added-peer-peer-urls", member.PeerURLs),
+			zap.Bool("added-peer-is-learner", member.IsLearner))...)
+	case raftpb.ConfChangeRemoveNode:
+		member := m.work.members[id]
+		w := m.change()
+		delete(w.members, id)
+		w.removed[id] = true
+		m.delete(store.MemberKey(id))
+		m.set(store.RemovedMemberKey(id), nil)
+		m.lg.Info("removed member", append(m.ids(),
+			zap.String("removed-remote-peer-id", hex(id)),
+			zap.Strings("removed-remote-peer-urls", member.PeerURLs),
+			zap.Bool("removed-remote-peer-is-learner", member.IsLearner))...)
+	case raftpb.ConfChangeUpdateNode:
+		member := m.work.members[id].Clone()
+		member.PeerURLs = slices.Clone(c.Member.PeerURLs) // nothing else of a member is updated this way
+		m.saveMember(member)
+		m.lg.Info("updated member", append(m.ids(),
+			zap.String("updated-remote-peer-id", hex(id)),
+			zap.Strings("updated-remote-peer-urls", member.PeerURLs),
+			zap.Bool("updated-remote-peer-is-learner", member.IsLearner))...)
+	}
+}

@@ -1,0 +1,337 @@
+package state
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/store"
+	"github.com/coreos/go-semver/semver"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/membershippb"
+	"go.etcd.io/etcd/api/v3/version"
+	"go.uber.org/zap"
+)
+
+// Stored forms (the keys are built by package store):
+//
+//	member id         JSON of the member, as etcd's `members` bucket has it
+//	removed id        empty
+//	alarm type, id    empty
+//	cluster version   text, "3.7.0"
+//	downgrade         JSON {"target-version":"...","enabled":bool}, as in etcd's `cluster` bucket
+
+// cluster is all that is known of the cluster itself. A value that readers can see is never changed: the applier changes
+// a copy.
+type cluster struct {
+	members   map[uint64]*command.Member
+	removed   map[uint64]bool
+	version   *semver.Version // nil until the leader has set it
+	downgrade Downgrade
+	alarms    alarmSet
+}
+
+// Downgrade is a downgrade of the cluster in progress, or none.
+type Downgrade struct {
+	TargetVersion string `json:"target-version"`
+	Enabled       bool   `json:"enabled"`
+}
+
+type alarmKey struct {
+	alarm  etcdserverpb.AlarmType
+	member uint64
+}
+
+type alarmSet map[alarmKey]bool
+
+func (s alarmSet) any() bool { return len(s) > 0 }
+
+// list gives the alarms of one type, or of all for NONE, by type and member.
+func (s alarmSet) list(t etcdserverpb.AlarmType) []*etcdserverpb.AlarmMember {
+	var list []*etcdserverpb.AlarmMember
+	for k := range s {
+		if t == etcdserverpb.AlarmType_NONE || t == k.alarm {
+			list = append(list, &etcdserverpb.AlarmMember{MemberID: k.member, Alarm: k.alarm})
+		}
+	}
+	slices.SortFunc(list, func(a, b *etcdserverpb.AlarmMember) int {
+		return cmp.Or(cmp.Compare(a.Alarm, b.Alarm), cmp.Compare(a.MemberID, b.MemberID))
+	})
+	return list
+}
+
+func (c *cluster) alarmActive(t etcdserverpb.AlarmType) bool {
+	for k := range c.alarms {
+		if k.alarm == t {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *cluster) clone() *cluster {
+	d := *c
+	d.members, d.removed, d.alarms = maps.Clone(c.members), maps.Clone(c.removed), maps.Clone(c.alarms)
+	return &d
+}
+
+func (c *cluster) sorted() []*command.Member {
+	list := make([]*command.Member, 0, len(c.members))
+	for _, id := range slices.Sorted(maps.Keys(c.members)) {
+		list = append(list, c.members[id].Clone())
+	}
+	return list
+}
+
+// change gives the applier's own copy to change; it becomes visible with the batch.
+func (m *Machine) change() *cluster {
+	if m.work == m.seen.Load() {
+		m.work = m.work.clone()
+	}
+	return m.work
+}
+
+// publishCluster lets readers see the applier's copy and brings the metrics in line.
+func (m *Machine) publishCluster() {
+	old, c := m.seen.Load(), m.work
+	if old == c {
+		return
+	}
+	m.seen.Store(c)
+	if old == nil {
+		old = &cluster{}
+	}
+	for id := range old.members {
+		if c.members[id] == nil {
+			m.knownPeer(id, 0)
+		}
+	}
+	for id := range c.removed {
+		m.knownPeer(id, 0)
+	}
+	for id := range c.members {
+		m.knownPeer(id, 1)
+	}
+	m.stats.isLearner.Set(0)
+	if self := c.members[m.cfg.MemberID]; self != nil && self.IsLearner {
+		m.stats.isLearner.Set(1)
+	}
+	if old.version != nil {
+		m.stats.clusterVersion.WithLabelValues(minorVersion(old.version)).Set(0)
+	}
+	if c.version != nil {
+		m.stats.clusterVersion.WithLabelValues(minorVersion(c.version)).Set(1)
+	}
+	for k := range old.alarms {
+		if !c.alarms[k] {
+			m.stats.alarms.WithLabelValues(hex(k.member), k.alarm.String()).Set(0)
+		}
+	}
+	for k := range c.alarms {
+		m.stats.alarms.WithLabelValues(hex(k.member), k.alarm.String()).Set(1)
+	}
+}
+
+func (m *Machine) knownPeer(id uint64, v float64) {
+	m.stats.knownPeers.WithLabelValues(hex(m.cfg.MemberID), hex(id)).Set(v)
+}
+
+// hex is how etcd writes a member id: lower case, not padded.
+func hex(id uint64) string { return strconv.FormatUint(id, 16) }
+
+func minorVersion(v *semver.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
+
+// Members gives the members, sorted by ID. The caller may keep and change them.
+func (m *Machine) Members() []*command.Member { return m.seen.Load().sorted() }
+
+// Member gives one member, or nil.
+func (m *Machine) Member(id uint64) *command.Member { return m.seen.Load().members[id].Clone() }
+
+// IsRemoved says whether a member with this id was removed; such an id never comes back.
+func (m *Machine) IsRemoved(id uint64) bool { return m.seen.Load().removed[id] }
+
+// ClusterVersion is the version that all members understand, as the leader has determined it; nil before that.
+func (m *Machine) ClusterVersion() *semver.Version {
+	v := m.seen.Load().version
+	if v == nil {
+		return nil
+	}
+	c := *v
+	return &c
+}
+
+// DowngradeInfo is the downgrade in progress.
+func (m *Machine) DowngradeInfo() Downgrade { return m.seen.Load().downgrade }
+
+// Alarms gives the active alarms, by type and member.
+func (m *Machine) Alarms() []*etcdserverpb.AlarmMember {
+	return m.seen.Load().alarms.list(etcdserverpb.AlarmType_NONE)
+}
+
+// AlarmActive says whether some member has raised the alarm.
+func (m *Machine) AlarmActive(t etcdserverpb.AlarmType) bool { return m.seen.Load().alarmActive(t) }
+
+// QuotaFits says whether a request fits into the space quota: the server's check before it proposes a PutRequest,
+// TxnRequest or LeaseGrantRequest. Everything else fits.
+func (m *Machine) QuotaFits(req any) bool { return m.quota.fits(Cost(req)) }
+
+// QuotaBytes is the limit in force; below 0 there is none.
+func (m *Machine) QuotaBytes() int64 { return m.quota.limit }
+
+// readCluster reads the stored form.
+func readCluster(r store.Reader) (*cluster, error) {
+	c := &cluster{members: map[uint64]*command.Member{}, removed: map[uint64]bool{}, alarms: alarmSet{}}
+	err := eachKey(r, store.MembersSpan, func(key, value []byte) error {
+		id, ok := store.ParseMemberKey(key)
+		member := new(command.Member)
+		if err := json.Unmarshal(value, member); err != nil || !ok || member.ID != id {
+			return fmt.Errorf("state: stored member %x is not a member: %q (%v)", key, value, err)
+		}
+		c.members[id] = member
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := eachKey(r, store.RemovedMembersSpan, func(key, _ []byte) error {
+		id, ok := store.ParseRemovedMemberKey(key)
+		if !ok {
+			return fmt.Errorf("state: stored removed member has the key %x", key)
+		}
+		c.removed[id] = true
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	if err := eachKey(r, store.AlarmsSpan, func(key, _ []byte) error {
+		alarm, id, ok := store.ParseAlarmKey(key)
+		if !ok {
+			return fmt.Errorf("state: stored alarm has the key %x", key)
+		}
+		c.alarms[alarmKey{etcdserverpb.AlarmType(alarm), id}] = true
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	b, ok, err := r.Get(store.ClusterKey(clusterVersionName))
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		if c.version, err = semver.NewVersion(string(b)); err != nil {
+			return nil, fmt.Errorf("state: stored cluster version %q: %w", b, err)
+		}
+	}
+	b, ok, err = r.Get(store.ClusterKey(downgradeName))
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		if err := json.Unmarshal(b, &c.downgrade); err != nil {
+			return nil, fmt.Errorf("state: stored downgrade %q: %w", b, err)
+		}
+	}
+	return c, nil
+}
+
+// alarm answers and applies AlarmRequest. An action or alarm that does nothing answers with no alarms.
+func (m *Machine) alarm(r *etcdserverpb.AlarmRequest) *etcdserverpb.AlarmResponse {
+	resp := &etcdserverpb.AlarmResponse{Header: m.revisionHeader()}
+	k := alarmKey{r.Alarm, r.MemberID}
+	member := &etcdserverpb.AlarmMember{MemberID: r.MemberID, Alarm: r.Alarm}
+	switch r.Action {
+	case etcdserverpb.AlarmRequest_GET:
+		resp.Alarms = m.work.alarms.list(r.Alarm)
+	case etcdserverpb.AlarmRequest_ACTIVATE:
+		if r.Alarm == etcdserverpb.AlarmType_NONE {
+			break
+		}
+		if !m.work.alarms[k] {
+			m.change().alarms[k] = true
+			m.set(store.AlarmKey(int32(k.alarm), k.member), nil)
+		}
+		resp.Alarms = append(resp.Alarms, member)
+	case etcdserverpb.AlarmRequest_DEACTIVATE:
+		if m.work.alarms[k] {
+			delete(m.change().alarms, k)
+			m.delete(store.AlarmKey(int32(k.alarm), k.member))
+			resp.Alarms = append(resp.Alarms, member)
+		}
+	}
+	return resp
+}
+
+func (m *Machine) setClusterVersion(r *membershippb.ClusterVersionSetRequest) error {
+	v, err := semver.NewVersion(r.Ver)
+	if err != nil {
+		return ErrBadVersion
+	}
+	if old := m.work.version; old != nil {
+		m.lg.Info("updated cluster version", append(m.ids(),
+			zap.String("from", minorVersion(old)), zap.String("to", minorVersion(v)))...)
+	} else {
+		m.lg.Info("set initial cluster version", append(m.ids(), zap.String("cluster-version", minorVersion(v)))...)
+	}
+	if own := semver.New(version.Version); (semver.Version{Major: own.Major, Minor: own.Minor}).LessThan(*v) {
+		// etcd stops here. We go on until an entry comes that we do not know; see the package's documentation.
+		m.lg.Error("invalid downgrade; server version is lower than determined cluster version",
+			zap.String("current-server-version", own.String()), zap.String("determined-cluster-version", minorVersion(v)))
+	}
+	m.change().version = v
+	m.set(store.ClusterKey(clusterVersionName), []byte(v.String()))
+	return nil
+}
+
+// setMemberAttributes notes what a member published of itself: its name and client URLs.
+func (m *Machine) setMemberAttributes(r *membershippb.ClusterMemberAttrSetRequest) error {
+	id := r.GetMember_ID()
+	old := m.work.members[id]
+	if old == nil {
+		m.lg.Warn("skipped attributes update of removed member", append(m.ids(), zap.String("updated-peer-id", hex(id)))...)
+		if m.work.removed[id] {
+			return nil
+		}
+		return ErrMemberNotFound // etcd panics; no member of ours proposes it before it was added
+	}
+	member := old.Clone()
+	member.Name = r.GetMemberAttributes().GetName()
+	member.ClientURLs = slices.Clone(r.GetMemberAttributes().GetClientUrls())
+	m.saveMember(member)
+	return nil
+}
+
+func (m *Machine) setDowngrade(r *membershippb.DowngradeInfoSetRequest) {
+	d := Downgrade{}
+	if r.Enabled {
+		d = Downgrade{TargetVersion: r.Ver, Enabled: true}
+	}
+	m.change().downgrade = d
+	m.set(store.ClusterKey(downgradeName), mustJSON(d))
+}
+
+func (m *Machine) saveMember(member *command.Member) {
+	m.change().members[member.ID] = member
+	m.set(store.MemberKey(member.ID), mustJSON(member))
+}
+
+// ids are the fields that etcd puts into every line about members.
+func (m *Machine) ids() []zap.Field {
+	return []zap.Field{zap.String("cluster-id", hex(m.cfg.ClusterID)), zap.String("local-member-id", hex(m.cfg.MemberID))}
+}
+
+func mustJSON(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil { // strings, numbers and booleans only
+		panic(fmt.Sprintf("state: encode %T: %v", v, err))
+	}
+	return b
+}
+
+const (
+	clusterVersionName = "version"
+	downgradeName      = "downgrade"
+)

@@ -1,0 +1,52 @@
+// Package state is the replicated state machine: committed entries go in; one store batch, results and events come out.
+//
+// # Promises
+//
+//   - What Apply leaves in the store is a function of the entries alone: no clock, no randomness, no map order, no local setting.
+//     How the entries are cut into batches, restarts and snapshots make no difference. (Tests hold it to that.)
+//   - Data and applied index cannot part: both are in the same store batch, which is atomic.
+//   - An entry applies wholly or not at all; one that is at or below the applied index does nothing.
+//   - Whatever bytes an entry decodes from, applying it neither panics nor stops the member: an entry that did would
+//     stop every member, again after every restart. The exceptions are told below.
+//
+// # One batch
+//
+// Apply takes consecutive entries and writes one store batch for all. Then, in this order: commit, Publish (readers see
+// the new revisions), the member list, alarms and versions become visible, the applied index moves, Sink.Notify for each
+// transaction that made events, in revision order; then the results are returned. So whoever sees a result, an event or the
+// applied index can read what it speaks of.
+//
+// # When it stops
+//
+// Two things stop the process, through the logger at level fatal, with the entry's index and kind: a store that cannot
+// be read or written (the state would part from the other members'), and a broken invariant, such as a panic
+// in here. A third stops it too: an entry whose only content are fields that this version does not know. It comes from a
+// newer member; to skip it would let this member's data part from the others' in silence. The message says to upgrade.
+// (etcd panics.) An entry with no content at all is answered with ErrUnknownRequest, here and everywhere.
+//
+// # Authentication
+//
+// Requests about users and roles are answered with ErrAuthUnsupported. When they come to be kept, the check of every
+// request has one place: Machine.authorize, before the request is dispatched.
+//
+// # Goroutines
+//
+// Apply, ApplyChange, CheckChange, Install and Reload belong to the applier goroutine. Everything else, the readers of members,
+// alarms, versions, quota and applied index, may be called from anywhere and does not wait for the applier.
+//
+// # Files
+//
+//	machine.go     Open, Apply and its batch, Reload, the stop
+//	dispatch.go    one request: alarms' refusals, dispatch, metrics, slow requests
+//	kv.go          put, delete, compaction
+//	txn.go         transactions, in the batch and read-only
+//	rangeread.go   RangeRequest to RangeResponse, for the server too
+//	leases.go      grant, revoke, checkpoint
+//	cluster.go     members, removed members, versions, alarms: the stored form and the mirror for readers
+//	change.go      changes of the member list
+//	quota.go       the space quota
+//	slow.go        the log lines of etcd's names about slow and failed requests
+//
+// Sources: etcd server/etcdserver/apply, server/etcdserver/txn, server/etcdserver/api/membership (behaviour), reference surface
+// 1.3, 1.5, 1.6, 1.7, 1.10, 1.11.
+package state

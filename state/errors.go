@@ -1,0 +1,42 @@
+package state
+
+import (
+	"errors"
+
+	"github.com/belaydb/belay/mvcc"
+)
+
+// Errors for the client. The texts are etcd's, without the gRPC code, which package server adds in its one table. Besides
+// these, results carry mvcc.ErrCompacted, mvcc.ErrFutureRev, lease.ErrNotFound, lease.ErrExists and
+// lease.ErrTTLTooLarge.
+//
+// Each depends on the log and the store alone, so a command fails alike on every member - but for ErrNoSpace beside a
+// response: then the command was applied, and this member's database is over its quota.
+var (
+	ErrEmptyKey          = errors.New("etcdserver: key is not provided")
+	ErrKeyNotFound       = errors.New("etcdserver: key not found")
+	ErrInvalidSortOption = errors.New("etcdserver: invalid sort option")
+	ErrNoSpace           = errors.New("etcdserver: mvcc: database space exceeded")
+	ErrCorrupt           = errors.New("etcdserver: corrupt cluster")
+	ErrMemberNotFound    = errors.New("etcdserver: member not found") // unknown or removed; a removed id never returns
+	ErrMemberExists      = errors.New("etcdserver: member ID already exist")
+	ErrPeerURLExists     = errors.New("etcdserver: Peer URLs already exists")
+	ErrNotLearner        = errors.New("etcdserver: can only promote a learner member")
+	ErrTooManyLearners   = errors.New("etcdserver: too many learner members in cluster")
+	ErrBadVersion        = errors.New("etcdserver: cluster version is not a version")
+
+	// ErrUnknownRequest answers an entry that holds no request at all. No member of ours or of etcd's writes one.
+	ErrUnknownRequest = errors.New("etcdserver: empty raft request")
+
+	// ErrUnknownChange answers a change of the member list of a type or content that cannot be.
+	ErrUnknownChange = errors.New("etcdserver: malformed member change")
+
+	// ErrAuthUnsupported answers every auth request: users and roles are not kept by this version.
+	ErrAuthUnsupported = errors.New("etcdserver: this version of belay does not support authentication")
+
+	// ErrNotReadOnly answers ReadTxn for a transaction that writes.
+	ErrNotReadOnly = errors.New("state: not a read-only transaction")
+)
+
+// isRoutine says whether an error is so usual that applying it is no failure in metrics and log; etcd's choice.
+func isRoutine(err error) bool { return err == nil || errors.Is(err, mvcc.ErrCompacted) }

@@ -1,0 +1,149 @@
+package state
+
+import (
+	"fmt"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/lease"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// putAnswer is a PutResponse with its header, in one allocation.
+type putAnswer struct {
+	resp   pb.PutResponse
+	header pb.ResponseHeader
+}
+
+func (m *Machine) put(r *pb.PutRequest, unawaited bool) (*pb.PutResponse, error) {
+	if err := m.checkPut(r); err != nil {
+		return nil, err
+	}
+	if unawaited && !r.IgnoreValue && !r.IgnoreLease {
+		if _, err := m.write(r.Key, r.Value, r.Lease); err != nil {
+			m.stop(fmt.Sprintf("put: %v", err))
+		}
+		return nil, nil
+	}
+	resp, err := m.runPut(r)
+	if err != nil {
+		m.stop(fmt.Sprintf("put: %v", err))
+	}
+	return resp, nil
+}
+
+// checkPut refuses a put that cannot be done. It changes nothing.
+func (m *Machine) checkPut(r *pb.PutRequest) error {
+	if len(r.GetKey()) == 0 {
+		return ErrEmptyKey
+	}
+	if r.Lease != 0 && !m.cfg.Leases.Exists(lease.ID(r.Lease)) {
+		return lease.ErrNotFound
+	}
+	if r.IgnoreValue || r.IgnoreLease {
+		prev, err := m.w.Prev(r.Key, false)
+		if err != nil {
+			m.stop(fmt.Sprintf("put: %v", err))
+		}
+		if prev == nil {
+			return ErrKeyNotFound
+		}
+	}
+	return nil
+}
+
+// runPut does a checked put.
+func (m *Machine) runPut(r *pb.PutRequest) (*pb.PutResponse, error) {
+	answer := &putAnswer{}
+	answer.resp.Header = &answer.header
+	value, leaseID := r.Value, r.Lease
+	if r.PrevKv || r.IgnoreValue || r.IgnoreLease {
+		prev, err := m.w.Prev(r.Key, r.PrevKv || r.IgnoreValue)
+		if err != nil {
+			return nil, err
+		}
+		if r.IgnoreValue {
+			value = prev.GetValue()
+		}
+		if r.IgnoreLease {
+			leaseID = prev.GetLease()
+		}
+		if r.PrevKv {
+			answer.resp.PrevKv = prev
+		}
+	}
+	rev, err := m.write(r.Key, value, leaseID)
+	answer.header.Revision = rev
+	return &answer.resp, err
+}
+
+// write puts one key and moves it from its old lease to the new one.
+func (m *Machine) write(key, value []byte, leaseID int64) (rev int64, err error) {
+	prev, rev, err := m.w.Put(key, value, leaseID)
+	if err != nil {
+		return 0, err
+	}
+	old := prev.GetLease()
+	if old == leaseID {
+		return rev, nil
+	}
+	if old != 0 {
+		if err := m.cfg.Leases.Detach(m.b, lease.ID(old), key); err != nil {
+			return 0, err
+		}
+	}
+	if leaseID != 0 {
+		return rev, m.cfg.Leases.Attach(m.b, lease.ID(leaseID), key)
+	}
+	return rev, nil
+}
+
+func (m *Machine) deleteRange(r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+	if len(r.Key) == 0 {
+		return nil, ErrEmptyKey
+	}
+	resp, err := m.runDeleteRange(r)
+	if err != nil {
+		m.stop(fmt.Sprintf("delete: %v", err))
+	}
+	return resp, nil
+}
+
+func (m *Machine) runDeleteRange(r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+	n, prevs, err := m.remove(r.Key, r.RangeEnd, r.PrevKv)
+	if err != nil {
+		return nil, err
+	}
+	resp := &pb.DeleteRangeResponse{Header: m.revisionHeader(), Deleted: n}
+	if r.PrevKv {
+		resp.PrevKvs = prevs
+	}
+	return resp, nil
+}
+
+// remove deletes a range and detaches its keys from their leases.
+func (m *Machine) remove(key, end []byte, wantPrev bool) (int64, []*mvccpb.KeyValue, error) {
+	n, prevs, err := m.w.DeleteRange(key, end, wantPrev)
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, kv := range prevs {
+		if kv.Lease != 0 {
+			if err := m.cfg.Leases.Detach(m.b, lease.ID(kv.Lease), kv.Key); err != nil {
+				return 0, nil, err
+			}
+		}
+	}
+	return n, prevs, nil
+}
+
+// compact notes the revision below which history may go; the removal itself follows in the background.
+func (m *Machine) compact(r *pb.CompactionRequest) command.Result {
+	if err := m.w.Compact(r.Revision); err != nil {
+		return command.Result{Err: m.orStop("compaction", err)}
+	}
+	return command.Result{
+		Response: &pb.CompactionResponse{Header: m.revisionHeader()},
+		Done:     m.cfg.KV.Compacted(r.Revision),
+	}
+}

@@ -1,0 +1,96 @@
+package state
+
+import (
+	"sync/atomic"
+
+	"github.com/belaydb/belay/store"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// DefaultQuotaBytes is the quota where none is configured: etcd's.
+const DefaultQuotaBytes = 2 << 30
+
+// What a key or a lease costs besides its bytes, by etcd's estimate.
+const (
+	kvOverheadBytes    = 256
+	leaseOverheadBytes = 64
+)
+
+// Cost is by how many bytes a request is taken to grow the database; 0 for everything that must be allowed when it is
+// full.
+func Cost(req any) int64 {
+	switch r := req.(type) {
+	case *pb.PutRequest:
+		return costPut(r)
+	case *pb.TxnRequest:
+		return costTxn(r)
+	case *pb.LeaseGrantRequest:
+		return leaseOverheadBytes
+	}
+	return 0
+}
+
+func costPut(r *pb.PutRequest) int64 {
+	return kvOverheadBytes + int64(len(r.GetKey())) + int64(len(r.GetValue()))
+}
+
+// costTxn is the cost of the dearer branch.
+func costTxn(r *pb.TxnRequest) int64 {
+	return max(costOps(r.GetSuccess()), costOps(r.GetFailure()))
+}
+
+func costOps(ops []*pb.RequestOp) (sum int64) {
+	for _, op := range ops {
+		switch r := op.GetRequest().(type) {
+		case *pb.RequestOp_RequestPut:
+			sum += costPut(r.RequestPut)
+		case *pb.RequestOp_RequestTxn:
+			sum += costTxn(r.RequestTxn)
+		}
+	}
+	return sum
+}
+
+// quota compares the size of the database with its limit. Asking the store for its size is dear, so the quota adds up what was
+// applied since it asked and asks again after a sixteenth of what is left, or refreshEvery batches.
+type quota struct {
+	st    *store.Store
+	limit int64 // bytes; below 0: none
+
+	size atomic.Int64 // the store's answer and what came since
+
+	// The applier's own.
+	askAt   int64 // ask again when size passes this
+	batches int   // since the last answer
+}
+
+const quotaRefreshEvery = 256
+
+func newQuota(st *store.Store, limit int64) *quota {
+	if limit == 0 {
+		limit = DefaultQuotaBytes
+	}
+	q := &quota{st: st, limit: limit}
+	q.refresh()
+	return q
+}
+
+func (q *quota) refresh() {
+	total, _ := q.st.Size()
+	q.size.Store(total)
+	q.askAt = total + max((q.limit-total)/16, 1<<20)
+	q.batches = 0
+}
+
+// applied adds what a batch has written.
+func (q *quota) applied(bytes int64) {
+	q.batches++
+	if q.size.Add(bytes) > q.askAt || q.batches >= quotaRefreshEvery {
+		q.refresh()
+	}
+}
+
+// fits says whether the cost fits beside what is there. Any goroutine may ask.
+func (q *quota) fits(cost int64) bool {
+	return cost == 0 || q.limit < 0 || q.size.Load()+cost < q.limit
+}

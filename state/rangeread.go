@@ -1,0 +1,169 @@
+package state
+
+import (
+	"bytes"
+	"context"
+	"math"
+	"sort"
+
+	"github.com/belaydb/belay/mvcc"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// Ranger reads a range of keys: a *mvcc.Store, a *mvcc.View, or the *mvcc.Writer of the batch being applied.
+type Ranger interface {
+	Range(ctx context.Context, key, end []byte, o mvcc.RangeOptions) (mvcc.RangeResult, error)
+}
+
+// RangeResponse answers one RangeRequest as etcd does: filtered by revision, sorted, cut to the limit. The header holds
+// the revision alone.
+//
+// etcd's quirks are kept: `count` ignores limit and filters; a sort target other than the key, without an order, sorts
+// ascending, but only the first limit+1 keys; equal sort values stand in the order which sort.Sort leaves them in;
+// keys_only (unless sorted by value) shows every lease as 0.
+//
+// It may be used by any goroutine. Errors: ErrInvalidSortOption, mvcc.ErrCompacted, mvcc.ErrFutureRev, the context's.
+func RangeResponse(ctx context.Context, rd Ranger, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	if err := checkSort(r); err != nil {
+		return nil, err
+	}
+	rr, err := rd.Range(ctx, r.Key, r.RangeEnd, mvcc.RangeOptions{
+		Limit:     pushedLimit(r),
+		Rev:       r.Revision,
+		CountOnly: r.CountOnly,
+		KeysOnly:  stripsEarly(r),
+	})
+	if err != nil {
+		return nil, err
+	}
+	kvs := filterByRevision(rr.KVs, r)
+	sortKVs(kvs, r)
+	return assembleRange(kvs, rr, r), nil
+}
+
+// checkSort refuses sort options that the API does not define.
+func checkSort(r *pb.RangeRequest) error {
+	if _, ok := pb.RangeRequest_SortOrder_name[int32(r.SortOrder)]; !ok {
+		return ErrInvalidSortOption
+	}
+	if _, ok := pb.RangeRequest_SortTarget_name[int32(r.SortTarget)]; !ok {
+		return ErrInvalidSortOption
+	}
+	return nil
+}
+
+// naturalOrder says whether keys may be taken in the order of the index. Order NONE counts as natural whatever the target:
+// that is the quirk by which only the first keys are sorted.
+func naturalOrder(r *pb.RangeRequest) bool {
+	return r.SortOrder == pb.RangeRequest_NONE ||
+		(r.SortTarget == pb.RangeRequest_KEY && r.SortOrder == pb.RangeRequest_ASCEND)
+}
+
+func hasRevisionFilters(r *pb.RangeRequest) bool {
+	return r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
+}
+
+// pushedLimit is how many keys the store need give at most; one more than asked for, to know whether there is more.
+func pushedLimit(r *pb.RangeRequest) int64 {
+	if r.Limit <= 0 || !naturalOrder(r) || hasRevisionFilters(r) {
+		return 0
+	}
+	if r.Limit == math.MaxInt64 {
+		return r.Limit
+	}
+	return r.Limit + 1
+}
+
+// stripsEarly says whether values are not even read: nobody sorts by them.
+func stripsEarly(r *pb.RangeRequest) bool {
+	return r.KeysOnly && r.SortTarget != pb.RangeRequest_VALUE
+}
+
+func filterByRevision(kvs []*mvccpb.KeyValue, r *pb.RangeRequest) []*mvccpb.KeyValue {
+	if !hasRevisionFilters(r) {
+		return kvs
+	}
+	kept := kvs[:0]
+	for _, kv := range kvs {
+		switch {
+		case r.MaxModRevision != 0 && kv.ModRevision > r.MaxModRevision:
+		case r.MinModRevision != 0 && kv.ModRevision < r.MinModRevision:
+		case r.MaxCreateRevision != 0 && kv.CreateRevision > r.MaxCreateRevision:
+		case r.MinCreateRevision != 0 && kv.CreateRevision < r.MinCreateRevision:
+		default:
+			kept = append(kept, kv)
+		}
+	}
+	return kept
+}
+
+func assembleRange(kvs []*mvccpb.KeyValue, rr mvcc.RangeResult, r *pb.RangeRequest) *pb.RangeResponse {
+	answer := &struct {
+		resp   pb.RangeResponse
+		header pb.ResponseHeader
+	}{}
+	resp := &answer.resp
+	resp.Header = &answer.header
+	resp.Header.Revision = rr.Rev
+	resp.Count = rr.Count
+	if r.Limit > 0 && int64(len(kvs)) > r.Limit {
+		kvs = kvs[:r.Limit]
+		resp.More = true
+	}
+	resp.Kvs = kvs
+	if r.KeysOnly {
+		// Copies: the originals may be shared with the store's cache.
+		early := stripsEarly(r)
+		resp.Kvs = make([]*mvccpb.KeyValue, len(kvs))
+		bare := make([]mvccpb.KeyValue, len(kvs))
+		for i, kv := range kvs {
+			b := &bare[i]
+			b.Key, b.CreateRevision, b.ModRevision, b.Version = kv.Key, kv.CreateRevision, kv.ModRevision, kv.Version
+			if !early {
+				b.Lease = kv.Lease
+			}
+			resp.Kvs[i] = b
+		}
+	}
+	return resp
+}
+
+// sortKVs sorts as the request asks. It uses sort.Sort and etcd's comparisons, since the order of equal elements, which
+// clients may have come to see, depends on both.
+func sortKVs(kvs []*mvccpb.KeyValue, r *pb.RangeRequest) {
+	order := r.SortOrder
+	if r.SortTarget != pb.RangeRequest_KEY && order == pb.RangeRequest_NONE {
+		order = pb.RangeRequest_ASCEND
+	}
+	if order == pb.RangeRequest_NONE || (r.SortTarget == pb.RangeRequest_KEY && order == pb.RangeRequest_ASCEND) {
+		return
+	}
+	s := &kvSorter{kvs: kvs}
+	switch r.SortTarget {
+	case pb.RangeRequest_KEY:
+		s.less = func(a, b *mvccpb.KeyValue) bool { return bytes.Compare(a.Key, b.Key) < 0 }
+	case pb.RangeRequest_VERSION:
+		s.less = func(a, b *mvccpb.KeyValue) bool { return a.Version < b.Version }
+	case pb.RangeRequest_CREATE:
+		s.less = func(a, b *mvccpb.KeyValue) bool { return a.CreateRevision < b.CreateRevision }
+	case pb.RangeRequest_MOD:
+		s.less = func(a, b *mvccpb.KeyValue) bool { return a.ModRevision < b.ModRevision }
+	case pb.RangeRequest_VALUE:
+		s.less = func(a, b *mvccpb.KeyValue) bool { return bytes.Compare(a.Value, b.Value) < 0 }
+	}
+	if order == pb.RangeRequest_DESCEND {
+		sort.Sort(sort.Reverse(s))
+	} else {
+		sort.Sort(s)
+	}
+}
+
+type kvSorter struct {
+	kvs  []*mvccpb.KeyValue
+	less func(a, b *mvccpb.KeyValue) bool
+}
+
+func (s *kvSorter) Len() int           { return len(s.kvs) }
+func (s *kvSorter) Swap(i, j int)      { s.kvs[i], s.kvs[j] = s.kvs[j], s.kvs[i] }
+func (s *kvSorter) Less(i, j int) bool { return s.less(s.kvs[i], s.kvs[j]) }

@@ -1,0 +1,275 @@
+package state
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+
+	"github.com/belaydb/belay/mvcc"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// A transaction runs in three steps, so that it happens wholly or not at all:
+//
+//  1. All compares, those of nested transactions too, are judged by the state before it. That fixes the path: which
+//     branch each (nested) transaction takes, in the order in which a walk meets them.
+//  2. Every operation on the path is checked against the same state: revisions of ranges, leases, keys that must exist.
+//     The first failure is the transaction's error; nothing was written.
+//  3. The operations run in order. They cannot fail any more. (A put that ignores its value and follows a delete of its
+//     key could; the API refuses such a pair of operations. Here it writes an empty value.)
+
+// txnReader is the state that a transaction is judged by.
+type txnReader interface {
+	Ranger
+	Rev() int64
+	CompactRevision() int64
+}
+
+// txnPath is the outcome of every compare list on the way, outermost first, depth first.
+type txnPath struct {
+	taken []bool
+	next  int
+}
+
+// step gives the operations of the branch that the next transaction on the path takes.
+func (p *txnPath) step(r *pb.TxnRequest) (succeeded bool, ops []*pb.RequestOp) {
+	succeeded = p.taken[p.next]
+	p.next++
+	if succeeded {
+		return true, r.Success
+	}
+	return false, r.Failure
+}
+
+func (p *txnPath) rewind() { p.next = 0 }
+
+// judge appends the outcome of the compares of a transaction and of those nested in the branch it takes.
+func (p *txnPath) judge(ctx context.Context, rd Ranger, r *pb.TxnRequest) error {
+	succeeded := true
+	for _, c := range r.Compare {
+		ok, err := compareHolds(ctx, rd, c)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			succeeded = false
+			break
+		}
+	}
+	p.taken = append(p.taken, succeeded)
+	ops := r.Success
+	if !succeeded {
+		ops = r.Failure
+	}
+	for _, op := range ops {
+		if nested := op.GetRequestTxn(); nested != nil {
+			if err := p.judge(ctx, rd, nested); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// compareHolds says whether every key of the compare's range satisfies it. A range without keys is compared once, as
+// a key with all numbers 0; but a value that is not there satisfies nothing, not even "not equal".
+func compareHolds(ctx context.Context, rd Ranger, c *pb.Compare) (bool, error) {
+	if len(c.GetKey()) == 0 {
+		return false, ErrEmptyKey
+	}
+	rr, err := rd.Range(ctx, c.Key, c.RangeEnd, mvcc.RangeOptions{
+		KeysOnly: c.Target == pb.Compare_VERSION || c.Target == pb.Compare_CREATE || c.Target == pb.Compare_MOD,
+	})
+	if err != nil {
+		return false, err
+	}
+	if len(rr.KVs) == 0 {
+		return c.Target != pb.Compare_VALUE && compareKV(c, &mvccpb.KeyValue{}), nil
+	}
+	for _, kv := range rr.KVs {
+		if !compareKV(c, kv) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// compareKV follows etcd where the request is odd: an unknown target compares as equal, an unknown result holds, and
+// an operand that is missing or of another target is 0 or empty.
+func compareKV(c *pb.Compare, kv *mvccpb.KeyValue) bool {
+	var order int
+	switch c.Target {
+	case pb.Compare_VALUE:
+		order = bytes.Compare(kv.Value, c.GetValue())
+	case pb.Compare_CREATE:
+		order = cmp.Compare(kv.CreateRevision, c.GetCreateRevision())
+	case pb.Compare_MOD:
+		order = cmp.Compare(kv.ModRevision, c.GetModRevision())
+	case pb.Compare_VERSION:
+		order = cmp.Compare(kv.Version, c.GetVersion())
+	case pb.Compare_LEASE:
+		order = cmp.Compare(kv.Lease, c.GetLease())
+	}
+	switch c.Result {
+	case pb.Compare_EQUAL:
+		return order == 0
+	case pb.Compare_NOT_EQUAL:
+		return order != 0
+	case pb.Compare_GREATER:
+		return order > 0
+	case pb.Compare_LESS:
+		return order < 0
+	}
+	return true
+}
+
+// check is step 2 for one transaction and those nested in it.
+func (p *txnPath) check(r *pb.TxnRequest, rd txnReader, checkPut func(*pb.PutRequest) error) error {
+	_, ops := p.step(r)
+	for _, op := range ops {
+		var err error
+		switch o := op.GetRequest().(type) {
+		case *pb.RequestOp_RequestRange:
+			err = checkRange(rd, o.RequestRange)
+		case *pb.RequestOp_RequestPut:
+			err = checkPut(o.RequestPut)
+		case *pb.RequestOp_RequestDeleteRange:
+			if len(o.RequestDeleteRange.GetKey()) == 0 {
+				err = ErrEmptyKey
+			}
+		case *pb.RequestOp_RequestTxn:
+			if o.RequestTxn != nil {
+				err = p.check(o.RequestTxn, rd, checkPut)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkRange refuses a range that could not be answered. A negative revision is one below every compaction, unless
+// there was none.
+func checkRange(rd txnReader, r *pb.RangeRequest) error {
+	switch {
+	case len(r.GetKey()) == 0:
+		return ErrEmptyKey
+	case r.Revision == 0:
+	case r.Revision > rd.Rev():
+		return mvcc.ErrFutureRev
+	case r.Revision < rd.CompactRevision():
+		return mvcc.ErrCompacted
+	}
+	return checkSort(r)
+}
+
+// isReadOnly says whether every operation of both branches is a range.
+func isReadOnly(r *pb.TxnRequest) bool {
+	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range ops {
+			if op.GetRequestRange() == nil {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// ReadTxn answers a transaction all of whose operations are ranges, from one consistent view. Any goroutine may call
+// it. Errors: as RangeResponse, and ErrEmptyKey; ErrNotReadOnly for a transaction that belongs into the log.
+func ReadTxn(ctx context.Context, v *mvcc.View, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	if !isReadOnly(r) {
+		return nil, ErrNotReadOnly
+	}
+	var path txnPath
+	if err := path.judge(ctx, v, r); err != nil {
+		return nil, err
+	}
+	if err := path.check(r, v, nil); err != nil {
+		return nil, err
+	}
+	path.rewind()
+	succeeded, ops := path.step(r)
+	resp := &pb.TxnResponse{
+		Header:    &pb.ResponseHeader{Revision: v.Rev()},
+		Succeeded: succeeded,
+		Responses: make([]*pb.ResponseOp, len(ops)),
+	}
+	for i, op := range ops {
+		rr, err := RangeResponse(ctx, v, op.GetRequestRange())
+		if err != nil {
+			return nil, err
+		}
+		resp.Responses[i] = &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: rr}}
+	}
+	return resp, nil
+}
+
+// txn applies a transaction to the batch.
+func (m *Machine) txn(r *pb.TxnRequest, unawaited bool) (*pb.TxnResponse, error) {
+	ctx := context.Background()
+	var path txnPath
+	if err := path.judge(ctx, m.w, r); err != nil {
+		return nil, m.orStop("compare of a transaction", err)
+	}
+	if err := path.check(r, m.w, m.checkPut); err != nil {
+		return nil, err
+	}
+	path.rewind()
+	resp, err := m.runTxn(ctx, &path, r, unawaited)
+	if err != nil {
+		m.stop(fmt.Sprintf("a checked transaction failed half-way: %v", err))
+	}
+	resp.Header.Revision = m.w.Rev()
+	return resp, nil
+}
+
+// runTxn is step 3. The header of its response stays empty, as a nested one does in etcd; txn fills the outermost.
+func (m *Machine) runTxn(ctx context.Context, path *txnPath, r *pb.TxnRequest, unawaited bool) (*pb.TxnResponse, error) {
+	succeeded, ops := path.step(r)
+	resp := &pb.TxnResponse{
+		Header:    &pb.ResponseHeader{},
+		Succeeded: succeeded,
+		Responses: make([]*pb.ResponseOp, len(ops)),
+	}
+	for i, op := range ops {
+		out := &pb.ResponseOp{}
+		switch o := op.GetRequest().(type) {
+		case *pb.RequestOp_RequestRange:
+			rr := &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: m.w.Rev()}}
+			if !unawaited {
+				var err error
+				if rr, err = RangeResponse(ctx, m.w, o.RequestRange); err != nil {
+					return nil, err
+				}
+			}
+			out.Response = &pb.ResponseOp_ResponseRange{ResponseRange: rr}
+		case *pb.RequestOp_RequestPut:
+			pr, err := m.runPut(o.RequestPut)
+			if err != nil {
+				return nil, err
+			}
+			out.Response = &pb.ResponseOp_ResponsePut{ResponsePut: pr}
+		case *pb.RequestOp_RequestDeleteRange:
+			dr, err := m.runDeleteRange(o.RequestDeleteRange)
+			if err != nil {
+				return nil, err
+			}
+			out.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: dr}
+		case *pb.RequestOp_RequestTxn:
+			if o.RequestTxn == nil {
+				break
+			}
+			tr, err := m.runTxn(ctx, path, o.RequestTxn, unawaited)
+			if err != nil {
+				return nil, err
+			}
+			out.Response = &pb.ResponseOp_ResponseTxn{ResponseTxn: tr}
+		}
+		resp.Responses[i] = out
+	}
+	return resp, nil
+}
