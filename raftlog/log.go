@@ -3,82 +3,356 @@ package raftlog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 )
 
-// Metadata says whose log a directory holds.
-type Metadata struct {
-	Version   uint32
-	MemberID  uint64
-	ClusterID uint64
-}
+const (
+	defaultSegmentBytes = 64 << 20
+	defaultMemoryBytes  = 256 << 20
+	defaultGroupBytes   = 16 << 20
+)
 
-// Options of Open. Zero values mean the default.
+// Options of Open. The zero value of a field means its default.
 type Options struct {
-	FS                  vfs.FS // default vfs.Default
-	SegmentBytes        int64  // default 64 MiB
-	MemoryBytes         int64  // default 256 MiB: bound of what Open reads into memory
+	// FS is the file system; default vfs.Default. All I/O goes through it.
+	FS vfs.FS
+	// SegmentBytes is the size of a segment file; default 64 MiB. It may change
+	// between runs. A group larger than that makes one larger segment.
+	SegmentBytes int64
+	// MemoryBytes bounds the entries held in memory, but for those that the store
+	// has not made durable: they stay. Default 256 MiB. Applied by Adopt and Compact.
+	MemoryBytes int64
+	// MemberID and ClusterID are written into a new log and compared with an
+	// existing one. Zero: not compared.
 	MemberID, ClusterID uint64
-	Logger              *zap.Logger
-	Metrics             *Metrics
-	NoSync              bool                    // never fsync: --unsafe-no-fsync
-	Released            func([]*raftpb.Message) // called by the writer goroutine, in order
-	Failed              func(error)             // called once by the writer goroutine
+	Logger              *zap.Logger // default: none
+	Metrics             *Metrics    // default: not exported
+	// NoSync never calls fsync or fdatasync (--unsafe-no-fsync). A crash of the
+	// machine may then lose what was promised.
+	NoSync bool
+	// Released gets the responses of each group, in the order of the Appends, when
+	// that group is durable. Called by the writer goroutine; it may keep the slice.
+	Released func([]*raftpb.Message)
+	// Failed is called once, by the writer goroutine, when a write or a sync has
+	// failed. Nothing is released afterwards; the process must stop.
+	Failed func(error)
+
+	// For tests: the largest group, and whether spare segments are prepared.
+	groupBytes int64
+	noSpares   bool
+	random     func() uint64
 }
 
-// Append is one step of the log.
+func (o *Options) fill() error {
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.SegmentBytes == 0 {
+		o.SegmentBytes = defaultSegmentBytes
+	}
+	if o.SegmentBytes < 4*pageBytes {
+		return fmt.Errorf("raftlog: segments of %d bytes are too small: give at least %d", o.SegmentBytes, 4*pageBytes)
+	}
+	o.SegmentBytes = roundUp(o.SegmentBytes, pageBytes)
+	if o.MemoryBytes == 0 {
+		o.MemoryBytes = defaultMemoryBytes
+	}
+	if o.MemoryBytes < 0 {
+		return fmt.Errorf("raftlog: a memory bound of %d bytes makes no sense", o.MemoryBytes)
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	if o.Metrics == nil {
+		o.Metrics = NewMetrics(nil)
+	}
+	if o.Released == nil {
+		o.Released = func([]*raftpb.Message) {}
+	}
+	if o.Failed == nil {
+		lg := o.Logger
+		o.Failed = func(err error) { lg.Error("raft log failed", zap.Error(err)) }
+	}
+	if o.groupBytes == 0 {
+		o.groupBytes = defaultGroupBytes
+	}
+	if o.random == nil {
+		o.random = rand.Uint64
+	}
+	return nil
+}
+
+// Append is one step of the log: raft's MsgStorageAppend.
+//
+// In memory, and in what a crash leaves, its parts take effect in this order:
+// Snapshot, Entries, HardState.
 type Append struct {
+	// HardState, nil for unchanged. A change of Term or Vote is a promise and is
+	// synced; a change of Commit alone is written with the next group.
 	HardState *raftpb.HardState
-	Entries   []*raftpb.Entry
-	Snapshot  *raftpb.Snapshot
-	Install   func() error
+	// Entries continue the log or, if the first one's index is already held,
+	// replace it from there. They are shared, not copied, and must not change.
+	Entries []*raftpb.Entry
+	// Snapshot, nil for none, replaces the log by the base (its index, its term).
+	Snapshot *raftpb.Snapshot
+	// Install, with Snapshot, makes the snapshot's state durable. The writer
+	// goroutine calls it after all earlier Appends are durable and before it
+	// writes the new base. nil: nothing to do.
+	Install func() error
+	// Responses are released when all of the above, and all before it, is durable.
 	Responses []*raftpb.Message
 }
 
 // Unsynced is what the disk does not have yet.
 type Unsynced struct {
+	// Bytes and Entries appended and not yet durable (a snapshot being installed
+	// counts no bytes).
 	Bytes   int64
 	Entries int
-	Oldest  time.Duration // age of the oldest append not yet durable; 0 if none
+	// Oldest is the age of the oldest Append that waits for the disk, whether it
+	// is in flight or queued; 0 if there is none. An Install that runs counts too.
+	// After a failure it grows for ever.
+	Oldest time.Duration
 }
 
-// Metrics of the log, with etcd's names.
-type Metrics struct{}
+// item is an Append on its way to the disk, or a marker of Sync.
+type item struct {
+	entries   []*raftpb.Entry
+	responses []*raftpb.Message
+	hard      hard
+	hasHard   bool
+	snapshot  bool
+	base      hard // term and commit of it: the snapshot's term and index
+	install   func() error
+	promise   bool // must be synced: entries, a snapshot, a term or a vote
+	bytes     int64
+	at        time.Time
+	synced    chan error // of Sync; buffered
+}
 
-// NewMetrics registers the metrics; reg may be nil.
-func NewMetrics(reg prometheus.Registerer) *Metrics { return &Metrics{} }
+// Log is the durable raft log and its tail in memory. It implements raft.Storage.
+//
+// Append, the methods of raft.Storage and the Set methods belong to the raft loop;
+// none of them waits for a disk. Unsynced, Bytes, BytesAfter, Compact, Sync and
+// Close may be called from any goroutine.
+type Log struct {
+	dir  string
+	opts Options
+	fs   vfs.FS
+	lg   *zap.Logger
+	meta meta
+	lock io.Closer
+	root vfs.File // the directory, for syncing it
 
-// Log is the durable log and its tail in memory.
-type Log struct{}
+	// mu guards what the raft loop sees. It is never held across I/O, except
+	// by Adopt, before the loop starts.
+	mu        sync.Mutex
+	wake      sync.Cond // queue is not empty, or closing
+	tail      tail
+	hard      hard
+	confState *raftpb.ConfState
+	snapshot  *raftpb.Snapshot
+	queue     []item
+	// unsynced counts what was appended and not released; oldest is when the
+	// oldest promise among it was appended, zero if there is none.
+	unsyncedBytes   int64
+	unsyncedEntries int
+	oldest          time.Time
+	started         bool // an Append or Sync happened: too late for Adopt
+	closing         bool
+	failure         error
 
-var errFace = errors.New("raftlog: not built yet")
+	files files  // segments and spares
+	w     writer // owned by the writer goroutine once Open has returned
+
+	compactMu  sync.Mutex // one Compact at a time
+	writerDone chan struct{}
+	diskBytes  atomic.Int64
+}
 
 var _ raft.Storage = (*Log)(nil)
 
-func Open(dir string, opts Options) (*Log, error)        { return nil, errFace }
-func Peek(dir string, fs vfs.FS) (Metadata, bool, error) { return Metadata{}, false, errFace }
-func Inspect(dir string, fs vfs.FS, w io.Writer) error   { return errFace }
-func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, err error) {
-	return false, errFace
+// ErrClosed is returned by Sync after Close.
+var ErrClosed = errors.New("raftlog: the log is closed")
+
+// Append takes a into memory at once and queues it for the disk. It never waits.
+//
+// REQUIRES, and panics otherwise, since going on would break a promise: entries
+// follow each other and the log without a gap; they do not replace a committed
+// entry; terms do not go back; the vote of a term does not change; Close was not
+// called.
+func (l *Log) Append(a Append) {
+	it := item{responses: a.Responses, entries: a.Entries, at: time.Now()}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing {
+		panic("raftlog: Append after Close")
+	}
+	l.started = true
+
+	if a.Snapshot != nil {
+		m := a.Snapshot.GetMetadata()
+		if m.GetIndex() <= l.hard.commit || m.GetTerm() < l.tail.baseTerm {
+			panic(fmt.Sprintf("raftlog: snapshot (index %d, term %d) is older than the log (base %d, term %d, commit %d)",
+				m.GetIndex(), m.GetTerm(), l.tail.base, l.tail.baseTerm, l.hard.commit))
+		}
+		it.snapshot, it.install, it.promise = true, a.Install, true
+		it.base = hard{term: m.GetTerm(), commit: m.GetIndex()}
+		l.tail.reset(m.GetIndex(), m.GetTerm())
+		l.confState = m.GetConfState()
+	}
+	if len(a.Entries) > 0 {
+		it.promise = true
+		it.bytes = l.takeEntries(a.Entries)
+		l.unsyncedBytes += it.bytes
+		l.unsyncedEntries += len(a.Entries)
+	}
+	if a.HardState != nil {
+		h := hard{term: a.HardState.GetTerm(), vote: a.HardState.GetVote(), commit: a.HardState.GetCommit()}
+		switch {
+		case h.term < l.hard.term, h.commit < l.hard.commit,
+			h.term == l.hard.term && l.hard.vote != 0 && h.vote != l.hard.vote:
+			panic(fmt.Sprintf("raftlog: hard state goes back: %+v after %+v", h, l.hard))
+		case h.commit > l.tail.last:
+			panic(fmt.Sprintf("raftlog: commit %d is beyond the last entry %d", h.commit, l.tail.last))
+		}
+		if h.term != l.hard.term || h.vote != l.hard.vote {
+			it.promise = true
+		}
+		it.hard, it.hasHard = h, true
+		l.hard = h
+	}
+
+	if it.promise && l.oldest.IsZero() {
+		l.oldest = it.at
+	}
+	if l.failure != nil {
+		return // nobody will write it; Unsynced goes on counting
+	}
+	l.queue = append(l.queue, it)
+	l.wake.Signal()
 }
-func (l *Log) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) { return nil, nil, errFace }
-func (l *Log) Entries(lo, hi, maxSize uint64) ([]*raftpb.Entry, error)     { return nil, errFace }
-func (l *Log) Term(i uint64) (uint64, error)                               { return 0, errFace }
-func (l *Log) FirstIndex() (uint64, error)                                 { return 0, errFace }
-func (l *Log) LastIndex() (uint64, error)                                  { return 0, errFace }
-func (l *Log) Snapshot() (*raftpb.Snapshot, error)                         { return nil, errFace }
-func (l *Log) SetConfState(cs *raftpb.ConfState)                           {}
-func (l *Log) SetSnapshotMeta(index, term uint64, cs *raftpb.ConfState)    {}
-func (l *Log) Append(a Append)                                             {}
-func (l *Log) Unsynced() Unsynced                                          { return Unsynced{} }
-func (l *Log) Compact(durable uint64, keepBytes int64) error               { return errFace }
-func (l *Log) Sync(ctx context.Context) error                              { return errFace }
-func (l *Log) Close() error                                                { return errFace }
-func (l *Log) Bytes() (mem, disk int64)                                    { return 0, 0 }
+
+// takeEntries puts entries into the tail and returns their size. REQUIRES l.mu.
+func (l *Log) takeEntries(entries []*raftpb.Entry) int64 {
+	first := entries[0].GetIndex()
+	switch {
+	case first > l.tail.last+1:
+		panic(fmt.Sprintf("raftlog: entry %d leaves a gap after %d", first, l.tail.last))
+	case first <= l.hard.commit || first <= l.tail.base:
+		panic(fmt.Sprintf("raftlog: entry %d would replace a committed one (commit %d, base %d)", first, l.hard.commit, l.tail.base))
+	}
+	l.tail.truncate(first - 1)
+	before := l.tail.bytes
+	for _, e := range entries {
+		if e.GetIndex() != l.tail.last+1 || e.GetTerm() < l.tail.lastTerm {
+			panic(fmt.Sprintf("raftlog: entry (index %d, term %d) cannot follow (index %d, term %d)",
+				e.GetIndex(), e.GetTerm(), l.tail.last, l.tail.lastTerm))
+		}
+		l.tail.push(e)
+	}
+	return l.tail.bytes - before
+}
+
+// Unsynced tells what the disk does not have yet.
+func (l *Log) Unsynced() Unsynced {
+	l.mu.Lock()
+	u := Unsynced{Bytes: l.unsyncedBytes, Entries: l.unsyncedEntries}
+	oldest := l.oldest
+	l.mu.Unlock()
+	if !oldest.IsZero() {
+		u.Oldest = max(time.Since(oldest), 1)
+	}
+	return u
+}
+
+// Bytes returns the size of the entries in memory (each with an estimate of its
+// overhead) and of the files on disk, spare segments included.
+func (l *Log) Bytes() (mem, disk int64) {
+	l.mu.Lock()
+	mem = l.tail.bytes
+	l.mu.Unlock()
+	return mem, l.diskBytes.Load()
+}
+
+// BytesAfter estimates, to about a thousand entries, the bytes of the entries
+// after index.
+func (l *Log) BytesAfter(index uint64) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tail.bytesAfter(index)
+}
+
+// Metadata says whose log this is.
+func (l *Log) Metadata() Metadata {
+	return Metadata{Version: l.meta.version, MemberID: l.meta.member, ClusterID: l.meta.cluster}
+}
+
+// Sync waits until all that was appended before is durable, commit included.
+func (l *Log) Sync(ctx context.Context) error {
+	done := make(chan error, 1)
+	l.mu.Lock()
+	switch {
+	case l.failure != nil:
+		defer l.mu.Unlock()
+		return l.failure
+	case l.closing:
+		l.mu.Unlock()
+		return ErrClosed
+	}
+	l.started = true
+	l.queue = append(l.queue, item{synced: done, at: time.Now()})
+	l.wake.Signal()
+	l.mu.Unlock()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close writes what waits, seals the log and releases the directory. It waits for
+// the disk. It returns the failure of the log if there was one.
+func (l *Log) Close() error {
+	l.mu.Lock()
+	if l.closing {
+		l.mu.Unlock()
+		<-l.writerDone
+		return nil
+	}
+	l.closing = true
+	l.wake.Signal()
+	l.mu.Unlock()
+	<-l.writerDone
+	l.compactMu.Lock() // a Compact that still runs must not outlive the lock on the directory
+	defer l.compactMu.Unlock()
+	l.files.stopPreparing()
+
+	err := l.failure // the writer is gone
+	if l.w.file != nil {
+		err = errors.Join(err, l.w.file.Close())
+	}
+	return errors.Join(err, l.root.Close(), l.lock.Close())
+}
+
+// syncDir makes names in the directory durable.
+func (l *Log) syncDir() error {
+	if l.opts.NoSync {
+		return nil
+	}
+	if err := l.root.Sync(); err != nil {
+		return fmt.Errorf("raftlog: sync directory %s: %w", l.dir, err)
+	}
+	return nil
+}

@@ -1,0 +1,37 @@
+package raftlog
+
+import "fmt"
+
+// CorruptError says that the log on disk is damaged where it was durable: entries
+// that were promised are lost or altered. Nothing was cut or changed.
+type CorruptError struct {
+	File   string
+	Offset int64
+	Reason string
+}
+
+func (e *CorruptError) Error() string {
+	return fmt.Sprintf("raftlog: %s is corrupt at offset %d: %s. "+
+		"Entries that this member had acknowledged are damaged, so it must not rejoin with this data. "+
+		"Nothing was changed. In a cluster with a healthy quorum: remove this member, move its data directory away, add it again. "+
+		"A single member: restore a snapshot, or this file from a backup",
+		e.File, e.Offset, e.Reason)
+}
+
+// IdentityError says that a directory holds the log of somebody else.
+type IdentityError struct {
+	Dir                      string
+	HaveMember, HaveCluster  uint64
+	WantMember, WantCluster  uint64
+	HaveVersion, WantVersion uint32
+}
+
+func (e *IdentityError) Error() string {
+	if e.HaveVersion != e.WantVersion {
+		return fmt.Sprintf("raftlog: %s was written in format %d, and this program knows formats up to %d: run the version that wrote it, or a newer one",
+			e.Dir, e.HaveVersion, e.WantVersion)
+	}
+	return fmt.Sprintf("raftlog: %s belongs to member %x of cluster %x, not to member %x of cluster %x: "+
+		"check the data directory, --name, --initial-cluster and --initial-cluster-token",
+		e.Dir, e.HaveMember, e.HaveCluster, e.WantMember, e.WantCluster)
+}

@@ -1,0 +1,265 @@
+package raftlog
+
+import (
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+)
+
+// Metadata says whose log a directory holds.
+type Metadata struct {
+	Version   uint32 // of the format
+	MemberID  uint64
+	ClusterID uint64
+}
+
+// Peek says whether dir holds a log, and whose. fs may be nil for the default.
+func Peek(dir string, fs vfs.FS) (Metadata, bool, error) {
+	if fs == nil {
+		fs = vfs.Default
+	}
+	if _, err := fs.Stat(dir); isNotExist(err) {
+		return Metadata{}, false, nil
+	}
+	ls, err := list(fs, dir)
+	if err != nil || !ls.meta {
+		return Metadata{}, false, err
+	}
+	m, err := readMeta(fs, dir)
+	if err != nil {
+		return Metadata{}, false, err
+	}
+	return Metadata{Version: m.version, MemberID: m.member, ClusterID: m.cluster}, true, nil
+}
+
+// Open opens the log in dir, or makes a new one. What it returns is durable: entries
+// that a crashed process had written but not synced are either synced now or not there.
+//
+// Everything in the log is in memory afterwards; Adopt then drops what MemoryBytes
+// does not allow. Errors: *CorruptError, *IdentityError, or I/O with the file's name.
+func Open(dir string, opts Options) (_ *Log, err error) {
+	if err := opts.fill(); err != nil {
+		return nil, err
+	}
+	l := &Log{dir: dir, opts: opts, fs: opts.FS, lg: opts.Logger, writerDone: make(chan struct{})}
+	l.wake.L = &l.mu
+	l.confState = raftpb.EnsureConfState(nil)
+	if err := l.fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("raftlog: cannot create directory %s: %w", dir, err)
+	}
+	lockPath := l.path(lockName)
+	if l.lock, err = l.fs.Lock(lockPath); err != nil {
+		return nil, fmt.Errorf("raftlog: cannot lock %s: another process uses this directory, or it is not writable: %w", lockPath, err)
+	}
+	defer func() {
+		if err != nil {
+			if l.w.file != nil {
+				_ = l.w.file.Close() // the first error is the one to tell
+			}
+			if l.root != nil {
+				_ = l.root.Close()
+			}
+			_ = l.lock.Close()
+		}
+	}()
+	if l.root, err = l.fs.OpenDir(dir); err != nil {
+		return nil, fmt.Errorf("raftlog: open directory %s: %w", dir, err)
+	}
+	ls, err := list(l.fs, dir)
+	if err != nil {
+		return nil, err
+	}
+	l.w.epoch = opts.random()
+	if ls.meta {
+		err = l.load(ls)
+	} else {
+		err = l.create(ls)
+	}
+	if err != nil {
+		return nil, err
+	}
+	l.files.want = make(chan struct{}, 1)
+	if !opts.noSpares {
+		l.files.stop, l.files.stopped = make(chan struct{}), make(chan struct{})
+		go l.prepareSpares()
+		if !l.w.prepared {
+			l.files.wantSpare()
+		}
+	}
+	go l.write()
+	return l, nil
+}
+
+// create makes a new log: first a segment, then, by rename, META, whose presence
+// promises the segment.
+func (l *Log) create(ls listing) error {
+	// Without META, segments can only be what a crash of create has left: one, with
+	// no group in it.
+	for _, n := range ls.segments {
+		path := l.path(segmentName(n))
+		info, err := l.fs.Stat(path)
+		if err != nil {
+			return fmt.Errorf("raftlog: stat %s: %w", path, err)
+		}
+		if n != 1 || info.Size() > segmentHeaderBytes {
+			return &CorruptError{File: l.path(metaName), Reason: "the file is missing, but " + path + " holds a log"}
+		}
+		ls.leftover = append(ls.leftover, path)
+	}
+	for _, path := range ls.leftover {
+		if err := l.fs.Remove(path); err != nil {
+			return fmt.Errorf("raftlog: remove %s: %w", path, err)
+		}
+	}
+	// The directory's own name must be durable too.
+	if err := l.syncDirOf(l.fs.PathDir(l.dir)); err != nil {
+		return err
+	}
+	l.meta = meta{version: formatVersion, member: l.opts.MemberID, cluster: l.opts.ClusterID, logID: l.opts.random()}
+
+	w := &l.w
+	if err := l.startSegment(); err != nil {
+		return err
+	}
+	b := make([]byte, segmentHeaderBytes)
+	segmentHeader{logID: l.meta.logID, number: w.number, first: 1}.encode(b)
+	if err := l.writeWhole(w.file, segmentName(w.number), b); err != nil {
+		return err
+	}
+	l.files.segments = []segment{{number: w.number, first: 1, size: segmentHeaderBytes}}
+	l.diskBytes.Store(segmentHeaderBytes)
+	w.sealed = true
+
+	temp := l.path(metaTempName)
+	f, err := l.fs.Create(temp, diskCategory)
+	if err != nil {
+		return fmt.Errorf("raftlog: create %s: %w", temp, err)
+	}
+	if _, err = f.Write(l.meta.encode()); err == nil && !l.opts.NoSync {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = l.syncDir() // the segment's name before META's
+	}
+	if err == nil {
+		err = l.fs.Rename(temp, l.path(metaName))
+	}
+	if err != nil {
+		return fmt.Errorf("raftlog: write %s: %w", l.path(metaName), err)
+	}
+	return l.syncDir()
+}
+
+// load reads an existing log, makes what it found durable, and removes what is not
+// part of it.
+func (l *Log) load(ls listing) error {
+	var err error
+	if l.meta, err = readMeta(l.fs, l.dir); err != nil {
+		return err
+	}
+	if (l.opts.MemberID != 0 && l.meta.member != l.opts.MemberID) || (l.opts.ClusterID != 0 && l.meta.cluster != l.opts.ClusterID) {
+		return &IdentityError{
+			Dir: l.dir, HaveMember: l.meta.member, HaveCluster: l.meta.cluster,
+			WantMember: l.opts.MemberID, WantCluster: l.opts.ClusterID,
+			HaveVersion: l.meta.version, WantVersion: l.meta.version,
+		}
+	}
+	r, err := replaySegments(l.fs, l.dir, ls.segments, l.meta.logID)
+	if err != nil {
+		return err
+	}
+	if r.cut != nil {
+		l.lg.Warn("the raft log ends in a group that was never durable, hence never acknowledged; it is cut",
+			zap.String("path", r.cut.path), zap.Int64("offset", r.cut.offset),
+			zap.Uint64("group", r.cut.group), zap.String("reason", r.cut.reason))
+	}
+
+	// A process that died may have left writes in the page cache. We are about to act
+	// on them (answer "I have entry N"), so they must be durable first.
+	for i, s := range r.live {
+		path := l.path(segmentName(s.number))
+		f, err := l.fs.OpenReadWrite(path, diskCategory)
+		if err != nil {
+			return fmt.Errorf("raftlog: open %s: %w", path, err)
+		}
+		if !l.opts.NoSync {
+			if err := f.Sync(); err != nil {
+				_ = f.Close() // the first error is the one to tell
+				return fmt.Errorf("raftlog: sync %s: %w", path, err)
+			}
+		}
+		l.diskBytes.Add(s.size)
+		if i == len(r.live)-1 {
+			l.w.file = f
+			l.w.prepared = s.size >= l.opts.SegmentBytes
+		} else if err := f.Close(); err != nil {
+			return fmt.Errorf("raftlog: close %s: %w", path, err)
+		}
+	}
+	// From the newest to the oldest: each crash in between leaves the same decision.
+	// (Those before a reset are harmless in any order.) None is recycled.
+	remove := append(ls.leftover, r.dead...)
+	for i := len(remove) - 1; i >= 0; i-- {
+		if err := l.fs.Remove(remove[i]); err != nil {
+			return fmt.Errorf("raftlog: remove %s: %w", remove[i], err)
+		}
+		if err := l.syncDir(); err != nil {
+			return err
+		}
+	}
+	if err := l.syncDir(); err != nil {
+		return err
+	}
+
+	l.tail, l.hard = r.tail, r.hard
+	l.files.segments = r.live
+	w := &l.w
+	last := r.live[len(r.live)-1]
+	// A new segment gets a number that no file had, removed ones included.
+	w.seed = headerSeed(l.meta.logID, last.number)
+	w.number, w.off = last.number, r.end
+	w.nextNumber = r.number + 1
+	w.mustRoll = r.stale
+	w.group, w.sealed = r.group, r.sealed
+	if !l.opts.NoSync {
+		w.synced = r.group
+	}
+	w.last, w.lastTerm = r.tail.last, r.tail.lastTerm
+	w.hard, w.written = r.hard, r.hard
+	return nil
+}
+
+// writeWhole writes and syncs the beginning of a file.
+func (l *Log) writeWhole(f vfs.File, name string, b []byte) error {
+	_, err := f.WriteAt(b, 0)
+	if err == nil && !l.opts.NoSync {
+		err = f.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("raftlog: write %s: %w", l.path(name), err)
+	}
+	return nil
+}
+
+func (l *Log) syncDirOf(dir string) error {
+	if l.opts.NoSync {
+		return nil
+	}
+	d, err := l.fs.OpenDir(dir)
+	if err != nil {
+		return fmt.Errorf("raftlog: open directory %s: %w", dir, err)
+	}
+	err = d.Sync()
+	if cerr := d.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("raftlog: sync directory %s: %w", dir, err)
+	}
+	return nil
+}

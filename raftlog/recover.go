@@ -1,0 +1,344 @@
+package raftlog
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/raft/v3/raftpb"
+)
+
+// scanned is one segment file as found.
+type scanned struct {
+	number    uint64
+	path      string
+	data      []byte // the whole file while it is read; nil before and after
+	size      int64
+	header    segmentHeader
+	headerErr error // why header is not valid
+}
+
+// replay is what reading the segments gave.
+type replay struct {
+	logID uint64
+	tail  tail
+	hard  hard
+	group uint64 // the last one accepted
+
+	live   []segment // the segments that are the log, in order
+	dead   []string  // files to remove: before the last reset, after the cut
+	number uint64    // the highest number of a file, dead ones included
+	end    int64     // where the log ends in the last live segment
+	sealed bool      // the last group accepted promises nothing
+	cut    *cut      // a torn end, nil if there is none
+	stale  bool      // something valid of this log lies beyond the end
+	arena  []byte    // where the entries' data is copied to
+}
+
+// cut tells of a group that was dropped because it was never durable.
+type cut struct {
+	path   string
+	offset int64
+	group  uint64
+	reason string
+}
+
+// listing is what a directory holds.
+type listing struct {
+	meta     bool
+	segments []uint64 // sorted
+	leftover []string // spares and temporary files, paths
+}
+
+func list(fs vfs.FS, dir string) (listing, error) {
+	names, err := fs.List(dir)
+	if err != nil {
+		return listing{}, fmt.Errorf("raftlog: list %s: %w", dir, err)
+	}
+	var ls listing
+	for _, name := range names {
+		name = fs.PathBase(name)
+		if n, ok := parseSegmentName(name); ok {
+			ls.segments = append(ls.segments, n)
+		}
+		if name == metaName {
+			ls.meta = true
+		}
+		if strings.HasPrefix(name, sparePrefix) || name == metaTempName {
+			ls.leftover = append(ls.leftover, fs.PathJoin(dir, name))
+		}
+	}
+	slices.Sort(ls.segments)
+	slices.Sort(ls.leftover)
+	return ls, nil
+}
+
+func readMeta(fs vfs.FS, dir string) (meta, error) {
+	path := fs.PathJoin(dir, metaName)
+	b, err := readFile(fs, path, metaBytes)
+	if err != nil {
+		return meta{}, err
+	}
+	m, err := decodeMeta(b)
+	if err != nil {
+		return meta{}, &CorruptError{File: path, Reason: err.Error()}
+	}
+	if m.version > formatVersion {
+		return meta{}, &IdentityError{Dir: dir, HaveVersion: m.version, WantVersion: formatVersion}
+	}
+	return m, nil
+}
+
+// readFile reads at most limit bytes from the start of a file.
+func readFile(fs vfs.FS, path string, limit int64) ([]byte, error) {
+	f, err := fs.Open(path, vfs.SequentialReadsOption)
+	if err != nil {
+		return nil, fmt.Errorf("raftlog: open %s: %w", path, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("raftlog: stat %s: %w", path, err)
+	}
+	b := make([]byte, min(info.Size(), limit))
+	if n, err := f.ReadAt(b, 0); n < len(b) {
+		if err == nil || errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, fmt.Errorf("raftlog: read %s: %w", path, err)
+	}
+	return b, nil
+}
+
+// load reads a segment's file.
+func (s *scanned) load(fs vfs.FS) (err error) {
+	if s.data == nil {
+		s.data, err = readFile(fs, s.path, 1<<62)
+	}
+	return err
+}
+
+// scanSegments reads the headers of all segments.
+func scanSegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) ([]*scanned, error) {
+	var segs []*scanned
+	for _, n := range numbers {
+		s := &scanned{number: n, path: fs.PathJoin(dir, segmentName(n))}
+		info, err := fs.Stat(s.path)
+		if err != nil {
+			return nil, fmt.Errorf("raftlog: stat %s: %w", s.path, err)
+		}
+		s.size = info.Size()
+		b, err := readFile(fs, s.path, segmentHeaderBytes)
+		if err != nil {
+			return nil, err
+		}
+		s.header, s.headerErr = decodeSegmentHeader(b, logID, n)
+		if s.headerErr == nil && s.header.version > formatVersion {
+			return nil, &IdentityError{Dir: dir, HaveVersion: s.header.version, WantVersion: formatVersion}
+		}
+		segs = append(segs, s)
+	}
+	return segs, nil
+}
+
+// replaySegments reads the log. It changes no file.
+//
+// The rule (doc.go, "Torn or damaged?"): where a group is missing or bad, the log
+// ends there if nothing proves that the group was durable; if a later header, of a
+// group or of a segment, says that it was, that is a CorruptError.
+func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) (*replay, error) {
+	segs, err := scanSegments(fs, dir, numbers, logID)
+	if err != nil {
+		return nil, err
+	}
+	r := &replay{logID: logID, sealed: true}
+	if len(segs) == 0 {
+		return nil, &CorruptError{File: dir, Reason: "there is a " + metaName + " file but no segment: segments were removed"}
+	}
+	r.number = segs[len(segs)-1].number
+	// What came before the last reset does not count, however it looks.
+	for i := len(segs) - 1; i > 0; i-- {
+		if segs[i].headerErr == nil && segs[i].header.flags&flagReset != 0 {
+			for _, s := range segs[:i] {
+				r.dead = append(r.dead, s.path)
+			}
+			segs = segs[i:]
+			break
+		}
+	}
+	if segs[0].headerErr != nil {
+		return nil, &CorruptError{File: segs[0].path, Reason: "header of the oldest segment: " + segs[0].headerErr.Error()}
+	}
+	h := segs[0].header
+	r.tail.reset(h.prevIndex, h.prevTerm)
+	r.hard = h.hard
+	r.group = h.first - 1
+
+	// A segment without a valid header is never reached: the one before it decides,
+	// in endAt.
+	for i, s := range segs {
+		if s.header.prevIndex != r.tail.last || s.header.prevTerm != r.tail.lastTerm {
+			return nil, &CorruptError{File: s.path, Reason: fmt.Sprintf(
+				"the segment continues entry %d of term %d, but the log before it ends with entry %d of term %d",
+				s.header.prevIndex, s.header.prevTerm, r.tail.last, r.tail.lastTerm)}
+		}
+		next := uint64(0) // the first group of the next segment, if that is valid
+		if i+1 < len(segs) && segs[i+1].headerErr == nil {
+			next = segs[i+1].header.first
+		}
+		if next != 0 && next <= r.group {
+			return nil, &CorruptError{File: segs[i+1].path, Reason: fmt.Sprintf(
+				"the segment starts with group %d, which the one before it holds", next)}
+		}
+		if err := s.load(fs); err != nil {
+			return nil, err
+		}
+		r.live = append(r.live, segment{number: s.number, first: s.header.first, prevIndex: s.header.prevIndex, size: s.size})
+		done, err := r.replaySegment(fs, segs[i:], next)
+		if err != nil {
+			return nil, err
+		}
+		s.data = nil
+		if done {
+			break
+		}
+	}
+	return r, nil
+}
+
+// replaySegment reads the groups of segs[0], up to the group before next if there is
+// a next segment. done says that the log ends in it.
+func (r *replay) replaySegment(fs vfs.FS, segs []*scanned, next uint64) (done bool, err error) {
+	s := segs[0]
+	seed := headerSeed(r.logID, s.number)
+	off := int64(segmentHeaderBytes)
+	for {
+		r.end = off
+		if next != 0 && r.group+1 == next {
+			return false, nil
+		}
+		var bad error
+		fn := func(rec record) {
+			if bad == nil {
+				bad = r.apply(rec)
+			}
+		}
+		if off >= int64(len(s.data)) {
+			return true, r.endAt(fs, segs, off, "the file ends")
+		}
+		h, err := decodeGroupHeader(s.data[off:], seed)
+		if err != nil {
+			return true, r.endAt(fs, segs, off, "no group: "+err.Error())
+		}
+		if h.number != r.group+1 {
+			return true, r.endAt(fs, segs, off, fmt.Sprintf("group %d where %d belongs", h.number, r.group+1))
+		}
+		h, n, err := decodeGroup(s.data[off:], r.logID, seed, fn)
+		if err != nil {
+			return true, r.endAt(fs, segs, off, err.Error())
+		}
+		if bad == nil && r.hard.commit > r.tail.last {
+			bad = fmt.Errorf("commit %d is beyond the last entry %d", r.hard.commit, r.tail.last)
+		}
+		if bad != nil {
+			// All checksums are right, so we wrote it: a bug, not a torn write.
+			return true, &CorruptError{File: s.path, Offset: off, Reason: bad.Error()}
+		}
+		r.group = h.number
+		r.sealed = h.records == 0
+		off += int64(n)
+	}
+}
+
+// endAt decides whether the log may end before offset off of segs[0]: only if nothing
+// after it proves that the next group was durable.
+func (r *replay) endAt(fs vfs.FS, segs []*scanned, off int64, reason string) error {
+	missing := r.group + 1
+	for i, s := range segs {
+		from := off
+		if i > 0 {
+			from = segmentHeaderBytes
+			r.dead = append(r.dead, s.path)
+			if s.headerErr == nil {
+				if s.header.synced >= missing {
+					return &CorruptError{File: segs[0].path, Offset: off, Reason: fmt.Sprintf(
+						"%s; yet the header of %s proves that group %d was durable", reason, s.path, missing)}
+				}
+				r.stale = true
+			}
+		}
+		if err := s.load(fs); err != nil {
+			return err
+		}
+		seed := headerSeed(r.logID, s.number)
+		for o := from; o < int64(len(s.data)); o += sectorBytes {
+			h, err := decodeGroupHeader(s.data[o:], seed)
+			if err != nil {
+				continue
+			}
+			if h.synced >= missing {
+				return &CorruptError{File: segs[0].path, Offset: off, Reason: fmt.Sprintf(
+					"%s; yet group %d at offset %d of %s proves that group %d was durable",
+					reason, h.number, o, s.path, missing)}
+			}
+			r.stale = true
+		}
+		s.data = nil
+	}
+	if r.stale {
+		r.cut = &cut{path: segs[0].path, offset: off, group: missing, reason: reason}
+	}
+	return nil
+}
+
+// apply replays one record.
+func (r *replay) apply(rec record) error {
+	switch rec.kind {
+	case kindEntry:
+		if rec.index > r.tail.last+1 || rec.index <= r.tail.base {
+			return fmt.Errorf("entry %d in a log that starts after %d and ends with %d", rec.index, r.tail.base, r.tail.last)
+		}
+		r.tail.truncate(rec.index - 1)
+		if rec.term < r.tail.lastTerm {
+			return fmt.Errorf("entry %d of term %d after one of term %d", rec.index, rec.term, r.tail.lastTerm)
+		}
+		r.tail.push(newEntry(rec.index, rec.term, rec.entryType, r.copy(rec.data)))
+	case kindHard:
+		r.hard = rec.hard
+	case kindBase:
+		r.tail.reset(rec.index, rec.term)
+	}
+	return nil
+}
+
+// copy puts data into an arena, so that entries do not hold the buffers of whole
+// segments, nor cost an allocation each.
+func (r *replay) copy(data []byte) []byte {
+	const arena = 256 << 10
+	if len(data) == 0 {
+		return nil
+	}
+	if len(data) > arena/8 {
+		return slices.Clone(data)
+	}
+	if cap(r.arena)-len(r.arena) < len(data) {
+		r.arena = make([]byte, 0, arena)
+	}
+	n := len(r.arena)
+	r.arena = append(r.arena, data...)
+	return r.arena[n:len(r.arena):len(r.arena)]
+}
+
+// newEntry makes an entry and its three numbers in one allocation.
+func newEntry(index, term uint64, typ raftpb.EntryType, data []byte) *raftpb.Entry {
+	e := &struct {
+		raftpb.Entry
+		index, term uint64
+		typ         raftpb.EntryType
+	}{index: index, term: term, typ: typ}
+	e.Entry.Index, e.Entry.Term, e.Entry.Type, e.Entry.Data = &e.index, &e.term, &e.typ, data
+	return &e.Entry
+}

@@ -1,0 +1,355 @@
+package raftlog
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+)
+
+// slowSync is when etcd, and so we, call a sync slow.
+const slowSync = time.Second
+
+// writer is what the writer goroutine owns: the end of the log on disk.
+type writer struct {
+	file   vfs.File // of the last segment
+	number uint64   // of the last segment
+	// nextNumber is greater than that of any file that was in the directory.
+	nextNumber uint64
+	off        int64 // where its next group starts; a multiple of sectorBytes
+	prepared   bool  // its blocks have been written before
+	mustRoll   bool  // something valid lies after off: start a new segment
+
+	seed   uint32 // of the last segment's group headers
+	epoch  uint64
+	group  uint64 // number of the last group written
+	synced uint64 // number of the last group made durable; 0 with NoSync
+	sealed bool   // the last group proves that all before it was durable, and promises nothing
+
+	last, lastTerm uint64 // of the entries written
+	hard           hard   // as of the items taken; commit may exceed last inside a split Append
+	written        hard   // the hard state on disk
+
+	// buf holds a segment header (used if the group starts a segment), the group's
+	// header, its records and padding.
+	buf     []byte
+	records uint32
+	rseed   uint32
+	// prev is where the log ended, and its hard state, before the group in buf.
+	prevIndex, prevTerm uint64
+	prevHard            hard
+}
+
+const groupStart = segmentHeaderBytes // of a group in buf
+
+// write is the writer goroutine: it takes all that waits, writes it in groups,
+// syncs, releases.
+func (l *Log) write() {
+	defer close(l.writerDone)
+	var batch []item
+	for {
+		l.mu.Lock()
+		for len(l.queue) == 0 && !l.closing {
+			l.wake.Wait()
+		}
+		batch, l.queue = l.queue, batch[:0]
+		l.mu.Unlock()
+
+		var err error
+		if len(batch) == 0 {
+			if err = l.seal(); err == nil {
+				return // closing, and all is written
+			}
+		} else {
+			err = l.writeBatch(batch)
+		}
+		if err != nil {
+			l.fail(err, batch)
+			return
+		}
+		clear(batch)
+		if cap(batch) > 1<<16 {
+			batch = nil
+		}
+	}
+}
+
+// fail ends the log's promises: nothing is released from now on. A failed fdatasync
+// may have dropped the dirty pages, so it is never tried again.
+func (l *Log) fail(err error, batch []item) {
+	l.mu.Lock()
+	l.failure = err
+	batch = append(batch, l.queue...)
+	l.queue = nil
+	l.mu.Unlock()
+	for i := range batch {
+		if batch[i].synced != nil {
+			batch[i].synced <- err // buffered; an answered Sync is cleared from the batch
+		}
+	}
+	l.opts.Failed(err)
+}
+
+// writeBatch writes batch in groups: each one write, one sync, one release.
+// A group ends when it is large, before a snapshot, or with the batch.
+func (l *Log) writeBatch(batch []item) error {
+	w := &l.w
+	i, e := 0, 0 // the next item, and the next of its entries
+	for i < len(batch) {
+		l.beginGroup()
+		must := false // the group holds a promise
+		from := i
+		for i < len(batch) {
+			it := &batch[i]
+			if it.snapshot && e == 0 {
+				if i > from {
+					break // what came before must not wait for Install
+				}
+				if it.install != nil {
+					if err := it.install(); err != nil {
+						return fmt.Errorf("raftlog: install snapshot at index %d: %w", it.base.commit, err)
+					}
+				}
+				w.buf = appendBase(w.buf, it.base.commit, it.base.term, w.rseed)
+				w.records++
+				w.last, w.lastTerm = it.base.commit, it.base.term
+			}
+			for start := e; e < len(it.entries) && (e == start || int64(len(w.buf)) < l.opts.groupBytes); e++ {
+				w.buf = appendEntry(w.buf, it.entries[e], w.rseed)
+				w.records++
+			}
+			if e > 0 {
+				w.last, w.lastTerm = it.entries[e-1].GetIndex(), it.entries[e-1].GetTerm()
+			}
+			if it.hasHard {
+				w.hard = it.hard
+			}
+			must = must || it.promise || (it.synced != nil && w.hard != w.written)
+			if e < len(it.entries) {
+				break // the rest goes into the next group
+			}
+			i, e = i+1, 0
+			if int64(len(w.buf)) >= l.opts.groupBytes {
+				break
+			}
+		}
+		if must {
+			if err := l.writeGroup(false); err != nil {
+				return err
+			}
+		}
+		l.release(batch[from:i], batch[i:])
+	}
+	return nil
+}
+
+func (l *Log) beginGroup() {
+	w := &l.w
+	const reserve = groupStart + groupHeaderBytes
+	if cap(w.buf) > 2*int(l.opts.groupBytes)+pageBytes || cap(w.buf) < reserve {
+		w.buf = make([]byte, reserve, 64<<10)
+	}
+	w.buf = w.buf[:reserve]
+	w.records = 0
+	w.rseed = recordSeed(l.meta.logID, w.epoch, w.group+1)
+	w.prevIndex, w.prevTerm, w.prevHard = w.last, w.lastTerm, w.written
+}
+
+// writeGroup writes the group in buf, with the hard state if that changed, and syncs.
+// With reset, what the log held before does not count any more.
+func (l *Log) writeGroup(reset bool) error {
+	w := &l.w
+	h := w.hard
+	h.commit = min(h.commit, w.last)
+	if h != w.written {
+		w.buf = appendHard(w.buf, h, w.rseed)
+		w.records++
+	}
+	w.group++
+	w.sealed = w.records == 0
+	length := int64(len(w.buf)) - groupStart
+	if length > maxRecordBytes {
+		return fmt.Errorf("raftlog: a group of %d bytes is too large", length)
+	}
+
+	roll := reset || w.mustRoll || (w.off > segmentHeaderBytes && w.off+length > l.opts.SegmentBytes) ||
+		(!w.prepared && w.off > segmentHeaderBytes && l.files.hasSpare())
+	if roll {
+		if err := l.startSegment(); err != nil {
+			return err
+		}
+		sh := segmentHeader{
+			logID: l.meta.logID, number: w.number, first: w.group, synced: w.synced,
+			prevIndex: w.prevIndex, prevTerm: w.prevTerm, hard: w.prevHard,
+		}
+		if reset {
+			sh.flags = flagReset
+		}
+		sh.encode(w.buf)
+	}
+	groupHeader{
+		number: w.group, synced: w.synced, epoch: w.epoch,
+		payload: uint32(length - groupHeaderBytes), records: w.records,
+	}.encode(w.buf[groupStart:], w.seed)
+
+	// Pad to the end of the page.
+	end := roundUp(w.off+length, pageBytes)
+	pad := int(end - (w.off + length))
+	n := len(w.buf)
+	if cap(w.buf) < n+pad {
+		w.buf = append(w.buf, make([]byte, pad)...)
+	} else {
+		w.buf = w.buf[:n+pad]
+		clear(w.buf[n:])
+	}
+	b, at := w.buf[groupStart:], w.off
+	if roll {
+		b, at = w.buf, 0
+	}
+
+	start := time.Now()
+	if _, err := w.file.WriteAt(b, at); err != nil {
+		return fmt.Errorf("raftlog: write %s: %w", l.path(segmentName(w.number)), err)
+	}
+	wrote := time.Now()
+	l.opts.Metrics.write.Observe(wrote.Sub(start).Seconds())
+	l.opts.Metrics.writeBytes.Add(float64(len(b)))
+	if !l.opts.NoSync {
+		if err := w.file.SyncData(); err != nil {
+			return fmt.Errorf("raftlog: fdatasync %s: %w", l.path(segmentName(w.number)), err)
+		}
+		if roll {
+			if err := l.syncDir(); err != nil {
+				return err
+			}
+		}
+		took := time.Since(wrote)
+		l.opts.Metrics.fsync.Observe(took.Seconds())
+		if took > slowSync {
+			l.lg.Warn("slow fdatasync", zap.Duration("took", took), zap.Duration("expected-duration", slowSync))
+		}
+		w.synced = w.group
+	}
+
+	w.off = roundUp(w.off+length, sectorBytes)
+	w.written = h
+	l.accountSegment(roll, at+int64(len(b)))
+	if !l.opts.noSpares && (!w.prepared || w.off > l.opts.SegmentBytes/2) {
+		l.files.wantSpare()
+	}
+	return nil
+}
+
+// accountSegment adds the segment just started, or the growth of the last one.
+func (l *Log) accountSegment(started bool, end int64) {
+	w, f := &l.w, &l.files
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if started {
+		size := int64(0)
+		if w.prepared {
+			size = l.opts.SegmentBytes // counted when it became a spare
+		}
+		f.segments = append(f.segments, segment{number: w.number, first: w.group, prevIndex: w.prevIndex, size: size})
+	}
+	s := &f.segments[len(f.segments)-1]
+	if end > s.size {
+		l.diskBytes.Add(end - s.size)
+		s.size = end
+	}
+}
+
+// startSegment opens the file of the next segment, a spare if there is one.
+// Its name is durable only after the caller has synced the directory.
+func (l *Log) startSegment() error {
+	w := &l.w
+	number := max(w.nextNumber, 1)
+	old := w.file
+	l.files.tryAgain()
+	path := l.path(segmentName(number))
+	spare, ok := l.files.takeSpare()
+	if ok {
+		if err := l.fs.Rename(spare, path); err != nil {
+			return fmt.Errorf("raftlog: rename %s: %w", spare, err)
+		}
+	}
+	file, err := l.fs.OpenReadWrite(path, diskCategory)
+	if err != nil {
+		return fmt.Errorf("raftlog: create %s: %w", path, err)
+	}
+	if !ok {
+		if err := file.Preallocate(0, l.opts.SegmentBytes); err != nil {
+			// It is an optimisation, and not every file system can. A disk that is
+			// full will say so again at the write.
+			l.lg.Debug("cannot preallocate", zap.String("path", path), zap.Error(err))
+		}
+	}
+	w.nextNumber = number + 1
+	w.file, w.number, w.off, w.prepared, w.mustRoll = file, number, segmentHeaderBytes, ok, false
+	w.seed = headerSeed(l.meta.logID, number)
+	if old != nil {
+		if err := old.Close(); err != nil {
+			return fmt.Errorf("raftlog: close the segment before %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// release hands out the responses of items that are durable. rest is what remains of
+// the batch.
+func (l *Log) release(items, rest []item) {
+	var responses []*raftpb.Message
+	var bytes int64
+	entries := 0
+	for i := range items {
+		it := &items[i]
+		bytes += it.bytes
+		entries += len(it.entries)
+		switch {
+		case len(it.responses) == 0:
+		case responses == nil:
+			responses = it.responses[:len(it.responses):len(it.responses)]
+		default:
+			responses = append(responses, it.responses...)
+		}
+	}
+	l.mu.Lock()
+	l.unsyncedBytes -= bytes
+	l.unsyncedEntries -= entries
+	l.oldest = oldestPromise(rest)
+	if l.oldest.IsZero() {
+		l.oldest = oldestPromise(l.queue)
+	}
+	l.mu.Unlock()
+	if len(responses) > 0 {
+		l.opts.Released(responses)
+	}
+	for i := range items {
+		if items[i].synced != nil {
+			items[i].synced <- nil
+			items[i].synced = nil
+		}
+	}
+}
+
+func oldestPromise(items []item) time.Time {
+	for i := range items {
+		if items[i].promise {
+			return items[i].at
+		}
+	}
+	return time.Time{}
+}
+
+// seal writes a last group when the log is closed: the commit that was not written
+// yet, and the proof that all before it was durable.
+func (l *Log) seal() error {
+	w := &l.w
+	if w.sealed && w.hard == w.written {
+		return nil
+	}
+	l.beginGroup()
+	return l.writeGroup(false)
+}
