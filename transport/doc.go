@@ -1,2 +1,55 @@
-// Package transport carries raft messages and snapshots between members in etcd's rafthttp wire format.
+// Package transport carries raft messages and snapshots between members, in the wire format of
+// etcd's rafthttp, so that a cluster may hold members of both kinds. It knows raft's messages, not
+// raft: what arrives goes to a Handler, what leaves comes through Send.
+//
+// # Promises
+//
+//   - Send never blocks and never calls the Handler: it may be called from the raft loop. Queues are
+//     bounded in messages and in bytes; what finds no room is dropped and its peer reported.
+//   - A large value never delays a heartbeat. Appends and forwarded proposals travel on one stream
+//     (msgapp), everything else on another (message); each has its own queue, goroutine and TCP
+//     connection at both ends. etcd puts proposals on the second; receivers take them on either.
+//   - No decoder allocates by a length that was only announced.
+//   - A snapshot is streamed in bounded memory over a connection of its own.
+//   - Messages of a removed member, of another cluster or for another member never reach the Handler.
+//
+// Delivery is not promised: messages may be lost, doubled by nobody, and overtake each other when a
+// connection is replaced. raft allows all of that.
+//
+// # Who dials whom
+//
+// The receiver dials. GET /raft/stream/msgapp/<own id> and /raft/stream/message/<own id> ask a peer
+// for its two streams; the peer writes on the response body until the connection breaks. Until a
+// stream stands, single messages are POSTed to /raft. A member that we got a request from and do
+// not know (we are behind) becomes a "remote": reachable by POST only.
+//
+//	headers of requests    X-Server-From, X-Server-Version, X-Min-Cluster-Version, X-Etcd-Cluster-ID,
+//	                       X-PeerURLs, on streams X-Raft-To; ours: X-Belay-Version, X-Belay-Snapshot
+//	answers                204 taken; 412 other cluster or version; 410 and 403 the sender was removed;
+//	                       404 sender unknown; 503 busy with another snapshot (ours)
+//
+// A stream is written on the connection itself, taken over from net/http: the body is not chunked
+// but ends with the connection. net/http's own path would copy each batch through two buffers and
+// cut it into chunks. Where the server cannot give its connection away (HTTP/2) the response writer
+// is used.
+//
+// Each side sends a link heartbeat when a stream was idle for a third of the read timeout.
+//
+// # Goroutines
+//
+// For each peer: two stream writers, two stream readers (they call Handler.Process), one that
+// processes proposals, one prober; a pipeline worker or a snapshot sender while there is work. One
+// reporter calls Handler.ReportUnreachable and ReportSnapshot. Stop waits for all of them.
+//
+// # Files
+//
+//	transport.go  Config, Transport, peers        peer.go      one peer, its status
+//	codec.go      messages and frames             outbox.go    the bounded queue
+//	stream.go     writers and readers             pipeline.go  POST /raft
+//	http.go       the serving side                snapshot.go  both sides of a snapshot
+//	probe.go      round trip, clock drift         roundtrip.go dialling, timeouts, URLs
+//	memory.go     the in-memory twin for tests
+//
+// Sources: etcd server/etcdserver/api/rafthttp (v3.7.3) for the format, the answers and the texts of
+// the log; xiang90/probing for the probe.
 package transport
