@@ -65,6 +65,7 @@ func (c *catchUp) window() (more bool, err error) {
 	h := c.h
 	h.mu.Lock()
 	from, to := c.take()
+	head := h.done
 	h.mu.Unlock()
 	if len(c.group) == 0 {
 		return false, nil
@@ -83,7 +84,7 @@ func (c *catchUp) window() (more bool, err error) {
 	c.full = c.full[:0]
 	if x.len() > 0 && from <= to {
 		from = max(from, compacted)
-		err = c.read(x, from, to)
+		err = c.read(x, from, to, head)
 	}
 
 	h.mu.Lock()
@@ -148,11 +149,11 @@ func (c *catchUp) take() (from, to int64) {
 
 // read delivers the revisions from..to, or the first part of them, to the
 // watchers of x and sets their next. Those without room go to c.full.
-func (c *catchUp) read(x *index, from, to int64) error {
+func (c *catchUp) read(x *index, from, to, head int64) error {
 	h := c.h
 	next := from
 	onFull := func(w *watcher) { c.full = append(c.full, w) }
-	reached, ok := h.replay(&c.fan, x, from, to, int(to-from+1), onFull)
+	reached, ok := h.replay(&c.fan, x, from, to, head, int(to-from+1), onFull)
 	var err error
 	if ok {
 		next = reached + 1
@@ -162,7 +163,7 @@ func (c *catchUp) read(x *index, from, to int64) error {
 			if rev < next || rev > to {
 				return fmt.Errorf("watch: history returned revision %d out of order, after %d, up to %d", rev, next-1, to)
 			}
-			h.deliver(&c.fan, x, rev, events, onFull)
+			h.deliver(&c.fan, x, rev, head, events, onFull)
 			next = rev + 1
 			if x.len() == 0 {
 				return errNobodyLeft

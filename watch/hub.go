@@ -23,6 +23,8 @@ const (
 var (
 	ErrEmptyRange  = errors.New("mvcc: watcher range is empty")
 	ErrDuplicateID = errors.New("mvcc: duplicate watch ID provided on the WatchStream")
+	// ErrClosed: the stream was closed; nobody will see it.
+	ErrClosed = errors.New("watch: stream is closed")
 )
 
 // History is what the hub needs of the store of revisions; *mvcc.Store has it.
@@ -284,7 +286,7 @@ func (h *Hub) dispatch(max int) {
 	}
 	if h.live.len() == 0 {
 		h.setDone(rev)
-	} else if reached, ok := h.replay(&h.scratch, h.live, h.done+1, rev, max, h.block); ok {
+	} else if reached, ok := h.replay(&h.scratch, h.live, h.done+1, rev, 0, max, h.block); ok {
 		h.setDone(reached)
 	} else {
 		h.log.Warn("watch dispatch overrun; watchers catch up from history", zap.Int64("from", h.done+1), zap.Int64("to", rev), zap.Int("watchers", h.live.len()))
@@ -309,13 +311,13 @@ func (h *Hub) setDone(rev int64) {
 // x, and returns the newest one delivered. A watcher whose stream has no room is
 // taken out of x and passed to onFull with w.next set. ok is false if the ring no
 // longer holds from; nothing was delivered then. REQUIRES: as deliver.
-func (h *Hub) replay(f *fan, x *index, from, to int64, max int, onFull func(*watcher)) (reached int64, ok bool) {
+func (h *Hub) replay(f *fan, x *index, from, to, head int64, max int, onFull func(*watcher)) (reached int64, ok bool) {
 	f.slots, ok = h.recent.copyFrom(f.slots[:0], from, to, max)
 	if !ok {
 		return 0, false
 	}
 	for i := range f.slots {
-		h.deliver(f, x, from+int64(i), f.slots[i].events, onFull)
+		h.deliver(f, x, from+int64(i), head, f.slots[i].events, onFull)
 	}
 	reached = from + int64(len(f.slots)) - 1
 	clear(f.slots)
@@ -328,9 +330,11 @@ type fan struct {
 	slots   []slot
 }
 
-// deliver queues one revision for the watchers of x that match. REQUIRES: the
-// caller owns the watchers of x (with mu held, or as the catch-up goroutine).
-func (h *Hub) deliver(f *fan, x *index, rev int64, events []*mvccpb.Event, onFull func(*watcher)) {
+// deliver queues one revision for the watchers of x that match. head, if larger,
+// is the revision to tell in the response's header: those who catch up are told
+// the current one, as etcd does. REQUIRES: the caller owns the watchers of x (with
+// mu held, or as the catch-up goroutine).
+func (h *Hub) deliver(f *fan, x *index, rev, head int64, events []*mvccpb.Event, onFull func(*watcher)) {
 	touched := f.touched[:0]
 	for i, ev := range events {
 		size := eventBytes(ev)
@@ -361,7 +365,7 @@ func (h *Hub) deliver(f *fan, x *index, rev int64, events []*mvccpb.Event, onFul
 		}
 		bytes := w.want
 		w.sel, w.want = w.sel[:0], 0
-		if !w.stream.push(w, shared, sel, bytes) {
+		if !w.stream.push(w, shared, max(rev, head), sel, bytes) {
 			w.next = rev
 			x.remove(w)
 			onFull(w)
@@ -441,12 +445,15 @@ func (h *Hub) NewStream() *Stream {
 	return s
 }
 
+// Metrics are the hub's, for the sender of streams to observe.
+func (h *Hub) Metrics() *Metrics { return h.metrics }
+
 // Revision is the newest revision visible to readers, for response headers.
 func (h *Hub) Revision() int64 { return h.kv.Revision() }
 
 // Watch adds a watcher to the stream and queues its created response, and, if its
 // start is compacted already, the canceled one after it. On error
-// (ErrEmptyRange, ErrDuplicateID) nothing is queued.
+// (ErrEmptyRange, ErrDuplicateID, ErrClosed) nothing is queued.
 func (s *Stream) Watch(req Request) (id int64, err error) {
 	sp := span{start: string(req.Key)}
 	switch {
@@ -465,6 +472,9 @@ func (s *Stream) Watch(req Request) (id int64, err error) {
 	h := s.hub
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if s.ended {
+		return InvalidID, ErrClosed
+	}
 	id = req.ID
 	if id == AutoID {
 		for s.watchers[s.nextID] != nil {
@@ -561,7 +571,7 @@ func (h *Hub) join(x *index) {
 	x.all(func(w *watcher) { from = min(from, w.next) })
 	if h.done-from < joinRevisions {
 		for from <= h.done {
-			reached, ok := h.replay(&h.scratch, x, from, h.done, dispatchChunk, h.block)
+			reached, ok := h.replay(&h.scratch, x, from, h.done, h.done, dispatchChunk, h.block)
 			if !ok {
 				break
 			}
@@ -646,8 +656,8 @@ func (s *Stream) Refuse(reason string) {
 
 // Progress queues a response with InvalidID and the current revision as soon as
 // every event up to it is queued before: at once if all watchers of the stream
-// are live. Requests that wait are answered together. A stream without watchers
-// gets no answer, as in etcd.
+// are live. Requests that wait are answered together. As in etcd there is no
+// answer for a stream without watchers, or with one that starts in the future.
 func (s *Stream) Progress() {
 	h := s.hub
 	h.mu.Lock()
@@ -677,10 +687,12 @@ func (h *Hub) tryProgressOf(s *Stream) bool {
 		return true
 	}
 	if s.active > 0 {
-		if h.done < s.progressAt || s.behind > 0 || h.hasFuture(s) {
+		if h.done < s.progressAt || s.behind > 0 {
 			return false
 		}
-		s.control(&Response{ID: InvalidID, Rev: h.done})
+		if !h.hasFuture(s) {
+			s.control(&Response{ID: InvalidID, Rev: h.done})
+		}
 	}
 	s.progressAt = 0
 	delete(h.progress, s)
@@ -713,13 +725,6 @@ func (s *Stream) Tick() {
 	}
 }
 
-// Notifies reports whether Tick has anybody to speak for.
-func (s *Stream) Notifies() bool {
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
-	return len(s.notify) > 0
-}
-
 // closeChunk is how many watchers of a stream are ended before others get Hub.mu.
 const closeChunk = 1000
 
@@ -744,6 +749,7 @@ func (s *Stream) Close() {
 
 	for more := true; more; {
 		h.mu.Lock()
+		s.ended = true
 		n := 0
 		for id, w := range s.watchers {
 			w.dropped.Store(true)

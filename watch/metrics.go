@@ -14,11 +14,26 @@ type Metrics struct {
 	behind   atomic.Int64 // those of them that are not live
 	pending  atomic.Int64 // events queued in streams
 	sent     atomic.Int64 // events handed to a stream's sender
+
+	// Observed by the sender of a stream: sending events, the same divided by the
+	// number of events, sending a control response, a progress tick. In seconds.
+	SendEvents, SendPerEvent, SendControl, SendProgress prometheus.Histogram
 }
 
 // NewMetrics returns metrics registered with reg, or unregistered ones if reg is nil.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
-	m := &Metrics{}
+	histogram := func(name, help string) prometheus.Histogram {
+		return prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "etcd_debugging", Subsystem: "server", Name: "watch_send_loop_" + name + "_seconds",
+			Help: help, Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+		})
+	}
+	m := &Metrics{
+		SendEvents:   histogram("watch_stream_duration", "How long it took to send a response with events."),
+		SendPerEvent: histogram("watch_stream_duration_per_event", "How long it took to send a response with events, divided by their number."),
+		SendControl:  histogram("control_stream_duration", "How long it took to send a created, canceled or progress response."),
+		SendProgress: histogram("progress_duration", "How long it took to find out whom to tell progress."),
+	}
 	if reg == nil {
 		return m
 	}
@@ -27,7 +42,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Namespace: "etcd_debugging", Subsystem: "mvcc", Name: name, Help: help,
 		}, func() float64 { return float64(v.Load()) })
 	}
-	reg.MustRegister(
+	reg.MustRegister(m.SendEvents, m.SendPerEvent, m.SendControl, m.SendProgress,
 		gauge("watch_stream_total", "Watch streams open now.", &m.streams),
 		gauge("watcher_total", "Watchers open now.", &m.watchers),
 		gauge("slow_watcher_total", "Watchers that are behind the live feed now.", &m.behind),

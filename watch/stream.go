@@ -23,8 +23,11 @@ const (
 // reused after the function that got it returns; the events themselves are shared
 // by many streams and must not be changed.
 type Response struct {
-	ID  int64 // of the watcher; InvalidID: of none, or of the whole stream
-	Rev int64 // for the header: the events' newest revision, or what the response speaks for
+	ID int64 // of the watcher; InvalidID: of none, or of the whole stream
+	// Rev is for the header. Of events, the newest event's revision or, while the
+	// watcher catches up, the hub's; without events, what the response speaks for; 0
+	// when compaction ended the watcher.
+	Rev int64
 	// Events by ascending revision; all events of a revision that match, never a part.
 	Events       []*mvccpb.Event
 	Created      bool
@@ -39,6 +42,7 @@ type Response struct {
 type item struct {
 	w     *watcher
 	rev   *revision
+	head  int64   // the header's revision, >= rev.rev
 	sel   []int32 // which events of rev match; nil: all
 	bytes int64
 	ctl   *Response
@@ -95,6 +99,7 @@ type Stream struct {
 	behind     int                   // watchers that are not live (and not ended)
 	active     int                   // watchers that are not ended
 	nextID     int64
+	ended      bool  // Close was called
 	progressAt int64 // a manual progress waits for this revision; 0: none waits
 
 	charged  atomic.Int64 // bytes of events queued or being sent, <= StreamBytes or one revision
@@ -131,7 +136,7 @@ func (s *Stream) Ready() <-chan struct{} { return s.ready }
 // the stream has no room; the stream will then call hub.roomy once it has.
 // The caller owns w: the dispatcher with hub.mu held for a live watcher, the
 // catch-up goroutine for one that is behind.
-func (s *Stream) push(w *watcher, r *revision, sel []int32, bytes int64) bool {
+func (s *Stream) push(w *watcher, r *revision, head int64, sel []int32, bytes int64) bool {
 	if r.rev <= w.last || r.rev < w.start {
 		panic("watch: revision delivered twice or out of order")
 	}
@@ -148,7 +153,7 @@ func (s *Stream) push(w *watcher, r *revision, sel []int32, bytes int64) bool {
 	if sel != nil {
 		n = len(sel)
 	}
-	s.enqueue(item{w: w, rev: r, sel: sel, bytes: bytes}, n)
+	s.enqueue(item{w: w, rev: r, head: head, sel: sel, bytes: bytes}, n)
 	return true
 }
 
@@ -287,10 +292,10 @@ func (s *Stream) take(it *item, send func(*Response) error) error {
 		p.resp.ID, p.resp.Fragment = w.id, w.req.Fragment
 		s.order = append(s.order, p)
 	}
-	if it.rev.rev <= p.resp.Rev && len(p.resp.Events) > 0 {
+	if n := len(p.resp.Events); n > 0 && it.rev.rev <= p.resp.Events[n-1].Kv.ModRevision {
 		panic("watch: queue out of order")
 	}
-	p.resp.Rev = it.rev.rev
+	p.resp.Rev = it.head
 	p.revs++
 	p.bytes += it.bytes
 	switch {
