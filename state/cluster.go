@@ -151,6 +151,12 @@ func (m *Machine) Members() []*command.Member { return m.seen.Load().sorted() }
 // Member gives one member, or nil.
 func (m *Machine) Member(id uint64) *command.Member { return m.seen.Load().members[id].Clone() }
 
+// IsLearner says whether a member is one that does not vote; false for an unknown one. It is asked with every request.
+func (m *Machine) IsLearner(id uint64) bool {
+	member := m.seen.Load().members[id]
+	return member != nil && member.IsLearner
+}
+
 // IsRemoved says whether a member with this id was removed; such an id never comes back.
 func (m *Machine) IsRemoved(id uint64) bool { return m.seen.Load().removed[id] }
 
