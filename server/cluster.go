@@ -1,0 +1,308 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/client/pkg/v3/types"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/state"
+)
+
+// clusterService is etcdserverpb.Cluster.
+type clusterService struct {
+	*Server
+	pb.UnsafeClusterServer
+}
+
+// memberHeader: the headers of this service carry no revision, as with etcd.
+func (c *clusterService) memberHeader() *pb.ResponseHeader {
+	h := &pb.ResponseHeader{}
+	c.fillWithoutRevision(h)
+	return h
+}
+
+func protoMembers(members []*command.Member) []*pb.Member {
+	out := make([]*pb.Member, len(members))
+	for i, m := range members {
+		out[i] = m.Proto()
+	}
+	return out
+}
+
+func (c *clusterService) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
+	if r.Linearizable {
+		if err := c.replica.ReadBarrier(ctx); err != nil {
+			return nil, toGRPC(err)
+		}
+	}
+	if err := c.authorize(ctx, operation{kind: opUser}); err != nil {
+		return nil, toGRPC(err)
+	}
+	return &pb.MemberListResponse{Header: c.memberHeader(), Members: protoMembers(c.state.Members())}, nil
+}
+
+func (c *clusterService) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
+	urls, err := types.NewURLs(r.PeerURLs)
+	if err != nil {
+		return nil, rpctypes.ErrGRPCMemberBadURLs
+	}
+	if err := c.authorize(ctx, operation{kind: opAdmin}); err != nil {
+		return nil, toGRPC(err)
+	}
+	now := time.Now()
+	m := command.Member{PeerURLs: urls.StringSlice(), IsLearner: r.IsLearner}
+	m.ID = command.MemberID(m.PeerURLs, "", &now) // etcd leaves the token out here
+	if err := c.mayAdd(&m); err != nil {
+		return nil, toGRPC(err)
+	}
+	change := &command.Change{Type: raftpb.ConfChangeAddNode, MemberID: m.ID, Member: m}
+	if m.IsLearner {
+		change.Type = raftpb.ConfChangeAddLearnerNode
+	}
+	members, err := c.configure(ctx, change)
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	return &pb.MemberAddResponse{
+		Header:  c.memberHeader(),
+		Member:  &pb.Member{ID: m.ID, PeerURLs: m.PeerURLs, IsLearner: m.IsLearner},
+		Members: protoMembers(members),
+	}, nil
+}
+
+func (c *clusterService) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
+	if err := c.authorize(ctx, operation{kind: opAdmin}); err != nil {
+		return nil, toGRPC(err)
+	}
+	if err := c.mayRemove(r.ID); err != nil {
+		return nil, toGRPC(err)
+	}
+	members, err := c.configure(ctx, &command.Change{
+		Type: raftpb.ConfChangeRemoveNode, MemberID: r.ID, Member: command.Member{ID: r.ID},
+	})
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	return &pb.MemberRemoveResponse{Header: c.memberHeader(), Members: protoMembers(members)}, nil
+}
+
+// MemberUpdate takes the URLs as they are, as etcd does.
+func (c *clusterService) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
+	if err := c.authorize(ctx, operation{kind: opAdmin}); err != nil {
+		return nil, toGRPC(err)
+	}
+	members, err := c.configure(ctx, &command.Change{
+		Type: raftpb.ConfChangeUpdateNode, MemberID: r.ID, Member: command.Member{ID: r.ID, PeerURLs: r.PeerURLs},
+	})
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	return &pb.MemberUpdateResponse{Header: c.memberHeader(), Members: protoMembers(members)}, nil
+}
+
+func (c *clusterService) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+	if err := c.authorize(ctx, operation{kind: opAdmin}); err != nil {
+		return nil, toGRPC(err)
+	}
+	members, err := c.promote(ctx, r.ID)
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	return &pb.MemberPromoteResponse{Header: c.memberHeader(), Members: protoMembers(members)}, nil
+}
+
+// promote makes a learner a voter. Only the leader knows how far it has come.
+func (c *clusterService) promote(ctx context.Context, id uint64) (members []*command.Member, err error) {
+	err = c.atLeader(ctx, func(ctx context.Context) error {
+		members, err = c.promoteHere(ctx, id)
+		return err
+	}, func(ctx context.Context, peerURL string) error {
+		members, err = c.forwardPromote(ctx, peerURL, id)
+		return err
+	})
+	return members, err
+}
+
+// promoteHere promotes as the leader; replica.ErrNotLeader if it is not.
+func (c *clusterService) promoteHere(ctx context.Context, id uint64) (members []*command.Member, err error) {
+	defer func() {
+		switch {
+		case err == nil:
+			c.metrics.promoteSuccess.Inc()
+		case !errors.Is(err, replica.ErrNotLeader):
+			c.metrics.promoteFailures.WithLabelValues(err.Error()).Inc()
+		}
+	}()
+	if err := c.replica.LearnerReady(ctx, id); err != nil {
+		if errors.Is(err, replica.ErrLearnerNotReady) {
+			c.logger.Error("rejecting promote learner: learner is not ready", zap.String("requested-member-promote-id", idText(id)))
+		}
+		if errors.Is(err, replica.ErrMemberNotFound) {
+			return nil, state.ErrMemberNotFound
+		}
+		return nil, err
+	}
+	if c.cfg.StrictReconfigCheck {
+		// The learner counts as started.
+		voters, started := countStarted(c.voters(), 0)
+		if !c.enoughStarted("rejecting member promote; started member will be less than quorum", voters+1, started+1) {
+			c.logger.Warn("rejecting member promote request; not enough healthy members",
+				zap.String("local-member-id", idText(c.cfg.MemberID)),
+				zap.String("requested-member-remove-id", idText(id)), zap.Error(errNotEnoughStartedMembers))
+			return nil, errNotEnoughStartedMembers
+		}
+	}
+	return c.configure(ctx, &command.Change{
+		Type: raftpb.ConfChangeAddNode, MemberID: id, Member: command.Member{ID: id}, IsPromote: true,
+	})
+}
+
+// configure replicates a member change and returns the members after it.
+func (c *clusterService) configure(ctx context.Context, change *command.Change) ([]*command.Member, error) {
+	bounded, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
+	defer cancel()
+	result, err := c.replica.ProposeChange(bounded, change)
+	if err == nil {
+		err = result.Err
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.logger.Info("applied a configuration change through raft",
+		zap.String("local-member-id", idText(c.cfg.MemberID)),
+		zap.String("raft-conf-change", change.Type.String()),
+		zap.String("raft-conf-change-node-id", idText(change.MemberID)))
+	return result.Members, nil
+}
+
+func idText(id uint64) string { return fmt.Sprintf("%x", id) }
+
+// voters are the members that vote, this one included if it does.
+func (c *clusterService) voters() []*command.Member {
+	var out []*command.Member
+	for _, m := range c.state.Members() {
+		if !m.IsLearner {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// countStarted counts the members and those that have ever started, except one.
+func countStarted(members []*command.Member, except uint64) (all, started int) {
+	for _, m := range members {
+		if m.ID == except {
+			continue
+		}
+		all++
+		if m.IsStarted() {
+			started++
+		}
+	}
+	return all, started
+}
+
+func quorum(n int) int { return n/2 + 1 }
+
+func (c *clusterService) enoughStarted(complaint string, voters, started int) bool {
+	if started >= quorum(voters) {
+		return true
+	}
+	c.logger.Warn(complaint,
+		zap.Int("number-of-started-member", started), zap.Int("quorum", quorum(voters)),
+		zap.String("cluster-id", idText(c.cfg.ClusterID)), zap.String("local-member-id", idText(c.cfg.MemberID)))
+	return false
+}
+
+// healthInterval is for how long a member must have been reachable to count as
+// healthy.
+const healthInterval = 5 * time.Second
+
+// connected counts the members that this one has reached for healthInterval,
+// itself included.
+func (c *clusterService) connected(members []*command.Member) int {
+	since := time.Now().Add(-healthInterval)
+	n := 0
+	for _, m := range members {
+		if m.ID == c.cfg.MemberID {
+			n++
+			continue
+		}
+		if t := c.activeSince(m.ID); !t.IsZero() && t.Before(since) {
+			n++
+		}
+	}
+	return n
+}
+
+func (c *clusterService) activeSince(id uint64) time.Time {
+	if c.cfg.Peers == nil {
+		return time.Time{}
+	}
+	return c.cfg.Peers.ActiveSince(id)
+}
+
+// mayAdd refuses a member whose adding could leave the cluster without a
+// quorum of members that run (--strict-reconfig-check).
+func (c *clusterService) mayAdd(m *command.Member) error {
+	if !c.cfg.StrictReconfigCheck {
+		return nil
+	}
+	voters := c.voters()
+	reject := func(why string, err error) error {
+		c.logger.Warn(why, zap.String("local-member-id", idText(c.cfg.MemberID)),
+			zap.String("requested-member-add", fmt.Sprintf("%+v", *m)), zap.Error(err))
+		return err
+	}
+	if !m.IsLearner {
+		all, started := countStarted(voters, 0)
+		// From one member to two: the way to grow, and to restore from one.
+		firstTwo := started == 1 && all == 1
+		if !firstTwo && !c.enoughStarted("rejecting member add; started member will be less than quorum", all+1, started) {
+			return reject("rejecting member add request; not enough healthy members", errNotEnoughStartedMembers)
+		}
+	}
+	if len(voters) > 1 && c.connected(voters) < quorum(len(voters)+1) {
+		return reject("rejecting member add request; local member has not been connected to majority peers, reconfigure breaks active quorum", errUnhealthy)
+	}
+	return nil
+}
+
+// mayRemove refuses a removal that could leave the rest without a quorum of
+// members that run.
+func (c *clusterService) mayRemove(id uint64) error {
+	if !c.cfg.StrictReconfigCheck {
+		return nil
+	}
+	if m := c.state.Member(id); m != nil && m.IsLearner {
+		return nil
+	}
+	voters := c.voters()
+	all, started := countStarted(voters, id)
+	if !c.enoughStarted("rejecting member remove; started member will be less than quorum", all, started) {
+		c.logger.Warn("rejecting member remove request; not enough healthy members",
+			zap.String("local-member-id", idText(c.cfg.MemberID)),
+			zap.String("requested-member-remove-id", idText(id)), zap.Error(errNotEnoughStartedMembers))
+		return errNotEnoughStartedMembers
+	}
+	// A member that is down is no part of the active quorum.
+	if id != c.cfg.MemberID && c.activeSince(id).IsZero() {
+		return nil
+	}
+	if active := c.connected(voters); active-1 < 1+(len(voters)-1)/2 {
+		c.logger.Warn("rejecting member remove request; local member has not been connected to all peers, reconfigure breaks active quorum",
+			zap.String("local-member-id", idText(c.cfg.MemberID)), zap.String("requested-member-remove", idText(id)),
+			zap.Int("active-peers", active), zap.Error(errUnhealthy))
+		return errUnhealthy
+	}
+	return nil
+}

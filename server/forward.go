@@ -1,0 +1,255 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/state"
+)
+
+// What only the leader can answer (renewals, remaining TTLs, promotions of
+// learners) is asked of it over HTTP on the peer port, in etcd's form, so that
+// the members may be etcd's on either side. peerhttp.go serves these paths.
+
+const (
+	pathLeases         = "/leases"
+	pathLeasesInternal = "/leases/internal"
+	pathPromote        = "/members/promote/"
+)
+
+// forwardPause lies between two rounds of asking, while there is no leader or
+// it does not answer.
+const forwardPause = 50 * time.Millisecond
+
+// atLeader runs here if this member leads, and there with each peer URL of the
+// leader until one answers. Answers are success, and errors that asking
+// another would not change: final says which. It tries again until the request
+// timeout: leaders come and go.
+func (s *Server) atLeader(ctx context.Context, here func(context.Context) error, there func(ctx context.Context, peerURL string) error) error {
+	bounded, cancel := context.WithTimeout(ctx, s.cfg.RequestTimeout)
+	defer cancel()
+	for {
+		changed := s.replica.LeaderChanged()
+		leader := s.replica.Status().Leader
+		switch {
+		case leader == s.cfg.MemberID:
+			err := here(bounded)
+			if !errors.Is(err, lease.ErrNotPrimary) && !errors.Is(err, replica.ErrNotLeader) {
+				return forwardError(bounded, err)
+			}
+		case leader != 0:
+			m := s.state.Member(leader)
+			if m == nil {
+				break
+			}
+			if len(m.PeerURLs) == 0 {
+				return replica.ErrNoLeader
+			}
+			for _, u := range m.PeerURLs {
+				err := there(bounded, strings.TrimSuffix(u, "/"))
+				if err == nil || finalAnswer(err) {
+					return err
+				}
+			}
+		}
+		pause := time.NewTimer(forwardPause)
+		select {
+		case <-changed:
+		case <-pause.C:
+		case <-s.stopped.Done():
+			return replica.ErrStopped
+		case <-bounded.Done():
+			pause.Stop()
+			if leader == 0 {
+				return replica.ErrNoLeader
+			}
+			return forwardError(bounded, bounded.Err())
+		}
+		pause.Stop()
+	}
+}
+
+// forwardError makes of our own timeout what clients know; the caller's own
+// end is told as the server's, too, as etcd does.
+func forwardError(bounded context.Context, err error) error {
+	if err == nil || bounded.Err() == nil || !errors.Is(err, bounded.Err()) {
+		return err
+	}
+	if errors.Is(bounded.Err(), context.DeadlineExceeded) {
+		return replica.ErrTimeout
+	}
+	return replica.ErrCanceled
+}
+
+func finalAnswer(err error) bool {
+	return errors.Is(err, lease.ErrNotFound) || errors.Is(err, replica.ErrLearnerNotReady) ||
+		errors.Is(err, state.ErrMemberNotFound) || errors.Is(err, state.ErrNotLearner)
+}
+
+// maxForwardedBytes bounds what is read of a leader's answer.
+const maxForwardedBytes = 100 << 20
+
+// post sends a request to a peer URL. The error is nil for any answer.
+func (s *Server) post(ctx context.Context, url, contentType string, body []byte, header http.Header) (status int, answer []byte, err error) {
+	if s.cfg.Peers == nil {
+		return 0, nil, errors.New("server: no way to other members")
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return 0, nil, err
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	resp, err := s.cfg.Peers.Client().Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxForwardedBytes+1))
+	if err == nil && len(answer) > maxForwardedBytes {
+		err = fmt.Errorf("server: answer of %s exceeds %d bytes", url, maxForwardedBytes)
+	}
+	return resp.StatusCode, answer, err
+}
+
+func (s *Server) forwardRenew(ctx context.Context, peerURL string, id lease.ID) (int64, error) {
+	body, err := proto.Marshal(&pb.LeaseKeepAliveRequest{ID: int64(id)})
+	if err != nil {
+		return 0, err
+	}
+	answer, err := s.postLease(ctx, peerURL+pathLeases, body)
+	if err != nil {
+		return 0, err
+	}
+	resp := &pb.LeaseKeepAliveResponse{}
+	if err := proto.Unmarshal(answer, resp); err != nil {
+		return 0, fmt.Errorf("server: answer of %s: %w", peerURL, err)
+	}
+	if resp.ID != int64(id) {
+		return 0, errors.New("lease: renew id mismatch")
+	}
+	return resp.TTL, nil
+}
+
+func (s *Server) forwardTimeToLive(ctx context.Context, peerURL string, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	inner, err := proto.Marshal(&pb.LeaseTimeToLiveRequest{ID: r.ID, Keys: r.Keys})
+	if err != nil {
+		return nil, err
+	}
+	answer, err := s.postLease(ctx, peerURL+pathLeasesInternal, wrapLease(inner))
+	if err != nil {
+		return nil, err
+	}
+	resp := &pb.LeaseTimeToLiveResponse{}
+	if inner, err = unwrapLease(answer); err == nil {
+		err = proto.Unmarshal(inner, resp)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("server: answer of %s: %w", peerURL, err)
+	}
+	if resp.ID != r.ID {
+		return nil, errors.New("lease: TTL id mismatch")
+	}
+	return resp, nil
+}
+
+func (s *Server) postLease(ctx context.Context, url string, body []byte) ([]byte, error) {
+	code, answer, err := s.post(ctx, url, "application/protobuf", body, nil)
+	switch {
+	case err != nil:
+		return nil, err
+	case code == http.StatusNotFound:
+		return nil, lease.ErrNotFound
+	case code == http.StatusRequestTimeout:
+		return nil, errLeaseHTTPTimeout
+	case code != http.StatusOK:
+		return nil, fmt.Errorf("lease: unknown error(%s)", answer)
+	}
+	return answer, nil
+}
+
+// wrapLease and unwrapLease speak etcd's LeaseInternalRequest and -Response
+// (server/lease/leasepb, not part of the API module): a message whose only
+// field, 1, is the API's message.
+//
+//	+------+--------+---------------------------------+
+//	| 0x0a | varint | LeaseTimeToLiveRequest/Response |
+//	+------+--------+---------------------------------+
+func wrapLease(inner []byte) []byte {
+	b := protowire.AppendTag(nil, 1, protowire.BytesType)
+	return protowire.AppendBytes(b, inner)
+}
+
+func unwrapLease(b []byte) (inner []byte, err error) {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return nil, protowire.ParseError(n)
+		}
+		b = b[n:]
+		if num == 1 && typ == protowire.BytesType {
+			v, n := protowire.ConsumeBytes(b)
+			if n < 0 {
+				return nil, protowire.ParseError(n)
+			}
+			inner, b = v, b[n:]
+			continue
+		}
+		if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
+			return nil, protowire.ParseError(n)
+		}
+		b = b[n:]
+	}
+	return inner, nil
+}
+
+func (s *Server) forwardPromote(ctx context.Context, peerURL string, id uint64) ([]*command.Member, error) {
+	header := http.Header{}
+	for _, key := range []string{rpctypes.TokenFieldNameGRPC, rpctypes.TokenFieldNameSwagger} {
+		if v := metadata.ValueFromIncomingContext(ctx, key); len(v) > 0 {
+			header.Set("Authorization", v[0])
+			break
+		}
+	}
+	code, answer, err := s.post(ctx, fmt.Sprintf("%s%s%d", peerURL, pathPromote, id), "", nil, header)
+	text := string(answer)
+	switch {
+	case err != nil:
+		return nil, err
+	case code == http.StatusRequestTimeout:
+		return nil, replica.ErrTimeout
+	case code == http.StatusNotFound:
+		return nil, state.ErrMemberNotFound
+	case code == http.StatusPreconditionFailed && strings.Contains(text, replica.ErrLearnerNotReady.Error()):
+		return nil, replica.ErrLearnerNotReady
+	case code == http.StatusPreconditionFailed && strings.Contains(text, state.ErrNotLearner.Error()):
+		return nil, state.ErrNotLearner
+	case code != http.StatusOK:
+		return nil, fmt.Errorf("member promote: unknown error(%s)", strings.TrimSpace(text))
+	}
+	var members []*command.Member
+	if err := json.Unmarshal(answer, &members); err != nil {
+		return nil, err
+	}
+	return members, nil
+}

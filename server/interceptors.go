@@ -1,0 +1,273 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"math"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// GRPCOptions are the options that a grpc.Server for RegisterGRPC must be made
+// with. Credentials are the caller's to add.
+func (s *Server) GRPCOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newCountingCodec(s.metrics)),
+		grpc.UnaryInterceptor(s.interceptUnary),
+		grpc.StreamInterceptor(s.interceptStream),
+		grpc.MaxRecvMsgSize(s.cfg.MaxRequestBytes + recvOverheadBytes),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrentStreams),
+		grpc.NumStreamWorkers(s.cfg.StreamWorkers),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: s.cfg.KeepaliveMinTime, PermitWithoutStream: false}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepaliveInterval, Timeout: s.cfg.KeepaliveTimeout}),
+		grpc.SharedWriteBuffer(true),
+	}
+}
+
+// recvOverheadBytes is what a received message may have beyond the largest
+// request: etcd's allowance for the encoding around it.
+const recvOverheadBytes = 512 << 10
+
+// interceptUnary is the one interceptor of unary calls. It is on the path of
+// every request, so it does all its work in one function: a chain of separate
+// ones (etcd has three or four) costs a closure and an allocation each.
+func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	m := s.metrics.grpc.method(info.FullMethod, "unary")
+	m.started.Inc()
+	m.received.Inc()
+	start := time.Now()
+
+	var resp any
+	err := s.mayCall(ctx, req, info.FullMethod, &s.metrics.unaryVersions)
+	if err == nil && requiresLeader(ctx) && s.replica.Leader() == 0 {
+		err = rpctypes.ErrGRPCNoLeader
+	}
+	if err == nil {
+		resp, err = handler(ctx, req)
+	}
+
+	m.sent.Inc()
+	m.handledWith(s.metrics.grpc, codeOf(err)).Inc()
+	took := time.Since(start)
+	if m.seconds != nil {
+		m.seconds.Observe(took.Seconds())
+	}
+	if took > s.cfg.WarnUnaryRequest || s.debug {
+		s.logRequestStats(ctx, info.FullMethod, req, resp, start, took)
+	}
+	return resp, err
+}
+
+// mayCall refuses what no handler should see: calls before the cluster's
+// version is known, most calls on a learner, a client version that is not
+// text. It counts the request by that version.
+func (s *Server) mayCall(ctx context.Context, req any, method string, versions *versionCounters) error {
+	if !s.capable() {
+		return rpctypes.ErrGRPCNotCapable
+	}
+	if s.isLearner() && !allowedOnLearner(req, method) {
+		return rpctypes.ErrGRPCNotSupportedForLearner
+	}
+	version := unknownVersion
+	if v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataClientAPIVersionKey); len(v) > 0 {
+		version = v[0]
+		if !utf8.ValidString(version) {
+			return rpctypes.ErrGRPCInvalidClientAPIVersion
+		}
+	}
+	versions.inc(version)
+	return nil
+}
+
+const snapshotMethod = "/etcdserverpb.Maintenance/Snapshot"
+
+// allowedOnLearner: a learner tells of itself and reads locally, nothing else.
+// req is nil for streams.
+func allowedOnLearner(req any, method string) bool {
+	switch r := req.(type) {
+	case nil:
+		return method == snapshotMethod
+	case *pb.StatusRequest:
+		return true
+	case *pb.RangeRequest:
+		return r.Serializable
+	}
+	return false
+}
+
+func requiresLeader(ctx context.Context) bool {
+	v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataRequireLeaderKey)
+	return len(v) > 0 && v[0] == rpctypes.MetadataHasLeader
+}
+
+// codeOf is the code that grpc will put on the wire for a handler's error.
+func codeOf(err error) codes.Code {
+	if err == nil {
+		return codes.OK
+	}
+	if st, ok := status.FromError(err); ok {
+		return st.Code()
+	}
+	return status.FromContextError(err).Code()
+}
+
+// interceptStream is interceptUnary for streams.
+func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	m := s.metrics.grpc.method(info.FullMethod, streamKind(info.IsClientStream, info.IsServerStream))
+	m.started.Inc()
+	start := time.Now()
+
+	err := s.mayCall(stream.Context(), nil, info.FullMethod, &s.metrics.streamVersions)
+	if err == nil {
+		counted := &countedStream{ServerStream: stream, method: m}
+		if requiresLeader(stream.Context()) {
+			err = s.withLeader(counted, func() error { return handler(srv, counted) })
+		} else {
+			err = handler(srv, counted)
+		}
+	}
+
+	m.handledWith(s.metrics.grpc, codeOf(err)).Inc()
+	if m.seconds != nil {
+		m.seconds.Observe(time.Since(start).Seconds())
+	}
+	return err
+}
+
+// countedStream counts messages and can carry a context of ours.
+type countedStream struct {
+	grpc.ServerStream
+	method *methodMetrics
+	ctx    context.Context // nil: the stream's own
+}
+
+func (c *countedStream) Context() context.Context {
+	if c.ctx != nil {
+		return c.ctx
+	}
+	return c.ServerStream.Context()
+}
+
+func (c *countedStream) SendMsg(m any) error {
+	err := c.ServerStream.SendMsg(m)
+	if err == nil {
+		c.method.sent.Inc()
+	}
+	return err
+}
+
+func (c *countedStream) RecvMsg(m any) error {
+	err := c.ServerStream.RecvMsg(m)
+	if err == nil {
+		c.method.received.Inc()
+	}
+	return err
+}
+
+// leaderStreams are the open streams that want a leader: they are ended with
+// `no leader` once there has been none for long. New calls are refused at
+// once; a stream costs more to set up again, so it is given three election
+// timeouts.
+type leaderStreams struct {
+	mu   sync.Mutex
+	open map[*leaderContext]struct{} // guarded by mu
+}
+
+const leaderlessElections = 3
+
+// leaderContext is a stream's context whose Err is the reason it was ended
+// for, so that a handler returning ctx.Err() answers it.
+type leaderContext struct {
+	context.Context
+	cancel context.CancelCauseFunc
+}
+
+func (c *leaderContext) Err() error {
+	if c.Context.Err() == nil {
+		return nil
+	}
+	if cause := context.Cause(c.Context); cause == rpctypes.ErrGRPCNoLeader {
+		return cause
+	}
+	return c.Context.Err()
+}
+
+func (s *Server) withLeader(stream *countedStream, call func() error) error {
+	if s.replica.Leader() == 0 {
+		return rpctypes.ErrGRPCNoLeader
+	}
+	ctx, cancel := context.WithCancelCause(stream.ServerStream.Context())
+	lc := &leaderContext{Context: ctx, cancel: cancel}
+	stream.ctx = lc
+	ls := &s.leaderStreams
+	ls.mu.Lock()
+	ls.open[lc] = struct{}{}
+	ls.mu.Unlock()
+	defer func() {
+		ls.mu.Lock()
+		delete(ls.open, lc)
+		ls.mu.Unlock()
+		cancel(nil)
+	}()
+	return call()
+}
+
+// cancelAll ends all streams that want a leader.
+func (ls *leaderStreams) cancelAll() {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	for lc := range ls.open {
+		lc.cancel(rpctypes.ErrGRPCNoLeader)
+	}
+}
+
+// watchLeader runs until ctx ends.
+func (s *Server) watchLeader(ctx context.Context) {
+	tick := time.NewTicker(s.cfg.ElectionTimeout)
+	defer tick.Stop()
+	without := 0
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if s.replica.Leader() != 0 {
+			without = 0
+			continue
+		}
+		if without++; without >= leaderlessElections {
+			s.leaderStreams.cancelAll()
+		}
+	}
+}
+
+// clientGone says that a stream failed because its client left, which is not
+// worth a warning.
+func clientGone(ctx context.Context, err error) bool {
+	if ctx.Err() != nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return true
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		return false
+	}
+	switch st.Code() {
+	case codes.Canceled, codes.DeadlineExceeded:
+		return true
+	case codes.Unavailable:
+		msg := st.Message()
+		return msg == "client disconnected" || len(msg) > 22 && msg[:14] == "stream error: " && msg[len(msg)-8:] == "; CANCEL"
+	}
+	return false
+}

@@ -1,0 +1,315 @@
+package server
+
+import (
+	"context"
+	"math"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/state"
+)
+
+// kvService is etcdserverpb.KV.
+type kvService struct {
+	*Server
+	pb.UnsafeKVServer
+}
+
+func (k *kvService) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	if err := checkRange(r); err != nil {
+		return nil, err
+	}
+	if err := k.authorize(ctx, operation{kind: opRead, key: r.Key, end: r.RangeEnd}); err != nil {
+		return nil, toGRPC(err)
+	}
+	resp, err := k.rangeLocal(ctx, r)
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	k.fill(resp.Header)
+	return resp, nil
+}
+
+// rangeLocal reads, after a read barrier unless the request is serializable.
+// The health checks use it too.
+func (k *kvService) rangeLocal(ctx context.Context, r *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
+	start := time.Now()
+	if !r.Serializable {
+		err = k.replica.ReadBarrier(ctx)
+	}
+	if err == nil {
+		resp, err = state.RangeResponse(ctx, k.kvStore, r)
+	}
+	took := time.Since(start)
+	k.metrics.observeRequest(kindRange, err == nil, took.Seconds())
+	k.state.WarnSlowRange(took, r, resp, err)
+	return resp, err
+}
+
+func (k *kvService) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
+	if err := k.checkQuota(r); err != nil {
+		return nil, err
+	}
+	if err := checkPut(r); err != nil {
+		return nil, err
+	}
+	if err := k.authorize(ctx, operation{kind: opWrite, key: r.Key}); err != nil {
+		return nil, toGRPC(err)
+	}
+	result, err := k.propose(ctx, kindPut, &pb.InternalRaftRequest{Put: r}, len(r.Key)+len(r.Value))
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	resp := result.Response.(*pb.PutResponse)
+	k.fill(resp.Header)
+	return resp, nil
+}
+
+func (k *kvService) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+	if err := checkDelete(r); err != nil {
+		return nil, err
+	}
+	if err := k.authorize(ctx, operation{kind: opWrite, key: r.Key, end: r.RangeEnd}); err != nil {
+		return nil, toGRPC(err)
+	}
+	result, err := k.propose(ctx, kindDeleteRange, &pb.InternalRaftRequest{DeleteRange: r}, len(r.Key)+len(r.RangeEnd))
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	resp := result.Response.(*pb.DeleteRangeResponse)
+	k.fill(resp.Header)
+	return resp, nil
+}
+
+func (k *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	if err := k.checkQuota(r); err != nil {
+		return nil, err
+	}
+	if err := checkTxn(r, k.cfg.MaxTxnOps); err != nil {
+		return nil, err
+	}
+	if err := k.authorize(ctx, operation{kind: opTxn, txn: r}); err != nil {
+		return nil, toGRPC(err)
+	}
+	resp, err := k.txn(ctx, r)
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	k.fill(resp.Header)
+	return resp, nil
+}
+
+func (k *kvService) txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	readOnly, serializable := txnReads(r)
+	if readOnly {
+		return k.txnLocal(ctx, r, serializable)
+	}
+	result, err := k.propose(ctx, kindTxn, &pb.InternalRaftRequest{Txn: r}, proto.Size(r))
+	if err != nil {
+		return nil, err
+	}
+	return result.Response.(*pb.TxnResponse), nil
+}
+
+// txnReads tells whether a transaction only reads (then it needs no entry in
+// the log) and whether it may be served from what this member has. As in etcd
+// a nested transaction is never read-only, and one of compares alone is
+// serializable: its answer may be stale.
+func txnReads(r *pb.TxnRequest) (readOnly, serializable bool) {
+	serializable = true
+	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range branch {
+			rr := op.GetRequestRange()
+			if rr == nil {
+				return false, false
+			}
+			serializable = serializable && rr.Serializable
+		}
+	}
+	return true, serializable
+}
+
+func (k *kvService) txnLocal(ctx context.Context, r *pb.TxnRequest, serializable bool) (resp *pb.TxnResponse, err error) {
+	start := time.Now()
+	if !serializable {
+		err = k.replica.ReadBarrier(ctx)
+	}
+	if err == nil {
+		view := k.kvStore.View()
+		resp, err = state.ReadTxn(ctx, view, r)
+		view.Close()
+	}
+	took := time.Since(start)
+	k.metrics.observeRequest(kindReadonlyTxn, err == nil, took.Seconds())
+	k.state.WarnSlowTxn(took, r, resp, err)
+	return resp, err
+}
+
+func (k *kvService) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
+	if err := k.authorize(ctx, operation{kind: opAdmin}); err != nil {
+		return nil, toGRPC(err)
+	}
+	resp, err := k.compact(ctx, r)
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	k.fill(resp.Header)
+	return resp, nil
+}
+
+// compact also serves auto compaction.
+func (k *kvService) compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
+	result, err := k.propose(ctx, kindCompaction, &pb.InternalRaftRequest{Compaction: r}, 64)
+	if err != nil {
+		return nil, err
+	}
+	if r.Physical && result.Done != nil {
+		// The entry is applied whatever happens now; only the wait can fail.
+		select {
+		case <-result.Done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-k.stopped.Done():
+			return nil, replica.ErrStopped
+		}
+	}
+	resp, _ := result.Response.(*pb.CompactionResponse)
+	if resp == nil {
+		resp = &pb.CompactionResponse{}
+	}
+	if resp.Header == nil {
+		resp.Header = &pb.ResponseHeader{}
+	}
+	resp.Header.Revision = k.kvStore.Revision()
+	return resp, nil
+}
+
+// streamFirstLimit is how many keys the first chunk of a RangeStream has.
+const streamFirstLimit = 10
+
+// RangeStream answers a range in chunks of about the largest request's size,
+// all from one consistent view. Header, more and count are on the last chunk
+// alone, which is how a client knows that nothing is missing.
+func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServer) error {
+	if err := checkRangeStream(r); err != nil {
+		return err
+	}
+	ctx := stream.Context()
+	if err := k.authorize(ctx, operation{kind: opRead, key: r.Key, end: r.RangeEnd}); err != nil {
+		return toGRPC(err)
+	}
+	if !r.Serializable {
+		if err := k.replica.ReadBarrier(ctx); err != nil {
+			return toGRPC(err)
+		}
+	}
+	return toGRPC(k.rangeStream(ctx, r, stream))
+}
+
+func (k *kvService) rangeStream(ctx context.Context, r *pb.RangeRequest, stream pb.KV_RangeStreamServer) error {
+	view := k.kvStore.View()
+	defer view.Close()
+	send := func(resp *pb.RangeResponse, last bool) error {
+		if last {
+			resp.Header = &pb.ResponseHeader{Revision: view.Rev()}
+			k.fillWithoutRevision(resp.Header)
+		}
+		return stream.Send(&pb.RangeStreamResponse{RangeResponse: resp})
+	}
+
+	end := r.RangeEnd
+	if r.CountOnly {
+		rr, err := view.Range(ctx, r.Key, end, mvcc.RangeOptions{Rev: r.Revision, CountOnly: true})
+		if err != nil {
+			return err
+		}
+		return send(&pb.RangeResponse{Count: rr.Count}, true)
+	}
+
+	left := r.Limit
+	if left <= 0 {
+		left = math.MaxInt64
+	}
+	key, sent := r.Key, int64(0)
+	for limit := min(int64(streamFirstLimit), left); ; {
+		// One more than wanted tells whether anything follows.
+		chunk, more, err := k.readChunk(ctx, view, key, end, r, limit)
+		if err != nil {
+			return err
+		}
+		n := int64(len(chunk.Kvs))
+		sent += n
+		left -= n
+		size := proto.Size(chunk)
+		if !more || left == 0 {
+			chunk.More, chunk.Count = more, sent
+			if more {
+				rest, err := view.Range(ctx, nextKey(chunk), end, mvcc.RangeOptions{Rev: r.Revision, CountOnly: true})
+				if err != nil {
+					return err
+				}
+				chunk.Count += rest.Count
+			}
+			return send(chunk, true)
+		}
+		key = nextKey(chunk)
+		if err := send(chunk, false); err != nil {
+			return err
+		}
+		limit = min(nextLimit(limit, size, k.cfg.MaxRequestBytes), left)
+	}
+}
+
+func nextKey(r *pb.RangeResponse) []byte {
+	last := r.Kvs[len(r.Kvs)-1].Key
+	return append(append(make([]byte, 0, len(last)+1), last...), 0)
+}
+
+// nextLimit brings chunks near the target size: it doubles or halves outside
+// of [target/2, 2 target]. Never 0, which would mean no limit.
+func nextLimit(limit int64, size, target int) int64 {
+	switch {
+	case size < target/2:
+		limit *= 2
+	case size > target*2:
+		limit /= 2
+	}
+	return max(limit, 1)
+}
+
+// readChunk reads up to limit keys, fewer where they are large: the limit was
+// set by the sizes of keys seen before, and keys behind them may be a thousand
+// times as large. It reads in steps, each as many keys as fit into what is
+// left of the target if they were all as large as the largest so far.
+func (k *kvService) readChunk(ctx context.Context, view *mvcc.View, key, end []byte, r *pb.RangeRequest, limit int64) (*pb.RangeResponse, bool, error) {
+	target := int64(2 * k.cfg.MaxRequestBytes)
+	chunk := &pb.RangeResponse{}
+	size, largest := int64(0), int64(1)
+	step := int64(streamFirstLimit)
+	for {
+		step = min(step, limit-int64(len(chunk.Kvs)))
+		rr, err := view.Range(ctx, key, end, mvcc.RangeOptions{Rev: r.Revision, Limit: step + 1, KeysOnly: r.KeysOnly})
+		if err != nil {
+			return nil, false, err
+		}
+		more := int64(len(rr.KVs)) > step
+		if more {
+			rr.KVs = rr.KVs[:step]
+		}
+		for _, kv := range rr.KVs {
+			n := int64(len(kv.Key) + len(kv.Value) + 16)
+			size += n
+			largest = max(largest, n)
+		}
+		chunk.Kvs = append(chunk.Kvs, rr.KVs...)
+		if !more || int64(len(chunk.Kvs)) == limit || size >= target {
+			return chunk, more, nil
+		}
+		key = nextKey(chunk)
+		step = max(1, min(step*2, (target-size)/largest))
+	}
+}

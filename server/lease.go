@@ -1,0 +1,283 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/replica"
+)
+
+// leaseService is etcdserverpb.Lease.
+//
+// Grants and revocations go through the log. Renewals and remaining times are
+// the leader's alone to tell: other members ask it over HTTP (forward.go).
+type leaseService struct {
+	*Server
+	pb.UnsafeLeaseServer
+}
+
+func (l *leaseService) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+	if err := l.checkQuota(r); err != nil {
+		return nil, err
+	}
+	if err := l.authorize(ctx, operation{kind: opUser}); err != nil {
+		return nil, toGRPC(err)
+	}
+	for r.ID == 0 {
+		r.ID = int64(l.replica.NextID() & math.MaxInt64)
+	}
+	result, err := l.propose(ctx, kindLeaseGrant, &pb.InternalRaftRequest{LeaseGrant: r}, 64)
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	resp := result.Response.(*pb.LeaseGrantResponse)
+	if resp.Header == nil {
+		resp.Header = &pb.ResponseHeader{}
+	}
+	l.fill(resp.Header)
+	return resp, nil
+}
+
+func (l *leaseService) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
+	if err := l.authorize(ctx, operation{kind: opLease, leaseID: r.ID}); err != nil {
+		return nil, toGRPC(err)
+	}
+	result, err := l.propose(ctx, kindLeaseRevoke, &pb.InternalRaftRequest{LeaseRevoke: r}, 64)
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	resp := result.Response.(*pb.LeaseRevokeResponse)
+	if resp.Header == nil {
+		resp.Header = &pb.ResponseHeader{}
+	}
+	l.fill(resp.Header)
+	return resp, nil
+}
+
+func (l *leaseService) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	op := operation{kind: opUser}
+	if r.Keys {
+		op = operation{kind: opLease, leaseID: r.ID} // the keys are told only to who may read them all
+	}
+	if err := l.authorize(ctx, op); err != nil {
+		return nil, toGRPC(err)
+	}
+	resp, err := l.timeToLive(ctx, r)
+	if errors.Is(err, lease.ErrNotFound) {
+		resp, err = &pb.LeaseTimeToLiveResponse{ID: r.ID, TTL: -1}, nil
+	}
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	if resp.Header == nil {
+		resp.Header = &pb.ResponseHeader{}
+	}
+	l.fill(resp.Header)
+	return resp, nil
+}
+
+func (l *leaseService) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
+	if err := l.authorize(ctx, operation{kind: opLease, everything: true}); err != nil {
+		return nil, toGRPC(err)
+	}
+	list := l.cfg.Leases.List()
+	resp := &pb.LeaseLeasesResponse{Header: l.header(), Leases: make([]*pb.LeaseStatus, len(list))}
+	for i, info := range list {
+		resp.Leases[i] = &pb.LeaseStatus{ID: int64(info.ID)}
+	}
+	return resp, nil
+}
+
+// LeaseKeepAlive answers in its own goroutine so that it can end while a
+// receive waits: when the leader is gone, or the server stops.
+func (l *leaseService) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
+	ended := make(chan error, 1)
+	go func() { ended <- l.keepAlive(stream) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	}
+}
+
+func (l *leaseService) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
+	ctx := stream.Context()
+	for {
+		req, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			l.streamFailed(ctx, err, "receive", "lease-keepalive", "failed to receive lease keepalive request from gRPC stream")
+			return err
+		}
+		// The header is of before the renewal: a lease revoked at revision R
+		// must not be told as alive at R or later.
+		resp := &pb.LeaseKeepAliveResponse{Header: l.header(), ID: req.ID}
+		if err := l.authorize(ctx, operation{kind: opLease, leaseID: req.ID}); err != nil {
+			return toGRPC(err)
+		}
+		resp.TTL, err = l.renew(ctx, lease.ID(req.ID))
+		if errors.Is(err, lease.ErrNotFound) {
+			resp.TTL, err = 0, nil
+		}
+		if err != nil {
+			return toGRPC(err)
+		}
+		if err := stream.Send(resp); err != nil {
+			l.streamFailed(ctx, err, "send", "lease-keepalive", "failed to send lease keepalive response to gRPC stream")
+			return err
+		}
+	}
+}
+
+// streamFailed logs the end of a stream, and counts it unless its client left.
+func (s *Server) streamFailed(ctx context.Context, err error, direction, api, msg string) {
+	if clientGone(ctx, err) {
+		s.logger.Debug(msg, zap.Error(err))
+		return
+	}
+	s.logger.Warn(msg, zap.Error(err))
+	s.metrics.streamFailures.WithLabelValues(direction, api).Inc()
+}
+
+// renew gives a lease its full time again and returns its TTL in seconds.
+func (l *leaseService) renew(ctx context.Context, id lease.ID) (ttl int64, err error) {
+	err = l.atLeader(ctx, func(ctx context.Context) error {
+		ttl, err = l.renewHere(ctx, id)
+		return err
+	}, func(ctx context.Context, peerURL string) error {
+		ttl, err = l.forwardRenew(ctx, peerURL, id)
+		return err
+	})
+	return ttl, err
+}
+
+// renewHere renews as the leader. ErrNotPrimary: this member is not, or not
+// yet.
+func (l *leaseService) renewHere(ctx context.Context, id lease.ID) (int64, error) {
+	if err := l.confirmLeadership(ctx); err != nil {
+		return 0, err
+	}
+	ttl, checkpointed, err := l.cfg.Leases.Renew(ctx, id)
+	if errors.Is(err, lease.ErrNotFound) {
+		// It may be granted in an entry that is not applied here yet.
+		if err := l.awaitApplied(ctx); err != nil {
+			return 0, err
+		}
+		ttl, checkpointed, err = l.cfg.Leases.Renew(ctx, id)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if checkpointed {
+		// The next leader would go by the checkpoint: take it back before the
+		// client may rely on the renewal.
+		req := &pb.InternalRaftRequest{LeaseCheckpoint: &pb.LeaseCheckpointRequest{
+			Checkpoints: []*pb.LeaseCheckpoint{{ID: int64(id), Remaining_TTL: 0}},
+		}}
+		if _, err := l.proposeOwn(ctx, kindLeaseCheckpoint, req); err != nil {
+			return 0, err
+		}
+	}
+	return ttl, nil
+}
+
+// timeToLive answers with lease.ErrNotFound for a lease that is not there.
+func (l *leaseService) timeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (resp *pb.LeaseTimeToLiveResponse, err error) {
+	err = l.atLeader(ctx, func(ctx context.Context) error {
+		resp, err = l.timeToLiveHere(ctx, r)
+		return err
+	}, func(ctx context.Context, peerURL string) error {
+		resp, err = l.forwardTimeToLive(ctx, peerURL, r)
+		return err
+	})
+	return resp, err
+}
+
+func (l *leaseService) timeToLiveHere(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	term, primary := l.cfg.Leases.Primary()
+	if !primary {
+		return nil, lease.ErrNotPrimary
+	}
+	if err := l.awaitApplied(ctx); err != nil {
+		return nil, err
+	}
+	info, ok := l.cfg.Leases.Lookup(lease.ID(r.ID))
+	if !ok {
+		return nil, lease.ErrNotFound
+	}
+	resp := &pb.LeaseTimeToLiveResponse{
+		Header:     &pb.ResponseHeader{},
+		ID:         r.ID,
+		TTL:        int64(info.Remaining.Seconds()),
+		GrantedTTL: info.TTL,
+	}
+	if r.Keys {
+		keys, err := l.cfg.Leases.Keys(l.cfg.Store, lease.ID(r.ID))
+		if err != nil {
+			return nil, err
+		}
+		resp.Keys = keys
+	}
+	// Another leader by now? Then what was read of the clock means nothing.
+	if now, primary := l.cfg.Leases.Primary(); !primary || now != term {
+		return nil, replica.ErrLeaderChanged
+	}
+	return resp, nil
+}
+
+// applyWait bounds the wait for this member to catch up before it answers for
+// a lease; longer means trouble that the client should know of.
+const applyWait = time.Second
+
+// awaitApplied waits until this member has applied what was committed when it
+// was called.
+func (l *leaseService) awaitApplied(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, applyWait)
+	defer cancel()
+	err := l.replica.ReadBarrier(bounded)
+	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		return replica.ErrTimeoutWaitApplied
+	}
+	return err
+}
+
+// confirmLeadership makes sure that this member led a moment ago. A leader
+// that was stopped for a while still believes to lead when it wakes, and would
+// answer renewals that its successor knows nothing of.
+//
+// A quorum that answered a read barrier begun at time t elects nobody else
+// before t plus one election timeout (CheckQuorum and PreVote see to that), so
+// one barrier each half election timeout is enough for all renewals between.
+func (l *leaseService) confirmLeadership(ctx context.Context) error {
+	if !l.replica.Status().IsLeader() {
+		return lease.ErrNotPrimary
+	}
+	now := time.Now()
+	if now.Sub(l.confirmed.load()) < l.cfg.ElectionTimeout/2 {
+		return nil
+	}
+	if err := l.replica.ReadBarrier(ctx); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		l.logger.Warn("Failed to check current member's leadership", zap.Error(err))
+		return lease.ErrNotPrimary
+	}
+	if st := l.replica.Status(); !st.IsLeader() {
+		l.logger.Warn("Current member isn't a leader",
+			zap.Uint64("local-member-id", l.cfg.MemberID), zap.Uint64("new-lead", st.Leader))
+		return lease.ErrNotPrimary
+	}
+	l.confirmed.store(now)
+	return nil
+}

@@ -1,0 +1,214 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/state"
+)
+
+const clusterIDHeader = "X-Etcd-Cluster-ID"
+
+// PeerHandler serves the peer port: what members ask each other, and raft.
+func (s *Server) PeerHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", http.NotFound)
+	if s.cfg.Raft != nil {
+		mux.Handle("/raft", s.cfg.Raft)
+		mux.Handle("/raft/", s.cfg.Raft)
+	}
+	mux.HandleFunc("/members", s.serveMembers)
+	mux.HandleFunc(pathPromote, s.servePromote)
+	mux.HandleFunc(pathHashKV, s.serveHashKV)
+	mux.HandleFunc(pathLeases, s.serveLease(s.answerRenew))
+	mux.HandleFunc(pathLeasesInternal, s.serveLease(s.answerTimeToLive))
+	mux.HandleFunc("/downgrade/enabled", s.serveDowngradeEnabled)
+	mux.HandleFunc("/version", s.serveVersion)
+	return mux
+}
+
+const pathHashKV = "/members/hashkv"
+
+func (s *Server) serveMembers(w http.ResponseWriter, r *http.Request) {
+	if !allowMethod(w, r, http.MethodGet) {
+		return
+	}
+	w.Header().Set(clusterIDHeader, idText(s.cfg.ClusterID))
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(s.state.Members()); err != nil {
+		s.logger.Warn("failed to encode membership members", zap.Error(err))
+	}
+}
+
+// servePromote promotes a learner for a member that does not lead. It does not
+// pass the question on: two members that each take the other for the leader
+// would send it back and forth.
+func (s *Server) servePromote(w http.ResponseWriter, r *http.Request) {
+	if !allowMethod(w, r, http.MethodPost) {
+		return
+	}
+	w.Header().Set(clusterIDHeader, idText(s.cfg.ClusterID))
+	text := strings.TrimPrefix(r.URL.Path, pathPromote)
+	id, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		http.Error(w, fmt.Sprintf("member %s not found in cluster", text), http.StatusNotFound)
+		return
+	}
+	ctx := r.Context()
+	if token := r.Header.Get("Authorization"); token != "" {
+		ctx = metadata.NewIncomingContext(ctx, metadata.Pairs(rpctypes.TokenFieldNameGRPC, token))
+	}
+	err = s.authorize(ctx, operation{kind: opAdmin})
+	if err == nil {
+		members, promoteErr := s.cluster.promoteHere(ctx, id)
+		if err = promoteErr; err == nil {
+			w.Header().Set("Content-Type", "application/json")
+			if err := json.NewEncoder(w).Encode(members); err != nil {
+				s.logger.Warn("failed to encode members response", zap.Error(err))
+			}
+			return
+		}
+	}
+	s.logger.Warn("failed to promote a member", zap.String("member-id", idText(id)), zap.Error(err))
+	switch {
+	case errors.Is(err, state.ErrMemberNotFound):
+		http.Error(w, err.Error(), http.StatusNotFound)
+	case errors.Is(err, state.ErrNotLearner), errors.Is(err, replica.ErrLearnerNotReady):
+		http.Error(w, err.Error(), http.StatusPreconditionFailed)
+	default:
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
+
+// serveHashKV is a GET with a JSON body, as etcd's leader asks when it compares
+// the members.
+func (s *Server) serveHashKV(w http.ResponseWriter, r *http.Request) {
+	if !allowMethod(w, r, http.MethodGet) {
+		return
+	}
+	if id := r.Header.Get(clusterIDHeader); id != "" && id != idText(s.cfg.ClusterID) {
+		http.Error(w, "cluster ID mismatch", http.StatusPreconditionFailed)
+		return
+	}
+	body, ok := readBody(w, r)
+	if !ok {
+		return
+	}
+	var req pb.HashKVRequest
+	if err := json.Unmarshal(body, &req); err != nil {
+		s.logger.Warn("failed to unmarshal request", zap.Error(err))
+		http.Error(w, "error unmarshalling request", http.StatusBadRequest)
+		return
+	}
+	resp, err := s.hashKV(r.Context(), req.Revision)
+	if err != nil {
+		s.logger.Warn("failed to get hashKV", zap.Int64("requested-revision", req.Revision), zap.Error(err))
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set(clusterIDHeader, idText(s.cfg.ClusterID))
+	writeJSON(w, resp)
+}
+
+// maxPeerRequestBytes bounds the small questions of other members.
+const maxPeerRequestBytes = 64 << 10
+
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxPeerRequestBytes))
+	if err == nil {
+		return body, true
+	}
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		http.Error(w, "request body too large", http.StatusRequestEntityTooLarge)
+	} else {
+		http.Error(w, "error reading body", http.StatusBadRequest)
+	}
+	return nil, false
+}
+
+// errBadBody answers a question that is not what its path asks for.
+var errBadBody = errors.New("error unmarshalling request")
+
+// serveLease answers a question about a lease for a member that does not lead.
+func (s *Server) serveLease(answer func(r *http.Request, body []byte) ([]byte, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			http.Error(w, "Method Not Allowed", http.StatusMethodNotAllowed)
+			return
+		}
+		body, ok := readBody(w, r)
+		if !ok {
+			return
+		}
+		out, err := answer(r, body)
+		switch {
+		case err == nil:
+			w.Header().Set("Content-Type", "application/protobuf")
+			_, _ = w.Write(out) // the asker left: nobody to tell
+		case errors.Is(err, lease.ErrNotFound):
+			http.Error(w, "lease not found", http.StatusNotFound)
+		case errors.Is(err, replica.ErrTimeoutWaitApplied):
+			http.Error(w, errLeaseHTTPTimeout.Error(), http.StatusRequestTimeout)
+		case errors.Is(err, replica.ErrLeaderChanged):
+			http.Error(w, lease.ErrNotPrimary.Error(), http.StatusInternalServerError)
+		default:
+			http.Error(w, err.Error(), http.StatusBadRequest)
+		}
+	}
+}
+
+func (s *Server) answerRenew(r *http.Request, body []byte) ([]byte, error) {
+	var req pb.LeaseKeepAliveRequest
+	if err := proto.Unmarshal(body, &req); err != nil {
+		return nil, errBadBody
+	}
+	ttl, err := s.lease.renewHere(r.Context(), lease.ID(req.ID))
+	if err != nil {
+		return nil, err
+	}
+	return proto.Marshal(&pb.LeaseKeepAliveResponse{ID: req.ID, TTL: ttl})
+}
+
+func (s *Server) answerTimeToLive(r *http.Request, body []byte) ([]byte, error) {
+	inner, err := unwrapLease(body)
+	if err != nil {
+		return nil, errBadBody
+	}
+	var req pb.LeaseTimeToLiveRequest
+	if err := proto.Unmarshal(inner, &req); err != nil {
+		return nil, errBadBody
+	}
+	resp, err := s.lease.timeToLiveHere(r.Context(), &req)
+	if err != nil {
+		return nil, err
+	}
+	out, err := proto.Marshal(resp)
+	return wrapLease(out), err
+}
+
+func (s *Server) serveDowngradeEnabled(w http.ResponseWriter, r *http.Request) {
+	if !allowMethod(w, r, http.MethodGet) {
+		return
+	}
+	w.Header().Set(clusterIDHeader, idText(s.cfg.ClusterID))
+	if err := s.replica.ReadBarrier(r.Context()); err != nil {
+		http.Error(w, fmt.Sprintf("failed linearized read: %v", err), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain")
+	fmt.Fprint(w, s.state.DowngradeInfo().Enabled)
+}

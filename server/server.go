@@ -1,0 +1,379 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"math"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-semver/semver"
+	"github.com/prometheus/client_golang/prometheus"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+
+	"github.com/belaydb/belay/admission"
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/state"
+	"github.com/belaydb/belay/store"
+	"github.com/belaydb/belay/watch"
+)
+
+// The versions that this member tells. Clients switch features on by the etcd
+// version; a mixed cluster negotiates by it.
+const (
+	EtcdVersion       = "3.7.1"
+	MinClusterVersion = "3.0.0"
+)
+
+// Replica is what the services need of the raft group; replica.Replica is one,
+// the tests have another that applies at once.
+type Replica interface {
+	Propose(ctx context.Context, req *pb.InternalRaftRequest) (command.Result, error)
+	// ProposeAs is Propose that is given up with ErrNotLeader unless this member
+	// leads in term when raft is handed the request.
+	ProposeAs(ctx context.Context, term uint64, req *pb.InternalRaftRequest) (command.Result, error)
+	ProposeChange(ctx context.Context, c *command.Change) (command.Result, error)
+	// ReadBarrier returns when this member has applied every write that was
+	// acknowledged before the call.
+	ReadBarrier(ctx context.Context) error
+	TransferLeader(ctx context.Context, to uint64) error
+	// LearnerReady is nil when a learner has caught up enough to be promoted.
+	LearnerReady(ctx context.Context, id uint64) error
+	// Status is consistent in itself: leader, term and role are of one moment.
+	Status() replica.Status
+	Leader() uint64 // 0: none known
+	Term() uint64
+	LeaderChanged() <-chan struct{}
+	NextID() uint64
+}
+
+// Peers is what the services need of the connections between members;
+// transport.Transport is one.
+type Peers interface {
+	// ActiveSince is the zero time for a member that cannot be reached.
+	ActiveSince(id uint64) time.Time
+	// Client speaks to other members' peer URLs.
+	Client() *http.Client
+}
+
+// Config is what New needs. Zero values have the defaults told.
+type Config struct {
+	MemberID  uint64
+	ClusterID uint64
+	// Name and ClientURLs are what this member publishes of itself.
+	Name       string
+	ClientURLs []string
+	// Version is Belay's own, told by /version.
+	Version string
+	// DataDir holds the temporary files of snapshots that clients ask for.
+	DataDir string
+
+	Replica   Replica
+	Peers     Peers
+	State     *state.Machine
+	Store     *store.Store
+	KV        *mvcc.Store
+	Leases    *lease.Table
+	Hub       *watch.Hub
+	Admission *admission.Gate
+	// Raft serves the peer port's /raft paths; nil: 404.
+	Raft http.Handler
+
+	Logger   *zap.Logger
+	Metrics  *Metrics
+	Gatherer prometheus.Gatherer // what /metrics shows
+	// Registerer takes the series of the /metrics handler itself; may be nil.
+	Registerer prometheus.Registerer
+	// LeaseMetrics are the lease table's, for expired leases; may be nil.
+	LeaseMetrics *lease.Metrics
+	// ReadyChecks are checked by /readyz besides etcd's own.
+	ReadyChecks []HealthCheck
+
+	MaxRequestBytes      int           // 1.5 MiB
+	MaxTxnOps            int           // 128
+	MaxConcurrentStreams uint32        // no bound
+	MinFreeBytes         uint64        // free space of the file system below which NOSPACE is raised; 128 MiB
+	RequestTimeout       time.Duration // 5 s and two election timeouts
+	ElectionTimeout      time.Duration // 1 s
+	HeartbeatInterval    time.Duration // 100 ms
+	StrictReconfigCheck  bool
+	WarnUnaryRequest     time.Duration // 300 ms
+	KeepaliveMinTime     time.Duration // 5 s
+	KeepaliveInterval    time.Duration // 2 h
+	KeepaliveTimeout     time.Duration // 20 s
+	StreamWorkers        uint32        // see defaultStreamWorkers
+	EnablePprof          bool
+
+	WatchProgressInterval time.Duration // 10 min
+
+	Compaction      CompactionMode // off
+	CompactPeriod   time.Duration  // with CompactPeriodic
+	CompactRetained int64          // revisions, with CompactRevision
+}
+
+func (c *Config) setDefaults() error {
+	if c.Replica == nil || c.State == nil || c.KV == nil || c.Leases == nil || c.Store == nil {
+		return errors.New("server: Config needs Replica, State, Store, KV and Leases")
+	}
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.ElectionTimeout, time.Second)
+	def(&c.HeartbeatInterval, 100*time.Millisecond)
+	def(&c.RequestTimeout, 5*time.Second+2*c.ElectionTimeout)
+	def(&c.WarnUnaryRequest, 300*time.Millisecond)
+	def(&c.KeepaliveMinTime, 5*time.Second)
+	def(&c.KeepaliveInterval, 2*time.Hour)
+	def(&c.KeepaliveTimeout, 20*time.Second)
+	def(&c.WatchProgressInterval, 10*time.Minute)
+	if c.MaxRequestBytes == 0 {
+		c.MaxRequestBytes = 1536 << 10
+	}
+	if c.MaxTxnOps == 0 {
+		c.MaxTxnOps = 128
+	}
+	if c.MaxConcurrentStreams == 0 {
+		c.MaxConcurrentStreams = math.MaxUint32
+	}
+	if c.MinFreeBytes == 0 {
+		c.MinFreeBytes = 128 << 20
+	}
+	if c.StreamWorkers == 0 {
+		c.StreamWorkers = defaultStreamWorkers
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics(nil, MetricsOptions{})
+	}
+	if c.Admission == nil {
+		c.Admission = admission.New(admission.Options{})
+	}
+	return nil
+}
+
+// defaultStreamWorkers is how many goroutines serve calls; beyond them grpc
+// starts one for each call. A worker's stack has grown to what a request needs
+// and stays so, while each new goroutine grows its own again.
+const defaultStreamWorkers = 8
+
+// Server is the member's services. Its exported methods may be called from any
+// goroutine.
+type Server struct {
+	cfg     Config
+	logger  *zap.Logger
+	metrics *Metrics
+	debug   bool // debug logging is on: every request is logged
+
+	replica Replica
+	state   *state.Machine
+	kvStore *mvcc.Store
+
+	kv          *kvService
+	lease       *leaseService
+	cluster     *clusterService
+	maintenance *maintenanceService
+	auth        *authService
+	health      *health.Server
+
+	leaderStreams leaderStreams
+	versionKnown  atomic.Bool // the cluster version was seen once: it never goes away again
+	published     chan struct{}
+	wake          chan struct{} // capacity 1: the cluster version may have to change
+	defragging    atomic.Bool   // a compaction of the whole store runs
+	quotaAlarm    atomic.Bool   // a NOSPACE alarm is being proposed
+	confirmed     atomicTime    // when the read barrier that last proved leadership was begun
+	onlyBelay     atomic.Bool   // all members are known to be Belay's
+
+	stop    context.CancelFunc
+	stopped context.Context // done when Stop was called
+	loops   sync.WaitGroup
+}
+
+// New makes the services. Nothing runs until Start; the handlers may be
+// mounted before.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	s := &Server{
+		cfg:       cfg,
+		logger:    cfg.Logger,
+		metrics:   cfg.Metrics,
+		debug:     cfg.Logger.Core().Enabled(zap.DebugLevel),
+		replica:   cfg.Replica,
+		state:     cfg.State,
+		kvStore:   cfg.KV,
+		health:    health.NewServer(),
+		published: make(chan struct{}),
+		wake:      make(chan struct{}, 1),
+	}
+	s.leaderStreams.open = make(map[*leaderContext]struct{})
+	s.stopped, s.stop = context.WithCancel(context.Background())
+	s.kv = &kvService{Server: s}
+	s.lease = &leaseService{Server: s}
+	s.cluster = &clusterService{Server: s}
+	s.maintenance = &maintenanceService{Server: s}
+	s.auth = &authService{Server: s}
+	s.metrics.setServerID(cfg.MemberID)
+	s.metrics.quota.Set(float64(cfg.State.QuotaBytes()))
+	s.logQuota()
+	return s, nil
+}
+
+// RegisterGRPC registers every service with a server that was made with
+// GRPCOptions.
+func (s *Server) RegisterGRPC(g *grpc.Server) {
+	pb.RegisterKVServer(g, s.kv)
+	pb.RegisterLeaseServer(g, s.lease)
+	pb.RegisterClusterServer(g, s.cluster)
+	pb.RegisterMaintenanceServer(g, s.maintenance)
+	pb.RegisterAuthServer(g, s.auth)
+	s.registerHealth(g)
+	s.registerWatch(g)
+	s.registerElection(g)
+	s.registerLock(g)
+}
+
+// Start runs the loops of this member: publishing itself, and what a leader
+// does by itself. They end with Stop.
+func (s *Server) Start() {
+	ctx := s.stopped
+	for _, loop := range []func(context.Context){
+		s.publish, s.watchLeader, s.leadLeases, s.monitorVersion, s.autoCompact,
+		s.watchSpace, s.watchAdmission, s.watchDescriptors,
+	} {
+		s.loops.Go(func() { loop(ctx) })
+	}
+}
+
+// Stop ends the loops and open streams' work of the server's own. The grpc and
+// HTTP servers are stopped by who made them, before.
+func (s *Server) Stop() {
+	s.stop()
+	s.loops.Wait()
+}
+
+// Published is closed once this member has told the cluster its name and
+// client URLs, which proves that it takes part: from then on it serves.
+func (s *Server) Published() <-chan struct{} { return s.published }
+
+// MembersChanged wakes what depends on the member list. replica calls it after
+// each member change; it never blocks.
+func (s *Server) MembersChanged() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// capable says whether requests may be served: the cluster has agreed on a
+// version.
+func (s *Server) capable() bool {
+	if s.versionKnown.Load() {
+		return true
+	}
+	if s.state.ClusterVersion() == nil {
+		return false
+	}
+	s.versionKnown.Store(true)
+	return true
+}
+
+// storageVersion is the schema that etcd would have on disk at this cluster
+// version, nil as long as that is unknown.
+func (s *Server) storageVersion() *semver.Version {
+	v := s.state.ClusterVersion()
+	if v == nil || v.LessThan(semver.Version{Major: 3, Minor: 6}) {
+		return nil
+	}
+	return &semver.Version{Major: v.Major, Minor: v.Minor}
+}
+
+// isLearner says whether this member is a learner in the member list.
+func (s *Server) isLearner() bool {
+	return s.state.IsLearner(s.cfg.MemberID)
+}
+
+// fill completes a header whose revision may be set; revision 0 becomes the
+// current one.
+func (s *Server) fill(h *pb.ResponseHeader) {
+	s.fillWithoutRevision(h)
+	if h.Revision == 0 {
+		h.Revision = s.kvStore.Revision()
+	}
+}
+
+func (s *Server) fillWithoutRevision(h *pb.ResponseHeader) {
+	h.ClusterId = s.cfg.ClusterID
+	h.MemberId = s.cfg.MemberID
+	h.RaftTerm = s.replica.Term()
+}
+
+// header is a header of now.
+func (s *Server) header() *pb.ResponseHeader {
+	h := &pb.ResponseHeader{}
+	s.fill(h)
+	return h
+}
+
+// propose replicates a request of a client and returns what applying it
+// answered. cost is about what it holds in memory, for admission. The error is
+// the request's own or raft's, still to be mapped by toGRPC.
+func (s *Server) propose(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest, cost int) (command.Result, error) {
+	return s.proposeAs(ctx, kind, req, cost, false)
+}
+
+// proposeOwn is propose for what the member itself asks for: it finds room
+// where clients do not.
+func (s *Server) proposeOwn(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest) (command.Result, error) {
+	return s.proposeAs(ctx, kind, req, 64, true)
+}
+
+// proposeInTerm is proposeOwn for what only the leader of a term may ask for.
+func (s *Server) proposeInTerm(ctx context.Context, term uint64, kind requestKind, req *pb.InternalRaftRequest) (command.Result, error) {
+	start := time.Now()
+	result, err := s.replica.ProposeAs(ctx, term, req)
+	s.metrics.observeRequest(kind, err == nil, time.Since(start).Seconds())
+	if err == nil {
+		err = result.Err
+	}
+	return result, err
+}
+
+func (s *Server) proposeAs(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest, cost int, own bool) (command.Result, error) {
+	if err := s.cfg.Admission.Enter(cost, own); err != nil {
+		return command.Result{}, err
+	}
+	start := time.Now()
+	result, err := s.replica.Propose(ctx, req)
+	s.cfg.Admission.Leave(cost)
+	s.metrics.observeRequest(kind, err == nil, time.Since(start).Seconds())
+	if err == nil {
+		err = result.Err
+	}
+	return result, err
+}
+
+// atomicTime is a time that goroutines share; its zero value is the zero time.
+type atomicTime struct{ p atomic.Pointer[time.Time] }
+
+func (a *atomicTime) store(t time.Time) { a.p.Store(&t) }
+
+func (a *atomicTime) load() time.Time {
+	if t := a.p.Load(); t != nil {
+		return *t
+	}
+	return time.Time{}
+}

@@ -1,0 +1,131 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.uber.org/zap"
+)
+
+const (
+	defaultQuotaBytes = 2 << 30
+)
+
+// logQuota says which space quota holds, in etcd's words. Belay's store has no
+// cliff at 8 GiB, so there is no warning beyond it.
+func (s *Server) logQuota() {
+	bytes := s.state.QuotaBytes()
+	fields := []zap.Field{zap.String("quota-name", "v3-applier"), zap.Int64("quota-size-bytes", bytes)}
+	switch {
+	case bytes < 0:
+		s.logger.Info("disabled backend quota", fields...)
+	case bytes == defaultQuotaBytes:
+		s.logger.Info("enabled backend quota with default value", append(fields, zap.String("quota-size", humanBytes(bytes)))...)
+	default:
+		s.logger.Info("enabled backend quota", append(fields, zap.String("quota-size", humanBytes(bytes)))...)
+	}
+}
+
+// checkQuota refuses a request that would grow the database beyond its quota,
+// and raises the NOSPACE alarm for the whole cluster.
+func (s *Server) checkQuota(req any) error {
+	if s.state.QuotaFits(req) {
+		return nil
+	}
+	s.raiseNoSpace()
+	return rpctypes.ErrGRPCNoSpace
+}
+
+// raiseNoSpace proposes the alarm in the background, once at a time: the
+// clients that are refused need not wait for it.
+func (s *Server) raiseNoSpace() {
+	if s.noSpaceOfOwn() || !s.quotaAlarm.CompareAndSwap(false, true) {
+		return
+	}
+	s.loops.Go(func() {
+		defer s.quotaAlarm.Store(false)
+		ctx, cancel := context.WithTimeout(s.stopped, s.cfg.RequestTimeout)
+		defer cancel()
+		_, err := s.alarm(ctx, &pb.AlarmRequest{
+			MemberID: s.cfg.MemberID, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE,
+		})
+		if err != nil && s.stopped.Err() == nil {
+			s.logger.Warn("failed to raise the NOSPACE alarm", zap.Error(err))
+		}
+	})
+}
+
+// noSpaceOfOwn says whether this member's NOSPACE alarm is active.
+func (s *Server) noSpaceOfOwn() bool {
+	if !s.state.AlarmActive(pb.AlarmType_NOSPACE) {
+		return false
+	}
+	for _, a := range s.state.Alarms() {
+		if a.Alarm == pb.AlarmType_NOSPACE && a.MemberID == s.cfg.MemberID {
+			return true
+		}
+	}
+	return false
+}
+
+// watchSpace looks at the file system under the store. A disk that is full
+// stops the member, for what is acknowledged must be written; so the cluster
+// stops taking writes before, by the alarm that operators know.
+func (s *Server) watchSpace(ctx context.Context) {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		free, err := s.cfg.Store.FreeBytes()
+		if err == nil && free < s.cfg.MinFreeBytes && !s.noSpaceOfOwn() {
+			s.logger.Warn("the file system of the data directory is nearly full; raising alarm",
+				zap.String("data-dir", s.cfg.DataDir),
+				zap.Uint64("free-bytes", free), zap.Uint64("minimum-free-bytes", s.cfg.MinFreeBytes),
+				zap.String("what-to-do", "free space or enlarge the volume, then disarm the NOSPACE alarm"))
+			s.raiseNoSpace()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// watchAdmission samples the apply backlog for the gate.
+func (s *Server) watchAdmission(ctx context.Context) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			st := s.replica.Status()
+			lag := s.cfg.Admission.Observe(now, st.Committed, st.Applied, 0)
+			s.metrics.admissionLag.Set(lag.Seconds())
+		}
+	}
+}
+
+// humanBytes writes a size as etcd's log lines do: powers of ten, two digits.
+func humanBytes(n int64) string {
+	if n < 0 {
+		return "-" + humanBytes(-n)
+	}
+	if n < 10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, unit := float64(n), 0
+	for value >= 1000 && unit < 6 {
+		value /= 1000
+		unit++
+	}
+	name := [...]string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}[unit]
+	if value < 10 && unit > 0 {
+		return fmt.Sprintf("%.1f %s", value, name)
+	}
+	return fmt.Sprintf("%.0f %s", value, name)
+}
