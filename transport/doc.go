@@ -13,8 +13,8 @@
 //   - A snapshot is streamed in bounded memory over a connection of its own.
 //   - Messages of a removed member, of another cluster or for another member never reach the Handler.
 //
-// Delivery is not promised: messages may be lost, doubled by nobody, and overtake each other when a
-// connection is replaced. raft allows all of that.
+// Delivery is not promised: messages may be lost, and overtake each other when a connection is
+// replaced. raft allows both.
 //
 // # Who dials whom
 //
