@@ -1,0 +1,159 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+)
+
+func (c *ctl) electCommand() *cobra.Command {
+	var listen bool
+	cmd := &cobra.Command{
+		Use:     "elect <election-name> [proposal]",
+		Short:   "Stands for election, or observes who is elected",
+		GroupID: groupConcurrency,
+	}
+	cmd.RunE = c.run(func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 && len(args) != 2 {
+			return failf(codeBadArgs, "elect takes one election name argument and an optional proposal argument")
+		}
+		cli, out, err := c.client(cmd)
+		switch {
+		case err != nil:
+			return err
+		case len(args) == 1 && !listen:
+			return failf(codeBadArgs, "no proposal argument but -l not set")
+		case len(args) == 2 && listen:
+			return failf(codeBadArgs, "proposal given but -l is set")
+		}
+		ctx, stop := untilSignal(cmd.Context())
+		defer stop()
+		session, err := concurrency.NewSession(cli)
+		if err != nil {
+			return err
+		}
+		election := concurrency.NewElection(session, args[0])
+		if listen {
+			return observe(ctx, election, out)
+		}
+		return campaign(ctx, cli, session, election, args[1], out)
+	})
+	cmd.Flags().BoolVarP(&listen, "listen", "l", false, "only observe")
+	return cmd
+}
+
+// untilSignal ends at the first SIGINT or SIGTERM, so that what is held can be given back.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+}
+
+func observe(ctx context.Context, election *concurrency.Election, out *output) error {
+	for resp := range election.Observe(ctx) {
+		if err := out.show(rangeReply((*pb.RangeResponse)(resp))); err != nil {
+			return err
+		}
+	}
+	if ctx.Err() == nil {
+		return errors.New("elect: observer lost")
+	}
+	return nil
+}
+
+func campaign(ctx context.Context, cli *clientv3.Client, session *concurrency.Session, election *concurrency.Election, proposal string, out *output) error {
+	if err := election.Campaign(ctx, proposal); err != nil {
+		return err
+	}
+	resp, err := cli.Get(ctx, election.Key())
+	if err != nil {
+		return err
+	}
+	if err := out.show(rangeReply((*pb.RangeResponse)(resp))); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case <-session.Done():
+		return errors.New("elect: session expired")
+	}
+	return election.Resign(context.WithoutCancel(ctx))
+}
+
+func (c *ctl) lockCommand() *cobra.Command {
+	var ttl int
+	cmd := &cobra.Command{
+		Use:   "lock <lockname> [exec-command arg1 arg2 ...]",
+		Short: "Takes a lock and holds it until interrupted, or while a command runs",
+		Long: `Takes a lock and holds it until interrupted, or while a command runs. The command finds the lock's key and revision
+in ETCD_LOCK_KEY and ETCD_LOCK_REV; its exit code becomes this command's.`,
+		GroupID: groupConcurrency,
+	}
+	cmd.RunE = c.run(func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return failf(codeBadArgs, "lock takes a lock name argument and an optional command to execute")
+		}
+		cli, out, err := c.client(cmd)
+		if err != nil {
+			return err
+		}
+		ctx, stop := untilSignal(cmd.Context())
+		defer stop()
+		session, err := concurrency.NewSession(cli, concurrency.WithTTL(ttl))
+		if err != nil {
+			return err
+		}
+		mutex := concurrency.NewMutex(session, args[0])
+		if err := mutex.Lock(ctx); err != nil {
+			return err
+		}
+		if len(args) > 1 {
+			err := c.runLocked(mutex, args[1:])
+			unlockErr := mutex.Unlock(context.WithoutCancel(ctx))
+			if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+				return fail(exit.ExitCode(), err)
+			}
+			if err != nil {
+				return err
+			}
+			return unlockErr
+		}
+		return hold(ctx, cli, session, mutex, out)
+	})
+	cmd.Flags().IntVar(&ttl, "ttl", 10, "seconds until the lock is free should this process vanish")
+	return cmd
+}
+
+func (c *ctl) runLocked(mutex *concurrency.Mutex, command []string) error {
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Env = append(os.Environ(), "ETCD_LOCK_KEY="+mutex.Key(), fmt.Sprintf("ETCD_LOCK_REV=%d", mutex.Header().GetRevision()))
+	cmd.Stdout, cmd.Stderr = c.out, c.err
+	return cmd.Run()
+}
+
+// hold prints the lock's key and keeps it until the context ends.
+func hold(ctx context.Context, cli *clientv3.Client, session *concurrency.Session, mutex *concurrency.Mutex, out *output) error {
+	resp, err := cli.Get(ctx, mutex.Key())
+	if err != nil {
+		return err
+	}
+	if len(resp.Kvs) == 0 {
+		return errors.New("lock lost on init")
+	}
+	if err := out.show(rangeReply((*pb.RangeResponse)(resp))); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return mutex.Unlock(context.WithoutCancel(ctx))
+	case <-session.Done():
+		return errors.New("session expired")
+	}
+}

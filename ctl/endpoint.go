@@ -1,0 +1,240 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const clusterFlagUsage = "ask all members of the cluster, found through --endpoints"
+
+func (c *ctl) endpointCommand() *cobra.Command {
+	var cluster bool
+	cmd := &cobra.Command{
+		Use:     "endpoint <subcommand>",
+		Short:   "Health and state of single servers. See `" + c.name + " endpoint --help`",
+		Long:    "Health and state of single servers",
+		GroupID: groupMaintenance,
+	}
+	cmd.PersistentFlags().BoolVar(&cluster, "cluster", false, clusterFlagUsage)
+	cmd.AddCommand(c.endpointHealthCommand(&cluster), c.endpointStatusCommand(&cluster), c.endpointHashKVCommand(&cluster))
+	return cmd
+}
+
+// targets are the endpoints to ask one by one. The member list's client URLs are as the members advertise them.
+func (c *ctl) targets(cmd *cobra.Command, spec *clientv3.ConfigSpec, cluster bool) ([]string, error) {
+	if !cluster {
+		return spec.Endpoints, nil
+	}
+	cli, err := c.dial(cmd.Context(), spec)
+	if err != nil {
+		if e, ok := errors.AsType[*exitError](err); ok {
+			e.code = codeError
+		}
+		return nil, err
+	}
+	ctx, cancel := c.timeout(cmd)
+	defer cancel()
+	resp, err := cli.MemberList(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("failed to fetch endpoints from etcd cluster member list: %w", err)
+	}
+	var endpoints []string
+	for _, m := range resp.Members {
+		endpoints = append(endpoints, m.GetClientURLs()...)
+	}
+	return endpoints, nil
+}
+
+// each calls ask for every target with a client that knows only that one.
+func (c *ctl) each(cmd *cobra.Command, spec *clientv3.ConfigSpec, cluster bool, ask func(ctx context.Context, cli *clientv3.Client, ep string)) error {
+	endpoints, err := c.targets(cmd, spec, cluster)
+	if err != nil {
+		return err
+	}
+	for _, ep := range endpoints {
+		one := spec.Clone()
+		one.Endpoints = []string{ep}
+		cli, err := c.dial(cmd.Context(), one)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := c.timeout(cmd)
+		ask(ctx, cli, ep)
+		cancel()
+	}
+	return nil
+}
+
+func (c *ctl) endpointHealthCommand(cluster *bool) *cobra.Command {
+	return &cobra.Command{
+		Use:   "health",
+		Short: "Checks that servers answer and have no alarm",
+		RunE: c.run(func(cmd *cobra.Command, args []string) error {
+			spec, out, err := c.configure(cmd)
+			if err != nil {
+				return err
+			}
+			endpoints, err := c.targets(cmd, spec, *cluster)
+			if err != nil {
+				return err
+			}
+			// All at once: each may take the whole timeout to fail.
+			list := make([]endpointHealth, len(endpoints))
+			var wg sync.WaitGroup
+			for i, ep := range endpoints {
+				one := spec.Clone()
+				one.Endpoints = []string{ep}
+				cli, err := c.dial(cmd.Context(), one)
+				if e, ok := errors.AsType[*exitError](err); ok && e.code == codeBadArgs {
+					return err
+				} else if err != nil {
+					list[i] = endpointHealth{Endpoint: ep, Error: err.Error()}
+					continue
+				}
+				wg.Go(func() {
+					ctx, cancel := c.timeout(cmd)
+					defer cancel()
+					list[i] = health(ctx, cli, ep)
+				})
+			}
+			wg.Wait()
+			if len(list) == 0 {
+				list = nil // json: null
+			}
+			if err := out.show(healthReply(list)); err != nil {
+				return err
+			}
+			var hint string
+			bad := false
+			for _, h := range list {
+				if h.Error != "" {
+					bad = true
+					if perr := probe(h.Endpoint); perr != nil {
+						hint += fmt.Sprintf("Hint: no server at %s: %v\n", h.Endpoint, perr)
+					}
+				}
+			}
+			if bad {
+				return &exitError{code: codeError, err: errors.New("unhealthy cluster"), hint: trimNewline(hint)}
+			}
+			return nil
+		}),
+	}
+}
+
+func trimNewline(s string) string {
+	if n := len(s); n > 0 && s[n-1] == '\n' {
+		return s[:n-1]
+	}
+	return s
+}
+
+// health reads a key, which needs a leader and a quorum, and then the alarms.
+func health(ctx context.Context, cli *clientv3.Client, ep string) endpointHealth {
+	start := time.Now()
+	_, err := cli.Get(ctx, "health")
+	h := endpointHealth{Endpoint: ep, Took: time.Since(start).String()}
+	// Who may not read the key has been told so by the cluster: it works.
+	if err != nil && !errors.Is(err, rpctypes.ErrPermissionDenied) {
+		h.Error = err.Error()
+		return h
+	}
+	alarms, err := cli.AlarmList(ctx)
+	switch {
+	case err != nil:
+		h.Error = "Unable to fetch the alarm list"
+	case len(alarms.Alarms) > 0:
+		h.Error = "Active Alarm(s): "
+		for _, a := range alarms.Alarms {
+			switch a.GetAlarm() {
+			case pb.AlarmType_NOSPACE, pb.AlarmType_CORRUPT:
+				h.Error += a.GetAlarm().String() + " "
+			default:
+				h.Error += "UNKNOWN "
+			}
+		}
+	default:
+		h.Health = true
+	}
+	return h
+}
+
+func (c *ctl) endpointStatusCommand(cluster *bool) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Prints servers' versions, sizes and places in the cluster",
+		Long: `Prints servers' versions, sizes and places in the cluster, with --write-out=simple as a comma separated line each:
+endpoint, ID, version, storage version, db size, in use, percentage not in use, quota, is leader, is learner, raft term,
+raft index, raft applied index, errors, downgrade target version, downgrade enabled.
+`,
+		RunE: c.run(func(cmd *cobra.Command, args []string) error {
+			spec, out, err := c.configure(cmd)
+			if err != nil {
+				return err
+			}
+			var list []endpointStatus
+			var failed error
+			err = c.each(cmd, spec, *cluster, func(ctx context.Context, cli *clientv3.Client, ep string) {
+				resp, err := cli.Status(ctx, ep)
+				if err != nil {
+					failed = err
+					fmt.Fprintf(c.err, "Failed to get the status of endpoint %s (%v)\n", ep, err)
+					return
+				}
+				list = append(list, endpointStatus{Endpoint: ep, Status: resp})
+			})
+			if err != nil {
+				return err
+			}
+			if err := out.show(statusReply(list)); err != nil {
+				return err
+			}
+			if failed != nil {
+				return &exitError{code: codeError, hint: c.unreachable(failed)}
+			}
+			return nil
+		}),
+	}
+}
+
+func (c *ctl) endpointHashKVCommand(cluster *bool) *cobra.Command {
+	var rev int64
+	cmd := &cobra.Command{
+		Use:   "hashkv",
+		Short: "Prints servers' hashes of the key history, which must be equal at equal revisions",
+	}
+	cmd.RunE = c.run(func(cmd *cobra.Command, args []string) error {
+		spec, out, err := c.configure(cmd)
+		if err != nil {
+			return err
+		}
+		var list []endpointHash
+		var failed error
+		err = c.each(cmd, spec, *cluster, func(ctx context.Context, cli *clientv3.Client, ep string) {
+			resp, err := cli.HashKV(ctx, ep, rev)
+			if err != nil {
+				failed = err
+				fmt.Fprintf(c.err, "Failed to get the hash of endpoint %s (%v)\n", ep, err)
+				return
+			}
+			list = append(list, endpointHash{Endpoint: ep, HashKV: resp})
+		})
+		if err != nil {
+			return err
+		}
+		if err := out.show(hashReply(list)); err != nil {
+			return err
+		}
+		return failed
+	})
+	cmd.PersistentFlags().Int64Var(&rev, "rev", 0, "hash the history up to this revision (0: the newest)")
+	return cmd
+}

@@ -1,0 +1,243 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// etcdctl's exit codes.
+const (
+	codeError         = 1   // an RPC or the command failed
+	codeBadConnection = 2   // no client could be made; also failures of some lease commands
+	codeInvalidInput  = 3   // text on standard input that is not understood (txn, interactive watch)
+	codeBadFeature    = 4   // a flag's value that is not supported
+	codeInterrupted   = 5   // the server ended a watch; a snapshot failed
+	codeBadArgs       = 128 // arguments
+)
+
+// exitError ends a command with a code.
+type exitError struct {
+	code int
+	err  error  // printed after "Error: "; nil: the command has said all there is to say
+	hint string // lines printed after the error; empty: none
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+func fail(code int, err error) error { return &exitError{code: code, err: err} }
+
+func failf(code int, format string, args ...any) error {
+	return &exitError{code: code, err: fmt.Errorf(format, args...)}
+}
+
+// ExitCode is the process exit code for what executing a Command returned.
+func ExitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	if e, ok := errors.AsType[*exitError](err); ok {
+		return e.code
+	}
+	return codeError // cobra's own: an unknown command or flag
+}
+
+// Main runs one command line. name is what the program is called in help and messages ("etcdctl" or "belay ctl"), args
+// the arguments behind it. It returns the exit code; failures have been printed to stderr by then. elect and lock end
+// in order on SIGINT and SIGTERM; other commands leave signals alone.
+func Main(name string, args []string, stdin io.Reader, stdout, stderr io.Writer) (exitCode int) {
+	return MainContext(context.Background(), name, args, stdin, stdout, stderr)
+}
+
+// MainContext is Main for a caller that may want to stop the command: when ctx ends, so do its RPCs and watches.
+func MainContext(ctx context.Context, name string, args []string, stdin io.Reader, stdout, stderr io.Writer) (exitCode int) {
+	root := Command(name, stdin, stdout, stderr)
+	root.InitDefaultHelpCmd()
+	root.SetArgs(unabbreviate(root, args))
+	err := root.ExecuteContext(ctx)
+	if err != nil && len(args) > 0 && strings.HasPrefix(err.Error(), "unknown command") && slices.ContainsFunc(args, comesLater) {
+		fmt.Fprintf(stderr, "Hint: auth, user, role, check, make-mirror and downgrade are not part of %s yet; etcdctl's own work against this server where the server has the feature.\n", name)
+	}
+	return ExitCode(err)
+}
+
+func comesLater(command string) bool {
+	return slices.Contains([]string{"auth", "user", "role", "check", "make-mirror", "downgrade"}, command)
+}
+
+// A ctl is one command line being run: where it reads and writes, its global flags and the clients it has opened.
+type ctl struct {
+	name    string
+	in      io.Reader
+	out     io.Writer
+	err     io.Writer
+	global  globalFlags
+	clients []*clientv3.Client // closed when the command ends
+}
+
+// Command builds the command tree. Executing it returns an error for ExitCode; the error has been printed.
+// Abbreviated command names are Main's doing, because cobra's own switch for them is a global variable.
+func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
+	var lock sync.Mutex // stdout and stderr may be one file, and interactive watches print concurrently
+	c := &ctl{name: name, in: stdin, out: &lockedWriter{&lock, stdout}, err: &lockedWriter{&lock, stderr}}
+
+	root := &cobra.Command{
+		Use:         strings.ReplaceAll(name, " ", "-"),
+		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: name},
+		Short:       "The command line client for etcd's v3 API.",
+	}
+	root.SetIn(c.in)
+	root.SetOut(c.out)
+	root.SetErr(c.err)
+	c.global.register(root)
+
+	root.AddGroup(
+		&cobra.Group{ID: groupKV, Title: "Key-value commands"},
+		&cobra.Group{ID: groupMaintenance, Title: "Cluster maintenance commands"},
+		&cobra.Group{ID: groupConcurrency, Title: "Concurrency commands"},
+		&cobra.Group{ID: groupUtility, Title: "Utility commands"},
+	)
+	root.AddCommand(
+		c.getCommand(), c.putCommand(), c.delCommand(), c.txnCommand(), c.compactionCommand(), c.watchCommand(), c.leaseCommand(),
+		c.alarmCommand(), c.defragCommand(), c.endpointCommand(), c.moveLeaderCommand(), c.memberCommand(), c.snapshotCommand(),
+		c.lockCommand(), c.electCommand(),
+		c.versionCommand(), c.completionCommand(), c.optionsCommand(),
+	)
+	root.SetHelpCommandGroupID(groupUtility)
+
+	root.PersistentFlags().VisitAll(func(f *pflag.Flag) { f.Hidden = true })
+	root.Flags().BoolP("help", "h", false, "help for "+name)
+	root.Flags().Lookup("help").Hidden = true
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		help(cmd, args)
+		fmt.Fprintf(cmd.OutOrStdout(), "Use \"%s options\" for a list of global command-line options (applies to all commands).\n", name)
+	})
+	return root
+}
+
+// The groups of the help text.
+const (
+	groupKV          = "kv"
+	groupMaintenance = "cluster maintenance"
+	groupConcurrency = "concurrency"
+	groupUtility     = "utility"
+)
+
+// run adapts a command's body: it prints its failure the way etcdctl does and closes the clients it opened.
+func (c *ctl) run(body func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		defer func() {
+			for _, cli := range c.clients {
+				cli.Close()
+			}
+			c.clients = nil
+		}()
+		err := body(cmd, args)
+		if err == nil {
+			return nil
+		}
+		e, ok := errors.AsType[*exitError](err)
+		if !ok {
+			e = &exitError{code: codeError, err: err}
+		}
+		if e.err != nil {
+			fmt.Fprintln(c.err, "Error:", e.err)
+			if e.hint == "" {
+				e.hint = c.unreachable(e.err)
+			}
+		}
+		if e.hint != "" {
+			fmt.Fprintln(c.err, e.hint)
+		}
+		return e
+	}
+}
+
+// unabbreviate spells out command names given by a unique prefix (`mem li`), and leaves all else as it is.
+func unabbreviate(root *cobra.Command, args []string) []string {
+	args = slices.Clone(args)
+	at := root
+	for i := 0; i < len(args) && at.HasSubCommands(); i++ {
+		arg := args[i]
+		switch {
+		case arg == "--":
+			return args
+		case strings.HasPrefix(arg, "-") && arg != "-":
+			if takesNext(root, at, arg) {
+				i++
+			}
+		case at == root && arg == "help":
+		default:
+			next := findCommand(at, arg)
+			if next == nil {
+				return args
+			}
+			args[i] = next.Name()
+			at = next
+		}
+	}
+	return args
+}
+
+// takesNext says whether the flag in arg has its value in the next argument.
+func takesNext(root, at *cobra.Command, arg string) bool {
+	if strings.Contains(arg, "=") {
+		return false
+	}
+	for _, flags := range []*pflag.FlagSet{root.PersistentFlags(), at.Flags(), at.PersistentFlags()} {
+		var f *pflag.Flag
+		if name, long := strings.CutPrefix(arg, "--"); long {
+			f = flags.Lookup(name)
+		} else if len(arg) == 2 {
+			f = flags.ShorthandLookup(arg[1:])
+		}
+		if f != nil {
+			return f.NoOptDefVal == ""
+		}
+	}
+	return false
+}
+
+func findCommand(at *cobra.Command, name string) *cobra.Command {
+	var byPrefix []*cobra.Command
+	for _, sub := range at.Commands() {
+		if sub.Name() == name {
+			return sub
+		}
+		if strings.HasPrefix(sub.Name(), name) {
+			byPrefix = append(byPrefix, sub)
+		}
+	}
+	if name == "" || len(byPrefix) != 1 {
+		return nil
+	}
+	return byPrefix[0]
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}

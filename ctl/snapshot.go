@@ -1,0 +1,140 @@
+package ctl
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func (c *ctl) snapshotCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "snapshot <subcommand>",
+		Short:   "Backups of the whole store",
+		GroupID: groupMaintenance,
+	}
+	cmd.AddCommand(&cobra.Command{
+		Use:   "save <filename>",
+		Short: "Saves a server's store to a file that etcdutl can restore",
+		Example: "  " + c.name + " snapshot save backup.db\n" +
+			"  " + c.name + " --endpoints=10.0.0.1:2379 snapshot save backup_$(date +%Y%m%d_%H%M%S).db",
+		RunE: c.run(func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return failf(codeBadArgs, "snapshot save expects one argument <filename>")
+			}
+			spec, _, err := c.configure(cmd)
+			if err != nil {
+				return err
+			}
+			// A big store takes long: only a timeout that was asked for applies.
+			ctx, cancel := context.WithCancel(cmd.Context())
+			if cmd.Flags().Changed("command-timeout") {
+				ctx, cancel = c.timeout(cmd)
+			}
+			defer cancel()
+			if n := len(spec.Endpoints); n != 1 {
+				return failf(codeInterrupted, "snapshot must be requested to one selected node, not multiple %v", spec.Endpoints)
+			}
+			cli, err := c.dial(ctx, spec)
+			if err != nil {
+				if e, ok := errors.AsType[*exitError](err); ok && e.code == codeBadConnection {
+					e.code = codeInterrupted
+				}
+				return err
+			}
+			version, err := saveSnapshot(ctx, cli, args[0])
+			if err != nil {
+				return fail(codeInterrupted, err)
+			}
+			fmt.Fprintf(c.out, "Snapshot saved at %s\n", args[0])
+			if version != "" {
+				fmt.Fprintf(c.out, "Server version %s\n", version)
+			}
+			return nil
+		}),
+	})
+	return cmd
+}
+
+// saveSnapshot streams a snapshot to path.part and, once it is complete, verified and durable, renames it to path. So
+// there is never a half backup under the final name. It returns the server's storage version.
+func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string) (version string, err error) {
+	part := path + ".part"
+	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return "", fmt.Errorf("could not open %s (%w)", part, err)
+	}
+	defer func() {
+		f.Close()
+		if rerr := os.Remove(part); err == nil && rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+			err = rerr
+		}
+	}()
+	resp, err := cli.SnapshotWithVersion(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Snapshot.Close()
+	digest := newTrailingDigest()
+	size, err := io.Copy(io.MultiWriter(f, digest), resp.Snapshot)
+	if err != nil {
+		return "", fmt.Errorf("could not write snapshot: %w", err)
+	}
+	// The database is a number of whole 512-byte sectors; its digest comes after it.
+	if size%512 != sha256.Size {
+		return "", fmt.Errorf("sha256 checksum not found [bytes: %d]", size)
+	}
+	if err := digest.verify(); err != nil {
+		return "", err
+	}
+	if err := f.Sync(); err != nil {
+		return "", fmt.Errorf("could not fsync snapshot: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return "", fmt.Errorf("could not close file descriptor: %w", err)
+	}
+	if err := os.Rename(part, path); err != nil {
+		return "", fmt.Errorf("could not rename %s to %s (%w)", part, path, err)
+	}
+	if dir, err := os.Open(filepath.Dir(path)); err == nil {
+		defer dir.Close()
+		if err := dir.Sync(); err != nil {
+			return "", fmt.Errorf("could not fsync the directory of %s: %w", path, err)
+		}
+	}
+	return resp.Version, nil
+}
+
+// A trailingDigest sees a stream whose last 32 bytes are the SHA-256 of all before, without knowing where it ends.
+type trailingDigest struct {
+	sum interface {
+		io.Writer
+		Sum([]byte) []byte
+	}
+	tail []byte // the last bytes seen, at most 32, not yet in sum
+}
+
+func newTrailingDigest() *trailingDigest { return &trailingDigest{sum: sha256.New()} }
+
+func (d *trailingDigest) Write(p []byte) (int, error) {
+	d.tail = append(d.tail, p...)
+	if extra := len(d.tail) - sha256.Size; extra > 0 {
+		d.sum.Write(d.tail[:extra]) // never fails
+		d.tail = append(d.tail[:0], d.tail[extra:]...)
+	}
+	return len(p), nil
+}
+
+func (d *trailingDigest) verify() error {
+	if got := d.sum.Sum(nil); !bytes.Equal(got, d.tail) {
+		return fmt.Errorf("snapshot damaged on the way: its sha256 is %x, the server sent %x", got, d.tail)
+	}
+	return nil
+}
