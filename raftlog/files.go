@@ -200,7 +200,7 @@ func (l *Log) retire(s segment) error {
 	path := l.path(segmentName(s.number))
 	f.mu.Lock()
 	recycle := s.size >= l.opts.SegmentBytes/8*7 && s.size <= l.opts.SegmentBytes &&
-		len(f.spares) < maxSpares && !l.opts.noSpares
+		len(f.spares) < maxSpares
 	f.mu.Unlock()
 	if !recycle {
 		if err := l.fs.Remove(path); err != nil {

@@ -52,7 +52,7 @@ func Inspect(dir string, fs vfs.FS, w io.Writer) (err error) {
 		return nil
 	}
 	if r.cut != nil {
-		fmt.Fprintf(out, "verdict: never durable from offset %d of %s on, would be cut: %s\n", r.cut.offset, fs.PathBase(r.cut.path), r.cut.reason)
+		fmt.Fprintf(out, "verdict: nothing proves durable what is at offset %d of %s, it would be cut: %s\n", r.cut.offset, fs.PathBase(r.cut.path), r.cut.reason)
 	}
 	fmt.Fprintf(out, "verdict: good, base=%d/%d last=%d/%d term=%d vote=%x commit=%d\n",
 		r.tail.baseTerm, r.tail.base, r.tail.lastTerm, r.tail.last, r.hard.term, r.hard.vote, r.hard.commit)

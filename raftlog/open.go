@@ -174,7 +174,7 @@ func (l *Log) load(ls listing) error {
 		return err
 	}
 	if r.cut != nil {
-		l.lg.Warn("the raft log ends in a group that was never durable, hence never acknowledged; it is cut",
+		l.lg.Warn("the raft log ends in a group that nothing proves durable, as after a write that a crash interrupted; it is cut",
 			zap.String("path", r.cut.path), zap.Int64("offset", r.cut.offset),
 			zap.Uint64("group", r.cut.group), zap.String("reason", r.cut.reason))
 	}
@@ -229,7 +229,7 @@ func (l *Log) load(ls listing) error {
 	if !l.opts.NoSync {
 		w.synced = r.group
 	}
-	w.last, w.lastTerm = r.tail.last, r.tail.lastTerm
+	w.last, w.lastTerm = r.last, r.lastTerm
 	w.hard, w.written = r.hard, r.hard
 	return nil
 }

@@ -27,6 +27,9 @@ type replay struct {
 	tail  tail
 	hard  hard
 	group uint64 // the last one accepted
+	// The entry written last. It is below tail.base if Compact removed the segments up
+	// to base while the log's end there was still the one of a deposed leader: see apply.
+	last, lastTerm uint64
 
 	live   []segment // the segments that are the log, in order
 	dead   []string  // files to remove: before the last reset, after the cut
@@ -174,16 +177,17 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) (*rep
 	}
 	h := segs[0].header
 	r.tail.reset(h.prevIndex, h.prevTerm)
+	r.last, r.lastTerm = h.prevIndex, h.prevTerm
 	r.hard = h.hard
 	r.group = h.first - 1
 
 	// A segment without a valid header is never reached: the one before it decides,
 	// in endAt.
 	for i, s := range segs {
-		if s.header.prevIndex != r.tail.last || s.header.prevTerm != r.tail.lastTerm {
+		if s.header.prevIndex != r.last || s.header.prevTerm != r.lastTerm {
 			return nil, &CorruptError{File: s.path, Reason: fmt.Sprintf(
 				"the segment continues entry %d of term %d, but the log before it ends with entry %d of term %d",
-				s.header.prevIndex, s.header.prevTerm, r.tail.last, r.tail.lastTerm)}
+				s.header.prevIndex, s.header.prevTerm, r.last, r.lastTerm)}
 		}
 		next := uint64(0) // the first group of the next segment, if that is valid
 		if i+1 < len(segs) && segs[i+1].headerErr == nil {
@@ -240,8 +244,8 @@ func (r *replay) replaySegment(fs vfs.FS, segs []*scanned, next uint64) (done bo
 		if err != nil {
 			return true, r.endAt(fs, segs, off, err.Error())
 		}
-		if bad == nil && r.hard.commit > r.tail.last {
-			bad = fmt.Errorf("commit %d is beyond the last entry %d", r.hard.commit, r.tail.last)
+		if bad == nil && r.hard.commit > r.last {
+			bad = fmt.Errorf("commit %d is beyond the last entry %d", r.hard.commit, r.last)
 		}
 		if bad != nil {
 			// All checksums are right, so we wrote it: a bug, not a torn write.
@@ -257,6 +261,14 @@ func (r *replay) replaySegment(fs vfs.FS, segs []*scanned, next uint64) (done bo
 // after it proves that the next group was durable.
 func (r *replay) endAt(fs vfs.FS, segs []*scanned, off int64, reason string) error {
 	missing := r.group + 1
+	// If it is damage: where? The group may be missing because the next segment cannot
+	// be read.
+	damage := &CorruptError{File: segs[0].path, Offset: off, Reason: reason}
+	if len(segs) > 1 && segs[1].headerErr != nil {
+		if _, err := decodeGroupHeader(segs[0].data[min(off, int64(len(segs[0].data))):], headerSeed(r.logID, segs[0].number)); err != nil {
+			damage = &CorruptError{File: segs[1].path, Reason: "header of the segment: " + segs[1].headerErr.Error()}
+		}
+	}
 	for i, s := range segs {
 		from := off
 		if i > 0 {
@@ -264,8 +276,8 @@ func (r *replay) endAt(fs vfs.FS, segs []*scanned, off int64, reason string) err
 			r.dead = append(r.dead, s.path)
 			if s.headerErr == nil {
 				if s.header.synced >= missing {
-					return &CorruptError{File: segs[0].path, Offset: off, Reason: fmt.Sprintf(
-						"%s; yet the header of %s proves that group %d was durable", reason, s.path, missing)}
+					damage.Reason += fmt.Sprintf("; yet the header of %s proves that group %d was durable", s.path, missing)
+					return damage
 				}
 				r.stale = true
 			}
@@ -280,9 +292,9 @@ func (r *replay) endAt(fs vfs.FS, segs []*scanned, off int64, reason string) err
 				continue
 			}
 			if h.synced >= missing {
-				return &CorruptError{File: segs[0].path, Offset: off, Reason: fmt.Sprintf(
-					"%s; yet group %d at offset %d of %s proves that group %d was durable",
-					reason, h.number, o, s.path, missing)}
+				damage.Reason += fmt.Sprintf("; yet group %d at offset %d of %s proves that group %d was durable",
+					h.number, o, s.path, missing)
+				return damage
 			}
 			r.stale = true
 		}
@@ -295,21 +307,38 @@ func (r *replay) endAt(fs vfs.FS, segs []*scanned, off int64, reason string) err
 }
 
 // apply replays one record.
+//
+// Entries may come below the base: say the log ended with 20..27 of term 1, a new segment
+// starts there, then its first group replaces 20..30 by those of term 2, and, the disk
+// being slow, the store had flushed up to 30 and Compact removed the segments before, when
+// that group was still waiting in memory. Base is then (27, term 1), which nobody
+// committed. The entries below it are in the store and are skipped; the one at base
+// corrects its term. If a crash leaves only the first of them, the log ends at base, with
+// the wrong term, and Adopt, with the store at 27 or more, replaces it.
 func (r *replay) apply(rec record) error {
 	switch rec.kind {
 	case kindEntry:
-		if rec.index > r.tail.last+1 || rec.index <= r.tail.base {
-			return fmt.Errorf("entry %d in a log that starts after %d and ends with %d", rec.index, r.tail.base, r.tail.last)
+		if rec.index > r.last+1 {
+			return fmt.Errorf("entry %d after entry %d", rec.index, r.last)
 		}
-		r.tail.truncate(rec.index - 1)
-		if rec.term < r.tail.lastTerm {
-			return fmt.Errorf("entry %d of term %d after one of term %d", rec.index, rec.term, r.tail.lastTerm)
+		switch {
+		case rec.index > r.tail.base:
+			r.tail.truncate(rec.index - 1)
+			if rec.term < r.tail.lastTerm {
+				return fmt.Errorf("entry %d of term %d after one of term %d", rec.index, rec.term, r.tail.lastTerm)
+			}
+			r.tail.push(newEntry(rec.index, rec.term, rec.entryType, r.copy(rec.data)))
+		case rec.index == r.tail.base:
+			r.tail.reset(rec.index, rec.term)
+		default:
+			r.tail.reset(r.tail.base, r.tail.baseTerm)
 		}
-		r.tail.push(newEntry(rec.index, rec.term, rec.entryType, r.copy(rec.data)))
+		r.last, r.lastTerm = rec.index, rec.term
 	case kindHard:
 		r.hard = rec.hard
 	case kindBase:
 		r.tail.reset(rec.index, rec.term)
+		r.last, r.lastTerm = rec.index, rec.term
 	}
 	return nil
 }
