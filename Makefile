@@ -1,0 +1,64 @@
+# `make` prints the targets. Each of them is one command that a newcomer can
+# also type by hand; nothing is configured here.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The checks start real processes and measure time: they run by themselves,
+# after the packages' own tests.
+PACKAGES = $(shell go list ./... | grep -v '/check$$')
+
+.PHONY: help
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build ./bin/belay
+	go build -o bin/belay ./cmd/belay
+
+.PHONY: dev
+dev: ## three members on this machine, until Ctrl-C
+	go run ./cmd/belay dev
+
+.PHONY: test
+test: tools ## all tests, and the checks at their default length
+	@status=0; \
+	go test -timeout 10m $(PACKAGES) || status=1; \
+	go test -timeout 10m ./check || status=1; \
+	exit $$status
+
+.PHONY: short
+short: ## the quick tests only
+	go test -short -timeout 5m ./...
+
+.PHONY: race
+race: ## the packages' own tests under the race detector
+	go test -race -short -timeout 15m $(PACKAGES)
+
+.PHONY: lint
+lint: ## floors, gofmt, vet, staticcheck, what must not enter git
+	go test -count=1 ./internal/lint
+
+.PHONY: check
+check: tools ## real processes against etcd: differential, kill -9, bad input, clients
+	go test -count=1 -timeout 20m -v ./check
+
+.PHONY: kill
+kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on one
+	BELAY_KILL_ROUNDS=50 go test -count=1 -timeout 60m -v -run 'TestKill(Three|One)$$' ./check
+
+.PHONY: fuzz
+fuzz: ## every fuzz test for FUZZTIME (10s) each
+	@set -e; for p in $$(go list ./...); do \
+	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-10s} $$p; \
+	  done; \
+	done
+
+.PHONY: bench
+bench: tools ## Belay beside etcd, all cases (BENCH='-cases put* -nodes 1' for some)
+	go run ./bench $(BENCH)
+
+.PHONY: tools
+tools: ## build real etcd, etcdctl and etcdutl once, into the user's cache
+	@go run ./check/etcdtools

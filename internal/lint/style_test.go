@@ -1,0 +1,59 @@
+package lint
+
+import (
+	"bytes"
+	"go/format"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// patterns are the packages that vet and staticcheck look at.
+func patterns() []string {
+	if p := os.Getenv("BELAY_LINT_PACKAGES"); p != "" {
+		return strings.Fields(p)
+	}
+	return []string{"./..."}
+}
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, append(args, patterns()...)...)
+	cmd.Dir = root(t)
+	if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
+		t.Errorf("%s: %v\n%s", cmd, err, out)
+	}
+}
+
+func TestGofmt(t *testing.T) {
+	for _, name := range tracked(t) {
+		if !strings.HasSuffix(name, ".go") {
+			continue
+		}
+		src, err := os.ReadFile(filepath.Join(root(t), name))
+		if os.IsNotExist(err) {
+			continue // deleted, not yet committed
+		}
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		out, err := format.Source(src)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if !bytes.Equal(src, out) {
+			t.Errorf("%s is not formatted: gofmt -w %s", name, name)
+		}
+	}
+}
+
+func TestVet(t *testing.T) { run(t, "go", "vet") }
+
+func TestStaticcheck(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute")
+	}
+	run(t, "go", "tool", "-modfile=internal/lint/staticcheck/go.mod", "staticcheck")
+}
