@@ -25,7 +25,15 @@ func BenchmarkAppend(b *testing.B) {
 					dir, fs = b.TempDir(), vfs.Default
 				}
 				released := make(chan struct{}, 1)
-				l := mustOpen(b, dir, Options{FS: fs, Released: func([]*raftpb.Message) { released <- struct{}{} }})
+				l := mustOpen(b, dir, Options{
+					FS: fs, Released: func([]*raftpb.Message) { released <- struct{}{} }, noSpares: where == "mem",
+				})
+				for deadline := time.Now().Add(10 * time.Second); where == "disk" && !l.files.hasSpare(); {
+					if time.Now().After(deadline) {
+						b.Fatal("no spare segment is prepared")
+					}
+					time.Sleep(time.Millisecond)
+				}
 				data := make([]byte, c.size)
 				index := uint64(0)
 				b.SetBytes(int64(c.size))

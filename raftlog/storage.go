@@ -69,12 +69,11 @@ func (l *Log) LastIndex() (uint64, error) {
 }
 
 // Snapshot returns what SetSnapshotMeta last offered, without data: who sends it
-// streams the state. raft.ErrSnapshotTemporarilyUnavailable if nothing was offered
-// or if the log no longer holds what follows it.
+// streams the state. raft.ErrSnapshotTemporarilyUnavailable if nothing was offered.
 func (l *Log) Snapshot() (*raftpb.Snapshot, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.snapshot == nil || l.snapshot.GetMetadata().GetIndex() < l.tail.base {
+	if l.snapshot == nil {
 		return nil, raft.ErrSnapshotTemporarilyUnavailable
 	}
 	return proto.Clone(l.snapshot).(*raftpb.Snapshot), nil
