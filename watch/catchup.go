@@ -53,8 +53,9 @@ func (h *Hub) catchUpLoop() {
 type catchUp struct {
 	h     *Hub
 	fan   fan
-	group []*watcher
-	full  []*watcher
+	group []*watcher // in the order they waited
+	full  []*watcher // of the group: their stream has no room
+	lost  []*watcher // of the group: what they need is compacted
 }
 
 // window serves one window of revisions: it takes the watcher that has waited
@@ -71,17 +72,20 @@ func (c *catchUp) window() (more bool, err error) {
 		return false, nil
 	}
 
-	compacted := h.kv.CompactRevision()
+	// What the ring still holds is served though it was compacted since the watchers
+	// were made.
+	var compacted int64
+	if !h.recent.covers(from) {
+		compacted = h.kv.CompactRevision()
+	}
 	x := newIndex()
-	lost := c.group[:0]
 	for _, w := range c.group {
 		if w.next < compacted {
-			lost = append(lost, w)
+			c.lost = append(c.lost, w)
 		} else {
 			x.add(w)
 		}
 	}
-	c.full = c.full[:0]
 	if x.len() > 0 && from <= to {
 		from = max(from, compacted)
 		err = c.read(x, from, to, head)
@@ -89,7 +93,7 @@ func (c *catchUp) window() (more bool, err error) {
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, w := range lost {
+	for _, w := range c.lost {
 		if w.state == stateScanning {
 			h.endCompacted(w, compacted)
 		}
@@ -99,21 +103,21 @@ func (c *catchUp) window() (more bool, err error) {
 			h.block(w)
 		}
 	}
-	for _, w := range x.list() {
-		if w.state != stateScanning { // cancelled meanwhile
+	for _, w := range c.group {
+		if w.list != nil && (w.state != stateScanning || err != nil) {
 			x.remove(w)
+			if w.state == stateScanning { // else cancelled meanwhile
+				h.makeReady(w)
+			}
 		}
 	}
 	if err == nil {
-		h.join(x)
-	} else {
-		for _, w := range x.list() {
-			x.remove(w)
-			h.makeReady(w)
-		}
+		h.join(x, c.group)
 	}
 	clear(c.group)
 	clear(c.full)
+	clear(c.lost)
+	c.group, c.full, c.lost = c.group[:0], c.full[:0], c.lost[:0]
 	h.tryProgress()
 	return true, err
 }
@@ -122,7 +126,6 @@ func (c *catchUp) window() (more bool, err error) {
 // returns the revisions to read. REQUIRES: Hub.mu held.
 func (c *catchUp) take() (from, to int64) {
 	h := c.h
-	c.group = c.group[:0]
 	from = math.MaxInt64
 	rest := h.ready[:0]
 	for _, w := range h.ready {
@@ -178,7 +181,7 @@ func (c *catchUp) read(x *index, from, to, head int64) error {
 		case errors.Is(err, errNobodyLeft):
 			err = nil
 		case h.kv.CompactRevision() > from:
-			err = nil // it was compacted under our feet; the next window ends those it concerns
+			err = nil // nothing of it was read; it was compacted under our feet; the next window ends those it concerns
 		}
 	}
 	x.all(func(w *watcher) { w.next = max(w.next, next) })

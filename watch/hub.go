@@ -382,7 +382,8 @@ func (h *Hub) block(w *watcher) {
 		h.fellBehind(w)
 	}
 	w.state = stateBlocked
-	w.stream.blocked[w] = struct{}{}
+	w.pos = len(w.stream.blocked)
+	w.stream.blocked = append(w.stream.blocked, w)
 	if !w.stream.wantRoom.Load() { // the sender made room in the meantime
 		h.unblock(w.stream)
 	}
@@ -407,10 +408,11 @@ func (h *Hub) roomy(s *Stream) {
 }
 
 func (h *Hub) unblock(s *Stream) {
-	for w := range s.blocked {
-		delete(s.blocked, w)
+	for i, w := range s.blocked {
 		h.makeReady(w)
+		s.blocked[i] = nil
 	}
+	s.blocked = s.blocked[:0]
 }
 
 // makeReady queues a watcher that is behind for the catch-up goroutine. REQUIRES: mu held.
@@ -438,7 +440,6 @@ func (h *Hub) NewStream() *Stream {
 	s := &Stream{
 		hub:      h,
 		watchers: make(map[int64]*watcher),
-		blocked:  make(map[*watcher]struct{}),
 		ready:    make(chan struct{}, 1),
 	}
 	h.metrics.streams.Add(1)
@@ -524,7 +525,7 @@ func (s *Stream) Watch(req Request) (id int64, err error) {
 		h.fellBehind(w)
 		x := newIndex()
 		x.add(w)
-		h.join(x)
+		h.join(x, []*watcher{w})
 	}
 	h.nudge()
 	return id, nil
@@ -565,8 +566,10 @@ const joinRevisions = 1024
 
 // join makes watchers that are behind live, by replaying the ring up to done, and
 // empties x. Those for whom the ring does not reach back go to the catch-up
-// goroutine. REQUIRES: mu held; the caller owns the watchers of x, none is ended.
-func (h *Hub) join(x *index) {
+// goroutine. ws are the watchers of x in the order they shall wait there, and
+// maybe others, which are left alone. REQUIRES: mu held; the caller owns the
+// watchers of x, none is ended.
+func (h *Hub) join(x *index, ws []*watcher) {
 	from := int64(math.MaxInt64)
 	x.all(func(w *watcher) { from = min(from, w.next) })
 	if h.done-from < joinRevisions {
@@ -579,7 +582,10 @@ func (h *Hub) join(x *index) {
 			x.all(func(w *watcher) { w.next = max(w.next, from) })
 		}
 	}
-	for _, w := range x.list() {
+	for _, w := range ws {
+		if w.list == nil {
+			continue // its stream had no room
+		}
 		x.remove(w)
 		if w.next > h.done {
 			h.caughtUp(w)
@@ -625,7 +631,12 @@ func (h *Hub) remove(w *watcher) {
 	case stateReady, stateScanning: // the catch-up goroutine will notice
 		h.caughtUp(w)
 	case stateBlocked:
-		delete(w.stream.blocked, w)
+		b := w.stream.blocked
+		last := len(b) - 1
+		b[w.pos] = b[last]
+		b[w.pos].pos = w.pos
+		b[last] = nil
+		w.stream.blocked = b[:last]
 		h.caughtUp(w)
 	}
 	h.end(w)

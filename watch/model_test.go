@@ -15,6 +15,9 @@ import (
 
 var seedFlag = flag.Int64("seed", 0, "seed of the random tests; 0 draws one")
 
+// newRand is seeded so that the test can be repeated.
+func newRand(t testing.TB) *rand.Rand { return rand.New(rand.NewSource(testSeed(t))) }
+
 func testSeed(t testing.TB) int64 {
 	seed := *seedFlag
 	if seed == 0 {

@@ -95,7 +95,7 @@ type Stream struct {
 	watchers   map[int64]*watcher // by id; also those ended by compaction, until the client cancels them
 	notify     map[*watcher]struct{}
 	future     map[*watcher]struct{} // may have start > done
-	blocked    map[*watcher]struct{} // behind, and the queue had no room
+	blocked    []*watcher            // behind, and the queue had no room; w.pos is the place
 	behind     int                   // watchers that are not live (and not ended)
 	active     int                   // watchers that are not ended
 	nextID     int64
@@ -231,35 +231,43 @@ func (s *Stream) Room() <-chan struct{} {
 // the stream can only be closed.
 func (s *Stream) Drain(send func(*Response) error) error {
 	for {
-		s.mu.Lock()
-		if len(s.queue) == 0 {
-			s.awake = false
-			s.mu.Unlock()
-			return nil
-		}
-		batch := s.queue
-		s.queue, s.spare = s.spare[:0], nil
-		s.controls = 0
-		if s.roomC != nil {
-			close(s.roomC)
-			s.roomC = nil
-		}
-		s.mu.Unlock()
-
-		for i := range batch {
-			if err := s.take(&batch[i], send); err != nil {
-				return err
-			}
-		}
-		if err := s.flush(send); err != nil {
+		if more, err := s.drainBatch(send); !more || err != nil {
 			return err
 		}
-		clear(batch)
-		s.spare = batch[:0]
-		if cap(batch) > 1<<14 {
-			s.spare = nil // a burst's buffer is not kept
+	}
+}
+
+// drainBatch hands on what is queued now; more is false if that was nothing.
+func (s *Stream) drainBatch(send func(*Response) error) (more bool, err error) {
+	s.mu.Lock()
+	if len(s.queue) == 0 {
+		s.awake = false
+		s.mu.Unlock()
+		return false, nil
+	}
+	batch := s.queue
+	s.queue, s.spare = s.spare[:0], nil
+	s.controls = 0
+	if s.roomC != nil {
+		close(s.roomC)
+		s.roomC = nil
+	}
+	s.mu.Unlock()
+
+	for i := range batch {
+		if err := s.take(&batch[i], send); err != nil {
+			return false, err
 		}
 	}
+	if err := s.flush(send); err != nil {
+		return false, err
+	}
+	clear(batch)
+	s.spare = batch[:0]
+	if cap(batch) > 1<<14 {
+		s.spare = nil // a burst's buffer is not kept
+	}
+	return true, nil
 }
 
 // take adds one item to the responses being merged, or, if it is a control
