@@ -20,7 +20,7 @@ import (
 
 var (
 	seedFlag  = flag.Uint64("seed", 0, "seed of the randomised tests; 0: drawn")
-	roundFlag = flag.Int("rounds", 12, "crashes of each randomised test")
+	roundFlag = flag.Int("rounds", 6, "crashes of each randomised test")
 )
 
 // keepAll makes a clone with everything, synced or not: the machine stays, the

@@ -120,7 +120,7 @@ func recycledLog(t testing.TB) (before, after image, name string, from, to int) 
 	from = int(l.w.off)
 	name = segmentName(l.w.number)
 	before = takeImage(t, fs)
-	add(3, 700)
+	add(3, 400)
 	if segmentName(l.w.number) != name {
 		t.Fatal("the last group started a segment")
 	}
@@ -212,7 +212,7 @@ func TestTornTwice(t *testing.T) {
 		}
 		var es []*raftpb.Entry
 		for i := range uint64(3) {
-			es = append(es, entry(old.last()+1+i, 1, strings.Repeat("y", 700)))
+			es = append(es, entry(old.last()+1+i, 1, strings.Repeat("y", 400)))
 		}
 		l.Append(Append{HardState: hardState(1, 1, old.last()), Entries: es})
 		mustSync(t, l)
@@ -259,7 +259,7 @@ func TestBitFlips(t *testing.T) {
 		}
 		segs++
 		for i := range b {
-			if len(b) > 1000 && i%11 != 0 && i%sectorBytes > groupHeaderBytes {
+			if len(b) > 1000 && i%23 != 0 && i%sectorBytes > groupHeaderBytes {
 				continue
 			}
 			bad := append([]byte(nil), b...)
