@@ -160,6 +160,38 @@ func (r *Replica) Propose(ctx context.Context, req *etcdserverpb.InternalRaftReq
 	})
 }
 
+// ProposeAs is Propose for what only the leader of one term may ask for: the
+// revocation of a lease that it saw expire, say. Unless this member leads in
+// term when raft takes the request it ends with ErrNotLeader and is never
+// applied; it is not held for, nor forwarded to, another leader.
+func (r *Replica) ProposeAs(ctx context.Context, term uint64, req *etcdserverpb.InternalRaftRequest) (command.Result, error) {
+	id := r.ids.Next()
+	if req.Header == nil {
+		req.Header = &etcdserverpb.RequestHeader{}
+	}
+	req.Header.ID = id
+	data, err := command.Encode(req)
+	if err != nil {
+		return command.Result{}, err
+	}
+	p := &proposal{id: id, entry: &raftpb.Entry{Data: data}, request: req}
+	r.register(p)
+	r.inbox.control(func(n *raft.RawNode) {
+		st := n.BasicStatus()
+		if st.RaftState == raft.StateLeader && st.GetTerm() == term && p.markProposed() {
+			if n.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(r.cfg.ID), Entries: []*raftpb.Entry{p.entry}}) == nil {
+				return
+			}
+			p.unmarkProposed()
+		}
+		if r.waiters.take(p.id) != nil {
+			p.abandon()
+			p.finish(command.Result{}, ErrNotLeader)
+		}
+	})
+	return r.await(ctx, p)
+}
+
 // ProposeChange replicates a member change and waits until it is applied. It
 // fills the change's ID.
 func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command.Result, error) {
@@ -180,13 +212,22 @@ func (r *Replica) wait(ctx context.Context, p *proposal) (command.Result, error)
 		r.metrics.Failed.Inc()
 		return command.Result{}, ErrTooManyRequests
 	}
+	r.register(p)
+	r.inbox.propose(p)
+	return r.await(ctx, p)
+}
+
+// register makes p known to those who may end it.
+func (r *Replica) register(p *proposal) {
 	p.born = time.Now()
 	p.done = make(chan struct{}, 1)
 	r.waiters.add(p)
 	r.metrics.Pending.Add(1)
-	defer r.metrics.Pending.Add(-1)
-	r.inbox.propose(p)
+}
 
+// await waits for the end of a registered proposal.
+func (r *Replica) await(ctx context.Context, p *proposal) (command.Result, error) {
+	defer r.metrics.Pending.Add(-1)
 	select {
 	case <-p.done:
 	case <-ctx.Done():
