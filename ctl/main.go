@@ -69,9 +69,14 @@ func MainContext(ctx context.Context, name string, args []string, stdin io.Reade
 	root := Command(name, stdin, stdout, stderr)
 	root.InitDefaultHelpCmd()
 	root.SetArgs(unabbreviate(root, args))
-	err := root.ExecuteContext(ctx)
-	if err != nil && len(args) > 0 && strings.HasPrefix(err.Error(), "unknown command") && slices.ContainsFunc(args, comesLater) {
-		fmt.Fprintf(stderr, "Hint: auth, user, role, check, make-mirror and downgrade are not part of %s yet; etcdctl's own work against this server where the server has the feature.\n", name)
+	cmd, err := root.ExecuteContextC(ctx)
+	_, told := errors.AsType[*exitError](err)
+	switch {
+	case err == nil || told:
+	case !strings.HasPrefix(err.Error(), "unknown command"):
+		cmd.PrintErrln(cmd.UsageString()) // cobra would print it to standard output
+	case slices.ContainsFunc(args, comesLater):
+		fmt.Fprint(stderr, "Hint: auth, user, role, check, make-mirror and downgrade are not here yet; etcd's own etcdctl can be used against this server.\n")
 	}
 	return ExitCode(err)
 }
@@ -100,6 +105,8 @@ func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Comm
 		Use:         strings.ReplaceAll(name, " ", "-"),
 		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: name},
 		Short:       "The command line client for etcd's v3 API.",
+		// Main prints it.
+		SilenceUsage: true,
 	}
 	root.SetIn(c.in)
 	root.SetOut(c.out)
