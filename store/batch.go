@@ -1,0 +1,147 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// ErrReplaced is what committing a local batch gives when a snapshot was installed since the batch was made.
+var ErrReplaced = errors.New("store: the content was replaced by a snapshot")
+
+// Batch collects writes that happen together or not at all. It belongs to one goroutine.
+//
+// A batch starts as a plain list of writes, the cheapest form. The first read through it (Get, NewIter) turns it into one
+// that is indexed, so that reads see its own writes; writes after that cost about twice as much. Package mvcc looks its
+// own writes up in a map and reads through the batch only for ranges.
+type Batch struct {
+	s           *Store
+	b           *pebble.Batch // nil: committed or closed
+	index, term uint64
+	local       bool
+	generation  uint64
+	before      []func(*Batch) error
+}
+
+// NewBatch begins the batch of the entries that end with index, of the given term. It panics unless index is beyond the
+// applied index, or if the applier has another batch open.
+func (s *Store) NewBatch(index, term uint64) *Batch {
+	if applied, _ := s.Applied(); index <= applied {
+		panic(fmt.Sprintf("store: a batch for index %d, but %d is applied", index, applied))
+	}
+	if !s.writing.CompareAndSwap(false, true) {
+		panic("store: two batches at once")
+	}
+	return &Batch{s: s, b: s.db.NewBatch(), index: index, term: term, generation: s.Generation()}
+}
+
+// NewLocalBatch begins a batch outside the replicated order: it does not touch the applied index. It is for the physical
+// removal of what compactions have made unreachable, and may run beside the applier.
+func (s *Store) NewLocalBatch() *Batch {
+	return &Batch{s: s, b: s.db.NewBatch(), local: true, generation: s.Generation()}
+}
+
+// Set writes a key; both slices are copied.
+func (b *Batch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
+
+// SetDeferred makes room for a key and a value that the caller writes in place, and then calls Finish on the result. No other
+// call on the batch may come between.
+func (b *Batch) SetDeferred(keyLen, valueLen int) *pebble.DeferredBatchOp {
+	return b.b.SetDeferred(keyLen, valueLen)
+}
+
+// Delete removes a key.
+func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }
+
+// DeleteRange removes all keys of [start, end). Both must be without a version.
+func (b *Batch) DeleteRange(start, end []byte) error { return b.b.DeleteRange(start, end, nil) }
+
+// Get reads a key, as this batch leaves it.
+func (b *Batch) Get(key []byte) ([]byte, bool, error) {
+	if err := b.makeReadable(); err != nil {
+		return nil, false, err
+	}
+	return get(b.b, key)
+}
+
+// NewIter iterates over the store as this batch leaves it. Writes made after the call are not seen by the iterator.
+func (b *Batch) NewIter(o *pebble.IterOptions) (*pebble.Iterator, error) {
+	if err := b.makeReadable(); err != nil {
+		return nil, err
+	}
+	return b.b.NewIter(o)
+}
+
+func (b *Batch) makeReadable() error {
+	if b.b.Indexed() {
+		return nil
+	}
+	indexed := b.s.db.NewIndexedBatch()
+	if !b.b.Empty() {
+		if err := indexed.Apply(b.b, nil); err != nil {
+			return errors.Join(err, indexed.Close())
+		}
+	}
+	err := b.b.Close()
+	b.b = indexed
+	return err
+}
+
+// BeforeCommit has fn called at the start of Commit, to write what is known only at the end.
+func (b *Batch) BeforeCommit(fn func(*Batch) error) { b.before = append(b.before, fn) }
+
+// Commit makes the writes visible, all at once, and with them the applied index. The batch is closed afterwards. On error
+// nothing was written.
+func (b *Batch) Commit() error {
+	start := time.Now()
+	defer b.Close()
+	for _, fn := range b.before {
+		if err := fn(b); err != nil {
+			return err
+		}
+	}
+	s := b.s
+	s.content.RLock()
+	defer s.content.RUnlock()
+	if b.generation != s.Generation() {
+		return ErrReplaced
+	}
+	if !b.local {
+		var value [16]byte
+		binary.BigEndian.PutUint64(value[:8], b.index)
+		binary.BigEndian.PutUint64(value[8:], b.term)
+		if err := b.b.Set(s.appliedKey, value[:], nil); err != nil {
+			return err
+		}
+	}
+	written := time.Now()
+	s.unflushed.Add(int64(b.b.Len()) + int64(b.b.Count())*memTableEntryBytes)
+	if err := s.db.Apply(b.b, pebble.NoSync); err != nil {
+		return fmt.Errorf("store: commit: %w", explain(err))
+	}
+	if !b.local {
+		s.applied.Store(&position{b.index, b.term})
+	}
+	now := time.Now()
+	s.metrics.writeSeconds.Observe(now.Sub(written).Seconds())
+	s.metrics.commitSeconds.Observe(now.Sub(start).Seconds())
+	return nil
+}
+
+// Close drops a batch that was not committed. After Commit it does nothing.
+func (b *Batch) Close() {
+	if b.b == nil {
+		return
+	}
+	b.b.Close()
+	b.b = nil
+	if !b.local {
+		b.s.writing.Store(false)
+	}
+}
+
+// memTableEntryBytes is about what an entry costs in a memtable besides key and value.
+const memTableEntryBytes = 48

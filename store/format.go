@@ -1,0 +1,103 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// formatFile says what the directory is. Its only line is formatPrefix and the version.
+const (
+	formatFile    = "STORE"
+	formatPrefix  = "belay store "
+	formatVersion = 1
+)
+
+const incomingDir = "incoming"
+
+// prepareDir creates dir or checks that what is in it is a store that this version can open.
+func prepareDir(fs vfs.FS, dir string) error {
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("store: create directory %s: %w", dir, err)
+	}
+	name := fs.PathJoin(dir, formatFile)
+	f, err := fs.Open(name)
+	switch {
+	case err == nil:
+		text, err := io.ReadAll(io.LimitReader(f, 256))
+		if err := errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("store: read %s: %w", name, err)
+		}
+		if len(text) > 0 {
+			return checkFormat(name, string(text))
+		}
+		// A crash cut off the very first write; there is no database yet.
+	case !isNotExist(err):
+		return fmt.Errorf("store: open %s: %w", name, err)
+	}
+	files, err := fs.List(dir)
+	if err != nil {
+		return fmt.Errorf("store: list %s: %w", dir, err)
+	}
+	for _, file := range files {
+		if strings.HasPrefix(file, "MANIFEST-") || strings.HasPrefix(file, "marker.") || strings.HasSuffix(file, ".sst") || file == "CURRENT" {
+			return fmt.Errorf("store: %s holds a database (%s) that is not a store of Belay: it has no file %s. Nothing in it was changed; choose another directory", dir, file, formatFile)
+		}
+	}
+	return writeFormat(fs, dir, name)
+}
+
+func checkFormat(name, text string) error {
+	number, ok := strings.CutPrefix(strings.TrimSuffix(text, "\n"), formatPrefix)
+	if !ok {
+		return fmt.Errorf("store: %s does not say which store this is: %q. Nothing was changed", name, text)
+	}
+	version, err := strconv.Atoi(number)
+	if err != nil || version < 1 {
+		return fmt.Errorf("store: %s names a version that is not a number: %q. Nothing was changed", name, text)
+	}
+	if version > formatVersion {
+		return fmt.Errorf("store: %s: written by a newer Belay (format %d; this one knows up to %d). Nothing was changed; start the newer version", name, version, formatVersion)
+	}
+	return nil
+}
+
+func writeFormat(fs vfs.FS, dir, name string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("store: write %s: %w", name, err)
+		}
+	}()
+	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(f, "%s%d\n", formatPrefix, formatVersion); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return syncDir(fs, dir)
+}
+
+func syncDir(fs vfs.FS, dir string) error {
+	d, err := fs.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// openError says what to do about an error of pebble.Open.
+func openError(dir string, err error) error {
+	if pebble.IsCorruptionError(err) {
+		return fmt.Errorf("store: the database in %s is damaged (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", dir, explain(err))
+	}
+	return fmt.Errorf("store: open the database in %s: %w", dir, err)
+}

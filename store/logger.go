@@ -1,0 +1,69 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.uber.org/zap"
+)
+
+func isNotExist(err error) bool { return errors.Is(err, os.ErrNotExist) }
+
+// pebbleLogger takes the engine's own words. What an operator should see comes as an event instead (eventListener).
+type pebbleLogger struct{ lg *zap.Logger }
+
+func (l pebbleLogger) Infof(format string, args ...any) {
+	if l.lg.Core().Enabled(zap.DebugLevel) {
+		l.lg.Debug("storage engine", zap.String("detail", fmt.Sprintf(format, args...)))
+	}
+}
+
+func (l pebbleLogger) Errorf(format string, args ...any) {
+	l.lg.Warn("storage engine", zap.String("detail", fmt.Sprintf(format, args...)))
+}
+
+// Fatalf is for errors after which the engine cannot go on, such as a failed write of its manifest: the process ends. The
+// raft log has everything that was not flushed.
+func (l pebbleLogger) Fatalf(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	l.lg.Fatal("the storage engine cannot go on; check the disk, then start the member again: nothing acknowledged is lost",
+		zap.String("reason", text))
+	panic("store: " + text)
+}
+
+func (s *Store) eventListener() pebble.EventListener {
+	return pebble.EventListener{
+		BackgroundError: func(err error) {
+			s.lg.Warn("a flush or compaction of the store failed and will be tried again", zap.Error(explain(err)))
+		},
+		DataCorruption: func(info pebble.DataCorruptionInfo) {
+			s.lg.Error("a file of the store is corrupt; restore this member from its peers",
+				zap.String("path", info.Path), zap.Error(info.Details))
+		},
+		DiskSlow: func(info pebble.DiskSlowInfo) {
+			s.lg.Warn("slow disk under the store", zap.String("path", info.Path),
+				zap.String("operation", info.OpType.String()), zap.Int("bytes", info.WriteSize), zap.Duration("took", info.Duration))
+		},
+		FlushEnd: func(info pebble.FlushInfo) {
+			if info.Err == nil {
+				s.unflushed.Add(-int64(info.InputBytes))
+			}
+			s.debug("flushed", func() string { return info.String() })
+		},
+		CompactionEnd: func(info pebble.CompactionInfo) {
+			s.debug("compacted", func() string { return info.String() })
+		},
+		WriteStallBegin: func(info pebble.WriteStallBeginInfo) {
+			s.lg.Warn("applying waits for the disk under the store", zap.String("reason", info.Reason))
+		},
+		WriteStallEnd: func() { s.lg.Info("applying no longer waits for the disk under the store") },
+	}
+}
+
+func (s *Store) debug(what string, detail func() string) {
+	if s.lg.Core().Enabled(zap.DebugLevel) {
+		s.lg.Debug("storage engine "+what, zap.String("detail", detail()))
+	}
+}

@@ -1,0 +1,306 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/cockroachkvs"
+	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
+)
+
+// Options of a store. The zero value is good.
+type Options struct {
+	FS     vfs.FS      // default: the operating system's
+	Logger *zap.Logger // default: none
+
+	// CacheBytes bounds the cache of uncompressed blocks. 0: 128 MiB.
+	CacheBytes int64
+
+	// MemTableBytes is how much is written before a flush begins by itself. 0: 64 MiB. When flushes stall, up to eight times
+	// as much waits in memory before commits block.
+	MemTableBytes int64
+
+	Metrics *Metrics // default: not registered
+
+	// NoSync leaves out every sync: a crash of the machine, though not of the process, may destroy the store.
+	NoSync bool
+}
+
+// Store: see the package's comment.
+type Store struct {
+	db      *pebble.DB
+	dir     string
+	fs      vfs.FS
+	opts    *pebble.Options
+	lg      *zap.Logger
+	metrics *Metrics
+
+	appliedKey []byte
+
+	// applied is the last committed batch. It is set after the batch can be read.
+	applied atomic.Pointer[position]
+	// durable <= applied is what a crash leaves at least.
+	durable atomic.Uint64
+	writing atomic.Bool // the applier's batch is open
+
+	// content is held shared while a batch commits and alone while Install replaces everything.
+	content    sync.RWMutex
+	generation atomic.Uint64
+
+	incoming atomic.Uint64 // names for directories of snapshots being received
+
+	// unflushed is about how many bytes the memtables hold: what batches added, less what flushes took.
+	unflushed atomic.Int64
+
+	closed atomic.Bool
+}
+
+type position struct{ index, term uint64 }
+
+const (
+	defaultCacheBytes    = 128 << 20
+	defaultMemTableBytes = 64 << 20
+
+	// stalledMemTables is how many full memtables may wait for a stalled disk. Reaching it blocks the applier, and with it
+	// reads; the raft log's own bound on what is not yet durable should be reached first.
+	stalledMemTables = 8
+
+	separateBytes = 4 << 10 // values from this size on go to blob files
+	blockBytes    = 16 << 10
+)
+
+// Open opens the store in dir and creates it where there is nothing. It fails, changing nothing, if dir holds another
+// program's Pebble database or a newer Belay's store.
+func Open(dir string, opts Options) (*Store, error) {
+	fs := opts.FS
+	if fs == nil {
+		fs = vfs.Default
+	}
+	if opts.NoSync {
+		fs = noSyncFS{fs}
+	}
+	s := &Store{dir: dir, fs: fs, lg: opts.Logger, metrics: opts.Metrics, appliedKey: MetaKey("applied")}
+	if s.lg == nil {
+		s.lg = zap.NewNop()
+	}
+	if s.metrics == nil {
+		s.metrics = NewMetrics(nil)
+	}
+	s.applied.Store(&position{})
+	if err := prepareDir(fs, dir); err != nil {
+		return nil, err
+	}
+	if err := fs.RemoveAll(fs.PathJoin(dir, incomingDir)); err != nil {
+		return nil, fmt.Errorf("store: remove an unfinished snapshot: %w", err)
+	}
+	s.opts = s.pebbleOptions(opts)
+	var err error
+	if s.db, err = pebble.Open(dir, s.opts); err != nil {
+		return nil, openError(dir, err)
+	}
+	if err := s.loadApplied(); err != nil {
+		return nil, errors.Join(err, s.db.Close())
+	}
+	s.metrics.store.Store(s)
+	return s, nil
+}
+
+func (s *Store) pebbleOptions(opts Options) *pebble.Options {
+	cacheBytes, memTableBytes := opts.CacheBytes, opts.MemTableBytes
+	if cacheBytes <= 0 {
+		cacheBytes = defaultCacheBytes
+	}
+	if memTableBytes <= 0 {
+		memTableBytes = defaultMemTableBytes
+	}
+	listener := s.eventListener()
+	o := &pebble.Options{
+		FS:                 s.fs,
+		DisableWAL:         true,
+		FormatMajorVersion: pebble.FormatNewest,
+		Comparer:           &cockroachkvs.Comparer,
+		KeySchema:          cockroachkvs.KeySchema.Name,
+		KeySchemas:         sstable.MakeKeySchemas(&cockroachkvs.KeySchema),
+		CacheSize:          cacheBytes,
+		MemTableSize:       uint64(memTableBytes),
+
+		MemTableStopWritesThreshold: stalledMemTables,
+		L0CompactionThreshold:       2,
+		// Writers never wait for compactions: reads get slower before that helps anybody.
+		L0StopWritesThreshold: 1000,
+		LBaseMaxBytes:         64 << 20,
+		FlushSplitBytes:       4 << 20,
+		// One compaction as a rule, a second when they fall behind.
+		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 2 },
+		MaxOpenFiles:               4096,
+		EventListener:              &listener,
+		Logger:                     pebbleLogger{s.lg},
+	}
+	o.TargetFileSizes[0] = 4 << 20
+	// A flushable ingest is made durable by the write-ahead log, and there is none: Install must wait for the manifest.
+	o.Experimental.DisableIngestAsFlushable = func() bool { return true }
+	o.Experimental.EnableColumnarBlocks = func() bool { return true }
+	// Pebble's default reads 1 KB in 16 of every iterator for statistics; compactions for reads do not pay here.
+	o.Experimental.ReadSamplingMultiplier = -1
+	o.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy {
+		return pebble.ValueSeparationPolicy{
+			Enabled:               true,
+			MinimumSize:           separateBytes,
+			MaxBlobReferenceDepth: 10,
+			RewriteMinimumAge:     5 * time.Minute,
+			TargetGarbageRatio:    0.2,
+		}
+	}
+	for i := range o.Levels {
+		o.Levels[i].BlockSize = blockBytes
+		o.Levels[i].IndexBlockSize = 256 << 10
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		o.Levels[i].FilterType = pebble.TableFilter
+	}
+	o.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionFastest })
+	return o
+}
+
+func (s *Store) loadApplied() error {
+	value, ok, err := s.Get(s.appliedKey)
+	if err != nil {
+		return err
+	}
+	p := position{}
+	if ok {
+		if p.index, p.term, err = decodeApplied(value); err != nil {
+			return err
+		}
+	}
+	s.durable.Store(p.index)
+	s.applied.Store(&p)
+	return nil
+}
+
+func decodeApplied(b []byte) (index, term uint64, err error) {
+	if len(b) != 16 {
+		return 0, 0, fmt.Errorf("store: the record of the applied index has %d bytes instead of 16", len(b))
+	}
+	return binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:]), nil
+}
+
+// Applied is the last committed batch: its effects can be read.
+func (s *Store) Applied() (index, term uint64) {
+	p := s.applied.Load()
+	return p.index, p.term
+}
+
+// DurableIndex: the effects of all entries up to it survive a crash.
+func (s *Store) DurableIndex() uint64 { return s.durable.Load() }
+
+// Generation counts the snapshots that were installed, from the moment when the first key is replaced.
+func (s *Store) Generation() uint64 { return s.generation.Load() }
+
+// AsyncFlush starts to make everything applied so far durable. When done closes, everything up to index is. While the
+// disk stalls or fails, done stays open.
+func (s *Store) AsyncFlush() (index uint64, done <-chan struct{}, err error) {
+	if s.closed.Load() {
+		return 0, nil, errors.New("store: closed")
+	}
+	index, _ = s.Applied()
+	flushed, err := s.db.AsyncFlush()
+	if err != nil {
+		return 0, nil, fmt.Errorf("store: flush: %w", err)
+	}
+	ch := make(chan struct{})
+	go func() {
+		<-flushed
+		s.raiseDurable(index)
+		close(ch)
+	}()
+	return index, ch, nil
+}
+
+func (s *Store) raiseDurable(index uint64) {
+	for old := s.durable.Load(); old < index; old = s.durable.Load() {
+		if s.durable.CompareAndSwap(old, index) {
+			return
+		}
+	}
+}
+
+// Size is what the store takes, on disk and in memory before the next flush, and the part of it that holds current
+// data. total is never 0.
+func (s *Store) Size() (total, inUse int64) {
+	m := s.db.Metrics()
+	memory := min(max(s.unflushed.Load(), 0), int64(m.MemTable.Size))
+	for i := range m.Levels {
+		inUse += m.Levels[i].TablesSize
+	}
+	inUse += int64(m.BlobFiles.ReferencedValueSize) + memory
+	total = max(int64(m.DiskSpaceUsage())+memory, inUse, 1)
+	return total, inUse
+}
+
+// FreeBytes is how much the file system of the store can still take.
+func (s *Store) FreeBytes() (uint64, error) {
+	usage, err := s.fs.GetDiskUsage(s.dir)
+	if err != nil {
+		return 0, fmt.Errorf("store: free space of %s: %w", s.dir, err)
+	}
+	return usage.AvailBytes, nil
+}
+
+// CompactAll rewrites the whole store so that it takes the least space. Reads and writes go on.
+func (s *Store) CompactAll(ctx context.Context) error {
+	_, flushed, err := s.AsyncFlush()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-flushed:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	lower, upper := allKeys()
+	if err := s.db.Compact(ctx, lower, upper, true); err != nil {
+		return fmt.Errorf("store: compact: %w", explain(err))
+	}
+	return nil
+}
+
+// Pebble gives the metrics of the engine, for diagnosis.
+func (s *Store) Pebble() *pebble.Metrics { return s.db.Metrics() }
+
+// Close closes the store. What was not flushed is forgotten: the raft log has it. REQUIRES: all batches, iterators and
+// views are closed.
+func (s *Store) Close() error {
+	if !s.closed.CompareAndSwap(false, true) {
+		return nil
+	}
+	s.metrics.store.CompareAndSwap(s, nil)
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("store: close: %w", err)
+	}
+	return nil
+}
+
+// explain puts the name of the corrupt file, where Pebble knows one, in front of an error.
+func explain(err error) error {
+	if info := pebble.ExtractDataCorruptionInfo(err); info != nil {
+		return fmt.Errorf("file %s is corrupt (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", info.Path, err)
+	}
+	return err
+}
+
+// Explain gives an error of an iterator with the name of the corrupt file, if that is what it is.
+func Explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("store: %w", explain(err))
+}
