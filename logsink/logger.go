@@ -209,6 +209,15 @@ func (l *Logger) open(cfg Config) ([]io.Writer, error) {
 	return writers, nil
 }
 
+// Dropped is how many lines were dropped since the start, by all outputs together: the metric
+// belay_log_dropped_total for a registry that is made after the logger.
+func (l *Logger) Dropped() (n uint64) {
+	for _, s := range l.sinks {
+		n += s.Dropped()
+	}
+	return n
+}
+
 // Close writes what waits, for a bounded time, and closes the files.
 func (l *Logger) Close() error {
 	var errs []error

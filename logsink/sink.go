@@ -53,6 +53,7 @@ type Sink struct {
 	pending  []byte // whole lines, not yet taken by run
 	inHand   int    // bytes that run is writing
 	dropped  uint64 // lines dropped since the last notice
+	lost     uint64 // lines dropped in all
 	written  uint64 // batches that run has finished
 	taken    uint64 // batches that run has taken; written <= taken <= written+1
 	progress chan struct{}
@@ -97,11 +98,19 @@ func (s *Sink) put(line []byte, reserve int) {
 	defer s.mu.Unlock()
 	if s.closed || len(s.pending)+s.inHand+len(line) > s.opts.BufferBytes+reserve {
 		s.dropped++
+		s.lost++
 		s.opts.Metrics.dropped.Inc()
 		return
 	}
 	s.pending = append(s.pending, line...)
 	s.signal()
+}
+
+// Dropped is how many lines were dropped since the start.
+func (s *Sink) Dropped() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lost
 }
 
 func (s *Sink) signal() {

@@ -110,8 +110,8 @@ func TestNeverBlocks(t *testing.T) {
 			t.Fatalf("got %q", got[len(want):])
 		}
 		s.Write([]byte("too late\n"))
-		if d := droppedOf(m); d != 16 {
-			t.Fatalf("%v lines dropped", d)
+		if d := droppedOf(m); d != 16 || s.Dropped() != 16 {
+			t.Fatalf("%v lines dropped, or %d", d, s.Dropped())
 		}
 	})
 }
