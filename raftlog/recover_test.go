@@ -293,6 +293,7 @@ func FuzzDecodeGroup(f *testing.F) {
 	f.Add(after[name][from:to], uint64(1), uint32(7))
 	f.Add([]byte{}, uint64(0), uint32(0))
 	f.Fuzz(func(t *testing.T, b []byte, logID uint64, seed uint32) {
+		b = append([]byte(nil), b...)
 		// As found; then with its header's checksum repaired; then its records' too.
 		for i := range 3 {
 			if i > 0 && len(b) >= groupHeaderBytes {
