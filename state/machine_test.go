@@ -1,0 +1,311 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/belaydb/belay/command"
+	"github.com/prometheus/client_golang/prometheus"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+// zapPanic lets tests see a stop: the process would have ended.
+type zapPanic struct{}
+
+func (zapPanic) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {}
+
+func observed() (*zap.Logger, *observer.ObservedLogs) {
+	core, logs := observer.New(zap.DebugLevel)
+	return panicLogger(zap.New(core)), logs
+}
+
+// stops runs f, which must stop the machine, and gives the reason.
+func stops(t *testing.T, f func()) (reason string) {
+	t.Helper()
+	defer func() {
+		p := recover()
+		stop, ok := p.(fatalStop)
+		if !ok {
+			t.Fatalf("did not stop but gave %v", p)
+		}
+		reason = stop.Error()
+	}()
+	f()
+	return
+}
+
+func TestStops(t *testing.T) {
+	newer := protowire.AppendBytes(protowire.AppendTag(nil, 1400, protowire.BytesType), []byte("x"))
+	unknown := new(pb.InternalRaftRequest)
+	if err := proto.Unmarshal(newer, unknown); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		f    func(r *rig)
+		want string
+	}{
+		{"unknown request", func(r *rig) { r.do(unknown) }, "upgrade this member"},
+		{"gap", func(r *rig) { r.Apply([]command.Entry{{Index: 7, Term: 1}}) }, "entry 7 is to be applied after entry 1"},
+		{"gap inside", func(r *rig) { r.Apply([]command.Entry{{Index: 2, Term: 1}, {Index: 4, Term: 1}}) }, "entry 4"},
+		{"change in batch", func(r *rig) { r.Apply([]command.Entry{{Index: 2, Term: 1, Change: &command.Change{}}}) }, "member change"},
+		{"gap before change", func(r *rig) { r.ApplyChange(command.Entry{Index: 9, Term: 1, Change: &command.Change{}}) }, "member change 9"},
+		{"no change", func(r *rig) { r.ApplyChange(command.Entry{Index: 2, Term: 1}) }, "among the member changes"},
+		{"panic inside", func(r *rig) { r.Machine.w = nil; r.cfg.Sink = nil; r.Machine.cfg.KV = nil; r.do(put("a", "b")) }, "broken invariant"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			lg, logs := observed()
+			r := newRig(t, Config{Logger: lg})
+			r.do(put("a", "1"))
+			reason := stops(t, func() { c.f(r) })
+			if !strings.Contains(reason, c.want) {
+				t.Errorf("reason %q, want %q", reason, c.want)
+			}
+			if n := logs.FilterLevelExact(zap.FatalLevel).Len(); n != 1 {
+				t.Errorf("%d fatal lines", n)
+			}
+			r.Machine.b.Close()
+		})
+	}
+}
+
+// A field that an older version does not know beside a request that it knows is passed over, as protobuf means it.
+func TestUnknownFieldBesideKnownRequest(t *testing.T) {
+	r := newRig(t, Config{})
+	req := put("a", "1")
+	req.ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 1400, protowire.VarintType), 1))
+	if res := r.do(req); res.Err != nil || res.Response == nil {
+		t.Fatalf("got %v", resultText(res))
+	}
+}
+
+func TestSlowAndFailedRequestsAreLogged(t *testing.T) {
+	lg, logs := observed()
+	reg := prometheus.NewRegistry()
+	r := newRig(t, Config{Logger: lg, Metrics: NewMetrics(reg), WarningApply: time.Nanosecond})
+	r.do(put("a", "very secret"))
+	slow := logs.FilterMessage("apply request took too long").All()
+	if len(slow) != 1 {
+		t.Fatalf("%d lines", len(slow))
+	}
+	fields := slow[0].ContextMap()
+	for _, f := range []string{"took", "expected-duration", "prefix", "request", "response"} {
+		if _, ok := fields[f]; !ok {
+			t.Errorf("no field %s in %v", f, fields)
+		}
+	}
+	if request := fields["request"].(string); strings.Contains(request, "secret") || !strings.Contains(request, "value_size:11") {
+		t.Errorf("request: %s", request)
+	}
+	if !strings.HasPrefix(fields["response"].(string), "size:") {
+		t.Errorf("response: %v", fields["response"])
+	}
+	r.do(&pb.InternalRaftRequest{Put: &pb.PutRequest{Key: []byte("a"), Lease: 5}})
+	r.do(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: 1}})
+	r.do(&pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: 1}}) // ErrCompacted is no failure
+	failed := logs.FilterMessage("failed to apply request").All()
+	if len(failed) != 1 || failed[0].ContextMap()["error"] != "etcdserver: requested lease not found" {
+		t.Errorf("failed: %v", failed)
+	}
+	r.WarnSlowRange(time.Second, &pb.RangeRequest{Key: []byte("a")}, &pb.RangeResponse{Kvs: []*mvccpb.KeyValue{{}}}, nil)
+	r.WarnSlowRange(0, &pb.RangeRequest{Key: []byte("a")}, nil, nil)
+	r.WarnSlowTxn(time.Second, &pb.TxnRequest{}, &pb.TxnResponse{Responses: []*pb.ResponseOp{{Response: &pb.ResponseOp_ResponseRange{ResponseRange: &pb.RangeResponse{}}}}}, nil)
+	var reads []string
+	for _, l := range logs.FilterMessage("apply request took too long").All() {
+		if p := l.ContextMap()["prefix"].(string); p != "" {
+			reads = append(reads, p+l.ContextMap()["response"].(string))
+		}
+	}
+	if got := fmt.Sprintf("%q", reads); got != `["read-only range range_response_count:1 size:2" "read-only txn responses:<range_response_count:0> size:4"]` {
+		t.Errorf("reads: %s", got)
+	}
+	series := scrape(t, reg)
+	for name, want := range map[string]float64{
+		"etcd_server_apply_duration_seconds,op=Put,success=true,version=v3":        1,
+		"etcd_server_apply_duration_seconds,op=Put,success=false,version=v3":       1,
+		"etcd_server_apply_duration_seconds,op=Compaction,success=true,version=v3": 2,
+	} {
+		if series[name] != want {
+			t.Errorf("%s: %v, want %v", name, series[name], want)
+		}
+	}
+	if v := series["etcd_server_slow_apply_total"]; v < 6 {
+		t.Errorf("slow_apply_total %v", v)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	r := newRig(t, Config{Metrics: NewMetrics(reg), MemberID: 0xab, ClusterID: 1})
+	add := func(id uint64, learner bool) {
+		c := &command.Change{MemberID: id, Member: command.Member{ID: id, IsLearner: learner, PeerURLs: []string{fmt.Sprint(id)}}}
+		if learner {
+			c.Type = raftpb.ConfChangeAddLearnerNode
+		}
+		if res := r.change(c); res.Err != nil {
+			t.Fatal(res.Err)
+		}
+	}
+	add(0xab, true)
+	add(2, false)
+	r.change(&command.Change{Type: raftpb.ConfChangeRemoveNode, MemberID: 2})
+	req := func(s func(*pb.InternalRaftRequest)) {
+		r0 := &pb.InternalRaftRequest{}
+		s(r0)
+		r.do(r0)
+	}
+	req(func(r *pb.InternalRaftRequest) {
+		r.Alarm = &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, MemberID: 0xab, Alarm: pb.AlarmType_NOSPACE}
+	})
+	for _, v := range []string{"3.0.0", "3.7.0"} {
+		req(func(r *pb.InternalRaftRequest) { r.ClusterVersionSet = versionSet(v) })
+	}
+	want := map[string]float64{
+		"etcd_cluster_version,cluster_version=3.0":                                        0,
+		"etcd_cluster_version,cluster_version=3.7":                                        1,
+		"etcd_debugging_server_alarms,alarm_type=NOSPACE,server_id=ab":                    1,
+		"etcd_network_known_peers,Local=ab,Remote=2":                                      0,
+		"etcd_network_known_peers,Local=ab,Remote=ab":                                     1,
+		"etcd_server_is_learner":                                                          1,
+		"etcd_server_snapshot_apply_in_progress_total":                                    0,
+		"etcd_server_slow_apply_total":                                                    0,
+		"etcd_server_apply_duration_seconds,op=Alarm,success=true,version=v3":             1,
+		"etcd_server_apply_duration_seconds,op=ClusterVersionSet,success=true,version=v3": 2,
+	}
+	if got := scrape(t, reg); !maps.Equal(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
+	}
+}
+
+// scrape gives counters and gauges as lines, and of histograms the number of observations.
+func scrape(t *testing.T, reg *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, l := range m.GetLabel() {
+				name += "," + l.GetName() + "=" + l.GetValue()
+			}
+			switch {
+			case m.Counter != nil:
+				got[name] = m.GetCounter().GetValue()
+			case m.Gauge != nil:
+				got[name] = m.GetGauge().GetValue()
+			default:
+				got[name] = float64(m.GetHistogram().GetSampleCount())
+			}
+		}
+	}
+	return got
+}
+
+func TestRefusedChangeMovesTheIndexOnly(t *testing.T) {
+	called := 0
+	r := newRig(t, Config{OnMembership: func() { called++ }})
+	cs := &raftpb.ConfState{Voters: []uint64{1}}
+	res := r.ApplyChange(command.Entry{Index: 1, Term: 1, Change: &command.Change{MemberID: 9}, ConfState: cs, Refused: ErrMemberNotFound})
+	if !errors.Is(res.Err, ErrMemberNotFound) || len(res.Members) != 0 || called != 0 {
+		t.Fatalf("got %+v, told %d times", res, called)
+	}
+	if index, _ := r.Applied(); index != 1 || !proto.Equal(r.ConfState(), cs) {
+		t.Fatalf("applied %d, %v", index, r.ConfState())
+	}
+	r.change(&command.Change{MemberID: 9, Member: command.Member{ID: 9}})
+	if called != 1 {
+		t.Fatal("not told of a change")
+	}
+	r.reopen()
+	if !proto.Equal(r.ConfState(), cs) {
+		t.Fatal("raft's configuration is lost over a restart")
+	}
+}
+
+func TestReadTxn(t *testing.T) {
+	r := newRig(t, Config{})
+	r.do(put("a", "1"))
+	r.do(put("b", "2"))
+	view := r.kv.View()
+	defer view.Close()
+	r.do(put("a", "later"))
+	read := func(key string, rev int64) *pb.RequestOp {
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte(key), Revision: rev}}}
+	}
+	resp, err := ReadTxn(context.Background(), view, &pb.TxnRequest{
+		Compare: []*pb.Compare{{Target: pb.Compare_VALUE, Key: []byte("a"), TargetUnion: &pb.Compare_Value{Value: []byte("1")}}},
+		Success: []*pb.RequestOp{read("a", 0), read("b", 0)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := text(resp); !strings.Contains(got, `value:"1"`) || !resp.Succeeded || resp.Header.Revision != 3 {
+		t.Errorf("got %s", got)
+	}
+	if _, err := ReadTxn(context.Background(), view, &pb.TxnRequest{Success: []*pb.RequestOp{read("a", 99)}}); err == nil {
+		t.Error("read the future")
+	}
+	if _, err := ReadTxn(context.Background(), view, &pb.TxnRequest{Success: []*pb.RequestOp{{}}}); !errors.Is(err, ErrNotReadOnly) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCost(t *testing.T) {
+	p := &pb.PutRequest{Key: []byte("abc"), Value: []byte("de")}
+	op := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: p}}
+	inner := &pb.TxnRequest{Success: []*pb.RequestOp{op}, Failure: []*pb.RequestOp{op, op}}
+	outer := &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestTxn{RequestTxn: inner}}, op}, Failure: []*pb.RequestOp{op}}
+	for want, req := range map[int64]any{
+		261: p, 522: inner, 783: outer, 64: &pb.LeaseGrantRequest{}, 0: &pb.DeleteRangeRequest{},
+	} {
+		if got := Cost(req); got != want {
+			t.Errorf("%T costs %d, want %d", req, got, want)
+		}
+	}
+}
+
+// Readers of members, alarms and positions run beside the applier.
+func TestReadersBesideTheApplier(t *testing.T) {
+	r := newRig(t, Config{})
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			r.Members()
+			r.IsRemoved(1)
+			r.Alarms()
+			r.AlarmActive(pb.AlarmType_NOSPACE)
+			r.ClusterVersion()
+			r.ConfState()
+			r.Applied()
+			r.QuotaFits(&pb.PutRequest{})
+			r.leases.List()
+			r.CheckChange(&command.Change{MemberID: 3, Member: command.Member{ID: 3, PeerURLs: []string{"u"}}})
+			r.kv.Range(context.Background(), []byte("k"), []byte("l"), rangeAll)
+		}
+	}()
+	r.feed(history(seed(t), 300), func() int { return 7 }, nil)
+	close(stop)
+	<-done
+}
