@@ -323,10 +323,10 @@ func (r *replay) apply(rec record) error {
 		}
 		switch {
 		case rec.index > r.tail.base:
-			r.tail.truncate(rec.index - 1)
-			if rec.term < r.tail.lastTerm {
-				return fmt.Errorf("entry %d of term %d after one of term %d", rec.index, rec.term, r.tail.lastTerm)
+			if prev := r.tail.term(rec.index - 1); rec.term < prev {
+				return fmt.Errorf("entry %d of term %d after one of term %d", rec.index, rec.term, prev)
 			}
+			r.tail.truncate(rec.index - 1)
 			r.tail.push(newEntry(rec.index, rec.term, rec.entryType, r.copy(rec.data)))
 		case rec.index == r.tail.base:
 			r.tail.reset(rec.index, rec.term)
