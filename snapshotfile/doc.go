@@ -1,0 +1,48 @@
+// Package snapshotfile writes the state of a member as etcd's snapshot file: a
+// bbolt database that etcdutl restores and a real etcd starts from. It is the
+// way back to etcd, and what `snapshot save` of every etcd client expects.
+//
+// # Format
+//
+//	+--------------------------------------+-----------+
+//	| bbolt database, whole pages of 4 KiB | SHA-256   |   the trailer is not part
+//	|                                      | 32 bytes  |   of the database
+//	+--------------------------------------+-----------+
+//
+//	bucket           key                               value
+//	key              main (8 BE) '_' sub (8 BE)        mvccpb.KeyValue
+//	                 the same and 't'                  tombstone: its key alone
+//	meta             consistent_index, term            8 BE
+//	                 confState                         JSON of raft's
+//	                 storageVersion                    "3.7.0"
+//	                 scheduledCompactRev, finished...  as a revision, if ever compacted
+//	lease            id (8 BE)                         leasepb.Lease{ID, TTL, RemainingTTL}
+//	members          id, hex                           JSON
+//	members_removed  id, hex                           "removed"
+//	cluster          clusterVersion, downgrade         text, JSON
+//	alarm            AlarmMember                       empty
+//	auth             authRevision                      8 BE, 1: authentication was never on
+//	authUsers, authRoles                               empty
+//
+// # Promises
+//
+// All of it is of one moment, that of the view it is made from, while the
+// member serves on. Memory is bounded by one batch of writes whatever the size
+// of the database; what it takes is disk: the file is built beside the data,
+// then unlinked and read from its descriptor, so that a process that dies while
+// it streams leaves nothing. One that dies while it builds leaves a file that
+// RemoveLeftovers takes away at the next start.
+//
+// bbolt's file cannot be streamed as it is built: its first pages name the
+// root of a tree whose inner pages are known last.
+//
+// The file is never synced: nobody relies on it after a crash.
+//
+// # Goroutines
+//
+// Create and Files are independent of each other; a File belongs to one
+// goroutine.
+//
+// Sources: reference surface 8.4 and 8.6; etcd server/storage/schema,
+// etcdserver/api/v3rpc/maintenance.go (Snapshot), etcdutl/snapshot.
+package snapshotfile
