@@ -111,9 +111,8 @@ func (p *peer) send(m *raftpb.Message) {
 		case raftpb.MsgApp, raftpb.MsgProp:
 			w = p.bulk
 		}
-		if !w.attached.Load() {
-			// As etcd does, the other stream is better than none, if nothing large is in it.
-			w = p.control
+		if !w.attached.Load() && queuedBytes(m) <= smallBytes {
+			w = p.control // better than a POST, and not so large that a heartbeat would wait for it
 		}
 		if w.attached.Load() {
 			if !w.box.put(m) {
@@ -126,6 +125,9 @@ func (p *peer) send(m *raftpb.Message) {
 		p.drop(m, "pipeline")
 	}
 }
+
+// smallBytes is the weight up to which an append may go out on the control stream.
+const smallBytes = 16 << 10
 
 // dropLogInterval is how often drops to one peer are logged.
 const dropLogInterval = time.Second

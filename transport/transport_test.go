@@ -3,6 +3,7 @@ package transport
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -87,12 +88,18 @@ const testCluster = 0xc1
 
 func startNode(t *testing.T, id uint64, change func(*Config)) *node {
 	t.Helper()
+	return startNodeOn(t, id, change, httptest.NewServer)
+}
+
+// startNodeOn starts a node on a server of any kind.
+func startNodeOn(t *testing.T, id uint64, change func(*Config), serve func(http.Handler) *httptest.Server) *node {
+	t.Helper()
 	n := &node{h: newMember(), reg: prometheus.NewRegistry()}
 	core, logs := observer.New(zap.DebugLevel)
 	n.logs = logs
 	var mu sync.Mutex
 	var handler http.Handler
-	n.srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	n.srv = serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		h := handler
 		mu.Unlock()
@@ -176,8 +183,34 @@ func message(typ raftpb.MessageType, from, to, index uint64, data ...[]byte) *ra
 	return m
 }
 
+// plainWriter is a ResponseWriter that does not give its connection away, as with HTTP/2.
+type plainWriter struct{ w http.ResponseWriter }
+
+func (p plainWriter) Header() http.Header         { return p.w.Header() }
+func (p plainWriter) Write(b []byte) (int, error) { return p.w.Write(b) }
+func (p plainWriter) WriteHeader(code int)        { p.w.WriteHeader(code) }
+func (p plainWriter) Flush()                      { p.w.(http.Flusher).Flush() }
+
 func TestMessagesArriveInOrder(t *testing.T) {
-	a, b := startNode(t, 1, nil), startNode(t, 2, nil)
+	insecure := func(c *Config) { c.TLS = &tls.Config{InsecureSkipVerify: true} }
+	for _, kind := range []struct {
+		name   string
+		change func(*Config)
+		serve  func(http.Handler) *httptest.Server
+	}{
+		{"plain", nil, httptest.NewServer},
+		{"TLS", insecure, httptest.NewTLSServer},
+		{"no hijack", nil, func(h http.Handler) *httptest.Server {
+			return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(plainWriter{w}, r) }))
+		}},
+	} {
+		t.Run(kind.name, func(t *testing.T) {
+			messagesArriveInOrder(t, startNodeOn(t, 1, kind.change, kind.serve), startNodeOn(t, 2, kind.change, kind.serve))
+		})
+	}
+}
+
+func messagesArriveInOrder(t *testing.T, a, b *node) {
 	join(t, a, b)
 	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // 1 MiB
 	var sent []*raftpb.Message
@@ -692,6 +725,14 @@ func TestURLs(t *testing.T) {
 }
 
 func BenchmarkSend(b *testing.B) {
+	for _, c := range []struct{ size, window int }{{256, 256}, {1 << 20, 8}} {
+		b.Run(fmt.Sprint(c.size), func(b *testing.B) { benchmarkSend(b, c.size, c.window) })
+	}
+}
+
+// benchmarkSend sends appends of one entry over loopback, window of them under way.
+func benchmarkSend(b *testing.B, size, window int) {
+	data := make([]byte, size)
 	h := newMember()
 	arrived := make(chan struct{}, 1<<16)
 	h.process = func(m *raftpb.Message) error { arrived <- struct{}{}; return nil }
@@ -709,10 +750,11 @@ func BenchmarkSend(b *testing.B) {
 		time.Sleep(time.Millisecond)
 	}
 	b.ReportAllocs()
+	b.SetBytes(int64(size))
 	inFlight := 0
 	for i := uint64(0); b.Loop(); i++ {
-		send.Send([]*raftpb.Message{message(raftpb.MsgApp, 1, 2, i, make([]byte, 256))})
-		if inFlight++; inFlight == 256 {
+		send.Send([]*raftpb.Message{message(raftpb.MsgApp, 1, 2, i, data)})
+		if inFlight++; inFlight == window {
 			<-arrived
 			inFlight--
 		}
