@@ -161,6 +161,14 @@ func gets(clients int, serializable bool) func(context.Context, options, *cluste
 			if err := fill(ctx, cs, filled, valueBytes); err != nil {
 				return result{}, err
 			}
+			// Answers are not looked at below: see once that keys are found.
+			resp, err := pb.NewKVClient(cs[0]).Range(ctx, &pb.RangeRequest{Key: newKeyed(encode(&pb.RangeRequest{Key: keyMark}), 1).next(filled)[2:]})
+			if err == nil && len(resp.Kvs) != 1 && resp.Header.GetRevision() != emptyRevision {
+				err = fmt.Errorf("a loaded key is not found")
+			}
+			if err != nil {
+				return result{}, err
+			}
 			return unary(ctx, o, cl, cs, clients, methodRange, filled, func() []byte {
 				return encode(&pb.RangeRequest{Key: keyMark, Serializable: serializable})
 			})

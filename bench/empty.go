@@ -27,6 +27,9 @@ func (e emptyKV) Txn(context.Context, *pb.TxnRequest) (*pb.TxnResponse, error) {
 	return &pb.TxnResponse{Header: e.header, Succeeded: true}, nil
 }
 
+// emptyRevision tells the empty server's answers from real ones.
+const emptyRevision = 12345
+
 // serveEmpty runs until it is killed.
 func serveEmpty(args []string) error {
 	if len(args) != 1 {
@@ -37,6 +40,6 @@ func serveEmpty(args []string) error {
 		return err
 	}
 	s := grpc.NewServer(grpc.NumStreamWorkers(4))
-	pb.RegisterKVServer(s, emptyKV{header: &pb.ResponseHeader{ClusterId: 1 << 60, MemberId: 1 << 61, Revision: 12345, RaftTerm: 2}})
+	pb.RegisterKVServer(s, emptyKV{header: &pb.ResponseHeader{ClusterId: 1 << 60, MemberId: 1 << 61, Revision: emptyRevision, RaftTerm: 2}})
 	return s.Serve(l)
 }
