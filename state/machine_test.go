@@ -76,7 +76,9 @@ func TestStops(t *testing.T) {
 			if n := logs.FilterLevelExact(zap.FatalLevel).Len(); n != 1 {
 				t.Errorf("%d fatal lines", n)
 			}
-			r.Machine.b.Close()
+			if r.Machine.b != nil {
+				r.Machine.b.Close()
+			}
 		})
 	}
 }

@@ -139,6 +139,24 @@ func TestMetamorphic(t *testing.T) {
 			t.Errorf("state:\n%s\nwant\n%s", got, print)
 		}
 	})
+	t.Run("crashes", func(t *testing.T) { // what was not durable is applied again, with the same results
+		r := newRig(t, Config{})
+		for to := 100; to <= len(entries); to += 100 {
+			index, _ := r.Applied()
+			diff(t, "results", want[index:to], r.feed(entries[index:to], cut, nil))
+			if to%200 == 0 {
+				if _, _, err := r.Flush(); err != nil { // it may or may not be done by the crash
+					t.Fatal(err)
+				}
+			}
+			r.crash()
+		}
+		index, _ := r.Applied()
+		diff(t, "results", want[index:], r.feed(entries[index:], cut, nil))
+		if got := r.fingerprint(); got != print {
+			t.Errorf("state:\n%s\nwant\n%s", got, print)
+		}
+	})
 	t.Run("replay", func(t *testing.T) { // entries that are applied already do nothing
 		r := newRig(t, Config{})
 		r.feed(entries[:300], cut, nil)

@@ -71,7 +71,19 @@ func (r *rig) close() {
 	}
 }
 
+// reopen restarts the machine with everything that was applied.
 func (r *rig) reopen() {
+	r.t.Helper()
+	_, done, err := r.Flush()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	<-done
+	r.crash()
+}
+
+// crash restarts it with what happens to be durable.
+func (r *rig) crash() {
 	r.close()
 	r.open()
 }
