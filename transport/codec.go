@@ -21,7 +21,7 @@ const (
 	maxFrameEntries = 1 << 20
 	// readAtOnce is the most that a length prefix alone can make us allocate: a longer body grows
 	// its buffer only as the bytes really arrive.
-	readAtOnce = 1 << 20
+	readAtOnce = 4 << 20
 	// borrowBytes is the size from which a payload is written from where it lies (writev) and not
 	// copied into the batch buffer.
 	borrowBytes = 16 << 10
