@@ -126,6 +126,7 @@ type loop struct {
 	// sent for it.
 	byContext map[uint64]*readRound
 	lastRead  uint64 // the last request context used
+	readTerm  uint64 // a term in which this member led and had committed an entry
 
 	// incoming are snapshots that the transport has received and that raft was
 	// told of, by index, until raft asks to install them or ignores them.
@@ -191,38 +192,48 @@ func (r *Replica) runLoop(node *raft.RawNode) {
 	}
 }
 
-// firstElection makes a member that is alone lead at once, and one with peers
-// campaign soon (Config.AdvanceTicks).
+// firstElection makes a member that is alone lead at once, and others campaign
+// soon (Config.AdvanceTicks).
 func (l *loop) firstElection() {
-	voters := l.publishVoters()
-	switch {
-	case len(voters) == 1 && voters[0] == l.cfg.ID:
-		if err := l.node.Campaign(); err != nil {
-			l.logger.Warn("failed to campaign as the only voter", zap.Error(err))
-		}
-	case len(voters) > 1 && l.cfg.AdvanceTicks:
-		l.logger.Info("initialized peer connections; fast-forwarding election ticks",
+	l.publishVoters()
+	if !l.campaignAlone() && l.cfg.AdvanceTicks {
+		forward := l.cfg.ElectionTicks - 2
+		l.logger.Info("fast-forwarding election ticks",
 			zap.String("local-member-id", fmt.Sprintf("%x", l.cfg.ID)),
-			zap.Int("forward-ticks", l.cfg.ElectionTicks-2),
-			zap.Int("active-remote-members", len(voters)-1))
-		for range l.cfg.ElectionTicks - 2 {
+			zap.Int("forward-ticks", forward),
+			zap.Duration("forward-duration", time.Duration(forward)*l.cfg.TickInterval))
+		for range forward {
 			l.node.Tick()
 		}
 	}
 	l.handleReady()
 }
 
-func (l *loop) publishVoters() []uint64 {
+// campaignAlone starts an election if this member is the only voter: nobody
+// could object, so there is nothing to wait for. Raft ignores it while member
+// changes wait to be applied; tick tries again.
+func (l *loop) campaignAlone() bool {
+	voters := *l.voters.Load()
+	if len(voters) != 1 || voters[0] != l.cfg.ID || l.leader != raft.None {
+		return false
+	}
+	if err := l.node.Campaign(); err != nil {
+		l.logger.Warn("failed to campaign as the only voter", zap.Error(err))
+	}
+	return true
+}
+
+func (l *loop) publishVoters() {
 	var ids []uint64
 	for id := range l.node.Status().Config.Voters.IDs() {
 		ids = append(ids, id)
 	}
 	l.voters.Store(&ids)
-	return ids
 }
 
 func (l *loop) tick() {
 	l.node.Tick()
+	l.campaignAlone()
 	l.ticks++
 	if l.ticks%5 == 0 {
 		l.waiters.expire(l.Replica, time.Now())
@@ -341,6 +352,7 @@ func (l *loop) handleReady() {
 		}
 		clear(l.stepNext)
 		l.stepNext = l.stepNext[:0]
+		l.sendHeldReads()
 	}
 	for index, in := range l.incoming {
 		// Raft has seen it and did not want it: it was not newer than the log.

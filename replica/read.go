@@ -84,13 +84,39 @@ func (l *loop) startReads() {
 // sendRead asks the leader, or leaves it to reissueReads while there is none.
 func (l *loop) sendRead(round *readRound) {
 	round.asked = time.Now()
-	if l.leader == raft.None {
+	if l.leader == raft.None || !l.leadsWithCommit() {
 		return
 	}
 	id, requestContext := l.nextReadContext()
 	round.contexts = append(round.contexts, id)
 	l.byContext[id] = round
 	l.node.ReadIndex(requestContext)
+}
+
+// leadsWithCommit says whether this member, if it leads, has committed an entry
+// in its term. Until then its commit index may lie below what an earlier leader
+// acknowledged. Raft holds questions back until then, but answers at once where
+// the leader is the only voter: after a crash such a member would serve reads
+// from before its last writes.
+func (l *loop) leadsWithCommit() bool {
+	if l.state != raft.StateLeader || l.readTerm == l.term {
+		return true
+	}
+	term, err := l.cfg.Log.Term(l.node.BasicStatus().GetCommit())
+	if err != nil || term != l.term {
+		return false
+	}
+	l.readTerm = l.term
+	return true
+}
+
+// sendHeldReads asks what sendRead could not ask before.
+func (l *loop) sendHeldReads() {
+	for _, round := range l.rounds {
+		if len(round.contexts) == 0 {
+			l.sendRead(round)
+		}
+	}
 }
 
 // readIndexKnown takes the leader's answer.

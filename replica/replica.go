@@ -177,7 +177,6 @@ type Status struct {
 	State     raft.StateType
 	Applied   uint64
 	Committed uint64
-	LastIndex uint64
 	// Transferee is the member that leadership is being handed to, 0 if none.
 	Transferee uint64
 }
@@ -336,18 +335,19 @@ func (r *Replica) LearnerReady(ctx context.Context, id uint64) error {
 // voter), ErrTimeoutLeaderTransfer.
 func (r *Replica) TransferLeader(ctx context.Context, to uint64) error {
 	changed := r.LeaderChanged()
-	voter := false
+	leads, voter := false, false
 	err := r.ask(ctx, func(n *raft.RawNode) {
 		status := n.Status()
+		leads = status.RaftState == raft.StateLeader
 		_, voter = status.Config.Voters.IDs()[to]
-		if voter && status.RaftState == raft.StateLeader {
+		if voter && leads {
 			n.TransferLeader(to)
 		}
 	})
 	switch {
 	case err != nil:
 		return err
-	case !r.IsLeader():
+	case !leads:
 		return ErrNotLeader
 	case !voter:
 		return ErrBadLeaderTransferee

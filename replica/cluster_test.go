@@ -1,0 +1,384 @@
+package replica
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/raftlog"
+)
+
+// The cluster of these tests is whole replicas over real logs on a disk in
+// memory that can stall and lose what was not synced. The state machine is a
+// map; the network delivers in order, and can be cut for each direction.
+
+type memoryState struct {
+	mu            sync.Mutex
+	index, term   uint64
+	confState     *raftpb.ConfState
+	values        map[string]string
+	durable       *memoryState // what a crash leaves
+	refuseChanges bool
+}
+
+func newMemoryState() *memoryState {
+	return &memoryState{confState: &raftpb.ConfState{}, values: map[string]string{}}
+}
+
+func (s *memoryState) clone() *memoryState {
+	return &memoryState{index: s.index, term: s.term, confState: proto.Clone(s.confState).(*raftpb.ConfState), values: maps.Clone(s.values)}
+}
+
+func (s *memoryState) Apply(entries []command.Entry) []command.Result {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	results := make([]command.Result, len(entries))
+	for i, e := range entries {
+		if e.Index != s.index+1 {
+			panic(fmt.Sprintf("applied entry %d after %d", e.Index, s.index))
+		}
+		s.index, s.term = e.Index, e.Term
+		if put := e.Request.GetPut(); put != nil {
+			s.values[string(put.Key)] = string(put.Value)
+			results[i].Response = &etcdserverpb.PutResponse{}
+		}
+	}
+	return results
+}
+
+func (s *memoryState) CheckChange(*command.Change) error {
+	if s.refuseChanges {
+		return errors.New("refused")
+	}
+	return nil
+}
+
+func (s *memoryState) ApplyChange(e command.Entry) command.Result {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index, s.term, s.confState = e.Index, e.Term, e.ConfState
+	return command.Result{Err: e.Refused}
+}
+
+func (s *memoryState) Applied() (uint64, uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.index, s.term
+}
+
+func (s *memoryState) ConfState() *raftpb.ConfState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.confState
+}
+
+func (s *memoryState) Flush() (uint64, <-chan struct{}, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.durable = s.clone()
+	done := make(chan struct{})
+	close(done)
+	return s.index, done, nil
+}
+
+func (s *memoryState) get(key string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.values[key]
+}
+
+func (s *memoryState) replace(with *memoryState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index, s.term, s.confState, s.values = with.index, with.term, with.confState, maps.Clone(with.values)
+	s.durable = with.clone()
+}
+
+type testMember struct {
+	id      uint64
+	c       *testCluster
+	disk    *vfs.MemFS
+	stalled atomic.Pointer[chan struct{}] // non-nil: syncs wait for it to close
+	state   *memoryState
+	log     *raftlog.Log
+	replica *Replica
+	failed  atomic.Pointer[error]
+	// life counts the member's starts, up to which a log may still release: the
+	// log of an earlier life goes on writing to its lost disk.
+	life atomic.Int64
+	dead atomic.Bool // nothing leaves a crashed member
+}
+
+type testCluster struct {
+	t       *testing.T
+	rng     *rand.Rand
+	members map[uint64]*testMember
+
+	mu  sync.Mutex
+	cut map[[2]uint64]bool // from, to
+}
+
+const testClusterID = 0xc1
+
+func newTestCluster(t *testing.T, n int) *testCluster {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	c := &testCluster{t: t, rng: rand.New(rand.NewPCG(seed, 0)), members: map[uint64]*testMember{}, cut: map[[2]uint64]bool{}}
+	var entries []*raftpb.Entry
+	for id := uint64(1); id <= uint64(n); id++ {
+		context, _ := json.Marshal(&command.Member{ID: id, PeerURLs: []string{fmt.Sprintf("http://m%d", id)}})
+		data, err := proto.Marshal(&raftpb.ConfChange{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(id), Context: context})
+		if err != nil {
+			t.Fatal(err)
+		}
+		entries = append(entries, &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Term: new(uint64(1)), Index: new(id), Data: data})
+	}
+	for id := uint64(1); id <= uint64(n); id++ {
+		m := &testMember{id: id, c: c, disk: vfs.NewCrashableMem(), state: newMemoryState()}
+		c.members[id] = m
+		m.openLog()
+		m.log.Append(raftlog.Append{
+			HardState: &raftpb.HardState{Term: new(uint64(1)), Vote: new(uint64(0)), Commit: new(uint64(n))},
+			Entries:   entries,
+		})
+		if err := m.log.Sync(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.log.Close(); err != nil {
+			t.Fatal(err)
+		}
+		m.restart()
+	}
+	return c
+}
+
+// MaybeError makes the member's disk an errorfs.Injector: syncs of a stalled
+// disk do not return until it is released.
+func (m *testMember) MaybeError(op errorfs.Op) error {
+	switch op.Kind {
+	case errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpFileSyncTo:
+		if gate := m.stalled.Load(); gate != nil {
+			<-*gate
+		}
+	}
+	return nil
+}
+
+func (m *testMember) String() string { return fmt.Sprintf("disk of member %d", m.id) }
+
+func (m *testMember) stall() (release func()) {
+	gate := make(chan struct{})
+	m.stalled.Store(&gate)
+	return func() { m.stalled.Store(nil); close(gate) }
+}
+
+func (m *testMember) openLog() {
+	life := m.life.Add(1)
+	log, err := raftlog.Open("log", raftlog.Options{
+		FS: errorfs.Wrap(m.disk, m), MemberID: m.id, ClusterID: testClusterID, SegmentBytes: 1 << 20,
+		Released: func(ms []*raftpb.Message) {
+			if m.life.Load() == life {
+				m.replica.Released(ms)
+			}
+		},
+		Failed: func(err error) { m.failed.Store(&err) },
+	})
+	if err != nil {
+		m.c.t.Fatal(err)
+	}
+	m.log = log
+}
+
+func (m *testMember) start() {
+	index, term := m.state.Applied()
+	if _, err := m.log.Adopt(index, term, m.state.ConfState()); err != nil {
+		m.c.t.Fatal(err)
+	}
+	r, err := New(Config{
+		ID: m.id, Log: m.log, State: m.state, Network: m, PreVote: true, AdvanceTicks: true,
+		FlushEntries: 50, KeepBytes: 1, Failed: func(err error) { m.failed.Store(&err) },
+	})
+	if err != nil {
+		m.c.t.Fatal(err)
+	}
+	m.replica = r
+	if err := r.Start(); err != nil {
+		m.c.t.Fatal(err)
+	}
+}
+
+func (m *testMember) Send(ms []*raftpb.Message) {
+	if m.dead.Load() {
+		return
+	}
+	for _, original := range ms {
+		data, err := proto.Marshal(original)
+		if err != nil {
+			panic(err)
+		}
+		msg := &raftpb.Message{}
+		if err := proto.Unmarshal(data, msg); err != nil {
+			panic(err)
+		}
+		to := m.c.members[msg.GetTo()]
+		m.c.mu.Lock()
+		cut := to == nil || m.c.cut[[2]uint64{m.id, msg.GetTo()}]
+		m.c.mu.Unlock()
+		if msg.GetType() == raftpb.MsgSnap {
+			if cut {
+				m.replica.ReportSnapshot(msg.GetTo(), false)
+				continue
+			}
+			m.state.mu.Lock()
+			content := m.state.clone()
+			m.state.mu.Unlock()
+			msg.Snapshot.Metadata.Index, msg.Snapshot.Metadata.Term = new(content.index), new(content.term)
+			msg.Snapshot.Metadata.ConfState = content.confState
+			to.replica.ProcessSnapshot(msg, func() error { to.state.replace(content); return nil }, func() {})
+			m.replica.ReportSnapshot(msg.GetTo(), true)
+			continue
+		}
+		if cut {
+			m.replica.ReportUnreachable(msg.GetTo())
+			continue
+		}
+		_ = to.replica.Process(msg)
+	}
+}
+
+func (m *testMember) ActiveSince(uint64) time.Time { return time.Unix(1, 0) }
+
+// crash stops the member, loses what its disk had not synced, and leaves it
+// ready to start again. The store keeps what it had flushed, or what it had
+// applied (a store may flush at any time).
+func (m *testMember) crash() {
+	m.dead.Store(true) // before the clone: what left until now was durable
+	clone := m.disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: m.c.rng.IntN(101), RNG: m.c.rng})
+	if gate := m.stalled.Swap(nil); gate != nil {
+		close(*gate) // what the disk does from here on is lost
+	}
+	old := m.state
+	old.mu.Lock()
+	left := old.durable
+	if m.c.rng.IntN(2) == 0 {
+		left = old.clone() // flushed just before: may well be ahead of the log
+	}
+	old.mu.Unlock()
+	m.replica.Stop()
+	log := m.log
+	go log.Close()
+	m.disk = clone
+	m.state = newMemoryState()
+	if left != nil {
+		m.state.replace(left)
+	}
+	synctest.Wait()
+}
+
+func (m *testMember) restart() {
+	m.dead.Store(false)
+	m.openLog()
+	m.start()
+}
+
+func (c *testCluster) partition(id uint64, on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for other := range c.members {
+		if other != id {
+			c.cut[[2]uint64{id, other}] = on
+			c.cut[[2]uint64{other, id}] = on
+		}
+	}
+}
+
+func (c *testCluster) close() {
+	for _, m := range c.members {
+		if gate := m.stalled.Swap(nil); gate != nil {
+			close(*gate)
+		}
+		m.replica.Stop()
+		m.log.Close()
+	}
+}
+
+func (c *testCluster) leader() *testMember {
+	c.t.Helper()
+	for range 300 {
+		for _, id := range slices.Sorted(maps.Keys(c.members)) {
+			m := c.members[id]
+			if m.replica.IsLeader() && m.replica.ReadBarrier(c.short()) == nil {
+				return m
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	c.t.Fatal("no leader in 30 s")
+	return nil
+}
+
+func (c *testCluster) short() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	c.t.Cleanup(cancel)
+	return ctx
+}
+
+func (c *testCluster) others(m *testMember) []*testMember {
+	var out []*testMember
+	for _, id := range slices.Sorted(maps.Keys(c.members)) {
+		if id != m.id {
+			out = append(out, c.members[id])
+		}
+	}
+	return out
+}
+
+func (m *testMember) put(ctx context.Context, key, value string) error {
+	result, err := m.replica.Propose(ctx, &etcdserverpb.InternalRaftRequest{
+		Put: &etcdserverpb.PutRequest{Key: []byte(key), Value: []byte(value)},
+	})
+	if err != nil {
+		return err
+	}
+	return result.Err
+}
+
+func (m *testMember) mustPut(key, value string) {
+	m.c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := m.put(ctx, key, value); err != nil {
+		m.c.t.Fatalf("put %s at member %d: %v", key, m.id, err)
+	}
+}
+
+func (m *testMember) mustRead(key, want string) {
+	m.c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := m.replica.ReadBarrier(ctx); err != nil {
+		m.c.t.Fatalf("read at member %d: %v", m.id, err)
+	}
+	if got := m.state.get(key); got != want {
+		m.c.t.Fatalf("member %d reads %s = %q, want %q", m.id, key, got, want)
+	}
+}
+
+var _ = raft.None
