@@ -197,7 +197,7 @@ func (t *Table) Expired(limit int) (term uint64, ids []ID) {
 
 // Checkpoints reports up to limit leases whose remaining TTL should be noted by an entry, and the term as whose leader
 // alone it may be proposed. A lease is reported when nobody has renewed it for half its TTL, or CheckpointInterval, and
-// then again after as much of what is left.
+// then again after as much of what is left. Remaining 0 takes an earlier note back.
 func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -214,6 +214,14 @@ func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 			t.checkpoints.set(e, now+int64(t.opts.RetryInterval))
 			continue
 		}
+		if e.understated {
+			e.understated = false
+			if e.remaining.Load() > 0 {
+				due = append(due, Checkpoint{ID: e.id})
+			}
+			t.checkpoints.set(e, t.checkpointAt(e, at))
+			continue
+		}
 		if next := t.checkpointAt(e, at); next > now { // renewed since it got this place
 			t.checkpoints.set(e, next)
 			continue
@@ -226,6 +234,22 @@ func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 		t.checkpoints.set(e, now+step)
 	}
 	return t.term, due
+}
+
+// takeBackIfUnderstated looks at a checkpoint that was just applied on the primary. A lease that was renewed between the
+// report and its entry has been promised more than the note says, and its renewal did not know that there would be one:
+// so the note is to be taken back with the next report. REQUIRES: mu held, e in the table.
+func (t *Table) takeBackIfUnderstated(e *entry, remaining int64) {
+	now, at := t.now(), e.expiry.Load()
+	if at == expiring || remaining >= t.fullTTL(e) || at-now <= (remaining+1)*int64(time.Second) {
+		return
+	}
+	t.lookMu.Lock()
+	defer t.lookMu.Unlock()
+	if e.checkpointPlace >= 0 {
+		e.understated = true
+		t.checkpoints.set(e, now)
+	}
 }
 
 // checkpointAt is when a lease that expires at the given time and is not renewed should be checkpointed first.

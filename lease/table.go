@@ -91,7 +91,9 @@ type entry struct {
 	// compare and swap, so that a lease is never renewed and revoked.
 	expiry atomic.Int64
 
-	expiryPlace, checkpointPlace int // guarded by lookMu
+	// Guarded by lookMu.
+	expiryPlace, checkpointPlace int
+	understated                  bool // the checkpoint must be taken back; see takeBackIfUnderstated
 
 	gone chan struct{} // closed when the lease is revoked
 }
@@ -225,6 +227,9 @@ func (t *Table) Checkpoint(b *store.Batch, id ID, remaining int64) error {
 		return nil
 	}
 	e.remaining.Store(max(remaining, 0))
+	if t.primary && remaining > 0 {
+		t.takeBackIfUnderstated(e, remaining)
+	}
 	return t.writeRecord(b, e)
 }
 
