@@ -239,7 +239,8 @@ func keepAlives(clients int) func(context.Context, options, *cluster.Cluster) (r
 // of an operation is that of the slowest watcher.
 func watches(ctx context.Context, o options, cl *cluster.Cluster) (result, error) {
 	return withConns(o, cl, func(cs conns) (result, error) {
-		ctx, cancel := context.WithCancel(ctx)
+		ctx, fail := context.WithCancelCause(ctx)
+		cancel := func() { fail(nil) }
 		defer cancel()
 		const writers = 16
 		type writer struct {
@@ -271,7 +272,7 @@ func watches(ctx context.Context, o options, cl *cluster.Cluster) (result, error
 				for {
 					if err := stream.RecvMsg(&buf); err != nil {
 						if ctx.Err() == nil && err != io.EOF {
-							cancel()
+							fail(fmt.Errorf("a watch stream broke: %w", err))
 						}
 						return
 					}
@@ -294,6 +295,9 @@ func watches(ctx context.Context, o options, cl *cluster.Cluster) (result, error
 			return func(ctx context.Context, _ uint64) error {
 				w.want.Add(watchers)
 				if err := conn.Invoke(ctx, methodPut, request, nil, callRaw...); err != nil {
+					if ctx.Err() == nil {
+						fail(fmt.Errorf("a put failed, so its events can not be counted: %w", err))
+					}
 					return err
 				}
 				select {

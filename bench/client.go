@@ -150,7 +150,7 @@ func loop(ctx context.Context, o options, cl *cluster.Cluster, clients int, make
 		all.merge(h)
 	}
 	if all.n == 0 {
-		return result{}, fmt.Errorf("no operation succeeded: %v", firstErr.err)
+		return result{}, fmt.Errorf("no operation ended well within %v: %v", o.duration, firstErr.err)
 	}
 	return resultOf(&all, o.duration, before, after), nil
 }
@@ -170,7 +170,7 @@ func sleepUntil(ctx context.Context, t time.Time) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 }
 
