@@ -17,7 +17,6 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/srv"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/grpclog"
 )
 
@@ -253,19 +252,16 @@ func (c *ctl) credentials() (*clientv3.AuthConfig, error) {
 // askPassword reads one line from standard input, without echo if that is a terminal.
 func (c *ctl) askPassword() (string, error) {
 	fmt.Fprint(c.out, "Password: ")
-	if f, ok := c.in.(*os.File); ok {
-		if mode, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
-			quiet := *mode
-			quiet.Lflag &^= unix.ECHO
-			if err := unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, &quiet); err != nil {
-				return "", fmt.Errorf("cannot turn the terminal's echo off: %w", err)
-			}
-			defer func() {
-				_ = unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, mode) // nothing to be done if the terminal is gone
-				fmt.Fprintln(c.out)
-			}()
-		}
+	restore, err := echoOff(c.in)
+	if err != nil {
+		return "", err
 	}
+	defer func() {
+		if restore != nil {
+			restore()
+			fmt.Fprintln(c.out)
+		}
+	}()
 	line, err := bufio.NewReader(c.in).ReadString('\n')
 	if err != nil && !(errors.Is(err, io.EOF) && line != "") {
 		return "", fmt.Errorf("no password given: %w", err)

@@ -1,0 +1,133 @@
+package dev
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+const usage = `belay dev runs a cluster on this machine, each member a process of its own, until Ctrl-C.
+
+Usage:
+  belay dev [flags] [-- flags for every member's "belay server"]
+
+Flags:
+  --members N       how many members (default 3)
+  --data-dir DIR    where they keep their data, kept from run to run (default belay-dev)
+  --clean           start afresh: remove first what an earlier belay dev left in the data directory
+  --base-port PORT  use PORT, PORT+1 for the first member's clients and peers, the next two for the second, ...
+                    (default: clients 2379, 22379, 32379, ..., peers 2380, 22380, 32380, ...)
+  --no-color        no colours, even on a terminal (also: set NO_COLOR)
+`
+
+// Options say what cluster to run.
+type Options struct {
+	Members    int      // at least 1
+	DataDir    string   // made if it is not there
+	Clean      bool     // remove an earlier cluster from DataDir first
+	BasePort   int      // first of 2*Members ports; 0: 2379 and 2380, plus 20000, plus 30000, ...
+	ServerArgs []string // further flags for each member
+
+	Program    string           // the belay binary
+	Interrupts <-chan os.Signal // the first stops the cluster, the second kills it
+	Grace      time.Duration    // how long a member may take to stop; 0: 10 s
+	Colour     bool
+	Stdout     io.Writer // what belay dev itself says
+	Stderr     io.Writer // the members' logs and errors
+}
+
+// Main runs `belay dev` with the arguments behind "dev" and returns the exit code: 0 when it was stopped, 1 when the
+// cluster could not start or a member failed, 2 for flags that make no sense.
+func Main(args []string, stdout, stderr io.Writer) (exitCode int) {
+	opts, err := parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(stdout, usage)
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "belay dev: %v\nRun 'belay dev --help' for usage.\n", err)
+		return 2
+	}
+	opts.Program, err = os.Executable()
+	if err != nil {
+		fmt.Fprintf(stderr, "belay dev: cannot find the belay binary to start members with: %v\n", err)
+		return 1
+	}
+	interrupts := make(chan os.Signal, 2)
+	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(interrupts)
+	opts.Interrupts = interrupts
+	opts.Stdout, opts.Stderr = stdout, stderr
+	opts.Colour = opts.Colour && isTerminal(stderr)
+	if err := Run(opts); err != nil {
+		fmt.Fprintf(stderr, "belay dev: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+func parse(args []string) (Options, error) {
+	var opts Options
+	var plain bool
+	fs := flag.NewFlagSet("belay dev", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.IntVar(&opts.Members, "members", 3, "")
+	fs.StringVar(&opts.DataDir, "data-dir", "belay-dev", "")
+	fs.BoolVar(&opts.Clean, "clean", false, "")
+	fs.IntVar(&opts.BasePort, "base-port", 0, "")
+	fs.BoolVar(&plain, "no-color", os.Getenv("NO_COLOR") != "", "")
+	// What stands behind "--" is the members'; flag would not tell it from a forgotten dash.
+	own, theirs := args, []string(nil)
+	for i, arg := range args {
+		if arg == "--" {
+			own, theirs = args[:i], args[i+1:]
+			break
+		}
+	}
+	if err := fs.Parse(own); err != nil {
+		return opts, err
+	}
+	if fs.NArg() > 0 {
+		return opts, fmt.Errorf("unexpected argument %q (flags for the members go behind \"--\")", fs.Arg(0))
+	}
+	opts.ServerArgs = theirs
+	opts.Colour = !plain
+	return opts, opts.validate()
+}
+
+func (o *Options) validate() error {
+	if o.Members < 1 {
+		return fmt.Errorf("--members=%d: a cluster has at least one member", o.Members)
+	}
+	if o.Members > 50 {
+		return fmt.Errorf("--members=%d: more than 50 processes help nobody", o.Members)
+	}
+	if o.DataDir == "" {
+		return errors.New("--data-dir must not be empty")
+	}
+	if last := o.members()[o.Members-1].peerPort; last > 65535 {
+		if o.BasePort == 0 {
+			return fmt.Errorf("--members=%d: the default ports reach only for 6 members; choose others with --base-port", o.Members)
+		}
+		return fmt.Errorf("--base-port=%d: with %d members the last port would be %d, beyond 65535", o.BasePort, o.Members, last)
+	}
+	if o.BasePort < 0 {
+		return fmt.Errorf("--base-port=%d: a port is between 1 and 65535", o.BasePort)
+	}
+	return nil
+}
+
+// isTerminal is true for character devices: a terminal or /dev/null, for which it does not matter.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

@@ -1,0 +1,69 @@
+package dev
+
+import (
+	"bytes"
+	"io"
+	"sync"
+)
+
+// maxLineBytes is how much of a line without end is held back before it is printed anyway.
+const maxLineBytes = 64 << 10
+
+// A prefixer copies whole lines, each behind a prefix. Several share one lock and one writer, so that lines of different
+// members do not mix. Each belongs to one stream and is written to by one goroutine.
+type prefixer struct {
+	mu      *sync.Mutex // held for each write to w
+	w       io.Writer
+	prefix  string
+	pending []byte // the beginning of a line
+}
+
+func (p *prefixer) Write(b []byte) (int, error) {
+	p.pending = append(p.pending, b...)
+	end := bytes.LastIndexByte(p.pending, '\n') + 1
+	if end == 0 && len(p.pending) < maxLineBytes {
+		return len(b), nil
+	}
+	if end == 0 {
+		p.pending = append(p.pending, '\n')
+		end = len(p.pending)
+	}
+	if err := p.print(p.pending[:end]); err != nil {
+		return 0, err
+	}
+	p.pending = append(p.pending[:0], p.pending[end:]...)
+	return len(b), nil
+}
+
+// flush prints a last line that has no end.
+func (p *prefixer) flush() {
+	if len(p.pending) > 0 {
+		// Nobody is left to hear of an error.
+		_ = p.print(append(p.pending, '\n'))
+		p.pending = nil
+	}
+}
+
+func (p *prefixer) print(lines []byte) error {
+	var out bytes.Buffer
+	for line := range bytes.Lines(lines) {
+		out.WriteString(p.prefix)
+		out.Write(line)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, err := p.w.Write(out.Bytes())
+	return err
+}
+
+// memberPrefix is "m1 | ", in a colour of its own for each of the first members.
+func memberPrefix(i int, name string, width int, colour bool) string {
+	for len(name) < width {
+		name += " "
+	}
+	if !colour {
+		return name + " | "
+	}
+	colours := []string{"36", "33", "35", "32", "34", "31"} // of ANSI; cyan, yellow, magenta, green, blue, red
+	return "\x1b[" + colours[i%len(colours)] + "m" + name + " |\x1b[0m "
+}
