@@ -91,6 +91,7 @@
 //	metrics.go  etcd's metric names
 //
 // Sources: etcd's API guarantees ("watch: ordered, unique, reliable, atomic,
-// resumable, bookmarkable"); etcd issues 15220 and 15248 (progress told before
-// events), 11906 (slow streams starve others), 18089 (hundreds of watches on one stream).
+// resumable, bookmarkable"); etcd issues 15220 (progress not in step with events),
+// 17507 (no progress for a new watcher), 17529 (hundreds of watches on one stream
+// starve and lose events), 16839 (memory of slow watchers).
 package watch
