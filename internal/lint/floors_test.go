@@ -30,7 +30,8 @@ const floors = `
 	< store, raftlog, transport, admission, logsink
 	< mvcc, lease, auth
 	< state, watch, replica
-	< server, snapshotfile
+	< snapshotfile
+	< server
 	< node
 	< config
 	< ctl, util, dev, doctor, proxy
