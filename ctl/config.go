@@ -123,7 +123,11 @@ func (c *ctl) configure(cmd *cobra.Command) (*clientv3.ConfigSpec, *output, erro
 		// grpc's logger is process-wide; only --debug touches it.
 		grpclog.SetLoggerV2(grpclog.NewLoggerV2WithVerbosity(c.err, c.err, c.err, 4))
 		cmd.InheritedFlags().VisitAll(func(f *pflag.Flag) {
-			fmt.Fprintf(c.err, "ETCDCTL_%s=%v\n", strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")), f.Value)
+			value := f.Value.String()
+			if value != "" && slices.Contains([]string{"password", "auth-jwt-token", "user"}, f.Name) {
+				value = "(hidden)" // debug output gets pasted into bug reports
+			}
+			fmt.Fprintf(c.err, "ETCDCTL_%s=%s\n", strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")), value)
 		})
 	}
 	endpoints, err := c.endpoints()

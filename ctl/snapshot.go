@@ -40,7 +40,11 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 			}
 			defer cancel()
 			if n := len(spec.Endpoints); n != 1 {
-				return failf(codeInterrupted, "snapshot must be requested to one selected node, not multiple %v", spec.Endpoints)
+				return &exitError{
+					code: codeInterrupted,
+					err:  fmt.Errorf("snapshot must be requested to one selected node, not multiple %v", spec.Endpoints),
+					hint: "Hint: choose the member to ask with --endpoints",
+				}
 			}
 			cli, err := c.dial(ctx, spec)
 			if err != nil {

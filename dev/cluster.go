@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -41,6 +42,11 @@ func Run(opts Options) error {
 	if opts.Grace == 0 {
 		opts.Grace = 10 * time.Second
 	}
+	dir, err := filepath.Abs(opts.DataDir) // so that the command that restarts a member works from anywhere
+	if err != nil {
+		return err
+	}
+	opts.DataDir = dir
 	members := opts.members()
 	if err := opts.prepare(members); err != nil {
 		return err
