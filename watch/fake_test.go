@@ -31,6 +31,8 @@ func (f *fakeHistory) CompactRevision() int64 {
 	return f.compact
 }
 
+func (f *fakeHistory) model() *fakeHistory { return f }
+
 func (f *fakeHistory) compactTo(rev int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -43,7 +45,7 @@ type write struct {
 	del        bool
 }
 
-// commit adds a revision and returns it.
+// commit adds a revision and returns it. A delete of what is not there becomes a put.
 func (f *fakeHistory) commit(ws ...write) (int64, []*mvccpb.Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -51,7 +53,7 @@ func (f *fakeHistory) commit(ws ...write) (int64, []*mvccpb.Event) {
 	var evs []*mvccpb.Event
 	for _, w := range ws {
 		ev := &mvccpb.Event{Kv: &mvccpb.KeyValue{Key: []byte(w.key), ModRevision: rev}}
-		if w.del {
+		if w.del && f.before(w.key, rev) != nil {
 			ev.Type = mvccpb.Event_DELETE
 		} else {
 			ev.Kv.Value = []byte(w.value)
