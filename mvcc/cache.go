@@ -1,0 +1,194 @@
+package mvcc
+
+import (
+	"hash/maphash"
+	"sync"
+	"unsafe"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// cache holds the newest versions of hot keys, tombstones included, within a bound of bytes.
+//
+// # Why it is never stale
+//
+// Publish, after a batch is committed and before its revisions can be read, puts the newest version of every key that
+// the batch wrote. Readers put what they read from the store. A reader may have read before such a write and put after
+// it, so it says as of which revision its version is the newest (asOf: the published revision when it began), and put
+// refuses if a later version of the key may have been here:
+//
+//   - if the key is in the cache, what is there stays: it is as new or newer;
+//   - if not, any later version that was put has been evicted since. Each shard remembers the highest revision it ever
+//     evicted (dropped); unless dropped <= asOf, the put is refused.
+//
+// A writer whose put comes after the reader's replaces what the reader put. So an entry always is the newest published
+// version, or a version newer than what is published; the reader at revision R takes it if its revision is <= R, since
+// then nothing between it and R exists, and else reads the store.
+//
+// Entries are protobuf messages that are handed out to many; nobody may change them.
+type cache struct {
+	seed   maphash.Seed
+	shards [cacheShards]shard
+}
+
+const (
+	cacheShards = 64
+
+	// cacheValueMax is from which size on a value is left out of an entry: the rest still tells a put what it needs.
+	cacheValueMax = 32 << 10
+
+	// entryBytes is about what an entry costs besides key and value: the KeyValue, the entry, its place in the map.
+	entryBytes = 320
+)
+
+type shard struct {
+	mu      sync.Mutex
+	entries map[string]*entry
+	// Ring of all entries, newest first at head; the second chance works at its tail.
+	head, tail *entry
+	bytes      int64
+	limit      int64
+	dropped    int64
+	_          [64]byte // shards on cache lines of their own
+}
+
+type entry struct {
+	kv         *mvccpb.KeyValue // Version 0: a tombstone
+	whole      bool             // the value is there, if there is one
+	used       bool             // read since it last was at the head
+	size       int32
+	prev, next *entry
+}
+
+func newCache(limit int64) *cache {
+	c := &cache{seed: maphash.MakeSeed()}
+	for i := range c.shards {
+		c.shards[i].entries = make(map[string]*entry)
+		c.shards[i].limit = limit / cacheShards
+	}
+	return c
+}
+
+// str views bytes as a string without copying. The keys of entries are the Key fields of messages that nobody changes.
+func str(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+func (c *cache) shard(key []byte) *shard {
+	return &c.shards[maphash.Bytes(c.seed, key)%cacheShards]
+}
+
+// get gives the newest version of a key, if it is here.
+func (c *cache) get(key []byte) (kv *mvccpb.KeyValue, whole, ok bool) {
+	sh := c.shard(key)
+	sh.mu.Lock()
+	if e := sh.entries[string(key)]; e != nil {
+		e.used = true
+		kv, whole, ok = e.kv, e.whole, true
+	}
+	sh.mu.Unlock()
+	return kv, whole, ok
+}
+
+// put takes a version that has just been written.
+func (c *cache) put(kv *mvccpb.KeyValue) {
+	kv, whole := trim(kv)
+	sh := c.shard(kv.Key)
+	sh.mu.Lock()
+	if e := sh.entries[string(kv.Key)]; e != nil {
+		sh.replace(e, kv, whole)
+	} else {
+		sh.insert(kv, whole)
+	}
+	sh.mu.Unlock()
+}
+
+// fill takes a version that was read and was the newest as of a revision. See the comment of cache.
+func (c *cache) fill(kv *mvccpb.KeyValue, asOf int64) {
+	kv, whole := trim(kv)
+	sh := c.shard(kv.Key)
+	sh.mu.Lock()
+	if e := sh.entries[string(kv.Key)]; e != nil {
+		if whole && !e.whole && e.kv.ModRevision == kv.ModRevision {
+			sh.replace(e, kv, whole)
+		}
+	} else if sh.dropped <= asOf {
+		sh.insert(kv, whole)
+	}
+	sh.mu.Unlock()
+}
+
+func trim(kv *mvccpb.KeyValue) (_ *mvccpb.KeyValue, whole bool) {
+	if len(kv.Value) <= cacheValueMax {
+		return kv, true
+	}
+	// The key is copied too: it may share its memory with the value.
+	return &mvccpb.KeyValue{
+		Key: append([]byte(nil), kv.Key...), CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision, Version: kv.Version, Lease: kv.Lease,
+	}, false
+}
+
+func (sh *shard) replace(e *entry, kv *mvccpb.KeyValue, whole bool) {
+	// The map's key must live as long as the entry: it is of the old message, which this keeps alive, or of the new one.
+	sh.remove(e)
+	sh.insert(kv, whole)
+	_ = e
+}
+
+func (sh *shard) insert(kv *mvccpb.KeyValue, whole bool) {
+	e := &entry{kv: kv, whole: whole, size: int32(entryBytes + len(kv.Key) + len(kv.Value))}
+	sh.entries[str(kv.Key)] = e
+	sh.pushHead(e)
+	sh.bytes += int64(e.size)
+	for sh.bytes > sh.limit && sh.tail != nil {
+		e := sh.tail
+		sh.unlink(e)
+		if e.used && sh.head != nil {
+			e.used = false
+			sh.pushHead(e)
+			continue
+		}
+		delete(sh.entries, str(e.kv.Key))
+		sh.bytes -= int64(e.size)
+		sh.dropped = max(sh.dropped, e.kv.ModRevision)
+	}
+}
+
+func (sh *shard) remove(e *entry) {
+	delete(sh.entries, str(e.kv.Key))
+	sh.unlink(e)
+	sh.bytes -= int64(e.size)
+}
+
+func (sh *shard) pushHead(e *entry) {
+	e.prev, e.next = nil, sh.head
+	if sh.head != nil {
+		sh.head.prev = e
+	} else {
+		sh.tail = e
+	}
+	sh.head = e
+}
+
+func (sh *shard) unlink(e *entry) {
+	if e.prev != nil {
+		e.prev.next = e.next
+	} else {
+		sh.head = e.next
+	}
+	if e.next != nil {
+		e.next.prev = e.prev
+	} else {
+		sh.tail = e.prev
+	}
+	e.prev, e.next = nil, nil
+}
+
+// reset forgets everything. Whoever read before rev may not put what it read.
+func (c *cache) reset(rev int64) {
+	for i := range c.shards {
+		sh := &c.shards[i]
+		sh.mu.Lock()
+		clear(sh.entries)
+		sh.head, sh.tail, sh.bytes, sh.dropped = nil, nil, 0, rev
+		sh.mu.Unlock()
+	}
+}

@@ -1,0 +1,411 @@
+package mvcc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/store"
+)
+
+// compactor is the goroutine that removes what compactions have made unreachable, one compaction after the other.
+type compactor struct {
+	mu      sync.Mutex
+	queue   []compactionRequest
+	work    chan struct{} // one token: the queue may have something
+	cancel  context.CancelFunc
+	stopped chan struct{} // closed when the goroutine has ended
+}
+
+// startCompactor starts the goroutine; an unfinished compaction is its first work.
+func (s *Store) startCompactor() {
+	c := &s.compactor
+	ctx, cancel := context.WithCancel(context.Background())
+	c.mu.Lock()
+	c.queue, c.work, c.cancel, c.stopped = nil, make(chan struct{}, 1), cancel, make(chan struct{})
+	c.mu.Unlock()
+	if scheduled, finished := s.compact.Load(), s.finished.Load(); scheduled > finished {
+		s.lg.Info("resume scheduled compaction", zap.Int64("scheduled-compact-revision", scheduled))
+		s.enqueue([]compactionRequest{{rev: scheduled, previous: finished}})
+	}
+	go s.compactLoop(ctx, c.work, c.stopped)
+	s.startCounting(ctx)
+}
+
+// stopCompactor ends the goroutine and waits for it. What it has not finished is found again by startCompactor.
+func (s *Store) stopCompactor() {
+	c := &s.compactor
+	c.cancel()
+	<-c.stopped
+	s.stopCounting()
+}
+
+func (s *Store) enqueue(requests []compactionRequest) {
+	if len(requests) == 0 {
+		return
+	}
+	c := &s.compactor
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queue = append(c.queue, requests...)
+	select {
+	case c.work <- struct{}{}:
+	default:
+	}
+}
+
+// take gives what is to be done next. Compactions that wait behind each other are done in one walk, unless an earlier one
+// must leave its hash.
+func (c *compactor) take() (r compactionRequest, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.queue) == 0 {
+		return r, false
+	}
+	r = c.queue[0]
+	c.queue = c.queue[1:]
+	for !r.whole && len(c.queue) > 0 {
+		r.rev = c.queue[0].rev
+		c.queue = c.queue[1:]
+	}
+	return r, true
+}
+
+func (s *Store) compactLoop(ctx context.Context, work <-chan struct{}, stopped chan<- struct{}) {
+	defer close(stopped)
+	for {
+		select {
+		case <-work:
+		case <-ctx.Done():
+			return
+		}
+		for r, ok := s.compactor.take(); ok; r, ok = s.compactor.take() {
+			if err := s.remove(ctx, r); err != nil {
+				if ctx.Err() != nil || errors.Is(err, store.ErrReplaced) {
+					return // Reload or the next Open begins again where this one stopped
+				}
+				s.lg.Warn("Failed compaction", zap.Int64("compact-revision", r.rev), zap.Error(err))
+				return
+			}
+			s.finishWaiters()
+		}
+	}
+}
+
+// Compacted gives a channel that is closed when everything that a compaction of this revision should remove is gone.
+func (s *Store) Compacted(rev int64) <-chan struct{} {
+	ch := make(chan struct{})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.finished.Load() >= rev {
+		close(ch)
+	} else {
+		s.waiters = append(s.waiters, compactionWaiter{rev, ch})
+	}
+	return ch
+}
+
+func (s *Store) finishWaiters() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	finished := s.finished.Load()
+	rest := s.waiters[:0]
+	for _, w := range s.waiters {
+		if w.rev <= finished {
+			close(w.ch)
+		} else {
+			rest = append(rest, w)
+		}
+	}
+	clear(s.waiters[len(rest):])
+	s.waiters = rest
+}
+
+// remove does one compaction, of revision C, after one of revision F was finished.
+//
+// A version at or below C is removed if the key has a newer one at or below C, or if it is a tombstone below C. (A
+// tombstone at C itself stays until the next compaction, as in etcd, so that a watcher that begins at C sees it.) What F's
+// walk left is one version of each key at or below F; so it is enough to look at the revisions of [F, C]: each is
+// removed if it is not the newest at or below C, and if it is, what F left of its key is removed.
+//
+// Each step reads and removes in one small batch, and notes how far it came. Readers are not disturbed: see Store.open.
+func (s *Store) remove(ctx context.Context, req compactionRequest) error {
+	start := time.Now()
+	hash, hashed := uint32(0), false
+	if req.whole && !s.opts.NoCompactionHash {
+		var err error
+		if hash, err = s.hashForCompaction(ctx, req); err != nil {
+			return err
+		}
+		hashed = true
+	}
+	w := walk{s: s, req: req, newest: map[string]Revision{}}
+	from, err := s.walkStart(req)
+	if err != nil {
+		return err
+	}
+	removed := 0
+	for done := false; !done; {
+		stepStart := time.Now()
+		var n int
+		if from, n, done, err = w.step(from); err != nil {
+			return err
+		}
+		removed += n
+		s.metrics.compactionPause.Observe(float64(time.Since(stepStart).Milliseconds()))
+		s.metrics.compactionKeys.Add(float64(n))
+		if !done {
+			if err := s.pause(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	s.finished.Store(req.rev)
+	took := time.Since(start)
+	s.metrics.compactionTotal.Observe(float64(took.Milliseconds()))
+	s.metrics.compactionLast.Set(float64(time.Now().Unix()))
+	size, inUse := s.st.Size()
+	fields := []zap.Field{
+		zap.Int64("compact-revision", req.rev), zap.Duration("took", took), zap.Int("number-of-keys-compacted", removed),
+		zap.Int64("current-db-size-bytes", size), zap.String("current-db-size", humanBytes(size)),
+		zap.Int64("current-db-size-in-use-bytes", inUse), zap.String("current-db-size-in-use", humanBytes(inUse)),
+	}
+	if hashed {
+		fields = append(fields, zap.Uint32("hash", hash))
+	}
+	s.lg.Info("finished scheduled compaction", fields...)
+	switch {
+	case hashed:
+		s.hashes.put(s.lg, compactionHash{req.rev, req.previous, hash})
+	case !req.whole:
+		s.lg.Info("previous compaction was interrupted, skip storing compaction hash value")
+	}
+	return nil
+}
+
+func (s *Store) pause(ctx context.Context) error {
+	if s.opts.CompactionSleep < 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(s.opts.CompactionSleep)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// walkStart is where the walk begins: where an interrupted one stopped, or at the last finished compaction.
+func (s *Store) walkStart(req compactionRequest) (Revision, error) {
+	b, ok, err := s.st.Get(store.MetaKey(metaProgress))
+	if err != nil {
+		return Revision{}, err
+	}
+	if ok {
+		main, sub, valid := store.ParseRevisionKey(b)
+		if !valid {
+			return Revision{}, fmt.Errorf("mvcc: the record of a compaction's progress is malformed: %x", b)
+		}
+		return Revision{int64(main), int64(sub)}, nil
+	}
+	return Revision{max(req.previous, 0), 0}, nil
+}
+
+// hashForCompaction hashes what is there before the first step.
+func (s *Store) hashForCompaction(ctx context.Context, req compactionRequest) (hash uint32, err error) {
+	lower, upper := store.UserKeysSpan()
+	it, err := s.st.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	tombstone, err := s.hasTombstoneAt(req.rev)
+	if err != nil {
+		return 0, err
+	}
+	return hashRevisions(ctx, it, req.previous, req.rev, tombstone)
+}
+
+func (s *Store) hasTombstoneAt(rev int64) (found bool, err error) {
+	if rev < 1 {
+		return false, nil
+	}
+	it, err := s.st.NewIter(&pebble.IterOptions{
+		LowerBound: store.AppendRevisionKey(nil, uint64(rev), 0), UpperBound: store.AppendRevisionKey(nil, uint64(rev)+1, 0),
+	})
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	for ok := it.First(); ok && !found; ok = it.Next() {
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return false, store.Explain(err)
+		}
+		if _, found, _, err = decodeRevision(it.Key(), value); err != nil {
+			return false, err
+		}
+	}
+	return found, store.Explain(it.Error())
+}
+
+// walk removes the revisions of one compaction.
+type walk struct {
+	s   *Store
+	req compactionRequest
+
+	// newest remembers the newest version at or below C of keys seen lately: a hot key has many revisions in a row.
+	newest map[string]Revision
+
+	key, rkey []byte // scratch
+}
+
+const walkRemembers = 4096
+
+// step looks at some revisions from one on, and commits what to remove and how far it came. next is where to go on.
+func (w *walk) step(from Revision) (next Revision, removed int, done bool, err error) {
+	s, c := w.s, w.req.rev
+	b := s.st.NewLocalBatch()
+	defer b.Close()
+	it, err := s.st.NewIter(&pebble.IterOptions{
+		LowerBound: store.AppendRevisionKey(nil, uint64(from.Main), uint32(from.Sub)),
+		UpperBound: store.AppendRevisionKey(nil, uint64(c)+1, 0),
+	})
+	if err != nil {
+		return from, 0, false, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	versions, err := it.Clone(pebble.CloneOptions{IterOptions: &pebble.IterOptions{}})
+	if err != nil {
+		return from, 0, false, store.Explain(err)
+	}
+	defer func() { err = errors.Join(err, versions.Close()) }()
+
+	next, done = from, true
+	seen := 0
+	for ok := it.First(); ok; ok = it.Next() {
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return from, 0, false, store.Explain(err)
+		}
+		rev, tombstone, key, err := decodeRevision(it.Key(), value)
+		if err != nil {
+			return from, 0, false, err
+		}
+		if seen == s.opts.CompactionBatchLimit {
+			next, done = rev, false
+			break
+		}
+		seen++
+		n, err := w.look(b, versions, rev, tombstone, key)
+		if err != nil {
+			return from, 0, false, err
+		}
+		removed += n
+	}
+	if err := it.Error(); err != nil {
+		return from, 0, false, store.Explain(err)
+	}
+	if done {
+		if err := errors.Join(b.Set(store.MetaKey(metaFinished), number(c)), b.Delete(store.MetaKey(metaProgress))); err != nil {
+			return from, 0, false, err
+		}
+	} else if err := b.Set(store.MetaKey(metaProgress), store.AppendRevisionKey(nil, uint64(next.Main), uint32(next.Sub))); err != nil {
+		return from, 0, false, err
+	}
+	return next, removed, done, b.Commit()
+}
+
+// look removes what the revision calls for.
+func (w *walk) look(b *store.Batch, versions *pebble.Iterator, rev Revision, tombstone bool, key []byte) (removed int, err error) {
+	c, f := w.req.rev, w.req.previous
+	newest, ok := w.newest[string(key)]
+	if !ok {
+		if newest, ok, err = w.seek(versions, key, c); err != nil {
+			return 0, err
+		}
+		if !ok {
+			return 0, fmt.Errorf("mvcc: revision %d.%d has no version of its key %q", rev.Main, rev.Sub, key)
+		}
+		if len(w.newest) >= walkRemembers {
+			clear(w.newest)
+		}
+		w.newest[string(key)] = newest
+	}
+	if rev != newest {
+		return 1, w.delete(b, key, rev)
+	}
+	if rev.Main > f && f >= 0 {
+		for _, ok, err := w.seek(versions, key, f); ; ok = versions.Next() {
+			if err != nil {
+				return 0, err
+			}
+			if !ok {
+				break
+			}
+			_, _, main, sub, valid := store.ParseUserKey(versions.Key())
+			if !valid {
+				return 0, errRecord
+			}
+			old := Revision{int64(main), int64(sub)}
+			if old.Main == f {
+				continue // the walk began with it
+			}
+			removed++
+			if err := w.delete(b, key, old); err != nil {
+				return 0, err
+			}
+		}
+		if err := versions.Error(); err != nil {
+			return 0, store.Explain(err)
+		}
+	}
+	if tombstone && rev.Main < c {
+		removed++
+		return removed, w.delete(b, key, rev)
+	}
+	return removed, nil
+}
+
+// seek finds the newest version of a key at or below a revision.
+func (w *walk) seek(versions *pebble.Iterator, key []byte, rev int64) (Revision, bool, error) {
+	w.key = store.AppendUserKey(w.key[:0], key, uint64(rev), store.MaxSub)
+	if rev == 0 || !versions.SeekPrefixGE(w.key) {
+		return Revision{}, false, store.Explain(versions.Error())
+	}
+	prefix, _, main, sub, ok := store.ParseUserKey(versions.Key())
+	if !ok || !bytes.HasPrefix(w.key, prefix) {
+		return Revision{}, false, errRecord
+	}
+	return Revision{int64(main), int64(sub)}, true, nil
+}
+
+func (w *walk) delete(b *store.Batch, key []byte, rev Revision) error {
+	w.key = store.AppendUserKey(w.key[:0], key, uint64(rev.Main), uint32(rev.Sub))
+	w.rkey = store.AppendRevisionKey(w.rkey[:0], uint64(rev.Main), uint32(rev.Sub))
+	return errors.Join(b.Delete(w.key), b.Delete(w.rkey))
+}
+
+// humanBytes writes a size as etcd's log does: 1.2 MB.
+func humanBytes(n int64) string {
+	units := []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
+	if n < 10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, i := float64(n), 0
+	for v >= 1000 && i < len(units)-1 {
+		v, i = v/1000, i+1
+	}
+	if v < 10 {
+		return fmt.Sprintf("%.1f %s", v, units[i])
+	}
+	return fmt.Sprintf("%.0f %s", v, units[i])
+}

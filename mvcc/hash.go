@@ -1,0 +1,347 @@
+package mvcc
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/store"
+)
+
+// HashKV hashes the keys and their history as of a revision (0: the newest) as etcd does, so that members of both kinds
+// can be compared: CRC-32C over the word "key" and then, in revision order, the 17 or 18 bytes that etcd's bucket "key" has
+// as key, and the KeyValue in protobuf. compactRev and the hash belong together: two members that were compacted
+// differently may differ in both.
+//
+// As in etcd, the hash of a compaction (what was there between the one before and it) answers for its revision as long
+// as it is among the ten newest; and a compaction of revision 0 thereby answers for "the newest".
+//
+// The history is stored by key, and reading it by revision would seek for each. CRCs can be joined: the CRC of A followed
+// by B is that of A moved on by len(B), plus that of B. So one pass in key order notes CRC and length of every version,
+// and they are joined in revision order.
+func (s *Store) HashKV(ctx context.Context, rev int64) (hash uint32, compactRev, currentRev int64, err error) {
+	if h, ok := s.hashes.get(rev); ok {
+		return h.hash, h.compactRev, s.rev.Load(), nil
+	}
+	start := time.Now()
+	lower, upper := store.UserKeysSpan()
+	for {
+		generation := s.generation.Load()
+		it, err := s.st.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+		if err != nil {
+			return 0, 0, 0, err
+		}
+		// What the iterator shows is whole for the compaction that was asked for by then, and no older one.
+		compact, current := s.compact.Load(), s.rev.Load()
+		if s.st.Generation() != generation {
+			if err := errors.Join(it.Close(), s.awaitReload(ctx)); err != nil {
+				return 0, 0, 0, err
+			}
+			continue
+		}
+		at := rev
+		switch {
+		case rev > 0 && rev < compact:
+			err = ErrCompacted
+		case rev > current:
+			err = ErrFutureRev
+		case rev == 0:
+			at = current
+		}
+		if err == nil {
+			hash, err = hashRevisions(ctx, it, compact, at, false)
+		}
+		if err != nil {
+			it.Close()
+			return 0, 0, current, err
+		}
+		s.metrics.hashRevSeconds.Observe(time.Since(start).Seconds())
+		return hash, compact, current, it.Close()
+	}
+}
+
+// Hash hashes everything in the store that all members should have alike. Its value means nothing outside of Belay.
+func (s *Store) Hash(ctx context.Context) (hash uint32, rev int64, err error) {
+	start := time.Now()
+	v := s.View()
+	defer v.Close()
+	if v.err != nil {
+		return 0, 0, v.err
+	}
+	it, err := v.v.NewIter(&pebble.IterOptions{})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	lower, upper := store.MetaSpan()
+	var frame []byte
+	n := 0
+	for ok := it.First(); ok; ok = it.Next() {
+		if n++; n%keysBetweenContextChecks == 0 && ctx.Err() != nil {
+			return 0, 0, ctx.Err()
+		}
+		key := it.Key()
+		if bytes.Compare(key, lower) >= 0 && bytes.Compare(key, upper) < 0 {
+			continue
+		}
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return 0, 0, store.Explain(err)
+		}
+		frame = binary.AppendUvarint(frame[:0], uint64(len(key)))
+		frame = binary.AppendUvarint(frame, uint64(len(value)))
+		for _, b := range [][]byte{frame, key, value} {
+			hash = crc32.Update(hash, castagnoli(), b)
+		}
+	}
+	s.metrics.hashSeconds.Observe(time.Since(start).Seconds())
+	return hash, v.rev, store.Explain(it.Error())
+}
+
+func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
+
+// hashRevisions is etcd's hash with "compact revision" compact and "revision" rev, over an iterator of user keys. What
+// counts, of each key's versions, newest first:
+//
+//   - none above rev;
+//   - all above compact, tombstones too;
+//   - the newest at or below compact, unless it is a tombstone, if it still is the newest at rev; or, and this is what
+//     etcd's empty "keep" comes to, if no key exists at rev at all.
+//
+// tombstoneKeeps is for the hash of a compaction: there a tombstone at rev itself makes "keep" not empty.
+func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64, tombstoneKeeps bool) (uint32, error) {
+	v := visible{it: it, rev: uint64(rev)}
+	keepEmpty := !v.next()
+	if err := it.Error(); err != nil {
+		return 0, store.Explain(err)
+	}
+	if tombstoneKeeps {
+		keepEmpty = false
+	}
+	h := joiner{sum: crc32.Checksum([]byte("key"), castagnoli())}
+	from := Revision{}
+	for {
+		more, err := h.pass(ctx, it, from, compact, rev, keepEmpty)
+		if err != nil {
+			return 0, err
+		}
+		if more == nil {
+			return h.sum, nil
+		}
+		from = *more
+	}
+}
+
+// joiner collects CRCs by revision and joins them.
+type joiner struct {
+	sum   uint32
+	parts []part
+	limit *Revision // parts at or above wait for another pass
+	moves [1 << 12]uint32
+	frame []byte
+}
+
+type part struct {
+	main        int64
+	sub         uint32
+	length, crc uint32
+}
+
+// partsMax bounds the memory of a pass; twice as many are held at times. A variable for tests alone would be one too many.
+const partsMax = 1 << 19
+
+// pass joins the parts from a revision on, as many as memory allows. more is where the next pass must begin; nil: done.
+func (h *joiner) pass(ctx context.Context, it *pebble.Iterator, from Revision, compact, rev int64, keepEmpty bool) (more *Revision, err error) {
+	h.parts, h.limit = h.parts[:0], nil
+	var prefix []byte
+	newest := true // of this key, at or below rev, is yet to come
+	n := 0
+	for ok := it.First(); ok; {
+		if n++; n%keysBetweenContextChecks == 0 && ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		p, key, umain, sub, valid := store.ParseUserKey(it.Key())
+		if !valid {
+			return nil, errRecord
+		}
+		main := int64(umain)
+		if !bytes.Equal(p, prefix) {
+			prefix = append(prefix[:0], p...)
+			newest = true
+		}
+		if main > rev {
+			ok = it.Next()
+			continue
+		}
+		tombstone := valueLen(it) == 0
+		if main > compact || !tombstone && (newest || keepEmpty) {
+			if r := (Revision{main, int64(sub)}); !r.Less(from) && (h.limit == nil || r.Less(*h.limit)) {
+				if err := h.add(it, key, r, tombstone); err != nil {
+					return nil, err
+				}
+			}
+		}
+		newest = false
+		if main <= compact {
+			ok = it.NextPrefix() // what is older should be gone already
+		} else {
+			ok = it.Next()
+		}
+	}
+	if err := it.Error(); err != nil {
+		return nil, store.Explain(err)
+	}
+	h.sort()
+	for i := range h.parts {
+		p := &h.parts[i]
+		h.sum = mul(h.move(p.length), h.sum) ^ p.crc
+	}
+	return h.limit, nil
+}
+
+func (h *joiner) sort() {
+	slices.SortFunc(h.parts, func(a, b part) int {
+		return cmp.Or(cmp.Compare(a.main, b.main), cmp.Compare(a.sub, b.sub))
+	})
+}
+
+func (h *joiner) add(it *pebble.Iterator, key []byte, r Revision, tombstone bool) error {
+	b := h.frame[:0]
+	b = binary.BigEndian.AppendUint64(b, uint64(r.Main))
+	b = append(b, '_')
+	b = binary.BigEndian.AppendUint64(b, uint64(r.Sub))
+	var crc, length uint32
+	if tombstone {
+		b = appendBytesField(append(b, 't'), 1, key)
+		crc, length = crc32.Checksum(b, castagnoli()), uint32(len(b))
+	} else {
+		stored, err := it.ValueAndErr()
+		if err != nil {
+			return store.Explain(err)
+		}
+		rec, err := decodeRecord(stored, r.Main)
+		if err != nil {
+			return err
+		}
+		b = appendBytesField(b, 1, key)
+		b = appendIntField(b, 2, rec.create)
+		b = appendIntField(b, 3, r.Main)
+		b = appendIntField(b, 4, rec.version)
+		if len(rec.value) > 0 {
+			b = append(b, 5<<3|2)
+			b = binary.AppendUvarint(b, uint64(len(rec.value)))
+		}
+		crc = crc32.Update(0, castagnoli(), b)
+		crc = crc32.Update(crc, castagnoli(), rec.value)
+		length = uint32(len(b) + len(rec.value))
+		b = appendIntField(b[:0], 6, rec.lease)
+		crc = crc32.Update(crc, castagnoli(), b)
+		length += uint32(len(b))
+	}
+	h.frame = b
+	h.parts = append(h.parts, part{r.Main, uint32(r.Sub), length, crc})
+	if len(h.parts) >= 2*partsMax {
+		h.sort()
+		cut := h.parts[partsMax]
+		h.limit = &Revision{cut.main, int64(cut.sub)}
+		h.parts = h.parts[:partsMax]
+	}
+	return nil
+}
+
+// The fields of a KeyValue as protobuf encodes them: in order of their numbers, zeros left out.
+func appendBytesField(b []byte, field byte, v []byte) []byte {
+	if len(v) == 0 {
+		return b
+	}
+	b = binary.AppendUvarint(append(b, field<<3|2), uint64(len(v)))
+	return append(b, v...)
+}
+
+func appendIntField(b []byte, field byte, v int64) []byte {
+	if v == 0 {
+		return b
+	}
+	return binary.AppendUvarint(append(b, field<<3), uint64(v))
+}
+
+// Polynomials over GF(2) modulo CRC-32C's, bits reversed: 1<<31 is 1, 1<<30 is x.
+const (
+	polynomial = 0x82f63b78
+	one        = 1 << 31
+)
+
+func mul(a, b uint32) (product uint32) {
+	for a != 0 {
+		// The top bit of a is the lowest power.
+		if a&(1<<31) != 0 {
+			product ^= b
+		}
+		a <<= 1
+		b = b>>1 ^ polynomial&-(b&1)
+	}
+	return product
+}
+
+// move is x to the power of 8 n: what moves a CRC on by n bytes.
+func (h *joiner) move(n uint32) uint32 {
+	if n < uint32(len(h.moves)) && h.moves[n] != 0 {
+		return h.moves[n]
+	}
+	p := uint32(one)
+	square := uint32(one >> 8) // x^8
+	for m := n; m != 0; m >>= 1 {
+		if m&1 != 0 {
+			p = mul(square, p)
+		}
+		square = mul(square, square)
+	}
+	if n < uint32(len(h.moves)) {
+		h.moves[n] = p
+	}
+	return p
+}
+
+// hashes are the ten newest hashes of compactions.
+type hashes struct {
+	mu   sync.Mutex
+	list []compactionHash // by revision
+}
+
+type compactionHash struct {
+	rev, compactRev int64
+	hash            uint32
+}
+
+const hashesKept = 10
+
+func (hs *hashes) get(rev int64) (compactionHash, bool) {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	for _, h := range hs.list {
+		if h.rev == rev {
+			return h, true
+		}
+	}
+	return compactionHash{}, false
+}
+
+func (hs *hashes) put(lg *zap.Logger, h compactionHash) {
+	lg.Info("storing new hash", zap.Uint32("hash", h.hash), zap.Int64("revision", h.rev), zap.Int64("compact-revision", h.compactRev))
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	hs.list = append(hs.list, h)
+	slices.SortStableFunc(hs.list, func(a, b compactionHash) int { return cmp.Compare(a.rev, b.rev) })
+	if n := len(hs.list) - hashesKept; n > 0 {
+		hs.list = slices.Delete(hs.list, 0, n)
+	}
+}

@@ -1,0 +1,140 @@
+package mvcc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/belaydb/belay/store"
+)
+
+// Events calls fn with the changes of every revision of [from, to], in order, each revision whole. It stops when it has
+// passed maxBytes or more of keys and values, and gives the first revision that it did not pass to fn. It shows one
+// consistent state, up to the newest revision. The events are fn's to keep; PrevKv is not set (see PrevKV).
+//
+// Errors: ErrCompacted, before the first call of fn, if from is compacted; the context's; fn's; those of the disk.
+func (s *Store) Events(ctx context.Context, from, to int64, maxBytes int, fn func(rev int64, events []*mvccpb.Event) error) (next int64, err error) {
+	from = max(from, 1)
+	lower := store.AppendRevisionKey(nil, uint64(from), 0)
+	_, upper := store.RevisionsSpan()
+	it, _, current, err := s.open(ctx, 0, &pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return from, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	if from < s.compact.Load() {
+		return from, ErrCompacted
+	}
+	values, err := it.Clone(pebble.CloneOptions{IterOptions: &pebble.IterOptions{}})
+	if err != nil {
+		return from, store.Explain(err)
+	}
+	defer func() { err = errors.Join(err, values.Close()) }()
+	to = min(to, current)
+
+	var events []*mvccpb.Event
+	var rev int64 // of events
+	size := 0
+	next = from
+	flush := func() error {
+		if len(events) == 0 {
+			return nil
+		}
+		if err := fn(rev, events); err != nil {
+			return err
+		}
+		next, events = rev+1, nil
+		return ctx.Err()
+	}
+	for ok := it.First(); ok; ok = it.Next() {
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return next, store.Explain(err)
+		}
+		r, tombstone, key, err := decodeRevision(it.Key(), value)
+		if err != nil {
+			return next, err
+		}
+		if r.Main > to {
+			break
+		}
+		if r.Main != rev {
+			if err := flush(); err != nil {
+				return next, err
+			}
+			if size >= maxBytes && next > from {
+				return next, nil
+			}
+			rev = r.Main
+		}
+		ev, err := s.event(values, r, tombstone, key)
+		if err != nil {
+			return next, err
+		}
+		events = append(events, ev)
+		size += len(ev.Kv.Key) + len(ev.Kv.Value)
+	}
+	if err := it.Error(); err != nil {
+		return next, store.Explain(err)
+	}
+	if err := flush(); err != nil {
+		return next, err
+	}
+	return max(next, to+1), nil
+}
+
+// event makes the event of one revision.
+func (s *Store) event(values *pebble.Iterator, r Revision, tombstone bool, key []byte) (*mvccpb.Event, error) {
+	if tombstone {
+		kv := &mvccpb.KeyValue{Key: append(make([]byte, 0, len(key)), key...), ModRevision: r.Main}
+		return &mvccpb.Event{Type: mvccpb.Event_DELETE, Kv: kv}, nil
+	}
+	if kv, whole, ok := s.cache.get(key); ok && whole && kv.ModRevision == r.Main && kv.Version != 0 {
+		return &mvccpb.Event{Kv: kv}, nil
+	}
+	var stack [128]byte
+	target := store.AppendUserKey(stack[:0], key, uint64(r.Main), uint32(r.Sub))
+	if !values.SeekPrefixGE(target) || !bytes.Equal(values.Key(), target) {
+		if err := values.Error(); err != nil {
+			return nil, store.Explain(err)
+		}
+		return nil, fmt.Errorf("mvcc: revision %d.%d has no version of its key %q", r.Main, r.Sub, key)
+	}
+	b, err := values.ValueAndErr()
+	if err != nil {
+		return nil, store.Explain(err)
+	}
+	rec, err := decodeRecord(b, r.Main)
+	if err != nil {
+		return nil, err
+	}
+	kv := &mvccpb.KeyValue{
+		Key: append(make([]byte, 0, len(key)), key...), CreateRevision: rec.create, ModRevision: r.Main, Version: rec.version, Lease: rec.lease,
+	}
+	if len(rec.value) > 0 {
+		kv.Value = append(make([]byte, 0, len(rec.value)), rec.value...)
+	}
+	return &mvccpb.Event{Kv: kv}, nil
+}
+
+// PrevKV is the key of an event as it was before: nil if it did not exist or is compacted. It must not be changed.
+func (s *Store) PrevKV(ev *mvccpb.Event) (*mvccpb.KeyValue, error) {
+	kv := ev.Kv
+	if ev.Type == mvccpb.Event_PUT && kv.Version == 1 || kv.ModRevision <= 1 {
+		return nil, nil
+	}
+	res, err := s.point(context.Background(), kv.Key, RangeOptions{Rev: kv.ModRevision - 1})
+	switch {
+	case errors.Is(err, ErrCompacted):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case len(res.KVs) == 0:
+		return nil, nil
+	}
+	return res.KVs[0], nil
+}
