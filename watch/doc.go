@@ -73,7 +73,8 @@
 //
 // # Goroutines
 //
-// Notify and Reload: the applier's goroutine only. Stream.Watch, Cancel, Refuse,
+// Notify: the applier's goroutine only. Reload: whoever installs a snapshot, while
+// the applier rests. Stream.Watch, Cancel, Refuse,
 // Progress: any, in practice the one that receives. Stream.Drain, Tick and Close:
 // the one goroutine that sends. Hub owns two goroutines: the dispatcher and the
 // catch-up.

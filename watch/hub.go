@@ -237,7 +237,7 @@ func (h *Hub) Notify(rev int64, events []*mvccpb.Event) {
 
 // Reload tells that a snapshot replaced the state: the store is at a revision
 // that was never notified. Watchers go on from history, or end if it is compacted.
-// REQUIRES: called by the goroutine that calls Notify.
+// REQUIRES: nothing is applied or notified meanwhile.
 func (h *Hub) Reload() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
