@@ -232,14 +232,7 @@ func (h *joiner) add(it *pebble.Iterator, key []byte, r Revision, tombstone bool
 		if err != nil {
 			return err
 		}
-		b = appendBytesField(b, 1, key)
-		b = appendIntField(b, 2, rec.create)
-		b = appendIntField(b, 3, r.Main)
-		b = appendIntField(b, 4, rec.version)
-		if len(rec.value) > 0 {
-			b = append(b, 5<<3|2)
-			b = binary.AppendUvarint(b, uint64(len(rec.value)))
-		}
+		b = appendBeforeValue(b, key, r.Main, rec)
 		crc = crc32.Update(0, castagnoli(), b)
 		crc = crc32.Update(crc, castagnoli(), rec.value)
 		length = uint32(len(b) + len(rec.value))
@@ -256,6 +249,19 @@ func (h *joiner) add(it *pebble.Iterator, key []byte, r Revision, tombstone bool
 		h.parts = h.parts[:partsMax]
 	}
 	return nil
+}
+
+// appendBeforeValue appends what a KeyValue in protobuf has before the bytes of its value. After them comes the lease.
+func appendBeforeValue(b, key []byte, main int64, rec record) []byte {
+	b = appendBytesField(b, 1, key)
+	b = appendIntField(b, 2, rec.create)
+	b = appendIntField(b, 3, main)
+	b = appendIntField(b, 4, rec.version)
+	if len(rec.value) > 0 {
+		b = append(b, 5<<3|2)
+		b = binary.AppendUvarint(b, uint64(len(rec.value)))
+	}
+	return b
 }
 
 // The fields of a KeyValue as protobuf encodes them: in order of their numbers, zeros left out.

@@ -3,6 +3,7 @@ package mvcc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -100,6 +101,82 @@ func (v *View) Range(ctx context.Context, key, end []byte, o RangeOptions) (Rang
 	res, err = rangeOf(ctx, it, rev, o, v.s.counter(key, end, rev))
 	res.Rev = v.rev
 	return res, errors.Join(err, it.Close())
+}
+
+// Revisions calls each for every revision that compactions leave, in order. value is the KeyValue in protobuf, as etcd
+// stores it (a tombstone's has the key alone); it is the callee's to keep. The cost is a seek for each revision.
+func (v *View) Revisions(ctx context.Context, each func(main, sub int64, tombstone bool, value []byte) error) (err error) {
+	if v.err != nil {
+		return v.err
+	}
+	lower, upper := store.RevisionsSpan()
+	it, err := v.v.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	versions, err := v.v.NewIter(&pebble.IterOptions{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, versions.Close()) }()
+	var target []byte
+	n := 0
+	for ok := it.First(); ok; ok = it.Next() {
+		if n++; n%keysBetweenContextChecks == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		b, err := it.ValueAndErr()
+		if err != nil {
+			return store.Explain(err)
+		}
+		rev, tombstone, key, err := decodeRevision(it.Key(), b)
+		if err != nil {
+			return err
+		}
+		// What a compaction will still remove is left out: it is not the newest at the compact revision.
+		at := Revision{max(rev.Main, v.compact), store.MaxSub}
+		if rev.Main > v.compact {
+			at = rev
+		}
+		target = store.AppendUserKey(target[:0], key, uint64(at.Main), uint32(at.Sub))
+		if !versions.SeekPrefixGE(target) {
+			if err := versions.Error(); err != nil {
+				return store.Explain(err)
+			}
+			return fmt.Errorf("mvcc: revision %d.%d has no version of its key %q", rev.Main, rev.Sub, key)
+		}
+		_, _, main, sub, valid := store.ParseUserKey(versions.Key())
+		if !valid {
+			return errRecord
+		}
+		if found := (Revision{int64(main), int64(sub)}); found != rev || tombstone && rev.Main < v.compact {
+			if rev.Main > v.compact {
+				return fmt.Errorf("mvcc: revision %d.%d has no version of its key %q", rev.Main, rev.Sub, key)
+			}
+			continue
+		}
+		var value []byte
+		if tombstone {
+			value = appendBytesField(nil, 1, key)
+		} else {
+			b, err := versions.ValueAndErr()
+			if err != nil {
+				return store.Explain(err)
+			}
+			rec, err := decodeRecord(b, rev.Main)
+			if err != nil {
+				return err
+			}
+			value = appendBeforeValue(make([]byte, 0, len(key)+len(b)+32), key, rev.Main, rec)
+			value = append(value, rec.value...)
+			value = appendIntField(value, 6, rec.lease)
+		}
+		if err := each(rev.Main, rev.Sub, tombstone, value); err != nil {
+			return err
+		}
+	}
+	return store.Explain(it.Error())
 }
 
 // Rev is the newest revision of the view.

@@ -6,11 +6,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics are the storage metrics of etcd's names. Defragmentation is counted by package server, which decides on it.
+// Metrics are the storage metrics of etcd's names. Defragmentation and the snapshots for clients are counted by
+// package server, which decides on them.
 type Metrics struct {
-	commitSeconds   prometheus.Histogram
-	writeSeconds    prometheus.Histogram
-	snapshotSeconds prometheus.Histogram
+	commitSeconds prometheus.Histogram
+	writeSeconds  prometheus.Histogram
 
 	views atomic.Int64          // open views
 	store atomic.Pointer[Store] // the gauges ask it
@@ -29,8 +29,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			"Time to commit one batch of applied entries to the store (to its memory: the raft log is what makes it durable).", 0.001, 14),
 		writeSeconds: histogram("etcd_debugging", "backend_commit_write_duration_seconds",
 			"Time a commit spent in the storage engine.", 0.001, 14),
-		snapshotSeconds: histogram("etcd", "backend_snapshot_duration_seconds",
-			"Time to stream a snapshot of the store.", .01, 17),
 	}
 	if reg == nil {
 		return m
@@ -47,7 +45,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			return float64(part(s.Size()))
 		}
 	}
-	reg.MustRegister(m.commitSeconds, m.writeSeconds, m.snapshotSeconds,
+	reg.MustRegister(m.commitSeconds, m.writeSeconds,
 		// etcd's B+tree has these two phases, an LSM has not; dashboards find them empty rather than missing.
 		histogram("etcd_debugging", "backend_commit_rebalance_duration_seconds", "Always empty: the store has no pages to rebalance.", 0.001, 14),
 		histogram("etcd_debugging", "backend_commit_spill_duration_seconds", "Always empty: the store has no pages to spill.", 0.001, 14),

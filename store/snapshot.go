@@ -10,7 +10,6 @@ import (
 	"io"
 	"math"
 	"strconv"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/cockroachkvs"
@@ -43,7 +42,6 @@ const (
 
 // WriteSnapshot streams everything in a view. Memory is bounded by the largest value.
 func (s *Store) WriteSnapshot(ctx context.Context, v *View, w io.Writer) (err error) {
-	start := time.Now()
 	it, err := v.NewIter(&pebble.IterOptions{})
 	if err != nil {
 		return err
@@ -106,7 +104,6 @@ func (s *Store) WriteSnapshot(ctx context.Context, v *View, w io.Writer) (err er
 	if _, err := w.Write(buf); err != nil {
 		return err
 	}
-	s.metrics.snapshotSeconds.Observe(time.Since(start).Seconds())
 	return nil
 }
 
