@@ -74,10 +74,9 @@
 // # Goroutines
 //
 // Notify: the applier's goroutine only. Reload: whoever installs a snapshot, while
-// the applier rests. Stream.Watch, Cancel, Refuse,
-// Progress: any, in practice the one that receives. Stream.Drain, Tick and Close:
-// the one goroutine that sends. Hub owns two goroutines: the dispatcher and the
-// catch-up.
+// the applier rests. Stream.Watch, Cancel, Refuse, Progress: any, in practice the
+// one that receives. Stream.Drain, Tick and Close: the one goroutine that sends.
+// Hub owns two goroutines: the dispatcher and the catch-up.
 //
 // Lock order: Hub.mu, then recent.mu or Stream.mu. Neither of the latter is held
 // while anything blocks.
