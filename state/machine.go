@@ -271,6 +271,9 @@ func (m *Machine) orStop(what string, err error) error {
 	return err
 }
 
+// ConfStateOf is raft's configuration as a view of the store has it: of the same moment as the view's applied index.
+func ConfStateOf(r store.Reader) (*raftpb.ConfState, error) { return readConfState(r) }
+
 func readConfState(r store.Reader) (*raftpb.ConfState, error) {
 	b, ok, err := r.Get(store.ConfStateKey())
 	if err != nil || !ok {

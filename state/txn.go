@@ -79,14 +79,22 @@ func compareHolds(ctx context.Context, rd Ranger, c *pb.Compare) (bool, error) {
 	if len(c.GetKey()) == 0 {
 		return false, ErrEmptyKey
 	}
-	rr, err := rd.Range(ctx, c.Key, c.RangeEnd, mvcc.RangeOptions{
-		KeysOnly: c.Target == pb.Compare_VERSION || c.Target == pb.Compare_CREATE || c.Target == pb.Compare_MOD,
-	})
+	if w, ok := rd.(*mvcc.Writer); ok && len(c.RangeEnd) == 0 { // the common case without a list around it
+		kv, err := w.Prev(c.Key, c.Target == pb.Compare_VALUE)
+		if err != nil {
+			return false, err
+		}
+		if kv == nil {
+			return holdsWithoutKey(c), nil
+		}
+		return compareKV(c, kv), nil
+	}
+	rr, err := rd.Range(ctx, c.Key, c.RangeEnd, mvcc.RangeOptions{KeysOnly: c.Target != pb.Compare_VALUE})
 	if err != nil {
 		return false, err
 	}
 	if len(rr.KVs) == 0 {
-		return c.Target != pb.Compare_VALUE && compareKV(c, &mvccpb.KeyValue{}), nil
+		return holdsWithoutKey(c), nil
 	}
 	for _, kv := range rr.KVs {
 		if !compareKV(c, kv) {
@@ -94,6 +102,10 @@ func compareHolds(ctx context.Context, rd Ranger, c *pb.Compare) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+func holdsWithoutKey(c *pb.Compare) bool {
+	return c.Target != pb.Compare_VALUE && compareKV(c, &mvccpb.KeyValue{})
 }
 
 // compareKV follows etcd where the request is odd: an unknown target compares as equal, an unknown result holds, and
