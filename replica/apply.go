@@ -129,6 +129,7 @@ func (r *Replica) addEntry(e *raftpb.Entry) bool {
 		}
 		a.bytes += len(data)
 	}
+	entry.Unawaited = p == nil
 	a.batch = append(a.batch, entry)
 	a.waiting = append(a.waiting, p)
 	if a.bytes >= maxApplyBatchBytes || len(a.batch) >= maxApplyBatchEntries {

@@ -1,0 +1,60 @@
+// Command belay is the whole of Belay in one binary. Its first argument names
+// what it does; called by the name etcd or etcdctl, through a link, it behaves
+// as that program.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/belaydb/belay/config"
+	"github.com/belaydb/belay/ctl"
+	"github.com/belaydb/belay/dev"
+)
+
+const usage = `Belay is a distributed, strongly consistent key-value store that speaks etcd's v3 API.
+
+Usage:
+  belay server [flags]    run one member (etcd's flags and ETCD_* variables; --help lists them)
+  belay dev [flags]       run a cluster of three members on this machine
+  belay ctl COMMAND       talk to a cluster (etcdctl's commands, flags and output)
+  belay version           print versions
+
+Called by the name etcd or etcdctl (a link to this binary), it behaves as that program.
+`
+
+func main() {
+	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	switch name := strings.TrimSuffix(filepath.Base(args[0]), ".exe"); name {
+	case "etcd":
+		return serve(config.Etcd, args[1:], stdout, stderr)
+	case "etcdctl":
+		return ctl.Main("etcdctl", args[1:], stdin, stdout, stderr)
+	}
+	if len(args) < 2 {
+		fmt.Fprint(stderr, usage)
+		return 2
+	}
+	switch args[1] {
+	case "server":
+		return serve(config.Belay, args[2:], stdout, stderr)
+	case "dev":
+		return dev.Main(args[2:], stdout, stderr)
+	case "ctl":
+		return ctl.Main("belay ctl", args[2:], stdin, stdout, stderr)
+	case "version", "--version", "-v":
+		printVersion(stdout)
+		return 0
+	case "help", "--help", "-h":
+		fmt.Fprint(stdout, usage)
+		return 0
+	}
+	fmt.Fprintf(stderr, "belay: unknown command %q\n\n%s", args[1], usage)
+	return 2
+}

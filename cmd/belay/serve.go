@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/config"
+	"github.com/belaydb/belay/internal/version"
+	"github.com/belaydb/belay/logsink"
+	"github.com/belaydb/belay/node"
+)
+
+// stopTimeout bounds an ordered stop. A disk that does not answer must not keep
+// the process: nothing that it acknowledged depends on an orderly end.
+const stopTimeout = 20 * time.Second
+
+// serve runs one member until a signal or a failure ends it.
+func serve(program config.Program, args []string, stdout, stderr io.Writer) int {
+	cfg, logger, code, ok := config.Load(config.Options{
+		Program: program, Version: version.Belay, GitSHA: version.Commit(),
+		Command: os.Args, Args: args, Environ: os.Environ(), Stdout: stdout, Stderr: stderr,
+	})
+	if !ok {
+		return code
+	}
+	defer logger.Close()
+
+	// Before the first listener opens: a signal from here on is an orderly stop.
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+
+	n, err := node.Start(nodeConfig(cfg, logger))
+	if err != nil {
+		return fail(logger, stderr, err)
+	}
+	go announce(n, cfg, logger)
+
+	select {
+	case s := <-signals:
+		logger.Info("received signal; shutting down", zap.String("signal", s.String()))
+		go func() {
+			<-signals
+			logger.Warn("received a second signal; stopping at once")
+			logger.Close()
+			os.Exit(130)
+		}()
+		stop(n, logger)
+		return endBySignal(s, logger)
+	case err := <-n.Failed():
+		if errors.Is(err, node.ErrRemoved) {
+			logger.Warn("this member was removed from its cluster; it stops. The data-dir used by this member must be removed before another member can use it",
+				zap.String("data-dir", cfg.DataDir))
+			stop(n, logger)
+			return 0
+		}
+		// No orderly stop: what failed may be the disk that it would wait for.
+		return fail(logger, stderr, err)
+	}
+}
+
+func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
+	return node.Config{
+		Name: cfg.Name, DataDir: cfg.DataDir, WALDir: cfg.WALDir,
+		ListenPeerURLs: cfg.ListenPeerURLs, AdvertisePeerURLs: cfg.AdvertisePeerURLs,
+		ListenClientURLs: cfg.ListenClientURLs, AdvertiseClientURLs: cfg.AdvertiseClientURLs,
+		InitialCluster: cfg.InitialCluster, InitialClusterToken: cfg.InitialClusterToken,
+		JoinExisting: cfg.InitialClusterState == "existing",
+		Verify:       func(ctx context.Context) error { return cfg.Verify(ctx, logger.Logger) },
+		TickInterval: cfg.HeartbeatInterval, ElectionTicks: cfg.ElectionTicks(),
+		AdvanceTicks: cfg.AdvanceTicks, PreVote: cfg.PreVote,
+		SnapshotCount: cfg.SnapshotCount, SnapshotCountSet: cfg.Explicit["snapshot-count"],
+		MaxRequestBytes: int(cfg.MaxRequestBytes), MaxTxnOps: int(cfg.MaxTxnOps),
+		QuotaBytes: cfg.QuotaBytes, StrictReconfig: cfg.StrictReconfigCheck, MaxLearners: cfg.MaxLearners,
+		AutoCompaction:   node.AutoCompaction{Mode: cfg.CompactionMode, Period: cfg.CompactionPeriod, Revisions: cfg.CompactionRevisions},
+		ProgressInterval: cfg.WatchProgressInterval, SlowApply: cfg.WarningApply, SlowRequest: cfg.WarningRequest,
+		CompactionBatch: cfg.CompactionBatchLimit, CompactionSleep: cfg.CompactionSleep, NoSync: cfg.UnsafeNoFsync,
+		MaxConcurrentStreams: cfg.MaxConcurrentStreams,
+		KeepaliveMinTime:     cfg.KeepaliveMinTime, KeepaliveInterval: cfg.KeepaliveInterval, KeepaliveTimeout: cfg.KeepaliveTimeout,
+		PeerReadTimeout: cfg.RaftReadTimeout, PeerWriteTimeout: cfg.RaftWriteTimeout,
+		EnablePprof: cfg.EnablePprof, ExtensiveMetrics: cfg.Metrics == "extensive",
+		Logger: logger.Logger, LogDropped: logger.Dropped,
+	}
+}
+
+// announce says in words, once the member serves, how to reach it.
+func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
+	logger.Info("Belay listens",
+		zap.String("for-clients", config.JoinURLs(cfg.ListenClientURLs)),
+		zap.String("for-peers", config.JoinURLs(cfg.ListenPeerURLs)),
+		zap.String("data-dir", cfg.DataDir),
+		zap.String("member-id", fmt.Sprintf("%x", n.MemberID())),
+		zap.String("cluster-id", fmt.Sprintf("%x", n.ClusterID())))
+	select {
+	case <-n.Ready():
+	case <-time.After(10 * time.Second):
+		logger.Warn("still waiting for a leader; are enough members of the cluster running, and can they reach each other's peer URLs?",
+			zap.String("initial-cluster", cfg.InitialCluster))
+		<-n.Ready()
+	}
+	logger.Info("ready to serve client requests",
+		zap.String("try", "belay ctl --endpoints="+clientEndpoint(cfg)+" put hello world"))
+}
+
+func clientEndpoint(cfg *config.Config) string {
+	if len(cfg.AdvertiseClientURLs) > 0 {
+		return strings.TrimPrefix(cfg.AdvertiseClientURLs[0].String(), "http://")
+	}
+	return cfg.ListenClientURLs[0].Host
+}
+
+func stop(n *node.Node, logger *logsink.Logger) {
+	done := make(chan struct{})
+	go func() { n.Stop(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(stopTimeout):
+		logger.Warn("the member did not stop in time, a disk does not answer; ending the process without waiting for it (nothing acknowledged is lost)",
+			zap.Duration("waited", stopTimeout))
+	}
+}
+
+// fail logs why the member cannot run, says it in words where a person looks,
+// and gives the exit code.
+func fail(logger *logsink.Logger, stderr io.Writer, err error) int {
+	logger.Error("the member cannot run", zap.String("error", err.Error()))
+	logger.Close()
+	fmt.Fprintf(stderr, "belay: %v\n", err)
+	return 1
+}
+
+// endBySignal ends the process as etcd does: by the same signal, so that who
+// waits for it sees 128+signal; process 1 of a container ends with 0.
+func endBySignal(s os.Signal, logger *logsink.Logger) int {
+	logger.Close()
+	if os.Getpid() == 1 {
+		return 0
+	}
+	signal.Reset(s)
+	if sig, ok := s.(syscall.Signal); ok {
+		_ = syscall.Kill(os.Getpid(), sig)
+		time.Sleep(time.Second) // the signal ends us here
+	}
+	return 1
+}
+
+func printVersion(w io.Writer) {
+	fmt.Fprintf(w, "belay version: %s\netcd surface: %s\nGit SHA: %s\nGo Version: %s\nGo OS/Arch: %s/%s\n",
+		version.Belay, version.Etcd, version.Commit(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}

@@ -1,0 +1,26 @@
+// Package version says what this build calls itself.
+package version
+
+import "runtime/debug"
+
+// Belay is the version of this source tree.
+const Belay = "0.1.0"
+
+// Etcd is the version of etcd whose surface Belay has; clients switch features
+// on by it.
+const Etcd = "3.7.1"
+
+// Commit returns the revision that the binary was built from, as the Go
+// toolchain recorded it; "unknown" if it did not.
+func Commit() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 9 {
+			return s.Value[:9]
+		}
+	}
+	return "unknown"
+}

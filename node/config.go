@@ -1,0 +1,84 @@
+package node
+
+import (
+	"context"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
+)
+
+// Config is one member's configuration, already validated. Sizes are bytes.
+// A zero means the default of the part that it is handed to.
+type Config struct {
+	Name    string
+	DataDir string // holds member/log and member/store
+	WALDir  string // in place of DataDir/member/log; empty: none
+
+	ListenPeerURLs, AdvertisePeerURLs     []url.URL
+	ListenClientURLs, AdvertiseClientURLs []url.URL
+
+	InitialCluster      string // name=peer-url,...
+	InitialClusterToken string
+	// Verify, if set, is asked before this member makes or joins a cluster, when
+	// it has no data yet.
+	Verify func(context.Context) error
+	// JoinExisting: the cluster runs already, and this member was added to it.
+	JoinExisting bool
+
+	TickInterval  time.Duration // heartbeat interval
+	ElectionTicks int           // election timeout in ticks
+	AdvanceTicks  bool
+	PreVote       bool
+	// SnapshotCount is etcd's --snapshot-count: entries between two flushes of
+	// the applied state. Used only if SnapshotCountSet; Belay's own default is
+	// by bytes.
+	SnapshotCount    uint64
+	SnapshotCountSet bool
+	MaxRequestBytes  int
+	MaxTxnOps        int
+	QuotaBytes       int64
+	StrictReconfig   bool
+	MaxLearners      int
+	AutoCompaction   AutoCompaction
+	ProgressInterval time.Duration // of watch progress notifications
+	SlowApply        time.Duration // --warning-apply-duration
+	SlowRequest      time.Duration // --warning-unary-request-duration
+	CompactionBatch  int
+	CompactionSleep  time.Duration
+	NoSync           bool
+
+	MaxConcurrentStreams uint32
+	KeepaliveMinTime     time.Duration
+	KeepaliveInterval    time.Duration
+	KeepaliveTimeout     time.Duration
+
+	PeerReadTimeout  time.Duration
+	PeerWriteTimeout time.Duration
+
+	EnablePprof      bool
+	ExtensiveMetrics bool
+
+	FS     vfs.FS // default: the operating system's
+	Logger *zap.Logger
+	// LogDropped tells how many log lines were dropped, for the metric; nil: none.
+	LogDropped func() uint64
+}
+
+// AutoCompaction is --auto-compaction-mode and --auto-compaction-retention.
+type AutoCompaction struct {
+	Mode      string        // "periodic" or "revision"
+	Period    time.Duration // periodic; 0: off
+	Revisions int64         // revision; 0: off
+}
+
+func (c *Config) logDir() string {
+	if c.WALDir != "" {
+		return c.WALDir
+	}
+	return filepath.Join(c.DataDir, "member", "log")
+}
+
+func (c *Config) storeDir() string { return filepath.Join(c.DataDir, "member", "store") }

@@ -1,0 +1,193 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/raftlog"
+	"github.com/belaydb/belay/state"
+	"github.com/belaydb/belay/store"
+	"github.com/belaydb/belay/watch"
+)
+
+// openData makes the data directory if need be, opens the store, and builds
+// the state machine on it. Nothing of raft is known yet but the applied index.
+func (n *Node) openData() error {
+	fs := n.cfg.FS
+	if _, err := fs.Stat(fs.PathJoin(n.cfg.DataDir, "member", "snap", "db")); err == nil {
+		return fmt.Errorf("%s is a data directory of etcd, not of Belay; nothing in it was changed. Choose another --data-dir (README, \"Moving from etcd\")", n.cfg.DataDir)
+	}
+	if err := fs.MkdirAll(fs.PathJoin(n.cfg.DataDir, "member"), 0o700); err != nil {
+		return fmt.Errorf("cannot access data directory: %w", plainPathError(err))
+	}
+	if err := n.checkWritable(n.cfg.DataDir); err != nil {
+		return fmt.Errorf("cannot access data directory: %w", err)
+	}
+	if _, _, err := raftlog.Peek(n.cfg.logDir(), fs); err != nil {
+		return err // before the store is created beside a log that cannot be used
+	}
+	st, err := store.Open(n.cfg.storeDir(), store.Options{
+		FS: fs, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.NoSync,
+	})
+	if err != nil {
+		return err
+	}
+	n.store = st
+	n.kv, err = mvcc.Open(st, mvcc.Options{
+		Logger: n.logger, Metrics: mvcc.NewMetrics(n.registry),
+		CompactionBatchLimit: n.cfg.CompactionBatch, CompactionSleep: n.cfg.CompactionSleep,
+	})
+	return err
+}
+
+func (n *Node) checkWritable(dir string) error {
+	fs := n.cfg.FS
+	name := fs.PathJoin(dir, ".touch")
+	f, err := fs.Create(name, "")
+	if err != nil {
+		return plainPathError(err)
+	}
+	return errors.Join(f.Close(), fs.Remove(name))
+}
+
+// plainPathError leaves of an error what a person needs: the path and the
+// operating system's words.
+func plainPathError(err error) error {
+	var pathError *os.PathError
+	if errors.As(err, &pathError) {
+		return pathError
+	}
+	return err
+}
+
+// openLog finds out who this member is, makes the first log if there is none,
+// opens it, and has it adopt the store's applied index.
+func (n *Node) openLog() error {
+	dir, fs := n.cfg.logDir(), n.cfg.FS
+	meta, exists, err := raftlog.Peek(dir, fs)
+	if err != nil {
+		return err
+	}
+	if !exists && n.cfg.Verify != nil {
+		if err := n.cfg.Verify(context.Background()); err != nil {
+			return err
+		}
+	}
+	switch {
+	case exists:
+		n.id = identity{member: meta.MemberID, cluster: meta.ClusterID}
+	case n.storeHasData():
+		return fmt.Errorf("the store in %s belongs to a member, but its raft log is missing from %s: give --wal-dir as it was when the member was created, or remove the member from the cluster, delete %s and join again",
+			n.cfg.storeDir(), dir, n.cfg.DataDir)
+	case n.cfg.JoinExisting:
+		client := &http.Client{Transport: &http.Transport{DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext}}
+		defer client.CloseIdleConnections()
+		if n.id, err = joinCluster(&n.cfg, client, n.logger); err != nil {
+			return err
+		}
+	default:
+		if n.id, err = newCluster(&n.cfg); err != nil {
+			return err
+		}
+		if err := n.refuseRejoin(); err != nil {
+			return err
+		}
+	}
+	opts := raftlog.Options{
+		FS: fs, MemberID: n.id.member, ClusterID: n.id.cluster, Logger: n.logger, NoSync: n.cfg.NoSync,
+	}
+	if n.id.fresh && !n.id.joining {
+		n.logger.Info("bootstrapping a new cluster",
+			zap.String("cluster-id", fmt.Sprintf("%x", n.id.cluster)),
+			zap.String("local-member-id", fmt.Sprintf("%x", n.id.member)),
+			zap.String("initial-cluster", n.cfg.InitialCluster))
+		if err := writeFirstLog(dir, opts, n.id); err != nil {
+			return fmt.Errorf("cannot write the first raft log in %s: %w", dir, err)
+		}
+	}
+	opts.Metrics = raftlog.NewMetrics(n.registry)
+	opts.Released = func(ms []*raftpb.Message) { n.replica.Released(ms) }
+	opts.Failed = func(err error) {
+		n.fail(fmt.Errorf("the raft log in %s cannot be written: %w. The member stops; nothing acknowledged is lost. Check the disk, then start it again", dir, err))
+	}
+	if n.log, err = raftlog.Open(dir, opts); err != nil {
+		return err
+	}
+
+	n.leaseMetrics = lease.NewMetrics(n.registry)
+	n.leases, err = lease.Open(n.store, lease.Options{Metrics: n.leaseMetrics, MinTTL: minLeaseTTL(n.electionTimeout())})
+	if err != nil {
+		return err
+	}
+	n.hub = watch.NewHub(n.kv, watch.Options{Logger: n.logger, Metrics: watch.NewMetrics(n.registry)})
+	n.state, err = state.Open(state.Config{
+		Store: n.store, KV: n.kv, Leases: n.leases, Sink: n.hub,
+		Logger: n.logger, Metrics: state.NewMetrics(n.registry),
+		MemberID: n.id.member, ClusterID: n.id.cluster, QuotaBytes: n.cfg.QuotaBytes,
+		MaxLearners: n.cfg.MaxLearners, WarningApply: n.cfg.SlowApply,
+	})
+	if err != nil {
+		return err
+	}
+	index, term := n.store.Applied()
+	replaced, err := n.log.Adopt(index, term, n.state.ConfState())
+	if err != nil {
+		return err
+	}
+	if replaced {
+		n.logger.Info("the store was flushed ahead of the raft log; the log begins again at the applied index",
+			zap.Uint64("applied-index", index), zap.Uint64("applied-term", term))
+	}
+	return nil
+}
+
+func (n *Node) storeHasData() bool {
+	index, _ := n.store.Applied()
+	return index > 0
+}
+
+// refuseRejoin asks the other members of --initial-cluster whether the cluster
+// runs already and knows this member as started: then its data was lost, and
+// making a first log would let it vote twice.
+func (n *Node) refuseRejoin() error {
+	if len(n.id.members) == 1 {
+		return nil
+	}
+	client := &http.Client{Timeout: time.Second}
+	defer client.CloseIdleConnections()
+	for _, m := range n.id.members {
+		if m.ID == n.id.member {
+			continue
+		}
+		for _, u := range m.PeerURLs {
+			_, running, err := fetchMembers(client, u)
+			if err != nil {
+				continue
+			}
+			for _, r := range running {
+				if r.ID == n.id.member && r.Name != "" && len(r.ClientURLs) > 0 {
+					return fmt.Errorf("member %x has already been bootstrapped", n.id.member)
+				}
+			}
+			return nil
+		}
+	}
+	return nil
+}
+
+// minLeaseTTL is the shortest time to live that a lease is given, in seconds:
+// one and a half election timeouts, so that an election cannot outlast it.
+func minLeaseTTL(electionTimeout time.Duration) int64 {
+	return int64(math.Ceil(3 * electionTimeout.Seconds() / 2))
+}

@@ -1,0 +1,449 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/belaydb/belay/admission"
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/internal/version"
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/raftlog"
+	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/server"
+	"github.com/belaydb/belay/state"
+	"github.com/belaydb/belay/store"
+	"github.com/belaydb/belay/transport"
+	"github.com/belaydb/belay/watch"
+)
+
+// Node is one running member.
+type Node struct {
+	cfg    Config
+	logger *zap.Logger
+	id     identity
+
+	store        *store.Store
+	kv           *mvcc.Store
+	leases       *lease.Table
+	leaseMetrics *lease.Metrics
+	hub          *watch.Hub
+	state        *state.Machine
+	log          *raftlog.Log
+	replica      *replica.Replica
+	transport    *transport.Transport
+	server       *server.Server
+
+	peerListeners   []net.Listener
+	clientListeners []*splitListener
+	grpcServer      *grpc.Server
+	httpServers     []*http.Server
+	registry        *prometheus.Registry
+
+	peersMu sync.Mutex
+	peers   map[uint64][]string // what transport was told of
+
+	fatal    chan error  // reasons why the member cannot go on, the first counts
+	stopping atomic.Bool // ends of listeners are expected from now on
+	stopOnce sync.Once
+}
+
+// ErrRemoved ends a member that was removed from its cluster.
+var ErrRemoved = errors.New("the member has been permanently removed from the cluster")
+
+// Start builds a member's parts from the lowest floor up and serves. When it
+// returns an error nothing is left running.
+func Start(cfg Config) (_ *Node, err error) {
+	if cfg.FS == nil {
+		cfg.FS = vfs.Default
+	}
+	n := &Node{
+		cfg:      cfg,
+		logger:   cfg.Logger,
+		fatal:    make(chan error, 8),
+		peers:    make(map[uint64][]string),
+		registry: prometheus.NewRegistry(),
+	}
+	defer func() {
+		if err != nil {
+			n.closeParts()
+		}
+	}()
+	n.registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if cfg.LogDropped != nil {
+		n.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "belay_log_dropped_total", Help: "Log lines dropped because the log's writer could not keep up.",
+		}, func() float64 { return float64(cfg.LogDropped()) }))
+	}
+
+	// The ports first: a second start of a running member must fail before it
+	// touches the data.
+	if err := n.listen(); err != nil {
+		return nil, err
+	}
+	if err := n.openData(); err != nil {
+		return nil, err
+	}
+	if err := n.openLog(); err != nil {
+		return nil, err
+	}
+	if err := n.assemble(); err != nil {
+		return nil, err
+	}
+	n.serve()
+	return n, nil
+}
+
+// Failed delivers the reason when the member has to stop: ErrRemoved, or a
+// broken disk or invariant. Stop it then.
+func (n *Node) Failed() <-chan error { return n.fatal }
+
+func (n *Node) fail(err error) {
+	select {
+	case n.fatal <- err:
+	default:
+	}
+}
+
+func (n *Node) listen() error {
+	n.logger.Info("configuring peer listeners", zap.Strings("listen-peer-urls", urlStrings(n.cfg.ListenPeerURLs)))
+	for _, u := range n.cfg.ListenPeerURLs {
+		l, err := listenOn(u, "--listen-peer-urls")
+		if err != nil {
+			return err
+		}
+		n.peerListeners = append(n.peerListeners, l)
+	}
+	n.logger.Info("configuring client listeners", zap.Strings("listen-client-urls", urlStrings(n.cfg.ListenClientURLs)))
+	for _, u := range n.cfg.ListenClientURLs {
+		l, err := listenOn(u, "--listen-client-urls")
+		if err != nil {
+			return err
+		}
+		n.clientListeners = append(n.clientListeners, newSplitListener(l))
+	}
+	return nil
+}
+
+func listenOn(u url.URL, flag string) (net.Listener, error) {
+	network, address := "tcp", u.Host
+	if u.Scheme == "unix" {
+		network, address = "unix", u.Host+u.Path
+	}
+	l, err := net.Listen(network, address)
+	if err == nil {
+		return l, nil
+	}
+	advice := "choose another address with " + flag
+	if errors.Is(err, syscall.EADDRINUSE) {
+		advice = "another program, perhaps another member, listens there; stop it or " + advice
+	}
+	return nil, fmt.Errorf("cannot listen on %s: %w; %s", u.String(), err, advice)
+}
+
+// assemble builds what runs: the network, the replica, the services.
+func (n *Node) assemble() (err error) {
+	n.transport = transport.New(transport.Config{
+		MemberID: n.id.member, ClusterID: n.id.cluster, URLs: urlStrings(n.cfg.AdvertisePeerURLs), Version: version.Belay,
+		Logger: n.logger, Metrics: transport.NewMetrics(n.registry), Handler: peerHandler{n}, Source: peerHandler{n},
+		DialTimeout: time.Second + n.electionTimeout(), ReadTimeout: n.cfg.PeerReadTimeout, WriteTimeout: n.cfg.PeerWriteTimeout,
+		Removed: func(err error) { n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) },
+	})
+	flushEntries := uint64(0)
+	if n.cfg.SnapshotCountSet {
+		flushEntries = n.cfg.SnapshotCount
+	}
+	n.replica, err = replica.New(replica.Config{
+		ID: n.id.member, Log: n.log, State: n.state, Network: n.transport,
+		Logger: n.logger, Metrics: replica.NewMetrics(n.registry),
+		TickInterval: n.cfg.TickInterval, ElectionTicks: n.cfg.ElectionTicks,
+		PreVote: n.cfg.PreVote, AdvanceTicks: n.cfg.AdvanceTicks,
+		MaxRequestBytes: n.cfg.MaxRequestBytes,
+		FlushEntries:    flushEntries,
+		MembersChanged:  n.membersChanged,
+		Failed:          n.fail,
+	})
+	if err != nil {
+		return err
+	}
+	mode := server.CompactNever
+	switch {
+	case n.cfg.AutoCompaction.Mode == "periodic" && n.cfg.AutoCompaction.Period > 0:
+		mode = server.CompactPeriodic
+	case n.cfg.AutoCompaction.Mode == "revision" && n.cfg.AutoCompaction.Revisions > 0:
+		mode = server.CompactRevision
+	}
+	n.server, err = server.New(server.Config{
+		MemberID: n.id.member, ClusterID: n.id.cluster,
+		Name: n.cfg.Name, ClientURLs: urlStrings(n.cfg.AdvertiseClientURLs),
+		Version: version.Belay, DataDir: n.cfg.DataDir,
+		Replica: n.replica, Peers: n.transport, State: n.state, Store: n.store, KV: n.kv,
+		Leases: n.leases, Hub: n.hub, Admission: admission.New(admission.Options{}), Raft: n.transport.Handler(),
+		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics,
+		Metrics:         server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics}),
+		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxTxnOps: n.cfg.MaxTxnOps,
+		MaxConcurrentStreams: n.cfg.MaxConcurrentStreams,
+		ElectionTimeout:      n.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
+		StrictReconfigCheck: n.cfg.StrictReconfig, WarnUnaryRequest: n.cfg.SlowRequest,
+		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
+		EnablePprof: n.cfg.EnablePprof, WatchProgressInterval: n.cfg.ProgressInterval,
+		Compaction: mode, CompactPeriod: n.cfg.AutoCompaction.Period, CompactRetained: n.cfg.AutoCompaction.Revisions,
+	})
+	if err != nil {
+		return err
+	}
+	n.addFirstPeers()
+	return nil
+}
+
+func (n *Node) electionTimeout() time.Duration {
+	return time.Duration(n.cfg.ElectionTicks) * n.cfg.TickInterval
+}
+
+// addFirstPeers tells the transport whom this member talks to before the state
+// machine has applied anything: the members that it restored, or those that it
+// was started with.
+func (n *Node) addFirstPeers() {
+	members := n.state.Members()
+	if len(members) == 0 {
+		for _, m := range n.id.members {
+			if m.ID == n.id.member {
+				continue
+			}
+			if n.id.joining {
+				// Only answered until this member's state says that they are peers.
+				n.transport.AddRemote(m.ID, m.PeerURLs)
+				continue
+			}
+			n.transport.AddPeer(m.ID, m.PeerURLs)
+			n.peers[m.ID] = m.PeerURLs
+		}
+		return
+	}
+	n.syncPeers(members)
+}
+
+// membersChanged runs in the applier after the member list changed.
+func (n *Node) membersChanged() {
+	n.server.MembersChanged()
+	if n.state.IsRemoved(n.id.member) {
+		// Let the leader hear that the entry was received before this member goes.
+		time.AfterFunc(2*n.cfg.TickInterval, func() { n.fail(ErrRemoved) })
+		return
+	}
+	n.syncPeers(n.state.Members())
+}
+
+func (n *Node) syncPeers(members []*command.Member) {
+	n.peersMu.Lock()
+	defer n.peersMu.Unlock()
+	now := make(map[uint64][]string)
+	for _, m := range members {
+		if m.ID != n.id.member {
+			now[m.ID] = m.PeerURLs
+		}
+	}
+	for id := range n.peers {
+		if _, ok := now[id]; ok {
+			continue
+		}
+		if !n.state.IsRemoved(id) {
+			// The first entries of a new cluster add its members one by one; those
+			// not yet added are peers all the same.
+			now[id] = n.peers[id]
+			continue
+		}
+		n.transport.RemovePeer(id)
+	}
+	for id, urls := range now {
+		switch known, ok := n.peers[id]; {
+		case !ok:
+			n.transport.AddPeer(id, urls)
+		case !slices.Equal(known, urls):
+			n.transport.UpdatePeer(id, urls)
+		}
+	}
+	n.peers = now
+}
+
+// serve starts everything; nothing in it can fail any more.
+func (n *Node) serve() {
+	for _, l := range n.peerListeners {
+		s := &http.Server{Handler: n.server.PeerHandler(), ReadHeaderTimeout: 5 * time.Minute, ErrorLog: quietLog(n.logger)}
+		n.httpServers = append(n.httpServers, s)
+		go func() { n.served(s.Serve(l)) }()
+		n.logger.Info("serving peer traffic", zap.String("address", l.Addr().String()))
+	}
+	if err := n.replica.Start(); err != nil {
+		n.fail(err)
+		return
+	}
+	n.server.Start()
+
+	n.grpcServer = grpc.NewServer(n.server.GRPCOptions()...)
+	n.server.RegisterGRPC(n.grpcServer)
+	for _, l := range n.clientListeners {
+		s := &http.Server{Handler: n.server.HTTPHandler(), ReadHeaderTimeout: 5 * time.Minute, ErrorLog: quietLog(n.logger)}
+		n.httpServers = append(n.httpServers, s)
+		go func() { n.served(n.grpcServer.Serve(l.GRPC())) }()
+		go func() { n.served(s.Serve(l.HTTP())) }()
+		go func() { n.served(l.Serve()) }()
+		n.logger.Info("serving client traffic insecurely; this is strongly discouraged!",
+			zap.String("traffic", "grpc+http"), zap.String("address", l.inner.Addr().String()))
+	}
+}
+
+// served takes the end of a listener's loop; an end that nobody asked for is
+// fatal.
+func (n *Node) served(err error) {
+	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, grpc.ErrServerStopped) || n.stopping.Load() {
+		return
+	}
+	n.fail(fmt.Errorf("listener failed: %w", err))
+}
+
+// Ready is closed when the member has told the cluster its name, which takes a
+// leader and a committed entry: it serves.
+func (n *Node) Ready() <-chan struct{} { return n.server.Published() }
+
+// MemberID and ClusterID identify this member.
+func (n *Node) MemberID() uint64  { return n.id.member }
+func (n *Node) ClusterID() uint64 { return n.id.cluster }
+
+// gracefulStop bounds how long open calls may take to end at a stop.
+const gracefulStop = 3 * time.Second
+
+// Stop hands leadership over if this member leads others, lets open calls end,
+// stops the parts from the top floor down, and makes what was applied durable
+// so that the next start has nothing to replay. Safe to call twice.
+func (n *Node) Stop() {
+	n.stopOnce.Do(func() {
+		n.stopping.Store(true)
+		n.handOver()
+		if n.grpcServer != nil {
+			stopped := make(chan struct{})
+			go func() { n.grpcServer.GracefulStop(); close(stopped) }()
+			n.server.Stop() // ends streams that would never end by themselves
+			select {
+			case <-stopped:
+			case <-time.After(gracefulStop):
+				n.grpcServer.Stop()
+			}
+		}
+		n.closeParts()
+		n.logger.Info("closed the member", zap.String("name", n.cfg.Name), zap.String("data-dir", n.cfg.DataDir))
+	})
+}
+
+// handOver moves leadership away from a leader that stops, so that nobody waits
+// for an election timeout.
+func (n *Node) handOver() {
+	if n.replica == nil || !n.replica.IsLeader() {
+		return
+	}
+	var best uint64
+	var longest time.Time
+	for _, m := range n.state.Members() {
+		if m.ID == n.id.member || m.IsLearner {
+			continue
+		}
+		since := n.transport.ActiveSince(m.ID)
+		if !since.IsZero() && (best == 0 || since.Before(longest)) {
+			best, longest = m.ID, since
+		}
+	}
+	if best == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), n.electionTimeout())
+	defer cancel()
+	id := func(v uint64) string { return fmt.Sprintf("%x", v) }
+	n.logger.Info("leadership transfer starting", zap.String("local-member-id", id(n.id.member)), zap.String("transferee-member-id", id(best)))
+	if err := n.replica.TransferLeader(ctx, best); err != nil {
+		n.logger.Warn("leadership transfer failed", zap.String("local-member-id", id(n.id.member)), zap.Error(err))
+		return
+	}
+	n.logger.Info("leadership transfer finished", zap.String("local-member-id", id(n.id.member)), zap.String("transferee-member-id", id(best)))
+}
+
+// closeParts stops what exists, from the top floor down.
+func (n *Node) closeParts() {
+	n.stopping.Store(true)
+	for _, l := range n.clientListeners {
+		l.Close()
+	}
+	for _, l := range n.peerListeners {
+		l.Close()
+	}
+	for _, s := range n.httpServers {
+		s.Close()
+	}
+	if n.server != nil && n.grpcServer == nil {
+		n.server.Stop()
+	}
+	if n.hub != nil {
+		n.hub.Close()
+	}
+	if n.transport != nil {
+		n.transport.Stop()
+	}
+	if n.replica != nil {
+		n.replica.Stop()
+	}
+	if n.kv != nil {
+		n.kv.Close()
+	}
+	if n.store != nil {
+		n.closeStore()
+	}
+	if n.log != nil {
+		if err := n.log.Close(); err != nil {
+			n.logger.Warn("failed to close the raft log", zap.Error(err))
+		}
+	}
+}
+
+// closeStore flushes what was applied, unless the disk does not answer, and
+// closes the store.
+func (n *Node) closeStore() {
+	if _, flushed, err := n.store.AsyncFlush(); err == nil {
+		select {
+		case <-flushed:
+		case <-time.After(10 * time.Second):
+			n.logger.Warn("the store could not be flushed in 10s; the next start replays the raft log")
+		}
+	}
+	if err := n.store.Close(); err != nil {
+		n.logger.Warn("failed to close the store", zap.Error(err))
+	}
+}
+
+// quietLog gives net/http's complaints (a client that went away in a
+// handshake, say) to the debug level.
+func quietLog(logger *zap.Logger) *log.Logger {
+	l, err := zap.NewStdLogAt(logger, zap.DebugLevel)
+	if err != nil {
+		return log.New(io.Discard, "", 0)
+	}
+	return l
+}

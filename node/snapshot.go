@@ -1,0 +1,71 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/state"
+	"github.com/belaydb/belay/transport"
+)
+
+// peerHandler is the member as its peers' messages see it.
+type peerHandler struct{ *Node }
+
+func (h peerHandler) Process(_ context.Context, m *raftpb.Message) error { return h.replica.Process(m) }
+func (h peerHandler) ReportUnreachable(id uint64)                        { h.replica.ReportUnreachable(id) }
+func (h peerHandler) ReportSnapshot(id uint64, ok bool)                  { h.replica.ReportSnapshot(id, ok) }
+func (h peerHandler) IsRemoved(id uint64) bool                           { return h.state.IsRemoved(id) }
+
+// ReceiveSnapshot writes the state that comes with a MsgSnap beside the store
+// and then tells raft of it, which may have it installed.
+func (h peerHandler) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.Reader, kind string) error {
+	if kind != transport.KindBelay {
+		return fmt.Errorf("member %x sent a snapshot of kind %q, which this version of Belay cannot read", m.GetFrom(), kind)
+	}
+	start := time.Now()
+	in, err := h.store.ReceiveSnapshot(ctx, body)
+	if err != nil {
+		return fmt.Errorf("snapshot of member %x: %w", m.GetFrom(), err)
+	}
+	meta := m.GetSnapshot().GetMetadata()
+	if in.Index != meta.GetIndex() || in.Term != meta.GetTerm() {
+		in.Discard()
+		return fmt.Errorf("snapshot of member %x: its message says index %d term %d, its state says %d and %d",
+			m.GetFrom(), meta.GetIndex(), meta.GetTerm(), in.Index, in.Term)
+	}
+	h.logger.Info("received a snapshot",
+		zap.String("remote-peer-id", fmt.Sprintf("%x", m.GetFrom())),
+		zap.Uint64("snapshot-index", in.Index), zap.Duration("took", time.Since(start)))
+	h.replica.ProcessSnapshot(m, func() error {
+		if err := h.state.Install(in); err != nil {
+			return err
+		}
+		h.hub.Reload()
+		return nil
+	}, in.Discard)
+	return nil
+}
+
+// OpenSnapshot streams the store as it is now to a member that is too far
+// behind for the log.
+func (h peerHandler) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
+	view := h.store.View()
+	index, term := view.Applied()
+	confState, err := state.ConfStateOf(view)
+	if err != nil {
+		view.Close()
+		return nil, err
+	}
+	m.Snapshot.Metadata = &raftpb.SnapshotMetadata{Index: new(index), Term: new(term), ConfState: confState}
+	reader, writer := io.Pipe()
+	go func() {
+		defer view.Close()
+		writer.CloseWithError(h.store.WriteSnapshot(context.Background(), view, writer))
+	}()
+	return reader, nil
+}
