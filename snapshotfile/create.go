@@ -36,8 +36,8 @@ type Content struct {
 	Leases func(each func(id, ttl, remaining int64) error) error
 }
 
-// storageVersion is the schema that the file has.
-const storageVersion = "3.7.0"
+// StorageVersion is the schema that the file has.
+const StorageVersion = "3.7.0"
 
 // Batches bound the memory: bbolt holds what a transaction writes until its
 // end.
@@ -186,7 +186,7 @@ func (w *writer) writeCluster(c *Content) error {
 		{"auth", []byte("authRevision"), be64(1)},
 		{"meta", []byte("confState"), confState},
 		{"meta", []byte("consistent_index"), be64(c.Index)},
-		{"meta", []byte("storageVersion"), []byte(storageVersion)},
+		{"meta", []byte("storageVersion"), []byte(StorageVersion)},
 		{"meta", []byte("term"), be64(c.Term)},
 	}
 	if c.CompactRev >= 0 {
