@@ -6,6 +6,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/mvcc"
@@ -292,7 +293,7 @@ func (k *kvService) readChunk(ctx context.Context, view *mvcc.View, key, end []b
 	step := int64(streamFirstLimit)
 	for {
 		step = min(step, limit-int64(len(chunk.Kvs)))
-		rr, err := view.Range(ctx, key, end, mvcc.RangeOptions{Rev: r.Revision, Limit: step + 1, KeysOnly: r.KeysOnly})
+		rr, err := view.Range(ctx, key, end, mvcc.RangeOptions{Rev: r.Revision, Limit: step + 1, KeysOnly: r.KeysOnly, NoCount: true})
 		if err != nil {
 			return nil, false, err
 		}
@@ -305,6 +306,9 @@ func (k *kvService) readChunk(ctx context.Context, view *mvcc.View, key, end []b
 			size += n
 			largest = max(largest, n)
 		}
+		if r.KeysOnly {
+			rr.KVs = withoutValues(rr.KVs)
+		}
 		chunk.Kvs = append(chunk.Kvs, rr.KVs...)
 		if !more || int64(len(chunk.Kvs)) == limit || size >= target {
 			return chunk, more, nil
@@ -312,4 +316,17 @@ func (k *kvService) readChunk(ctx context.Context, view *mvcc.View, key, end []b
 		key = nextKey(chunk)
 		step = max(1, min(step*2, (target-size)/largest))
 	}
+}
+
+// withoutValues gives copies: what mvcc hands out is shared. The lease goes
+// too, as in etcd.
+func withoutValues(kvs []*mvccpb.KeyValue) []*mvccpb.KeyValue {
+	bare := make([]mvccpb.KeyValue, len(kvs))
+	out := make([]*mvccpb.KeyValue, len(kvs))
+	for i, kv := range kvs {
+		b := &bare[i]
+		b.Key, b.CreateRevision, b.ModRevision, b.Version = kv.Key, kv.CreateRevision, kv.ModRevision, kv.Version
+		out[i] = b
+	}
+	return out
 }

@@ -1,8 +1,8 @@
 package server
 
 import (
-	"bytes"
 	"slices"
+	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -179,18 +179,15 @@ func writesOf(ops []*pb.RequestOp) (writes, error) {
 	return w, nil
 }
 
-// span is a range of keys [start, end); open has no end.
-type span struct {
-	start, end string
-	open       bool
-}
+// span is a range of keys [start, end).
+type span struct{ start, end string }
 
+// spanOf gives an empty span for a range without keys, and also for one whose
+// end is "\0" (all keys from start on): etcd takes that end literally here, so
+// it lets a put pass beside such a delete, and so it is here.
 func spanOf(d *pb.DeleteRangeRequest) span {
-	switch {
-	case len(d.RangeEnd) == 0:
+	if len(d.RangeEnd) == 0 {
 		return span{start: string(d.Key), end: string(d.Key) + "\x00"}
-	case len(d.RangeEnd) == 1 && d.RangeEnd[0] == 0:
-		return span{start: string(d.Key), open: true}
 	}
 	return span{start: string(d.Key), end: string(d.RangeEnd)}
 }
@@ -200,22 +197,25 @@ type spans struct {
 	list []span // disjoint and in order once settled
 }
 
-func (s *spans) add(list ...span) { s.list = append(s.list, list...) }
+func (s *spans) add(list ...span) {
+	for _, sp := range list {
+		if sp.start < sp.end {
+			s.list = append(s.list, sp)
+		}
+	}
+}
 
 func (s *spans) settle() {
 	if len(s.list) < 2 {
 		return
 	}
-	slices.SortFunc(s.list, func(a, b span) int { return bytes.Compare([]byte(a.start), []byte(b.start)) })
+	slices.SortFunc(s.list, func(a, b span) int { return strings.Compare(a.start, b.start) })
 	out := s.list[:1]
 	for _, next := range s.list[1:] {
-		last := &out[len(out)-1]
-		if !last.open && last.end < next.start {
+		if last := &out[len(out)-1]; next.start <= last.end {
+			last.end = max(last.end, next.end)
+		} else {
 			out = append(out, next)
-			continue
-		}
-		if next.open || !last.open && next.end > last.end {
-			last.end, last.open = next.end, next.open
 		}
 	}
 	s.list = out
@@ -223,16 +223,9 @@ func (s *spans) settle() {
 
 func (s *spans) contain(key string) bool {
 	// The last span that starts at or before key.
-	i, found := slices.BinarySearchFunc(s.list, key, func(sp span, key string) int {
-		if sp.start < key {
-			return -1
-		} else if sp.start > key {
-			return 1
-		}
-		return 0
-	})
+	i, found := slices.BinarySearchFunc(s.list, key, func(sp span, key string) int { return strings.Compare(sp.start, key) })
 	if !found {
 		i--
 	}
-	return i >= 0 && (s.list[i].open || key < s.list[i].end)
+	return i >= 0 && key < s.list[i].end
 }

@@ -106,9 +106,7 @@ func (s *Server) updateVersion(ctx context.Context, term uint64) {
 	}
 	bounded, cancel := context.WithTimeout(ctx, s.cfg.RequestTimeout)
 	defer cancel()
-	_, err := s.proposeInTerm(bounded, term, kindClusterVersionSet, &pb.InternalRaftRequest{
-		ClusterVersionSet: &membershippb.ClusterVersionSetRequest{Ver: next.String()},
-	})
+	_, err := s.proposeInTerm(bounded, term, kindClusterVersionSet, versionRequest(next))
 	switch {
 	case err == nil:
 		s.logger.Info("cluster version is updated", zap.String("cluster-version", minor(next)))
@@ -117,6 +115,10 @@ func (s *Server) updateVersion(ctx context.Context, term uint64) {
 	default:
 		s.logger.Warn("failed to update cluster version", zap.Error(err))
 	}
+}
+
+func versionRequest(v *semver.Version) *pb.InternalRaftRequest {
+	return &pb.InternalRaftRequest{ClusterVersionSet: &membershippb.ClusterVersionSetRequest{Ver: v.String()}}
 }
 
 // decideVersion is the version to be set, nil if it stays. lowest is nil while
