@@ -102,8 +102,25 @@ type difference struct {
 }
 
 func (d *difference) Error() string {
+	a, b := strings.Split(d.answers[0], "\n"), strings.Split(d.answers[1], "\n")
+	if same := commonPrefix(a, b); same > 12 {
+		// Long answers: from a little before the first line that is not the same.
+		from := same - 8
+		return fmt.Sprintf("request %d is answered differently from line %d on\n%s\n%s answers: ...\n%s\n%s answers: ...\n%s",
+			d.number, same+1, d.request,
+			d.names[0], strings.Join(a[from:min(len(a), same+12)], "\n"),
+			d.names[1], strings.Join(b[from:min(len(b), same+12)], "\n"))
+	}
 	return fmt.Sprintf("request %d is answered differently\n%s\n%s answers: %s\n%s answers: %s",
-		d.number, d.request, d.names[0], d.answers[0], d.names[1], d.answers[1])
+		d.number, d.request, d.names[0], abridge(d.answers[0]), d.names[1], abridge(d.answers[1]))
+}
+
+func commonPrefix(a, b []string) int {
+	n := 0
+	for n < len(a) && n < len(b) && a[n] == b[n] {
+		n++
+	}
+	return n
 }
 
 func newDifferential(t *testing.T, second cluster.Kind, seed uint64) (*differential, error) {
@@ -258,7 +275,7 @@ func answer(m proto.Message, err error) string {
 	if m == nil {
 		return "nothing"
 	}
-	return abridge(prototext.Format(m))
+	return prototext.Format(m)
 }
 
 // abridge cuts a long text in the middle.

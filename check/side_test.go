@@ -115,6 +115,10 @@ func (s *side) symbolic(m proto.Message) proto.Message {
 	switch c := c.(type) {
 	case *pb.StatusResponse:
 		c.RaftIndex, c.RaftAppliedIndex, c.RaftTerm = 0, 0, 0
+		for i, text := range c.Errors {
+			// Printed from a message: protobuf spaces it differently from binary to binary.
+			c.Errors[i] = strings.Join(strings.Fields(text), " ")
+		}
 		c.DbSize, c.DbSizeInUse = min(c.DbSize, 1), min(c.DbSizeInUse, 1)
 		if major, rest, ok := strings.Cut(c.Version, "."); ok {
 			minor, _, _ := strings.Cut(rest, ".")
