@@ -292,7 +292,7 @@ func (s *etcdSession) mask(text string) string {
 	} {
 		text = regexp.MustCompile(m.pattern).ReplaceAllString(text, m.with)
 	}
-	if strings.Contains(text, "MEMBER") {
+	if strings.Contains(text, "MEMBER") || strings.Contains(text, `"isLearner":true`) {
 		// IDs of added members hold the time, and lists are ordered by ID: compare them as bags of words.
 		words := regexp.MustCompile(`[^,\n{}\[\]"]+`).FindAllString(text, -1)
 		slices.Sort(words)
