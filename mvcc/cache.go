@@ -2,6 +2,7 @@ package mvcc
 
 import (
 	"hash/maphash"
+	"math"
 	"sync"
 	"unsafe"
 
@@ -39,6 +40,8 @@ const (
 
 	// entryBytes is about what an entry costs besides key and value: the KeyValue, the entry, its place in the map.
 	entryBytes = 320
+
+	subUnknown = math.MaxUint32
 )
 
 type shard struct {
@@ -54,6 +57,7 @@ type shard struct {
 
 type entry struct {
 	kv         *mvccpb.KeyValue // Version 0: a tombstone
+	sub        uint32           // sub revision; subUnknown: nobody said
 	whole      bool             // the value is there, if there is one
 	used       bool             // read since it last was at the head
 	size       int32
@@ -88,15 +92,26 @@ func (c *cache) get(key []byte) (kv *mvccpb.KeyValue, whole, ok bool) {
 	return kv, whole, ok
 }
 
+// exactly gives the version of a key at a revision with its value, if it is here.
+func (c *cache) exactly(key []byte, r Revision) (kv *mvccpb.KeyValue) {
+	sh := c.shard(key)
+	sh.mu.Lock()
+	if e := sh.entries[string(key)]; e != nil && e.kv.ModRevision == r.Main && int64(e.sub) == r.Sub && e.whole {
+		kv = e.kv
+	}
+	sh.mu.Unlock()
+	return kv
+}
+
 // put takes a version that has just been written.
-func (c *cache) put(kv *mvccpb.KeyValue) {
+func (c *cache) put(kv *mvccpb.KeyValue, sub uint32) {
 	kv, whole := trim(kv)
 	sh := c.shard(kv.Key)
 	sh.mu.Lock()
 	if e := sh.entries[string(kv.Key)]; e != nil {
-		sh.replace(e, kv, whole)
+		sh.replace(e, kv, sub, whole)
 	} else {
-		sh.insert(kv, whole)
+		sh.insert(kv, sub, whole)
 	}
 	sh.mu.Unlock()
 }
@@ -108,10 +123,10 @@ func (c *cache) fill(kv *mvccpb.KeyValue, asOf int64) {
 	sh.mu.Lock()
 	if e := sh.entries[string(kv.Key)]; e != nil {
 		if whole && !e.whole && e.kv.ModRevision == kv.ModRevision {
-			sh.replace(e, kv, whole)
+			sh.replace(e, kv, subUnknown, whole)
 		}
 	} else if sh.dropped <= asOf {
-		sh.insert(kv, whole)
+		sh.insert(kv, subUnknown, whole)
 	}
 	sh.mu.Unlock()
 }
@@ -126,16 +141,23 @@ func trim(kv *mvccpb.KeyValue) (_ *mvccpb.KeyValue, whole bool) {
 	}, false
 }
 
-func (sh *shard) replace(e *entry, kv *mvccpb.KeyValue, whole bool) {
-	// The map's key must live as long as the entry: it is of the old message, which this keeps alive, or of the new one.
-	sh.remove(e)
-	sh.insert(kv, whole)
-	_ = e
+// replace keeps the entry's place in the map, and with it the first version's key as the map's.
+func (sh *shard) replace(e *entry, kv *mvccpb.KeyValue, sub uint32, whole bool) {
+	sh.unlink(e)
+	sh.bytes -= int64(e.size)
+	e.kv, e.sub, e.whole = kv, sub, whole
+	sh.add(e)
 }
 
-func (sh *shard) insert(kv *mvccpb.KeyValue, whole bool) {
-	e := &entry{kv: kv, whole: whole, size: int32(entryBytes + len(kv.Key) + len(kv.Value))}
+func (sh *shard) insert(kv *mvccpb.KeyValue, sub uint32, whole bool) {
+	e := &entry{kv: kv, sub: sub, whole: whole}
 	sh.entries[str(kv.Key)] = e
+	sh.add(e)
+}
+
+// add puts an entry of the map into the ring, and evicts what is too much.
+func (sh *shard) add(e *entry) {
+	e.size = int32(entryBytes + len(e.kv.Key) + len(e.kv.Value))
 	sh.pushHead(e)
 	sh.bytes += int64(e.size)
 	for sh.bytes > sh.limit && sh.tail != nil {
@@ -150,12 +172,6 @@ func (sh *shard) insert(kv *mvccpb.KeyValue, whole bool) {
 		sh.bytes -= int64(e.size)
 		sh.dropped = max(sh.dropped, e.kv.ModRevision)
 	}
-}
-
-func (sh *shard) remove(e *entry) {
-	delete(sh.entries, str(e.kv.Key))
-	sh.unlink(e)
-	sh.bytes -= int64(e.size)
 }
 
 func (sh *shard) pushHead(e *entry) {

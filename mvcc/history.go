@@ -93,7 +93,7 @@ func (s *Store) event(values *pebble.Iterator, r Revision, tombstone bool, key [
 		kv := &mvccpb.KeyValue{Key: append(make([]byte, 0, len(key)), key...), ModRevision: r.Main}
 		return &mvccpb.Event{Type: mvccpb.Event_DELETE, Kv: kv}, nil
 	}
-	if kv, whole, ok := s.cache.get(key); ok && whole && kv.ModRevision == r.Main && kv.Version != 0 {
+	if kv := s.cache.exactly(key, r); kv != nil {
 		return &mvccpb.Event{Kv: kv}, nil
 	}
 	var stack [128]byte
@@ -121,10 +121,10 @@ func (s *Store) event(values *pebble.Iterator, r Revision, tombstone bool, key [
 	return &mvccpb.Event{Kv: kv}, nil
 }
 
-// PrevKV is the key of an event as it was before: nil if it did not exist or is compacted. It must not be changed.
+// PrevKV is the key of an event as it was before: nil if the event created it, or if it is compacted. It must not be changed.
 func (s *Store) PrevKV(ev *mvccpb.Event) (*mvccpb.KeyValue, error) {
 	kv := ev.Kv
-	if ev.Type == mvccpb.Event_PUT && kv.Version == 1 || kv.ModRevision <= 1 {
+	if ev.Type == mvccpb.Event_PUT && kv.CreateRevision == kv.ModRevision || kv.ModRevision <= 1 {
 		return nil, nil
 	}
 	res, err := s.point(context.Background(), kv.Key, RangeOptions{Rev: kv.ModRevision - 1})

@@ -29,7 +29,7 @@ type Writer struct {
 	ops    int
 	events []*mvccpb.Event
 
-	// overlay holds the newest version of every key that this batch wrote; Version 0: a tombstone.
+	// overlay holds the newest version of every key that this batch wrote; kv.Version 0: a tombstone.
 	overlay overlay
 	// committed reads what was committed before this batch; nil before it is needed.
 	committed *pebble.Iterator
@@ -43,7 +43,12 @@ type Writer struct {
 	}
 }
 
-type overlay map[string]*mvccpb.KeyValue
+type overlay map[string]written
+
+type written struct {
+	kv  *mvccpb.KeyValue
+	sub uint32
+}
 
 // change is a key that came to be (delta 1) or was deleted (delta -1) at a revision.
 type change struct {
@@ -127,7 +132,7 @@ func (w *Writer) Put(key, value []byte, lease int64) (prev *mvccpb.KeyValue, rev
 	if err := w.index(key, rev, sub, 0); err != nil {
 		return nil, 0, err
 	}
-	w.overlay[str(key)] = kv
+	w.overlay[str(key)] = written{kv, sub}
 	put.event.Kv = kv
 	w.events = append(w.events, &put.event)
 	w.ops++
@@ -165,7 +170,7 @@ func (w *Writer) remove(key []byte) error {
 		return err
 	}
 	kv := &mvccpb.KeyValue{Key: key, ModRevision: rev}
-	w.overlay[str(key)] = kv
+	w.overlay[str(key)] = written{kv, sub}
 	w.events = append(w.events, &mvccpb.Event{Type: mvccpb.Event_DELETE, Kv: kv})
 	w.changes = append(w.changes, change{key, rev, -1})
 	w.stats.keys--
@@ -174,7 +179,8 @@ func (w *Writer) remove(key []byte) error {
 
 // Prev is the newest version of a key as the transaction sees it; nil if it does not exist. It must not be changed.
 func (w *Writer) Prev(key []byte, withValue bool) (*mvccpb.KeyValue, error) {
-	kv, ok := w.overlay[string(key)]
+	own, ok := w.overlay[string(key)]
+	kv := own.kv
 	if !ok {
 		var whole bool
 		kv, whole, ok = w.s.cache.get(key)
@@ -298,8 +304,8 @@ func (w *Writer) Publish() {
 		panic("mvcc: a batch is published out of order")
 	}
 	// The order matters to readers: see the comments of cache and of Store.rev.
-	for _, kv := range w.overlay {
-		s.cache.put(kv)
+	for _, o := range w.overlay {
+		s.cache.put(o.kv, o.sub)
 	}
 	s.count(w.changes)
 	s.compact.Store(w.compact)
