@@ -102,21 +102,27 @@ func (s *Server) compactByRevision(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			last = s.compactRetaining(ctx, last)
 		}
-		rev := s.kvStore.Revision() - s.cfg.CompactRetained
-		if !s.replica.Status().IsLeader() || rev <= 0 || rev == last {
-			continue
-		}
-		fields := []zap.Field{zap.Int64("revision", rev), zap.Int64("revision-compaction-retention", s.cfg.CompactRetained)}
-		s.logger.Info("starting auto revision compaction", fields...)
-		start := time.Now()
-		if err := s.compactTo(ctx, rev); err != nil {
-			s.logger.Warn("failed auto revision compaction", append(fields, zap.Duration("retry-interval", revisionCompactInterval), zap.Error(err))...)
-			continue
-		}
-		last = rev
-		s.logger.Info("completed auto revision compaction", append(fields, zap.Duration("took", time.Since(start)))...)
 	}
+}
+
+// compactRetaining keeps the newest revisions as configured. It takes and
+// returns the revision that was last compacted to.
+func (s *Server) compactRetaining(ctx context.Context, last int64) int64 {
+	rev := s.kvStore.Revision() - s.cfg.CompactRetained
+	if !s.replica.Status().IsLeader() || rev <= 0 || rev == last {
+		return last
+	}
+	fields := []zap.Field{zap.Int64("revision", rev), zap.Int64("revision-compaction-retention", s.cfg.CompactRetained)}
+	s.logger.Info("starting auto revision compaction", fields...)
+	start := time.Now()
+	if err := s.compactTo(ctx, rev); err != nil {
+		s.logger.Warn("failed auto revision compaction", append(fields, zap.Duration("retry-interval", revisionCompactInterval), zap.Error(err))...)
+		return last
+	}
+	s.logger.Info("completed auto revision compaction", append(fields, zap.Duration("took", time.Since(start)))...)
+	return rev
 }
 
 // compactTo compacts; what is compacted already is no error.

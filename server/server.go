@@ -97,13 +97,14 @@ type Config struct {
 	// ReadyChecks are checked by /readyz besides etcd's own.
 	ReadyChecks []HealthCheck
 
-	MaxRequestBytes      int           // 1.5 MiB
-	MaxTxnOps            int           // 128
-	MaxConcurrentStreams uint32        // no bound
-	MinFreeBytes         uint64        // free space of the file system below which NOSPACE is raised; 128 MiB
-	RequestTimeout       time.Duration // 5 s and two election timeouts
-	ElectionTimeout      time.Duration // 1 s
-	HeartbeatInterval    time.Duration // 100 ms
+	MaxRequestBytes      int                    // 1.5 MiB
+	MaxTxnOps            int                    // 128
+	MaxConcurrentStreams uint32                 // no bound
+	MinFreeBytes         uint64                 // free space of the file system below which NOSPACE is raised; 128 MiB
+	FreeBytes            func() (uint64, error) // that space; Store.FreeBytes
+	RequestTimeout       time.Duration          // 5 s and two election timeouts
+	ElectionTimeout      time.Duration          // 1 s
+	HeartbeatInterval    time.Duration          // 100 ms
 	StrictReconfigCheck  bool
 	WarnUnaryRequest     time.Duration // 300 ms
 	KeepaliveMinTime     time.Duration // 5 s
@@ -144,6 +145,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.MaxConcurrentStreams == 0 {
 		c.MaxConcurrentStreams = math.MaxUint32
+	}
+	if c.FreeBytes == nil {
+		c.FreeBytes = c.Store.FreeBytes
 	}
 	if c.MinFreeBytes == 0 {
 		c.MinFreeBytes = 128 << 20

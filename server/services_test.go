@@ -446,6 +446,7 @@ func TestLeasesExpireOnTheLeader(t *testing.T) {
 	must(t, err)
 	_, err = m.kv.Put(ctx, &pb.PutRequest{Key: []byte("k"), Lease: 7})
 	must(t, err)
+	m.clock.Add(int64(time.Hour))
 	until(t, "the lease to expire", func() bool { return !m.cfg.Leases.Exists(7) })
 	if resp, err := m.kv.Range(ctx, &pb.RangeRequest{Key: []byte("k")}); err != nil || resp.Count != 0 {
 		t.Fatalf("%v %v", resp, err)

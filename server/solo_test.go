@@ -186,6 +186,7 @@ type member struct {
 	peers   *peers
 	conn    *grpc.ClientConn
 	reg     *prometheus.Registry
+	clock   *atomic.Int64 // the lease table's, nanoseconds ahead of the real one
 
 	kv          pb.KVClient
 	lease       pb.LeaseClient
@@ -220,7 +221,10 @@ func newBareMember(t testing.TB, edit ...func(*Config, *state.Config)) *member {
 	kv, err := mvcc.Open(st, mvcc.Options{})
 	must(t, err)
 	t.Cleanup(kv.Close)
-	leases, err := lease.Open(st, lease.Options{MinTTL: 2})
+	clock := new(atomic.Int64)
+	leases, err := lease.Open(st, lease.Options{MinTTL: 2, Clock: func() time.Time {
+		return time.Now().Add(time.Duration(clock.Load()))
+	}})
 	must(t, err)
 	hub := watch.NewHub(kv, watch.Options{})
 	t.Cleanup(hub.Close)
@@ -230,6 +234,7 @@ func newBareMember(t testing.TB, edit ...func(*Config, *state.Config)) *member {
 		replica: &solo{id: testMember, leader: testMember, term: 2, changed: make(chan struct{})},
 		peers:   &peers{active: map[uint64]time.Time{}, client: http.DefaultClient},
 		reg:     reg,
+		clock:   clock,
 	}
 	cfg := Config{
 		MemberID: testMember, ClusterID: testCluster, Name: "one", ClientURLs: []string{"http://127.0.0.1:2379"},

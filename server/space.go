@@ -78,7 +78,7 @@ func (s *Server) watchSpace(ctx context.Context) {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	for {
-		free, err := s.cfg.Store.FreeBytes()
+		free, err := s.cfg.FreeBytes()
 		if err == nil && free < s.cfg.MinFreeBytes && !s.noSpaceOfOwn() {
 			s.logger.Warn("the file system of the data directory is nearly full; raising alarm",
 				zap.String("data-dir", s.cfg.DataDir),
