@@ -59,6 +59,13 @@ func (a *applier) enqueue(t applyTask) {
 func (r *Replica) runApplier() {
 	a := &r.applier
 	a.lastIndex, a.lastTerm = r.cfg.State.Applied()
+	defer func() {
+		for _, p := range a.waiting {
+			if p != nil {
+				p.finish(command.Result{}, ErrStopped) // taken from waiters, not applied
+			}
+		}
+	}()
 	var tasks []applyTask
 	for {
 		select {

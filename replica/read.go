@@ -59,8 +59,6 @@ func (r *Replica) ReadBarrier(ctx context.Context) error {
 		return round.err
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-r.stopped:
-		return ErrStopped
 	}
 }
 

@@ -233,6 +233,8 @@ func (r *Replica) Start() error {
 func (r *Replica) Stop() {
 	r.stopOnce.Do(func() { close(r.stopped) })
 	r.running.Wait()
+	r.waiters.closeAll()
+	r.reads.closeAll(nil)
 }
 
 // Stopped is closed once Stop was called.
