@@ -38,6 +38,9 @@ type methodMetrics struct {
 	started, received, sent prometheus.Counter
 	handled                 [codeCount]atomic.Pointer[prometheus.Counter]
 	seconds                 prometheus.Observer // nil unless extensive
+	// mayWait: a unary call that may wait for other clients for ever, as those
+	// of Election and Lock.
+	mayWait bool
 }
 
 func newGRPCMetrics(reg prometheus.Registerer, extensive bool, services []*grpc.ServiceDesc) *grpcMetrics {
@@ -106,7 +109,9 @@ func (g *grpcMetrics) method(full, kind string) *methodMetrics {
 		return m.(*methodMetrics)
 	}
 	service, name, _ := strings.Cut(strings.TrimPrefix(full, "/"), "/")
-	m, _ := g.late.LoadOrStore(full, g.make(service, name, kind))
+	made := g.make(service, name, kind)
+	made.mayWait = true
+	m, _ := g.late.LoadOrStore(full, made)
 	return m.(*methodMetrics)
 }
 

@@ -52,7 +52,11 @@ func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnarySe
 	if err == nil && requiresLeader(ctx) && s.replica.Leader() == 0 {
 		err = rpctypes.ErrGRPCNoLeader
 	}
-	if err == nil {
+	if err == nil && m.mayWait {
+		ended := s.endable(ctx)
+		resp, err = handler(ended, req)
+		ended.cancel(nil)
+	} else if err == nil {
 		resp, err = handler(ctx, req)
 	}
 
@@ -129,12 +133,14 @@ func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.S
 
 	err := s.mayCall(stream.Context(), nil, info.FullMethod, &s.metrics.streamVersions)
 	if err == nil {
-		counted := &countedStream{ServerStream: stream, method: m}
-		if requiresLeader(stream.Context()) {
-			err = s.withLeader(counted, func() error { return handler(srv, counted) })
+		ctx := s.endable(stream.Context())
+		counted := &countedStream{ServerStream: stream, method: m, ctx: ctx}
+		if requiresLeader(ctx) {
+			err = s.withLeader(ctx, func() error { return handler(srv, counted) })
 		} else {
 			err = handler(srv, counted)
 		}
+		ctx.cancel(nil)
 	}
 
 	m.handledWith(s.metrics.grpc, codeOf(err)).Inc()
@@ -144,19 +150,14 @@ func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.S
 	return err
 }
 
-// countedStream counts messages and can carry a context of ours.
+// countedStream counts messages and carries a context of ours.
 type countedStream struct {
 	grpc.ServerStream
 	method *methodMetrics
-	ctx    context.Context // nil: the stream's own
+	ctx    *endableContext
 }
 
-func (c *countedStream) Context() context.Context {
-	if c.ctx != nil {
-		return c.ctx
-	}
-	return c.ServerStream.Context()
-}
+func (c *countedStream) Context() context.Context { return c.ctx }
 
 func (c *countedStream) SendMsg(m any) error {
 	err := c.ServerStream.SendMsg(m)
@@ -174,50 +175,55 @@ func (c *countedStream) RecvMsg(m any) error {
 	return err
 }
 
+// endableContext is the context of a call that may last: the server ends it,
+// and then its Err is the reason, so that a handler that returns ctx.Err()
+// answers it.
+type endableContext struct {
+	context.Context
+	cancel context.CancelCauseFunc
+}
+
+// endable makes a context that ends when the server stops. Its cancel must be
+// called.
+func (s *Server) endable(ctx context.Context) *endableContext {
+	inner, cancel := context.WithCancelCause(ctx)
+	forget := context.AfterFunc(s.stopped, func() { cancel(rpctypes.ErrGRPCStopped) })
+	return &endableContext{Context: inner, cancel: func(cause error) { forget(); cancel(cause) }}
+}
+
+func (c *endableContext) Err() error {
+	if c.Context.Err() == nil {
+		return nil
+	}
+	if cause := context.Cause(c.Context); cause == rpctypes.ErrGRPCNoLeader || cause == rpctypes.ErrGRPCStopped {
+		return cause
+	}
+	return c.Context.Err()
+}
+
 // leaderStreams are the open streams that want a leader: they are ended with
 // `no leader` once there has been none for long. New calls are refused at
 // once; a stream costs more to set up again, so it is given three election
 // timeouts.
 type leaderStreams struct {
 	mu   sync.Mutex
-	open map[*leaderContext]struct{} // guarded by mu
+	open map[*endableContext]struct{} // guarded by mu
 }
 
 const leaderlessElections = 3
 
-// leaderContext is a stream's context whose Err is the reason it was ended
-// for, so that a handler returning ctx.Err() answers it.
-type leaderContext struct {
-	context.Context
-	cancel context.CancelCauseFunc
-}
-
-func (c *leaderContext) Err() error {
-	if c.Context.Err() == nil {
-		return nil
-	}
-	if cause := context.Cause(c.Context); cause == rpctypes.ErrGRPCNoLeader {
-		return cause
-	}
-	return c.Context.Err()
-}
-
-func (s *Server) withLeader(stream *countedStream, call func() error) error {
+func (s *Server) withLeader(ctx *endableContext, call func() error) error {
 	if s.replica.Leader() == 0 {
 		return rpctypes.ErrGRPCNoLeader
 	}
-	ctx, cancel := context.WithCancelCause(stream.ServerStream.Context())
-	lc := &leaderContext{Context: ctx, cancel: cancel}
-	stream.ctx = lc
 	ls := &s.leaderStreams
 	ls.mu.Lock()
-	ls.open[lc] = struct{}{}
+	ls.open[ctx] = struct{}{}
 	ls.mu.Unlock()
 	defer func() {
 		ls.mu.Lock()
-		delete(ls.open, lc)
+		delete(ls.open, ctx)
 		ls.mu.Unlock()
-		cancel(nil)
 	}()
 	return call()
 }
@@ -226,8 +232,8 @@ func (s *Server) withLeader(stream *countedStream, call func() error) error {
 func (ls *leaderStreams) cancelAll() {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	for lc := range ls.open {
-		lc.cancel(rpctypes.ErrGRPCNoLeader)
+	for ctx := range ls.open {
+		ctx.cancel(rpctypes.ErrGRPCNoLeader)
 	}
 }
 

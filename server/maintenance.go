@@ -100,7 +100,7 @@ func (s *Server) defragment() {
 	if !s.defragging.CompareAndSwap(false, true) {
 		return // one runs already
 	}
-	s.loops.Go(func() {
+	s.background(func() {
 		defer s.defragging.Store(false)
 		s.metrics.defragInflight.Set(1)
 		defer s.metrics.defragInflight.Set(0)
@@ -180,7 +180,9 @@ func (m *maintenanceService) MoveLeader(ctx context.Context, r *pb.MoveLeaderReq
 	m.logger.Info("leadership transfer starting",
 		zap.String("local-member-id", idText(m.cfg.MemberID)), zap.String("current-leader-member-id", idText(m.cfg.MemberID)),
 		zap.String("transferee-member-id", idText(r.TargetID)))
-	if err := m.replica.TransferLeader(ctx, r.TargetID); err != nil {
+	bounded, cancel := context.WithTimeout(ctx, m.cfg.RequestTimeout)
+	defer cancel()
+	if err := m.replica.TransferLeader(bounded, r.TargetID); err != nil {
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 			err = replica.ErrTimeoutLeaderTransfer
 		}

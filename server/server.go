@@ -21,6 +21,7 @@ import (
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/snapshotfile"
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/store"
 	"github.com/belaydb/belay/watch"
@@ -202,6 +203,7 @@ type Server struct {
 
 	stop    context.CancelFunc
 	stopped context.Context // done when Stop was called
+	loopsMu sync.Mutex      // held to start a loop and to stop: none starts while Stop waits
 	loops   sync.WaitGroup
 }
 
@@ -223,7 +225,7 @@ func New(cfg Config) (*Server, error) {
 		published: make(chan struct{}),
 		wake:      make(chan struct{}, 1),
 	}
-	s.leaderStreams.open = make(map[*leaderContext]struct{})
+	s.leaderStreams.open = make(map[*endableContext]struct{})
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.kv = &kvService{Server: s}
 	s.lease = &leaseService{Server: s}
@@ -231,6 +233,11 @@ func New(cfg Config) (*Server, error) {
 	s.maintenance = &maintenanceService{Server: s}
 	s.auth = &authService{Server: s}
 	s.metrics.setServerID(cfg.MemberID)
+	if cfg.DataDir != "" {
+		if err := snapshotfile.RemoveLeftovers(cfg.DataDir); err != nil {
+			s.logger.Warn("failed to remove what an interrupted snapshot left", zap.String("data-dir", cfg.DataDir), zap.Error(err))
+		}
+	}
 	s.metrics.quota.Set(float64(cfg.State.QuotaBytes()))
 	s.logQuota()
 	return s, nil
@@ -258,14 +265,27 @@ func (s *Server) Start() {
 		s.publish, s.watchLeader, s.leadLeases, s.monitorVersion, s.autoCompact,
 		s.watchSpace, s.watchAdmission, s.watchDescriptors,
 	} {
-		s.loops.Go(func() { loop(ctx) })
+		s.background(func() { loop(ctx) })
 	}
 }
 
-// Stop ends the loops and open streams' work of the server's own. The grpc and
-// HTTP servers are stopped by who made them, before.
+// background runs f in a goroutine that Stop waits for; not at all once Stop
+// was called.
+func (s *Server) background(f func()) {
+	s.loopsMu.Lock()
+	defer s.loopsMu.Unlock()
+	if s.stopped.Err() == nil {
+		s.loops.Go(f)
+	}
+}
+
+// Stop ends the loops, and the calls that would last: streams, campaigns and
+// locks end with `server stopped`. The grpc and HTTP servers are stopped by who
+// made them.
 func (s *Server) Stop() {
+	s.loopsMu.Lock()
 	s.stop()
+	s.loopsMu.Unlock()
 	s.loops.Wait()
 }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/server/lockpb"
 	"github.com/belaydb/belay/state"
 )
 
@@ -692,6 +693,33 @@ func TestInterceptors(t *testing.T) {
 	m.replica.setLeader(0, 0)
 	_, err = stream.Recv()
 	checkStatus(t, err, codes.Unavailable, "etcdserver: no leader")
+}
+
+func TestStopEndsStreams(t *testing.T) {
+	m := newMember(t)
+	stream, err := m.lease.LeaseKeepAlive(t.Context())
+	must(t, err)
+	must(t, stream.Send(&pb.LeaseKeepAliveRequest{ID: 1}))
+	_, err = stream.Recv()
+	must(t, err)
+	locks := lockpb.NewLockClient(m.conn)
+	_, err = locks.Lock(t.Context(), &lockpb.LockRequest{Name: []byte("l")})
+	must(t, err)
+	second := make(chan error, 1)
+	go func() {
+		_, err := locks.Lock(t.Context(), &lockpb.LockRequest{Name: []byte("l")})
+		second <- err
+	}()
+	until(t, "the second to queue up", func() bool {
+		resp, err := m.kv.Range(t.Context(), &pb.RangeRequest{Key: []byte("l/"), RangeEnd: []byte("l0"), CountOnly: true})
+		return err == nil && resp.Count == 2
+	})
+	m.Stop()
+	_, err = stream.Recv()
+	checkStatus(t, err, codes.Unavailable, "etcdserver: server stopped")
+	if err := <-second; err == nil {
+		t.Fatal("the lock was given twice")
+	}
 }
 
 func TestLearnerServesLittle(t *testing.T) {

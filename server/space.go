@@ -45,7 +45,7 @@ func (s *Server) raiseNoSpace() {
 	if s.noSpaceOfOwn() || !s.quotaAlarm.CompareAndSwap(false, true) {
 		return
 	}
-	s.loops.Go(func() {
+	s.background(func() {
 		defer s.quotaAlarm.Store(false)
 		ctx, cancel := context.WithTimeout(s.stopped, s.cfg.RequestTimeout)
 		defer cancel()
