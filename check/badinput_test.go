@@ -282,10 +282,12 @@ func TestCorruptLog(t *testing.T) {
 			s := newServed(t, 400, 200, stop)
 			segment := firstSegment(t, s.logDir())
 			undo := alter(t, segment, func(data []byte) {
-				used := len(bytes.TrimRight(data, "\x00"))
-				for i := range 16 {
-					data[used/2+i] ^= 0x5a
+				// In the middle, but not in the zeros that fill a group's last page.
+				at := len(bytes.TrimRight(data, "\x00")) / 2
+				for data[at] == 0 || data[at+1] == 0 {
+					at++
 				}
+				data[at] ^= 0x5a
 			})
 			refused(t, s.m, segment, "corrupt")
 			undo()
@@ -382,7 +384,7 @@ func TestMissingStoreFile(t *testing.T) {
 			t.Fatalf("a table is missing, and reads say %v", err)
 		}
 	}
-	exits(t, s.m, from, filepath.Base(tables[0]))
+	exits(t, s.m, from, s.storeDir(), strings.TrimSuffix(filepath.Base(tables[0]), ".sst"))
 	if err := os.Rename(aside, tables[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -437,7 +439,7 @@ func TestForeignData(t *testing.T) {
 	})
 	t.Run("the log is missing", func(t *testing.T) {
 		s := newServed(t, 10, 10, sigterm)
-		aside := s.m.DataDir + ".log"
+		aside := s.m.DataDir + ".aside"
 		if err := os.Rename(s.logDir(), aside); err != nil {
 			t.Fatal(err)
 		}

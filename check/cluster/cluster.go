@@ -347,5 +347,11 @@ func (m *Member) LogTail(lines int) string {
 		return err.Error()
 	}
 	all := strings.Split(strings.TrimRight(string(data), "\n"), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
+	all = all[max(0, len(all)-lines):]
+	for i, line := range all {
+		if len(line) > 400 {
+			all[i] = line[:400] + "..."
+		}
+	}
+	return strings.Join(all, "\n")
 }
