@@ -30,7 +30,6 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 		grpc.NumStreamWorkers(s.cfg.StreamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: s.cfg.KeepaliveMinTime, PermitWithoutStream: false}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepaliveInterval, Timeout: s.cfg.KeepaliveTimeout}),
-		grpc.SharedWriteBuffer(true),
 	}
 }
 

@@ -638,7 +638,7 @@ func TestDowngrade(t *testing.T) {
 	if v := m.state.ClusterVersion().String(); v != "3.6.0" {
 		t.Fatalf("cluster version %s after the downgrade was enabled", v)
 	}
-	resp, err = do(pb.DowngradeRequest_CANCEL, "")
+	_, err = do(pb.DowngradeRequest_CANCEL, "")
 	must(t, err)
 	m.updateVersion(t.Context(), m.replica.Term())
 	if v := m.state.ClusterVersion().String(); v != "3.7.0" {

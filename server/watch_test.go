@@ -121,7 +121,9 @@ func (kv *watchedKV) apply(ops []*pb.RequestOp) (out []*pb.ResponseOp) {
 		case *pb.RequestOp_RequestRange:
 			q := r.RequestRange
 			got := kv.find(q.Key, q.RangeEnd)
-			got = slicesFilter(got, func(k *mvccpb.KeyValue) bool { return q.MaxCreateRevision == 0 || k.CreateRevision <= q.MaxCreateRevision })
+			got = slicesFilter(got, func(k *mvccpb.KeyValue) bool {
+				return q.MaxCreateRevision == 0 || k.CreateRevision <= q.MaxCreateRevision
+			})
 			sort.Slice(got, func(i, j int) bool {
 				return (got[i].CreateRevision < got[j].CreateRevision) == (q.SortOrder != pb.RangeRequest_DESCEND)
 			})
