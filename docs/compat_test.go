@@ -1,0 +1,596 @@
+// Package docs holds prose, and this test of it: docs/compatibility.md says of
+// each part of etcd's surface whether it works here. What can be asked of the
+// code is asked, so that the tables cannot rot.
+//
+// A table is checked if its second column is called "state". A row is about
+// the names in backticks in its first column.
+package docs
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/belaydb/belay/config"
+	"github.com/belaydb/belay/ctl"
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/logsink"
+	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/node"
+	"github.com/belaydb/belay/raftlog"
+	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/server"
+	"github.com/belaydb/belay/server/electionpb"
+	"github.com/belaydb/belay/server/lockpb"
+	"github.com/belaydb/belay/state"
+	"github.com/belaydb/belay/store"
+	"github.com/belaydb/belay/transport"
+	"github.com/belaydb/belay/watch"
+)
+
+const (
+	works    = "works"
+	differs  = "differs"
+	noEffect = "no effect"
+	notYet   = "not yet"
+)
+
+// row is one row of a table with states.
+type row struct {
+	line  int
+	names []string // in backticks in the first column
+	state string
+}
+
+var backticks = regexp.MustCompile("`([^`]+)`")
+
+// readTables gives the rows of each section, by the number that its heading
+// begins with.
+func readTables(t *testing.T) map[string][]row {
+	t.Helper()
+	text, err := os.ReadFile("compatibility.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	heading := regexp.MustCompile(`^#+ ([0-9]+(\.[0-9]+)?)\b`)
+	sections := map[string][]row{}
+	section, inTable := "", false
+	for i, line := range strings.Split(string(text), "\n") {
+		if m := heading.FindStringSubmatch(line); m != nil {
+			section = m[1]
+		}
+		// A bar within backticks separates nothing.
+		plain := backticks.ReplaceAllStringFunc(line, func(s string) string { return strings.ReplaceAll(s, "|", "\x00") })
+		cells := strings.Split(strings.ReplaceAll(plain, `\|`, "\x00"), "|")
+		if len(cells) < 4 {
+			inTable = false
+			continue
+		}
+		state := strings.TrimSpace(cells[2])
+		switch {
+		case state == "state":
+			inTable = true
+		case !inTable || strings.Trim(state, "-: ") == "":
+		default:
+			r := row{line: i + 1, state: state}
+			if !slices.Contains([]string{works, differs, noEffect, notYet}, state) {
+				t.Errorf("compatibility.md:%d: %q is not a state", r.line, state)
+			}
+			if state != works && strings.TrimSpace(cells[3]) == "" {
+				t.Errorf("compatibility.md:%d: say why it %s", r.line, state)
+			}
+			for _, m := range backticks.FindAllStringSubmatch(cells[1], -1) {
+				r.names = append(r.names, strings.ReplaceAll(m[1], "\x00", "|"))
+			}
+			sections[section] = append(sections[section], r)
+		}
+	}
+	return sections
+}
+
+// byName gives the rows of a section by name; each name may be in one row only.
+func byName(t *testing.T, section string) map[string]row {
+	t.Helper()
+	all := map[string]row{}
+	for _, r := range readTables(t)[section] {
+		if len(r.names) == 0 {
+			t.Errorf("compatibility.md:%d: section %s: a row without a name in backticks", r.line, section)
+		}
+		for _, name := range r.names {
+			if twice, ok := all[name]; ok {
+				t.Errorf("compatibility.md:%d: %s is in line %d already", r.line, name, twice.line)
+			}
+			all[name] = r
+		}
+	}
+	if len(all) == 0 {
+		t.Fatalf("section %s has no table with states", section)
+	}
+	return all
+}
+
+// sameNames compares what is with what the tables list.
+func sameNames(t *testing.T, what string, have, listed []string) {
+	t.Helper()
+	for _, name := range have {
+		if !slices.Contains(listed, name) {
+			t.Errorf("%s %s is not listed", what, name)
+		}
+	}
+	for _, name := range listed {
+		if !slices.Contains(have, name) {
+			t.Errorf("%s %s is listed, but there is none", what, name)
+		}
+	}
+}
+
+func namesOf(rows map[string]row, states ...string) (names []string) {
+	for name, r := range rows {
+		if slices.Contains(states, r.state) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// load is config.Load for one command line.
+func load(args ...string) (ok bool, code int, stdout, stderr, log string) {
+	var out, errs, lines bytes.Buffer
+	_, lg, code, ok := config.Load(config.Options{
+		Program: config.Belay, Version: "test", Command: args, Args: args,
+		Stdout: &out, Stderr: &errs, LogWriter: &lines,
+	})
+	if lg != nil {
+		_ = lg.Close()
+	}
+	return ok, code, out.String(), errs.String(), lines.String()
+}
+
+// etcdFlags is how many flags etcd 3.7 has: 113 that it documents, --help, and 15 that it ignores.
+const etcdFlags = 129
+
+// TestFlags gives each flag a value that is not its default.
+func TestFlags(t *testing.T) {
+	flags := map[string]row{}
+	for name, r := range byName(t, "3.1") {
+		flags[strings.TrimPrefix(name, "--")] = r
+	}
+	values := map[string][]string{
+		"listen-client-urls":    {"http://127.0.0.1:1", "--advertise-client-urls=http://127.0.0.1:1"},
+		"listen-peer-urls":      {"http://127.0.0.1:1"},
+		"advertise-client-urls": {"http://127.0.0.1:1"}, "initial-advertise-peer-urls": {"http://127.0.0.1:1"},
+		"initial-cluster": {"default=http://127.0.0.1:1"}, "initial-cluster-state": {"existing"},
+		"heartbeat-interval": {"50"}, "election-timeout": {"2000"}, "log-level": {"error"}, "log-format": {"console"}, "log-outputs": {"stdout"}, "logger": {"zap"},
+		"metrics": {"extensive"}, "auto-compaction-mode": {"revision"}, "auto-compaction-retention": {"5"}, "discovery-fallback": {"exit"},
+		"enable-log-rotation": {"true", "--log-outputs=" + filepath.Join(t.TempDir(), "log")}, "log-rotation-config-json": {`{"maxsize": 1}`},
+	}
+	_, _, help, _, _ := load("--help")
+	working, refused, _ := strings.Cut(help, "Flags of etcd that this version does not support yet:")
+	var have []string
+	for _, m := range regexp.MustCompile(`(?m)^  --(\S+) '`).FindAllStringSubmatch(working, -1) {
+		have = append(have, m[1])
+	}
+	const warning = "flag has no effect in Belay - ignoring"
+	for name, r := range flags {
+		if name == "version" || name == "help" || name == "h" {
+			if ok, code, _, _, _ := load("--" + name); ok || code != 0 {
+				t.Errorf("line %d: --%s: code %d", r.line, name, code)
+			}
+			continue
+		}
+		// The first value of the right type that asks for something else than the default.
+		got, said := "", ""
+		for _, value := range []string{"true", "false", "7", "7s", "x", "http://127.0.0.1:1", "TLS1.3"} {
+			args := []string{"--" + name + "=" + value}
+			if v := values[name]; v != nil {
+				args = append([]string{"--" + name + "=" + v[0]}, v[1:]...)
+			}
+			ok, code, _, stderr, log := load(args...)
+			switch {
+			case ok && strings.Contains(log, warning) && strings.Contains(log, `"`+name+`"`):
+				got = noEffect
+			case ok && (got == "" || got == "wrong value"):
+				got = works
+			case code == 2 && strings.Contains(stderr, "flag -"+name+" is known to etcd but not yet supported by this version of Belay"):
+				got = notYet
+			case got == "":
+				got, said = "wrong value", stderr+log
+			}
+			if got == noEffect || got == notYet {
+				break
+			}
+		}
+		if got == works && !slices.Contains(have, name) && name != "discovery-fallback" {
+			got = noEffect // accepted in silence, and nothing is known of it
+		}
+		if want := strings.Replace(r.state, differs, works, 1); got != want {
+			t.Errorf("compatibility.md:%d: --%s is said to be %q, the code says %q %s", r.line, name, want, got, said)
+		}
+	}
+	if len(flags) != etcdFlags {
+		t.Errorf("%d flags are listed, etcd has %d", len(flags), etcdFlags)
+	}
+
+	listed := namesOf(flags, works, differs)
+	listed = slices.DeleteFunc(listed, func(s string) bool { return slices.Contains([]string{"version", "help", "h", "discovery-fallback"}, s) })
+	sameNames(t, "working flag", have, listed)
+	have = nil
+	for _, word := range strings.Fields(refused) {
+		have = append(have, strings.TrimPrefix(word, "--"))
+	}
+	sameNames(t, "refused flag", have, namesOf(flags, notYet))
+}
+
+// registered gives the names of all families that the packages register.
+func registered(t *testing.T) []string {
+	reg := prometheus.NewRegistry()
+	raftlog.NewMetrics(reg)
+	store.NewMetrics(reg)
+	mvcc.NewMetrics(reg)
+	lease.NewMetrics(reg)
+	watch.NewMetrics(reg)
+	state.NewMetrics(reg)
+	replica.NewMetrics(reg)
+	transport.NewMetrics(reg)
+	logsink.NewMetrics(reg)
+	server.NewMetrics(reg, server.MetricsOptions{Extensive: true})
+	descs := make(chan *prometheus.Desc)
+	go func() {
+		reg.Describe(descs)
+		close(descs)
+	}()
+	name := regexp.MustCompile(`fqName: "([^"]+)"`)
+	names := map[string]bool{}
+	for d := range descs {
+		names[name.FindStringSubmatch(d.String())[1]] = true
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// etcdMetrics is how many families etcd 3.7 defines itself.
+const etcdMetrics = 111
+
+func TestMetrics(t *testing.T) {
+	etcd, libraries := byName(t, "6.1"), byName(t, "6.2")
+	if len(etcd) != etcdMetrics {
+		t.Errorf("section 6.1 lists %d families, etcd has %d", len(etcd), etcdMetrics)
+	}
+	have := registered(t)
+	var listed []string
+	for _, rows := range []map[string]row{etcd, libraries} {
+		listed = append(listed, namesOf(rows, works, differs, noEffect)...)
+		for _, name := range namesOf(rows, notYet) {
+			if slices.Contains(have, name) {
+				t.Errorf("compatibility.md:%d: %s is said to be missing, but is registered", rows[name].line, name)
+			}
+		}
+	}
+	// Families of client_golang are the node's, and seen in TestHTTP.
+	listed = slices.DeleteFunc(listed, func(s string) bool {
+		return strings.HasPrefix(s, "go_") || strings.HasPrefix(s, "process_") || strings.HasPrefix(s, "promhttp_")
+	})
+	sameNames(t, "metric", have, listed)
+}
+
+func TestCommands(t *testing.T) {
+	type command struct{ flags []string }
+	have := map[string]command{}
+	var walk func(path string, c *cobra.Command)
+	walk = func(path string, c *cobra.Command) {
+		for _, sub := range c.Commands() {
+			if sub.Name() == "help" || sub.Hidden {
+				continue
+			}
+			walk(strings.TrimSpace(path+" "+sub.Name()), sub)
+		}
+		if c.HasSubCommands() {
+			return
+		}
+		var cmd command
+		add := func(f *pflag.Flag) {
+			if f.Name != "help" && !slices.Contains(cmd.flags, "--"+f.Name) && c.Root().PersistentFlags().Lookup(f.Name) == nil {
+				cmd.flags = append(cmd.flags, "--"+f.Name)
+			}
+		}
+		c.LocalFlags().VisitAll(add)
+		c.InheritedFlags().VisitAll(add)
+		have[path] = cmd
+	}
+	walk("", ctl.Command("belay ctl", strings.NewReader(""), io.Discard, io.Discard))
+
+	listed := map[string]row{}
+	for _, r := range readTables(t)["4.3"] {
+		if r.state == notYet {
+			for _, name := range r.names {
+				if _, ok := have[name]; ok {
+					t.Errorf("compatibility.md:%d: %s is said to be missing, but is there", r.line, name)
+				}
+			}
+			continue
+		}
+		name, flags := r.names[0], r.names[1:]
+		listed[name] = r
+		if c, ok := have[name]; ok {
+			sameNames(t, name, c.flags, flags)
+		}
+	}
+	sameNames(t, "command", slices.Sorted(maps.Keys(have)), slices.Sorted(maps.Keys(listed)))
+
+	// The global flags.
+	var global []string
+	ctl.Command("belay ctl", strings.NewReader(""), io.Discard, io.Discard).PersistentFlags().VisitAll(func(f *pflag.Flag) { global = append(global, "--"+f.Name) })
+	sameNames(t, "global flag", global, namesOf(byName(t, "4.1"), works, differs))
+}
+
+// TestServices holds section 1.1 against the services' own descriptions and a
+// running member: what is said to work is not answered with Unimplemented.
+func TestServices(t *testing.T) {
+	m := startMember(t)
+	conn, err := grpc.NewClient(m.client, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	rows := byName(t, "1.1")
+	var have []string
+	for _, s := range []*grpc.ServiceDesc{
+		&pb.KV_ServiceDesc, &pb.Watch_ServiceDesc, &pb.Lease_ServiceDesc, &pb.Cluster_ServiceDesc, &pb.Maintenance_ServiceDesc,
+		&pb.Auth_ServiceDesc, &electionpb.Election_ServiceDesc, &lockpb.Lock_ServiceDesc, &healthpb.Health_ServiceDesc,
+	} {
+		short := s.ServiceName[strings.LastIndex(s.ServiceName, ".")+1:]
+		for _, method := range s.Methods {
+			name := short + "." + method.MethodName
+			have = append(have, name)
+			// An empty message asks each for nothing, or for something that is refused.
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			if !slices.Contains([]string{"Election.Campaign", "Lock.Lock"}, name) { // these would wait, or leave a lease
+				err := conn.Invoke(ctx, "/"+s.ServiceName+"/"+method.MethodName, &emptypb.Empty{}, &emptypb.Empty{})
+				if missing, said := status.Code(err) == codes.Unimplemented, rows[name].state == notYet; missing != said {
+					t.Errorf("compatibility.md:%d: %s is said to be %q, and answers %v", rows[name].line, name, rows[name].state, err)
+				}
+			}
+			cancel()
+		}
+		for _, stream := range s.Streams {
+			have = append(have, short+"."+stream.StreamName)
+		}
+	}
+	sameNames(t, "RPC", have, slices.Collect(maps.Keys(rows)))
+}
+
+// TestHTTP asks a running member for each path of section 2.
+func TestHTTP(t *testing.T) {
+	m := startMember(t)
+	get := func(base, path string) int {
+		resp, err := http.Get(base + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if path == "/metrics" {
+			body, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, r := range byName(t, "6.2") {
+				process := strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") || strings.HasPrefix(name, "promhttp_")
+				if there := strings.Contains(string(body), "\n"+name); process && there != (r.state != notYet) {
+					t.Errorf("compatibility.md:%d: %s is said to be %q; on /metrics: %v", r.line, name, r.state, there)
+				}
+			}
+		}
+		return resp.StatusCode
+	}
+	for section, base := range map[string]string{"2.1": "http://" + m.client, "2.2": "http://" + m.client, "2.3": "http://" + m.peer} {
+		for path, r := range byName(t, section) {
+			if !strings.HasPrefix(path, "/") || strings.Contains(path, "pprof") {
+				continue
+			}
+			code := get(base, strings.NewReplacer("*", "kv/range", "<id>", "1", "<from-hex>", "1").Replace(path))
+			if missing := code == http.StatusNotFound; missing != (r.state == notYet) {
+				t.Errorf("compatibility.md:%d: %s is said to be %q, and answers %d", r.line, path, r.state, code)
+			}
+		}
+	}
+}
+
+type member struct{ client, peer string }
+
+// startMember runs one member in this process.
+func startMember(t *testing.T) member {
+	t.Helper()
+	free := func() string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
+	m := member{free(), free()}
+	client, peer := []url.URL{{Scheme: "http", Host: m.client}}, []url.URL{{Scheme: "http", Host: m.peer}}
+	n, err := node.Start(node.Config{
+		Name: "default", DataDir: filepath.Join(t.TempDir(), "data"),
+		ListenClientURLs: client, AdvertiseClientURLs: client, ListenPeerURLs: peer, AdvertisePeerURLs: peer,
+		InitialCluster: "default=http://" + m.peer, InitialClusterToken: "docs",
+		TickInterval: 10 * time.Millisecond, ElectionTicks: 10, NoSync: true, Logger: zap.NewNop(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Stop)
+	deadline := time.After(20 * time.Second)
+	select {
+	case <-n.Ready():
+	case err := <-n.Failed():
+		t.Fatal(err)
+	case <-deadline:
+		t.Fatal("the member did not become ready")
+	}
+	// Calls are refused until the cluster has agreed on its version.
+	for {
+		resp, err := http.Get("http://" + m.client + "/version")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Contains(body, []byte("not_decided")) {
+			return m
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("no cluster version: %s", body)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// source is the code of this module, but for tests and what stands beside the house.
+type source struct {
+	texts       map[string]bool // string literals, joined where they are added
+	identifiers map[string]bool
+}
+
+func readSource(t *testing.T) source {
+	t.Helper()
+	src := source{map[string]bool{}, map[string]bool{}}
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if rel, _ := filepath.Rel("..", path); rel != "." && (strings.HasPrefix(d.Name(), ".") || slices.Contains([]string{"check", "bench", "internal", "docs"}, rel)) {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.BasicLit, *ast.BinaryExpr:
+				if text, ok := literal(n.(ast.Expr)); ok {
+					src.texts[text] = true
+				}
+			case *ast.Ident:
+				src.identifiers[n.Name] = true
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return src
+}
+
+func literal(e ast.Expr) (string, bool) {
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		if e.Kind == token.STRING {
+			s, err := strconv.Unquote(e.Value)
+			return s, err == nil
+		}
+	case *ast.BinaryExpr:
+		if e.Op == token.ADD {
+			x, ok := literal(e.X)
+			y, ok2 := literal(e.Y)
+			return x + y, ok && ok2
+		}
+	}
+	return "", false
+}
+
+// TestLogMessages looks for each message of section 7.2 in the code.
+func TestLogMessages(t *testing.T) {
+	src := readSource(t)
+	for name, r := range byName(t, "7.2") {
+		switch there := src.texts[name]; {
+		case r.state == notYet && there:
+			t.Errorf("compatibility.md:%d: %q is said to be missing, but is in the code", r.line, name)
+		case r.state != notYet && !there:
+			t.Errorf("compatibility.md:%d: %q is said to be %q, but is not in the code", r.line, name, r.state)
+		}
+	}
+}
+
+// TestErrors wants every error of etcd's API in section 1.11, and those that
+// are said to work in the code.
+func TestErrors(t *testing.T) {
+	cmd := exec.Command("go", "list", "-f", "{{.Dir}}", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes")
+	cmd.Stderr = os.Stderr
+	dir, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "error.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[string]string{} // name -> text
+	for _, m := range regexp.MustCompile(`(?m)^\s+(ErrGRPC\w+)\s+=.*"(.*)"`).FindAllSubmatch(text, -1) {
+		have[string(m[1])] = string(m[2])
+	}
+	rows := byName(t, "1.11")
+	sameNames(t, "error", slices.Collect(maps.Keys(have)), slices.Collect(maps.Keys(rows)))
+	src := readSource(t)
+	for name, r := range rows {
+		if r.state == works && !src.identifiers[name] && !src.texts[have[name]] {
+			t.Errorf("compatibility.md:%d: %s is said to work, but the code never returns it", r.line, name)
+		}
+	}
+}
+
+// TestTablesCanFail shows that a wrong table would be found.
+func TestTablesCanFail(t *testing.T) {
+	if ok, code, _, stderr, _ := load("--auto-tls=true"); ok || code != 2 || !strings.Contains(stderr, "not yet supported") {
+		t.Errorf("a flag about security was not refused: %v %d %s", ok, code, stderr)
+	}
+	if names := registered(t); !slices.Contains(names, "etcd_server_has_leader") || len(names) < 50 {
+		t.Errorf("metrics are not found: %s", fmt.Sprint(names))
+	}
+	if src := readSource(t); src.texts["no such text"] || !src.texts["slow fdatasync"] || !src.identifiers["ErrGRPCCompacted"] {
+		t.Error("the code was not read")
+	}
+}
