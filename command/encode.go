@@ -1,6 +1,7 @@
 package command
 
 import (
+	"slices"
 	"unicode/utf8"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -28,9 +29,12 @@ const (
 
 // Encode gives the payload of a normal entry: the same bytes as proto.Marshal.
 // The error is proto's: a string that is not UTF-8.
-func Encode(req *pb.InternalRaftRequest) ([]byte, error) {
+func Encode(req *pb.InternalRaftRequest) ([]byte, error) { return Append(nil, req) }
+
+// Append is Encode onto dst, which it reallocates only when it has no room.
+func Append(dst []byte, req *pb.InternalRaftRequest) ([]byte, error) {
 	if !isPlainPut(req) {
-		return proto.Marshal(req)
+		return proto.MarshalOptions{}.MarshalAppend(dst, req)
 	}
 	put, header := req.Put, req.Header
 
@@ -54,7 +58,7 @@ func Encode(req *pb.InternalRaftRequest) ([]byte, error) {
 		size += 2 + protowire.SizeBytes(headerSize)
 	}
 
-	b := make([]byte, 0, size)
+	b, before := slices.Grow(dst, size), len(dst)
 	b = appendVarint(b, fieldRequestID, req.ID)
 	b = append(b, fieldRequestPut<<3|byte(protowire.BytesType))
 	b = protowire.AppendVarint(b, uint64(putSize))
@@ -74,7 +78,7 @@ func Encode(req *pb.InternalRaftRequest) ([]byte, error) {
 		}
 		b = appendVarint(b, fieldHeaderAuthRevision, header.AuthRevision)
 	}
-	if len(b) != size {
+	if len(b)-before != size {
 		panic("command: Encode foretold another size than it wrote") // the formulas above disagree with the appends
 	}
 	return b, nil

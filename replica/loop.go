@@ -308,6 +308,14 @@ func (l *loop) proposeAll(fresh []*proposal) {
 				l.hold(fresh)
 				return
 			}
+			// Raft has copied the entries if it leads; forwarded ones it has not.
+			// Its own word counts: l.state is that of the last Ready, and a
+			// message stepped since may have ended the leadership.
+			if l.node.BasicStatus().RaftState == raft.StateLeader {
+				for _, p := range fresh[:n] {
+					l.buffers.put(p)
+				}
+			}
 		}
 		fresh = fresh[n:]
 	}

@@ -20,6 +20,7 @@ import (
 type proposal struct {
 	id      uint64
 	entry   *raftpb.Entry
+	buffer  *[]byte                           // what entry.Data is in, to be used again; nil: not pooled
 	request *etcdserverpb.InternalRaftRequest // the decoded form, kept for our own apply
 	change  *command.Change
 	born    time.Time
@@ -155,18 +156,57 @@ func (r *Replica) Propose(ctx context.Context, req *etcdserverpb.InternalRaftReq
 		req.Header = &etcdserverpb.RequestHeader{}
 	}
 	req.Header.ID = id
-	data, err := command.Encode(req)
-	if err != nil {
+	p := &proposal{id: id, request: req, entry: &raftpb.Entry{}}
+	if err := r.encode(p); err != nil {
 		return command.Result{}, err
 	}
-	if len(data) > r.cfg.MaxRequestBytes {
+	if len(p.entry.Data) > r.cfg.MaxRequestBytes {
+		r.buffers.put(p)
 		return command.Result{}, ErrRequestTooLarge
 	}
-	return r.wait(ctx, &proposal{
-		id:      id,
-		entry:   &raftpb.Entry{Data: data},
-		request: req,
-	})
+	return r.wait(ctx, p)
+}
+
+func (r *Replica) encode(p *proposal) (err error) {
+	p.buffer = r.buffers.get(proto.Size(p.request.Put) + 64)
+	p.entry.Data, err = command.Append(*p.buffer, p.request)
+	return err
+}
+
+// buffers are those of encoded proposals. A leader's raft copies an entry that
+// is proposed to it, so the buffer is free again as soon as raft has it: a
+// 1 MB value is then not allocated, cleared and collected once more.
+type buffers struct {
+	small, large sync.Pool // of *[]byte of length 0
+}
+
+// largeBuffer parts the pools, so that a large buffer is not kept busy by a
+// small request.
+const largeBuffer = 16 << 10
+
+func (b *buffers) get(size int) *[]byte {
+	pool := &b.small
+	if size >= largeBuffer {
+		pool = &b.large
+	}
+	if buffer, _ := pool.Get().(*[]byte); buffer != nil {
+		return buffer
+	}
+	return new([]byte)
+}
+
+// put takes back p's buffer. REQUIRES: nothing refers to p.entry.Data any more.
+func (b *buffers) put(p *proposal) {
+	if p.buffer == nil {
+		return
+	}
+	*p.buffer = p.entry.Data[:0]
+	if cap(p.entry.Data) >= largeBuffer {
+		b.large.Put(p.buffer)
+	} else {
+		b.small.Put(p.buffer)
+	}
+	p.buffer, p.entry.Data = nil, nil
 }
 
 // ProposeAs is Propose for what only the leader of one term may ask for: the

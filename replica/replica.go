@@ -73,13 +73,13 @@ type Config struct {
 	MaxUnsyncedBytes int64
 	// FlushBytes and FlushEntries say how much log may lie between the durable
 	// applied index and the applied index before the flusher asks for a flush.
-	// They bound the replay at a start after a crash. Defaults 64 MiB, 100,000.
+	// They bound the replay at a start after a crash. Defaults 32 MiB, 100,000.
 	FlushBytes   int64
 	FlushEntries uint64
 
 	// KeepBytes is how much log is kept in memory and on disk for followers that
 	// lag, below what the state machine needs; a follower further behind gets a
-	// snapshot. Default 64 MiB.
+	// snapshot. Default 32 MiB.
 	KeepBytes int64
 
 	// MembersChanged, if set, is called by the applier after a member change
@@ -116,13 +116,13 @@ func (c *Config) setDefaults() error {
 		c.MaxUnsyncedBytes = 512 << 20
 	}
 	if c.FlushBytes == 0 {
-		c.FlushBytes = 64 << 20
+		c.FlushBytes = 32 << 20
 	}
 	if c.FlushEntries == 0 {
 		c.FlushEntries = 100_000
 	}
 	if c.KeepBytes == 0 {
-		c.KeepBytes = 64 << 20
+		c.KeepBytes = 32 << 20
 	}
 	if c.Failed == nil {
 		c.Failed = func(err error) { panic(err) }
@@ -144,6 +144,7 @@ type Replica struct {
 
 	inbox   inbox
 	waiters waiters
+	buffers buffers
 	reads   reads
 	applier applier
 	flusher flusher
