@@ -1,7 +1,13 @@
 package main
 
 import (
+	"fmt"
 	"math/bits"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/belaydb/belay/check/cluster"
@@ -16,6 +22,7 @@ type result struct {
 	CPUPerThousand float64 `json:"server_cpu_seconds_per_1000_ops"`
 	PeakRSSBytes   float64 `json:"peak_rss_bytes_of_largest_member"`
 	WrittenPerOp   float64 `json:"written_bytes_per_op"`
+	DevicePerOp    float64 `json:"device_bytes_per_op"`
 	ClientCPU      float64 `json:"client_cpu_seconds_per_1000_ops"`
 	Operations     int64   `json:"operations"`
 	Errors         int64   `json:"errors"`
@@ -82,6 +89,30 @@ type costs struct {
 	written int64
 	peak    int64
 	client  time.Duration
+	device  int64
+}
+
+// deviceWritten is what was written to the disk that holds dir, by anybody.
+// The kernel charges a process for the whole folio that it dirties, which with
+// large folios can be a megabyte for a page; the disk gets only the page. 0 if
+// it can not be told (tmpfs, overlay).
+func deviceWritten(dir string) int64 {
+	var st syscall.Stat_t
+	if syscall.Stat(dir, &st) != nil {
+		return 0
+	}
+	dev := uint64(st.Dev)
+	major, minor := (dev>>8)&0xfff|(dev>>32)&^0xfff, dev&0xff|(dev>>12)&^0xff
+	data, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/stat", major, minor))
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(data))
+	if len(fields) < 7 {
+		return 0
+	}
+	sectors, _ := strconv.ParseInt(fields[6], 10, 64) // of 512 bytes, always
+	return sectors * 512
 }
 
 func costsOf(c *cluster.Cluster) (costs, error) {
@@ -95,7 +126,7 @@ func costsOf(c *cluster.Cluster) (costs, error) {
 		sum.written += u.WrittenBytes
 		sum.peak = max(sum.peak, u.PeakRSSBytes)
 	}
-	sum.client = ownCPU()
+	sum.client, sum.device = ownCPU(), deviceWritten(filepath.Dir(c.Members[0].LogPath))
 	return sum, nil
 }
 
@@ -110,6 +141,7 @@ func resultOf(h *histogram, window time.Duration, before, after costs) result {
 		ClientCPU:      (after.client - before.client).Seconds() / n * 1000,
 		PeakRSSBytes:   float64(after.peak),
 		WrittenPerOp:   float64(after.written-before.written) / n,
+		DevicePerOp:    float64(after.device-before.device) / n,
 		Operations:     h.n,
 		Errors:         h.errors,
 	}

@@ -36,6 +36,7 @@ func restart(ctx context.Context, o options, cl *cluster.Cluster) (result, error
 		OpsPerSecond:   float64(o.keys) / loaded.Seconds(), // keys loaded, 100 to a transaction
 		CPUPerThousand: (after.cpu - before.cpu).Seconds() / float64(o.keys) * 1000,
 		WrittenPerOp:   float64(after.written-before.written) / float64(o.keys),
+		DevicePerOp:    float64(after.device-before.device) / float64(o.keys),
 		Operations:     int64(o.keys),
 	}
 	stop, cancel := context.WithTimeout(ctx, 2*time.Minute)
