@@ -30,12 +30,11 @@ import (
 // map; the network delivers in order, and can be cut for each direction.
 
 type memoryState struct {
-	mu            sync.Mutex
-	index, term   uint64
-	confState     *raftpb.ConfState
-	values        map[string]string
-	durable       *memoryState // what a crash leaves
-	refuseChanges bool
+	mu          sync.Mutex
+	index, term uint64
+	confState   *raftpb.ConfState
+	values      map[string]string
+	durable     *memoryState // what a crash leaves
 }
 
 func newMemoryState() *memoryState {
@@ -63,8 +62,11 @@ func (s *memoryState) Apply(entries []command.Entry) []command.Result {
 	return results
 }
 
-func (s *memoryState) CheckChange(*command.Change) error {
-	if s.refuseChanges {
+// refusedMember is one that CheckChange does not let in.
+const refusedMember = 99
+
+func (s *memoryState) CheckChange(c *command.Change) error {
+	if c.MemberID == refusedMember {
 		return errors.New("refused")
 	}
 	return nil
@@ -118,7 +120,7 @@ type testMember struct {
 	stalled atomic.Pointer[chan struct{}] // non-nil: syncs wait for it to close
 	state   *memoryState
 	log     *raftlog.Log
-	replica *Replica
+	running atomic.Pointer[Replica] // of this life
 	failed  atomic.Pointer[error]
 	// life counts the member's starts, up to which a log may still release: the
 	// log of an earlier life goes on writing to its lost disk.
@@ -181,6 +183,8 @@ func (m *testMember) MaybeError(op errorfs.Op) error {
 	return nil
 }
 
+func (m *testMember) replica() *Replica { return m.running.Load() }
+
 func (m *testMember) String() string { return fmt.Sprintf("disk of member %d", m.id) }
 
 func (m *testMember) stall() (release func()) {
@@ -195,7 +199,7 @@ func (m *testMember) openLog() {
 		FS: errorfs.Wrap(m.disk, m), MemberID: m.id, ClusterID: testClusterID, SegmentBytes: 1 << 20,
 		Released: func(ms []*raftpb.Message) {
 			if m.life.Load() == life {
-				m.replica.Released(ms)
+				m.replica().Released(ms)
 			}
 		},
 		Failed: func(err error) { m.failed.Store(&err) },
@@ -218,7 +222,7 @@ func (m *testMember) start() {
 	if err != nil {
 		m.c.t.Fatal(err)
 	}
-	m.replica = r
+	m.running.Store(r)
 	if err := r.Start(); err != nil {
 		m.c.t.Fatal(err)
 	}
@@ -243,7 +247,7 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 		m.c.mu.Unlock()
 		if msg.GetType() == raftpb.MsgSnap {
 			if cut {
-				m.replica.ReportSnapshot(msg.GetTo(), false)
+				m.replica().ReportSnapshot(msg.GetTo(), false)
 				continue
 			}
 			m.state.mu.Lock()
@@ -251,15 +255,15 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 			m.state.mu.Unlock()
 			msg.Snapshot.Metadata.Index, msg.Snapshot.Metadata.Term = new(content.index), new(content.term)
 			msg.Snapshot.Metadata.ConfState = content.confState
-			to.replica.ProcessSnapshot(msg, func() error { to.state.replace(content); return nil }, func() {})
-			m.replica.ReportSnapshot(msg.GetTo(), true)
+			to.replica().ProcessSnapshot(msg, func() error { to.state.replace(content); return nil }, func() {})
+			m.replica().ReportSnapshot(msg.GetTo(), true)
 			continue
 		}
 		if cut {
-			m.replica.ReportUnreachable(msg.GetTo())
+			m.replica().ReportUnreachable(msg.GetTo())
 			continue
 		}
-		_ = to.replica.Process(msg)
+		_ = to.replica().Process(msg)
 	}
 }
 
@@ -281,7 +285,7 @@ func (m *testMember) crash() {
 		left = old.clone() // flushed just before: may well be ahead of the log
 	}
 	old.mu.Unlock()
-	m.replica.Stop()
+	m.replica().Stop()
 	log := m.log
 	go log.Close()
 	m.disk = clone
@@ -311,10 +315,13 @@ func (c *testCluster) partition(id uint64, on bool) {
 
 func (c *testCluster) close() {
 	for _, m := range c.members {
+		if err := m.failed.Load(); err != nil {
+			c.t.Errorf("member %d cannot go on: %v", m.id, *err)
+		}
 		if gate := m.stalled.Swap(nil); gate != nil {
 			close(*gate)
 		}
-		m.replica.Stop()
+		m.replica().Stop()
 		m.log.Close()
 	}
 }
@@ -324,7 +331,7 @@ func (c *testCluster) leader() *testMember {
 	for range 300 {
 		for _, id := range slices.Sorted(maps.Keys(c.members)) {
 			m := c.members[id]
-			if m.replica.IsLeader() && m.replica.ReadBarrier(c.short()) == nil {
+			if m.replica().IsLeader() && m.replica().ReadBarrier(c.short()) == nil {
 				return m
 			}
 		}
@@ -351,7 +358,7 @@ func (c *testCluster) others(m *testMember) []*testMember {
 }
 
 func (m *testMember) put(ctx context.Context, key, value string) error {
-	result, err := m.replica.Propose(ctx, &etcdserverpb.InternalRaftRequest{
+	result, err := m.replica().Propose(ctx, &etcdserverpb.InternalRaftRequest{
 		Put: &etcdserverpb.PutRequest{Key: []byte(key), Value: []byte(value)},
 	})
 	if err != nil {
@@ -373,7 +380,7 @@ func (m *testMember) mustRead(key, want string) {
 	m.c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	if err := m.replica.ReadBarrier(ctx); err != nil {
+	if err := m.replica().ReadBarrier(ctx); err != nil {
 		m.c.t.Fatalf("read at member %d: %v", m.id, err)
 	}
 	if got := m.state.get(key); got != want {

@@ -3,6 +3,7 @@ package replica
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -120,8 +121,13 @@ type loop struct {
 	term   uint64
 	state  raft.StateType
 
-	held   []*proposal // waiting for a leader, in order of arrival
-	rounds []*readRound
+	held []*proposal // waiting for a leader, in order of arrival
+	// changes are member changes that followers forwarded and that do not fit yet.
+	changes []heldChange
+	// changeBarrier is an index at or above that of the last member change in
+	// the log of this leader; see changeFits.
+	changeBarrier uint64
+	rounds        []*readRound
 	// byContext finds a round by the request context of each ReadIndex that was
 	// sent for it.
 	byContext map[uint64]*readRound
@@ -257,6 +263,10 @@ func (l *loop) step() {
 		f(l)
 	}
 	for _, m := range l.taken.messages {
+		if m.GetType() == raftpb.MsgProp && proposesChange(m) {
+			l.changes = append(l.changes, heldChange{m, time.Now()})
+			continue
+		}
 		// Errors are of messages that need no answer: from a peer that raft does
 		// not know (any more), or a forwarded proposal that was dropped.
 		_ = l.node.Step(m)
@@ -264,8 +274,54 @@ func (l *loop) step() {
 	if len(l.taken.proposals) > 0 {
 		l.proposeAll(l.taken.proposals)
 	}
+	l.proposeChanges()
 	l.taken.clear()
 }
+
+// heldChange is a member change that a follower forwarded.
+type heldChange struct {
+	message *raftpb.Message
+	since   time.Time
+}
+
+func proposesChange(m *raftpb.Message) bool {
+	for _, e := range m.GetEntries() {
+		if e.GetType() != raftpb.EntryNormal {
+			return true
+		}
+	}
+	return false
+}
+
+// changeFits says whether raft would take a member change now. A leader with
+// another one that may not be applied yet would write an empty entry in its
+// place, and who proposed it would never hear of it: so we hold it back.
+func (l *loop) changeFits() bool {
+	return l.state != raft.StateLeader || l.node.BasicStatus().Applied >= l.changeBarrier
+}
+
+// proposeChanges gives raft the member changes that followers forwarded, one
+// at a time.
+func (l *loop) proposeChanges() {
+	for len(l.changes) > 0 {
+		c := l.changes[0]
+		if time.Since(c.since) < l.cfg.RequestTimeout {
+			if !l.changeFits() {
+				return
+			}
+			_ = l.node.Step(c.message)
+			l.changeProposed()
+		}
+		l.changes = l.changes[1:]
+	}
+}
+
+// changeProposed notes that no further change fits until all of the log as it
+// is now is applied. How far the log reaches is known once raft has handed its
+// new entries out, so handleReady sets the barrier.
+func (l *loop) changeProposed() { l.changeBarrier = unknownBarrier }
+
+const unknownBarrier = math.MaxUint64
 
 // checkBacklog notes whether so much of the log waits for the local disk that
 // new proposals would only fill memory.
@@ -287,7 +343,18 @@ func (l *loop) proposeAll(fresh []*proposal) {
 	for len(fresh) > 0 {
 		var entries []*raftpb.Entry
 		size, n := 0, 0
+		if fresh[0].change != nil && !l.changeFits() {
+			l.hold(fresh[:1]) // until the next tick
+			fresh = fresh[1:]
+			continue
+		}
 		for ; n < len(fresh) && (size == 0 || size < maxProposalBytes); n++ {
+			if n > 0 && fresh[0].change != nil {
+				break
+			}
+			if fresh[n].change != nil && n > 0 {
+				break // alone in its message
+			}
 			// An abandoned proposal's caller has been told that it was never
 			// proposed, so it must not be.
 			if p := fresh[n]; p.markProposed() {
@@ -314,6 +381,9 @@ func (l *loop) proposeAll(fresh []*proposal) {
 			if l.node.BasicStatus().RaftState == raft.StateLeader {
 				for _, p := range fresh[:n] {
 					l.buffers.put(p)
+				}
+				if fresh[0].change != nil {
+					l.changeProposed()
 				}
 			}
 		}
@@ -361,6 +431,9 @@ func (l *loop) handleReady() {
 		clear(l.stepNext)
 		l.stepNext = l.stepNext[:0]
 		l.sendHeldReads()
+	}
+	if l.changeBarrier == unknownBarrier {
+		l.changeBarrier, _ = l.cfg.Log.LastIndex() // the log in memory cannot fail
 	}
 	for index, in := range l.incoming {
 		// Raft has seen it and did not want it: it was not newer than the log.
@@ -487,6 +560,10 @@ func (l *loop) publish(rd *raft.Ready) {
 	close(l.leadSeen)
 	l.leadSeen = make(chan struct{})
 	l.leadMu.Unlock()
+	if l.state == raft.StateLeader {
+		// Changes of earlier leaders may wait in the log to be applied.
+		l.changeProposed()
+	}
 	if l.leader != raft.None {
 		l.proposeAll(nil)
 		l.reissueReads()

@@ -64,7 +64,7 @@ func TestLeaderWithStalledDiskServes(t *testing.T) {
 		c := newTestCluster(t, 3)
 		defer c.close()
 		leader := c.leader()
-		term := leader.replica.Term()
+		term := leader.replica().Term()
 		release := leader.stall()
 		for i := range 1000 {
 			begin := time.Now()
@@ -75,8 +75,8 @@ func TestLeaderWithStalledDiskServes(t *testing.T) {
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
-		if !leader.replica.IsLeader() || leader.replica.Term() != term {
-			t.Fatalf("the leader changed: term %d, was %d", leader.replica.Term(), term)
+		if !leader.replica().IsLeader() || leader.replica().Term() != term {
+			t.Fatalf("the leader changed: term %d, was %d", leader.replica().Term(), term)
 		}
 		if leader.log.Unsynced().Entries < 1000 {
 			t.Fatalf("the disk did not stall: %+v", leader.log.Unsynced())
@@ -126,7 +126,7 @@ func TestWritesWaitForAQuorumOfDisks(t *testing.T) {
 		default:
 		}
 		leader.mustRead("k", "before")
-		if !leader.replica.IsLeader() {
+		if !leader.replica().IsLeader() {
 			t.Fatal("the leader lost its lead although its messages flow")
 		}
 		release2()
@@ -154,7 +154,7 @@ func TestPartitionedLeaderServesNoStaleRead(t *testing.T) {
 			t.Fatal("the cut off leader still passes read barriers")
 		}
 		next.mustPut("k", "new")
-		if err := old.replica.ReadBarrier(c.short()); err == nil {
+		if err := old.replica().ReadBarrier(c.short()); err == nil {
 			t.Fatal("the cut off member passed a read barrier")
 		}
 		c.partition(old.id, false)
@@ -174,7 +174,7 @@ func TestLaggingFollowerGetsSnapshot(t *testing.T) {
 			leader.mustPut(fmt.Sprint("k", i), "v")
 		}
 		first, _ := leader.log.FirstIndex()
-		if first <= behind.replica.AppliedIndex() {
+		if first <= behind.replica().AppliedIndex() {
 			t.Fatalf("the log still begins at %d", first)
 		}
 		c.partition(behind.id, false)
@@ -195,14 +195,14 @@ func TestTransferLeader(t *testing.T) {
 		leader := c.leader()
 		to := c.others(leader)[1]
 		ctx := c.short()
-		if err := to.replica.TransferLeader(ctx, leader.id); !errors.Is(err, ErrNotLeader) {
+		if err := to.replica().TransferLeader(ctx, leader.id); !errors.Is(err, ErrNotLeader) {
 			t.Errorf("transfer at a follower: %v", err)
 		}
-		if err := leader.replica.TransferLeader(ctx, 99); !errors.Is(err, ErrBadLeaderTransferee) {
+		if err := leader.replica().TransferLeader(ctx, 99); !errors.Is(err, ErrBadLeaderTransferee) {
 			t.Errorf("transfer to a stranger: %v", err)
 		}
 		begin := time.Now()
-		if err := leader.replica.TransferLeader(ctx, to.id); err != nil {
+		if err := leader.replica().TransferLeader(ctx, to.id); err != nil {
 			t.Fatal(err)
 		}
 		if took := time.Since(begin); took > 300*time.Millisecond {
@@ -218,23 +218,45 @@ func TestMemberChange(t *testing.T) {
 		defer c.close()
 		leader := c.leader()
 		gone := c.others(leader)[0]
-		change := &command.Change{Type: raftpb.ConfChangeRemoveNode, MemberID: gone.id}
-		for _, m := range c.members {
-			m.state.refuseChanges = true
-		}
-		result, err := leader.replica.ProposeChange(c.short(), change)
+		result, err := leader.replica().ProposeChange(c.short(), &command.Change{Type: raftpb.ConfChangeAddNode, MemberID: refusedMember, Member: command.Member{ID: refusedMember}})
 		if err != nil || result.Err == nil {
 			t.Fatalf("a refused change: %+v, %v", result, err)
 		}
-		for _, m := range c.members {
-			m.state.refuseChanges = false
-		}
-		result, err = leader.replica.ProposeChange(c.short(), &command.Change{Type: raftpb.ConfChangeRemoveNode, MemberID: gone.id})
+		result, err = leader.replica().ProposeChange(c.short(), &command.Change{Type: raftpb.ConfChangeRemoveNode, MemberID: gone.id})
 		if err != nil || result.Err != nil {
 			t.Fatalf("%+v, %v", result, err)
 		}
 		c.partition(gone.id, true)
 		leader.mustPut("k", "two of two")
+	})
+}
+
+// Member changes that come together, from leader and followers, each get their
+// result: raft would turn those that come too early into empty entries, and
+// who proposed them would wait in vain.
+func TestMemberChangesTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		defer c.close()
+		c.leader()
+		var wg sync.WaitGroup
+		for i := range 12 {
+			m := c.members[uint64(i%3+1)]
+			wg.Go(func() {
+				id := uint64(10 + i)
+				change := &command.Change{Type: raftpb.ConfChangeAddLearnerNode, MemberID: id, Member: command.Member{ID: id, IsLearner: true}}
+				if _, err := m.replica().ProposeChange(c.short(), change); err != nil {
+					t.Errorf("change %d at member %d: %v", i, m.id, err)
+				}
+			})
+		}
+		wg.Wait()
+		for _, m := range c.members {
+			m.mustRead("", "")
+			if n := len(m.state.ConfState().Learners); n != 12 {
+				t.Errorf("member %d has %d learners of 12", m.id, n)
+			}
+		}
 	})
 }
 
@@ -248,7 +270,7 @@ func TestProposalsWaitForALeader(t *testing.T) {
 		leader := c.leader()
 		follower := c.others(leader)[0]
 		c.partition(follower.id, true)
-		for follower.replica.Leader() != 0 {
+		for follower.replica().Leader() != 0 {
 			time.Sleep(100 * time.Millisecond)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -314,7 +336,7 @@ func TestCrashesLoseNothingAcknowledged(t *testing.T) {
 						close(*gate)
 					}
 					select {
-					case <-m.replica.Stopped():
+					case <-m.replica().Stopped():
 						m.restart()
 					default:
 					}
