@@ -555,6 +555,27 @@ func TestLogMessages(t *testing.T) {
 	}
 }
 
+// TestOperations looks for each message that operations.md explains.
+func TestOperations(t *testing.T) {
+	text, err := os.ReadFile("operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "| message | what it means, what to do |\n")
+	table, _, _ := strings.Cut(rest, "\n\n")
+	src, found := readSource(t), 0
+	for _, line := range strings.Split(table, "\n") {
+		if m := regexp.MustCompile("^\\| `([^`]+)` \\|").FindStringSubmatch(line); m != nil {
+			if found++; !src.texts[m[1]] {
+				t.Errorf("operations.md: %q is not in the code", m[1])
+			}
+		}
+	}
+	if found < 30 {
+		t.Errorf("%d messages found in the table", found)
+	}
+}
+
 // TestErrors wants every error of etcd's API in section 1.11, and those that
 // are said to work in the code.
 func TestErrors(t *testing.T) {
