@@ -2,14 +2,18 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
+	"github.com/cockroachdb/errors/oserror"
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
@@ -104,6 +108,9 @@ func (n *Node) openLog() error {
 			return err
 		}
 	}
+	if err := n.checkIdentity(); err != nil {
+		return err
+	}
 	opts := raftlog.Options{
 		FS: fs, MemberID: n.id.member, ClusterID: n.id.cluster, Logger: n.logger, NoSync: n.cfg.NoSync,
 	}
@@ -140,6 +147,9 @@ func (n *Node) openLog() error {
 	if err != nil {
 		return err
 	}
+	if err := n.refuseOthersData(); err != nil {
+		return err
+	}
 	index, term := n.store.Applied()
 	replaced, err := n.log.Adopt(index, term, n.state.ConfState())
 	if err != nil {
@@ -148,6 +158,90 @@ func (n *Node) openLog() error {
 	if replaced {
 		n.logger.Info("the store was flushed ahead of the raft log; the log begins again at the applied index",
 			zap.Uint64("applied-index", index), zap.Uint64("applied-term", term))
+	}
+	return nil
+}
+
+// identityFile is beside the store and says whose it is; the raft log, which
+// may lie elsewhere (--wal-dir), has its own word. Two that do not belong
+// together would look like a member that forgot what it promised.
+const identityFile = "identity.json"
+
+type storedIdentity struct {
+	Member  string `json:"member"`
+	Cluster string `json:"cluster"`
+}
+
+func (n *Node) checkIdentity() error {
+	fs, dir := n.cfg.FS, n.cfg.FS.PathJoin(n.cfg.DataDir, "member")
+	path := fs.PathJoin(dir, identityFile)
+	own := storedIdentity{fmt.Sprintf("%x", n.id.member), fmt.Sprintf("%x", n.id.cluster)}
+	f, err := fs.Open(path)
+	switch {
+	case err == nil:
+		defer f.Close()
+		var stored storedIdentity
+		if err := json.NewDecoder(f).Decode(&stored); err != nil {
+			return fmt.Errorf("cannot read %s: %w", path, err)
+		}
+		if stored == own {
+			return nil
+		}
+		if !n.storeHasData() && n.id.fresh {
+			break // a first start that was cut short; nothing depends on it
+		}
+		return fmt.Errorf("the store in %s belongs to member %s of cluster %s, the raft log in %s to member %s of cluster %s; they cannot run together. Give the --data-dir and --wal-dir that were used together",
+			n.cfg.storeDir(), stored.Member, stored.Cluster, n.cfg.logDir(), own.Member, own.Cluster)
+	case !oserror.IsNotExist(err):
+		return fmt.Errorf("cannot read %s: %w", path, plainPathError(err))
+	}
+	data, err := json.Marshal(own)
+	if err != nil {
+		return err
+	}
+	if err := writeFileDurably(fs, dir, identityFile, data); err != nil {
+		return fmt.Errorf("cannot write %s: %w", path, plainPathError(err))
+	}
+	return nil
+}
+
+// writeFileDurably makes dir/name hold data, whole or not at all.
+func writeFileDurably(fs vfs.FS, dir, name string, data []byte) error {
+	temporary := fs.PathJoin(dir, name+".tmp")
+	f, err := fs.Create(temporary, "")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := fs.Rename(temporary, fs.PathJoin(dir, name)); err != nil {
+		return err
+	}
+	d, err := fs.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// refuseOthersData stops a member whose flags describe one member of the
+// cluster while its data is another's: two processes would speak with one
+// voice. A new name or a new URL alone is no reason, both may change.
+func (n *Node) refuseOthersData() error {
+	own := n.state.Member(n.id.member)
+	if own == nil || own.Name == "" || own.Name == n.cfg.Name {
+		return nil
+	}
+	advertised := urlStrings(n.cfg.AdvertisePeerURLs)
+	slices.Sort(advertised)
+	for _, m := range n.state.Members() {
+		urls := slices.Sorted(slices.Values(m.PeerURLs))
+		if m.ID != n.id.member && (m.Name == n.cfg.Name || slices.Equal(urls, advertised)) {
+			return fmt.Errorf("the data in %s (log in %s) is that of member %x, named %q, but the flags are those of member %x, named %q; give this member its own --data-dir",
+				n.cfg.DataDir, n.cfg.logDir(), own.ID, own.Name, m.ID, m.Name)
+		}
 	}
 	return nil
 }
