@@ -46,6 +46,12 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 	keep := index <= t.last && t.term(index) == term
 
 	h := l.hard
+	if !keep && index <= h.commit {
+		return false, fmt.Errorf("raftlog: the store has applied entry %d of term %d, but in the log in %s the committed entry %d has term %d: "+
+			"the two do not belong together, and nothing was changed. "+
+			"Put back the store that belongs to this log; or remove this member, move its data directory away and add it again",
+			index, term, l.dir, index, t.term(index))
+	}
 	if !keep {
 		h.commit = index
 	}

@@ -29,6 +29,39 @@ func keepAll() vfs.CrashCloneCfg {
 	return vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))}
 }
 
+// crashClone is fs.CrashClone, in which what was removed or renamed but not synced may be
+// gone as well: each name by itself, whatever else was kept.
+func crashClone(t testing.TB, fs *vfs.MemFS, cfg vfs.CrashCloneCfg) *vfs.MemFS {
+	clone := fs.CrashClone(cfg)
+	if cfg.RNG == nil {
+		return clone
+	}
+	had, err := clone.List("log")
+	if err != nil {
+		return clone // not even the directory
+	}
+	now, err := fs.List("log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(had)
+	for _, name := range had {
+		if !slices.Contains(now, name) && cfg.RNG.IntN(100) < cfg.UnsyncedDataPercent {
+			if err := clone.Remove("log/" + name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	dir, err := clone.OpenDir("log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return clone
+}
+
 func newSeed(t testing.TB) (uint64, *rand.Rand) {
 	seed := *seedFlag
 	if seed == 0 {
@@ -274,7 +307,7 @@ func TestCrash(t *testing.T) {
 					defer checking.Unlock()
 					released := r.released.Load()
 					r.check(fs.CrashClone(vfs.CrashCloneCfg{}), released)
-					r.check(fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: crng.IntN(101), RNG: crng}), released)
+					r.check(crashClone(t, fs, vfs.CrashCloneCfg{UnsyncedDataPercent: crng.IntN(101), RNG: crng}), released)
 					return nil
 				})), &sink{})
 				o.random = rng.Uint64
@@ -328,7 +361,7 @@ func TestCrash(t *testing.T) {
 				checking.Lock()
 				released := r.released.Load()
 				cfg := vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng}
-				next := fs.CrashClone(cfg)
+				next := crashClone(t, fs, cfg)
 				checking.Unlock()
 				mustClose(t, l)
 				state, _ = r.check(next, released)

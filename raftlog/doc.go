@@ -16,7 +16,9 @@
 //   - Nothing is released after a failed write or sync. It is not tried again: after a
 //     failed fsync the kernel may have dropped the dirty pages and called them clean.
 //   - What Open returns is durable. A process that was killed may have left a write in the
-//     page cache; raft would tell others about it, so Open syncs it first.
+//     page cache; raft would tell others about it, so Open syncs it first. If that process
+//     died of a failed fsync, the pages may be there but count as clean: so Open writes the
+//     last group again before it syncs (rewriteLast).
 //   - A change of commit alone promises nothing: it is written with the next group, by
 //     Sync or by Close. Adopt raises it to what the store has applied.
 //   - Damage to what was durable is an error that names the file (with the limits below).
@@ -130,6 +132,7 @@
 //	format.go   all bytes
 //	open.go     Open, Peek, creation
 //	recover.go  reading the segments, the verdict
+//	source.go   reading a file ahead of the parser
 //	adopt.go    the restart rule
 //	files.go    segments, spares, Compact
 //	inspect.go  Inspect, for people

@@ -255,11 +255,13 @@ func (l *Log) Compact(durable uint64, keepBytes int64) error {
 			l.files.mu.Unlock()
 			return nil
 		}
-		s := segs[0]
-		l.files.segments = slices.Clone(segs[1:])
 		l.files.mu.Unlock()
-		if err := l.retire(s); err != nil {
+		// If it fails the segment stays the oldest: never remove one behind it.
+		if err := l.retire(segs[0]); err != nil {
 			return err
 		}
+		l.files.mu.Lock()
+		l.files.segments = slices.Clone(l.files.segments[1:])
+		l.files.mu.Unlock()
 	}
 }

@@ -342,6 +342,11 @@ func decodeRecord(b []byte, seed uint32) (record, int, error) {
 	if binary.LittleEndian.Uint32(b) != crc32.Update(seed, castagnoli, b[4:n]) {
 		return record{}, 0, errChecksum
 	}
+	return parseRecord(b, n)
+}
+
+// parseRecord reads a record of n bytes whose checksum is right.
+func parseRecord(b []byte, n int) (record, int, error) {
 	r := record{kind: b[8]}
 	body := b[recordHeaderBytes:n]
 	switch {
@@ -391,7 +396,8 @@ func decodeGroup(b []byte, logID uint64, seed uint32, fn func(record)) (groupHea
 	}
 	if fn != nil {
 		for p := payload; len(p) > 0; {
-			r, n, _ := decodeRecord(p, rs) // checked above
+			// Checked above.
+			r, n, _ := parseRecord(p, recordHeaderBytes+int(binary.LittleEndian.Uint32(p[4:])))
 			fn(r)
 			p = p[n:]
 		}

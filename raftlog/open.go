@@ -1,7 +1,9 @@
 package raftlog
 
 import (
+	"errors"
 	"fmt"
+	"os"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/raft/v3/raftpb"
@@ -113,9 +115,19 @@ func (l *Log) create(ls listing) error {
 			return fmt.Errorf("raftlog: remove %s: %w", path, err)
 		}
 	}
-	// The directory's own name must be durable too.
-	if err := l.syncDirOf(l.fs.PathDir(l.dir)); err != nil {
-		return err
+	// The directory's own name must be durable too, and those above it may be as new.
+	// Those that we may not open we have not made.
+	for dir := l.fs.PathDir(l.dir); ; dir = l.fs.PathDir(dir) {
+		err := l.syncDirOf(dir)
+		if errors.Is(err, os.ErrPermission) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if up := l.fs.PathDir(dir); up == dir {
+			break
+		}
 	}
 	l.meta = meta{version: formatVersion, member: l.opts.MemberID, cluster: l.opts.ClusterID, logID: l.opts.random()}
 
@@ -188,7 +200,13 @@ func (l *Log) load(ls listing) error {
 			return fmt.Errorf("raftlog: open %s: %w", path, err)
 		}
 		if !l.opts.NoSync {
-			if err := f.Sync(); err != nil {
+			if i == len(r.live)-1 {
+				err = rewriteLast(f, r)
+			}
+			if err == nil {
+				err = f.Sync()
+			}
+			if err != nil {
 				_ = f.Close() // the first error is the one to tell
 				return fmt.Errorf("raftlog: sync %s: %w", path, err)
 			}
@@ -201,6 +219,11 @@ func (l *Log) load(ls listing) error {
 			return fmt.Errorf("raftlog: close %s: %w", path, err)
 		}
 	}
+	// Names too, and before any other name goes: a new segment may be what makes the
+	// others dead.
+	if err := l.syncDir(); err != nil {
+		return err
+	}
 	// From the newest to the oldest: each crash in between leaves the same decision.
 	// (Those before a reset are harmless in any order.) None is recycled.
 	remove := append(ls.leftover, r.dead...)
@@ -211,9 +234,6 @@ func (l *Log) load(ls listing) error {
 		if err := l.syncDir(); err != nil {
 			return err
 		}
-	}
-	if err := l.syncDir(); err != nil {
-		return err
 	}
 
 	l.tail, l.hard = r.tail, r.hard
@@ -231,6 +251,25 @@ func (l *Log) load(ls listing) error {
 	}
 	w.last, w.lastTerm = r.last, r.lastTerm
 	w.hard, w.written = r.hard, r.hard
+	return nil
+}
+
+// rewriteLast writes the last group again, as it is. If the process before this one died of
+// a failed fdatasync, the kernel shows us pages that it counts as clean although they
+// never reached the disk, and has told the error already: Sync alone would do nothing and
+// report success. Only a write makes them dirty again. The groups before it are
+// proven durable by it. A crash meanwhile is harmless: each sector gets what it has.
+func rewriteLast(f vfs.File, r *replay) error {
+	if len(r.lastHeader) > 0 {
+		if _, err := f.WriteAt(r.lastHeader, 0); err != nil {
+			return err
+		}
+	}
+	if len(r.lastGroup) > 0 {
+		if _, err := f.WriteAt(r.lastGroup, r.lastOffset); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

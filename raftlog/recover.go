@@ -15,7 +15,8 @@ import (
 type scanned struct {
 	number    uint64
 	path      string
-	data      []byte // the whole file while it is read; nil before and after
+	data      []byte // the whole file, for Inspect
+	raw       []byte // the header as it was read
 	size      int64
 	header    segmentHeader
 	headerErr error // why header is not valid
@@ -38,7 +39,15 @@ type replay struct {
 	sealed bool      // the last group accepted promises nothing
 	cut    *cut      // a torn end, nil if there is none
 	stale  bool      // something valid of this log lies beyond the end
-	arena  []byte    // where the entries' data is copied to
+
+	// The last group accepted, as it was read, and where; nil if the last segment has
+	// none. Nothing proves it durable. header is that of its segment, if it is the first
+	// group there.
+	lastGroup  []byte
+	lastOffset int64
+	lastHeader []byte
+
+	slots []slot // for entries to come
 }
 
 // cut tells of a group that was dropped because it was never durable.
@@ -138,6 +147,7 @@ func scanSegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) ([]*sca
 		if err != nil {
 			return nil, err
 		}
+		s.raw = b
 		s.header, s.headerErr = decodeSegmentHeader(b, logID, n)
 		if s.headerErr == nil && s.header.version > formatVersion {
 			return nil, &IdentityError{Dir: dir, HaveVersion: s.header.version, WantVersion: formatVersion}
@@ -183,6 +193,14 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) (*rep
 
 	// A segment without a valid header is never reached: the one before it decides,
 	// in endAt.
+	var src, ahead *source
+	defer func() {
+		for _, s := range []*source{src, ahead} {
+			if s != nil {
+				s.close()
+			}
+		}
+	}()
 	for i, s := range segs {
 		if s.header.prevIndex != r.last || s.header.prevTerm != r.lastTerm {
 			return nil, &CorruptError{File: s.path, Reason: fmt.Sprintf(
@@ -197,15 +215,24 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) (*rep
 			return nil, &CorruptError{File: segs[i+1].path, Reason: fmt.Sprintf(
 				"the segment starts with group %d, which the one before it holds", next)}
 		}
-		if err := s.load(fs); err != nil {
-			return nil, err
+		if src, ahead = ahead, nil; src == nil {
+			if src, err = newSource(fs, s.path, s.size, segmentHeaderBytes); err != nil {
+				return nil, err
+			}
+		}
+		if next != 0 {
+			if ahead, err = newSource(fs, segs[i+1].path, segs[i+1].size, segmentHeaderBytes); err != nil {
+				return nil, err
+			}
 		}
 		r.live = append(r.live, segment{number: s.number, first: s.header.first, prevIndex: s.header.prevIndex, size: s.size})
-		done, err := r.replaySegment(fs, segs[i:], next)
+		r.lastGroup, r.lastOffset, r.lastHeader = nil, segmentHeaderBytes, s.raw
+		done, err := r.replaySegment(fs, src, segs[i:], next)
 		if err != nil {
 			return nil, err
 		}
-		s.data = nil
+		src.close()
+		src = nil
 		if done {
 			break
 		}
@@ -213,9 +240,9 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) (*rep
 	return r, nil
 }
 
-// replaySegment reads the groups of segs[0], up to the group before next if there is
-// a next segment. done says that the log ends in it.
-func (r *replay) replaySegment(fs vfs.FS, segs []*scanned, next uint64) (done bool, err error) {
+// replaySegment reads the groups of segs[0] from src, up to the group before next if
+// there is a next segment. done says that the log ends in it.
+func (r *replay) replaySegment(fs vfs.FS, src *source, segs []*scanned, next uint64) (done bool, err error) {
 	s := segs[0]
 	seed := headerSeed(r.logID, s.number)
 	off := int64(segmentHeaderBytes)
@@ -230,17 +257,24 @@ func (r *replay) replaySegment(fs vfs.FS, segs []*scanned, next uint64) (done bo
 				bad = r.apply(rec)
 			}
 		}
-		if off >= int64(len(s.data)) {
+		if off >= s.size {
 			return true, r.endAt(fs, segs, off, "the file ends")
 		}
-		h, err := decodeGroupHeader(s.data[off:], seed)
+		b, err := src.at(off, groupHeaderBytes)
+		if err != nil {
+			return false, err
+		}
+		h, err := decodeGroupHeader(b, seed)
 		if err != nil {
 			return true, r.endAt(fs, segs, off, "no group: "+err.Error())
 		}
 		if h.number != r.group+1 {
 			return true, r.endAt(fs, segs, off, fmt.Sprintf("group %d where %d belongs", h.number, r.group+1))
 		}
-		h, n, err := decodeGroup(s.data[off:], r.logID, seed, fn)
+		if b, err = src.at(off, groupHeaderBytes+int64(h.payload)); err != nil {
+			return false, err
+		}
+		h, n, err := decodeGroup(b, r.logID, seed, fn)
 		if err != nil {
 			return true, r.endAt(fs, segs, off, err.Error())
 		}
@@ -253,6 +287,10 @@ func (r *replay) replaySegment(fs vfs.FS, segs []*scanned, next uint64) (done bo
 		}
 		r.group = h.number
 		r.sealed = h.records == 0
+		r.lastGroup, r.lastOffset = b, off
+		if off > segmentHeaderBytes {
+			r.lastHeader = nil
+		}
 		off += int64(n)
 	}
 }
@@ -264,11 +302,6 @@ func (r *replay) endAt(fs vfs.FS, segs []*scanned, off int64, reason string) err
 	// If it is damage: where? The group may be missing because the next segment cannot
 	// be read.
 	damage := &CorruptError{File: segs[0].path, Offset: off, Reason: reason}
-	if len(segs) > 1 && segs[1].headerErr != nil {
-		if _, err := decodeGroupHeader(segs[0].data[min(off, int64(len(segs[0].data))):], headerSeed(r.logID, segs[0].number)); err != nil {
-			damage = &CorruptError{File: segs[1].path, Reason: "header of the segment: " + segs[1].headerErr.Error()}
-		}
-	}
 	for i, s := range segs {
 		from := off
 		if i > 0 {
@@ -282,23 +315,28 @@ func (r *replay) endAt(fs vfs.FS, segs []*scanned, off int64, reason string) err
 				r.stale = true
 			}
 		}
-		if err := s.load(fs); err != nil {
+		src, err := newSource(fs, s.path, s.size, from)
+		if err != nil {
 			return err
 		}
-		seed := headerSeed(r.logID, s.number)
-		for o := from; o < int64(len(s.data)); o += sectorBytes {
-			h, err := decodeGroupHeader(s.data[o:], seed)
-			if err != nil {
-				continue
-			}
-			if h.synced >= missing {
-				damage.Reason += fmt.Sprintf("; yet group %d at offset %d of %s proves that group %d was durable",
-					h.number, o, s.path, missing)
-				return damage
-			}
+		witness, at := groupHeader{}, int64(0)
+		headers, err := src.scan(from, headerSeed(r.logID, s.number), func(h groupHeader, o int64) bool {
 			r.stale = true
+			witness, at = h, o
+			return h.synced < missing
+		})
+		src.close()
+		if err != nil {
+			return err
 		}
-		s.data = nil
+		if i == 0 && len(segs) > 1 && segs[1].headerErr != nil && !headers {
+			damage = &CorruptError{File: segs[1].path, Reason: "header of the segment: " + segs[1].headerErr.Error()}
+		}
+		if witness.synced >= missing {
+			damage.Reason += fmt.Sprintf("; yet group %d at offset %d of %s proves that group %d was durable",
+				witness.number, at, s.path, missing)
+			return damage
+		}
 	}
 	if r.stale {
 		r.cut = &cut{path: segs[0].path, offset: off, group: missing, reason: reason}
@@ -327,7 +365,7 @@ func (r *replay) apply(rec record) error {
 				return fmt.Errorf("entry %d of term %d after one of term %d", rec.index, rec.term, prev)
 			}
 			r.tail.truncate(rec.index - 1)
-			r.tail.push(newEntry(rec.index, rec.term, rec.entryType, r.copy(rec.data)))
+			r.tail.push(r.entry(rec))
 		case rec.index == r.tail.base:
 			r.tail.reset(rec.index, rec.term)
 		default:
@@ -343,31 +381,29 @@ func (r *replay) apply(rec record) error {
 	return nil
 }
 
-// copy puts data into an arena, so that entries do not hold the buffers of whole
-// segments, nor cost an allocation each.
-func (r *replay) copy(data []byte) []byte {
-	const arena = 256 << 10
-	if len(data) == 0 {
-		return nil
-	}
-	if len(data) > arena/8 {
-		return slices.Clone(data)
-	}
-	if cap(r.arena)-len(r.arena) < len(data) {
-		r.arena = make([]byte, 0, arena)
-	}
-	n := len(r.arena)
-	r.arena = append(r.arena, data...)
-	return r.arena[n:len(r.arena):len(r.arena)]
+// slot is an entry and its three numbers.
+type slot struct {
+	raftpb.Entry
+	index, term uint64
+	typ         raftpb.EntryType
 }
 
-// newEntry makes an entry and its three numbers in one allocation.
-func newEntry(index, term uint64, typ raftpb.EntryType, data []byte) *raftpb.Entry {
-	e := &struct {
-		raftpb.Entry
-		index, term uint64
-		typ         raftpb.EntryType
-	}{index: index, term: term, typ: typ}
-	e.Entry.Index, e.Entry.Term, e.Entry.Type, e.Entry.Data = &e.index, &e.term, &e.typ, data
-	return &e.Entry
+func (s *slot) set(index, term uint64, typ raftpb.EntryType, data []byte) *raftpb.Entry {
+	s.index, s.term, s.typ = index, term, typ
+	s.Entry.Index, s.Entry.Term, s.Entry.Type, s.Entry.Data = &s.index, &s.term, &s.typ, data
+	return &s.Entry
+}
+
+// entry makes an entry whose data aliases what was read.
+func (r *replay) entry(rec record) *raftpb.Entry {
+	if len(r.slots) == 0 {
+		r.slots = make([]slot, slotsAtATime)
+	}
+	s := &r.slots[0]
+	r.slots = r.slots[1:]
+	data := rec.data[:len(rec.data):len(rec.data)]
+	if len(data) == 0 {
+		data = nil
+	}
+	return s.set(rec.index, rec.term, rec.entryType, data)
 }

@@ -1,0 +1,335 @@
+package raftlog
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"go.etcd.io/raft/v3/raftpb"
+)
+
+// forgetfulFS is what Linux does when a sync fails: the error is told once, and the pages
+// that did not reach the disk stay readable and count as clean, so that a later sync of
+// the file returns nil and writes nothing. Only writing a page again makes it dirty.
+type forgetfulFS struct {
+	vfs.FS
+	mu       sync.Mutex
+	failNext bool
+	dirty    map[string]map[int64]bool // pages written since the last sync
+	lost     map[string]map[int64]bool // pages that a failed sync called clean
+}
+
+type forgetfulFile struct {
+	vfs.File
+	fs   *forgetfulFS
+	name string
+}
+
+func (fs *forgetfulFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	f, err := fs.FS.OpenReadWrite(name, c, opts...)
+	return &forgetfulFile{f, fs, name}, err
+}
+
+func (f *forgetfulFile) WriteAt(b []byte, off int64) (int, error) {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if f.fs.dirty[f.name] == nil {
+		f.fs.dirty[f.name] = map[int64]bool{}
+	}
+	for p := off / pageBytes; p <= (off+int64(len(b))-1)/pageBytes; p++ {
+		f.fs.dirty[f.name][p] = true
+		delete(f.fs.lost[f.name], p)
+	}
+	return f.File.WriteAt(b, off)
+}
+
+func (f *forgetfulFile) Sync() error { return f.SyncData() }
+
+func (f *forgetfulFile) SyncData() error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if f.fs.failNext {
+		f.fs.failNext = false
+		f.fs.lost[f.name] = f.fs.dirty[f.name]
+		f.fs.dirty[f.name] = nil
+		return syscall.EIO
+	}
+	f.fs.dirty[f.name] = nil
+	if len(f.fs.lost[f.name]) > 0 {
+		return nil
+	}
+	return f.File.SyncData()
+}
+
+// A sync fails, the process stops as it must, and is started again while the kernel
+// still has the pages. What Open then returns raft will tell others, so it must survive
+// a power failure after that.
+func TestFailedSyncThenRestart(t *testing.T) {
+	for _, roll := range []bool{false, true} {
+		mem := vfs.NewCrashableMem()
+		fs := &forgetfulFS{FS: mem, dirty: map[string]map[int64]bool{}, lost: map[string]map[int64]bool{}}
+		var s sink
+		l := mustOpen(t, "log", testOptions(fs, &s))
+		l.Append(Append{HardState: hardState(1, 1, 0), Entries: entries(1, 3, 1)})
+		if roll {
+			l.Append(Append{Entries: []*raftpb.Entry{entry(4, 1, strings.Repeat("x", 15000))}})
+		} else {
+			l.Append(Append{Entries: entries(4, 4, 1)})
+		}
+		mustSync(t, l)
+		fs.mu.Lock()
+		fs.failNext = true
+		fs.mu.Unlock()
+		l.Append(Append{HardState: hardState(2, 3, 4), Entries: entries(5, 9, 2), Responses: response(9)})
+		if err := l.Sync(t.Context()); err == nil {
+			t.Fatal("the sync did not fail")
+		}
+		if err := l.Close(); err == nil {
+			t.Fatal("closed without an error")
+		}
+		if got := s.indexes(); len(got) != 0 {
+			t.Fatalf("released %v", got)
+		}
+		l = mustOpen(t, "log", testOptions(fs, &s))
+		got := read(l)
+		after := mem.CrashClone(vfs.CrashCloneCfg{}) // power fails
+		mustClose(t, l)
+		l = mustOpen(t, "log", testOptions(after, &s))
+		if why := got.holds(read(l), 0); why != "" {
+			t.Errorf("roll=%v: Open returned last %d, %+v; after a power failure: %s", roll, got.last(), got.hard, why)
+		}
+		mustClose(t, l)
+	}
+}
+
+// The directories above the log may be as new as the log.
+func TestParentsAreDurable(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	var s sink
+	if err := fs.MkdirAll("data/member", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l := mustOpen(t, "data/member/log", testOptions(fs, &s))
+	l.Append(Append{HardState: hardState(1, 1, 0), Entries: entries(1, 3, 1), Responses: response(3)})
+	mustSync(t, l)
+	after := fs.CrashClone(vfs.CrashCloneCfg{})
+	mustClose(t, l)
+	if len(s.indexes()) != 1 {
+		t.Fatal("not released")
+	}
+	if _, ok, err := Peek("data/member/log", after); !ok || err != nil {
+		t.Fatalf("after a crash the log is gone: %v", err)
+	}
+}
+
+// A file that cannot be taken out of the log stays in the way of the later ones: removing
+// one of those instead would leave a gap.
+func TestCompactFails(t *testing.T) {
+	for _, kind := range []errorfs.OpKind{errorfs.OpRemove, errorfs.OpRename, errorfs.OpFileSync} {
+		mem := vfs.NewCrashableMem()
+		var s sink
+		var fail atomic.Bool
+		o := testOptions(errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == kind && fail.CompareAndSwap(true, false) {
+				return syscall.EIO
+			}
+			return nil
+		})), &s)
+		l := mustOpen(t, "log", o)
+		size := 3000
+		if kind == errorfs.OpRename {
+			size = 3700 // fills a segment, which is then recycled
+		}
+		for i := uint64(1); i <= 30; i++ {
+			l.Append(Append{HardState: hardState(1, 1, i-1), Entries: []*raftpb.Entry{entry(i, 1, strings.Repeat("x", size))}})
+			mustSync(t, l)
+		}
+		fail.Store(true)
+		if err := l.Compact(15, 0); err == nil {
+			t.Fatalf("%v: no error", kind)
+		}
+		_ = l.Compact(20, 0) // may fail again
+		want := read(l)
+		mustClose(t, l)
+		for _, cfg := range []vfs.CrashCloneCfg{{}, keepAll()} {
+			l, err := Open("log", testOptions(mem.CrashClone(cfg), &s))
+			if err != nil {
+				t.Errorf("%v: %v", kind, err)
+				continue
+			}
+			if got := read(l); got.base > want.base || got.last() != want.last() {
+				t.Errorf("%v: base %d, last %d; want %d, %d", kind, got.base, got.last(), want.base, want.last())
+			}
+			mustClose(t, l)
+		}
+	}
+}
+
+// TestCrashDuringStart lets the power fail before each file operation of Open and Adopt, and
+// lets the process die at a random one: what it had not synced can then be read by the
+// next start, but still be lost. No start may lose what was durable.
+func TestCrashDuringStart(t *testing.T) {
+	seed, rng := newSeed(t)
+	for round := range 8 * *roundFlag {
+		var s sink
+		options := func(fs vfs.FS) Options {
+			o := testOptions(fs, &s)
+			o.random = rng.Uint64
+			return o
+		}
+		fail := func(format string, args ...any) {
+			t.Helper()
+			t.Fatalf("seed %d round %d: %s", seed, round, fmt.Sprintf(format, args...))
+		}
+		fs := vfs.NewCrashableMem()
+		l := mustOpen(t, "log", options(fs))
+		m := model{}
+		for n := 1; n <= 60; n++ {
+			a := nextAppend(rng, m, n)
+			m, _ = m.step(a)
+			l.Append(a)
+			if rng.IntN(3) == 0 {
+				mustSync(t, l)
+			}
+		}
+		mustClose(t, l)
+		if rng.IntN(2) == 0 {
+			fs = fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng})
+		}
+		// The store is ahead of the log, or not.
+		index, term := m.hard.commit, uint64(0)
+		if index >= m.base {
+			term = m.term(index)
+		}
+		if rng.IntN(2) == 0 {
+			index, term = m.last()+5, m.lastTerm()
+		}
+		if term == 0 {
+			continue
+		}
+		start := func(fs vfs.FS) (opened, adopted model, err error) {
+			l, err := Open("log", options(fs))
+			if err != nil {
+				return model{}, model{}, err
+			}
+			opened = read(l)
+			if _, err = l.Adopt(index, term, nil); err != nil {
+				_ = l.Close() // fails as Adopt did
+				return opened, model{}, err
+			}
+			adopted = read(l)
+			return opened, adopted, l.Close()
+		}
+		for life := range 4 {
+			_, want, err := start(fs.CrashClone(vfs.CrashCloneCfg{}))
+			if err != nil {
+				fail("life %d: %v", life, err)
+			}
+			check := func(at string, cfg vfs.CrashCloneCfg) {
+				_, got, err := start(crashClone(t, fs, cfg))
+				if err != nil {
+					fail("life %d, power failure at %s: %v", life, at, err)
+				}
+				if why := want.holds(got, max(index, want.base)); why != "" {
+					fail("life %d, power failure at %s: %s; want last %d, %+v", life, at, why, want.last(), want.hard)
+				}
+			}
+			count, at := 0, 1+rng.IntN(12)
+			_, _, err = start(errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+				if op.Kind.ReadOrWrite() == errorfs.OpIsRead {
+					return nil
+				}
+				if count++; count > at && life < 3 {
+					return syscall.EIO // dead
+				}
+				what := fmt.Sprint(op.Kind, " of ", op.Path)
+				check(what, vfs.CrashCloneCfg{})
+				for range 3 {
+					check(what, vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng})
+				}
+				return nil
+			})))
+			if err == nil {
+				break
+			}
+			if count <= at {
+				fail("life %d: %v", life, err)
+			}
+		}
+	}
+}
+
+// A store and a log that know different committed entries do not belong together; replacing
+// the log would hide it.
+func TestAdoptDisagrees(t *testing.T) {
+	fs := vfs.NewMem()
+	l := mustOpen(t, "log", testOptions(fs, &sink{}))
+	l.Append(Append{HardState: hardState(3, 1, 8), Entries: entries(1, 10, 3)})
+	mustClose(t, l)
+	l = mustOpen(t, "log", testOptions(fs, &sink{}))
+	replaced, err := l.Adopt(7, 2, nil)
+	if err == nil || replaced || !strings.Contains(err.Error(), "log") || !strings.Contains(err.Error(), "7") {
+		t.Fatalf("replaced=%v, %v", replaced, err)
+	}
+	if last, _ := l.LastIndex(); last != 10 {
+		t.Fatalf("last %d", last)
+	}
+	mustClose(t, l)
+}
+
+// A process dies in Adopt after the new segment was written and before its name was durable.
+// The next one must make that name durable before it removes the old segments: else a
+// power failure may leave neither, and with the newest old segment a vote is gone.
+func TestResetIsDurableBeforeRemoval(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	l := mustOpen(t, "log", testOptions(fs, &sink{}))
+	for i := uint64(1); i <= 12; i++ {
+		l.Append(Append{HardState: hardState(i, i, i-1), Entries: []*raftpb.Entry{entry(i, i, strings.Repeat("x", 3000))}})
+		mustSync(t, l)
+	}
+	mustClose(t, l)
+	before, err := fs.List("log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l = mustOpen(t, "log", testOptions(errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		names, err := fs.List("log")
+		if err != nil {
+			t.Error(err)
+		}
+		if op.Kind == errorfs.OpFileSync && len(names) > len(before) {
+			return syscall.EIO
+		}
+		return nil
+	})), &sink{}))
+	if _, err := l.Adopt(50, 11, nil); err == nil {
+		t.Fatal("not interrupted")
+	}
+	_ = l.Close() // fails as Adopt did
+	removals := 0
+	rng := rand.New(rand.NewPCG(1, 2))
+	l = mustOpen(t, "log", testOptions(errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpRemove {
+			removals++
+		}
+		for range 20 {
+			after := crashClone(t, fs, vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: rng})
+			l := mustOpen(t, "log", testOptions(after, &sink{}))
+			if got := read(l); got.hard.term != 12 || got.hard.vote != 12 {
+				t.Errorf("after %d removals: %+v, the vote is gone", removals, got.hard)
+			}
+			mustClose(t, l)
+		}
+		return nil
+	})), &sink{}))
+	if removals < 3 {
+		t.Fatalf("%d removals", removals)
+	}
+	mustClose(t, l)
+}
