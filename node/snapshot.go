@@ -61,7 +61,8 @@ func (h peerHandler) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
 		view.Close()
 		return nil, err
 	}
-	m.Snapshot.Metadata = &raftpb.SnapshotMetadata{Index: new(index), Term: new(term), ConfState: confState}
+	// A new one: raft and the log may hold the old.
+	m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(index), Term: new(term), ConfState: confState}}
 	reader, writer := io.Pipe()
 	go func() {
 		defer view.Close()
