@@ -97,14 +97,17 @@ func (l *loop) sendRead(round *readRound) {
 // the leader is the only voter: after a crash such a member would serve reads
 // from before its last writes.
 func (l *loop) leadsWithCommit() bool {
-	if l.state != raft.StateLeader || l.readTerm == l.term {
+	// raft's own word, not that of the last Ready: an election may have been won
+	// by a message of this round.
+	status := l.node.BasicStatus()
+	if status.RaftState != raft.StateLeader || l.readTerm == status.GetTerm() {
 		return true
 	}
-	term, err := l.cfg.Log.Term(l.node.BasicStatus().GetCommit())
-	if err != nil || term != l.term {
+	term, err := l.cfg.Log.Term(status.GetCommit())
+	if err != nil || term != status.GetTerm() {
 		return false
 	}
-	l.readTerm = l.term
+	l.readTerm = term
 	return true
 }
 
