@@ -25,7 +25,7 @@ type Options struct {
 	// CacheBytes bounds the cache of uncompressed blocks. 0: 128 MiB.
 	CacheBytes int64
 
-	// MemTableBytes is how much is written before a flush begins by itself. 0: 64 MiB. When flushes stall, up to eight times
+	// MemTableBytes is how much is written before a flush begins by itself. 0: 32 MiB. When flushes stall, up to sixteen times
 	// as much waits in memory before commits block.
 	MemTableBytes int64
 
@@ -68,11 +68,11 @@ type position struct{ index, term uint64 }
 
 const (
 	defaultCacheBytes    = 128 << 20
-	defaultMemTableBytes = 64 << 20
+	defaultMemTableBytes = 32 << 20
 
 	// stalledMemTables is how many full memtables may wait for a stalled disk. Reaching it blocks the applier, and with it
 	// reads; the raft log's own bound on what is not yet durable should be reached first.
-	stalledMemTables = 8
+	stalledMemTables = 16
 
 	separateBytes = 4 << 10 // values from this size on go to blob files
 	blockBytes    = 16 << 10
@@ -130,14 +130,15 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		Comparer:           &cockroachkvs.Comparer,
 		KeySchema:          cockroachkvs.KeySchema.Name,
 		KeySchemas:         sstable.MakeKeySchemas(&cockroachkvs.KeySchema),
-		CacheSize:          cacheBytes,
-		MemTableSize:       uint64(memTableBytes),
+		// Pebble takes its memtables out of the cache: two, one of them being flushed, are added to what was asked for.
+		CacheSize:    cacheBytes + 2*memTableBytes,
+		MemTableSize: uint64(memTableBytes),
 
 		MemTableStopWritesThreshold: stalledMemTables,
-		L0CompactionThreshold:       2,
+		L0CompactionThreshold:       4,
 		// Writers never wait for compactions: reads get slower before that helps anybody.
 		L0StopWritesThreshold: 1000,
-		LBaseMaxBytes:         64 << 20,
+		LBaseMaxBytes:         128 << 20,
 		FlushSplitBytes:       4 << 20,
 		// One compaction as a rule, a second when they fall behind.
 		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 2 },
