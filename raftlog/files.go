@@ -49,6 +49,30 @@ type segment struct {
 	size      int64  // of the file
 }
 
+const (
+	// The first segment of a log is small and the next ones grow, so that a member that
+	// has little to write neither writes nor reserves much.
+	firstSegmentBytes = 4 << 20
+	segmentGrowth     = 4
+	sparePieceBytes   = 256 << 10
+	// freeFactor: space is set aside for a segment only if so many of its size are free.
+	freeFactor = 8
+)
+
+// sizeAfter is the size of the segment after one of size bytes; of the first after none.
+func (o *Options) sizeAfter(size int64) int64 {
+	if size == 0 {
+		return min(firstSegmentBytes, o.SegmentBytes)
+	}
+	return min(size*segmentGrowth, o.SegmentBytes)
+}
+
+// spare is a file whose blocks, size bytes, have been written.
+type spare struct {
+	path string
+	size int64
+}
+
 // maxSpares is how many segments wait to be used. One would do; a second one
 // takes what Compact frees while the first is not used yet.
 const maxSpares = 2
@@ -63,23 +87,25 @@ const maxSpares = 2
 type files struct {
 	mu        sync.Mutex
 	segments  []segment
-	spares    []string // paths
+	spares    []spare
 	nextSpare int
-	gaveUp    bool          // preparing failed; not tried again in this segment
-	want      chan struct{} // capacity 1: prepare a spare
-	stop      chan struct{}
-	stopped   chan struct{}
+	gaveUp    bool // preparing failed, or there was no room; not tried again in this segment
+	// The spare that is wanted, and how much of it may be written by now.
+	wantSize, wantBytes int64
+	want                chan struct{} // capacity 1: there is something to prepare
+	stop                chan struct{}
+	stopped             chan struct{}
 }
 
-func (f *files) takeSpare() (path string, ok bool) {
+func (f *files) takeSpare() (s spare, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.spares) == 0 {
-		return "", false
+		return spare{}, false
 	}
-	path = f.spares[0]
+	s = f.spares[0]
 	f.spares = f.spares[1:]
-	return path, true
+	return s, true
 }
 
 func (f *files) hasSpare() bool {
@@ -94,9 +120,14 @@ func (f *files) tryAgain() {
 	f.gaveUp = false
 }
 
-func (f *files) wantSpare() {
+// wantSpare tells the preparing goroutine how full the last segment is: at half it
+// begins, at seven eighths it should be done. So it writes little beside the log,
+// whatever the speed of either, and nothing while the log is idle or waits for its disk.
+func (f *files) wantSpare(size, used, limit int64) {
+	part := min(1, float64(used-limit/2)/float64(limit*3/8))
 	f.mu.Lock()
 	enough := f.gaveUp || len(f.spares) > 0
+	f.wantSize, f.wantBytes = size, int64(part*float64(size))
 	f.mu.Unlock()
 	if enough {
 		return
@@ -120,66 +151,113 @@ func (f *files) stopPreparing() {
 func (l *Log) prepareSpares() {
 	f := &l.files
 	defer close(f.stopped)
+	var p *preparing
 	for {
 		select {
 		case <-f.stop:
+			if p != nil {
+				_ = p.file.Close() // Open removes it
+			}
 			return
 		case <-f.want:
 		}
-		if f.hasSpare() {
-			continue
-		}
-		path, err := l.prepareSpare()
-		if err != nil {
-			l.lg.Warn("cannot prepare the next segment of the raft log in advance", zap.String("path", path), zap.Error(err))
-			f.mu.Lock()
-			f.gaveUp = true
-			f.mu.Unlock()
-			_ = l.fs.Remove(path) // a next attempt takes another name; Open removes what stays
-			continue
-		}
-		if path == "" {
-			return // stopped
-		}
 		f.mu.Lock()
-		f.spares = append(f.spares, path)
+		enough, size, upTo := f.gaveUp || len(f.spares) > 0, f.wantSize, f.wantBytes
 		f.mu.Unlock()
-		l.diskBytes.Add(l.opts.SegmentBytes)
+		if enough {
+			continue // what was begun goes on when the next one is wanted
+		}
+		var err error
+		if p == nil {
+			if p, err = l.beginSpare(size); err == nil && p == nil {
+				f.giveUp()
+				continue
+			}
+		}
+		if err == nil {
+			err = l.fillSpare(p, upTo)
+		}
+		switch {
+		case err != nil:
+			l.lg.Warn("cannot prepare the next segment of the raft log in advance", zap.String("path", p.path), zap.Error(err))
+			f.giveUp()
+			_ = l.fs.Remove(p.path) // a next attempt takes another name; Open removes what stays
+			p = nil
+		case p.file == nil:
+			f.mu.Lock()
+			f.spares = append(f.spares, p.spare)
+			f.mu.Unlock()
+			l.diskBytes.Add(p.size)
+			p = nil
+		}
 	}
 }
 
-// prepareSpare writes a file of zeros, a piece at a time, each synced so that the
-// writer's syncs never wait for much.
-func (l *Log) prepareSpare() (path string, err error) {
-	const piece = 1 << 20
-	path = l.sparePath()
-	file, err := l.fs.OpenReadWrite(path, diskCategory)
-	if err != nil {
-		return path, err
+func (f *files) giveUp() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.gaveUp = true
+}
+
+// preparing is a spare that is not finished.
+type preparing struct {
+	spare
+	file  vfs.File // nil when it is finished
+	off   int64    // written up to here
+	zeros []byte
+}
+
+// beginSpare returns nil if the disk is too full for it. With an error too it says which
+// file it was.
+func (l *Log) beginSpare(size int64) (*preparing, error) {
+	if !l.roomFor(size) {
+		l.lg.Info("the disk is too full to prepare the next segment of the raft log in advance", zap.String("path", l.dir))
+		return nil, nil
 	}
-	zeros := make([]byte, min(piece, l.opts.SegmentBytes))
-	for off := int64(0); off < l.opts.SegmentBytes; off += piece {
+	p := &preparing{spare: spare{l.sparePath(), size}, zeros: make([]byte, min(sparePieceBytes, size))}
+	var err error
+	p.file, err = l.fs.OpenReadWrite(p.path, diskCategory)
+	return p, err
+}
+
+// fillSpare writes zeros up to upTo, in pieces that are sent to the disk one by one, so
+// that the writer's syncs never wait for much; and syncs and closes the whole file when
+// it is full. SyncTo where it can makes no journal commit, which the log would wait for.
+func (l *Log) fillSpare(p *preparing, upTo int64) (err error) {
+	for p.off < p.size && p.off < upTo {
 		select {
 		case <-l.files.stop:
-			return "", file.Close()
+			return nil
 		default:
 		}
-		n := min(piece, l.opts.SegmentBytes-off)
-		if _, err = file.WriteAt(zeros[:n], off); err == nil && !l.opts.NoSync {
-			err = file.SyncData()
+		n := min(int64(len(p.zeros)), p.size-p.off)
+		if _, err = p.file.WriteAt(p.zeros[:n], p.off); err == nil && !l.opts.NoSync {
+			_, err = p.file.SyncTo(p.off + n)
 		}
 		if err != nil {
-			_ = file.Close() // the first error is the one to tell
-			return path, err
+			_ = p.file.Close() // the first error is the one to tell
+			return err
 		}
+		p.off += n
+	}
+	if p.off < p.size {
+		return nil
 	}
 	if !l.opts.NoSync {
-		err = file.Sync()
+		err = p.file.Sync()
 	}
-	if cerr := file.Close(); err == nil {
+	if cerr := p.file.Close(); err == nil {
 		err = cerr
 	}
-	return path, err
+	p.file = nil
+	return err
+}
+
+// roomFor says whether so much of the disk is free that size bytes may be set aside
+// before they are needed. A file system that cannot tell has room.
+func (l *Log) roomFor(size int64) bool {
+	usage, err := l.fs.GetDiskUsage(l.dir)
+	return err != nil || usage.AvailBytes >= uint64(size)*freeFactor
 }
 
 func (l *Log) sparePath() string {
@@ -209,8 +287,8 @@ func (l *Log) retire(s segment) error {
 		l.diskBytes.Add(-s.size)
 		return l.syncDir()
 	}
-	spare := l.sparePath()
-	if err := l.fs.Rename(path, spare); err != nil {
+	to := l.sparePath()
+	if err := l.fs.Rename(path, to); err != nil {
 		return fmt.Errorf("raftlog: rename %s: %w", path, err)
 	}
 	if err := l.syncDir(); err != nil {
@@ -218,7 +296,7 @@ func (l *Log) retire(s segment) error {
 	}
 	l.diskBytes.Add(l.opts.SegmentBytes - s.size)
 	f.mu.Lock()
-	f.spares = append(f.spares, spare)
+	f.spares = append(f.spares, spare{to, l.opts.SegmentBytes})
 	f.mu.Unlock()
 	return nil
 }

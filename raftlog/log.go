@@ -26,8 +26,9 @@ const (
 type Options struct {
 	// FS is the file system; default vfs.Default. All I/O goes through it.
 	FS vfs.FS
-	// SegmentBytes is the size of a segment file; default 64 MiB. It may change
-	// between runs. A group larger than that makes one larger segment.
+	// SegmentBytes is the size of a segment file; default 64 MiB. The first ones of a
+	// log are smaller, those with a group larger than that are larger. It may change
+	// between runs.
 	SegmentBytes int64
 	// MemoryBytes bounds the entries held in memory, but for those that the store
 	// has not made durable: they stay. Default 256 MiB. Applied by Adopt and Compact.
@@ -143,7 +144,7 @@ type item struct {
 // Log is the durable raft log and its tail in memory. It implements raft.Storage.
 //
 // Append, the methods of raft.Storage and the Set methods belong to the raft loop;
-// none of them waits for a disk. Unsynced, Bytes, BytesAfter, Compact, Sync and
+// none of them waits for a disk. Unsynced, Stats, Bytes, BytesAfter, Compact, Sync and
 // Close may be called from any goroutine.
 type Log struct {
 	dir  string
@@ -165,12 +166,13 @@ type Log struct {
 	queue     []item
 	// unsynced counts what was appended and not released; oldest is when the
 	// oldest promise among it was appended, zero if there is none.
-	unsyncedBytes   int64
-	unsyncedEntries int
-	oldest          time.Time
-	started         bool // an Append or Sync happened: too late for Adopt
-	closing         bool
-	failure         error
+	// They change with mu held; Unsynced reads them without.
+	unsyncedBytes, unsyncedEntries atomic.Int64
+	oldest                         instant
+	syncs                          syncs
+	started                        bool // an Append or Sync happened: too late for Adopt
+	closing                        bool
+	failure                        error
 
 	files files  // segments and spares
 	w     writer // owned by the writer goroutine once Open has returned
@@ -214,8 +216,8 @@ func (l *Log) Append(a Append) {
 	if len(a.Entries) > 0 {
 		it.promise = true
 		it.bytes = l.takeEntries(a.Entries)
-		l.unsyncedBytes += it.bytes
-		l.unsyncedEntries += len(a.Entries)
+		l.unsyncedBytes.Add(it.bytes)
+		l.unsyncedEntries.Add(int64(len(a.Entries)))
 	}
 	if a.HardState != nil {
 		h := hard{term: a.HardState.GetTerm(), vote: a.HardState.GetVote(), commit: a.HardState.GetCommit()}
@@ -233,8 +235,8 @@ func (l *Log) Append(a Append) {
 		l.hard = h
 	}
 
-	if it.promise && l.oldest.IsZero() {
-		l.oldest = it.at
+	if it.promise && !l.oldest.isSet() {
+		l.oldest.set(it.at)
 	}
 	if l.failure != nil {
 		return // nobody will write it; Unsynced goes on counting
@@ -264,16 +266,14 @@ func (l *Log) takeEntries(entries []*raftpb.Entry) int64 {
 	return l.tail.bytes - before
 }
 
-// Unsynced tells what the disk does not have yet.
+// Unsynced tells what the disk does not have yet. It takes no lock and may be called in
+// each round of a loop; its fields may be of slightly different moments.
 func (l *Log) Unsynced() Unsynced {
-	l.mu.Lock()
-	u := Unsynced{Bytes: l.unsyncedBytes, Entries: l.unsyncedEntries}
-	oldest := l.oldest
-	l.mu.Unlock()
-	if !oldest.IsZero() {
-		u.Oldest = max(time.Since(oldest), 1)
+	return Unsynced{
+		Bytes:   l.unsyncedBytes.Load(),
+		Entries: int(l.unsyncedEntries.Load()),
+		Oldest:  l.oldest.age(),
 	}
-	return u
 }
 
 // Bytes returns the size of the entries in memory (each with an estimate of its

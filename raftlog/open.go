@@ -86,9 +86,6 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 	if !opts.noSpares {
 		l.files.stop, l.files.stopped = make(chan struct{}), make(chan struct{})
 		go l.prepareSpares()
-		if !l.w.prepared {
-			l.files.wantSpare()
-		}
 	}
 	go l.write()
 	return l, nil
@@ -214,7 +211,13 @@ func (l *Log) load(ls listing) error {
 		l.diskBytes.Add(s.size)
 		if i == len(r.live)-1 {
 			l.w.file = f
-			l.w.prepared = s.size >= l.opts.SegmentBytes
+			for limit := l.opts.sizeAfter(0); ; limit = l.opts.sizeAfter(limit) {
+				l.w.limit = limit
+				if s.size <= limit || limit == l.opts.SegmentBytes {
+					break
+				}
+			}
+			l.w.prepared = s.size >= l.w.limit
 		} else if err := f.Close(); err != nil {
 			return fmt.Errorf("raftlog: close %s: %w", path, err)
 		}

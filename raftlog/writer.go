@@ -19,6 +19,7 @@ type writer struct {
 	// nextNumber is greater than that of any file that was in the directory.
 	nextNumber uint64
 	off        int64 // where its next group starts; a multiple of sectorBytes
+	limit      int64 // its size: a group that does not fit goes into the next one
 	prepared   bool  // its blocks have been written before
 	mustRoll   bool  // something valid lies after off: start a new segment
 
@@ -174,7 +175,7 @@ func (l *Log) writeGroup(reset bool) error {
 		return fmt.Errorf("raftlog: a group of %d bytes is too large", length)
 	}
 
-	roll := reset || w.mustRoll || (w.off > segmentHeaderBytes && w.off+length > l.opts.SegmentBytes) ||
+	roll := reset || w.mustRoll || (w.off > segmentHeaderBytes && w.off+length > w.limit) ||
 		(!w.prepared && w.off > segmentHeaderBytes && l.files.hasSpare())
 	if roll {
 		if err := l.startSegment(); err != nil {
@@ -210,6 +211,7 @@ func (l *Log) writeGroup(reset bool) error {
 	}
 
 	start := time.Now()
+	l.syncs.begin(start)
 	if _, err := w.file.WriteAt(b, at); err != nil {
 		return fmt.Errorf("raftlog: write %s: %w", l.path(segmentName(w.number)), err)
 	}
@@ -227,17 +229,20 @@ func (l *Log) writeGroup(reset bool) error {
 		}
 		took := time.Since(wrote)
 		l.opts.Metrics.fsync.Observe(took.Seconds())
+		l.syncs.end(wrote.Add(took), took)
 		if took > slowSync {
 			l.lg.Warn("slow fdatasync", zap.Duration("took", took), zap.Duration("expected-duration", slowSync))
 		}
 		w.synced = w.group
+	} else {
+		l.syncs.idle()
 	}
 
 	w.off = roundUp(w.off+length, sectorBytes)
 	w.written = h
 	l.accountSegment(roll, at+int64(len(b)))
-	if !l.opts.noSpares && (!w.prepared || w.off > l.opts.SegmentBytes/2) {
-		l.files.wantSpare()
+	if !l.opts.noSpares && w.off > w.limit/2 {
+		l.files.wantSpare(l.opts.sizeAfter(w.limit), w.off, w.limit)
 	}
 	return nil
 }
@@ -250,7 +255,7 @@ func (l *Log) accountSegment(started bool, end int64) {
 	if started {
 		size := int64(0)
 		if w.prepared {
-			size = l.opts.SegmentBytes // counted when it became a spare
+			size = w.limit // counted when it became a spare
 		}
 		f.segments = append(f.segments, segment{number: w.number, first: w.group, prevIndex: w.prevIndex, size: size})
 	}
@@ -269,25 +274,27 @@ func (l *Log) startSegment() error {
 	old := w.file
 	l.files.tryAgain()
 	path := l.path(segmentName(number))
-	spare, ok := l.files.takeSpare()
+	size := l.opts.sizeAfter(w.limit)
+	s, ok := l.files.takeSpare()
 	if ok {
-		if err := l.fs.Rename(spare, path); err != nil {
-			return fmt.Errorf("raftlog: rename %s: %w", spare, err)
+		size = s.size
+		if err := l.fs.Rename(s.path, path); err != nil {
+			return fmt.Errorf("raftlog: rename %s: %w", s.path, err)
 		}
 	}
 	file, err := l.fs.OpenReadWrite(path, diskCategory)
 	if err != nil {
 		return fmt.Errorf("raftlog: create %s: %w", path, err)
 	}
-	if !ok {
-		if err := file.Preallocate(0, l.opts.SegmentBytes); err != nil {
+	if !ok && l.roomFor(size) {
+		if err := file.Preallocate(0, size); err != nil {
 			// It is an optimisation, and not every file system can. A disk that is
 			// full will say so again at the write.
 			l.lg.Debug("cannot preallocate", zap.String("path", path), zap.Error(err))
 		}
 	}
 	w.nextNumber = number + 1
-	w.file, w.number, w.off, w.prepared, w.mustRoll = file, number, segmentHeaderBytes, ok, false
+	w.file, w.number, w.off, w.limit, w.prepared, w.mustRoll = file, number, segmentHeaderBytes, size, ok, false
 	w.seed = headerSeed(l.meta.logID, number)
 	if old != nil {
 		if err := old.Close(); err != nil {
@@ -316,12 +323,13 @@ func (l *Log) release(items, rest []item) {
 		}
 	}
 	l.mu.Lock()
-	l.unsyncedBytes -= bytes
-	l.unsyncedEntries -= entries
-	l.oldest = oldestPromise(rest)
-	if l.oldest.IsZero() {
-		l.oldest = oldestPromise(l.queue)
+	l.unsyncedBytes.Add(-bytes)
+	l.unsyncedEntries.Add(-int64(entries))
+	oldest := oldestPromise(rest)
+	if oldest.IsZero() {
+		oldest = oldestPromise(l.queue)
 	}
+	l.oldest.set(oldest)
 	l.mu.Unlock()
 	if len(responses) > 0 {
 		l.opts.Released(responses)
