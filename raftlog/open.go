@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/raft/v3/raftpb"
@@ -47,6 +48,8 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 	}
 	l := &Log{dir: dir, opts: opts, fs: opts.FS, lg: opts.Logger, writerDone: make(chan struct{})}
 	l.wake.L = &l.mu
+	now := time.Now()
+	l.oldest.base, l.syncs.started.base, l.syncs.ended.base = now, now, now
 	l.confState = raftpb.EnsureConfState(nil)
 	if err := l.fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("raftlog: cannot create directory %s: %w", dir, err)

@@ -63,24 +63,27 @@ func (s *syncs) end(now time.Time, took time.Duration) {
 func (s *syncs) idle() { s.started.set(time.Time{}) }
 
 // instant is a point in time, or none, that can be read while it is set.
-type instant struct{ at atomic.Pointer[time.Time] }
+type instant struct {
+	base time.Time    // earlier than all that are set
+	at   atomic.Int64 // nanoseconds since base, plus one; 0: none
+}
 
-func (i *instant) isSet() bool { return i.at.Load() != nil }
+func (i *instant) isSet() bool { return i.at.Load() != 0 }
 
 // set takes the zero time for none.
 func (i *instant) set(t time.Time) {
 	if t.IsZero() {
-		i.at.Store(nil)
+		i.at.Store(0)
 		return
 	}
-	i.at.Store(&t)
+	i.at.Store(int64(t.Sub(i.base)) + 1)
 }
 
 // age is how long ago it was, at least 1; 0 for none.
 func (i *instant) age() time.Duration {
-	t := i.at.Load()
-	if t == nil {
+	at := i.at.Load()
+	if at == 0 {
 		return 0
 	}
-	return max(time.Since(*t), 1)
+	return max(time.Since(i.base)-time.Duration(at-1), 1)
 }
