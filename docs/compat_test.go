@@ -583,6 +583,143 @@ func TestOperations(t *testing.T) {
 	}
 }
 
+// TestLimits looks the constants and defaults of operations.md's table of limits up in the code.
+func TestLimits(t *testing.T) {
+	text, err := os.ReadFile("operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "| what | bound | name |\n")
+	table, _, _ := strings.Cut(rest, "\n\n")
+	found := 0
+	for _, line := range strings.Split(table, "\n") {
+		cells := strings.Split(line, "|")
+		if len(cells) < 5 {
+			continue
+		}
+		pkg := regexp.MustCompile(`\((\w+)\)`).FindStringSubmatch(cells[3])
+		for _, m := range backticks.FindAllStringSubmatch(cells[3], -1) {
+			if strings.HasPrefix(m[1], "--") {
+				continue
+			}
+			found++
+			if pkg == nil {
+				t.Errorf("operations.md: %s: in which package?", m[1])
+				continue
+			}
+			value, ok := valueOf(t, filepath.Join("..", pkg[1]), m[1])
+			if !ok {
+				t.Errorf("operations.md: package %s has no value %s", pkg[1], m[1])
+			} else if !regexp.MustCompile(`\b` + regexp.QuoteMeta(value) + `\b`).MatchString(cells[2]) {
+				t.Errorf("operations.md: %s.%s is %s, the table says%s", pkg[1], m[1], value, cells[2])
+			}
+		}
+	}
+	if found < 25 {
+		t.Errorf("%d names found in the table of limits", found)
+	}
+}
+
+// valueOf finds what a package's constant is, or what a field of options is by
+// default, written as the table writes it.
+func valueOf(t *testing.T, dir, name string) (text string, ok bool) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := func(e ast.Expr) {
+		if n, duration, is := number(e); is && !ok && n != 0 {
+			text, ok = written(n, duration), true
+		}
+	}
+	for _, path := range files {
+		if strings.HasSuffix(path, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.ValueSpec:
+				for i, id := range n.Names {
+					if id.Name == name && i < len(n.Values) {
+						found(n.Values[i])
+					}
+				}
+			case *ast.AssignStmt: // c.Field = default
+				if len(n.Lhs) != len(n.Rhs) {
+					break
+				}
+				for i, l := range n.Lhs {
+					if s, is := l.(*ast.SelectorExpr); is && s.Sel.Name == name {
+						found(n.Rhs[i])
+					}
+				}
+			case *ast.CallExpr: // setDefault(&c.Field, default)
+				if len(n.Args) != 2 {
+					break
+				}
+				if u, is := n.Args[0].(*ast.UnaryExpr); is {
+					if s, is := u.X.(*ast.SelectorExpr); is && s.Sel.Name == name {
+						found(n.Args[1])
+					}
+				}
+			}
+			return true
+		})
+	}
+	return text, ok
+}
+
+// number computes a constant expression of numbers and units of time.
+func number(e ast.Expr) (n int64, duration, ok bool) {
+	switch e := e.(type) {
+	case *ast.ParenExpr:
+		return number(e.X)
+	case *ast.BasicLit:
+		n, err := strconv.ParseInt(e.Value, 0, 64)
+		return n, false, err == nil
+	case *ast.SelectorExpr:
+		units := map[string]time.Duration{"Millisecond": time.Millisecond, "Second": time.Second, "Minute": time.Minute, "Hour": time.Hour}
+		d, ok := units[e.Sel.Name]
+		return int64(d), true, ok
+	case *ast.BinaryExpr:
+		x, dx, okx := number(e.X)
+		y, dy, oky := number(e.Y)
+		if !okx || !oky {
+			return 0, false, false
+		}
+		switch e.Op {
+		case token.MUL:
+			return x * y, dx || dy, true
+		case token.SHL:
+			return x << y, false, true
+		case token.ADD:
+			return x + y, dx || dy, true
+		}
+	}
+	return 0, false, false
+}
+
+func written(n int64, duration bool) string {
+	switch {
+	case duration && n%int64(time.Second) == 0:
+		return fmt.Sprintf("%d s", n/int64(time.Second))
+	case duration:
+		return fmt.Sprintf("%d ms", n/int64(time.Millisecond))
+	case n >= 1<<20 && n%(1<<20) == 0:
+		return fmt.Sprintf("%d MiB", n>>20)
+	case n >= 8<<10 && n%(1<<10) == 0:
+		return fmt.Sprintf("%d KiB", n>>10)
+	case n >= 10_000:
+		return fmt.Sprintf("%d,%03d", n/1000, n%1000)
+	}
+	return strconv.FormatInt(n, 10)
+}
+
 // TestErrors wants every error of etcd's API in section 1.11, and those that
 // are said to work in the code.
 func TestErrors(t *testing.T) {
