@@ -16,6 +16,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"go.uber.org/zap"
 )
 
@@ -333,40 +334,44 @@ func TestSnapshot(t *testing.T) {
 	flush(t, to)
 }
 
-// TestInstallCrash crashes at many moments of an install: the content is all old or all new.
+// TestInstallCrash crashes before every operation on the file system that an install does: the content is all old or all
+// new.
 func TestInstallCrash(t *testing.T) {
 	stream := snapshot(t, filled(t, vfs.NewMem(), "new", 200))
-	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
 	found := map[uint64]int{}
-	for range 10 {
-		fs := vfs.NewCrashableMem()
+	for range 5 {
+		mem := vfs.NewCrashableMem()
+		var mu sync.Mutex // Pebble works in several goroutines
+		var clones []*vfs.MemFS
+		installing := false
+		fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(errorfs.Op) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if installing {
+				clones = append(clones, mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng}))
+			}
+			return nil
+		}))
 		s := filled(t, fs, "db", 30)
 		flush(t, s)
 		in, err := s.ReceiveSnapshot(context.Background(), bytes.NewReader(stream))
 		if err != nil {
 			t.Fatal(err)
 		}
-		var clones []*vfs.MemFS
-		stop := make(chan struct{})
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-					if len(clones) < 200 {
-						clones = append(clones, fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng}))
-					}
-				}
-			}
-		})
+		during := func(now bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			installing = now
+		}
+		during(true)
 		if err := s.Install(in); err != nil {
 			t.Fatal(err)
 		}
-		close(stop)
-		wg.Wait()
-		clones = append(clones, fs.CrashClone(vfs.CrashCloneCfg{}))
+		during(false)
+		clones = append(clones, mem.CrashClone(vfs.CrashCloneCfg{}))
 		for i, clone := range clones {
 			crashed := open(t, clone, "db")
 			index, _ := crashed.Applied()
@@ -385,6 +390,9 @@ func TestInstallCrash(t *testing.T) {
 		closeStore(t, s)
 	}
 	t.Log("applied index after a crash:", found)
+	if found[30] == 0 || found[200] == 0 {
+		t.Error("the crashes all came too early or too late")
+	}
 }
 
 func TestDamagedSnapshots(t *testing.T) {
