@@ -24,6 +24,11 @@ import (
 // the process: nothing that it acknowledged depends on an orderly end.
 const stopTimeout = 20 * time.Second
 
+// sameSignal is how long after a signal another one is taken for the same
+// wish: timeout(1), a shell that runs a script and some supervisors signal the
+// process and its group at once, and that is nobody's second Ctrl-C.
+const sameSignal = time.Second
+
 // serve runs one member until a signal or a failure ends it.
 func serve(program config.Program, args []string, stdout, stderr io.Writer) int {
 	cfg, logger, code, ok := config.Load(config.Options{
@@ -48,8 +53,13 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 	select {
 	case s := <-signals:
 		logger.Info("received signal; shutting down", zap.String("signal", s.String()))
+		first := time.Now()
 		go func() {
-			<-signals
+			for range signals {
+				if time.Since(first) > sameSignal {
+					break
+				}
+			}
 			logger.Warn("received a second signal; stopping at once")
 			logger.Close()
 			os.Exit(130)
