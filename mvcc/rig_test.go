@@ -81,12 +81,11 @@ type command struct {
 }
 
 type op struct {
-	del        bool
-	key, end   string
-	value      string
-	lease      int64
-	wantPrev   bool
-	wantValues bool
+	del      bool
+	key, end string
+	value    string
+	lease    int64
+	wantPrev bool
 }
 
 func (o op) String() string {
