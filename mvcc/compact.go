@@ -166,6 +166,12 @@ func (s *Store) remove(ctx context.Context, req compactionRequest) error {
 			}
 		}
 	}
+	switch {
+	case hashed:
+		s.hashes.put(s.lg, compactionHash{req.rev, req.previous, hash})
+	case !req.whole:
+		s.lg.Info("previous compaction was interrupted, skip storing compaction hash value")
+	}
 	s.finished.Store(req.rev)
 	took := time.Since(start)
 	s.metrics.compactionTotal.Observe(float64(took.Milliseconds()))
@@ -180,12 +186,6 @@ func (s *Store) remove(ctx context.Context, req compactionRequest) error {
 		fields = append(fields, zap.Uint32("hash", hash))
 	}
 	s.lg.Info("finished scheduled compaction", fields...)
-	switch {
-	case hashed:
-		s.hashes.put(s.lg, compactionHash{req.rev, req.previous, hash})
-	case !req.whole:
-		s.lg.Info("previous compaction was interrupted, skip storing compaction hash value")
-	}
 	return nil
 }
 
