@@ -109,11 +109,6 @@ func writeFirstLog(dir string, opts raftlog.Options, id identity) error {
 	if err := fs.RemoveAll(temporary); err != nil {
 		return err
 	}
-	opts.Released = func([]*raftpb.Message) {}
-	log, err := raftlog.Open(temporary, opts)
-	if err != nil {
-		return err
-	}
 	var entries []*raftpb.Entry
 	for i, m := range id.members {
 		context, err := json.Marshal(&command.Member{ID: m.ID, PeerURLs: m.PeerURLs, Name: m.Name})
@@ -130,25 +125,22 @@ func writeFirstLog(dir string, opts raftlog.Options, id identity) error {
 			Type: raftpb.EntryConfChange.Enum(), Term: new(uint64(1)), Index: new(uint64(i + 1)), Data: data,
 		})
 	}
+	opts.Released = func([]*raftpb.Message) {}
+	log, err := raftlog.Open(temporary, opts)
+	if err != nil {
+		return err
+	}
 	log.Append(raftlog.Append{
 		HardState: &raftpb.HardState{Term: new(uint64(1)), Vote: new(uint64(0)), Commit: new(uint64(len(entries)))},
 		Entries:   entries,
 	})
-	if err := log.Sync(context.Background()); err != nil {
-		return err
-	}
-	if err := log.Close(); err != nil {
+	if err := errors.Join(log.Sync(context.Background()), log.Close()); err != nil {
 		return err
 	}
 	if err := fs.Rename(temporary, dir); err != nil {
 		return err
 	}
-	parent, err := fs.OpenDir(fs.PathDir(dir))
-	if err != nil {
-		return err
-	}
-	defer parent.Close()
-	return parent.Sync()
+	return syncDir(fs, fs.PathDir(dir))
 }
 
 // joinTimeout bounds one question to one peer of the cluster that is joined.

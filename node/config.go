@@ -74,9 +74,11 @@ type AutoCompaction struct {
 	Revisions int64         // revision; 0: off
 }
 
+// logDir is a folder of its own inside --wal-dir, which may be a mount point:
+// the first log is made beside its place and renamed into it.
 func (c *Config) logDir() string {
 	if c.WALDir != "" {
-		return c.WALDir
+		return filepath.Join(c.WALDir, "log")
 	}
 	return filepath.Join(c.DataDir, "member", "log")
 }

@@ -35,6 +35,12 @@ func (n *Node) openData() error {
 	if err := fs.MkdirAll(fs.PathJoin(n.cfg.DataDir, "member"), 0o700); err != nil {
 		return fmt.Errorf("cannot access data directory: %w", plainPathError(err))
 	}
+	// The names of both folders must survive a power failure like what is in them.
+	for _, dir := range []string{n.cfg.DataDir, fs.PathDir(n.cfg.DataDir)} {
+		if err := syncDir(fs, dir); err != nil {
+			return fmt.Errorf("cannot access data directory: %w", plainPathError(err))
+		}
+	}
 	if err := n.checkWritable(n.cfg.DataDir); err != nil {
 		return fmt.Errorf("cannot access data directory: %w", err)
 	}
@@ -219,6 +225,11 @@ func writeFileDurably(fs vfs.FS, dir, name string, data []byte) error {
 	if err := fs.Rename(temporary, fs.PathJoin(dir, name)); err != nil {
 		return err
 	}
+	return syncDir(fs, dir)
+}
+
+// syncDir makes the names in a folder durable.
+func syncDir(fs vfs.FS, dir string) error {
 	d, err := fs.OpenDir(dir)
 	if err != nil {
 		return err

@@ -228,7 +228,7 @@ func (r *Replica) installSnapshot(s *raftpb.Snapshot, install func() error) erro
 	t := applyTask{installed: make(chan error, 1)}
 	t.install = func() error {
 		if meta.GetIndex() <= r.applier.lastIndex {
-			return nil // cannot be: raft does not accept a snapshot below its commit index
+			return fmt.Errorf("replica: raft accepted a snapshot at index %d behind the applied index %d", meta.GetIndex(), r.applier.lastIndex)
 		}
 		if err := install(); err != nil {
 			return err
