@@ -535,6 +535,7 @@ func (l *loop) publish(rd *raft.Ready) {
 		}
 	}
 	changed := false
+	previous := l.leader
 	if s := rd.SoftState; s != nil {
 		changed = s.Lead != l.leader
 		l.leader, l.state = s.Lead, s.RaftState
@@ -553,6 +554,7 @@ func (l *loop) publish(rd *raft.Ready) {
 	if !changed {
 		return
 	}
+	l.logLeader(previous)
 	l.leadMu.Lock()
 	if l.leader != raft.None {
 		l.leadElected = time.Now()
@@ -567,6 +569,20 @@ func (l *loop) publish(rd *raft.Ready) {
 	if l.leader != raft.None {
 		l.proposeAll(nil)
 		l.reissueReads()
+	}
+}
+
+// logLeader says what raft's own Node says of a change of leader, and raft's
+// RawNode leaves to us, in its words: operators grep for them.
+func (l *loop) logLeader(previous uint64) {
+	logger := l.logger.Named("raft").Sugar()
+	switch {
+	case l.leader == raft.None:
+		logger.Infof("raft.node: %x lost leader %x at term %d", l.cfg.ID, previous, l.term)
+	case previous == raft.None:
+		logger.Infof("raft.node: %x elected leader %x at term %d", l.cfg.ID, l.leader, l.term)
+	default:
+		logger.Infof("raft.node: %x changed leader from %x to %x at term %d", l.cfg.ID, previous, l.leader, l.term)
 	}
 }
 
