@@ -5,6 +5,7 @@
 //
 //	differential_test.go  the same requests to Belay and to etcd; equal answers
 //	kill_test.go          kill -9 under load; nothing acknowledged is lost
+//	members_test.go       members replaced under load, and one that lags for long
 //	linear_test.go        the histories of those runs, judged by porcupine
 //	badinput_test.go      wrong flags, foreign or damaged data, full disks
 //	clients_test.go       etcdctl, etcdutl and clientv3's recipes
@@ -17,6 +18,7 @@
 //	BELAY_CHECK_REQUESTS=n    length of the differential stream (3000)
 //	BELAY_CHECK_TRACE=1       print every differential request and its answer
 //	BELAY_KILL_ROUNDS=n       rounds of kill -9 (6; the full proof is 50)
+//	BELAY_LAG_ENTRIES=n, BELAY_LAG_VALUE_BYTES=n  how far a member lags (8000, 16384)
 //	BELAY_BIN=path            a belay binary to check, instead of building one
 //	BELAY_ETCD, BELAY_ETCDCTL, BELAY_ETCDUTL   etcd's programs, instead of building them
 //

@@ -1,0 +1,284 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/check/cluster"
+)
+
+// TestMembersChange replaces each of three members under load, the leader last:
+// removed while it runs, its data thrown away, added again as a learner,
+// promoted, made the leader. Between them one loses its data without having been
+// removed, which must not let it vote again under its old name.
+func TestMembersChange(t *testing.T) {
+	rounds := 3
+	if testing.Short() {
+		rounds = 1
+	}
+	k := newKill(t, checkKind(t), 3, seedOf(t, t.Name()))
+	for round := range rounds {
+		err := k.round(t, round, func(ctx context.Context, l *load) error {
+			leader, err := k.leader(ctx)
+			if err != nil {
+				return err
+			}
+			others := slices.DeleteFunc(slices.Clone(k.c.Members), func(m *cluster.Member) bool { return m == leader })
+			m := others[round%2]
+			if round == rounds-1 {
+				m = leader
+			}
+			if round == 1 {
+				if err := k.loseData(ctx, m); err != nil {
+					return err
+				}
+			}
+			if err := waitAcked(ctx, l, 100); err != nil {
+				return err
+			}
+			return k.replace(ctx, l, m)
+		})
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
+	if err := k.verifyAll(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d acknowledged writes, %d of unknown outcome, %d operations judged, revision %d, %v",
+		len(k.writes), k.unknown, k.judged, k.rev, time.Since(k.start).Round(time.Millisecond))
+}
+
+// loseData wipes a member that still belongs to the cluster. Started as it was
+// the first time it must refuse: it would vote again in terms it has voted in.
+func (k *kill) loseData(ctx context.Context, m *cluster.Member) error {
+	m.Kill()
+	if err := os.RemoveAll(m.DataDir); err != nil {
+		return err
+	}
+	if err := m.Start(); err != nil {
+		return err
+	}
+	select {
+	case <-m.Exited():
+	case <-time.After(20 * time.Second):
+		return fmt.Errorf("%s lost its data and joined again as if nothing had happened", m.Name)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if tail := m.LogTail(20); m.ExitErr() == nil || !strings.Contains(tail, "has already been bootstrapped") {
+		return fmt.Errorf("%s lost its data, ended with %v and this log:\n%s", m.Name, m.ExitErr(), tail)
+	}
+	m.Kill() // it may be started again
+	return nil
+}
+
+// replace takes a member out of the cluster and puts an empty one in its place.
+func (k *kill) replace(ctx context.Context, l *load, m *cluster.Member) error {
+	var rest []string
+	for _, o := range k.c.Members {
+		if o != m {
+			rest = append(rest, o.Endpoint())
+		}
+	}
+	admin, err := clientv3.New(clientv3.Config{Endpoints: rest})
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	list, err := admin.MemberList(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(list.Members, func(e *pb.Member) bool { return e.Name == m.Name })
+	if i < 0 {
+		return fmt.Errorf("%s is not in the member list %v", m.Name, list.Members)
+	}
+	running := m.PID() != 0
+	if err := eventually(ctx, func() error {
+		// Refused until the others have been connected for five seconds.
+		_, err := admin.MemberRemove(ctx, list.Members[i].ID)
+		return err
+	}); err != nil {
+		return fmt.Errorf("remove %s: %w", m.Name, err)
+	}
+	if running {
+		select {
+		case <-m.Exited(): // by itself
+		case <-time.After(20 * time.Second):
+			return fmt.Errorf("%s still runs 20 s after its removal:\n%s", m.Name, m.LogTail(10))
+		}
+		m.Kill()
+		if err := os.RemoveAll(m.DataDir); err != nil {
+			return err
+		}
+	}
+	if err := waitAcked(ctx, l, l.acked.Load()+100); err != nil {
+		return fmt.Errorf("with two members: %w", err)
+	}
+	var added *clientv3.MemberAddResponse
+	if err := eventually(ctx, func() (err error) {
+		// Refused until the remaining two are known to be connected.
+		added, err = admin.MemberAddAsLearner(ctx, []string{m.PeerURL})
+		return err
+	}); err != nil {
+		return fmt.Errorf("add %s: %w", m.Name, err)
+	}
+	m.SetArgs(func(args []string) []string {
+		for i, a := range args {
+			if a == "--initial-cluster-state" {
+				args[i+1] = "existing"
+				return args
+			}
+		}
+		return append(args, "--initial-cluster-state", "existing")
+	})
+	if err := m.Start(); err != nil {
+		return err
+	}
+	if err := eventually(ctx, func() error {
+		_, err := admin.MemberPromote(ctx, added.Member.ID)
+		return err
+	}); err != nil {
+		return fmt.Errorf("promote %s: %w", m.Name, err)
+	}
+	if err := k.c.WaitReady(ctx); err != nil {
+		return err
+	}
+	if err := eventually(ctx, func() error {
+		leader, err := k.leader(ctx)
+		if err != nil || leader == m {
+			return err
+		}
+		c, err := clientv3.New(clientv3.Config{Endpoints: []string{leader.Endpoint()}})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.MoveLeader(ctx, added.Member.ID)
+		return err
+	}); err != nil {
+		return fmt.Errorf("make %s the leader: %w", m.Name, err)
+	}
+	if leader, err := k.leader(ctx); err != nil || leader != m {
+		return fmt.Errorf("%s is not the leader after MoveLeader; err %v", m.Name, err)
+	}
+	return waitAcked(ctx, l, l.acked.Load()+100)
+}
+
+// eventually tries until it works, for at most 20 s; it returns the last error.
+func eventually(ctx context.Context, try func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// TestLag leaves a member so far behind that the log no longer has what it
+// misses: once dead, once only paused, so that its process wakes up to an old
+// world. It must come back by a snapshot from the leader, under load.
+func TestLag(t *testing.T) {
+	// More than the leader keeps of its log (32 MiB) and has on its way to a
+	// follower that does not answer (64 MiB).
+	entries, valueBytes := envInt(t, "BELAY_LAG_ENTRIES", 8000), envInt(t, "BELAY_LAG_VALUE_BYTES", 16<<10)
+	if testing.Short() {
+		t.Skip("writes 100 MB")
+	}
+	k := newKill(t, checkKind(t), 3, seedOf(t, t.Name()))
+	for round, paused := range []bool{false, true} {
+		err := k.round(t, round, func(ctx context.Context, l *load) error {
+			if err := waitAcked(ctx, l, 100); err != nil {
+				return err
+			}
+			leader, err := k.leader(ctx)
+			if err != nil {
+				return err
+			}
+			others := slices.DeleteFunc(slices.Clone(k.c.Members), func(m *cluster.Member) bool { return m == leader })
+			m := others[round]
+			if paused {
+				err = m.Signal(syscall.SIGSTOP)
+			} else {
+				err = m.Kill()
+			}
+			if err != nil {
+				return err
+			}
+			err = k.bulk(ctx, round, []string{leader.Endpoint(), others[1-round].Endpoint()}, entries, valueBytes)
+			if paused {
+				err = errors.Join(err, m.Signal(syscall.SIGCONT))
+			} else {
+				err = errors.Join(err, m.Start())
+			}
+			if err != nil {
+				return err
+			}
+			if err := k.c.WaitReady(ctx); err != nil {
+				return err
+			}
+			if log, err := os.ReadFile(m.LogPath); err != nil || checkKind(t) == cluster.Belay && !strings.Contains(string(log), "applied snapshot") {
+				return fmt.Errorf("%s caught up without a snapshot: the check proves too little (%v)", m.Name, err)
+			}
+			return waitAcked(ctx, l, l.acked.Load()+100)
+		})
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
+	if err := k.verifyAll(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d acknowledged writes, %d of unknown outcome, %d operations judged, revision %d, %v",
+		len(k.writes), k.unknown, k.judged, k.rev, time.Since(k.start).Round(time.Millisecond))
+}
+
+// bulk overwrites a few keys again and again.
+func (k *kill) bulk(ctx context.Context, round int, endpoints []string, entries, valueBytes int) error {
+	c, err := clientv3.New(clientv3.Config{Endpoints: endpoints})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var next atomic.Int64
+	errs := make([]error, 64)
+	var wg sync.WaitGroup
+	for w := range errs {
+		wg.Go(func() {
+			for {
+				n := next.Add(1)
+				if n > int64(entries) {
+					return
+				}
+				value := fmt.Sprintf("%d.%d", round, n)
+				value += strings.Repeat(".", max(0, valueBytes-len(value)))
+				if _, err := c.Put(ctx, fmt.Sprintf("bulk/%d", n%100), value); err != nil {
+					errs[w] = fmt.Errorf("bulk write %d: %w", n, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
