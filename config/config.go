@@ -62,7 +62,6 @@ type Config struct {
 	MaxLearners         int
 
 	SnapshotCount   uint64 // entries between two flushes of the applied state
-	CatchUpEntries  uint64 // --snapshot-catchup-entries
 	QuotaBytes      int64  // 0: the default of 2 GiB; negative: none
 	MaxRequestBytes uint
 	MaxTxnOps       uint
@@ -127,7 +126,6 @@ func Default() *Config {
 		StrictReconfigCheck:  true,
 		MaxLearners:          1,
 		SnapshotCount:        10000,
-		CatchUpEntries:       5000,
 		MaxRequestBytes:      1536 << 10,
 		MaxTxnOps:            128,
 		CompactionMode:       CompactionPeriodic,

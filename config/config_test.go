@@ -247,7 +247,7 @@ func TestFlags(t *testing.T) {
 		{"pprof", c.EnablePprof, true}, {"metrics", c.Metrics, "extensive"}, {"level", c.LogLevel, "debug"}, {"format", c.LogFormat, "console"},
 		{"outputs", fmt.Sprint(c.LogOutputs), "[stderr stdout]"}, {"warning-apply", c.WarningApply, time.Second}, {"warning-unary", c.WarningRequest, 2 * time.Second},
 		{"batch", c.CompactionBatchLimit, 9}, {"sleep", c.CompactionSleep, 4 * time.Second}, {"progress", c.WatchProgressInterval, 5 * time.Second},
-		{"catch up", c.CatchUpEntries, uint64(6)}, {"no fsync", c.UnsafeNoFsync, true},
+		{"no fsync", c.UnsafeNoFsync, true},
 		{"explicit by flag", c.Explicit["wal-dir"], true}, {"explicit by variable", c.Explicit["max-txn-ops"], true}, {"not explicit", c.Explicit["logger"], false},
 	} {
 		if check.got != check.want {

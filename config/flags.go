@@ -156,8 +156,6 @@ func flagDefs() []flagDef {
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.WarningApply })},
 		{group: groupFeatures, name: "max-learners", usage: "Learners in the cluster, at most.",
 			bind: intFlag(func(c *Config) *int { return &c.MaxLearners })},
-		{group: groupFeatures, name: "snapshot-catchup-entries", usage: "Entries that are kept in the raft log for slow followers.",
-			bind: uint64Flag(func(c *Config) *uint64 { return &c.CatchUpEntries })},
 
 		{group: groupUnsafe, name: "unsafe-no-fsync", usage: "Never wait for the disk. A crash loses acknowledged writes.",
 			bind: boolFlag(func(c *Config) *bool { return &c.UnsafeNoFsync })},
@@ -234,7 +232,8 @@ func otherFlags() []otherFlag {
 	inert("distributed-tracing-sampling-rate", "0")
 	all = append(all,
 		otherFlag{name: "memory-mlock", def: "false", boolean: true, inert: true, harmless: []string{"false"}},
-		otherFlag{name: "enable-grpc-gateway", def: "true", boolean: true, inert: true, harmless: []string{"true", "false"}},
+		otherFlag{name: "enable-grpc-gateway", def: "true", boolean: true, inert: true, harmless: []string{"false"}},
+		otherFlag{name: "snapshot-catchup-entries", def: "5000", inert: true},
 	)
 	// What etcd itself has accepted without effect since version 2.
 	for _, name := range []string{

@@ -20,6 +20,7 @@ import (
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/raftlog"
+	"github.com/belaydb/belay/snapshotfile"
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/store"
 	"github.com/belaydb/belay/watch"
@@ -43,6 +44,9 @@ func (n *Node) openData() error {
 	}
 	if err := n.checkWritable(n.cfg.DataDir); err != nil {
 		return fmt.Errorf("cannot access data directory: %w", err)
+	}
+	if err := snapshotfile.RemoveLeftovers(n.cfg.DataDir); err != nil {
+		return fmt.Errorf("cannot remove what an interrupted snapshot left: %w", plainPathError(err))
 	}
 	if _, _, err := raftlog.Peek(n.cfg.logDir(), fs); err != nil {
 		return err // before the store is created beside a log that cannot be used
@@ -144,11 +148,15 @@ func (n *Node) openLog() error {
 		return err
 	}
 	n.hub = watch.NewHub(n.kv, watch.Options{Logger: n.logger, Metrics: watch.NewMetrics(n.registry)})
+	maxLearners := n.cfg.MaxLearners
+	if maxLearners == 0 {
+		maxLearners = -1 // --max-learners=0 means none
+	}
 	n.state, err = state.Open(state.Config{
 		Store: n.store, KV: n.kv, Leases: n.leases, Sink: n.hub,
 		Logger: n.logger, Metrics: state.NewMetrics(n.registry),
 		MemberID: n.id.member, ClusterID: n.id.cluster, QuotaBytes: n.cfg.QuotaBytes,
-		MaxLearners: n.cfg.MaxLearners, WarningApply: n.cfg.SlowApply,
+		MaxLearners: maxLearners, WarningApply: n.cfg.SlowApply,
 	})
 	if err != nil {
 		return err

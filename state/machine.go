@@ -41,7 +41,7 @@ type Config struct {
 	// QuotaBytes is the size at which the database is full. 0: DefaultQuotaBytes; below 0: no limit.
 	QuotaBytes int64
 
-	// MaxLearners bounds the learners that CheckChange lets in. Default 1.
+	// MaxLearners bounds the learners that CheckChange lets in. 0: 1; below 0: none.
 	MaxLearners int
 
 	// WarningApply is from which duration a request is logged as slow. Default 100 ms.
@@ -92,7 +92,7 @@ func Open(cfg Config) (*Machine, error) {
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics(nil)
 	}
-	if cfg.MaxLearners <= 0 {
+	if cfg.MaxLearners == 0 {
 		cfg.MaxLearners = 1
 	}
 	if cfg.WarningApply <= 0 {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -98,6 +99,9 @@ func syncDir(fs vfs.FS, dir string) error {
 func openError(dir string, err error) error {
 	if pebble.IsCorruptionError(err) {
 		return fmt.Errorf("store: the database in %s is damaged (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", dir, explain(err))
+	}
+	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) && strings.Contains(err.Error(), "LOCK") {
+		return fmt.Errorf("store: another process uses the database in %s; is this member running already? (%w)", dir, err)
 	}
 	return fmt.Errorf("store: open the database in %s: %w", dir, err)
 }

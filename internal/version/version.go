@@ -8,7 +8,7 @@ const Belay = "0.1.0"
 
 // Etcd is the version of etcd whose surface Belay has; clients switch features
 // on by it.
-const Etcd = "3.7.1"
+const Etcd = "3.7.3"
 
 // Commit returns the revision that the binary was built from, as the Go
 // toolchain recorded it; "unknown" if it did not.
