@@ -30,7 +30,7 @@ import (
 // The versions that this member tells. Clients switch features on by the etcd
 // version; a mixed cluster negotiates by it.
 const (
-	EtcdVersion       = "3.7.1"
+	EtcdVersion       = "3.7.3"
 	MinClusterVersion = "3.0.0"
 )
 
@@ -379,18 +379,26 @@ func (s *Server) proposeInTerm(ctx context.Context, term uint64, kind requestKin
 	return result, err
 }
 
-func (s *Server) proposeAs(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest, cost int, own bool) (command.Result, error) {
-	if err := s.cfg.Admission.Enter(cost, own); err != nil {
-		return command.Result{}, err
+func (s *Server) proposeAs(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest, cost int, own bool) (result command.Result, err error) {
+	if err = s.cfg.Admission.Enter(cost, own); err != nil {
+		return
 	}
 	start := time.Now()
-	result, err := s.replica.Propose(ctx, req)
-	s.cfg.Admission.Leave(cost)
-	s.metrics.observeRequest(kind, err == nil, time.Since(start).Seconds())
+	result, err = s.replica.Propose(ctx, req)
+	s.proposed(kind, cost, start, err == nil)
 	if err == nil {
 		err = result.Err
 	}
-	return result, err
+	return
+}
+
+// proposed is what is left to do once a proposal has ended; see
+// Replica.Propose for why it is apart.
+//
+//go:noinline
+func (s *Server) proposed(kind requestKind, cost int, start time.Time, success bool) {
+	s.cfg.Admission.Leave(cost)
+	s.metrics.observeRequest(kind, success, time.Since(start).Seconds())
 }
 
 // atomicTime is a time that goroutines share; its zero value is the zero time.
