@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -433,7 +434,48 @@ func (g *generator) compare() *pb.Compare {
 	return c
 }
 
+// txn returns a transaction that etcd survives: it checks that a put which
+// keeps the value or the lease finds its key before the transaction begins,
+// and panics, at each start again, if the transaction itself deletes the key
+// first.
 func (g *generator) txn(depth int) *pb.TxnRequest {
+	r := g.anyTxn(depth)
+	if depth == 0 {
+		var deletes []*pb.DeleteRangeRequest
+		eachOp(r, func(op *pb.RequestOp) {
+			if d := op.GetRequestDeleteRange(); d != nil {
+				deletes = append(deletes, d)
+			}
+		})
+		eachOp(r, func(op *pb.RequestOp) {
+			if put := op.GetRequestPut(); put != nil && slices.ContainsFunc(deletes, func(d *pb.DeleteRangeRequest) bool { return covers(d, put.Key) }) {
+				put.IgnoreValue, put.IgnoreLease = false, false
+			}
+		})
+	}
+	return r
+}
+
+func eachOp(r *pb.TxnRequest, do func(*pb.RequestOp)) {
+	for _, op := range slices.Concat(r.Success, r.Failure) {
+		do(op)
+		if t := op.GetRequestTxn(); t != nil {
+			eachOp(t, do)
+		}
+	}
+}
+
+func covers(d *pb.DeleteRangeRequest, key []byte) bool {
+	switch {
+	case len(d.RangeEnd) == 0:
+		return bytes.Equal(d.Key, key)
+	case len(d.RangeEnd) == 1 && d.RangeEnd[0] == 0:
+		return bytes.Compare(d.Key, key) <= 0
+	}
+	return bytes.Compare(d.Key, key) <= 0 && bytes.Compare(key, d.RangeEnd) < 0
+}
+
+func (g *generator) anyTxn(depth int) *pb.TxnRequest {
 	r := &pb.TxnRequest{}
 	for range g.rng.IntN(4) {
 		r.Compare = append(r.Compare, g.compare())
