@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// burnCPU keeps all CPUs busy with other processes, twice over, until ctx ends.
+func burnCPU(ctx context.Context) error {
+	var cmds []*exec.Cmd
+	defer func() {
+		for _, c := range cmds {
+			_ = c.Process.Kill()
+			_ = c.Wait()
+		}
+	}()
+	for range 2 * runtime.NumCPU() {
+		c := exec.Command("sh", "-c", "while :; do :; done")
+		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := c.Start(); err != nil {
+			return err
+		}
+		cmds = append(cmds, c)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// mostNeighbourBytes bounds what hammerDisk writes in one run.
+const mostNeighbourBytes = 4 << 30
+
+// hammerDisk is a neighbour on the same disk: it writes as fast as it can and
+// syncs every 64 MiB, until ctx ends or the bound is reached. It writes over
+// one file of 1 GiB. It returns what it has written.
+func hammerDisk(ctx context.Context, dir string) (written int64, err error) {
+	path := filepath.Join(dir, "neighbour")
+	f, err := os.Create(path)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(path)) }()
+	block := make([]byte, 4<<20)
+	for i := range block {
+		block[i] = byte(i * 7)
+	}
+	for ctx.Err() == nil && written < mostNeighbourBytes {
+		if _, err := f.WriteAt(block, written%(1<<30)); err != nil {
+			return written, err
+		}
+		written += int64(len(block))
+		if written%(64<<20) == 0 {
+			if err := f.Sync(); err != nil {
+				return written, err
+			}
+		}
+	}
+	<-ctx.Done()
+	return written, nil
+}
+
+// fill writes to path until only leave bytes are free on its file system, at
+// most rate bytes a second. Stopped by ctx it leaves what it has written.
+func fill(ctx context.Context, path string, leave uint64, rate int64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	block := make([]byte, 1<<20)
+	pause := time.Duration(float64(time.Second) * float64(len(block)) / float64(rate))
+	for ctx.Err() == nil {
+		var st syscall.Statfs_t
+		if err := syscall.Fstatfs(int(f.Fd()), &st); err != nil {
+			return err
+		}
+		free := st.Bavail * uint64(st.Bsize)
+		if free <= leave {
+			return nil
+		}
+		if _, err := f.Write(block[:min(uint64(len(block)), free-leave)]); errors.Is(err, syscall.ENOSPC) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		think(ctx, pause)
+	}
+	return nil
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/signal"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/belaydb/belay/check/cluster"
+)
+
+func main() {
+	if err := start(); err != nil {
+		fmt.Fprintf(os.Stderr, "faults: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func start() error {
+	var (
+		list   = flag.Bool("list", false, "print the rows and end")
+		rows   = flag.String("rows", "*", "rows to run, patterns with commas (leader-*,all-slow)")
+		kinds  = flag.String("kinds", "belay,etcd", "programs to run them on, in this order")
+		belay  = flag.String("belay", "", "a belay binary, instead of building one")
+		etcd   = flag.String("etcd", os.Getenv("BELAY_ETCD"), "an etcd binary, instead of building one")
+		disk   = flag.String("disk", "fuse", "fuse: slowfs under every member; none: the plain disk")
+		dir    = flag.String("dir", "", "folder on the disk to use, instead of the temporary one")
+		logs   = flag.String("logs", "", "folder to keep the members' logs in")
+		before = flag.Duration("before", 5*time.Second, "time without the fault, at first")
+		during = flag.Duration("during", 10*time.Second, "time with it, for rows that do not say")
+		after  = flag.Duration("after", 5*time.Second, "time after it")
+	)
+	flag.Parse()
+	chosen, err := choose(*rows)
+	if err != nil {
+		return err
+	}
+	if *list {
+		for _, s := range chosen {
+			fmt.Printf("%-26s %s\n", s.name, s.about)
+		}
+		return nil
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	s := settings{binaries: make(map[cluster.Kind]string), logs: *logs, before: *before, during: *during, after: *after}
+	if s.dir, err = os.MkdirTemp(*dir, "belay-faults-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(s.dir)
+	if s.logs != "" {
+		if err := os.MkdirAll(s.logs, 0o755); err != nil {
+			return err
+		}
+	}
+	var order []cluster.Kind
+	for _, k := range strings.Split(*kinds, ",") {
+		kind := cluster.Kind(k)
+		order = append(order, kind)
+		if s.binaries[kind], err = binary(ctx, kind, s.dir, *belay, *etcd); err != nil {
+			return err
+		}
+	}
+	switch *disk {
+	case "none":
+	case "fuse":
+		if err := mountable(); err != nil {
+			return fmt.Errorf("slowfs can not be used here (-disk none leaves it out): %w", err)
+		}
+		if s.slowfs, err = buildSlowfs(ctx, s.dir); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("-disk %q: it is fuse or none", *disk)
+	}
+
+	table := newTable(os.Stdout)
+	missed := 0
+	for _, sc := range chosen {
+		for _, kind := range order {
+			began := time.Now()
+			res := perform(ctx, s, sc, kind)
+			if ctx.Err() != nil {
+				table.details(os.Stdout)
+				return errors.New("interrupted")
+			}
+			table.row(res)
+			fmt.Fprintf(os.Stderr, "%s %s: %v\n", sc.name, kind, time.Since(began).Round(time.Second))
+			if kind == cluster.Belay && (res.err != nil || len(res.missed)+len(res.faults) > 0) {
+				missed++
+			}
+		}
+	}
+	table.details(os.Stdout)
+	if missed > 0 {
+		return fmt.Errorf("belay misses something in %d of %d rows", missed, len(chosen))
+	}
+	return nil
+}
+
+func binary(ctx context.Context, kind cluster.Kind, dir, belay, etcd string) (string, error) {
+	switch kind {
+	case cluster.Belay:
+		if belay != "" {
+			return filepath.Abs(belay)
+		}
+		return cluster.BuildBelay(ctx, filepath.Join(dir, "belay"))
+	case cluster.Etcd:
+		if etcd != "" {
+			return filepath.Abs(etcd)
+		}
+		tools, err := cluster.EtcdTools(ctx)
+		return tools.Etcd, err
+	}
+	return "", fmt.Errorf("-kinds: no kind %q; there are belay and etcd", kind)
+}
+
+func choose(patterns string) (chosen []scenario, err error) {
+	all := scenarios()
+	for _, p := range strings.Split(patterns, ",") {
+		found := false
+		for _, s := range all {
+			ok, err := path.Match(p, s.name)
+			if err != nil {
+				return nil, fmt.Errorf("-rows: %q: %w", p, err)
+			}
+			if ok && !slices.ContainsFunc(chosen, func(c scenario) bool { return c.name == s.name }) {
+				chosen = append(chosen, s)
+			}
+			found = found || ok
+		}
+		if !found {
+			return nil, fmt.Errorf("-rows: no row %q; -list prints them", p)
+		}
+	}
+	return chosen, nil
+}
+
+// table prints a line for each result as it comes, and the details at the end.
+type table struct {
+	out     io.Writer
+	results []*result
+}
+
+func newTable(out io.Writer) *table {
+	fmt.Fprintln(out, "| fault | | failed requests | worst write | p99 | worst read | leader changes | longest time without writes | throughput before → during | lost, doubled | |")
+	fmt.Fprintln(out, "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+	return &table{out: out}
+}
+
+func (t *table) row(r *result) {
+	t.results = append(t.results, r)
+	if r.err != nil {
+		fmt.Fprintf(t.out, "| %s | %s | could not be run: %s |\n", r.run.about, r.run.kind, strings.ReplaceAll(r.err.Error(), "\n", " "))
+		return
+	}
+	verdict := "holds"
+	if bad := slices.Concat(r.missed, r.faults); len(bad) > 0 {
+		verdict = "misses: " + strings.Join(bad, "; ")
+	}
+	percent := 0.0
+	if r.before > 0 {
+		percent = 100 * r.within / r.before
+	}
+	gap := round(r.longestGap).String()
+	if r.noWrites > r.longestGap {
+		gap += fmt.Sprintf(" (%v in all)", round(r.noWrites))
+	}
+	fmt.Fprintf(t.out, "| %s | %s | %d of %d | %v | %v | %v | %d | %s | %.0f → %.0f/s (%.0f %%) | %d, %d | %s |\n",
+		r.run.about, r.run.kind, r.failed, r.requests, round(r.worstWrite), round(r.p99Write), round(r.worstRead), r.changes, gap, r.before, r.within, percent, r.lost, r.doubled, verdict)
+}
+
+// details prints what does not fit into a row.
+func (t *table) details(out io.Writer) {
+	fmt.Fprintln(out)
+	for _, r := range t.results {
+		fmt.Fprintf(out, "%s, %s: leader %s; %d writes acknowledged; the lease was renewed every %v at worst\n", r.run.name, r.run.kind, cmp.Or(r.leaders, "?"), r.acked, round(r.renewalGap))
+		for _, text := range slices.SortedFunc(maps.Keys(r.errors), func(a, b string) int { return r.errors[b] - r.errors[a] }) {
+			fmt.Fprintf(out, "  %d × %s\n", r.errors[text], text)
+		}
+		for _, note := range r.run.notes {
+			fmt.Fprintf(out, "  %s\n", note)
+		}
+	}
+}
+
+func round(d time.Duration) time.Duration {
+	if d < 100*time.Millisecond {
+		return d.Round(100 * time.Microsecond)
+	}
+	return d.Round(10 * time.Millisecond)
+}
