@@ -193,14 +193,7 @@ func (s *Store) pause(ctx context.Context) error {
 	if s.opts.CompactionSleep < 0 {
 		return ctx.Err()
 	}
-	t := time.NewTimer(s.opts.CompactionSleep)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return sleep(ctx, s.opts.CompactionSleep)
 }
 
 // walkStart is where the walk begins: where an interrupted one stopped, or at the last finished compaction.

@@ -1,10 +1,493 @@
 package mvcc
 
-import "context"
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"sync"
+	"time"
 
-func (s *Store) startCounting(context.Context) {}
-func (s *Store) stopCounting()                 {}
-func (s *Store) count([]change)                {}
-func (s *Store) counter(key, end []byte, rev int64) func() (int64, bool) {
+	"github.com/cockroachdb/pebble/v2"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/store"
+)
+
+// counts knows how many keys exist in each of many small blocks of the key space, so that the count of a range costs two
+// block ends and not the range: a client that pages through 100,000 keys gets the count with every page.
+//
+// It is in memory alone. A goroutine builds it after Open, in the background; until then ranges are counted by reading
+// them. The applier adds the keys that a batch creates and deletes, before the batch is published; so counts is never older
+// than what readers see, but may be newer. For a reader at an older revision R, log has the keys created and deleted lately:
+// what came after R is taken off again. A reader older than log reads the range.
+//
+// Only the goroutine moves the bounds of blocks: it splits those that have grown (it reads their keys for that, as of
+// some revision, and adds what log has after it) and merges those that have shrunk.
+type counts struct {
+	blockKeys int // a new block has this many
+
+	mu     sync.Mutex
+	state  countState
+	rev    int64   // as of this revision
+	groups []group // in key order; once built, never empty, and none of them empty
+	total  int64
+	// log holds every change after logFrom, in order. Its keys are copies.
+	log     []change
+	logFrom int64
+	arena   []byte
+	size    int // bytes of keys in log
+	odd     map[string]struct{}
+
+	work    chan struct{} // one token: odd may have something
+	ready   chan struct{} // closed when built
+	stopped chan struct{} // closed when the goroutine has ended
+}
+
+type countState int
+
+const (
+	countsOff countState = iota
+	countsBuilding
+	countsBuilt
+)
+
+// group is up to groupBlocks neighbouring blocks.
+type group struct {
+	blocks []block
+	n      int64
+}
+
+// block is the keys from start up to the next block's start. The first of all starts at "".
+type block struct {
+	start []byte
+	n     int64
+}
+
+const (
+	countBlockKeys = 192
+	groupBlocks    = 512
+
+	countLogMax      = 1 << 16
+	countLogBytesMax = 8 << 20
+
+	// The first pass over all keys rests after each of these steps, to leave the machine to the traffic.
+	buildStepKeys = 4096
+	buildRest     = time.Millisecond
+)
+
+// startCounting begins to build. It goes on until ctx ends.
+func (s *Store) startCounting(ctx context.Context) {
+	c := &s.counts
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped, c.ready = make(chan struct{}), make(chan struct{})
+	c.groups, c.total, c.log, c.arena, c.size = nil, 0, nil, nil, 0
+	c.rev = s.rev.Load()
+	c.logFrom = c.rev
+	if s.opts.NoCounts {
+		c.state = countsOff
+		close(c.stopped)
+		return
+	}
+	c.state, c.odd, c.work = countsBuilding, map[string]struct{}{}, make(chan struct{}, 1)
+	if c.blockKeys = s.opts.countBlockKeys; c.blockKeys == 0 {
+		c.blockKeys = countBlockKeys
+	}
+	go s.countLoop(ctx, c.work, c.stopped)
+}
+
+func (s *Store) stopCounting() { <-s.counts.stopped }
+
+func (s *Store) countLoop(ctx context.Context, work <-chan struct{}, stopped chan<- struct{}) {
+	defer close(stopped)
+	err := s.buildCounts(ctx)
+	for err == nil {
+		select {
+		case <-work:
+			err = s.tidyCounts(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+	if errors.Is(err, store.ErrReplaced) {
+		<-ctx.Done() // Reload is about to begin anew
+	}
+	if ctx.Err() == nil {
+		s.counts.mu.Lock()
+		s.counts.state, s.counts.groups, s.counts.log = countsOff, nil, nil
+		s.counts.mu.Unlock()
+		s.lg.Warn("keys are no longer counted ahead; ranges are counted by reading them", zap.Error(err))
+	}
+}
+
+// count takes what a batch has changed, up to revision rev. REQUIRES: the batch is committed and not yet published.
+func (s *Store) count(changes []change, rev int64) {
+	c := &s.counts
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rev = rev
+	if c.state == countsOff || len(changes) == 0 {
+		return
+	}
+	for _, ch := range changes {
+		if cap(c.arena)-len(c.arena) < len(ch.key) {
+			c.arena = make([]byte, 0, max(64<<10, len(ch.key)))
+		}
+		n := len(c.arena)
+		c.arena = append(c.arena, ch.key...)
+		ch.key = c.arena[n:len(c.arena):len(c.arena)]
+		c.size += len(ch.key)
+		c.log = append(c.log, ch)
+		if c.state == countsBuilt {
+			c.add(ch)
+		}
+	}
+	if c.state == countsBuilt && (len(c.log) > countLogMax || c.size > countLogBytesMax) {
+		cut := len(c.log) / 2
+		c.logFrom = c.log[cut-1].rev
+		for _, ch := range c.log[:cut] {
+			c.size -= len(ch.key)
+		}
+		c.log = append(make([]change, 0, cap(c.log)), c.log[cut:]...)
+	}
+}
+
+// find gives the block that a key belongs to.
+func (c *counts) find(key []byte) (gi, bi int) {
+	gi = sort.Search(len(c.groups), func(i int) bool { return bytes.Compare(c.groups[i].blocks[0].start, key) > 0 }) - 1
+	blocks := c.groups[gi].blocks
+	bi = sort.Search(len(blocks), func(i int) bool { return bytes.Compare(blocks[i].start, key) > 0 }) - 1
+	return gi, bi
+}
+
+func (c *counts) add(ch change) {
+	gi, bi := c.find(ch.key)
+	g := &c.groups[gi]
+	b := &g.blocks[bi]
+	delta := int64(ch.delta)
+	b.n += delta
+	g.n += delta
+	c.total += delta
+	if b.n < 0 {
+		panic(fmt.Sprintf("mvcc: a block of keys at %q counts %d", b.start, b.n))
+	}
+	if big := int64(2 * c.blockKeys); delta > 0 && b.n == big+1 || delta < 0 && b.n == int64(c.blockKeys/4) {
+		c.odd[string(b.start)] = struct{}{}
+		select {
+		case c.work <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// next gives the start of the following block; nil: there is none.
+func (c *counts) next(gi, bi int) []byte {
+	if blocks := c.groups[gi].blocks; bi+1 < len(blocks) {
+		return blocks[bi+1].start
+	}
+	if gi+1 < len(c.groups) {
+		return c.groups[gi+1].blocks[0].start
+	}
 	return nil
+}
+
+// whole counts, as of a revision, the keys of all blocks that lie within [from, to); to nil: no bound. They are the keys of
+// [first, last). ok is false where counts cannot help.
+func (c *counts) whole(from, to []byte, rev int64) (n int64, first, last []byte, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != countsBuilt || rev < c.logFrom || rev > c.rev {
+		return 0, nil, nil, false
+	}
+	gi, bi := c.find(from)
+	if !bytes.Equal(c.groups[gi].blocks[bi].start, from) {
+		if bi++; bi == len(c.groups[gi].blocks) {
+			if gi, bi = gi+1, 0; gi == len(c.groups) {
+				return 0, nil, nil, false
+			}
+		}
+	}
+	first = c.groups[gi].blocks[bi].start
+	within := func(next []byte) bool { // whether a block that ends at next does
+		return to == nil || next != nil && bytes.Compare(next, to) <= 0
+	}
+	for gi < len(c.groups) {
+		g := &c.groups[gi]
+		if bi == 0 {
+			if next := c.next(gi, len(g.blocks)-1); within(next) {
+				n, last, gi, ok = n+g.n, next, gi+1, true
+				continue
+			}
+		}
+		next := c.next(gi, bi)
+		if !within(next) {
+			break
+		}
+		n, last, ok = n+g.blocks[bi].n, next, true
+		if bi++; bi == len(g.blocks) {
+			gi, bi = gi+1, 0
+		}
+	}
+	if !ok {
+		return 0, nil, nil, false
+	}
+	since := sort.Search(len(c.log), func(i int) bool { return c.log[i].rev > rev })
+	for _, ch := range c.log[since:] {
+		if bytes.Compare(ch.key, first) >= 0 && (last == nil || bytes.Compare(ch.key, last) < 0) {
+			n -= int64(ch.delta)
+		}
+	}
+	return n, first, last, true
+}
+
+// keys is how many keys exist, if it is known.
+func (c *counts) keys() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.total
+}
+
+// counter gives what counts the keys of [from, end) that exist at a revision, with an iterator that shows them, whose
+// bounds it changes. ok is false where it cannot.
+func (s *Store) counter(end []byte, rev int64) func(it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
+	return func(it *pebble.Iterator, from []byte) (int64, bool, error) {
+		to := end
+		if isAll(end) {
+			to = nil
+		}
+		n, first, last, ok := s.counts.whole(from, to, rev)
+		if !ok {
+			return 0, false, nil
+		}
+		edge := func(from, to []byte) error {
+			if to != nil && bytes.Equal(from, to) {
+				return nil
+			}
+			lower := store.AppendUserKeyPrefix(nil, from)
+			_, upper := store.UserKeysSpan()
+			if to != nil {
+				upper = store.AppendUserKeyPrefix(nil, to)
+			}
+			it.SetBounds(lower, upper)
+			v := visible{it: it, rev: uint64(rev)}
+			for v.next() {
+				n++
+			}
+			return store.Explain(it.Error())
+		}
+		if err := edge(from, first); err != nil {
+			return 0, false, err
+		}
+		if last != nil {
+			if err := edge(last, to); err != nil {
+				return 0, false, err
+			}
+		}
+		return n, true, nil
+	}
+}
+
+// readForCounts calls fn for each key of [from, to) that exists at c.rev, and gives that revision. rest: it is a long way,
+// to be gone slowly. It fails with errMoved if the revision was compacted meanwhile.
+func (s *Store) readForCounts(ctx context.Context, from, to []byte, rest bool, fn func(key []byte)) (rev int64, err error) {
+	c := &s.counts
+	c.mu.Lock()
+	rev = c.rev
+	c.mu.Unlock()
+	lower := store.AppendUserKeyPrefix(nil, from)
+	_, upper := store.UserKeysSpan()
+	if to != nil {
+		upper = store.AppendUserKeyPrefix(nil, to)
+	}
+	it, err := s.st.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return rev, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	if s.st.Generation() != s.generation.Load() {
+		return rev, store.ErrReplaced
+	}
+	if rev < s.compact.Load() {
+		return rev, errMoved
+	}
+	v := visible{it: it, rev: uint64(rev)}
+	for n := 1; v.next(); n++ {
+		fn(v.key)
+		if rest && n%buildStepKeys == 0 {
+			if err := sleep(ctx, buildRest); err != nil {
+				return rev, err
+			}
+		}
+	}
+	return rev, store.Explain(it.Error())
+}
+
+var errMoved = errors.New("mvcc: compacted while keys were counted")
+
+// split makes blocks of the keys that it is given in order.
+type split struct {
+	blockKeys int64
+	blocks    []block
+}
+
+func (sp *split) add(key []byte) {
+	last := &sp.blocks[len(sp.blocks)-1]
+	if last.n == sp.blockKeys {
+		sp.blocks = append(sp.blocks, block{start: bytes.Clone(key), n: 1})
+		return
+	}
+	last.n++
+}
+
+// buildCounts reads all keys once.
+func (s *Store) buildCounts(ctx context.Context) error {
+	c := &s.counts
+	for {
+		sp := split{int64(c.blockKeys), []block{{}}}
+		rev, err := s.readForCounts(ctx, nil, nil, true, sp.add)
+		if errors.Is(err, errMoved) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.groups = groupsOf(sp.blocks)
+		c.total = 0
+		for _, g := range c.groups {
+			c.total += g.n
+		}
+		c.state = countsBuilt
+		// Nothing was taken off the log while the state was countsBuilding.
+		since := sort.Search(len(c.log), func(i int) bool { return c.log[i].rev > rev })
+		for _, ch := range c.log[since:] {
+			c.add(ch)
+		}
+		close(c.ready)
+		return nil
+	}
+}
+
+func groupsOf(blocks []block) (groups []group) {
+	for part := range slices.Chunk(blocks, groupBlocks/2) {
+		g := group{blocks: slices.Clone(part)}
+		for _, b := range part {
+			g.n += b.n
+		}
+		groups = append(groups, g)
+	}
+	return groups
+}
+
+// tidyCounts splits and merges the blocks that call for it.
+func (s *Store) tidyCounts(ctx context.Context) error {
+	c := &s.counts
+	for ctx.Err() == nil {
+		c.mu.Lock()
+		var start []byte
+		found := false
+		for k := range c.odd {
+			start, found = []byte(k), true
+			delete(c.odd, k)
+			break
+		}
+		if !found {
+			c.mu.Unlock()
+			return nil
+		}
+		gi, bi := c.find(start)
+		b := c.groups[gi].blocks[bi]
+		to := c.next(gi, bi)
+		switch {
+		case !bytes.Equal(b.start, start): // merged meanwhile
+		case b.n <= int64(c.blockKeys/4):
+			c.merge(gi, bi)
+		case b.n > int64(2*c.blockKeys):
+			c.mu.Unlock()
+			if err := s.splitBlock(ctx, start, to); err != nil {
+				return err
+			}
+			continue
+		}
+		c.mu.Unlock()
+	}
+	return ctx.Err()
+}
+
+// merge joins a block with the one before or after it, if the result is not large.
+func (c *counts) merge(gi, bi int) {
+	g := &c.groups[gi]
+	for _, at := range []int{bi, bi - 1} { // the left one of two
+		if at < 0 || at+1 >= len(g.blocks) || g.blocks[at].n+g.blocks[at+1].n > int64(c.blockKeys) {
+			continue
+		}
+		g.blocks[at].n += g.blocks[at+1].n
+		g.blocks = slices.Delete(g.blocks, at+1, at+2)
+		break
+	}
+	// A group whose blocks are nearly gone goes to the one before it.
+	if gi > 0 && len(g.blocks) <= groupBlocks/32 && len(c.groups[gi-1].blocks) <= groupBlocks/2 {
+		left := &c.groups[gi-1]
+		left.blocks = append(left.blocks, g.blocks...)
+		left.n += g.n
+		c.groups = slices.Delete(c.groups, gi, gi+1)
+	}
+}
+
+// splitBlock splits the block [start, to) into as many as it takes.
+func (s *Store) splitBlock(ctx context.Context, start, to []byte) error {
+	c := &s.counts
+	for {
+		sp := split{int64(c.blockKeys), []block{{start: start}}}
+		rev, err := s.readForCounts(ctx, start, to, false, sp.add)
+		if errors.Is(err, errMoved) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		if rev < c.logFrom {
+			c.mu.Unlock()
+			continue // too much has changed meanwhile
+		}
+		since := sort.Search(len(c.log), func(i int) bool { return c.log[i].rev > rev })
+		for _, ch := range c.log[since:] {
+			if bytes.Compare(ch.key, start) >= 0 && (to == nil || bytes.Compare(ch.key, to) < 0) {
+				i := sort.Search(len(sp.blocks), func(i int) bool { return bytes.Compare(sp.blocks[i].start, ch.key) > 0 }) - 1
+				sp.blocks[i].n += int64(ch.delta)
+			}
+		}
+		gi, bi := c.find(start)
+		g := &c.groups[gi]
+		sum := int64(0)
+		for _, b := range sp.blocks {
+			sum += b.n
+		}
+		if sum != g.blocks[bi].n {
+			c.mu.Unlock()
+			return fmt.Errorf("mvcc: the block of keys at %q was counted as %d and holds %d", start, g.blocks[bi].n, sum)
+		}
+		g.blocks = slices.Replace(g.blocks, bi, bi+1, sp.blocks...)
+		if len(g.blocks) > groupBlocks {
+			c.groups = slices.Replace(c.groups, gi, gi+1, groupsOf(g.blocks)...)
+		}
+		c.mu.Unlock()
+		return nil
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

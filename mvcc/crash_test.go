@@ -92,7 +92,7 @@ func TestReadersAndWriter(t *testing.T) {
 			}
 		})
 	}
-	newest := make([]atomic.Int64, keys) // published mod revisions
+	newest := make([]atomic.Int64, keys)   // published mod revisions
 	reader(1, func(rng *rand.Rand) error { // no point read is older than what was published before it
 		i := rng.IntN(keys)
 		least := newest[i].Load()

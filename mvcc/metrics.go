@@ -10,7 +10,6 @@ import (
 type Metrics struct {
 	puts, deletes, ranges, txns prometheus.Counter
 	putBytes                    prometheus.Gauge
-	keys                        prometheus.Gauge
 
 	hashSeconds, hashRevSeconds prometheus.Histogram
 
@@ -49,7 +48,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		ranges:   counter("etcd", "range_total", "Ranges read on this member."),
 		txns:     counter("etcd", "txn_total", "Transactions of more than one operation on this member."),
 		putBytes: gauge("total_put_size_in_bytes", "Bytes of all keys and values put on this member."),
-		keys:     gauge("keys_total", "Keys that exist."),
 
 		hashSeconds:    histogram("etcd", "hash_duration_seconds", "Time to hash the whole store.", .01, 15),
 		hashRevSeconds: histogram("etcd", "hash_rev_duration_seconds", "Time to hash the keys and their history up to a revision.", .01, 15),
@@ -68,6 +66,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			return 0
 		}))
 	}
+	revision("keys_total", "Keys that exist; 0 while they are first counted, in the background after a start.", func(s *Store) int64 { return s.counts.keys() })
 	revision("current_revision", "Newest revision that can be read.", (*Store).Revision)
 	revision("compact_revision", "Revision of the last compaction that was asked for.", (*Store).CompactRevision)
 	if reg != nil {

@@ -46,7 +46,7 @@ func (s *Store) Range(ctx context.Context, key, end []byte, o RangeOptions) (Ran
 	if err != nil {
 		return RangeResult{Rev: current}, err
 	}
-	res, err := rangeOf(ctx, it, rev, o, s.counter(key, end, rev))
+	res, err := rangeOf(ctx, it, key, rev, o, s.counter(end, rev))
 	res.Rev = current
 	return res, errors.Join(err, it.Close())
 }
@@ -197,13 +197,14 @@ func (v *visible) record() (record, error) {
 
 const keysBetweenContextChecks = 1024
 
-// rangeOf reads what is in the bounds of an iterator. counted, if not nil, knows how many keys there are.
-func rangeOf(ctx context.Context, it *pebble.Iterator, rev int64, o RangeOptions, counted func() (int64, bool)) (res RangeResult, err error) {
+// rangeOf reads what is in the bounds of an iterator, from key on. counted, if not nil, may know how many keys there are from
+// some key on (see Store.counter).
+func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o RangeOptions, counted func(it *pebble.Iterator, from []byte) (int64, bool, error)) (res RangeResult, err error) {
 	v := visible{it: it, rev: uint64(rev)}
 	if o.CountOnly && counted != nil {
-		if n, ok := counted(); ok {
+		if n, ok, err := counted(it, key); ok || err != nil {
 			res.Count = n
-			return res, nil
+			return res, err
 		}
 	}
 	var kvs slab
@@ -220,8 +221,13 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, rev int64, o RangeOptions
 				break
 			}
 			if counted != nil {
-				if n, ok := counted(); ok {
-					res.Count = n
+				from := append(make([]byte, 0, len(v.key)), v.key...)
+				n, ok, err := counted(it, from)
+				if err != nil {
+					return res, err
+				}
+				if ok {
+					res.Count += n - 1
 					break
 				}
 				counted = nil

@@ -412,6 +412,7 @@ func (r *rig) check(m *model, rng *rand.Rand) {
 			r.t.Fatalf("HashKV(%d) = %08x compact %d %v, want %08x %d %v", rev, got, compact, err, want, wantCompact, wantErr)
 		}
 	}
+	r.checkCounts(m)
 	r.checkHistory(m, rng)
 	r.checkRevisions(m, view)
 }
@@ -449,6 +450,41 @@ func (r *rig) checkRange(m *model, rd interface {
 			if !bytes.Equal(got.KVs[i].Value, want[i].Value) {
 				r.t.Fatalf("range %q %q %+v: value of %q differs", from, to, o, want[i].Key)
 			}
+		}
+	}
+}
+
+// checkCounts holds every block of keys that are counted ahead against the model.
+func (r *rig) checkCounts(m *model) {
+	r.t.Helper()
+	c := &r.counts
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != countsBuilt {
+		return
+	}
+	live := m.get("\x00", "\x00", m.rev)
+	if c.total != int64(len(live)) || c.rev != m.rev {
+		r.t.Fatalf("%d keys counted at %d, want %d at %d", c.total, c.rev, len(live), m.rev)
+	}
+	i := 0
+	for gi := range c.groups {
+		sum := int64(0)
+		for bi, b := range c.groups[gi].blocks {
+			to, n := c.next(gi, bi), int64(0)
+			for ; i < len(live) && (to == nil || bytes.Compare(live[i].Key, to) < 0); i++ {
+				if bytes.Compare(live[i].Key, b.start) < 0 {
+					r.t.Fatalf("key %q before the block %q", live[i].Key, b.start)
+				}
+				n++
+			}
+			if n != b.n {
+				r.t.Fatalf("the block %q counts %d, has %d", b.start, b.n, n)
+			}
+			sum += n
+		}
+		if sum != c.groups[gi].n {
+			r.t.Fatalf("group %d counts %d, has %d", gi, c.groups[gi].n, sum)
 		}
 	}
 }

@@ -44,6 +44,8 @@ type Options struct {
 
 	// NoCounts leaves out the counted index of keys, as if it never got built.
 	NoCounts bool
+
+	countBlockKeys int // for tests: the size of a block of keys that are counted together
 }
 
 const (
@@ -70,6 +72,7 @@ type Store struct {
 	finished atomic.Int64
 
 	hashes hashes
+	counts counts
 
 	mu       sync.Mutex
 	reloaded chan struct{} // closed and replaced by Reload

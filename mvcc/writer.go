@@ -39,7 +39,6 @@ type Writer struct {
 	stats    struct {
 		puts, deletes, ranges, txns int
 		putBytes                    int64
-		keys                        int64
 	}
 }
 
@@ -118,7 +117,6 @@ func (w *Writer) Put(key, value []byte, lease int64) (prev *mvccpb.KeyValue, rev
 	} else {
 		kv.CreateRevision, kv.Version = rev, 1
 		w.changes = append(w.changes, change{key, rev, 1})
-		w.stats.keys++
 	}
 	sub := w.nextSub()
 	var header [maxHeaderLen]byte
@@ -173,7 +171,6 @@ func (w *Writer) remove(key []byte) error {
 	w.overlay[str(key)] = written{kv, sub}
 	w.events = append(w.events, &mvccpb.Event{Type: mvccpb.Event_DELETE, Kv: kv})
 	w.changes = append(w.changes, change{key, rev, -1})
-	w.stats.keys--
 	return nil
 }
 
@@ -260,7 +257,7 @@ func (w *Writer) rangeOf(ctx context.Context, key, end []byte, o RangeOptions) (
 	if err != nil {
 		return res, err
 	}
-	res, err = rangeOf(ctx, it, rev, o, nil)
+	res, err = rangeOf(ctx, it, key, rev, o, nil)
 	res.Rev = w.Rev()
 	return res, errors.Join(err, it.Close())
 }
@@ -307,7 +304,7 @@ func (w *Writer) Publish() {
 	for _, o := range w.overlay {
 		s.cache.put(o.kv, o.sub)
 	}
-	s.count(w.changes)
+	s.count(w.changes, w.rev)
 	s.compact.Store(w.compact)
 	s.rev.Store(w.rev)
 	clear(w.overlay)
@@ -324,5 +321,4 @@ func (w *Writer) Publish() {
 	add(m.ranges, int64(w.stats.ranges))
 	add(m.txns, int64(w.stats.txns))
 	add(m.putBytes, w.stats.putBytes)
-	add(m.keys, w.stats.keys)
 }
