@@ -3,6 +3,7 @@ package mvcc
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -196,18 +197,25 @@ func (s *Store) pause(ctx context.Context) error {
 	return sleep(ctx, s.opts.CompactionSleep)
 }
 
-// walkStart is where the walk begins: where an interrupted one stopped, or at the last finished compaction.
+// walkStart is where the walk begins: where an interrupted one of the same compaction stopped, or else at the last finished
+// compaction. An interrupted walk to an earlier C must not be gone on with: it left, before the point where it stopped,
+// versions that were the newest at its C and are not at ours.
 func (s *Store) walkStart(req compactionRequest) (Revision, error) {
 	b, ok, err := s.st.Get(store.MetaKey(metaProgress))
 	if err != nil {
 		return Revision{}, err
 	}
 	if ok {
-		main, sub, valid := store.ParseRevisionKey(b)
+		if len(b) < 8 {
+			return Revision{}, fmt.Errorf("mvcc: the record of a compaction's progress is malformed: %x", b)
+		}
+		main, sub, valid := store.ParseRevisionKey(b[8:])
 		if !valid {
 			return Revision{}, fmt.Errorf("mvcc: the record of a compaction's progress is malformed: %x", b)
 		}
-		return Revision{int64(main), int64(sub)}, nil
+		if int64(binary.BigEndian.Uint64(b)) == req.rev {
+			return Revision{int64(main), int64(sub)}, nil
+		}
 	}
 	return Revision{max(req.previous, 0), 0}, nil
 }
@@ -311,7 +319,7 @@ func (w *walk) step(from Revision) (next Revision, removed int, done bool, err e
 		if err := errors.Join(b.Set(store.MetaKey(metaFinished), number(c)), b.Delete(store.MetaKey(metaProgress))); err != nil {
 			return from, 0, false, err
 		}
-	} else if err := b.Set(store.MetaKey(metaProgress), store.AppendRevisionKey(nil, uint64(next.Main), uint32(next.Sub))); err != nil {
+	} else if err := b.Set(store.MetaKey(metaProgress), store.AppendRevisionKey(number(c), uint64(next.Main), uint32(next.Sub))); err != nil {
 		return from, 0, false, err
 	}
 	return next, removed, done, b.Commit()

@@ -241,3 +241,32 @@ func TestInstallUnderReaders(t *testing.T) {
 	stop.Store(true)
 	wg.Wait()
 }
+
+// TestInterruptedCompaction stops a compaction of one revision on the way and goes on with a later one. What the first had
+// left because it was the newest at its revision must go with the second.
+func TestInterruptedCompaction(t *testing.T) {
+	r, m := newRig(t, Options{CompactionBatchLimit: 1, CompactionSleep: -1}), newModel()
+	apply := func(c command) {
+		t.Helper()
+		if got, want := r.apply(c)[0], m.apply(c); got != want {
+			t.Fatalf("got %s\nwant %s", got, want)
+		}
+	}
+	apply(command{ops: []op{{key: "a", value: "1"}}}) // 2
+	apply(command{ops: []op{{key: "b", value: "1"}}}) // 3
+	r.stopCompactor()
+	apply(command{compact: 3})
+	w := walk{s: r.Store, req: compactionRequest{rev: 3, previous: -1}, newest: map[string]Revision{}}
+	if next, _, done, err := w.step(Revision{}); err != nil || done || next != (Revision{3, 0}) {
+		t.Fatal(next, done, err)
+	}
+	apply(command{ops: []op{{del: true, key: "a"}}})  // 4
+	apply(command{ops: []op{{key: "b", value: "2"}}}) // 5
+	apply(command{compact: 5})
+	r.flush()
+	r.close()
+	r.open()
+	<-r.Compacted(5)
+	m.hashes = nil
+	r.check(m, rand.New(rand.NewPCG(1, 1)))
+}
