@@ -1,0 +1,184 @@
+package sim
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+)
+
+const (
+	dataDir  = "data"
+	logDir   = "data/log"
+	storeDir = "data/store"
+)
+
+func ofLog(path string) bool { return strings.HasPrefix(path, logDir) }
+
+// A gate stops whoever comes to it until it is opened.
+type gate struct {
+	mu sync.Mutex
+	ch chan struct{} // nil: open
+}
+
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.ch == nil {
+		g.ch = make(chan struct{})
+	}
+}
+
+func (g *gate) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.ch != nil {
+		close(g.ch)
+		g.ch = nil
+	}
+}
+
+func (g *gate) pass() {
+	for {
+		g.mu.Lock()
+		ch := g.ch
+		g.mu.Unlock()
+		if ch == nil {
+			return
+		}
+		<-ch
+	}
+}
+
+// disk is the disk of one life of a member: what a crash leaves of it becomes
+// the disk of the next, while the process that crashed goes on writing to this
+// one, where nobody sees it.
+type disk struct {
+	mem *vfs.MemFS
+	fs  vfs.FS
+
+	pause     *gate // all operations
+	logSync   gate  // syncs of the log
+	storeSync gate  // syncs of the store
+	slow      atomic.Int64
+	logError  atomic.Pointer[error]
+}
+
+func newDisk(mem *vfs.MemFS, pause *gate, mu mutation) *disk {
+	d := &disk{mem: mem, pause: pause}
+	var fs vfs.FS = mem
+	switch mu {
+	case skipSync:
+		fs = lyingFS{FS: mem, sync: func(vfs.File) error { return nil }}
+	case ackEarly:
+		fs = lyingFS{FS: mem, sync: func(f vfs.File) error {
+			time.AfterFunc(earlyBy, func() {
+				defer func() { _ = recover() }() // closed meanwhile
+				_ = f.Sync()
+			})
+			return nil
+		}}
+	}
+	d.fs = errorfs.Wrap(fs, d)
+	return d
+}
+
+// repair ends all faults of the disk.
+func (d *disk) repair() {
+	d.logError.Store(nil)
+	d.slow.Store(0)
+	d.logSync.open()
+	d.storeSync.open()
+}
+
+var (
+	errIO      = errors.New("input/output error")
+	errNoSpace = errors.New("no space left on device")
+)
+
+// MaybeError makes disk an errorfs.Injector.
+func (d *disk) MaybeError(op errorfs.Op) error {
+	d.pause.pass()
+	switch op.Kind {
+	case errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpFileSyncTo:
+		if slow := d.slow.Load(); slow > 0 {
+			time.Sleep(time.Duration(slow))
+		}
+		if ofLog(op.Path) {
+			d.logSync.pass()
+		} else {
+			d.storeSync.pass()
+		}
+	case errorfs.OpFileWrite, errorfs.OpFileWriteAt, errorfs.OpCreate, errorfs.OpReuseForWrite, errorfs.OpFilePreallocate:
+	default:
+		return nil
+	}
+	if err := d.logError.Load(); err != nil && ofLog(op.Path) {
+		return *err
+	}
+	return nil
+}
+
+func (d *disk) String() string { return "disk of a simulated member" }
+
+// mutation is a rule broken on purpose.
+type mutation string
+
+const (
+	intact      mutation = ""
+	skipSync    mutation = "skip-sync"     // the log's syncs do nothing
+	ackEarly    mutation = "ack-early"     // the log's syncs return at once and take place later
+	skipAdopt   mutation = "skip-adopt"    // the restart rule is not asked
+	keepTail    mutation = "keep-tail"     // the restart rule looks at the index alone, not at the term
+	staleRead   mutation = "stale-read"    // linearizable reads do without their barrier
+	earlyRevoke mutation = "early-expiry"  // lease tables run a clock that is twice as fast
+	loseEvent   mutation = "lose-event"    // one event in 200 does not reach the watch hub
+)
+
+// mutations are those that TestMutations shows to be noticed.
+var mutations = []mutation{skipSync, ackEarly, skipAdopt, keepTail, staleRead, earlyRevoke, loseEvent}
+
+const earlyBy = 400 * time.Millisecond
+
+// lyingFS changes what a sync of the log's files does.
+type lyingFS struct {
+	vfs.FS
+	sync func(vfs.File) error
+}
+
+func (l lyingFS) wrap(name string, f vfs.File, err error) (vfs.File, error) {
+	if err != nil || !ofLog(name) {
+		return f, err
+	}
+	return lyingFile{f, l.sync}, nil
+}
+
+func (l lyingFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := l.FS.Create(name, c)
+	return l.wrap(name, f, err)
+}
+
+func (l lyingFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	f, err := l.FS.OpenReadWrite(name, c, o...)
+	return l.wrap(name, f, err)
+}
+
+func (l lyingFS) ReuseForWrite(old, name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := l.FS.ReuseForWrite(old, name, c)
+	return l.wrap(name, f, err)
+}
+
+type lyingFile struct {
+	vfs.File
+	sync func(vfs.File) error
+}
+
+func (f lyingFile) Sync() error     { return f.sync(f.File) }
+func (f lyingFile) SyncData() error { return f.sync(f.File) }
+func (f lyingFile) SyncTo(int64) (bool, error) {
+	return true, f.sync(f.File)
+}

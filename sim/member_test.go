@@ -1,0 +1,527 @@
+package sim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/raftlog"
+	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/server"
+	"github.com/belaydb/belay/state"
+	"github.com/belaydb/belay/store"
+	"github.com/belaydb/belay/transport"
+	"github.com/belaydb/belay/watch"
+)
+
+const (
+	clusterID     = 0xc1
+	tickInterval  = 100 * time.Millisecond
+	electionTicks = 10
+	election      = electionTicks * tickInterval
+)
+
+func peerURL(id uint64) string { return fmt.Sprintf("http://m%d", id) }
+
+// member is one member over all its lives.
+type member struct {
+	w  *world
+	id uint64
+
+	mu      sync.Mutex
+	mem     *vfs.MemFS // between two lives
+	now     *life      // nil: down
+	begins  bool       // a start is under way
+	removed bool       // for good
+	lives   int
+	peers   []uint64 // of a member that has no state yet
+}
+
+func (m *member) life() *life {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.now
+}
+
+// life is one process of a member, from start to crash.
+type life struct {
+	m    *member
+	w    *world
+	id   uint64
+	name string // member.life
+	dead atomic.Bool
+	// failed: the member said that it must stop.
+	failed atomic.Bool
+
+	disk   *disk
+	paused gate
+	broken atomic.Bool // its disk was made to fail: it may stop
+
+	store    *store.Store
+	kv       *mvcc.Store
+	leases   *lease.Table
+	hub      *watch.Hub
+	machine  *state.Machine
+	log      *raftlog.Log
+	replica  *replica.Replica
+	server   *server.Server
+	peerHTTP http.Handler
+	endpoint *transport.Endpoint
+	logger   *zap.Logger
+
+	peersMu sync.Mutex
+	peers   map[uint64]bool
+
+	lastRev int64      // applier: of the last event seen; 0: none
+	rng     *rand.Rand // applier: of the mutation that loses events
+}
+
+// firstLog writes the log of a fresh cluster's member.
+func firstLog(fs vfs.FS, id uint64, members []uint64) error {
+	log, err := raftlog.Open(logDir, raftlog.Options{FS: fs, MemberID: id, ClusterID: clusterID, SegmentBytes: segmentBytes, Released: func([]*raftpb.Message) {}})
+	if err != nil {
+		return err
+	}
+	var entries []*raftpb.Entry
+	for i, other := range members {
+		context, err := json.Marshal(&command.Member{ID: other, PeerURLs: []string{peerURL(other)}})
+		if err != nil {
+			return err
+		}
+		data, err := proto.Marshal(&raftpb.ConfChange{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(other), Context: context})
+		if err != nil {
+			return err
+		}
+		entries = append(entries, &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Term: new(uint64(1)), Index: new(uint64(i + 1)), Data: data})
+	}
+	log.Append(raftlog.Append{
+		HardState: &raftpb.HardState{Term: new(uint64(1)), Vote: new(uint64(0)), Commit: new(uint64(len(entries)))},
+		Entries:   entries,
+	})
+	if err := log.Sync(context.Background()); err != nil {
+		return err
+	}
+	return log.Close()
+}
+
+// newDisk makes an empty disk whose top directories survive a crash.
+func emptyDisk() (*vfs.MemFS, error) {
+	mem := vfs.NewCrashableMem()
+	if err := mem.MkdirAll(dataDir, 0o700); err != nil {
+		return nil, err
+	}
+	root, err := mem.OpenDir("")
+	if err != nil {
+		return nil, err
+	}
+	return mem, errors.Join(root.Sync(), root.Close())
+}
+
+const segmentBytes = 256 << 10
+
+// start begins a new life on the disk that the last one left.
+func (m *member) start() (err error) {
+	m.mu.Lock()
+	if m.now != nil || m.removed || m.begins {
+		m.mu.Unlock()
+		return nil
+	}
+	m.begins = true
+	m.lives++
+	m.mu.Unlock()
+	l := &life{m: m, w: m.w, id: m.id, name: fmt.Sprintf("%d.%d", m.id, m.lives), peers: map[uint64]bool{}, rng: rand.New(rand.NewPCG(m.w.seed, m.id))}
+	l.disk = newDisk(m.mem, &l.paused, m.w.o.mutation)
+	l.logger = m.w.logger(l)
+	// A panic while the parts are put together is a finding like any other.
+	defer func() {
+		if p := recover(); p != nil {
+			buf := make([]byte, 16<<10)
+			err = fmt.Errorf("start panics: %v\n%s", p, buf[:runtime.Stack(buf, false)])
+		}
+		m.mu.Lock()
+		m.begins = false
+		if err == nil {
+			m.now = l
+		} else {
+			l.dead.Store(true)
+		}
+		m.mu.Unlock()
+		if err == nil && l.failed.Load() {
+			m.crash(l, 100)
+			m.w.restartLater(m)
+		}
+	}()
+	if l.store, err = store.Open(storeDir, store.Options{FS: l.disk.fs, Logger: l.logger, CacheBytes: 1 << 20, MemTableBytes: 256 << 10}); err != nil {
+		return err
+	}
+	if l.kv, err = mvcc.Open(l.store, mvcc.Options{Logger: l.logger, CompactionBatchLimit: 20, CompactionSleep: 5 * time.Millisecond}); err != nil {
+		return err
+	}
+	if l.log, err = raftlog.Open(logDir, raftlog.Options{
+		FS: l.disk.fs, MemberID: l.id, ClusterID: clusterID, Logger: l.logger, SegmentBytes: segmentBytes,
+		Released: func(ms []*raftpb.Message) { l.paused.pass(); l.replica.Released(ms) },
+		Failed:   func(err error) { l.fail(fmt.Errorf("the raft log failed: %w", err)) },
+	}); err != nil {
+		return err
+	}
+	clock := time.Now
+	if m.w.o.mutation == earlyRevoke {
+		born := time.Now()
+		clock = func() time.Time { return born.Add(2 * time.Since(born)) }
+	}
+	if l.leases, err = lease.Open(l.store, lease.Options{MinTTL: 2, Clock: clock}); err != nil {
+		return err
+	}
+	l.hub = watch.NewHub(l.kv, watch.Options{Logger: l.logger, StreamBytes: 16 << 10, RecentRevisions: 64, ScanRevisions: 50})
+	if l.machine, err = state.Open(state.Config{
+		Store: l.store, KV: l.kv, Leases: l.leases, Sink: l, Logger: l.logger, MemberID: l.id, ClusterID: clusterID, QuotaBytes: -1, MaxLearners: 1,
+	}); err != nil {
+		return err
+	}
+	index, term := l.store.Applied()
+	switch m.w.o.mutation {
+	case keepTail:
+		if have, err := l.log.Term(index); err == nil {
+			term = have
+		}
+		fallthrough
+	default:
+		replaced, err := l.log.Adopt(index, term, l.machine.ConfState())
+		if err != nil {
+			return err
+		}
+		if replaced && index > 0 {
+			m.w.count("log replaced by the store's base")
+		}
+	case skipAdopt:
+	}
+	l.endpoint = m.w.net.Join(l.id, l, l)
+	l.endpoint.OnRemoved(func(error) { l.leave() })
+	if l.replica, err = replica.New(replica.Config{
+		ID: l.id, Log: l.log, State: gatedMachine{l}, Network: gatedNetwork{l}, Logger: l.logger,
+		TickInterval: tickInterval, ElectionTicks: electionTicks, PreVote: true, AdvanceTicks: true,
+		FlushEntries: m.w.flushEntries, KeepBytes: m.w.keepBytes,
+		MembersChanged: l.membersChanged, Failed: l.fail,
+	}); err != nil {
+		return err
+	}
+	if l.server, err = server.New(server.Config{
+		MemberID: l.id, ClusterID: clusterID, Name: fmt.Sprintf("m%d", l.id), ClientURLs: []string{"http://client"}, Version: "0",
+		Replica: l.replica, Peers: peers{l}, State: l.machine, Store: l.store, KV: l.kv, Leases: l.leases, Hub: l.hub, Logger: l.logger,
+		FreeBytes:       func() (uint64, error) { return 1 << 40, nil },
+		ElectionTimeout: election, HeartbeatInterval: tickInterval,
+	}); err != nil {
+		return err
+	}
+	l.peerHTTP = l.server.PeerHandler()
+	for _, other := range m.peers {
+		if other != l.id {
+			l.endpoint.AddPeer(other, nil)
+			l.peers[other] = true
+		}
+	}
+	l.syncPeers()
+	if err := l.replica.Start(); err != nil {
+		return err
+	}
+	l.server.Start()
+	return nil
+}
+
+// fail is called when the member says that it cannot go on: its process ends.
+func (l *life) fail(err error) {
+	if l.dead.Load() || !l.failed.CompareAndSwap(false, true) {
+		return
+	}
+	if !l.broken.Load() {
+		l.w.violation("member %s stops by itself: %v", l.name, err)
+	}
+	l.w.tracef("member %s stops: %v", l.name, err)
+	l.w.background(func() {
+		l.m.crash(l, 100)
+		l.w.restartLater(l.m)
+	})
+}
+
+// leave ends a member that was removed.
+func (l *life) leave() {
+	if l.dead.Load() {
+		return
+	}
+	time.AfterFunc(2*tickInterval, func() {
+		l.m.mu.Lock()
+		l.m.removed = true
+		l.m.mu.Unlock()
+		l.m.crash(l, 100)
+	})
+}
+
+// crash ends a life. Of what its disk had not synced, percent survives, block by
+// block; with 100 it is the process alone that died.
+func (m *member) crash(l *life, percent int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.now != l || l == nil {
+		return
+	}
+	m.now = nil
+	// Nothing leaves from here on; what left before was durable then.
+	l.dead.Store(true)
+	l.endpoint.Stop()
+	m.mem = l.disk.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: m.w.crashRand()})
+	l.disk.repair()
+	l.paused.open()
+	m.w.background(l.close)
+}
+
+// close ends the goroutines of a life. What it does to its disk nobody sees.
+func (l *life) close() {
+	l.server.Stop()
+	l.hub.Close()
+	l.replica.Stop()
+	time.Sleep(20 * time.Second) // readers and snapshot streams end
+	l.kv.Close()
+	_ = l.store.Close()
+	_ = l.log.Close()
+}
+
+func (l *life) membersChanged() {
+	l.server.MembersChanged()
+	if l.machine.IsRemoved(l.id) {
+		l.leave()
+		return
+	}
+	l.syncPeers()
+}
+
+// syncPeers is node's: the transport follows the member list.
+func (l *life) syncPeers() {
+	l.peersMu.Lock()
+	defer l.peersMu.Unlock()
+	for _, m := range l.machine.Members() {
+		if m.ID != l.id && !l.peers[m.ID] {
+			l.peers[m.ID] = true
+			l.endpoint.AddPeer(m.ID, m.PeerURLs)
+		}
+	}
+	for id := range l.peers {
+		if l.machine.IsRemoved(id) {
+			delete(l.peers, id)
+			l.endpoint.RemovePeer(id)
+		}
+	}
+}
+
+// The member as its peers' messages see it: node/snapshot.go.
+
+func (l *life) Process(_ context.Context, m *raftpb.Message) error { return l.replica.Process(m) }
+func (l *life) ReportUnreachable(id uint64)                        { l.replica.ReportUnreachable(id) }
+func (l *life) ReportSnapshot(id uint64, ok bool)                  { l.replica.ReportSnapshot(id, ok) }
+func (l *life) IsRemoved(id uint64) bool                           { return l.machine.IsRemoved(id) }
+
+func (l *life) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.Reader, kind string) error {
+	in, err := l.store.ReceiveSnapshot(ctx, body)
+	if err != nil {
+		return err
+	}
+	meta := m.GetSnapshot().GetMetadata()
+	if in.Index != meta.GetIndex() || in.Term != meta.GetTerm() {
+		l.w.violation("snapshot of %x: message says %d/%d, state %d/%d", m.GetFrom(), meta.GetIndex(), meta.GetTerm(), in.Index, in.Term)
+	}
+	l.w.count("snapshots received")
+	l.replica.ProcessSnapshot(m, func() error {
+		l.w.count("snapshots installed")
+		if err := l.machine.Install(in); err != nil {
+			return err
+		}
+		l.lastRev = l.kv.Revision()
+		l.hub.Reload()
+		return nil
+	}, in.Discard)
+	return nil
+}
+
+func (l *life) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
+	if l.dead.Load() {
+		return nil, errDown
+	}
+	view := l.store.View()
+	index, term := view.Applied()
+	confState, err := state.ConfStateOf(view)
+	if err != nil {
+		view.Close()
+		return nil, err
+	}
+	m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(index), Term: new(term), ConfState: confState}}
+	reader, writer := io.Pipe()
+	go func() {
+		defer view.Close()
+		writer.CloseWithError(l.store.WriteSnapshot(context.Background(), view, writer))
+	}()
+	return reader, nil
+}
+
+// Notify makes life a state.Sink: the world sees what every member applies.
+func (l *life) Notify(rev int64, events []*mvccpb.Event) {
+	if !l.dead.Load() {
+		if l.lastRev != 0 && rev != l.lastRev+1 {
+			l.w.violation("member %s applies revision %d after %d", l.name, rev, l.lastRev)
+		}
+		l.w.oracle.saw(l, rev, events)
+	}
+	l.lastRev = rev
+	if l.w.o.mutation == loseEvent && l.rng.IntN(200) == 0 {
+		return
+	}
+	l.hub.Notify(rev, events)
+}
+
+// gatedMachine stands still while the member is paused.
+type gatedMachine struct{ l *life }
+
+func (g gatedMachine) Apply(entries []command.Entry) []command.Result {
+	g.l.paused.pass()
+	return g.l.machine.Apply(entries)
+}
+
+func (g gatedMachine) ApplyChange(e command.Entry) command.Result {
+	g.l.paused.pass()
+	return g.l.machine.ApplyChange(e)
+}
+func (g gatedMachine) CheckChange(c *command.Change) error { return g.l.machine.CheckChange(c) }
+func (g gatedMachine) Applied() (index, term uint64)       { return g.l.machine.Applied() }
+func (g gatedMachine) ConfState() *raftpb.ConfState        { return g.l.machine.ConfState() }
+func (g gatedMachine) Flush() (uint64, <-chan struct{}, error) {
+	g.l.paused.pass()
+	return g.l.machine.Flush()
+}
+
+// gatedNetwork stops the raft loop while the member is paused, and watches what
+// leaves.
+type gatedNetwork struct{ l *life }
+
+func (g gatedNetwork) Send(ms []*raftpb.Message) {
+	g.l.paused.pass()
+	if g.l.dead.Load() {
+		return
+	}
+	for _, m := range ms {
+		g.l.w.elections.sent(g.l, m)
+	}
+	g.l.endpoint.Send(ms)
+}
+
+func (g gatedNetwork) ActiveSince(id uint64) time.Time { return g.l.endpoint.ActiveSince(id) }
+
+// peers is HTTP between members.
+type peers struct{ l *life }
+
+func (p peers) ActiveSince(id uint64) time.Time { return p.l.endpoint.ActiveSince(id) }
+func (p peers) Client() *http.Client            { return &http.Client{Transport: p} }
+
+var errDown = errors.New("the member is down")
+
+func (p peers) RoundTrip(r *http.Request) (*http.Response, error) {
+	id, err := strconv.ParseUint(strings.TrimPrefix(r.URL.Host, "m"), 10, 64)
+	if err != nil {
+		return nil, err
+	}
+	reach := func() error {
+		p.l.paused.pass()
+		if p.l.dead.Load() || p.l.endpoint.ActiveSince(id).IsZero() {
+			time.Sleep(tickInterval)
+			return errDown
+		}
+		time.Sleep(2 * time.Millisecond)
+		return r.Context().Err()
+	}
+	if err := reach(); err != nil {
+		return nil, err
+	}
+	m := p.l.w.member(id)
+	if m == nil {
+		return nil, errDown
+	}
+	to := m.life()
+	if to == nil {
+		return nil, errDown
+	}
+	to.paused.pass()
+	answer := httptest.NewRecorder()
+	to.peerHTTP.ServeHTTP(answer, r)
+	to.paused.pass()
+	if to.dead.Load() {
+		return nil, errDown
+	}
+	if err := reach(); err != nil {
+		return nil, err
+	}
+	return answer.Result(), nil
+}
+
+// logger keeps a member's lines for the trace; one that would stop the process
+// ends the life instead.
+func (w *world) logger(l *life) *zap.Logger {
+	hook := exitHook{l}
+	return zap.New(&traceCore{l: l}, zap.WithFatalHook(hook), zap.WithPanicHook(hook))
+}
+
+type exitHook struct{ l *life }
+
+func (h exitHook) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
+	text := zapcore.NewMapObjectEncoder()
+	for _, f := range fields {
+		f.AddTo(text)
+	}
+	h.l.fail(fmt.Errorf("%s %v", e.Message, text.Fields))
+	runtime.Goexit()
+}
+
+type traceCore struct {
+	l    *life
+	with []zapcore.Field
+}
+
+func (c *traceCore) Enabled(level zapcore.Level) bool { return level >= zapcore.InfoLevel }
+func (c *traceCore) With(f []zapcore.Field) zapcore.Core {
+	return &traceCore{c.l, append(append([]zapcore.Field(nil), c.with...), f...)}
+}
+func (c *traceCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+func (c *traceCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	if !c.l.w.o.trace && e.Level < zapcore.WarnLevel {
+		return nil
+	}
+	text := zapcore.NewMapObjectEncoder()
+	for _, f := range append(c.with, fields...) {
+		f.AddTo(text)
+	}
+	c.l.w.tracef("%s %s: %s %v", c.l.name, e.Level, e.Message, text.Fields)
+	return nil
+}
+func (c *traceCore) Sync() error { return nil }

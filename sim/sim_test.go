@@ -1,0 +1,247 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime/pprof"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var (
+	seedFlag     = flag.Uint64("sim.seed", 0, "the seed to run; 0: new ones")
+	runsFlag     = flag.Int("sim.runs", 0, "how many runs (of the seed, or of new ones); 0: as many as fit into -sim.budget")
+	hoursFlag    = flag.Float64("sim.hours", 0, "how many virtual hours to run, instead of -sim.budget")
+	budgetFlag   = flag.Duration("sim.budget", 40*time.Second, "how long to run, in real time")
+	durationFlag = flag.Duration("sim.duration", 60*time.Second, "how long faults and clients go on in one run, in virtual time")
+	mutationFlag = flag.String("sim.mutation", "", "a rule to break on purpose")
+	traceFlag    = flag.Bool("sim.trace", false, "print the trace of every run, with all lines of the members' logs")
+)
+
+// outcome is what a run has come to.
+type outcome struct {
+	violations []string
+	lines      []string
+	counts     map[string]int
+	virtual    time.Duration
+}
+
+// run runs one world in a bubble of its own.
+func run(t *testing.T, o options) outcome {
+	var beat atomic.Int64
+	var w *world
+	done := make(chan struct{})
+	go watchdog(o, &beat, done)
+	defer close(done)
+	var virtual time.Duration
+	synctest.Test(t, func(t *testing.T) {
+		w = newWorld(o, &beat)
+		w.run()
+		virtual = w.now()
+	})
+	w.judge()
+	return outcome{w.found, w.lines, w.counts, virtual}
+}
+
+// watchdog ends the process where a run stands still in real time: somebody
+// waits for a mutex that is held across a wait for the disk or for time to
+// pass, which synctest cannot skip; that is a finding, too.
+func watchdog(o options, beat *atomic.Int64, done chan struct{}) {
+	last, since := int64(-1), time.Now()
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(time.Second):
+		}
+		if now := beat.Load(); now != last {
+			last, since = now, time.Now()
+		} else if time.Since(since) > 90*time.Second {
+			fmt.Fprintf(os.Stderr, "sim: seed %d stands still; repeat with: make sim SEED=%d\n", o.seed, o.seed)
+			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
+			os.Exit(2)
+		}
+	}
+}
+
+func (w *world) run() {
+	defer w.end()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() { // the watchdog's sign that time passes
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Second):
+				w.beat.Add(1)
+			}
+		}
+	}()
+	if err := w.boot(3); err != nil {
+		w.violation("boot: %v", err)
+		return
+	}
+	for n := range clients {
+		w.background(func() { w.client(n) })
+	}
+	for n := range leasers {
+		w.background(func() { w.leaser(n) })
+	}
+	var last atomic.Int64
+	for n := range watchers {
+		w.background(func() { w.watch(n, last.Load) })
+	}
+	w.background(w.compactor)
+	w.background(w.changeMembers)
+	w.inject()
+	w.settle()
+	last.Store(max(1, w.oracle.last()))
+	ended := make(chan struct{})
+	go func() { w.running.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(2 * time.Minute):
+		w.violation("clients or watchers do not come to an end")
+		last.Store(1)
+		for _, l := range w.lives() {
+			l.m.crash(l, 100)
+		}
+		<-ended
+	}
+}
+
+// end stops all members.
+func (w *world) end() {
+	for _, m := range w.all() {
+		m.mu.Lock()
+		m.removed = true
+		m.mu.Unlock()
+		if l := m.life(); l != nil {
+			m.crash(l, 100)
+		}
+	}
+	w.running.Wait()
+	w.net.Close()
+}
+
+// report prints what a violation needs.
+func report(t *testing.T, o options, out outcome) {
+	if o.trace {
+		t.Log("\n" + strings.Join(out.lines, "\n"))
+	}
+	if len(out.violations) == 0 {
+		return
+	}
+	lines := out.lines
+	if !o.trace && len(lines) > 300 {
+		lines = lines[len(lines)-300:]
+	}
+	if !o.trace {
+		t.Logf("the end of the trace:\n%s", strings.Join(lines, "\n"))
+	}
+	t.Errorf("seed %d%s:\n%s\nrepeat with: make sim SEED=%d (what Go's scheduler decides is not repeated: SIM='-sim.runs 20')",
+		o.seed, with(o.mutation), strings.Join(out.violations, "\n"), o.seed)
+}
+
+func with(m mutation) string {
+	if m == intact {
+		return ""
+	}
+	return " with the mutation " + string(m)
+}
+
+// TestSim runs new seeds, or that of -sim.seed, and expects no violation.
+func TestSim(t *testing.T) {
+	budget, runs := *budgetFlag, *runsFlag
+	if testing.Short() {
+		budget = 5 * time.Second
+	}
+	if *seedFlag != 0 && runs == 0 {
+		runs = 1
+	}
+	begin, virtual, done := time.Now(), time.Duration(0), 0
+	totals := map[string]int{}
+	more := func() bool {
+		switch {
+		case t.Failed():
+			return false
+		case runs > 0:
+			return done < runs
+		case *hoursFlag > 0:
+			return virtual.Hours() < *hoursFlag
+		}
+		return time.Since(begin) < budget
+	}
+	for more() {
+		o := options{seed: *seedFlag, duration: *durationFlag, mutation: mutation(*mutationFlag), trace: *traceFlag}
+		if o.seed == 0 {
+			o.seed = uint64(rand.Uint32()) + 1
+		}
+		t.Run(fmt.Sprintf("seed=%d", o.seed), func(t *testing.T) {
+			out := run(t, o)
+			virtual += out.virtual
+			for what, n := range out.counts {
+				totals[what] += n
+			}
+			report(t, o, out)
+		})
+		done++
+	}
+	var text strings.Builder
+	for _, what := range slices.Sorted(maps.Keys(totals)) {
+		fmt.Fprintf(&text, "\n    %7d %s", totals[what], what)
+	}
+	t.Logf("%d runs, %s of virtual time in %s%s", done, virtual.Round(time.Second), time.Since(begin).Round(time.Second), text.String())
+}
+
+// mutationRuns is within how many seeds a broken rule must be noticed.
+const mutationRuns = 12
+
+// TestMutations shows that the simulation notices rules that are broken on
+// purpose. What they break may panic, so each runs in a process of its own.
+func TestMutations(t *testing.T) {
+	if testing.Short() {
+		t.Skip("slow")
+	}
+	if *seedFlag != 0 || *mutationFlag != "" || *hoursFlag != 0 {
+		t.Skip("one seed, or long: TestSim alone")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mutations {
+		t.Run(string(m), func(t *testing.T) {
+			cmd := exec.Command(self, "-test.run=^TestSim$", "-test.v", "-sim.mutation="+string(m), fmt.Sprintf("-sim.runs=%d", mutationRuns))
+			begin := time.Now()
+			out, err := cmd.CombinedOutput()
+			if err == nil {
+				t.Fatalf("%d seeds did not notice it:\n%s", mutationRuns, out)
+			}
+			t.Logf("noticed with seed %d of %d after %s: %s", strings.Count(string(out), "=== RUN   TestSim/"), mutationRuns, time.Since(begin).Round(time.Second), firstFinding(string(out)))
+		})
+	}
+}
+
+// firstFinding is the line that says what was noticed.
+func firstFinding(out string) string {
+	lines := strings.Split(out, "\n")
+	for i, line := range lines {
+		if strings.Contains(line, "with the mutation") && i+1 < len(lines) {
+			return strings.TrimSpace(lines[i+1])
+		}
+		if strings.HasPrefix(line, "panic: ") {
+			return line
+		}
+	}
+	return "?"
+}
