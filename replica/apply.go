@@ -225,6 +225,8 @@ func (r *Replica) installSnapshot(s *raftpb.Snapshot, install func() error) erro
 		zap.Uint64("current-applied-index", r.applied.Load()),
 		zap.Uint64("incoming-leader-snapshot-index", meta.GetIndex()),
 		zap.Uint64("incoming-leader-snapshot-term", meta.GetTerm()))
+	r.installing.Store(true)
+	defer r.installing.Store(false)
 	t := applyTask{installed: make(chan error, 1)}
 	t.install = func() error {
 		if meta.GetIndex() <= r.applier.lastIndex {

@@ -19,6 +19,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/command"
@@ -118,10 +119,12 @@ type testMember struct {
 	c       *testCluster
 	disk    *vfs.MemFS
 	stalled atomic.Pointer[chan struct{}] // non-nil: syncs wait for it to close
-	state   *memoryState
-	log     *raftlog.Log
-	running atomic.Pointer[Replica] // of this life
-	failed  atomic.Pointer[error]
+	// syncTakes is how long each sync takes.
+	syncTakes atomic.Int64
+	state     *memoryState
+	log       *raftlog.Log
+	running   atomic.Pointer[Replica] // of this life
+	failed    atomic.Pointer[error]
 	// life counts the member's starts, up to which a log may still release: the
 	// log of an earlier life goes on writing to its lost disk.
 	life atomic.Int64
@@ -132,6 +135,9 @@ type testCluster struct {
 	t       *testing.T
 	rng     *rand.Rand
 	members map[uint64]*testMember
+	// Of the replicas' configuration.
+	keepBytes, maxUnsynced int64
+	logger                 *zap.Logger
 
 	mu  sync.Mutex
 	cut map[[2]uint64]bool // from, to
@@ -139,10 +145,13 @@ type testCluster struct {
 
 const testClusterID = 0xc1
 
-func newTestCluster(t *testing.T, n int) *testCluster {
+func newTestCluster(t *testing.T, n int, options ...func(*testCluster)) *testCluster {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	c := &testCluster{t: t, rng: rand.New(rand.NewPCG(seed, 0)), members: map[uint64]*testMember{}, cut: map[[2]uint64]bool{}}
+	c := &testCluster{t: t, rng: rand.New(rand.NewPCG(seed, 0)), members: map[uint64]*testMember{}, cut: map[[2]uint64]bool{}, keepBytes: 1}
+	for _, o := range options {
+		o(c)
+	}
 	var entries []*raftpb.Entry
 	for id := uint64(1); id <= uint64(n); id++ {
 		context, _ := json.Marshal(&command.Member{ID: id, PeerURLs: []string{fmt.Sprintf("http://m%d", id)}})
@@ -178,6 +187,9 @@ func (m *testMember) MaybeError(op errorfs.Op) error {
 	case errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpFileSyncTo:
 		if gate := m.stalled.Load(); gate != nil {
 			<-*gate
+		}
+		if d := m.syncTakes.Load(); d > 0 {
+			time.Sleep(time.Duration(d))
 		}
 	}
 	return nil
@@ -217,7 +229,8 @@ func (m *testMember) start() {
 	}
 	r, err := New(Config{
 		ID: m.id, Log: m.log, State: m.state, Network: m, PreVote: true, AdvanceTicks: true,
-		FlushEntries: 50, KeepBytes: 1, Failed: func(err error) { m.failed.Store(&err) },
+		FlushEntries: 50, KeepBytes: m.c.keepBytes, Failed: func(err error) { m.failed.Store(&err) },
+		PeerDisks: m, MaxUnsyncedBytes: m.c.maxUnsynced, Logger: m.c.logger,
 	})
 	if err != nil {
 		m.c.t.Fatal(err)
@@ -264,6 +277,19 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 			continue
 		}
 		_ = to.replica().Process(msg)
+	}
+}
+
+// AskDisks answers from the members themselves, unless the network is cut.
+func (m *testMember) AskDisks(ids []uint64) {
+	for _, id := range ids {
+		to := m.c.members[id]
+		m.c.mu.Lock()
+		cut := to == nil || m.c.cut[[2]uint64{m.id, id}] || m.c.cut[[2]uint64{id, m.id}]
+		m.c.mu.Unlock()
+		if !cut && !to.dead.Load() {
+			m.replica().TellDisk(id, to.replica().Disk())
+		}
 	}
 }
 

@@ -30,6 +30,26 @@
 // state machine holds the snapshot, so it too waits until the state was
 // installed (by the applier, durably) and the log's new base was written.
 //
+// # The disk watch
+//
+// Nobody waits for a leader's disk, so nobody would notice that it is dead: the
+// leader would lead on with one copy less of each new write, until its unsynced
+// tail has filled memory. So the loop looks at its log's disk at each tick
+// (disk.go decides, handover.go does): through short stalls it serves; when no
+// sync has ended for Config.DiskStallHandOver it hands leadership, without an
+// election timeout, to a member that says that its disk works and has proved it
+// by acknowledging what was appended during the stall. It leads on where none has,
+// or where those that have could not elect a leader without this member's vote.
+//
+// Followers must do as well without their disk. Their acknowledgements wait for
+// it, and raft sends little to a follower that acknowledges nothing; then it
+// would apply nothing, and its clients would wait. Hence many appends may be in
+// flight (maxInflightCount); a follower whose disk stalls tells a new leader how
+// much of its log is durable (acknowledgeEarly), which is what makes raft stream
+// to it; rejections, which promise nothing, do not wait for the disk. What a
+// follower holds in memory is bounded by Config.MaxUnsyncedBytes: it drops what
+// comes beyond.
+//
 // # Goroutines
 //
 //	loop       owns raft.RawNode; wakes for the inbox or a tick
@@ -54,6 +74,8 @@
 //	apply.go     the applier and snapshot installation
 //	propose.go   proposals and their waiters
 //	read.go      the read barrier
+//	disk.go      the disk watch: what it decides
+//	handover.go  the disk watch: what it sees and does; followers with slow disks
 //	flush.go     durable applied index, dropping the log
 //	errors.go    what callers can see
 //

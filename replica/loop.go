@@ -2,6 +2,7 @@ package replica
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"sync"
@@ -15,14 +16,26 @@ import (
 )
 
 const (
-	maxMessageBytes   = 1 << 20  // raft splits appends at this size (etcd's MaxSizePerMsg)
-	maxInflightCount  = 512      // appends on their way to one follower (etcd's MaxInflightMsgs)
-	maxInflightBytes  = 64 << 20 // and their bytes, so that 1 MB values cannot fill memory
+	maxMessageBytes = 1 << 20 // raft splits appends at this size (etcd's MaxSizePerMsg)
+	// Appends that one follower has not acknowledged, and their bytes. The answer
+	// to an append waits for the follower's disk, and a follower that gets nothing
+	// new applies nothing: these say how long it goes on serving while its disk
+	// stalls. What it cannot take in it refuses (Config.MaxUnsyncedBytes).
+	// etcd has 512, which lasts a fraction of a second.
+	maxInflightCount  = 1 << 16
+	maxInflightBytes  = MaxInflightBytes
 	maxApplyingBytes  = 32 << 20 // committed entries handed to the applier and not applied yet
 	maxProposalBytes  = 4 << 20  // one MsgProp; more waiting proposals make more messages
 	maxInboxBytes     = 256 << 20
 	readRetryInterval = 500 * time.Millisecond // etcd's readIndexRetryTime
+	// maxForwardedBytes bounds the proposals of other members that are held until
+	// there is a leader to give them to.
+	maxForwardedBytes = 64 << 20
 )
+
+// MaxInflightBytes is how much may be on its way to one follower, its disk
+// included. A Network that queues less would drop what raft takes for sent.
+const MaxInflightBytes = 128 << 20
 
 // inbox is everything that others want of the loop. Senders append under the
 // mutex and wake the loop; the loop takes all of it at once.
@@ -117,13 +130,21 @@ type loop struct {
 	*Replica
 	node *raft.RawNode
 
-	leader uint64
-	term   uint64
-	state  raft.StateType
+	leader     uint64
+	lastLeader uint64 // the last one known, leader included
+	term       uint64
+	state      raft.StateType
+	disk       diskLoop
 
 	held []*proposal // waiting for a leader, in order of arrival
+	// forwarded are proposals of followers that raft did not take: leadership was
+	// being handed over, or nobody led. Who proposed them believes that raft has
+	// them, so they must not be lost without need. Not in any log, so giving
+	// them to raft again doubles nothing.
+	forwarded      []heldMessage
+	forwardedBytes int64
 	// changes are member changes that followers forwarded and that do not fit yet.
-	changes []heldChange
+	changes []heldMessage
 	// changeBarrier is an index at or above that of the last member change in
 	// the log of this leader; see changeFits.
 	changeBarrier uint64
@@ -139,6 +160,7 @@ type loop struct {
 	incoming map[uint64]incomingSnapshot
 
 	ticks    int
+	lastTick time.Time
 	taken    taken
 	out      []*raftpb.Message // scratch: messages of one Ready for the network
 	stepNext []*raftpb.Message // responses to step before the next Ready
@@ -178,6 +200,7 @@ func (r *Replica) runLoop(node *raft.RawNode) {
 		// Request contexts must not repeat across restarts of this member while
 		// a leader may still hold old ones.
 		lastRead: r.ids.Next(),
+		disk:     diskLoop{watch: diskWatch{handOverAfter: max(r.cfg.DiskStallHandOver, 0)}},
 	}
 	defer l.close()
 	l.firstElection()
@@ -238,6 +261,11 @@ func (l *loop) publishVoters() {
 }
 
 func (l *loop) tick() {
+	now := time.Now()
+	if !l.lastTick.IsZero() {
+		l.metrics.LoopDelay.Observe(max(0, now.Sub(l.lastTick)-l.cfg.TickInterval).Seconds())
+	}
+	l.lastTick = now
 	l.node.Tick()
 	l.campaignAlone()
 	l.ticks++
@@ -248,11 +276,15 @@ func (l *loop) tick() {
 		l.hold(held)
 	}
 	l.checkBacklog()
-	l.retryReads(time.Now())
-	if len(l.held) > 0 && l.leader != raft.None {
+	l.watchDisk(now)
+	l.retryReads(now)
+	if l.leader != raft.None {
 		// Held although there is a leader: raft dropped them (a transfer was
 		// under way, say). Try again.
-		l.proposeAll(nil)
+		if len(l.held) > 0 {
+			l.proposeAll(nil)
+		}
+		l.proposeForwarded()
 	}
 }
 
@@ -263,12 +295,26 @@ func (l *loop) step() {
 		f(l)
 	}
 	for _, m := range l.taken.messages {
-		if m.GetType() == raftpb.MsgProp && proposesChange(m) {
-			l.changes = append(l.changes, heldChange{m, time.Now()})
+		switch m.GetType() {
+		case raftpb.MsgProp:
+			if proposesChange(m) {
+				l.changes = append(l.changes, heldMessage{m, time.Now()})
+			} else {
+				l.proposeFor(heldMessage{m, time.Now()})
+			}
 			continue
+		case raftpb.MsgApp:
+			if len(m.GetEntries()) > 0 && l.overload.Load() {
+				continue // a lost message to raft, which will send it again
+			}
+			m = l.withoutCommitted(m)
+		case raftpb.MsgAppResp:
+			if string(m.GetContext()) == earlyAck && !l.takesEarlyAck(m) {
+				continue
+			}
 		}
 		// Errors are of messages that need no answer: from a peer that raft does
-		// not know (any more), or a forwarded proposal that was dropped.
+		// not know (any more).
 		_ = l.node.Step(m)
 	}
 	if len(l.taken.proposals) > 0 {
@@ -278,10 +324,45 @@ func (l *loop) step() {
 	l.taken.clear()
 }
 
-// heldChange is a member change that a follower forwarded.
-type heldChange struct {
+// heldMessage is a proposal that a follower forwarded.
+type heldMessage struct {
 	message *raftpb.Message
 	since   time.Time
+}
+
+// proposeFor gives raft a proposal of another member, or holds it.
+func (l *loop) proposeFor(p heldMessage) {
+	if err := l.node.Step(p.message); !errors.Is(err, raft.ErrProposalDropped) {
+		return
+	}
+	size := entryBytes(p.message)
+	if l.forwardedBytes+size > maxForwardedBytes {
+		return
+	}
+	l.forwarded = append(l.forwarded, p)
+	l.forwardedBytes += size
+}
+
+// proposeForwarded tries again what proposeFor held.
+func (l *loop) proposeForwarded() {
+	if len(l.forwarded) == 0 {
+		return
+	}
+	held := l.forwarded
+	l.forwarded, l.forwardedBytes = nil, 0
+	for _, p := range held {
+		if time.Since(p.since) < l.cfg.RequestTimeout {
+			l.proposeFor(p)
+		}
+	}
+}
+
+func entryBytes(m *raftpb.Message) int64 {
+	size := int64(64)
+	for _, e := range m.GetEntries() {
+		size += int64(len(e.GetData())) + 32
+	}
+	return size
 }
 
 func proposesChange(m *raftpb.Message) bool {
@@ -309,7 +390,9 @@ func (l *loop) proposeChanges() {
 			if !l.changeFits() {
 				return
 			}
-			_ = l.node.Step(c.message)
+			if err := l.node.Step(c.message); errors.Is(err, raft.ErrProposalDropped) {
+				return // no leader just now
+			}
 			l.changeProposed()
 		}
 		l.changes = l.changes[1:]
@@ -464,12 +547,18 @@ func (l *loop) append(m *raftpb.Message) {
 		return
 	}
 	for _, response := range m.GetResponses() {
-		if response.GetType() == raftpb.MsgStorageAppendResp {
+		switch {
+		case response.GetType() == raftpb.MsgStorageAppendResp:
 			l.stepNext = append(l.stepNext, response)
-		} else {
+		case response.GetType() == raftpb.MsgAppResp && response.GetReject():
+			// It promises nothing, and the leader must know: else a follower whose
+			// disk stalls gets nothing any more once it has missed one append.
+			l.out = append(l.out, response)
+		default:
 			a.Responses = append(a.Responses, response)
 		}
 	}
+	l.noteAppend(a.Entries, a.Responses)
 	l.cfg.Log.Append(a)
 	l.checkBacklog()
 }
@@ -477,6 +566,7 @@ func (l *loop) append(m *raftpb.Message) {
 // Released takes responses whose promise is now durable. The log's writer
 // goroutine calls it, in order.
 func (r *Replica) Released(responses []*raftpb.Message) {
+	r.noteDurable(responses)
 	var own, others []*raftpb.Message
 	for _, m := range responses {
 		if m.GetTo() == r.cfg.ID {
@@ -498,14 +588,10 @@ func (r *Replica) Process(m *raftpb.Message) error {
 	if raft.IsLocalMsgTarget(m.GetFrom()) || raft.IsLocalMsg(m.GetType()) {
 		return fmt.Errorf("replica: message %s from %x is not one that a peer may send", m.GetType(), m.GetFrom())
 	}
-	size := int64(64)
-	for _, e := range m.GetEntries() {
-		size += int64(len(e.GetData())) + 32
-	}
-	if m.GetType() == raftpb.MsgProp && r.overload.Load() {
+	if m.GetType() == raftpb.MsgProp && r.overload.Load() && r.IsLeader() {
 		return ErrTooManyRequests
 	}
-	if !r.inbox.message(m, size) {
+	if !r.inbox.message(m, entryBytes(m)) {
 		return fmt.Errorf("replica: %d MiB of messages wait for the raft loop, dropped one from %x", maxInboxBytes>>20, m.GetFrom())
 	}
 	return nil
@@ -566,8 +652,11 @@ func (l *loop) publish(rd *raft.Ready) {
 		// Changes of earlier leaders may wait in the log to be applied.
 		l.changeProposed()
 	}
+	l.leaderChanged(time.Now(), l.lastLeader)
 	if l.leader != raft.None {
+		l.lastLeader = l.leader
 		l.proposeAll(nil)
+		l.proposeForwarded()
 		l.reissueReads()
 	}
 }

@@ -18,6 +18,14 @@ type Metrics struct {
 	ReadIndexSlow   prometheus.Counter
 	ReadIndexFailed prometheus.Counter
 
+	// Belay's own, of the disk watch and the loop.
+	DiskState    prometheus.Gauge
+	DiskOldest   prometheus.Gauge
+	Unsynced     prometheus.Gauge
+	LoopDelay    prometheus.Histogram
+	ApplyBacklog prometheus.Gauge
+	HandOvers    *prometheus.CounterVec
+
 	// Pending is exported as etcd_server_proposals_pending.
 	Pending atomic.Int64
 }
@@ -40,6 +48,25 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		ReadIndexSlow:   counter("slow_read_indexes_total", "Read index questions unanswered for so long that they were asked again."),
 		ReadIndexFailed: counter("read_indexes_failed_total", "Read index questions that timed out."),
 	}
+	own := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "belay", Name: name, Help: help})
+	}
+	m.DiskState = own("disk_state", "How the disk of the raft log does: 0 healthy, 1 slow, 2 stalled, 3 dead.")
+	m.DiskOldest = own("disk_sync_oldest_seconds", "For how long something has waited to be made durable without any sync ending: the age of the sync in flight.")
+	m.Unsynced = own("log_unsynced_bytes", "Bytes of the raft log that are in memory and not yet durable.")
+	m.ApplyBacklog = own("apply_backlog_entries", "Entries that are committed and not yet applied.")
+	m.LoopDelay = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "belay", Name: "loop_delay_seconds",
+		Help:    "How late the ticks of the raft loop came: the member had too little CPU, or the loop was busy.",
+		Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+	})
+	m.HandOvers = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "belay", Name: "handovers_total",
+		Help: "Times that this member handed leadership over, by reason: its disk, its stop, a request.",
+	}, []string{"reason"})
+	for _, reason := range []string{reasonDisk, reasonStop, reasonRequest} {
+		m.HandOvers.WithLabelValues(reason)
+	}
 	pending := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "etcd", Subsystem: "server", Name: "proposals_pending",
 		Help: "Proposals that wait for their result.",
@@ -47,9 +74,17 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	heartbeats := counter("heartbeat_send_failures_total", "Heartbeats of a leader that left late because the member was overloaded.")
 	if reg != nil {
 		reg.MustRegister(m.HasLeader, m.IsLeader, m.LeaderChanges, m.Committed, m.Applied, m.Failed,
-			m.ReadIndexSlow, m.ReadIndexFailed, pending, heartbeats)
+			m.ReadIndexSlow, m.ReadIndexFailed, pending, heartbeats,
+			m.DiskState, m.DiskOldest, m.Unsynced, m.ApplyBacklog, m.LoopDelay, m.HandOvers)
 	}
 	return m
+}
+
+func (m *Metrics) disk(d DiskReport, applyBacklog uint64) {
+	m.DiskState.Set(float64(d.State))
+	m.DiskOldest.Set(d.Oldest.Seconds())
+	m.Unsynced.Set(float64(d.UnsyncedBytes))
+	m.ApplyBacklog.Set(float64(applyBacklog))
 }
 
 func (m *Metrics) leader(leader uint64, isLeader, changed bool) {

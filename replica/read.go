@@ -22,6 +22,9 @@ type readRound struct {
 	born     time.Time
 	asked    time.Time
 	contexts []uint64 // request contexts under which it was sent
+	// unasked: whom it should be sent to now cannot be asked yet. It may have been
+	// sent to an earlier leader.
+	unasked bool
 }
 
 // reads is what readers share with the loop and the applier.
@@ -82,9 +85,11 @@ func (l *loop) startReads() {
 // sendRead asks the leader, or leaves it to reissueReads while there is none.
 func (l *loop) sendRead(round *readRound) {
 	round.asked = time.Now()
+	round.unasked = true
 	if l.leader == raft.None || !l.leadsWithCommit() {
 		return
 	}
+	round.unasked = false
 	id, requestContext := l.nextReadContext()
 	round.contexts = append(round.contexts, id)
 	l.byContext[id] = round
@@ -114,7 +119,7 @@ func (l *loop) leadsWithCommit() bool {
 // sendHeldReads asks what sendRead could not ask before.
 func (l *loop) sendHeldReads() {
 	for _, round := range l.rounds {
-		if len(round.contexts) == 0 {
+		if round.unasked {
 			l.sendRead(round)
 		}
 	}

@@ -69,8 +69,16 @@ type Config struct {
 	MaxRequestBytes int
 	// MaxUnsyncedBytes bounds what the local log holds in memory that its disk
 	// has not got; beyond it new proposals are refused with
-	// ErrTooManyRequests. Default 512 MiB.
+	// ErrTooManyRequests, and a follower takes no more appends (it may exceed the
+	// bound by what its inbox holds). Default 512 MiB.
 	MaxUnsyncedBytes int64
+	// DiskStallHandOver is how long the log's writer may make no progress (a sync
+	// in flight, mostly) until a leader hands leadership over to a member whose
+	// disk works. Default 5 s; negative: never.
+	DiskStallHandOver time.Duration
+	// PeerDisks asks the other members how their disks do; nil: nobody is asked,
+	// and so leadership is not handed over because of a disk.
+	PeerDisks PeerDisks
 	// FlushBytes and FlushEntries say how much log may lie between the durable
 	// applied index and the applied index before the flusher asks for a flush.
 	// They bound the replay at a start after a crash. Defaults 32 MiB, 100,000.
@@ -114,6 +122,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.MaxUnsyncedBytes == 0 {
 		c.MaxUnsyncedBytes = 512 << 20
+	}
+	if c.DiskStallHandOver == 0 {
+		c.DiskStallHandOver = defaultDiskStallHandOver
 	}
 	if c.FlushBytes == 0 {
 		c.FlushBytes = 32 << 20
@@ -159,6 +170,10 @@ type Replica struct {
 
 	// overload: MaxUnsyncedBytes is exceeded, new proposals are refused.
 	overload atomic.Bool
+	// diskReport is how the disk did at the last tick.
+	diskReport atomic.Pointer[DiskReport]
+	durable    atomic.Pointer[durableMark]
+	installing atomic.Bool // a snapshot; the log's writer waits for it
 
 	applied   atomic.Uint64 // index of the last applied entry, visible to readers
 	committed atomic.Uint64
@@ -337,14 +352,18 @@ func (r *Replica) LearnerReady(ctx context.Context, id uint64) error {
 // election timeout passes. Errors: ErrNotLeader, ErrBadLeaderTransferee (not a
 // voter), ErrTimeoutLeaderTransfer.
 func (r *Replica) TransferLeader(ctx context.Context, to uint64) error {
+	return r.transfer(ctx, to, reasonRequest)
+}
+
+func (r *Replica) transfer(ctx context.Context, to uint64, reason string) error {
 	changed := r.LeaderChanged()
 	leads, voter := false, false
-	err := r.ask(ctx, func(n *raft.RawNode) {
-		status := n.Status()
+	err := r.askLoop(ctx, func(l *loop) {
+		status := l.node.Status()
 		leads = status.RaftState == raft.StateLeader
 		_, voter = status.Config.Voters.IDs()[to]
-		if voter && leads {
-			n.TransferLeader(to)
+		if voter && leads && to != r.cfg.ID {
+			l.beginTransfer(time.Now(), to, reason)
 		}
 	})
 	switch {
@@ -370,8 +389,12 @@ func (r *Replica) TransferLeader(ctx context.Context, to uint64) error {
 
 // ask runs f in the loop and waits for it.
 func (r *Replica) ask(ctx context.Context, f func(*raft.RawNode)) error {
+	return r.askLoop(ctx, func(l *loop) { f(l.node) })
+}
+
+func (r *Replica) askLoop(ctx context.Context, f func(*loop)) error {
 	done := make(chan struct{})
-	r.inbox.control(func(n *raft.RawNode) { f(n); close(done) })
+	r.inbox.controlLoop(func(l *loop) { f(l); close(done) })
 	select {
 	case <-done:
 		return nil

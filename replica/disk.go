@@ -1,0 +1,301 @@
+package replica
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// DiskState is how the disk of a member's raft log does.
+type DiskState int
+
+const (
+	DiskHealthy DiskState = iota
+	DiskSlow              // syncs take long; nothing but the log line comes of it
+	DiskStalled           // a sync lasts longer than the hand-over bound
+	DiskDead              // a sync lasts so long that it may well never end
+)
+
+var diskStateNames = [...]string{"healthy", "slow", "stalled", "dead"}
+
+func (s DiskState) String() string { return diskStateNames[s] }
+
+// MarshalText and UnmarshalText let a state travel by its name.
+func (s DiskState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+func (s *DiskState) UnmarshalText(text []byte) error {
+	for i, name := range diskStateNames {
+		if name == string(text) {
+			*s = DiskState(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("replica: no disk state is called %q", text)
+}
+
+const (
+	// diskSlow is what makes a disk slow: etcd, too, speaks of a slow sync from
+	// one second on. A member that leadership is handed to has no sync in flight
+	// that is older.
+	diskSlow = time.Second
+	// diskDead is what makes a disk dead in what is logged; it decides nothing.
+	diskDead = 30 * time.Second
+	// diskCalm is how long a disk must do better until its state gets better.
+	diskCalm = 5 * time.Second
+	// handOverInterval: a member hands leadership over because of its disk at most
+	// once in so long.
+	handOverInterval = 30 * time.Second
+	// previousLeaderDoubt: for so long the member that led before us gets
+	// leadership back only if its disk is healthy, not if it is merely not stalled.
+	previousLeaderDoubt = time.Minute
+	// After a transfer that failed: until the next, which doubles each time up to
+	// handOverInterval, since writes wait while one is tried; and how long the
+	// member that did not take it is a last choice.
+	handOverRetry   = 2 * time.Second
+	transfereeDoubt = time.Minute
+	// A transferee may lack so much of the log: it has to come over and to its
+	// disk before it can lead, and proposals wait meanwhile.
+	maxTransfereeBehind = 4 << 20
+	// diskReportLife is how long what a member said of its disk is believed.
+	diskReportLife = 2 * time.Second
+)
+
+// DiskReport is what a member says of its disk, to the metrics and to others.
+type DiskReport struct {
+	State DiskState
+	// Oldest is for how long there has been something to make durable without any
+	// sync ending: the age of the sync in flight, mostly.
+	Oldest        time.Duration
+	Median        time.Duration // of the last syncs
+	UnsyncedBytes int64
+}
+
+type diskReportJSON struct {
+	State         DiskState `json:"state"`
+	Oldest        float64   `json:"oldest_seconds"`
+	Median        float64   `json:"median_seconds"`
+	UnsyncedBytes int64     `json:"unsynced_bytes"`
+}
+
+// MarshalJSON writes times in seconds.
+func (r DiskReport) MarshalJSON() ([]byte, error) {
+	return json.Marshal(diskReportJSON{r.State, r.Oldest.Seconds(), r.Median.Seconds(), r.UnsyncedBytes})
+}
+
+// UnmarshalJSON is the inverse.
+func (r *DiskReport) UnmarshalJSON(data []byte) error {
+	var j diskReportJSON
+	j.State = -1
+	if err := json.Unmarshal(data, &j); err != nil {
+		return err
+	}
+	if j.State < 0 || j.Oldest < 0 || j.Median < 0 || j.UnsyncedBytes < 0 {
+		return fmt.Errorf("replica: a disk report without a state or with negative numbers: %.100q", data)
+	}
+	seconds := func(s float64) time.Duration { return time.Duration(min(s, 1e9) * float64(time.Second)) }
+	*r = DiskReport{j.State, seconds(j.Oldest), seconds(j.Median), j.UnsyncedBytes}
+	return nil
+}
+
+// PeerDisks asks other members how their disks do.
+type PeerDisks interface {
+	// AskDisks starts to ask the members ids and returns at once. What they say
+	// comes through Replica.TellDisk; who does not answer says nothing.
+	AskDisks(ids []uint64)
+}
+
+// diskWatch judges the disk under the raft log and says when a leader should
+// hand over because of it, and to whom. It does no I/O and asks no clock: the
+// loop feeds it at each tick.
+//
+// What it judges is the age of the oldest work without progress, not the time
+// that a write waits: with a disk whose syncs take 2.14 s each, a write that
+// comes during one sync is durable with the next, so it waits for up to
+// 4.28 s, and nothing is wrong but the disk's speed. The bound is on a single
+// sync. A disk that is always slow is no reason to move: its leader commits at
+// the pace of the followers, and moving would not be for the better twice.
+type diskWatch struct {
+	handOverAfter time.Duration // 0: never
+
+	state   DiskState
+	since   time.Time     // of state
+	worst   time.Duration // oldest work or longest sync since the disk was last healthy
+	calm    time.Time     // since when it does better than state; zero: it does not
+	calmMax DiskState     // the worst level since then
+
+	stallIndex  uint64 // end of the log early in the present stall; 0: no stall
+	tried       time.Time
+	attempts    int                  // in the present stall
+	gaveUp      map[uint64]time.Time // members that did not take a transfer, when
+	handedOver  time.Time            // the last that succeeded
+	previous    uint64               // led before this member did
+	previousEnd time.Time
+}
+
+// diskSample is what the loop sees at a tick.
+type diskSample struct {
+	oldest time.Duration // age of the oldest work without progress
+	took   time.Duration // by the last sync, if one has ended since the last sample
+}
+
+func (w *diskWatch) level(s diskSample) DiskState {
+	stalled := w.handOverAfter
+	if stalled == 0 {
+		stalled = defaultDiskStallHandOver
+	}
+	switch {
+	case s.oldest >= max(diskDead, 2*stalled):
+		return DiskDead
+	case s.oldest >= stalled:
+		return DiskStalled
+	case s.oldest >= diskSlow, s.took >= diskSlow:
+		return DiskSlow
+	}
+	return DiskHealthy
+}
+
+// observe takes a sample and returns the state before it. A state gets worse at
+// once, and better when the disk has done better for diskCalm.
+func (w *diskWatch) observe(now time.Time, s diskSample) (before DiskState) {
+	before = w.state
+	if w.since.IsZero() {
+		w.since = now
+	}
+	level := w.level(s)
+	w.worst = max(w.worst, s.oldest, s.took)
+	switch {
+	case level > w.state:
+		w.state, w.since, w.calm = level, now, time.Time{}
+	case level == w.state:
+		w.calm = time.Time{}
+	case w.calm.IsZero():
+		w.calm, w.calmMax = now, level
+	default:
+		w.calmMax = max(w.calmMax, level)
+		if now.Sub(w.calm) >= diskCalm {
+			w.state, w.since, w.calm = w.calmMax, now, time.Time{}
+		}
+	}
+	return before
+}
+
+// calmed ends the account of a leader's stall.
+func (w *diskWatch) calmed() { w.stallIndex, w.tried, w.attempts = 0, time.Time{}, 0 }
+
+// healthyAgain ends the account of worst.
+func (w *diskWatch) healthyAgain() { w.worst = 0 }
+
+// peerView is a voter other than the leader, as the leader sees it.
+type peerView struct {
+	id     uint64
+	match  uint64
+	behind int64 // bytes of the log beyond match
+	active bool  // raft and the network hear from it, and it gets appends
+	report DiskReport
+	known  bool // report is recent
+}
+
+// noHandOver is why a leader with a stalled disk goes on leading. Empty: it does not
+// have to.
+type noHandOver string
+
+const (
+	nobodyElse   noHandOver = "there are no other voting members"
+	nobodyBetter noHandOver = "no other member has proved that its disk does better and that it has the log"
+	noQuorum     noHandOver = "too few other members have healthy disks: a new leader could not be elected"
+	tooSoon      noHandOver = "leadership was handed over because of this disk only a moment ago"
+	switchedOff  noHandOver = "--disk-stall-handover is 0"
+)
+
+// decide says to whom this leader should hand over now; 0: to nobody. With a
+// disk that is stalled it says why not. last is the end of the log, voters how
+// many members vote, this one included.
+//
+// A peer is only taken when two things say that its disk works: its own word,
+// and the log itself, of which it has acknowledged, hence synced, entries that
+// were appended when our stall had lasted a while. The same must hold of so many
+// peers that they can elect it without us, for our vote waits for our disk.
+func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int, peers []peerView) (to uint64, why noHandOver) {
+	if s.oldest < diskSlow {
+		w.calmed()
+		return 0, ""
+	}
+	if w.stallIndex == 0 {
+		w.stallIndex = last
+	}
+	switch {
+	case w.handOverAfter == 0 && s.oldest >= defaultDiskStallHandOver:
+		return 0, switchedOff
+	case w.handOverAfter == 0 || s.oldest < w.handOverAfter:
+		return 0, ""
+	case len(peers) == 0:
+		return 0, nobodyElse
+	case !w.handedOver.IsZero() && now.Sub(w.handedOver) < handOverInterval:
+		return 0, tooSoon
+	case !w.tried.IsZero() && now.Sub(w.tried) < min(handOverRetry<<min(w.attempts-1, 10), handOverInterval):
+		return 0, ""
+	}
+	var best *peerView
+	electors := 0
+	for i := range peers {
+		p := &peers[i]
+		if !p.active || !p.known || p.match < w.stallIndex || p.report.State > DiskSlow || p.report.Oldest >= diskSlow {
+			continue
+		}
+		electors++
+		if p.behind > maxTransfereeBehind {
+			continue
+		}
+		if p.id == w.previous && now.Sub(w.previousEnd) < previousLeaderDoubt && p.report.State != DiskHealthy {
+			continue
+		}
+		if best == nil || w.better(now, p, best) {
+			best = p
+		}
+	}
+	switch {
+	case best == nil:
+		return 0, nobodyBetter
+	case electors <= voters/2:
+		return 0, noQuorum
+	}
+	w.tried, w.attempts = now, w.attempts+1
+	return best.id, ""
+}
+
+// better orders the members that could take over.
+func (w *diskWatch) better(now time.Time, a, b *peerView) bool {
+	// The one that failed longest ago first, of those that did.
+	doubt := func(p *peerView) int64 {
+		if at, ok := w.gaveUp[p.id]; ok && now.Sub(at) < transfereeDoubt {
+			return at.UnixNano()
+		}
+		return 0
+	}
+	return cmp.Or(
+		cmp.Compare(doubt(a), doubt(b)),
+		cmp.Compare(a.report.State, b.report.State),
+		cmp.Compare(latencyClass(a.report.Median), latencyClass(b.report.Median)),
+		cmp.Compare(b.match, a.match),
+		cmp.Compare(a.id, b.id),
+	) < 0
+}
+
+// latencyClass lets a difference of less than a factor of two or so not count.
+func latencyClass(d time.Duration) int {
+	class := 0
+	for d >= time.Millisecond {
+		d /= 2
+		class++
+	}
+	return class
+}
+
+// failed notes that a transfer did not come about.
+func (w *diskWatch) failed(now time.Time, to uint64) {
+	if w.gaveUp == nil {
+		w.gaveUp = make(map[uint64]time.Time)
+	}
+	w.gaveUp[to] = now
+}

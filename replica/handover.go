@@ -1,0 +1,455 @@
+package replica
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+	"go.uber.org/zap"
+)
+
+// defaultDiskStallHandOver is Config.DiskStallHandOver's default. A group that
+// begins a segment takes two syncs, of the file and of the directory: with syncs of
+// 2.14 s, which should move nobody, that is 4.28 s without progress.
+const defaultDiskStallHandOver = 5 * time.Second
+
+const (
+	// diskAskInterval is how often a leader whose disk is in doubt asks the others.
+	diskAskInterval = 500 * time.Millisecond
+	// slowTransfer: a transferee that has not got the log by then is given up, so
+	// that writes wait no longer for it.
+	slowTransfer = 300 * time.Millisecond
+)
+
+// diskLoop is what the raft loop keeps for the disk watch.
+type diskLoop struct {
+	watch   diskWatch
+	syncs   uint64 // ended, when last looked
+	asked   time.Time
+	reports map[uint64]toldReport
+	why     noHandOver // as last logged
+	// transfer under way, made by the watch or by HandOver.
+	transfer *transfer
+
+	// Of the last append of the leader that was accepted.
+	acceptedTerm, acceptedIndex uint64
+	// truncated is the term in which entries of the log were last replaced.
+	truncated uint64
+}
+
+type toldReport struct {
+	DiskReport
+	at time.Time
+}
+
+type transfer struct {
+	to     uint64
+	began  time.Time
+	reason string
+}
+
+// durableMark says that the log, as it was in term, was durable up to index.
+type durableMark struct{ term, index uint64 }
+
+// Disk says how this member's disk does.
+func (r *Replica) Disk() DiskReport {
+	if d := r.diskReport.Load(); d != nil {
+		return *d
+	}
+	return DiskReport{}
+}
+
+// CheckDisk returns what is wrong with the disk when it has stalled for longer
+// than a leader would go on leading.
+func (r *Replica) CheckDisk() error {
+	d := r.Disk()
+	if d.State < DiskStalled {
+		return nil
+	}
+	return fmt.Errorf("the disk of the raft log is %s: no sync has ended for %v, %d bytes wait; replace the disk or the member if it stays so",
+		d.State, d.Oldest.Round(100*time.Millisecond), d.UnsyncedBytes)
+}
+
+// TellDisk takes what a member said of its disk. Any goroutine.
+func (r *Replica) TellDisk(id uint64, d DiskReport) {
+	r.inbox.controlLoop(func(l *loop) {
+		if l.disk.reports == nil {
+			l.disk.reports = make(map[uint64]toldReport)
+		}
+		l.disk.reports[id] = toldReport{d, time.Now()}
+	})
+}
+
+// sampleDisk reads how the log's disk does.
+func (l *loop) sampleDisk() (diskSample, DiskReport) {
+	stats, unsynced := l.cfg.Log.Stats(), l.cfg.Log.Unsynced()
+	// The sync in flight tells most. But a writer that hangs in making a new
+	// segment file has none, and is seen by what waits although no sync ends.
+	oldest := unsynced.Oldest
+	if stats.Syncs > 0 {
+		oldest = min(oldest, stats.SinceLast)
+	}
+	if l.installing.Load() {
+		oldest = 0 // it waits for a snapshot to be installed
+	}
+	s := diskSample{oldest: max(oldest, stats.InFlight)}
+	if stats.Syncs != l.disk.syncs {
+		l.disk.syncs, s.took = stats.Syncs, stats.Last
+	}
+	return s, DiskReport{Oldest: s.oldest, Median: stats.Median, UnsyncedBytes: unsynced.Bytes}
+}
+
+// watchDisk runs at each tick.
+func (l *loop) watchDisk(now time.Time) {
+	s, report := l.sampleDisk()
+	w := &l.disk.watch
+	since := w.since
+	if before := w.observe(now, s); before != w.state {
+		l.logDisk(before, s, report, now.Sub(since))
+	}
+	report.State = w.state
+	l.diskReport.Store(&report)
+	l.metrics.disk(report, l.committed.Load()-min(l.applied.Load(), l.committed.Load()))
+
+	l.watchTransfer(now)
+	if l.node.BasicStatus().RaftState != raft.StateLeader {
+		w.calmed()
+		l.disk.why = ""
+		l.acknowledgeEarly(s)
+		return
+	}
+	if s.oldest < diskSlow/2 && w.state == DiskHealthy {
+		w.calmed()
+		return
+	}
+	if l.cfg.PeerDisks != nil && now.Sub(l.disk.asked) >= diskAskInterval {
+		l.disk.asked = now
+		var ids []uint64
+		for _, id := range *l.voters.Load() {
+			if id != l.cfg.ID {
+				ids = append(ids, id)
+			}
+		}
+		l.cfg.PeerDisks.AskDisks(ids)
+	}
+	if l.disk.transfer != nil {
+		return
+	}
+	last, _ := l.cfg.Log.LastIndex() // the log in memory cannot fail
+	peers, voters := l.peerViews(now)
+	to, why := w.decide(now, s, last, voters, peers)
+	if to != raft.None {
+		l.logger.Warn("the disk of this leader has stalled; handing leadership over",
+			zap.String("local-member-id", idText(l.cfg.ID)), zap.String("transferee-member-id", idText(to)),
+			zap.Duration("oldest-sync", s.oldest), zap.Int64("unsynced-bytes", report.UnsyncedBytes))
+		l.beginTransfer(now, to, reasonDisk)
+		return
+	}
+	if why != "" && why != l.disk.why {
+		l.logger.Warn("the disk of this leader has stalled, but it goes on leading",
+			zap.String("local-member-id", idText(l.cfg.ID)), zap.Duration("oldest-sync", s.oldest), zap.String("reason", string(why)))
+	}
+	if why != "" || s.oldest < diskSlow {
+		l.disk.why = why
+	}
+}
+
+func idText(id uint64) string { return fmt.Sprintf("%x", id) }
+
+func (l *loop) logDisk(before DiskState, s diskSample, report DiskReport, lasted time.Duration) {
+	w := &l.disk.watch
+	fields := []zap.Field{
+		zap.String("local-member-id", idText(l.cfg.ID)),
+		zap.Stringer("was", before), zap.Duration("was-for", lasted),
+		zap.Duration("oldest-sync", s.oldest), zap.Duration("last-sync-took", s.took), zap.Duration("median-sync", report.Median),
+		zap.Int64("unsynced-bytes", report.UnsyncedBytes),
+	}
+	if w.state < before {
+		fields = append(fields, zap.Duration("worst", w.worst))
+		if w.state == DiskHealthy {
+			l.logger.Info("the disk of the raft log is healthy again", fields...)
+			w.healthyAgain()
+		} else {
+			l.logger.Warn("the disk of the raft log does better but is still "+w.state.String(), fields...)
+		}
+		return
+	}
+	switch w.state {
+	case DiskSlow:
+		l.logger.Warn("the disk of the raft log is slow", append(fields,
+			zap.String("advice", "nobody waits for it while a quorum of other disks is fast; find what else writes to this disk, or give the raft log its own with --wal-dir"))...)
+	case DiskStalled:
+		l.logger.Error("the disk of the raft log has stalled", append(fields,
+			zap.String("advice", "this member promises nothing until its disk answers, and a leader hands over if another member can; look at the disk and at the kernel's log"))...)
+	case DiskDead:
+		l.logger.Error("the disk of the raft log does not answer any more", append(fields,
+			zap.String("advice", "if it does not come back, remove this member and add a new one; the cluster has no disk to lose meanwhile unless it has five members"))...)
+	}
+}
+
+// peerViews are the other voters, and how many vote in all. With a joint
+// configuration there are none: leadership stays until it is over.
+func (l *loop) peerViews(now time.Time) (peers []peerView, voters int) {
+	config := l.node.Status().Config
+	if len(config.Voters[1]) > 0 {
+		return nil, 0
+	}
+	first, _ := l.cfg.Log.FirstIndex()
+	l.node.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
+		if kind != raft.ProgressTypePeer {
+			return
+		}
+		voters++
+		if id == l.cfg.ID {
+			return
+		}
+		v := peerView{id: id, match: p.Match}
+		v.active = p.RecentActive && p.State != tracker.StateSnapshot && p.Match+1 >= first && !l.cfg.Network.ActiveSince(id).IsZero()
+		if told, ok := l.disk.reports[id]; ok && now.Sub(told.at) < diskReportLife {
+			v.report, v.known = told.DiskReport, true
+		}
+		v.behind = l.cfg.Log.BytesAfter(p.Match)
+		peers = append(peers, v)
+	})
+	return peers, voters
+}
+
+// The reasons under which belay_handovers_total counts.
+const (
+	reasonDisk    = "disk"
+	reasonStop    = "stop"
+	reasonRequest = "request"
+)
+
+func (l *loop) beginTransfer(now time.Time, to uint64, reason string) {
+	l.disk.transfer = &transfer{to: to, began: now, reason: reason}
+	l.node.TransferLeader(to)
+}
+
+// watchTransfer sees to it that a transfer ends, one way or the other. Raft
+// itself gives up after an election timeout.
+func (l *loop) watchTransfer(now time.Time) {
+	t := l.disk.transfer
+	if t == nil {
+		return
+	}
+	status := l.node.BasicStatus()
+	if status.RaftState != raft.StateLeader {
+		// It was taken. Who leads now is seen by leaderChanged.
+		if now.Sub(t.began) > 2*l.cfg.electionTimeout() {
+			l.transferFailed(now)
+		}
+		return
+	}
+	if status.LeadTransferee != t.to {
+		l.transferFailed(now)
+		return
+	}
+	if now.Sub(t.began) < slowTransfer || t.reason == reasonRequest {
+		return
+	}
+	last, _ := l.cfg.Log.LastIndex()
+	if p, ok := l.node.Status().Progress[t.to]; ok && p.Match < last {
+		// It was not told to campaign yet, so it will not: a transfer to ourselves
+		// is how raft is told to drop the one to another.
+		l.node.TransferLeader(l.cfg.ID)
+		l.transferFailed(now)
+	}
+}
+
+func (l *loop) transferFailed(now time.Time) {
+	t := l.disk.transfer
+	l.disk.transfer = nil
+	l.disk.watch.failed(now, t.to)
+	if t.reason == reasonRequest {
+		return // who asked is told
+	}
+	l.logger.Warn("leadership was not handed over: the other member did not take it in time",
+		zap.String("local-member-id", idText(l.cfg.ID)), zap.String("transferee-member-id", idText(t.to)),
+		zap.String("reason", t.reason), zap.Duration("took", now.Sub(t.began)))
+}
+
+// leaderChanged is called when the leader is another than before, or none.
+// before is who led last, of those known.
+func (l *loop) leaderChanged(now time.Time, before uint64) {
+	w := &l.disk.watch
+	if l.leader == l.cfg.ID {
+		w.calmed()
+		l.disk.why = ""
+		if before != raft.None && before != l.cfg.ID {
+			w.previous, w.previousEnd = before, now
+		}
+	}
+	t := l.disk.transfer
+	if t == nil || l.leader == raft.None || l.leader == l.cfg.ID {
+		return
+	}
+	l.disk.transfer = nil
+	if t.reason == reasonDisk {
+		w.handedOver = now
+	}
+	l.metrics.HandOvers.WithLabelValues(t.reason).Inc()
+	l.logger.Info("leadership was handed over",
+		zap.String("local-member-id", idText(l.cfg.ID)), zap.String("new-leader-member-id", idText(l.leader)),
+		zap.String("transferee-member-id", idText(t.to)), zap.String("reason", t.reason), zap.Duration("took", now.Sub(t.began)))
+}
+
+// HandOver gives leadership to the member that is best placed to lead: it has
+// most of the log and its disk does well. It returns once that member leads. A
+// member that stops calls it so that nobody waits for an election timeout.
+// ErrBadLeaderTransferee: there is nobody.
+func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
+	if r.cfg.PeerDisks != nil {
+		r.cfg.PeerDisks.AskDisks(slices.DeleteFunc(slices.Clone(*r.voters.Load()), func(id uint64) bool { return id == r.cfg.ID }))
+		// Whoever has not answered by then counts as unknown.
+		select {
+		case <-time.After(r.cfg.TickInterval):
+		case <-ctx.Done():
+		}
+	}
+	err = r.askLoop(ctx, func(l *loop) {
+		peers, _ := l.peerViews(time.Now())
+		var best *peerView
+		for i := range peers {
+			p := &peers[i]
+			if !p.active || (p.known && p.report.State >= DiskStalled) {
+				continue
+			}
+			far := func(p *peerView) int {
+				switch {
+				case p.behind > maxTransfereeBehind:
+					return 2
+				case !p.known:
+					return 1
+				}
+				return 0
+			}
+			if best == nil || far(p) < far(best) || (far(p) == far(best) && l.disk.watch.better(time.Now(), p, best)) {
+				best = p
+			}
+		}
+		if best != nil {
+			to = best.id
+		}
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case to == raft.None:
+		return 0, ErrBadLeaderTransferee
+	}
+	return to, r.transfer(ctx, to, reasonStop)
+}
+
+// earlyAck marks, as the context of a MsgAppResp, one that was sent because the
+// disk is slow, not because an append became durable.
+const earlyAck = "belay-early"
+
+// acknowledgeEarly tells the leader how much of its log this follower has on its
+// disk, when a sync takes long. It says what raft's own answers to the last
+// appends will say later, for a part of them: up to the lesser of what is
+// durable and what matches the leader's log. So it promises nothing that is
+// not durable.
+//
+// What it is for: a leader that has heard nothing yet of a follower, since it
+// leads only since a moment ago, sends it one append and waits for the answer,
+// which here waits for the disk. So a follower with a stalled disk would get
+// nothing new, apply nothing, and its clients would wait: those of a leader
+// that handed over because of its disk, say. Any answer makes raft stream.
+func (l *loop) acknowledgeEarly(s diskSample) {
+	if s.oldest < l.cfg.TickInterval || l.leader == raft.None || l.leader == l.cfg.ID {
+		return
+	}
+	mark := l.durable.Load()
+	if mark == nil || mark.term < l.disk.truncated || l.disk.acceptedTerm != l.term {
+		return
+	}
+	index := min(mark.index, l.disk.acceptedIndex)
+	if index == 0 || index == l.disk.acceptedIndex {
+		return // nothing, or raft's own answer is out
+	}
+	l.cfg.Network.Send([]*raftpb.Message{{
+		Type: raftpb.MsgAppResp.Enum(), From: new(l.cfg.ID), To: new(l.leader), Term: new(l.term),
+		Index: new(index), Context: []byte(earlyAck),
+	}})
+}
+
+// withoutCommitted cuts off what of an append is committed here already. Raft takes
+// nothing of an append that begins below the commit index: it answers with that
+// index, and the leader goes on from there. Where that answer waits for the disk,
+// the entries beyond would be missing, and all that follow rejected.
+func (l *loop) withoutCommitted(m *raftpb.Message) *raftpb.Message {
+	n := uint64(len(m.GetEntries()))
+	if n == 0 || m.GetIndex() >= l.committed.Load() {
+		return m
+	}
+	// m.Index may have been passed since that was published, but not the other way.
+	commit := l.node.BasicStatus().GetCommit()
+	if m.GetIndex()+n <= commit {
+		return m
+	}
+	term, err := l.cfg.Log.Term(commit)
+	if err != nil {
+		return m // a snapshot that is not in the log yet
+	}
+	return &raftpb.Message{
+		Type: m.Type, To: m.To, From: m.From, Term: m.Term, Commit: m.Commit,
+		Index: new(commit), LogTerm: new(term), Entries: m.GetEntries()[commit-m.GetIndex():],
+	}
+}
+
+// noteAppend keeps what acknowledgeEarly needs to know of an append.
+func (l *loop) noteAppend(entries []*raftpb.Entry, responses []*raftpb.Message) {
+	if len(entries) > 0 {
+		if last, _ := l.cfg.Log.LastIndex(); entries[0].GetIndex() <= last {
+			l.disk.truncated = l.node.BasicStatus().GetTerm()
+		}
+	}
+	for _, m := range responses {
+		if m.GetType() != raftpb.MsgAppResp || m.GetReject() {
+			continue
+		}
+		if m.GetTerm() > l.disk.acceptedTerm {
+			l.disk.acceptedTerm, l.disk.acceptedIndex = m.GetTerm(), 0
+		}
+		if m.GetTerm() == l.disk.acceptedTerm {
+			l.disk.acceptedIndex = max(l.disk.acceptedIndex, m.GetIndex())
+		}
+	}
+}
+
+// noteDurable keeps how far the log is durable. Only the log's writer goroutine
+// calls it.
+func (r *Replica) noteDurable(responses []*raftpb.Message) {
+	var mark durableMark
+	if old := r.durable.Load(); old != nil {
+		mark = *old
+	}
+	before := mark
+	for _, m := range responses {
+		if m.GetType() != raftpb.MsgAppResp || m.GetReject() {
+			continue
+		}
+		switch {
+		case m.GetTerm() > mark.term:
+			mark = durableMark{m.GetTerm(), m.GetIndex()}
+		case m.GetTerm() == mark.term:
+			mark.index = max(mark.index, m.GetIndex())
+		}
+	}
+	if mark != before {
+		r.durable.Store(&mark)
+	}
+}
+
+// takesEarlyAck says whether a leader should give raft an early answer. One from
+// before the first entry that the leader still has in memory would have raft send a
+// snapshot to a disk that stalls.
+func (l *loop) takesEarlyAck(m *raftpb.Message) bool {
+	first, err := l.cfg.Log.FirstIndex()
+	return err == nil && m.GetIndex()+1 >= first
+}
