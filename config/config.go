@@ -30,6 +30,10 @@ const (
 
 	maxElectionTimeout = 50 * time.Second
 	minRaftTimeout     = 5 * time.Second
+	// A disk that syncs in less is merely slow, and a transfer needs time itself.
+	minDiskStallHandOver = time.Second
+	// Room for a few requests of the largest size.
+	minUnsyncedBytes = 16 << 20
 )
 
 // Modes of automatic compaction.
@@ -95,6 +99,9 @@ type Config struct {
 	LogRotation    bool
 	LogRotationSet string // lumberjack's settings as JSON
 
+	DiskStallHandOver time.Duration // 0: never
+	MaxUnsyncedBytes  int64
+
 	UnsafeNoFsync bool
 
 	// Explicit holds the names of the flags that were given, by argument or environment.
@@ -125,6 +132,8 @@ func Default() *Config {
 		PreVote:              true,
 		StrictReconfigCheck:  true,
 		MaxLearners:          1,
+		DiskStallHandOver:    5 * time.Second,
+		MaxUnsyncedBytes:     512 << 20,
 		SnapshotCount:        10000,
 		MaxRequestBytes:      1536 << 10,
 		MaxTxnOps:            128,
@@ -227,6 +236,12 @@ func (c *Config) Validate() error {
 	}
 	if c.Name == "" {
 		return errors.New("--name must not be empty")
+	}
+	if c.DiskStallHandOver != 0 && c.DiskStallHandOver < minDiskStallHandOver {
+		return fmt.Errorf("--disk-stall-handover must be 0, for never, or at least %v (set to %v)", minDiskStallHandOver, c.DiskStallHandOver)
+	}
+	if c.MaxUnsyncedBytes < minUnsyncedBytes {
+		return fmt.Errorf("--max-unsynced-bytes must be at least %d (set to %d)", minUnsyncedBytes, c.MaxUnsyncedBytes)
 	}
 	if c.MaxLearners < 0 {
 		return fmt.Errorf("--max-learners must not be negative (set to %d)", c.MaxLearners)

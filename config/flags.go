@@ -15,6 +15,7 @@ const (
 	groupMonitoring group = "Profiling and Monitoring"
 	groupLogging    group = "Logging"
 	groupFeatures   group = "Features"
+	groupBelay      group = "Disks that stall (not in etcd)"
 	groupUnsafe     group = "Unsafe feature"
 )
 
@@ -156,6 +157,11 @@ func flagDefs() []flagDef {
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.WarningApply })},
 		{group: groupFeatures, name: "max-learners", usage: "Learners in the cluster, at most.",
 			bind: intFlag(func(c *Config) *int { return &c.MaxLearners })},
+
+		{group: groupBelay, name: "disk-stall-handover", usage: "A leader whose disk has ended no sync for so long hands over to a member whose disk works. 0: never.",
+			bind: durationFlag(func(c *Config) *time.Duration { return &c.DiskStallHandOver })},
+		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while the disk stalls; beyond it writes are refused.",
+			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},
 
 		{group: groupUnsafe, name: "unsafe-no-fsync", usage: "Never wait for the disk. A crash loses acknowledged writes.",
 			bind: boolFlag(func(c *Config) *bool { return &c.UnsafeNoFsync })},

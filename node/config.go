@@ -58,6 +58,9 @@ type Config struct {
 	PeerReadTimeout  time.Duration
 	PeerWriteTimeout time.Duration
 
+	DiskStallHandOver time.Duration // negative: never
+	MaxUnsyncedBytes  int64
+
 	EnablePprof      bool
 	ExtensiveMetrics bool
 

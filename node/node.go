@@ -51,6 +51,7 @@ type Node struct {
 	replica      *replica.Replica
 	transport    *transport.Transport
 	server       *server.Server
+	disks        *peerDisks
 
 	peerListeners   []net.Listener
 	clientListeners []*splitListener
@@ -167,8 +168,11 @@ func (n *Node) assemble() (err error) {
 		MemberID: n.id.member, ClusterID: n.id.cluster, URLs: urlStrings(n.cfg.AdvertisePeerURLs), Version: version.Belay,
 		Logger: n.logger, Metrics: transport.NewMetrics(n.registry), Handler: peerHandler{n}, Source: peerHandler{n},
 		DialTimeout: time.Second + n.electionTimeout(), ReadTimeout: n.cfg.PeerReadTimeout, WriteTimeout: n.cfg.PeerWriteTimeout,
+		// What raft takes for sent must find room in the queues.
+		BulkQueueBytes: replica.MaxInflightBytes + 32<<20, QueueMessages: 1 << 17,
 		Removed: func(err error) { n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) },
 	})
+	n.disks = newPeerDisks(n)
 	flushEntries := uint64(0)
 	if n.cfg.SnapshotCountSet {
 		flushEntries = n.cfg.SnapshotCount
@@ -178,10 +182,11 @@ func (n *Node) assemble() (err error) {
 		Logger: n.logger, Metrics: replica.NewMetrics(n.registry),
 		TickInterval: n.cfg.TickInterval, ElectionTicks: n.cfg.ElectionTicks,
 		PreVote: n.cfg.PreVote, AdvanceTicks: n.cfg.AdvanceTicks,
-		MaxRequestBytes: n.cfg.MaxRequestBytes,
-		FlushEntries:    flushEntries,
-		MembersChanged:  n.membersChanged,
-		Failed:          n.fail,
+		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxUnsyncedBytes: n.cfg.MaxUnsyncedBytes,
+		DiskStallHandOver: n.cfg.DiskStallHandOver, PeerDisks: n.disks,
+		FlushEntries:   flushEntries,
+		MembersChanged: n.membersChanged,
+		Failed:         n.fail,
 	})
 	if err != nil {
 		return err
@@ -203,7 +208,10 @@ func (n *Node) assemble() (err error) {
 		Metrics:         server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics}),
 		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxTxnOps: n.cfg.MaxTxnOps,
 		MaxConcurrentStreams: n.cfg.MaxConcurrentStreams,
-		ElectionTimeout:      n.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
+		ReadyChecks: []server.HealthCheck{
+			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},
+		},
+		ElectionTimeout: n.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
 		StrictReconfigCheck: n.cfg.StrictReconfig, WarnUnaryRequest: n.cfg.SlowRequest,
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
 		EnablePprof: n.cfg.EnablePprof, WatchProgressInterval: n.cfg.ProgressInterval,
@@ -289,7 +297,7 @@ func (n *Node) syncPeers(members []*command.Member) {
 // serve starts everything; nothing in it can fail any more.
 func (n *Node) serve() {
 	for _, l := range n.peerListeners {
-		s := &http.Server{Handler: n.server.PeerHandler(), ReadHeaderTimeout: 5 * time.Minute, ErrorLog: quietLog(n.logger)}
+		s := &http.Server{Handler: n.disks.handler(n.server.PeerHandler()), ReadHeaderTimeout: 5 * time.Minute, ErrorLog: quietLog(n.logger)}
 		n.httpServers = append(n.httpServers, s)
 		go func() { n.served(s.Serve(l)) }()
 		n.logger.Info("serving peer traffic", zap.String("address", l.Addr().String()))
@@ -361,29 +369,19 @@ func (n *Node) handOver() {
 	if n.replica == nil || !n.replica.IsLeader() {
 		return
 	}
-	var best uint64
-	var longest time.Time
-	for _, m := range n.state.Members() {
-		if m.ID == n.id.member || m.IsLearner {
-			continue
-		}
-		since := n.transport.ActiveSince(m.ID)
-		if !since.IsZero() && (best == 0 || since.Before(longest)) {
-			best, longest = m.ID, since
-		}
-	}
-	if best == 0 {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), n.electionTimeout())
 	defer cancel()
 	id := func(v uint64) string { return fmt.Sprintf("%x", v) }
-	n.logger.Info("leadership transfer starting", zap.String("local-member-id", id(n.id.member)), zap.String("transferee-member-id", id(best)))
-	if err := n.replica.TransferLeader(ctx, best); err != nil {
-		n.logger.Warn("leadership transfer failed", zap.String("local-member-id", id(n.id.member)), zap.Error(err))
-		return
+	n.logger.Info("leadership transfer starting", zap.String("local-member-id", id(n.id.member)))
+	switch best, err := n.replica.HandOver(ctx); {
+	case errors.Is(err, replica.ErrBadLeaderTransferee):
+		n.logger.Info("leadership transfer skipped: no other member could lead", zap.String("local-member-id", id(n.id.member)))
+	case err != nil:
+		n.logger.Warn("leadership transfer failed", zap.String("local-member-id", id(n.id.member)),
+			zap.String("transferee-member-id", id(best)), zap.Error(err))
+	default:
+		n.logger.Info("leadership transfer finished", zap.String("local-member-id", id(n.id.member)), zap.String("transferee-member-id", id(best)))
 	}
-	n.logger.Info("leadership transfer finished", zap.String("local-member-id", id(n.id.member)), zap.String("transferee-member-id", id(best)))
 }
 
 // closeParts stops what exists, from the top floor down.
@@ -403,6 +401,9 @@ func (n *Node) closeParts() {
 	}
 	if n.hub != nil {
 		n.hub.Close()
+	}
+	if n.disks != nil {
+		n.disks.stop()
 	}
 	if n.transport != nil {
 		n.transport.Stop()

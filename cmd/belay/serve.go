@@ -97,9 +97,18 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		MaxConcurrentStreams: cfg.MaxConcurrentStreams,
 		KeepaliveMinTime:     cfg.KeepaliveMinTime, KeepaliveInterval: cfg.KeepaliveInterval, KeepaliveTimeout: cfg.KeepaliveTimeout,
 		PeerReadTimeout: cfg.RaftReadTimeout, PeerWriteTimeout: cfg.RaftWriteTimeout,
+		DiskStallHandOver: orNever(cfg.DiskStallHandOver), MaxUnsyncedBytes: cfg.MaxUnsyncedBytes,
 		EnablePprof: cfg.EnablePprof, ExtensiveMetrics: cfg.Metrics == "extensive",
 		Logger: logger.Logger, LogDropped: logger.Dropped,
 	}
+}
+
+// orNever turns the flags' 0, for never, into that of the parts, whose 0 is the default.
+func orNever(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
 }
 
 // announce says in words, once the member serves, how to reach it.

@@ -1,0 +1,119 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/belaydb/belay/replica"
+)
+
+// pathDisk, on the peer port, says as JSON how the disk of a member does: a
+// replica.DiskReport. etcd has nothing like it and answers 404, which counts as
+// unknown.
+const pathDisk = "/belay/disk"
+
+// diskAnswerTimeout is how long a member may take to say how its disk does. One
+// that takes longer is not one to hand leadership to.
+const diskAnswerTimeout = time.Second
+
+// peerDisks is replica.PeerDisks over the peer ports.
+type peerDisks struct {
+	n      *Node
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu      sync.Mutex
+	asking  map[uint64]bool
+	running sync.WaitGroup
+	stopped bool
+}
+
+func newPeerDisks(n *Node) *peerDisks {
+	d := &peerDisks{n: n, asking: make(map[uint64]bool)}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	return d
+}
+
+// AskDisks asks each member in a goroutine, unless it is being asked already.
+func (d *peerDisks) AskDisks(ids []uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopped {
+		return
+	}
+	for _, id := range ids {
+		if d.asking[id] {
+			continue
+		}
+		d.asking[id] = true
+		d.running.Go(func() {
+			if report, err := d.ask(id); err == nil {
+				d.n.replica.TellDisk(id, report)
+			}
+			d.mu.Lock()
+			delete(d.asking, id)
+			d.mu.Unlock()
+		})
+	}
+}
+
+func (d *peerDisks) ask(id uint64) (report replica.DiskReport, err error) {
+	ctx, cancel := context.WithTimeout(d.ctx, diskAnswerTimeout)
+	defer cancel()
+	d.n.peersMu.Lock()
+	urls := slices.Clone(d.n.peers[id])
+	d.n.peersMu.Unlock()
+	err = fmt.Errorf("member %x has no peer URL", id)
+	for _, u := range urls {
+		var req *http.Request
+		if req, err = http.NewRequestWithContext(ctx, http.MethodGet, u+pathDisk, nil); err != nil {
+			continue
+		}
+		var resp *http.Response
+		if resp, err = d.n.transport.Client().Do(req); err != nil {
+			continue
+		}
+		err = json.NewDecoder(io.LimitReader(resp.Body, 4<<10)).Decode(&report)
+		resp.Body.Close()
+		if err == nil && resp.StatusCode == http.StatusOK {
+			return report, nil
+		}
+	}
+	return replica.DiskReport{}, err
+}
+
+// handler answers pathDisk and leaves the rest to next.
+func (d *peerDisks) handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != pathDisk {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if r.Method != http.MethodGet {
+			w.Header().Set("Allow", http.MethodGet)
+			http.Error(w, "Method Not Allowed", http.StatusMethodNotAllowed)
+			return
+		}
+		body, err := json.Marshal(d.n.replica.Disk())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(body)
+	})
+}
+
+func (d *peerDisks) stop() {
+	d.mu.Lock()
+	d.stopped = true
+	d.mu.Unlock()
+	d.cancel()
+	d.running.Wait()
+}
