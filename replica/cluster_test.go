@@ -304,6 +304,7 @@ func (m *testMember) crash() {
 	if gate := m.stalled.Swap(nil); gate != nil {
 		close(*gate) // what the disk does from here on is lost
 	}
+	synctest.Wait() // a real process would be gone: let this one do what it can until it is
 	old := m.state
 	old.mu.Lock()
 	left := old.durable
