@@ -7,6 +7,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 func isNotExist(err error) bool { return errors.Is(err, os.ErrNotExist) }
@@ -28,7 +29,8 @@ func (l pebbleLogger) Errorf(format string, args ...any) {
 // raft log has everything that was not flushed.
 func (l pebbleLogger) Fatalf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	l.lg.Fatal("the storage engine cannot go on; check the disk, then start the member again: nothing acknowledged is lost",
+	// Without a stack, which tells an operator nothing.
+	l.lg.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Fatal("the storage engine cannot go on; check the disk, then start the member again: nothing acknowledged is lost",
 		zap.String("reason", text))
 	panic("store: " + text)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/internal/version"
@@ -151,7 +152,8 @@ func stop(n *node.Node, logger *logsink.Logger) {
 // fail logs why the member cannot run, says it in words where a person looks,
 // and gives the exit code.
 func fail(logger *logsink.Logger, stderr io.Writer, err error) int {
-	logger.Error("the member cannot run", zap.String("error", err.Error()))
+	// Without a stack: the text says what is wrong and what to do.
+	logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Error("the member cannot run", zap.String("error", err.Error()))
 	logger.Close()
 	fmt.Fprintf(stderr, "belay: %v\n", err)
 	return 1
