@@ -8,6 +8,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/lease"
@@ -32,7 +33,13 @@ func (s *Server) leadLeases(ctx context.Context) {
 		changed := s.replica.LeaderChanged()
 		st := s.replica.Status()
 		if !st.IsLeader() {
-			s.cfg.Leases.Demote(st.Term)
+			ended := st.Term
+			if st.State == raft.StateCandidate {
+				// It does not lead in this term yet, but may: to demote that would
+				// refuse its promotion, and no lease would expire in all of the term.
+				ended--
+			}
+			s.cfg.Leases.Demote(ended)
 			select {
 			case <-changed:
 			case <-ctx.Done():

@@ -131,6 +131,25 @@ func TestNoRevocationByAFormerLeader(t *testing.T) {
 	}
 }
 
+// A member that is handed leadership is a candidate of its new term when it
+// hears that there is no leader; its leases must expire in that term.
+func TestCandidateIsPromoted(t *testing.T) {
+	m := newMember(t)
+	m.cfg.Leases.Demote(m.replica.Status().Term)
+	m.replica.set(func(r *solo) { r.candidate = true })
+	m.replica.setLeader(0, 1)
+	term := m.replica.Status().Term
+	heard := m.replica.statuses.Load()
+	run(t, m.leadLeases)
+	until(t, "the loop to see the candidate", func() bool { return m.replica.statuses.Load() > heard })
+	m.replica.set(func(r *solo) { r.candidate = false })
+	m.replica.setLeader(testMember, 0)
+	until(t, "the promotion", func() bool {
+		now, primary := m.cfg.Leases.Primary()
+		return primary && now == term
+	})
+}
+
 func TestHumanBytes(t *testing.T) {
 	for n, want := range map[int64]string{
 		0: "0 B", 9: "9 B", 999: "999 B", 1000: "1.0 kB", 20480: "20 kB", 2 << 30: "2.1 GB", 123456789: "123 MB", -4096: "-4.1 kB",

@@ -44,7 +44,9 @@ type solo struct {
 	moveErr    error           // of TransferLeader
 	proposed   []proto.Message // clones of all requests
 	confState  raftpb.ConfState
+	candidate  bool // while there is no leader
 
+	statuses atomic.Int64 // calls of Status
 	ids      atomic.Uint64
 	barriers atomic.Int64
 }
@@ -119,9 +121,13 @@ func (r *solo) LearnerReady(ctx context.Context, id uint64) error {
 func (r *solo) Status() replica.Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.statuses.Add(1)
 	st := replica.Status{ID: r.id, Leader: r.leader, Term: r.term, Applied: r.index, Committed: r.index}
-	if r.leader == r.id {
+	switch {
+	case r.leader == r.id:
 		st.State = raft.StateLeader
+	case r.leader == 0 && r.candidate:
+		st.State = raft.StateCandidate
 	}
 	return st
 }
