@@ -32,6 +32,7 @@ type diskLoop struct {
 	asked   time.Time
 	reports map[uint64]toldReport
 	why     noHandOver // as last logged
+	whyNot  time.Time  // since when there is a reason not to hand over
 	// transfer under way, made by the watch or by HandOver.
 	transfer *transfer
 
@@ -39,6 +40,9 @@ type diskLoop struct {
 	acceptedTerm, acceptedIndex uint64
 	// truncated is the term in which entries of the log were last replaced.
 	truncated uint64
+	// acknowledged is the last term in which acknowledgeEarly did so.
+	acknowledged uint64
+	sample       diskSample // of the last tick
 }
 
 type toldReport struct {
@@ -106,6 +110,7 @@ func (l *loop) sampleDisk() (diskSample, DiskReport) {
 // watchDisk runs at each tick.
 func (l *loop) watchDisk(now time.Time) {
 	s, report := l.sampleDisk()
+	l.disk.sample = s
 	w := &l.disk.watch
 	since := w.since
 	if before := w.observe(now, s); before != w.state {
@@ -147,6 +152,15 @@ func (l *loop) watchDisk(now time.Time) {
 			zap.String("local-member-id", idText(l.cfg.ID)), zap.String("transferee-member-id", idText(to)),
 			zap.Duration("oldest-sync", s.oldest), zap.Int64("unsynced-bytes", report.UnsyncedBytes))
 		l.beginTransfer(now, to, reasonDisk)
+		return
+	}
+	// Not at once: raft forgets for a moment, at each election timeout, who is active.
+	if why == "" {
+		l.disk.whyNot = time.Time{}
+	} else if l.disk.whyNot.IsZero() {
+		l.disk.whyNot = now
+	}
+	if why != "" && now.Sub(l.disk.whyNot) < l.cfg.electionTimeout() {
 		return
 	}
 	if why != "" && why != l.disk.why {
@@ -372,6 +386,7 @@ func (l *loop) acknowledgeEarly(s diskSample) {
 	if index == 0 || index == l.disk.acceptedIndex {
 		return // nothing, or raft's own answer is out
 	}
+	l.disk.acknowledged = l.term
 	l.cfg.Network.Send([]*raftpb.Message{{
 		Type: raftpb.MsgAppResp.Enum(), From: new(l.cfg.ID), To: new(l.leader), Term: new(l.term),
 		Index: new(index), Context: []byte(earlyAck),

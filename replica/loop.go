@@ -559,6 +559,9 @@ func (l *loop) append(m *raftpb.Message) {
 		}
 	}
 	l.noteAppend(a.Entries, a.Responses)
+	if l.disk.acknowledged != l.term {
+		l.acknowledgeEarly(l.disk.sample) // the first append of a new leader: not only at the next tick
+	}
 	l.cfg.Log.Append(a)
 	l.checkBacklog()
 }
