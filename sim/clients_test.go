@@ -22,7 +22,7 @@ import (
 
 const (
 	registerKeys = 6
-	clients      = 4
+	clients      = 6
 	watchers     = 3
 	leasers      = 3
 )
@@ -61,7 +61,9 @@ type op struct {
 }
 
 func (o *op) String() string {
-	return fmt.Sprintf("client %d %s %s %s old %q serializable %v at %s [%d,%d] unknown %v rev %d read %q hit %v", o.client, o.kind, o.key, o.id, o.old, o.serializable, o.life, o.call, o.ret, o.unknown, o.rev, o.read, o.hit)
+	short := func(s string) string { return strings.TrimRight(s, ".x") } // without padding
+	return fmt.Sprintf("client %d %s %s %s old %q serializable %v at %s [%d,%d] unknown %v rev %d read %q hit %v",
+		o.client, o.kind, o.key, short(o.id), short(o.old), o.serializable, o.life, o.call, o.ret, o.unknown, o.rev, short(o.read), o.hit)
 }
 
 type history struct {

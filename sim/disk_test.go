@@ -21,14 +21,15 @@ func ofLog(path string) bool { return strings.HasPrefix(path, logDir) }
 
 // A gate stops whoever comes to it until it is opened.
 type gate struct {
-	mu sync.Mutex
-	ch chan struct{} // nil: open
+	mu   sync.Mutex
+	ch   chan struct{} // nil: open
+	gone bool          // stays open
 }
 
 func (g *gate) shut() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.ch == nil {
+	if g.ch == nil && !g.gone {
 		g.ch = make(chan struct{})
 	}
 }
@@ -40,6 +41,14 @@ func (g *gate) open() {
 		close(g.ch)
 		g.ch = nil
 	}
+}
+
+// retire opens the gate for good.
+func (g *gate) retire() {
+	g.mu.Lock()
+	g.gone = true
+	g.mu.Unlock()
+	g.open()
 }
 
 func (g *gate) pass() {
@@ -95,6 +104,14 @@ func (d *disk) repair() {
 	d.storeSync.open()
 }
 
+// retire ends them, and all that are still to come.
+func (d *disk) retire() {
+	d.repair()
+	d.logSync.retire()
+	d.storeSync.retire()
+	d.pause.retire()
+}
+
 var (
 	errIO      = errors.New("input/output error")
 	errNoSpace = errors.New("no space left on device")
@@ -130,13 +147,13 @@ type mutation string
 
 const (
 	intact      mutation = ""
-	skipSync    mutation = "skip-sync"     // the log's syncs do nothing
-	ackEarly    mutation = "ack-early"     // the log's syncs return at once and take place later
-	skipAdopt   mutation = "skip-adopt"    // the restart rule is not asked
-	keepTail    mutation = "keep-tail"     // the restart rule looks at the index alone, not at the term
-	staleRead   mutation = "stale-read"    // linearizable reads do without their barrier
-	earlyRevoke mutation = "early-expiry"  // lease tables run a clock that is twice as fast
-	loseEvent   mutation = "lose-event"    // one event in 200 does not reach the watch hub
+	skipSync    mutation = "skip-sync"    // the log's syncs do nothing
+	ackEarly    mutation = "ack-early"    // the log's syncs return at once and take place later
+	skipAdopt   mutation = "skip-adopt"   // the restart rule is not asked
+	keepTail    mutation = "keep-tail"    // the restart rule looks at the index alone, not at the term
+	staleRead   mutation = "stale-read"   // linearizable reads do without their barrier
+	earlyRevoke mutation = "early-expiry" // lease tables run a clock that is twice as fast
+	loseEvent   mutation = "lose-event"   // one event in 200 is not told to the watch hub
 )
 
 // mutations are those that TestMutations shows to be noticed.

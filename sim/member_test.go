@@ -56,6 +56,8 @@ type member struct {
 	removed bool       // for good
 	lives   int
 	peers   []uint64 // of a member that has no state yet
+
+	restarting atomic.Bool // restartLater is under way
 }
 
 func (m *member) life() *life {
@@ -163,10 +165,12 @@ func (m *member) start() (err error) {
 		m.begins = false
 		if err == nil {
 			m.now = l
-		} else {
-			l.dead.Store(true)
 		}
 		m.mu.Unlock()
+		if err != nil {
+			l.dead.Store(true)
+			m.w.background(l.close)
+		}
 		if err == nil && l.failed.Load() {
 			m.crash(l, 100)
 			m.w.restartLater(m)
@@ -200,6 +204,9 @@ func (m *member) start() (err error) {
 		return err
 	}
 	index, term := l.store.Applied()
+	if have, err := l.log.Term(index); err == nil && have != term && index > 0 {
+		m.w.count("log with another entry than the store's")
+	}
 	switch m.w.o.mutation {
 	case keepTail:
 		if have, err := l.log.Term(index); err == nil {
@@ -290,20 +297,34 @@ func (m *member) crash(l *life, percent int) {
 	l.dead.Store(true)
 	l.endpoint.Stop()
 	m.mem = l.disk.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: m.w.crashRand()})
-	l.disk.repair()
-	l.paused.open()
+	l.disk.retire()
 	m.w.background(l.close)
 }
 
 // close ends the goroutines of a life. What it does to its disk nobody sees.
 func (l *life) close() {
-	l.server.Stop()
-	l.hub.Close()
-	l.replica.Stop()
+	if l.endpoint != nil {
+		l.endpoint.Stop()
+	}
+	if l.server != nil {
+		l.server.Stop()
+	}
+	if l.hub != nil {
+		l.hub.Close()
+	}
+	if l.replica != nil {
+		l.replica.Stop()
+	}
 	time.Sleep(20 * time.Second) // readers and snapshot streams end
-	l.kv.Close()
-	_ = l.store.Close()
-	_ = l.log.Close()
+	if l.kv != nil {
+		l.kv.Close()
+	}
+	if l.store != nil {
+		_ = l.store.Close()
+	}
+	if l.log != nil {
+		_ = l.log.Close()
+	}
 }
 
 func (l *life) membersChanged() {
@@ -392,7 +413,7 @@ func (l *life) Notify(rev int64, events []*mvccpb.Event) {
 	}
 	l.lastRev = rev
 	if l.w.o.mutation == loseEvent && l.rng.IntN(200) == 0 {
-		return
+		events = events[1:]
 	}
 	l.hub.Notify(rev, events)
 }

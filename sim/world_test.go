@@ -44,7 +44,7 @@ type world struct {
 	lines     []string // the newest
 	running   sync.WaitGroup
 	calm      atomic.Bool // faults are over
-	ended     chan struct{}
+	took      atomic.Int64
 	beat      *atomic.Int64 // for the watchdog
 	lastID    uint64
 	baseLink  transport.Link
@@ -57,10 +57,13 @@ func newWorld(o options, beat *atomic.Int64) *world {
 	w := &world{
 		o: o, seed: o.seed, begin: time.Now(), net: transport.NewMemory(int64(o.seed)), members: map[uint64]*member{},
 		faults: rand.New(rand.NewPCG(o.seed, 1)), crashes: rand.New(rand.NewPCG(o.seed, 2)), counts: map[string]int{},
-		ended: make(chan struct{}), beat: beat,
+		beat: beat,
 	}
 	w.flushEntries = uint64(20 + w.faults.IntN(200))
-	w.keepBytes = int64(1 + w.faults.IntN(20<<10))
+	w.keepBytes = int64(1 + w.faults.IntN(20<<10)) // a member that lags soon needs a snapshot
+	if w.faults.IntN(2) == 0 {
+		w.keepBytes = 1 << 20 // it gets the entries
+	}
 	w.oracle.init(w)
 	w.elections.init(w)
 	w.baseLink = transport.Link{Delay: time.Duration(w.faults.IntN(20)) * 100 * time.Microsecond, Jitter: time.Millisecond, Reorder: w.faults.IntN(2) == 0}
@@ -68,7 +71,13 @@ func newWorld(o options, beat *atomic.Int64) *world {
 	return w
 }
 
-func (w *world) now() time.Duration { return time.Since(w.begin) }
+// now is the virtual time since the begin; the end, once the bubble is left.
+func (w *world) now() time.Duration {
+	if d := w.took.Load(); d != 0 {
+		return time.Duration(d)
+	}
+	return time.Since(w.begin)
+}
 
 func (w *world) tracef(format string, args ...any) {
 	line := fmt.Sprintf("%9.3f ", w.now().Seconds()) + fmt.Sprintf(format, args...)
@@ -89,6 +98,12 @@ func (w *world) violation(format string, args ...any) {
 		w.found = append(w.found, fmt.Sprintf("%.3fs: %s", w.now().Seconds(), text))
 	}
 	w.mu.Unlock()
+}
+
+func (w *world) failed() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.found) > 0
 }
 
 func (w *world) count(what string) {
@@ -150,11 +165,15 @@ func (w *world) start(m *member) {
 }
 
 func (w *world) restartLater(m *member) {
+	if !m.restarting.CompareAndSwap(false, true) {
+		return
+	}
 	w.mu.Lock()
 	wait := time.Duration(w.crashes.IntN(3000)) * time.Millisecond
 	w.mu.Unlock()
 	w.background(func() {
 		time.Sleep(wait)
+		m.restarting.Store(false)
 		w.start(m)
 	})
 }
@@ -369,15 +388,18 @@ func (w *world) inject() {
 			if l == nil {
 				return
 			}
-			// It writes a tail that nobody else gets; later it is overwritten in
-			// memory, while the disk stalls, and the store is flushed beyond it.
+			// It writes a long tail that nobody else gets; later that is overwritten
+			// in memory, while the disk stalls, the store is flushed into the middle of
+			// it, and the crash leaves the old tail on disk.
 			p := percent()
 			w.net.Isolate(l.id)
-			after(between(2*time.Second, 4*time.Second), func() {
+			w.background(func() { w.burst(l, 100+int(l.replica.Term()%7)*100) })
+			heal := between(1500*time.Millisecond, 4*time.Second)
+			after(heal, func() {
 				l.disk.logSync.shut()
 				w.net.Heal()
 			})
-			after(between(6*time.Second, 8*time.Second), func() {
+			after(heal+between(200*time.Millisecond, 3*time.Second), func() {
 				_, done, err := l.store.AsyncFlush()
 				if err != nil || l.dead.Load() {
 					return
@@ -436,7 +458,7 @@ func (w *world) inject() {
 			after(between(200*time.Millisecond, 8*time.Second), l.paused.open)
 		})},
 		{"hand-over", 3, one(func(l *life) {
-			to := some().id
+			to := some().id // l lives, so there is one
 			w.background(func() {
 				ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 				defer cancel()
@@ -449,8 +471,10 @@ func (w *world) inject() {
 	for _, f := range faults {
 		total += f.weight
 	}
-	for w.now() < w.o.duration {
-		time.Sleep(between(100*time.Millisecond, 3*time.Second))
+	// Some seeds heap faults on each other, others let the cluster recover.
+	pace := 1 + time.Duration(r.IntN(5))
+	for w.now() < w.o.duration && !w.failed() {
+		time.Sleep(between(100*time.Millisecond, pace*2*time.Second))
 		pick := r.IntN(total)
 		for _, f := range faults {
 			if pick -= f.weight; pick < 0 {
@@ -485,13 +509,24 @@ func (w *world) repair() {
 	}
 }
 
+// burst proposes n puts at once and does not wait long for them.
+func (w *world) burst(l *life, n int) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { _ = w.putOnce(ctx, l, fmt.Sprintf("burst/%d", i%10), fmt.Sprint(i)) })
+	}
+	wg.Wait()
+}
+
 // changeMembers adds, promotes and removes members until the faults end.
 func (w *world) changeMembers() {
 	r := rand.New(rand.NewPCG(w.seed, 3))
 	for !w.calm.Load() {
 		time.Sleep(time.Duration(1000+r.IntN(6000)) * time.Millisecond)
 		ls := w.lives()
-		if len(ls) == 0 {
+		if len(ls) == 0 || w.calm.Load() {
 			continue
 		}
 		l := ls[r.IntN(len(ls))]
@@ -565,7 +600,11 @@ func (w *world) changeOnce(ctx context.Context, r *rand.Rand, l *life) {
 
 // settle waits until the cluster works again and checks that all members are
 // alike.
-func (w *world) settle() {
+func (w *world) settle(changes <-chan struct{}) {
+	<-changes // the last one may be under way
+	if w.failed() {
+		return
+	}
 	const (
 		serves  = 60 * time.Second
 		catchUp = 90 * time.Second
@@ -738,4 +777,3 @@ func (w *world) describe() string {
 	}
 	return b.String()
 }
-
