@@ -195,6 +195,7 @@ func TestFlags(t *testing.T) {
 		"advertise-client-urls": {"http://127.0.0.1:1"}, "initial-advertise-peer-urls": {"http://127.0.0.1:1"},
 		"initial-cluster": {"default=http://127.0.0.1:1"}, "initial-cluster-state": {"existing"},
 		"heartbeat-interval": {"50"}, "election-timeout": {"2000"}, "log-level": {"error"}, "log-format": {"console"}, "log-outputs": {"stdout"}, "logger": {"zap"},
+		"disk-stall-handover": {"8s"}, "max-unsynced-bytes": {"1073741824"},
 		"metrics": {"extensive"}, "auto-compaction-mode": {"revision"}, "auto-compaction-retention": {"5"}, "discovery-fallback": {"exit"},
 		"enable-log-rotation": {"true", "--log-outputs=" + filepath.Join(t.TempDir(), "log")}, "log-rotation-config-json": {`{"maxsize": 1}`},
 	}
