@@ -268,7 +268,7 @@ func (w *world) watch(n int, last func() int64) {
 	w.history.watchers = append(w.history.watchers, x)
 	w.history.mu.Unlock()
 	for {
-		if to := last(); to > 0 && x.next > to {
+		if to := last(); to > 0 && (x.next > to || w.failed()) {
 			return
 		}
 		ls := w.lives()
@@ -368,7 +368,6 @@ type leased struct {
 	id, ttl int64
 	renewed time.Duration // when the last renewal that was answered was sent
 	revoked bool
-	notes   string
 }
 
 // leaser grants leases, renews them for a while, and leaves them to expire.

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"maps"
@@ -114,10 +115,7 @@ func (w *world) run() {
 	case <-ended:
 	case <-time.After(2 * time.Minute):
 		w.violation("clients or watchers do not come to an end")
-		last.Store(1)
-		for _, l := range w.lives() {
-			l.m.crash(l, 100)
-		}
+		w.end()
 		<-ended
 	}
 }
@@ -235,9 +233,14 @@ func TestMutations(t *testing.T) {
 	}
 	for _, m := range mutations {
 		t.Run(string(m), func(t *testing.T) {
-			cmd := exec.Command(self, "-test.run=^TestSim$", "-test.v", "-sim.mutation="+string(m), fmt.Sprintf("-sim.runs=%d", mutationRuns))
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, self, "-test.run=^TestSim$", "-test.v", "-sim.mutation="+string(m), fmt.Sprintf("-sim.runs=%d", mutationRuns))
 			begin := time.Now()
 			out, err := cmd.CombinedOutput()
+			if ctx.Err() != nil {
+				t.Fatalf("no verdict in two minutes:\n%s", out)
+			}
 			if err == nil {
 				t.Fatalf("%d seeds did not notice it:\n%s", mutationRuns, out)
 			}
