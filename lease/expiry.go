@@ -39,10 +39,25 @@ func (t *Table) Renew(ctx context.Context, id ID) (ttl int64, checkpointed bool,
 		old, now := e.expiry.Load(), t.now()
 		if old > now {
 			swapped := e.expiry.CompareAndSwap(old, now+ttl*int64(time.Second))
+			noting := e.noting.Load() // after the swap: see Checkpoints
 			checkpointed = e.remaining.Load() > 0
 			t.mu.RUnlock()
 			if !swapped {
 				continue // another renewal, or Expired was faster
+			}
+			if noting != nil {
+				// A note of what was left before this renewal is on its way through the
+				// log. To answer now would promise more than a next leader would know of.
+				select {
+				case <-*noting:
+					checkpointed = e.remaining.Load() > 0
+				case <-e.gone:
+					return 0, false, ErrNotFound
+				case <-demoted:
+					return 0, false, ErrNotPrimary
+				case <-ctx.Done():
+					return 0, false, ctx.Err()
+				}
 			}
 			t.opts.Metrics.renewed.Inc()
 			return ttl, checkpointed, nil
@@ -198,6 +213,9 @@ func (t *Table) Expired(limit int) (term uint64, ids []ID) {
 // Checkpoints reports up to limit leases whose remaining TTL should be noted by an entry, and the term as whose leader
 // alone it may be proposed. A lease is reported when nobody has renewed it for half its TTL, or CheckpointInterval, and
 // then again after as much of what is left. Remaining 0 takes an earlier note back.
+//
+// The caller must call Noted with what it got once the entry is applied or has failed; until then renewals of these
+// leases wait.
 func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -226,14 +244,39 @@ func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 			t.checkpoints.set(e, next)
 			continue
 		}
+		// First the mark, then the expiry once more, while Renew moves the expiry and then looks for the mark: of the two
+		// at least one sees the other.
+		noting := make(chan struct{})
+		e.noting.Store(&noting)
+		if at = e.expiry.Load(); at <= now || t.checkpointAt(e, at) > now {
+			e.noting.Store(nil)
+			close(noting)
+			continue // looked at again: expiring, or renewed just now
+		}
 		left := (at - now + int64(time.Second) - 1) / int64(time.Second)
 		if left < t.fullTTL(e) {
 			due = append(due, Checkpoint{ID: e.id, Remaining: left})
+		} else {
+			e.noting.Store(nil)
+			close(noting)
 		}
 		step := min(int64(t.opts.CheckpointInterval), max((at-now)/2, int64(time.Second)))
 		t.checkpoints.set(e, now+step)
 	}
 	return t.term, due
+}
+
+// Noted ends the wait of those who renew leases that Checkpoints has reported.
+func (t *Table) Noted(due []Checkpoint) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, c := range due {
+		if e := t.leases[c.ID]; e != nil {
+			if noting := e.noting.Swap(nil); noting != nil {
+				close(*noting)
+			}
+		}
+	}
 }
 
 // takeBackIfUnderstated looks at a checkpoint that was just applied on the primary. A lease that was renewed between the

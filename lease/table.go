@@ -91,6 +91,9 @@ type entry struct {
 	// compare and swap, so that a lease is never renewed and revoked.
 	expiry atomic.Int64
 
+	// noting is set from the report of a checkpoint until Noted; Renew waits for it to be closed.
+	noting atomic.Pointer[chan struct{}]
+
 	// Guarded by lookMu.
 	expiryPlace, checkpointPlace int
 	understated                  bool // the checkpoint must be taken back; see takeBackIfUnderstated

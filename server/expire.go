@@ -140,6 +140,7 @@ func (s *Server) checkpointLeases(ctx context.Context) {
 	if len(due) == 0 {
 		return
 	}
+	defer s.cfg.Leases.Noted(due)
 	req := &pb.LeaseCheckpointRequest{Checkpoints: make([]*pb.LeaseCheckpoint, len(due))}
 	for i, d := range due {
 		req.Checkpoints[i] = &pb.LeaseCheckpoint{ID: int64(d.ID), Remaining_TTL: d.Remaining}
