@@ -47,6 +47,10 @@ check: tools ## real processes against etcd: differential, kill -9, bad input, c
 kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on one
 	BELAY_KILL_ROUNDS=50 go test -count=1 -timeout 60m -v -run 'TestKill(Three|One)$$' ./check
 
+.PHONY: faults
+faults: tools ## the table of faults on real members, Belay beside etcd (FAULTS='-rows leader-slow' for some)
+	go run ./faults $(FAULTS)
+
 .PHONY: sim
 sim: ## members in one process, everything broken: SEED=n, HOURS=h of virtual time, SIM='-sim.runs 20'
 	go test -count=1 -timeout 0 -v -run '^TestSim$$' ./sim \

@@ -44,6 +44,7 @@ var beside = map[string][]string{
 	"check":         {"check/cluster"},
 	"check/cluster": {},
 	"bench":         {"check/cluster"},
+	"faults":        {"check/cluster"},
 	"internal/lint": {},
 	"docs":          nil, // nil: it may import every room; its test holds the tables against the code
 	"sim":           nil,
