@@ -150,21 +150,47 @@ func (w *waiters) closeAll() {
 // fills the request's header id; the request must not be changed afterwards,
 // not even when Propose has returned an error. The error is raft's (see
 // errors.go); what applying the request answered is in the result.
+//
+// A request waits here, in a goroutine that grpc has made for it. What is on
+// its stack then should fit the 4 KiB that such a goroutine is given: growing
+// the stack once costs as much as the rest of Propose. So the frames of those
+// that wait are kept small, by doing the work before and after in functions of
+// their own that are not inlined.
 func (r *Replica) Propose(ctx context.Context, req *etcdserverpb.InternalRaftRequest) (command.Result, error) {
+	p, err := r.submit(req)
+	if err == nil {
+		err = r.await(ctx, p)
+	}
+	if err != nil {
+		return command.Result{}, err
+	}
+	return p.result, nil
+}
+
+// submit makes a proposal of a request and puts it into the inbox.
+//
+//go:noinline
+func (r *Replica) submit(req *etcdserverpb.InternalRaftRequest) (*proposal, error) {
 	id := r.ids.Next()
+	made := &struct {
+		proposal
+		entry  raftpb.Entry
+		header etcdserverpb.RequestHeader
+	}{}
+	p := &made.proposal
+	p.id, p.request, p.entry = id, req, &made.entry
 	if req.Header == nil {
-		req.Header = &etcdserverpb.RequestHeader{}
+		req.Header = &made.header
 	}
 	req.Header.ID = id
-	p := &proposal{id: id, request: req, entry: &raftpb.Entry{}}
 	if err := r.encode(p); err != nil {
-		return command.Result{}, err
+		return nil, err
 	}
 	if len(p.entry.Data) > r.cfg.MaxRequestBytes {
 		r.buffers.put(p)
-		return command.Result{}, ErrRequestTooLarge
+		return nil, ErrRequestTooLarge
 	}
-	return r.wait(ctx, p)
+	return p, r.enter(p)
 }
 
 func (r *Replica) encode(p *proposal) (err error) {
@@ -178,6 +204,7 @@ func (r *Replica) encode(p *proposal) (err error) {
 // 1 MB value is then not allocated, cleared and collected once more.
 type buffers struct {
 	small, large sync.Pool // of *[]byte of length 0
+	done         sync.Pool // of proposal.done, empty, of ended proposals
 }
 
 // largeBuffer parts the pools, so that a large buffer is not kept busy by a
@@ -238,7 +265,8 @@ func (r *Replica) ProposeAs(ctx context.Context, term uint64, req *etcdserverpb.
 			p.finish(command.Result{}, ErrNotLeader)
 		}
 	})
-	return r.await(ctx, p)
+	err = r.await(ctx, p)
+	return p.result, err
 }
 
 // ProposeChange replicates a member change and waits until it is applied. It
@@ -249,27 +277,36 @@ func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command
 	if err != nil {
 		return command.Result{}, err
 	}
-	return r.wait(ctx, &proposal{
+	p := &proposal{
 		id:     c.ID,
 		entry:  &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Data: data},
 		change: c,
-	})
+	}
+	if err := r.enter(p); err != nil {
+		return command.Result{}, err
+	}
+	err = r.await(ctx, p)
+	return p.result, err
 }
 
-func (r *Replica) wait(ctx context.Context, p *proposal) (command.Result, error) {
+// enter registers a proposal and puts it into the inbox, unless there is too
+// much before it.
+func (r *Replica) enter(p *proposal) error {
 	if r.overload.Load() {
 		r.metrics.Failed.Inc()
-		return command.Result{}, ErrTooManyRequests
+		return ErrTooManyRequests
 	}
 	r.register(p)
 	r.inbox.propose(p)
-	return r.await(ctx, p)
+	return nil
 }
 
 // register makes p known to those who may end it.
 func (r *Replica) register(p *proposal) {
 	p.born = time.Now()
-	p.done = make(chan struct{}, 1)
+	if p.done, _ = r.buffers.done.Get().(chan struct{}); p.done == nil {
+		p.done = make(chan struct{}, 1)
+	}
 	r.waiters.add(p)
 	r.metrics.Pending.Add(1)
 }
@@ -277,28 +314,41 @@ func (r *Replica) register(p *proposal) {
 // await waits for the end of a registered proposal. It does not watch the
 // stopped channel: a select of a thousand goroutines on one channel spends
 // its time on that channel's lock. Stop ends every proposal instead.
-func (r *Replica) await(ctx context.Context, p *proposal) (command.Result, error) {
-	defer r.metrics.Pending.Add(-1)
+func (r *Replica) await(ctx context.Context, p *proposal) error {
 	select {
 	case <-p.done:
 	case <-ctx.Done():
-		if r.waiters.take(p.id) == nil {
-			<-p.done // somebody is handing over the end just now
-			break
-		}
-		r.metrics.Failed.Inc()
-		if p.abandon() {
-			return command.Result{}, ctx.Err()
-		}
-		if ctx.Err() == context.Canceled {
-			return command.Result{}, ErrCanceled
-		}
-		return command.Result{}, r.timeoutCause(p.born)
+		return r.giveUp(ctx, p)
 	}
+	r.buffers.done.Put(p.done) // empty again, and finish is called once
+	r.metrics.Pending.Add(-1)
 	if p.err != nil {
 		r.metrics.Failed.Inc()
 	}
-	return p.result, p.err
+	return p.err
+}
+
+// giveUp ends a proposal whose caller does not wait any longer, unless it just
+// had its result.
+//
+//go:noinline
+func (r *Replica) giveUp(ctx context.Context, p *proposal) error {
+	defer r.metrics.Pending.Add(-1)
+	if r.waiters.take(p.id) == nil {
+		<-p.done // somebody is handing over the end just now
+		if p.err != nil {
+			r.metrics.Failed.Inc()
+		}
+		return p.err
+	}
+	r.metrics.Failed.Inc()
+	if p.abandon() {
+		return ctx.Err()
+	}
+	if ctx.Err() == context.Canceled {
+		return ErrCanceled
+	}
+	return r.timeoutCause(p.born)
 }
 
 // timeoutCause picks, as etcd does, the error that says why a proposal made at

@@ -52,6 +52,24 @@ func (k *kvService) rangeLocal(ctx context.Context, r *pb.RangeRequest) (resp *p
 }
 
 func (k *kvService) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
+	req, err := k.admitPut(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	result, err := k.propose(ctx, kindPut, req, len(r.Key)+len(r.Value))
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	resp := result.Response.(*pb.PutResponse)
+	k.fill(resp.Header)
+	return resp, nil
+}
+
+// admitPut is all that Put does before it waits; see Replica.Propose for why
+// it is apart.
+//
+//go:noinline
+func (k *kvService) admitPut(ctx context.Context, r *pb.PutRequest) (*pb.InternalRaftRequest, error) {
 	if err := k.checkQuota(r); err != nil {
 		return nil, err
 	}
@@ -61,13 +79,7 @@ func (k *kvService) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse,
 	if err := k.authorize(ctx, operation{kind: opWrite, key: r.Key}); err != nil {
 		return nil, toGRPC(err)
 	}
-	result, err := k.propose(ctx, kindPut, &pb.InternalRaftRequest{Put: r}, len(r.Key)+len(r.Value))
-	if err != nil {
-		return nil, toGRPC(err)
-	}
-	resp := result.Response.(*pb.PutResponse)
-	k.fill(resp.Header)
-	return resp, nil
+	return &pb.InternalRaftRequest{Put: r}, nil
 }
 
 func (k *kvService) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {

@@ -249,7 +249,7 @@ func New(cfg Config) (*Server, error) {
 // RegisterGRPC registers every service with a server that was made with
 // GRPCOptions.
 func (s *Server) RegisterGRPC(g *grpc.Server) {
-	pb.RegisterKVServer(g, s.kv)
+	s.registerKV(g)
 	pb.RegisterLeaseServer(g, s.lease)
 	pb.RegisterClusterServer(g, s.cluster)
 	pb.RegisterMaintenanceServer(g, s.maintenance)

@@ -765,7 +765,7 @@ func TestNothingBeforeTheClusterVersion(t *testing.T) {
 	must(t, err)
 	_, err = stream.Recv()
 	checkStatus(t, err, codes.FailedPrecondition, "etcdserver: not capable")
-	if v := m.get("/version").Body.String(); v != `{"etcdserver":"3.7.1","etcdcluster":"not_decided","storage":"unknown","belay":"0.1.0"}` {
+	if v := m.get("/version").Body.String(); v != `{"etcdserver":"`+EtcdVersion+`","etcdcluster":"not_decided","storage":"unknown","belay":"0.1.0"}` {
 		t.Fatal(v)
 	}
 }
@@ -790,7 +790,7 @@ func TestHTTP(t *testing.T) {
 		code         int
 		body         string
 	}{
-		{name: "version", target: "/version", code: 200, body: `{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0","belay":"0.1.0"}`},
+		{name: "version", target: "/version", code: 200, body: `{"etcdserver":"` + EtcdVersion + `","etcdcluster":"3.7.0","storage":"3.7.0","belay":"0.1.0"}`},
 		{name: "health", target: "/health", code: 200, body: `{"health":"true","reason":""}`},
 		{name: "livez", target: "/livez", code: 200, body: "ok\n"},
 		{name: "livez verbose", target: "/livez?verbose", code: 200, body: "[+]serializable_read ok\nok\n"},
@@ -857,7 +857,7 @@ func TestMetrics(t *testing.T) {
 		`etcd_server_client_requests_total{client_api_version="unknown",type="unary"} 2`,
 		`etcd_server_request_duration_seconds_count{success="true",type="Put"} 1`,
 		`etcd_server_request_duration_seconds_count{success="true",type="Range"} 1`,
-		`etcd_server_version{server_version="3.7.1"} 1`,
+		`etcd_server_version{server_version="` + EtcdVersion + `"} 1`,
 		fmt.Sprintf(`etcd_server_id{server_id="%x"} 1`, uint64(testMember)),
 		`etcd_server_quota_backend_bytes 2.147483648e+09`,
 		`etcd_server_health_failures 0`,
@@ -948,7 +948,7 @@ func TestPeerHTTP(t *testing.T) {
 		{name: "too large", method: "POST", target: "/leases", body: strings.Repeat("x", 70_000), code: 413, want: "request body too large\n"},
 		{name: "downgrade", method: "GET", target: "/downgrade/enabled", code: 200, want: "false"},
 		{name: "version", method: "GET", target: "/version", code: 200,
-			want: `{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0","belay":"0.1.0"}`},
+			want: `{"etcdserver":"` + EtcdVersion + `","etcdcluster":"3.7.0","storage":"3.7.0","belay":"0.1.0"}`},
 		{name: "no metrics here", method: "GET", target: "/metrics", code: 404, want: "404 page not found\n"},
 	}
 	for _, c := range cases {
