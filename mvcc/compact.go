@@ -232,7 +232,7 @@ func (s *Store) hashForCompaction(ctx context.Context, req compactionRequest) (h
 	if err != nil {
 		return 0, err
 	}
-	return hashRevisions(ctx, it, req.previous, req.rev, tombstone)
+	return hashRevisions(ctx, it, req.previous, req.rev, tombstone, s.opts.hashParts)
 }
 
 func (s *Store) hasTombstoneAt(rev int64) (found bool, err error) {

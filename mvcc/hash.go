@@ -58,7 +58,7 @@ func (s *Store) HashKV(ctx context.Context, rev int64) (hash uint32, compactRev,
 			at = current
 		}
 		if err == nil {
-			hash, err = hashRevisions(ctx, it, compact, at, false)
+			hash, err = hashRevisions(ctx, it, compact, at, false, s.opts.hashParts)
 		}
 		if err != nil {
 			it.Close()
@@ -117,8 +117,9 @@ func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 //   - the newest at or below compact, unless it is a tombstone, if it still is the newest at rev; or, and this is what
 //     etcd's empty "keep" comes to, if no key exists at rev at all.
 //
-// tombstoneKeeps is for the hash of a compaction: there a tombstone at rev itself makes "keep" not empty.
-func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64, tombstoneKeeps bool) (uint32, error) {
+// tombstoneKeeps is for the hash of a compaction: there a tombstone at rev itself makes "keep" not empty. partsMax bounds the
+// memory of a pass over the keys, in versions; there are as many passes as that takes.
+func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64, tombstoneKeeps bool, partsMax int) (uint32, error) {
 	v := visible{it: it, rev: uint64(rev)}
 	keepEmpty := !v.next()
 	if err := it.Error(); err != nil {
@@ -127,7 +128,7 @@ func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64,
 	if tombstoneKeeps {
 		keepEmpty = false
 	}
-	h := joiner{sum: crc32.Checksum([]byte("key"), castagnoli())}
+	h := joiner{sum: crc32.Checksum([]byte("key"), castagnoli()), max: partsMax}
 	from := Revision{}
 	for {
 		more, err := h.pass(ctx, it, from, compact, rev, keepEmpty)
@@ -145,6 +146,7 @@ func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64,
 type joiner struct {
 	sum   uint32
 	parts []part
+	max   int       // parts of a pass; twice as many are held at times
 	limit *Revision // parts at or above wait for another pass
 	moves [1 << 12]uint32
 	frame []byte
@@ -156,8 +158,8 @@ type part struct {
 	length, crc uint32
 }
 
-// partsMax bounds the memory of a pass; twice as many are held at times. A variable for tests alone would be one too many.
-const partsMax = 1 << 19
+// defaultHashParts bounds the memory of a pass to about 25 MB.
+const defaultHashParts = 1 << 19
 
 // pass joins the parts from a revision on, as many as memory allows. more is where the next pass must begin; nil: done.
 func (h *joiner) pass(ctx context.Context, it *pebble.Iterator, from Revision, compact, rev int64, keepEmpty bool) (more *Revision, err error) {
@@ -242,11 +244,11 @@ func (h *joiner) add(it *pebble.Iterator, key []byte, r Revision, tombstone bool
 	}
 	h.frame = b
 	h.parts = append(h.parts, part{r.Main, uint32(r.Sub), length, crc})
-	if len(h.parts) >= 2*partsMax {
+	if len(h.parts) >= 2*h.max {
 		h.sort()
-		cut := h.parts[partsMax]
+		cut := h.parts[h.max]
 		h.limit = &Revision{cut.main, int64(cut.sub)}
-		h.parts = h.parts[:partsMax]
+		h.parts = h.parts[:h.max]
 	}
 	return nil
 }

@@ -45,7 +45,9 @@ type Options struct {
 	// NoCounts leaves out the counted index of keys, as if it never got built.
 	NoCounts bool
 
-	countBlockKeys int // for tests: the size of a block of keys that are counted together
+	// For tests, which want small ones:
+	countBlockKeys int // size of a block of keys that are counted together
+	hashParts      int // versions that one pass of a hash joins
 }
 
 const (
@@ -116,6 +118,9 @@ func Open(st *store.Store, opts Options) (*Store, error) {
 	}
 	if opts.CompactionSleep == 0 {
 		opts.CompactionSleep = defaultCompactionSleep
+	}
+	if opts.hashParts <= 0 {
+		opts.hashParts = defaultHashParts
 	}
 	s := &Store{
 		st: st, lg: opts.Logger, metrics: opts.Metrics, opts: opts, cache: newCache(opts.CacheBytes),

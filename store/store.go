@@ -156,7 +156,7 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		return pebble.ValueSeparationPolicy{
 			Enabled:               true,
 			MinimumSize:           separateBytes,
-			MaxBlobReferenceDepth: 10,
+			MaxBlobReferenceDepth: 30,
 			RewriteMinimumAge:     5 * time.Minute,
 			TargetGarbageRatio:    0.2,
 		}
