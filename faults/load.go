@@ -27,7 +27,9 @@ const (
 	readerThink = 10 * time.Millisecond
 
 	requestTimeout = 2 * time.Second
-	leaseTTL       = 10 // seconds
+	// leaseTTL outlives the longest time for which a row silences one member: a
+	// client that keeps its lease alive through a silent member does not know.
+	leaseTTL = 20 // seconds
 
 	writePrefix = "f/"
 )

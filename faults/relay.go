@@ -24,6 +24,9 @@ type link struct {
 // retransmit is the least time after which Linux sends a lost segment again.
 const retransmit = 200 * time.Millisecond
 
+// longestRetransmit is where Linux stops doubling that time.
+const longestRetransmit = 2 * time.Minute
+
 // network is one relay in front of each member's peer port. A peer's
 // connection tells who it is in its first request (X-Server-From), so each
 // direction between each two members has a link of its own.
@@ -237,7 +240,7 @@ func (n *network) pipe(src, dst net.Conn, first []byte, fromID string, to int, r
 		if l.jitter > 0 {
 			due = due.Add(rand.N(l.jitter))
 		}
-		for again := retransmit + l.delay; l.loss > 0 && rand.Float64() < l.loss; again *= 2 {
+		for again := retransmit + l.delay; l.loss > 0 && rand.Float64() < l.loss; again = min(2*again, longestRetransmit) {
 			due = due.Add(again)
 		}
 		if due.Before(last) {
