@@ -28,7 +28,10 @@
 //
 // The exception is a snapshot: its MsgStorageAppendResp tells raft that the
 // state machine holds the snapshot, so it too waits until the state was
-// installed (by the applier, durably) and the log's new base was written.
+// installed (by the applier, durably) and the log's new base was written. Until
+// then those of later entries wait behind it: raft reckons its log from what it
+// holds itself, snapshot first, and without the entries that follow it would
+// believe that its log ends with the snapshot.
 //
 // # The disk watch
 //

@@ -10,6 +10,8 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/raftlog"
 )
 
 // defaultDiskStallHandOver is Config.DiskStallHandOver's default. A group that
@@ -363,11 +365,6 @@ func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 // disk is slow, not because an append became durable.
 const earlyAck = "belay-early"
 
-// earlyAcks is off: simulation seed 4116260057 saw a leader count more of a
-// follower's log than the follower had, and this is the newest of what could
-// have told it so. It stays off until that is explained.
-const earlyAcks = false
-
 // acknowledgeEarly tells the leader how much of its log this follower has on its
 // disk, when a sync takes long. It says what raft's own answers to the last
 // appends will say later, for a part of them: up to the lesser of what is
@@ -380,9 +377,6 @@ const earlyAcks = false
 // nothing new, apply nothing, and its clients would wait: those of a leader
 // that handed over because of its disk, say. Any answer makes raft stream.
 func (l *loop) acknowledgeEarly(s diskSample) {
-	if !earlyAcks {
-		return
-	}
 	if s.oldest < l.cfg.TickInterval || l.leader == raft.None || l.leader == l.cfg.ID {
 		return
 	}
@@ -426,13 +420,12 @@ func (l *loop) withoutCommitted(m *raftpb.Message) *raftpb.Message {
 }
 
 // noteAppend keeps what acknowledgeEarly needs to know of an append.
-func (l *loop) noteAppend(entries []*raftpb.Entry, responses []*raftpb.Message) {
-	if len(entries) > 0 {
-		if last, _ := l.cfg.Log.LastIndex(); entries[0].GetIndex() <= last {
-			l.disk.truncated = l.node.BasicStatus().GetTerm()
-		}
+func (l *loop) noteAppend(a *raftlog.Append) {
+	last, _ := l.cfg.Log.LastIndex() // the log in memory cannot fail
+	if a.Snapshot != nil || (len(a.Entries) > 0 && a.Entries[0].GetIndex() <= last) {
+		l.disk.truncated = l.node.BasicStatus().GetTerm()
 	}
-	for _, m := range responses {
+	for _, m := range a.Responses {
 		if m.GetType() != raftpb.MsgAppResp || m.GetReject() {
 			continue
 		}

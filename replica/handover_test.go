@@ -105,9 +105,6 @@ func (l *load) end(c *testCluster) {
 // within the bound, nobody sees an error, the old leader follows and serves its
 // clients, and its disk catches up once it is there again.
 func TestLeaderWithDeadDiskHandsOver(t *testing.T) {
-	if !earlyAcks {
-		t.Skip("needs early answers, which are off: see earlyAcks")
-	}
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3, keepLog)
 		defer c.close()
@@ -167,6 +164,74 @@ func TestLeaderWithDeadDiskHandsOver(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A tail of the log that was durable and then replaced by a snapshot is not
+// durable any more, whatever comes behind the snapshot: an early answer must not
+// count it.
+func TestEarlyAnswerAfterSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 5)
+		defer c.close()
+		old := c.leader()
+		behind := c.others(old)[0]
+		rest := c.others(old)[1:]
+		for _, m := range rest {
+			c.partition(m.id, true)
+		}
+		c.mu.Lock()
+		for _, a := range rest {
+			for _, b := range rest {
+				c.cut[[2]uint64{a.id, b.id}] = false
+			}
+		}
+		c.mu.Unlock()
+		// A long tail that no quorum has, on the disks of two.
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		defer cancel()
+		var tail sync.WaitGroup
+		for i := range 1000 {
+			tail.Go(func() { _ = old.put(ctx, fmt.Sprint("tail", i), "v") })
+		}
+		time.Sleep(400 * time.Millisecond)
+		before := old.replica().CommittedIndex()
+		if last, _ := behind.log.LastIndex(); last < before+900 {
+			t.Fatalf("the tail reaches %d, committed is %d", last, before)
+		}
+		tail.Wait()
+		time.Sleep(5 * time.Second)
+		for i := range 400 {
+			rest[0].mustPut(fmt.Sprint("k", i), "v")
+		}
+		release := behind.stall()
+		for _, m := range rest {
+			c.cutBoth(m.id, behind.id, false)
+		}
+		leader := rest[0]
+		for _, m := range rest {
+			if m.replica().IsLeader() {
+				leader = m
+			}
+		}
+		for i := range 1000 { // beyond the old tail
+			time.Sleep(5 * time.Millisecond)
+			leader.mustPut(fmt.Sprint("after", i), "v")
+		}
+		if first, _ := behind.log.FirstIndex(); first <= before+50 {
+			t.Fatalf("the follower got no snapshot: its log begins at %d", first)
+		}
+		if match, _ := leader.replica().Progress(c.short(), behind.id); match > before {
+			t.Errorf("the leader counts on entry %d of a member that has the log durable up to %d only", match, before)
+		}
+		release()
+		behind.mustRead("after999", "v")
+	})
+}
+
+func (c *testCluster) cutBoth(a, b uint64, on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut[[2]uint64{a, b}], c.cut[[2]uint64{b, a}] = on, on
 }
 
 // keepLog has the log kept for followers that lag, as by default.

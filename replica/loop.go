@@ -158,6 +158,9 @@ type loop struct {
 	// incoming are snapshots that the transport has received and that raft was
 	// told of, by index, until raft asks to install them or ignores them.
 	incoming map[uint64]incomingSnapshot
+	// snapshotPending is the index of the last snapshot given to the log whose
+	// MsgStorageAppendResp raft has not had yet; 0: none.
+	snapshotPending uint64
 
 	ticks    int
 	lastTick time.Time
@@ -311,6 +314,10 @@ func (l *loop) step() {
 		case raftpb.MsgAppResp:
 			if string(m.GetContext()) == earlyAck && !l.takesEarlyAck(m) {
 				continue
+			}
+		case raftpb.MsgStorageAppendResp:
+			if m.GetSnapshot().GetMetadata().GetIndex() >= l.snapshotPending {
+				l.snapshotPending = 0
 			}
 		}
 		// Errors are of messages that need no answer: from a peer that raft does
@@ -542,13 +549,11 @@ func (l *loop) append(m *raftpb.Message) {
 		delete(l.incoming, index)
 		a.Snapshot = s
 		a.Install = func() error { return l.installSnapshot(s, in.install) }
-		a.Responses = m.GetResponses() // the MsgStorageAppendResp too: see doc.go
-		l.cfg.Log.Append(a)
-		return
+		l.snapshotPending = index
 	}
 	for _, response := range m.GetResponses() {
 		switch {
-		case response.GetType() == raftpb.MsgStorageAppendResp:
+		case response.GetType() == raftpb.MsgStorageAppendResp && l.snapshotPending == 0:
 			l.stepNext = append(l.stepNext, response)
 		case response.GetType() == raftpb.MsgAppResp && response.GetReject():
 			// It promises nothing, and the leader must know: else a follower whose
@@ -558,7 +563,7 @@ func (l *loop) append(m *raftpb.Message) {
 			a.Responses = append(a.Responses, response)
 		}
 	}
-	l.noteAppend(a.Entries, a.Responses)
+	l.noteAppend(&a)
 	if l.disk.acknowledged != l.term {
 		l.acknowledgeEarly(l.disk.sample) // the first append of a new leader: not only at the next tick
 	}
@@ -578,10 +583,11 @@ func (r *Replica) Released(responses []*raftpb.Message) {
 			others = append(others, m)
 		}
 	}
+	// Raft should know of its own log before anyone can act on what it promises.
+	r.inbox.local(own...)
 	if len(others) > 0 {
 		r.cfg.Network.Send(others)
 	}
-	r.inbox.local(own...)
 }
 
 // Process takes a message of a peer. It does not block; an error means that

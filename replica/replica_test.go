@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -185,6 +186,51 @@ func TestLaggingFollowerGetsSnapshot(t *testing.T) {
 		behind.restart()
 		behind.mustRead("k399", "v")
 		behind.mustRead("k", "on")
+	})
+}
+
+// A follower that gets a snapshot while its disk stalls takes the entries that
+// follow it into memory. Raft must know that its log reaches so far: what it
+// promised of them may be committed before it hears that the snapshot is stable.
+func TestLogGrowsBehindPendingSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		defer c.close()
+		leader := c.leader()
+		behind := c.others(leader)[0]
+		c.partition(behind.id, true)
+		for i := range 400 {
+			leader.mustPut(fmt.Sprint("k", i), "v")
+		}
+		release := behind.stall()
+		c.partition(behind.id, false)
+		time.Sleep(2 * time.Second)
+		c.partition(behind.id, true)
+		base, _ := behind.log.LastIndex()
+		if first, _ := behind.log.FirstIndex(); first != base+1 || first <= 400 {
+			t.Fatalf("the log of the follower is %d to %d: no snapshot waits for the disk", first, base)
+		}
+		// What the leader would send: an entry, and once a quorum has it, its commit.
+		leader.mustPut("after", "v")
+		entries, err := leader.log.Entries(base+1, base+2, math.MaxUint64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		baseTerm, _ := leader.log.Term(base)
+		for _, m := range []*raftpb.Message{
+			{Type: raftpb.MsgApp.Enum(), Index: new(base), LogTerm: new(baseTerm), Entries: entries, Commit: new(base)},
+			{Type: raftpb.MsgHeartbeat.Enum(), Commit: new(base + 1)},
+		} {
+			m.From, m.To, m.Term = new(leader.id), new(behind.id), new(leader.replica().Term())
+			if err := behind.replica().Process(m); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		c.partition(behind.id, false)
+		synctest.Wait()
+		release()
+		behind.mustRead("after", "v")
 	})
 }
 
