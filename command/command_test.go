@@ -291,9 +291,14 @@ func TestIDs(t *testing.T) {
 }
 
 func TestIDGenerator(t *testing.T) {
-	g := NewIDGenerator(0xabcd1234, time.UnixMilli(0x1_23_4567_89ab))
-	if id := g.Next(); id != 0x1234_2345_6789_ab01 {
-		t.Errorf("first id %x", id)
+	g := newIDGenerator(0xabcd1234, 0xffff_ffff_ffff_fffe)
+	for _, want := range []uint64{0x1234_ffff_ffff_ffff, 0x1234_0000_0000_0000, 0x1234_0000_0000_0001} {
+		if id := g.Next(); id != want {
+			t.Errorf("id %x, want %x", id, want)
+		}
+	}
+	if a, b := NewIDGenerator(1).Next(), NewIDGenerator(1).Next(); a == b {
+		t.Errorf("two lives of a member begin with the same id %x", a)
 	}
 	var wg sync.WaitGroup
 	ids := make([][]uint64, 4)

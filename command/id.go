@@ -1,19 +1,21 @@
 package command
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"sync/atomic"
-	"time"
 )
 
 // IDGenerator makes request ids that no other request of the cluster has while it is in flight, without asking anybody.
 //
-//	+------------------+-----------------------------+-----------+
-//	| member id, low   | milliseconds since 1970,    | counter   |
-//	| 16 bits          | low 40 bits, at the start   | 8 bits    |
-//	+------------------+-----------------------------+-----------+
+//	+------------------+-----------------------------------------+
+//	| member id, low   | counter, 48 bits, from a random number  |
+//	| 16 bits          |                                         |
+//	+------------------+-----------------------------------------+
 //
-// The counter carries into the time on purpose: ids stay unique over a restart as long as fewer than 256 are taken per
-// millisecond on the average, and for 34 years.
+// An id must not come again after a restart either: an entry of the life before may still be applied, and its result
+// would be taken for that of the new request. etcd begins at the time of day, which a machine without a battery for its
+// clock repeats at each boot; a random number does not depend on any clock.
 type IDGenerator struct {
 	prefix uint64
 	suffix atomic.Uint64
@@ -21,10 +23,16 @@ type IDGenerator struct {
 
 const idSuffixBits = 48
 
-// NewIDGenerator gives the generator of a member that starts now.
-func NewIDGenerator(memberID uint64, now time.Time) *IDGenerator {
+// NewIDGenerator gives the generator of one life of a member.
+func NewIDGenerator(memberID uint64) *IDGenerator {
+	var start [8]byte
+	_, _ = rand.Read(start[:]) // never fails: the process would end
+	return newIDGenerator(memberID, binary.BigEndian.Uint64(start[:]))
+}
+
+func newIDGenerator(memberID, start uint64) *IDGenerator {
 	g := &IDGenerator{prefix: memberID << idSuffixBits}
-	g.suffix.Store(uint64(now.UnixMilli()) & (1<<40 - 1) << 8)
+	g.suffix.Store(start)
 	return g
 }
 

@@ -212,7 +212,7 @@ func New(cfg Config) (*Replica, error) {
 		cfg:      cfg,
 		logger:   cfg.Logger,
 		metrics:  cfg.Metrics,
-		ids:      command.NewIDGenerator(cfg.ID, time.Now()),
+		ids:      command.NewIDGenerator(cfg.ID),
 		leadSeen: make(chan struct{}),
 		stopped:  make(chan struct{}),
 	}
