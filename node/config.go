@@ -8,6 +8,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/listen"
 )
 
 // Config is one member's configuration, already validated. Sizes are bytes.
@@ -19,6 +21,21 @@ type Config struct {
 
 	ListenPeerURLs, AdvertisePeerURLs     []url.URL
 	ListenClientURLs, AdvertiseClientURLs []url.URL
+
+	ListenClientHTTPURLs []url.URL // if any, ListenClientURLs serve gRPC alone
+	ListenMetricsURLs    []url.URL
+
+	// TLS of the two sides; ports with a plain URL ignore it.
+	ClientTLS, PeerTLS         listen.TLSInfo
+	ClientAutoTLS, PeerAutoTLS bool // certificates of its own, if none are given
+	SelfSignedYears            uint // how long these last
+	CipherSuites               []string
+	TLSMinVersion              string // TLS1.2, TLS1.3
+	TLSMaxVersion              string
+	ReusePort, ReuseAddress    bool     // socket options
+	CORS                       []string // origins; none or "*": all
+	HostWhitelist              []string // of plain HTTP; none or "*": all
+	EnableGateway              bool     // JSON on /v3/
 
 	InitialCluster      string // name=peer-url,...
 	InitialClusterToken string

@@ -105,7 +105,9 @@ func (n *Node) openLog() error {
 		return fmt.Errorf("the store in %s belongs to a member, but its raft log is missing from %s: give --wal-dir as it was when the member was created, or remove the member from the cluster, delete %s and join again",
 			n.cfg.storeDir(), dir, n.cfg.DataDir)
 	case n.cfg.JoinExisting:
-		client := &http.Client{Transport: &http.Transport{DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext}}
+		client := &http.Client{Transport: &http.Transport{
+			DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, TLSClientConfig: n.peerTLS(),
+		}}
 		defer client.CloseIdleConnections()
 		if n.id, err = joinCluster(&n.cfg, client, n.logger); err != nil {
 			return err

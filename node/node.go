@@ -4,22 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log"
-	"net"
-	"net/http"
-	"net/url"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
 
 	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/command"
@@ -53,11 +46,8 @@ type Node struct {
 	server       *server.Server
 	disks        *peerDisks
 
-	peerListeners   []net.Listener
-	clientListeners []*splitListener
-	grpcServer      *grpc.Server
-	httpServers     []*http.Server
-	registry        *prometheus.Registry
+	ports    listeners
+	registry *prometheus.Registry
 
 	peersMu sync.Mutex
 	peers   map[uint64][]string // what transport was told of
@@ -126,42 +116,6 @@ func (n *Node) fail(err error) {
 	}
 }
 
-func (n *Node) listen() error {
-	n.logger.Info("configuring peer listeners", zap.Strings("listen-peer-urls", urlStrings(n.cfg.ListenPeerURLs)))
-	for _, u := range n.cfg.ListenPeerURLs {
-		l, err := listenOn(u, "--listen-peer-urls")
-		if err != nil {
-			return err
-		}
-		n.peerListeners = append(n.peerListeners, l)
-	}
-	n.logger.Info("configuring client listeners", zap.Strings("listen-client-urls", urlStrings(n.cfg.ListenClientURLs)))
-	for _, u := range n.cfg.ListenClientURLs {
-		l, err := listenOn(u, "--listen-client-urls")
-		if err != nil {
-			return err
-		}
-		n.clientListeners = append(n.clientListeners, newSplitListener(l))
-	}
-	return nil
-}
-
-func listenOn(u url.URL, flag string) (net.Listener, error) {
-	network, address := "tcp", u.Host
-	if u.Scheme == "unix" {
-		network, address = "unix", u.Host+u.Path
-	}
-	l, err := net.Listen(network, address)
-	if err == nil {
-		return l, nil
-	}
-	advice := "choose another address with " + flag
-	if errors.Is(err, syscall.EADDRINUSE) {
-		advice = "another program, perhaps another member, listens there; stop it or " + advice
-	}
-	return nil, fmt.Errorf("cannot listen on %s: %w; %s", u.String(), err, advice)
-}
-
 // assemble builds what runs: the network, the replica, the services.
 func (n *Node) assemble() (err error) {
 	n.transport = transport.New(transport.Config{
@@ -170,6 +124,7 @@ func (n *Node) assemble() (err error) {
 		DialTimeout: time.Second + n.electionTimeout(), ReadTimeout: n.cfg.PeerReadTimeout, WriteTimeout: n.cfg.PeerWriteTimeout,
 		// What raft takes for sent must find room in the queues.
 		BulkQueueBytes: replica.MaxInflightBytes + 32<<20, QueueMessages: 1 << 17,
+		TLS:     n.peerTLS(),
 		Removed: func(err error) { n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) },
 	})
 	n.disks = newPeerDisks(n)
@@ -214,7 +169,8 @@ func (n *Node) assemble() (err error) {
 		ElectionTimeout: n.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
 		StrictReconfigCheck: n.cfg.StrictReconfig, WarnUnaryRequest: n.cfg.SlowRequest,
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
-		EnablePprof: n.cfg.EnablePprof, WatchProgressInterval: n.cfg.ProgressInterval,
+		EnablePprof: n.cfg.EnablePprof, CORS: n.cfg.CORS, HostWhitelist: n.cfg.HostWhitelist,
+		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth, WatchProgressInterval: n.cfg.ProgressInterval,
 		Compaction: mode, CompactPeriod: n.cfg.AutoCompaction.Period, CompactRetained: n.cfg.AutoCompaction.Revisions,
 	})
 	if err != nil {
@@ -294,40 +250,16 @@ func (n *Node) syncPeers(members []*command.Member) {
 	n.peers = now
 }
 
-// serve starts everything; nothing in it can fail any more.
+// serve starts everything.
 func (n *Node) serve() {
-	for _, l := range n.peerListeners {
-		s := &http.Server{Handler: n.disks.handler(n.server.PeerHandler()), ReadHeaderTimeout: 5 * time.Minute, ErrorLog: quietLog(n.logger)}
-		n.httpServers = append(n.httpServers, s)
-		go func() { n.served(s.Serve(l)) }()
-		n.logger.Info("serving peer traffic", zap.String("address", l.Addr().String()))
-	}
+	n.servePeers()
 	if err := n.replica.Start(); err != nil {
 		n.fail(err)
 		return
 	}
 	n.server.Start()
-
-	n.grpcServer = grpc.NewServer(n.server.GRPCOptions()...)
-	n.server.RegisterGRPC(n.grpcServer)
-	for _, l := range n.clientListeners {
-		s := &http.Server{Handler: n.server.HTTPHandler(), ReadHeaderTimeout: 5 * time.Minute, ErrorLog: quietLog(n.logger)}
-		n.httpServers = append(n.httpServers, s)
-		go func() { n.served(n.grpcServer.Serve(l.GRPC())) }()
-		go func() { n.served(s.Serve(l.HTTP())) }()
-		go func() { n.served(l.Serve()) }()
-		n.logger.Info("serving client traffic insecurely; this is strongly discouraged!",
-			zap.String("traffic", "grpc+http"), zap.String("address", l.inner.Addr().String()))
-	}
-}
-
-// served takes the end of a listener's loop; an end that nobody asked for is
-// fatal.
-func (n *Node) served(err error) {
-	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, grpc.ErrServerStopped) || n.stopping.Load() {
-		return
-	}
-	n.fail(fmt.Errorf("listener failed: %w", err))
+	n.serveClients()
+	n.serveMetrics()
 }
 
 // Ready is closed when the member has told the cluster its name, which takes a
@@ -348,16 +280,7 @@ func (n *Node) Stop() {
 	n.stopOnce.Do(func() {
 		n.stopping.Store(true)
 		n.handOver()
-		if n.grpcServer != nil {
-			stopped := make(chan struct{})
-			go func() { n.grpcServer.GracefulStop(); close(stopped) }()
-			n.server.Stop() // ends streams that would never end by themselves
-			select {
-			case <-stopped:
-			case <-time.After(gracefulStop):
-				n.grpcServer.Stop()
-			}
-		}
+		n.stopClients()
 		n.closeParts()
 		n.logger.Info("closed the member", zap.String("name", n.cfg.Name), zap.String("data-dir", n.cfg.DataDir))
 	})
@@ -387,16 +310,8 @@ func (n *Node) handOver() {
 // closeParts stops what exists, from the top floor down.
 func (n *Node) closeParts() {
 	n.stopping.Store(true)
-	for _, l := range n.clientListeners {
-		l.Close()
-	}
-	for _, l := range n.peerListeners {
-		l.Close()
-	}
-	for _, s := range n.httpServers {
-		s.Close()
-	}
-	if n.server != nil && n.grpcServer == nil {
+	n.closePorts()
+	if n.server != nil && n.ports.grpc == nil {
 		n.server.Stop()
 	}
 	if n.hub != nil {
@@ -437,14 +352,4 @@ func (n *Node) closeStore() {
 	if err := n.store.Close(); err != nil {
 		n.logger.Warn("failed to close the store", zap.Error(err))
 	}
-}
-
-// quietLog gives net/http's complaints (a client that went away in a
-// handshake, say) to the debug level.
-func quietLog(logger *zap.Logger) *log.Logger {
-	l, err := zap.NewStdLogAt(logger, zap.DebugLevel)
-	if err != nil {
-		return log.New(io.Discard, "", 0)
-	}
-	return l
 }

@@ -14,22 +14,44 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+	"golang.org/x/net/trace"
+	"google.golang.org/grpc"
 )
 
-// HTTPHandler serves the client port's HTTP: versions, health, metrics.
-func (s *Server) HTTPHandler() http.Handler {
+// HTTPHandler serves the client port's HTTP: versions, health, metrics,
+// profiles, and the JSON gateway if there is a connection for it to call this
+// member's gRPC server on.
+func (s *Server) HTTPHandler(gateway *grpc.ClientConn) (http.Handler, error) {
 	mux := http.NewServeMux()
 	s.handleMetricsAndHealth(mux)
 	mux.HandleFunc("/version", s.serveVersion)
 	mux.HandleFunc("/debug/vars", s.serveVars)
-	if s.cfg.EnablePprof {
-		mux.HandleFunc("/debug/pprof/", pprof.Index)
-		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	if s.cfg.EnablePprof || s.debug {
+		handleProfiles(mux)
 	}
-	return mux
+	if s.debug {
+		mux.HandleFunc("/debug/requests", func(w http.ResponseWriter, r *http.Request) { trace.Render(w, r, true) })
+		mux.HandleFunc("/debug/events", func(w http.ResponseWriter, r *http.Request) { trace.RenderEvents(w, r, true) })
+	}
+	if gateway != nil {
+		g, err := newGateway(gateway, s.cfg.MaxRequestBytes)
+		if err != nil {
+			return nil, err
+		}
+		mux.Handle("/v3/", newWebsocketProxy(g, s.logger, jsonOverhead*int64(s.cfg.MaxRequestBytes+recvOverheadBytes), s.stopped))
+	}
+	return &accessControl{Server: s, next: mux, gateway: gateway != nil}, nil
+}
+
+func handleProfiles(mux *http.ServeMux) {
+	if runtime.SetMutexProfileFraction(-1) == 0 {
+		runtime.SetMutexProfileFraction(5) // one of five waits is told by /debug/pprof/mutex
+	}
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 }
 
 // MetricsHandler is what --listen-metrics-urls serve: metrics and health alone.
@@ -106,21 +128,39 @@ func writeJSON(w http.ResponseWriter, v any) {
 	_, _ = w.Write(b) // the client left: nobody to tell
 }
 
-// serveVars is expvar's page without its global registry.
+// serveVars is expvar's page without its global registry: the same variables in
+// the same order and layout.
 func (s *Server) serveVars(w http.ResponseWriter, r *http.Request) {
+	if !allowMethod(w, r, http.MethodGet) {
+		return
+	}
 	st := s.replica.Status()
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
-	_, limit := descriptors()
-	writeJSON(w, map[string]any{
-		"cmdline":               os.Args,
-		"memstats":              mem,
-		"file_descriptor_limit": limit,
-		"raft.status": map[string]any{
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	for i, v := range []struct {
+		name  string
+		value any
+	}{
+		{"cmdline", os.Args},
+		{"file_descriptor_limit", DescriptorLimit()},
+		{"memstats", mem},
+		{"raft.status", map[string]any{
 			"id": idText(st.ID), "term": st.Term, "vote": idText(st.Vote), "commit": st.Committed,
 			"lead": idText(st.Leader), "raftState": st.State.String(), "applied": st.Applied,
-		},
-	})
+		}},
+	} {
+		b, err := json.Marshal(v.value)
+		if err != nil {
+			b = []byte("null")
+		}
+		separator := ",\n"
+		if i == 0 {
+			separator = "{\n"
+		}
+		fmt.Fprintf(w, "%s%q: %s", separator, v.name, b)
+	}
+	fmt.Fprint(w, "\n}\n")
 }
 
 type healthAnswer struct {
@@ -276,6 +316,13 @@ func (s *Server) serveChecks(w http.ResponseWriter, r *http.Request, kind string
 	}
 	fmt.Fprint(w, "ok\n")
 	s.logger.Debug("Health check OK", zap.String("path", r.URL.Path), zap.Int("status-code", http.StatusOK))
+}
+
+// DescriptorLimit is how many file descriptors the process may have; 0 where the
+// system does not tell.
+func DescriptorLimit() uint64 {
+	_, limit := descriptors()
+	return limit
 }
 
 // watchDescriptors keeps os_fd_used and os_fd_limit, every ten minutes as etcd:

@@ -113,6 +113,9 @@ type Config struct {
 	KeepaliveTimeout     time.Duration // 20 s
 	StreamWorkers        uint32        // see defaultStreamWorkers
 	EnablePprof          bool
+	CORS                 []string // origins that browsers may ask from; none or "*": all
+	HostWhitelist        []string // hosts of plain HTTP requests; none or "*": all
+	ClientCertAuth       bool     // clients show certificates
 
 	WatchProgressInterval time.Duration // 10 min
 

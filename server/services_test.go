@@ -826,7 +826,7 @@ func TestHTTP(t *testing.T) {
 	}
 	for _, path := range []string{"/version", "/health", "/livez", "/readyz/non_learner"} {
 		w := httptest.NewRecorder()
-		m.HTTPHandler().ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, nil))
+		m.httpHandler().ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, nil))
 		if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != http.MethodGet {
 			t.Errorf("POST %s: %d", path, w.Code)
 		}

@@ -301,6 +301,14 @@ func (m *member) put(key, value string) *pb.PutResponse {
 // get serves an HTTP GET on the client port.
 func (m *member) get(target string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
-	m.HTTPHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, target, nil))
+	m.httpHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, target, nil))
 	return w
+}
+
+// httpHandler is the client port's HTTP without a gateway.
+func (m *member) httpHandler() http.Handler {
+	m.t.Helper()
+	h, err := m.HTTPHandler(nil)
+	must(m.t, err)
+	return h
 }

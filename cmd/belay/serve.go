@@ -99,7 +99,8 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		KeepaliveMinTime:     cfg.KeepaliveMinTime, KeepaliveInterval: cfg.KeepaliveInterval, KeepaliveTimeout: cfg.KeepaliveTimeout,
 		PeerReadTimeout: cfg.RaftReadTimeout, PeerWriteTimeout: cfg.RaftWriteTimeout,
 		DiskStallHandOver: orNever(cfg.DiskStallHandOver), MaxUnsyncedBytes: cfg.MaxUnsyncedBytes,
-		EnablePprof: cfg.EnablePprof, ExtensiveMetrics: cfg.Metrics == "extensive",
+		EnableGateway: true,
+		EnablePprof:   cfg.EnablePprof, ExtensiveMetrics: cfg.Metrics == "extensive",
 		Logger: logger.Logger, LogDropped: logger.Dropped,
 	}
 }

@@ -1,0 +1,46 @@
+// Package listen is how a member is reached: sockets, TLS, and which protocol a
+// connection speaks. It knows nothing of what is served.
+//
+// # Promises
+//
+//   - Accepting never waits for a client: each handshake runs in a goroutine of
+//     its own, with a deadline, and when too many are under way the oldest is
+//     given up. A client that says nothing delays nobody.
+//   - A connection that TLS, the revocation list or a name rule refuses is
+//     closed before a byte of it reaches a service, whichever listener it came
+//     in by, and the refusal is reported once.
+//   - A renewed certificate is used from the next handshake on. While the pair
+//     of files is half written the last good pair goes on.
+//   - gRPC goes straight to grpc-go's own transport, on a TLS port as on a
+//     plain one; net/http never carries it.
+//
+// # One port, two protocols
+//
+// Without TLS the first bytes tell: HTTP/2 is gRPC, HTTP/1 is for net/http. With
+// TLS, ALPN tells HTTP/1 from HTTP/2, but not gRPC from a browser or curl, which
+// speak HTTP/2 as well (etcd gives all of it to net/http and has it call
+// grpc-go's ServeHTTP, at about twice the CPU for a call). So preface.go reads
+// the first request's headers, and gives the connection, as if unread, to the
+// server that its content type names:
+//
+//	client                    here                           server
+//	  | -- TLS, ALPN h2 --------> |                              |
+//	  | <-------- SETTINGS ------ |  (many clients wait for it)  |
+//	  | -- preface, SETTINGS ---> | kept                         |
+//	  | -- ACK of SETTINGS -----> | taken out: it answers ours   |
+//	  | -- HEADERS -------------> | kept; content-type read      |
+//	  |                           | -- all that was kept ------> |
+//	  | <-------- SETTINGS, answer ... from the server itself -- |
+//
+// # Files
+//
+//	listen.go    sockets: TCP, unix, socket options
+//	security.go  TLS of one side: files, rules, handshake
+//	reload.go    what is read again when its file changes
+//	front.go     Front: accept, shake hands, sort by protocol
+//	preface.go   gRPC or plain HTTP/2
+//	memory.go    a listener inside the process
+//
+// Sources: go.etcd.io/etcd/client/pkg/v3/transport for the rules; RFC 9113 for
+// the preface; etcd issue 15402 for what the shared TLS port costs there.
+package listen

@@ -1,0 +1,292 @@
+package listen
+
+import (
+	"bytes"
+	"container/list"
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// sniffTimeout is how long a connection may take to say what it speaks.
+const sniffTimeout = 30 * time.Second
+
+// maxPending bounds the connections that have not yet shown that a client is
+// behind them. Beyond it the oldest is given up: a flood of silent connections
+// pushes out itself rather than who comes next.
+const maxPending = 4096
+
+// Front accepts the connections of one listener and hands each on to who speaks
+// its protocol.
+type Front struct {
+	inner net.Listener
+	opts  FrontOptions
+	grpc  connQueue
+	http  connQueue
+	ctx   context.Context // done when closed
+	stop  context.CancelFunc
+
+	mu      sync.Mutex
+	pending *list.List // of net.Conn: handshake or first bytes are awaited
+	plain   map[net.Conn]struct{}
+	closed  bool
+}
+
+// FrontOptions say what is served. At least one of GRPC and HTTP is set.
+type FrontOptions struct {
+	Security *Security // nil: without TLS
+	GRPC     bool
+	HTTP     bool
+	// MaxStreams is what the servers behind allow a client to open at once.
+	MaxStreams uint32
+}
+
+// NewFront sorts the connections of inner; Serve does it.
+func NewFront(inner net.Listener, opts FrontOptions) *Front {
+	f := &Front{inner: inner, opts: opts, pending: list.New(), plain: make(map[net.Conn]struct{})}
+	f.ctx, f.stop = context.WithCancel(context.Background())
+	f.grpc = connQueue{f: f, conns: make(chan net.Conn)}
+	f.http = connQueue{f: f, conns: make(chan net.Conn)}
+	return f
+}
+
+// GRPC accepts the connections for a grpc.Server made with Credentials.
+func (f *Front) GRPC() net.Listener { return &f.grpc }
+
+// Serve accepts until the listener is closed. HTTP/1 goes to s.Serve, which it
+// runs, HTTP/2 requests other than gRPC to s's handler.
+func (f *Front) Serve(s *http.Server) error {
+	var h2 *http2.Server
+	if f.opts.HTTP {
+		h2 = &http2.Server{MaxConcurrentStreams: f.opts.MaxStreams}
+		if err := http2.ConfigureServer(s, h2); err != nil {
+			return err
+		}
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(&f.http) }()
+		defer func() { _ = f.StopAccepting(); <-served }() // the listener fails, or was closed: no news
+	}
+	for {
+		conn, err := f.inner.Accept()
+		if err != nil {
+			var temporary interface{ Temporary() bool }
+			if errors.As(err, &temporary) && temporary.Temporary() {
+				time.Sleep(10 * time.Millisecond) // out of file descriptors, say
+				continue
+			}
+			if f.ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		pending, ok := f.begin(conn)
+		if !ok {
+			conn.Close()
+			return nil
+		}
+		go func() {
+			if !f.sort(conn, pending, s, h2) {
+				conn.Close()
+			}
+			f.forget(pending)
+		}()
+	}
+}
+
+// begin enters conn among the pending; false: the front is closed.
+func (f *Front) begin(conn net.Conn) (*list.Element, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil, false
+	}
+	if f.pending.Len() >= maxPending {
+		oldest := f.pending.Front()
+		f.pending.Remove(oldest)
+		oldest.Value.(net.Conn).Close()
+	}
+	return f.pending.PushBack(conn), true
+}
+
+// forget takes a connection off the pending; again does nothing.
+func (f *Front) forget(e *list.Element) {
+	f.mu.Lock()
+	f.pending.Remove(e)
+	f.mu.Unlock()
+}
+
+// sort hands conn on; false: it is nobody's.
+func (f *Front) sort(conn net.Conn, pending *list.Element, s *http.Server, h2 *http2.Server) bool {
+	if f.opts.Security == nil {
+		return f.sortPlain(conn, pending)
+	}
+	c, err := f.opts.Security.handshake(f.ctx, conn)
+	if err != nil {
+		return false
+	}
+	if !f.opts.HTTP {
+		f.forget(pending)
+		return f.grpc.put(c)
+	}
+	if c.ConnectionState().NegotiatedProtocol != http2.NextProtoTLS {
+		f.forget(pending)
+		return f.http.put(c)
+	}
+	var carried net.Conn = c
+	if f.opts.GRPC {
+		// It passed the handshake: it is a client, which may wait for its first call.
+		f.forget(pending)
+		if !f.keep(conn) {
+			return false
+		}
+		unheard := context.AfterFunc(f.ctx, func() { conn.Close() })
+		prefaced, isGRPC, err := readPreface(c, f.opts.MaxStreams)
+		unheard()
+		if err != nil {
+			f.drop(conn)
+			return false
+		}
+		if isGRPC {
+			f.drop(conn)
+			return f.grpc.put(prefaced)
+		}
+		carried = prefaced
+	} else {
+		f.forget(pending)
+		if !f.keep(conn) {
+			return false
+		}
+	}
+	defer f.drop(conn)
+	h2.ServeConn(carried, &http2.ServeConnOpts{BaseConfig: s})
+	return false
+}
+
+// sortPlain reads the first bytes: only HTTP/2 begins with its preface.
+func (f *Front) sortPlain(conn net.Conn, pending *list.Element) bool {
+	if !f.opts.HTTP {
+		f.forget(pending)
+		return f.grpc.put(conn)
+	}
+	head := make([]byte, len(prefaceStart))
+	n := 0
+	if err := conn.SetReadDeadline(time.Now().Add(sniffTimeout)); err != nil {
+		return false
+	}
+	for n < len(head) && bytes.HasPrefix(prefaceStart, head[:n]) {
+		m, err := conn.Read(head[n:])
+		n += m
+		if err != nil {
+			return false
+		}
+	}
+	f.forget(pending)
+	if err := conn.SetReadDeadline(time.Time{}); err != nil {
+		return false
+	}
+	sniffed := &sniffedConn{Conn: conn, head: head[:n]}
+	if !bytes.Equal(head[:n], prefaceStart) {
+		return f.http.put(sniffed)
+	}
+	return f.opts.GRPC && f.grpc.put(sniffed)
+}
+
+// prefaceStart is what a client that speaks HTTP/2 with prior knowledge, and so
+// every gRPC client without TLS, sends first.
+var prefaceStart = []byte("PRI * HTTP/2.0")
+
+// keep remembers a connection that no other server knows, for Close.
+func (f *Front) keep(conn net.Conn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return false
+	}
+	f.plain[conn] = struct{}{}
+	return true
+}
+
+func (f *Front) drop(conn net.Conn) {
+	f.mu.Lock()
+	delete(f.plain, conn)
+	f.mu.Unlock()
+}
+
+// Close ends everything but the connections that a gRPC or HTTP/1 server has.
+func (f *Front) Close() error {
+	err := f.StopAccepting()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for conn := range f.plain {
+		conn.Close()
+	}
+	return err
+}
+
+// StopAccepting closes the listener, and the connections that nobody serves yet.
+func (f *Front) StopAccepting() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil
+	}
+	f.closed = true
+	f.stop()
+	for e := f.pending.Front(); e != nil; e = e.Next() {
+		e.Value.(net.Conn).Close()
+	}
+	return f.inner.Close()
+}
+
+// Addr is where it listens.
+func (f *Front) Addr() net.Addr { return f.inner.Addr() }
+
+// connQueue is one protocol's side of a Front.
+type connQueue struct {
+	f     *Front
+	conns chan net.Conn
+}
+
+func (q *connQueue) put(conn net.Conn) bool {
+	select {
+	case q.conns <- conn:
+		return true
+	case <-q.f.ctx.Done():
+		return false
+	}
+}
+
+func (q *connQueue) Accept() (net.Conn, error) {
+	select {
+	case conn := <-q.conns:
+		return conn, nil
+	case <-q.f.ctx.Done():
+		return nil, net.ErrClosed
+	}
+}
+
+func (q *connQueue) Close() error   { return q.f.StopAccepting() }
+func (q *connQueue) Addr() net.Addr { return q.f.inner.Addr() }
+
+// sniffedConn gives back the bytes that were read to learn the protocol.
+type sniffedConn struct {
+	net.Conn
+	head []byte
+}
+
+func (c *sniffedConn) Read(p []byte) (int, error) {
+	if len(c.head) > 0 {
+		n := copy(p, c.head)
+		c.head = c.head[n:]
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+var _ interface{ ConnectionState() tls.ConnectionState } = (*prefacedConn)(nil)

@@ -1,0 +1,230 @@
+package listen
+
+import (
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+const (
+	frameHeaderBytes = 9
+	// maxFrameBytes is what a peer may send that was told nothing else.
+	maxFrameBytes = 16 << 10
+	// maxPrefaceBytes bounds what is kept before the first request's headers are
+	// complete; a client with more goes to net/http, which answers it that it is
+	// too much.
+	maxPrefaceBytes = 256 << 10
+)
+
+// errNotHTTP2 is a client that agreed to HTTP/2 and speaks something else.
+var errNotHTTP2 = errors.New("listen: the client does not speak HTTP/2")
+
+// prefacedConn is a TLS connection whose first bytes were read to learn what it
+// carries: it gives them again, and takes out the client's acknowledgement of the
+// SETTINGS that were sent in the server's place.
+type prefacedConn struct {
+	*tls.Conn
+	head   []byte // read already
+	ackDue bool   // the acknowledgement is still to come, so frames are followed
+	left   int    // bytes of the current frame that are to be passed on, if ackDue
+}
+
+// sendSettings writes the server's first SETTINGS frame, for clients that wait
+// for it. The one thing that must not be promised too large is the number of
+// streams: the server itself tells it too late.
+func sendSettings(conn *tls.Conn, maxStreams uint32) error {
+	var settings []byte
+	if maxStreams < math.MaxUint32 {
+		settings = binary.BigEndian.AppendUint16(nil, uint16(http2.SettingMaxConcurrentStreams))
+		settings = binary.BigEndian.AppendUint32(settings, maxStreams)
+	}
+	return writeFrame(conn, http2.FrameSettings, 0, settings)
+}
+
+func writeFrame(conn *tls.Conn, kind http2.FrameType, flags http2.Flags, payload []byte) error {
+	frame := []byte{0, 0, byte(len(payload)), byte(kind), byte(flags), 0, 0, 0, 0}
+	_, err := conn.Write(append(frame, payload...))
+	return err
+}
+
+// readPreface reads until the first request's headers are complete, and says
+// whether it is a gRPC call. A connection may wait for its first request for
+// ever: gRPC clients connect before they have one. Until then it answers pings.
+func readPreface(conn *tls.Conn, maxStreams uint32) (c *prefacedConn, isGRPC bool, err error) {
+	if err := conn.SetDeadline(time.Now().Add(sniffTimeout)); err != nil {
+		return nil, false, err
+	}
+	if err := sendSettings(conn, maxStreams); err != nil {
+		return nil, false, err
+	}
+	c = &prefacedConn{Conn: conn, ackDue: true}
+	c.head = make([]byte, len(http2.ClientPreface), 512)
+	if _, err := io.ReadFull(conn, c.head); err != nil {
+		return nil, false, err
+	}
+	if string(c.head) != http2.ClientPreface {
+		return nil, false, errNotHTTP2
+	}
+	kinds, err := c.readUntilHeaders()
+	if err != nil {
+		return nil, false, err
+	}
+	return c, strings.Contains(kinds, "application/grpc"), conn.SetDeadline(time.Time{})
+}
+
+// readUntilHeaders keeps frames in head up to the end of the first header block,
+// and returns its content type.
+func (c *prefacedConn) readUntilHeaders() (contentType string, err error) {
+	var block []byte // the header block as far as read
+	inBlock := false
+	for first := true; ; first = false {
+		at := len(c.head)
+		kind, flags, payload, err := c.readFrame()
+		if err != nil {
+			return "", err
+		}
+		if first {
+			if kind != http2.FrameSettings || flags.Has(http2.FlagSettingsAck) {
+				return "", errNotHTTP2
+			}
+			// It is a client that knows what it does: no hurry from here on.
+			if err := c.SetDeadline(time.Time{}); err != nil {
+				return "", err
+			}
+		}
+		switch {
+		case inBlock != (kind == http2.FrameContinuation):
+			return "", errNotHTTP2
+		case kind == http2.FrameSettings && flags.Has(http2.FlagSettingsAck):
+			c.head = c.head[:at]
+			c.ackDue = false
+		case kind == http2.FramePing:
+			if !flags.Has(http2.FlagPingAck) {
+				if err := c.SetWriteDeadline(time.Now().Add(sniffTimeout)); err != nil {
+					return "", err
+				}
+				if err := writeFrame(c.Conn, http2.FramePing, http2.FlagPingAck, payload); err != nil {
+					return "", err
+				}
+			}
+			c.head = c.head[:at]
+		case kind == http2.FrameGoAway:
+			return "", io.EOF
+		case kind == http2.FrameHeaders:
+			if block, err = headerBlock(flags, payload); err != nil {
+				return "", err
+			}
+			inBlock = true
+		case kind == http2.FrameContinuation:
+			block = append(block, payload...)
+		}
+		if inBlock && flags.Has(http2.FlagHeadersEndHeaders) {
+			return contentTypeOf(block)
+		}
+		if len(c.head) > maxPrefaceBytes {
+			return "", nil
+		}
+	}
+}
+
+// readFrame appends the next frame to head and returns its parts; payload lies
+// in head.
+func (c *prefacedConn) readFrame() (http2.FrameType, http2.Flags, []byte, error) {
+	at := len(c.head)
+	c.head = append(c.head, make([]byte, frameHeaderBytes)...)
+	if _, err := io.ReadFull(c.Conn, c.head[at:]); err != nil {
+		return 0, 0, nil, err
+	}
+	size := payloadBytes(c.head[at:])
+	kind, flags := http2.FrameType(c.head[at+3]), http2.Flags(c.head[at+4])
+	if size > maxFrameBytes || kind == http2.FramePing && size != 8 {
+		return 0, 0, nil, fmt.Errorf("%w: a frame of %d bytes", errNotHTTP2, size)
+	}
+	at = len(c.head)
+	c.head = append(c.head, make([]byte, size)...)
+	if _, err := io.ReadFull(c.Conn, c.head[at:]); err != nil {
+		return 0, 0, nil, err
+	}
+	return kind, flags, c.head[at:], nil
+}
+
+func payloadBytes(header []byte) int {
+	return int(header[0])<<16 | int(header[1])<<8 | int(header[2])
+}
+
+// headerBlock takes padding and priority off a HEADERS frame.
+func headerBlock(flags http2.Flags, payload []byte) ([]byte, error) {
+	padding := 0
+	if flags.Has(http2.FlagHeadersPadded) {
+		if len(payload) < 1 {
+			return nil, errNotHTTP2
+		}
+		padding, payload = int(payload[0]), payload[1:]
+	}
+	if flags.Has(http2.FlagHeadersPriority) {
+		if len(payload) < 5 {
+			return nil, errNotHTTP2
+		}
+		payload = payload[5:]
+	}
+	if padding > len(payload) {
+		return nil, errNotHTTP2
+	}
+	return append([]byte(nil), payload[:len(payload)-padding]...), nil
+}
+
+func contentTypeOf(block []byte) (contentType string, err error) {
+	d := hpack.NewDecoder(4096, func(f hpack.HeaderField) {
+		if f.Name == "content-type" {
+			contentType = f.Value
+		}
+	})
+	d.SetMaxStringLength(maxPrefaceBytes)
+	if _, err := d.Write(block); err != nil {
+		return "", err
+	}
+	return contentType, d.Close()
+}
+
+// Read gives what was read already, then what comes, without the one
+// acknowledgement.
+func (c *prefacedConn) Read(p []byte) (int, error) {
+	for {
+		if len(c.head) > 0 {
+			n := copy(p, c.head)
+			if c.head = c.head[n:]; len(c.head) == 0 {
+				c.head = nil // free it
+			}
+			return n, nil
+		}
+		if !c.ackDue {
+			return c.Conn.Read(p)
+		}
+		if c.left > 0 {
+			n, err := c.Conn.Read(p[:min(len(p), c.left)])
+			c.left -= n
+			return n, err
+		}
+		if len(p) == 0 {
+			return 0, nil
+		}
+		header := make([]byte, frameHeaderBytes)
+		if _, err := io.ReadFull(c.Conn, header); err != nil {
+			return 0, err
+		}
+		c.left = payloadBytes(header)
+		if http2.FrameType(header[3]) == http2.FrameSettings && http2.Flags(header[4]).Has(http2.FlagSettingsAck) && c.left == 0 {
+			c.ackDue = false
+			continue
+		}
+		c.head = header
+	}
+}

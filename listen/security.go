@@ -1,0 +1,241 @@
+package listen
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/tlsutil"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.uber.org/zap"
+)
+
+// TLSInfo is what etcd's flags say of one side's TLS.
+type TLSInfo = transport.TLSInfo
+
+// SelfSigned makes (or finds) a certificate signed by itself in dir, valid for
+// the hosts of the listeners and for years.
+func SelfSigned(logger *zap.Logger, dir string, hosts []string, years uint) (TLSInfo, error) {
+	return transport.SelfCert(logger, dir, hosts, years)
+}
+
+// Restrict sets the versions and cipher suites that flags name; empty ones are
+// left to Go. Cipher suites of TLS 1.3 cannot be chosen.
+func Restrict(info *TLSInfo, suites []string, minVersion, maxVersion string) (err error) {
+	if info.CipherSuites, err = tlsutil.GetCipherSuites(suites); err != nil {
+		return err
+	}
+	if info.MinVersion, err = tlsutil.GetTLSVersion(minVersion); err != nil {
+		return err
+	}
+	info.MaxVersion, err = tlsutil.GetTLSVersion(maxVersion)
+	return err
+}
+
+// Security is one side's TLS, for clients or for peers: what this member shows
+// and what it asks of others.
+type Security struct {
+	server   *tls.Config
+	client   *tls.Config
+	revoked  *revocations // nil: no list
+	checkSAN bool
+	logger   *zap.Logger
+	rejected string
+}
+
+// SecurityOptions are what TLSInfo does not say.
+type SecurityOptions struct {
+	Logger *zap.Logger
+	// Rejected is the log message for a connection that is refused.
+	Rejected string
+	// CheckSAN wants a client certificate that names hosts to name the one that
+	// the connection comes from, as etcd does on the peer and metrics ports.
+	CheckSAN bool
+	// Protocols are offered by ALPN; nil: h2 as etcd, and HTTP/1 by silence.
+	Protocols []string
+}
+
+// NewSecurity reads the files and refuses what cannot work.
+func NewSecurity(info TLSInfo, opts SecurityOptions) (*Security, error) {
+	info.Logger = opts.Logger
+	server, err := info.ServerConfig()
+	if err != nil {
+		return nil, err
+	}
+	client, err := info.ClientConfig()
+	if err != nil {
+		return nil, err
+	}
+	s := &Security{server: server, client: client, logger: opts.Logger, rejected: opts.Rejected,
+		checkSAN: opts.CheckSAN && !info.SkipClientSANVerify}
+	own := s.pair(info.CertFile, info.KeyFile, "peer")
+	asClient := own
+	if info.ClientCertFile != "" {
+		asClient = s.pair(info.ClientCertFile, info.ClientKeyFile, "client")
+	}
+	for _, cfg := range []*tls.Config{server, client} {
+		cfg.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own.get() }
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return asClient.get() }
+	}
+	if opts.Protocols != nil {
+		server.NextProtos = opts.Protocols
+	}
+	if info.CRLFile != "" {
+		s.revoked = &revocations{path: info.CRLFile}
+	}
+	return s, nil
+}
+
+// CheckingSAN is the same side with SecurityOptions.CheckSAN.
+func (s *Security) CheckingSAN() *Security {
+	c := *s
+	c.checkSAN = true
+	return &c
+}
+
+func (s *Security) pair(cert, key, whose string) *keyPair {
+	return &keyPair{certFile: cert, keyFile: key, failed: func(err error) {
+		message := "failed to create " + whose + " certificate"
+		if errors.Is(err, os.ErrNotExist) {
+			message = "failed to find " + whose + " cert files"
+		}
+		s.logger.Warn(message, zap.String("cert-file", cert), zap.String("key-file", key), zap.Error(err))
+	}}
+}
+
+// ClientConfig is for connections that this member opens to its own side.
+func (s *Security) ClientConfig() *tls.Config { return s.client }
+
+// handshakeTimeout bounds a handshake and the checks after it.
+const handshakeTimeout = 10 * time.Second
+
+// handshake makes a TLS connection of conn and applies the rules. It logs a
+// refusal; the caller closes conn.
+func (s *Security) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	c := tls.Server(conn, s.server)
+	err := c.SetDeadline(time.Now().Add(handshakeTimeout))
+	if err == nil {
+		if err = c.HandshakeContext(ctx); err == nil {
+			if err = s.admit(ctx, c); err == nil {
+				err = c.SetDeadline(time.Time{})
+			}
+		}
+	}
+	if err != nil {
+		s.logRejected(c, err)
+		return nil, err
+	}
+	return c, nil
+}
+
+// admit applies the rules that TLS itself does not know. A resumed session
+// passes them again.
+func (s *Security) admit(ctx context.Context, c *tls.Conn) error {
+	certs := c.ConnectionState().PeerCertificates
+	if len(certs) == 0 {
+		return nil
+	}
+	if s.checkSAN {
+		if err := checkSAN(ctx, certs[0], c.RemoteAddr(), net.DefaultResolver); err != nil {
+			return err
+		}
+	}
+	if s.revoked != nil {
+		return s.revoked.check(certs)
+	}
+	return nil
+}
+
+func (s *Security) logRejected(c *tls.Conn, err error) {
+	log := s.logger.Warn
+	if errors.Is(err, io.EOF) {
+		log = s.logger.Debug // a port scan, a probe of a load balancer
+	}
+	state := c.ConnectionState()
+	fields := []zap.Field{zap.String("remote-addr", c.RemoteAddr().String()), zap.String("server-name", state.ServerName)}
+	if len(state.PeerCertificates) > 0 {
+		cert := state.PeerCertificates[0]
+		ips := make([]string, len(cert.IPAddresses))
+		for i, ip := range cert.IPAddresses {
+			ips[i] = ip.String()
+		}
+		fields = append(fields, zap.Strings("ip-addresses", ips), zap.Strings("dns-names", cert.DNSNames))
+	}
+	log(s.rejected, append(fields, zap.Error(err))...)
+}
+
+// resolver is what checkSAN needs of net.Resolver.
+type resolver interface {
+	LookupAddr(ctx context.Context, addr string) ([]string, error)
+	LookupHost(ctx context.Context, host string) ([]string, error)
+}
+
+// checkSAN wants cert to name where the connection comes from: by address, or by
+// a name that the address resolves to, or that resolves to the address. A
+// certificate that names nothing may come from anywhere.
+func checkSAN(ctx context.Context, cert *x509.Certificate, remote net.Addr, names resolver) error {
+	if len(cert.IPAddresses) == 0 && len(cert.DNSNames) == 0 {
+		return nil
+	}
+	if remote.Network() == "unix" {
+		return nil // it comes from this machine, by the right to open a file
+	}
+	host, _, err := net.SplitHostPort(remote.String())
+	if err != nil {
+		return err
+	}
+	if len(cert.IPAddresses) > 0 {
+		err := cert.VerifyHostname(host)
+		if err == nil || len(cert.DNSNames) == 0 {
+			return err
+		}
+	}
+	ok, err := named(ctx, host, cert.DNSNames, names)
+	if ok {
+		return nil
+	}
+	text := fmt.Sprintf("tls: %q does not match any of DNSNames %q", host, cert.DNSNames)
+	if err != nil {
+		text += " (" + err.Error() + ")"
+	}
+	return errors.New(text)
+}
+
+// named says whether host, an address, goes by one of the names; a name may
+// begin with "*.". The reverse lookup is asked first: it is one question.
+func named(ctx context.Context, host string, dnsNames []string, names resolver) (bool, error) {
+	found, err := names.LookupAddr(ctx, host)
+	for _, name := range found {
+		name = strings.TrimSuffix(name, ".")
+		for _, want := range dnsNames {
+			if suffix, wild := strings.CutPrefix(want, "*"); name == want || wild && strings.HasPrefix(suffix, ".") && strings.HasSuffix(name, suffix) {
+				return true, nil
+			}
+		}
+	}
+	for _, want := range dnsNames {
+		if strings.HasPrefix(want, "*.") {
+			continue
+		}
+		addresses, lookupErr := names.LookupHost(ctx, want)
+		if lookupErr != nil {
+			err = lookupErr
+			continue
+		}
+		for _, a := range addresses {
+			if a == host {
+				return true, nil
+			}
+		}
+	}
+	return false, err
+}

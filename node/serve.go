@@ -1,0 +1,396 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/belaydb/belay/listen"
+	"github.com/belaydb/belay/server"
+)
+
+// listeners are a member's ports and what serves them: for peers, for clients
+// (gRPC, HTTP or both), and for metrics alone.
+type listeners struct {
+	peers   []*port
+	clients []*port
+	metrics []*port
+
+	peerSecurity   *listen.Security // nil: no TLS
+	clientSecurity *listen.Security
+
+	memory  *listen.Memory   // where the gateway reaches grpc
+	gateway *grpc.ClientConn // nil: no gateway
+	grpc    *grpc.Server
+	http    []*http.Server
+}
+
+// port is one listener.
+type port struct {
+	address    string // as the flag says
+	secure     bool
+	grpc, http bool
+	inner      net.Listener
+	front      *listen.Front // nil: HTTP without TLS and without gRPC
+}
+
+func (p *port) stopAccepting() {
+	if p.front != nil {
+		_ = p.front.StopAccepting() // it is gone either way
+		return
+	}
+	_ = p.inner.Close()
+}
+
+func (p *port) close() {
+	p.stopAccepting()
+	if p.front != nil {
+		_ = p.front.Close()
+	}
+}
+
+// errNoMetricsTLS is etcd's text.
+var errNoMetricsTLS = errors.New("client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url")
+
+// listen opens every port and reads every certificate: what an operator may
+// have got wrong shows before any data is touched.
+func (n *Node) listen() error {
+	if err := n.listenPeers(); err != nil {
+		return err
+	}
+	if err := n.listenClients(); err != nil {
+		return err
+	}
+	return n.listenMetrics()
+}
+
+// security reads one side's certificates, or makes them. nil: none are given.
+func (n *Node) security(side string, info listen.TLSInfo, auto bool, listenURLs []url.URL, opts listen.SecurityOptions) (*listen.Security, error) {
+	if err := listen.Restrict(&info, n.cfg.CipherSuites, n.cfg.TLSMinVersion, n.cfg.TLSMaxVersion); err != nil {
+		return nil, err
+	}
+	if auto && !info.Empty() {
+		n.logger.Warn("ignoring " + side + " auto TLS since certs given")
+	} else if auto {
+		var hosts []string
+		for _, u := range listenURLs {
+			hosts = append(hosts, u.Host)
+		}
+		own, err := listen.SelfSigned(n.logger, filepath.Join(n.cfg.DataDir, "fixtures", side), hosts, n.cfg.SelfSignedYears)
+		if err != nil {
+			return nil, fmt.Errorf("failed to get %s self-signed certs: %w", side, err)
+		}
+		own.CipherSuites, own.MinVersion, own.MaxVersion = info.CipherSuites, info.MinVersion, info.MaxVersion
+		info = own
+	}
+	if info.Empty() {
+		return nil, nil
+	}
+	n.logger.Info("starting with "+side+" TLS", zap.String("tls-info", info.String()), zap.Strings("cipher-suites", n.cfg.CipherSuites))
+	opts.Logger = n.logger
+	opts.Rejected = "rejected connection on " + side + " endpoint"
+	return listen.NewSecurity(info, opts)
+}
+
+func (n *Node) socketOptions() *listen.SocketOptions {
+	return &listen.SocketOptions{ReusePort: n.cfg.ReusePort, ReuseAddress: n.cfg.ReuseAddress}
+}
+
+func (n *Node) listenPeers() (err error) {
+	n.logger.Info("configuring peer listeners", zap.Strings("listen-peer-urls", urlStrings(n.cfg.ListenPeerURLs)))
+	// The peer port speaks HTTP/1 only. A connection is streamed on as it is,
+	// which HTTP/2 would not allow.
+	n.ports.peerSecurity, err = n.security("peer", n.cfg.PeerTLS, n.cfg.PeerAutoTLS, n.cfg.ListenPeerURLs,
+		listen.SecurityOptions{CheckSAN: true, Protocols: []string{"http/1.1"}})
+	if err != nil {
+		return err
+	}
+	for _, u := range n.cfg.ListenPeerURLs {
+		if u.Scheme == "http" {
+			if !n.cfg.PeerTLS.Empty() {
+				n.logger.Warn("scheme is HTTP while key and cert files are present; ignoring key and cert files", zap.String("peer-url", u.String()))
+			}
+			if n.cfg.PeerTLS.ClientCertAuth {
+				n.logger.Warn("scheme is HTTP while --peer-client-cert-auth is enabled; ignoring client cert auth for this URL", zap.String("peer-url", u.String()))
+			}
+		}
+		if listen.Secure(u) && n.ports.peerSecurity == nil {
+			return fmt.Errorf("cannot listen on TLS for %s: KeyFile and CertFile are not presented", u.Host)
+		}
+		p, err := n.open(u, "--listen-peer-urls", false, true)
+		if err != nil {
+			return err
+		}
+		n.ports.peers = append(n.ports.peers, p)
+		if p.secure {
+			p.front = listen.NewFront(p.inner, listen.FrontOptions{Security: n.ports.peerSecurity, HTTP: true})
+		}
+	}
+	return nil
+}
+
+func (n *Node) open(u url.URL, flag string, grpc, http bool) (*port, error) {
+	l, err := listen.Open(u, flag, n.socketOptions())
+	if err != nil {
+		return nil, err
+	}
+	return &port{address: l.Addr().String(), secure: listen.Secure(u), grpc: grpc, http: http, inner: l}, nil
+}
+
+func (n *Node) listenClients() (err error) {
+	n.logger.Info("configuring client listeners", zap.Strings("listen-client-urls", urlStrings(n.cfg.ListenClientURLs)))
+	all := append(append([]url.URL(nil), n.cfg.ListenClientURLs...), n.cfg.ListenClientHTTPURLs...)
+	if n.ports.clientSecurity, err = n.security("client", n.cfg.ClientTLS, n.cfg.ClientAutoTLS, all, listen.SecurityOptions{}); err != nil {
+		return err
+	}
+	if n.cfg.EnablePprof {
+		n.logger.Info("pprof is enabled", zap.String("path", "/debug/pprof"))
+	}
+	for _, u := range all {
+		if !listen.Secure(u) {
+			if !n.cfg.ClientTLS.Empty() {
+				n.logger.Warn("scheme is http or unix while key and cert files are present; ignoring key and cert files", zap.String("client-url", u.String()))
+			}
+			if n.cfg.ClientTLS.ClientCertAuth {
+				n.logger.Warn("scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL", zap.String("client-url", u.String()))
+			}
+		} else if n.ports.clientSecurity == nil {
+			return fmt.Errorf("TLS key/cert (--cert-file, --key-file) must be provided for client url %s with HTTPS scheme", u.String())
+		}
+	}
+	byAddress := make(map[string]bool) // of --listen-client-urls
+	split := len(n.cfg.ListenClientHTTPURLs) > 0
+	for _, u := range n.cfg.ListenClientURLs {
+		_, address := listen.Address(u)
+		byAddress[address] = true
+	}
+	for i, u := range all {
+		httpOnly := i >= len(n.cfg.ListenClientURLs)
+		if _, address := listen.Address(u); httpOnly && byAddress[address] {
+			return fmt.Errorf("cannot bind both --listen-client-urls and --listen-client-http-urls on the same url %s", u.String())
+		}
+		flag := "--listen-client-urls"
+		if httpOnly {
+			flag = "--listen-client-http-urls"
+		}
+		p, err := n.open(u, flag, !httpOnly, httpOnly || !split)
+		if err != nil {
+			return err
+		}
+		n.ports.clients = append(n.ports.clients, p)
+		limited, err := listen.Limit(p.inner, server.DescriptorLimit())
+		if err != nil {
+			return err
+		}
+		opts := listen.FrontOptions{GRPC: p.grpc, HTTP: p.http, MaxStreams: n.maxStreams()}
+		if p.secure {
+			opts.Security = n.ports.clientSecurity
+		}
+		p.front = listen.NewFront(limited, opts)
+	}
+	return nil
+}
+
+// maxStreams is what HTTP/2 knows no value for when it is without bound.
+func (n *Node) maxStreams() uint32 {
+	if n.cfg.MaxConcurrentStreams == 0 {
+		return math.MaxUint32
+	}
+	return n.cfg.MaxConcurrentStreams
+}
+
+func (n *Node) listenMetrics() error {
+	var security *listen.Security
+	for _, u := range n.cfg.ListenMetricsURLs {
+		if listen.Secure(u) && security == nil {
+			if n.ports.clientSecurity == nil {
+				return errNoMetricsTLS
+			}
+			// The client side's files and rules, and names are checked as on the peer port.
+			security = n.ports.clientSecurity.CheckingSAN()
+		}
+		p, err := n.open(u, "--listen-metrics-urls", false, true)
+		if err != nil {
+			return err
+		}
+		p.address = u.String()
+		n.ports.metrics = append(n.ports.metrics, p)
+		if p.secure {
+			p.front = listen.NewFront(p.inner, listen.FrontOptions{Security: security, HTTP: true, MaxStreams: n.maxStreams()})
+		}
+	}
+	return nil
+}
+
+// peerTLS is how this member speaks to others; nil: certificates as the system
+// trusts them.
+func (n *Node) peerTLS() *tls.Config {
+	if n.ports.peerSecurity == nil {
+		return nil
+	}
+	return n.ports.peerSecurity.ClientConfig()
+}
+
+// readHeaderTimeout bounds how long a request may take to say what it wants.
+const readHeaderTimeout = 5 * time.Minute
+
+func (n *Node) httpServer(h http.Handler) *http.Server {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: readHeaderTimeout, ErrorLog: quietLog(n.logger)}
+	n.ports.http = append(n.ports.http, s)
+	return s
+}
+
+// serveHTTP serves a port that speaks HTTP alone.
+func (n *Node) serveHTTP(p *port, s *http.Server) {
+	if p.front != nil {
+		n.served(p.front.Serve(s))
+		return
+	}
+	n.served(s.Serve(p.inner))
+}
+
+func (n *Node) servePeers() {
+	for _, p := range n.ports.peers {
+		s := n.httpServer(n.disks.handler(n.server.PeerHandler()))
+		go n.serveHTTP(p, s)
+		n.logger.Info("serving peer traffic", zap.String("address", p.address))
+	}
+}
+
+func (n *Node) serveMetrics() {
+	for _, p := range n.ports.metrics {
+		s := n.httpServer(n.server.MetricsHandler())
+		go n.serveHTTP(p, s)
+		n.logger.Info("serving metrics", zap.String("address", p.address))
+	}
+}
+
+// serveClients starts the gRPC server, one for all ports, and HTTP.
+func (n *Node) serveClients() {
+	n.ports.grpc = grpc.NewServer(append(n.server.GRPCOptions(), grpc.Creds(listen.Credentials()))...)
+	n.server.RegisterGRPC(n.ports.grpc)
+	if n.cfg.EnableGateway {
+		if err := n.startGateway(); err != nil {
+			n.fail(fmt.Errorf("registerGateway failed: %w", err))
+			return
+		}
+	}
+	handler, err := n.server.HTTPHandler(n.ports.gateway)
+	if err != nil {
+		n.fail(fmt.Errorf("registerGateway failed: %w", err))
+		return
+	}
+	for _, p := range n.ports.clients {
+		var s *http.Server
+		traffic := "grpc"
+		if p.http {
+			s = n.httpServer(handler)
+			if traffic = "http"; p.grpc {
+				traffic = "grpc+http"
+			}
+		}
+		if p.grpc {
+			go func() { n.served(n.ports.grpc.Serve(p.front.GRPC())) }()
+		}
+		go func() { n.served(p.front.Serve(s)) }()
+		message := "serving client traffic insecurely; this is strongly discouraged!"
+		if p.secure {
+			message = "serving client traffic securely"
+		}
+		n.logger.Info(message, zap.String("traffic", traffic), zap.String("address", p.address))
+	}
+}
+
+// startGateway connects the JSON gateway to the gRPC server.
+func (n *Node) startGateway() (err error) {
+	n.ports.memory = listen.NewMemory()
+	n.ports.gateway, err = grpc.NewClient("passthrough:///memory",
+		grpc.WithContextDialer(n.ports.memory.Dial),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)))
+	if err != nil {
+		return err
+	}
+	go func() { n.served(n.ports.grpc.Serve(n.ports.memory)) }()
+	return nil
+}
+
+// served takes the end of a listener's loop; an end that nobody asked for is
+// fatal.
+func (n *Node) served(err error) {
+	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, grpc.ErrServerStopped) || n.stopping.Load() {
+		return
+	}
+	n.fail(fmt.Errorf("listener failed: %w", err))
+}
+
+// stopClients lets open calls end, but not for longer than gracefulStop.
+func (n *Node) stopClients() {
+	if n.ports.grpc == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), gracefulStop)
+	defer cancel()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for _, p := range n.ports.clients {
+			p.stopAccepting()
+		}
+		// HTTP first: its gateway needs grpc.
+		for _, s := range n.ports.http[len(n.ports.peers):] {
+			_ = s.Shutdown(ctx) // what is late is closed below
+		}
+		if n.ports.gateway != nil {
+			_ = n.ports.gateway.Close()
+		}
+		n.ports.grpc.GracefulStop()
+	}()
+	n.server.Stop() // ends streams that would never end by themselves
+	select {
+	case <-stopped:
+	case <-ctx.Done():
+		n.ports.grpc.Stop()
+	}
+}
+
+// closePorts closes what is still open.
+func (n *Node) closePorts() {
+	for _, ports := range [][]*port{n.ports.clients, n.ports.metrics, n.ports.peers} {
+		for _, p := range ports {
+			p.close()
+		}
+	}
+	if n.ports.memory != nil {
+		n.ports.memory.Close()
+	}
+	for _, s := range n.ports.http {
+		s.Close()
+	}
+	if n.ports.gateway != nil {
+		_ = n.ports.gateway.Close()
+	}
+}
+
+// quietLog gives net/http's complaints (a client that went away in a
+// handshake, say) to the debug level.
+func quietLog(logger *zap.Logger) *log.Logger {
+	l, err := zap.NewStdLogAt(logger, zap.DebugLevel)
+	if err != nil {
+		return log.New(io.Discard, "", 0)
+	}
+	return l
+}

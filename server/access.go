@@ -1,0 +1,91 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+)
+
+// accessControl is what every HTTP request of a client passes first, as in etcd:
+// old paths, the host whitelist, CORS, and no certificate's name on the gateway.
+// gRPC does not pass here.
+type accessControl struct {
+	*Server
+	next    http.Handler
+	gateway bool // it is served
+}
+
+func (a *accessControl) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if rest, ok := strings.CutPrefix(r.URL.Path, "/v3beta/"); ok {
+		r.URL.Path = "/v3/" + rest
+		r.URL.RawPath = ""
+	}
+	if r.TLS == nil {
+		if host := hostOf(r); !allowed(a.cfg.HostWhitelist, host) {
+			a.logger.Warn("rejecting HTTP request to prevent DNS rebinding attacks", zap.String("host", host))
+			http.Error(w, unknownHost(host), http.StatusMisdirectedRequest)
+			return
+		}
+	} else if a.cfg.ClientCertAuth && a.gateway && strings.HasPrefix(r.URL.Path, "/v3/") && a.authOn() {
+		for _, chain := range r.TLS.VerifiedChains {
+			if len(chain) > 0 && chain[0].Subject.CommonName != "" {
+				http.Error(w, "CommonName of client sending a request against gateway will be ignored and not used as expected", http.StatusBadRequest)
+				return
+			}
+		}
+	}
+	if allowed(a.cfg.CORS, "*") {
+		addCORS(w.Header(), "*")
+	} else if origin := r.Header.Get("Origin"); allowed(a.cfg.CORS, origin) {
+		addCORS(w.Header(), origin)
+	}
+	if r.Method == http.MethodOptions {
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	a.next.ServeHTTP(w, r)
+}
+
+// allowed says whether value is on list; an empty list, or one with "*", has all.
+func allowed(list []string, value string) bool {
+	return len(list) == 0 || slices.Contains(list, "*") || slices.Contains(list, value)
+}
+
+func hostOf(r *http.Request) string {
+	if host, _, err := net.SplitHostPort(r.Host); err == nil {
+		return host
+	}
+	return r.Host
+}
+
+func addCORS(h http.Header, origin string) {
+	h.Add("Access-Control-Allow-Methods", "POST, GET, OPTIONS, PUT, DELETE")
+	h.Add("Access-Control-Allow-Origin", origin)
+	h.Add("Access-Control-Allow-Headers", "accept, content-type, authorization")
+}
+
+// unknownHost is etcd's text.
+func unknownHost(host string) string {
+	return fmt.Sprintf(`
+etcd received your request, but the Host header was unrecognized.
+
+To fix this, choose one of the following options:
+- Enable TLS, then any HTTPS request will be allowed.
+- Add the hostname you want to use to the whitelist in settings.
+  - e.g. etcd --host-whitelist %q
+
+This requirement has been added to help prevent "DNS Rebinding" attacks (CVE-2018-5702).
+`, host)
+}
+
+// authOn says whether authentication is enabled.
+func (s *Server) authOn() bool {
+	resp, err := s.auth.AuthStatus(context.Background(), &pb.AuthStatusRequest{})
+	return err == nil && resp.Enabled
+}
