@@ -53,6 +53,7 @@ func (n *Node) openData() error {
 	}
 	st, err := store.Open(n.cfg.storeDir(), store.Options{
 		FS: fs, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.NoSync,
+		Failed: n.fail,
 	})
 	if err != nil {
 		return err

@@ -37,9 +37,7 @@ func (l pebbleLogger) Fatalf(format string, args ...any) {
 
 func (s *Store) eventListener() pebble.EventListener {
 	return pebble.EventListener{
-		BackgroundError: func(err error) {
-			s.lg.Warn("a flush or compaction of the store failed and will be tried again", zap.Error(explain(err)))
-		},
+		BackgroundError: s.backgroundError,
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
 			s.lg.Error("a file of the store is corrupt; restore this member from its peers",
 				zap.String("path", info.Path), zap.Error(info.Details))
@@ -51,10 +49,14 @@ func (s *Store) eventListener() pebble.EventListener {
 		FlushEnd: func(info pebble.FlushInfo) {
 			if info.Err == nil {
 				s.unflushed.Add(-int64(info.InputBytes))
+				s.background.failing.Store(false)
 			}
 			s.debug("flushed", func() string { return info.String() })
 		},
 		CompactionEnd: func(info pebble.CompactionInfo) {
+			if info.Err == nil {
+				s.background.failing.Store(false)
+			}
 			s.debug("compacted", func() string { return info.String() })
 		},
 		WriteStallBegin: func(info pebble.WriteStallBeginInfo) {

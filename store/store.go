@@ -31,6 +31,10 @@ type Options struct {
 
 	Metrics *Metrics // default: not registered
 
+	// Failed is called once, in a goroutine of its own, when the disk has failed in a way that does not pass: the process
+	// should end. A full disk is not one. Default: the store tries again for ever.
+	Failed func(error)
+
 	// NoSync leaves out every sync: a crash of the machine, though not of the process, may destroy the store.
 	NoSync bool
 }
@@ -43,7 +47,9 @@ type Store struct {
 	opts    *pebble.Options
 	lg      *zap.Logger
 	metrics *Metrics
+	failed  func(error)
 
+	background background
 	appliedKey []byte
 
 	// applied is the last committed batch. It is set after the batch can be read.
@@ -88,7 +94,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	if opts.NoSync {
 		fs = noSyncFS{fs}
 	}
-	s := &Store{dir: dir, fs: fs, lg: opts.Logger, metrics: opts.Metrics, appliedKey: MetaKey("applied")}
+	s := &Store{dir: dir, fs: fs, lg: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, appliedKey: MetaKey("applied")}
 	if s.lg == nil {
 		s.lg = zap.NewNop()
 	}
@@ -124,7 +130,7 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 	}
 	listener := s.eventListener()
 	o := &pebble.Options{
-		FS:                 s.fs,
+		FS:                 pacedFS{s.fs, &s.background},
 		DisableWAL:         true,
 		FormatMajorVersion: pebble.FormatNewest,
 		Comparer:           &cockroachkvs.Comparer,

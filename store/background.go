@@ -1,0 +1,68 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
+)
+
+const (
+	// retryPause is how long the engine waits before it tries a failed flush or
+	// compaction again. By itself it does not wait at all.
+	retryPause = 500 * time.Millisecond
+	// retryLogInterval is how often a failure that lasts is logged.
+	retryLogInterval = 10 * time.Second
+)
+
+// background is what the store knows of its flushes and compactions.
+type background struct {
+	failing    atomic.Bool // the last one that ended failed
+	lastLogged atomic.Int64
+	suppressed atomic.Int64
+	stopped    atomic.Bool // Options.Failed was called
+}
+
+// backgroundError is told of a flush or compaction that failed. Everything it
+// would have written is still in memory and in the raft log. A full disk is worth
+// waiting for: somebody makes room. Any other error of the disk is not: what was
+// written around it cannot be relied on, and a member that goes on keeps ever more
+// in memory. The engine holds its mutex.
+func (s *Store) backgroundError(err error) {
+	s.background.failing.Store(true)
+	if full := errors.Is(err, syscall.ENOSPC); !full && !pebble.IsCorruptionError(err) && s.failed != nil {
+		if s.background.stopped.CompareAndSwap(false, true) {
+			go s.failed(fmt.Errorf("store: a flush or compaction failed, and a write that failed is not tried again: %w; check the disk under %s, then start the member again: nothing acknowledged is lost", err, s.dir))
+		}
+		return
+	}
+	now := time.Now().UnixNano()
+	last := s.background.lastLogged.Load()
+	if last != 0 && now-last < int64(retryLogInterval) {
+		s.background.suppressed.Add(1)
+		return
+	}
+	s.background.lastLogged.Store(now)
+	s.lg.Warn("a flush or compaction of the store failed and will be tried again",
+		zap.Error(explain(err)), zap.String("dir", s.dir), zap.Int64("further-failures", s.background.suppressed.Swap(0)))
+}
+
+// pacedFS makes the engine wait before it creates a file while its flushes or
+// compactions fail.
+type pacedFS struct {
+	vfs.FS
+	background *background
+}
+
+func (p pacedFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if p.background.failing.Load() && (strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob")) {
+		time.Sleep(retryPause)
+	}
+	return p.FS.Create(name, c)
+}
