@@ -6,12 +6,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"math"
 	"net"
 	"net/http"
 	"sync"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 // sniffTimeout is how long a connection may take to say what it speaks.
@@ -34,7 +33,6 @@ type Front struct {
 
 	mu      sync.Mutex
 	pending *list.List // of net.Conn: handshake or first bytes are awaited
-	plain   map[net.Conn]struct{}
 	closed  bool
 }
 
@@ -49,7 +47,7 @@ type FrontOptions struct {
 
 // NewFront sorts the connections of inner; Serve does it.
 func NewFront(inner net.Listener, opts FrontOptions) *Front {
-	f := &Front{inner: inner, opts: opts, pending: list.New(), plain: make(map[net.Conn]struct{})}
+	f := &Front{inner: inner, opts: opts, pending: list.New()}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.grpc = connQueue{f: f, conns: make(chan net.Conn)}
 	f.http = connQueue{f: f, conns: make(chan net.Conn)}
@@ -59,18 +57,14 @@ func NewFront(inner net.Listener, opts FrontOptions) *Front {
 // GRPC accepts the connections for a grpc.Server made with Credentials.
 func (f *Front) GRPC() net.Listener { return &f.grpc }
 
-// Serve accepts until the listener is closed. HTTP/1 goes to s.Serve, which it
-// runs, HTTP/2 requests other than gRPC to s's handler.
+// Serve accepts until the listener is closed. What is not gRPC goes to s, which
+// it makes ready for HTTP/2 and runs; nil if HTTP is not served.
 func (f *Front) Serve(s *http.Server) error {
-	var h2 *http2.Server
 	if f.opts.HTTP {
-		h2 = &http2.Server{MaxConcurrentStreams: f.opts.MaxStreams}
-		if err := http2.ConfigureServer(s, h2); err != nil {
-			return err
-		}
+		f.prepare(s)
 		served := make(chan error, 1)
 		go func() { served <- s.Serve(&f.http) }()
-		defer func() { _ = f.StopAccepting(); <-served }() // the listener fails, or was closed: no news
+		defer func() { _ = f.Close(); <-served }() // the listener fails, or was closed: no news
 	}
 	for {
 		conn, err := f.inner.Accept()
@@ -91,7 +85,7 @@ func (f *Front) Serve(s *http.Server) error {
 			return nil
 		}
 		go func() {
-			if !f.sort(conn, pending, s, h2) {
+			if !f.sort(conn, pending) {
 				conn.Close()
 			}
 			f.forget(pending)
@@ -121,51 +115,67 @@ func (f *Front) forget(e *list.Element) {
 	f.mu.Unlock()
 }
 
+// prepare has s serve what sort gives it.
+func (f *Front) prepare(s *http.Server) {
+	// Above this net/http takes its own default of 250.
+	s.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: int(min(f.opts.MaxStreams, math.MaxInt32))}
+	if f.opts.Security == nil || !f.opts.GRPC {
+		return
+	}
+	// A connection that was read from is no *tls.Conn any more: to net/http it is
+	// HTTP/2 without TLS, and the handlers hear of the TLS by way of the context.
+	s.Protocols = new(http.Protocols)
+	s.Protocols.SetHTTP1(true)
+	s.Protocols.SetHTTP2(true)
+	s.Protocols.SetUnencryptedHTTP2(true)
+	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		if c, ok := c.(carriedConn); ok {
+			return context.WithValue(ctx, tlsState{}, &c.state)
+		}
+		return ctx
+	}
+	inner := s.Handler
+	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if state, ok := r.Context().Value(tlsState{}).(*tls.ConnectionState); ok {
+			r.TLS = state
+		}
+		inner.ServeHTTP(w, r)
+	})
+}
+
+// tlsState is the context's key of a carried connection's *tls.ConnectionState.
+type tlsState struct{}
+
+// carriedConn is a prefacedConn for net/http, which must not see that it is TLS.
+type carriedConn struct {
+	net.Conn
+	state tls.ConnectionState
+}
+
 // sort hands conn on; false: it is nobody's.
-func (f *Front) sort(conn net.Conn, pending *list.Element, s *http.Server, h2 *http2.Server) bool {
+func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
 	if f.opts.Security == nil {
 		return f.sortPlain(conn, pending)
 	}
 	c, err := f.opts.Security.handshake(f.ctx, conn)
-	if err != nil {
+	f.forget(pending) // a client is behind it; it may wait for its first call
+	switch {
+	case err != nil:
 		return false
-	}
-	if !f.opts.HTTP {
-		f.forget(pending)
+	case !f.opts.HTTP:
 		return f.grpc.put(c)
-	}
-	if c.ConnectionState().NegotiatedProtocol != http2.NextProtoTLS {
-		f.forget(pending)
+	case !f.opts.GRPC || c.ConnectionState().NegotiatedProtocol != "h2":
 		return f.http.put(c)
 	}
-	var carried net.Conn = c
-	if f.opts.GRPC {
-		// It passed the handshake: it is a client, which may wait for its first call.
-		f.forget(pending)
-		if !f.keep(conn) {
-			return false
-		}
-		unheard := context.AfterFunc(f.ctx, func() { conn.Close() })
-		prefaced, isGRPC, err := readPreface(c, f.opts.MaxStreams)
-		unheard()
-		if err != nil {
-			f.drop(conn)
-			return false
-		}
-		if isGRPC {
-			f.drop(conn)
-			return f.grpc.put(prefaced)
-		}
-		carried = prefaced
-	} else {
-		f.forget(pending)
-		if !f.keep(conn) {
-			return false
-		}
+	stopped := context.AfterFunc(f.ctx, func() { conn.Close() })
+	prefaced, isGRPC, err := readPreface(c, f.opts.MaxStreams)
+	switch {
+	case err != nil || !stopped():
+		return false
+	case isGRPC:
+		return f.grpc.put(prefaced)
 	}
-	defer f.drop(conn)
-	h2.ServeConn(carried, &http2.ServeConnOpts{BaseConfig: s})
-	return false
+	return f.http.put(carriedConn{prefaced, c.ConnectionState()})
 }
 
 // sortPlain reads the first bytes: only HTTP/2 begins with its preface.
@@ -201,36 +211,8 @@ func (f *Front) sortPlain(conn net.Conn, pending *list.Element) bool {
 // every gRPC client without TLS, sends first.
 var prefaceStart = []byte("PRI * HTTP/2.0")
 
-// keep remembers a connection that no other server knows, for Close.
-func (f *Front) keep(conn net.Conn) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.closed {
-		return false
-	}
-	f.plain[conn] = struct{}{}
-	return true
-}
-
-func (f *Front) drop(conn net.Conn) {
-	f.mu.Lock()
-	delete(f.plain, conn)
-	f.mu.Unlock()
-}
-
-// Close ends everything but the connections that a gRPC or HTTP/1 server has.
+// Close stops accepting and closes the connections that no server has yet.
 func (f *Front) Close() error {
-	err := f.StopAccepting()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for conn := range f.plain {
-		conn.Close()
-	}
-	return err
-}
-
-// StopAccepting closes the listener, and the connections that nobody serves yet.
-func (f *Front) StopAccepting() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
@@ -271,7 +253,7 @@ func (q *connQueue) Accept() (net.Conn, error) {
 	}
 }
 
-func (q *connQueue) Close() error   { return q.f.StopAccepting() }
+func (q *connQueue) Close() error   { return q.f.Close() }
 func (q *connQueue) Addr() net.Addr { return q.f.inner.Addr() }
 
 // sniffedConn gives back the bytes that were read to learn the protocol.

@@ -32,9 +32,10 @@ var errNotHTTP2 = errors.New("listen: the client does not speak HTTP/2")
 // SETTINGS that were sent in the server's place.
 type prefacedConn struct {
 	*tls.Conn
-	head   []byte // read already
-	ackDue bool   // the acknowledgement is still to come, so frames are followed
-	left   int    // bytes of the current frame that are to be passed on, if ackDue
+	in     io.Reader // Conn
+	head   []byte    // read already
+	ackDue bool      // the acknowledgement is still to come, so frames are followed
+	left   int       // bytes of the current frame that are to be passed on, if ackDue
 }
 
 // sendSettings writes the server's first SETTINGS frame, for clients that wait
@@ -65,7 +66,7 @@ func readPreface(conn *tls.Conn, maxStreams uint32) (c *prefacedConn, isGRPC boo
 	if err := sendSettings(conn, maxStreams); err != nil {
 		return nil, false, err
 	}
-	c = &prefacedConn{Conn: conn, ackDue: true}
+	c = &prefacedConn{Conn: conn, in: conn, ackDue: true}
 	c.head = make([]byte, len(http2.ClientPreface), 512)
 	if _, err := io.ReadFull(conn, c.head); err != nil {
 		return nil, false, err
@@ -73,16 +74,21 @@ func readPreface(conn *tls.Conn, maxStreams uint32) (c *prefacedConn, isGRPC boo
 	if string(c.head) != http2.ClientPreface {
 		return nil, false, errNotHTTP2
 	}
-	kinds, err := c.readUntilHeaders()
+	contentType, err := c.readUntilHeaders(func(ping []byte) error {
+		if err := conn.SetWriteDeadline(time.Now().Add(sniffTimeout)); err != nil {
+			return err
+		}
+		return writeFrame(conn, http2.FramePing, http2.FlagPingAck, ping)
+	})
 	if err != nil {
 		return nil, false, err
 	}
-	return c, strings.Contains(kinds, "application/grpc"), conn.SetDeadline(time.Time{})
+	return c, strings.Contains(contentType, "application/grpc"), conn.SetDeadline(time.Time{})
 }
 
 // readUntilHeaders keeps frames in head up to the end of the first header block,
-// and returns its content type.
-func (c *prefacedConn) readUntilHeaders() (contentType string, err error) {
+// and returns its content type. answer is called for each ping.
+func (c *prefacedConn) readUntilHeaders(answer func(ping []byte) error) (contentType string, err error) {
 	var block []byte // the header block as far as read
 	inBlock := false
 	for first := true; ; first = false {
@@ -96,7 +102,7 @@ func (c *prefacedConn) readUntilHeaders() (contentType string, err error) {
 				return "", errNotHTTP2
 			}
 			// It is a client that knows what it does: no hurry from here on.
-			if err := c.SetDeadline(time.Time{}); err != nil {
+			if err := c.SetReadDeadline(time.Time{}); err != nil {
 				return "", err
 			}
 		}
@@ -108,10 +114,7 @@ func (c *prefacedConn) readUntilHeaders() (contentType string, err error) {
 			c.ackDue = false
 		case kind == http2.FramePing:
 			if !flags.Has(http2.FlagPingAck) {
-				if err := c.SetWriteDeadline(time.Now().Add(sniffTimeout)); err != nil {
-					return "", err
-				}
-				if err := writeFrame(c.Conn, http2.FramePing, http2.FlagPingAck, payload); err != nil {
+				if err := answer(payload); err != nil {
 					return "", err
 				}
 			}
@@ -140,7 +143,7 @@ func (c *prefacedConn) readUntilHeaders() (contentType string, err error) {
 func (c *prefacedConn) readFrame() (http2.FrameType, http2.Flags, []byte, error) {
 	at := len(c.head)
 	c.head = append(c.head, make([]byte, frameHeaderBytes)...)
-	if _, err := io.ReadFull(c.Conn, c.head[at:]); err != nil {
+	if _, err := io.ReadFull(c.in, c.head[at:]); err != nil {
 		return 0, 0, nil, err
 	}
 	size := payloadBytes(c.head[at:])
@@ -150,7 +153,7 @@ func (c *prefacedConn) readFrame() (http2.FrameType, http2.Flags, []byte, error)
 	}
 	at = len(c.head)
 	c.head = append(c.head, make([]byte, size)...)
-	if _, err := io.ReadFull(c.Conn, c.head[at:]); err != nil {
+	if _, err := io.ReadFull(c.in, c.head[at:]); err != nil {
 		return 0, 0, nil, err
 	}
 	return kind, flags, c.head[at:], nil
@@ -206,10 +209,10 @@ func (c *prefacedConn) Read(p []byte) (int, error) {
 			return n, nil
 		}
 		if !c.ackDue {
-			return c.Conn.Read(p)
+			return c.in.Read(p)
 		}
 		if c.left > 0 {
-			n, err := c.Conn.Read(p[:min(len(p), c.left)])
+			n, err := c.in.Read(p[:min(len(p), c.left)])
 			c.left -= n
 			return n, err
 		}
@@ -217,7 +220,7 @@ func (c *prefacedConn) Read(p []byte) (int, error) {
 			return 0, nil
 		}
 		header := make([]byte, frameHeaderBytes)
-		if _, err := io.ReadFull(c.Conn, header); err != nil {
+		if _, err := io.ReadFull(c.in, header); err != nil {
 			return 0, err
 		}
 		c.left = payloadBytes(header)

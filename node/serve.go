@@ -47,19 +47,13 @@ type port struct {
 	front      *listen.Front // nil: HTTP without TLS and without gRPC
 }
 
-func (p *port) stopAccepting() {
+// close ends listening; open connections are those of the servers.
+func (p *port) close() {
 	if p.front != nil {
-		_ = p.front.StopAccepting() // it is gone either way
+		_ = p.front.Close() // it is gone either way
 		return
 	}
 	_ = p.inner.Close()
-}
-
-func (p *port) close() {
-	p.stopAccepting()
-	if p.front != nil {
-		_ = p.front.Close()
-	}
 }
 
 // errNoMetricsTLS is etcd's text.
@@ -348,7 +342,7 @@ func (n *Node) stopClients() {
 	go func() {
 		defer close(stopped)
 		for _, p := range n.ports.clients {
-			p.stopAccepting()
+			p.close()
 		}
 		// HTTP first: its gateway needs grpc.
 		for _, s := range n.ports.http[len(n.ports.peers):] {
