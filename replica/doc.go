@@ -79,6 +79,8 @@
 //	read.go      the read barrier
 //	disk.go      the disk watch: what it decides
 //	handover.go  the disk watch: what it sees and does; followers with slow disks
+//	tuning.go    the election timeout, which follows the network
+//	evidence.go  what the loop records of itself (package evidence)
 //	flush.go     durable applied index, dropping the log
 //	errors.go    what callers can see
 //

@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/raftlog"
 )
 
@@ -115,9 +116,11 @@ func (l *loop) watchDisk(now time.Time) {
 	l.disk.sample = s
 	w := &l.disk.watch
 	since := w.since
-	if before := w.observe(now, s); before != w.state {
+	before := w.observe(now, s)
+	if before != w.state {
 		l.logDisk(before, s, report, now.Sub(since))
 	}
+	l.recordDisk(before, w.state, s)
 	report.State = w.state
 	l.diskReport.Store(&report)
 	l.metrics.disk(report, l.committed.Load()-min(l.applied.Load(), l.committed.Load()))
@@ -243,6 +246,7 @@ const (
 
 func (l *loop) beginTransfer(now time.Time, to uint64, reason string) {
 	l.disk.transfer = &transfer{to: to, began: now, reason: reason}
+	l.cfg.Evidence.Record(evidence.Event{Kind: evidence.HandOver, Peer: to, Note: reason})
 	l.node.TransferLeader(to)
 }
 

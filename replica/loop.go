@@ -135,6 +135,8 @@ type loop struct {
 	term       uint64
 	state      raft.StateType
 	disk       diskLoop
+	leadership leadership
+	timeouts   timeouts
 
 	held []*proposal // waiting for a leader, in order of arrival
 	// forwarded are proposals of followers that raft did not take: leadership was
@@ -203,6 +205,7 @@ func (r *Replica) runLoop(node *raft.RawNode) {
 		// Request contexts must not repeat across restarts of this member while
 		// a leader may still hold old ones.
 		lastRead: r.ids.Next(),
+		timeouts: timeouts{auto: r.cfg.TuneTimeouts, base: r.cfg.electionTimeout()},
 		disk:     diskLoop{watch: diskWatch{handOverAfter: max(r.cfg.DiskStallHandOver, 0)}},
 	}
 	defer l.close()
@@ -268,8 +271,9 @@ func (l *loop) tick() {
 	if !l.lastTick.IsZero() {
 		l.metrics.LoopDelay.Observe(max(0, now.Sub(l.lastTick)-l.cfg.TickInterval).Seconds())
 	}
+	l.recordTick(now)
 	l.lastTick = now
-	l.node.Tick()
+	l.tickRaft(now)
 	l.campaignAlone()
 	l.ticks++
 	if l.ticks%5 == 0 {
@@ -297,7 +301,12 @@ func (l *loop) step() {
 	for _, f := range l.taken.controls {
 		f(l)
 	}
+	var now time.Time
+	if len(l.taken.messages) > 0 {
+		now = time.Now()
+	}
 	for _, m := range l.taken.messages {
+		l.recordMessage(m, now)
 		switch m.GetType() {
 		case raftpb.MsgProp:
 			if proposesChange(m) {
@@ -646,6 +655,7 @@ func (l *loop) publish(rd *raft.Ready) {
 	})
 	l.term = basic.GetTerm()
 	l.metrics.leader(l.leader, l.leader == l.cfg.ID, changed)
+	l.recordState(old.State, previous, time.Now())
 	if !changed {
 		return
 	}

@@ -25,6 +25,9 @@ type Metrics struct {
 	LoopDelay    prometheus.Histogram
 	ApplyBacklog prometheus.Gauge
 	HandOvers    *prometheus.CounterVec
+	// ElectionTimeout and Heartbeat are this member's, as they are now.
+	ElectionTimeout prometheus.Gauge
+	Heartbeat       prometheus.Gauge
 
 	// Pending is exported as etcd_server_proposals_pending.
 	Pending atomic.Int64
@@ -55,6 +58,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.DiskOldest = own("disk_sync_oldest_seconds", "For how long something has waited to be made durable without any sync ending: the age of the sync in flight.")
 	m.Unsynced = own("log_unsynced_bytes", "Bytes of the raft log that are in memory and not yet durable.")
 	m.ApplyBacklog = own("apply_backlog_entries", "Entries that are committed and not yet applied.")
+	m.ElectionTimeout = own("election_timeout_seconds", "The election timeout of this member: as configured, or longer where it follows the measured round trips.")
+	m.Heartbeat = own("heartbeat_interval_seconds", "The interval at which this member sends heartbeats when it leads.")
 	m.LoopDelay = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: "belay", Name: "loop_delay_seconds",
 		Help:    "How late the ticks of the raft loop came: the member had too little CPU, or the loop was busy.",
@@ -75,7 +80,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	if reg != nil {
 		reg.MustRegister(m.HasLeader, m.IsLeader, m.LeaderChanges, m.Committed, m.Applied, m.Failed,
 			m.ReadIndexSlow, m.ReadIndexFailed, pending, heartbeats,
-			m.DiskState, m.DiskOldest, m.Unsynced, m.ApplyBacklog, m.LoopDelay, m.HandOvers)
+			m.DiskState, m.DiskOldest, m.Unsynced, m.ApplyBacklog, m.LoopDelay, m.HandOvers,
+			m.ElectionTimeout, m.Heartbeat)
 	}
 	return m
 }

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/raftlog"
 )
 
@@ -79,6 +80,13 @@ type Config struct {
 	// PeerDisks asks the other members how their disks do; nil: nobody is asked,
 	// and so leadership is not handed over because of a disk.
 	PeerDisks PeerDisks
+	// TuneTimeouts lets the election timeout follow the measured round trips and the
+	// gaps between heartbeats, from the configured one up; see tuning.go.
+	TuneTimeouts bool
+	// RoundTrips tells them; nil: the gaps alone count.
+	RoundTrips RoundTrips
+	// Evidence gets what the loop notices of itself; nil: nothing is recorded.
+	Evidence *evidence.Ring
 	// FlushBytes and FlushEntries say how much log may lie between the durable
 	// applied index and the applied index before the flusher asks for a flush.
 	// They bound the replay at a start after a crash. Defaults 32 MiB, 100,000.
@@ -170,6 +178,8 @@ type Replica struct {
 
 	// overload: MaxUnsyncedBytes is exceeded, new proposals are refused.
 	overload atomic.Bool
+	// electionNow is the election timeout as tuned, in nanoseconds; 0: not tuned.
+	electionNow atomic.Int64
 	// diskReport is how the disk did at the last tick.
 	diskReport atomic.Pointer[DiskReport]
 	durable    atomic.Pointer[durableMark]
@@ -216,6 +226,8 @@ func New(cfg Config) (*Replica, error) {
 		leadSeen: make(chan struct{}),
 		stopped:  make(chan struct{}),
 	}
+	r.metrics.ElectionTimeout.Set(cfg.electionTimeout().Seconds())
+	r.metrics.Heartbeat.Set(cfg.TickInterval.Seconds())
 	r.inbox.init()
 	r.waiters.init()
 	r.reads.init()

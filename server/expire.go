@@ -73,7 +73,7 @@ func (s *Server) leadTerm(ctx context.Context, term uint64, changed <-chan struc
 	if st := s.replica.Status(); !st.IsLeader() || st.Term != term {
 		return // LeaderChanged is closed, or about to be
 	}
-	s.cfg.Leases.Promote(term, s.cfg.ElectionTimeout)
+	s.cfg.Leases.Promote(term, s.replica.ElectionTimeout())
 	tick := time.NewTicker(expiryInterval)
 	defer tick.Stop()
 	for {

@@ -53,6 +53,7 @@ type Replica interface {
 	Leader() uint64 // 0: none known
 	Term() uint64
 	LeaderChanged() <-chan struct{}
+	ElectionTimeout() time.Duration // this member's, as it is now
 	NextID() uint64
 }
 

@@ -136,6 +136,8 @@ func (r *solo) Leader() uint64 { return r.Status().Leader }
 func (r *solo) Term() uint64   { return r.Status().Term }
 func (r *solo) NextID() uint64 { return r.ids.Add(1) }
 
+func (r *solo) ElectionTimeout() time.Duration { return time.Second }
+
 func (r *solo) LeaderChanged() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()

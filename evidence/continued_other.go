@@ -1,0 +1,7 @@
+//go:build !unix
+
+package evidence
+
+import "os"
+
+func notifyContinued(chan os.Signal) (stop func()) { return func() {} }

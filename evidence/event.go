@@ -1,0 +1,174 @@
+package evidence
+
+import (
+	"fmt"
+	"time"
+)
+
+// Kind is what an event tells of. Its name is what the endpoint shows.
+type Kind uint8
+
+const (
+	// The life of the process.
+	Started    Kind = iota + 1 // this process began; Note says how the one before it ended
+	Stopping                   // it ends on purpose; Note says why
+	Failing                    // it ends because it cannot go on; Note is the error
+	Paused                     // nothing of it ran for Took, and it had not asked for a CPU either; Note: how that is known
+	LateTick                   // the raft loop's tick came late by Took
+	CPUWait                    // its threads were ready to run and got no CPU, for Value percent of the time
+	Pressure                   // the machine's: Note is cpu, io or memory, Value the percent of the time that somebody waited
+	GCPause                    // the garbage collector stopped the process for Took, at most
+	LogDropped                 // Value lines of the log were dropped: their output does not take them
+	// Its disk.
+	DiskSlow    // no sync of the raft log has ended for Took, or one took so long
+	DiskStalled // the same, beyond the hand-over bound
+	DiskDead    // the same, so long that it may never end
+	DiskBetter  // the disk does better again; Note: its state
+	DiskFull    // less space is left than the bound; Value: bytes
+	// Its peers. Peer is the other member.
+	Silent      // nothing has come from Peer for Took
+	Unreachable // Peer has not answered for Took; Note: refused, closed or timeout
+	SlowLink    // round trips to Peer take Took, Value of the last thirty came late
+	Dropped     // Value messages to Peer found no room or no connection
+	PeerFails   // Peer said, as its last words, that it cannot go on; Note: why
+	PeerStops   // Peer said that it stops on purpose
+	// Snapshots and queues.
+	SnapshotSent     // to Peer, Value bytes in Took; Note tells a failure
+	SnapshotReceived // from Peer
+	Backlog          // Value entries are committed and not applied
+	Queue            // Value bytes wait for the raft loop
+	// Raft.
+	LateHeartbeat // nothing came from the leader, Peer, for Took: more than half an election timeout
+	Campaign      // this member asks for votes, after Took without a leader's word
+	Elected       // this member leads; Peer led before; Note: why
+	Followed      // this member follows Peer now; Note: why
+	LostLeader    // this member knows no leader; Peer led before
+	SteppedDown   // this member leads no more; Note: why; Peer: who made it
+	HandOver      // this member, the leader, hands over to Peer; Note: why (disk, stop, request)
+	Timeouts      // the election timeout is now Took
+	// What was made of all that.
+	Judged // Note is the verdict
+
+	kindCount
+)
+
+var kindNames = [kindCount]string{
+	Started: "started", Stopping: "stopping", Failing: "failing", Paused: "paused", LateTick: "late-tick",
+	CPUWait: "cpu-wait", Pressure: "pressure", GCPause: "gc-pause", LogDropped: "log-dropped",
+	DiskSlow: "disk-slow", DiskStalled: "disk-stalled", DiskDead: "disk-dead", DiskBetter: "disk-better", DiskFull: "disk-full",
+	Silent: "silent", Unreachable: "unreachable", SlowLink: "slow-link", Dropped: "dropped", PeerFails: "peer-fails", PeerStops: "peer-stops",
+	SnapshotSent: "snapshot-sent", SnapshotReceived: "snapshot-received", Backlog: "backlog", Queue: "queue",
+	LateHeartbeat: "late-heartbeat", Campaign: "campaign", Elected: "elected", Followed: "followed", LostLeader: "lost-leader",
+	SteppedDown: "stepped-down", HandOver: "hand-over", Timeouts: "timeouts", Judged: "judged",
+}
+
+func (k Kind) String() string {
+	if k == 0 || k >= kindCount {
+		return fmt.Sprintf("kind-%d", uint8(k))
+	}
+	return kindNames[k]
+}
+
+// kindOf finds a kind by its name; 0: of a later version.
+func kindOf(name string) Kind {
+	for k, n := range kindNames {
+		if k > 0 && n == name {
+			return Kind(k)
+		}
+	}
+	return 0
+}
+
+// An Event is one thing that was seen. What its fields mean is said at its Kind;
+// those that mean nothing there are zero. An Event holds no pointer but Note,
+// which on hot paths is a constant.
+type Event struct {
+	Kind  Kind
+	Peer  uint64
+	Took  time.Duration // until At
+	Value int64
+	Term  uint64
+	Note  string
+
+	// The ring sets these.
+	Seq   uint64        // counts the events of this life, from 1
+	At    time.Time     // when it was recorded, or last extended; with its monotonic clock if of this life
+	Count int64         // how many were put into one
+	First time.Duration // from the first of these to At
+	Past  bool          // of a life of this process before this one
+}
+
+// Near misses: what may cost a leader, and what a person wants to know of although
+// nobody noticed. Each opens an incident.
+func (k Kind) nearMiss() bool {
+	switch k {
+	case Failing, Paused, LogDropped, DiskSlow, DiskStalled, DiskDead, DiskFull,
+		SlowLink, PeerFails, LateHeartbeat, Campaign, SteppedDown:
+		return true
+	}
+	return false
+}
+
+// Told is an event as JSON carries it between members and to people: times are
+// ages, so that no clock has to agree with another.
+type Told struct {
+	Seq   uint64  `json:"seq,omitempty"`
+	Kind  string  `json:"kind"`
+	Ago   float64 `json:"seconds_ago"`
+	Took  float64 `json:"took_seconds,omitempty"`
+	Over  float64 `json:"over_seconds,omitempty"` // from the first of several to the last
+	Peer  string  `json:"peer,omitempty"`         // member id, hexadecimal
+	Value int64   `json:"value,omitempty"`
+	Term  uint64  `json:"term,omitempty"`
+	Count int64   `json:"count,omitempty"` // if more than one
+	Note  string  `json:"note,omitempty"`
+	Past  bool    `json:"past,omitempty"` // of an earlier life of this process
+	Time  string  `json:"time,omitempty"` // by the member's own clock, for people
+}
+
+func (e *Event) told(now time.Time) Told {
+	t := Told{
+		Seq: e.Seq, Kind: e.Kind.String(), Ago: max(0, now.Sub(e.At).Seconds()), Took: e.Took.Seconds(), Value: e.Value, Term: e.Term, Note: e.Note,
+		Past: e.Past, Time: e.At.Format("2006-01-02T15:04:05.000Z07:00"),
+	}
+	if e.Peer != 0 {
+		t.Peer = fmt.Sprintf("%x", e.Peer)
+	}
+	if e.Count > 1 {
+		t.Count, t.Over = e.Count, e.First.Seconds()
+	}
+	return t
+}
+
+// event is the inverse, with At relative to now.
+func (t *Told) event(now time.Time) Event {
+	const longest = 1e8 // seconds; what a broken peer says must not overflow
+	seconds := func(s float64) time.Duration {
+		return time.Duration(min(max(s, 0), longest) * float64(time.Second))
+	}
+	e := Event{Seq: t.Seq, Kind: kindOf(t.Kind), At: now.Add(-seconds(t.Ago)), Took: seconds(t.Took), Value: t.Value, Term: t.Term, Note: t.Note, Count: max(1, t.Count), First: seconds(t.Over), Past: t.Past}
+	if t.Peer != "" {
+		if _, err := fmt.Sscanf(t.Peer, "%x", &e.Peer); err != nil {
+			e.Peer = 0
+		}
+	}
+	return e
+}
+
+// Report is what a member tells of itself: the answer of both endpoints.
+type Report struct {
+	Member   string  `json:"member_id"` // hexadecimal
+	Name     string  `json:"name"`
+	Now      string  `json:"now"`            // by its own clock, for people
+	Uptime   float64 `json:"uptime_seconds"` // of the process
+	Leader   string  `json:"leader_id,omitempty"`
+	Term     uint64  `json:"term"`
+	NearMiss uint64  `json:"near_miss_seq"` // of the newest near miss of this life; 0: none
+	Lost     uint64  `json:"events_overwritten"`
+	Unkept   uint64  `json:"events_not_on_disk"` // those that the file could not take
+
+	Links    []LinkReport `json:"links"`
+	Verdicts []Verdict    `json:"verdicts"` // that this member gave, the newest last
+	Open     string       `json:"open_incident,omitempty"`
+	Events   []Told       `json:"events"` // the oldest first
+}
