@@ -36,6 +36,7 @@ type Config struct {
 	CORS                       []string // origins; none or "*": all
 	HostWhitelist              []string // of plain HTTP; none or "*": all
 	EnableGateway              bool     // JSON on /v3/
+	Tracing                    *Tracing // nil: none
 
 	InitialCluster      string // name=peer-url,...
 	InitialClusterToken string

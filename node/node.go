@@ -46,8 +46,11 @@ type Node struct {
 	server       *server.Server
 	disks        *peerDisks
 
-	ports    listeners
-	registry *prometheus.Registry
+	ports   listeners
+	tracing *server.Tracing // nil: none
+	// stopTracing sends the last spans; nil: no tracing.
+	stopTracing func()
+	registry    *prometheus.Registry
 
 	peersMu sync.Mutex
 	peers   map[uint64][]string // what transport was told of
@@ -97,6 +100,11 @@ func Start(cfg Config) (_ *Node, err error) {
 	}
 	if err := n.openLog(); err != nil {
 		return nil, err
+	}
+	if cfg.Tracing != nil {
+		if err := n.startTracing(cfg.Tracing); err != nil {
+			return nil, err
+		}
 	}
 	if err := n.assemble(); err != nil {
 		return nil, err
@@ -170,7 +178,7 @@ func (n *Node) assemble() (err error) {
 		StrictReconfigCheck: n.cfg.StrictReconfig, WarnUnaryRequest: n.cfg.SlowRequest,
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
 		EnablePprof: n.cfg.EnablePprof, CORS: n.cfg.CORS, HostWhitelist: n.cfg.HostWhitelist,
-		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth, WatchProgressInterval: n.cfg.ProgressInterval,
+		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth, Tracing: n.tracing, WatchProgressInterval: n.cfg.ProgressInterval,
 		Compaction: mode, CompactPeriod: n.cfg.AutoCompaction.Period, CompactRetained: n.cfg.AutoCompaction.Revisions,
 	})
 	if err != nil {
@@ -311,6 +319,9 @@ func (n *Node) handOver() {
 func (n *Node) closeParts() {
 	n.stopping.Store(true)
 	n.closePorts()
+	if n.stopTracing != nil {
+		n.stopTracing()
+	}
 	if n.server != nil && n.ports.grpc == nil {
 		n.server.Stop()
 	}

@@ -31,6 +31,7 @@ func (s *Server) registerKV(g *grpc.Server) {
 func unaryStream[Req, Resp any](s *Server, name string, call func(context.Context, *Req) (*Resp, error)) grpc.StreamDesc {
 	method := "/" + pb.KV_ServiceDesc.ServiceName + "/" + name
 	m := s.metrics.grpc.method(method, "unary")
+	call = traced(s, call)
 	// Before and after the wait in functions of their own, so that what they
 	// need of the stack is not held meanwhile.
 	answer := func(ctx context.Context, req *Req) (*Resp, error) {

@@ -20,7 +20,7 @@ import (
 // GRPCOptions are the options that a grpc.Server for RegisterGRPC must be made
 // with. Credentials are the caller's to add.
 func (s *Server) GRPCOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{
+	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(newCountingCodec(s.metrics)),
 		grpc.UnaryInterceptor(s.interceptUnary),
 		grpc.StreamInterceptor(s.interceptStream),
@@ -31,6 +31,10 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: s.cfg.KeepaliveMinTime, PermitWithoutStream: false}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepaliveInterval, Timeout: s.cfg.KeepaliveTimeout}),
 	}
+	if s.cfg.Tracing != nil {
+		opts = append(opts, s.cfg.Tracing.Option)
+	}
+	return opts
 }
 
 // recvOverheadBytes is what a received message may have beyond the largest
@@ -46,6 +50,11 @@ func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnarySe
 
 	var resp any
 	err := s.beginCall(ctx, m, info.FullMethod, req)
+	if s.cfg.Tracing != nil {
+		traced, end := s.startSpan(ctx, req)
+		defer end()
+		ctx = traced
+	}
 	if err == nil && m.mayWait {
 		ended := s.endable(ctx)
 		resp, err = handler(ended, req)

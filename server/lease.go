@@ -151,6 +151,11 @@ func (s *Server) streamFailed(ctx context.Context, err error, direction, api, ms
 
 // renew gives a lease its full time again and returns its TTL in seconds.
 func (l *leaseService) renew(ctx context.Context, id lease.ID) (ttl int64, err error) {
+	if l.cfg.Tracing != nil {
+		traced, end := l.startSpan(ctx, &pb.LeaseKeepAliveRequest{ID: int64(id)})
+		defer end()
+		ctx = traced
+	}
 	err = l.atLeader(ctx, func(ctx context.Context) error {
 		ttl, err = l.renewHere(ctx, id)
 		return err

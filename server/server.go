@@ -117,6 +117,7 @@ type Config struct {
 	CORS                 []string // origins that browsers may ask from; none or "*": all
 	HostWhitelist        []string // hosts of plain HTTP requests; none or "*": all
 	ClientCertAuth       bool     // clients show certificates
+	Tracing              *Tracing // nil: none
 
 	WatchProgressInterval time.Duration // 10 min
 
