@@ -194,7 +194,7 @@ func Judge(in Incident, now time.Time) Verdict {
 	if v.Cause == CauseUnknown {
 		v.Evidence = append(v.Evidence, "nothing of what the members recorded explains it")
 	}
-	if len(b.found) == 0 || b.found[0].weight < certainty {
+	if len(b.found) == 0 || b.found[0].weight < certainty || v.Cause == CauseUnreachable {
 		for _, m := range in.Members {
 			if m.Absent == whyTimeout && (in.Kind == NearMissOnly || m.ID == in.Before || v.Cause == CauseUnknown || v.Cause == CauseUnreachable) {
 				v.Missing = append(v.Missing, m.Name)

@@ -82,7 +82,7 @@ func (r *Ring) Record(e Event) {
 // like finds the event that e extends.
 func (r *Ring) like(e *Event, now time.Time) *Event {
 	switch e.Kind {
-	case Started, Stopping, Failing, Elected, Followed, LostLeader, SteppedDown, HandOver, Judged, SnapshotSent, SnapshotReceived, Timeouts:
+	case Started, Stopping, Failing, Elected, Followed, LostLeader, SteppedDown, HandOver, Judged, Timeouts:
 		return nil // each is one
 	}
 	n := uint64(len(r.events))
@@ -148,9 +148,11 @@ func (r *Ring) Tell(within time.Duration) []Told {
 	return told
 }
 
-// counts are for the report and the metrics.
-func (r *Ring) counts() (nearMiss, lost, unkept uint64) {
+// Report is the ring's part of a Report: the events of the last so long (0: all),
+// and what is missing of them.
+func (r *Ring) Report(within time.Duration) Report {
+	told := r.Tell(within)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.nearMiss, r.lost, r.unkept
+	return Report{Events: told, NearMiss: r.nearMiss, Lost: r.lost, Unkept: r.unkept}
 }

@@ -49,6 +49,7 @@ type Config struct {
 	TickInterval  time.Duration // heartbeat interval
 	ElectionTicks int           // election timeout in ticks
 	AdvanceTicks  bool
+	TuneTimeouts  bool // the election timeout may follow the measured round trips, from ElectionTicks up
 	PreVote       bool
 	// SnapshotCount is etcd's --snapshot-count: entries between two flushes of
 	// the applied state. Used only if SnapshotCountSet; Belay's own default is

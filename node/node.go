@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
@@ -45,6 +47,7 @@ type Node struct {
 	transport    *transport.Transport
 	server       *server.Server
 	disks        *peerDisks
+	witness      *witness
 
 	ports   listeners
 	tracing *server.Tracing // nil: none
@@ -76,6 +79,7 @@ func Start(cfg Config) (_ *Node, err error) {
 		peers:    make(map[uint64][]string),
 		registry: prometheus.NewRegistry(),
 	}
+	n.witness = newWitness(n)
 	defer func() {
 		if err != nil {
 			n.closeParts()
@@ -98,6 +102,7 @@ func Start(cfg Config) (_ *Node, err error) {
 	if err := n.openData(); err != nil {
 		return nil, err
 	}
+	n.witness.keep()
 	if err := n.openLog(); err != nil {
 		return nil, err
 	}
@@ -117,11 +122,16 @@ func Start(cfg Config) (_ *Node, err error) {
 // broken disk or invariant. Stop it then.
 func (n *Node) Failed() <-chan error { return n.fatal }
 
+// fail ends the member. It may be called from the raft loop: it waits for nothing,
+// but who takes the reason gets it only when the others have been told.
 func (n *Node) fail(err error) {
-	select {
-	case n.fatal <- err:
-	default:
-	}
+	go func() {
+		n.witness.ends(err)
+		select {
+		case n.fatal <- err:
+		default:
+		}
+	}()
 }
 
 // assemble builds what runs: the network, the replica, the services.
@@ -147,6 +157,7 @@ func (n *Node) assemble() (err error) {
 		PreVote: n.cfg.PreVote, AdvanceTicks: n.cfg.AdvanceTicks,
 		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxUnsyncedBytes: n.cfg.MaxUnsyncedBytes,
 		DiskStallHandOver: n.cfg.DiskStallHandOver, PeerDisks: n.disks,
+		TuneTimeouts: n.cfg.TuneTimeouts, RoundTrips: n.witness.links, Evidence: n.witness.ring,
 		FlushEntries:   flushEntries,
 		MembersChanged: n.membersChanged,
 		Failed:         n.fail,
@@ -174,6 +185,7 @@ func (n *Node) assemble() (err error) {
 		ReadyChecks: []server.HealthCheck{
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},
 		},
+		Events:          n.witness.report,
 		ElectionTimeout: n.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
 		StrictReconfigCheck: n.cfg.StrictReconfig, WarnUnaryRequest: n.cfg.SlowRequest,
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
@@ -210,6 +222,7 @@ func (n *Node) addFirstPeers() {
 			n.transport.AddPeer(m.ID, m.PeerURLs)
 			n.peers[m.ID] = m.PeerURLs
 		}
+		n.witness.links.SetPeers(slices.Collect(maps.Keys(n.peers)))
 		return
 	}
 	n.syncPeers(members)
@@ -256,6 +269,7 @@ func (n *Node) syncPeers(members []*command.Member) {
 		}
 	}
 	n.peers = now
+	n.witness.links.SetPeers(slices.Collect(maps.Keys(now)))
 }
 
 // serve starts everything.
@@ -266,6 +280,7 @@ func (n *Node) serve() {
 		return
 	}
 	n.server.Start()
+	n.witness.start()
 	n.serveClients()
 	n.serveMetrics()
 }
@@ -287,6 +302,7 @@ const gracefulStop = 3 * time.Second
 func (n *Node) Stop() {
 	n.stopOnce.Do(func() {
 		n.stopping.Store(true)
+		n.witness.lastWords(evidence.Stopping, "asked to stop")
 		n.handOver()
 		n.stopClients()
 		n.closeParts()
@@ -331,6 +347,7 @@ func (n *Node) closeParts() {
 	if n.disks != nil {
 		n.disks.stop()
 	}
+	n.witness.stop()
 	if n.transport != nil {
 		n.transport.Stop()
 	}

@@ -258,7 +258,7 @@ func (n *Node) serveHTTP(p *port, s *http.Server) {
 
 func (n *Node) servePeers() {
 	for _, p := range n.ports.peers {
-		s := n.httpServer(n.disks.handler(n.server.PeerHandler()))
+		s := n.httpServer(n.witness.handler(n.disks.handler(n.server.PeerHandler())))
 		go n.serveHTTP(p, s)
 		n.logger.Info("serving peer traffic", zap.String("address", p.address))
 	}

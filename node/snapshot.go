@@ -9,6 +9,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/transport"
 )
@@ -17,9 +18,12 @@ import (
 type peerHandler struct{ *Node }
 
 func (h peerHandler) Process(_ context.Context, m *raftpb.Message) error { return h.replica.Process(m) }
-func (h peerHandler) ReportUnreachable(id uint64)                        { h.replica.ReportUnreachable(id) }
-func (h peerHandler) ReportSnapshot(id uint64, ok bool)                  { h.replica.ReportSnapshot(id, ok) }
-func (h peerHandler) IsRemoved(id uint64) bool                           { return h.state.IsRemoved(id) }
+func (h peerHandler) ReportUnreachable(id uint64) {
+	h.witness.ring.Record(evidence.Event{Kind: evidence.Dropped, Peer: id})
+	h.replica.ReportUnreachable(id)
+}
+func (h peerHandler) ReportSnapshot(id uint64, ok bool) { h.replica.ReportSnapshot(id, ok) }
+func (h peerHandler) IsRemoved(id uint64) bool          { return h.state.IsRemoved(id) }
 
 // ReceiveSnapshot writes the state that comes with a MsgSnap beside the store
 // and then tells raft of it, which may have it installed.
@@ -28,7 +32,9 @@ func (h peerHandler) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, bod
 		return fmt.Errorf("member %x sent a snapshot of kind %q, which this version of Belay cannot read", m.GetFrom(), kind)
 	}
 	start := time.Now()
-	in, err := h.store.ReceiveSnapshot(ctx, body)
+	p := h.witness.progress(evidence.SnapshotReceived, m.GetFrom())
+	in, err := h.store.ReceiveSnapshot(ctx, progressReader{body, p})
+	p.end(err)
 	if err != nil {
 		return fmt.Errorf("snapshot of member %x: %w", m.GetFrom(), err)
 	}
@@ -66,7 +72,10 @@ func (h peerHandler) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
 	reader, writer := io.Pipe()
 	go func() {
 		defer view.Close()
-		writer.CloseWithError(h.store.WriteSnapshot(context.Background(), view, writer))
+		p := h.witness.progress(evidence.SnapshotSent, m.GetTo())
+		err := h.store.WriteSnapshot(context.Background(), view, progressWriter{writer, p})
+		p.end(err)
+		writer.CloseWithError(err)
 	}()
 	return reader, nil
 }

@@ -70,6 +70,7 @@ func (s *Server) handleMetricsAndHealth(mux *http.ServeMux) {
 		mux.Handle("/metrics", h)
 	}
 	mux.HandleFunc("/health", s.serveHealth)
+	s.handleEvents(mux)
 	s.handleChecks(mux, "livez", []HealthCheck{
 		{"serializable_read", s.checkRead(true)},
 	})

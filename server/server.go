@@ -18,6 +18,7 @@ import (
 
 	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/replica"
@@ -98,6 +99,9 @@ type Config struct {
 	LeaseMetrics *lease.Metrics
 	// ReadyChecks are checked by /readyz besides etcd's own.
 	ReadyChecks []HealthCheck
+	// Events is what /debug/belay/events serves, of the last so long or all; nil:
+	// there is no such path.
+	Events func(within time.Duration) evidence.Report
 
 	MaxRequestBytes      int                    // 1.5 MiB
 	MaxTxnOps            int                    // 128

@@ -88,6 +88,7 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		JoinExisting: cfg.InitialClusterState == "existing",
 		Verify:       func(ctx context.Context) error { return cfg.Verify(ctx, logger.Logger) },
 		TickInterval: cfg.HeartbeatInterval, ElectionTicks: cfg.ElectionTicks(),
+		TuneTimeouts: !cfg.Explicit["heartbeat-interval"] && !cfg.Explicit["election-timeout"],
 		AdvanceTicks: cfg.AdvanceTicks, PreVote: cfg.PreVote,
 		SnapshotCount: cfg.SnapshotCount, SnapshotCountSet: cfg.Explicit["snapshot-count"],
 		MaxRequestBytes: int(cfg.MaxRequestBytes), MaxTxnOps: int(cfg.MaxTxnOps),

@@ -1,0 +1,311 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/evidence"
+)
+
+// What members tell each other of their troubles, on the peer port. etcd has
+// nothing like it and answers 404, which counts as nothing to tell.
+const (
+	pathPing      = "/belay/ping"   // evidence.PingAnswer
+	pathEvents    = "/belay/events" // evidence.Report of the last evidence.TellWithin
+	pathLastWords = "/belay/last-words"
+
+	headerFrom = "X-Server-From" // who asks, as in the rest of the peer protocol
+)
+
+const (
+	// lastWordsTimeout is how long a member that ends may take to tell the others
+	// why; flushTimeout how long to write it down.
+	lastWordsTimeout = 250 * time.Millisecond
+	flushTimeout     = 200 * time.Millisecond
+	maxReportBytes   = 4 << 20
+	maxLastWords     = 4 << 10
+	minFreeBytes     = 128 << 20 // server's
+)
+
+// witness is a member's package evidence: what it records, and what others ask.
+type witness struct {
+	n         *Node
+	started   time.Time
+	life      string // of this process
+	ring      *evidence.Ring
+	keeper    *evidence.Keeper // nil: the record is in memory alone
+	links     *evidence.Links
+	sampler   *evidence.Sampler
+	inspector *evidence.Inspector
+	once      sync.Once // last words
+}
+
+func newWitness(n *Node) *witness {
+	w := &witness{n: n, started: time.Now(), ring: evidence.NewRing(0)}
+	w.life = strconv.FormatInt(w.started.UnixNano(), 36)
+	w.links = evidence.NewLinks(w.ring, w.ping)
+	return w
+}
+
+// keep goes on with the record on disk. It is called once the data directory is
+// there.
+func (w *witness) keep() {
+	note := "first start"
+	if w.n.cfg.FS == vfs.Default {
+		var err error
+		w.keeper, err = evidence.Keep(w.ring, w.n.cfg.FS.PathJoin(w.n.cfg.DataDir, "member"))
+		if err != nil {
+			w.n.logger.Warn("the record of earlier events cannot be read", zap.Error(err))
+		}
+		note = w.keeper.LastEnd()
+	}
+	w.ring.Record(evidence.Event{Kind: evidence.Started, Note: note})
+}
+
+func (w *witness) start() {
+	w.sampler = evidence.StartSampler(w.ring, evidence.SamplerOptions{
+		LogDropped: w.n.cfg.LogDropped, FreeBytes: w.n.store.FreeBytes, MinFreeBytes: minFreeBytes,
+	})
+	w.inspector = evidence.NewInspector(evidence.InspectorOptions{
+		Self: w.n.id.member, Ring: w.ring, Links: w.links, Logger: w.n.logger, Metrics: evidence.NewMetrics(w.n.registry),
+		Members: w.members, Leads: w.n.replica.IsLeader, Collect: w.collect,
+	})
+	w.links.Start()
+	w.inspector.Start()
+}
+
+func (w *witness) stop() {
+	if w.inspector != nil {
+		w.inspector.Stop()
+	}
+	w.links.Stop()
+	if w.sampler != nil {
+		w.sampler.Stop()
+	}
+	if w.keeper != nil {
+		w.keeper.Close(flushTimeout)
+	}
+}
+
+func (w *witness) members() map[uint64]string {
+	names := map[uint64]string{w.n.id.member: w.n.cfg.Name}
+	for _, m := range w.n.state.Members() {
+		names[m.ID] = m.Name
+	}
+	for _, id := range w.links.Peers() {
+		if _, ok := names[id]; !ok {
+			names[id] = ""
+		}
+	}
+	return names
+}
+
+// report is what this member tells, of so long or of all that it keeps.
+func (w *witness) report(within time.Duration) evidence.Report {
+	st := w.n.replica.Status()
+	r := w.ring.Report(within)
+	r.Member, r.Name = fmt.Sprintf("%x", w.n.id.member), w.n.cfg.Name
+	r.Now, r.Uptime = time.Now().Format("2006-01-02T15:04:05.000Z07:00"), time.Since(w.started).Seconds()
+	r.Term, r.Links = st.Term, w.links.Report()
+	if st.Leader != 0 {
+		r.Leader = fmt.Sprintf("%x", st.Leader)
+	}
+	if w.inspector != nil {
+		r.Verdicts, r.Open = w.inspector.Verdicts()
+	}
+	return r
+}
+
+// ask sends one question to a member's peer port and decodes the answer.
+func (w *witness) ask(ctx context.Context, id uint64, method, path, body string, answer any) (fresh bool, err error) {
+	w.n.peersMu.Lock()
+	urls := slices.Clone(w.n.peers[id])
+	w.n.peersMu.Unlock()
+	err = fmt.Errorf("member %x has no peer URL", id)
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { fresh = !c.Reused }})
+	for _, u := range urls {
+		var req *http.Request
+		if req, err = http.NewRequestWithContext(ctx, method, u+path, strings.NewReader(body)); err != nil {
+			continue
+		}
+		req.Header.Set(headerFrom, fmt.Sprintf("%x", w.n.id.member))
+		var resp *http.Response
+		if resp, err = w.n.transport.Client().Do(req); err != nil {
+			continue
+		}
+		text, readErr := io.ReadAll(io.LimitReader(resp.Body, maxReportBytes))
+		resp.Body.Close()
+		switch {
+		case readErr != nil:
+			err = readErr
+		case resp.StatusCode == http.StatusNotFound, answer == nil, len(text) == 0:
+			return fresh, nil // a member of another kind, or nothing to say
+		default:
+			if err = json.Unmarshal(text, answer); err == nil {
+				return fresh, nil
+			}
+		}
+	}
+	return fresh, err
+}
+
+func (w *witness) ping(ctx context.Context, id uint64) (answer evidence.PingAnswer, err error) {
+	answer.Fresh, err = w.ask(ctx, id, http.MethodGet, pathPing, "", &answer)
+	return answer, err
+}
+
+func (w *witness) collect(ctx context.Context, id uint64) (report evidence.Report, err error) {
+	_, err = w.ask(ctx, id, http.MethodGet, pathEvents, "", &report)
+	return report, err
+}
+
+// lastWords records why this member ends, here and with the others, and takes no
+// longer than told: what is wrong may be the disk or the network.
+func (w *witness) lastWords(kind evidence.Kind, why string) {
+	w.once.Do(func() {
+		w.ring.Record(evidence.Event{Kind: kind, Note: why})
+		ctx, cancel := context.WithTimeout(context.Background(), lastWordsTimeout)
+		defer cancel()
+		var telling sync.WaitGroup
+		for _, id := range w.links.Peers() {
+			telling.Go(func() {
+				// Who does not hear it finds out by asking.
+				_, _ = w.ask(ctx, id, http.MethodPost, pathLastWords, kind.String()+" "+why, nil)
+			})
+		}
+		if w.keeper != nil {
+			telling.Go(func() { w.keeper.Flush(flushTimeout) })
+		}
+		telling.Wait()
+	})
+}
+
+// ends are the last words of a member that cannot go on.
+func (w *witness) ends(err error) {
+	if errors.Is(err, ErrRemoved) {
+		w.lastWords(evidence.Stopping, "removed from the cluster")
+		return
+	}
+	w.lastWords(evidence.Failing, err.Error())
+}
+
+// handler answers the questions of other members and leaves the rest to next.
+func (w *witness) handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		method := http.MethodGet
+		switch r.URL.Path {
+		case pathPing, pathEvents:
+		case pathLastWords:
+			method = http.MethodPost
+		default:
+			next.ServeHTTP(rw, r)
+			return
+		}
+		if r.Method != method {
+			rw.Header().Set("Allow", method)
+			http.Error(rw, "Method Not Allowed", http.StatusMethodNotAllowed)
+			return
+		}
+		from, _ := strconv.ParseUint(r.Header.Get(headerFrom), 16, 64) // 0: nobody that is known
+		w.links.Heard(from)
+		var answer any
+		switch r.URL.Path {
+		case pathPing:
+			answer = evidence.PingAnswer{Life: w.life, NearMiss: w.ring.NearMiss()}
+		case pathEvents:
+			answer = w.report(evidence.TellWithin)
+		case pathLastWords:
+			w.hearLastWords(from, r.Body)
+			rw.WriteHeader(http.StatusNoContent)
+			return
+		}
+		body, err := json.Marshal(answer)
+		if err != nil {
+			http.Error(rw, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		rw.Header().Set("Content-Type", "application/json")
+		_, _ = rw.Write(body)
+	})
+}
+
+func (w *witness) hearLastWords(from uint64, body io.Reader) {
+	text, err := io.ReadAll(io.LimitReader(body, maxLastWords))
+	if err != nil || !slices.Contains(w.links.Peers(), from) {
+		return
+	}
+	kind, why, _ := strings.Cut(string(text), " ")
+	switch kind {
+	case evidence.Failing.String():
+		w.ring.Record(evidence.Event{Kind: evidence.PeerFails, Peer: from, Note: why})
+	case evidence.Stopping.String():
+		w.ring.Record(evidence.Event{Kind: evidence.PeerStops, Peer: from, Note: why})
+	}
+}
+
+// progress records a snapshot that is on its way, once a second.
+type progress struct {
+	ring  *evidence.Ring
+	event evidence.Event
+	since time.Time
+	told  time.Time
+}
+
+func (w *witness) progress(kind evidence.Kind, peer uint64) *progress {
+	now := time.Now()
+	return &progress{ring: w.ring, event: evidence.Event{Kind: kind, Peer: peer, Note: "under way"}, since: now, told: now}
+}
+
+// took counts n bytes more.
+func (p *progress) took(n int) {
+	p.event.Value += int64(n)
+	if now := time.Now(); now.Sub(p.told) >= time.Second {
+		p.told = now
+		p.event.Took = now.Sub(p.since)
+		p.ring.Record(p.event)
+	}
+}
+
+// end says how it went.
+func (p *progress) end(err error) {
+	p.event.Took, p.event.Note = time.Since(p.since), "complete"
+	if err != nil {
+		p.event.Note = "failed: " + err.Error()
+	}
+	p.ring.Record(p.event)
+}
+
+type progressReader struct {
+	io.Reader
+	p *progress
+}
+
+func (r progressReader) Read(b []byte) (int, error) {
+	n, err := r.Reader.Read(b)
+	r.p.took(n)
+	return n, err
+}
+
+type progressWriter struct {
+	io.Writer
+	p *progress
+}
+
+func (w progressWriter) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	w.p.took(n)
+	return n, err
+}

@@ -1,0 +1,34 @@
+package server
+
+import (
+	"net/http"
+	"time"
+)
+
+// pathEvents serves what the member recorded of its own troubles, and the verdicts
+// that were made of it (package evidence), as JSON.
+const pathEvents = "/debug/belay/events"
+
+func (s *Server) handleEvents(mux *http.ServeMux) {
+	if s.cfg.Events != nil {
+		mux.HandleFunc(pathEvents, s.serveEvents)
+	}
+}
+
+// serveEvents answers with all that is kept, or with that of the last time
+// (?within=90s).
+func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
+	if !allowMethod(w, r, http.MethodGet) {
+		return
+	}
+	within := time.Duration(0)
+	if text := r.URL.Query().Get("within"); text != "" {
+		d, err := time.ParseDuration(text)
+		if err != nil || d <= 0 {
+			http.Error(w, "within must be a duration such as 90s", http.StatusBadRequest)
+			return
+		}
+		within = d
+	}
+	writeJSON(w, s.cfg.Events(within))
+}
