@@ -169,7 +169,7 @@ func (s *Store) remove(ctx context.Context, req compactionRequest) error {
 	}
 	switch {
 	case hashed:
-		s.hashes.put(s.lg, compactionHash{req.rev, req.previous, hash})
+		s.hashes.put(s.lg, CompactionHash{req.rev, req.previous, hash})
 	case !req.whole:
 		s.lg.Info("previous compaction was interrupted, skip storing compaction hash value")
 	}

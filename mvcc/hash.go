@@ -30,8 +30,14 @@ import (
 // and they are joined in revision order.
 func (s *Store) HashKV(ctx context.Context, rev int64) (hash uint32, compactRev, currentRev int64, err error) {
 	if h, ok := s.hashes.get(rev); ok {
-		return h.hash, h.compactRev, s.rev.Load(), nil
+		return h.Hash, h.CompactRevision, s.rev.Load(), nil
 	}
+	return s.HashState(ctx, rev)
+}
+
+// HashState is HashKV without the hashes of compactions: always of what is stored now. Two members whose compact revisions
+// are the same have the same hash of a revision.
+func (s *Store) HashState(ctx context.Context, rev int64) (hash uint32, compactRev, currentRev int64, err error) {
 	start := time.Now()
 	lower, upper := store.UserKeysSpan()
 	for {
@@ -319,36 +325,45 @@ func (h *joiner) move(n uint32) uint32 {
 	return p
 }
 
+// CompactionHash is the hash of what was there when a compaction of Revision began, after one of CompactRevision (-1:
+// after none). Members that compacted alike have the same.
+type CompactionHash struct {
+	Revision, CompactRevision int64
+	Hash                      uint32
+}
+
+// CompactionHashes gives the hashes of the newest compactions that this process has done, ten at most, by revision.
+func (s *Store) CompactionHashes() []CompactionHash {
+	s.hashes.mu.Lock()
+	defer s.hashes.mu.Unlock()
+	return slices.Clone(s.hashes.list)
+}
+
 // hashes are the ten newest hashes of compactions.
 type hashes struct {
 	mu   sync.Mutex
-	list []compactionHash // by revision
-}
-
-type compactionHash struct {
-	rev, compactRev int64
-	hash            uint32
+	list []CompactionHash // by revision
 }
 
 const hashesKept = 10
 
-func (hs *hashes) get(rev int64) (compactionHash, bool) {
+func (hs *hashes) get(rev int64) (CompactionHash, bool) {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	for _, h := range hs.list {
-		if h.rev == rev {
+		if h.Revision == rev {
 			return h, true
 		}
 	}
-	return compactionHash{}, false
+	return CompactionHash{}, false
 }
 
-func (hs *hashes) put(lg *zap.Logger, h compactionHash) {
-	lg.Info("storing new hash", zap.Uint32("hash", h.hash), zap.Int64("revision", h.rev), zap.Int64("compact-revision", h.compactRev))
+func (hs *hashes) put(lg *zap.Logger, h CompactionHash) {
+	lg.Info("storing new hash", zap.Uint32("hash", h.Hash), zap.Int64("revision", h.Revision), zap.Int64("compact-revision", h.CompactRevision))
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	hs.list = append(hs.list, h)
-	slices.SortStableFunc(hs.list, func(a, b compactionHash) int { return cmp.Compare(a.rev, b.rev) })
+	slices.SortStableFunc(hs.list, func(a, b CompactionHash) int { return cmp.Compare(a.Revision, b.Revision) })
 	if n := len(hs.list) - hashesKept; n > 0 {
 		hs.list = slices.Delete(hs.list, 0, n)
 	}

@@ -216,7 +216,7 @@ func eventsText(events []*mvccpb.Event) string {
 type model struct {
 	rev, compact int64
 	bucket       []modelEntry // in revision order
-	hashes       []compactionHash
+	hashes       []CompactionHash
 }
 
 type modelEntry struct {
@@ -328,7 +328,7 @@ func (m *model) doCompact(rev int64) error {
 		}
 	}
 	h := m.hash(m.compact, rev, keep)
-	m.hashes = append(m.hashes, compactionHash{rev, m.compact, h})
+	m.hashes = append(m.hashes, CompactionHash{rev, m.compact, h})
 	if len(m.hashes) > 10 {
 		m.hashes = m.hashes[1:]
 	}
@@ -362,8 +362,8 @@ func (m *model) hash(compact, rev int64, keep map[Revision]bool) uint32 {
 // hashKV is etcd's HashKV.
 func (m *model) hashKV(rev int64) (hash uint32, compact int64, err error) {
 	for _, h := range m.hashes {
-		if h.rev == rev {
-			return h.hash, h.compactRev, nil
+		if h.Revision == rev {
+			return h.Hash, h.CompactRevision, nil
 		}
 	}
 	if rev > 0 && rev < m.compact {

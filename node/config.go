@@ -74,6 +74,10 @@ type Config struct {
 	KeepaliveInterval    time.Duration
 	KeepaliveTimeout     time.Duration
 
+	InitialCorruptCheck  bool          // compare with the peers before serving
+	CorruptCheckTime     time.Duration // between periodic corruption checks; 0: none
+	CompactHashCheckTime time.Duration // between checks of compactions' hashes; 0: none
+
 	PeerReadTimeout  time.Duration
 	PeerWriteTimeout time.Duration
 

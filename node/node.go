@@ -114,6 +114,11 @@ func Start(cfg Config) (_ *Node, err error) {
 	if err := n.assemble(); err != nil {
 		return nil, err
 	}
+	if cfg.InitialCorruptCheck && !n.id.fresh {
+		if err := n.server.CheckInitial(context.Background()); err != nil {
+			return nil, err
+		}
+	}
 	n.serve()
 	return n, nil
 }
@@ -192,6 +197,7 @@ func (n *Node) assemble() (err error) {
 		EnablePprof: n.cfg.EnablePprof, CORS: n.cfg.CORS, HostWhitelist: n.cfg.HostWhitelist,
 		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth, Tracing: n.tracing, WatchProgressInterval: n.cfg.ProgressInterval,
 		Compaction: mode, CompactPeriod: n.cfg.AutoCompaction.Period, CompactRetained: n.cfg.AutoCompaction.Revisions,
+		CorruptionChecks: server.CorruptionChecks{Interval: n.cfg.CorruptCheckTime, CompactionInterval: n.cfg.CompactHashCheckTime},
 	})
 	if err != nil {
 		return err

@@ -42,6 +42,7 @@ type Metrics struct {
 	defragInflight  prometheus.Gauge
 	defragSeconds   prometheus.Histogram
 	snapshotSeconds prometheus.Histogram
+	corruption      *prometheus.CounterVec
 }
 
 // MetricsOptions of NewMetrics.
@@ -107,6 +108,10 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 			Help: "How long writing the store into etcd's snapshot format took.", Buckets: prometheus.ExponentialBuckets(.01, 2, 17),
 		}),
 	}
+	m.corruption = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "belay", Name: "corruption_checks_total",
+		Help: "Comparisons of this member's data with that of the others, by check (initial, periodic, compaction) and result (equal, mismatch, incomplete, failed).",
+	}, []string{"check", "result"})
 	m.unaryVersions.init(m.clientRequests, "unary")
 	m.streamVersions.init(m.clientRequests, "stream")
 	serverVersion := gaugeVec("server", "version", "1 for the etcd version that this member speaks.", "server_version")
@@ -120,7 +125,7 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 		reg.MustRegister(m.sentBytes, m.receivedBytes, m.clientRequests, m.requestSeconds, m.streamFailures,
 			m.healthSuccess, m.healthFailures, m.healthcheck, m.healthchecks, m.promoteSuccess,
 			m.promoteFailures, m.serverID, m.feature, m.quota, m.fdUsed, m.fdLimit, m.admissionLag, m.defragInflight, m.defragSeconds,
-			m.snapshotSeconds, serverVersion, goVersion)
+			m.snapshotSeconds, m.corruption, serverVersion, goVersion)
 	}
 	return m
 }
@@ -139,6 +144,10 @@ func features() []feature {
 		{"LeaseCheckpoint", "ALPHA", 1}, {"LeaseCheckpointPersist", "ALPHA", 1}, {"PriorityRequest", "ALPHA", 1},
 		{"SetMemberLocalAddr", "ALPHA", 0}, {"StopGRPCServiceOnDefrag", "ALPHA", 0}, {"TxnModeWriteWithSharedBuffer", "BETA", 1},
 	}
+}
+
+func (m *Metrics) corruptionCheck(check, outcome string) {
+	m.corruption.WithLabelValues(check, outcome).Inc()
 }
 
 func (m *Metrics) setServerID(id uint64) { m.serverID.WithLabelValues(fmt.Sprintf("%x", id)).Set(1) }

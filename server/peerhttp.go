@@ -113,8 +113,12 @@ func (s *Server) serveHashKV(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "error unmarshalling request", http.StatusBadRequest)
 		return
 	}
-	resp, err := s.hashKV(r.Context(), req.Revision)
+	resp, err := s.hashFor(r.Context(), req.Revision, r.Header.Get(hashOfHeader))
 	if err != nil {
+		if errors.Is(err, errNoCompactionHash) {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
 		s.logger.Warn("failed to get hashKV", zap.Int64("requested-revision", req.Revision), zap.Error(err))
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return

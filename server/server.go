@@ -128,6 +128,8 @@ type Config struct {
 	Compaction      CompactionMode // off
 	CompactPeriod   time.Duration  // with CompactPeriodic
 	CompactRetained int64          // revisions, with CompactRevision
+
+	CorruptionChecks CorruptionChecks
 }
 
 func (c *Config) setDefaults() error {
@@ -212,6 +214,7 @@ type Server struct {
 	quotaAlarm    atomic.Bool   // a NOSPACE alarm is being proposed
 	confirmed     atomicTime    // when the read barrier that last proved leadership was begun
 	onlyBelay     atomic.Bool   // all members are known to be Belay's
+	corruption    *corruption
 
 	stop    context.CancelFunc
 	stopped context.Context // done when Stop was called
@@ -244,6 +247,7 @@ func New(cfg Config) (*Server, error) {
 	s.cluster = &clusterService{Server: s}
 	s.maintenance = &maintenanceService{Server: s}
 	s.auth = &authService{Server: s}
+	s.corruption = &corruption{local: cfg.MemberID, timeout: cfg.RequestTimeout, member: s, logger: s.logger, outcomes: s.metrics.corruptionCheck}
 	s.metrics.setServerID(cfg.MemberID)
 	if cfg.DataDir != "" {
 		if err := snapshotfile.RemoveLeftovers(cfg.DataDir); err != nil {
@@ -275,7 +279,7 @@ func (s *Server) Start() {
 	ctx := s.stopped
 	for _, loop := range []func(context.Context){
 		s.publish, s.watchLeader, s.leadLeases, s.monitorVersion, s.autoCompact,
-		s.watchSpace, s.watchAdmission, s.watchDescriptors,
+		s.watchSpace, s.watchAdmission, s.watchDescriptors, s.watchCorruption,
 	} {
 		s.background(func() { loop(ctx) })
 	}
