@@ -163,6 +163,8 @@ type loop struct {
 	// snapshotPending is the index of the last snapshot given to the log whose
 	// MsgStorageAppendResp raft has not had yet; 0: none.
 	snapshotPending uint64
+	// votePending is the term of the last vote given to the log.
+	votePending uint64
 
 	ticks    int
 	lastTick time.Time
@@ -273,7 +275,9 @@ func (l *loop) tick() {
 	}
 	l.recordTick(now)
 	l.lastTick = now
-	l.tickRaft(now)
+	if !l.voteWaits() {
+		l.tickRaft(now)
+	}
 	l.campaignAlone()
 	l.ticks++
 	if l.ticks%5 == 0 {
@@ -293,6 +297,14 @@ func (l *loop) tick() {
 		}
 		l.proposeForwarded()
 	}
+}
+
+// voteWaits says whether a vote of this member is on its way to its disk. The
+// election timeout must not run meanwhile: with syncs that take longer than it, a
+// candidate, and whoever voted for it, would begin the next election before the
+// votes of this one are out, again and again.
+func (l *loop) voteWaits() bool {
+	return l.leader == raft.None && l.votePending > l.voteDurable.Load()
 }
 
 // step feeds raft everything that waits in the inbox.
@@ -569,6 +581,9 @@ func (l *loop) append(m *raftpb.Message) {
 			// disk stalls gets nothing any more once it has missed one append.
 			l.out = append(l.out, response)
 		default:
+			if response.GetType() == raftpb.MsgVoteResp && !response.GetReject() {
+				l.votePending = max(l.votePending, response.GetTerm())
+			}
 			a.Responses = append(a.Responses, response)
 		}
 	}
@@ -584,6 +599,11 @@ func (l *loop) append(m *raftpb.Message) {
 // goroutine calls it, in order.
 func (r *Replica) Released(responses []*raftpb.Message) {
 	r.noteDurable(responses)
+	for _, m := range responses {
+		if m.GetType() == raftpb.MsgVoteResp && !m.GetReject() && m.GetTerm() > r.voteDurable.Load() {
+			r.voteDurable.Store(m.GetTerm()) // only this goroutine stores
+		}
+	}
 	var own, others []*raftpb.Message
 	for _, m := range responses {
 		if m.GetTo() == r.cfg.ID {

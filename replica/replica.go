@@ -181,9 +181,10 @@ type Replica struct {
 	// electionNow is the election timeout as tuned, in nanoseconds; 0: not tuned.
 	electionNow atomic.Int64
 	// diskReport is how the disk did at the last tick.
-	diskReport atomic.Pointer[DiskReport]
-	durable    atomic.Pointer[durableMark]
-	installing atomic.Bool // a snapshot; the log's writer waits for it
+	diskReport  atomic.Pointer[DiskReport]
+	durable     atomic.Pointer[durableMark]
+	voteDurable atomic.Uint64 // term of the last vote that is on the disk
+	installing  atomic.Bool   // a snapshot; the log's writer waits for it
 
 	applied   atomic.Uint64 // index of the last applied entry, visible to readers
 	committed atomic.Uint64

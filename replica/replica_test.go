@@ -234,6 +234,38 @@ func TestLogGrowsBehindPendingSnapshot(t *testing.T) {
 	})
 }
 
+// Votes wait for the disk, and where each sync takes longer than an election
+// timeout they come late. They must count all the same: with a new election at each
+// timeout there would never be a leader.
+func TestElectionWithSlowDisks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		defer c.close()
+		old := c.leader()
+		old.mustPut("k", "v")
+		term := old.replica().Term()
+		for _, m := range c.others(old) {
+			m.slow(2140 * time.Millisecond)
+		}
+		old.crash()
+		begin := time.Now()
+		for took := time.Duration(0); ; took = time.Since(begin) {
+			if a, b := c.others(old)[0].replica(), c.others(old)[1].replica(); a.IsLeader() || b.IsLeader() {
+				t.Logf("a leader after %v, term %d was %d", took, a.Term(), term)
+				break
+			}
+			if took > 15*time.Second {
+				t.Fatalf("no leader after %v", took)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		for _, m := range c.others(old) {
+			m.mustRead("k", "v")
+		}
+		old.restart()
+	})
+}
+
 func TestTransferLeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3)
