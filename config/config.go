@@ -89,6 +89,8 @@ type Config struct {
 	RaftReadTimeout      time.Duration // at least 5 s
 	RaftWriteTimeout     time.Duration // at least 5 s
 
+	Listeners
+
 	EnablePprof bool
 	Metrics     string // "basic" or "extensive"
 
@@ -118,6 +120,7 @@ func Default() *Config {
 		return urls
 	}
 	return &Config{
+		Listeners:            defaultListeners(),
 		Name:                 defaultName,
 		ListenPeerURLs:       mustURLs(defaultPeerURL),
 		ListenClientURLs:     mustURLs(defaultClientURL),
@@ -171,7 +174,7 @@ var ErrAdvertiseUnset = errors.New("--advertise-client-urls is required when --l
 // Validate checks everything but the logger, in etcd's order and with its texts, and computes the
 // fields that follow from others.
 func (c *Config) Validate() error {
-	for _, urls := range [][]url.URL{c.ListenPeerURLs, c.ListenClientURLs} {
+	for _, urls := range [][]url.URL{c.ListenPeerURLs, c.ListenClientURLs, c.ListenClientHTTPURLs, c.ListenMetricsURLs} {
 		if err := checkBind(urls); err != nil {
 			return err
 		}
@@ -206,6 +209,12 @@ func (c *Config) Validate() error {
 	default:
 		return fmt.Errorf("unknown auto-compaction-mode %q", c.CompactionMode)
 	}
+	if err := c.checkTracing(); err != nil {
+		return err
+	}
+	if err := c.checkTLS(); err != nil {
+		return err
+	}
 	// From here on etcd finds out only when it starts its parts, after it listens. A wrong flag is
 	// better told before.
 	if err := c.compaction(); err != nil {
@@ -220,13 +229,6 @@ func (c *Config) Validate() error {
 	}{{"--listen-peer-urls", c.ListenPeerURLs}, {"--listen-client-urls", c.ListenClientURLs}, {"--initial-advertise-peer-urls", c.AdvertisePeerURLs}} {
 		if len(l.urls) == 0 {
 			return fmt.Errorf("%s must name at least one URL", l.flag)
-		}
-	}
-	for _, urls := range [][]url.URL{c.ListenPeerURLs, c.ListenClientURLs} {
-		for _, u := range urls {
-			if u.Scheme == "https" || u.Scheme == "unixs" {
-				return fmt.Errorf("TLS is not yet supported by this version of Belay: cannot listen on %s", u.String())
-			}
 		}
 	}
 	switch c.Metrics {

@@ -120,6 +120,16 @@ func failures() []failing {
 		{name: "no mode", args: args("--auto-compaction-mode="), code: 1, want: "undefined auto-compaction-mode"},
 		{name: "mode", args: args("--auto-compaction-mode=x"), code: 1, want: `unknown auto-compaction-mode "x"`},
 		{name: "heartbeat before mode", args: args("--auto-compaction-mode=x --heartbeat-interval=0"), code: 1, want: "--heartbeat-interval must be >0 (set to 0ms)"},
+		{name: "host of metrics", args: args("--listen-metrics-urls=http://example.com:1"), code: 1, want: "expected IP in URL for binding (http://example.com:1)"},
+		{name: "host of HTTP", args: args("--listen-client-http-urls=http://example.com:1"), code: 1, want: "expected IP in URL for binding (http://example.com:1)"},
+		{name: "origin", args: args("--cors=x"), code: 2, want: `invalid value "x" for flag -cors: URL scheme must be http, https, unix, or unixs: x`},
+		{name: "no origin", args: args("--cors="), code: 2, want: `invalid value "" for flag -cors: URL scheme must be http, https, unix, or unixs:`},
+		{name: "TLS version", args: args("--tls-min-version=1.2"), code: 1, want: `unexpected TLS version "1.2" (must be one of: TLS1.2, TLS1.3)`},
+		{name: "TLS versions", args: args("--tls-min-version=TLS1.3 --tls-max-version=TLS1.2"), code: 1, want: "min version (TLS1.3) is greater than max version (TLS1.2)"},
+		{name: "cipher suites of TLS 1.3", args: args("--tls-min-version=TLS1.3 --cipher-suites=x"), code: 1, want: "cipher suites cannot be configured when only TLS1.3 is enabled"},
+		{name: "sampling", args: args("--enable-distributed-tracing --distributed-tracing-sampling-rate=-1"), code: 1, want: "distributed tracing configurition is not valid: (tracing sampling rate must be positive)"},
+		{name: "much sampling", args: args("--enable-distributed-tracing --distributed-tracing-sampling-rate=1000001"), code: 1, want: "distributed tracing configurition is not valid: (tracing sampling rate must be less than 1000000)"},
+		{name: "validity", args: args("--self-signed-cert-validity=x"), code: 2, want: `invalid value "x" for flag -self-signed-cert-validity: parse error`},
 		{name: "both", env: []string{"ETCD_NAME=x"}, args: args("--name=y"), code: 1, want: "conflicting environment variable is shadowed by corresponding command-line flag (either unset environment variable or disable flag))"},
 		{name: "bad variable", env: []string{"ETCD_HEARTBEAT_INTERVAL=q"}, code: 1, want: `invalid value "q" for ETCD_HEARTBEAT_INTERVAL: parse error`},
 		{name: "variable", env: []string{"ETCD_HEARTBEAT_INTERVAL=0"}, code: 1, want: "--heartbeat-interval must be >0 (set to 0ms)"},
@@ -128,20 +138,15 @@ func failures() []failing {
 		// etcd finds these when it has opened its listeners, and says `discovery failed`.
 		{name: "retention", args: args("--auto-compaction-retention=x"), code: 1, want: `error parsing CompactionRetention: time: invalid duration "x"`, ours: true},
 		{name: "cluster", args: args("--initial-cluster=default=foo"), code: 1, want: "error setting up initial cluster: URL scheme must be http, https, unix, or unixs: foo", ours: true},
+		{name: "cipher suite", args: args("--cipher-suites=x"), code: 1, want: `unexpected TLS cipher suite "x"`, ours: true},
 		// etcd takes the nanoseconds for revisions.
 		{name: "retention of revisions", args: args("--auto-compaction-mode=revision --auto-compaction-retention=1h"), code: 1,
 			want: `--auto-compaction-retention "1h" is a duration, and --auto-compaction-mode=revision wants a number of revisions`, ours: true},
 		// etcd takes these.
 		{name: "metrics", args: args("--metrics=all"), code: 1, want: `unknown --metrics "all": must be basic or extensive`, ours: true},
 		{name: "empty name", args: args("--name="), code: 1, want: "--name must not be empty", ours: true},
-		// etcd can do these.
-		{name: "TLS", args: args("--cert-file x --key-file=y"), code: 2, want: "flag -cert-file is known to etcd but not yet supported by this version of Belay", ours: true},
-		{name: "client certificates", args: args("--client-cert-auth"), code: 2, want: "flag -client-cert-auth is known to etcd but not yet supported by this version of Belay", ours: true},
-		{name: "TLS by variable", env: []string{"ETCD_TRUSTED_CA_FILE=/ca"}, code: 1, want: "ETCD_TRUSTED_CA_FILE: flag -trusted-ca-file is known to etcd but not yet supported by this version of Belay", ours: true},
-		{name: "host white list", args: args("--host-whitelist=example.com"), code: 2, want: "flag -host-whitelist is known to etcd but not yet supported by this version of Belay", ours: true},
+		// etcd can do this.
 		{name: "config file", args: args("--config-file=/etc/etcd.yaml"), code: 2, want: "flag -config-file is known to etcd but not yet supported by this version of Belay", ours: true},
-		{name: "https", args: args("--listen-client-urls=https://127.0.0.1:1 --advertise-client-urls=https://127.0.0.1:1"), code: 1,
-			want: "TLS is not yet supported by this version of Belay: cannot listen on https://127.0.0.1:1", ours: true},
 	}
 }
 

@@ -3,6 +3,7 @@ package config
 import (
 	"flag"
 	"net/url"
+	"slices"
 	"time"
 )
 
@@ -70,6 +71,10 @@ func millisecondsFlag(field func(*Config) *time.Duration) func(*flag.FlagSet, *C
 
 // flagDefs are the flags that work, in the order of the help text.
 func flagDefs() []flagDef {
+	return slices.Concat(memberFlags(), portFlags(), clusterFlags(), securityFlags(), monitoringFlags(), tracingFlags(), behaviourFlags())
+}
+
+func memberFlags() []flagDef {
 	return []flagDef{
 		{group: groupMember, name: "name", usage: "This member's name; in --initial-cluster it stands before its URLs.",
 			bind: stringFlag(func(c *Config) *string { return &c.Name })},
@@ -107,7 +112,11 @@ func flagDefs() []flagDef {
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.RaftReadTimeout })},
 		{group: groupMember, name: "raft-write-timeout", usage: "A connection to a member that takes nothing for so long is given up. At least 5s.",
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.RaftWriteTimeout })},
+	}
+}
 
+func clusterFlags() []flagDef {
+	return []flagDef{
 		{group: groupClustering, name: "initial-advertise-peer-urls", usage: "URLs under which the other members reach this one.",
 			bind: urlsFlag(func(c *Config) *[]url.URL { return &c.AdvertisePeerURLs })},
 		{group: groupClustering, name: "initial-cluster", usage: "All members of a new cluster, or of the one that is joined: name=peer-url,name=peer-url,...",
@@ -126,7 +135,13 @@ func flagDefs() []flagDef {
 			bind: stringFlag(func(c *Config) *string { return &c.CompactionMode })},
 		{group: groupClustering, name: "auto-compaction-retention", usage: "History to keep: a duration (a number alone means hours), or revisions. 0: compact nothing by itself.",
 			bind: stringFlag(func(c *Config) *string { return &c.CompactionRetention })},
+	}
+}
 
+func monitoringFlags() []flagDef {
+	return []flagDef{
+		{group: groupMonitoring, name: "listen-metrics-urls", usage: "URLs to serve metrics and health on, besides the client URLs.",
+			bind: urlsFlag(func(c *Config) *[]url.URL { return &c.ListenMetricsURLs })},
 		{group: groupMonitoring, name: "enable-pprof", usage: "Serve Go's profiles under /debug/pprof/ on the client URLs.",
 			bind: boolFlag(func(c *Config) *bool { return &c.EnablePprof })},
 		{group: groupMonitoring, name: "metrics", usage: "'basic', or 'extensive' for latency histograms of each gRPC method.",
@@ -146,7 +161,11 @@ func flagDefs() []flagDef {
 			bind: stringFlag(func(c *Config) *string { return &c.LogRotationSet })},
 		{group: groupLogging, name: "warning-unary-request-duration", usage: "A request that takes longer is logged.",
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.WarningRequest })},
+	}
+}
 
+func behaviourFlags() []flagDef {
+	return []flagDef{
 		{group: groupFeatures, name: "compaction-batch-limit", usage: "Revisions that a compaction removes in one step.", shown: "1000",
 			bind: intFlag(func(c *Config) *int { return &c.CompactionBatchLimit })},
 		{group: groupFeatures, name: "compaction-sleep-interval", usage: "Pause between two steps of a compaction.", shown: "10ms",
@@ -194,18 +213,14 @@ func otherFlags() []otherFlag {
 		all = append(all, otherFlag{name: name, def: def, inert: true, harmless: []string{def}})
 	}
 	for _, name := range []string{
-		"config-file", "feature-gates", "listen-client-http-urls", "listen-metrics-urls",
-		"cert-file", "key-file", "client-cert-file", "client-key-file", "client-crl-file", "client-cert-allowed-hostname", "trusted-ca-file",
-		"peer-cert-file", "peer-key-file", "peer-client-cert-file", "peer-client-key-file", "peer-crl-file", "peer-cert-allowed-cn",
-		"peer-cert-allowed-hostname", "peer-trusted-ca-file", "cipher-suites", "tls-max-version",
+		"config-file", "feature-gates",
 		"discovery-endpoints", "discovery-token", "discovery-cert", "discovery-key", "discovery-cacert", "discovery-user", "discovery-password",
 		"discovery-srv", "discovery-srv-name",
 	} {
 		not(name, "")
 	}
 	for _, name := range []string{
-		"client-cert-auth", "auto-tls", "peer-client-cert-auth", "peer-auto-tls", "peer-skip-client-san-verification",
-		"socket-reuse-port", "socket-reuse-address", "discovery-insecure-skip-tls-verify", "enable-distributed-tracing", "force-new-cluster",
+		"discovery-insecure-skip-tls-verify", "force-new-cluster",
 	} {
 		notBool(name, "false")
 	}
@@ -214,10 +229,6 @@ func otherFlags() []otherFlag {
 	not("discovery-request-timeout", "5s")
 	not("discovery-keepalive-time", "2s")
 	not("discovery-keepalive-timeout", "6s")
-	not("self-signed-cert-validity", "1")
-	not("tls-min-version", "TLS1.2")
-	not("cors", "*", "")
-	not("host-whitelist", "*", "")
 	not("auth-token", "simple")
 	not("bcrypt-cost", "10")
 	not("auth-token-ttl", "300")
@@ -232,13 +243,8 @@ func otherFlags() []otherFlag {
 	inert("v2-deprecation", "write-only")
 	inert("downgrade-check-time", "5s")
 	inert("compact-hash-check-time", "1m0s")
-	inert("distributed-tracing-address", "localhost:4317")
-	inert("distributed-tracing-service-name", "etcd")
-	inert("distributed-tracing-instance-id", "")
-	inert("distributed-tracing-sampling-rate", "0")
 	all = append(all,
 		otherFlag{name: "memory-mlock", def: "false", boolean: true, inert: true, harmless: []string{"false"}},
-		otherFlag{name: "enable-grpc-gateway", def: "true", boolean: true, inert: true, harmless: []string{"false"}},
 		otherFlag{name: "snapshot-catchup-entries", def: "5000", inert: true},
 	)
 	// What etcd itself has accepted without effect since version 2.

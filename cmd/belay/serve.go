@@ -100,10 +100,21 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		KeepaliveMinTime:     cfg.KeepaliveMinTime, KeepaliveInterval: cfg.KeepaliveInterval, KeepaliveTimeout: cfg.KeepaliveTimeout,
 		PeerReadTimeout: cfg.RaftReadTimeout, PeerWriteTimeout: cfg.RaftWriteTimeout,
 		DiskStallHandOver: orNever(cfg.DiskStallHandOver), MaxUnsyncedBytes: cfg.MaxUnsyncedBytes,
-		EnableGateway: true,
-		EnablePprof:   cfg.EnablePprof, ExtensiveMetrics: cfg.Metrics == "extensive",
+		ListenClientHTTPURLs: cfg.ListenClientHTTPURLs, ListenMetricsURLs: cfg.ListenMetricsURLs,
+		ClientTLS: cfg.ClientTLS, PeerTLS: cfg.PeerTLS, ClientAutoTLS: cfg.ClientAutoTLS, PeerAutoTLS: cfg.PeerAutoTLS,
+		SelfSignedYears: cfg.SelfSignedYears, CipherSuites: cfg.CipherSuites, TLSMinVersion: cfg.TLSMinVersion, TLSMaxVersion: cfg.TLSMaxVersion,
+		ReusePort: cfg.ReusePort, ReuseAddress: cfg.ReuseAddress, CORS: cfg.CORS, HostWhitelist: cfg.HostWhitelist,
+		EnableGateway: cfg.EnableGateway, Tracing: tracing(cfg),
+		EnablePprof: cfg.EnablePprof, ExtensiveMetrics: cfg.Metrics == "extensive",
 		Logger: logger.Logger, LogDropped: logger.Dropped,
 	}
+}
+
+func tracing(cfg *config.Config) *node.Tracing {
+	if !cfg.Tracing {
+		return nil
+	}
+	return &node.Tracing{Address: cfg.TracingAddress, ServiceName: cfg.TracingServiceName, InstanceID: cfg.TracingInstanceID, PerMillion: cfg.TracingPerMillion}
 }
 
 // orNever turns the flags' 0, for never, into that of the parts, whose 0 is the default.
