@@ -274,6 +274,7 @@ func (l *loop) tick() {
 		l.metrics.LoopDelay.Observe(max(0, now.Sub(l.lastTick)-l.cfg.TickInterval).Seconds())
 	}
 	l.recordTick(now)
+	l.countLateHeartbeats(now)
 	l.lastTick = now
 	if !l.voteWaits() {
 		l.tickRaft(now)

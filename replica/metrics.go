@@ -17,6 +17,7 @@ type Metrics struct {
 	Failed          prometheus.Counter
 	ReadIndexSlow   prometheus.Counter
 	ReadIndexFailed prometheus.Counter
+	HeartbeatsLate  prometheus.Counter
 
 	// Belay's own, of the disk watch and the loop.
 	DiskState    prometheus.Gauge
@@ -49,6 +50,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Applied:         gauge("proposals_applied_total", "Index of the newest applied entry."),
 		Failed:          counter("proposals_failed_total", "Proposals that got no result."),
 		ReadIndexSlow:   counter("slow_read_indexes_total", "Read index questions unanswered for so long that they were asked again."),
+		HeartbeatsLate:  counter("heartbeat_send_failures_total", "Heartbeats of a leader that left more than two intervals after the one before, for each peer."),
 		ReadIndexFailed: counter("read_indexes_failed_total", "Read index questions that timed out."),
 	}
 	own := func(name, help string) prometheus.Gauge {
@@ -76,10 +78,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Namespace: "etcd", Subsystem: "server", Name: "proposals_pending",
 		Help: "Proposals that wait for their result.",
 	}, func() float64 { return float64(m.Pending.Load()) })
-	heartbeats := counter("heartbeat_send_failures_total", "Heartbeats of a leader that left late because the member was overloaded.")
 	if reg != nil {
 		reg.MustRegister(m.HasLeader, m.IsLeader, m.LeaderChanges, m.Committed, m.Applied, m.Failed,
-			m.ReadIndexSlow, m.ReadIndexFailed, pending, heartbeats,
+			m.ReadIndexSlow, m.ReadIndexFailed, pending, m.HeartbeatsLate,
 			m.DiskState, m.DiskOldest, m.Unsynced, m.ApplyBacklog, m.LoopDelay, m.HandOvers,
 			m.ElectionTimeout, m.Heartbeat)
 	}

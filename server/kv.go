@@ -43,7 +43,9 @@ func (k *kvService) rangeLocal(ctx context.Context, r *pb.RangeRequest) (resp *p
 		err = k.replica.ReadBarrier(ctx)
 	}
 	if err == nil {
+		read := time.Now()
 		resp, err = state.RangeResponse(ctx, k.kvStore, r)
+		k.metrics.observeRange(err == nil, time.Since(read).Seconds())
 	}
 	took := time.Since(start)
 	k.metrics.observeRequest(kindRange, err == nil, took.Seconds())
@@ -220,7 +222,10 @@ func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServ
 			return toGRPC(err)
 		}
 	}
-	return toGRPC(k.rangeStream(ctx, r, stream))
+	start := time.Now()
+	err := k.rangeStream(ctx, r, stream)
+	k.metrics.observeRange(err == nil, time.Since(start).Seconds())
+	return toGRPC(err)
 }
 
 func (k *kvService) rangeStream(ctx context.Context, r *pb.RangeRequest, stream pb.KV_RangeStreamServer) error {

@@ -23,6 +23,8 @@ type Metrics struct {
 	streamVersions           versionCounters
 	requestSeconds           *prometheus.HistogramVec
 	requestKinds             [kindCount][2]atomic.Pointer[prometheus.Observer] // [kind][0 failed, 1 succeeded]
+	rangeSeconds             *prometheus.HistogramVec
+	ranges                   [2]atomic.Pointer[prometheus.Observer] // [0 failed, 1 succeeded]
 
 	// StreamFailures counts by type (receive, send) and API (watch,
 	// lease-keepalive).
@@ -108,6 +110,11 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 			Help: "How long writing the store into etcd's snapshot format took.", Buckets: prometheus.ExponentialBuckets(.01, 2, 17),
 		}),
 	}
+	m.rangeSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "etcd", Subsystem: "server", Name: "range_duration_seconds",
+		Help:    "How long ranges took to read, without the read barrier before them.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 2, 20), // 0.1 ms to 52 s
+	}, []string{"success"})
 	m.corruption = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "belay", Name: "corruption_checks_total",
 		Help: "Comparisons of this member's data with that of the others, by check (initial, periodic, compaction) and result (equal, mismatch, incomplete, failed).",
@@ -122,7 +129,7 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 		m.feature.WithLabelValues(f.name, f.stage).Set(f.value)
 	}
 	if reg != nil {
-		reg.MustRegister(m.sentBytes, m.receivedBytes, m.clientRequests, m.requestSeconds, m.streamFailures,
+		reg.MustRegister(m.sentBytes, m.receivedBytes, m.clientRequests, m.requestSeconds, m.rangeSeconds, m.streamFailures,
 			m.healthSuccess, m.healthFailures, m.healthcheck, m.healthchecks, m.promoteSuccess,
 			m.promoteFailures, m.serverID, m.feature, m.quota, m.fdUsed, m.fdLimit, m.admissionLag, m.defragInflight, m.defragSeconds,
 			m.snapshotSeconds, m.corruption, serverVersion, goVersion)
@@ -184,17 +191,33 @@ func (k requestKind) String() string {
 // observeRequest records one request's duration; a series appears with its
 // first observation.
 func (m *Metrics) observeRequest(k requestKind, success bool, seconds float64) {
-	i := 0
-	if success {
-		i = 1
-	}
-	o := m.requestKinds[k][i].Load()
+	slot := &m.requestKinds[k][indexOf(success)]
+	o := slot.Load()
 	if o == nil {
 		made := m.requestSeconds.WithLabelValues(k.String(), strconv.FormatBool(success))
 		o = &made
-		m.requestKinds[k][i].Store(o)
+		slot.Store(o)
 	}
 	(*o).Observe(seconds)
+}
+
+// observeRange is observeRequest for the reading of a range.
+func (m *Metrics) observeRange(success bool, seconds float64) {
+	slot := &m.ranges[indexOf(success)]
+	o := slot.Load()
+	if o == nil {
+		made := m.rangeSeconds.WithLabelValues(strconv.FormatBool(success))
+		o = &made
+		slot.Store(o)
+	}
+	(*o).Observe(seconds)
+}
+
+func indexOf(success bool) int {
+	if success {
+		return 1
+	}
+	return 0
 }
 
 // versionCounters keeps the counters of client API versions. The version is
