@@ -36,9 +36,13 @@ func (s *DiskState) UnmarshalText(text []byte) error {
 
 const (
 	// diskSlow is what makes a disk slow: etcd, too, speaks of a slow sync from
-	// one second on. A member that leadership is handed to has no sync in flight
-	// that is older.
+	// one second on.
 	diskSlow = time.Second
+	// diskQuick is what a disk must do for leadership to be handed over on the
+	// strength of it: an election waits for the votes of a quorum to be on disk, and
+	// nobody leads meanwhile. Only a leader whose disk is as good as dead leaves
+	// for disks that are merely not stalled.
+	diskQuick = 300 * time.Millisecond
 	// diskDead is what makes a disk dead in what is logged; it decides nothing.
 	diskDead = 30 * time.Second
 	// diskCalm is how long a disk must do better until its state gets better.
@@ -236,11 +240,16 @@ func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int,
 	case !w.tried.IsZero() && now.Sub(w.tried) < min(handOverRetry<<min(w.attempts-1, 10), handOverInterval):
 		return 0, ""
 	}
+	bound := diskQuick
+	if s.oldest >= diskDead {
+		bound = diskSlow
+	}
 	var best *peerView
 	electors := 0
 	for i := range peers {
 		p := &peers[i]
-		if !p.active || !p.known || p.match < w.stallIndex || p.report.State > DiskSlow || p.report.Oldest >= diskSlow {
+		if !p.active || !p.known || p.match < w.stallIndex || p.report.State > DiskSlow || p.report.Oldest >= bound ||
+			(s.oldest < diskDead && p.report.Median >= diskQuick) {
 			continue
 		}
 		electors++
