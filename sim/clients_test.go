@@ -317,6 +317,9 @@ func (w *world) watchAt(r *rand.Rand, x *watcher, l *life, last func() int64) {
 		}
 		time.Sleep(slow)
 		err := s.Drain(func(resp *watch.Response) error {
+			if l.dead.Load() {
+				return errDown // what a crashed process still does is nobody's
+			}
 			if resp.Canceled {
 				ended = true
 				if resp.CompactRev > 0 {

@@ -1,10 +1,10 @@
 package sim
 
 import (
-	"errors"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -75,6 +75,10 @@ type disk struct {
 	storeSync gate  // syncs of the store
 	slow      atomic.Int64
 	logError  atomic.Pointer[error]
+	// storeError is what writes and syncs of the store's tables give. Not of its
+	// manifest: the engine ends the process there, in the middle of what it does,
+	// and a bubble cannot be left with what remains.
+	storeError atomic.Pointer[error]
 }
 
 func newDisk(mem *vfs.MemFS, pause *gate, mu mutation) *disk {
@@ -99,6 +103,7 @@ func newDisk(mem *vfs.MemFS, pause *gate, mu mutation) *disk {
 // repair ends all faults of the disk.
 func (d *disk) repair() {
 	d.logError.Store(nil)
+	d.storeError.Store(nil)
 	d.slow.Store(0)
 	d.logSync.open()
 	d.storeSync.open()
@@ -113,8 +118,8 @@ func (d *disk) retire() {
 }
 
 var (
-	errIO      = errors.New("input/output error")
-	errNoSpace = errors.New("no space left on device")
+	errIO      error = syscall.EIO
+	errNoSpace error = syscall.ENOSPC
 )
 
 // MaybeError makes disk an errorfs.Injector.
@@ -134,7 +139,14 @@ func (d *disk) MaybeError(op errorfs.Op) error {
 	default:
 		return nil
 	}
-	if err := d.logError.Load(); err != nil && ofLog(op.Path) {
+	var err *error
+	switch {
+	case ofLog(op.Path):
+		err = d.logError.Load()
+	case strings.HasSuffix(op.Path, ".sst"), strings.HasSuffix(op.Path, ".blob"):
+		err = d.storeError.Load()
+	}
+	if err != nil {
 		return *err
 	}
 	return nil
@@ -154,10 +166,11 @@ const (
 	staleRead   mutation = "stale-read"   // linearizable reads do without their barrier
 	earlyRevoke mutation = "early-expiry" // lease tables run a clock that is twice as fast
 	loseEvent   mutation = "lose-event"   // one event in 200 is not told to the watch hub
+	earlyCount  mutation = "early-count"  // an early answer counts what is not durable
 )
 
 // mutations are those that TestMutations shows to be noticed.
-var mutations = []mutation{skipSync, ackEarly, skipAdopt, keepTail, staleRead, earlyRevoke, loseEvent}
+var mutations = []mutation{skipSync, ackEarly, skipAdopt, keepTail, staleRead, earlyRevoke, loseEvent, earlyCount}
 
 const earlyBy = 400 * time.Millisecond
 

@@ -11,9 +11,10 @@
 //
 // # What is broken
 //
-// Syncs hang or are slow; crashes lose what was not synced, by blocks and
+// Syncs hang, for seconds or for so long that leadership is handed over, or are slow; crashes lose what was not synced, by blocks and
 // directory entries; processes are killed; the log's disk gives EIO or ENOSPC,
-// and the member stops and starts again; the store is flushed ahead of the log
+// and the member stops and starts again; so does the store's (EIO ends a member,
+// ENOSPC is waited for); the store is flushed ahead of the log
 // and the member crashes; members are cut off, one way or both, once or
 // flapping; messages are lost, late and reordered; members are paused (loop,
 // applier and disk stand still, as with SIGSTOP); leadership is handed over;
@@ -35,6 +36,9 @@
 //     that leave, over all lives of a member.
 //   - A lease does not end before its TTL since the sending of the last renewal
 //     that was answered, and ends some time after nobody renews it.
+//   - In one world of six nothing but disks is broken, heaped on each other and
+//     for as long as it likes: nobody loses its leader there, ever. Leadership
+//     may be handed over on purpose.
 //   - When the faults end: every member serves within a bound, all get to the
 //     same index, HashKV, Hash, members and raft's configuration are equal, and
 //     there is no further election.
@@ -51,7 +55,9 @@
 //
 // # Not covered
 //
-// gRPC and the real transport (package check has them), auth, jumping or
-// drifting clocks (the bubble has one clock), full disks as the store sees them,
-// damaged files, members of etcd, more than one version.
+// gRPC and the real transport (package check has them), auth, clocks that drift
+// (the bubble has one clock; jumps of the wall clock cannot matter, as nothing
+// that the cluster decides reads it: durations are monotonic, ids are random),
+// a manifest of the store that cannot be written (the process ends), damaged
+// files, members of etcd, more than one version.
 package sim

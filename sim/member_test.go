@@ -176,7 +176,7 @@ func (m *member) start() (err error) {
 			m.w.restartLater(m)
 		}
 	}()
-	if l.store, err = store.Open(storeDir, store.Options{FS: l.disk.fs, Logger: l.logger, CacheBytes: 1 << 20, MemTableBytes: 256 << 10}); err != nil {
+	if l.store, err = store.Open(storeDir, store.Options{FS: l.disk.fs, Logger: l.logger, CacheBytes: 1 << 20, MemTableBytes: 256 << 10, Failed: l.fail}); err != nil {
 		return err
 	}
 	if l.kv, err = mvcc.Open(l.store, mvcc.Options{Logger: l.logger, CompactionBatchLimit: 20, CompactionSleep: 5 * time.Millisecond}); err != nil {
@@ -229,7 +229,7 @@ func (m *member) start() (err error) {
 		ID: l.id, Log: l.log, State: gatedMachine{l}, Network: gatedNetwork{l}, Logger: l.logger,
 		TickInterval: tickInterval, ElectionTicks: electionTicks, PreVote: true, AdvanceTicks: true,
 		FlushEntries: m.w.flushEntries, KeepBytes: m.w.keepBytes,
-		MembersChanged: l.membersChanged, Failed: l.fail,
+		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: peers{l},
 	}); err != nil {
 		return err
 	}
@@ -449,6 +449,13 @@ func (g gatedNetwork) Send(ms []*raftpb.Message) {
 	}
 	for _, m := range ms {
 		g.l.w.elections.sent(g.l, m)
+		if string(m.GetContext()) == earlyAnswer {
+			g.l.w.count("early answers")
+			if g.l.w.o.mutation == earlyCount {
+				last, _ := g.l.log.LastIndex()
+				m.Index = new(last)
+			}
+		}
 	}
 	g.l.endpoint.Send(ms)
 }
@@ -461,6 +468,17 @@ type peers struct{ l *life }
 func (p peers) ActiveSince(id uint64) time.Time { return p.l.endpoint.ActiveSince(id) }
 func (p peers) Client() *http.Client            { return &http.Client{Transport: p} }
 
+// AskDisks is node's: each member is asked in a goroutine of its own.
+func (p peers) AskDisks(ids []uint64) {
+	for _, id := range ids {
+		p.l.w.background(func() {
+			if to, err := p.reach(context.Background(), id); err == nil {
+				p.l.replica.TellDisk(id, to.replica.Disk())
+			}
+		})
+	}
+}
+
 var errDown = errors.New("the member is down")
 
 func (p peers) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -468,16 +486,36 @@ func (p peers) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	reach := func() error {
-		p.l.paused.pass()
-		if p.l.dead.Load() || p.l.endpoint.ActiveSince(id).IsZero() {
-			time.Sleep(tickInterval)
-			return errDown
-		}
-		time.Sleep(2 * time.Millisecond)
-		return r.Context().Err()
+	to, err := p.reach(r.Context(), id)
+	if err != nil {
+		return nil, err
 	}
-	if err := reach(); err != nil {
+	answer := httptest.NewRecorder()
+	to.peerHTTP.ServeHTTP(answer, r)
+	to.paused.pass()
+	if to.dead.Load() {
+		return nil, errDown
+	}
+	if err := p.pass(r.Context(), id); err != nil {
+		return nil, err
+	}
+	return answer.Result(), nil
+}
+
+// pass waits as long as something takes on its way between this member and id.
+func (p peers) pass(ctx context.Context, id uint64) error {
+	p.l.paused.pass()
+	if p.l.dead.Load() || p.l.endpoint.ActiveSince(id).IsZero() {
+		time.Sleep(tickInterval)
+		return errDown
+	}
+	time.Sleep(2 * time.Millisecond)
+	return ctx.Err()
+}
+
+// reach is pass, and gives the life of id that is to answer.
+func (p peers) reach(ctx context.Context, id uint64) (*life, error) {
+	if err := p.pass(ctx, id); err != nil {
 		return nil, err
 	}
 	m := p.l.w.member(id)
@@ -489,17 +527,12 @@ func (p peers) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, errDown
 	}
 	to.paused.pass()
-	answer := httptest.NewRecorder()
-	to.peerHTTP.ServeHTTP(answer, r)
-	to.paused.pass()
-	if to.dead.Load() {
-		return nil, errDown
-	}
-	if err := reach(); err != nil {
-		return nil, err
-	}
-	return answer.Result(), nil
+	return to, nil
 }
+
+// earlyAnswer is replica's mark of an answer that a follower gives before its
+// disk has all of an append.
+const earlyAnswer = "belay-early"
 
 // logger keeps a member's lines for the trace; one that would stop the process
 // ends the life instead.

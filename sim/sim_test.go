@@ -122,6 +122,7 @@ func (w *world) run() {
 
 // end stops all members.
 func (w *world) end() {
+	w.holds.Store(false)
 	for _, m := range w.all() {
 		m.mu.Lock()
 		m.removed = true

@@ -32,6 +32,10 @@ type world struct {
 	begin time.Time
 	net   *transport.Memory
 
+	// disksOnly: nothing but disks is broken, so there must be no election at all.
+	disksOnly bool
+	holds     atomic.Bool // from now on
+
 	flushEntries uint64
 	keepBytes    int64
 
@@ -64,6 +68,7 @@ func newWorld(o options, beat *atomic.Int64) *world {
 	if w.faults.IntN(2) == 0 {
 		w.keepBytes = 1 << 20 // it gets the entries
 	}
+	w.disksOnly = w.faults.IntN(6) == 0
 	w.oracle.init(w)
 	w.elections.init(w)
 	w.baseLink = transport.Link{Delay: time.Duration(w.faults.IntN(20)) * 100 * time.Microsecond, Jitter: time.Millisecond, Reorder: w.faults.IntN(2) == 0}
@@ -242,6 +247,9 @@ func (e *elections) init(w *world) {
 
 func (e *elections) sent(l *life, m *raftpb.Message) {
 	term := m.GetTerm()
+	if m.GetType() == raftpb.MsgPreVote && e.w.holds.Load() {
+		e.w.violation("member %s has lost its leader although nothing but disks is slow: %s", l.name, e.w.describe())
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch m.GetType() {
@@ -365,6 +373,19 @@ func (w *world) inject() {
 			l.broken.Store(true)
 			l.disk.logError.Store(&err)
 		})},
+		{"store fails", 2, one(func(l *life) {
+			err := errIO
+			if r.IntN(2) == 0 {
+				err = errNoSpace
+			}
+			l.broken.Store(true)
+			l.disk.storeError.Store(&err)
+			_, _, _ = l.store.AsyncFlush()
+		})},
+		{"dead log disk", 3, one(func(l *life) {
+			l.disk.logSync.shut()
+			after(between(5*time.Second, 20*time.Second), l.disk.logSync.open)
+		})},
 		{"store ahead of the log", 8, one(func(l *life) {
 			// What it applies from here on its log does not have after the crash,
 			// perhaps instead of a tail that was never committed.
@@ -378,6 +399,9 @@ func (w *world) inject() {
 				select {
 				case <-done:
 				case <-time.After(5 * time.Second):
+				}
+				if w.calm.Load() {
+					return
 				}
 				l.m.crash(l, p)
 				w.restartLater(l.m)
@@ -407,6 +431,9 @@ func (w *world) inject() {
 				select {
 				case <-done:
 				case <-time.After(5 * time.Second):
+				}
+				if w.calm.Load() {
+					return
 				}
 				l.m.crash(l, p)
 				w.restartLater(l.m)
@@ -467,6 +494,17 @@ func (w *world) inject() {
 		})},
 		{"flush", 6, one(func(l *life) { _, _, _ = l.store.AsyncFlush() })},
 	}
+	if w.disksOnly {
+		for w.leader() == nil || len(w.lives()) < 3 {
+			time.Sleep(tickInterval)
+		}
+		time.Sleep(2 * election)
+		w.count("worlds where only disks break")
+		w.holds.Store(true)
+		faults = slices.DeleteFunc(faults, func(f fault) bool {
+			return !slices.Contains([]string{"stalled log", "stalled disk", "slow disks", "dead log disk", "flush"}, f.name)
+		})
+	}
 	total := 0
 	for _, f := range faults {
 		total += f.weight
@@ -526,7 +564,7 @@ func (w *world) changeMembers() {
 	for !w.calm.Load() {
 		time.Sleep(time.Duration(1000+r.IntN(6000)) * time.Millisecond)
 		ls := w.lives()
-		if len(ls) == 0 || w.calm.Load() {
+		if len(ls) == 0 || w.calm.Load() || w.disksOnly {
 			continue
 		}
 		l := ls[r.IntN(len(ls))]
