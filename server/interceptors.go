@@ -98,7 +98,7 @@ func (s *Server) endCall(ctx context.Context, m *methodMetrics, method string, r
 // version is known, most calls on a learner, a client version that is not
 // text. It counts the request by that version.
 func (s *Server) mayCall(ctx context.Context, req any, method string, versions *versionCounters) error {
-	if !s.capable() {
+	if !s.capable() && !s.becameCapable(ctx) {
 		return rpctypes.ErrGRPCNotCapable
 	}
 	if s.isLearner() && !allowedOnLearner(req, method) {
@@ -113,6 +113,30 @@ func (s *Server) mayCall(ctx context.Context, req any, method string, versions *
 	}
 	versions.inc(version)
 	return nil
+}
+
+// becameCapable waits, on a member that has just been started for the first
+// time, until the cluster's version is decided: up to RequestTimeout. A client
+// that is as fast as the member would have its first calls refused otherwise,
+// with an error that nobody retries; etcd does not answer connections so early.
+func (s *Server) becameCapable(ctx context.Context) bool {
+	const interval = 5 * time.Millisecond // of looking; nobody tells of it
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	deadline := time.NewTimer(s.cfg.RequestTimeout)
+	defer deadline.Stop()
+	for !s.capable() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			return false
+		case <-ctx.Done():
+			return false
+		case <-s.stopped.Done():
+			return false
+		}
+	}
+	return true
 }
 
 const snapshotMethod = "/etcdserverpb.Maintenance/Snapshot"

@@ -758,7 +758,7 @@ func (m *member) updateVersionTo(v string) {
 }
 
 func TestNothingBeforeTheClusterVersion(t *testing.T) {
-	m := newBareMember(t)
+	m := newBareMember(t, func(c *Config, _ *state.Config) { c.RequestTimeout = 20 * time.Millisecond })
 	_, err := m.maintenance.Status(t.Context(), &pb.StatusRequest{})
 	checkStatus(t, err, codes.FailedPrecondition, "etcdserver: not capable")
 	stream, err := m.lease.LeaseKeepAlive(t.Context())
@@ -768,6 +768,19 @@ func TestNothingBeforeTheClusterVersion(t *testing.T) {
 	if v := m.get("/version").Body.String(); v != `{"etcdserver":"`+EtcdVersion+`","etcdcluster":"not_decided","storage":"unknown","belay":"0.1.0"}` {
 		t.Fatal(v)
 	}
+}
+
+// TestCallsWaitForTheClusterVersion: Kubernetes' tests came so early that their
+// first update was refused.
+func TestCallsWaitForTheClusterVersion(t *testing.T) {
+	m := newBareMember(t, func(c *Config, _ *state.Config) { c.RequestTimeout = time.Minute })
+	put := make(chan error, 1)
+	go func() {
+		_, err := m.kv.Put(t.Context(), &pb.PutRequest{Key: []byte("early")})
+		put <- err
+	}()
+	m.updateVersionTo("3.7.0")
+	must(t, <-put)
 }
 
 func TestGRPCHealth(t *testing.T) {
