@@ -405,9 +405,15 @@ func TestUnsyncedTailIsBounded(t *testing.T) {
 			t.Errorf("refused: %v; unsynced: %+v", refused, u)
 		}
 		leader.mustRead("k", text)
+		// Who asks a follower is told as soon.
+		begin := time.Now()
+		if err := c.others(leader)[0].put(c.short(), "k", text); !errors.Is(err, ErrTooManyRequests) || time.Since(begin) > time.Second {
+			t.Errorf("a follower says %v after %v", err, time.Since(begin))
+		}
 		release()
 		time.Sleep(time.Second)
 		leader.mustPut("k", "v")
+		c.others(leader)[0].mustPut("k", "v")
 	})
 }
 

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/raftlog"
 )
 
@@ -337,6 +339,10 @@ func (l *loop) step() {
 			if string(m.GetContext()) == earlyAck && !l.takesEarlyAck(m) {
 				continue
 			}
+			if ids, ok := bytes.CutPrefix(m.GetContext(), []byte(refusal)); ok {
+				l.refused(ids)
+				continue
+			}
 		case raftpb.MsgStorageAppendResp:
 			if m.GetSnapshot().GetMetadata().GetIndex() >= l.snapshotPending {
 				l.snapshotPending = 0
@@ -366,6 +372,7 @@ func (l *loop) proposeFor(p heldMessage) {
 	}
 	size := entryBytes(p.message)
 	if l.forwardedBytes+size > maxForwardedBytes {
+		l.refuse(p.message)
 		return
 	}
 	l.forwarded = append(l.forwarded, p)
@@ -382,6 +389,37 @@ func (l *loop) proposeForwarded() {
 	for _, p := range held {
 		if time.Since(p.since) < l.cfg.RequestTimeout {
 			l.proposeFor(p)
+		}
+	}
+}
+
+// refusal begins the context of a MsgAppResp by which a leader tells a follower
+// that it has not taken proposals that the follower forwarded; their ids follow,
+// eight bytes each. Raft has no word for it, and a member of etcd ignores it: there
+// the proposals' clients wait until the request timeout, as they do in etcd.
+const refusal = "belay-refused"
+
+// refuse answers a forwarded MsgProp that is not taken. Any goroutine.
+func (r *Replica) refuse(m *raftpb.Message) {
+	context := []byte(refusal)
+	for _, e := range m.GetEntries() {
+		if id := command.RequestID(e.GetData()); e.GetType() == raftpb.EntryNormal && id != 0 {
+			context = binary.BigEndian.AppendUint64(context, id)
+		}
+	}
+	if m.GetFrom() == raft.None || m.GetFrom() == r.cfg.ID || len(context) == len(refusal) {
+		return
+	}
+	r.cfg.Network.Send([]*raftpb.Message{{
+		Type: raftpb.MsgAppResp.Enum(), From: new(r.cfg.ID), To: new(m.GetFrom()), Term: new(r.Term()), Context: context,
+	}})
+}
+
+// refused ends proposals of this member that the leader did not take.
+func (l *loop) refused(ids []byte) {
+	for ; len(ids) >= 8; ids = ids[8:] {
+		if p := l.waiters.take(binary.BigEndian.Uint64(ids)); p != nil {
+			p.finish(command.Result{}, ErrTooManyRequests)
 		}
 	}
 }
@@ -628,7 +666,8 @@ func (r *Replica) Process(m *raftpb.Message) error {
 		return fmt.Errorf("replica: message %s from %x is not one that a peer may send", m.GetType(), m.GetFrom())
 	}
 	if m.GetType() == raftpb.MsgProp && r.overload.Load() && r.IsLeader() {
-		return ErrTooManyRequests
+		r.refuse(m)
+		return nil
 	}
 	if !r.inbox.message(m, entryBytes(m)) {
 		return fmt.Errorf("replica: %d MiB of messages wait for the raft loop, dropped one from %x", maxInboxBytes>>20, m.GetFrom())
