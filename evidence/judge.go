@@ -169,16 +169,18 @@ func Judge(in Incident, now time.Time) Verdict {
 	b.slowLinks()
 	for i := range b.found {
 		f := &b.found[i]
-		if in.Kind != NearMissOnly && f.member == in.Before && f.member != 0 {
+		if in.Kind != NearMissOnly && f.member == in.Before && f.member != 0 && f.cause != CauseUnknown {
 			f.weight += ofOldLeader
 		}
 	}
 	slices.SortStableFunc(b.found, func(x, y finding) int { return cmp.Compare(y.weight, x.weight) })
 
 	v := Verdict{Incident: b.title(), Cause: CauseUnknown, Evidence: b.story()}
+	var strange []string
 	for _, f := range b.found {
 		switch {
-		case f.weight <= 0:
+		case f.cause == CauseUnknown:
+			strange = append(strange, f.evidence...)
 		case v.Cause == CauseUnknown && len(v.Members) == 0 && len(v.Links) == 0,
 			f.cause == v.Cause && f.weight >= b.found[0].weight-ofOldLeader:
 			v.Cause = f.cause
@@ -192,7 +194,7 @@ func Judge(in Incident, now time.Time) Verdict {
 		}
 	}
 	if v.Cause == CauseUnknown {
-		v.Evidence = append(v.Evidence, "nothing of what the members recorded explains it")
+		v.Evidence = append(append(v.Evidence, strange...), "nothing of what the members recorded explains it")
 	}
 	if len(b.found) == 0 || b.found[0].weight < certainty || v.Cause == CauseUnreachable {
 		for _, m := range in.Members {
@@ -255,6 +257,9 @@ func (b *bench) story() (lines []string) {
 func span(e *Event) time.Duration { return max(e.Took, e.First) }
 
 func (b *bench) counts(e *Event) bool {
+	if e.Past && e.Kind != Failing && e.Kind != Stopping {
+		return false // of what a member was before, only its end counts
+	}
 	return e.At.After(b.from) && e.At.Add(-span(e)).Before(b.to)
 }
 
@@ -407,10 +412,14 @@ func (b *bench) disk(m *Testimony) {
 }
 
 func (b *bench) cpu(m *Testimony) {
-	late, wait := b.worst(m, LateTick), b.worst(m, CPUWait)
+	late := b.worst(m, LateTick)
+	// What is sampled once a second may come a little later than what it explains.
+	of := *b
+	of.to = of.to.Add(2 * time.Second)
+	wait := of.worst(m, CPUWait)
 	pressed := func(what string) *Event {
 		for i := range m.Events {
-			if e := &m.Events[i]; e.Kind == Pressure && e.Note == what && b.counts(e) {
+			if e := &m.Events[i]; e.Kind == Pressure && e.Note == what && of.counts(e) {
 				return e
 			}
 		}

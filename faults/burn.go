@@ -3,16 +3,29 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"syscall"
 	"time"
 )
 
-// burnCPU keeps all CPUs busy with other processes, twice over, until ctx ends.
-func burnCPU(ctx context.Context) error {
+// threadsOf lists the threads of a process.
+func threadsOf(pid int) (ids []int, err error) {
+	dirs, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	for _, d := range dirs {
+		if id, err := strconv.Atoi(d.Name()); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids, err
+}
+
+// burnCPU keeps all CPUs busy with other processes, times over, until ctx ends.
+func burnCPU(ctx context.Context, times int) error {
 	var cmds []*exec.Cmd
 	defer func() {
 		for _, c := range cmds {
@@ -20,7 +33,7 @@ func burnCPU(ctx context.Context) error {
 			_ = c.Wait()
 		}
 	}()
-	for range 2 * runtime.NumCPU() {
+	for range times * runtime.NumCPU() {
 		c := exec.Command("sh", "-c", "while :; do :; done")
 		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		if err := c.Start(); err != nil {

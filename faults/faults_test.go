@@ -52,7 +52,7 @@ func row(t *testing.T, name string, kind cluster.Kind) *result {
 	if s.binaries[kind], err = binary(context.Background(), kind, s.dir, "", os.Getenv("BELAY_ETCD")); err != nil {
 		t.Fatal(err)
 	}
-	chosen, err := choose(name)
+	chosen, err := choose(name, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,9 +40,10 @@ func start() error {
 		before = flag.Duration("before", 5*time.Second, "time without the fault, at first")
 		during = flag.Duration("during", 10*time.Second, "time with it, for rows that do not say")
 		after  = flag.Duration("after", 5*time.Second, "time after it")
+		judge  = flag.Bool("verdicts", false, "score what Belay's members say of each fault: the rows that have a label, and more of them")
 	)
 	flag.Parse()
-	chosen, err := choose(*rows)
+	chosen, err := choose(*rows, *judge)
 	if err != nil {
 		return err
 	}
@@ -54,7 +55,10 @@ func start() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	s := settings{binaries: make(map[cluster.Kind]string), logs: *logs, before: *before, during: *during, after: *after}
+	s := settings{binaries: make(map[cluster.Kind]string), logs: *logs, before: *before, during: *during, after: *after, verdictQuiet: verdictQuiet}
+	if *judge {
+		*kinds = string(cluster.Belay)
+	}
 	if s.dir, err = os.MkdirTemp(*dir, "belay-faults-"); err != nil {
 		return err
 	}
@@ -102,6 +106,12 @@ func start() error {
 			}
 		}
 	}
+	if *judge {
+		if missed := score(os.Stdout, table.results); missed > 0 {
+			return fmt.Errorf("%d of %d verdicts are not as they should be", missed, len(chosen))
+		}
+		return nil
+	}
 	table.details(os.Stdout)
 	if missed > 0 {
 		return fmt.Errorf("belay misses something in %d of %d rows", missed, len(chosen))
@@ -126,8 +136,17 @@ func binary(ctx context.Context, kind cluster.Kind, dir, belay, etcd string) (st
 	return "", fmt.Errorf("-kinds: no kind %q; there are belay and etcd", kind)
 }
 
-func choose(patterns string) (chosen []scenario, err error) {
+// choose finds the rows that patterns name; labelled: those that have a verdict.
+func choose(patterns string, labelled bool) (chosen []scenario, err error) {
 	all := scenarios()
+	if labelled {
+		known := labels()
+		all = slices.DeleteFunc(append(all, verdictRows()...), func(s scenario) bool { _, ok := known[s.name]; return !ok })
+		for i := range all {
+			l := known[all[i].name]
+			all[i].label = &l
+		}
+	}
 	for _, p := range strings.Split(patterns, ",") {
 		found := false
 		for _, s := range all {

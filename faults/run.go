@@ -26,6 +26,7 @@ type settings struct {
 	logs     string // folder to keep the members' logs in; "": they go
 
 	before, during, after time.Duration
+	verdictQuiet          time.Duration // how long no further verdict must come
 }
 
 // run is one scenario on one kind.
@@ -66,6 +67,7 @@ type result struct {
 	exited                []int         // members that ended during the fault
 	faults                []string      // what verify found
 	missed                []string      // wants that were not met
+	verdicts              []verdict     // since the fault, if there is a label
 }
 
 func (r *run) note(format string, args ...any) {
@@ -157,6 +159,9 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 		return err
 	}
 	think(ctx, r.after)
+	if r.label != nil {
+		res.verdicts = r.awaitVerdicts(ctx, from)
+	}
 	stopLoad()
 	r.load.wg.Wait()
 	if ctx.Err() != nil {

@@ -21,6 +21,7 @@ type scenario struct {
 	diskBytes   int64                                   // not 0: a tmpfs of this size in place of slowfs
 	slowLogs    bool                                    // the members log to a slowfs of their own, at level debug
 	want        []want
+	label       *label // what the verdict should be; nil: not asked
 }
 
 // A want is something that must hold of a result: "" or what was seen instead.
@@ -103,10 +104,12 @@ func scenarios() []scenario {
 		{name: "logs-hang", about: "the disk of all members' log files never returns", fault: hangLogs, slowLogs: true, want: nobodyNotices},
 
 		{name: "neighbour-disk", about: "another process writes up to 4 GB to the same disk", fault: hammer, want: []want{changesAtMost(0)}},
-		{name: "neighbour-cpu", about: "other processes burn all CPUs, twice over", fault: func(ctx context.Context, _ *run) error { return burnCPU(ctx) }, want: []want{changesAtMost(0)}},
+		{name: "neighbour-cpu", about: "other processes burn all CPUs, twice over", fault: func(ctx context.Context, _ *run) error { return burnCPU(ctx, 2) }, want: []want{changesAtMost(0)}},
 
-		{name: "leader-pause-1", about: "the leader is stopped (SIGSTOP) for 1 s", fault: pause, during: time.Second, want: []want{changesAtMost(1)}},
-		{name: "leader-pause-10", about: "the leader is stopped (SIGSTOP) for 10 s", fault: pause, during: 10 * time.Second, want: []want{changesAtMost(1)}},
+		{name: "leader-pause-1", about: "the leader is stopped (SIGSTOP) for 1 s", fault: pause(leader), during: time.Second, want: []want{changesAtMost(1)}},
+		{name: "leader-pause-10", about: "the leader is stopped (SIGSTOP) for 10 s", fault: pause(leader), during: 10 * time.Second, want: []want{changesAtMost(1)}},
+
+		{name: "leader-pause-20", about: "the leader is stopped (SIGSTOP) for 20 s", fault: pause(leader), during: 20 * time.Second, want: []want{changesAtMost(1)}},
 
 		{name: "leader-cut", about: "the leader is cut off from both others", fault: cut(leader, true, true), want: []want{changesAtMost(1)}},
 		{name: "follower-cut", about: "one follower is cut off from both others", fault: cut(oneFollower, true, true), want: []want{changesAtMost(0)}},
@@ -277,13 +280,15 @@ func hammer(ctx context.Context, r *run) error {
 	return err
 }
 
-func pause(ctx context.Context, r *run) error {
-	m := r.c.Members[r.leader]
-	if err := m.Signal(syscall.SIGSTOP); err != nil {
-		return err
+func pause(w who) func(context.Context, *run) error {
+	return func(ctx context.Context, r *run) error {
+		m := r.c.Members[w(r)[0]]
+		if err := m.Signal(syscall.SIGSTOP); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return m.Signal(syscall.SIGCONT)
 	}
-	<-ctx.Done()
-	return m.Signal(syscall.SIGCONT)
 }
 
 func cut(w who, out, in bool) func(context.Context, *run) error {

@@ -1,0 +1,119 @@
+package evidence
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+)
+
+// TestJudge gives recorded rings and reads the verdict. A line of input is
+//
+//	m1 absent=timeout
+//	m1 paused ago=0.5s took=10s peer=m2 value=3 term=4 note="text"
+//
+// ago counts back from the moment of judgement.
+func TestJudge(t *testing.T) {
+	datadriven.Walk(t, "testdata/judge", func(t *testing.T, path string) {
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+			var kind, leader, before, ago string
+			d.ScanArgs(t, "kind", &kind)
+			d.ScanArgs(t, "leader", &leader)
+			d.ScanArgs(t, "ago", &ago)
+			if d.HasArg("before") {
+				d.ScanArgs(t, "before", &before)
+			}
+			in := Incident{Kind: map[string]IncidentKind{"election": Election, "hand-over": LeadershipPassed, "near-miss": NearMissOnly, "again": SameLeaderAgain}[kind],
+				Began: now.Add(-duration(t, ago)), Leader: testID(leader), Before: testID(before)}
+			if in.Kind == "" {
+				t.Fatalf("no kind %q", kind)
+			}
+			in.Members = testMembers(t, d.Input, now)
+			return verdictText(Judge(in, now))
+		})
+	})
+}
+
+func duration(t *testing.T, text string) time.Duration {
+	t.Helper()
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func testID(name string) uint64 {
+	n, _ := strconv.ParseUint(strings.TrimPrefix(name, "m"), 10, 64)
+	return n
+}
+
+var field = regexp.MustCompile(`(\w+)=("[^"]*"|\S+)`)
+
+// testMembers reads the input; all of m1, m2, m3 are there, also without a line.
+func testMembers(t *testing.T, text string, now time.Time) []Testimony {
+	members := []Testimony{{ID: 1, Name: "m1"}, {ID: 2, Name: "m2"}, {ID: 3, Name: "m3"}}
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if len(words) < 2 || strings.HasPrefix(line, "#") {
+			continue
+		}
+		m := &members[testID(words[0])-1]
+		if why, ok := strings.CutPrefix(words[1], "absent="); ok {
+			m.Absent = why
+			continue
+		}
+		e := Event{Kind: kindOf(words[1]), At: now, Count: 1}
+		if e.Kind == 0 {
+			t.Fatalf("no event is called %q", words[1])
+		}
+		for _, f := range field.FindAllStringSubmatch(line, -1) {
+			value := strings.Trim(f[2], `"`)
+			switch f[1] {
+			case "ago":
+				e.At = now.Add(-duration(t, value))
+			case "took":
+				e.Took = duration(t, value)
+			case "over":
+				e.First = duration(t, value)
+			case "peer":
+				e.Peer = testID(value)
+			case "value":
+				e.Value, _ = strconv.ParseInt(value, 10, 64)
+			case "term":
+				e.Term, _ = strconv.ParseUint(value, 10, 64)
+			case "note":
+				e.Note = value
+			case "past":
+				e.Past = true
+			default:
+				t.Fatalf("no field %q", f[1])
+			}
+		}
+		m.Events = append(m.Events, e)
+	}
+	return members
+}
+
+func verdictText(v Verdict) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\ncause: %s\nmembers: %s\n", v.Incident, v.Cause, strings.Join(v.Members, ", "))
+	if len(v.Links) > 0 {
+		fmt.Fprintf(&b, "links: %s\n", strings.Join(v.Links, ", "))
+	}
+	for _, e := range v.Evidence {
+		fmt.Fprintf(&b, "evidence: %s\n", e)
+	}
+	for _, e := range v.Also {
+		fmt.Fprintf(&b, "also: %s\n", e)
+	}
+	if len(v.Missing) > 0 {
+		fmt.Fprintf(&b, "waits for: %s\n", strings.Join(v.Missing, ", "))
+	}
+	return b.String()
+}
