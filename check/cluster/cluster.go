@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 )
 
@@ -39,6 +41,10 @@ type Config struct {
 	Args []string
 	// Env is added to every member's environment, as KEY=value.
 	Env []string
+	// TLS, if set, is how clients speak to the members: the client URLs are https.
+	TLS *tls.Config
+	// PeerTLS makes the peer URLs https.
+	PeerTLS bool
 	// DataDir, if set, overrides where member i keeps its data.
 	DataDir func(i int) string
 }
@@ -52,7 +58,7 @@ type Cluster struct {
 // Member is one process, or the place where one was and will be again.
 type Member struct {
 	Name      string
-	ClientURL string // http://127.0.0.1:port
+	ClientURL string // http://127.0.0.1:port, or https
 	PeerURL   string
 	DataDir   string
 	LogPath   string
@@ -94,6 +100,12 @@ func New(cfg Config) (*Cluster, error) {
 			DataDir:   filepath.Join(cfg.Dir, name),
 			LogPath:   filepath.Join(cfg.Dir, name+".log"),
 			cfg:       cfg,
+		}
+		if cfg.TLS != nil {
+			m.ClientURL = strings.Replace(m.ClientURL, "http", "https", 1)
+		}
+		if cfg.PeerTLS {
+			m.PeerURL = strings.Replace(m.PeerURL, "http", "https", 1)
 		}
 		if cfg.DataDir != nil {
 			m.DataDir = cfg.DataDir(i)
@@ -164,7 +176,10 @@ func (c *Cluster) Tails(lines int) string {
 }
 
 // Endpoint is the client address, host:port.
-func (m *Member) Endpoint() string { return strings.TrimPrefix(m.ClientURL, "http://") }
+func (m *Member) Endpoint() string {
+	_, address, _ := strings.Cut(m.ClientURL, "://")
+	return address
+}
 
 // Args returns the command line without the program, for a copy of it.
 func (m *Member) Args() []string {
@@ -318,8 +333,12 @@ func (m *Member) WaitReady(ctx context.Context) error {
 
 // Dial returns a plain gRPC connection to this member alone, made on first use.
 func (m *Member) Dial(opts ...grpc.DialOption) (*grpc.ClientConn, error) {
+	security := insecure.NewCredentials()
+	if m.cfg.TLS != nil {
+		security = credentials.NewTLS(m.cfg.TLS)
+	}
 	return grpc.NewClient("passthrough:///"+m.Endpoint(), append([]grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(security),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30), grpc.MaxCallSendMsgSize(1<<30)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.2, MaxDelay: 200 * time.Millisecond},
