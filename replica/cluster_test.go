@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/raftlog"
 )
 
@@ -123,12 +124,15 @@ type testMember struct {
 	syncTakes atomic.Int64
 	state     *memoryState
 	log       *raftlog.Log
+	ring      *evidence.Ring
 	running   atomic.Pointer[Replica] // of this life
 	failed    atomic.Pointer[error]
 	// life counts the member's starts, up to which a log may still release: the
 	// log of an earlier life goes on writing to its lost disk.
 	life atomic.Int64
 	dead atomic.Bool // nothing leaves a crashed member
+
+	heartbeats atomic.Int64 // sent
 }
 
 type testCluster struct {
@@ -138,6 +142,10 @@ type testCluster struct {
 	// Of the replicas' configuration.
 	keepBytes, maxUnsynced int64
 	logger                 *zap.Logger
+	tune                   bool
+	roundTrips             RoundTrips
+	// latency is when a message that leaves now arrives; nil: at once.
+	latency func(now time.Time) time.Time
 
 	mu  sync.Mutex
 	cut map[[2]uint64]bool // from, to
@@ -162,7 +170,7 @@ func newTestCluster(t *testing.T, n int, options ...func(*testCluster)) *testClu
 		entries = append(entries, &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Term: new(uint64(1)), Index: new(id), Data: data})
 	}
 	for id := uint64(1); id <= uint64(n); id++ {
-		m := &testMember{id: id, c: c, disk: vfs.NewCrashableMem(), state: newMemoryState()}
+		m := &testMember{id: id, c: c, disk: vfs.NewCrashableMem(), state: newMemoryState(), ring: evidence.NewRing(0)}
 		c.members[id] = m
 		m.openLog()
 		m.log.Append(raftlog.Append{
@@ -231,6 +239,7 @@ func (m *testMember) start() {
 		ID: m.id, Log: m.log, State: m.state, Network: m, PreVote: true, AdvanceTicks: true,
 		FlushEntries: 50, KeepBytes: m.c.keepBytes, Failed: func(err error) { m.failed.Store(&err) },
 		PeerDisks: m, MaxUnsyncedBytes: m.c.maxUnsynced, Logger: m.c.logger,
+		TuneTimeouts: m.c.tune, RoundTrips: m.c.roundTrips, Evidence: m.ring,
 	})
 	if err != nil {
 		m.c.t.Fatal(err)
@@ -276,7 +285,19 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 			m.replica().ReportUnreachable(msg.GetTo())
 			continue
 		}
-		_ = to.replica().Process(msg)
+		m.count(msg)
+		if m.c.latency == nil {
+			_ = to.replica().Process(msg)
+			continue
+		}
+		now := time.Now()
+		time.AfterFunc(m.c.latency(now).Sub(now), func() { _ = to.replica().Process(msg) })
+	}
+}
+
+func (m *testMember) count(msg *raftpb.Message) {
+	if msg.GetType() == raftpb.MsgHeartbeat {
+		m.heartbeats.Add(1)
 	}
 }
 
