@@ -195,7 +195,10 @@ type peerView struct {
 	id     uint64
 	match  uint64
 	behind int64 // bytes of the log beyond match
-	active bool  // raft and the network hear from it, and it gets appends
+	// late is for how long, a round trip aside, it has not acknowledged the oldest
+	// entry beyond match. What it says of its disk is older than what it does.
+	late   time.Duration
+	active bool // raft and the network hear from it, and it gets appends
 	report DiskReport
 	known  bool // report is recent
 }
@@ -248,7 +251,7 @@ func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int,
 	electors := 0
 	for i := range peers {
 		p := &peers[i]
-		if !p.active || !p.known || p.match < w.stallIndex || p.report.State > DiskSlow || p.report.Oldest >= bound ||
+		if !p.active || !p.known || p.match < w.stallIndex || p.report.State > DiskSlow || p.report.Oldest >= bound || p.late >= bound ||
 			(s.oldest < diskDead && p.report.Median >= diskQuick) {
 			continue
 		}

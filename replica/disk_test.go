@@ -15,7 +15,7 @@ import (
 // diskScenario runs the disk watch of a leader over made-up time. Its commands:
 //
 //	disk [healthy|sync=D count=N at=D]  from at on, count syncs of D each, one after another
-//	peer id=N [state=S] [oldest=D] [median=D] [unknown] [inactive] [behind=BYTES] [stuck] [from=D] [previous]
+//	peer id=N [state=S] [oldest=D] [median=D] [late=D] [unknown] [inactive] [behind=BYTES] [stuck] [from=D] [previous]
 //	    how a peer does from a time on; stuck: it acknowledges nothing appended later
 //	run for=D [handover=D] [voters=N] [refuse]
 //	    prints changes of state, hand-overs, and why there is none. After a hand-over
@@ -57,6 +57,7 @@ func (sc *diskScenario) run(t *testing.T, d *datadriven.TestData) string {
 			t.Fatal(err)
 		}
 		p.view.report.Oldest, p.view.report.Median = argDuration(t, d, "oldest"), argDuration(t, d, "median")
+		p.view.late = argDuration(t, d, "late")
 		p.stuck, p.prev = d.HasArg("stuck"), d.HasArg("previous")
 		if sc.peers[p.view.id] == nil {
 			sc.order = append(sc.order, p.view.id)

@@ -46,6 +46,35 @@ type diskLoop struct {
 	// acknowledged is the last term in which acknowledgeEarly did so.
 	acknowledged uint64
 	sample       diskSample // of the last tick
+	// ends is where the log of this leader ended at the last ticks, the newest last.
+	ends []logEnd
+}
+
+// logEnd says that the log ended with index at a time.
+type logEnd struct {
+	at    time.Time
+	index uint64
+}
+
+// maxLogEnds is how many ticks diskLoop.ends goes back.
+const maxLogEnds = 16
+
+// noteEnd keeps where the log of a leader ends.
+func (d *diskLoop) noteEnd(now time.Time, last uint64) {
+	if len(d.ends) == maxLogEnds {
+		d.ends = append(d.ends[:0], d.ends[1:]...)
+	}
+	d.ends = append(d.ends, logEnd{now, last})
+}
+
+// late is for how long the log has been longer than match.
+func (d *diskLoop) late(now time.Time, match uint64) time.Duration {
+	for _, end := range d.ends {
+		if end.index > match {
+			return now.Sub(end.at)
+		}
+	}
+	return 0
 }
 
 type toldReport struct {
@@ -128,10 +157,12 @@ func (l *loop) watchDisk(now time.Time) {
 	l.watchTransfer(now)
 	if l.node.BasicStatus().RaftState != raft.StateLeader {
 		w.calmed()
-		l.disk.why = ""
+		l.disk.why, l.disk.ends = "", l.disk.ends[:0]
 		l.acknowledgeEarly(s)
 		return
 	}
+	last, _ := l.cfg.Log.LastIndex() // the log in memory cannot fail
+	l.disk.noteEnd(now, last)
 	if s.oldest < diskSlow/2 && w.state == DiskHealthy {
 		w.calmed()
 		return
@@ -149,7 +180,6 @@ func (l *loop) watchDisk(now time.Time) {
 	if l.disk.transfer != nil {
 		return
 	}
-	last, _ := l.cfg.Log.LastIndex() // the log in memory cannot fail
 	peers, voters := l.peerViews(now)
 	to, why := w.decide(now, s, last, voters, peers)
 	if to != raft.None {
@@ -232,6 +262,12 @@ func (l *loop) peerViews(now time.Time) (peers []peerView, voters int) {
 			v.report, v.known = told.DiskReport, true
 		}
 		v.behind = l.cfg.Log.BytesAfter(p.Match)
+		v.late = l.disk.late(now, p.Match)
+		if l.cfg.RoundTrips != nil {
+			if median, _, ok := l.cfg.RoundTrips.RoundTrip(id); ok {
+				v.late = max(0, v.late-median)
+			}
+		}
 		peers = append(peers, v)
 	})
 	return peers, voters

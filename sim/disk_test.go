@@ -23,6 +23,7 @@ func ofLog(path string) bool { return strings.HasPrefix(path, logDir) }
 type gate struct {
 	mu   sync.Mutex
 	ch   chan struct{} // nil: open
+	last time.Time     // when it was opened last
 	gone bool          // stays open
 }
 
@@ -39,8 +40,15 @@ func (g *gate) open() {
 	defer g.mu.Unlock()
 	if g.ch != nil {
 		close(g.ch)
-		g.ch = nil
+		g.ch, g.last = nil, time.Now()
 	}
+}
+
+// shutAfter says whether the gate was shut at any time after t.
+func (g *gate) shutAfter(t time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.ch != nil || g.last.After(t)
 }
 
 // retire opens the gate for good.
@@ -74,6 +82,7 @@ type disk struct {
 	logSync   gate  // syncs of the log
 	storeSync gate  // syncs of the store
 	slow      atomic.Int64
+	slowUntil atomic.Int64 // Unix nanoseconds: when slow ended last
 	logError  atomic.Pointer[error]
 	// storeError is what writes and syncs of the store's tables give. Not of its
 	// manifest: the engine ends the process there, in the middle of what it does,
@@ -104,9 +113,21 @@ func newDisk(mem *vfs.MemFS, pause *gate, mu mutation) *disk {
 func (d *disk) repair() {
 	d.logError.Store(nil)
 	d.storeError.Store(nil)
-	d.slow.Store(0)
+	d.quick()
 	d.logSync.open()
 	d.storeSync.open()
+}
+
+// quick ends slow.
+func (d *disk) quick() {
+	if d.slow.Swap(0) > 0 {
+		d.slowUntil.Store(time.Now().UnixNano())
+	}
+}
+
+// troubledAfter says whether syncs of the log were kept waiting after t.
+func (d *disk) troubledAfter(t time.Time) bool {
+	return d.logSync.shutAfter(t) || d.slow.Load() > 0 || d.slowUntil.Load() > t.UnixNano()
 }
 
 // retire ends them, and all that are still to come.

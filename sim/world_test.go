@@ -239,6 +239,7 @@ type elections struct {
 	leaders map[uint64]uint64    // term -> who spoke as its leader
 	votes   map[[2]uint64]uint64 // voter, term -> for whom
 	newest  uint64
+	handed  time.Time // the last hand-over
 }
 
 func (e *elections) init(w *world) {
@@ -247,11 +248,14 @@ func (e *elections) init(w *world) {
 
 func (e *elections) sent(l *life, m *raftpb.Message) {
 	term := m.GetTerm()
-	if m.GetType() == raftpb.MsgPreVote && e.w.holds.Load() {
-		e.w.violation("member %s has lost its leader although nothing but disks is slow: %s", l.name, e.w.describe())
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if m.GetType() == raftpb.MsgPreVote && e.w.holds.Load() && !e.handOverMet() {
+		e.w.violation("member %s has lost its leader although nothing but disks is slow: %s", l.name, e.w.describe())
+	}
+	if m.GetType() == raftpb.MsgTimeoutNow {
+		e.handed = time.Now()
+	}
 	switch m.GetType() {
 	case raftpb.MsgApp, raftpb.MsgHeartbeat, raftpb.MsgSnap, raftpb.MsgTimeoutNow:
 		if was, ok := e.leaders[term]; ok && was != l.id {
@@ -269,6 +273,26 @@ func (e *elections) sent(l *life, m *raftpb.Message) {
 		}
 		e.votes[key] = m.GetTo()
 	}
+}
+
+// handOverMet says whether there was a hand-over just now, and the disks of a
+// quorum had trouble shortly before it or since: an election takes a quorum of
+// disks, and no leader can know what will be.
+func (e *elections) handOverMet() bool {
+	if e.handed.IsZero() || time.Since(e.handed) > 30*time.Second {
+		return false
+	}
+	troubled, all := 0, e.w.lives()
+	for _, l := range all {
+		if l.disk.troubledAfter(e.handed.Add(-500 * time.Millisecond)) {
+			troubled++
+		}
+	}
+	if troubled < len(all)/2+1 {
+		return false
+	}
+	e.w.count("pre-votes after a hand-over into a second stall")
+	return true
 }
 
 func (e *elections) term() uint64 {
@@ -362,7 +386,7 @@ func (w *world) inject() {
 		{"slow disks", 4, func() {
 			for _, l := range subset(0.5) {
 				l.disk.slow.Store(int64(between(time.Millisecond, 2*time.Second)))
-				after(between(time.Second, 8*time.Second), func() { l.disk.slow.Store(0) })
+				after(between(time.Second, 8*time.Second), func() { l.disk.quick() })
 			}
 		}},
 		{"log fails", 3, one(func(l *life) {
