@@ -53,6 +53,10 @@ kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on o
 faults: tools ## the table of faults on real members, Belay beside etcd (FAULTS='-rows leader-slow' for some)
 	go run ./faults $(FAULTS)
 
+.PHONY: verdicts
+verdicts: tools ## each fault once, labelled: how many verdicts name the right member and cause (VERDICTS='-rows leader-*')
+	go run ./faults -verdicts $(VERDICTS)
+
 .PHONY: sim
 sim: ## members in one process, everything broken: SEED=n, HOURS=h of virtual time, SIM='-sim.runs 20'
 	go test -count=1 -timeout 0 -v -run '^TestSim$$' ./sim \

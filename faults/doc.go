@@ -5,6 +5,7 @@
 //	go run ./faults                         every row, both kinds
 //	go run ./faults -rows 'leader-*' -kinds belay
 //	go run ./faults -list
+//	go run ./faults -verdicts               what Belay's members say was wrong, scored
 //
 // The load of every row: 8 writers with a timeout of 2 s that put keys of their
 // own, 4 linearizable readers, a lease kept alive, a watcher of all writes.
@@ -27,10 +28,14 @@
 //	full disk a tmpfs for each member, which another process fills.
 //	pause     SIGSTOP.
 //
+// With -verdicts the rows have labels: which member and which cause it is. After the
+// fault the members are asked for the verdicts that they gave (/debug/belay/events),
+// and each is right or wrong; a row is right if it has the right one and no other.
+//
 // Everything is undone on the way out, also after Ctrl-C; slowfs unmounts
 // itself when this program dies otherwise. It needs Linux, root and /dev/fuse.
 //
 // Files: main.go (the table), scenario.go (the rows), run.go (one run of one
-// row), load.go (the clients), verify.go (what they may expect), disk.go,
+// row), load.go (the clients), verify.go (what they may expect), verdicts.go (labels and score), disk.go,
 // relay.go, burn.go (the tools of destruction).
 package main

@@ -1,0 +1,85 @@
+package node
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/belaydb/belay/evidence"
+	"github.com/belaydb/belay/transport"
+)
+
+// TestLastWordsAndPings speaks to a member's witness as a peer does.
+func TestLastWordsAndPings(t *testing.T) {
+	n := &Node{id: identity{member: 1}}
+	w := newWitness(n)
+	n.witness = w
+	w.links.SetPeers([]uint64{0xab})
+	s := httptest.NewServer(w.handler(http.NotFoundHandler()))
+	defer s.Close()
+	do := func(method, path, from, body string, want int) string {
+		t.Helper()
+		req, err := http.NewRequest(method, s.URL+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set(headerFrom, from)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != want {
+			t.Fatalf("%s %s: %d, %v", method, path, resp.StatusCode, err)
+		}
+		return string(text)
+	}
+	do(http.MethodPost, pathLastWords, "ab", "failing the raft log cannot be written", http.StatusNoContent)
+	do(http.MethodPost, pathLastWords, "ab", "stopping asked to stop", http.StatusNoContent)
+	do(http.MethodPost, pathLastWords, "ab", "elected never", http.StatusNoContent)          // not last words
+	do(http.MethodPost, pathLastWords, "cd", "failing a stranger", http.StatusNoContent)     // not a member
+	do(http.MethodPost, pathLastWords, "", strings.Repeat("x", 1<<16), http.StatusNoContent) // not at all
+	do(http.MethodGet, pathLastWords, "ab", "", http.StatusMethodNotAllowed)
+	do(http.MethodGet, "/other", "ab", "", http.StatusNotFound)
+	var got []string
+	for _, e := range w.ring.Tell(0) {
+		got = append(got, e.Kind+" "+e.Peer+" "+e.Note)
+	}
+	if fmt.Sprint(got) != "[peer-fails ab the raft log cannot be written peer-stops ab asked to stop]" {
+		t.Errorf("%q", got)
+	}
+	var answer evidence.PingAnswer
+	if err := json.Unmarshal([]byte(do(http.MethodGet, pathPing, "ab", "", http.StatusOK)), &answer); err != nil || answer.Life != w.life || answer.NearMiss != 1 {
+		t.Errorf("%+v, %v", answer, err)
+	}
+	if r := w.links.Report(); len(r) != 1 || r[0].HeardAgo < 0 || r[0].AnswerAgo != -1 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestAskAMemberOfAnotherKind: etcd answers 404, which is nothing to tell and no
+// failure.
+func TestAskAMemberOfAnotherKind(t *testing.T) {
+	s := httptest.NewServer(http.NotFoundHandler())
+	defer s.Close()
+	n := &Node{id: identity{member: 1}, peers: map[uint64][]string{2: {s.URL}}}
+	n.transport = transport.New(transport.Config{MemberID: 1})
+	defer n.transport.Stop()
+	w := newWitness(n)
+	report, err := w.collect(t.Context(), 2)
+	if err != nil || len(report.Events) != 0 {
+		t.Errorf("%+v, %v", report, err)
+	}
+	s.Close()
+	if _, err := w.collect(t.Context(), 2); evidence.WhyNot(err) != "refused" {
+		t.Errorf("%v is %q", err, evidence.WhyNot(err))
+	}
+	if _, err := w.collect(t.Context(), 3); err == nil {
+		t.Error("a member without an address answers")
+	}
+}
