@@ -128,6 +128,8 @@ const (
 	// it to explain anything.
 	tellingPause = 300 * time.Millisecond
 	tellingLate  = 150 * time.Millisecond
+	// decisive: what lasts less explains no election by itself.
+	decisive = 400 * time.Millisecond
 	// disturbed: a member whose ticks were so late answers late, too, which is not
 	// the network's fault.
 	disturbed = 100 * time.Millisecond
@@ -282,7 +284,11 @@ func (b *bench) add(m *Testimony, cause Cause, weight int, format string, args .
 func (b *bench) member(m *Testimony) {
 	b.ended(m)
 	if e := b.worst(m, Paused); e != nil && e.Took >= tellingPause {
-		b.add(m, CausePaused, 85, "stood still for %s: %s", short(e.Took), e.Note)
+		weight := 85
+		if e.Took < decisive {
+			weight = 56
+		}
+		b.add(m, CausePaused, weight, "stood still for %s: %s", short(e.Took), e.Note)
 	}
 	b.disk(m)
 	b.cpu(m)
@@ -458,7 +464,11 @@ func (b *bench) cpu(m *Testimony) {
 			why = append(why, fmt.Sprintf("CPU pressure of its machine was %d %%", e.Value))
 		}
 		// The later, the more likely the reason.
-		b.add(m, CauseCPU, 70+int(min(lateness/(500*time.Millisecond), 4)), "was late by up to %s: %s", short(lateness), strings.Join(why, ", "))
+		weight := 70 + int(min(lateness/(500*time.Millisecond), 4))
+		if lateness < decisive {
+			weight = 40
+		}
+		b.add(m, CauseCPU, weight, "was late by up to %s: %s", short(lateness), strings.Join(why, ", "))
 	default:
 		b.add(m, CauseUnknown, 0, "was late by up to %s", short(lateness))
 	}

@@ -156,8 +156,20 @@ func New(cfg Config) *Transport {
 }
 
 // Client is an HTTP client for the peers' other paths (/members, /version, /leases, ...). It has no
-// timeout of its own: use a request with a context.
-func (t *Transport) Client() *http.Client { return &http.Client{Transport: t.requestRT} }
+// timeout of its own: use a request with a context. Its requests say who asks, as all of
+// the peer protocol do: they share connections with those.
+func (t *Transport) Client() *http.Client { return &http.Client{Transport: named{t}} }
+
+// named is requestRT for requests that do not say who asks.
+type named struct{ t *Transport }
+
+func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Header.Get(headerFrom) == "" {
+		r = r.Clone(r.Context()) // a RoundTripper leaves its request as it is
+		r.Header.Set(headerFrom, n.t.id)
+	}
+	return n.t.requestRT.RoundTrip(r)
+}
 
 // Send queues messages to their peers and returns at once. What finds no room is dropped, and its
 // peer reported unreachable; so raft learns to slow down. The transport reads the messages until
