@@ -43,6 +43,7 @@ import (
 
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/ctl"
+	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/logsink"
 	"github.com/belaydb/belay/mvcc"
@@ -268,6 +269,7 @@ func registered(t *testing.T) []string {
 	replica.NewMetrics(reg)
 	transport.NewMetrics(reg)
 	logsink.NewMetrics(reg)
+	evidence.NewMetrics(reg)
 	server.NewMetrics(reg, server.MetricsOptions{Extensive: true})
 	descs := make(chan *prometheus.Desc)
 	go func() {
