@@ -140,6 +140,9 @@ const (
 	// ofOldLeader is what the old leader's faults weigh more than others' when
 	// leadership went away from it.
 	ofOldLeader = 40
+	// alike: others with the same cause are named with the first if they weigh so
+	// little less.
+	alike = 20
 )
 
 // A finding is one thing that is wrong with one member or its links.
@@ -184,7 +187,7 @@ func Judge(in Incident, now time.Time) Verdict {
 		case f.cause == CauseUnknown:
 			strange = append(strange, f.evidence...)
 		case v.Cause == CauseUnknown && len(v.Members) == 0 && len(v.Links) == 0,
-			f.cause == v.Cause && f.weight >= b.found[0].weight-ofOldLeader:
+			f.cause == v.Cause && f.weight >= b.found[0].weight-alike:
 			v.Cause = f.cause
 			if f.member != 0 && !slices.Contains(v.Members, b.name(f.member)) {
 				v.Members = append(v.Members, b.name(f.member))
@@ -541,6 +544,17 @@ func (b *bench) partitions() {
 	}
 	m := &members[worst]
 	f := finding{member: m.ID, cause: CausePartition, weight: 68}
+	// A single link between two of which neither leads or led is nobody's more than the
+	// other's.
+	equals := 0
+	for i, n := range touched {
+		if n == touched[worst] && members[i].ID != b.in.Leader {
+			equals++
+		}
+	}
+	if equals > 1 && m.ID != b.in.Before {
+		f.member = 0
+	}
 	in, out := 0, 0
 	for from := range members {
 		for to := range members {
