@@ -36,10 +36,7 @@ func TestStop(t *testing.T) {
 			if !ok || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
 				t.Errorf("it ended with %v, not by the signal", m.ExitErr())
 			}
-			closed := "closed the member"
-			if checkKind(t) == cluster.Etcd {
-				closed = "closed etcd server"
-			}
+			const closed = "closed etcd server"
 			if log := m.LogTail(5); !strings.Contains(log, closed) {
 				t.Errorf("the log does not say %q:\n%s", closed, log)
 			}

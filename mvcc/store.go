@@ -131,6 +131,9 @@ func Open(st *store.Store, opts Options) (*Store, error) {
 	}
 	s.metrics.store.Store(s)
 	s.startCompactor()
+	if rev := s.CompactRevision(); rev >= 0 {
+		s.lg.Info("restored last compact revision", zap.String("meta-bucket-name-key", metaFinished), zap.Int64("restored-compact-revision", s.finished.Load()))
+	}
 	s.lg.Info("kvstore restored", zap.Int64("current-rev", s.Revision()))
 	return s, nil
 }

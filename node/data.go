@@ -51,6 +51,7 @@ func (n *Node) openData() error {
 	if _, _, err := raftlog.Peek(n.cfg.logDir(), fs); err != nil {
 		return err // before the store is created beside a log that cannot be used
 	}
+	opening := time.Now()
 	st, err := store.Open(n.cfg.storeDir(), store.Options{
 		FS: fs, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.NoSync,
 		Failed: n.fail,
@@ -59,6 +60,7 @@ func (n *Node) openData() error {
 		return err
 	}
 	n.store = st
+	n.sayStore(time.Since(opening))
 	n.kv, err = mvcc.Open(st, mvcc.Options{
 		Logger: n.logger, Metrics: mvcc.NewMetrics(n.registry),
 		CompactionBatchLimit: n.cfg.CompactionBatch, CompactionSleep: n.cfg.CompactionSleep,

@@ -58,9 +58,12 @@ type Node struct {
 	peersMu sync.Mutex
 	peers   map[uint64][]string // what transport was told of
 
-	fatal    chan error  // reasons why the member cannot go on, the first counts
+	fatal       chan error // reasons why the member cannot go on, the first counts
+	initialized bool       // there was data at the start
+
 	stopping atomic.Bool // ends of listeners are expected from now on
 	stopOnce sync.Once
+	removed  sync.Once // it was said
 }
 
 // ErrRemoved ends a member that was removed from its cluster.
@@ -96,9 +99,11 @@ func Start(cfg Config) (_ *Node, err error) {
 
 	// The ports first: a second start of a running member must fail before it
 	// touches the data.
+	n.sayDataDir()
 	if err := n.listen(); err != nil {
 		return nil, err
 	}
+	n.sayConfig()
 	if err := n.openData(); err != nil {
 		return nil, err
 	}
@@ -119,6 +124,7 @@ func Start(cfg Config) (_ *Node, err error) {
 			return nil, err
 		}
 	}
+	n.sayMember()
 	n.serve()
 	return n, nil
 }
@@ -148,7 +154,7 @@ func (n *Node) assemble() (err error) {
 		// What raft takes for sent must find room in the queues.
 		BulkQueueBytes: replica.MaxInflightBytes + 32<<20, QueueMessages: 1 << 17,
 		TLS:     n.peerTLS(),
-		Removed: func(err error) { n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) },
+		Removed: func(err error) { n.sayRemoved(); n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) },
 	})
 	n.disks = newPeerDisks(n)
 	flushEntries := uint64(0)
@@ -239,7 +245,7 @@ func (n *Node) membersChanged() {
 	n.server.MembersChanged()
 	if n.state.IsRemoved(n.id.member) {
 		// Let the leader hear that the entry was received before this member goes.
-		time.AfterFunc(2*n.cfg.TickInterval, func() { n.fail(ErrRemoved) })
+		time.AfterFunc(2*n.cfg.TickInterval, func() { n.sayRemoved(); n.fail(ErrRemoved) })
 		return
 	}
 	n.syncPeers(n.state.Members())
@@ -289,6 +295,7 @@ func (n *Node) serve() {
 	n.witness.start()
 	n.serveClients()
 	n.serveMetrics()
+	n.sayServing()
 }
 
 // Ready is closed when the member has told the cluster its name, which takes a
@@ -308,32 +315,43 @@ const gracefulStop = 3 * time.Second
 func (n *Node) Stop() {
 	n.stopOnce.Do(func() {
 		n.stopping.Store(true)
+		n.sayStop("closing etcd server")
 		n.witness.lastWords(evidence.Stopping, "asked to stop")
 		n.handOver()
 		n.stopClients()
 		n.closeParts()
-		n.logger.Info("closed the member", zap.String("name", n.cfg.Name), zap.String("data-dir", n.cfg.DataDir))
+		n.sayStop("closed etcd server")
 	})
 }
 
 // handOver moves leadership away from a leader that stops, so that nobody waits
 // for an election timeout.
 func (n *Node) handOver() {
-	if n.replica == nil || !n.replica.IsLeader() {
+	if n.replica == nil {
 		return
 	}
+	ids := []zap.Field{zap.String("local-member-id", hexID(n.id.member)), zap.String("current-leader-member-id", hexID(n.replica.Leader()))}
+	if !n.replica.IsLeader() {
+		n.logger.Info("skipped leadership transfer; local server is not leader", ids...)
+		return
+	}
+	if voters := slices.DeleteFunc(n.state.Members(), func(m *command.Member) bool { return m.IsLearner }); len(voters) == 1 {
+		n.logger.Info("skipped leadership transfer for single voting member cluster", ids...)
+		return
+	}
+	start := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), n.electionTimeout())
 	defer cancel()
-	id := func(v uint64) string { return fmt.Sprintf("%x", v) }
-	n.logger.Info("leadership transfer starting", zap.String("local-member-id", id(n.id.member)))
+	n.logger.Info("leadership transfer starting", ids...)
 	switch best, err := n.replica.HandOver(ctx); {
 	case errors.Is(err, replica.ErrBadLeaderTransferee):
-		n.logger.Info("leadership transfer skipped: no other member could lead", zap.String("local-member-id", id(n.id.member)))
+		n.logger.Info("leadership transfer skipped: no other member could lead", zap.String("local-member-id", hexID(n.id.member)))
 	case err != nil:
-		n.logger.Warn("leadership transfer failed", zap.String("local-member-id", id(n.id.member)),
-			zap.String("transferee-member-id", id(best)), zap.Error(err))
+		n.logger.Warn("leadership transfer failed", zap.String("local-member-id", hexID(n.id.member)),
+			zap.String("transferee-member-id", hexID(best)), zap.Error(err))
 	default:
-		n.logger.Info("leadership transfer finished", zap.String("local-member-id", id(n.id.member)), zap.String("transferee-member-id", id(best)))
+		n.logger.Info("leadership transfer finished", zap.String("local-member-id", hexID(n.id.member)),
+			zap.String("old-leader-member-id", hexID(n.id.member)), zap.String("new-leader-member-id", hexID(best)), zap.Duration("took", time.Since(start)))
 	}
 }
 

@@ -363,6 +363,9 @@ func (n *Node) stopClients() {
 
 // closePorts closes what is still open.
 func (n *Node) closePorts() {
+	for _, p := range n.ports.peers {
+		n.logger.Info("stopping serving peer traffic", zap.String("address", p.address))
+	}
 	for _, ports := range [][]*port{n.ports.clients, n.ports.metrics, n.ports.peers} {
 		for _, p := range ports {
 			p.close()
@@ -373,6 +376,9 @@ func (n *Node) closePorts() {
 	}
 	for _, s := range n.ports.http {
 		s.Close()
+	}
+	for _, p := range n.ports.peers {
+		n.logger.Info("stopped serving peer traffic", zap.String("address", p.address))
 	}
 	if n.ports.gateway != nil {
 		_ = n.ports.gateway.Close()

@@ -235,14 +235,22 @@ func (r *Replica) runLoop(node *raft.RawNode) {
 // soon (Config.AdvanceTicks).
 func (l *loop) firstElection() {
 	l.publishVoters()
-	if !l.campaignAlone() && l.cfg.AdvanceTicks {
-		forward := l.cfg.ElectionTicks - 2
-		l.logger.Info("fast-forwarding election ticks",
-			zap.String("local-member-id", fmt.Sprintf("%x", l.cfg.ID)),
-			zap.Int("forward-ticks", forward),
-			zap.Duration("forward-duration", time.Duration(forward)*l.cfg.TickInterval))
-		for range forward {
-			l.node.Tick()
+	alone := l.campaignAlone()
+	if !l.cfg.AdvanceTicks {
+		l.logger.Info("skipping initial election tick advance", zap.Int("election-ticks", l.cfg.ElectionTicks))
+	} else {
+		l.logger.Info("starting initial election tick advance", zap.Int("election-ticks", l.cfg.ElectionTicks))
+		forward, what := l.cfg.ElectionTicks-2, "initialized peer connections; fast-forwarding election ticks"
+		if alone {
+			forward, what = l.cfg.ElectionTicks-1, "started as single-node; fast-forwarding election ticks"
+		}
+		l.logger.Info(what, zap.String("local-member-id", fmt.Sprintf("%x", l.cfg.ID)),
+			zap.Int("forward-ticks", forward), zap.Duration("forward-duration", time.Duration(forward)*l.cfg.TickInterval),
+			zap.Int("election-ticks", l.cfg.ElectionTicks), zap.Duration("election-timeout", l.cfg.electionTimeout()))
+		if !alone { // else it has campaigned already
+			for range forward {
+				l.node.Tick()
+			}
 		}
 	}
 	l.handleReady()

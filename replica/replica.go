@@ -356,6 +356,9 @@ func (r *Replica) LearnerReady(ctx context.Context, id uint64) error {
 		return ErrNotLeader
 	}
 	if match*100 < own*learnerReadyPercent {
+		r.logger.Error("rejecting promote learner: learner is not ready",
+			zap.Float64("learner-ready-percent", float64(match)/float64(own)), zap.Float64("ready-percent-threshold", learnerReadyPercent/100.),
+			zap.String("requested-member-promote-id", fmt.Sprintf("%x", id)))
 		return ErrLearnerNotReady
 	}
 	return nil

@@ -143,9 +143,6 @@ func (c *clusterService) promoteHere(ctx context.Context, id uint64) (members []
 		}
 	}()
 	if err := c.replica.LearnerReady(ctx, id); err != nil {
-		if errors.Is(err, replica.ErrLearnerNotReady) {
-			c.logger.Error("rejecting promote learner: learner is not ready", zap.String("requested-member-promote-id", idText(id)))
-		}
 		if errors.Is(err, replica.ErrMemberNotFound) {
 			return nil, state.ErrMemberNotFound
 		}

@@ -154,7 +154,7 @@ func TestHumanBytes(t *testing.T) {
 	for n, want := range map[int64]string{
 		0: "0 B", 9: "9 B", 999: "999 B", 1000: "1.0 kB", 20480: "20 kB", 2 << 30: "2.1 GB", 123456789: "123 MB", -4096: "-4.1 kB",
 	} {
-		if got := humanBytes(n); got != want {
+		if got := HumanBytes(n); got != want {
 			t.Errorf("%d: %s, want %s", n, got, want)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/coreos/go-semver/semver"
@@ -92,7 +93,7 @@ func (m *maintenanceService) Defragment(ctx context.Context, r *pb.DefragmentReq
 	}
 	m.logger.Info("starting defragment")
 	m.defragment()
-	m.logger.Info("finished defragment", zap.String("note", "the store compacts in the background; nothing waits for it"))
+	m.logger.Info("finished defragment") // for who asked; the compaction says its own end
 	return &pb.DefragmentResponse{}, nil
 }
 
@@ -105,7 +106,9 @@ func (s *Server) defragment() {
 		s.metrics.defragInflight.Set(1)
 		defer s.metrics.defragInflight.Set(0)
 		start := time.Now()
-		before, _ := s.cfg.Store.Size()
+		before, inUseBefore := s.cfg.Store.Size()
+		path := filepath.Join(s.cfg.DataDir, "member", "store")
+		s.logger.Info("defragmenting", append([]zap.Field{zap.String("path", path)}, sizeFields(before, inUseBefore)...)...)
 		err := s.cfg.Store.CompactAll(s.stopped)
 		took := time.Since(start)
 		s.metrics.defragSeconds.Observe(took.Seconds())
@@ -114,12 +117,17 @@ func (s *Server) defragment() {
 			s.logger.Warn("failed to defragment", zap.Error(err))
 			return
 		}
-		s.logger.Info("finished defragmenting directory",
-			zap.Int64("current-db-size-bytes-diff", after-before),
-			zap.Int64("current-db-size-bytes", after), zap.String("current-db-size", humanBytes(after)),
-			zap.Int64("current-db-size-in-use-bytes", inUse), zap.String("current-db-size-in-use", humanBytes(inUse)),
-			zap.Duration("took", took))
+		s.logger.Info("finished defragmenting directory", append(sizeFields(after, inUse), zap.String("path", path),
+			zap.Int64("current-db-size-bytes-diff", after-before), zap.Int64("current-db-size-in-use-bytes-diff", inUse-inUseBefore),
+			zap.Duration("took", took))...)
 	})
+}
+
+func sizeFields(total, inUse int64) []zap.Field {
+	return []zap.Field{
+		zap.Int64("current-db-size-bytes", total), zap.String("current-db-size", HumanBytes(total)),
+		zap.Int64("current-db-size-in-use-bytes", inUse), zap.String("current-db-size-in-use", HumanBytes(inUse)),
+	}
 }
 
 func (m *maintenanceService) Hash(ctx context.Context, r *pb.HashRequest) (*pb.HashResponse, error) {

@@ -36,7 +36,7 @@ func (m *maintenanceService) snapshot(ctx context.Context, stream pb.Maintenance
 
 	version := snapshotfile.StorageVersion
 	total := file.Size()
-	size := humanBytes(total)
+	size := HumanBytes(total)
 	m.logger.Info("sending database snapshot to client",
 		zap.Int64("total-bytes", total), zap.String("size", size), zap.String("storage-version", version))
 	var sent int64

@@ -23,9 +23,9 @@ func (s *Server) logQuota() {
 	case bytes < 0:
 		s.logger.Info("disabled backend quota", fields...)
 	case bytes == defaultQuotaBytes:
-		s.logger.Info("enabled backend quota with default value", append(fields, zap.String("quota-size", humanBytes(bytes)))...)
+		s.logger.Info("enabled backend quota with default value", append(fields, zap.String("quota-size", HumanBytes(bytes)))...)
 	default:
-		s.logger.Info("enabled backend quota", append(fields, zap.String("quota-size", humanBytes(bytes)))...)
+		s.logger.Info("enabled backend quota", append(fields, zap.String("quota-size", HumanBytes(bytes)))...)
 	}
 }
 
@@ -110,10 +110,10 @@ func (s *Server) watchAdmission(ctx context.Context) {
 	}
 }
 
-// humanBytes writes a size as etcd's log lines do: powers of ten, two digits.
-func humanBytes(n int64) string {
+// HumanBytes writes a size as etcd's log lines do: powers of ten, two digits.
+func HumanBytes(n int64) string {
 	if n < 0 {
-		return "-" + humanBytes(-n)
+		return "-" + HumanBytes(-n)
 	}
 	if n < 10 {
 		return fmt.Sprintf("%d B", n)

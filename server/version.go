@@ -198,6 +198,8 @@ func (s *Server) versionOf(ctx context.Context, m *command.Member) (*versions, e
 		if err == nil {
 			return v, nil
 		}
+		s.logger.Warn("failed to reach the peer URL", zap.String("address", strings.TrimSuffix(u, "/")+"/version"),
+			zap.String("remote-member-id", idText(m.ID)), zap.Error(err))
 		lastErr = err
 	}
 	return nil, lastErr

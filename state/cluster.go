@@ -282,6 +282,7 @@ func (m *Machine) setClusterVersion(r *membershippb.ClusterVersionSetRequest) er
 	} else {
 		m.lg.Info("set initial cluster version", append(m.ids(), zap.String("cluster-version", minorVersion(v)))...)
 	}
+	m.SayCapabilities(v)
 	if own := semver.New(version.Version); (semver.Version{Major: own.Major, Minor: own.Minor}).LessThan(*v) {
 		// etcd stops here. We go on until an entry comes that we do not know; see the package's documentation.
 		m.lg.Error("invalid downgrade; server version is lower than determined cluster version",
@@ -290,6 +291,11 @@ func (m *Machine) setClusterVersion(r *membershippb.ClusterVersionSetRequest) er
 	m.change().version = v
 	m.set(store.ClusterKey(clusterVersionName), []byte(v.String()))
 	return nil
+}
+
+// SayCapabilities says that what a cluster version allows is on.
+func (m *Machine) SayCapabilities(v *semver.Version) {
+	m.lg.Info("enabled capabilities for version", zap.String("cluster-version", minorVersion(v)))
 }
 
 // setMemberAttributes notes what a member published of itself: its name and client URLs.

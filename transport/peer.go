@@ -83,6 +83,7 @@ func (p *peer) start() {
 	p.t.wg.Go(func() { p.readStream(streamControl) })
 	p.t.wg.Go(p.processProposals)
 	p.t.wg.Go(p.probe)
+	p.lg.Info("started HTTP pipelining with remote peer", zap.String("local-member-id", p.t.id), zap.String("remote-peer-id", p.name))
 	p.lg.Info("started remote peer", zap.String("remote-peer-id", p.name))
 }
 
@@ -95,6 +96,7 @@ func (p *peer) stop() {
 	p.pipeline.stop()
 	p.status.stop()
 	if !p.remote {
+		p.lg.Info("stopped HTTP pipelining with remote peer", zap.String("local-member-id", p.t.id), zap.String("remote-peer-id", p.name))
 		p.lg.Info("stopped remote peer", zap.String("remote-peer-id", p.name))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -142,6 +143,19 @@ func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 	}
 	logger.Info("ready to serve client requests",
 		zap.String("try", "belay ctl --endpoints="+clientEndpoint(cfg)+" put hello world"))
+	notifySystemd(logger.Logger)
+}
+
+// notifySystemd tells systemd, if it asked by NOTIFY_SOCKET, that the member
+// serves (a unit of Type=notify waits for it). Said without systemd too, as by
+// etcd.
+func notifySystemd(logger *zap.Logger) {
+	logger.Info("notifying init daemon")
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		logger.Error("failed to notify systemd for readiness", zap.Error(err))
+		return
+	}
+	logger.Info("successfully notified init daemon")
 }
 
 func clientEndpoint(cfg *config.Config) string {

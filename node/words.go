@@ -1,0 +1,161 @@
+package node
+
+import (
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/internal/version"
+	"github.com/belaydb/belay/server"
+)
+
+// What a member says of itself as it starts and stops, in etcd's words: these
+// lines are what operators look for first, and what scripts wait for.
+
+func hexID(id uint64) string { return fmt.Sprintf("%x", id) }
+
+func (n *Node) memberDir() string { return filepath.Join(n.cfg.DataDir, "member") }
+
+// sayDataDir comes before anything is touched.
+func (n *Node) sayDataDir() {
+	fields := []zap.Field{zap.String("data-dir", n.cfg.DataDir), zap.String("dir-type", "member")}
+	if _, err := n.cfg.FS.Stat(n.memberDir()); err == nil {
+		n.initialized = true
+		n.logger.Info("server has already been initialized", fields...)
+		return
+	}
+	n.logger.Info("Initialize and start etcd server", append(fields[:1], zap.String("dir-type", "empty"))...)
+}
+
+// sayConfig is etcd's one long line, less what has no counterpart.
+func (n *Node) sayConfig() {
+	c := &n.cfg
+	state := "new"
+	if c.JoinExisting {
+		state = "existing"
+	}
+	quota := c.QuotaBytes
+	if quota == 0 {
+		quota = 2 << 30
+	}
+	n.logger.Info("starting an etcd server",
+		zap.String("etcd-version", server.EtcdVersion),
+		zap.String("belay-version", version.Belay),
+		zap.String("go-version", runtime.Version()),
+		zap.String("go-os", runtime.GOOS),
+		zap.String("go-arch", runtime.GOARCH),
+		zap.Int("max-cpu-set", runtime.GOMAXPROCS(0)),
+		zap.Int("max-cpu-available", runtime.NumCPU()),
+		zap.Bool("member-initialized", n.initialized),
+		zap.String("name", c.Name),
+		zap.String("data-dir", c.DataDir),
+		zap.String("wal-dir", c.WALDir),
+		zap.String("wal-dir-dedicated", c.WALDir),
+		zap.String("member-dir", n.memberDir()),
+		zap.String("heartbeat-interval", c.TickInterval.String()),
+		zap.String("election-timeout", n.electionTimeout().String()),
+		zap.Bool("initial-election-tick-advance", c.AdvanceTicks),
+		zap.Uint64("snapshot-count", c.SnapshotCount),
+		zap.Strings("initial-advertise-peer-urls", urlStrings(c.AdvertisePeerURLs)),
+		zap.Strings("listen-peer-urls", urlStrings(c.ListenPeerURLs)),
+		zap.Strings("advertise-client-urls", urlStrings(c.AdvertiseClientURLs)),
+		zap.Strings("listen-client-urls", urlStrings(c.ListenClientURLs)),
+		zap.Strings("listen-metrics-urls", urlStrings(c.ListenMetricsURLs)),
+		zap.Strings("cors", allIfNone(c.CORS)),
+		zap.Strings("host-whitelist", allIfNone(c.HostWhitelist)),
+		zap.String("initial-cluster", c.InitialCluster),
+		zap.String("initial-cluster-state", state),
+		zap.String("initial-cluster-token", c.InitialClusterToken),
+		zap.Int64("quota-backend-bytes", quota),
+		zap.Int("max-request-bytes", c.MaxRequestBytes),
+		zap.Uint32("max-concurrent-streams", n.maxStreams()),
+		zap.Bool("pre-vote", c.PreVote),
+		zap.Bool("initial-corrupt-check", c.InitialCorruptCheck),
+		zap.String("corrupt-check-time-interval", c.CorruptCheckTime.String()),
+		zap.Duration("compact-check-time-interval", c.CompactHashCheckTime),
+		zap.String("auto-compaction-mode", c.AutoCompaction.Mode),
+		zap.Duration("auto-compaction-retention", c.AutoCompaction.Period),
+		zap.String("auto-compaction-interval", c.AutoCompaction.Period.String()),
+		zap.Int("max-learners", c.MaxLearners))
+}
+
+func allIfNone(list []string) []string {
+	if len(list) == 0 {
+		return []string{"*"}
+	}
+	sorted := slices.Clone(list)
+	slices.Sort(sorted)
+	return sorted
+}
+
+// sayStore follows the opening of the store.
+func (n *Node) sayStore(took time.Duration) {
+	n.logger.Info("opened backend db", zap.String("path", n.cfg.storeDir()), zap.Duration("took", took))
+	if !n.storeHasData() {
+		return
+	}
+	total, inUse := n.store.Size()
+	n.logger.Info("recovered v3 backend",
+		zap.Int64("backend-size-bytes", total), zap.String("backend-size", server.HumanBytes(total)),
+		zap.Int64("backend-size-in-use-bytes", inUse), zap.String("backend-size-in-use", server.HumanBytes(inUse)))
+}
+
+// sayMember says who this member is, and what it knew of the others.
+func (n *Node) sayMember() {
+	cluster, member := zap.String("cluster-id", hexID(n.id.cluster)), zap.String("local-member-id", hexID(n.id.member))
+	for _, m := range n.state.Members() {
+		n.logger.Info("recovered/added member from store", cluster, member,
+			zap.String("recovered-remote-peer-id", hexID(m.ID)), zap.Strings("recovered-remote-peer-urls", m.PeerURLs),
+			zap.Bool("recovered-remote-peer-is-learner", m.IsLearner))
+	}
+	v := n.state.ClusterVersion()
+	if v != nil {
+		n.logger.Info("set cluster version from store", zap.String("cluster-version", fmt.Sprintf("%d.%d", v.Major, v.Minor)))
+		n.state.SayCapabilities(v)
+	}
+	if n.id.fresh {
+		n.logger.Info("starting local member", member, cluster)
+	} else {
+		hard, _, err := n.log.InitialState()
+		if err == nil {
+			n.logger.Info("restarting local member", cluster, member, zap.Uint64("commit-index", hard.GetCommit()))
+		}
+	}
+	fields := []zap.Field{member, zap.String("local-server-version", server.EtcdVersion)}
+	if v != nil {
+		fields = append(fields, cluster, zap.String("cluster-version", fmt.Sprintf("%d.%d", v.Major, v.Minor)))
+	} else {
+		fields = append(fields, zap.String("cluster-version", "to_be_decided"))
+	}
+	n.logger.Info("starting etcd server", fields...)
+}
+
+// sayServing is said when every port answers.
+func (n *Node) sayServing() {
+	n.logger.Info("now serving peer/client/metrics", zap.String("local-member-id", hexID(n.id.member)),
+		zap.Strings("initial-advertise-peer-urls", urlStrings(n.cfg.AdvertisePeerURLs)),
+		zap.Strings("listen-peer-urls", urlStrings(n.cfg.ListenPeerURLs)),
+		zap.Strings("advertise-client-urls", urlStrings(n.cfg.AdvertiseClientURLs)),
+		zap.Strings("listen-client-urls", urlStrings(append(append([]url.URL(nil), n.cfg.ListenClientURLs...), n.cfg.ListenClientHTTPURLs...))),
+		zap.Strings("listen-metrics-urls", urlStrings(n.cfg.ListenMetricsURLs)))
+}
+
+// sayStop is said as the member begins to stop and when nothing of it is left.
+func (n *Node) sayStop(what string) {
+	n.logger.Info(what, zap.String("name", n.cfg.Name), zap.String("data-dir", n.cfg.DataDir),
+		zap.Strings("advertise-peer-urls", urlStrings(n.cfg.AdvertisePeerURLs)),
+		zap.Strings("advertise-client-urls", urlStrings(n.cfg.AdvertiseClientURLs)))
+}
+
+// sayRemoved goes before the end of a member that was removed.
+func (n *Node) sayRemoved() {
+	n.removed.Do(func() {
+		n.logger.Warn("server error", zap.Error(ErrRemoved))
+		n.logger.Warn("data-dir used by this member must be removed")
+	})
+}
