@@ -27,6 +27,7 @@ type settings struct {
 
 	before, during, after time.Duration
 	verdictQuiet          time.Duration // how long no further verdict must come
+	snapshotBytes         int64         // what the snapshot row fills the store with
 }
 
 // run is one scenario on one kind.
@@ -45,6 +46,10 @@ type run struct {
 	load     *load
 	leader   int // number of the member that led when the fault began
 
+	// Of the snapshot row: how much more the sender held in memory than before, and
+	// how much the receiver did at most.
+	senderGrowth, receiver int64
+
 	mu    sync.Mutex
 	notes []string
 }
@@ -57,7 +62,7 @@ type result struct {
 	requests, failed      int
 	errors                map[string]int // failed requests by "write: text"
 	worstWrite, worstRead time.Duration  // of requests that touched the fault or came after it
-	p99Write              time.Duration
+	p99Write, p99Before   time.Duration
 	changes               int           // leaders that followed the first
 	leaders               string        // who, and when, in words
 	longestGap, noWrites  time.Duration // the longest time without a write, and the sum of those over 250 ms
@@ -113,6 +118,9 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 	if r.net, err = newNetwork(r.c); err != nil {
 		return err
 	}
+	for _, m := range r.c.Members {
+		m.SetArgs(func(args []string) []string { return append(args, r.args...) })
+	}
 	defer r.net.close()
 	if r.slowLogs {
 		for i, m := range r.c.Members {
@@ -132,6 +140,11 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 	}
 	if err := r.findLeader(start); err != nil {
 		return err
+	}
+	if r.prepare != nil {
+		if err := r.prepare(ctx, r); err != nil {
+			return fmt.Errorf("prepare: %w", err)
+		}
 	}
 	loadCtx, stopLoad := context.WithCancel(ctx)
 	defer stopLoad()
@@ -330,7 +343,7 @@ func (r *run) measure(res *result, began, from, to time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var acks []time.Time
-	var writes []time.Duration
+	var writes, earlier []time.Duration
 	before, within := 0, 0
 	for _, o := range l.ops {
 		if !o.read && o.err == "" {
@@ -343,6 +356,9 @@ func (r *run) measure(res *result, began, from, to time.Time) {
 			}
 		}
 		if o.end.Before(from) {
+			if !o.read {
+				earlier = append(earlier, o.end.Sub(o.start))
+			}
 			if o.err != "" {
 				r.note("failed before the fault: %s", o.err)
 			}
@@ -366,10 +382,14 @@ func (r *run) measure(res *result, began, from, to time.Time) {
 	res.acked = len(l.acked)
 	res.before = float64(before) / from.Sub(began).Seconds()
 	res.within = float64(within) / to.Sub(from).Seconds()
-	if len(writes) > 0 {
-		slices.Sort(writes)
-		res.p99Write = writes[len(writes)*99/100]
+	p99 := func(all []time.Duration) time.Duration {
+		if len(all) == 0 {
+			return 0
+		}
+		slices.Sort(all)
+		return all[len(all)*99/100]
 	}
+	res.p99Write, res.p99Before = p99(writes), p99(earlier)
 	slices.SortFunc(acks, time.Time.Compare)
 	last := from
 	gap := func(d time.Duration) {

@@ -21,7 +21,9 @@ type scenario struct {
 	diskBytes   int64                                   // not 0: a tmpfs of this size in place of slowfs
 	slowLogs    bool                                    // the members log to a slowfs of their own, at level debug
 	want        []want
-	label       *label // what the verdict should be; nil: not asked
+	label       *label                                  // what the verdict should be; nil: not asked
+	prepare     func(ctx context.Context, r *run) error // before the load begins
+	args        []string                                // more flags of the members
 }
 
 // A want is something that must hold of a result: "" or what was seen instead.
@@ -119,6 +121,8 @@ func scenarios() []scenario {
 		{name: "leader-flap", about: "the leader is cut off and back every 3 s", fault: flap(leader)},
 		{name: "follower-flap", about: "one follower is cut off and back every 3 s", fault: flap(oneFollower), want: []want{changesAtMost(0)}},
 	}
+	list = append(list, scenario{name: "snapshot", about: "a follower is replaced by a new member, which gets a snapshot of 2 GB", prepare: fillStore, fault: newMember, during: 10 * time.Minute,
+		args: []string{"--quota-backend-bytes", "17179869184"}, want: []want{failedAtMost(0), changesAtMost(0), p99AtMostDoubled, snapshotMemoryBounded}})
 	for _, ms := range []time.Duration{50, 200, 400} {
 		d := ms * time.Millisecond
 		list = append(list, scenario{name: fmt.Sprintf("delay-%d", ms), fault: shaped(link{delay: d, jitter: d / 5}), want: []want{changesAtMost(0)},
