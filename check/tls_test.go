@@ -1,0 +1,539 @@
+package check
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/belaydb/belay/check/cluster"
+)
+
+// issuer is an Authority whose mistakes end the test.
+type issuer struct {
+	*cluster.Authority
+	t *testing.T
+}
+
+func newIssuer(t *testing.T, name string) *issuer {
+	t.Helper()
+	a, err := cluster.NewAuthority(t.TempDir(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &issuer{a, t}
+}
+
+func (i *issuer) issue(name string, change func(*x509.Certificate)) *big.Int {
+	i.t.Helper()
+	serial, err := i.Issue(name, change)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return serial
+}
+
+func (i *issuer) client(name string) *tls.Config {
+	i.t.Helper()
+	cfg, err := i.Client(name)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return cfg
+}
+
+// etcdctl runs the real etcdctl and gives what it says, ports taken out.
+func etcdctl(t *testing.T, m *cluster.Member, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, EtcdTools(t).Etcdctl, append([]string{"--endpoints=" + m.ClientURL}, args...)...)
+	out, err := cmd.CombinedOutput()
+	text := string(out)
+	if err != nil {
+		text += err.Error()
+	}
+	return ctlNoise.ReplaceAllString(ownPort.ReplaceAllString(text, "127.0.0.1:P"), `$1`)
+}
+
+var (
+	ownPort = regexp.MustCompile(`127\.0\.0\.1:\d+`)
+	// ctlNoise is what differs from run to run: times, addresses of memory, and
+	// which of write and read found out first that the connection is gone.
+	ctlNoise = regexp.MustCompile(`(?:"ts":"[^"]*",|took = [0-9.]+m?s|"target":"[^"]*",|(latest balancer error: )[^}]*)`)
+)
+
+// rejectedLines are the member's log lines of refused connections, as field ->
+// value without ports and serials.
+func rejectedLines(t *testing.T, m *cluster.Member) (lines []string) {
+	t.Helper()
+	data, err := os.ReadFile(m.LogPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		var fields map[string]any
+		if json.Unmarshal([]byte(line), &fields) != nil || !strings.HasPrefix(fmt.Sprint(fields["msg"]), "rejected connection on") {
+			continue
+		}
+		delete(fields, "ts")
+		delete(fields, "caller")
+		b, err := json.Marshal(fields)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := ownPort.ReplaceAllString(string(b), "127.0.0.1:P")
+		lines = append(lines, currentTime.ReplaceAllString(text, "current time T"))
+	}
+	slices.Sort(lines)
+	return slices.Compact(lines)
+}
+
+var currentTime = regexp.MustCompile(`current time \S+ is after \S+Z`)
+
+// The same clients, good and bad, against both: the same answers, the same words
+// in etcdctl, the same lines in the log.
+func TestTLSLikeEtcd(t *testing.T) {
+	t.Parallel()
+	a, other := newIssuer(t, "check"), newIssuer(t, "stranger")
+	a.issue("server", nil)
+	a.issue("good", nil)
+	a.issue("expired", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
+	a.issue("serveronly", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })
+	other.issue("stranger", nil)
+	if err := a.Revoke(a.issue("revoked", nil)); err != nil {
+		t.Fatal(err)
+	}
+	var metrics, httpOnly [2]string
+	n := 0
+	belay, etcd := startBoth(t, func(c *cluster.Config) {
+		for _, to := range []*string{&metrics[n], &httpOnly[n]} {
+			port, err := cluster.FreePort()
+			if err != nil {
+				t.Fatal(err)
+			}
+			*to = fmt.Sprintf("https://127.0.0.1:%d", port)
+		}
+		c.TLS = a.client("good")
+		c.Args = []string{
+			"--cert-file=" + a.Cert("server"), "--key-file=" + a.Key("server"), "--trusted-ca-file=" + a.CA(), "--client-cert-auth",
+			"--client-crl-file=" + a.CRL(), "--listen-metrics-urls=" + metrics[n],
+		}
+		n++
+	})
+	var runs sync.WaitGroup
+	for _, c := range []struct {
+		name string
+		from *issuer
+		ca   string
+		more []string
+	}{
+		{"good", a, a.CA(), nil},
+		{"", a, a.CA(), nil},
+		{"expired", a, a.CA(), nil},
+		{"serveronly", a, a.CA(), nil},
+		{"revoked", a, a.CA(), nil},
+		{"stranger", other, a.CA(), nil},
+		{"good", a, other.CA(), nil},
+		{"good", a, a.CA(), []string{"--insecure-skip-tls-verify"}},
+	} {
+		args := append([]string{"--cacert=" + c.ca}, c.more...)
+		if c.name != "" {
+			args = append(args, "--cert="+c.from.Cert(c.name), "--key="+c.from.Key(c.name))
+		}
+		welcome := c.name == "good" && c.ca == a.CA()
+		if !welcome {
+			args = append(args, "--command-timeout=1s", "--dial-timeout=1s")
+		}
+		args = append(args, "put", "a", "1")
+		var answers [2]string
+		for i, m := range []*cluster.Member{belay, etcd} {
+			runs.Go(func() { answers[i] = etcdctl(t, m, args...) })
+		}
+		defer func() {
+			if answers[0] != answers[1] {
+				t.Errorf("etcdctl %v\nbelay: %s\netcd:  %s", args, answers[0], answers[1])
+			}
+			if welcome != (answers[0] == "OK\n") {
+				t.Errorf("etcdctl %v: %s", args, answers[0])
+			}
+		}()
+	}
+	runs.Wait()
+	if got, want := rejectedLines(t, belay), rejectedLines(t, etcd); !slices.Equal(got, want) {
+		t.Errorf("log of belay:\n%s\nof etcd:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+
+	// HTTP/2 and HTTP/1 on the same port.
+	for _, protocols := range [][]string{nil, {"http/1.1"}} {
+		cfg := a.client("good")
+		cfg.NextProtos = protocols
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: cfg, ForceAttemptHTTP2: protocols == nil}}
+		compareHTTP(t, client, []httpCase{
+			{path: "/v3/kv/range", body: `{"key":"YQ=="}`}, {path: "/v3/kv/range", body: `{"key":1}`}, {path: "/version", method: "POST"},
+			{path: "/health"}, {path: "/v3/kv/range", method: "OPTIONS"}, {path: "/nothing"}, {path: "/livez", header: "Host: whoever.example"},
+			{path: "/v3/watch", body: `{"create_request":{"key":"YQ=="}}`, lines: 1},
+		}, belay.ClientURL, etcd.ClientURL)
+		compareHTTP(t, client, []httpCase{{path: "/health"}, {path: "/version"}}, metrics[0], metrics[1])
+		client.CloseIdleConnections()
+	}
+	// A port for metrics asks for the same certificate: it is no way past the list.
+	for _, url := range metrics {
+		for _, name := range []string{"", "revoked", "expired"} {
+			if status, err := getWith(a.client(name), url+"/health"); err == nil {
+				t.Errorf("%s answered %s to %q", url, status, name)
+			}
+		}
+	}
+}
+
+func getWith(cfg *tls.Config, url string) (string, error) {
+	transport := &http.Transport{TLSClientConfig: cfg, ForceAttemptHTTP2: true}
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport, Timeout: 20 * time.Second}).Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return resp.Status, err
+}
+
+// A revoked client gets in by no listener, with HTTP on ports of its own
+// (there was a way around the list in etcd).
+func TestRevokedOnSeparatePorts(t *testing.T) {
+	t.Parallel()
+	a := newIssuer(t, "check")
+	a.issue("server", nil)
+	a.issue("good", nil)
+	bad := a.issue("revoked", nil)
+	port, err := cluster.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	httpURL := fmt.Sprintf("https://127.0.0.1:%d", port)
+	c := startTLS(t, 1, a, func(c *cluster.Config) {
+		c.Args = append(c.Args, "--client-crl-file="+a.CRL(), "--listen-client-http-urls="+httpURL)
+	})
+	if _, err := getWith(a.client("revoked"), httpURL+"/health"); err != nil {
+		t.Fatal(err)
+	}
+	if err := callWith(t, c.Members[0], a.client("revoked")); err != nil {
+		t.Fatal(err)
+	}
+	// The list is read again when it changes.
+	if err := a.Revoke(bad); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/health", "/v3/kv/range", "/metrics"} {
+		if status, err := getWith(a.client("revoked"), httpURL+path); err == nil {
+			t.Errorf("%s: %s", path, status)
+		}
+	}
+	if err := callWith(t, c.Members[0], a.client("revoked")); err == nil {
+		t.Error("a revoked client reads")
+	}
+	if err := callWith(t, c.Members[0], a.client("good")); err != nil {
+		t.Error(err)
+	}
+	if _, err := getWith(a.client("good"), httpURL+"/health"); err != nil {
+		t.Error(err)
+	}
+}
+
+// startTLS starts Belay with certificates "server" and clients that are "good".
+func startTLS(t *testing.T, size int, a *issuer, change func(*cluster.Config)) *cluster.Cluster {
+	t.Helper()
+	cfg := cluster.Config{Kind: cluster.Belay, Binary: Belay(t), Size: size, Dir: t.TempDir(), TLS: a.client("good"), Args: []string{
+		"--cert-file=" + a.Cert("server"), "--key-file=" + a.Key("server"), "--trusted-ca-file=" + a.CA(), "--client-cert-auth",
+	}}
+	if change != nil {
+		change(&cfg)
+	}
+	return startSecure(t, cfg)
+}
+
+func startSecure(t *testing.T, cfg cluster.Config) *cluster.Cluster {
+	t.Helper()
+	c, err := cluster.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(c.Tails(15))
+		}
+		c.Close()
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// callWith makes one call on a connection of its own.
+func callWith(t *testing.T, m *cluster.Member, cfg *tls.Config) error {
+	t.Helper()
+	conn, err := dialWith(m, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, err = pb.NewKVClient(conn).Range(ctx, &pb.RangeRequest{Key: []byte("a")})
+	return err
+}
+
+// Three members that show each other certificates, as etcd's do; the peer port
+// refuses who has none, or the wrong one, in etcd's words.
+func TestPeerTLS(t *testing.T) {
+	t.Parallel()
+	a, other := newIssuer(t, "check"), newIssuer(t, "stranger")
+	for _, name := range []string{"server", "good", "member"} {
+		a.issue(name, nil)
+	}
+	a.issue("elsewhere", func(c *x509.Certificate) {
+		c.Subject.CommonName, c.DNSNames, c.IPAddresses = "member", nil, []net.IP{{10, 9, 8, 7}}
+	})
+	a.issue("fellow", func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = []string{"nowhere.invalid"}, nil })
+	revoked := a.issue("revoked", func(c *x509.Certificate) { c.Subject.CommonName = "member" })
+	other.issue("stranger", nil)
+	if err := a.Revoke(revoked); err != nil {
+		t.Fatal(err)
+	}
+	peerFlags := []string{
+		"--peer-cert-file=" + a.Cert("member"), "--peer-key-file=" + a.Key("member"), "--peer-trusted-ca-file=" + a.CA(),
+		"--peer-client-cert-auth", "--peer-cert-allowed-cn=x,member,fellow", "--peer-crl-file=" + a.CRL(),
+	}
+	c := startTLS(t, 3, a, func(c *cluster.Config) { c.PeerTLS, c.Args = true, append(c.Args, peerFlags...) })
+	flags := []string{"--cacert=" + a.CA(), "--cert=" + a.Cert("good"), "--key=" + a.Key("good")}
+	for i, m := range c.Members {
+		if got := etcdctl(t, m, append(flags, "put", "a", fmt.Sprint(i))...); got != "OK\n" {
+			t.Fatalf("put: %s", got)
+		}
+		if got := etcdctl(t, c.Members[(i+1)%3], append(flags, "get", "a")...); got != fmt.Sprintf("a\n%d\n", i) {
+			t.Fatalf("get: %s", got)
+		}
+	}
+	if got := etcdctl(t, c.Members[0], append(flags, "endpoint", "health", "--cluster")...); strings.Count(got, "is healthy") != 3 {
+		t.Fatal(got)
+	}
+
+	e := startSecure(t, cluster.Config{Kind: cluster.Etcd, Binary: EtcdTools(t).Etcd, Size: 1, Dir: t.TempDir(), PeerTLS: true, Args: peerFlags})
+	for _, who := range []struct {
+		name string
+		from *issuer
+		want string // "" gets in
+	}{
+		{"member", a, ""}, {"", a, "x"}, {"good", a, "x"}, {"elsewhere", a, "x"}, {"fellow", a, "x"}, {"revoked", a, "x"}, {"stranger", other, "x"},
+	} {
+		for _, m := range []*cluster.Member{c.Members[0], e.Members[0]} {
+			cfg := a.client("")
+			if who.name != "" {
+				cfg.GetClientCertificate = who.from.client(who.name).GetClientCertificate
+			}
+			// etcd's peer port takes HTTP/2 in the handshake and speaks HTTP/1.
+			transport := &http.Transport{TLSClientConfig: cfg}
+			resp, err := (&http.Client{Transport: transport, Timeout: 20 * time.Second}).Get(m.PeerURL + "/version")
+			if err == nil {
+				resp.Body.Close()
+			}
+			transport.CloseIdleConnections()
+			if (err == nil) != (who.want == "") {
+				t.Errorf("%q at %s: %v", who.name, m.LogPath, err)
+			}
+		}
+	}
+	// Both wrote the same; ours may have more lines only if its peers failed.
+	if got, want := rejectedLines(t, c.Members[0]), rejectedLines(t, e.Members[0]); !slices.Equal(got, want) {
+		t.Errorf("log of belay:\n%s\nof etcd:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// Certificates that nobody had to make.
+func TestAutoTLS(t *testing.T) {
+	t.Parallel()
+	c := startSecure(t, cluster.Config{Kind: cluster.Belay, Binary: Belay(t), Size: 3, Dir: t.TempDir(),
+		TLS: &tls.Config{InsecureSkipVerify: true}, PeerTLS: true, Args: []string{"--auto-tls", "--peer-auto-tls", "--self-signed-cert-validity=3"}})
+	conn, err := tls.Dial("tcp", c.Members[0].Endpoint(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	cert := conn.ConnectionState().PeerCertificates[0]
+	if years := cert.NotAfter.Sub(cert.NotBefore) / (365 * 24 * time.Hour); years != 3 || cert.VerifyHostname("127.0.0.1") != nil {
+		t.Errorf("%d years, for %v %v", years, cert.IPAddresses, cert.DNSNames)
+	}
+	if got := etcdctl(t, c.Members[2], "--insecure-skip-tls-verify", "put", "a", "1"); got != "OK\n" {
+		t.Error(got)
+	}
+	for _, side := range []string{"client", "peer"} {
+		if _, err := os.Stat(filepath.Join(c.Members[1].DataDir, "fixtures", side, "cert.pem")); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Certificates are renewed again and again while clients connect and call, and
+// silent connections lie on the port: no request fails.
+func TestRenewUnderLoad(t *testing.T) {
+	t.Parallel()
+	a := newIssuer(t, "check")
+	a.issue("server", nil)
+	a.issue("good", nil)
+	a.issue("member", nil)
+	c := startTLS(t, 3, a, func(c *cluster.Config) {
+		c.PeerTLS = true
+		c.Args = append(c.Args, "--peer-cert-file="+a.Cert("member"), "--peer-key-file="+a.Key("member"), "--peer-trusted-ca-file="+a.CA(), "--peer-client-cert-auth")
+	})
+	for range 400 {
+		conn, err := net.Dial("tcp", c.Members[0].Endpoint())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write([]byte{0x16, 3, 1, 2}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var stop atomic.Bool
+	var calls atomic.Int64
+	serials := make(chan string, 1<<16)
+	var clients sync.WaitGroup
+	for i := range 6 {
+		m, cfg := c.Members[i%3], a.client("good")
+		cfg.VerifyConnection = func(s tls.ConnectionState) error {
+			select {
+			case serials <- s.PeerCertificates[0].SerialNumber.String():
+			default:
+			}
+			return nil
+		}
+		clients.Go(func() {
+			for !stop.Load() {
+				if err := callWith(t, m, cfg); err != nil {
+					t.Errorf("gRPC: %v", err)
+					return
+				}
+				if _, err := getWith(cfg, m.ClientURL+"/health"); err != nil {
+					t.Errorf("HTTP: %v", err)
+					return
+				}
+				calls.Add(2)
+			}
+		})
+	}
+	seen := make(map[string]bool)
+	for range 8 {
+		before := calls.Load()
+		a.issue("member", nil)
+		want := a.issue("server", nil).String()
+		deadline := time.After(30 * time.Second)
+		for !seen[want] || calls.Load() < before+12 {
+			select {
+			case s := <-serials:
+				seen[s] = true
+			case <-deadline:
+				t.Fatalf("the certificate %s was not seen", want)
+			}
+		}
+	}
+	stop.Store(true)
+	clients.Wait()
+	t.Logf("%d calls, %d certificates", calls.Load(), len(seen))
+}
+
+// Sockets of the file system, plain and with TLS; what a dead member left there
+// is in nobody's way.
+func TestUnixSockets(t *testing.T) {
+	t.Parallel()
+	a := newIssuer(t, "check")
+	a.issue("server", nil)
+	a.issue("good", nil)
+	dir, err := os.MkdirTemp("", "s") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/plain", Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale.SetUnlinkOnClose(false)
+	stale.Close()
+
+	c, err := cluster.New(cluster.Config{Kind: cluster.Belay, Binary: Belay(t), Size: 1, Dir: t.TempDir(), TLS: a.client("good"), Args: []string{
+		"--cert-file=" + a.Cert("server"), "--key-file=" + a.Key("server"), "--trusted-ca-file=" + a.CA(), "--socket-reuse-port", "--socket-reuse-address",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	m := c.Members[0]
+	m.SetArgs(func(args []string) []string {
+		return append(args, "--listen-client-urls="+m.ClientURL+",unix://"+dir+"/plain,unixs://"+dir+"/secure")
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for name, security := range map[string]credentials.TransportCredentials{
+		"plain": insecure.NewCredentials(), "secure": credentials.NewTLS(serverName(a.client("good"), "localhost")),
+	} {
+		conn, err := grpc.NewClient("unix:"+dir+"/"+name, grpc.WithTransportCredentials(security))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := pb.NewKVClient(conn).Put(ctx, &pb.PutRequest{Key: []byte("a")}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		conn.Close()
+	}
+	// --socket-reuse-port lets others have the port too.
+	l, err := listenReusing(ctx, m.Endpoint())
+	if err != nil {
+		t.Error(err)
+	} else {
+		l.Close()
+	}
+	if err := m.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func serverName(cfg *tls.Config, name string) *tls.Config {
+	cfg.ServerName = name
+	return cfg
+}
+
+// dialWith connects with other TLS than the cluster's.
+func dialWith(m *cluster.Member, cfg *tls.Config) (*grpc.ClientConn, error) {
+	return m.Dial(grpc.WithTransportCredentials(credentials.NewTLS(cfg)))
+}
