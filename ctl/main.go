@@ -76,13 +76,13 @@ func MainContext(ctx context.Context, name string, args []string, stdin io.Reade
 	case !strings.HasPrefix(err.Error(), "unknown command"):
 		cmd.PrintErrln(cmd.UsageString()) // cobra would print it to standard output
 	case slices.ContainsFunc(args, comesLater):
-		fmt.Fprint(stderr, "Hint: auth, user, role, check, make-mirror and downgrade are not here yet; etcd's own etcdctl can be used against this server.\n")
+		fmt.Fprint(stderr, "Hint: auth, user and role are not here yet; etcd's own etcdctl can be used against this server.\n")
 	}
 	return ExitCode(err)
 }
 
 func comesLater(command string) bool {
-	return slices.Contains([]string{"auth", "user", "role", "check", "make-mirror", "downgrade"}, command)
+	return slices.Contains([]string{"auth", "user", "role"}, command)
 }
 
 // A ctl is one command line being run: where it reads and writes, its global flags and the clients it has opened.
@@ -121,9 +121,9 @@ func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Comm
 	)
 	root.AddCommand(
 		c.getCommand(), c.putCommand(), c.delCommand(), c.txnCommand(), c.compactionCommand(), c.watchCommand(), c.leaseCommand(),
-		c.alarmCommand(), c.defragCommand(), c.endpointCommand(), c.moveLeaderCommand(), c.memberCommand(), c.snapshotCommand(),
+		c.alarmCommand(), c.defragCommand(), c.downgradeCommand(), c.endpointCommand(), c.moveLeaderCommand(), c.memberCommand(), c.snapshotCommand(),
 		c.lockCommand(), c.electCommand(),
-		c.versionCommand(), c.completionCommand(), c.optionsCommand(),
+		c.checkCommand(), c.makeMirrorCommand(), c.versionCommand(), c.completionCommand(), c.optionsCommand(),
 	)
 	root.SetHelpCommandGroupID(groupUtility)
 
