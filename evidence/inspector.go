@@ -278,7 +278,7 @@ func (i *Inspector) collect() []Testimony {
 				t.Absent = WhyNot(err)
 			} else {
 				// Its ages count from when it wrote them down: half a round trip ago.
-				t.Events = eventsOf(&report, end.Add(-end.Sub(start)/2))
+				t.Events, t.Links = eventsOf(&report, end.Add(-end.Sub(start)/2)), report.Links
 			}
 			mu.Lock()
 			all = append(all, t)
@@ -288,7 +288,7 @@ func (i *Inspector) collect() []Testimony {
 	asking.Wait()
 	now := i.now()
 	own := Report{Events: i.o.Ring.Tell(TellWithin)}
-	all = append(all, Testimony{ID: i.o.Self, Name: names[i.o.Self], Events: eventsOf(&own, now)})
+	all = append(all, Testimony{ID: i.o.Self, Name: names[i.o.Self], Events: eventsOf(&own, now), Links: i.o.Links.Report()})
 	for j := range all {
 		if all[j].Name == "" {
 			all[j].Name = fmt.Sprintf("%x", all[j].ID)

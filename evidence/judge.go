@@ -95,6 +95,7 @@ type Testimony struct {
 	// Absent: it did not answer, and why not: refused, closed or timeout.
 	Absent string
 	Events []Event // At by the judge's clock; the oldest first
+	Links  []LinkReport
 }
 
 // Incident is what a verdict is asked for.
@@ -612,6 +613,18 @@ func (b *bench) slowLinks() {
 	}
 	if len(worst) == 0 {
 		return
+	}
+	// Where one link is lossy, another that is a little so belongs to it.
+	for i := range members {
+		for _, k := range members[i].Links {
+			peer := slices.IndexFunc(members, func(m Testimony) bool { return fmt.Sprintf("%x", m.ID) == k.Peer })
+			if peer < 0 || k.Late < lossyCount-1 || uneasy(&members[i]) || uneasy(&members[peer]) {
+				continue
+			}
+			if p := (pair{min(i, peer), max(i, peer)}); worst[p] == nil {
+				worst[p] = &Event{Took: time.Duration(k.RTT * float64(time.Second)), Value: int64(k.Late)}
+			}
+		}
 	}
 	touched := make([]int, len(members))
 	f := finding{cause: CauseLossyLink, weight: 50}

@@ -14,6 +14,7 @@ import (
 // TestJudge gives recorded rings and reads the verdict. A line of input is
 //
 //	m1 absent=timeout
+//	m1 late-to=m2 2        (of the last thirty round trips)
 //	m1 paused ago=0.5s took=10s peer=m2 value=3 term=4 note="text"
 //
 // ago counts back from the moment of judgement.
@@ -66,6 +67,11 @@ func testMembers(t *testing.T, text string, now time.Time) []Testimony {
 		m := &members[testID(words[0])-1]
 		if why, ok := strings.CutPrefix(words[1], "absent="); ok {
 			m.Absent = why
+			continue
+		}
+		if peer, ok := strings.CutPrefix(words[1], "late-to="); ok {
+			late, _ := strconv.Atoi(words[2])
+			m.Links = append(m.Links, LinkReport{Peer: fmt.Sprintf("%x", testID(peer)), RTT: 0.002, Late: late})
 			continue
 		}
 		e := Event{Kind: kindOf(words[1]), At: now, Count: 1}

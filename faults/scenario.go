@@ -129,7 +129,7 @@ func scenarios() []scenario {
 			about: fmt.Sprintf("%v and up to a fifth more, one way, between all members", d)})
 	}
 	for _, percent := range []int{1, 10} {
-		list = append(list, scenario{name: fmt.Sprintf("loss-%d", percent), fault: shaped(link{delay: time.Millisecond, loss: float64(percent) / 100}), want: []want{changesAtMost(0)},
+		list = append(list, scenario{name: fmt.Sprintf("loss-%d", percent), fault: shaped(link{delay: time.Millisecond, loss: float64(percent) / 100}), during: 15 * time.Second, want: []want{changesAtMost(0)},
 			about: fmt.Sprintf("%d %% of what members send is lost once", percent)})
 	}
 	return list

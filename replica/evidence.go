@@ -19,6 +19,9 @@ const (
 	// recordBacklog and recordQueue: entries not applied, bytes in the inbox.
 	recordBacklog = 5000
 	recordQueue   = 32 << 20
+	// standstill: a tick that comes so late tells that this process did not run, and
+	// what it measured meanwhile says nothing of anything else.
+	standstill = 500 * time.Millisecond
 )
 
 // leadership is what the loop keeps to say why the leader changed.
@@ -26,6 +29,7 @@ type leadership struct {
 	heard    time.Time     // the leader's last message; or when it became the leader
 	from     uint64        // whose that was
 	inTime   time.Time     // since when the loop's own ticks come in time
+	ran      time.Time     // since when the loop has not stood still
 	campaign time.Duration // nothing had come from the leader for so long when this member last asked for votes
 	// askedBy asked us to campaign (MsgTimeoutNow), and higher spoke in a higher
 	// term, since the last change.
@@ -47,6 +51,9 @@ func (l *loop) recordTick(now time.Time) {
 	// While the loop stood still it could hear nobody.
 	if late >= l.cfg.TickInterval/2 || lead.inTime.IsZero() {
 		lead.inTime = now
+	}
+	if late >= standstill || lead.ran.IsZero() {
+		lead.ran = now
 	}
 	if l.leader != raft.None && l.leader != l.cfg.ID && lead.from == l.leader {
 		since := lead.heard
@@ -140,6 +147,13 @@ func (l *loop) recordState(was raft.StateType, previous uint64, now time.Time) {
 	}
 	lead.askedBy, lead.higher = raft.None, raft.None
 	lead.heard, lead.from = now, l.leader
+}
+
+// withoutStandstill takes from the age of a sync the time before this process went on:
+// one that was stopped for 10 s has no disk that stalled for so long.
+func (l *loop) withoutStandstill(now time.Time, s diskSample) diskSample {
+	ran := now.Sub(l.leadership.ran)
+	return diskSample{oldest: min(s.oldest, ran), took: min(s.took, ran)}
 }
 
 // recordDisk is called at each tick with what the disk watch saw.

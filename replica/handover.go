@@ -142,6 +142,8 @@ func (l *loop) sampleDisk() (diskSample, DiskReport) {
 // watchDisk runs at each tick.
 func (l *loop) watchDisk(now time.Time) {
 	s, report := l.sampleDisk()
+	s = l.withoutStandstill(now, s)
+	report.Oldest = s.oldest
 	l.disk.sample = s
 	w := &l.disk.watch
 	since := w.since
