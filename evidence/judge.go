@@ -588,12 +588,13 @@ func (b *bench) slowLinks() {
 	type pair struct{ a, b int }
 	worst := make(map[pair]*Event)
 	members := b.in.Members
-	uneasy := func(m *Testimony) bool {
+	// Late ticks explain round trips that are not much longer.
+	uneasy := func(m *Testimony, took time.Duration) bool {
 		if m.Absent != "" || b.worst(m, Paused) != nil {
 			return true
 		}
 		late := b.worst(m, LateTick)
-		return late != nil && late.Took >= disturbed && b.worst(m, CPUWait, Pressure) != nil
+		return late != nil && late.Took >= max(disturbed, took/2) && b.worst(m, CPUWait, Pressure) != nil
 	}
 	for i := range members {
 		for j := range members[i].Events {
@@ -602,7 +603,7 @@ func (b *bench) slowLinks() {
 				continue
 			}
 			peer := slices.IndexFunc(members, func(m Testimony) bool { return m.ID == e.Peer })
-			if peer < 0 || uneasy(&members[i]) || uneasy(&members[peer]) {
+			if peer < 0 || uneasy(&members[i], e.Took) || uneasy(&members[peer], e.Took) {
 				continue
 			}
 			p := pair{min(i, peer), max(i, peer)}
@@ -618,7 +619,7 @@ func (b *bench) slowLinks() {
 	for i := range members {
 		for _, k := range members[i].Links {
 			peer := slices.IndexFunc(members, func(m Testimony) bool { return fmt.Sprintf("%x", m.ID) == k.Peer })
-			if peer < 0 || k.Late < lossyCount-1 || uneasy(&members[i]) || uneasy(&members[peer]) {
+			if peer < 0 || k.Late < lossyCount-1 || uneasy(&members[i], 0) || uneasy(&members[peer], 0) {
 				continue
 			}
 			if p := (pair{min(i, peer), max(i, peer)}); worst[p] == nil {
