@@ -64,6 +64,7 @@ type result struct {
 	worstWrite, worstRead time.Duration  // of requests that touched the fault or came after it
 	p99Write, p99Before   time.Duration
 	changes               int           // leaders that followed the first
+	firstChange           time.Duration // from the fault to the first of them
 	leaders               string        // who, and when, in words
 	longestGap, noWrites  time.Duration // the longest time without a write, and the sum of those over 250 ms
 	before, within        float64       // writes acknowledged in a second
@@ -433,7 +434,9 @@ func (r *run) measure(res *result, began, from, to time.Time) {
 			said = append(said, name)
 			continue
 		}
-		res.changes++
+		if res.changes++; res.changes == 1 {
+			res.firstChange = s.at.Sub(from)
+		}
 		said = append(said, fmt.Sprintf("%s at %+.1f s (term +%d)", name, s.at.Sub(from).Seconds(), s.term-terms[0].term))
 	}
 	res.leaders = strings.Join(said, ", ")

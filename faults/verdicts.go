@@ -94,7 +94,6 @@ func verdictRows() []scenario {
 		{name: "leader-pause-3", about: "the leader is stopped (SIGSTOP) for 3 s", fault: pause(leader), during: 3 * time.Second},
 		{name: "follower-pause-5", about: "one follower is stopped (SIGSTOP) for 5 s", fault: pause(oneFollower), during: 5 * time.Second},
 		{name: "leader-starved", about: "the leader gets no CPU (nice 19, and all CPUs burn)", fault: starve(leader), during: 12 * time.Second},
-		{name: "follower-cut-out", about: "nothing that one follower sends arrives", fault: cut(oneFollower, true, false)},
 		{name: "leader-delay", about: "400ms and up to a fifth more, one way, between the leader and both others", fault: delayed(leader, 400*time.Millisecond)},
 		{name: "leader-kill", about: "the leader is killed (SIGKILL)", fault: killed(leader), during: 4 * time.Second},
 		{name: "follower-kill", about: "one follower is killed (SIGKILL)", fault: killed(oneFollower), during: 4 * time.Second},
