@@ -78,6 +78,11 @@ type Config struct {
 	CompactionBatchLimit int           // 0: the default of mvcc
 	CompactionSleep      time.Duration // 0: the default of mvcc
 
+	InitialCorruptCheck  bool          // compare with the peers before serving (a feature gate)
+	CorruptCheckTime     time.Duration // between two corruption checks of the leader; 0: none
+	CompactHashCheck     bool          // compare the hashes of compactions (a feature gate)
+	CompactHashCheckTime time.Duration // between two such comparisons; above 0
+
 	WatchProgressInterval time.Duration // 0: the default of watch
 	WarningApply          time.Duration // --warning-apply-duration
 	WarningRequest        time.Duration // --warning-unary-request-duration
@@ -135,6 +140,8 @@ func Default() *Config {
 		PreVote:              true,
 		StrictReconfigCheck:  true,
 		MaxLearners:          1,
+		CompactHashCheck:     true, // costs a few small questions a minute
+		CompactHashCheckTime: time.Minute,
 		DiskStallHandOver:    5 * time.Second,
 		MaxUnsyncedBytes:     512 << 20,
 		SnapshotCount:        10000,
@@ -211,6 +218,9 @@ func (c *Config) Validate() error {
 	}
 	if err := c.checkTracing(); err != nil {
 		return err
+	}
+	if c.CompactHashCheckTime <= 0 {
+		return fmt.Errorf("--compact-hash-check-time must be >0 (set to %v)", c.CompactHashCheckTime)
 	}
 	if err := c.checkTLS(); err != nil {
 		return err

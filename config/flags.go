@@ -170,6 +170,10 @@ func behaviourFlags() []flagDef {
 			bind: intFlag(func(c *Config) *int { return &c.CompactionBatchLimit })},
 		{group: groupFeatures, name: "compaction-sleep-interval", usage: "Pause between two steps of a compaction.", shown: "10ms",
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.CompactionSleep })},
+		{group: groupFeatures, name: "corrupt-check-time", usage: "How often the leader compares all members' data, which takes each a pass over it.", shown: "0s",
+			bind: durationFlag(func(c *Config) *time.Duration { return &c.CorruptCheckTime })},
+		{group: groupFeatures, name: "compact-hash-check-time", usage: "How often the leader compares the hashes that members kept of compactions.",
+			bind: durationFlag(func(c *Config) *time.Duration { return &c.CompactHashCheckTime })},
 		{group: groupFeatures, name: "watch-progress-notify-interval", usage: "How often idle watches that ask for it get a sign of progress.", shown: "10m",
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.WatchProgressInterval })},
 		{group: groupFeatures, name: "warning-apply-duration", usage: "An entry that takes longer to apply is logged.",
@@ -232,7 +236,6 @@ func otherFlags() []otherFlag {
 	not("auth-token", "simple")
 	not("bcrypt-cost", "10")
 	not("auth-token-ttl", "300")
-	not("corrupt-check-time", "0s", "0")
 
 	inert("max-snapshots", "5")
 	inert("max-wals", "5")
@@ -242,7 +245,6 @@ func otherFlags() []otherFlag {
 	inert("bootstrap-defrag-threshold-megabytes", "0")
 	inert("v2-deprecation", "write-only")
 	inert("downgrade-check-time", "5s")
-	inert("compact-hash-check-time", "1m0s")
 	all = append(all,
 		otherFlag{name: "memory-mlock", def: "false", boolean: true, inert: true, harmless: []string{"false"}},
 		otherFlag{name: "snapshot-catchup-entries", def: "5000", inert: true},

@@ -248,6 +248,9 @@ func New(cfg Config) (*Server, error) {
 	s.maintenance = &maintenanceService{Server: s}
 	s.auth = &authService{Server: s}
 	s.corruption = &corruption{local: cfg.MemberID, timeout: cfg.RequestTimeout, member: s, logger: s.logger, outcomes: s.metrics.corruptionCheck}
+	if cfg.CorruptionChecks.CompactionInterval > 0 {
+		s.metrics.feature.WithLabelValues("CompactHashCheck", "ALPHA").Set(1)
+	}
 	s.metrics.setServerID(cfg.MemberID)
 	if cfg.DataDir != "" {
 		if err := snapshotfile.RemoveLeftovers(cfg.DataDir); err != nil {

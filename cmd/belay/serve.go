@@ -97,6 +97,7 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		AutoCompaction:   node.AutoCompaction{Mode: cfg.CompactionMode, Period: cfg.CompactionPeriod, Revisions: cfg.CompactionRevisions},
 		ProgressInterval: cfg.WatchProgressInterval, SlowApply: cfg.WarningApply, SlowRequest: cfg.WarningRequest,
 		CompactionBatch: cfg.CompactionBatchLimit, CompactionSleep: cfg.CompactionSleep, NoSync: cfg.UnsafeNoFsync,
+		InitialCorruptCheck: cfg.InitialCorruptCheck, CorruptCheckTime: cfg.CorruptCheckTime, CompactHashCheckTime: onlyIf(cfg.CompactHashCheck, cfg.CompactHashCheckTime),
 		MaxConcurrentStreams: cfg.MaxConcurrentStreams,
 		KeepaliveMinTime:     cfg.KeepaliveMinTime, KeepaliveInterval: cfg.KeepaliveInterval, KeepaliveTimeout: cfg.KeepaliveTimeout,
 		PeerReadTimeout: cfg.RaftReadTimeout, PeerWriteTimeout: cfg.RaftWriteTimeout,
@@ -122,6 +123,14 @@ func tracing(cfg *config.Config) *node.Tracing {
 func orNever(d time.Duration) time.Duration {
 	if d == 0 {
 		return -1
+	}
+	return d
+}
+
+// onlyIf is d if a feature is on, and 0, for never, if not.
+func onlyIf(on bool, d time.Duration) time.Duration {
+	if !on {
+		return 0
 	}
 	return d
 }
