@@ -75,10 +75,10 @@ func NewSecurity(info TLSInfo, opts SecurityOptions) (*Security, error) {
 	}
 	s := &Security{server: server, client: client, logger: opts.Logger, rejected: opts.Rejected,
 		checkSAN: opts.CheckSAN && !info.SkipClientSANVerify}
-	own := s.pair(info.CertFile, info.KeyFile, "peer")
+	own := s.pair(info.CertFile, info.KeyFile, "failed to find peer cert files", "failed to create peer certificate")
 	asClient := own
 	if info.ClientCertFile != "" {
-		asClient = s.pair(info.ClientCertFile, info.ClientKeyFile, "client")
+		asClient = s.pair(info.ClientCertFile, info.ClientKeyFile, "failed to find client cert files", "failed to create client certificate")
 	}
 	for _, cfg := range []*tls.Config{server, client} {
 		cfg.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own.get() }
@@ -100,11 +100,13 @@ func (s *Security) CheckingSAN() *Security {
 	return &c
 }
 
-func (s *Security) pair(cert, key, whose string) *keyPair {
+// pair makes a keyPair with the log messages for files that are missing and for
+// files that are no pair.
+func (s *Security) pair(cert, key, missing, unfit string) *keyPair {
 	return &keyPair{certFile: cert, keyFile: key, failed: func(err error) {
-		message := "failed to create " + whose + " certificate"
+		message := unfit
 		if errors.Is(err, os.ErrNotExist) {
-			message = "failed to find " + whose + " cert files"
+			message = missing
 		}
 		s.logger.Warn(message, zap.String("cert-file", cert), zap.String("key-file", key), zap.Error(err))
 	}}

@@ -71,21 +71,32 @@ func (n *Node) listen() error {
 	return n.listenMetrics()
 }
 
+// side is whom a listener is for, in etcd's words.
+type side struct{ name, ignored, starting, rejected string }
+
+func forClients() side {
+	return side{"client", "ignoring client auto TLS since certs given", "starting with client TLS", "rejected connection on client endpoint"}
+}
+
+func forPeers() side {
+	return side{"peer", "ignoring peer auto TLS since certs given", "starting with peer TLS", "rejected connection on peer endpoint"}
+}
+
 // security reads one side's certificates, or makes them. nil: none are given.
-func (n *Node) security(side string, info listen.TLSInfo, auto bool, listenURLs []url.URL, opts listen.SecurityOptions) (*listen.Security, error) {
+func (n *Node) security(of side, info listen.TLSInfo, auto bool, listenURLs []url.URL, opts listen.SecurityOptions) (*listen.Security, error) {
 	if err := listen.Restrict(&info, n.cfg.CipherSuites, n.cfg.TLSMinVersion, n.cfg.TLSMaxVersion); err != nil {
 		return nil, err
 	}
 	if auto && !info.Empty() {
-		n.logger.Warn("ignoring " + side + " auto TLS since certs given")
+		n.logger.Warn(of.ignored)
 	} else if auto {
 		var hosts []string
 		for _, u := range listenURLs {
 			hosts = append(hosts, u.Host)
 		}
-		own, err := listen.SelfSigned(n.logger, filepath.Join(n.cfg.DataDir, "fixtures", side), hosts, n.cfg.SelfSignedYears)
+		own, err := listen.SelfSigned(n.logger, filepath.Join(n.cfg.DataDir, "fixtures", of.name), hosts, n.cfg.SelfSignedYears)
 		if err != nil {
-			return nil, fmt.Errorf("failed to get %s self-signed certs: %w", side, err)
+			return nil, fmt.Errorf("failed to get %s self-signed certs: %w", of.name, err)
 		}
 		own.CipherSuites, own.MinVersion, own.MaxVersion = info.CipherSuites, info.MinVersion, info.MaxVersion
 		info = own
@@ -93,9 +104,9 @@ func (n *Node) security(side string, info listen.TLSInfo, auto bool, listenURLs 
 	if info.Empty() {
 		return nil, nil
 	}
-	n.logger.Info("starting with "+side+" TLS", zap.String("tls-info", info.String()), zap.Strings("cipher-suites", n.cfg.CipherSuites))
+	n.logger.Info(of.starting, zap.String("tls-info", info.String()), zap.Strings("cipher-suites", n.cfg.CipherSuites))
 	opts.Logger = n.logger
-	opts.Rejected = "rejected connection on " + side + " endpoint"
+	opts.Rejected = of.rejected
 	return listen.NewSecurity(info, opts)
 }
 
@@ -107,7 +118,7 @@ func (n *Node) listenPeers() (err error) {
 	n.logger.Info("configuring peer listeners", zap.Strings("listen-peer-urls", urlStrings(n.cfg.ListenPeerURLs)))
 	// The peer port speaks HTTP/1 only. A connection is streamed on as it is,
 	// which HTTP/2 would not allow.
-	n.ports.peerSecurity, err = n.security("peer", n.cfg.PeerTLS, n.cfg.PeerAutoTLS, n.cfg.ListenPeerURLs,
+	n.ports.peerSecurity, err = n.security(forPeers(), n.cfg.PeerTLS, n.cfg.PeerAutoTLS, n.cfg.ListenPeerURLs,
 		listen.SecurityOptions{CheckSAN: true, Protocols: []string{"http/1.1"}})
 	if err != nil {
 		return err
@@ -147,7 +158,7 @@ func (n *Node) open(u url.URL, flag string, grpc, http bool) (*port, error) {
 func (n *Node) listenClients() (err error) {
 	n.logger.Info("configuring client listeners", zap.Strings("listen-client-urls", urlStrings(n.cfg.ListenClientURLs)))
 	all := append(append([]url.URL(nil), n.cfg.ListenClientURLs...), n.cfg.ListenClientHTTPURLs...)
-	if n.ports.clientSecurity, err = n.security("client", n.cfg.ClientTLS, n.cfg.ClientAutoTLS, all, listen.SecurityOptions{}); err != nil {
+	if n.ports.clientSecurity, err = n.security(forClients(), n.cfg.ClientTLS, n.cfg.ClientAutoTLS, all, listen.SecurityOptions{}); err != nil {
 		return err
 	}
 	if n.cfg.EnablePprof {
