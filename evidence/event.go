@@ -18,6 +18,7 @@ const (
 	CPUWait                    // its threads were ready to run and got no CPU, for Value percent of the time
 	Pressure                   // the machine's: Note is cpu, io or memory, Value the percent of the time that somebody waited
 	GCPause                    // the garbage collector stopped the process for Took, at most
+	LogStalled                 // an output of the log has not taken a line for Took
 	LogDropped                 // Value lines of the log were dropped: their output does not take them
 	// Its disk.
 	DiskSlow    // no sync of the raft log has ended for Took, or one took so long
@@ -54,7 +55,7 @@ const (
 
 var kindNames = [kindCount]string{
 	Started: "started", Stopping: "stopping", Failing: "failing", Paused: "paused", LateTick: "late-tick",
-	CPUWait: "cpu-wait", Pressure: "pressure", GCPause: "gc-pause", LogDropped: "log-dropped",
+	CPUWait: "cpu-wait", Pressure: "pressure", GCPause: "gc-pause", LogStalled: "log-stalled", LogDropped: "log-dropped",
 	DiskSlow: "disk-slow", DiskStalled: "disk-stalled", DiskDead: "disk-dead", DiskBetter: "disk-better", DiskFull: "disk-full",
 	Silent: "silent", Unreachable: "unreachable", SlowLink: "slow-link", Dropped: "dropped", PeerFails: "peer-fails", PeerStops: "peer-stops",
 	SnapshotSent: "snapshot-sent", SnapshotReceived: "snapshot-received", Backlog: "backlog", Queue: "queue",
@@ -102,7 +103,7 @@ type Event struct {
 // nobody noticed. Each opens an incident.
 func (k Kind) nearMiss() bool {
 	switch k {
-	case Failing, Paused, LogDropped, DiskSlow, DiskStalled, DiskDead, DiskFull,
+	case Failing, Paused, LogStalled, LogDropped, DiskSlow, DiskStalled, DiskDead, DiskFull,
 		SlowLink, PeerFails, LateHeartbeat, Campaign, SteppedDown:
 		return true
 	}

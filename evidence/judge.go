@@ -298,6 +298,8 @@ func (b *bench) member(m *Testimony) {
 	b.cpu(m)
 	if e := b.worst(m, LogDropped); e != nil {
 		b.add(m, CauseLogOutput, 45, "dropped lines of its log (%d or more at once)", e.Value)
+	} else if e := b.worst(m, LogStalled); e != nil {
+		b.add(m, CauseLogOutput, 45, "could not write its log for %s", short(e.Took))
 	}
 	if e := b.worst(m, SnapshotSent, SnapshotReceived); e != nil && e.Took >= tellingSnapshot {
 		b.add(m, CauseSnapshot, 35, "%s of %d bytes, %s %s, in %s", e.Kind, e.Value, towards(e.Kind), b.name(e.Peer), short(e.Took))

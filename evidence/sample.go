@@ -22,6 +22,8 @@ const (
 	cpuWaitPercent        = 50
 	longGCPause           = 20 * time.Millisecond
 	spaceInterval         = time.Second
+	// logStalls: an output of the log that takes nothing for so long.
+	logStalls = 2 * time.Second
 )
 
 // Sampler looks at the process and its machine ten times a second. It reads /proc,
@@ -48,6 +50,7 @@ type Sampler struct {
 // SamplerOptions are what else it looks at; nil: not.
 type SamplerOptions struct {
 	LogDropped func() uint64          // lines, since the start
+	LogStalled func() time.Duration   // how long the log's output has not taken a line
 	FreeBytes  func() (uint64, error) // of the data directory's file system; may hang
 	// MinFreeBytes: less than this is worth an event.
 	MinFreeBytes uint64
@@ -129,6 +132,11 @@ func (s *Sampler) sample(now time.Time) {
 		if n := s.opts.LogDropped(); n > s.dropped {
 			s.ring.Record(Event{Kind: LogDropped, Value: int64(n - s.dropped)})
 			s.dropped = n
+		}
+	}
+	if s.opts.LogStalled != nil {
+		if d := s.opts.LogStalled(); d >= logStalls {
+			s.ring.Record(Event{Kind: LogStalled, Took: d})
 		}
 	}
 	s.sampleGC()

@@ -218,6 +218,14 @@ func (l *Logger) Dropped() (n uint64) {
 	return n
 }
 
+// Stalled is how long an output has not taken what it was given, at worst.
+func (l *Logger) Stalled() (worst time.Duration) {
+	for _, s := range l.sinks {
+		worst = max(worst, s.Stalled())
+	}
+	return worst
+}
+
 // Close writes what waits, for a bounded time, and closes the files.
 func (l *Logger) Close() error {
 	var errs []error

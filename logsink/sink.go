@@ -50,12 +50,13 @@ type Sink struct {
 	done chan struct{} // closed when run has ended
 
 	mu       sync.Mutex
-	pending  []byte // whole lines, not yet taken by run
-	inHand   int    // bytes that run is writing
-	dropped  uint64 // lines dropped since the last notice
-	lost     uint64 // lines dropped in all
-	written  uint64 // batches that run has finished
-	taken    uint64 // batches that run has taken; written <= taken <= written+1
+	pending  []byte    // whole lines, not yet taken by run
+	inHand   int       // bytes that run is writing
+	began    time.Time // when it began to write them
+	dropped  uint64    // lines dropped since the last notice
+	lost     uint64    // lines dropped in all
+	written  uint64    // batches that run has finished
+	taken    uint64    // batches that run has taken; written <= taken <= written+1
 	progress chan struct{}
 	err      error // of the last write
 	closed   bool
@@ -113,6 +114,16 @@ func (s *Sink) Dropped() uint64 {
 	return s.lost
 }
 
+// Stalled is how long the output has not taken what it was given last; 0: it has.
+func (s *Sink) Stalled() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.inHand == 0 {
+		return 0
+	}
+	return time.Since(s.began)
+}
+
 func (s *Sink) signal() {
 	select {
 	case s.wake <- struct{}{}:
@@ -140,7 +151,7 @@ func (s *Sink) run() {
 				s.dropped = 0
 			}
 			s.pending = spare[:0]
-			s.inHand = len(batch)
+			s.inHand, s.began = len(batch), time.Now()
 			s.taken++
 			s.mu.Unlock()
 

@@ -333,3 +333,29 @@ func BenchmarkInfo(b *testing.B) {
 		l.Warn("apply request took too long", zap.Int("n", i), zap.String("request", "header:<ID:1> put:<key:\"k\">"))
 	}
 }
+
+// TestStalled: an output that takes nothing is seen before anything is lost.
+func TestStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &gate{}
+		s := NewSink(g, Options{})
+		if d := s.Stalled(); d != 0 {
+			t.Errorf("an idle output has stalled for %v", d)
+		}
+		g.close()
+		s.Write([]byte("x\n"))
+		synctest.Wait()
+		time.Sleep(3 * time.Second)
+		if d := s.Stalled(); d != 3*time.Second {
+			t.Errorf("stalled for %v", d)
+		}
+		g.open()
+		synctest.Wait()
+		if d := s.Stalled(); d != 0 {
+			t.Errorf("after it went on: %v", d)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}

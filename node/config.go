@@ -91,6 +91,8 @@ type Config struct {
 	Logger *zap.Logger
 	// LogDropped tells how many log lines were dropped, for the metric; nil: none.
 	LogDropped func() uint64
+	// LogStalled tells how long the log's output has not taken a line; nil: unknown.
+	LogStalled func() time.Duration
 }
 
 // AutoCompaction is --auto-compaction-mode and --auto-compaction-retention.

@@ -108,7 +108,7 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		ReusePort: cfg.ReusePort, ReuseAddress: cfg.ReuseAddress, CORS: cfg.CORS, HostWhitelist: cfg.HostWhitelist,
 		EnableGateway: cfg.EnableGateway, Tracing: tracing(cfg),
 		EnablePprof: cfg.EnablePprof, ExtensiveMetrics: cfg.Metrics == "extensive",
-		Logger: logger.Logger, LogDropped: logger.Dropped,
+		Logger: logger.Logger, LogDropped: logger.Dropped, LogStalled: logger.Stalled,
 	}
 }
 
