@@ -128,7 +128,7 @@ const (
 	// How long a member must have stood still, or its ticks must have been late, for
 	// it to explain anything.
 	tellingPause = 300 * time.Millisecond
-	tellingLate  = 150 * time.Millisecond
+	tellingLate  = 200 * time.Millisecond
 	// decisive: what lasts less explains no election by itself.
 	decisive = 400 * time.Millisecond
 	// disturbed: a member whose ticks were so late answers late, too, which is not
@@ -590,12 +590,21 @@ func (b *bench) slowLinks() {
 	type pair struct{ a, b int }
 	worst := make(map[pair]*Event)
 	members := b.in.Members
-	// Late ticks explain round trips that are not much longer.
-	uneasy := func(m *Testimony, took time.Duration) bool {
+	// Late ticks explain round trips that are not much longer, and of those that came
+	// late now and then as many as there were of them.
+	uneasy := func(m *Testimony, took time.Duration, lateCount int64) bool {
 		if m.Absent != "" || b.worst(m, Paused) != nil {
 			return true
 		}
-		late := b.worst(m, LateTick)
+		late, ticks := b.worst(m, LateTick), int64(0)
+		for i := range m.Events {
+			if e := &m.Events[i]; e.Kind == LateTick && b.counts(e) {
+				ticks += e.Count
+			}
+		}
+		if took < slowRoundTrip && 2*ticks < lateCount {
+			return false
+		}
 		return late != nil && late.Took >= max(disturbed, took/2) && b.worst(m, CPUWait, Pressure) != nil
 	}
 	for i := range members {
@@ -605,7 +614,7 @@ func (b *bench) slowLinks() {
 				continue
 			}
 			peer := slices.IndexFunc(members, func(m Testimony) bool { return m.ID == e.Peer })
-			if peer < 0 || uneasy(&members[i], e.Took) || uneasy(&members[peer], e.Took) {
+			if peer < 0 || uneasy(&members[i], e.Took, e.Value) || uneasy(&members[peer], e.Took, e.Value) {
 				continue
 			}
 			p := pair{min(i, peer), max(i, peer)}
@@ -621,7 +630,7 @@ func (b *bench) slowLinks() {
 	for i := range members {
 		for _, k := range members[i].Links {
 			peer := slices.IndexFunc(members, func(m Testimony) bool { return fmt.Sprintf("%x", m.ID) == k.Peer })
-			if peer < 0 || k.Late < lossyCount-1 || uneasy(&members[i], 0) || uneasy(&members[peer], 0) {
+			if peer < 0 || k.Late < lossyCount-1 || uneasy(&members[i], 0, int64(k.Late)) || uneasy(&members[peer], 0, int64(k.Late)) {
 				continue
 			}
 			if p := (pair{min(i, peer), max(i, peer)}); worst[p] == nil {
