@@ -15,6 +15,9 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zapgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/internal/version"
@@ -41,6 +44,7 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 		return code
 	}
 	defer logger.Close()
+	logGRPC(logger.Logger)
 
 	// Before the first listener opens: a signal from here on is an orderly stop.
 	signals := make(chan os.Signal, 2)
@@ -78,6 +82,17 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 		// No orderly stop: what failed may be the disk that it would wait for.
 		return fail(logger, stderr, err)
 	}
+}
+
+// logGRPC has grpc, and the gateway, say what they have to say in the member's
+// log. By themselves they write to stderr, and wait for whoever reads it.
+func logGRPC(logger *zap.Logger) {
+	if logger.Core().Enabled(zapcore.DebugLevel) {
+		grpc.EnableTracing = true // for /debug/requests
+	} else {
+		logger = logger.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel))
+	}
+	grpclog.SetLoggerV2(zapgrpc.NewLogger(logger))
 }
 
 func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
