@@ -24,8 +24,9 @@ func threadsOf(pid int) (ids []int, err error) {
 	return ids, err
 }
 
-// burnCPU keeps all CPUs busy with other processes, times over, until ctx ends.
-func burnCPU(ctx context.Context, times int) error {
+// burnCPU keeps all CPUs busy with other processes, times over, until ctx ends; nice
+// is how little they ask for it.
+func burnCPU(ctx context.Context, times, nice int) error {
 	var cmds []*exec.Cmd
 	defer func() {
 		for _, c := range cmds {
@@ -40,6 +41,9 @@ func burnCPU(ctx context.Context, times int) error {
 			return err
 		}
 		cmds = append(cmds, c)
+		if err := renice(c.Process.Pid, nice); err != nil {
+			return err
+		}
 	}
 	<-ctx.Done()
 	return nil

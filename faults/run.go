@@ -49,6 +49,8 @@ type run struct {
 	// Of the snapshot row: how much more the sender held in memory than before, and
 	// how much the receiver did at most.
 	senderGrowth, receiver int64
+	free                   int      // the member that was taken out
+	freeURLs               []string // its peer URLs
 
 	mu    sync.Mutex
 	notes []string

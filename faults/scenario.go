@@ -119,7 +119,7 @@ func scenarios() []scenario {
 		{name: "logs-hang", about: "the disk of all members' log files never returns", fault: hangLogs, slowLogs: true, want: nobodyNotices},
 
 		{name: "neighbour-disk", about: "another process writes up to 4 GB to the same disk", fault: hammer, want: []want{changesAtMost(0)}},
-		{name: "neighbour-cpu", about: "other processes burn all CPUs, twice over", fault: func(ctx context.Context, _ *run) error { return burnCPU(ctx, 2) }, want: []want{changesAtMost(0)}},
+		{name: "neighbour-cpu", about: "other processes burn all CPUs, twice over", fault: func(ctx context.Context, _ *run) error { return burnCPU(ctx, 2, 0) }, want: []want{changesAtMost(0)}},
 
 		{name: "leader-pause-1", about: "the leader is stopped (SIGSTOP) for 1 s", fault: pause(leader), during: time.Second, want: []want{changesAtMost(1)}},
 		{name: "leader-pause-10", about: "the leader is stopped (SIGSTOP) for 10 s", fault: pause(leader), during: 10 * time.Second, want: []want{changesAtMost(1), replacedInTime}},
@@ -135,7 +135,7 @@ func scenarios() []scenario {
 		{name: "leader-flap", about: "the leader is cut off and back every 3 s", fault: flap(leader)},
 		{name: "follower-flap", about: "one follower is cut off and back every 3 s", fault: flap(oneFollower), want: []want{changesAtMost(0)}},
 	}
-	list = append(list, scenario{name: "snapshot", about: "a follower is replaced by a new member, which gets a snapshot of 2 GB", prepare: fillStore, fault: newMember, during: 10 * time.Minute,
+	list = append(list, scenario{name: "snapshot", about: "a new member joins and gets a snapshot of 2 GB", prepare: fillAndRemove, fault: newMember, during: 10 * time.Minute,
 		args: []string{"--quota-backend-bytes", "17179869184"}, want: []want{failedAtMost(0), changesAtMost(0), p99AtMostDoubled, snapshotMemoryBounded}})
 	for _, ms := range []time.Duration{50, 200, 400} {
 		d := ms * time.Millisecond

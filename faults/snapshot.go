@@ -57,10 +57,16 @@ func fillStore(ctx context.Context, r *run) error {
 	return failed
 }
 
-// newMember replaces a follower by a new member without data, and waits until that
-// serves. Meanwhile it looks at the memory of sender and receiver.
-func newMember(ctx context.Context, r *run) error {
+// fillAndRemove then takes a follower out, for a new member to take its place.
+func fillAndRemove(ctx context.Context, r *run) error {
+	if err := fillStore(ctx, r); err != nil {
+		return err
+	}
+	if err := r.findLeader(ctx); err != nil {
+		return err
+	}
 	m := r.c.Members[oneFollower(r)[0]]
+	r.free = oneFollower(r)[0]
 	cl, err := newClient([]string{r.c.Members[r.leader].Endpoint()})
 	if err != nil {
 		return err
@@ -73,23 +79,30 @@ func newMember(ctx context.Context, r *run) error {
 	if err := m.Kill(); err != nil {
 		return err
 	}
-	var urls []string
 	for _, o := range list.Members {
 		if o.Name == m.Name {
-			urls = o.PeerURLs
+			r.freeURLs = o.PeerURLs
 			if _, err := cl.MemberRemove(ctx, o.ID); err != nil {
 				return fmt.Errorf("remove a member: %w", err)
 			}
 		}
 	}
-	added, err := addMember(ctx, cl, urls)
+	return os.RemoveAll(m.DataDir)
+}
+
+// newMember starts a new member without data, and waits until it serves. Meanwhile it looks at the memory of sender and receiver.
+func newMember(ctx context.Context, r *run) error {
+	m := r.c.Members[r.free]
+	cl, err := newClient([]string{r.c.Members[r.leader].Endpoint()})
 	if err != nil {
 		return err
 	}
-	r.net.name(added.Member.ID, oneFollower(r)[0])
-	if err := os.RemoveAll(m.DataDir); err != nil {
+	defer cl.Close()
+	added, err := addMember(ctx, cl, r.freeURLs)
+	if err != nil {
 		return err
 	}
+	r.net.name(added.Member.ID, r.free)
 	m.SetArgs(func(args []string) []string {
 		for i := range args[:len(args)-1] {
 			if args[i] == "--initial-cluster-state" {

@@ -93,7 +93,7 @@ func verdictRows() []scenario {
 	return []scenario{
 		{name: "leader-pause-3", about: "the leader is stopped (SIGSTOP) for 3 s", fault: pause(leader), during: 3 * time.Second},
 		{name: "follower-pause-5", about: "one follower is stopped (SIGSTOP) for 5 s", fault: pause(oneFollower), during: 5 * time.Second},
-		{name: "leader-starved", about: "the leader gets no CPU (nice 19, and all CPUs burn)", fault: starve(leader), during: 12 * time.Second},
+		{name: "leader-starved", about: "the leader gets no CPU (nice 19, and others at nice 10 burn all of it)", fault: starve(leader), during: 12 * time.Second},
 		{name: "leader-delay", about: "400ms and up to a fifth more, one way, between the leader and both others", fault: delayed(leader, 400*time.Millisecond)},
 		{name: "leader-kill", about: "the leader is killed (SIGKILL)", fault: killed(leader), during: 4 * time.Second},
 		{name: "follower-kill", about: "one follower is killed (SIGKILL)", fault: killed(oneFollower), during: 4 * time.Second},
@@ -153,14 +153,14 @@ func delayed(w who, d time.Duration) func(context.Context, *run) error {
 }
 
 // starve makes a member the least of all processes that want a CPU, for all its
-// threads, and has others want it.
+// threads, and has others want it, though less than the other members do.
 func starve(w who) func(context.Context, *run) error {
 	return func(ctx context.Context, r *run) error {
 		m := r.c.Members[w(r)[0]]
 		if err := renice(m.PID(), 19); err != nil {
 			return err
 		}
-		err := burnCPU(ctx, 4)
+		err := burnCPU(ctx, 8, 10)
 		return errors.Join(err, renice(m.PID(), 0))
 	}
 }
