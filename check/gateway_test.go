@@ -103,7 +103,7 @@ func gatewayCases() []httpCase {
 // sameHeaders are compared; the length depends on the spaces that protojson puts
 // in by chance of the build.
 var sameHeaders = []string{"Content-Type", "Allow", "Trailer", "X-Content-Type-Options", "Transfer-Encoding",
-	"Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers", "Grpc-Metadata-Content-Type"}
+	"Access-Control-Allow-Origin", "X-Server-Version", "X-Min-Cluster-Version", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers", "Grpc-Metadata-Content-Type"}
 
 // own are what each server makes up for itself.
 var own = []struct {
@@ -113,6 +113,7 @@ var own = []struct {
 	{regexp.MustCompile(`"(cluster_id|member_id|ID|leader|raft_term|raftTerm|raftIndex|raftAppliedIndex|dbSize|dbSizeInUse)":"\d{2,}"`), `"$1":"N"`},
 	{regexp.MustCompile(`"(raft_term|raftTerm)":"\d+"`), `"$1":"N"`},
 	{regexp.MustCompile(`"hash":\d+`), `"hash":N`},
+	{regexp.MustCompile(`"(id|cluster_id|member_id)":\d{4,}`), `"$1":N`},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "127.0.0.1:P"},
 }
 
@@ -246,6 +247,25 @@ func TestGatewayLikeEtcd(t *testing.T) {
 	belay, etcd := startBoth(t, nil)
 	compareHTTP(t, http.DefaultClient, gatewayCases(), belay.ClientURL, etcd.ClientURL)
 	compareWebsockets(t, belay.ClientURL, etcd.ClientURL)
+}
+
+// The questions that members and scripts ask at the peer port.
+func TestPeerPortLikeEtcd(t *testing.T) {
+	t.Parallel()
+	belay, etcd := startBoth(t, nil)
+	compareHTTP(t, http.DefaultClient, []httpCase{
+		{path: "/members"}, {path: "/members", method: "POST"}, {path: "/members/"}, {path: "/members/1"},
+		{path: "/members/promote/1", method: "POST"}, {path: "/members/promote/x", method: "POST"}, {path: "/members/promote/1"},
+		{path: "/members/hashkv"}, {path: "/members/hashkv", method: "GET", body: `{"revision":0}`}, {path: "/members/hashkv", method: "GET", body: `{"revision":100}`},
+		{path: "/members/hashkv", method: "GET", body: `{`}, {path: "/members/hashkv", method: "POST", body: `{}`},
+		{path: "/members/hashkv", method: "GET", body: `{"revision":0}`, header: "X-Etcd-Cluster-ID: 1"},
+		{path: "/leases"}, {path: "/leases", body: "nonsense"}, {path: "/leases", body: "\x08\x07"}, {path: "/leases", method: "POST"},
+		{path: "/leases/internal"}, {path: "/leases/internal", body: "nonsense"}, {path: "/leases/internal", body: "\x0a\x02\x08\x07"},
+		{path: "/downgrade/enabled"}, {path: "/downgrade/enabled", method: "POST"}, {path: "/version", method: "POST"},
+		{path: "/raft"}, {path: "/raft", body: "x"}, {path: "/raft/stream/msgapp/1"}, {path: "/raft/stream/other/1"}, {path: "/raft/nothing"},
+		{path: "/raft/snapshot"}, {path: "/raft/snapshot", body: "x"}, {path: "/raft/probing", status: true},
+		{path: "/"}, {path: "/metrics"}, {path: "/health"}, {path: "/v3/kv/range", body: "{}"}, {path: "/debug/vars"},
+	}, belay.PeerURL, etcd.PeerURL)
 }
 
 // compareWebsockets sends requests and reads messages on every kind of call.

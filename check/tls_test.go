@@ -328,7 +328,10 @@ func TestPeerTLS(t *testing.T) {
 		"--peer-cert-file=" + a.Cert("member"), "--peer-key-file=" + a.Key("member"), "--peer-trusted-ca-file=" + a.CA(),
 		"--peer-client-cert-auth", "--peer-cert-allowed-cn=x,member,fellow", "--peer-crl-file=" + a.CRL(),
 	}
-	c := startTLS(t, 3, a, func(c *cluster.Config) { c.PeerTLS, c.Args = true, append(c.Args, peerFlags...) })
+	c := startTLS(t, 3, a, func(c *cluster.Config) {
+		c.PeerTLS, c.Args = true, append(append(c.Args, peerFlags...), "--strict-reconfig-check=false")
+	})
+	rejoin(t, c)
 	flags := []string{"--cacert=" + a.CA(), "--cert=" + a.Cert("good"), "--key=" + a.Key("good")}
 	for i, m := range c.Members {
 		if got := etcdctl(t, m, append(flags, "put", "a", fmt.Sprint(i))...); got != "OK\n" {
@@ -370,6 +373,50 @@ func TestPeerTLS(t *testing.T) {
 	// Both wrote the same; ours may have more lines only if its peers failed.
 	if got, want := rejectedLines(t, c.Members[0]), rejectedLines(t, e.Members[0]); !slices.Equal(got, want) {
 		t.Errorf("log of belay:\n%s\nof etcd:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// rejoin replaces the last member by a new one of the same name, which asks the
+// others over TLS who it is.
+func rejoin(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	conn, err := c.Members[0].Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	admin, last := pb.NewClusterClient(conn), c.Members[len(c.Members)-1]
+	list, err := admin.MemberList(ctx, &pb.MemberListRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range list.Members {
+		if m.Name == last.Name {
+			if _, err := admin.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: m.ID}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	select {
+	case <-last.Exited():
+	case <-ctx.Done():
+		t.Fatal("the removed member still runs")
+	}
+	last.Kill()
+	if err := os.RemoveAll(last.DataDir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.MemberAdd(ctx, &pb.MemberAddRequest{PeerURLs: []string{last.PeerURL}}); err != nil {
+		t.Fatal(err)
+	}
+	last.SetArgs(func(args []string) []string { return append(args, "--initial-cluster-state=existing") })
+	if err := last.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := last.WaitReady(ctx); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -85,7 +85,7 @@ func (s *Server) servePromote(w http.ResponseWriter, r *http.Request) {
 	s.logger.Warn("failed to promote a member", zap.String("member-id", idText(id)), zap.Error(err))
 	switch {
 	case errors.Is(err, state.ErrMemberNotFound):
-		http.Error(w, err.Error(), http.StatusNotFound)
+		http.Error(w, "membership: ID not found", http.StatusNotFound) // etcd's text here alone
 	case errors.Is(err, state.ErrNotLearner), errors.Is(err, replica.ErrLearnerNotReady):
 		http.Error(w, err.Error(), http.StatusPreconditionFailed)
 	default:
