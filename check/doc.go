@@ -9,6 +9,9 @@
 //	linear_test.go        the histories of those runs, judged by porcupine
 //	badinput_test.go      wrong flags, foreign or damaged data, full disks
 //	clients_test.go       etcdctl, etcdutl and clientv3's recipes
+//	corrupt_test.go       a member whose data was altered is found and named
+//	logs_test.go          one day of Belay and of etcd: the same lines and metrics
+//	prometheus_*_test.go  the community's alerts on the real Prometheus
 //
 // A check that cannot fail is a defect, so most of them can also be pointed at
 // etcd, or at a side that is made to be wrong:
@@ -19,6 +22,7 @@
 //	BELAY_CHECK_TRACE=1       print every differential request and its answer
 //	BELAY_KILL_ROUNDS=n       rounds of kill -9 (6; the full proof is 50)
 //	BELAY_LAG_ENTRIES=n, BELAY_LAG_VALUE_BYTES=n  how far a member lags (8000, 16384)
+//	BELAY_CORRUPT_ROUNDS=n    kills of a healthy cluster under corruption checks (6)
 //	BELAY_BIN=path            a belay binary to check, instead of building one
 //	BELAY_ETCD, BELAY_ETCDCTL, BELAY_ETCDUTL   etcd's programs, instead of building them
 //
