@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"math"
 	"net"
 	"net/http"
@@ -39,9 +40,13 @@ type Front struct {
 // FrontOptions say what is served. At least one of GRPC and HTTP is set.
 type FrontOptions struct {
 	Security *Security // nil: without TLS
-	GRPC     bool
-	HTTP     bool
-	// MaxStreams is what the servers behind allow a client to open at once.
+	// Plain serves clients without TLS too, if there is a Security: the same
+	// address was given as http and as https.
+	Plain bool
+	GRPC  bool
+	HTTP  bool
+	// MaxStreams is what the servers behind allow a client to open at once; 0: no
+	// bound for gRPC, net/http's for HTTP.
 	MaxStreams uint32
 }
 
@@ -154,6 +159,20 @@ type carriedConn struct {
 
 // sort hands conn on; false: it is nobody's.
 func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
+	if f.opts.Security != nil && f.opts.Plain {
+		first := make([]byte, 1)
+		if err := conn.SetReadDeadline(time.Now().Add(sniffTimeout)); err != nil {
+			return false
+		}
+		if _, err := io.ReadFull(conn, first); err != nil {
+			return false
+		}
+		sniffed := &sniffedConn{Conn: conn, head: first}
+		if first[0] != tlsHandshake {
+			return f.sortPlain(sniffed, pending)
+		}
+		conn = sniffed
+	}
 	if f.opts.Security == nil {
 		return f.sortPlain(conn, pending)
 	}
@@ -177,6 +196,9 @@ func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
 	}
 	return f.http.put(carriedConn{prefaced, c.ConnectionState()})
 }
+
+// tlsHandshake begins every TLS connection, and no HTTP request.
+const tlsHandshake = 22
 
 // sortPlain reads the first bytes: only HTTP/2 begins with its preface.
 func (f *Front) sortPlain(conn net.Conn, pending *list.Element) bool {

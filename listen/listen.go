@@ -71,8 +71,11 @@ func removeStale(path string) error {
 	return &net.OpError{Op: "listen", Net: "unix", Addr: &net.UnixAddr{Name: path, Net: "unix"}, Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}
 }
 
-// reservedDescriptors are kept back from clients for the member's own files.
-const reservedDescriptors = 150
+// ReservedDescriptors are kept back from clients for the member's own files.
+const ReservedDescriptors = 150
+
+// ErrFewDescriptors leaves nothing for clients.
+var ErrFewDescriptors = fmt.Errorf("the process may open too few files; raise the limit (ulimit -n, LimitNOFILE) above %d", ReservedDescriptors)
 
 // Limit bounds the open connections of a listener by the limit of file
 // descriptors, as etcd does: beyond it clients wait to be accepted. A
@@ -81,9 +84,9 @@ func Limit(l net.Listener, descriptors uint64) (net.Listener, error) {
 	switch {
 	case descriptors == 0:
 		return l, nil
-	case descriptors <= reservedDescriptors:
-		return nil, fmt.Errorf("file descriptor limit of etcd process is too low; please set higher (the limit is %d, more than %d are needed)", descriptors, reservedDescriptors)
+	case descriptors <= ReservedDescriptors:
+		return nil, ErrFewDescriptors
 	}
 	const plenty = 1 << 20 // the limiter holds a slot for each
-	return transport.LimitListener(l, int(min(descriptors-reservedDescriptors, plenty))), nil
+	return transport.LimitListener(l, int(min(descriptors-ReservedDescriptors, plenty))), nil
 }

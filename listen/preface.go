@@ -43,7 +43,7 @@ type prefacedConn struct {
 // streams: the server itself tells it too late.
 func sendSettings(conn *tls.Conn, maxStreams uint32) error {
 	var settings []byte
-	if maxStreams < math.MaxUint32 {
+	if maxStreams > 0 && maxStreams < math.MaxUint32 {
 		settings = binary.BigEndian.AppendUint16(nil, uint16(http2.SettingMaxConcurrentStreams))
 		settings = binary.BigEndian.AppendUint32(settings, maxStreams)
 	}

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/peer"
@@ -137,6 +138,40 @@ func TestOnePortManyProtocols(t *testing.T) {
 		if e.Level >= zap.WarnLevel {
 			t.Errorf("logged %q %v", e.Message, e.ContextMap())
 		}
+	}
+}
+
+// http and https on the same address.
+func TestPlainBesideTLS(t *testing.T) {
+	a := newAuthority(t, "ca")
+	a.issue("server", nil)
+	security, err := NewSecurity(TLSInfo{CertFile: a.path("server.pem"), KeyFile: a.path("server-key.pem")}, SecurityOptions{Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := serveFront(t, FrontOptions{Security: security, Plain: true, GRPC: true, HTTP: true})
+	callers := serveHealth(t, f)
+	if got, err := askHTTP(f, a.client(""), false); err != nil || got != "GET HTTP/2.0 TLS" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := askGRPC(t, f, a.client("")); err != nil || <-callers != "no certificate" {
+		t.Error(err)
+	}
+	resp, err := http.Get("http://" + f.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "GET HTTP/1.1" {
+		t.Errorf("%q, %v", body, err)
+	}
+	conn, err := grpc.NewClient(f.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || <-callers != "no TLS" {
+		t.Error(err)
 	}
 }
 

@@ -41,7 +41,8 @@ type listeners struct {
 // port is one listener.
 type port struct {
 	address    string // as the flag says
-	secure     bool
+	secure     bool   // with TLS
+	plain      bool   // without; both may be
 	grpc, http bool
 	inner      net.Listener
 	front      *listen.Front // nil: HTTP without TLS and without gRPC
@@ -152,7 +153,7 @@ func (n *Node) open(u url.URL, flag string, grpc, http bool) (*port, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &port{address: l.Addr().String(), secure: listen.Secure(u), grpc: grpc, http: http, inner: l}, nil
+	return &port{address: l.Addr().String(), secure: listen.Secure(u), plain: !listen.Secure(u), grpc: grpc, http: http, inner: l}, nil
 }
 
 func (n *Node) listenClients() (err error) {
@@ -182,25 +183,37 @@ func (n *Node) listenClients() (err error) {
 		_, address := listen.Address(u)
 		byAddress[address] = true
 	}
+	opened := make(map[string]*port)
 	for i, u := range all {
 		httpOnly := i >= len(n.cfg.ListenClientURLs)
-		if _, address := listen.Address(u); httpOnly && byAddress[address] {
+		_, address := listen.Address(u)
+		if httpOnly && byAddress[address] {
 			return fmt.Errorf("cannot bind both --listen-client-urls and --listen-client-http-urls on the same url %s", u.String())
 		}
 		flag := "--listen-client-urls"
 		if httpOnly {
 			flag = "--listen-client-http-urls"
 		}
+		if p := opened[address]; p != nil { // http and https on one address
+			p.secure, p.plain = p.secure || listen.Secure(u), p.plain || !listen.Secure(u)
+			continue
+		}
 		p, err := n.open(u, flag, !httpOnly, httpOnly || !split)
 		if err != nil {
 			return err
 		}
+		opened[address] = p
 		n.ports.clients = append(n.ports.clients, p)
-		limited, err := listen.Limit(p.inner, server.DescriptorLimit())
+	}
+	for _, p := range n.ports.clients {
+		limit := server.DescriptorLimit()
+		limited, err := listen.Limit(p.inner, limit)
 		if err != nil {
+			n.logger.Error("file descriptor limit of etcd process is too low; please set higher",
+				zap.Uint64("limit", limit), zap.Int("recommended-limit", listen.ReservedDescriptors))
 			return err
 		}
-		opts := listen.FrontOptions{GRPC: p.grpc, HTTP: p.http, MaxStreams: n.maxStreams()}
+		opts := listen.FrontOptions{Plain: p.plain, GRPC: p.grpc, HTTP: p.http, MaxStreams: n.maxStreams()}
 		if p.secure {
 			opts.Security = n.ports.clientSecurity
 		}
@@ -311,11 +324,13 @@ func (n *Node) serveClients() {
 			go func() { n.served(n.ports.grpc.Serve(p.front.GRPC())) }()
 		}
 		go func() { n.served(p.front.Serve(s)) }()
-		message := "serving client traffic insecurely; this is strongly discouraged!"
-		if p.secure {
-			message = "serving client traffic securely"
+		fields := []zap.Field{zap.String("traffic", traffic), zap.String("address", p.address)}
+		if p.plain {
+			n.logger.Info("serving client traffic insecurely; this is strongly discouraged!", fields...)
 		}
-		n.logger.Info(message, zap.String("traffic", traffic), zap.String("address", p.address))
+		if p.secure {
+			n.logger.Info("serving client traffic securely", fields...)
+		}
 	}
 }
 
