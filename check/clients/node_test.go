@@ -1,0 +1,80 @@
+package clients
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestNode runs the npm package etcd3, installed as its lock file says.
+func TestNode(t *testing.T) {
+	wantAll(t)
+	node, npm := tool(t, "node", "nodejs"), tool(t, "npm", "npm")
+	dir := t.TempDir()
+	for _, file := range []string{"package.json", "package-lock.json", "main.js"} {
+		data, err := os.ReadFile(filepath.Join("node", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, file), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	install := exec.Command(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
+	install.Dir = dir
+	if stdout, stderr, err := run(t, 3*time.Minute, install); err != nil {
+		t.Fatalf("npm ci: %v\n%s%s", err, stdout, stderr)
+	}
+	for _, size := range []int{1, 3} {
+		t.Run(fmt.Sprintf("%d", size), func(t *testing.T) {
+			cl := start(t, checkKind(t), size)
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, node, append([]string{"main.js"}, cl.Endpoints()...)...)
+			cmd.Dir, cmd.Stderr = dir, os.Stderr
+			stdin, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var good []string
+			killed := make(chan struct{})
+			for lines := bufio.NewScanner(stdout); lines.Scan(); {
+				line := lines.Text()
+				switch name, ok := strings.CutPrefix(line, "ok "); {
+				case ok:
+					good = append(good, name)
+				case line == "kill":
+					go func() {
+						defer close(killed)
+						failover(ctx, t, cl)
+					}()
+					fmt.Fprintln(stdin, "now")
+				default:
+					t.Log(line)
+				}
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("node: %v", err)
+			}
+			const features = 11
+			if t.Logf("%d features hold: %s", len(good), strings.Join(good, ", ")); len(good) != features {
+				t.Errorf("%d of %d features hold", len(good), features)
+			} else {
+				<-killed
+			}
+		})
+	}
+}
