@@ -19,6 +19,7 @@ type accessControl struct {
 	*Server
 	next    http.Handler
 	gateway bool // it is served
+	authOn  func() bool
 }
 
 func (a *accessControl) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -40,7 +40,7 @@ func (s *Server) HTTPHandler(gateway *grpc.ClientConn) (http.Handler, error) {
 		}
 		mux.Handle("/v3/", newWebsocketProxy(g, s.logger, jsonOverhead*int64(s.cfg.MaxRequestBytes+recvOverheadBytes), s.stopped))
 	}
-	return &accessControl{Server: s, next: mux, gateway: gateway != nil}, nil
+	return &accessControl{Server: s, next: mux, gateway: gateway != nil, authOn: s.authOn}, nil
 }
 
 func handleProfiles(mux *http.ServeMux) {

@@ -1,0 +1,141 @@
+package server
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+// gateway serves the client port's HTTP with a gateway.
+func (m *member) gateway() *httptest.Server {
+	m.t.Helper()
+	h, err := m.HTTPHandler(m.conn)
+	must(m.t, err)
+	s := httptest.NewServer(h)
+	m.t.Cleanup(s.Close)
+	return s
+}
+
+func postJSON(t *testing.T, url string, body io.Reader) (int, string) {
+	t.Helper()
+	resp, err := http.Post(url, "application/json", body)
+	must(t, err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	must(t, err)
+	return resp.StatusCode, string(b)
+}
+
+func TestGateway(t *testing.T) {
+	m := newMember(t)
+	url := m.gateway().URL
+	for _, c := range []struct{ path, body, want string }{
+		{"kv/put", `{"key":"Zm9v","value":"YmFy"}`, `"revision":"2"`},
+		{"kv/range", `{"key":"Zm9v"}`, `"count":"1"`},
+		{"lease/grant", `{"TTL":"100","ID":"7"}`, `"ID":"7"`},
+		{"lock/lock", `{"name":"bA==","lease":"7"}`, `"key":"bC83"`},
+		{"election/campaign", `{"name":"ZQ==","lease":"7","value":"dg=="}`, `"lease":"7"`},
+		{"election/leader", `{"name":"ZQ=="}`, `"value":"dg=="`},
+	} {
+		if code, got := postJSON(t, url+"/v3/"+c.path, strings.NewReader(c.body)); code != 200 || !strings.Contains(strings.ReplaceAll(got, " ", ""), c.want) {
+			t.Errorf("%s: %d %s", c.path, code, got)
+		}
+	}
+}
+
+// One request is bounded, a stream of them is not, and no length of text that
+// says nothing takes memory.
+func TestGatewayBounds(t *testing.T) {
+	m := newMember(t)
+	url := m.gateway().URL
+	limit := jsonOverhead * (m.cfg.MaxRequestBytes + recvOverheadBytes)
+	long := func(n int) io.Reader {
+		return io.MultiReader(strings.NewReader(`{"key":"YQ==","value":"`), io.LimitReader(letters{}, int64(n)), strings.NewReader(`"}`))
+	}
+	if code, got := postJSON(t, url+"/v3/kv/put", long(1<<20)); code != 200 {
+		t.Errorf("1 MiB: %d %s", code, got)
+	}
+	if code, got := postJSON(t, url+"/v3/kv/put", long(limit)); code != 400 || !strings.Contains(got, "request body is larger than") {
+		t.Errorf("long: %d %s", code, got)
+	}
+	_, _ = postJSON(t, url+"/v3/lease/grant", strings.NewReader(`{"TTL":"100","ID":"7"}`))
+	spaces := strings.Repeat(" ", limit/16)
+	var stream []io.Reader
+	const requests = 20
+	for range requests {
+		stream = append(stream, strings.NewReader(`{"ID":"7"}`+spaces+"\n"))
+	}
+	code, got := postJSON(t, url+"/v3/lease/keepalive", io.MultiReader(stream...))
+	if code != 200 || strings.Count(got, `"TTL"`) != requests || strings.Contains(got, "error") {
+		t.Errorf("stream: %d %.300s", code, got)
+	}
+}
+
+// letters is an endless text.
+type letters struct{}
+
+func (letters) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'A'
+	}
+	return len(p), nil
+}
+
+func TestAccessControl(t *testing.T) {
+	m := newMember(t)
+	named := &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{Subject: pkix.Name{CommonName: "root"}}}}}
+	nameless := &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{}}}}
+	for _, c := range []struct {
+		name        string
+		hosts, cors []string
+		certAuth    bool
+		authOff     bool
+		noGateway   bool
+		state       *tls.ConnectionState
+		path        string
+		host        string
+		origin      string
+		code        int
+		allowOrigin string
+	}{
+		{name: "all", path: "/x", host: "h", code: 204, allowOrigin: "*"},
+		{name: "host", hosts: []string{"good"}, path: "/x", host: "good:1", code: 204, allowOrigin: "*"},
+		{name: "other host", hosts: []string{"good"}, path: "/x", host: "bad", code: 421},
+		{name: "TLS asks for no host", hosts: []string{"good"}, state: nameless, path: "/x", host: "bad", code: 204, allowOrigin: "*"},
+		{name: "origin", cors: []string{"http://a"}, path: "/x", host: "h", origin: "http://a", code: 204, allowOrigin: "http://a"},
+		{name: "other origin", cors: []string{"http://a"}, path: "/x", host: "h", origin: "http://b", code: 204},
+		{name: "name on the gateway", certAuth: true, state: named, path: "/v3/kv/range", host: "h", code: 400},
+		{name: "name on the old path", certAuth: true, state: named, path: "/v3beta/kv/range", host: "h", code: 400},
+		{name: "name elsewhere", certAuth: true, state: named, path: "/health", host: "h", code: 204, allowOrigin: "*"},
+		{name: "no name", certAuth: true, state: nameless, path: "/v3/kv/range", host: "h", code: 204, allowOrigin: "*"},
+		{name: "names are not asked for", state: named, path: "/v3/kv/range", host: "h", code: 204, allowOrigin: "*"},
+		{name: "no users", certAuth: true, authOff: true, state: named, path: "/v3/kv/range", host: "h", code: 204, allowOrigin: "*"},
+		{name: "no gateway", certAuth: true, noGateway: true, state: named, path: "/v3/kv/range", host: "h", code: 204, allowOrigin: "*"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m.cfg.HostWhitelist, m.cfg.CORS, m.cfg.ClientCertAuth = c.hosts, c.cors, c.certAuth
+			a := &accessControl{Server: m.Server, gateway: !c.noGateway, authOn: func() bool { return !c.authOff },
+				next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if strings.HasPrefix(r.URL.Path, "/v3beta/") {
+						t.Error("the old path came through")
+					}
+					w.WriteHeader(http.StatusNoContent)
+				})}
+			r := httptest.NewRequest(http.MethodPost, c.path, nil)
+			r.TLS, r.Host = c.state, c.host
+			if c.origin != "" {
+				r.Header.Set("Origin", c.origin)
+			}
+			w := httptest.NewRecorder()
+			a.ServeHTTP(w, r)
+			if w.Code != c.code || w.Header().Get("Access-Control-Allow-Origin") != c.allowOrigin {
+				t.Errorf("%d, origin %q: %s", w.Code, w.Header().Get("Access-Control-Allow-Origin"), w.Body)
+			}
+		})
+	}
+}
