@@ -3,8 +3,9 @@ package logsink
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
+	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -15,11 +16,14 @@ import (
 // fallback what the journal does not take.
 type journalWriter struct{ fallback io.Writer }
 
+const journalSocket = "/run/systemd/journal/socket"
+
 func newJournalWriter(fallback io.Writer) (io.Writer, error) {
-	if !journal.Enabled() {
-		return nil, errors.New("failed to connect to systemd's journal: its socket /run/systemd/journal/socket does not answer")
+	conn, err := net.Dial("unixgram", journalSocket)
+	if err != nil {
+		return nil, fmt.Errorf("can't find journal (%w)", err)
 	}
-	return journalWriter{fallback}, nil
+	return journalWriter{fallback}, conn.Close()
 }
 
 func (w journalWriter) Write(b []byte) (int, error) {

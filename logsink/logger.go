@@ -139,14 +139,17 @@ func (c *Config) validate() error {
 	return nil
 }
 
+// logRotationConfig has the name of etcd's: it is in the texts of encoding/json.
+type logRotationConfig struct{ *lumberjack.Logger }
+
 func rotation(text string) (*lumberjack.Logger, error) {
-	r := &lumberjack.Logger{}
-	err := json.Unmarshal([]byte(text), r)
+	r := logRotationConfig{&lumberjack.Logger{}}
+	err := json.Unmarshal([]byte(text), &r)
 	var syntax *json.SyntaxError
 	var wrongType *json.UnmarshalTypeError
 	switch {
 	case err == nil:
-		return r, nil
+		return r.Logger, nil
 	case errors.As(err, &syntax):
 		return nil, fmt.Errorf("improperly formatted log rotation config: %w", err)
 	case errors.As(err, &wrongType):
@@ -162,6 +165,10 @@ func (l *Logger) open(cfg Config) ([]io.Writer, error) {
 		return []io.Writer{cfg.Writer}, nil
 	}
 	outputs := slices.Clone(cfg.Outputs)
+	if len(outputs) > 1 && slices.Contains(outputs, OutputJournal) {
+		slices.Sort(outputs)
+		return nil, fmt.Errorf("running with systemd/journal but other '--log-outputs' values (%q) are configured with 'default'; override 'default' value with something else", outputs)
+	}
 	if slices.Contains(outputs, "/dev/null") { // all is to be thrown away, says etcd
 		return []io.Writer{io.Discard}, nil
 	}
@@ -200,7 +207,7 @@ func (l *Logger) open(cfg Config) ([]io.Writer, error) {
 			}
 			f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o666)
 			if err != nil {
-				return nil, fmt.Errorf("couldn't open sink %q: %w", o, err)
+				return nil, fmt.Errorf("open sink %q: %w", o, err)
 			}
 			writers = append(writers, f)
 			l.files = append(l.files, f)

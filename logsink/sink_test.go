@@ -294,11 +294,12 @@ func TestErrors(t *testing.T) {
 		{Config{Rotate: true}, "--log-outputs requires a single file path when --log-rotate-config-json is defined"},
 		{Config{Rotate: true, Outputs: []string{"a", "b"}}, "--log-outputs requires a single file path when --log-rotate-config-json is defined"},
 		{Config{Rotate: true, Outputs: []string{"a"}, Rotation: "{"}, "improperly formatted log rotation config: unexpected end of JSON input"},
-		{Config{Rotate: true, Outputs: []string{"a"}, Rotation: `{"maxsize": true}`}, "invalid log rotation config: json: cannot unmarshal bool into Go struct field Logger.maxsize of type int"},
+		{Config{Rotate: true, Outputs: []string{"a"}, Rotation: `{"maxsize": true}`}, "invalid log rotation config: json: cannot unmarshal bool into Go struct field logRotationConfig.Logger.maxsize of type int"},
 		{Config{Level: "no", Format: "xml"}, `unrecognized level: "no"`},
 		{Config{Level: "no"}, `unrecognized level: "no"`},
 		{Config{Format: "xml"}, "unknown log format: xml, supported values json, console"},
-		{Config{Outputs: []string{"/no/such/dir/x"}}, `couldn't open sink "/no/such/dir/x": open /no/such/dir/x: no such file or directory`},
+		{Config{Outputs: []string{"systemd/journal", "stderr"}}, `running with systemd/journal but other '--log-outputs' values (["stderr" "systemd/journal"]) are configured with 'default'; override 'default' value with something else`},
+		{Config{Outputs: []string{"/no/such/dir/x"}}, `open sink "/no/such/dir/x": open /no/such/dir/x: no such file or directory`},
 	} {
 		_, err := New(c.cfg)
 		if err == nil || err.Error() != c.want {

@@ -221,7 +221,12 @@ func (r *Replica) applyChange(e *raftpb.Entry) bool {
 // itself is the applier's work, behind everything it was given before.
 func (r *Replica) installSnapshot(s *raftpb.Snapshot, install func() error) error {
 	meta := s.GetMetadata()
+	first, err := r.cfg.Log.FirstIndex()
+	if err != nil {
+		return err
+	}
 	r.logger.Info("applying snapshot",
+		zap.Uint64("current-snapshot-index", first-1), // the base of the log
 		zap.Uint64("current-applied-index", r.applied.Load()),
 		zap.Uint64("incoming-leader-snapshot-index", meta.GetIndex()),
 		zap.Uint64("incoming-leader-snapshot-term", meta.GetTerm()))
@@ -246,6 +251,7 @@ func (r *Replica) installSnapshot(s *raftpb.Snapshot, install func() error) erro
 		}
 		r.logger.Info("applied snapshot",
 			zap.Uint64("current-snapshot-index", index),
+			zap.Uint64("current-applied-index", r.applied.Load()),
 			zap.Uint64("incoming-leader-snapshot-index", meta.GetIndex()),
 			zap.Uint64("incoming-leader-snapshot-term", meta.GetTerm()))
 		return nil
