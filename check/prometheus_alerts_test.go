@@ -425,6 +425,17 @@ func TestPrometheusAlerts(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.fires(ctx, nil, "etcdMembersDown/warning", "etcdInsufficientMembers/critical", "etcdNoLeader/critical", "etcdHighNumberOfFailedGRPCRequests/critical")
+	for _, name := range []string{"etcd_server_proposals_failed_total", "etcd_network_peer_sent_failures_total", "etcd_network_disconnected_peers_total"} {
+		if err := eventually(ctx, func() error {
+			values, err := p.query(ctx, "sum("+name+")")
+			if err == nil && (len(values) != 1 || values[0] == 0) {
+				err = fmt.Errorf("%s: %v", name, values)
+			}
+			return err
+		}); err != nil {
+			t.Errorf("without a quorum: %v", err)
+		}
+	}
 }
 
 func leaderOf(ctx context.Context, t *testing.T, c *cluster.Cluster, client *clientv3.Client) (leader *cluster.Member) {
