@@ -144,6 +144,8 @@ func scenarios() []scenario {
 		list = append(list, scenario{name: fmt.Sprintf("delay-%d", ms), fault: shaped(link{delay: d, jitter: d / 5}), want: []want{changesAtMost(0)},
 			about: fmt.Sprintf("%v and up to a fifth more, one way, between all members", d)})
 	}
+	list = append(list, scenario{name: "far-and-lossy", fault: shaped(link{delay: 200 * time.Millisecond, jitter: 40 * time.Millisecond, loss: 0.05}), during: time.Minute, want: []want{changesAtMost(0)},
+		about: "200ms and up to a fifth more, one way, and 5 % is lost once, for a minute"})
 	for _, percent := range []int{1, 10} {
 		list = append(list, scenario{name: fmt.Sprintf("loss-%d", percent), fault: shaped(link{delay: time.Millisecond, loss: float64(percent) / 100}), during: 15 * time.Second, want: []want{changesAtMost(0)},
 			about: fmt.Sprintf("%d %% of what members send is lost once", percent)})
