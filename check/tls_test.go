@@ -1,6 +1,7 @@
 package check
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -25,6 +26,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/check/cluster"
 )
@@ -216,6 +218,12 @@ func TestTLSLikeEtcd(t *testing.T) {
 		compareHTTP(t, client, []httpCase{{path: "/health"}, {path: "/version"}}, metrics[0], metrics[1])
 		client.CloseIdleConnections()
 	}
+	// Calls and other requests of a proxy on one connection.
+	for _, m := range []*cluster.Member{belay, etcd} {
+		if err := mixedConnection(t, m, a.client("good")); err != nil {
+			t.Errorf("%s: %v", m.LogPath, err)
+		}
+	}
 	// A port for metrics asks for the same certificate: it is no way past the list.
 	for _, url := range metrics {
 		for _, name := range []string{"", "revoked", "expired"} {
@@ -224,6 +232,50 @@ func TestTLSLikeEtcd(t *testing.T) {
 			}
 		}
 	}
+}
+
+// mixedConnection asks for the health, makes a call, and asks again on the same
+// HTTP/2 connection.
+func mixedConnection(t *testing.T, m *cluster.Member, cfg *tls.Config) error {
+	t.Helper()
+	dials := 0
+	transport := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: cfg, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		dials++
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	message, err := proto.Marshal(&pb.RangeRequest{Key: []byte("a")})
+	if err != nil {
+		return err
+	}
+	for _, call := range []bool{false, true, false, true} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, m.ClientURL+"/health", nil)
+		if call {
+			req, err = http.NewRequestWithContext(t.Context(), http.MethodPost, m.ClientURL+"/etcdserverpb.KV/Range",
+				bytes.NewReader(append([]byte{0, 0, 0, 0, byte(len(message))}, message...)))
+		}
+		if err != nil {
+			return err
+		}
+		if call {
+			req.Header.Set("Content-Type", "application/grpc")
+			req.Header.Set("Te", "trailers")
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if status := resp.Trailer.Get("Grpc-Status"); err != nil || resp.StatusCode != http.StatusOK || call && status != "0" {
+			return fmt.Errorf("call %v: %s, grpc status %q, %v", call, resp.Status, status, err)
+		}
+	}
+	if dials != 1 {
+		return fmt.Errorf("%d connections", dials)
+	}
+	return nil
 }
 
 func getWith(cfg *tls.Config, url string) (string, error) {

@@ -11,8 +11,8 @@
 //     in by, and the refusal is reported once.
 //   - A renewed certificate is used from the next handshake on. While the pair
 //     of files is half written the last good pair goes on.
-//   - gRPC goes straight to grpc-go's own transport, on a TLS port as on a
-//     plain one; net/http never carries it.
+//   - gRPC clients go straight to grpc-go's own transport, on a TLS port as on a
+//     plain one.
 //
 // # One port, two protocols
 //
@@ -21,7 +21,8 @@
 // speak HTTP/2 as well (etcd gives all of it to net/http and has it call
 // grpc-go's ServeHTTP, at about twice the CPU for a call). So preface.go reads
 // the first request's headers, and gives the connection, as if unread, to the
-// server that its content type names:
+// server that its content type names. A call that a proxy passes on is left to
+// net/http, since other requests may follow it on the same connection:
 //
 //	client                    here                           server
 //	  | -- TLS, ALPN h2 --------> |                              |

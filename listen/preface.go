@@ -74,7 +74,7 @@ func readPreface(conn *tls.Conn, maxStreams uint32) (c *prefacedConn, isGRPC boo
 	if string(c.head) != http2.ClientPreface {
 		return nil, false, errNotHTTP2
 	}
-	contentType, err := c.readUntilHeaders(func(ping []byte) error {
+	isGRPC, err = c.readUntilHeaders(func(ping []byte) error {
 		if err := conn.SetWriteDeadline(time.Now().Add(sniffTimeout)); err != nil {
 			return err
 		}
@@ -83,57 +83,57 @@ func readPreface(conn *tls.Conn, maxStreams uint32) (c *prefacedConn, isGRPC boo
 	if err != nil {
 		return nil, false, err
 	}
-	return c, strings.Contains(contentType, "application/grpc"), conn.SetDeadline(time.Time{})
+	return c, isGRPC, conn.SetDeadline(time.Time{})
 }
 
 // readUntilHeaders keeps frames in head up to the end of the first header block,
-// and returns its content type. answer is called for each ping.
-func (c *prefacedConn) readUntilHeaders(answer func(ping []byte) error) (contentType string, err error) {
+// and says whether they are a gRPC client's. answer is called for each ping.
+func (c *prefacedConn) readUntilHeaders(answer func(ping []byte) error) (isGRPC bool, err error) {
 	var block []byte // the header block as far as read
 	inBlock := false
 	for first := true; ; first = false {
 		at := len(c.head)
 		kind, flags, payload, err := c.readFrame()
 		if err != nil {
-			return "", err
+			return false, err
 		}
 		if first {
 			if kind != http2.FrameSettings || flags.Has(http2.FlagSettingsAck) {
-				return "", errNotHTTP2
+				return false, errNotHTTP2
 			}
 			// It is a client that knows what it does: no hurry from here on.
 			if err := c.SetReadDeadline(time.Time{}); err != nil {
-				return "", err
+				return false, err
 			}
 		}
 		switch {
 		case inBlock != (kind == http2.FrameContinuation):
-			return "", errNotHTTP2
+			return false, errNotHTTP2
 		case kind == http2.FrameSettings && flags.Has(http2.FlagSettingsAck):
 			c.head = c.head[:at]
 			c.ackDue = false
 		case kind == http2.FramePing:
 			if !flags.Has(http2.FlagPingAck) {
 				if err := answer(payload); err != nil {
-					return "", err
+					return false, err
 				}
 			}
 			c.head = c.head[:at]
 		case kind == http2.FrameGoAway:
-			return "", io.EOF
+			return false, io.EOF
 		case kind == http2.FrameHeaders:
 			if block, err = headerBlock(flags, payload); err != nil {
-				return "", err
+				return false, err
 			}
 			inBlock = true
 		case kind == http2.FrameContinuation:
 			block = append(block, payload...)
 		}
 		if inBlock && flags.Has(http2.FlagHeadersEndHeaders) {
-			return contentTypeOf(block)
+			return fromGRPCClient(block)
 		}
 		if len(c.head) > maxPrefaceBytes {
-			return "", nil
+			return false, nil
 		}
 	}
 }
@@ -184,17 +184,24 @@ func headerBlock(flags http2.Flags, payload []byte) ([]byte, error) {
 	return append([]byte(nil), payload[:len(payload)-padding]...), nil
 }
 
-func contentTypeOf(block []byte) (contentType string, err error) {
+// fromGRPCClient says whether a first request's headers are a gRPC call, and not
+// one that a proxy passes on: a proxy may send other requests on the same
+// connection, so net/http takes that one and gives it the calls among them.
+func fromGRPCClient(block []byte) (bool, error) {
+	call, passedOn := false, false
 	d := hpack.NewDecoder(4096, func(f hpack.HeaderField) {
-		if f.Name == "content-type" {
-			contentType = f.Value
+		switch {
+		case f.Name == "content-type":
+			call = strings.Contains(f.Value, "application/grpc")
+		case f.Name == "via" || f.Name == "forwarded" || strings.HasPrefix(f.Name, "x-forwarded-") || strings.HasPrefix(f.Name, "x-envoy-") || f.Name == "x-real-ip":
+			passedOn = true
 		}
 	})
 	d.SetMaxStringLength(maxPrefaceBytes)
 	if _, err := d.Write(block); err != nil {
-		return "", err
+		return false, err
 	}
-	return contentType, d.Close()
+	return call && !passedOn, d.Close()
 }
 
 // Read gives what was read already, then what comes, without the one

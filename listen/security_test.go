@@ -134,6 +134,23 @@ func TestOnePortManyProtocols(t *testing.T) {
 			t.Errorf("caller %q", got)
 		}
 	}
+	// What a proxy passes on may be followed by anything.
+	passed := &http.Client{Transport: &http.Transport{TLSClientConfig: a.client("alice"), ForceAttemptHTTP2: true}}
+	defer passed.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+f.Addr().String(), strings.NewReader("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/grpc")
+	req.Header.Set("X-Forwarded-For", "10.0.0.1")
+	resp, err := passed.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "POST HTTP/2.0 TLS" {
+		t.Errorf("%q, %v", body, err)
+	}
 	for _, e := range logs.All() {
 		if e.Level >= zap.WarnLevel {
 			t.Errorf("logged %q %v", e.Message, e.ContextMap())

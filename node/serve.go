@@ -12,6 +12,9 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -35,7 +38,9 @@ type listeners struct {
 	memory  *listen.Memory   // where the gateway reaches grpc
 	gateway *grpc.ClientConn // nil: no gateway
 	grpc    *grpc.Server
-	http    []*http.Server
+	// overHTTP serves the calls that net/http gets; nil: it gets none.
+	overHTTP *grpc.Server
+	http     []*http.Server
 }
 
 // port is one listener.
@@ -311,6 +316,9 @@ func (n *Node) serveClients() {
 		n.fail(fmt.Errorf("registerGateway failed: %w", err))
 		return
 	}
+	if slices.ContainsFunc(n.ports.clients, func(p *port) bool { return p.secure && p.grpc && p.http }) {
+		handler = n.callsOverHTTP(handler)
+	}
 	for _, p := range n.ports.clients {
 		var s *http.Server
 		traffic := "grpc"
@@ -332,6 +340,21 @@ func (n *Node) serveClients() {
 			n.logger.Info("serving client traffic securely", fields...)
 		}
 	}
+}
+
+// callsOverHTTP serves gRPC calls that come on a connection of net/http: a proxy
+// that pools its connections sends calls and other requests on the same one. It
+// takes a server of its own, which knows how to end such calls.
+func (n *Node) callsOverHTTP(h http.Handler) http.Handler {
+	n.ports.overHTTP = grpc.NewServer(n.server.GRPCOptions()...)
+	n.server.RegisterGRPC(n.ports.overHTTP)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 2 && strings.Contains(r.Header.Get("Content-Type"), "application/grpc") {
+			n.ports.overHTTP.ServeHTTP(w, r)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // startGateway connects the JSON gateway to the gRPC server.
@@ -364,26 +387,24 @@ func (n *Node) stopClients() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), gracefulStop)
 	defer cancel()
+	for _, p := range n.ports.clients {
+		p.close()
+	}
+	var ending sync.WaitGroup
+	for _, s := range n.ports.http[len(n.ports.peers):] {
+		ending.Go(func() { _ = s.Shutdown(ctx) }) // what is late is closed with the ports
+	}
+	ending.Go(n.ports.grpc.GracefulStop)
 	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for _, p := range n.ports.clients {
-			p.close()
-		}
-		// HTTP first: its gateway needs grpc.
-		for _, s := range n.ports.http[len(n.ports.peers):] {
-			_ = s.Shutdown(ctx) // what is late is closed below
-		}
-		if n.ports.gateway != nil {
-			_ = n.ports.gateway.Close()
-		}
-		n.ports.grpc.GracefulStop()
-	}()
+	go func() { ending.Wait(); close(stopped) }()
 	n.server.Stop() // ends streams that would never end by themselves
 	select {
 	case <-stopped:
 	case <-ctx.Done():
 		n.ports.grpc.Stop()
+	}
+	if n.ports.overHTTP != nil {
+		n.ports.overHTTP.Stop()
 	}
 }
 
