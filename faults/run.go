@@ -49,6 +49,7 @@ type run struct {
 	// Of the snapshot row: how much more the sender held in memory than before, and
 	// how much the receiver did at most.
 	senderGrowth, receiver int64
+	lateHeartbeats         int      // of more than half an election timeout, by any member's word
 	free                   int      // the member that was taken out
 	freeURLs               []string // its peer URLs
 

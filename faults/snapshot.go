@@ -11,6 +11,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/check/cluster"
 )
 
 const (
@@ -135,7 +137,27 @@ func newMember(ctx context.Context, r *run) error {
 	r.note("the new member served after %v; the leader had %d MB resident before and %d MB at most, the new member %d MB at most",
 		round(time.Since(start)), before>>20, sender>>20, receiver>>20)
 	r.senderGrowth, r.receiver = sender-before, receiver
+	if r.kind == cluster.Belay {
+		for _, o := range r.c.Members {
+			events, err := eventsOf(ctx, o)
+			if err != nil {
+				return err
+			}
+			for _, e := range events {
+				if e.Kind == "late-heartbeat" && e.Ago < time.Since(start).Seconds() {
+					r.lateHeartbeats++
+				}
+			}
+		}
+	}
 	return nil
+}
+
+func heartbeatsInTime(res *result) string {
+	if n := res.run.lateHeartbeats; n > 0 {
+		return fmt.Sprintf("heartbeats were missed, %d times", n)
+	}
+	return ""
 }
 
 func addMember(ctx context.Context, cl *clientv3.Client, urls []string) (added *clientv3.MemberAddResponse, err error) {

@@ -165,26 +165,47 @@ func starve(w who) func(context.Context, *run) error {
 	}
 }
 
-// verdictsOf asks a member for the verdicts that it gave.
-func verdictsOf(ctx context.Context, m *cluster.Member) ([]verdict, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.ClientURL+"/debug/belay/events?within=1s", nil)
+// report is what a test needs of evidence.Report.
+type report struct {
+	Verdicts []verdict `json:"verdicts"`
+	Events   []event   `json:"events"`
+}
+
+type event struct {
+	Kind string  `json:"kind"`
+	Ago  float64 `json:"seconds_ago"`
+}
+
+func ask(ctx context.Context, m *cluster.Member, query string) (answer report, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.ClientURL+"/debug/belay/events"+query, nil)
 	if err != nil {
-		return nil, err
+		return answer, err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, err
+		return answer, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return nil, err
-	}
-	var answer struct {
-		Verdicts []verdict `json:"verdicts"`
+		return answer, err
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return nil, fmt.Errorf("%s: %w", m.Name, err)
+		return answer, fmt.Errorf("%s: %w", m.Name, err)
+	}
+	return answer, nil
+}
+
+func eventsOf(ctx context.Context, m *cluster.Member) ([]event, error) {
+	answer, err := ask(ctx, m, "")
+	return answer.Events, err
+}
+
+// verdictsOf asks a member for the verdicts that it gave.
+func verdictsOf(ctx context.Context, m *cluster.Member) ([]verdict, error) {
+	answer, err := ask(ctx, m, "?within=1s")
+	if err != nil {
+		return nil, err
 	}
 	for i := range answer.Verdicts {
 		answer.Verdicts[i].by = m.Name
