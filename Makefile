@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # The checks start real processes and measure time: they run by themselves,
 # after the packages' own tests.
 # So does sim, with new seeds each time.
-PACKAGES = $(shell go list ./... | grep -v '/check$$\|/sim$$')
+PACKAGES = $(shell go list ./... | grep -v '/check$$\|/check/clients$$\|/sim$$')
 
 .PHONY: help
 help: ## print the targets
@@ -26,6 +26,7 @@ test: tools ## all tests, and the checks at their default length
 	@set -o pipefail; status=0; \
 	go test -timeout 10m $(PACKAGES) || status=1; \
 	go test -timeout 10m ./check || status=1; \
+	go test -timeout 15m ./check/clients || status=1; \
 	go test -timeout 15m -v ./sim -sim.budget 90s | grep -v '^=== \|^    --- PASS' || status=1; \
 	exit $$status
 
@@ -44,6 +45,10 @@ lint: ## floors, gofmt, vet, staticcheck, what must not enter git
 .PHONY: check
 check: tools ## real processes against etcd: differential, kill -9, bad input, clients
 	go test -count=1 -timeout 20m -v ./check
+
+.PHONY: clients
+clients: tools ## programs that no one here wrote, all of them: Kubernetes' storage, etcdctl, npm's etcd3, CoreDNS, Patroni (CLIENTS='-run TestNode' for some)
+	BELAY_CLIENTS=all go test -count=1 -timeout 60m -v ./check/clients $(CLIENTS)
 
 .PHONY: kill
 kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on one

@@ -3,6 +3,7 @@ package clients
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -29,6 +30,7 @@ func serverEnv(t testing.TB, kind cluster.Kind, size int) []string {
 // TestKubernetesOwnTests runs the tests of Kubernetes' storage layer as they
 // are, each with a new and empty Belay where it wants an embedded etcd.
 func TestKubernetesOwnTests(t *testing.T) {
+	wantTime(t)
 	for _, size := range []int{1, 3} {
 		t.Run(fmt.Sprintf("%d", size), func(t *testing.T) {
 			env := serverEnv(t, checkKind(t), size)
@@ -53,14 +55,23 @@ func TestKubernetesOwnTests(t *testing.T) {
 // the storage layer, and wants Belay's transcript equal to etcd's: versions,
 // pages and their tokens, events, errors.
 func TestKubernetesObjects(t *testing.T) {
+	wantTime(t)
 	objects := "2000"
 	if all() {
 		objects = "10000"
 	}
+	program := filepath.Join(t.TempDir(), "objects.test")
+	if stdout, stderr, err := run(t, 15*time.Minute, exec.Command("go", "test", "-C", "kubernetes", "-c", "-o", program, ".")); err != nil {
+		t.Fatalf("build: %v\n%s%s", err, stdout, stderr)
+	}
 	transcript := func(t *testing.T, kind cluster.Kind, size int) string {
 		file := filepath.Join(t.TempDir(), "transcript")
-		env := append(serverEnv(t, kind, size), "BELAY_CLIENTS_OBJECTS="+objects, "BELAY_CLIENTS_TRANSCRIPT="+file)
-		suite(t, 5*time.Minute, "kubernetes", env, "-run", "^TestObjects$", ".")
+		cmd := exec.Command(program, "-test.run", "^TestObjects$", "-test.v", "-test.timeout", "5m")
+		cmd.Env = append(append(os.Environ(), serverEnv(t, kind, size)...), "BELAY_CLIENTS_OBJECTS="+objects, "BELAY_CLIENTS_TRANSCRIPT="+file)
+		stdout, stderr, err := run(t, 6*time.Minute, cmd)
+		if err != nil {
+			t.Fatalf("%s of %d: %v\n%s%s", kind, size, err, stdout, stderr)
+		}
 		data, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

@@ -30,6 +30,14 @@ func wantAll(t testing.TB) {
 	}
 }
 
+// wantTime skips a test that starts many processes when short ones are asked for.
+func wantTime(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts real processes and foreign builds; not with -short")
+	}
+}
+
 // checkKind is the kind of server that the tests are about.
 func checkKind(t testing.TB) cluster.Kind {
 	switch kind := os.Getenv("BELAY_CHECK_KIND"); kind {

@@ -35,6 +35,7 @@ import (
 // at the same time; when every recipe is in its middle the leader is killed,
 // and comes back. On one member the recipes wait through the restart.
 func TestRecipesThroughFailover(t *testing.T) {
+	wantTime(t)
 	recipes := []struct {
 		name string
 		run  func(*stage) error
@@ -164,6 +165,14 @@ func leader(ctx context.Context, cl *cluster.Cluster) (*cluster.Member, error) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+func memberID(ctx context.Context, conn *grpc.ClientConn) (uint64, error) {
+	resp, err := pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
+	if err != nil {
+		return 0, err
+	}
+	return resp.Header.MemberId, nil
 }
 
 // passing says whether an error is what a failover causes.
