@@ -17,10 +17,10 @@ import (
 // sniffTimeout is how long a connection may take to say what it speaks.
 const sniffTimeout = 30 * time.Second
 
-// maxPending bounds the connections that have not yet shown that a client is
-// behind them. Beyond it the oldest is given up: a flood of silent connections
+// defaultMaxPending bounds the connections that have not yet shown that a client
+// is behind them. Beyond it the oldest is given up: a flood of silent connections
 // pushes out itself rather than who comes next.
-const maxPending = 4096
+const defaultMaxPending = 4096
 
 // Front accepts the connections of one listener and hands each on to who speaks
 // its protocol.
@@ -48,10 +48,15 @@ type FrontOptions struct {
 	// MaxStreams is what the servers behind allow a client to open at once; 0: no
 	// bound for gRPC, net/http's for HTTP.
 	MaxStreams uint32
+	// MaxPending bounds the connections that have said nothing yet; 0: 4096.
+	MaxPending int
 }
 
 // NewFront sorts the connections of inner; Serve does it.
 func NewFront(inner net.Listener, opts FrontOptions) *Front {
+	if opts.MaxPending == 0 {
+		opts.MaxPending = defaultMaxPending
+	}
 	f := &Front{inner: inner, opts: opts, pending: list.New()}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.grpc = connQueue{f: f, conns: make(chan net.Conn)}
@@ -105,7 +110,7 @@ func (f *Front) begin(conn net.Conn) (*list.Element, bool) {
 	if f.closed {
 		return nil, false
 	}
-	if f.pending.Len() >= maxPending {
+	if f.pending.Len() >= f.opts.MaxPending {
 		oldest := f.pending.Front()
 		f.pending.Remove(oldest)
 		oldest.Value.(net.Conn).Close()

@@ -122,7 +122,8 @@ func TestFrontFlood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := NewFront(inner, FrontOptions{GRPC: true, HTTP: true})
+	const maxPending = 300
+	f := NewFront(inner, FrontOptions{GRPC: true, HTTP: true, MaxPending: maxPending})
 	defer f.Close()
 	var first net.Conn
 	for i := range maxPending + 1 {

@@ -71,6 +71,15 @@ func removeStale(path string) error {
 	return &net.OpError{Op: "listen", Net: "unix", Addr: &net.UnixAddr{Name: path, Net: "unix"}, Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}
 }
 
+// MaxPending is FrontOptions.MaxPending for a limit of file descriptors: half of
+// the connections that Limit admits, so that silent ones never keep out the rest.
+func MaxPending(descriptors uint64) int {
+	if descriptors == 0 {
+		return defaultMaxPending
+	}
+	return int(min(defaultMaxPending, max(1, (descriptors-min(descriptors, ReservedDescriptors))/2)))
+}
+
 // ReservedDescriptors are kept back from clients for the member's own files.
 const ReservedDescriptors = 150
 

@@ -218,7 +218,7 @@ func (n *Node) listenClients() (err error) {
 				zap.Uint64("limit", limit), zap.Int("recommended-limit", listen.ReservedDescriptors))
 			return err
 		}
-		opts := listen.FrontOptions{Plain: p.plain, GRPC: p.grpc, HTTP: p.http, MaxStreams: n.maxStreams()}
+		opts := listen.FrontOptions{Plain: p.plain, GRPC: p.grpc, HTTP: p.http, MaxStreams: n.maxStreams(), MaxPending: listen.MaxPending(limit)}
 		if p.secure {
 			opts.Security = n.ports.clientSecurity
 		}
