@@ -76,27 +76,29 @@ func TestBelayCtlSideBySide(t *testing.T) {
 	t.Logf("%d command lines compared", compared)
 }
 
-// TestCheckPerf: both clients find Belay fast enough, in the same words.
+// TestCheckPerf runs `check perf` of both clients. Whether it passes is the
+// machine's affair; the words and the exit code must be those of the verdict,
+// and nothing may fail.
 func TestCheckPerf(t *testing.T) {
 	wantAll(t)
 	cl := start(t, checkKind(t), 3)
-	var outputs [2]string
+	want := regexp.MustCompile(`^Compacting with revision \d+\nCompacted with revision \d+\n` +
+		`(Defragmenting "127.0.0.1:\d+"\nDefragmented "127.0.0.1:\d+"\n){3}` +
+		`(PASS: Throughput is|FAIL: Throughput too low:) \d+ writes/s\n` +
+		`(PASS: Slowest request took|Slowest request took too long:) [0-9.]+s\n` +
+		`(PASS: Stddev is|Stddev too high:) [0-9.]+s\n(PASS|FAIL)\n$`)
 	var wg sync.WaitGroup
 	for i, program := range [][]string{{etcdTools(t).Etcdctl}, {belay(t), "ctl"}} {
 		wg.Go(func() {
 			args := append(program[1:], "--endpoints", strings.Join(cl.Endpoints(), ","), "check", "perf", "--prefix", fmt.Sprintf("/perf-%d/", i), "--auto-compact", "--auto-defrag")
 			out, err := exec.Command(program[0], args...).Output()
-			if err != nil {
-				t.Errorf("%s: %v\n%s", strings.Join(program, " "), err, out)
+			t.Logf("%s: %v\n%s", strings.Join(program, " "), err, out)
+			if !want.Match(out) || (err == nil) != strings.HasSuffix(string(out), "\nPASS\n") {
+				t.Errorf("%s: %v: it did not say its verdict", strings.Join(program, " "), err)
 			}
-			t.Logf("%s:\n%s", strings.Join(program, " "), out)
-			outputs[i] = regexp.MustCompile(`[0-9.]+|(?m)^(Defrag|Compact).*\n`).ReplaceAllString(string(out), "")
 		})
 	}
 	wg.Wait()
-	if outputs[0] != outputs[1] {
-		t.Errorf("etcdctl says\n%s\nbelay ctl says\n%s", outputs[0], outputs[1])
-	}
 }
 
 func commandLines(t *testing.T) []string {
