@@ -24,6 +24,12 @@ type compactor struct {
 	stopped chan struct{} // closed when the goroutine has ended
 }
 
+// A compaction that fails (a block that cannot be read, a disk in trouble) is tried again after a pause, that doubles.
+const (
+	compactionRetry    = time.Second
+	compactionRetryMax = time.Minute
+)
+
 // startCompactor starts the goroutine; an unfinished compaction is its first work.
 func (s *Store) startCompactor() {
 	c := &s.compactor
@@ -87,12 +93,19 @@ func (s *Store) compactLoop(ctx context.Context, work <-chan struct{}, stopped c
 			return
 		}
 		for r, ok := s.compactor.take(); ok; r, ok = s.compactor.take() {
-			if err := s.remove(ctx, r); err != nil {
+			for wait := s.opts.compactionRetry; ; wait = min(2*wait, compactionRetryMax) {
+				err := s.remove(ctx, r)
+				if err == nil {
+					break
+				}
 				if ctx.Err() != nil || errors.Is(err, store.ErrReplaced) {
 					return // Reload or the next Open begins again where this one stopped
 				}
-				s.lg.Warn("Failed compaction", zap.Int64("compact-revision", r.rev), zap.Error(err))
-				return
+				s.lg.Warn("Failed compaction", zap.Int64("compact-revision", r.rev), zap.Error(err), zap.Duration("retry-in", wait))
+				// Without this one the next would leave behind what it should have removed: there is nothing to go on with.
+				if sleep(ctx, wait) != nil {
+					return
+				}
 			}
 			s.finishWaiters()
 		}

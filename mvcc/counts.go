@@ -24,6 +24,8 @@ import (
 // than what readers see, but may be newer. For a reader at an older revision R, log has the keys created and deleted lately:
 // what came after R is taken off again. A reader older than log reads the range.
 //
+// The same pass over all keys fills the filter of keys that exist: see known.
+//
 // Only the goroutine moves the bounds of blocks: it splits those that have grown (it reads their keys for that, as of
 // some revision, and adds what log has after it) and merges those that have shrunk.
 type counts struct {
@@ -87,6 +89,7 @@ func (s *Store) startCounting(ctx context.Context) {
 	c.groups, c.total, c.log, c.arena, c.size = nil, 0, nil, nil, 0
 	c.rev = s.rev.Load()
 	c.logFrom = c.rev
+	s.known.reset(s.opts.KnownBytes, s.opts.NoCounts || s.opts.NoKnown)
 	if s.opts.NoCounts {
 		c.state = countsOff
 		close(c.stopped)
@@ -107,7 +110,9 @@ func (s *Store) countLoop(ctx context.Context, work <-chan struct{}, stopped cha
 	for err == nil {
 		select {
 		case <-work:
-			err = s.tidyCounts(ctx)
+			if err = s.tidyCounts(ctx); err == nil {
+				err = s.renewKnown(ctx)
+			}
 		case <-ctx.Done():
 			return
 		}
@@ -116,6 +121,7 @@ func (s *Store) countLoop(ctx context.Context, work <-chan struct{}, stopped cha
 		<-ctx.Done() // Reload is about to begin anew
 	}
 	if ctx.Err() == nil {
+		s.known.done(err)
 		s.counts.mu.Lock()
 		s.counts.state, s.counts.groups, s.counts.log = countsOff, nil, nil
 		s.counts.mu.Unlock()
@@ -132,6 +138,7 @@ func (s *Store) count(changes []change, rev int64) {
 	if c.state == countsOff || len(changes) == 0 {
 		return
 	}
+	s.known.created(changes)
 	for _, ch := range changes {
 		if cap(c.arena)-len(c.arena) < len(ch.key) {
 			c.arena = make([]byte, 0, max(64<<10, len(ch.key)))
@@ -144,6 +151,9 @@ func (s *Store) count(changes []change, rev int64) {
 		if c.state == countsBuilt {
 			c.add(ch)
 		}
+	}
+	if c.state == countsBuilt && s.known.stale(c.total) {
+		c.wake()
 	}
 	if c.state == countsBuilt && (len(c.log) > countLogMax || c.size > countLogBytesMax) {
 		cut := len(c.log) / 2
@@ -176,10 +186,14 @@ func (c *counts) add(ch change) {
 	}
 	if big := int64(2 * c.blockKeys); delta > 0 && b.n == big+1 || delta < 0 && b.n == int64(c.blockKeys/4) {
 		c.odd[string(b.start)] = struct{}{}
-		select {
-		case c.work <- struct{}{}:
-		default:
-		}
+		c.wake()
+	}
+}
+
+func (c *counts) wake() {
+	select {
+	case c.work <- struct{}{}:
+	default:
 	}
 }
 
@@ -347,13 +361,19 @@ func (s *Store) buildCounts(ctx context.Context) error {
 	c := &s.counts
 	for {
 		sp := split{int64(c.blockKeys), []block{{}}}
-		rev, err := s.readForCounts(ctx, nil, nil, true, sp.add)
+		know, flush := s.known.scan()
+		rev, err := s.readForCounts(ctx, nil, nil, true, func(key []byte) {
+			sp.add(key)
+			know(key)
+		})
 		if errors.Is(err, errMoved) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
+		flush()
+		s.known.done(nil)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.groups = groupsOf(sp.blocks)
@@ -368,6 +388,27 @@ func (s *Store) buildCounts(ctx context.Context) error {
 			c.add(ch)
 		}
 		close(c.ready)
+		return nil
+	}
+}
+
+// renewKnown builds the filter of keys anew if it is full of keys that do not exist any more.
+func (s *Store) renewKnown(ctx context.Context) error {
+	if !s.known.stale(s.counts.keys()) {
+		return nil
+	}
+	for {
+		s.known.renew()
+		know, flush := s.known.scan()
+		_, err := s.readForCounts(ctx, nil, nil, true, know)
+		if errors.Is(err, errMoved) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		flush()
+		s.known.done(nil)
 		return nil
 	}
 }

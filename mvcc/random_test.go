@@ -63,6 +63,9 @@ func metamorphic(t *testing.T, seed uint64) {
 		if variant%2 == 1 {
 			opts.CacheBytes = 1 // nothing stays
 		}
+		if rng.IntN(3) > 0 {
+			opts.KnownBytes = (1 + rng.IntN(3)) * bloomBlockBytes // full at once, and built anew often
+		}
 		r := newRig(t, opts)
 		m := newModel()
 		for i := 0; i < len(cmds); {

@@ -45,9 +45,18 @@ type Options struct {
 	// NoCounts leaves out the counted index of keys, as if it never got built.
 	NoCounts bool
 
+	// KnownBytes bounds the filter that tells keys which certainly do not exist, so that putting them looks for no previous
+	// version; twice as much for short times. 0: 32 MiB, enough for 22 million keys.
+	KnownBytes int
+	// NoKnown leaves the filter out. NoCounts does, too.
+	NoKnown bool
+
 	// For tests, which want small ones:
 	countBlockKeys int // size of a block of keys that are counted together
 	hashParts      int // versions that one pass of a hash joins
+
+	// compactionRetry is the first pause after a compaction that failed. 0: one second.
+	compactionRetry time.Duration
 }
 
 const (
@@ -75,6 +84,7 @@ type Store struct {
 
 	hashes hashes
 	counts counts
+	known  known
 
 	mu       sync.Mutex
 	reloaded chan struct{} // closed and replaced by Reload
@@ -118,6 +128,12 @@ func Open(st *store.Store, opts Options) (*Store, error) {
 	}
 	if opts.CompactionSleep == 0 {
 		opts.CompactionSleep = defaultCompactionSleep
+	}
+	if opts.compactionRetry <= 0 {
+		opts.compactionRetry = compactionRetry
+	}
+	if opts.KnownBytes <= 0 {
+		opts.KnownBytes = defaultKnownBytes
 	}
 	if opts.hashParts <= 0 {
 		opts.hashParts = defaultHashParts

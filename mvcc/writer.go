@@ -181,6 +181,9 @@ func (w *Writer) Prev(key []byte, withValue bool) (*mvccpb.KeyValue, error) {
 	if !ok {
 		var whole bool
 		kv, whole, ok = w.s.cache.get(key)
+		if !ok && w.s.known.never(key) {
+			return nil, nil
+		}
 		if !ok || withValue && !whole && kv.Version != 0 {
 			var err error
 			if kv, err = w.read(key, withValue); err != nil {

@@ -1,0 +1,219 @@
+package mvcc
+
+import (
+	"hash/maphash"
+	"sync"
+)
+
+// known tells which keys certainly do not exist, so that the put of a new key, the most usual one, need not look for a
+// previous version in Pebble's memtable and levels. It is a Bloom filter of the keys that exist or did: never is right
+// when it says so, and may say no where yes was true, which costs the look-up that it was to spare.
+//
+// # Why it holds every key that exists
+//
+// A key exists as of the applier's next batch if it existed at some revision R or was created after R. The goroutine of
+// counts reads all keys that exist at R and adds them. The applier adds the keys that each batch creates, between commit
+// and publication, under the same lock under which counts.rev is raised (Store.count); R is counts.rev, read after the
+// filter was put in place. So a batch beyond R finds the filter in place, and one up to R is what the goroutine reads.
+// Until it has read all, the filter is not asked. Deleting and compacting take nothing out.
+//
+// # How large it gets
+//
+// Layers are added as keys come, each twice as large as the one before, up to limit bytes. What is deleted stays in; when
+// no layer can be added and less than half of what fits exists, the filter is built anew beside the old one, which
+// answers meanwhile: for this time there are two. Where more keys exist than fit, it stays as it is and errs more often.
+type known struct {
+	seed  maphash.Seed
+	limit int
+
+	mu       sync.Mutex
+	complete bool   // filter holds every key that exists
+	filter   *bloom // nil: off
+	next     *bloom // being built to replace filter
+}
+
+// bloom is a list of layers; a key is in one of them.
+type bloom struct {
+	limit    int // bytes of all layers
+	layers   []bloomLayer
+	bytes    int
+	capacity int // keys that all layers are made for
+	full     bool
+}
+
+// bloomLayer is a split-block Bloom filter: a key's hash chooses one block, a cache line, and a bit in each of its words.
+type bloomLayer struct {
+	blocks [][8]uint64
+	n      int // keys added
+}
+
+const (
+	defaultKnownBytes = 32 << 20
+
+	bloomBlockBytes  = 64
+	bloomBlockKeys   = 42 // 12 bits a key: about 0.5 % of a layer's answers are wrong
+	bloomFirstBlocks = 1 << 10
+)
+
+func newBloom(limit int) *bloom { return &bloom{limit: limit} }
+
+// bloomBits draws the bits of a key in its block, six of the result's bits for each word, from all bits of its hash.
+func bloomBits(h uint64) uint64 {
+	h ^= h >> 31
+	h *= 0x9e3779b97f4a7c15
+	return h ^ h>>29
+}
+
+func (l *bloomLayer) block(h uint64) *[8]uint64 {
+	return &l.blocks[(h>>32)*uint64(len(l.blocks))>>32]
+}
+
+func (l *bloomLayer) has(h, bits uint64) bool {
+	b := l.block(h)
+	for i := range b {
+		if b[i]&(1<<(bits&63)) == 0 {
+			return false
+		}
+		bits >>= 6
+	}
+	return true
+}
+
+func (f *bloom) has(h uint64) bool {
+	bits := bloomBits(h)
+	for i := len(f.layers) - 1; i >= 0; i-- { // half of all keys are in the last
+		if f.layers[i].has(h, bits) {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *bloom) add(h uint64) {
+	if f.has(h) {
+		return
+	}
+	last := len(f.layers) - 1
+	if last < 0 || f.layers[last].n >= len(f.layers[last].blocks)*bloomBlockKeys {
+		if f.grow() {
+			last++
+		} else {
+			f.full = true
+		}
+	}
+	l := &f.layers[last]
+	l.n++
+	bits := bloomBits(h)
+	b := l.block(h)
+	for i := range b {
+		b[i] |= 1 << (bits & 63)
+		bits >>= 6
+	}
+}
+
+// grow adds a layer, if there is room. The first is made at any rate.
+func (f *bloom) grow() bool {
+	blocks := max(1, min(bloomFirstBlocks<<len(f.layers), (f.limit-f.bytes)/bloomBlockBytes))
+	if n := len(f.layers); n > 0 && (f.limit-f.bytes < bloomBlockBytes || blocks < len(f.layers[n-1].blocks)/4) {
+		return false
+	}
+	f.layers = append(f.layers, bloomLayer{blocks: make([][8]uint64, blocks)})
+	f.bytes += blocks * bloomBlockBytes
+	f.capacity += blocks * bloomBlockKeys
+	return true
+}
+
+// reset begins anew with an empty filter, which is not asked; off: with none.
+func (k *known) reset(limit int, off bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.limit == 0 {
+		k.seed = maphash.MakeSeed()
+	}
+	k.limit = limit
+	k.complete, k.filter, k.next = false, nil, nil
+	if !off {
+		k.filter = newBloom(limit)
+	}
+}
+
+// never says that a key certainly does not exist. REQUIRES: every batch committed so far was given to Store.count.
+func (k *known) never(key []byte) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.complete && !k.filter.has(maphash.Bytes(k.seed, key))
+}
+
+// created adds the keys that a batch created.
+func (k *known) created(changes []change) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.filter == nil {
+		return
+	}
+	for _, ch := range changes {
+		if ch.delta < 0 {
+			continue
+		}
+		h := maphash.Bytes(k.seed, ch.key)
+		k.filter.add(h)
+		if k.next != nil {
+			k.next.add(h)
+		}
+	}
+}
+
+// stale says that the filter is full, though much fewer keys exist than fit into it.
+func (k *known) stale(exist int64) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.complete && k.next == nil && k.filter.full && exist <= int64(k.filter.capacity/2)
+}
+
+// renew puts an empty filter beside the present one; done(nil) puts it in its place.
+func (k *known) renew() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.next = newBloom(k.limit)
+}
+
+// done ends the adding of the keys that exist. After an error the filter is off.
+func (k *known) done(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case err != nil:
+		k.complete, k.filter = false, nil
+	case k.next != nil:
+		k.filter = k.next
+		fallthrough
+	default:
+		k.complete = k.filter != nil
+	}
+	k.next = nil
+}
+
+// scan gives a function that takes the keys that exist, and one to be called after the last. They are added many at a
+// time, so that the applier seldom waits.
+func (k *known) scan() (add func(key []byte), flush func()) {
+	hashes := make([]uint64, 0, 512)
+	flush = func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		f := k.filter
+		if k.next != nil {
+			f = k.next
+		}
+		if f != nil {
+			for _, h := range hashes {
+				f.add(h)
+			}
+		}
+		hashes = hashes[:0]
+	}
+	return func(key []byte) {
+		if hashes = append(hashes, maphash.Bytes(k.seed, key)); len(hashes) == cap(hashes) {
+			flush()
+		}
+	}, flush
+}
