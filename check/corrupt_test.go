@@ -188,6 +188,7 @@ func (k *corrupted) says(text string, members ...*cluster.Member) bool {
 
 func TestCorruptPeriodic(t *testing.T) {
 	onlyBelay(t)
+	t.Parallel()
 	for name, leads := range map[string]bool{"follower": false, "leader": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -204,6 +205,7 @@ func TestCorruptPeriodic(t *testing.T) {
 
 func TestCorruptCompaction(t *testing.T) {
 	onlyBelay(t)
+	t.Parallel()
 	for name, leads := range map[string]bool{"follower": false, "leader": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -370,4 +372,77 @@ func TestNeverCorrupt(t *testing.T) {
 		}
 	}
 	t.Logf("%v", checks)
+}
+
+// TestCorruptAlarm: what a CORRUPT alarm, of a member or of nobody known,
+// refuses and what it leaves, here and in etcd.
+func TestCorruptAlarm(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	told := map[cluster.Kind][]string{}
+	for _, kind := range []cluster.Kind{cluster.Etcd, cluster.Belay} {
+		c := startCluster(t, cluster.Config{Kind: kind, Binary: binaryOf(t, kind), Size: 1, Dir: t.TempDir()})
+		m := c.Members[0]
+		conn, err := m.Dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		kv, lease, maint := pb.NewKVClient(conn), pb.NewLeaseClient(conn), pb.NewMaintenanceClient(conn)
+		note := func(what string, err error) {
+			told[kind] = append(told[kind], fmt.Sprintf("%s: %v %s", what, status.Code(err), status.Convert(err).Message()))
+		}
+		granted, err := lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: 60})
+		note("grant before", err)
+		_, err = kv.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("1")})
+		note("put before", err)
+		for _, id := range []uint64{0, 7} {
+			alarm := func(action pb.AlarmRequest_AlarmAction) {
+				t.Helper()
+				resp, err := maint.Alarm(ctx, &pb.AlarmRequest{Action: action, MemberID: id, Alarm: pb.AlarmType_CORRUPT})
+				note(strings.ReplaceAll(fmt.Sprintf("%v for %d: %v", action, id, resp.GetAlarms()), "  ", " "), err)
+			}
+			alarm(pb.AlarmRequest_ACTIVATE)
+			alarm(pb.AlarmRequest_GET)
+			put := []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("a")}}}}
+			get := []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("a")}}}}
+			_, err = kv.Put(ctx, &pb.PutRequest{Key: []byte("a")})
+			note("put", err)
+			_, err = kv.Range(ctx, &pb.RangeRequest{Key: []byte("a")})
+			note("range", err)
+			_, err = kv.Range(ctx, &pb.RangeRequest{Key: []byte("a"), Serializable: true})
+			note("serializable range", err)
+			_, err = kv.Txn(ctx, &pb.TxnRequest{Success: put})
+			note("txn", err)
+			_, err = kv.Txn(ctx, &pb.TxnRequest{Success: get})
+			note("txn that reads", err)
+			_, err = kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("a")})
+			note("delete", err)
+			_, err = kv.Compact(ctx, &pb.CompactionRequest{Revision: 2})
+			note("compact", err)
+			_, err = lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: 60})
+			note("grant", err)
+			_, err = lease.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: granted.GetID()})
+			note("revoke", err)
+			_, err = lease.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: granted.GetID()})
+			note("time to live", err)
+			_, err = maint.HashKV(ctx, &pb.HashKVRequest{})
+			note("hash", err)
+			st, err := maint.Status(ctx, &pb.StatusRequest{})
+			note(strings.ReplaceAll(fmt.Sprint("status ", st.GetErrors()), "  ", " "), err) // protobuf varies its blanks
+			for _, path := range []string{"/health", "/health?exclude=CORRUPT", "/livez", "/readyz/serializable_read", "/readyz/data_corruption"} {
+				body, err := getBody(ctx, m.ClientURL+path)
+				note(fmt.Sprintf("%s %s", path, body), err)
+			}
+			alarm(pb.AlarmRequest_DEACTIVATE)
+			_, err = kv.Put(ctx, &pb.PutRequest{Key: []byte("a")})
+			note("put after", err)
+		}
+	}
+	for i, want := range told[cluster.Etcd] {
+		if have := told[cluster.Belay][i]; have != want {
+			t.Errorf("Belay %s\netcd  %s", have, want)
+		}
+	}
 }
