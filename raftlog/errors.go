@@ -1,6 +1,11 @@
 package raftlog
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+)
 
 // CorruptError says that the log on disk is damaged where it was durable: entries
 // that were promised are lost or altered. Nothing was cut or changed.
@@ -34,4 +39,16 @@ func (e *IdentityError) Error() string {
 	return fmt.Sprintf("raftlog: %s belongs to member %x of cluster %x, not to member %x of cluster %x: "+
 		"check the data directory, --name, --initial-cluster and --initial-cluster-token",
 		e.Dir, e.HaveMember, e.HaveCluster, e.WantMember, e.WantCluster)
+}
+
+// fileError says what was tried with which file. Most file systems name the file in their
+// errors as well; once is enough.
+func fileError(op, path string, err error) error {
+	if at := (*fs.PathError)(nil); errors.As(err, &at) && at.Path == path {
+		return fmt.Errorf("raftlog: %s %s: %w", op, path, at.Err)
+	}
+	if link := (*os.LinkError)(nil); errors.As(err, &link) && link.Old == path {
+		return fmt.Errorf("raftlog: %s %s to %s: %w", op, path, link.New, link.Err)
+	}
+	return fmt.Errorf("raftlog: %s %s: %w", op, path, err)
 }

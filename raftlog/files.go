@@ -282,14 +282,14 @@ func (l *Log) retire(s segment) error {
 	f.mu.Unlock()
 	if !recycle {
 		if err := l.fs.Remove(path); err != nil {
-			return fmt.Errorf("raftlog: remove %s: %w", path, err)
+			return fileError("remove", path, err)
 		}
 		l.diskBytes.Add(-s.size)
 		return l.syncDir()
 	}
 	to := l.sparePath()
 	if err := l.fs.Rename(path, to); err != nil {
-		return fmt.Errorf("raftlog: rename %s: %w", path, err)
+		return fileError("rename", path, err)
 	}
 	if err := l.syncDir(); err != nil {
 		return err

@@ -293,6 +293,13 @@ func (l *Log) BytesAfter(index uint64) int64 {
 	return l.tail.bytesAfter(index)
 }
 
+// BytesBetween is what is held in memory of the entries after lo up to hi.
+func (l *Log) BytesBetween(lo, hi uint64) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tail.bytesBetween(lo, hi)
+}
+
 // Metadata says whose log this is.
 func (l *Log) Metadata() Metadata {
 	return Metadata{Version: l.meta.version, MemberID: l.meta.member, ClusterID: l.meta.cluster}
@@ -352,7 +359,7 @@ func (l *Log) syncDir() error {
 		return nil
 	}
 	if err := l.root.Sync(); err != nil {
-		return fmt.Errorf("raftlog: sync directory %s: %w", l.dir, err)
+		return fileError("sync directory", l.dir, err)
 	}
 	return nil
 }

@@ -52,7 +52,7 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 	l.oldest.base, l.syncs.started.base, l.syncs.ended.base = now, now, now
 	l.confState = raftpb.EnsureConfState(nil)
 	if err := l.fs.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("raftlog: cannot create directory %s: %w", dir, err)
+		return nil, fileError("cannot create directory", dir, err)
 	}
 	lockPath := l.path(lockName)
 	if l.lock, err = l.fs.Lock(lockPath); err != nil {
@@ -70,7 +70,7 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 		}
 	}()
 	if l.root, err = l.fs.OpenDir(dir); err != nil {
-		return nil, fmt.Errorf("raftlog: open directory %s: %w", dir, err)
+		return nil, fileError("open directory", dir, err)
 	}
 	ls, err := list(l.fs, dir)
 	if err != nil {
@@ -103,7 +103,7 @@ func (l *Log) create(ls listing) error {
 		path := l.path(segmentName(n))
 		info, err := l.fs.Stat(path)
 		if err != nil {
-			return fmt.Errorf("raftlog: stat %s: %w", path, err)
+			return fileError("stat", path, err)
 		}
 		if n != 1 || info.Size() > segmentHeaderBytes {
 			return &CorruptError{File: l.path(metaName), Reason: "the file is missing, but " + path + " holds a log"}
@@ -112,7 +112,7 @@ func (l *Log) create(ls listing) error {
 	}
 	for _, path := range ls.leftover {
 		if err := l.fs.Remove(path); err != nil {
-			return fmt.Errorf("raftlog: remove %s: %w", path, err)
+			return fileError("remove", path, err)
 		}
 	}
 	// The directory's own name must be durable too, and those above it may be as new.
@@ -147,7 +147,7 @@ func (l *Log) create(ls listing) error {
 	temp := l.path(metaTempName)
 	f, err := l.fs.Create(temp, diskCategory)
 	if err != nil {
-		return fmt.Errorf("raftlog: create %s: %w", temp, err)
+		return fileError("create", temp, err)
 	}
 	if _, err = f.Write(l.meta.encode()); err == nil && !l.opts.NoSync {
 		err = f.Sync()
@@ -162,7 +162,7 @@ func (l *Log) create(ls listing) error {
 		err = l.fs.Rename(temp, l.path(metaName))
 	}
 	if err != nil {
-		return fmt.Errorf("raftlog: write %s: %w", l.path(metaName), err)
+		return fileError("write", l.path(metaName), err)
 	}
 	return l.syncDir()
 }
@@ -197,7 +197,7 @@ func (l *Log) load(ls listing) error {
 		path := l.path(segmentName(s.number))
 		f, err := l.fs.OpenReadWrite(path, diskCategory)
 		if err != nil {
-			return fmt.Errorf("raftlog: open %s: %w", path, err)
+			return fileError("open", path, err)
 		}
 		if !l.opts.NoSync {
 			if i == len(r.live)-1 {
@@ -208,7 +208,7 @@ func (l *Log) load(ls listing) error {
 			}
 			if err != nil {
 				_ = f.Close() // the first error is the one to tell
-				return fmt.Errorf("raftlog: sync %s: %w", path, err)
+				return fileError("sync", path, err)
 			}
 		}
 		l.diskBytes.Add(s.size)
@@ -222,7 +222,7 @@ func (l *Log) load(ls listing) error {
 			}
 			l.w.prepared = s.size >= l.w.limit
 		} else if err := f.Close(); err != nil {
-			return fmt.Errorf("raftlog: close %s: %w", path, err)
+			return fileError("close", path, err)
 		}
 	}
 	// Names too, and before any other name goes: a new segment may be what makes the
@@ -235,7 +235,7 @@ func (l *Log) load(ls listing) error {
 	remove := append(ls.leftover, r.dead...)
 	for i := len(remove) - 1; i >= 0; i-- {
 		if err := l.fs.Remove(remove[i]); err != nil {
-			return fmt.Errorf("raftlog: remove %s: %w", remove[i], err)
+			return fileError("remove", remove[i], err)
 		}
 		if err := l.syncDir(); err != nil {
 			return err
@@ -286,7 +286,7 @@ func (l *Log) writeWhole(f vfs.File, name string, b []byte) error {
 		err = f.Sync()
 	}
 	if err != nil {
-		return fmt.Errorf("raftlog: write %s: %w", l.path(name), err)
+		return fileError("write", l.path(name), err)
 	}
 	return nil
 }
@@ -297,14 +297,14 @@ func (l *Log) syncDirOf(dir string) error {
 	}
 	d, err := l.fs.OpenDir(dir)
 	if err != nil {
-		return fmt.Errorf("raftlog: open directory %s: %w", dir, err)
+		return fileError("open directory", dir, err)
 	}
 	err = d.Sync()
 	if cerr := d.Close(); err == nil {
 		err = cerr
 	}
 	if err != nil {
-		return fmt.Errorf("raftlog: sync directory %s: %w", dir, err)
+		return fileError("sync directory", dir, err)
 	}
 	return nil
 }

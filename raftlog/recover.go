@@ -68,7 +68,7 @@ type listing struct {
 func list(fs vfs.FS, dir string) (listing, error) {
 	names, err := fs.List(dir)
 	if err != nil {
-		return listing{}, fmt.Errorf("raftlog: list %s: %w", dir, err)
+		return listing{}, fileError("list", dir, err)
 	}
 	var ls listing
 	for _, name := range names {
@@ -108,19 +108,19 @@ func readMeta(fs vfs.FS, dir string) (meta, error) {
 func readFile(fs vfs.FS, path string, limit int64) ([]byte, error) {
 	f, err := fs.Open(path, vfs.SequentialReadsOption)
 	if err != nil {
-		return nil, fmt.Errorf("raftlog: open %s: %w", path, err)
+		return nil, fileError("open", path, err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("raftlog: stat %s: %w", path, err)
+		return nil, fileError("stat", path, err)
 	}
 	b := make([]byte, min(info.Size(), limit))
 	if n, err := f.ReadAt(b, 0); n < len(b) {
 		if err == nil || errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
-		return nil, fmt.Errorf("raftlog: read %s: %w", path, err)
+		return nil, fileError("read", path, err)
 	}
 	return b, nil
 }
@@ -140,7 +140,7 @@ func scanSegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) ([]*sca
 		s := &scanned{number: n, path: fs.PathJoin(dir, segmentName(n))}
 		info, err := fs.Stat(s.path)
 		if err != nil {
-			return nil, fmt.Errorf("raftlog: stat %s: %w", s.path, err)
+			return nil, fileError("stat", s.path, err)
 		}
 		s.size = info.Size()
 		b, err := readFile(fs, s.path, segmentHeaderBytes)

@@ -2,7 +2,6 @@ package raftlog
 
 import (
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -35,7 +34,7 @@ type source struct {
 func newSource(fs vfs.FS, path string, size, from int64) (*source, error) {
 	f, err := fs.Open(path, vfs.SequentialReadsOption)
 	if err != nil {
-		return nil, fmt.Errorf("raftlog: open %s: %w", path, err)
+		return nil, fileError("open", path, err)
 	}
 	s := &source{
 		path: path, size: size, off: from,
@@ -49,7 +48,7 @@ func (s *source) read(f vfs.File, off int64) {
 	defer close(s.pieces)
 	defer func() {
 		if err := f.Close(); err != nil && s.err == nil {
-			s.err = fmt.Errorf("raftlog: close %s: %w", s.path, err)
+			s.err = fileError("close", s.path, err)
 		}
 	}()
 	for off < s.size {
@@ -65,7 +64,7 @@ func (s *source) read(f vfs.File, off int64) {
 			if err == nil || errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
-			s.err = fmt.Errorf("raftlog: read %s: %w", s.path, err)
+			s.err = fileError("read", s.path, err)
 			return
 		}
 		select {
@@ -82,7 +81,7 @@ func (s *source) next() error {
 	b, ok := <-s.pieces
 	if !ok {
 		if s.err == nil {
-			s.err = fmt.Errorf("raftlog: read %s: %w", s.path, io.ErrUnexpectedEOF)
+			s.err = fileError("read", s.path, io.ErrUnexpectedEOF)
 		}
 		return s.err
 	}

@@ -213,14 +213,14 @@ func (l *Log) writeGroup(reset bool) error {
 	start := time.Now()
 	l.syncs.begin(start)
 	if _, err := w.file.WriteAt(b, at); err != nil {
-		return fmt.Errorf("raftlog: write %s: %w", l.path(segmentName(w.number)), err)
+		return fileError("write", l.path(segmentName(w.number)), err)
 	}
 	wrote := time.Now()
 	l.opts.Metrics.write.Observe(wrote.Sub(start).Seconds())
 	l.opts.Metrics.writeBytes.Add(float64(len(b)))
 	if !l.opts.NoSync {
 		if err := w.file.SyncData(); err != nil {
-			return fmt.Errorf("raftlog: fdatasync %s: %w", l.path(segmentName(w.number)), err)
+			return fileError("fdatasync", l.path(segmentName(w.number)), err)
 		}
 		if roll {
 			if err := l.syncDir(); err != nil {
@@ -279,12 +279,12 @@ func (l *Log) startSegment() error {
 	if ok {
 		size = s.size
 		if err := l.fs.Rename(s.path, path); err != nil {
-			return fmt.Errorf("raftlog: rename %s: %w", s.path, err)
+			return fileError("rename", s.path, err)
 		}
 	}
 	file, err := l.fs.OpenReadWrite(path, diskCategory)
 	if err != nil {
-		return fmt.Errorf("raftlog: create %s: %w", path, err)
+		return fileError("create", path, err)
 	}
 	if !ok && l.roomFor(size) {
 		if err := file.Preallocate(0, size); err != nil {
@@ -298,7 +298,7 @@ func (l *Log) startSegment() error {
 	w.seed = headerSeed(l.meta.logID, number)
 	if old != nil {
 		if err := old.Close(); err != nil {
-			return fmt.Errorf("raftlog: close the segment before %s: %w", path, err)
+			return fileError("close the segment before", path, err)
 		}
 	}
 	return nil
