@@ -142,7 +142,7 @@ func (i *Inspector) Verdicts() (given []Verdict, open string) {
 	if i.open != nil {
 		open = fmt.Sprintf("%s, %.1f s ago; the verdict is being made", i.open.kind, i.now().Sub(i.open.began).Seconds())
 	}
-	return slices.Clone(i.verdicts), open
+	return append([]Verdict{}, i.verdicts...), open // none is an empty list to JSON
 }
 
 func (i *Inspector) setOpen(o *openIncident) {
