@@ -11,25 +11,25 @@ func TestJudge(t *testing.T) {
 	w := workload{rate: 10}
 	for _, tc := range []struct {
 		name string
-		s    tally
+		s    *tally
 		good bool
 		text string
 	}{
-		{"good", tally{seconds: []float64{0.1, 0.1, 0.1, 0.1}, total: 400 * time.Millisecond}, true,
+		{"good", &tally{seconds: []float64{0.1, 0.1, 0.1, 0.1}, total: 400 * time.Millisecond}, true,
 			"PASS: Throughput is 11 writes/s\nPASS: Slowest request took 0.100000s\nPASS: Stddev is 0.000000s\n"},
-		{"too slow", tally{seconds: []float64{0.1, 0.1}, total: time.Second}, false,
+		{"too slow", &tally{seconds: []float64{0.1, 0.1}, total: time.Second}, false,
 			"FAIL: Throughput too low: 3 writes/s\nPASS: Slowest request took 0.100000s\nPASS: Stddev is 0.000000s\n"},
-		{"a slow write", tally{seconds: []float64{0.6, 0.6}, total: 200 * time.Millisecond}, false,
+		{"a slow write", &tally{seconds: []float64{0.6, 0.6}, total: 200 * time.Millisecond}, false,
 			"PASS: Throughput is 11 writes/s\nSlowest request took too long: 0.600000s\nPASS: Stddev is 0.000000s\n"},
-		{"unsteady", tally{seconds: []float64{0.0, 0.4}, total: 200 * time.Millisecond}, false,
+		{"unsteady", &tally{seconds: []float64{0.0, 0.4}, total: 200 * time.Millisecond}, false,
 			"PASS: Throughput is 11 writes/s\nPASS: Slowest request took 0.400000s\nStddev too high: 0.200000s\n"},
-		{"errors", tally{errors: map[string]int{"etcdserver: no leader": 3}, seconds: []float64{0.1, 0.1}, total: 200 * time.Millisecond}, false,
+		{"errors", &tally{errors: map[string]int{"etcdserver: no leader": 3}, seconds: []float64{0.1, 0.1}, total: 200 * time.Millisecond}, false,
 			"FAIL: too many errors\nFAIL: ERROR(etcdserver: no leader) -> 3\nPASS: Throughput is 11 writes/s\nPASS: Slowest request took 0.100000s\nPASS: Stddev is 0.000000s\n"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var out bytes.Buffer
 			c := &ctl{out: &out}
-			if good := c.judge(&tc.s, w); good != tc.good || out.String() != tc.text {
+			if good := c.judge(tc.s, w); good != tc.good || out.String() != tc.text {
 				t.Errorf("%v\n%s\nwant %v\n%s", good, out.String(), tc.good, tc.text)
 			}
 		})

@@ -31,6 +31,7 @@ func serverEnv(t testing.TB, kind cluster.Kind, size int) []string {
 // are, each with a new and empty Belay where it wants an embedded etcd.
 func TestKubernetesOwnTests(t *testing.T) {
 	wantTime(t)
+	t.Parallel() // much of it is waiting
 	for _, size := range []int{1, 3} {
 		t.Run(fmt.Sprintf("%d", size), func(t *testing.T) {
 			env := serverEnv(t, checkKind(t), size)
@@ -56,6 +57,7 @@ func TestKubernetesOwnTests(t *testing.T) {
 // pages and their tokens, events, errors.
 func TestKubernetesObjects(t *testing.T) {
 	wantTime(t)
+	t.Parallel() // much of it is waiting
 	objects := "2000"
 	if all() {
 		objects = "10000"

@@ -36,6 +36,7 @@ import (
 // and comes back. On one member the recipes wait through the restart.
 func TestRecipesThroughFailover(t *testing.T) {
 	wantTime(t)
+	t.Parallel() // much of it is waiting
 	recipes := []struct {
 		name string
 		run  func(*stage) error
