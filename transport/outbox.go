@@ -61,9 +61,9 @@ func (o *outbox) put(m *raftpb.Message) bool {
 	return true
 }
 
-// take swaps everything that waits for the empty slice spare. The bytes stay counted until settle.
+// take swaps everything that waits for the empty slice spare, which holds no messages any more. The
+// bytes stay counted until settle.
 func (o *outbox) take(spare []*raftpb.Message) []*raftpb.Message {
-	clear(spare[:cap(spare)])
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	taken := o.messages

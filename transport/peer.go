@@ -188,10 +188,14 @@ func (p *peer) processProposals() {
 		case <-p.proposals.ready:
 		}
 		batch = p.proposals.take(batch)
-		for _, m := range batch {
+		for i, m := range batch {
 			p.process(m)
+			batch[i] = nil
 		}
 		p.proposals.settle()
+		if cap(batch) > 1024 {
+			batch = nil
+		}
 	}
 }
 

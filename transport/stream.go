@@ -207,6 +207,7 @@ func (w *streamWriter) run() {
 				}
 			}
 			out.reset()
+			clear(msgs) // before settle: what it frees must not be held here till the next batch
 			w.box.settle()
 			spare = msgs
 			if cap(spare) > 1024 {
