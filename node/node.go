@@ -189,7 +189,7 @@ func (n *Node) assemble() (err error) {
 		Version: version.Belay, DataDir: n.cfg.DataDir,
 		Replica: n.replica, Peers: n.transport, State: n.state, Store: n.store, KV: n.kv,
 		Leases: n.leases, Hub: n.hub, Admission: admission.New(admission.Options{}), Raft: n.transport.Handler(),
-		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics,
+		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics, BacklogBytes: n.log.BytesBetween,
 		Metrics:         server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics}),
 		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxTxnOps: n.cfg.MaxTxnOps,
 		MaxConcurrentStreams: n.cfg.MaxConcurrentStreams,

@@ -99,6 +99,15 @@ func TestAgainstMemoryStorage(t *testing.T) {
 		if bytes != l.tail.bytes || l.tail.bytesAfter(l.tail.base) != bytes {
 			fatalf("counts %d bytes instead of %d", l.tail.bytes, bytes)
 		}
+		lo := l.tail.base + uint64(rng.IntN(int(l.tail.last-l.tail.base)+1))
+		hi := lo + uint64(rng.IntN(int(l.tail.last-lo)+3))
+		var between int64
+		for i := lo + 1; i <= min(hi, l.tail.last); i++ {
+			between += entryBytes(l.tail.at(i))
+		}
+		if got := l.tail.bytesBetween(lo, hi); got != between {
+			fatalf("bytesBetween(%d, %d) is %d instead of %d", lo, hi, got, between)
+		}
 		limit := l.tail.base + uint64(rng.IntN(int(l.tail.last-l.tail.base)+1))
 		keep := rng.Int64N(bytes + 1)
 		cut := l.tail.trimPoint(limit, keep)

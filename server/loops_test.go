@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
+	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/state"
 )
@@ -94,6 +96,24 @@ func TestFullDiskRaisesAlarm(t *testing.T) {
 	if got := len(m.replica.requests()); got != n {
 		t.Fatalf("%d requests for an alarm that is active", got-n)
 	}
+}
+
+// What is committed and not applied counts by its bytes, however young it is.
+func TestBacklogBytesCloseTheGate(t *testing.T) {
+	m := newMember(t, func(c *Config, _ *state.Config) {
+		c.BacklogBytes = func(applied, committed uint64) int64 { return int64(committed-applied) << 30 }
+	})
+	run(t, m.watchAdmission)
+	m.replica.set(func(r *solo) { r.backlog = 3 })
+	until(t, "requests to be refused", func() bool {
+		_, err := m.kv.Put(t.Context(), &pb.PutRequest{Key: []byte("k")})
+		return err != nil && strings.Contains(err.Error(), admission.ErrTooManyRequests.Error())
+	})
+	m.replica.set(func(r *solo) { r.backlog = 0 })
+	until(t, "requests to be let in", func() bool {
+		_, err := m.kv.Put(t.Context(), &pb.PutRequest{Key: []byte("k")})
+		return err == nil
+	})
 }
 
 func TestPublishTriesUntilItSucceeds(t *testing.T) {

@@ -97,6 +97,10 @@ type Config struct {
 	Registerer prometheus.Registerer
 	// LeaseMetrics are the lease table's, for expired leases; may be nil.
 	LeaseMetrics *lease.Metrics
+	// BacklogBytes is the size of the log's entries between two indexes, for
+	// admission by what is not yet applied; nil: admission goes by age alone.
+	BacklogBytes func(applied, committed uint64) int64
+
 	// ReadyChecks are checked by /readyz besides etcd's own.
 	ReadyChecks []HealthCheck
 	// Events is what /debug/belay/events serves, of the last so long or all; nil:

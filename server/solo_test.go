@@ -44,7 +44,8 @@ type solo struct {
 	moveErr    error           // of TransferLeader
 	proposed   []proto.Message // clones of all requests
 	confState  raftpb.ConfState
-	candidate  bool // while there is no leader
+	candidate  bool   // while there is no leader
+	backlog    uint64 // committed and not applied, says Status
 
 	statuses atomic.Int64 // calls of Status
 	ids      atomic.Uint64
@@ -122,7 +123,7 @@ func (r *solo) Status() replica.Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.statuses.Add(1)
-	st := replica.Status{ID: r.id, Leader: r.leader, Term: r.term, Applied: r.index, Committed: r.index}
+	st := replica.Status{ID: r.id, Leader: r.leader, Term: r.term, Applied: r.index, Committed: r.index + r.backlog}
 	switch {
 	case r.leader == r.id:
 		st.State = raft.StateLeader

@@ -104,7 +104,11 @@ func (s *Server) watchAdmission(ctx context.Context) {
 			return
 		case now := <-tick.C:
 			st := s.replica.Status()
-			lag := s.cfg.Admission.Observe(now, st.Committed, st.Applied, 0)
+			var backlog int64
+			if s.cfg.BacklogBytes != nil && st.Committed > st.Applied {
+				backlog = s.cfg.BacklogBytes(st.Applied, st.Committed)
+			}
+			lag := s.cfg.Admission.Observe(now, st.Committed, st.Applied, backlog)
 			s.metrics.admissionLag.Set(lag.Seconds())
 		}
 	}
