@@ -136,12 +136,19 @@ func read(l *Log) model {
 
 // holds says whether got, found after a crash, is the state want: the same entries,
 // term and vote; it may have dropped entries up to dropped, and know an older commit.
+//
+// If it has dropped more than want has, its base is the end of an older segment: an entry
+// that want had replaced, and below which the replacing ones are skipped (replay.apply). The
+// store is beyond it, since a snapshot was installed there, say, whose base is not written
+// yet, so nothing is lost; that Adopt replaces such a log is for check to see.
 func (want model) holds(got model, dropped uint64) string {
 	switch {
 	case got.hard.term != want.hard.term || got.hard.vote != want.hard.vote:
 		return fmt.Sprintf("hard state %+v", got.hard)
 	case got.hard.commit > want.hard.commit && got.hard.commit > dropped:
 		return fmt.Sprintf("commit %d", got.hard.commit)
+	case want.last() < got.base && got.base <= dropped && len(got.entries) == 0:
+		return ""
 	case want.last() < got.base && got.base <= dropped && len(got.entries) == 0:
 		// All that was written lies below the start of the oldest segment, which began
 		// where the tail of a deposed leader ended: see replay.apply. The store has it
@@ -208,17 +215,15 @@ func (r *run) check(fs *vfs.MemFS, released int64) (recovered model, at int) {
 			r.seed, released, len(states)-1, got.base, got.lastTerm(), got.last(), got.hard, strings.Join(why, "\n"))
 	}
 	// The restart rule, with a store that may be ahead.
-	final := states[len(states)-1]
-	index := durable
-	if index < final.base {
-		index = got.base // the snapshot was not installed yet
-	}
-	term := uint64(0)
-	switch {
-	case index >= final.base && index <= final.last():
-		term = final.term(index)
-	default:
-		term = got.term(index)
+	index, term := durable, uint64(0)
+	for i := len(states) - 1; ; i-- {
+		if m := states[i]; m.base <= index && index <= m.hard.commit {
+			term = m.term(index)
+			break
+		}
+		if i == 0 {
+			r.t.Fatalf("seed %d: the store holds entry %d durably, which no state had committed", r.seed, index)
+		}
 	}
 	held := index <= got.last() && index >= got.base && got.term(index) == term
 	replaced, err := l.Adopt(index, term, nil)

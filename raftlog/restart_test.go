@@ -333,3 +333,58 @@ func TestResetIsDurableBeforeRemoval(t *testing.T) {
 	}
 	mustClose(t, l)
 }
+
+// TestCrashBehindInstall: entries 25..28 of a deposed leader end a segment, and 25..26 of the
+// next one replace them in the next. Then a snapshot is installed: while its base is not written
+// yet, Compact may remove the first segment, since the store is beyond it. What a crash
+// leaves then begins after 28, which nobody committed, and holds nothing. The vote must be
+// there, and the restart rule must put the store's base in its place, at the same index too.
+func TestCrashBehindInstall(t *testing.T) {
+	for _, index := range []uint64{28, 40} {
+		fs := vfs.NewCrashableMem()
+		var s sink
+		l := mustOpen(t, "log", testOptions(fs, &s))
+		first := append(entries(1, 27, 1), entry(28, 1, strings.Repeat("x", 9000)))
+		l.Append(Append{HardState: hardState(1, 1, 23), Entries: first})
+		mustSync(t, l)
+		l.Append(Append{HardState: hardState(3, 3, 23), Entries: []*raftpb.Entry{entry(25, 3, strings.Repeat("y", 9000)), entry(26, 3, "z")}})
+		mustSync(t, l)
+		var crashed *vfs.MemFS
+		l.Append(Append{
+			HardState: hardState(4, 0, index), Snapshot: snapshot(index, 4),
+			Install: func() error {
+				if err := l.Compact(index, 0); err != nil {
+					return err
+				}
+				crashed = fs.CrashClone(vfs.CrashCloneCfg{})
+				return nil
+			},
+		})
+		mustSync(t, l)
+		mustClose(t, l)
+
+		l = mustOpen(t, "log", testOptions(crashed, &s))
+		got := read(l)
+		if want := (hard{3, 3, 23}); got.hard != want || got.base != 28 || got.baseTerm != 1 || len(got.entries) != 0 {
+			t.Fatalf("store at %d: found base %d/%d, %d entries, %+v", index, got.baseTerm, got.base, len(got.entries), got.hard)
+		}
+		released := model{base: 0, hard: hard{3, 3, 23}, entries: make([]modelEntry, 26)}
+		if reason := released.holds(got, index); reason != "" {
+			t.Fatalf("store at %d: %s", index, reason)
+		}
+		if replaced, err := l.Adopt(index, 4, nil); err != nil || !replaced {
+			t.Fatalf("store at %d: replaced %v, %v", index, replaced, err)
+		}
+		l.Append(Append{Entries: entries(index+1, index+2, 4)})
+		mustSync(t, l)
+		for range 2 { // before and after a restart
+			got = read(l)
+			if want := (hard{4, 0, index}); got.hard != want || got.base != index || got.baseTerm != 4 || got.last() != index+2 {
+				t.Fatalf("store at %d: adopted as base %d/%d, last %d, %+v", index, got.baseTerm, got.base, got.last(), got.hard)
+			}
+			mustClose(t, l)
+			l = mustOpen(t, "log", testOptions(crashed, &s))
+		}
+		mustClose(t, l)
+	}
+}
