@@ -21,7 +21,7 @@
 //	BELAY_CHECK_REQUESTS=n    length of the differential stream (3000)
 //	BELAY_CHECK_TRACE=1       print every differential request and its answer
 //	BELAY_KILL_ROUNDS=n       rounds of kill -9 (6; the full proof is 50)
-//	BELAY_LAG_ENTRIES=n, BELAY_LAG_VALUE_BYTES=n  how far a member lags (8000, 16384)
+//	BELAY_LAG_ENTRIES=n, BELAY_LAG_VALUE_BYTES=n  how far a member lags (3000, 16384; a paused one must need a snapshot beyond 192 MiB)
 //	BELAY_CORRUPT_ROUNDS=n    kills of a healthy cluster under corruption checks (6)
 //	BELAY_BIN=path            a belay binary to check, instead of building one
 //	BELAY_ETCD, BELAY_ETCDCTL, BELAY_ETCDUTL   etcd's programs, instead of building them
