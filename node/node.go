@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/admission"
+	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/internal/version"
@@ -39,6 +40,7 @@ type Node struct {
 	store        *store.Store
 	kv           *mvcc.Store
 	leases       *lease.Table
+	tokens       auth.Tokens
 	leaseMetrics *lease.Metrics
 	hub          *watch.Hub
 	state        *state.Machine
@@ -58,8 +60,9 @@ type Node struct {
 	peersMu sync.Mutex
 	peers   map[uint64][]string // what transport was told of
 
-	fatal       chan error // reasons why the member cannot go on, the first counts
-	initialized bool       // there was data at the start
+	fatal       chan error  // reasons why the member cannot go on, the first counts
+	initialized bool        // there was data at the start
+	leads       atomic.Bool // the replica runs, so it may lead
 
 	stopping atomic.Bool // ends of listeners are expected from now on
 	stopOnce sync.Once
@@ -137,7 +140,14 @@ func (n *Node) Failed() <-chan error { return n.fatal }
 // but who takes the reason gets it only when the others have been told.
 func (n *Node) fail(err error) {
 	go func() {
-		n.witness.ends(err)
+		var done sync.WaitGroup
+		done.Go(func() { n.witness.ends(err) })
+		if n.leads.Load() && !errors.Is(err, ErrRemoved) {
+			// A leader whose log fails promises nothing more, but it still leads: the
+			// others need not wait until they miss it.
+			done.Go(n.handOver)
+		}
+		done.Wait()
 		select {
 		case n.fatal <- err:
 		default:
@@ -196,7 +206,7 @@ func (n *Node) assemble() (err error) {
 		ReadyChecks: []server.HealthCheck{
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},
 		},
-		Events:          n.witness.report,
+		Events: n.witness.report, Tokens: n.tokens, BcryptCost: n.cfg.BcryptCost,
 		ElectionTimeout: n.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
 		StrictReconfigCheck: n.cfg.StrictReconfig, WarnUnaryRequest: n.cfg.SlowRequest,
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
@@ -291,6 +301,7 @@ func (n *Node) serve() {
 		n.fail(err)
 		return
 	}
+	n.leads.Store(true)
 	n.server.Start()
 	n.witness.start()
 	n.serveClients()
