@@ -16,7 +16,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/admission"
-	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/internal/version"
@@ -40,7 +39,6 @@ type Node struct {
 	store        *store.Store
 	kv           *mvcc.Store
 	leases       *lease.Table
-	tokens       auth.Tokens
 	leaseMetrics *lease.Metrics
 	hub          *watch.Hub
 	state        *state.Machine
@@ -206,7 +204,7 @@ func (n *Node) assemble() (err error) {
 		ReadyChecks: []server.HealthCheck{
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},
 		},
-		Events: n.witness.report, Tokens: n.tokens, BcryptCost: n.cfg.BcryptCost,
+		Events:          n.witness.report,
 		ElectionTimeout: n.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
 		StrictReconfigCheck: n.cfg.StrictReconfig, WarnUnaryRequest: n.cfg.SlowRequest,
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
