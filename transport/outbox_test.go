@@ -27,7 +27,7 @@ func TestOutboxBounded(t *testing.T) {
 	put(big, false) // all of it is in hand
 	o.settle()
 	put(big, true)
-	taken = o.take(taken)
+	o.take(taken)
 	put(big, true)
 	if n := o.drop(); n != 1 || o.bytes != size {
 		t.Fatalf("dropped %d, %d bytes remain", n, o.bytes)
