@@ -78,9 +78,13 @@ type Config struct {
 	CompactionBatchLimit int           // 0: the default of mvcc
 	CompactionSleep      time.Duration // 0: the default of mvcc
 
-	InitialCorruptCheck  bool          // compare with the peers before serving (a feature gate)
-	CorruptCheckTime     time.Duration // between two corruption checks of the leader; 0: none
-	CompactHashCheck     bool          // compare the hashes of compactions (a feature gate)
+	InitialCorruptCheck bool          // compare with the peers before serving (a feature gate)
+	CorruptCheckTime    time.Duration // between two corruption checks of the leader; 0: none
+	CompactHashCheck    bool          // compare the hashes of compactions (a feature gate)
+	AuthToken           string        // kind and options of tokens
+	BcryptCost          uint
+	AuthTokenTTL        uint // of simple tokens, in seconds
+
 	CompactHashCheckTime time.Duration // between two such comparisons; above 0
 
 	WatchProgressInterval time.Duration // 0: the default of watch
@@ -142,6 +146,9 @@ func Default() *Config {
 		MaxLearners:          1,
 		CompactHashCheck:     true, // costs a few small questions a minute
 		CompactHashCheckTime: time.Minute,
+		AuthToken:            "simple",
+		BcryptCost:           10,
+		AuthTokenTTL:         300,
 		DiskStallHandOver:    5 * time.Second,
 		MaxUnsyncedBytes:     512 << 20,
 		SnapshotCount:        10000,

@@ -15,6 +15,7 @@ const (
 	groupClustering group = "Clustering"
 	groupMonitoring group = "Profiling and Monitoring"
 	groupLogging    group = "Logging"
+	groupAuth       group = "Auth"
 	groupFeatures   group = "Features"
 	groupBelay      group = "Disks that stall (not in etcd)"
 	groupUnsafe     group = "Unsafe feature"
@@ -71,7 +72,7 @@ func millisecondsFlag(field func(*Config) *time.Duration) func(*flag.FlagSet, *C
 
 // flagDefs are the flags that work, in the order of the help text.
 func flagDefs() []flagDef {
-	return slices.Concat(memberFlags(), portFlags(), clusterFlags(), securityFlags(), monitoringFlags(), tracingFlags(), behaviourFlags())
+	return slices.Concat(memberFlags(), portFlags(), clusterFlags(), securityFlags(), authFlags(), monitoringFlags(), tracingFlags(), behaviourFlags())
 }
 
 func memberFlags() []flagDef {
@@ -233,9 +234,6 @@ func otherFlags() []otherFlag {
 	not("discovery-request-timeout", "5s")
 	not("discovery-keepalive-time", "2s")
 	not("discovery-keepalive-timeout", "6s")
-	not("auth-token", "simple")
-	not("bcrypt-cost", "10")
-	not("auth-token-ttl", "300")
 
 	inert("max-snapshots", "5")
 	inert("max-wals", "5")

@@ -20,7 +20,6 @@
 //     elsewhere), unknown compare operators, `help` inside txn, a status with a database size of 0.
 //   - `snapshot save` verifies the SHA-256 that ends the stream, rather than only seeing that something is there.
 //   - endpoint health lists endpoints in the order given.
-//   - The commands auth, user and role are not here yet; the refusal says so.
 //   - check shows its progress as a percentage on standard error, not as a bar, and verifies the certificate of the
 //     server whose metrics it reads.
 //

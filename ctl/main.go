@@ -75,14 +75,8 @@ func MainContext(ctx context.Context, name string, args []string, stdin io.Reade
 	case err == nil || told:
 	case !strings.HasPrefix(err.Error(), "unknown command"):
 		cmd.PrintErrln(cmd.UsageString()) // cobra would print it to standard output
-	case slices.ContainsFunc(args, comesLater):
-		fmt.Fprint(stderr, "Hint: auth, user and role are not here yet; etcd's own etcdctl can be used against this server.\n")
 	}
 	return ExitCode(err)
-}
-
-func comesLater(command string) bool {
-	return slices.Contains([]string{"auth", "user", "role"}, command)
 }
 
 // A ctl is one command line being run: where it reads and writes, its global flags and the clients it has opened.
@@ -116,6 +110,7 @@ func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Comm
 	root.AddGroup(
 		&cobra.Group{ID: groupKV, Title: "Key-value commands"},
 		&cobra.Group{ID: groupMaintenance, Title: "Cluster maintenance commands"},
+		&cobra.Group{ID: groupAuth, Title: "Authentication commands"},
 		&cobra.Group{ID: groupConcurrency, Title: "Concurrency commands"},
 		&cobra.Group{ID: groupUtility, Title: "Utility commands"},
 	)
@@ -125,6 +120,7 @@ func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Comm
 		c.lockCommand(), c.electCommand(),
 		c.checkCommand(), c.makeMirrorCommand(), c.versionCommand(), c.completionCommand(), c.optionsCommand(),
 	)
+	root.AddCommand(c.authCommands()...)
 	root.SetHelpCommandGroupID(groupUtility)
 
 	root.PersistentFlags().VisitAll(func(f *pflag.Flag) { f.Hidden = true })
@@ -141,6 +137,7 @@ func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Comm
 // The groups of the help text.
 const (
 	groupKV          = "kv"
+	groupAuth        = "auth"
 	groupMaintenance = "cluster maintenance"
 	groupConcurrency = "concurrency"
 	groupUtility     = "utility"

@@ -74,8 +74,12 @@ type Config struct {
 	KeepaliveInterval    time.Duration
 	KeepaliveTimeout     time.Duration
 
-	InitialCorruptCheck  bool          // compare with the peers before serving
-	CorruptCheckTime     time.Duration // between periodic corruption checks; 0: none
+	InitialCorruptCheck bool          // compare with the peers before serving
+	CorruptCheckTime    time.Duration // between periodic corruption checks; 0: none
+	AuthToken           string        // kind and options of tokens, as etcd's --auth-token; empty: nobody gets one
+	BcryptCost          int           // of passwords' hashes; 0: 10
+	AuthTokenTTL        time.Duration // of simple tokens; 0: 5 min
+
 	CompactHashCheckTime time.Duration // between checks of compactions' hashes; 0: none
 
 	PeerReadTimeout  time.Duration

@@ -17,6 +17,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/raftlog"
@@ -157,8 +158,14 @@ func (n *Node) openLog() error {
 	if maxLearners == 0 {
 		maxLearners = -1 // --max-learners=0 means none
 	}
+	n.tokens, err = auth.NewTokens(n.logger, n.cfg.AuthToken, n.cfg.AuthTokenTTL)
+	if err != nil {
+		n.logger.Warn("failed to create token provider", zap.Error(err))
+		return err
+	}
 	n.state, err = state.Open(state.Config{
-		Store: n.store, KV: n.kv, Leases: n.leases, Sink: n.hub,
+		Tokens: n.tokens,
+		Store:  n.store, KV: n.kv, Leases: n.leases, Sink: n.hub,
 		Logger: n.logger, Metrics: state.NewMetrics(n.registry),
 		MemberID: n.id.member, ClusterID: n.id.cluster, QuotaBytes: n.cfg.QuotaBytes,
 		MaxLearners: maxLearners, WarningApply: n.cfg.SlowApply,

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/admission"
+	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/internal/version"
@@ -39,6 +40,7 @@ type Node struct {
 	store        *store.Store
 	kv           *mvcc.Store
 	leases       *lease.Table
+	tokens       auth.Tokens
 	leaseMetrics *lease.Metrics
 	hub          *watch.Hub
 	state        *state.Machine
@@ -204,7 +206,7 @@ func (n *Node) assemble() (err error) {
 		ReadyChecks: []server.HealthCheck{
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},
 		},
-		Events:          n.witness.report,
+		Events: n.witness.report, Tokens: n.tokens, BcryptCost: n.cfg.BcryptCost,
 		ElectionTimeout: n.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
 		StrictReconfigCheck: n.cfg.StrictReconfig, WarnUnaryRequest: n.cfg.SlowRequest,
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,

@@ -2,93 +2,172 @@ package server
 
 import (
 	"context"
+	"encoding/base64"
+	"errors"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"go.uber.org/zap"
+	"golang.org/x/crypto/bcrypt"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/auth"
 )
 
-// authService is etcdserverpb.Auth of a cluster whose authentication is off
-// and, in this version, cannot be turned on: it says so plainly, and answers
-// what a cluster with authentication off can answer as etcd does. The checks
-// themselves will go into authorize.
+// authService is etcdserverpb.Auth. Everything goes through the log, questions too, as with etcd: the answer is of this
+// moment. Passwords do not: they are hashed or compared here.
 type authService struct {
 	*Server
 	pb.UnsafeAuthServer
 }
 
-// errNoAuth refuses what would need users and roles.
-var errNoAuth = status.Error(codes.Unimplemented, "belay: users, roles and authentication are not supported by this version; access is open to everyone who can reach the client port")
-
-// initialAuthRevision is what etcd's counter of changes starts at.
-const initialAuthRevision = 1
-
-func (a *authService) AuthStatus(context.Context, *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
-	return &pb.AuthStatusResponse{Header: a.header(), Enabled: false, AuthRevision: initialAuthRevision}, nil
+// authCall replicates a request of this service and completes the header of its answer.
+func authCall[Resp interface {
+	proto.Message
+	GetHeader() *pb.ResponseHeader
+}](ctx context.Context, a *authService, req *pb.InternalRaftRequest) (resp Resp, err error) {
+	result, err := a.propose(ctx, kindUnknown, req, 64)
+	if err != nil {
+		return resp, toGRPC(err)
+	}
+	resp = result.Response.(Resp)
+	a.fill(resp.GetHeader())
+	return resp, nil
 }
 
-func (a *authService) Authenticate(context.Context, *pb.AuthenticateRequest) (*pb.AuthenticateResponse, error) {
-	return nil, rpctypes.ErrGRPCAuthNotEnabled
+func (a *authService) AuthStatus(ctx context.Context, r *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
+	return authCall[*pb.AuthStatusResponse](ctx, a, &pb.InternalRaftRequest{AuthStatus: r})
 }
 
-// AuthDisable succeeds where there is nothing to turn off.
-func (a *authService) AuthDisable(context.Context, *pb.AuthDisableRequest) (*pb.AuthDisableResponse, error) {
-	return &pb.AuthDisableResponse{Header: a.header()}, nil
+func (a *authService) AuthEnable(ctx context.Context, r *pb.AuthEnableRequest) (*pb.AuthEnableResponse, error) {
+	return authCall[*pb.AuthEnableResponse](ctx, a, &pb.InternalRaftRequest{AuthEnable: r})
 }
 
-func (a *authService) AuthEnable(context.Context, *pb.AuthEnableRequest) (*pb.AuthEnableResponse, error) {
-	return nil, errNoAuth
+func (a *authService) AuthDisable(ctx context.Context, r *pb.AuthDisableRequest) (*pb.AuthDisableResponse, error) {
+	return authCall[*pb.AuthDisableResponse](ctx, a, &pb.InternalRaftRequest{AuthDisable: r})
 }
 
-func (a *authService) UserAdd(context.Context, *pb.AuthUserAddRequest) (*pb.AuthUserAddResponse, error) {
-	return nil, errNoAuth
+// Authenticate compares the password here and has the log give the token. If users or roles changed between, it begins
+// again: the password may be another by now.
+func (a *authService) Authenticate(ctx context.Context, r *pb.AuthenticateRequest) (*pb.AuthenticateResponse, error) {
+	password := r.Password
+	r.Password = "" // what holds the request later, a log of slow requests say, must not have it
+	if err := a.replica.ReadBarrier(ctx); err != nil {
+		return nil, toGRPC(err)
+	}
+	for {
+		revision, err := a.checkPassword(ctx, r.Name, password)
+		if err != nil {
+			return nil, toGRPC(err)
+		}
+		req := &pb.InternalRaftRequest{Authenticate: &pb.InternalAuthenticateRequest{Name: r.Name}}
+		if a.cfg.Tokens != nil {
+			req.Authenticate.SimpleToken = a.cfg.Tokens.Prefix()
+		}
+		resp, err := authCall[*pb.AuthenticateResponse](ctx, a, req)
+		if err != nil {
+			return nil, err
+		}
+		if a.state.Policy().Revision() == revision {
+			return resp, nil
+		}
+		a.logger.Info("revision when password checked became stale; retrying")
+	}
 }
 
-func (a *authService) UserGet(context.Context, *pb.AuthUserGetRequest) (*pb.AuthUserGetResponse, error) {
-	return nil, errNoAuth
+func (a *authService) checkPassword(ctx context.Context, name, password string) (uint64, error) {
+	if !a.state.Policy().Enabled() {
+		return 0, auth.ErrAuthNotEnabled
+	}
+	release, err := a.acquireHashing(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	revision, err := a.state.Policy().CheckPassword(name, password)
+	if err != nil && !errors.Is(err, auth.ErrAuthNotEnabled) {
+		a.logger.Warn("invalid authentication was requested", zap.String("user", name), zap.Error(err))
+	}
+	return revision, err
 }
 
-func (a *authService) UserList(context.Context, *pb.AuthUserListRequest) (*pb.AuthUserListResponse, error) {
-	return nil, errNoAuth
+// hash is what of a password is replicated.
+func (a *authService) hash(ctx context.Context, password string) (string, error) {
+	release, err := a.acquireHashing(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	b, err := bcrypt.GenerateFromPassword([]byte(password), a.cfg.BcryptCost)
+	if err != nil {
+		return "", err
+	}
+	return base64.StdEncoding.EncodeToString(b), nil
 }
 
-func (a *authService) UserDelete(context.Context, *pb.AuthUserDeleteRequest) (*pb.AuthUserDeleteResponse, error) {
-	return nil, errNoAuth
+func (a *authService) UserAdd(ctx context.Context, r *pb.AuthUserAddRequest) (*pb.AuthUserAddResponse, error) {
+	if !r.Options.GetNoPassword() {
+		hashed, err := a.hash(ctx, r.Password)
+		r.Password = ""
+		if err != nil {
+			return nil, toGRPC(err)
+		}
+		r.HashedPassword = hashed
+	}
+	return authCall[*pb.AuthUserAddResponse](ctx, a, &pb.InternalRaftRequest{AuthUserAdd: r})
 }
 
-func (a *authService) UserChangePassword(context.Context, *pb.AuthUserChangePasswordRequest) (*pb.AuthUserChangePasswordResponse, error) {
-	return nil, errNoAuth
+func (a *authService) UserChangePassword(ctx context.Context, r *pb.AuthUserChangePasswordRequest) (*pb.AuthUserChangePasswordResponse, error) {
+	if r.Password != "" {
+		hashed, err := a.hash(ctx, r.Password)
+		r.Password = ""
+		if err != nil {
+			return nil, toGRPC(err)
+		}
+		r.HashedPassword = hashed
+	}
+	return authCall[*pb.AuthUserChangePasswordResponse](ctx, a, &pb.InternalRaftRequest{AuthUserChangePassword: r})
 }
 
-func (a *authService) UserGrantRole(context.Context, *pb.AuthUserGrantRoleRequest) (*pb.AuthUserGrantRoleResponse, error) {
-	return nil, errNoAuth
+func (a *authService) UserGet(ctx context.Context, r *pb.AuthUserGetRequest) (*pb.AuthUserGetResponse, error) {
+	return authCall[*pb.AuthUserGetResponse](ctx, a, &pb.InternalRaftRequest{AuthUserGet: r})
 }
 
-func (a *authService) UserRevokeRole(context.Context, *pb.AuthUserRevokeRoleRequest) (*pb.AuthUserRevokeRoleResponse, error) {
-	return nil, errNoAuth
+func (a *authService) UserList(ctx context.Context, r *pb.AuthUserListRequest) (*pb.AuthUserListResponse, error) {
+	return authCall[*pb.AuthUserListResponse](ctx, a, &pb.InternalRaftRequest{AuthUserList: r})
 }
 
-func (a *authService) RoleAdd(context.Context, *pb.AuthRoleAddRequest) (*pb.AuthRoleAddResponse, error) {
-	return nil, errNoAuth
+func (a *authService) UserDelete(ctx context.Context, r *pb.AuthUserDeleteRequest) (*pb.AuthUserDeleteResponse, error) {
+	return authCall[*pb.AuthUserDeleteResponse](ctx, a, &pb.InternalRaftRequest{AuthUserDelete: r})
 }
 
-func (a *authService) RoleGet(context.Context, *pb.AuthRoleGetRequest) (*pb.AuthRoleGetResponse, error) {
-	return nil, errNoAuth
+func (a *authService) UserGrantRole(ctx context.Context, r *pb.AuthUserGrantRoleRequest) (*pb.AuthUserGrantRoleResponse, error) {
+	return authCall[*pb.AuthUserGrantRoleResponse](ctx, a, &pb.InternalRaftRequest{AuthUserGrantRole: r})
 }
 
-func (a *authService) RoleList(context.Context, *pb.AuthRoleListRequest) (*pb.AuthRoleListResponse, error) {
-	return nil, errNoAuth
+func (a *authService) UserRevokeRole(ctx context.Context, r *pb.AuthUserRevokeRoleRequest) (*pb.AuthUserRevokeRoleResponse, error) {
+	return authCall[*pb.AuthUserRevokeRoleResponse](ctx, a, &pb.InternalRaftRequest{AuthUserRevokeRole: r})
 }
 
-func (a *authService) RoleDelete(context.Context, *pb.AuthRoleDeleteRequest) (*pb.AuthRoleDeleteResponse, error) {
-	return nil, errNoAuth
+func (a *authService) RoleAdd(ctx context.Context, r *pb.AuthRoleAddRequest) (*pb.AuthRoleAddResponse, error) {
+	return authCall[*pb.AuthRoleAddResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleAdd: r})
 }
 
-func (a *authService) RoleGrantPermission(context.Context, *pb.AuthRoleGrantPermissionRequest) (*pb.AuthRoleGrantPermissionResponse, error) {
-	return nil, errNoAuth
+func (a *authService) RoleGet(ctx context.Context, r *pb.AuthRoleGetRequest) (*pb.AuthRoleGetResponse, error) {
+	return authCall[*pb.AuthRoleGetResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleGet: r})
 }
 
-func (a *authService) RoleRevokePermission(context.Context, *pb.AuthRoleRevokePermissionRequest) (*pb.AuthRoleRevokePermissionResponse, error) {
-	return nil, errNoAuth
+func (a *authService) RoleList(ctx context.Context, r *pb.AuthRoleListRequest) (*pb.AuthRoleListResponse, error) {
+	return authCall[*pb.AuthRoleListResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleList: r})
+}
+
+func (a *authService) RoleDelete(ctx context.Context, r *pb.AuthRoleDeleteRequest) (*pb.AuthRoleDeleteResponse, error) {
+	return authCall[*pb.AuthRoleDeleteResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleDelete: r})
+}
+
+func (a *authService) RoleGrantPermission(ctx context.Context, r *pb.AuthRoleGrantPermissionRequest) (*pb.AuthRoleGrantPermissionResponse, error) {
+	return authCall[*pb.AuthRoleGrantPermissionResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleGrantPermission: r})
+}
+
+func (a *authService) RoleRevokePermission(ctx context.Context, r *pb.AuthRoleRevokePermissionRequest) (*pb.AuthRoleRevokePermissionResponse, error) {
+	return authCall[*pb.AuthRoleRevokePermissionResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleRevokePermission: r})
 }

@@ -1,31 +1,223 @@
 package server
 
-import "context"
+import (
+	"context"
+	"strings"
 
-// operation is what a call wants to do, as far as permission depends on it.
-type operation struct {
-	kind       operationKind
-	key, end   []byte // of opRead and opWrite
-	leaseID    int64  // of opLease
-	txn        any    // of opTxn: the *pb.TxnRequest, checked as deeply as it is nested
-	everything bool   // of opLease: all leases and all their keys
-}
+	"github.com/prometheus/client_golang/prometheus"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 
-type operationKind int
-
-const (
-	opUser  operationKind = iota // any valid user
-	opAdmin                      // root only
-	opRead
-	opWrite
-	opTxn
-	opLease
+	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/replica"
 )
 
-// authorize is the one place where permission is checked: every call of every
-// service passes here before it does anything, with what it wants to do. Until
-// authentication can be enabled (a later version), everybody may do
-// everything, as with etcd while authentication is off.
-func (s *Server) authorize(ctx context.Context, op operation) error {
+// Where a call is judged, as in etcd:
+//
+//   - What goes through the log carries its user and auth revision (propose, headerFor) and is judged when it is applied,
+//     by the rules of that moment, alike on all members.
+//   - What this member answers by itself is judged here (permitted), and again after it was read: rules that changed
+//     meanwhile refuse it.
+
+// identity finds out who calls: by a token, else by the name in a certificate that the listener has verified. The zero
+// Identity: nobody said. REQUIRES: p is enabled.
+func (s *Server) identity(ctx context.Context, p *auth.Policy) (auth.Identity, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	tokens := md[rpctypes.TokenFieldNameGRPC]
+	if len(tokens) == 0 {
+		tokens = md[rpctypes.TokenFieldNameSwagger]
+	}
+	if len(tokens) > 0 {
+		token := strings.TrimPrefix(tokens[0], "Bearer ")
+		if who, ok := s.tokenInfo(ctx, token); ok {
+			return who, nil
+		}
+		s.logger.Warn("invalid auth token", zap.String("token-fingerprint", auth.Fingerprint(token)))
+		return auth.Identity{}, auth.ErrInvalidAuthToken
+	}
+	if !s.cfg.ClientCertAuth {
+		return auth.Identity{}, nil
+	}
+	return s.certificateName(ctx, md, p), nil
+}
+
+// tokenInfo asks the token provider. A simple token ends with the index of the entry that made it: a member that is not
+// there yet catches up first.
+func (s *Server) tokenInfo(ctx context.Context, token string) (auth.Identity, bool) {
+	if s.cfg.Tokens == nil {
+		return auth.Identity{}, false
+	}
+	if who, ok := s.cfg.Tokens.Info(token, s.state.Policy().Revision()); ok {
+		return who, true
+	}
+	index, ok := auth.TokenIndex(token)
+	if !ok {
+		return auth.Identity{}, false
+	}
+	if applied, _ := s.state.Applied(); applied >= index {
+		return auth.Identity{}, false
+	}
+	// Whoever was given the token was given it after its entry was applied somewhere: a barrier is enough, and a made-up
+	// index cannot make us wait for ever.
+	if err := s.replica.ReadBarrier(ctx); err != nil {
+		return auth.Identity{}, false
+	}
+	return s.cfg.Tokens.Info(token, s.state.Policy().Revision())
+}
+
+// certificateName takes the user from the client's certificate. Not for what a grpc-gateway passes on: the certificate
+// is the gateway's own then, whoever asked it.
+func (s *Server) certificateName(ctx context.Context, md metadata.MD, p *auth.Policy) auth.Identity {
+	pr, ok := peer.FromContext(ctx)
+	if !ok {
+		return auth.Identity{}
+	}
+	info, ok := pr.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return auth.Identity{}
+	}
+	for _, chain := range info.State.VerifiedChains {
+		if len(chain) == 0 {
+			continue
+		}
+		who := auth.Identity{User: chain[0].Subject.CommonName, Revision: p.Revision()}
+		if len(md["grpcgateway-accept"]) > 0 {
+			s.logger.Warn("ignoring common name in gRPC-gateway proxy request",
+				zap.String("common-name", who.User), zap.String("user-name", who.User), zap.Uint64("revision", who.Revision))
+			return auth.Identity{}
+		}
+		return who
+	}
+	return auth.Identity{}
+}
+
+// headerFor is what the log is to know of the caller; nil while authentication is off.
+func (s *Server) headerFor(ctx context.Context) (*pb.RequestHeader, error) {
+	p := s.state.Policy()
+	if !p.Enabled() {
+		return nil, nil
+	}
+	who, err := s.identity(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.RequestHeader{Username: who.User, AuthRevision: who.Revision}, nil
+}
+
+// rootHeader is headerFor for what the leader asks for itself.
+func (s *Server) rootHeader() *pb.RequestHeader {
+	p := s.state.Policy()
+	if !p.Enabled() {
+		return nil
+	}
+	return &pb.RequestHeader{Username: auth.Root, AuthRevision: p.Revision()}
+}
+
+// permitted runs read for a caller whom check lets. Its result must not be shown if there is an error.
+func (s *Server) permitted(ctx context.Context, check func(*auth.Policy, auth.Identity) error, read func() error) error {
+	p := s.state.Policy()
+	if !p.Enabled() {
+		return read()
+	}
+	who, err := s.identity(ctx, p)
+	if err != nil {
+		return err
+	}
+	p = s.state.Policy() // the token may have had to wait for it
+	if err := check(p, who); err != nil {
+		return err
+	}
+	if err := read(); err != nil {
+		return err
+	}
+	if who.Revision != 0 && s.state.Policy().Revision() != p.Revision() {
+		return auth.ErrAuthOldRevision
+	}
 	return nil
+}
+
+// authorizeRange lets who may read the range.
+func (s *Server) authorizeRange(ctx context.Context, key, end []byte) error {
+	return s.permitted(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, key, end) }, nothing)
+}
+
+func nothing() error { return nil }
+
+// authorizeAdmin lets root alone.
+func (s *Server) authorizeAdmin(ctx context.Context) error {
+	return s.permitted(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Admin(who) }, nothing)
+}
+
+// authorizeUser lets everybody who says who they are.
+func (s *Server) authorizeUser(ctx context.Context) error {
+	return s.permitted(ctx, knownUser, nothing)
+}
+
+// knownUser is etcd's rule: a user that a certificate or a token names, even one who has no rights at all.
+func knownUser(p *auth.Policy, who auth.Identity) error {
+	if who == (auth.Identity{}) {
+		return auth.ErrUserEmpty
+	}
+	return nil
+}
+
+// leaseKeys are the keys of a lease, none if it does not exist.
+func (s *Server) leaseKeys(id int64) ([][]byte, error) {
+	return s.cfg.Leases.Keys(s.cfg.Store, lease.ID(id))
+}
+
+// writeLease lets who may write all keys of a lease.
+func (s *Server) writeLease(id int64) func(*auth.Policy, auth.Identity) error {
+	return func(p *auth.Policy, who auth.Identity) error {
+		if err := knownUser(p, who); err != nil {
+			return err
+		}
+		return p.WriteLease(who, id, s.leaseKeys)
+	}
+}
+
+// readLeases lets who may read all keys of the leases.
+func (s *Server) readLeases(ids ...int64) func(*auth.Policy, auth.Identity) error {
+	return func(p *auth.Policy, who auth.Identity) error {
+		if err := knownUser(p, who); err != nil {
+			return err
+		}
+		for _, id := range ids {
+			if err := p.ReadLease(who, id, s.leaseKeys); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// acquireHashing waits for a turn to compute bcrypt, which takes tens of milliseconds of CPU: half of the processors at
+// most do, so that a flood of Authenticate leaves the others to serve.
+func (s *Server) acquireHashing(ctx context.Context) (release func(), err error) {
+	select {
+	case s.hashing <- struct{}{}:
+		return func() { <-s.hashing }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-s.stopped.Done():
+		return nil, replica.ErrStopped
+	}
+}
+
+// registerAuthRevision shows etcd_debugging_auth_revision.
+func (s *Server) registerAuthRevision() {
+	if s.cfg.Registerer == nil {
+		return
+	}
+	gauge := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "etcd_debugging", Subsystem: "auth", Name: "revision", Help: "The current revision of auth store.",
+	}, func() float64 { return float64(s.state.Policy().Revision()) })
+	if err := s.cfg.Registerer.Register(gauge); err != nil {
+		s.logger.Warn("failed to register a metric", zap.Error(err))
+	}
 }

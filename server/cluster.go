@@ -44,7 +44,7 @@ func (c *clusterService) MemberList(ctx context.Context, r *pb.MemberListRequest
 			return nil, toGRPC(err)
 		}
 	}
-	if err := c.authorize(ctx, operation{kind: opUser}); err != nil {
+	if err := c.authorizeUser(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	return &pb.MemberListResponse{Header: c.memberHeader(), Members: protoMembers(c.state.Members())}, nil
@@ -55,7 +55,7 @@ func (c *clusterService) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) 
 	if err != nil {
 		return nil, rpctypes.ErrGRPCMemberBadURLs
 	}
-	if err := c.authorize(ctx, operation{kind: opAdmin}); err != nil {
+	if err := c.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	now := time.Now()
@@ -80,7 +80,7 @@ func (c *clusterService) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) 
 }
 
 func (c *clusterService) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
-	if err := c.authorize(ctx, operation{kind: opAdmin}); err != nil {
+	if err := c.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	if err := c.mayRemove(r.ID); err != nil {
@@ -97,7 +97,7 @@ func (c *clusterService) MemberRemove(ctx context.Context, r *pb.MemberRemoveReq
 
 // MemberUpdate takes the URLs as they are, as etcd does.
 func (c *clusterService) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
-	if err := c.authorize(ctx, operation{kind: opAdmin}); err != nil {
+	if err := c.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	members, err := c.configure(ctx, &command.Change{
@@ -110,7 +110,7 @@ func (c *clusterService) MemberUpdate(ctx context.Context, r *pb.MemberUpdateReq
 }
 
 func (c *clusterService) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
-	if err := c.authorize(ctx, operation{kind: opAdmin}); err != nil {
+	if err := c.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	members, err := c.promote(ctx, r.ID)

@@ -110,7 +110,7 @@ func (s *Server) revokeExpired(ctx context.Context) {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			_, err := s.proposeInTerm(ctx, term, kindLeaseRevoke, &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: int64(id)}})
+			_, err := s.proposeInTerm(ctx, term, kindLeaseRevoke, &pb.InternalRaftRequest{Header: s.rootHeader(), LeaseRevoke: &pb.LeaseRevokeRequest{ID: int64(id)}})
 			switch {
 			case err == nil:
 				s.leaseExpired()

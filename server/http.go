@@ -246,7 +246,7 @@ func (s *Server) checkCorruption(context.Context) error {
 
 func (s *Server) checkRead(serializable bool) func(context.Context) error {
 	return func(ctx context.Context) error {
-		_, err := s.kv.rangeLocal(ctx, &pb.RangeRequest{Key: []byte{0}, KeysOnly: true, Limit: 1, Serializable: serializable})
+		_, err := s.kv.rangeLocal(ctx, &pb.RangeRequest{Key: []byte{0}, KeysOnly: true, Limit: 1, Serializable: serializable}, nil)
 		return err
 	}
 }

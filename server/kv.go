@@ -9,6 +9,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/state"
@@ -24,10 +25,7 @@ func (k *kvService) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRes
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
-	if err := k.authorize(ctx, operation{kind: opRead, key: r.Key, end: r.RangeEnd}); err != nil {
-		return nil, toGRPC(err)
-	}
-	resp, err := k.rangeLocal(ctx, r)
+	resp, err := k.rangeLocal(ctx, r, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, r.Key, r.RangeEnd) })
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -36,15 +34,23 @@ func (k *kvService) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRes
 }
 
 // rangeLocal reads, after a read barrier unless the request is serializable.
-// The health checks use it too.
-func (k *kvService) rangeLocal(ctx context.Context, r *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
+// The health checks use it too, with no check: they show nothing of what is read.
+func (k *kvService) rangeLocal(ctx context.Context, r *pb.RangeRequest, check func(*auth.Policy, auth.Identity) error) (resp *pb.RangeResponse, err error) {
 	start := time.Now()
 	if !r.Serializable {
 		err = k.replica.ReadBarrier(ctx)
 	}
 	if err == nil {
 		read := time.Now()
-		resp, err = state.RangeResponse(ctx, k.kvStore, r)
+		get := func() (err error) {
+			resp, err = state.RangeResponse(ctx, k.kvStore, r)
+			return err
+		}
+		if check == nil || !k.state.Policy().Enabled() {
+			err = get()
+		} else {
+			err = k.permitted(ctx, check, get)
+		}
 		k.metrics.observeRange(err == nil, time.Since(read).Seconds())
 	}
 	took := time.Since(start)
@@ -78,18 +84,12 @@ func (k *kvService) admitPut(ctx context.Context, r *pb.PutRequest) (*pb.Interna
 	if err := checkPut(r); err != nil {
 		return nil, err
 	}
-	if err := k.authorize(ctx, operation{kind: opWrite, key: r.Key}); err != nil {
-		return nil, toGRPC(err)
-	}
 	return &pb.InternalRaftRequest{Put: r}, nil
 }
 
 func (k *kvService) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
 	if err := checkDelete(r); err != nil {
 		return nil, err
-	}
-	if err := k.authorize(ctx, operation{kind: opWrite, key: r.Key, end: r.RangeEnd}); err != nil {
-		return nil, toGRPC(err)
 	}
 	result, err := k.propose(ctx, kindDeleteRange, &pb.InternalRaftRequest{DeleteRange: r}, len(r.Key)+len(r.RangeEnd))
 	if err != nil {
@@ -106,9 +106,6 @@ func (k *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse,
 	}
 	if err := checkTxn(r, k.cfg.MaxTxnOps); err != nil {
 		return nil, err
-	}
-	if err := k.authorize(ctx, operation{kind: opTxn, txn: r}); err != nil {
-		return nil, toGRPC(err)
 	}
 	resp, err := k.txn(ctx, r)
 	if err != nil {
@@ -154,9 +151,12 @@ func (k *kvService) txnLocal(ctx context.Context, r *pb.TxnRequest, serializable
 		err = k.replica.ReadBarrier(ctx)
 	}
 	if err == nil {
-		view := k.kvStore.View()
-		resp, err = state.ReadTxn(ctx, view, r)
-		view.Close()
+		err = k.permitted(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Txn(who, r, k.leaseKeys) }, func() (err error) {
+			view := k.kvStore.View()
+			defer view.Close()
+			resp, err = state.ReadTxn(ctx, view, r)
+			return err
+		})
 	}
 	took := time.Since(start)
 	k.metrics.observeRequest(kindReadonlyTxn, err == nil, took.Seconds())
@@ -165,7 +165,7 @@ func (k *kvService) txnLocal(ctx context.Context, r *pb.TxnRequest, serializable
 }
 
 func (k *kvService) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
-	if err := k.authorize(ctx, operation{kind: opAdmin}); err != nil {
+	if err := k.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	resp, err := k.compact(ctx, r)
@@ -214,16 +214,14 @@ func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServ
 		return err
 	}
 	ctx := stream.Context()
-	if err := k.authorize(ctx, operation{kind: opRead, key: r.Key, end: r.RangeEnd}); err != nil {
-		return toGRPC(err)
-	}
 	if !r.Serializable {
 		if err := k.replica.ReadBarrier(ctx); err != nil {
 			return toGRPC(err)
 		}
 	}
 	start := time.Now()
-	err := k.rangeStream(ctx, r, stream)
+	err := k.permitted(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, r.Key, r.RangeEnd) },
+		func() error { return k.rangeStream(ctx, r, stream) })
 	k.metrics.observeRange(err == nil, time.Since(start).Seconds())
 	return toGRPC(err)
 }

@@ -10,6 +10,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/replica"
 )
@@ -27,7 +28,7 @@ func (l *leaseService) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) 
 	if err := l.checkQuota(r); err != nil {
 		return nil, err
 	}
-	if err := l.authorize(ctx, operation{kind: opUser}); err != nil {
+	if err := l.authorizeUser(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	for r.ID == 0 {
@@ -46,7 +47,7 @@ func (l *leaseService) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) 
 }
 
 func (l *leaseService) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
-	if err := l.authorize(ctx, operation{kind: opLease, leaseID: r.ID}); err != nil {
+	if err := l.authorizeUser(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	result, err := l.propose(ctx, kindLeaseRevoke, &pb.InternalRaftRequest{LeaseRevoke: r}, 64)
@@ -62,14 +63,18 @@ func (l *leaseService) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest
 }
 
 func (l *leaseService) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
-	op := operation{kind: opUser}
+	check := knownUser
 	if r.Keys {
-		op = operation{kind: opLease, leaseID: r.ID} // the keys are told only to who may read them all
+		check = l.readLeases(r.ID) // the keys are told only to who may read them all
 	}
-	if err := l.authorize(ctx, op); err != nil {
-		return nil, toGRPC(err)
-	}
-	resp, err := l.timeToLive(ctx, r)
+	var resp *pb.LeaseTimeToLiveResponse
+	err := l.permitted(ctx, check, func() (err error) {
+		resp, err = l.timeToLive(ctx, r)
+		if err != nil || !r.Keys {
+			return err
+		}
+		return l.stillReadable(ctx, resp)
+	})
 	if errors.Is(err, lease.ErrNotFound) {
 		resp, err = &pb.LeaseTimeToLiveResponse{ID: r.ID, TTL: -1}, nil
 	}
@@ -84,15 +89,26 @@ func (l *leaseService) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiv
 }
 
 func (l *leaseService) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
-	if err := l.authorize(ctx, operation{kind: opLease, everything: true}); err != nil {
+	list := l.cfg.Leases.List()
+	ids := make([]int64, len(list))
+	for i, info := range list {
+		ids[i] = int64(info.ID)
+	}
+	if err := l.permitted(ctx, l.readLeases(ids...), nothing); err != nil {
 		return nil, toGRPC(err)
 	}
-	list := l.cfg.Leases.List()
 	resp := &pb.LeaseLeasesResponse{Header: l.header(), Leases: make([]*pb.LeaseStatus, len(list))}
 	for i, info := range list {
 		resp.Leases[i] = &pb.LeaseStatus{ID: int64(info.ID)}
 	}
 	return resp, nil
+}
+
+// stillReadable looks at the keys that are about to be told: some may have been attached since the caller was let in.
+func (l *leaseService) stillReadable(ctx context.Context, r *pb.LeaseTimeToLiveResponse) error {
+	return l.permitted(ctx, func(p *auth.Policy, who auth.Identity) error {
+		return p.ReadLease(who, r.ID, func(int64) ([][]byte, error) { return r.Keys, nil })
+	}, nothing)
 }
 
 // LeaseKeepAlive answers in its own goroutine so that it can end while a
@@ -122,7 +138,7 @@ func (l *leaseService) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 		// The header is of before the renewal: a lease revoked at revision R
 		// must not be told as alive at R or later.
 		resp := &pb.LeaseKeepAliveResponse{Header: l.header(), ID: req.ID}
-		if err := l.authorize(ctx, operation{kind: opLease, leaseID: req.ID}); err != nil {
+		if err := l.permitted(ctx, l.writeLease(req.ID), nothing); err != nil {
 			return toGRPC(err)
 		}
 		resp.TTL, err = l.renew(ctx, lease.ID(req.ID))

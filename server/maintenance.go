@@ -25,11 +25,11 @@ type maintenanceService struct {
 // Alarm goes through the log even to list, as with etcd: the answer is of this
 // moment.
 func (m *maintenanceService) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
-	op := operation{kind: opAdmin}
+	allowed := m.authorizeAdmin
 	if r.Action == pb.AlarmRequest_GET {
-		op.kind = opUser
+		allowed = m.authorizeUser
 	}
-	if err := m.authorize(ctx, op); err != nil {
+	if err := allowed(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	resp, err := m.alarm(ctx, r)
@@ -52,7 +52,7 @@ func (s *Server) alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmRespon
 }
 
 func (m *maintenanceService) Status(ctx context.Context, r *pb.StatusRequest) (*pb.StatusResponse, error) {
-	if err := m.authorize(ctx, operation{kind: opUser}); err != nil {
+	if err := m.authorizeUser(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	st := m.replica.Status()
@@ -88,7 +88,7 @@ func (m *maintenanceService) Status(ctx context.Context, r *pb.StatusRequest) (*
 // store beside the traffic, one at a time, for those who ask because they want
 // the space now. The header is nil, as with etcd.
 func (m *maintenanceService) Defragment(ctx context.Context, r *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
-	if err := m.authorize(ctx, operation{kind: opAdmin}); err != nil {
+	if err := m.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	m.logger.Info("starting defragment")
@@ -131,7 +131,7 @@ func sizeFields(total, inUse int64) []zap.Field {
 }
 
 func (m *maintenanceService) Hash(ctx context.Context, r *pb.HashRequest) (*pb.HashResponse, error) {
-	if err := m.authorize(ctx, operation{kind: opAdmin}); err != nil {
+	if err := m.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	hash, rev, err := m.kvStore.Hash(ctx)
@@ -144,7 +144,7 @@ func (m *maintenanceService) Hash(ctx context.Context, r *pb.HashRequest) (*pb.H
 }
 
 func (m *maintenanceService) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
-	if err := m.authorize(ctx, operation{kind: opAdmin}); err != nil {
+	if err := m.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	resp, err := m.hashKV(ctx, r.Revision)
@@ -171,7 +171,7 @@ func (s *Server) hashKV(ctx context.Context, rev int64) (*pb.HashKVResponse, err
 
 // MoveLeader has a nil header, as with etcd.
 func (m *maintenanceService) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
-	if err := m.authorize(ctx, operation{kind: opAdmin}); err != nil {
+	if err := m.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	if m.replica.Leader() != m.cfg.MemberID {
@@ -206,7 +206,7 @@ func (m *maintenanceService) MoveLeader(ctx context.Context, r *pb.MoveLeaderReq
 // etcd's. The cluster version really goes down, so that real etcd members of
 // that version may join; Belay's own members go on as they are.
 func (m *maintenanceService) Downgrade(ctx context.Context, r *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
-	if err := m.authorize(ctx, operation{kind: opAdmin}); err != nil {
+	if err := m.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	resp, err := m.downgrade(ctx, r)

@@ -71,7 +71,7 @@ func (s *Server) servePromote(w http.ResponseWriter, r *http.Request) {
 	if token := r.Header.Get("Authorization"); token != "" {
 		ctx = metadata.NewIncomingContext(ctx, metadata.Pairs(rpctypes.TokenFieldNameGRPC, token))
 	}
-	err = s.authorize(ctx, operation{kind: opAdmin})
+	err = s.authorizeAdmin(ctx)
 	if err == nil {
 		members, promoteErr := s.cluster.promoteHere(ctx, id)
 		if err = promoteErr; err == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"net/http"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,10 +14,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+	"golang.org/x/crypto/bcrypt"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 
 	"github.com/belaydb/belay/admission"
+	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/lease"
@@ -79,13 +82,15 @@ type Config struct {
 	// DataDir holds the temporary files of snapshots that clients ask for.
 	DataDir string
 
-	Replica   Replica
-	Peers     Peers
-	State     *state.Machine
-	Store     *store.Store
-	KV        *mvcc.Store
-	Leases    *lease.Table
-	Hub       *watch.Hub
+	Replica Replica
+	Peers   Peers
+	State   *state.Machine
+	Store   *store.Store
+	KV      *mvcc.Store
+	Leases  *lease.Table
+	Hub     *watch.Hub
+	// Tokens are the ones that State was given.
+	Tokens    auth.Tokens
 	Admission *admission.Gate
 	// Raft serves the peer port's /raft paths; nil: 404.
 	Raft http.Handler
@@ -125,6 +130,7 @@ type Config struct {
 	CORS                 []string // origins that browsers may ask from; none or "*": all
 	HostWhitelist        []string // hosts of plain HTTP requests; none or "*": all
 	ClientCertAuth       bool     // clients show certificates
+	BcryptCost           int      // of passwords' hashes; 10
 	Tracing              *Tracing // nil: none
 
 	WatchProgressInterval time.Duration // 10 min
@@ -174,6 +180,13 @@ func (c *Config) setDefaults() error {
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
 	}
+	if c.BcryptCost < bcrypt.MinCost || c.BcryptCost > bcrypt.MaxCost {
+		if c.BcryptCost != 0 {
+			c.Logger.Warn("use default bcrypt cost instead of the invalid given cost", zap.Int("min-cost", bcrypt.MinCost),
+				zap.Int("max-cost", bcrypt.MaxCost), zap.Int("default-cost", bcrypt.DefaultCost), zap.Int("given-cost", c.BcryptCost))
+		}
+		c.BcryptCost = bcrypt.DefaultCost
+	}
 	if c.Metrics == nil {
 		c.Metrics = NewMetrics(nil, MetricsOptions{})
 	}
@@ -219,6 +232,7 @@ type Server struct {
 	confirmed     atomicTime    // when the read barrier that last proved leadership was begun
 	onlyBelay     atomic.Bool   // all members are known to be Belay's
 	corruption    *corruption
+	hashing       chan struct{} // holds a token for each bcrypt under way
 
 	stop    context.CancelFunc
 	stopped context.Context // done when Stop was called
@@ -244,6 +258,8 @@ func New(cfg Config) (*Server, error) {
 		published: make(chan struct{}),
 		wake:      make(chan struct{}, 1),
 	}
+	s.hashing = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
+	s.registerAuthRevision()
 	s.leaderStreams.open = make(map[*endableContext]struct{})
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.kv = &kvService{Server: s}
@@ -379,6 +395,13 @@ func (s *Server) header() *pb.ResponseHeader {
 // answered. cost is about what it holds in memory, for admission. The error is
 // the request's own or raft's, still to be mapped by toGRPC.
 func (s *Server) propose(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest, cost int) (command.Result, error) {
+	if s.state.Policy().Enabled() && req.Authenticate == nil {
+		header, err := s.headerFor(ctx)
+		if err != nil {
+			return command.Result{}, err
+		}
+		req.Header = header
+	}
 	return s.proposeAs(ctx, kind, req, cost, false)
 }
 

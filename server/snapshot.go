@@ -8,6 +8,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/snapshotfile"
@@ -19,7 +20,7 @@ import (
 // on. See package snapshotfile for what it takes of memory and disk.
 func (m *maintenanceService) Snapshot(r *pb.SnapshotRequest, stream pb.Maintenance_SnapshotServer) error {
 	ctx := stream.Context()
-	if err := m.authorize(ctx, operation{kind: opAdmin}); err != nil {
+	if err := m.authorizeAdmin(ctx); err != nil {
 		return toGRPC(err)
 	}
 	return toGRPC(m.snapshot(ctx, stream))
@@ -90,6 +91,9 @@ func snapshotContent(view *mvcc.View) (snapshotfile.Content, error) {
 		Leases: func(each func(id, ttl, remaining int64) error) error {
 			return lease.Records(r, func(id lease.ID, ttl, remaining int64) error { return each(int64(id), ttl, remaining) })
 		},
+	}
+	c.Auth = func(each func(bucket, name string, value []byte) error) error {
+		return auth.Records(r, func(rec auth.Record) error { return each(rec.Bucket(), rec.Name(), rec.Value) })
 	}
 	c.Index, c.Term = view.Applied()
 	if stored.Version != nil {

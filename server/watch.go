@@ -73,7 +73,7 @@ func (s *Server) registerWatch(g *grpc.Server) {
 		ProgressInterval: s.cfg.WatchProgressInterval,
 		Logger:           s.logger,
 		Authorize: func(ctx context.Context, key, end []byte) error {
-			if err := s.authorize(ctx, operation{kind: opRead, key: key, end: end}); err != nil {
+			if err := s.authorizeRange(ctx, key, end); err != nil {
 				return toGRPC(err)
 			}
 			return nil

@@ -34,6 +34,9 @@ type Content struct {
 	Revisions func(ctx context.Context, each func(main, sub int64, tombstone bool, value []byte) error) error
 	// Leases calls each for every lease, by ascending id.
 	Leases func(each func(id, ttl, remaining int64) error) error
+	// Auth calls each for every record of package auth, with the bucket that etcd keeps it in, in ascending order within
+	// each bucket; nil: authentication was never used.
+	Auth func(each func(bucket, name string, value []byte) error) error
 }
 
 // StorageVersion is the schema that the file has.
@@ -183,7 +186,6 @@ func (w *writer) writeCluster(c *Content) error {
 		return fmt.Errorf("conf state: %w", err)
 	}
 	entries := []entry{
-		{"auth", []byte("authRevision"), be64(1)},
 		{"meta", []byte("confState"), confState},
 		{"meta", []byte("consistent_index"), be64(c.Index)},
 		{"meta", []byte("storageVersion"), []byte(StorageVersion)},
@@ -215,6 +217,20 @@ func (w *writer) writeCluster(c *Content) error {
 			return fmt.Errorf("alarm: %w", err)
 		}
 		entries = append(entries, entry{"alarm", key, []byte{}})
+	}
+	authRevision := false
+	if c.Auth != nil {
+		err := c.Auth(func(bucket, name string, value []byte) error {
+			authRevision = authRevision || bucket == "auth" && name == "authRevision"
+			entries = append(entries, entry{bucket, []byte(name), value})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if !authRevision { // etcd writes it when it starts for the first time
+		entries = append(entries, entry{"auth", []byte("authRevision"), be64(1)})
 	}
 	for _, e := range entries {
 		if err := w.put(e.bucket, e.key, e.value); err != nil {

@@ -21,8 +21,9 @@
 //	members_removed  id, hex                           "removed"
 //	cluster          clusterVersion, downgrade         text, JSON
 //	alarm            AlarmMember                       empty
-//	auth             authRevision                      8 BE, 1: authentication was never on
-//	authUsers, authRoles                               empty
+//	auth             authRevision                      8 BE; 1: no user or role was ever made
+//	                 authEnabled                       1 byte, 0 or 1; absent: never on
+//	authUsers, authRoles  name                         authpb.User, authpb.Role
 //
 // # Promises
 //

@@ -58,15 +58,6 @@ func (m *Machine) refusal(k kind, r *pb.InternalRaftRequest) error {
 	return nil
 }
 
-// authorize is where the user and the auth revision in the request's header will be judged, for every kind of request and
-// as deep as a transaction is nested.
-func (m *Machine) authorize(k kind, _ *pb.InternalRaftRequest) error {
-	if k == kindAuth {
-		return ErrAuthUnsupported
-	}
-	return nil
-}
-
 func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 	r := e.Request
 	if err := m.authorize(k, r); err != nil {
@@ -120,6 +111,8 @@ func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 	case kindDowngradeInfoSet:
 		m.setDowngrade(r.DowngradeInfoSet)
 		return command.Result{}
+	case kindAuth:
+		return m.applyAuth(e)
 	case kindDowngradeVersionTest: // exists for etcd's tests; does nothing
 		return command.Result{}
 	}

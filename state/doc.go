@@ -26,8 +26,8 @@
 //
 // # Authentication
 //
-// Requests about users and roles are answered with ErrAuthUnsupported. When they come to be kept, the check of every
-// request has one place: Machine.authorize, before the request is dispatched.
+// Who may do what is judged in authorize, by the user and auth revision in the header of each request, before it is applied;
+// requests about users and roles make the next auth.Policy.
 //
 // # Goroutines
 //

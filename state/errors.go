@@ -31,9 +31,6 @@ var (
 	// ErrUnknownChange answers a change of the member list of a type or content that cannot be.
 	ErrUnknownChange = errors.New("etcdserver: malformed member change")
 
-	// ErrAuthUnsupported answers every auth request: users and roles are not kept by this version.
-	ErrAuthUnsupported = errors.New("etcdserver: this version of belay does not support authentication")
-
 	// ErrNotReadOnly answers ReadTxn for a transaction that writes.
 	ErrNotReadOnly = errors.New("state: not a read-only transaction")
 )

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
@@ -35,6 +36,9 @@ type Config struct {
 	Logger  *zap.Logger
 	Metrics *Metrics // default: not registered
 	Sink    Sink     // default: none
+
+	// Tokens are this member's; nil: nobody gets one.
+	Tokens auth.Tokens
 
 	MemberID, ClusterID uint64 // for log lines and metrics
 
@@ -66,6 +70,10 @@ type Machine struct {
 	// copy of it that is in the open batch and becomes seen after the commit.
 	seen atomic.Pointer[cluster]
 	work *cluster
+
+	// policy is what readers see of users and roles; policyWork is the applier's, with the changes of the open batch.
+	policy     atomic.Pointer[auth.Policy]
+	policyWork *auth.Policy
 
 	// The open batch; nil between batches.
 	b     *store.Batch
@@ -116,6 +124,9 @@ func (m *Machine) load() error {
 	}
 	cs, err := readConfState(m.cfg.Store)
 	if err != nil {
+		return err
+	}
+	if err := m.loadPolicy(); err != nil {
 		return err
 	}
 	m.work = c
@@ -225,6 +236,8 @@ func (m *Machine) commit(index, term uint64, entries int) {
 	if took := time.Since(start); took > m.cfg.WarningApply {
 		m.warnSlowCommit(took, index, entries)
 	}
+	// Before the keys: who reads what this batch wrote, and looks at the policy afterwards, must see its rules too.
+	m.policy.Store(m.policyWork)
 	m.w.Publish()
 	m.b, m.w = nil, nil
 	m.publishCluster()

@@ -112,6 +112,7 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		AutoCompaction:   node.AutoCompaction{Mode: cfg.CompactionMode, Period: cfg.CompactionPeriod, Revisions: cfg.CompactionRevisions},
 		ProgressInterval: cfg.WatchProgressInterval, SlowApply: cfg.WarningApply, SlowRequest: cfg.WarningRequest,
 		CompactionBatch: cfg.CompactionBatchLimit, CompactionSleep: cfg.CompactionSleep, NoSync: cfg.UnsafeNoFsync,
+		AuthToken: cfg.AuthToken, BcryptCost: int(cfg.BcryptCost), AuthTokenTTL: time.Duration(cfg.AuthTokenTTL) * time.Second,
 		InitialCorruptCheck: cfg.InitialCorruptCheck, CorruptCheckTime: cfg.CorruptCheckTime, CompactHashCheckTime: onlyIf(cfg.CompactHashCheck, cfg.CompactHashCheckTime),
 		MaxConcurrentStreams: cfg.MaxConcurrentStreams,
 		KeepaliveMinTime:     cfg.KeepaliveMinTime, KeepaliveInterval: cfg.KeepaliveInterval, KeepaliveTimeout: cfg.KeepaliveTimeout,

@@ -1,0 +1,409 @@
+package auth
+
+import (
+	"bytes"
+	"encoding/base64"
+	"maps"
+	"slices"
+	"sort"
+
+	"go.etcd.io/etcd/api/v3/authpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+)
+
+// Outcome is what an administrative request gives.
+type Outcome struct {
+	Response proto.Message // its header is nil
+	Next     *Policy       // nil: nothing changed
+	Records  []Record      // to be written with it
+	// Forget names a user whose tokens end; ForgetAll ends them all.
+	Forget    string
+	ForgetAll bool
+}
+
+// NeedsAdmin says whether a request is root's alone.
+func NeedsAdmin(r *pb.InternalRaftRequest) bool {
+	return r.AuthEnable != nil || r.AuthDisable != nil || r.AuthUserAdd != nil || r.AuthUserDelete != nil ||
+		r.AuthUserChangePassword != nil || r.AuthUserGrantRole != nil || r.AuthUserRevokeRole != nil ||
+		r.AuthRoleAdd != nil || r.AuthRoleGrantPermission != nil || r.AuthRoleRevokePermission != nil ||
+		r.AuthRoleDelete != nil || r.AuthUserList != nil || r.AuthRoleList != nil
+}
+
+// Change gives what a request for users and roles does, Authenticate excepted. It depends on p and the request alone.
+// REQUIRES: the caller checked Admin if NeedsAdmin.
+func (p *Policy) Change(who Identity, r *pb.InternalRaftRequest) (Outcome, error) {
+	switch {
+	case r.AuthEnable != nil:
+		return p.enable()
+	case r.AuthDisable != nil:
+		return p.disable(), nil
+	case r.AuthStatus != nil:
+		return Outcome{Response: &pb.AuthStatusResponse{Enabled: p.enabled, AuthRevision: p.revision}}, nil
+	case r.AuthUserAdd != nil:
+		return p.userAdd(r.AuthUserAdd)
+	case r.AuthUserDelete != nil:
+		return p.userDelete(r.AuthUserDelete)
+	case r.AuthUserChangePassword != nil:
+		return p.userChangePassword(r.AuthUserChangePassword)
+	case r.AuthUserGrantRole != nil:
+		return p.userGrantRole(r.AuthUserGrantRole)
+	case r.AuthUserRevokeRole != nil:
+		return p.userRevokeRole(r.AuthUserRevokeRole)
+	case r.AuthUserGet != nil:
+		return p.userGet(who, r.AuthUserGet)
+	case r.AuthUserList != nil:
+		return Outcome{Response: &pb.AuthUserListResponse{Users: p.userNames()}}, nil
+	case r.AuthRoleAdd != nil:
+		return p.roleAdd(r.AuthRoleAdd)
+	case r.AuthRoleDelete != nil:
+		return p.roleDelete(r.AuthRoleDelete)
+	case r.AuthRoleGet != nil:
+		return p.roleGet(who, r.AuthRoleGet)
+	case r.AuthRoleList != nil:
+		return Outcome{Response: &pb.AuthRoleListResponse{Roles: p.roleNames()}}, nil
+	case r.AuthRoleGrantPermission != nil:
+		return p.grant(r.AuthRoleGrantPermission)
+	case r.AuthRoleRevokePermission != nil:
+		return p.revoke(r.AuthRoleRevokePermission)
+	}
+	return Outcome{}, ErrInvalidAuthMgmt
+}
+
+// next is a copy of p one revision later, without the maps of p that the caller is to change.
+func (p *Policy) next() *Policy {
+	n := *p
+	n.revision++
+	return &n
+}
+
+// withUser is p with one user set, or deleted if u is nil.
+func (p *Policy) withUser(name string, u *authpb.User) (*Policy, []Record) {
+	n := p.next()
+	n.users = maps.Clone(p.users)
+	rec := Record{kind: kindUser, name: name}
+	if u == nil {
+		delete(n.users, name)
+	} else {
+		n.users[name] = newUser(u)
+		rec = userRecord(u)
+	}
+	return n, []Record{rec, revisionRecord(n.revision)}
+}
+
+// withRole is p with one role set; the users that have it merge their ranges anew.
+func (p *Policy) withRole(name string, role *authpb.Role) (*Policy, []Record) {
+	n := p.next()
+	n.roles = maps.Clone(p.roles)
+	n.roles[name] = role
+	cloned := false
+	for userName, u := range p.users {
+		if !slices.Contains(u.record.Roles, name) {
+			continue
+		}
+		if !cloned {
+			n.users, cloned = maps.Clone(p.users), true
+		}
+		n.users[userName] = newUser(u.record)
+	}
+	return n, []Record{roleRecord(role), revisionRecord(n.revision)}
+}
+
+func (p *Policy) enable() (Outcome, error) {
+	out := Outcome{Response: &pb.AuthEnableResponse{}}
+	if p.enabled {
+		p.lg.Info("authentication is already enabled; ignored auth enable request")
+		return out, nil
+	}
+	root := p.users[Root]
+	if root == nil {
+		return Outcome{}, ErrRootUserNotExist
+	}
+	if !root.root {
+		return Outcome{}, ErrRootRoleNotExist
+	}
+	n := *p // the revision stays, as in etcd
+	n.enabled = true
+	out.Next, out.Records = &n, []Record{enabledRecord(true)}
+	p.lg.Info("enabled authentication")
+	return out, nil
+}
+
+func (p *Policy) disable() Outcome {
+	out := Outcome{Response: &pb.AuthDisableResponse{}}
+	if !p.enabled {
+		return out
+	}
+	n := p.next()
+	n.enabled = false
+	out.Next, out.Records, out.ForgetAll = n, []Record{enabledRecord(false), revisionRecord(n.revision)}, true
+	p.lg.Info("disabled authentication")
+	return out
+}
+
+// password is the hash that a request brings. A password in the clear is of a member older than 3.5: hashing it here
+// would give each member another hash.
+func hashOf(password, hashed string) ([]byte, error) {
+	if password != "" && hashed == "" {
+		return nil, ErrNoPasswordUser
+	}
+	b, err := base64.StdEncoding.DecodeString(hashed)
+	if err != nil {
+		return nil, ErrNoPasswordUser
+	}
+	return b, nil
+}
+
+func (p *Policy) userAdd(r *pb.AuthUserAddRequest) (Outcome, error) {
+	if r.Name == "" {
+		return Outcome{}, ErrUserEmpty
+	}
+	if p.users[r.Name] != nil {
+		return Outcome{}, ErrUserAlreadyExist
+	}
+	options := r.Options
+	if options == nil {
+		options = &authpb.UserAddOptions{}
+	}
+	u := &authpb.User{Name: []byte(r.Name), Options: options}
+	if !options.NoPassword {
+		var err error
+		if u.Password, err = hashOf(r.Password, r.HashedPassword); err != nil {
+			return Outcome{}, err
+		}
+	}
+	out := Outcome{Response: &pb.AuthUserAddResponse{}}
+	out.Next, out.Records = p.withUser(r.Name, u)
+	p.lg.Info("added a user", zap.String("user-name", r.Name))
+	return out, nil
+}
+
+func (p *Policy) userDelete(r *pb.AuthUserDeleteRequest) (Outcome, error) {
+	if p.enabled && r.Name == Root {
+		p.lg.Error("cannot delete 'root' user", zap.String("user-name", r.Name))
+		return Outcome{}, ErrInvalidAuthMgmt
+	}
+	u := p.users[r.Name]
+	if u == nil {
+		return Outcome{}, ErrUserNotFound
+	}
+	out := Outcome{Response: &pb.AuthUserDeleteResponse{}, Forget: r.Name}
+	out.Next, out.Records = p.withUser(r.Name, nil)
+	p.lg.Info("deleted a user", zap.String("user-name", r.Name), zap.Strings("user-roles", u.record.Roles))
+	return out, nil
+}
+
+// with is a copy of a user's record with other roles and password.
+func with(u *authpb.User, roles []string, password []byte) *authpb.User {
+	return &authpb.User{Name: u.Name, Password: password, Roles: roles, Options: u.Options}
+}
+
+func (p *Policy) userChangePassword(r *pb.AuthUserChangePasswordRequest) (Outcome, error) {
+	u := p.users[r.Name]
+	if u == nil {
+		return Outcome{}, ErrUserNotFound
+	}
+	var password []byte
+	if !u.record.Options.GetNoPassword() {
+		var err error
+		if password, err = hashOf(r.Password, r.HashedPassword); err != nil {
+			return Outcome{}, err
+		}
+	}
+	out := Outcome{Response: &pb.AuthUserChangePasswordResponse{}, Forget: r.Name}
+	out.Next, out.Records = p.withUser(r.Name, with(u.record, u.record.Roles, password))
+	p.lg.Info("changed a password of a user", zap.String("user-name", r.Name), zap.Strings("user-roles", u.record.Roles))
+	return out, nil
+}
+
+func (p *Policy) userGrantRole(r *pb.AuthUserGrantRoleRequest) (Outcome, error) {
+	u := p.users[r.User]
+	if u == nil {
+		return Outcome{}, ErrUserNotFound
+	}
+	if r.Role != Root && p.roles[r.Role] == nil {
+		return Outcome{}, ErrRoleNotFound
+	}
+	out := Outcome{Response: &pb.AuthUserGrantRoleResponse{}}
+	if slices.Contains(u.record.Roles, r.Role) {
+		p.lg.Warn("ignored grant role request to a user", zap.String("user-name", r.User),
+			zap.Strings("user-roles", u.record.Roles), zap.String("duplicate-role-name", r.Role))
+		return out, nil
+	}
+	roles := append(slices.Clone(u.record.Roles), r.Role)
+	slices.Sort(roles)
+	out.Next, out.Records = p.withUser(r.User, with(u.record, roles, u.record.Password))
+	p.lg.Info("granted a role to a user", zap.String("user-name", r.User),
+		zap.Strings("user-roles", roles), zap.String("added-role-name", r.Role))
+	return out, nil
+}
+
+func without(roles []string, role string) []string {
+	var out []string
+	for _, r := range roles {
+		if r != role {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func (p *Policy) userRevokeRole(r *pb.AuthUserRevokeRoleRequest) (Outcome, error) {
+	if p.enabled && r.Name == Root && r.Role == Root {
+		p.lg.Error("'root' user cannot revoke 'root' role", zap.String("user-name", r.Name), zap.String("role-name", r.Role))
+		return Outcome{}, ErrInvalidAuthMgmt
+	}
+	u := p.users[r.Name]
+	if u == nil {
+		return Outcome{}, ErrUserNotFound
+	}
+	roles := without(u.record.Roles, r.Role)
+	if len(roles) == len(u.record.Roles) {
+		return Outcome{}, ErrRoleNotGranted
+	}
+	out := Outcome{Response: &pb.AuthUserRevokeRoleResponse{}}
+	out.Next, out.Records = p.withUser(r.Name, with(u.record, roles, u.record.Password))
+	p.lg.Info("revoked a role from a user", zap.String("user-name", r.Name), zap.Strings("old-user-roles", u.record.Roles),
+		zap.Strings("new-user-roles", roles), zap.String("revoked-role-name", r.Role))
+	return out, nil
+}
+
+func (p *Policy) userGet(who Identity, r *pb.AuthUserGetRequest) (Outcome, error) {
+	if err := p.Admin(who); err != nil && r.Name != who.User {
+		return Outcome{}, err
+	}
+	u := p.users[r.Name]
+	if u == nil {
+		return Outcome{}, ErrUserNotFound
+	}
+	return Outcome{Response: &pb.AuthUserGetResponse{Roles: slices.Clone(u.record.Roles)}}, nil
+}
+
+func (p *Policy) roleAdd(r *pb.AuthRoleAddRequest) (Outcome, error) {
+	if r.Name == "" {
+		return Outcome{}, ErrRoleEmpty
+	}
+	if p.roles[r.Name] != nil {
+		return Outcome{}, ErrRoleAlreadyExist
+	}
+	out := Outcome{Response: &pb.AuthRoleAddResponse{}}
+	out.Next, out.Records = p.withRole(r.Name, &authpb.Role{Name: []byte(r.Name)})
+	p.lg.Info("created a role", zap.String("role-name", r.Name))
+	return out, nil
+}
+
+func (p *Policy) roleDelete(r *pb.AuthRoleDeleteRequest) (Outcome, error) {
+	if p.enabled && r.Role == Root {
+		p.lg.Error("cannot delete 'root' role", zap.String("role-name", r.Role))
+		return Outcome{}, ErrInvalidAuthMgmt
+	}
+	if p.roles[r.Role] == nil {
+		return Outcome{}, ErrRoleNotFound
+	}
+	n := p.next()
+	n.roles, n.users = maps.Clone(p.roles), maps.Clone(p.users)
+	delete(n.roles, r.Role)
+	records := []Record{{kind: kindRole, name: r.Role}}
+	for _, name := range p.userNames() {
+		u := p.users[name].record
+		if slices.Contains(u.Roles, r.Role) {
+			changed := with(u, without(u.Roles, r.Role), u.Password)
+			n.users[name] = newUser(changed)
+			records = append(records, userRecord(changed))
+		}
+	}
+	p.lg.Info("deleted a role", zap.String("role-name", r.Role))
+	return Outcome{Response: &pb.AuthRoleDeleteResponse{}, Next: n, Records: append(records, revisionRecord(n.revision))}, nil
+}
+
+func (p *Policy) roleGet(who Identity, r *pb.AuthRoleGetRequest) (Outcome, error) {
+	if err := p.Admin(who); err != nil && !p.hasRole(who.User, r.Role) {
+		return Outcome{}, err
+	}
+	role := p.roles[r.Role]
+	if role == nil {
+		return Outcome{}, ErrRoleNotFound
+	}
+	resp := &pb.AuthRoleGetResponse{Perm: slices.Clone(role.KeyPermission)}
+	if r.Role == Root {
+		resp.Perm = []*authpb.Permission{{PermType: authpb.Permission_READWRITE, Key: []byte{}, RangeEnd: []byte{0}}}
+	}
+	return Outcome{Response: resp}, nil
+}
+
+func (p *Policy) hasRole(name, role string) bool {
+	u := p.users[name]
+	if u == nil {
+		p.lg.Warn("'has-role' requested for non-existing user", zap.String("user-name", name), zap.String("role-name", role))
+		return false
+	}
+	return slices.Contains(u.record.Roles, role)
+}
+
+func (p *Policy) grant(r *pb.AuthRoleGrantPermissionRequest) (Outcome, error) {
+	if r.Perm == nil {
+		return Outcome{}, ErrPermissionNotGiven
+	}
+	if !validRange(r.Perm.Key, r.Perm.RangeEnd) {
+		return Outcome{}, ErrInvalidAuthMgmt
+	}
+	role := p.roles[r.Name]
+	if role == nil {
+		return Outcome{}, ErrRoleNotFound
+	}
+	perm := &authpb.Permission{PermType: r.Perm.PermType, Key: r.Perm.Key, RangeEnd: r.Perm.RangeEnd}
+	perms := slices.Clone(role.KeyPermission)
+	i := sort.Search(len(perms), func(i int) bool { return bytes.Compare(perms[i].Key, perm.Key) >= 0 })
+	if i < len(perms) && bytes.Equal(perms[i].Key, perm.Key) && bytes.Equal(perms[i].RangeEnd, perm.RangeEnd) {
+		perms[i] = perm
+	} else {
+		perms = append(perms, perm)
+		// Not stable on purpose: etcd sorts by the key alone with this very function, and members must agree.
+		sort.Sort(byKey(perms))
+	}
+	out := Outcome{Response: &pb.AuthRoleGrantPermissionResponse{}}
+	out.Next, out.Records = p.withRole(r.Name, &authpb.Role{Name: role.Name, KeyPermission: perms})
+	p.lg.Info("granted/updated a permission to a user", zap.String("user-name", r.Name),
+		zap.String("permission-name", authpb.Permission_Type_name[int32(perm.PermType)]),
+		zap.ByteString("key", perm.Key), zap.ByteString("range-end", perm.RangeEnd))
+	return out, nil
+}
+
+type byKey []*authpb.Permission
+
+func (b byKey) Len() int           { return len(b) }
+func (b byKey) Less(i, j int) bool { return bytes.Compare(b[i].Key, b[j].Key) < 0 }
+func (b byKey) Swap(i, j int)      { b[i], b[j] = b[j], b[i] }
+
+func (p *Policy) revoke(r *pb.AuthRoleRevokePermissionRequest) (Outcome, error) {
+	role := p.roles[r.Role]
+	if role == nil {
+		return Outcome{}, ErrRoleNotFound
+	}
+	var kept []*authpb.Permission
+	for _, perm := range role.KeyPermission {
+		if !bytes.Equal(perm.Key, r.Key) || !bytes.Equal(perm.RangeEnd, r.RangeEnd) {
+			kept = append(kept, perm)
+		}
+	}
+	if len(kept) == len(role.KeyPermission) {
+		return Outcome{}, ErrPermissionNotGranted
+	}
+	out := Outcome{Response: &pb.AuthRoleRevokePermissionResponse{}}
+	out.Next, out.Records = p.withRole(r.Role, &authpb.Role{Name: role.Name, KeyPermission: kept})
+	p.lg.Info("revoked a permission on range", zap.String("role-name", r.Role),
+		zap.String("key", string(r.Key)), zap.String("range-end", string(r.RangeEnd)))
+	return out, nil
+}
+
+// MayAuthenticate says whether a token may be given to a user whose password was found right.
+func (p *Policy) MayAuthenticate(name string) error {
+	if !p.enabled {
+		return ErrAuthNotEnabled
+	}
+	if u := p.users[name]; u == nil || u.record.Options.GetNoPassword() {
+		return ErrAuthFailed
+	}
+	return nil
+}

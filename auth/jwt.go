@@ -1,0 +1,186 @@
+package auth
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"go.uber.org/zap"
+)
+
+const defaultJWTTTL = 5 * time.Minute
+
+// signed gives tokens that any member with the key verifies. Its claims are username, revision and exp.
+type signed struct {
+	lg     *zap.Logger
+	method jwt.SigningMethod
+	sign   any // nil: this member can only verify
+	verify any
+	ttl    time.Duration
+}
+
+func newJWT(lg *zap.Logger, opts map[string]string) (*signed, error) {
+	t := &signed{lg: lg, ttl: defaultJWTTTL}
+	public, private, err := t.parse(opts)
+	if err != nil {
+		lg.Error("problem loading JWT options", zap.Error(err))
+		return nil, ErrInvalidAuthOpts
+	}
+	var unknown []string
+	for key := range opts {
+		switch key {
+		case "sign-method", "pub-key", "priv-key", "ttl":
+		default:
+			unknown = append(unknown, key)
+		}
+	}
+	if len(unknown) > 0 {
+		lg.Warn("unknown JWT options", zap.Strings("keys", unknown))
+	}
+	return t, t.load(public, private)
+}
+
+func (t *signed) parse(opts map[string]string) (public, private []byte, err error) {
+	if ttl := opts["ttl"]; ttl != "" {
+		if t.ttl, err = time.ParseDuration(ttl); err != nil {
+			return nil, nil, err
+		}
+	}
+	if file := opts["pub-key"]; file != "" {
+		if public, err = os.ReadFile(file); err != nil {
+			return nil, nil, err
+		}
+	}
+	if file := opts["priv-key"]; file != "" {
+		if private, err = os.ReadFile(file); err != nil {
+			return nil, nil, err
+		}
+	}
+	if t.method = jwt.GetSigningMethod(opts["sign-method"]); t.method == nil {
+		return nil, nil, ErrInvalidAuthMethod
+	}
+	return public, private, nil
+}
+
+func (t *signed) load(public, private []byte) error {
+	switch t.method.(type) {
+	case *jwt.SigningMethodRSA, *jwt.SigningMethodRSAPSS:
+		return loadPair(t, public, private, jwt.ParseRSAPublicKeyFromPEM, jwt.ParseRSAPrivateKeyFromPEM)
+	case *jwt.SigningMethodECDSA:
+		return loadPair(t, public, private, jwt.ParseECPublicKeyFromPEM, jwt.ParseECPrivateKeyFromPEM)
+	case *jwt.SigningMethodEd25519:
+		return loadPair(t, public, private,
+			func(b []byte) (ed25519.PublicKey, error) {
+				key, err := jwt.ParseEdPublicKeyFromPEM(b)
+				edKey, _ := key.(ed25519.PublicKey)
+				return edKey, err
+			},
+			func(b []byte) (ed25519.PrivateKey, error) {
+				key, err := jwt.ParseEdPrivateKeyFromPEM(b)
+				edKey, _ := key.(ed25519.PrivateKey)
+				return edKey, err
+			})
+	case *jwt.SigningMethodHMAC:
+		if len(private) == 0 {
+			return ErrMissingKey
+		}
+		t.sign, t.verify = private, private
+		return nil
+	}
+	// "none" among them: a token that nobody signed.
+	return fmt.Errorf("unsupported signing method: %T", t.method)
+}
+
+type publicKey interface{ Equal(crypto.PublicKey) bool }
+
+type privateKey interface {
+	Public() crypto.PublicKey
+}
+
+var (
+	_ privateKey = (*rsa.PrivateKey)(nil)
+	_ privateKey = (*ecdsa.PrivateKey)(nil)
+)
+
+// loadPair takes a private key, a public key, or both if they belong together.
+func loadPair[Pub publicKey, Priv privateKey](t *signed, public, private []byte, parsePublic func([]byte) (Pub, error), parsePrivate func([]byte) (Priv, error)) error {
+	if len(private) > 0 {
+		key, err := parsePrivate(private)
+		if err != nil {
+			return err
+		}
+		t.sign, t.verify = key, key.Public()
+	}
+	if len(public) > 0 {
+		key, err := parsePublic(public)
+		if err != nil {
+			return err
+		}
+		if t.sign != nil && !key.Equal(t.verify) {
+			return ErrKeyMismatch
+		}
+		t.verify = key
+	}
+	if t.verify == nil {
+		return ErrMissingKey
+	}
+	return nil
+}
+
+func (t *signed) Prefix() string { return "" }
+
+// Keep does nothing: a JWT ends by its time, or because the revision that it carries is old.
+func (t *signed) Keep(func(string) bool) {}
+
+func (t *signed) Assign(user string, revision uint64, _ string, _ uint64) (string, error) {
+	if t.sign == nil {
+		return "", ErrVerifyOnly
+	}
+	token, err := jwt.NewWithClaims(t.method, jwt.MapClaims{
+		"username": user, "revision": revision, "exp": time.Now().Add(t.ttl).Unix(),
+	}).SignedString(t.sign)
+	if err != nil {
+		t.lg.Debug("failed to sign a JWT token", zap.String("user-name", user), zap.Uint64("revision", revision), zap.Error(err))
+		return "", err
+	}
+	if ce := t.lg.Check(zap.DebugLevel, "created/assigned a new JWT token"); ce != nil {
+		ce.Write(zap.String("user-name", user), zap.Uint64("revision", revision), zap.String("token-fingerprint", Fingerprint(token)))
+	}
+	return token, nil
+}
+
+func (t *signed) Info(token string, _ uint64) (Identity, bool) {
+	parsed, err := jwt.Parse(token, func(token *jwt.Token) (any, error) {
+		// The method is ours, never what the token names: a public key must not be taken for an HMAC secret.
+		if token.Method.Alg() != t.method.Alg() {
+			return nil, errors.New("invalid signing method")
+		}
+		return t.verify, nil
+	})
+	if err != nil {
+		t.lg.Warn("failed to parse a JWT token", zap.Error(err))
+		return Identity{}, false
+	}
+	claims, ok := parsed.Claims.(jwt.MapClaims)
+	if !parsed.Valid || !ok {
+		t.lg.Warn("failed to obtain claims from a JWT token")
+		return Identity{}, false
+	}
+	user, ok := claims["username"].(string)
+	if !ok {
+		t.lg.Warn("failed to obtain user claims from jwt token")
+		return Identity{}, false
+	}
+	revision, ok := claims["revision"].(float64)
+	if !ok {
+		t.lg.Warn("failed to obtain revision claims from jwt token")
+		return Identity{}, false
+	}
+	return Identity{User: user, Revision: uint64(revision)}, true
+}

@@ -1,0 +1,244 @@
+package auth
+
+import (
+	"maps"
+	"slices"
+	"sync/atomic"
+
+	"go.etcd.io/etcd/api/v3/authpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+	"golang.org/x/crypto/bcrypt"
+)
+
+// Root is the name of the user without whom authentication cannot be on, and of the role that may do everything.
+const Root = "root"
+
+// Identity is who asks. The zero value: nobody said who they are.
+type Identity struct {
+	User string
+	// Revision is that of the policy under which the identity was established. A check under a later one fails, so
+	// that a request on its way through the log is not judged by other rules than its token.
+	Revision uint64
+}
+
+// Policy is immutable.
+type Policy struct {
+	lg       *zap.Logger
+	enabled  bool
+	revision uint64 // counts changes; 1 before the first
+	users    map[string]*user
+	roles    map[string]*authpb.Role
+}
+
+// user is immutable but for the merged ranges, which are made when first asked for. A changed role gives its users new
+// ones.
+type user struct {
+	record *authpb.User
+	root   bool
+	merged atomic.Pointer[ranges]
+}
+
+func newUser(record *authpb.User) *user {
+	return &user{record: record, root: slices.Contains(record.Roles, Root)}
+}
+
+func (p *Policy) rangesOf(u *user) *ranges {
+	if r := u.merged.Load(); r != nil {
+		return r
+	}
+	r := mergeRoles(u.record.Roles, p.roles)
+	u.merged.Store(r)
+	return r
+}
+
+// Enabled says whether anything is checked at all.
+func (p *Policy) Enabled() bool { return p.enabled }
+
+// Revision counts the changes; it starts at 1.
+func (p *Policy) Revision() uint64 { return p.revision }
+
+// Admin checks that the caller has the role root. As in etcd the revision does not matter.
+func (p *Policy) Admin(who Identity) error {
+	if !p.enabled {
+		return nil
+	}
+	if who.User == "" {
+		return ErrUserEmpty
+	}
+	switch u := p.users[who.User]; {
+	case u == nil:
+		return ErrUserNotFound
+	case !u.root:
+		return ErrPermissionDenied
+	}
+	return nil
+}
+
+// Read checks that the caller may read a range; end as in a RangeRequest.
+func (p *Policy) Read(who Identity, key, end []byte) error { return p.check(who, key, end, false) }
+
+// Write checks that the caller may write all keys of a range.
+func (p *Policy) Write(who Identity, key, end []byte) error { return p.check(who, key, end, true) }
+
+func (p *Policy) check(who Identity, key, end []byte, write bool) error {
+	if !p.enabled {
+		return nil
+	}
+	if who.Revision == 0 {
+		return ErrUserEmpty
+	}
+	if who.Revision < p.revision {
+		p.lg.Warn("request auth revision is less than current node auth revision",
+			zap.Uint64("current node auth revision", p.revision),
+			zap.Uint64("request auth revision", who.Revision),
+			zap.ByteString("request key", key),
+			zap.Error(ErrAuthOldRevision))
+		return ErrAuthOldRevision
+	}
+	u := p.users[who.User]
+	if u == nil {
+		p.lg.Error("cannot find a user for permission check", zap.String("user-name", who.User))
+		return ErrPermissionDenied
+	}
+	if u.root {
+		return nil
+	}
+	r := p.rangesOf(u)
+	open := r.read
+	if write {
+		open = r.write
+	}
+	if !open.contains(key, end) {
+		return ErrPermissionDenied
+	}
+	return nil
+}
+
+// LeaseKeys gives the keys that are attached to a lease; none for a lease that does not exist.
+type LeaseKeys func(id int64) ([][]byte, error)
+
+// Put checks a put. A lease may be attached only by who may write all keys that it would take away.
+func (p *Policy) Put(who Identity, r *pb.PutRequest, keys LeaseKeys) error {
+	if !p.enabled {
+		return nil
+	}
+	if err := p.Write(who, r.Key, nil); err != nil {
+		return err
+	}
+	if r.Lease != 0 {
+		if err := p.WriteLease(who, r.Lease, keys); err != nil {
+			return err
+		}
+	}
+	if r.PrevKv {
+		return p.Read(who, r.Key, nil)
+	}
+	return nil
+}
+
+// DeleteRange checks a deletion.
+func (p *Policy) DeleteRange(who Identity, r *pb.DeleteRangeRequest) error {
+	if err := p.Write(who, r.Key, r.RangeEnd); err != nil || !r.PrevKv {
+		return err
+	}
+	return p.Read(who, r.Key, r.RangeEnd)
+}
+
+// Txn checks all of a transaction, both branches, as deep as it is nested: which branch is taken tells of keys, too.
+func (p *Policy) Txn(who Identity, r *pb.TxnRequest, keys LeaseKeys) error {
+	if !p.enabled {
+		return nil
+	}
+	for _, c := range r.Compare {
+		if err := p.Read(who, c.GetKey(), c.GetRangeEnd()); err != nil {
+			return err
+		}
+	}
+	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range ops {
+			if err := p.op(who, op, keys); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *Policy) op(who Identity, op *pb.RequestOp, keys LeaseKeys) error {
+	switch o := op.GetRequest().(type) {
+	case *pb.RequestOp_RequestRange:
+		if o.RequestRange != nil {
+			return p.Read(who, o.RequestRange.Key, o.RequestRange.RangeEnd)
+		}
+	case *pb.RequestOp_RequestPut:
+		if o.RequestPut != nil {
+			return p.Put(who, o.RequestPut, keys)
+		}
+	case *pb.RequestOp_RequestDeleteRange:
+		if o.RequestDeleteRange != nil {
+			return p.DeleteRange(who, o.RequestDeleteRange)
+		}
+	case *pb.RequestOp_RequestTxn:
+		if o.RequestTxn != nil {
+			return p.Txn(who, o.RequestTxn, keys)
+		}
+	}
+	return nil
+}
+
+// WriteLease checks that the caller may write every key of a lease: who renews, revokes or attaches decides over them.
+func (p *Policy) WriteLease(who Identity, id int64, keys LeaseKeys) error {
+	return p.lease(who, id, keys, p.Write)
+}
+
+// ReadLease checks that the caller may read every key of a lease.
+func (p *Policy) ReadLease(who Identity, id int64, keys LeaseKeys) error {
+	return p.lease(who, id, keys, p.Read)
+}
+
+func (p *Policy) lease(who Identity, id int64, keys LeaseKeys, check func(Identity, []byte, []byte) error) error {
+	if p.Admin(who) == nil {
+		return nil
+	}
+	attached, err := keys(id)
+	if err != nil {
+		return err
+	}
+	for _, key := range attached {
+		if err := check(who, key, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckPassword compares a password with the user's hash, which takes some 50 ms of CPU at the default cost. The
+// revision is that of the policy that was asked.
+func (p *Policy) CheckPassword(name, password string) (revision uint64, err error) {
+	if !p.enabled {
+		return 0, ErrAuthNotEnabled
+	}
+	u := p.users[name]
+	if u == nil {
+		return 0, ErrAuthFailed
+	}
+	if u.record.Options.GetNoPassword() {
+		return 0, ErrNoPasswordUser
+	}
+	if bcrypt.CompareHashAndPassword(u.record.Password, []byte(password)) != nil {
+		p.lg.Info("invalid password", zap.String("user-name", name))
+		return 0, ErrAuthFailed
+	}
+	return p.revision, nil
+}
+
+// SameUser says whether a user has the same password in both policies: tokens given under one may be used under the
+// other.
+func (p *Policy) SameUser(other *Policy, name string) bool {
+	a, b := p.users[name], other.users[name]
+	return a != nil && b != nil && string(a.record.Password) == string(b.record.Password)
+}
+
+func (p *Policy) userNames() []string { return slices.Sorted(maps.Keys(p.users)) }
+func (p *Policy) roleNames() []string { return slices.Sorted(maps.Keys(p.roles)) }

@@ -1,0 +1,121 @@
+package state
+
+import (
+	"fmt"
+
+	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/lease"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// Policy is who may do what as of the applied index.
+func (m *Machine) Policy() *auth.Policy { return m.policy.Load() }
+
+// loadPolicy takes users and roles from the store. Tokens of users whom another history has deleted, or given another
+// password, end: the entries that would have ended them are not applied here.
+func (m *Machine) loadPolicy() error {
+	p, err := auth.Load(m.cfg.Store, m.lg)
+	if err != nil {
+		return err
+	}
+	if old := m.policy.Load(); old != nil && m.cfg.Tokens != nil {
+		m.cfg.Tokens.Keep(func(user string) bool { return p.Enabled() && p.SameUser(old, user) })
+	}
+	m.policyWork = p
+	m.policy.Store(p)
+	return nil
+}
+
+// leaseKeys are the keys of a lease as the open batch has them.
+func (m *Machine) leaseKeys(id int64) ([][]byte, error) {
+	if !m.cfg.Leases.Exists(lease.ID(id)) {
+		return nil, nil
+	}
+	keys, err := m.cfg.Leases.Keys(m.b, lease.ID(id))
+	if err != nil {
+		m.stop(fmt.Sprintf("keys of a lease: %v", err))
+	}
+	return keys, nil
+}
+
+// authorize judges the user and the auth revision in a request's header, whatever the member that proposed it believed:
+// rules may have changed while the request was on its way.
+func (m *Machine) authorize(k kind, r *pb.InternalRaftRequest) error {
+	p := m.policyWork
+	if !p.Enabled() {
+		return nil
+	}
+	who := auth.Identity{User: r.Header.GetUsername(), Revision: r.Header.GetAuthRevision()}
+	switch k {
+	case kindPut:
+		return p.Put(who, r.Put, m.leaseKeys)
+	case kindRange:
+		return p.Read(who, r.Range.GetKey(), r.Range.GetRangeEnd())
+	case kindDeleteRange:
+		return p.DeleteRange(who, r.DeleteRange)
+	case kindTxn:
+		return p.Txn(who, r.Txn, m.leaseKeys)
+	case kindLeaseRevoke:
+		return p.WriteLease(who, r.LeaseRevoke.GetID(), m.leaseKeys)
+	case kindAuth:
+		if auth.NeedsAdmin(r) {
+			return p.Admin(who)
+		}
+	}
+	return nil
+}
+
+// applyAuth applies a request of the Auth service.
+func (m *Machine) applyAuth(e *command.Entry) command.Result {
+	r := e.Request
+	if r.Authenticate != nil {
+		return m.authenticate(e.Index, r.Authenticate)
+	}
+	who := auth.Identity{User: r.Header.GetUsername(), Revision: r.Header.GetAuthRevision()}
+	out, err := m.policyWork.Change(who, r)
+	if err != nil {
+		return command.Result{Err: err}
+	}
+	for _, rec := range out.Records {
+		if rec.Value == nil {
+			m.delete(rec.Key())
+		} else {
+			m.set(rec.Key(), rec.Value)
+		}
+	}
+	if out.Next != nil {
+		m.policyWork = out.Next
+	}
+	if m.cfg.Tokens != nil && (out.ForgetAll || out.Forget != "") {
+		m.cfg.Tokens.Keep(func(user string) bool { return !out.ForgetAll && user != out.Forget })
+	}
+	setRevision(out.Response, m.w.Rev())
+	return command.Result{Response: out.Response}
+}
+
+// authenticate gives a token to a user whose password the proposer found right. The token is this member's memory alone;
+// nothing is stored.
+func (m *Machine) authenticate(index uint64, r *pb.InternalAuthenticateRequest) command.Result {
+	if err := m.policyWork.MayAuthenticate(r.Name); err != nil {
+		return command.Result{Err: err}
+	}
+	if m.cfg.Tokens == nil {
+		return command.Result{Err: auth.ErrAuthFailed}
+	}
+	token, err := m.cfg.Tokens.Assign(r.Name, m.policyWork.Revision(), r.SimpleToken, index)
+	if err != nil {
+		return command.Result{Err: err}
+	}
+	return command.Result{Response: &pb.AuthenticateResponse{Header: m.revisionHeader(), Token: token}}
+}
+
+// setRevision gives a response of the Auth service a header with a revision.
+func setRevision(resp proto.Message, rev int64) {
+	msg := resp.ProtoReflect()
+	field := msg.Descriptor().Fields().ByName("header")
+	h := &pb.ResponseHeader{Revision: rev}
+	msg.Set(field, protoreflect.ValueOfMessage(h.ProtoReflect()))
+}
