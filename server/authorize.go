@@ -209,15 +209,14 @@ func (s *Server) acquireHashing(ctx context.Context) (release func(), err error)
 	}
 }
 
-// registerAuthRevision shows etcd_debugging_auth_revision.
-func (s *Server) registerAuthRevision() {
-	if s.cfg.Registerer == nil {
-		return
-	}
-	gauge := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+// authRevisionGauge is etcd_debugging_auth_revision.
+func (m *Metrics) authRevisionGauge() prometheus.GaugeFunc {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "etcd_debugging", Subsystem: "auth", Name: "revision", Help: "The current revision of auth store.",
-	}, func() float64 { return float64(s.state.Policy().Revision()) })
-	if err := s.cfg.Registerer.Register(gauge); err != nil {
-		s.logger.Warn("failed to register a metric", zap.Error(err))
-	}
+	}, func() float64 {
+		if revision := m.authRevision.Load(); revision != nil {
+			return (*revision)()
+		}
+		return 0
+	})
 }

@@ -39,6 +39,7 @@ type Metrics struct {
 	serverID        *prometheus.GaugeVec
 	feature         *prometheus.GaugeVec
 	quota           prometheus.Gauge
+	authRevision    atomic.Pointer[func() float64] // set by New
 	fdUsed, fdLimit prometheus.Gauge
 	admissionLag    prometheus.Gauge
 	defragInflight  prometheus.Gauge
@@ -132,7 +133,7 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 		reg.MustRegister(m.sentBytes, m.receivedBytes, m.clientRequests, m.requestSeconds, m.rangeSeconds, m.streamFailures,
 			m.healthSuccess, m.healthFailures, m.healthcheck, m.healthchecks, m.promoteSuccess,
 			m.promoteFailures, m.serverID, m.feature, m.quota, m.fdUsed, m.fdLimit, m.admissionLag, m.defragInflight, m.defragSeconds,
-			m.snapshotSeconds, m.corruption, serverVersion, goVersion)
+			m.snapshotSeconds, m.corruption, serverVersion, goVersion, m.authRevisionGauge())
 	}
 	return m
 }

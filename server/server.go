@@ -259,7 +259,8 @@ func New(cfg Config) (*Server, error) {
 		wake:      make(chan struct{}, 1),
 	}
 	s.hashing = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
-	s.registerAuthRevision()
+	revision := func() float64 { return float64(s.state.Policy().Revision()) }
+	s.metrics.authRevision.Store(&revision)
 	s.leaderStreams.open = make(map[*endableContext]struct{})
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.kv = &kvService{Server: s}
