@@ -229,7 +229,7 @@ func (m *member) start() (err error) {
 		ID: l.id, Log: l.log, State: gatedMachine{l}, Network: gatedNetwork{l}, Logger: l.logger,
 		TickInterval: tickInterval, ElectionTicks: electionTicks, PreVote: true, AdvanceTicks: true,
 		FlushEntries: m.w.flushEntries, KeepBytes: m.w.keepBytes,
-		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: peers{l},
+		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: peers{l}, TuneTimeouts: m.w.tuneTimeouts, RoundTrips: roundTrips{m.w},
 	}); err != nil {
 		return err
 	}
@@ -467,6 +467,14 @@ type peers struct{ l *life }
 
 func (p peers) ActiveSince(id uint64) time.Time { return p.l.endpoint.ActiveSince(id) }
 func (p peers) Client() *http.Client            { return &http.Client{Transport: p} }
+
+// roundTrips are what the links between the members make it, at worst.
+type roundTrips struct{ w *world }
+
+func (t roundTrips) RoundTrip(uint64) (median, tail time.Duration, ok bool) {
+	link := t.w.link.Load()
+	return 2 * link.Delay, 2 * (link.Delay + link.Jitter), true
+}
 
 // AskDisks is node's: each member is asked in a goroutine of its own.
 func (p peers) AskDisks(ids []uint64) {

@@ -36,6 +36,7 @@ type world struct {
 	disksOnly bool
 	holds     atomic.Bool // from now on
 
+	tuneTimeouts bool // election timeouts follow the network
 	flushEntries uint64
 	keepBytes    int64
 
@@ -52,6 +53,7 @@ type world struct {
 	beat      *atomic.Int64 // for the watchdog
 	lastID    uint64
 	baseLink  transport.Link
+	link      atomic.Pointer[transport.Link] // as it is now
 	oracle    oracle
 	elections elections
 	history   history
@@ -68,11 +70,11 @@ func newWorld(o options, beat *atomic.Int64) *world {
 	if w.faults.IntN(2) == 0 {
 		w.keepBytes = 1 << 20 // it gets the entries
 	}
-	w.disksOnly = w.faults.IntN(6) == 0
+	w.disksOnly, w.tuneTimeouts = w.faults.IntN(6) == 0, w.faults.IntN(2) == 0
 	w.oracle.init(w)
 	w.elections.init(w)
 	w.baseLink = transport.Link{Delay: time.Duration(w.faults.IntN(20)) * 100 * time.Microsecond, Jitter: time.Millisecond, Reorder: w.faults.IntN(2) == 0}
-	w.net.SetDefault(w.baseLink)
+	w.setLinks(w.baseLink)
 	return w
 }
 
@@ -82,6 +84,11 @@ func (w *world) now() time.Duration {
 		return time.Duration(d)
 	}
 	return time.Since(w.begin)
+}
+
+func (w *world) setLinks(l transport.Link) {
+	w.link.Store(&l)
+	w.net.SetDefault(l)
 }
 
 func (w *world) tracef(format string, args ...any) {
@@ -501,8 +508,8 @@ func (w *world) inject() {
 				Delay: time.Duration(r.IntN(150)) * time.Millisecond, Jitter: time.Duration(1+r.IntN(100)) * time.Millisecond,
 				Loss: r.Float64() * 0.2, Reorder: r.IntN(2) == 0,
 			}
-			w.net.SetDefault(bad)
-			after(between(time.Second, 10*time.Second), func() { w.net.SetDefault(w.baseLink) })
+			w.setLinks(bad)
+			after(between(time.Second, 10*time.Second), func() { w.setLinks(w.baseLink) })
 		}},
 		{"pause", 7, one(func(l *life) {
 			l.paused.shut()
@@ -555,7 +562,7 @@ func (w *world) inject() {
 // repair ends all faults that last.
 func (w *world) repair() {
 	w.net.Heal()
-	w.net.SetDefault(w.baseLink)
+	w.setLinks(w.baseLink)
 	for _, a := range w.all() {
 		for _, b := range w.all() {
 			if a.id != b.id {
