@@ -50,6 +50,7 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 
+	boundGarbage()
 	n, err := node.Start(nodeConfig(cfg, logger))
 	if err != nil {
 		return fail(logger, stderr, err)

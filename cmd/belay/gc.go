@@ -1,0 +1,58 @@
+package main
+
+import (
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+)
+
+const (
+	// garbageBytes is how much garbage may lie beside what is alive before the
+	// next collection. Go's own rule is as much as is alive: with large values in
+	// flight that is a gigabyte, and each page of it that is touched for the first
+	// time costs the kernel more than the collection would have cost.
+	garbageBytes = 192 << 20
+	maxGCPercent = 100 // Go's own default
+	minGCPercent = 15  // however much is alive
+)
+
+// boundGarbage keeps the garbage of this process within garbageBytes from now on,
+// unless the environment has an opinion (GOGC, GOMEMLIMIT).
+func boundGarbage() {
+	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
+		return
+	}
+	(&garbage{percent: maxGCPercent, set: debug.SetGCPercent, live: liveBytes}).afterEachCollection()
+}
+
+// garbage sets the percentage after each collection, in the runtime's goroutine
+// for cleanups.
+type garbage struct {
+	percent int
+	set     func(percent int) (old int)
+	live    func() uint64
+}
+
+// liveBytes is what the last collection found alive.
+func liveBytes() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
+
+func (g *garbage) afterEachCollection() {
+	g.tune(g.live())
+	// The object dies at once, so its cleanup runs after the next collection.
+	runtime.AddCleanup(new([16]byte), func(g *garbage) { g.afterEachCollection() }, g)
+}
+
+func (g *garbage) tune(live uint64) {
+	percent := int(min(garbageBytes*100/max(live, 1), maxGCPercent))
+	percent = max(percent, minGCPercent)
+	// Setting it stops the world for a moment.
+	if d := percent - g.percent; d*d > 25 || (d != 0 && percent == maxGCPercent) {
+		g.percent = percent
+		g.set(percent)
+	}
+}
