@@ -15,7 +15,9 @@ import (
 // A batch that the state machine applies in one go is cut at these, so that
 // its results are not held back by much.
 const (
-	maxApplyBatchBytes   = 4 << 20
+	// One batch of the store. From 16 MiB on the engine takes a batch as it is,
+	// instead of copying it into a memtable: large values get there.
+	maxApplyBatchBytes   = 20 << 20
 	maxApplyBatchEntries = 2048
 )
 

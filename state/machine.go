@@ -201,6 +201,7 @@ func (m *Machine) Apply(entries []command.Entry) []command.Result {
 	defer m.stopOnPanic()
 	start := time.Now()
 	m.open(last.Index, last.Term)
+	m.b.Expect(expectedBytes(fresh))
 	for i := range fresh {
 		e := &fresh[i]
 		index++
@@ -218,6 +219,16 @@ func (m *Machine) Apply(entries []command.Entry) []command.Result {
 	}
 	m.commit(last.Index, last.Term, len(fresh))
 	return results
+}
+
+// expectedBytes is about what the puts of entries will write.
+func expectedBytes(entries []command.Entry) (n int) {
+	for i := range entries {
+		if put := entries[i].Request.GetPut(); put != nil {
+			n += 2*len(put.Key) + len(put.Value) + 128
+		}
+	}
+	return n
 }
 
 // open starts a batch.

@@ -38,6 +38,19 @@ func (s *Store) NewBatch(index, term uint64) *Batch {
 	return &Batch{s: s, b: s.db.NewBatch(), index: index, term: term, generation: s.Generation()}
 }
 
+// Expect makes room for so many bytes of keys and values, before anything was written. Without it a batch of large values grows
+// by doubling, and copies them each time.
+func (b *Batch) Expect(bytes int) {
+	if bytes < expectBytes {
+		return
+	}
+	_ = b.b.Close()
+	b.b = b.s.db.NewBatchWithSize(bytes)
+}
+
+// expectBytes is from where on Expect is worth it: what the engine keeps of a batch for the next one.
+const expectBytes = 1 << 20
+
 // NewLocalBatch begins a batch outside the replicated order: it does not touch the applied index. It is for the physical
 // removal of what compactions have made unreachable, and may run beside the applier.
 func (s *Store) NewLocalBatch() *Batch {
