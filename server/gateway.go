@@ -51,7 +51,15 @@ func newGateway(conn *grpc.ClientConn, maxRequestBytes int) (http.Handler, error
 	); err != nil {
 		return nil, err
 	}
-	return mux, nil
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v3/watch" || r.URL.Path == "/v3/lease/keepalive" {
+			// A stream of requests is answered while it comes. Over HTTP/1 the server
+			// would stop reading it at the first answer; where it cannot be told, it is
+			// HTTP/2, which needs no telling.
+			_ = http.NewResponseController(w).EnableFullDuplex()
+		}
+		mux.ServeHTTP(w, r)
+	}), nil
 }
 
 // message is a pointer to a generated message.
