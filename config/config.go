@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/logsink"
 )
 
@@ -57,6 +58,10 @@ type Config struct {
 	InitialCluster      string // name=url,name=url,...; a name may come again with another URL
 	InitialClusterToken string
 	InitialClusterState string // "new" or "existing"
+	DiscoverySRV        string // --discovery-srv
+	DiscoverySRVName    string
+	Discovery           discovery.Config // of --discovery-endpoints; Token and Endpoints are both set, or neither
+	ForceNewCluster     bool
 
 	HeartbeatInterval   time.Duration // one tick; whole milliseconds
 	ElectionTimeout     time.Duration // whole milliseconds
@@ -78,9 +83,13 @@ type Config struct {
 	CompactionBatchLimit int           // 0: the default of mvcc
 	CompactionSleep      time.Duration // 0: the default of mvcc
 
-	InitialCorruptCheck bool          // compare with the peers before serving (a feature gate)
+	// Gates are what --feature-gates says. InitialCorruptCheck and CompactHashCheck are what Load
+	// makes of two of them.
+	Gates               Gates
+	InitialCorruptCheck bool          // compare with the peers before serving
 	CorruptCheckTime    time.Duration // between two corruption checks of the leader; 0: none
-	CompactHashCheck    bool          // compare the hashes of compactions (a feature gate)
+	CompactHashCheck    bool          // compare the hashes of compactions
+	DowngradeCheckTime  time.Duration // between two looks of the leader at a downgrade
 	AuthToken           string        // kind and options of tokens
 	BcryptCost          uint
 	AuthTokenTTL        uint // of simple tokens, in seconds
@@ -99,6 +108,7 @@ type Config struct {
 	RaftWriteTimeout     time.Duration // at least 5 s
 
 	Listeners
+	Inert
 
 	EnablePprof bool
 	Metrics     string // "basic" or "extensive"
@@ -115,7 +125,7 @@ type Config struct {
 
 	UnsafeNoFsync bool
 
-	// Explicit holds the names of the flags that were given, by argument or environment.
+	// Explicit holds the names of the flags that were given, by argument, environment or file.
 	Explicit map[string]bool
 }
 
@@ -130,6 +140,10 @@ func Default() *Config {
 	}
 	return &Config{
 		Listeners:            defaultListeners(),
+		Inert:                defaultInert(),
+		Discovery:            discovery.Default(),
+		Gates:                Gates{},
+		DowngradeCheckTime:   5 * time.Second,
 		Name:                 defaultName,
 		ListenPeerURLs:       mustURLs(defaultPeerURL),
 		ListenClientURLs:     mustURLs(defaultClientURL),
@@ -202,6 +216,9 @@ func (c *Config) Validate() error {
 	if c.InitialClusterState != "new" && c.InitialClusterState != "existing" {
 		return fmt.Errorf("unexpected clusterState %q", c.InitialClusterState)
 	}
+	if err := c.checkDiscovery(); err != nil {
+		return err
+	}
 	tick, election := c.HeartbeatInterval.Milliseconds(), c.ElectionTimeout.Milliseconds()
 	switch {
 	case tick <= 0:
@@ -226,6 +243,9 @@ func (c *Config) Validate() error {
 	if err := c.checkTracing(); err != nil {
 		return err
 	}
+	if err := c.checkGates(); err != nil {
+		return err
+	}
 	if c.CompactHashCheckTime <= 0 {
 		return fmt.Errorf("--compact-hash-check-time must be >0 (set to %v)", c.CompactHashCheckTime)
 	}
@@ -248,11 +268,6 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("%s must name at least one URL", l.flag)
 		}
 	}
-	switch c.Metrics {
-	case "basic", "extensive":
-	default: // etcd takes anything, and does nothing about it
-		return fmt.Errorf("unknown --metrics %q: must be basic or extensive", c.Metrics)
-	}
 	if c.Name == "" {
 		return errors.New("--name must not be empty")
 	}
@@ -272,6 +287,9 @@ func (c *Config) Validate() error {
 // or revisions.
 func (c *Config) compaction() error {
 	c.CompactionPeriod, c.CompactionRevisions = 0, 0
+	if c.CompactionRetention == "" { // only from a file
+		c.CompactionRetention = "0"
+	}
 	if n, err := strconv.Atoi(c.CompactionRetention); err == nil && n >= 0 {
 		if c.CompactionMode == CompactionRevision {
 			c.CompactionRevisions = int64(n)
@@ -284,9 +302,9 @@ func (c *Config) compaction() error {
 	if err != nil {
 		return fmt.Errorf("error parsing CompactionRetention: %w", err)
 	}
-	if c.CompactionMode == CompactionRevision {
-		// etcd takes the nanoseconds for revisions.
-		return fmt.Errorf("--auto-compaction-retention %q is a duration, and --auto-compaction-mode=revision wants a number of revisions", c.CompactionRetention)
+	if c.CompactionMode == CompactionRevision && d >= 0 {
+		c.CompactionRevisions = int64(d) // as etcd; Load warns
+		return nil
 	}
 	if d < 0 {
 		return fmt.Errorf("--auto-compaction-retention must not be negative (set to %v)", d)

@@ -139,14 +139,7 @@ func failures() []failing {
 		{name: "retention", args: args("--auto-compaction-retention=x"), code: 1, want: `error parsing CompactionRetention: time: invalid duration "x"`, ours: true},
 		{name: "cluster", args: args("--initial-cluster=default=foo"), code: 1, want: "error setting up initial cluster: URL scheme must be http, https, unix, or unixs: foo", ours: true},
 		{name: "cipher suite", args: args("--cipher-suites=x"), code: 1, want: `unexpected TLS cipher suite "x"`, ours: true},
-		// etcd takes the nanoseconds for revisions.
-		{name: "retention of revisions", args: args("--auto-compaction-mode=revision --auto-compaction-retention=1h"), code: 1,
-			want: `--auto-compaction-retention "1h" is a duration, and --auto-compaction-mode=revision wants a number of revisions`, ours: true},
-		// etcd takes these.
-		{name: "metrics", args: args("--metrics=all"), code: 1, want: `unknown --metrics "all": must be basic or extensive`, ours: true},
 		{name: "empty name", args: args("--name="), code: 1, want: "--name must not be empty", ours: true},
-		// etcd can do this.
-		{name: "config file", args: args("--config-file=/etc/etcd.yaml"), code: 2, want: "flag -config-file is known to etcd but not yet supported by this version of Belay", ours: true},
 	}
 }
 
@@ -361,15 +354,15 @@ func TestAllOfEtcd(t *testing.T) {
 		}
 		seen[d.name] = true
 	}
-	for _, o := range otherFlags() {
-		if seen[o.name] {
-			t.Errorf("%s stands in both tables", o.name)
+	for _, name := range ignoredFlags() {
+		if seen[name] {
+			t.Errorf("%s stands in both tables", name)
 		}
-		seen[o.name] = true
+		seen[name] = true
 	}
-	// 113 live flags and 15 ignored ones; version and discovery-fallback are defined apart.
-	if len(seen)+2 != 113+15 {
-		t.Errorf("%d flags", len(seen)+2)
+	// 113 live flags and 15 ignored ones; version, config-file and discovery-fallback are defined apart.
+	if len(seen)+3 != 113+15 {
+		t.Errorf("%d flags", len(seen)+3)
 	}
 }
 
@@ -379,7 +372,7 @@ func TestVerify(t *testing.T) {
 		{"m=http://127.0.0.1:1,m=http://127.0.0.1:2", "http://127.0.0.1:2,http://127.0.0.1:1", "new", ""},
 		{"m=http://[::ffff:127.0.0.1]:1", "http://127.0.0.1:1", "new", ""},
 		{"x=http://127.0.0.1:1", "http://127.0.0.1:1", "new", `couldn't find local name "m" in the initial cluster configuration`},
-		{",", "http://127.0.0.1:1", "new", "initial cluster unset and no discovery endpoints found"},
+		{",", "http://127.0.0.1:1", "new", `couldn't find local name "m" in the initial cluster configuration`},
 		{"m=http://127.0.0.1:1", "http://127.0.0.1:2", "new", `--initial-cluster has m=http://127.0.0.1:1 but missing from --initial-advertise-peer-urls=http://127.0.0.1:2 (resolved urls: "http://127.0.0.1:2" != "http://127.0.0.1:1")`},
 		{"m=http://127.0.0.1:1", "http://127.0.0.1:1,http://127.0.0.1:2", "new", "--initial-advertise-peer-urls has http://127.0.0.1:2 but missing from --initial-cluster=m=http://127.0.0.1:1,m=http://127.0.0.1:2"},
 		{"m=http://127.0.0.1:1,m=http://127.0.0.1:3", "http://127.0.0.1:1", "new", `--initial-cluster has m=http://127.0.0.1:3 but missing from --initial-advertise-peer-urls=http://127.0.0.1:1 (len(["http://127.0.0.1:1"]) != len(["http://127.0.0.1:1" "http://127.0.0.1:3"]))`},
@@ -394,7 +387,7 @@ func TestVerify(t *testing.T) {
 		}
 		cfg.Name, cfg.InitialCluster, cfg.InitialClusterState, cfg.AdvertisePeerURLs = "m", c.cluster, c.state, urls
 		got := ""
-		if err := cfg.Verify(t.Context(), zap.NewNop()); err != nil {
+		if err := cfg.Verify(t.Context(), zap.NewNop(), c.cluster); err != nil {
 			got = err.Error()
 		}
 		if got != c.want {

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -21,12 +22,13 @@ const (
 	groupUnsafe     group = "Unsafe feature"
 )
 
-// A flagDef is a flag that works.
+// A flagDef is a flag.
 type flagDef struct {
 	group group
 	name  string
 	usage string
 	shown string // in place of the default value in the help text
+	inert string // why it does nothing here; "" if it does something
 	bind  func(fs *flag.FlagSet, c *Config, name string)
 }
 
@@ -70,9 +72,9 @@ func millisecondsFlag(field func(*Config) *time.Duration) func(*flag.FlagSet, *C
 	return valueFlag(func(c *Config) flag.Value { return millisecondsValue{field(c)} })
 }
 
-// flagDefs are the flags that work, in the order of the help text.
+// flagDefs are all flags but the ignored ones, in the order of the help text.
 func flagDefs() []flagDef {
-	return slices.Concat(memberFlags(), portFlags(), clusterFlags(), securityFlags(), authFlags(), monitoringFlags(), tracingFlags(), behaviourFlags())
+	return slices.Concat(memberFlags(), portFlags(), clusterFlags(), discoveryFlags(), securityFlags(), authFlags(), monitoringFlags(), tracingFlags(), behaviourFlags(), inertFlags())
 }
 
 func memberFlags() []flagDef {
@@ -113,6 +115,8 @@ func memberFlags() []flagDef {
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.RaftReadTimeout })},
 		{group: groupMember, name: "raft-write-timeout", usage: "A connection to a member that takes nothing for so long is given up. At least 5s.",
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.RaftWriteTimeout })},
+		{group: groupMember, name: "feature-gates", usage: "Gate=true or Gate=false, a comma between several: " + gateNames() + ".",
+			bind: valueFlag(func(c *Config) flag.Value { return gatesValue{&c.Gates} })},
 	}
 }
 
@@ -179,6 +183,8 @@ func behaviourFlags() []flagDef {
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.WatchProgressInterval })},
 		{group: groupFeatures, name: "warning-apply-duration", usage: "An entry that takes longer to apply is logged.",
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.WarningApply })},
+		{group: groupFeatures, name: "downgrade-check-time", usage: "How often the leader looks whether a downgrade of the cluster is done.",
+			bind: durationFlag(func(c *Config) *time.Duration { return &c.DowngradeCheckTime })},
 		{group: groupFeatures, name: "max-learners", usage: "Learners in the cluster, at most.",
 			bind: intFlag(func(c *Config) *int { return &c.MaxLearners })},
 
@@ -187,73 +193,49 @@ func behaviourFlags() []flagDef {
 		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while the disk stalls; beyond it writes are refused.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},
 
+		{group: groupUnsafe, name: "force-new-cluster", usage: "Make this member the only one of its cluster, keeping the data. For when a quorum is lost for good.",
+			bind: boolFlag(func(c *Config) *bool { return &c.ForceNewCluster })},
 		{group: groupUnsafe, name: "unsafe-no-fsync", usage: "Never wait for the disk. A crash loses acknowledged writes.",
 			bind: boolFlag(func(c *Config) *bool { return &c.UnsafeNoFsync })},
 	}
 }
 
-// An otherFlag is a flag of etcd that does nothing here. What asks for nothing that is not so anyway
-// (harmless) is accepted in silence. Else an inert one, about a part that Belay has not, is accepted
-// with a warning, and any other is refused.
-type otherFlag struct {
-	name     string
-	def      string
-	boolean  bool // needs no value
-	ignored  bool // boolean, but takes anything
-	inert    bool
-	harmless []string
+// gateNames are for the help text.
+func gateNames() string {
+	var names []string
+	for _, g := range gates() {
+		names = append(names, g.name)
+	}
+	return strings.Join(names, ", ")
 }
 
-// otherFlags are all flags of etcd 3.7 that are not among flagDefs.
-func otherFlags() []otherFlag {
-	var all []otherFlag
-	// not is a flag that is refused unless its value is the default or another harmless one.
-	not := func(name, def string, harmless ...string) {
-		all = append(all, otherFlag{name: name, def: def, harmless: append(harmless, def)})
+// discoveryFlags find the members of a new cluster.
+func discoveryFlags() []flagDef {
+	text := func(name, usage string, field func(*Config) *string) flagDef {
+		return flagDef{group: groupClustering, name: name, usage: usage, bind: stringFlag(field)}
 	}
-	notBool := func(name, def string) {
-		all = append(all, otherFlag{name: name, def: def, boolean: true, harmless: []string{def}})
+	span := func(name, usage string, field func(*Config) *time.Duration) flagDef {
+		return flagDef{group: groupClustering, name: name, usage: usage, bind: durationFlag(field)}
 	}
-	inert := func(name, def string) {
-		all = append(all, otherFlag{name: name, def: def, inert: true, harmless: []string{def}})
+	yes := func(name, usage string, field func(*Config) *bool) flagDef {
+		return flagDef{group: groupClustering, name: name, usage: usage, bind: boolFlag(field)}
 	}
-	for _, name := range []string{
-		"config-file", "feature-gates",
-		"discovery-endpoints", "discovery-token", "discovery-cert", "discovery-key", "discovery-cacert", "discovery-user", "discovery-password",
-		"discovery-srv", "discovery-srv-name",
-	} {
-		not(name, "")
+	return []flagDef{
+		text("discovery-srv", "DNS domain whose SRV records name the members of a new cluster, in place of --initial-cluster.", func(c *Config) *string { return &c.DiscoverySRV }),
+		text("discovery-srv-name", "Behind the service's name: _etcd-server-NAME in place of _etcd-server.", func(c *Config) *string { return &c.DiscoverySRVName }),
+		{group: groupClustering, name: "discovery-endpoints", usage: "A running cluster where the members of a new one find each other, in place of --initial-cluster.",
+			bind: valueFlag(func(c *Config) flag.Value { return listValue{&c.Discovery.Endpoints} })},
+		text("discovery-token", "Names the new cluster there; its size is under /_etcd/registry/TOKEN/_config/size.", func(c *Config) *string { return &c.Discovery.Token }),
+		span("discovery-dial-timeout", "How long a connection there may take.", func(c *Config) *time.Duration { return &c.Discovery.DialTimeout }),
+		span("discovery-request-timeout", "How long a request there may take.", func(c *Config) *time.Duration { return &c.Discovery.RequestTimeout }),
+		span("discovery-keepalive-time", "How often the connection there is tried.", func(c *Config) *time.Duration { return &c.Discovery.KeepaliveTime }),
+		span("discovery-keepalive-timeout", "How long an answer to that may take.", func(c *Config) *time.Duration { return &c.Discovery.KeepaliveTimeout }),
+		yes("discovery-insecure-transport", "No TLS there, unless a certificate is given.", func(c *Config) *bool { return &c.Discovery.InsecureTransport }),
+		yes("discovery-insecure-skip-tls-verify", "Believe any certificate there. For tests.", func(c *Config) *bool { return &c.Discovery.InsecureSkipVerify }),
+		text("discovery-cert", "Certificate to show there.", func(c *Config) *string { return &c.Discovery.Cert }),
+		text("discovery-key", "Key of --discovery-cert.", func(c *Config) *string { return &c.Discovery.Key }),
+		text("discovery-cacert", "Authorities of its certificate.", func(c *Config) *string { return &c.Discovery.CACert }),
+		text("discovery-user", "User there.", func(c *Config) *string { return &c.Discovery.User }),
+		text("discovery-password", "The user's password.", func(c *Config) *string { return &c.Discovery.Password }),
 	}
-	for _, name := range []string{
-		"discovery-insecure-skip-tls-verify", "force-new-cluster",
-	} {
-		notBool(name, "false")
-	}
-	notBool("discovery-insecure-transport", "true")
-	not("discovery-dial-timeout", "2s")
-	not("discovery-request-timeout", "5s")
-	not("discovery-keepalive-time", "2s")
-	not("discovery-keepalive-timeout", "6s")
-
-	inert("max-snapshots", "5")
-	inert("max-wals", "5")
-	inert("backend-bbolt-freelist-type", "")
-	inert("backend-batch-interval", "0s")
-	inert("backend-batch-limit", "0")
-	inert("bootstrap-defrag-threshold-megabytes", "0")
-	inert("v2-deprecation", "write-only")
-	inert("downgrade-check-time", "5s")
-	all = append(all,
-		otherFlag{name: "memory-mlock", def: "false", boolean: true, inert: true, harmless: []string{"false"}},
-		otherFlag{name: "snapshot-catchup-entries", def: "5000", inert: true},
-	)
-	// What etcd itself has accepted without effect since version 2.
-	for _, name := range []string{
-		"cluster-active-size", "cluster-remove-delay", "cluster-sync-interval", "config", "force", "max-result-buffer",
-		"max-retry-attempts", "peer-heartbeat-interval", "peer-election-timeout", "retry-interval", "snapshot", "v", "vv",
-		"test.coverprofile", "test.outputdir",
-	} {
-		all = append(all, otherFlag{name: name, boolean: true, ignored: true, inert: true})
-	}
-	return all
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -20,6 +21,9 @@ func (p *parser) usage(w io.Writer) {
 
   %[1]s [flags]
     Start a member.
+
+  %[1]s --config-file FILE
+    Start a member with the configuration in a file; flags and variables are ignored.
 
   %[1]s --version
     Show the version.
@@ -40,7 +44,12 @@ func (p *parser) help() {
 	fresh := &parser{o: p.o, cfg: Default()} // defaults, not what came before --help
 	fresh.flags()
 	last := group("")
+	inert := ignoredFlags()
 	for _, d := range flagDefs() {
+		if d.inert != "" {
+			inert = append(inert, d.name)
+			continue
+		}
 		if d.group != last {
 			last = d.group
 			fmt.Fprintf(w, "\n%s:\n", d.group)
@@ -49,22 +58,31 @@ func (p *parser) help() {
 		if d.name == "data-dir" {
 			def = "${name}." + string(p.o.Program)
 		}
-		fmt.Fprintf(w, "  --%s '%s'\n    %s\n", d.name, def, d.usage)
+		fmt.Fprintf(w, "  --%s '%s'\n", d.name, def)
+		wrap(w, "    ", strings.Fields(d.usage))
 	}
+	fmt.Fprintf(w, "\nConfiguration file:\n  --config-file ''\n    YAML or JSON with the flags' names as keys. All flags and variables are ignored then.\n")
 	fmt.Fprint(w, "\nEach flag can be set by a variable: ETCD_ and its name in capitals, as ETCD_DATA_DIR for --data-dir.\n"+
-		"A flag that is set both ways is an error.\n\nFlags of etcd that this version does not support yet:\n")
-	line := " "
-	for _, o := range otherFlags() {
-		if o.inert {
-			continue
-		}
-		if len(line)+len(o.name) > 96 {
-			fmt.Fprintln(w, line)
-			line = " "
-		}
-		line += " --" + o.name
+		"A flag that is set both ways is an error.\n\nTaken for etcd's sake, without effect:\n")
+	slices.Sort(inert)
+	for i := range inert {
+		inert[i] = "--" + inert[i]
 	}
-	fmt.Fprintln(w, line)
+	wrap(w, "  ", inert)
+}
+
+// wrap prints words in lines of no more than helpWidth.
+func wrap(w io.Writer, indent string, words []string) {
+	const helpWidth = 140
+	line := indent
+	for _, word := range words {
+		if len(line)+len(word) > helpWidth && line != indent {
+			fmt.Fprintln(w, strings.TrimRight(line, " "))
+			line = indent
+		}
+		line += word + " "
+	}
+	fmt.Fprintln(w, strings.TrimRight(line, " "))
 }
 
 // usageError prints an error of the command line with the usage, and a guess at what was meant.
@@ -92,11 +110,7 @@ func nearest(name string) string {
 	for _, d := range flagDefs() {
 		consider(d.name)
 	}
-	for _, o := range otherFlags() {
-		if len(o.name) > 2 {
-			consider(o.name)
-		}
-	}
+	consider("config-file")
 	return best
 }
 

@@ -5,10 +5,13 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/version"
 	"go.uber.org/zap"
@@ -58,11 +61,9 @@ type parser struct {
 	version bool
 	// fallback is --discovery-fallback: with no discovery, only its checks are left.
 	fallback string
-	refused  []string     // flags of etcd that are not supported
-	warned   []warnedFlag // inert flags
+	file     string            // --config-file; "": none
+	defaults map[string]string // of the inert flags
 }
-
-type warnedFlag struct{ name, value string }
 
 const (
 	codeFailed = 1
@@ -77,21 +78,19 @@ func (p *parser) flags() {
 	for _, d := range flagDefs() {
 		d.bind(p.fs, p.cfg, d.name)
 	}
-	for _, o := range otherFlags() {
-		p.fs.Var(&otherValue{text: o.def, other: &o, note: p.noteOther}, o.name, "")
+	p.defaults = map[string]string{}
+	for _, d := range flagDefs() {
+		if d.inert != "" {
+			p.defaults[d.name] = p.fs.Lookup(d.name).Value.String()
+		}
 	}
+	for _, name := range ignoredFlags() {
+		p.fs.Var(ignoredValue{new(string)}, name, "")
+	}
+	p.fs.StringVar(&p.file, "config-file", "", "")
 	p.fallback = "exit"
 	p.fs.Var(choiceValue{&p.fallback, []string{"exit", "proxy"}}, "discovery-fallback", "")
 	p.fs.BoolVar(&p.version, "version", false, "")
-}
-
-// noteOther is told of a flag of etcd that asks for what Belay does not do.
-func (p *parser) noteOther(o *otherFlag, value string) {
-	if o.inert {
-		p.warned = append(p.warned, warnedFlag{o.name, value})
-	} else {
-		p.refused = append(p.refused, o.name)
-	}
 }
 
 func (p *parser) load() (code int, ok bool) {
@@ -102,12 +101,6 @@ func (p *parser) load() (code int, ok bool) {
 		return 0, false
 	case err != nil:
 		p.usageError(err.Error())
-		return codeUsage, false
-	}
-	if len(p.refused) > 0 {
-		for _, name := range p.refused {
-			fmt.Fprintln(p.o.Stderr, refusal(name))
-		}
 		return codeUsage, false
 	}
 	// Until the configured logger is there, etcd's default one.
@@ -124,15 +117,35 @@ func (p *parser) load() (code int, ok bool) {
 		p.printVersion()
 		return 0, false
 	}
-	if err, fatal := p.environment(); fatal {
-		return codeFailed, false
-	} else if err != nil {
-		return p.failed(err)
+	if p.file == "" {
+		p.file = p.variable(envName("config-file"))
 	}
-	p.derive()
-	if p.fallback == "proxy" {
-		return p.failed(errors.New(`v2 proxy is deprecated, and --discovery-fallback can't be configured as "proxy"`))
+	if p.file != "" {
+		// All else that was given is ignored, and does not show in what the file leaves open.
+		path := p.file
+		p.cfg = Default()
+		p.flags()
+		p.file = path
+		var badURL *fileURLError
+		if err := p.cfg.readFile(path); errors.As(err, &badURL) {
+			fmt.Fprintln(p.o.Stderr, err)
+			return codeFailed, false
+		} else if err != nil {
+			return p.failed(err)
+		}
+		p.floorTimeouts()
+	} else {
+		if err, fatal := p.environment(); fatal {
+			return codeFailed, false
+		} else if err != nil {
+			return p.failed(err)
+		}
+		p.derive()
+		if p.fallback == "proxy" {
+			return p.failed(errors.New(`v2 proxy is deprecated, and --discovery-fallback can't be configured as "proxy"`))
+		}
 	}
+	p.applyGates()
 	logCfg := p.cfg.Log()
 	logCfg.Writer, logCfg.Sink = p.o.LogWriter, p.o.Sink
 	configured, err := logsink.New(logCfg)
@@ -144,23 +157,80 @@ func (p *parser) load() (code int, ok bool) {
 	case err != nil:
 		return p.failed(err)
 	}
+	err = p.cfg.Validate()
+	if err != nil && p.file != "" {
+		_ = configured.Close() // as etcd, which forgets all of a file that is wrong
+		return p.failed(err)
+	}
 	if err := p.lg.Close(); err != nil {
 		fmt.Fprintln(p.o.Stderr, err)
 	}
 	p.lg = configured
-	if err := p.cfg.Validate(); err != nil {
+	if p.file != "" {
+		p.lg.Info("loaded server configuration, other configuration command line flags and environment variables will be ignored if provided",
+			zap.String("path", p.file))
+	}
+	for _, name := range slices.Sorted(maps.Keys(deprecated())) {
+		if p.cfg.Explicit[name] {
+			p.lg.Warn(deprecated()[name])
+		}
+	}
+	if err != nil {
 		return p.failed(err)
 	}
 	p.lg.Info("Running: ", zap.Strings("args", p.o.Command))
-	for _, w := range p.warned {
-		p.lg.Warn("flag has no effect in Belay - ignoring", zap.String("flag-name", w.name), zap.String("value", w.value))
-	}
+	p.warn()
 	p.complete()
 	return 0, true
 }
 
-func refusal(name string) string {
-	return fmt.Sprintf("flag -%s is known to etcd but not yet supported by this version of Belay", name)
+// applyGates makes fields of the gates that work.
+func (p *parser) applyGates() {
+	c := p.cfg
+	c.InitialCorruptCheck = c.Gates.Enabled(GateInitialCorruptCheck)
+	if on, said := c.Gates[GateCompactHashCheck]; said {
+		c.CompactHashCheck = on
+	}
+}
+
+// warn says which of what was given does nothing, and what is dangerous.
+func (p *parser) warn() {
+	const noEffect = "flag has no effect in Belay - ignoring"
+	for _, d := range flagDefs() {
+		if value := p.fs.Lookup(d.name).Value.String(); d.inert != "" && value != p.defaults[d.name] {
+			p.lg.Warn(noEffect, zap.String("flag-name", d.name), zap.String("value", value), zap.String("reason", d.inert))
+		}
+	}
+	for _, name := range ignoredFlags() {
+		if p.cfg.Explicit[name] && p.file == "" {
+			p.lg.Warn(noEffect, zap.String("flag-name", name), zap.String("value", p.fs.Lookup(name).Value.String()),
+				zap.String("reason", "etcd ignores it since version 2"))
+		}
+	}
+	for _, g := range p.cfg.gatesWithoutEffect() {
+		p.lg.Warn("feature gate has no effect in Belay - ignoring",
+			zap.String("feature-gate", g.name), zap.Bool("value", p.cfg.Gates[g.name]), zap.String("reason", g.reason))
+	}
+	if p.cfg.Metrics != "basic" && p.cfg.Metrics != "extensive" {
+		p.lg.Warn("unknown --metrics: taken for basic", zap.String("metrics", p.cfg.Metrics))
+	}
+	if p.cfg.CompactionMode == CompactionRevision && p.cfg.CompactionRevisions >= int64(time.Millisecond) {
+		p.lg.Warn("--auto-compaction-retention with --auto-compaction-mode=revision is a number of revisions; a duration there is a number of nanoseconds, and nothing will be compacted",
+			zap.String("auto-compaction-retention", p.cfg.CompactionRetention), zap.Int64("revisions", p.cfg.CompactionRevisions))
+	}
+	if p.cfg.UnsafeNoFsync {
+		p.lg.Warn("--unsafe-no-fsync is set: a crash of the machine loses acknowledged writes and may leave this member with data that its cluster never had; never set it where data matters")
+	}
+}
+
+// variable is the value of one variable of the environment; as with os.Getenv the first counts.
+func (p *parser) variable(name string) string {
+	for _, kv := range p.o.Environ {
+		if value, ok := strings.CutPrefix(kv, name+"="); ok {
+			return value
+		}
+	}
+	return ""
 }
 
 // failed says what is wrong with the configuration, as etcd does.
@@ -197,14 +267,9 @@ func (p *parser) environment() (err error, fatal bool) {
 			return
 		}
 		used[key] = true
-		p.refused = nil
-		serr := p.fs.Set(f.Name, value)
-		switch {
-		case serr != nil:
+		if serr := p.fs.Set(f.Name, value); serr != nil {
 			err = fmt.Errorf("invalid value %q for %s: %w", value, key, serr)
-		case len(p.refused) > 0:
-			err = fmt.Errorf("%s: %s", key, refusal(f.Name))
-		default:
+		} else {
 			p.lg.Info("recognized and used environment variable", zap.String("variable-name", key), zap.String("variable-value", value))
 		}
 	})
@@ -242,6 +307,15 @@ func (p *parser) derive() {
 	if p.cfg.Explicit["listen-client-urls"] && !p.cfg.Explicit["advertise-client-urls"] {
 		p.cfg.AdvertiseClientURLs = nil
 	}
+	c := p.cfg
+	if (c.DiscoverySRV != "" || c.DiscoverySRVName != "" || len(c.Discovery.Endpoints) > 0) && !c.Explicit["initial-cluster"] {
+		c.InitialCluster = ""
+	}
+	p.floorTimeouts()
+}
+
+// floorTimeouts raises what is too little.
+func (p *parser) floorTimeouts() {
 	if p.cfg.RaftReadTimeout < minRaftTimeout {
 		p.cfg.RaftReadTimeout = minRaftTimeout
 		p.lg.Info(fmt.Sprintf("raft-read-timeout increased to minimum value: %v", minRaftTimeout))

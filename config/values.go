@@ -151,28 +151,3 @@ func (v millisecondsValue) String() string {
 	}
 	return strconv.FormatInt(v.value.Milliseconds(), 10)
 }
-
-// otherValue is a flag of etcd without a meaning here. Nothing changes its text but Set.
-type otherValue struct {
-	text  string // what was given; the default before
-	other *otherFlag
-	note  func(o *otherFlag, value string) // called by Set
-}
-
-func (v *otherValue) IsBoolFlag() bool { return v.other != nil && v.other.boolean }
-func (v *otherValue) String() string   { return v.text }
-
-func (v *otherValue) Set(s string) error {
-	if v.other.boolean && !v.other.ignored {
-		b, err := strconv.ParseBool(s)
-		if err != nil {
-			return errors.New("parse error")
-		}
-		s = strconv.FormatBool(b)
-	}
-	v.text = s
-	if !slices.Contains(v.other.harmless, s) {
-		v.note(v.other, s)
-	}
-	return nil
-}

@@ -191,6 +191,10 @@ func TestFlags(t *testing.T) {
 	for name, r := range byName(t, "3.1") {
 		flags[strings.TrimPrefix(name, "--")] = r
 	}
+	file := filepath.Join(t.TempDir(), "etcd.yaml")
+	if err := os.WriteFile(file, []byte("name: x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	values := map[string][]string{
 		"listen-client-urls":    {"http://127.0.0.1:1", "--advertise-client-urls=http://127.0.0.1:1"},
 		"listen-peer-urls":      {"http://127.0.0.1:1"},
@@ -199,13 +203,14 @@ func TestFlags(t *testing.T) {
 		"heartbeat-interval": {"50"}, "election-timeout": {"2000"}, "log-level": {"error"}, "log-format": {"console"}, "log-outputs": {"stdout"}, "logger": {"zap"},
 		"disk-stall-handover": {"8s"}, "max-unsynced-bytes": {"1073741824"},
 		"cipher-suites": {"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"}, "tls-max-version": {"TLS1.3"},
+		"discovery-endpoints": {"127.0.0.1:1", "--discovery-token=x"}, "discovery-token": {"x", "--discovery-endpoints=127.0.0.1:1"},
+		"feature-gates": {"InitialCorruptCheck=true"}, "config-file": {file}, "v2-deprecation": {"gone"},
 		"metrics": {"extensive"}, "auto-compaction-mode": {"revision"}, "auto-compaction-retention": {"5"}, "discovery-fallback": {"exit"},
 		"enable-log-rotation": {"true", "--log-outputs=" + filepath.Join(t.TempDir(), "log")}, "log-rotation-config-json": {`{"maxsize": 1}`},
 	}
 	_, _, help, _, _ := load("--help")
-	working, refused, _ := strings.Cut(help, "Flags of etcd that this version does not support yet:")
 	var have []string
-	for _, m := range regexp.MustCompile(`(?m)^  --(\S+) '`).FindAllStringSubmatch(working, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^  --(\S+) '`).FindAllStringSubmatch(help, -1) {
 		have = append(have, m[1])
 	}
 	const warning = "flag has no effect in Belay - ignoring"
@@ -223,18 +228,16 @@ func TestFlags(t *testing.T) {
 			if v := values[name]; v != nil {
 				args = append([]string{"--" + name + "=" + v[0]}, v[1:]...)
 			}
-			ok, code, _, stderr, log := load(args...)
+			ok, _, _, stderr, log := load(args...)
 			switch {
 			case ok && strings.Contains(log, warning) && strings.Contains(log, `"`+name+`"`):
 				got = noEffect
 			case ok && (got == "" || got == "wrong value"):
 				got = works
-			case code == 2 && strings.Contains(stderr, "flag -"+name+" is known to etcd but not yet supported by this version of Belay"):
-				got = notYet
 			case got == "":
 				got, said = "wrong value", stderr+log
 			}
-			if got == noEffect || got == notYet {
+			if got == noEffect {
 				break
 			}
 		}
@@ -252,11 +255,6 @@ func TestFlags(t *testing.T) {
 	listed := namesOf(flags, works, differs)
 	listed = slices.DeleteFunc(listed, func(s string) bool { return slices.Contains([]string{"version", "help", "h", "discovery-fallback"}, s) })
 	sameNames(t, "working flag", have, listed)
-	have = nil
-	for _, word := range strings.Fields(refused) {
-		have = append(have, strings.TrimPrefix(word, "--"))
-	}
-	sameNames(t, "refused flag", have, namesOf(flags, notYet))
 }
 
 // registered gives the names of all families that the packages register.
@@ -759,8 +757,8 @@ func TestErrors(t *testing.T) {
 
 // TestTablesCanFail shows that a wrong table would be found.
 func TestTablesCanFail(t *testing.T) {
-	if ok, code, _, stderr, _ := load("--force-new-cluster=true"); ok || code != 2 || !strings.Contains(stderr, "not yet supported") {
-		t.Errorf("a flag that is not there yet was not refused: %v %d %s", ok, code, stderr)
+	if ok, code, _, stderr, _ := load("--no-such-flag=true"); ok || code != 2 || !strings.Contains(stderr, "not defined") {
+		t.Errorf("a flag that is not there was not refused: %v %d %s", ok, code, stderr)
 	}
 	if names := registered(t); !slices.Contains(names, "etcd_server_has_leader") || len(names) < 50 {
 		t.Errorf("metrics are not found: %s", fmt.Sprint(names))

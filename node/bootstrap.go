@@ -1,22 +1,19 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"sort"
-	"strconv"
 	"strings"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
-	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/command"
@@ -85,19 +82,65 @@ func clusterID(members []*command.Member) uint64 {
 	return command.ClusterID(ids)
 }
 
-// newCluster computes this member's identity in a cluster that does not exist
-// yet.
-func newCluster(cfg *Config) (identity, error) {
-	members, err := initialMembers(cfg.InitialCluster, cfg.InitialClusterToken)
+// foundCluster is this member's identity in a cluster of these members.
+func foundCluster(name, initialCluster, token string) (identity, error) {
+	members, err := initialMembers(initialCluster, token)
 	if err != nil {
 		return identity{}, err
 	}
-	i := slices.IndexFunc(members, func(m *command.Member) bool { return m.Name == cfg.Name })
-	if i < 0 {
-		return identity{}, fmt.Errorf("couldn't find local name %q in the initial cluster configuration", cfg.Name)
+	own := memberByName(members, name)
+	if own == nil {
+		return identity{}, fmt.Errorf("couldn't find local name %q in the initial cluster configuration", name)
 	}
-	own := members[i]
 	return identity{member: own.ID, cluster: clusterID(members), members: members, fresh: true}, nil
+}
+
+func memberByName(members []*command.Member, name string) *command.Member {
+	if i := slices.IndexFunc(members, func(m *command.Member) bool { return m.Name == name }); i >= 0 {
+		return members[i]
+	}
+	return nil
+}
+
+// bootstrap finds out who a member without data is: in a new cluster, or in one
+// that runs already.
+func (n *Node) bootstrap() (identity, error) {
+	ctx := context.Background()
+	seeds := Seeds{InitialCluster: n.cfg.InitialCluster, Token: n.cfg.InitialClusterToken}
+	if n.cfg.Seeds != nil {
+		var err error
+		if seeds, err = n.cfg.Seeds(ctx); err != nil {
+			return identity{}, err
+		}
+	}
+	n.peerServerName = seeds.ServerName
+	client := &http.Client{
+		Transport: &http.Transport{
+			DialContext: (&net.Dialer{Timeout: time.Second + n.electionTimeout()}).DialContext, TLSClientConfig: n.peerTLS(),
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	defer client.CloseIdleConnections()
+	id, err := foundCluster(n.cfg.Name, seeds.InitialCluster, seeds.Token)
+	if err != nil {
+		return identity{}, err
+	}
+	j := joiner{client: client, logger: n.logger, timeout: joinTimeout, name: n.cfg.Name, maxLearners: n.cfg.MaxLearners}
+	if n.cfg.JoinExisting {
+		return j.join(ctx, id.members)
+	}
+	j.timeout = time.Second // so long every start of a new cluster waits for members that do not run yet
+	if j.bootstrapped(ctx, id) {
+		return identity{}, fmt.Errorf("member %x has already been bootstrapped", id.member)
+	}
+	if seeds.Join == nil {
+		return id, nil
+	}
+	all, err := seeds.Join(ctx, id.member)
+	if err != nil {
+		return identity{}, err
+	}
+	return foundCluster(n.cfg.Name, all, seeds.Token)
 }
 
 // writeFirstLog makes the log of a new cluster: one AddNode entry for each
@@ -141,112 +184,6 @@ func writeFirstLog(dir string, opts raftlog.Options, id identity) error {
 		return err
 	}
 	return syncDir(fs, fs.PathDir(dir))
-}
-
-// joinTimeout bounds one question to one peer of the cluster that is joined.
-const joinTimeout = 5 * time.Second
-
-// joinCluster asks the running members of --initial-cluster who this member is:
-// it must have been added with `member add` under the same peer URLs.
-func joinCluster(cfg *Config, client *http.Client, logger *zap.Logger) (identity, error) {
-	given, err := initialMembers(cfg.InitialCluster, cfg.InitialClusterToken)
-	if err != nil {
-		return identity{}, err
-	}
-	i := slices.IndexFunc(given, func(m *command.Member) bool { return m.Name == cfg.Name })
-	if i < 0 {
-		return identity{}, fmt.Errorf("couldn't find local name %q in the initial cluster configuration", cfg.Name)
-	}
-	own := given[i]
-	var cluster uint64
-	var running []*command.Member
-	for _, m := range given {
-		if m == own {
-			continue
-		}
-		for _, u := range m.PeerURLs {
-			cluster, running, err = fetchMembers(client, u)
-			if err == nil {
-				break
-			}
-			logger.Warn("failed to get cluster info from peer", zap.String("address", u), zap.Error(err))
-		}
-		if running != nil {
-			break
-		}
-	}
-	if running == nil {
-		return identity{}, errors.New("cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs")
-	}
-	if len(running) != len(given) {
-		return identity{}, fmt.Errorf("error validating peerURLs {ClusterID:%x Members:[%s] RemovedMemberIDs:[]}: member count is unequal: the cluster has %d members, --initial-cluster names %d; add this one first with: belay ctl member add %s --peer-urls=%s",
-			cluster, memberStrings(running), len(running), len(given), cfg.Name, strings.Join(own.PeerURLs, ","))
-	}
-	id := identity{cluster: cluster, members: running, fresh: true, joining: true}
-	for _, m := range running {
-		urls := slices.Clone(m.PeerURLs)
-		sort.Strings(urls)
-		match := slices.IndexFunc(given, func(g *command.Member) bool { return slices.Equal(g.PeerURLs, urls) })
-		if match < 0 {
-			return identity{}, fmt.Errorf("error validating peerURLs {ClusterID:%x Members:[%s] RemovedMemberIDs:[]}: PeerURLs: no match found for existing member (%x, %v), last resolver error (%v)",
-				cluster, memberStrings(running), m.ID, m.PeerURLs, nil)
-		}
-		if given[match] == own {
-			id.member = m.ID
-		}
-	}
-	if id.member == 0 {
-		return identity{}, fmt.Errorf("the cluster has no member with the peer urls %s; add it first with: belay ctl member add %s --peer-urls=%s",
-			strings.Join(own.PeerURLs, ","), cfg.Name, strings.Join(own.PeerURLs, ","))
-	}
-	return id, nil
-}
-
-func memberStrings(members []*command.Member) string {
-	var b bytes.Buffer
-	for i, m := range members {
-		if i > 0 {
-			b.WriteByte(' ')
-		}
-		fmt.Fprintf(&b, "&{ID:%x RaftAttributes:{PeerURLs:%v IsLearner:%v} Attributes:{Name:%s ClientURLs:%v}}",
-			m.ID, m.PeerURLs, m.IsLearner, m.Name, m.ClientURLs)
-	}
-	return b.String()
-}
-
-// maxMembersBytes bounds the answer of /members.
-const maxMembersBytes = 16 << 20
-
-func fetchMembers(client *http.Client, peerURL string) (cluster uint64, members []*command.Member, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), joinTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, peerURL+"/members", nil)
-	if err != nil {
-		return 0, nil, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxMembersBytes))
-	if err != nil {
-		return 0, nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return 0, nil, fmt.Errorf("%s/members answered %s: %.100s", peerURL, resp.Status, body)
-	}
-	if err := json.Unmarshal(body, &members); err != nil {
-		return 0, nil, fmt.Errorf("%s/members: %w", peerURL, err)
-	}
-	cluster, err = strconv.ParseUint(resp.Header.Get("X-Etcd-Cluster-ID"), 16, 64)
-	if err != nil {
-		return 0, nil, fmt.Errorf("%s/members has no valid X-Etcd-Cluster-ID: %w", peerURL, err)
-	}
-	if len(members) == 0 {
-		return 0, nil, fmt.Errorf("%s/members: the member has not learned the cluster's members yet", peerURL)
-	}
-	return cluster, members, nil
 }
 
 func urlStrings(urls []url.URL) []string {

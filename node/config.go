@@ -40,9 +40,12 @@ type Config struct {
 
 	InitialCluster      string // name=peer-url,...
 	InitialClusterToken string
-	// Verify, if set, is asked before this member makes or joins a cluster, when
-	// it has no data yet.
-	Verify func(context.Context) error
+	// Seeds, if set, is asked in place of the two above before this member makes
+	// or joins a cluster, when it has no data yet.
+	Seeds     func(context.Context) (Seeds, error)
+	Discovers bool // Seeds asks another cluster; without meaning once there is data
+	// ForceNewCluster makes this member the only one of its cluster.
+	ForceNewCluster bool
 	// JoinExisting: the cluster runs already, and this member was added to it.
 	JoinExisting bool
 
@@ -82,6 +85,13 @@ type Config struct {
 
 	CompactHashCheckTime time.Duration // between checks of compactions' hashes; 0: none
 
+	DowngradeCheckTime time.Duration // between two looks whether a downgrade is done; 0: never
+	// Features are feature gates as configured, for the metric.
+	Features map[string]bool
+	// MemberLocalAddr: connections to other members come from the first IP address
+	// that AdvertisePeerURLs names and that is not the loopback's.
+	MemberLocalAddr bool
+
 	PeerReadTimeout  time.Duration
 	PeerWriteTimeout time.Duration
 
@@ -97,6 +107,19 @@ type Config struct {
 	LogDropped func() uint64
 	// LogStalled tells how long the log's output has not taken a line; nil: unknown.
 	LogStalled func() time.Duration
+}
+
+// Seeds are the members of the cluster that a member without data makes or
+// joins.
+type Seeds struct {
+	InitialCluster string // name=peer-url,...
+	Token          string // goes into the members' ids
+	// ServerName is what peers' certificates must be for, as long as this process
+	// runs; empty: each its own address.
+	ServerName string
+	// Join, if not nil, finds the others, waiting for them: InitialCluster is this
+	// member alone, and id is made of it and of Token.
+	Join func(ctx context.Context, id uint64) (initialCluster string, err error)
 }
 
 // AutoCompaction is --auto-compaction-mode and --auto-compaction-retention.

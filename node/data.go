@@ -1,13 +1,10 @@
 package node
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
-	"net"
-	"net/http"
 	"os"
 	"slices"
 	"time"
@@ -97,30 +94,17 @@ func (n *Node) openLog() error {
 	if err != nil {
 		return err
 	}
-	if !exists && n.cfg.Verify != nil {
-		if err := n.cfg.Verify(context.Background()); err != nil {
-			return err
-		}
-	}
 	switch {
 	case exists:
+		if n.cfg.Discovers {
+			n.logger.Warn("discovery token is ignored since cluster already initialized; valid logs are found", zap.String("wal-dir", dir))
+		}
 		n.id = identity{member: meta.MemberID, cluster: meta.ClusterID}
 	case n.storeHasData():
 		return fmt.Errorf("the store in %s belongs to a member, but its raft log is missing from %s: give --wal-dir as it was when the member was created, or remove the member from the cluster, delete %s and join again",
 			n.cfg.storeDir(), dir, n.cfg.DataDir)
-	case n.cfg.JoinExisting:
-		client := &http.Client{Transport: &http.Transport{
-			DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, TLSClientConfig: n.peerTLS(),
-		}}
-		defer client.CloseIdleConnections()
-		if n.id, err = joinCluster(&n.cfg, client, n.logger); err != nil {
-			return err
-		}
 	default:
-		if n.id, err = newCluster(&n.cfg); err != nil {
-			return err
-		}
-		if err := n.refuseRejoin(); err != nil {
+		if n.id, err = n.bootstrap(); err != nil {
 			return err
 		}
 	}
@@ -184,6 +168,9 @@ func (n *Node) openLog() error {
 	if replaced {
 		n.logger.Info("the store was flushed ahead of the raft log; the log begins again at the applied index",
 			zap.Uint64("applied-index", index), zap.Uint64("applied-term", term))
+	}
+	if exists && n.cfg.ForceNewCluster {
+		return n.forceNewCluster()
 	}
 	return nil
 }
@@ -277,38 +264,23 @@ func (n *Node) refuseOthersData() error {
 	return nil
 }
 
+// freeBytes is the free space of the store's file system or of the raft log's,
+// whichever has less.
+func (n *Node) freeBytes() (uint64, error) {
+	free, err := n.store.FreeBytes()
+	if err != nil || n.cfg.WALDir == "" {
+		return free, err
+	}
+	usage, err := n.cfg.FS.GetDiskUsage(n.cfg.logDir())
+	if err != nil {
+		return 0, fmt.Errorf("free space of %s: %w", n.cfg.logDir(), err)
+	}
+	return min(free, usage.AvailBytes), nil
+}
+
 func (n *Node) storeHasData() bool {
 	index, _ := n.store.Applied()
 	return index > 0
-}
-
-// refuseRejoin asks the other members of --initial-cluster whether the cluster
-// runs already and knows this member as started: then its data was lost, and
-// making a first log would let it vote twice.
-func (n *Node) refuseRejoin() error {
-	if len(n.id.members) == 1 {
-		return nil
-	}
-	client := &http.Client{Timeout: time.Second}
-	defer client.CloseIdleConnections()
-	for _, m := range n.id.members {
-		if m.ID == n.id.member {
-			continue
-		}
-		for _, u := range m.PeerURLs {
-			_, running, err := fetchMembers(client, u)
-			if err != nil {
-				continue
-			}
-			for _, r := range running {
-				if r.ID == n.id.member && r.Name != "" && len(r.ClientURLs) > 0 {
-					return fmt.Errorf("member %x has already been bootstrapped", n.id.member)
-				}
-			}
-			return nil
-		}
-	}
-	return nil
 }
 
 // minLeaseTTL is the shortest time to live that a lease is given, in seconds:

@@ -77,7 +77,7 @@ func (w *witness) keep() {
 
 func (w *witness) start() {
 	w.sampler = evidence.StartSampler(w.ring, evidence.SamplerOptions{
-		LogDropped: w.n.cfg.LogDropped, LogStalled: w.n.cfg.LogStalled, FreeBytes: w.n.store.FreeBytes, MinFreeBytes: minFreeBytes,
+		LogDropped: w.n.cfg.LogDropped, LogStalled: w.n.cfg.LogStalled, FreeBytes: w.n.freeBytes, MinFreeBytes: minFreeBytes,
 	})
 	w.inspector = evidence.NewInspector(evidence.InspectorOptions{
 		Self: w.n.id.member, Ring: w.ring, Links: w.links, Logger: w.n.logger, Metrics: evidence.NewMetrics(w.n.registry),

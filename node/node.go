@@ -60,6 +60,8 @@ type Node struct {
 	peersMu sync.Mutex
 	peers   map[uint64][]string // what transport was told of
 
+	peerServerName string // what peers' certificates must be for; empty: their addresses
+
 	fatal       chan error  // reasons why the member cannot go on, the first counts
 	initialized bool        // there was data at the start
 	leads       atomic.Bool // the replica runs, so it may lead
@@ -163,7 +165,7 @@ func (n *Node) assemble() (err error) {
 		DialTimeout: time.Second + n.electionTimeout(), ReadTimeout: n.cfg.PeerReadTimeout, WriteTimeout: n.cfg.PeerWriteTimeout,
 		// What raft takes for sent must find room in the queues.
 		BulkQueueBytes: replica.MaxInflightBytes + 32<<20, QueueMessages: 1 << 17,
-		TLS:     n.peerTLS(),
+		TLS: n.peerTLS(), DialContext: n.peerDialer(),
 		Removed: func(err error) { n.sayRemoved(); n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) },
 	})
 	n.disks = newPeerDisks(n)
@@ -196,11 +198,12 @@ func (n *Node) assemble() (err error) {
 	n.server, err = server.New(server.Config{
 		MemberID: n.id.member, ClusterID: n.id.cluster,
 		Name: n.cfg.Name, ClientURLs: urlStrings(n.cfg.AdvertiseClientURLs),
-		Version: version.Belay, DataDir: n.cfg.DataDir,
-		Replica: n.replica, Peers: n.transport, State: n.state, Store: n.store, KV: n.kv,
+		Version: version.Belay, DataDir: n.cfg.DataDir, WALDir: n.cfg.WALDir, FreeBytes: n.freeBytes,
+		DowngradeInterval: n.cfg.DowngradeCheckTime,
+		Replica:           n.replica, Peers: n.transport, State: n.state, Store: n.store, KV: n.kv,
 		Leases: n.leases, Hub: n.hub, Admission: admission.New(admission.Options{}), Raft: n.transport.Handler(),
 		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics, BacklogBytes: n.log.BytesBetween,
-		Metrics:         server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics}),
+		Metrics:         server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features}),
 		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxTxnOps: n.cfg.MaxTxnOps,
 		MaxConcurrentStreams: n.cfg.MaxConcurrentStreams,
 		ReadyChecks: []server.HealthCheck{

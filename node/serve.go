@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -261,10 +262,44 @@ func (n *Node) listenMetrics() error {
 // peerTLS is how this member speaks to others; nil: certificates as the system
 // trusts them.
 func (n *Node) peerTLS() *tls.Config {
-	if n.ports.peerSecurity == nil {
+	var c *tls.Config
+	if n.ports.peerSecurity != nil {
+		c = n.ports.peerSecurity.ClientConfig()
+	}
+	if n.peerServerName == "" {
+		return c
+	}
+	if c == nil {
+		c = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	c = c.Clone()
+	c.ServerName = n.peerServerName
+	return c
+}
+
+// peerDialer dials other members; nil: as the system likes.
+func (n *Node) peerDialer() func(context.Context, string, string) (net.Conn, error) {
+	if !n.cfg.MemberLocalAddr {
 		return nil
 	}
-	return n.ports.peerSecurity.ClientConfig()
+	advertised := zap.Strings("advertise-peer-urls", urlStrings(n.cfg.AdvertisePeerURLs))
+	n.logger.Info("searching for a suitable member local address in AdvertisePeerURLs", advertised)
+	for _, u := range n.cfg.AdvertisePeerURLs {
+		address, err := netip.ParseAddr(u.Hostname())
+		if err != nil || address.IsLoopback() || address.IsUnspecified() {
+			continue
+		}
+		n.logger.Info("setting member local address", zap.String("LocalAddr", address.String()))
+		tcp := net.Dialer{KeepAlive: 30 * time.Second, LocalAddr: &net.TCPAddr{IP: address.AsSlice(), Zone: address.Zone()}}
+		return func(ctx context.Context, network, address string) (net.Conn, error) {
+			if network == "unix" {
+				return (&net.Dialer{}).DialContext(ctx, network, address)
+			}
+			return tcp.DialContext(ctx, network, address)
+		}
+	}
+	n.logger.Warn("unable to set a member local address due to lack of suitable local addresses", advertised)
+	return nil
 }
 
 // readHeaderTimeout bounds how long a request may take to say what it wants.

@@ -52,6 +52,9 @@ type Metrics struct {
 type MetricsOptions struct {
 	// Extensive adds grpc_server_handling_seconds (--metrics=extensive).
 	Extensive bool
+	// Features are feature gates that are on or off by configuration; the others
+	// are told as features has them.
+	Features map[string]bool
 }
 
 // initialServices are the services whose series exist from the start.
@@ -127,6 +130,12 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 	serverVersion.WithLabelValues(EtcdVersion).Set(1)
 	goVersion.WithLabelValues(runtime.Version()).Set(1)
 	for _, f := range features() {
+		if on, said := o.Features[f.name]; said {
+			f.value = 0
+			if on {
+				f.value = 1
+			}
+		}
 		m.feature.WithLabelValues(f.name, f.stage).Set(f.value)
 	}
 	if reg != nil {

@@ -115,8 +115,10 @@ type Config struct {
 	MaxRequestBytes      int                    // 1.5 MiB
 	MaxTxnOps            int                    // 128
 	MaxConcurrentStreams uint32                 // no bound
+	WALDir               string                 // of the raft log if FreeBytes counts its file system too; for log lines
+	DowngradeInterval    time.Duration          // between two looks whether a downgrade is done; 0: never
 	MinFreeBytes         uint64                 // free space of the file system below which NOSPACE is raised; 128 MiB
-	FreeBytes            func() (uint64, error) // that space; Store.FreeBytes
+	FreeBytes            func() (uint64, error) // that space, of the file system that has least; Store.FreeBytes
 	RequestTimeout       time.Duration          // 5 s and two election timeouts
 	ElectionTimeout      time.Duration          // 1 s
 	HeartbeatInterval    time.Duration          // 100 ms

@@ -71,7 +71,7 @@ func (s *Server) noSpaceOfOwn() bool {
 	return false
 }
 
-// watchSpace looks at the file system under the store. A disk that is full
+// watchSpace looks at the file systems under the store and the raft log. A disk that is full
 // stops the member, for what is acknowledged must be written; so the cluster
 // stops taking writes before, by the alarm that operators know.
 func (s *Server) watchSpace(ctx context.Context) {
@@ -81,7 +81,7 @@ func (s *Server) watchSpace(ctx context.Context) {
 		free, err := s.cfg.FreeBytes()
 		if err == nil && free < s.cfg.MinFreeBytes && !s.noSpaceOfOwn() {
 			s.logger.Warn("the file system of the data directory is nearly full; raising alarm",
-				zap.String("data-dir", s.cfg.DataDir),
+				zap.String("data-dir", s.cfg.DataDir), zap.String("wal-dir", s.cfg.WALDir),
 				zap.Uint64("free-bytes", free), zap.Uint64("minimum-free-bytes", s.cfg.MinFreeBytes),
 				zap.String("what-to-do", "free space or enlarge the volume, then disarm the NOSPACE alarm"))
 			s.raiseNoSpace()

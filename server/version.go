@@ -58,23 +58,46 @@ func (s *Server) publish(ctx context.Context) {
 const versionInterval = 4 * time.Second
 
 // monitorVersion keeps, on the leader, the cluster's version at the lowest of
-// its members': clients and members switch features on by it.
+// its members': clients and members switch features on by it. It also ends a
+// downgrade that is done.
 func (s *Server) monitorVersion(ctx context.Context) {
 	tick := time.NewTicker(versionInterval)
 	defer tick.Stop()
+	var downgrade <-chan time.Time // never
+	if s.cfg.DowngradeInterval > 0 {
+		looks := time.NewTicker(s.cfg.DowngradeInterval)
+		defer looks.Stop()
+		downgrade = looks.C
+	}
+	look := s.updateVersion
 	for ctx.Err() == nil {
 		changed := s.replica.LeaderChanged()
 		if st := s.replica.Status(); st.IsLeader() {
-			s.updateVersion(ctx, st.Term)
+			look(ctx, st.Term)
 		} else {
 			s.onlyBelay.Store(false)
 		}
+		look = s.updateVersion
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
+		case <-downgrade:
+			look = s.endDowngrade
 		case <-changed:
 		case <-s.wake:
 		}
+	}
+}
+
+// endDowngrade ends a downgrade when all members run its target.
+func (s *Server) endDowngrade(ctx context.Context, _ uint64) {
+	downgrade := s.state.DowngradeInfo()
+	if !downgrade.Enabled || s.replica.ReadBarrier(ctx) != nil || !s.downgradeReached(s.memberVersions(ctx), downgrade.TargetVersion) {
+		return
+	}
+	s.logger.Info("the cluster has been downgraded", zap.String("cluster-version", downgrade.TargetVersion))
+	if err := s.cancelDowngrade(ctx); err != nil {
+		s.logger.Warn("failed to cancel downgrade", zap.Error(err))
 	}
 }
 
@@ -87,13 +110,6 @@ func (s *Server) updateVersion(ctx context.Context, term uint64) {
 	found := s.memberVersions(ctx)
 	s.noteKinds(found)
 	downgrade := s.state.DowngradeInfo()
-	if downgrade.Enabled && s.downgradeReached(found, downgrade.TargetVersion) {
-		s.logger.Info("the cluster has been downgraded", zap.String("cluster-version", downgrade.TargetVersion))
-		if err := s.cancelDowngrade(ctx); err != nil {
-			s.logger.Warn("failed to cancel downgrade", zap.Error(err))
-		}
-		return
-	}
 	current := s.state.ClusterVersion()
 	next := s.decideVersion(current, s.lowestVersion(found), downgrade.Enabled, downgrade.TargetVersion)
 	if next == nil {

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/grpclog"
 
 	"github.com/belaydb/belay/config"
+	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/logsink"
 	"github.com/belaydb/belay/node"
@@ -53,7 +54,7 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 	boundGarbage()
 	n, err := node.Start(nodeConfig(cfg, logger))
 	if err != nil {
-		return fail(logger, stderr, err)
+		return failStart(program, cfg, logger, stderr, err)
 	}
 	go announce(n, cfg, logger)
 
@@ -81,7 +82,7 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 			return 0
 		}
 		// No orderly stop: what failed may be the disk that it would wait for.
-		return fail(logger, stderr, err)
+		return fail(program, logger, stderr, "the member cannot run", err)
 	}
 }
 
@@ -103,7 +104,9 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		ListenClientURLs: cfg.ListenClientURLs, AdvertiseClientURLs: cfg.AdvertiseClientURLs,
 		InitialCluster: cfg.InitialCluster, InitialClusterToken: cfg.InitialClusterToken,
 		JoinExisting: cfg.InitialClusterState == "existing",
-		Verify:       func(ctx context.Context) error { return cfg.Verify(ctx, logger.Logger) },
+		Seeds:        func(ctx context.Context) (node.Seeds, error) { return seeds(ctx, cfg, logger) },
+		Discovers:    len(cfg.Discovery.Endpoints) > 0, ForceNewCluster: cfg.ForceNewCluster, DowngradeCheckTime: cfg.DowngradeCheckTime,
+		MemberLocalAddr: cfg.Gates.Enabled(config.GateSetMemberLocalAddr), Features: cfg.Features(),
 		TickInterval: cfg.HeartbeatInterval, ElectionTicks: cfg.ElectionTicks(),
 		TuneTimeouts: !cfg.Explicit["heartbeat-interval"] && !cfg.Explicit["election-timeout"],
 		AdvanceTicks: cfg.AdvanceTicks, PreVote: cfg.PreVote,
@@ -127,6 +130,12 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		EnablePprof: cfg.EnablePprof, ExtensiveMetrics: cfg.Metrics == "extensive",
 		Logger: logger.Logger, LogDropped: logger.Dropped, LogStalled: logger.Stalled,
 	}
+}
+
+// seeds finds the cluster's members for a member without data.
+func seeds(ctx context.Context, cfg *config.Config, logger *logsink.Logger) (node.Seeds, error) {
+	found, err := cfg.Seeds(ctx, logger.Logger, nil)
+	return node.Seeds(found), err
 }
 
 func tracing(cfg *config.Config) *node.Tracing {
@@ -202,15 +211,44 @@ func stop(n *node.Node, logger *logsink.Logger) {
 	}
 }
 
-// fail logs why the member cannot run, says it in words where a person looks,
-// and gives the exit code.
-func fail(logger *logsink.Logger, stderr io.Writer, err error) int {
+// failStart is fail for a member that did not get so far as to run.
+func failStart(program config.Program, cfg *config.Config, logger *logsink.Logger, stderr io.Writer, err error) int {
+	var failed *discovery.Error
+	if errors.As(err, &failed) {
+		logger.Warn("failed to bootstrap; discovery token was already used",
+			zap.String("discovery-token", cfg.Discovery.Token), zap.Strings("discovery-endpoints", cfg.Discovery.Endpoints), zap.Error(err))
+		logger.Warn("do not reuse discovery token; generate a new one to bootstrap a cluster")
+		logger.Close()
+		if program != config.Etcd {
+			fmt.Fprintf(stderr, "belay: %v\n", err)
+		}
+		return 1
+	}
+	return fail(program, logger, stderr, "discovery failed", err)
+}
+
+// fail logs why the member cannot run and gives the exit code. By the name of
+// etcd it says so in etcd's words, which those who watch it look for; else in
+// plain ones, and again where a person looks.
+func fail(program config.Program, logger *logsink.Logger, stderr io.Writer, etcdSays string, err error) int {
 	// Without a stack: the text says what is wrong and what to do.
-	logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Error("the member cannot run", zap.String("error", err.Error()))
+	plain := logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel), zap.WithFatalHook(stay{}))
+	if program == config.Etcd {
+		plain.Fatal(etcdSays, zap.String("error", err.Error()))
+	} else {
+		plain.Error("the member cannot run", zap.String("error", err.Error()))
+	}
 	logger.Close()
-	fmt.Fprintf(stderr, "belay: %v\n", err)
+	if program != config.Etcd {
+		fmt.Fprintf(stderr, "belay: %v\n", err)
+	}
 	return 1
 }
+
+// stay lets a fatal line be written and the process live: serve's caller ends it.
+type stay struct{}
+
+func (stay) OnWrite(*zapcore.CheckedEntry, []zapcore.Field) {}
 
 // endBySignal ends the process as etcd does: by the same signal, so that who
 // waits for it sees 128+signal; process 1 of a container ends with 0.

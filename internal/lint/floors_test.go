@@ -27,7 +27,7 @@ const module = "github.com/belaydb/belay"
 // DESIGN: command is the shared vocabulary, so it lies below everything.
 const floors = `
 	command, internal/version
-	< store, raftlog, transport, listen, admission, logsink, evidence
+	< store, raftlog, transport, listen, admission, logsink, evidence, discovery
 	< mvcc, lease, auth
 	< state, watch, replica
 	< snapshotfile

@@ -1,0 +1,130 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/raftlog"
+)
+
+// forceNewCluster appends to the log, and commits, the entries that leave this
+// member alone in its cluster (--force-new-cluster). The others are removed for
+// good: whoever of them comes back is told so.
+//
+// What the log holds beyond the commit index that is on disk counts as committed.
+// etcd drops it, and with it what a client may have been told is safe: a commit
+// index need not be durable. Kept is at worst a write whose client never heard
+// of it.
+//
+// REQUIRES: the log has adopted the store's applied index, and nothing runs.
+func (n *Node) forceNewCluster() error {
+	hard, _, err := n.log.InitialState()
+	if err != nil {
+		return err
+	}
+	last, err := n.log.LastIndex()
+	if err != nil {
+		return err
+	}
+	members := make(map[uint64]*command.Member)
+	for _, m := range n.state.Members() {
+		members[m.ID] = m
+	}
+	if applied, _ := n.store.Applied(); applied < last {
+		entries, err := n.log.Entries(applied+1, last+1, math.MaxUint64)
+		if err != nil {
+			return err
+		}
+		if err := foldChanges(members, entries); err != nil {
+			return err
+		}
+	}
+	entries, err := changesToAlone(members, n.id.member, n.cfg.Name, urlStrings(n.cfg.AdvertisePeerURLs))
+	if err != nil {
+		return err
+	}
+	// A term of its own: no other member can hold entries of it.
+	term := hard.GetTerm() + 1
+	for i, e := range entries {
+		e.Term, e.Index = new(term), new(last+uint64(i)+1)
+	}
+	commit := last + uint64(len(entries))
+	n.logger.Info("forcing restart member",
+		zap.String("cluster-id", hexID(n.id.cluster)), zap.String("local-member-id", hexID(n.id.member)),
+		zap.Uint64("wal-commit-index", hard.GetCommit()), zap.Uint64("commit-index", commit))
+	n.log.Append(raftlog.Append{
+		HardState: &raftpb.HardState{Term: new(term), Vote: new(raft.None), Commit: new(commit)},
+		Entries:   entries,
+	})
+	return n.log.Sync(context.Background())
+}
+
+// foldChanges brings members to what entries make of them.
+func foldChanges(members map[uint64]*command.Member, entries []*raftpb.Entry) error {
+	for _, e := range entries {
+		if e.GetType() != raftpb.EntryConfChange {
+			continue
+		}
+		var change raftpb.ConfChange
+		if err := proto.Unmarshal(e.GetData(), &change); err != nil {
+			return fmt.Errorf("entry %d of the raft log: %w", e.GetIndex(), err)
+		}
+		c, err := command.DecodeChange(&change)
+		if err != nil {
+			return fmt.Errorf("entry %d of the raft log: %w", e.GetIndex(), err)
+		}
+		switch {
+		case c.Type == raftpb.ConfChangeRemoveNode:
+			delete(members, c.MemberID)
+		case c.IsPromote:
+			if m := members[c.MemberID]; m != nil {
+				m = m.Clone()
+				m.IsLearner = false
+				members[c.MemberID] = m
+			}
+		case c.Type != raftpb.ConfChangeUpdateNode:
+			members[c.MemberID] = c.Member.Clone()
+		}
+	}
+	return nil
+}
+
+// changesToAlone are the entries, without index and term: raft refuses a
+// configuration without voters, so the own member comes first.
+func changesToAlone(members map[uint64]*command.Member, own uint64, name string, peerURLs []string) ([]*raftpb.Entry, error) {
+	var changes []command.Change
+	add := command.Member{ID: own, Name: name, PeerURLs: peerURLs}
+	switch m := members[own]; {
+	case m == nil:
+		changes = append(changes, command.Change{Type: raftpb.ConfChangeAddNode, MemberID: own, Member: add})
+	case m.IsLearner:
+		changes = append(changes, command.Change{Type: raftpb.ConfChangeAddNode, MemberID: own, Member: command.Member{ID: own}, IsPromote: true})
+	}
+	var others []uint64
+	for id := range members {
+		if id != own {
+			others = append(others, id)
+		}
+	}
+	slices.Sort(others)
+	for _, id := range others {
+		changes = append(changes, command.Change{Type: raftpb.ConfChangeRemoveNode, MemberID: id})
+	}
+	var entries []*raftpb.Entry
+	for _, c := range changes {
+		data, err := proto.Marshal(c.Encode())
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Data: data})
+	}
+	return entries, nil
+}

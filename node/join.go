@@ -1,0 +1,296 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-semver/semver"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/discovery"
+	"github.com/belaydb/belay/server"
+)
+
+const (
+	// joinTimeout bounds one question to one peer of the cluster that is joined.
+	joinTimeout = 10 * time.Second
+	// matchTimeout bounds how long names of hosts are resolved for.
+	matchTimeout = 30 * time.Second
+	// maxMembersBytes bounds the answer of /members.
+	maxMembersBytes = 16 << 20
+)
+
+// joiner asks the members of a cluster that runs, before this member has any
+// part of it.
+type joiner struct {
+	client      *http.Client
+	logger      *zap.Logger
+	timeout     time.Duration // of one question
+	name        string        // of this member
+	maxLearners int
+}
+
+// running is a cluster as one of its members told it.
+type running struct {
+	id      uint64
+	members []*command.Member // sorted by id
+}
+
+// String is etcd's form.
+func (c *running) String() string {
+	var members []string
+	for _, m := range c.members {
+		members = append(members, fmt.Sprintf("&{ID:%x RaftAttributes:{PeerURLs:%v IsLearner:%v} Attributes:{Name:%s ClientURLs:%v}}",
+			m.ID, m.PeerURLs, m.IsLearner, m.Name, m.ClientURLs))
+	}
+	return fmt.Sprintf("{ClusterID:%x Members:[%s] RemovedMemberIDs:[]}", c.id, strings.Join(members, " "))
+}
+
+// join finds this member among those of the running cluster: it must have been
+// added with `member add` under the same peer URLs, and must not have run yet.
+func (j *joiner) join(ctx context.Context, given []*command.Member) (identity, error) {
+	cluster, err := j.ask(ctx, j.others(given), true)
+	if err != nil {
+		return identity{}, fmt.Errorf("cannot fetch cluster info from peer urls: %w", err)
+	}
+	own, err := j.match(ctx, given, cluster)
+	if err != nil {
+		if len(cluster.members) < len(given) {
+			j.logger.Warn("--initial-cluster names more members than the cluster has; was this member added to it? (belay ctl member add NAME --peer-urls=URL)",
+				zap.Int("in-cluster", len(cluster.members)), zap.Int("in-initial-cluster", len(given)))
+		}
+		return identity{}, fmt.Errorf("error validating peerURLs %s: %w", cluster, err)
+	}
+	if !j.compatible(ctx, own, cluster) {
+		return identity{}, errors.New("incompatible with current running cluster")
+	}
+	learners := 0
+	for _, m := range cluster.members {
+		if m.IsLearner {
+			learners++
+		}
+	}
+	if learners > j.maxLearners {
+		return identity{}, errors.New("membership: too many learner members in cluster")
+	}
+	if started(cluster.members, own) {
+		// It ran, and what it promised is gone with its data. etcd lets it in, and it
+		// dies of what the leader tells it.
+		j.logger.Warn("this member has run before and its data is gone: remove it from the cluster and add it again (belay ctl member remove, belay ctl member add)",
+			zap.String("local-member-id", hexID(own)))
+		return identity{}, fmt.Errorf("member %x has already been bootstrapped", own)
+	}
+	return identity{member: own, cluster: cluster.id, members: cluster.members, fresh: true, joining: true}, nil
+}
+
+func started(members []*command.Member, id uint64) bool {
+	return slices.ContainsFunc(members, func(m *command.Member) bool { return m.ID == id && len(m.ClientURLs) > 0 })
+}
+
+// bootstrapped asks the other members of a new cluster whether it runs already
+// and knows this member as started: then its data was lost, and a first log
+// would let it vote twice.
+func (j *joiner) bootstrapped(ctx context.Context, id identity) bool {
+	cluster, err := j.ask(ctx, j.others(id.members), false)
+	return err == nil && started(cluster.members, id.member)
+}
+
+// others are the peer URLs of all but this member.
+func (j *joiner) others(members []*command.Member) (urls []string) {
+	for _, m := range members {
+		if m.Name != j.name {
+			urls = append(urls, m.PeerURLs...)
+		}
+	}
+	slices.Sort(urls)
+	return urls
+}
+
+// match gives the id that the cluster knows the given member of this name by.
+func (j *joiner) match(ctx context.Context, given []*command.Member, cluster *running) (own uint64, err error) {
+	if len(given) != len(cluster.members) {
+		return 0, errors.New("member count is unequal")
+	}
+	ctx, cancel := context.WithTimeout(ctx, matchTimeout)
+	defer cancel()
+	for _, m := range cluster.members {
+		var last error
+		i := slices.IndexFunc(given, func(g *command.Member) bool {
+			last = j.sameURLs(ctx, m.PeerURLs, g.PeerURLs)
+			return last == nil
+		})
+		if i < 0 {
+			return 0, fmt.Errorf("PeerURLs: no match found for existing member (%x, %v), last resolver error (%w)", m.ID, m.PeerURLs, last)
+		}
+		if given[i].Name == j.name {
+			own = m.ID
+		}
+	}
+	if own == 0 {
+		// Two of the cluster matched one that is given.
+		return 0, fmt.Errorf("PeerURLs: no member of the cluster has those of %s", j.name)
+	}
+	return own, nil
+}
+
+func (j *joiner) sameURLs(ctx context.Context, a, b []string) error {
+	var parsed [2][]url.URL
+	for side, texts := range [][]string{a, b} {
+		for _, s := range texts {
+			u, err := url.Parse(s)
+			if err != nil {
+				return fmt.Errorf("failed to parse string to URL: %q", s)
+			}
+			parsed[side] = append(parsed[side], *u)
+		}
+	}
+	return discovery.SameURLs(ctx, j.logger, parsed[0], parsed[1])
+}
+
+// ask is the answer of the first member that gives one. loud: failures are
+// logged.
+func (j *joiner) ask(ctx context.Context, peerURLs []string, loud bool) (*running, error) {
+	for _, u := range peerURLs {
+		address := u + "/members"
+		fail := func(what string, err error) {
+			if loud {
+				j.logger.Warn(what, zap.String("address", address), zap.Error(err))
+			}
+		}
+		body, header, err := j.get(ctx, address)
+		if err != nil {
+			fail("failed to get cluster response", err)
+			continue
+		}
+		var members []*command.Member
+		if err := json.Unmarshal(body, &members); err != nil {
+			fail("failed to unmarshal cluster response", err)
+			continue
+		}
+		id, err := strconv.ParseUint(header.Get("X-Etcd-Cluster-ID"), 16, 64)
+		if err != nil {
+			fail("failed to parse cluster ID", err)
+			continue
+		}
+		if len(members) == 0 {
+			return nil, errors.New("failed to get raft cluster member(s) from the given URLs")
+		}
+		slices.SortFunc(members, func(a, b *command.Member) int {
+			return strings.Compare(fmt.Sprintf("%016x", a.ID), fmt.Sprintf("%016x", b.ID))
+		})
+		return &running{id: id, members: members}, nil
+	}
+	return nil, errors.New("could not retrieve cluster information from the given URLs")
+}
+
+func (j *joiner) get(ctx context.Context, address string) ([]byte, http.Header, error) {
+	ctx, cancel := context.WithTimeout(ctx, j.timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	resp, err := j.client.Do(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxMembersBytes))
+	if err != nil {
+		return nil, nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, nil, fmt.Errorf("%s answered %s: %.100s", address, resp.Status, body)
+	}
+	return body, resp.Header, nil
+}
+
+// compatible says whether this version can be a member of the cluster: at least
+// one member must say that its cluster's version is in range, and none that it
+// is not. Members may be down.
+func (j *joiner) compatible(ctx context.Context, own uint64, cluster *running) bool {
+	lowest, highest := semver.New(server.MinClusterVersion), semver.New(server.EtcdVersion)
+	highest = &semver.Version{Major: highest.Major, Minor: highest.Minor}
+	if j.downgrading(ctx, own, cluster) {
+		highest.Minor++
+		lowest = highest
+	}
+	ok := false
+	for _, m := range cluster.members {
+		if m.ID == own {
+			continue
+		}
+		member := zap.String("remote-member-id", hexID(m.ID))
+		var told struct {
+			Cluster string `json:"etcdcluster"`
+		}
+		if err := j.askMember(ctx, m, "/version", func(body []byte) error { return json.Unmarshal(body, &told) }); err != nil {
+			j.logger.Warn("failed to get version", member, zap.Error(err))
+			continue
+		}
+		version, err := semver.NewVersion(told.Cluster)
+		switch {
+		case err != nil:
+			j.logger.Warn("failed to parse cluster version of remote member", member,
+				zap.String("remote-member-cluster-version", told.Cluster), zap.Error(err))
+			continue
+		case version.LessThan(*lowest):
+			j.logger.Warn("cluster version of remote member is not compatible; too low", member,
+				zap.String("remote-member-cluster-version", version.String()), zap.String("minimum-cluster-version-supported", lowest.String()))
+			return false
+		case highest.LessThan(*version):
+			j.logger.Warn("cluster version of remote member is not compatible; too high", member,
+				zap.String("remote-member-cluster-version", version.String()), zap.String("maximum-cluster-version-supported", highest.String()))
+			return false
+		}
+		ok = true
+	}
+	return ok
+}
+
+// downgrading says whether a member told that the cluster is being downgraded:
+// the first that answers counts.
+func (j *joiner) downgrading(ctx context.Context, own uint64, cluster *running) bool {
+	for _, m := range cluster.members {
+		if m.ID == own {
+			continue
+		}
+		var enabled bool
+		err := j.askMember(ctx, m, "/downgrade/enabled", func(body []byte) (err error) {
+			enabled, err = strconv.ParseBool(string(body))
+			return err
+		})
+		if err == nil {
+			return enabled
+		}
+		j.logger.Warn("failed to get downgrade enabled status", zap.String("remote-member-id", hexID(m.ID)), zap.Error(err))
+	}
+	return false
+}
+
+// askMember asks a member under its URLs until take likes an answer.
+func (j *joiner) askMember(ctx context.Context, m *command.Member, path string, take func([]byte) error) error {
+	last := errors.New("the member has no peer URLs")
+	for _, u := range m.PeerURLs {
+		body, _, err := j.get(ctx, u+path)
+		if err == nil {
+			err = take(body)
+		}
+		if err == nil {
+			return nil
+		}
+		j.logger.Warn("failed to reach the peer URL", zap.String("address", u+path), zap.String("remote-member-id", hexID(m.ID)), zap.Error(err))
+		last = err
+	}
+	return last
+}
