@@ -257,9 +257,6 @@ func (c *Config) Validate() error {
 	if err := c.compaction(); err != nil {
 		return err
 	}
-	if _, err := c.Members(); err != nil {
-		return err
-	}
 	for _, l := range []struct {
 		flag string
 		urls []url.URL
@@ -267,9 +264,6 @@ func (c *Config) Validate() error {
 		if len(l.urls) == 0 {
 			return fmt.Errorf("%s must name at least one URL", l.flag)
 		}
-	}
-	if c.Name == "" {
-		return errors.New("--name must not be empty")
 	}
 	if c.DiskStallHandOver != 0 && c.DiskStallHandOver < minDiskStallHandOver {
 		return fmt.Errorf("--disk-stall-handover must be 0, for never, or at least %v (set to %v)", minDiskStallHandOver, c.DiskStallHandOver)

@@ -22,15 +22,32 @@ func (e *fileURLError) Error() string {
 }
 
 // readFile takes a configuration file, YAML or JSON, in the place of flags: all keys that etcd
-// knows, and Belay's own flags. As in etcd a key that is not known is ignored, durations are numbers
-// of nanoseconds, and the texts of errors name etcd's type configYAML and its part Config, which is
-// why the types here are called so.
+// knows, and Belay's own flags. As in etcd a key that is not known is ignored, and durations are
+// numbers of nanoseconds. The texts of errors name the types that are decoded into, which is why
+// these here are called as etcd's.
 func (c *Config) readFile(path string) error {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	type discoveryClient struct {
+	type SecureConfig struct {
+		Cert               *string `json:"cert"`
+		Key                *string `json:"key"`
+		CACert             *string `json:"cacert"`
+		ServerName         *string `json:"server-name"`
+		InsecureTransport  *bool   `json:"insecure-transport"`
+		InsecureSkipVerify *bool   `json:"insecure-skip-tls-verify"`
+	}
+	type AuthConfig struct {
+		Username *string `json:"username"`
+		Password *string `json:"password"`
+		Token    *string `json:"token"`
+	}
+	type SocketOpts struct {
+		ReusePort    *bool `json:"reuse-port"`
+		ReuseAddress *bool `json:"reuse-address"`
+	}
+	type ConfigSpec struct {
 		Endpoints        *[]string      `json:"endpoints"`
 		RequestTimeout   *time.Duration `json:"request-timeout"`
 		DialTimeout      *time.Duration `json:"dial-timeout"`
@@ -38,96 +55,83 @@ func (c *Config) readFile(path string) error {
 		KeepaliveTimeout *time.Duration `json:"keepalive-timeout"`
 		MaxSendBytes     *int           `json:"max-request-bytes"`
 		MaxReceiveBytes  *int           `json:"max-recv-bytes"`
-		Secure           struct {
-			Cert               *string `json:"cert"`
-			Key                *string `json:"key"`
-			CACert             *string `json:"cacert"`
-			ServerName         *string `json:"server-name"`
-			InsecureTransport  *bool   `json:"insecure-transport"`
-			InsecureSkipVerify *bool   `json:"insecure-skip-tls-verify"`
-		} `json:"secure"`
-		Auth struct {
-			Username *string `json:"username"`
-			Password *string `json:"password"`
-			Token    *string `json:"token"`
-		} `json:"auth"`
+		Secure           SecureConfig   `json:"secure"`
+		Auth             AuthConfig     `json:"auth"`
+	}
+	type DiscoveryConfig struct {
+		ConfigSpec `json:"client"`
+		Token      *string `json:"token"`
 	}
 	type Config struct {
-		Name                  *string        `json:"name"`
-		DataDir               *string        `json:"data-dir"`
-		WALDir                *string        `json:"wal-dir"`
-		SnapshotCount         *uint64        `json:"snapshot-count"`
-		CatchupEntries        *uint64        `json:"snapshot-catchup-entries"`
-		MaxSnapshots          *uint          `json:"max-snapshots"`
-		MaxWALs               *uint          `json:"max-wals"`
-		HeartbeatInterval     uint           `json:"heartbeat-interval"`
-		ElectionTimeout       uint           `json:"election-timeout"`
-		AdvanceTicks          *bool          `json:"initial-election-tick-advance"`
-		BatchInterval         *time.Duration `json:"backend-batch-interval"`
-		BatchLimit            *int           `json:"backend-batch-limit"`
-		FreelistType          *string        `json:"backend-bbolt-freelist-type"`
-		QuotaBytes            *int64         `json:"quota-backend-bytes"`
-		MaxTxnOps             *uint          `json:"max-txn-ops"`
-		MaxRequestBytes       *uint          `json:"max-request-bytes"`
-		MaxConcurrentStreams  *uint32        `json:"max-concurrent-streams"`
-		SelfSignedYears       *uint          `json:"self-signed-cert-validity"`
-		CipherSuites          *[]string      `json:"cipher-suites"`
-		TLSMinVersion         *string        `json:"tls-min-version"`
-		TLSMaxVersion         *string        `json:"tls-max-version"`
-		InitialClusterState   *string        `json:"initial-cluster-state"`
-		DiscoverySRV          *string        `json:"discovery-srv"`
-		DiscoverySRVName      *string        `json:"discovery-srv-name"`
-		InitialCluster        *string        `json:"initial-cluster"`
-		InitialClusterToken   *string        `json:"initial-cluster-token"`
-		StrictReconfigCheck   *bool          `json:"strict-reconfig-check"`
-		CompactionMode        *string        `json:"auto-compaction-mode"`
-		CompactionRetention   *string        `json:"auto-compaction-retention"`
-		KeepaliveMinTime      *time.Duration `json:"grpc-keepalive-min-time"`
-		KeepaliveInterval     *time.Duration `json:"grpc-keepalive-interval"`
-		KeepaliveTimeout      *time.Duration `json:"grpc-keepalive-timeout"`
-		PreVote               *bool          `json:"pre-vote"`
-		AuthToken             *string        `json:"auth-token"`
-		BcryptCost            *uint          `json:"bcrypt-cost"`
-		AuthTokenTTL          *uint          `json:"auth-token-ttl"`
-		CorruptCheckTime      *time.Duration `json:"corrupt-check-time"`
-		CompactHashCheckTime  *time.Duration `json:"compact-hash-check-time"`
-		CompactionBatchLimit  *int           `json:"compaction-batch-limit"`
-		CompactionSleep       *time.Duration `json:"compaction-sleep-interval"`
-		WatchProgressInterval *time.Duration `json:"watch-progress-notify-interval"`
-		WarningApply          *time.Duration `json:"warning-apply-duration"`
-		BootstrapDefrag       *uint          `json:"bootstrap-defrag-threshold-megabytes"`
-		WarningRequest        *time.Duration `json:"warning-unary-request-duration"`
-		MaxLearners           *int           `json:"max-learners"`
-		ForceNewCluster       *bool          `json:"force-new-cluster"`
-		EnablePprof           *bool          `json:"enable-pprof"`
-		Metrics               *string        `json:"metrics"`
-		ListenMetricsURLs     string         `json:"listen-metrics-urls"`
-		Tracing               *bool          `json:"enable-distributed-tracing"`
-		TracingAddress        *string        `json:"distributed-tracing-address"`
-		TracingServiceName    *string        `json:"distributed-tracing-service-name"`
-		TracingInstanceID     *string        `json:"distributed-tracing-instance-id"`
-		TracingPerMillion     *int           `json:"distributed-tracing-sampling-rate"`
-		Logger                *string        `json:"logger"`
-		LogLevel              *string        `json:"log-level"`
-		LogFormat             *string        `json:"log-format"`
-		LogOutputs            *[]string      `json:"log-outputs"`
-		LogRotation           *bool          `json:"enable-log-rotation"`
-		LogRotationSet        *string        `json:"log-rotation-config-json"`
-		EnableGateway         *bool          `json:"enable-grpc-gateway"`
-		UnsafeNoFsync         *bool          `json:"unsafe-no-fsync"`
-		DowngradeCheckTime    *time.Duration `json:"downgrade-check-time"`
-		MemoryMlock           *bool          `json:"memory-mlock"`
-		V2Deprecation         string         `json:"v2-deprecation"`
-		SocketOptions         struct {
-			ReusePort    *bool `json:"reuse-port"`
-			ReuseAddress *bool `json:"reuse-address"`
-		} `json:"socket-options"`
-		Discovery struct {
-			discoveryClient `json:"client"`
-			Token           *string `json:"token"`
-		} `json:"discovery-config"`
-		DiskStallHandOver *time.Duration `json:"disk-stall-handover"`
-		MaxUnsyncedBytes  *int64         `json:"max-unsynced-bytes"`
+		Name                  *string         `json:"name"`
+		DataDir               *string         `json:"data-dir"`
+		WALDir                *string         `json:"wal-dir"`
+		SnapshotCount         *uint64         `json:"snapshot-count"`
+		CatchupEntries        *uint64         `json:"snapshot-catchup-entries"`
+		MaxSnapshots          *uint           `json:"max-snapshots"`
+		MaxWALs               *uint           `json:"max-wals"`
+		HeartbeatInterval     uint            `json:"heartbeat-interval"`
+		ElectionTimeout       uint            `json:"election-timeout"`
+		AdvanceTicks          *bool           `json:"initial-election-tick-advance"`
+		BatchInterval         *time.Duration  `json:"backend-batch-interval"`
+		BatchLimit            *int            `json:"backend-batch-limit"`
+		FreelistType          *string         `json:"backend-bbolt-freelist-type"`
+		QuotaBytes            *int64          `json:"quota-backend-bytes"`
+		MaxTxnOps             *uint           `json:"max-txn-ops"`
+		MaxRequestBytes       *uint           `json:"max-request-bytes"`
+		MaxConcurrentStreams  *uint32         `json:"max-concurrent-streams"`
+		SelfSignedYears       *uint           `json:"self-signed-cert-validity"`
+		CipherSuites          *[]string       `json:"cipher-suites"`
+		TLSMinVersion         *string         `json:"tls-min-version"`
+		TLSMaxVersion         *string         `json:"tls-max-version"`
+		InitialClusterState   *string         `json:"initial-cluster-state"`
+		DiscoverySRV          *string         `json:"discovery-srv"`
+		DiscoverySRVName      *string         `json:"discovery-srv-name"`
+		InitialCluster        *string         `json:"initial-cluster"`
+		InitialClusterToken   *string         `json:"initial-cluster-token"`
+		StrictReconfigCheck   *bool           `json:"strict-reconfig-check"`
+		CompactionMode        *string         `json:"auto-compaction-mode"`
+		CompactionRetention   *string         `json:"auto-compaction-retention"`
+		KeepaliveMinTime      *time.Duration  `json:"grpc-keepalive-min-time"`
+		KeepaliveInterval     *time.Duration  `json:"grpc-keepalive-interval"`
+		KeepaliveTimeout      *time.Duration  `json:"grpc-keepalive-timeout"`
+		PreVote               *bool           `json:"pre-vote"`
+		AuthToken             *string         `json:"auth-token"`
+		BcryptCost            *uint           `json:"bcrypt-cost"`
+		AuthTokenTTL          *uint           `json:"auth-token-ttl"`
+		CorruptCheckTime      *time.Duration  `json:"corrupt-check-time"`
+		CompactHashCheckTime  *time.Duration  `json:"compact-hash-check-time"`
+		CompactionBatchLimit  *int            `json:"compaction-batch-limit"`
+		CompactionSleep       *time.Duration  `json:"compaction-sleep-interval"`
+		WatchProgressInterval *time.Duration  `json:"watch-progress-notify-interval"`
+		WarningApply          *time.Duration  `json:"warning-apply-duration"`
+		BootstrapDefrag       *uint           `json:"bootstrap-defrag-threshold-megabytes"`
+		WarningRequest        *time.Duration  `json:"warning-unary-request-duration"`
+		MaxLearners           *int            `json:"max-learners"`
+		ForceNewCluster       *bool           `json:"force-new-cluster"`
+		EnablePprof           *bool           `json:"enable-pprof"`
+		Metrics               *string         `json:"metrics"`
+		ListenMetricsURLs     string          `json:"listen-metrics-urls"`
+		Tracing               *bool           `json:"enable-distributed-tracing"`
+		TracingAddress        *string         `json:"distributed-tracing-address"`
+		TracingServiceName    *string         `json:"distributed-tracing-service-name"`
+		TracingInstanceID     *string         `json:"distributed-tracing-instance-id"`
+		TracingPerMillion     *int            `json:"distributed-tracing-sampling-rate"`
+		Logger                *string         `json:"logger"`
+		LogLevel              *string         `json:"log-level"`
+		LogFormat             *string         `json:"log-format"`
+		LogOutputs            *[]string       `json:"log-outputs"`
+		LogRotation           *bool           `json:"enable-log-rotation"`
+		LogRotationSet        *string         `json:"log-rotation-config-json"`
+		EnableGateway         *bool           `json:"enable-grpc-gateway"`
+		UnsafeNoFsync         *bool           `json:"unsafe-no-fsync"`
+		DowngradeCheckTime    *time.Duration  `json:"downgrade-check-time"`
+		MemoryMlock           *bool           `json:"memory-mlock"`
+		V2Deprecation         string          `json:"v2-deprecation"`
+		SocketOptions         SocketOpts      `json:"socket-options"`
+		Discovery             DiscoveryConfig `json:"discovery-config"`
+		DiskStallHandOver     *time.Duration  `json:"disk-stall-handover"`
+		MaxUnsyncedBytes      *int64          `json:"max-unsynced-bytes"`
 	}
 	type securityConfig struct {
 		CertFile           string   `json:"cert-file"`
@@ -185,7 +189,7 @@ func (c *Config) readFile(path string) error {
 	}}
 	file.SocketOptions.ReusePort, file.SocketOptions.ReuseAddress = &c.ReusePort, &c.ReuseAddress
 	file.Discovery.Token = &d.Token
-	client := &file.Discovery.discoveryClient
+	client := &file.Discovery.ConfigSpec
 	client.Endpoints, client.RequestTimeout, client.DialTimeout = &d.Endpoints, &d.RequestTimeout, &d.DialTimeout
 	client.KeepaliveTime, client.KeepaliveTimeout = &d.KeepaliveTime, &d.KeepaliveTimeout
 	client.MaxSendBytes, client.MaxReceiveBytes = &d.MaxSendBytes, &d.MaxReceiveBytes
@@ -194,7 +198,7 @@ func (c *Config) readFile(path string) error {
 	client.Auth.Username, client.Auth.Password, client.Auth.Token = &d.User, &d.Password, &d.JWToken
 
 	if err := yaml.Unmarshal(data, &file); err != nil {
-		return err
+		return errors.New(strings.ReplaceAll(err.Error(), "of type config.", "of type embed."))
 	}
 	if err := c.Gates.set(file.FeatureGates); err != nil {
 		return err

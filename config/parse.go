@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -146,6 +147,9 @@ func (p *parser) load() (code int, ok bool) {
 		}
 	}
 	p.applyGates()
+	if p.cfg.Logger == "" {
+		return p.failed(errors.New(`unknown logger option ""`))
+	}
 	logCfg := p.cfg.Log()
 	logCfg.Writer, logCfg.Sink = p.o.LogWriter, p.o.Sink
 	configured, err := logsink.New(logCfg)
@@ -355,7 +359,7 @@ func (p *parser) complete() {
 		}
 	}
 	if c.Name != defaultName && c.InitialCluster == Default().InitialCluster {
-		c.InitialCluster = writeMembers(Member{c.Name, c.AdvertisePeerURLs})
+		c.InitialCluster = writeMembers(Member{cmp.Or(c.Name, defaultName), c.AdvertisePeerURLs})
 	}
 	if members, err := c.Members(); err == nil && c.Name == defaultName && (len(members) > 1 || c.InitialClusterState == "existing") {
 		p.lg.Warn("it isn't recommended to use default name, please set a value for --name. "+

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/url"
 	"slices"
@@ -134,14 +135,14 @@ func (v uint32Value) String() string {
 type millisecondsValue struct{ value *time.Duration }
 
 func (v millisecondsValue) Set(s string) error {
-	n, err := strconv.ParseUint(s, 0, 32)
+	n, err := strconv.ParseUint(s, 0, 64)
 	switch {
 	case errors.Is(err, strconv.ErrRange):
 		return errors.New("value out of range")
 	case err != nil:
 		return errors.New("parse error")
 	}
-	*v.value = time.Duration(n) * time.Millisecond
+	*v.value = time.Duration(min(n, uint64(math.MaxInt64/time.Millisecond))) * time.Millisecond
 	return nil
 }
 
