@@ -145,7 +145,7 @@ func TestLeaderWithDeadDiskHandsOver(t *testing.T) {
 			t.Errorf("the old leader says %v of its disk: %+v", err, old.replica().Disk())
 		}
 		release()
-		time.Sleep(10 * time.Second)
+		time.Sleep(12 * time.Second) // stalled, slow and healthy: diskCalm each, and a tick
 		if err := old.replica().CheckDisk(); err != nil || old.replica().Disk().State != DiskHealthy || old.log.Unsynced().Bytes > 100<<10 {
 			t.Errorf("after its return the disk is %v, %+v, %+v", err, old.replica().Disk(), old.log.Unsynced())
 		}
