@@ -239,6 +239,11 @@ func (c *cluster) note(p *process) {
 
 // stop ends all members, the last started first, each before the next: the others see it leave in order.
 func (c *cluster) stop() {
+	for _, p := range c.processes {
+		for _, log := range p.logs {
+			log.hush()
+		}
+	}
 	hurry := false // a second interrupt came
 	for i := len(c.processes) - 1; i >= 0; i-- {
 		p := c.processes[i]
@@ -263,6 +268,9 @@ func (c *cluster) stop() {
 				c.kill(p)
 			case <-grace.C:
 				c.failures++
+				for _, log := range p.logs {
+					log.reveal()
+				}
 				c.say("%s did not stop within %s: killing it", p.name, c.opts.Grace)
 				c.kill(p)
 			}

@@ -328,6 +328,29 @@ func TestPrefixer(t *testing.T) {
 	}
 }
 
+// TestPrefixerHushed: what is said of an orderly stop is held back, errors are not.
+func TestPrefixerHushed(t *testing.T) {
+	var mu sync.Mutex
+	var out strings.Builder
+	p := &prefixer{mu: &mu, w: &out, prefix: "m1 | "}
+	for _, line := range []string{"2026\tinfo\tbefore\n", "", "2026\tinfo\tstopping\n", `{"level":"warn","msg":"lost"}` + "\n", `{"level":"error","msg":"bad"}` + "\n", "panic: x\n"} {
+		if line == "" {
+			p.hush()
+		}
+		if _, err := p.Write([]byte(line)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const loud = "m1 | 2026\tinfo\tbefore\nm1 | {\"level\":\"error\",\"msg\":\"bad\"}\nm1 | panic: x\n"
+	if out.String() != loud {
+		t.Errorf("%q", out.String())
+	}
+	p.reveal()
+	if out.String() != loud+"m1 | 2026\tinfo\tstopping\nm1 | {\"level\":\"warn\",\"msg\":\"lost\"}\n" {
+		t.Errorf("%q", out.String())
+	}
+}
+
 func TestCommandLine(t *testing.T) {
 	got := commandLine("/opt/my belay", []string{"server", "--name=m1", "--x=it's", ""})
 	if want := `'/opt/my belay' server --name=m1 '--x=it'\''s' ''`; got != want {

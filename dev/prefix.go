@@ -16,6 +16,38 @@ type prefixer struct {
 	w       io.Writer
 	prefix  string
 	pending []byte // the beginning of a line
+
+	// While the cluster stops nobody wants to read how; mu guards these.
+	quiet bool   // log lines below error are held back
+	held  []byte // the last of them, with their prefixes
+}
+
+// maxHeldBytes is how much of what was held back is kept.
+const maxHeldBytes = 64 << 10
+
+// hush holds back from now on what is said of an orderly stop.
+func (p *prefixer) hush() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.quiet = true
+}
+
+// reveal prints what was held back, and holds back no more: the stop is not orderly.
+func (p *prefixer) reveal() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, _ = p.w.Write(p.held) // as with flush
+	p.quiet, p.held = false, nil
+}
+
+// chatter is whether a line of a log is no error.
+func chatter(line []byte) bool {
+	for _, level := range []string{"info", "warn", "debug"} {
+		if bytes.Contains(line, []byte("\t"+level+"\t")) || bytes.HasPrefix(line, []byte(`{"level":"`+level+`"`)) {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *prefixer) Write(b []byte) (int, error) {
@@ -45,13 +77,20 @@ func (p *prefixer) flush() {
 }
 
 func (p *prefixer) print(lines []byte) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var out bytes.Buffer
 	for line := range bytes.Lines(lines) {
+		if p.quiet && chatter(line) {
+			p.held = append(append(p.held, p.prefix...), line...)
+			if extra := len(p.held) - maxHeldBytes; extra > 0 {
+				p.held = append(p.held[:0], p.held[extra:]...)
+			}
+			continue
+		}
 		out.WriteString(p.prefix)
 		out.Write(line)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	_, err := p.w.Write(out.Bytes())
 	return err
 }

@@ -48,6 +48,12 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return dev.Main(args[2:], stdout, stderr)
 	case "ctl":
 		return ctl.Main("belay ctl", args[2:], stdin, stdout, stderr)
+	case "__complete", "__completeNoDesc": // what a shell asks whose completion came from `belay ctl completion`
+		if len(args) > 3 && args[2] == "ctl" {
+			return ctl.Main("belay ctl", append([]string{args[1]}, args[3:]...), stdin, stdout, stderr)
+		}
+		completeCommand(args[2:], stdout)
+		return 0
 	case "version", "--version", "-v":
 		printVersion(stdout)
 		return 0
@@ -57,4 +63,17 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintf(stderr, "belay: unknown command %q\n\n%s", args[1], usage)
 	return 2
+}
+
+// completeCommand answers a shell's completion in cobra's form: candidates, and
+// a number that says that file names are none.
+func completeCommand(words []string, w io.Writer) {
+	if len(words) == 1 {
+		for _, command := range []string{"ctl", "dev", "help", "server", "version"} {
+			if strings.HasPrefix(command, words[0]) {
+				fmt.Fprintln(w, command)
+			}
+		}
+	}
+	fmt.Fprintln(w, ":4")
 }

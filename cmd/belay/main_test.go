@@ -1,0 +1,23 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
+
+func TestComplete(t *testing.T) {
+	for line, want := range map[string]string{
+		"__complete ":                       "ctl\ndev\nhelp\nserver\nversion\n:4\n",
+		"__complete ct":                     "ctl\n:4\n",
+		"__complete server --na":            ":4\n",
+		"__completeNoDesc ctl member pro":   "promote\n:4\n",
+		"__completeNoDesc ctl get --consis": "--consistency\n:4\n",
+		"__completeNoDesc ctl --write-out ": "fields\njson\n",
+	} {
+		var out, errs bytes.Buffer
+		if code := run(append([]string{"belay"}, strings.Split(line, " ")...), nil, &out, &errs); code != 0 || !strings.HasPrefix(out.String(), want) {
+			t.Errorf("%s: code %d, %q, want %q", line, code, out.String(), want)
+		}
+	}
+}
