@@ -5,11 +5,13 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/belaydb/belay/check/cluster"
@@ -104,6 +106,9 @@ func newMember(ctx context.Context, r *run) error {
 	if err != nil {
 		return err
 	}
+	if err := knownToAll(ctx, r, added.Member.ID); err != nil {
+		return err
+	}
 	r.net.name(added.Member.ID, r.free)
 	m.SetArgs(func(args []string) []string {
 		for i := range args[:len(args)-1] {
@@ -169,6 +174,32 @@ func addMember(ctx context.Context, cl *clientv3.Client, urls []string) (added *
 		think(ctx, 200*time.Millisecond)
 	}
 	return nil, fmt.Errorf("add a member: %w", err)
+}
+
+// knownToAll waits until every other member has applied that there is a new one: a
+// program that asks one which has not ends at once, of either kind.
+func knownToAll(ctx context.Context, r *run, id uint64) error {
+	for i, m := range r.c.Members {
+		if i == r.free {
+			continue
+		}
+		cl, err := newClient([]string{m.Endpoint()})
+		if err != nil {
+			return err
+		}
+		defer cl.Close()
+		for {
+			list, err := cl.MemberList(ctx, clientv3.WithSerializable())
+			if err == nil && slices.ContainsFunc(list.Members, func(o *pb.Member) bool { return o.ID == id }) {
+				break
+			}
+			if ctx.Err() != nil {
+				return fmt.Errorf("%s does not know the new member: %w", m.Name, ctx.Err())
+			}
+			think(ctx, 20*time.Millisecond)
+		}
+	}
+	return nil
 }
 
 // residentBytes is what a process holds in memory; 0: it has ended.
