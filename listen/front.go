@@ -48,8 +48,14 @@ type FrontOptions struct {
 	// MaxStreams is what the servers behind allow a client to open at once; 0: no
 	// bound for gRPC, net/http's for HTTP.
 	MaxStreams uint32
-	// MaxPending bounds the connections that have said nothing yet; 0: 4096.
+	// MaxPending bounds the connections that have said nothing yet, or wait for
+	// Ready; 0: 4096.
 	MaxPending int
+	// Ready: connections of HTTP/2 wait until it is closed; nil: they do not. A gRPC
+	// client believes in a server from its first frame on and gives it calls, while
+	// one whose connection is not answered sends them to another member. HTTP/1 is
+	// served at once: it asks how the member is.
+	Ready <-chan struct{}
 }
 
 // NewFront sorts the connections of inner; Serve does it.
@@ -182,6 +188,9 @@ func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
 		return f.sortPlain(conn, pending)
 	}
 	c, err := f.opts.Security.handshake(f.ctx, conn)
+	if err == nil && (!f.opts.HTTP || c.ConnectionState().NegotiatedProtocol == "h2") {
+		f.awaitReady()
+	}
 	f.forget(pending) // a client is behind it; it may wait for its first call
 	switch {
 	case err != nil:
@@ -202,12 +211,24 @@ func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
 	return f.http.put(carriedConn{prefaced, c.ConnectionState()})
 }
 
+// awaitReady returns when the member is ready, or the front is closed.
+func (f *Front) awaitReady() {
+	if f.opts.Ready == nil {
+		return
+	}
+	select {
+	case <-f.opts.Ready:
+	case <-f.ctx.Done():
+	}
+}
+
 // tlsHandshake begins every TLS connection, and no HTTP request.
 const tlsHandshake = 22
 
 // sortPlain reads the first bytes: only HTTP/2 begins with its preface.
 func (f *Front) sortPlain(conn net.Conn, pending *list.Element) bool {
 	if !f.opts.HTTP {
+		f.awaitReady()
 		f.forget(pending)
 		return f.grpc.put(conn)
 	}
@@ -223,12 +244,16 @@ func (f *Front) sortPlain(conn net.Conn, pending *list.Element) bool {
 			return false
 		}
 	}
-	f.forget(pending)
 	if err := conn.SetReadDeadline(time.Time{}); err != nil {
 		return false
 	}
+	isHTTP2 := bytes.Equal(head[:n], prefaceStart)
+	if isHTTP2 {
+		f.awaitReady()
+	}
+	f.forget(pending)
 	sniffed := &sniffedConn{Conn: conn, head: head[:n]}
-	if !bytes.Equal(head[:n], prefaceStart) {
+	if !isHTTP2 {
 		return f.http.put(sniffed)
 	}
 	return f.opts.GRPC && f.grpc.put(sniffed)

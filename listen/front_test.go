@@ -117,6 +117,39 @@ func TestFrontPlainOneProtocol(t *testing.T) {
 }
 
 // Of a flood of connections that say nothing the oldest go first.
+// TestFrontNotReady: before a member is ready it answers HTTP/1 and sends nothing
+// to a gRPC client, which then gives its calls to others.
+func TestFrontNotReady(t *testing.T) {
+	ready := make(chan struct{})
+	f := serveFront(t, FrontOptions{GRPC: true, HTTP: true, Ready: ready})
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		if c, err := f.GRPC().Accept(); err == nil {
+			accepted <- c
+		}
+	}()
+	dialAndWrite(t, f, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+	// It waits until after the answer to one that came later.
+	c := dialAndWrite(t, f, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+	r, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil || r.StatusCode != http.StatusOK {
+		t.Fatalf("%v, %v", r, err)
+	}
+	r.Body.Close()
+	select {
+	case <-accepted:
+		t.Fatal("a connection was handed on before the member was ready")
+	default:
+	}
+	close(ready)
+	select {
+	case c := <-accepted:
+		c.Close()
+	case <-time.After(30 * time.Second):
+		t.Fatal("the connection still waits")
+	}
+}
+
 func TestFrontFlood(t *testing.T) {
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -62,11 +62,13 @@ type Node struct {
 
 	peerServerName string // what peers' certificates must be for; empty: their addresses
 
-	fatal       chan error  // reasons why the member cannot go on, the first counts
-	initialized bool        // there was data at the start
-	leads       atomic.Bool // the replica runs, so it may lead
+	fatal       chan error    // reasons why the member cannot go on, the first counts
+	initialized bool          // there was data at the start
+	leads       atomic.Bool   // the replica runs, so it may lead
+	serving     chan struct{} // closed when gRPC clients are let in
 
-	stopping atomic.Bool // ends of listeners are expected from now on
+	stop     chan struct{} // closed when Stop begins
+	stopping atomic.Bool   // ends of listeners are expected from now on
 	stopOnce sync.Once
 	removed  sync.Once // it was said
 }
@@ -86,6 +88,8 @@ func Start(cfg Config) (_ *Node, err error) {
 		fatal:    make(chan error, 8),
 		peers:    make(map[uint64][]string),
 		registry: prometheus.NewRegistry(),
+		serving:  make(chan struct{}),
+		stop:     make(chan struct{}),
 	}
 	n.witness = newWitness(n)
 	defer func() {
@@ -308,8 +312,32 @@ func (n *Node) serve() {
 	n.server.Start()
 	n.witness.start()
 	n.serveClients()
+	index, _ := n.store.Applied()
+	go n.letCallsIn(index > 0)
 	n.serveMetrics()
 	n.sayServing()
+}
+
+// withoutQuorum is how long a member that has a state keeps gRPC clients waiting
+// for a leader. Then they get what it can tell alone: serializable reads, its
+// status.
+const withoutQuorum = 5 * time.Second
+
+// letCallsIn lets gRPC clients in when the member can answer them. One that has
+// yet to catch up, by a snapshot of some gigabytes perhaps, would only keep them
+// waiting while the other members are quick.
+func (n *Node) letCallsIn(hasState bool) {
+	var alone <-chan time.Time
+	if hasState {
+		alone = time.After(withoutQuorum)
+	}
+	select {
+	case <-n.Ready():
+	case <-alone:
+	case <-n.stop:
+		return // the ports are closed
+	}
+	close(n.serving)
 }
 
 // Ready is closed when the member has told the cluster its name, which takes a
@@ -329,6 +357,7 @@ const gracefulStop = 3 * time.Second
 func (n *Node) Stop() {
 	n.stopOnce.Do(func() {
 		n.stopping.Store(true)
+		close(n.stop)
 		n.sayStop("closing etcd server")
 		n.witness.lastWords(evidence.Stopping, "asked to stop")
 		n.handOver()

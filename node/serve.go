@@ -219,7 +219,7 @@ func (n *Node) listenClients() (err error) {
 				zap.Uint64("limit", limit), zap.Int("recommended-limit", listen.ReservedDescriptors))
 			return err
 		}
-		opts := listen.FrontOptions{Plain: p.plain, GRPC: p.grpc, HTTP: p.http, MaxStreams: n.maxStreams(), MaxPending: listen.MaxPending(limit)}
+		opts := listen.FrontOptions{Plain: p.plain, GRPC: p.grpc, HTTP: p.http, MaxStreams: n.maxStreams(), MaxPending: listen.MaxPending(limit), Ready: n.serving}
 		if p.secure {
 			opts.Security = n.ports.clientSecurity
 		}
