@@ -34,6 +34,7 @@ type leadership struct {
 	// askedBy asked us to campaign (MsgTimeoutNow), and higher spoke in a higher
 	// term, since the last change.
 	askedBy    uint64
+	left       uint64 // stepped down without a quorum and named this member
 	higher     uint64
 	higherType raftpb.MessageType
 }
@@ -88,7 +89,11 @@ func (l *loop) recordMessage(m *raftpb.Message, now time.Time) {
 			lead.heard, lead.from = now, from
 		}
 	case raftpb.MsgTimeoutNow:
-		lead.askedBy = from
+		if string(m.GetContext()) == lostQuorum {
+			lead.left = from
+		} else {
+			lead.askedBy = from
+		}
 	}
 	if m.GetTerm() > l.term && m.GetType() != raftpb.MsgPreVote && m.GetType() != raftpb.MsgPreVoteResp && !raft.IsLocalMsgTarget(from) {
 		lead.higher, lead.higherType = from, m.GetType()
@@ -108,7 +113,7 @@ func (l *loop) recordState(was raft.StateType, previous uint64, now time.Time) {
 			previous = l.lastLeader
 		}
 		lead.campaign = silent
-		if lead.askedBy == raft.None && l.lastLeader != raft.None {
+		if lead.askedBy == raft.None && lead.left == raft.None && l.lastLeader != raft.None {
 			r.Record(evidence.Event{Kind: evidence.Campaign, Peer: l.lastLeader, Took: silent, Term: l.term})
 		}
 	}
@@ -136,6 +141,8 @@ func (l *loop) recordState(was raft.StateType, previous uint64, now time.Time) {
 		switch {
 		case lead.askedBy != raft.None:
 			e.Note = fmt.Sprintf("%s by %x", evidence.AskedToLead, lead.askedBy)
+		case lead.left != raft.None:
+			e.Note = fmt.Sprintf("%x had stepped down because too few members answered it", lead.left)
 		case l.lastLeader == l.cfg.ID:
 			e.Note = "it had lost its quorum and found it again"
 		case l.lastLeader != raft.None:
@@ -145,7 +152,7 @@ func (l *loop) recordState(was raft.StateType, previous uint64, now time.Time) {
 	default:
 		r.Record(evidence.Event{Kind: evidence.Followed, Peer: l.leader, Took: silent, Term: l.term})
 	}
-	lead.askedBy, lead.higher = raft.None, raft.None
+	lead.askedBy, lead.left, lead.higher = raft.None, raft.None, raft.None
 	lead.heard, lead.from = now, l.leader
 }
 

@@ -165,6 +165,7 @@ func (l *loop) watchDisk(now time.Time) {
 	}
 	last, _ := l.cfg.Log.LastIndex() // the log in memory cannot fail
 	l.disk.noteEnd(now, last)
+	l.noteHeir()
 	if s.oldest < diskSlow/2 && w.state == DiskHealthy {
 		w.calmed()
 		return
@@ -354,6 +355,45 @@ func (l *loop) leaderChanged(now time.Time, before uint64) {
 	l.logger.Info("leadership was handed over",
 		zap.String("local-member-id", idText(l.cfg.ID)), zap.String("new-leader-member-id", idText(l.leader)),
 		zap.String("transferee-member-id", idText(t.to)), zap.String("reason", t.reason), zap.Duration("took", now.Sub(t.began)))
+}
+
+// lostQuorum marks, as the context of a MsgTimeoutNow, that its sender leads no
+// more because too few members answered it.
+const lostQuorum = "belay-quorum"
+
+// noteHeir keeps which other voter has most of the log, for bequeath: when raft
+// has stepped down it has forgotten.
+func (l *loop) noteHeir() {
+	l.heir = raft.None
+	var match uint64
+	l.node.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
+		if kind != raft.ProgressTypePeer || id == l.cfg.ID || p.Match < match {
+			return
+		}
+		if told := l.disk.reports[id]; told.State >= DiskStalled && time.Since(told.at) < diskReportLife {
+			return // its vote would wait
+		}
+		if p.Match > match || l.heir == raft.None {
+			l.heir, match = id, p.Match
+		}
+	})
+}
+
+// bequeath names another leader after this one has stepped down because too few
+// members answered it. Where only what is sent to it is lost, the others have
+// heard its heartbeats up to now and would begin to wait for an election timeout.
+// It promises nothing, so the disk is not waited for; where the message is lost
+// too, the others elect a leader as they would have.
+func (l *loop) bequeath() {
+	if l.heir == raft.None {
+		return
+	}
+	l.logger.Info("too few members answered this leader, so it stepped down; another is asked to lead",
+		zap.String("local-member-id", idText(l.cfg.ID)), zap.String("transferee-member-id", idText(l.heir)))
+	l.cfg.Network.Send([]*raftpb.Message{{
+		Type: raftpb.MsgTimeoutNow.Enum(), From: new(l.cfg.ID), To: new(l.heir), Term: new(l.term), Context: []byte(lostQuorum),
+	}})
+	l.heir = raft.None
 }
 
 // HandOver gives leadership to the member that is best placed to lead: it has

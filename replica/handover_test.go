@@ -228,6 +228,32 @@ func TestEarlyAnswerAfterSnapshot(t *testing.T) {
 	})
 }
 
+// Nothing that is sent to the leader arrives, while the others hear its heartbeats:
+// once it has found out it has to have them elect another at once.
+func TestLeaderThatHearsNobodyNamesAnother(t *testing.T) {
+	for seed := range 5 {
+		synctest.Test(t, func(t *testing.T) {
+			c := newTestCluster(t, 3)
+			defer c.close()
+			old := c.leader()
+			time.Sleep(time.Duration(seed) * old.replica().cfg.electionTimeout() / 5) // where in raft's count of answers it begins
+			c.mu.Lock()
+			for _, m := range c.others(old) {
+				c.cut[[2]uint64{m.id, old.id}] = true
+			}
+			c.mu.Unlock()
+			begin := time.Now()
+			for c.others(old)[0].replica().Status().Leader == old.id || c.others(old)[0].replica().Status().Leader == 0 {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if took, bound := time.Since(begin), 2*old.replica().cfg.electionTimeout()+300*time.Millisecond; took > bound {
+				t.Errorf("a new leader after %v, want one within %v", took, bound)
+			}
+			c.leader().mustPut("k", "v")
+		})
+	}
+}
+
 func (c *testCluster) cutBoth(a, b uint64, on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

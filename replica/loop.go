@@ -134,6 +134,7 @@ type loop struct {
 
 	leader     uint64
 	lastLeader uint64 // the last one known, leader included
+	heir       uint64 // whom this leader would ask to lead; see bequeath
 	term       uint64
 	state      raft.StateType
 	disk       diskLoop
@@ -724,6 +725,9 @@ func (l *loop) publish(rd *raft.Ready) {
 	l.term = basic.GetTerm()
 	l.metrics.leader(l.leader, l.leader == l.cfg.ID, changed)
 	l.recordState(old.State, previous, time.Now())
+	if old.State == raft.StateLeader && l.state == raft.StateFollower && old.Term == l.term && l.leader == raft.None {
+		l.bequeath()
+	}
 	if !changed {
 		return
 	}
