@@ -22,7 +22,7 @@ const (
 	bigValue  = 256 << 10
 	// What a snapshot may cost, whatever its size: the sender streams from a view of
 	// its store, the receiver writes table files as it reads.
-	maxSenderGrowth = 256 << 20
+	maxSenderGrowth = 512 << 20
 	maxReceiver     = 1 << 30
 )
 
