@@ -6,6 +6,7 @@
 //	differential_test.go  the same requests to Belay and to etcd; equal answers
 //	kill_test.go          kill -9 under load; nothing acknowledged is lost
 //	members_test.go       members replaced under load, and one that lags for long
+//	lifecycle_test.go     members come, go, are lost and found; beside etcd
 //	linear_test.go        the histories of those runs, judged by porcupine
 //	badinput_test.go      wrong flags, foreign or damaged data, full disks
 //	clients_test.go       etcdctl, etcdutl and clientv3's recipes

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -51,6 +52,10 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 
+	if wrong := lookAtDataDir(cfg.DataDir, logger.Logger); wrong != nil {
+		fail(program, logger, stderr, wrong.err, wrong.says, wrong.fields...)
+		return wrong.code
+	}
 	boundGarbage()
 	n, err := node.Start(nodeConfig(cfg, logger))
 	if err != nil {
@@ -82,8 +87,50 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 			return 0
 		}
 		// No orderly stop: what failed may be the disk that it would wait for.
-		return fail(program, logger, stderr, "the member cannot run", err)
+		return fail(program, logger, stderr, err, "the member cannot run", zap.String("error", err.Error()))
 	}
+}
+
+// notADataDir is why a directory cannot hold a member's data, as etcd says it.
+type notADataDir struct {
+	says   string
+	fields []zap.Field
+	err    error // for a person
+	code   int   // what etcd exits with
+}
+
+// lookAtDataDir warns of what does not belong into a data directory; nil: it can
+// be one, or does not exist yet.
+func lookAtDataDir(dir string, logger *zap.Logger) *notADataDir {
+	d, err := os.Open(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	var names []string
+	if err == nil {
+		defer d.Close()
+		names, err = d.Readdirnames(-1)
+	}
+	if err != nil {
+		return &notADataDir{"failed to list data directory", []zap.Field{zap.String("dir", dir), zap.Error(err)},
+			fmt.Errorf("cannot access data directory: %w", err), 1}
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if name != "member" && name != "proxy" {
+			logger.Warn("found invalid file under data directory", zap.String("filename", name), zap.String("data-dir", dir))
+		}
+	}
+	member, proxy := slices.Contains(names, "member"), slices.Contains(names, "proxy")
+	switch {
+	case proxy && member:
+		return &notADataDir{"invalid datadir; both member and proxy directories exist", nil,
+			fmt.Errorf("%s is not a data directory: both member and proxy are in it, proxy is of etcd 2", dir), 1}
+	case proxy:
+		return &notADataDir{"v2 http proxy has already been deprecated in 3.6", []zap.Field{zap.String("dir-type", "proxy")},
+			fmt.Errorf("%s is not a data directory: proxy in it is of etcd 2; choose another --data-dir", dir), 2}
+	}
+	return nil
 }
 
 // logGRPC has grpc, and the gateway, say what they have to say in the member's
@@ -224,17 +271,17 @@ func failStart(program config.Program, cfg *config.Config, logger *logsink.Logge
 		}
 		return 1
 	}
-	return fail(program, logger, stderr, "discovery failed", err)
+	return fail(program, logger, stderr, err, "discovery failed", zap.String("error", err.Error()))
 }
 
 // fail logs why the member cannot run and gives the exit code. By the name of
 // etcd it says so in etcd's words, which those who watch it look for; else in
 // plain ones, and again where a person looks.
-func fail(program config.Program, logger *logsink.Logger, stderr io.Writer, etcdSays string, err error) int {
+func fail(program config.Program, logger *logsink.Logger, stderr io.Writer, err error, etcdSays string, fields ...zap.Field) int {
 	// Without a stack: the text says what is wrong and what to do.
 	plain := logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel), zap.WithFatalHook(stay{}))
 	if program == config.Etcd {
-		plain.Fatal(etcdSays, zap.String("error", err.Error()))
+		plain.Fatal(etcdSays, fields...)
 	} else {
 		plain.Error("the member cannot run", zap.String("error", err.Error()))
 	}
