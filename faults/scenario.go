@@ -131,7 +131,7 @@ func scenarios() []scenario {
 		{name: "follower-cut", about: "one follower is cut off from both others", fault: cut(oneFollower, true, true), want: []want{changesAtMost(0)}},
 		{name: "leader-cut-out", about: "nothing that the leader sends arrives", fault: cut(leader, true, false), want: []want{changesAtMost(1), replacedWithin(2)}},
 		// The majority hears it until it has found out that nobody answers it.
-		{name: "leader-cut-in", about: "nothing that is sent to the leader arrives", fault: cut(leader, false, true), want: []want{changesAtMost(1), replacedWithin(4)}},
+		{name: "leader-cut-in", about: "nothing that is sent to the leader arrives", fault: cut(leader, false, true), want: []want{changesAtMost(1), replacedWithin(2)}},
 		{name: "follower-cut-in", about: "nothing that is sent to one follower arrives", fault: cut(oneFollower, false, true), want: []want{changesAtMost(0)}},
 		{name: "follower-cut-out", about: "nothing that one follower sends arrives", fault: cut(oneFollower, true, false), want: []want{changesAtMost(0)}},
 		{name: "leader-flap", about: "the leader is cut off and back every 3 s", fault: flap(leader)},
