@@ -27,7 +27,7 @@ test: tools ## all tests, and the checks at their default length
 	go test -timeout 10m $(PACKAGES) || status=1; \
 	go test -timeout 10m ./check || status=1; \
 	go test -timeout 15m ./check/clients || status=1; \
-	go test -timeout 15m -v ./sim -sim.budget 90s | grep -v '^=== \|^    --- PASS' || status=1; \
+	go test -timeout 15m -v ./sim -sim.budget 150s | grep -v '^=== \|^    --- PASS' || status=1; \
 	exit $$status
 
 .PHONY: short

@@ -279,9 +279,9 @@ func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int,
 // better orders the members that could take over.
 func (w *diskWatch) better(now time.Time, a, b *peerView) bool {
 	// The one that failed longest ago first, of those that did.
-	doubt := func(p *peerView) int64 {
+	doubt := func(p *peerView) time.Duration {
 		if at, ok := w.gaveUp[p.id]; ok && now.Sub(at) < transfereeDoubt {
-			return at.UnixNano()
+			return transfereeDoubt - now.Sub(at)
 		}
 		return 0
 	}

@@ -24,7 +24,7 @@ const (
 // background is what the store knows of its flushes and compactions.
 type background struct {
 	failing    atomic.Bool // the last one that ended failed
-	lastLogged atomic.Int64
+	lastLogged atomic.Pointer[time.Time]
 	suppressed atomic.Int64
 	stopped    atomic.Bool // Options.Failed was called
 }
@@ -42,13 +42,12 @@ func (s *Store) backgroundError(err error) {
 		}
 		return
 	}
-	now := time.Now().UnixNano()
-	last := s.background.lastLogged.Load()
-	if last != 0 && now-last < int64(retryLogInterval) {
+	now := time.Now()
+	if last := s.background.lastLogged.Load(); last != nil && now.Sub(*last) < retryLogInterval {
 		s.background.suppressed.Add(1)
 		return
 	}
-	s.background.lastLogged.Store(now)
+	s.background.lastLogged.Store(&now)
 	s.lg.Warn("a flush or compaction of the store failed and will be tried again",
 		zap.Error(explain(err)), zap.String("dir", s.dir), zap.Int64("further-failures", s.background.suppressed.Swap(0)))
 }

@@ -43,10 +43,10 @@ type peer struct {
 	proposals     *outbox // received from the peer, waiting for Process
 
 	sendingSnapshot atomic.Bool
-	kind            atomic.Value // Kind
-	rtt             atomic.Int64 // smoothed, ns
-	dropped         atomic.Int64 // messages since the last log line about drops
-	dropLogged      atomic.Int64 // time of that line, unix ns
+	kind            atomic.Value              // Kind
+	rtt             atomic.Int64              // smoothed, ns
+	dropped         atomic.Int64              // messages since the last log line about drops
+	dropLogged      atomic.Pointer[time.Time] // when that line was written
 }
 
 // newPeer makes a peer and starts nothing.
@@ -138,8 +138,8 @@ func (p *peer) drop(m *raftpb.Message, way string) {
 	p.m.sentFailures.Inc()
 	p.t.reports.unreachable(p.id)
 	n := p.dropped.Add(1)
-	last, now := p.dropLogged.Load(), time.Now().UnixNano()
-	if now-last < int64(dropLogInterval) || !p.dropLogged.CompareAndSwap(last, now) {
+	last, now := p.dropLogged.Load(), time.Now()
+	if (last != nil && now.Sub(*last) < dropLogInterval) || !p.dropLogged.CompareAndSwap(last, &now) {
 		return
 	}
 	p.dropped.Add(-n)
