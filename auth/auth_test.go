@@ -112,6 +112,34 @@ func TestRangesAgainstModel(t *testing.T) {
 	}
 }
 
+// A type of permission that this version does not know opens nothing; it opened all, once.
+func TestUnknownPermissionType(t *testing.T) {
+	p, alice := rig(t)
+	p = change(t, p, &pb.InternalRaftRequest{AuthRoleGrantPermission: &pb.AuthRoleGrantPermissionRequest{Name: "a", Perm: perm(7, "x", "")}})
+	alice.Revision = p.Revision()
+	if err := errors.Join(p.Read(alice, []byte("b"), nil), p.Write(alice, []byte("b"), nil)); err != nil {
+		t.Fatal(err)
+	}
+	for name, err := range map[string]error{"read": p.Read(alice, []byte("x"), nil), "write": p.Write(alice, []byte("x"), nil)} {
+		if !errors.Is(err, ErrPermissionDenied) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A range that ends before it begins has no keys: its first key decides, as in etcd.
+func TestInvertedRange(t *testing.T) {
+	p, alice := rig(t)
+	for _, r := range []struct {
+		key, end string
+		want     error
+	}{{"c", "a", nil}, {"c", "c", nil}, {"b", "a", nil}, {"d", "c", ErrPermissionDenied}, {"a", "a", ErrPermissionDenied}, {"e", "b", ErrPermissionDenied}} {
+		if err := p.Read(alice, []byte(r.key), []byte(r.end)); !errors.Is(err, r.want) {
+			t.Errorf("[%s, %s): %v", r.key, r.end, err)
+		}
+	}
+}
+
 func TestChecks(t *testing.T) {
 	p, alice := rig(t)
 	put := func(key string) *pb.RequestOp {

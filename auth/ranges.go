@@ -67,10 +67,12 @@ func mergeRoles(names []string, roles map[string]*authpb.Role) *ranges {
 		}
 		for _, p := range role.KeyPermission {
 			s := spanOf(p.Key, p.RangeEnd)
-			if p.PermType != authpb.Permission_WRITE {
+			switch p.PermType { // another, of a newer client say, opens nothing
+			case authpb.Permission_READWRITE:
+				r.read, r.write = append(r.read, s), append(r.write, s)
+			case authpb.Permission_READ:
 				r.read = append(r.read, s)
-			}
-			if p.PermType != authpb.Permission_READ {
+			case authpb.Permission_WRITE:
 				r.write = append(r.write, s)
 			}
 		}
@@ -80,7 +82,7 @@ func mergeRoles(names []string, roles map[string]*authpb.Role) *ranges {
 }
 
 // contains says whether all keys of a request's range are within. A range that ends before it begins has no keys; as in
-// etcd it is within only if both of its ends are within one span.
+// etcd it is within if its key is. (With several permissions etcd refuses some of these too, as its tree happens to lie.)
 func (s spans) contains(key, end []byte) bool {
 	// The last span that begins at or before the key.
 	i := sort.Search(len(s), func(i int) bool { return bytes.Compare(s[i].begin, key) > 0 }) - 1
@@ -93,7 +95,7 @@ func (s spans) contains(key, end []byte) bool {
 	case openEnd(end):
 		return s[i].end == nil
 	}
-	return bytes.Compare(s[i].begin, end) < 0 && !endBefore(s[i].end, end)
+	return !endBefore(s[i].end, end)
 }
 
 // validRange says whether a permission may be given for a range.
