@@ -1,14 +1,12 @@
 package server
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"slices"
 	"strings"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
 )
 
@@ -85,8 +83,6 @@ This requirement has been added to help prevent "DNS Rebinding" attacks (CVE-201
 `, host)
 }
 
-// authOn says whether authentication is enabled.
-func (s *Server) authOn() bool {
-	resp, err := s.auth.AuthStatus(context.Background(), &pb.AuthStatusRequest{})
-	return err == nil && resp.Enabled
-}
+// authOn says whether authentication is enabled, as this member has it: a proposal for each request of the gateway would
+// make it wait for a leader.
+func (s *Server) authOn() bool { return s.state.Policy().Enabled() }

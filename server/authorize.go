@@ -141,6 +141,23 @@ func (s *Server) permitted(ctx context.Context, check func(*auth.Policy, auth.Id
 	return nil
 }
 
+// permittedRead is permitted for what reads keys. It also refuses a token of another revision than this member's, even a
+// later one: a JWT from before the data was taken back to a backup, say. Such a refusal is told before an error of the
+// read. All as in etcd.
+func (s *Server) permittedRead(ctx context.Context, check func(*auth.Policy, auth.Identity) error, read func() error) error {
+	var caller auth.Identity
+	return s.permitted(ctx, func(p *auth.Policy, who auth.Identity) error {
+		caller = who
+		return check(p, who)
+	}, func() error {
+		err := read()
+		if caller.Revision != 0 && caller.Revision != s.state.Policy().Revision() {
+			return auth.ErrAuthOldRevision
+		}
+		return err
+	})
+}
+
 // authorizeRange lets who may read the range.
 func (s *Server) authorizeRange(ctx context.Context, key, end []byte) error {
 	return s.permitted(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, key, end) }, nothing)

@@ -49,7 +49,7 @@ func (k *kvService) rangeLocal(ctx context.Context, r *pb.RangeRequest, check fu
 		if check == nil || !k.state.Policy().Enabled() {
 			err = get()
 		} else {
-			err = k.permitted(ctx, check, get)
+			err = k.permittedRead(ctx, check, get)
 		}
 		k.metrics.observeRange(err == nil, time.Since(read).Seconds())
 	}
@@ -151,7 +151,7 @@ func (k *kvService) txnLocal(ctx context.Context, r *pb.TxnRequest, serializable
 		err = k.replica.ReadBarrier(ctx)
 	}
 	if err == nil {
-		err = k.permitted(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Txn(who, r, k.leaseKeys) }, func() (err error) {
+		err = k.permittedRead(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Txn(who, r, k.leaseKeys) }, func() (err error) {
 			view := k.kvStore.View()
 			defer view.Close()
 			resp, err = state.ReadTxn(ctx, view, r)
@@ -220,7 +220,7 @@ func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServ
 		}
 	}
 	start := time.Now()
-	err := k.permitted(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, r.Key, r.RangeEnd) },
+	err := k.permittedRead(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, r.Key, r.RangeEnd) },
 		func() error { return k.rangeStream(ctx, r, stream) })
 	k.metrics.observeRange(err == nil, time.Since(start).Seconds())
 	return toGRPC(err)

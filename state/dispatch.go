@@ -60,13 +60,13 @@ func (m *Machine) refusal(k kind, r *pb.InternalRaftRequest) error {
 
 func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 	r := e.Request
-	if err := m.authorize(k, r); err != nil {
-		return command.Result{Err: err}
-	}
-	if m.work.alarms.any() {
+	if m.work.alarms.any() { // asked before the caller's rights, as in etcd
 		if err := m.refusal(k, r); err != nil {
 			return command.Result{Err: err}
 		}
+	}
+	if err := m.authorize(k, r); err != nil {
+		return command.Result{Err: err}
 	}
 	switch k {
 	case kindPut:
