@@ -1,0 +1,26 @@
+// Package config turns the command line and the environment of `belay server` (and of a link called
+// etcd) into a Config: etcd's flags, its ETCD_* variables, its order of checks, its texts and its
+// exit codes.
+//
+// Load does all of it: it prints help and version, logs what etcd logs on the way, and returns a
+// validated Config with its logger, or the exit code of the process. The parts are there for other
+// callers: Default and Validate for `belay dev`, Verify for a member that starts a new cluster.
+//
+// # Rules
+//
+//   - A flag may have one dash or two. Wrong syntax, an unknown flag or a bad value: code 2 and the
+//     error on stderr. A configuration that makes no sense: code 1 and one log line.
+//   - ETCD_ + the flag's name in capitals sets a flag. A flag that is set both ways is fatal, since
+//     one of the two would silently lose. An empty variable counts as unset.
+//   - A flag that configures a part of etcd that Belay has not (bbolt, the v2 store) is
+//     accepted with a warning. Nothing about security is ever ignored.
+//
+// # Files
+//
+//	config.go  Config, Default, Validate      flags.go  the table of flags
+//	parse.go   Load: arguments, environment   values.go the types of flag values
+//	cluster.go --initial-cluster, Verify      help.go   the help text, guesses at what was meant
+//	file.go    the configuration file         lines.go  where in it something is wrong
+//
+// Sources: etcd server/embed/config.go, server/etcdmain and pkg/flags (v3.7.3).
+package config

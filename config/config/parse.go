@@ -1,0 +1,415 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/url"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/version"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/belaydb/belay/logsink"
+)
+
+// Options of Load.
+type Options struct {
+	Program Program
+	Version string   // Belay's version
+	GitSHA  string   // "" if not known
+	Command []string // the whole command line, for the log
+	Args    []string // the flags
+	Environ []string // as os.Environ gives it
+
+	Stdout, Stderr io.Writer
+
+	// LogWriter takes the log in place of --log-outputs, if not nil.
+	LogWriter io.Writer
+	Sink      logsink.Options
+
+	// defaultHost finds the address of this machine; a seam for tests.
+	defaultHost func() (string, error)
+}
+
+// Load reads the command line and the environment. If there is a server to run, ok is true, and cfg
+// and lg are there; else the process should end with code, and everything has been said.
+func Load(o Options) (cfg *Config, lg *logsink.Logger, code int, ok bool) {
+	p := &parser{o: o, cfg: Default()}
+	code, ok = p.load()
+	if !ok {
+		if p.lg != nil {
+			_ = p.lg.Close() // the code says enough
+		}
+		return nil, nil, code, false
+	}
+	return p.cfg, p.lg, 0, true
+}
+
+type parser struct {
+	o       Options
+	cfg     *Config
+	fs      *flag.FlagSet
+	lg      *logsink.Logger // the plain one until the configured one is there
+	version bool
+	// fallback is --discovery-fallback: with no discovery, only its checks are left.
+	fallback string
+	file     string            // --config-file; "": none
+	fileKeys []fileKey         // what stands in it
+	defaults map[string]string // of the inert flags
+}
+
+const (
+	codeFailed = 1
+	codeUsage  = 2
+)
+
+// flags makes the flag set.
+func (p *parser) flags() {
+	p.fs = flag.NewFlagSet(string(p.o.Program), flag.ContinueOnError)
+	p.fs.SetOutput(io.Discard) // we print errors ourselves
+	p.fs.Usage = func() {}
+	for _, d := range flagDefs() {
+		d.bind(p.fs, p.cfg, d.name)
+	}
+	p.defaults = map[string]string{}
+	for _, d := range flagDefs() {
+		if d.inert != "" {
+			p.defaults[d.name] = p.fs.Lookup(d.name).Value.String()
+		}
+	}
+	for _, name := range ignoredFlags() {
+		p.fs.Var(ignoredValue{new(string)}, name, "")
+	}
+	p.fs.StringVar(&p.file, "config-file", "", "")
+	p.fallback = "exit"
+	p.fs.Var(choiceValue{&p.fallback, []string{"exit", "proxy"}}, "discovery-fallback", "")
+	p.fs.BoolVar(&p.version, "version", false, "")
+}
+
+func (p *parser) load() (code int, ok bool) {
+	p.flags()
+	switch err := p.fs.Parse(p.o.Args); {
+	case errors.Is(err, flag.ErrHelp):
+		p.help()
+		return 0, false
+	case err != nil:
+		p.usageError(err.Error())
+		return codeUsage, false
+	}
+	// Until the configured logger is there, etcd's default one.
+	plain, err := logsink.New(logsink.Config{Writer: p.o.Stderr})
+	if err != nil {
+		fmt.Fprintln(p.o.Stderr, err)
+		return codeFailed, false
+	}
+	p.lg = plain
+	if p.fs.NArg() > 0 {
+		return p.failed(fmt.Errorf("%q is not a valid flag", p.fs.Arg(0)))
+	}
+	if p.version {
+		p.printVersion()
+		return 0, false
+	}
+	if p.file == "" {
+		p.file = p.variable(envName("config-file"))
+	}
+	var fileWarnings []fileWarning
+	if p.file != "" {
+		// All else that was given is ignored, and does not show in what the file leaves open.
+		path := p.file
+		p.cfg = Default()
+		p.flags()
+		p.file = path
+		var badURL *fileURLError
+		var err error
+		if p.fileKeys, fileWarnings, err = p.cfg.readFile(path); errors.As(err, &badURL) {
+			fmt.Fprintln(p.o.Stderr, err)
+			fmt.Fprintf(p.o.Stderr, "see %s:%d\n", path, lineOf(p.fileKeys, badURL.key))
+			return codeFailed, false
+		} else if err != nil {
+			return p.failed(err)
+		}
+		p.floorTimeouts()
+	} else {
+		if err, fatal := p.environment(); fatal {
+			return codeFailed, false
+		} else if err != nil {
+			return p.failed(err)
+		}
+		p.derive()
+		if p.fallback == "proxy" {
+			return p.failed(errors.New(`v2 proxy is deprecated, and --discovery-fallback can't be configured as "proxy"`))
+		}
+	}
+	p.applyGates()
+	if p.cfg.Logger == "" {
+		return p.failed(errors.New(`unknown logger option ""`))
+	}
+	logCfg := p.cfg.Log()
+	logCfg.Writer, logCfg.Sink = p.o.LogWriter, p.o.Sink
+	configured, err := logsink.New(logCfg)
+	switch {
+	case errors.Is(err, logsink.ErrLevel):
+		// etcd panics here, with this text and this code.
+		fmt.Fprintln(p.o.Stderr, err)
+		return codeUsage, false
+	case err != nil:
+		return p.failed(err)
+	}
+	err = p.cfg.Validate()
+	if err != nil && p.file != "" {
+		_ = configured.Close() // as etcd, which forgets all of a file that is wrong
+		return p.failed(err)
+	}
+	if err := p.lg.Close(); err != nil {
+		fmt.Fprintln(p.o.Stderr, err)
+	}
+	p.lg = configured
+	if p.file != "" {
+		p.lg.Info("loaded server configuration, other configuration command line flags and environment variables will be ignored if provided",
+			zap.String("path", p.file))
+		for _, w := range fileWarnings {
+			p.lg.Warn(w.text, w.fields...)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(deprecated())) {
+		if p.cfg.Explicit[name] {
+			p.lg.Warn(deprecated()[name])
+		}
+	}
+	if err != nil {
+		return p.failed(err)
+	}
+	p.lg.Info("Running: ", zap.Strings("args", p.o.Command))
+	p.warn()
+	p.complete()
+	return 0, true
+}
+
+// applyGates makes fields of the gates that work.
+func (p *parser) applyGates() {
+	c := p.cfg
+	c.InitialCorruptCheck = c.Gates.Enabled(GateInitialCorruptCheck)
+	if on, said := c.Gates[GateCompactHashCheck]; said {
+		c.CompactHashCheck = on
+	}
+}
+
+// warn says which of what was given does nothing, and what is dangerous.
+func (p *parser) warn() {
+	const noEffect = "flag has no effect in Belay - ignoring"
+	for _, d := range flagDefs() {
+		if value := p.fs.Lookup(d.name).Value.String(); d.inert != "" && value != p.defaults[d.name] {
+			p.lg.Warn(noEffect, zap.String("flag-name", d.name), zap.String("value", value), zap.String("reason", d.inert))
+		}
+	}
+	for _, name := range ignoredFlags() {
+		if p.cfg.Explicit[name] && p.file == "" {
+			p.lg.Warn(noEffect, zap.String("flag-name", name), zap.String("value", p.fs.Lookup(name).Value.String()),
+				zap.String("reason", "etcd ignores it since version 2"))
+		}
+	}
+	for _, g := range p.cfg.gatesWithoutEffect() {
+		p.lg.Warn("feature gate has no effect in Belay - ignoring",
+			zap.String("feature-gate", g.name), zap.Bool("value", p.cfg.Gates[g.name]), zap.String("reason", g.reason))
+	}
+	if p.cfg.Metrics != "basic" && p.cfg.Metrics != "extensive" {
+		p.lg.Warn("unknown --metrics: taken for basic", zap.String("metrics", p.cfg.Metrics))
+	}
+	if p.cfg.CompactionMode == CompactionRevision && p.cfg.CompactionRevisions >= int64(time.Millisecond) {
+		p.lg.Warn("--auto-compaction-retention with --auto-compaction-mode=revision is a number of revisions; a duration there is a number of nanoseconds, and nothing will be compacted",
+			zap.String("auto-compaction-retention", p.cfg.CompactionRetention), zap.Int64("revisions", p.cfg.CompactionRevisions))
+	}
+	if p.cfg.UnsafeNoFsync {
+		p.lg.Warn("--unsafe-no-fsync is set: a crash of the machine loses acknowledged writes and may leave this member with data that its cluster never had; never set it where data matters")
+	}
+}
+
+// variable is the value of one variable of the environment; as with os.Getenv the first counts.
+func (p *parser) variable(name string) string {
+	for _, kv := range p.o.Environ {
+		if value, ok := strings.CutPrefix(kv, name+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// failed says what is wrong with the configuration, as etcd does.
+func (p *parser) failed(err error) (int, bool) {
+	p.lg.Info("Running: ", zap.Strings("args", p.o.Command))
+	fields := []zap.Field{zap.Error(err)}
+	var inFile *inFileError
+	if errors.As(err, &inFile) {
+		fields = []zap.Field{zap.Error(inFile.error)}
+		fields = append(fields, inFile.where...)
+	} else if p.file != "" && !errors.Is(err, os.ErrNotExist) {
+		fields = append(fields, whereInFile(p.file, p.fileKeys, err)...)
+	}
+	p.lg.Warn("failed to verify flags", fields...)
+	if errors.Is(err, ErrAdvertiseUnset) {
+		p.lg.Warn("advertise client URLs are not set", zap.Error(err))
+	}
+	return codeFailed, false
+}
+
+// environment sets flags from variables. fatal: a variable and a flag say the same thing.
+func (p *parser) environment() (err error, fatal bool) {
+	given := map[string]bool{} // variables of flags that were given
+	p.fs.Visit(func(f *flag.Flag) { given[envName(f.Name)] = true })
+	values := map[string]string{}
+	for _, kv := range p.o.Environ {
+		if name, value, ok := strings.Cut(kv, "="); ok {
+			if _, twice := values[name]; !twice { // as os.Getenv, the first counts
+				values[name] = value
+			}
+		}
+	}
+	if v := values["ETCD_VERSION"]; v != "" {
+		delete(values, "ETCD_VERSION")
+		p.lg.Warn("cannot set special environment variable", zap.String("key", "ETCD_VERSION"), zap.String("value", v))
+	}
+	used := map[string]bool{"ETCD_VERSION": true}
+	p.fs.VisitAll(func(f *flag.Flag) {
+		key := envName(f.Name)
+		value := values[key]
+		if given[key] || value == "" {
+			return
+		}
+		used[key] = true
+		if serr := p.fs.Set(f.Name, value); serr != nil {
+			err = fmt.Errorf("invalid value %q for %s: %w", value, key, serr)
+		} else {
+			p.lg.Info("recognized and used environment variable", zap.String("variable-name", key), zap.String("variable-value", value))
+		}
+	})
+	for _, kv := range p.o.Environ {
+		name, _, ok := strings.Cut(kv, "=")
+		if !ok {
+			p.lg.Warn("found invalid environment variable", zap.String("environment-variable", kv))
+		}
+		switch {
+		case used[name]:
+		case given[name]:
+			p.lg.WithOptions(zap.WithFatalHook(stay{}), zap.AddStacktrace(zapcore.InvalidLevel)).Fatal(
+				"conflicting environment variable is shadowed by corresponding command-line flag (either unset environment variable or disable flag))",
+				zap.String("environment-variable", name))
+			return nil, true
+		case strings.HasPrefix(kv, "ETCD_"):
+			p.lg.Warn("unrecognized environment variable", zap.String("environment-variable", kv))
+		}
+	}
+	return err, false
+}
+
+// stay lets a fatal line be written and the process live: Load's caller ends it.
+type stay struct{}
+
+func (stay) OnWrite(*zapcore.CheckedEntry, []zapcore.Field) {}
+
+func envName(flagName string) string {
+	return "ETCD_" + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
+}
+
+// derive does what etcd does between parsing and checking.
+func (p *parser) derive() {
+	p.fs.Visit(func(f *flag.Flag) { p.cfg.Explicit[f.Name] = true })
+	if p.cfg.Explicit["listen-client-urls"] && !p.cfg.Explicit["advertise-client-urls"] {
+		p.cfg.AdvertiseClientURLs = nil
+	}
+	c := p.cfg
+	if (c.DiscoverySRV != "" || c.DiscoverySRVName != "" || len(c.Discovery.Endpoints) > 0) && !c.Explicit["initial-cluster"] {
+		c.InitialCluster = ""
+	}
+	p.floorTimeouts()
+}
+
+// floorTimeouts raises what is too little.
+func (p *parser) floorTimeouts() {
+	if p.cfg.RaftReadTimeout < minRaftTimeout {
+		p.cfg.RaftReadTimeout = minRaftTimeout
+		p.lg.Info(fmt.Sprintf("raft-read-timeout increased to minimum value: %v", minRaftTimeout))
+	}
+	if p.cfg.RaftWriteTimeout < minRaftTimeout {
+		p.cfg.RaftWriteTimeout = minRaftTimeout
+		p.lg.Info(fmt.Sprintf("raft-write-timeout increased to minimum value: %v", minRaftTimeout))
+	}
+	if p.cfg.WarningRequest == 0 {
+		p.cfg.WarningRequest = Default().WarningRequest
+	}
+}
+
+// complete fills in what a valid configuration left open.
+func (p *parser) complete() {
+	c := p.cfg
+	listensEverywhere := func(urls []url.URL) bool { return urls[0].Hostname() == "0.0.0.0" }
+	isDefault := func(urls []url.URL, def string) bool { return len(urls) == 1 && urls[0].String() == def }
+	peer := isDefault(c.AdvertisePeerURLs, defaultPeerURL) && listensEverywhere(c.ListenPeerURLs)
+	client := isDefault(c.AdvertiseClientURLs, defaultClientURL) && listensEverywhere(c.ListenClientURLs)
+	if peer || client {
+		find := p.o.defaultHost
+		if find == nil {
+			find = defaultHost
+		}
+		host, err := find()
+		if err != nil {
+			p.lg.Info("failed to detect default host", zap.Error(err))
+		} else {
+			if peer {
+				c.AdvertisePeerURLs = []url.URL{{Scheme: c.AdvertisePeerURLs[0].Scheme, Host: net.JoinHostPort(host, c.ListenPeerURLs[0].Port())}}
+			}
+			if client {
+				c.AdvertiseClientURLs = []url.URL{{Scheme: c.AdvertiseClientURLs[0].Scheme, Host: net.JoinHostPort(host, c.ListenClientURLs[0].Port())}}
+			}
+			p.lg.Info("detected default host for advertise", zap.String("host", host))
+		}
+	}
+	if c.Name != defaultName && c.InitialCluster == Default().InitialCluster {
+		c.InitialCluster = writeMembers(Member{cmp.Or(c.Name, defaultName), c.AdvertisePeerURLs})
+	}
+	if members, err := c.Members(); err == nil && c.Name == defaultName && (len(members) > 1 || c.InitialClusterState == "existing") {
+		p.lg.Warn("it isn't recommended to use default name, please set a value for --name. "+
+			"Note that etcd might run into issue when multiple members have the same default name", zap.String("name", c.Name))
+	}
+	if c.DataDir == "" {
+		c.DataDir = c.Name + "." + string(p.o.Program)
+		log := p.lg.Info
+		if p.o.Program == Etcd {
+			log = p.lg.Warn
+		}
+		log("'data-dir' was empty; using default", zap.String("data-dir", c.DataDir))
+	}
+}
+
+// defaultHost is the address that this machine would use to reach the world. Nothing is sent.
+func defaultHost() (string, error) {
+	conn, err := net.Dial("udp4", "192.0.2.1:9") // an address for documentation, on the default route
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	host, _, err := net.SplitHostPort(conn.LocalAddr().String())
+	return host, err
+}
+
+func (p *parser) printVersion() {
+	sha := p.o.GitSHA
+	if sha == "" {
+		sha = "not known"
+	}
+	if p.o.Program == Belay {
+		fmt.Fprintf(p.o.Stdout, "Belay Version: %s\n", p.o.Version)
+	}
+	fmt.Fprintf(p.o.Stdout, "etcd Version: %s\nGit SHA: %s\nGo Version: %s\nGo OS/Arch: %s/%s\n",
+		version.Version, sha, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
