@@ -206,8 +206,9 @@ type watchStream struct {
 	err      error
 }
 
-func (s *side) openStream(n int) error {
-	ctx, cancel := context.WithCancel(context.Background())
+// openStream opens Watch stream n. parent outlives the stream; it has the caller's credentials, if any.
+func (s *side) openStream(parent context.Context, n int) error {
+	ctx, cancel := context.WithCancel(parent)
 	stream, err := s.watch.Watch(ctx)
 	if err != nil {
 		cancel()

@@ -601,19 +601,24 @@ func (g *generator) leaseSteps() []step {
 	case n < 65:
 		return []step{unary("LeaseKeepAlive", &pb.LeaseKeepAliveRequest{ID: any()}, (*side).keepAlive)}
 	case n < 90:
-		st := unary("LeaseTimeToLive", &pb.LeaseTimeToLiveRequest{ID: any(), Keys: g.chance(60)}, (*side).timeToLive)
-		st.adjust = func(etcd, other proto.Message) {
-			a, b := etcd.(*pb.LeaseTimeToLiveResponse), other.(*pb.LeaseTimeToLiveResponse)
-			if diff := a.TTL - b.TTL; a.TTL > 0 && b.TTL > 0 && diff >= -3 && diff <= 3 {
-				b.TTL = a.TTL
-			}
-			sortBytes(a.Keys)
-			sortBytes(b.Keys)
-		}
-		return []step{st}
+		return []step{g.timeToLive(any())}
 	default:
 		return []step{unary("LeaseLeases", &pb.LeaseLeasesRequest{}, (*side).leaseList)}
 	}
+}
+
+// timeToLive asks for a lease, and most often for its keys.
+func (g *generator) timeToLive(id int64) step {
+	st := unary("LeaseTimeToLive", &pb.LeaseTimeToLiveRequest{ID: id, Keys: g.chance(60)}, (*side).timeToLive)
+	st.adjust = func(etcd, other proto.Message) {
+		a, b := etcd.(*pb.LeaseTimeToLiveResponse), other.(*pb.LeaseTimeToLiveResponse)
+		if diff := a.TTL - b.TTL; a.TTL > 0 && b.TTL > 0 && diff >= -3 && diff <= 3 {
+			b.TTL = a.TTL
+		}
+		sortBytes(a.Keys)
+		sortBytes(b.Keys)
+	}
+	return st
 }
 
 // etcd lists the keys of a lease in the order of a Go map.
@@ -658,7 +663,7 @@ func (g *generator) openStream() step {
 	g.streams[n] = &streamModel{}
 	g.live = append(g.live, n)
 	return step{name: fmt.Sprintf("Watch: open stream %d", n), do: func(_ context.Context, s *side) (proto.Message, error) {
-		return nil, s.openStream(n)
+		return nil, s.openStream(context.Background(), n)
 	}}
 }
 
