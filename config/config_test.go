@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -332,7 +333,10 @@ func TestHelpAndVersion(t *testing.T) {
 func TestSuggestions(t *testing.T) {
 	for name, want := range map[string]string{
 		"naem": "name", "datadir": "data-dir", "listen-client-url": "listen-client-urls", "advertise-clients-urls": "advertise-client-urls",
-		"experimental-compaction-batch-limit": "compaction-batch-limit", "zzzzzzzzzz": "",
+		"experimental-compaction-batch-limit": "compaction-batch-limit", "zzzzzzzzzz": "", "w": "", "proxy": "",
+		"experimental-initial-corrupt-check": "feature-gates=InitialCorruptCheck=true", "discovery": "discovery-endpoints",
+		"nmae": "name", "port": "listen-client-urls", "wal": "wal-dir", "cert": "cert-file", "key": "key-file", "peer-urls": "listen-peer-urls",
+		"initial-clustr-state": "initial-cluster-state", "client-cert-auht": "client-cert-auth", "loglevel": "log-level", "cacert": "trusted-ca-file",
 	} {
 		if got := nearest(name); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
@@ -340,6 +344,56 @@ func TestSuggestions(t *testing.T) {
 	}
 	if o := load(t, Belay, nil, "--naem=x"); !strings.HasPrefix(o.stderr, "flag provided but not defined: -naem\nDid you mean --name?\nUsage:\n") {
 		t.Fatal(o.stderr)
+	}
+}
+
+// TestFileLines: what is wrong or strange in a configuration file is told with its line and key.
+func TestFileLines(t *testing.T) {
+	for _, c := range []struct{ file, want string }{
+		{"name: a\nheartbeat-interval: fast\n", `"line":2,"key":"heartbeat-interval"`},
+		{"name: a\n\nelection-timeout: -1\n", `"line":3,"key":"election-timeout"`},
+		{"corrupt-check-time: 10m\n", `"line":1,"key":"corrupt-check-time","hint":"durations here are numbers of nanoseconds, as in etcd: 10s is 10000000000"`},
+		{"name: a\nclient-transport-security:\n  client-cert-auth: 5\n", `"line":3,"key":"client-transport-security.client-cert-auth"`},
+		{"discovery-config:\n  client:\n    endpoints: x\n", `"line":3,"key":"discovery-config.client.endpoints"`},
+		{"name: a\nfeature-gates: X=true\n", `"error":"unrecognized feature gate: X","path":"FILE","line":2,"key":"feature-gates"`},
+		{"peer-transport-security: 1\n", "json: cannot unmarshal number"},
+		{"name: a\ninitial-cluster-state: odd\n", `"error":"unexpected clusterState \"odd\"","path":"FILE","line":2,"key":"initial-cluster-state"`},
+		{"heartbeat-interval: 100\nelection-timeout: 200\n", `"line":2,"key":"election-timeout"`},
+		{"{\n\"name\": \"a\",\n\"max-txn-ops\": \"x\"}\n", `"line":3,"key":"max-txn-ops"`},
+		{"name: [\n", "yaml: line 1: did not find expected node content"},
+		{"name: a\nadvertise-client-urls: x\n", "unexpected error setting up advertise-peer-urls: URL scheme must be http, https, unix, or unixs: x\nsee FILE:2\n"},
+		{"name: a\nlog-level: odd\n", "unrecognized level"},
+		// These start.
+		{"name: a\nhearbeat-interval: 1\n", `"msg":"unknown key in the configuration file - ignoring","path":"FILE","line":2,"key":"hearbeat-interval","did-you-mean":"heartbeat-interval"`},
+		{"peer-transport-security:\n  cert: x\n", `"line":2,"key":"peer-transport-security.cert"`},
+		{"name: a\nname: b\n", `"msg":"a key stands twice in the configuration file; the last one counts","path":"FILE","line":2,"key":"name"`},
+		{"etcd:\n  name: b\n  data-dir: x\n", `"line":1,"key":"etcd"`},
+	} {
+		path := filepath.Join(t.TempDir(), "f.yaml")
+		if err := os.WriteFile(path, []byte(c.file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o := load(t, Belay, nil, "--config-file="+path)
+		text := o.stderr
+		for _, l := range o.lines {
+			text += l.Text + "\n"
+		}
+		if text = strings.ReplaceAll(text, path, "FILE"); !strings.Contains(text, c.want) {
+			t.Errorf("%s\nsays\n%s\nwithout %s", c.file, text, c.want)
+		}
+		if strings.Contains(text, "etcd.name") {
+			t.Errorf("%s: what is in an unknown part is called unknown too", c.file)
+		}
+	}
+	// Every key is known; nothing is said of a file that is right.
+	path := filepath.Join(t.TempDir(), "f.yaml")
+	if err := os.WriteFile(path, []byte("Name: a\nlog-outputs: [stderr]\npeer-transport-security:\n  allowed-cn: [a]\nsocket-options: {reuse-port: true}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range load(t, Belay, nil, "--config-file="+path).lines {
+		if strings.Contains(l.Msg, "configuration file") {
+			t.Error(l.Text)
+		}
 	}
 }
 

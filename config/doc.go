@@ -12,15 +12,15 @@
 //     error on stderr. A configuration that makes no sense: code 1 and one log line.
 //   - ETCD_ + the flag's name in capitals sets a flag. A flag that is set both ways is fatal, since
 //     one of the two would silently lose. An empty variable counts as unset.
-//   - A flag of etcd that Belay does not do yet is refused unless it says what is so anyway (its
-//     default). A flag that configures a part of etcd that Belay has not (bbolt, the v2 store) is
+//   - A flag that configures a part of etcd that Belay has not (bbolt, the v2 store) is
 //     accepted with a warning. Nothing about security is ever ignored.
 //
 // # Files
 //
 //	config.go  Config, Default, Validate      flags.go  the table of flags
 //	parse.go   Load: arguments, environment   values.go the types of flag values
-//	cluster.go --initial-cluster, Verify      help.go   the help text
+//	cluster.go --initial-cluster, Verify      help.go   the help text, guesses at what was meant
+//	file.go    the configuration file         lines.go  where in it something is wrong
 //
 // Sources: etcd server/embed/config.go, server/etcdmain and pkg/flags (v3.7.3).
 package config

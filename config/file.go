@@ -5,31 +5,57 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"reflect"
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
 	"sigs.k8s.io/yaml"
 )
 
 // A fileURLError is a bad URL in a configuration file. etcd says it without its log.
 type fileURLError struct {
-	key string
-	err error
+	key    string
+	called string // by etcd
+	err    error
 }
 
 func (e *fileURLError) Error() string {
-	return fmt.Sprintf("unexpected error setting up %s: %v", e.key, e.err)
+	return fmt.Sprintf("unexpected error setting up %s: %v", e.called, e.err)
 }
 
 // readFile takes a configuration file, YAML or JSON, in the place of flags: all keys that etcd
 // knows, and Belay's own flags. As in etcd a key that is not known is ignored, and durations are
 // numbers of nanoseconds. The texts of errors name the types that are decoded into, which is why
-// these here are called as etcd's.
-func (c *Config) readFile(path string) error {
+// these here are called as etcd's. Given are the keys that stand in it, for what is found wrong
+// later, and what is strange about them.
+func (c *Config) readFile(path string) (keys []fileKey, warnings []fileWarning, err error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
+	keys = fileKeys(data)
+	known, err := c.takeFile(data)
+	if err != nil {
+		var badURL *fileURLError
+		if !errors.As(err, &badURL) {
+			err = &inFileError{err, whereInFile(path, keys, err)}
+		}
+		return keys, nil, err
+	}
+	return keys, strangeKeys(path, keys, known), nil
+}
+
+// inFileError reads as etcd says it, and knows what etcd does not say.
+type inFileError struct {
+	error
+	where []zap.Field
+}
+
+func (e *inFileError) Unwrap() error { return e.error }
+
+// takeFile decodes a configuration file, and gives the keys that there are.
+func (c *Config) takeFile(data []byte) (known []string, err error) {
 	type SecureConfig struct {
 		Cert               *string `json:"cert"`
 		Key                *string `json:"key"`
@@ -198,21 +224,21 @@ func (c *Config) readFile(path string) error {
 	client.Auth.Username, client.Auth.Password, client.Auth.Token = &d.User, &d.Password, &d.JWToken
 
 	if err := yaml.Unmarshal(data, &file); err != nil {
-		return errors.New(strings.ReplaceAll(err.Error(), "of type config.", "of type embed."))
+		return nil, &likeEtcds{err}
 	}
 	if err := c.Gates.set(file.FeatureGates); err != nil {
-		return err
+		return nil, &keyError{"feature-gates", err}
 	}
 	var keys map[string]any
 	if err := yaml.Unmarshal(data, &keys); err != nil {
-		return err
+		return nil, err
 	}
 	for key := range keys {
 		c.Explicit[key] = true
 	}
 	if peer, given := keys["peer-transport-security"]; given {
 		if _, ok := peer.(map[string]any); !ok {
-			return errors.New("invalid peer-transport-security")
+			return nil, &keyError{"peer-transport-security", errors.New("invalid peer-transport-security")}
 		}
 	}
 	c.HeartbeatInterval, c.ElectionTimeout = time.Duration(file.HeartbeatInterval)*time.Millisecond, time.Duration(file.ElectionTimeout)*time.Millisecond
@@ -224,7 +250,7 @@ func (c *Config) readFile(path string) error {
 		{"listen-client-urls", file.ListenClientURLs, &c.ListenClientURLs},
 		{"listen-client-http-urls", file.ListenClientHTTPURLs, &c.ListenClientHTTPURLs},
 		{"initial-advertise-peer-urls", file.AdvertisePeerURLs, &c.AdvertisePeerURLs},
-		{"advertise-peer-urls", file.AdvertiseClientURLs, &c.AdvertiseClientURLs}, // etcd's slip of the pen
+		{"advertise-client-urls", file.AdvertiseClientURLs, &c.AdvertiseClientURLs},
 		{"listen-metrics-urls", file.ListenMetricsURLs, &c.ListenMetricsURLs},
 	} {
 		if list.text == "" {
@@ -232,18 +258,22 @@ func (c *Config) readFile(path string) error {
 		}
 		urls, err := newURLs(strings.Split(list.text, ","))
 		if err != nil {
-			return &fileURLError{list.key, err}
+			called := list.key
+			if called == "advertise-client-urls" {
+				called = "advertise-peer-urls" // etcd's slip of the pen
+			}
+			return nil, &fileURLError{list.key, called, err}
 		}
 		*list.urls = urls
 	}
 	if file.CORS != "" {
 		if err := (originsValue{&c.CORS}).Set(file.CORS); err != nil {
-			return fmt.Errorf("cors: %w", err) // etcd panics
+			return nil, &keyError{"cors", fmt.Errorf("cors: %w", err)} // etcd panics
 		}
 	}
 	if file.HostWhitelist != "" {
 		if err := (listValue{&c.HostWhitelist}).Set(file.HostWhitelist); err != nil {
-			return err
+			return nil, &keyError{"host-whitelist", err}
 		}
 	}
 	if file.V2Deprecation != "" {
@@ -267,5 +297,14 @@ func (c *Config) readFile(path string) error {
 	if c.SelfSignedYears == 0 {
 		c.SelfSignedYears = 1
 	}
-	return nil
+	return keysOf(reflect.TypeOf(file), ""), nil
 }
+
+// likeEtcds names types in the package that etcd has them in.
+type likeEtcds struct{ error }
+
+func (e *likeEtcds) Error() string {
+	return strings.ReplaceAll(e.error.Error(), "of type config.", "of type embed.")
+}
+
+func (e *likeEtcds) Unwrap() error { return e.error }

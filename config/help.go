@@ -97,39 +97,88 @@ func (p *parser) usageError(text string) {
 	p.usage(w)
 }
 
+// formerFlags are flags that left under another name, and names that people try first.
+func formerFlags() map[string]string {
+	return map[string]string{
+		"discovery":                                      "discovery-endpoints",
+		"experimental-initial-corrupt-check":             "feature-gates=" + GateInitialCorruptCheck + "=true",
+		"experimental-compact-hash-check-enabled":        "feature-gates=" + GateCompactHashCheck + "=true",
+		"experimental-enable-lease-checkpoint":           "feature-gates=" + gateLeaseCheckpoint + "=true",
+		"experimental-enable-lease-checkpoint-persist":   "feature-gates=" + gateLeaseCheckpointPersist + "=true",
+		"experimental-set-member-localaddr":              "feature-gates=" + GateSetMemberLocalAddr + "=true",
+		"experimental-stop-grpc-service-on-defrag":       "feature-gates=StopGRPCServiceOnDefrag=true",
+		"experimental-txn-mode-write-with-shared-buffer": "feature-gates=TxnModeWriteWithSharedBuffer=true",
+		"experimental-compact-hash-check-time":           "compact-hash-check-time",
+		"debug":                                          "log-level=debug",
+		"verbose":                                        "log-level=debug",
+		"port":                                           "listen-client-urls",
+		"addr":                                           "listen-client-urls",
+		"endpoints":                                      "advertise-client-urls",
+		"cacert":                                         "trusted-ca-file",
+		"ca-file":                                        "trusted-ca-file",
+	}
+}
+
 // nearest is the flag that an unknown name was most likely meant to be; "" if none is near.
 func nearest(name string) string {
+	if now, ok := formerFlags()[name]; ok {
+		return now
+	}
+	known := []string{}
+	for _, d := range flagDefs() {
+		known = append(known, d.name)
+	}
 	// Flags that left the experiment kept the rest of their name.
-	name = strings.TrimPrefix(name, "experimental-")
-	best, distance := "", max(2, len(name)/3)+1
-	consider := func(candidate string) {
+	return nearestOf(strings.TrimPrefix(name, "experimental-"), append(known, "config-file"))
+}
+
+// nearestOf is the one of the known names that a name was most likely meant to be: one or two
+// slips away, or begun or ended in the same words.
+func nearestOf(name string, known []string) string {
+	best, distance := "", max(1, len(name)/3)+1
+	for _, candidate := range known {
 		if d := editDistance(name, candidate); d < distance {
 			best, distance = candidate, d
 		}
 	}
-	for _, d := range flagDefs() {
-		consider(d.name)
+	if best != "" || len(name) < 3 {
+		return best
 	}
-	consider("config-file")
-	return best
-}
-
-// editDistance counts the letters to insert, delete or replace between a and b.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
+	for _, candidate := range known {
+		if strings.HasPrefix(candidate, name+"-") {
+			return candidate
 		}
 	}
-	return row[len(b)]
+	for _, candidate := range known {
+		if strings.HasSuffix(candidate, "-"+name) {
+			return candidate
+		}
+	}
+	return ""
+}
+
+// editDistance counts the letters to insert, delete, replace or exchange with the next between a and b.
+func editDistance(a, b string) int {
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
+	}
+	for j := range rows[0] {
+		rows[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			d := min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d = min(d, rows[i-2][j-2]+1)
+			}
+			rows[i][j] = d
+		}
+	}
+	return rows[len(a)][len(b)]
 }

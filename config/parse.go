@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/url"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -63,6 +64,7 @@ type parser struct {
 	// fallback is --discovery-fallback: with no discovery, only its checks are left.
 	fallback string
 	file     string            // --config-file; "": none
+	fileKeys []fileKey         // what stands in it
 	defaults map[string]string // of the inert flags
 }
 
@@ -121,6 +123,7 @@ func (p *parser) load() (code int, ok bool) {
 	if p.file == "" {
 		p.file = p.variable(envName("config-file"))
 	}
+	var fileWarnings []fileWarning
 	if p.file != "" {
 		// All else that was given is ignored, and does not show in what the file leaves open.
 		path := p.file
@@ -128,8 +131,10 @@ func (p *parser) load() (code int, ok bool) {
 		p.flags()
 		p.file = path
 		var badURL *fileURLError
-		if err := p.cfg.readFile(path); errors.As(err, &badURL) {
+		var err error
+		if p.fileKeys, fileWarnings, err = p.cfg.readFile(path); errors.As(err, &badURL) {
 			fmt.Fprintln(p.o.Stderr, err)
+			fmt.Fprintf(p.o.Stderr, "see %s:%d\n", path, lineOf(p.fileKeys, badURL.key))
 			return codeFailed, false
 		} else if err != nil {
 			return p.failed(err)
@@ -173,6 +178,9 @@ func (p *parser) load() (code int, ok bool) {
 	if p.file != "" {
 		p.lg.Info("loaded server configuration, other configuration command line flags and environment variables will be ignored if provided",
 			zap.String("path", p.file))
+		for _, w := range fileWarnings {
+			p.lg.Warn(w.text, w.fields...)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(deprecated())) {
 		if p.cfg.Explicit[name] {
@@ -240,7 +248,15 @@ func (p *parser) variable(name string) string {
 // failed says what is wrong with the configuration, as etcd does.
 func (p *parser) failed(err error) (int, bool) {
 	p.lg.Info("Running: ", zap.Strings("args", p.o.Command))
-	p.lg.Warn("failed to verify flags", zap.Error(err))
+	fields := []zap.Field{zap.Error(err)}
+	var inFile *inFileError
+	if errors.As(err, &inFile) {
+		fields = []zap.Field{zap.Error(inFile.error)}
+		fields = append(fields, inFile.where...)
+	} else if p.file != "" && !errors.Is(err, os.ErrNotExist) {
+		fields = append(fields, whereInFile(p.file, p.fileKeys, err)...)
+	}
+	p.lg.Warn("failed to verify flags", fields...)
 	if errors.Is(err, ErrAdvertiseUnset) {
 		p.lg.Warn("advertise client URLs are not set", zap.Error(err))
 	}
