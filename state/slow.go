@@ -15,7 +15,7 @@ import (
 // only for what is logged.
 
 func (m *Machine) warnSlow(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
-	m.slow(took, (&pb.InternalRaftStringer{Request: r}).String(), "", sizeText(out.Response), out.Err)
+	m.slow(took, requestText(r), "", sizeText(out.Response), out.Err)
 }
 
 func (m *Machine) warnFailed(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
@@ -24,9 +24,18 @@ func (m *Machine) warnFailed(took time.Duration, r *pb.InternalRaftRequest, out 
 	}
 	m.lg.Warn("failed to apply request",
 		zap.Duration("took", took),
-		zap.String("request", (&pb.InternalRaftStringer{Request: r}).String()),
+		zap.String("request", requestText(r)),
 		zap.String("response", sizeText(out.Response)),
 		zap.Error(out.Err))
+}
+
+// requestText is what of a request may be logged. etcd shows the letters of a simple token here; the rest of it is an
+// index that can be guessed.
+func requestText(r *pb.InternalRaftRequest) string {
+	if r.Authenticate.GetSimpleToken() != "" {
+		r = &pb.InternalRaftRequest{Header: r.Header, Authenticate: &pb.InternalAuthenticateRequest{Name: r.Authenticate.Name, SimpleToken: "redacted"}}
+	}
+	return (&pb.InternalRaftStringer{Request: r}).String()
 }
 
 // warnSlowCommit tells of a batch whose write into the store took long; no single request of it is to blame.
