@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -518,5 +519,110 @@ func TestDiscovery(t *testing.T) {
 				t.Errorf("no warning that the token is ignored (%v)", err)
 			}
 		})
+	}
+}
+
+// TestOtherToken starts a third member with another token than the two that run: neither side takes it
+// for one of its own, and both say why, with both clusters' ids.
+func TestOtherToken(t *testing.T) {
+	t.Parallel()
+	bothSides(t, func(t *testing.T, binary string) (lines []string) {
+		c := newCluster(t, cluster.Config{Kind: cluster.Etcd, Binary: binary, Size: 3})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for _, m := range c.Members[:2] {
+			if err := m.Start(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, m := range c.Members[:2] {
+			if err := m.WaitReady(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stranger := c.Members[2]
+		stranger.SetArgs(func(args []string) []string {
+			args[slices.Index(args, "--initial-cluster-token")+1] = "another"
+			return args
+		})
+		if err := stranger.Start(); err != nil {
+			t.Fatal(err)
+		}
+		sides := map[string][]*cluster.Member{"the stranger": c.Members[2:], "the two": c.Members[:2]}
+		said := func(side string) (lines []string) {
+			for _, m := range sides[side] {
+				data, err := os.ReadFile(m.LogPath)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for line := range strings.Lines(string(data)) {
+					var l map[string]any
+					if !strings.Contains(line, "cluster ID mismatch") || json.Unmarshal([]byte(line), &l) != nil {
+						continue
+					}
+					delete(l, "stacktrace") // Belay has none in lines that explain themselves
+					lines = append(lines, fmt.Sprintf("%s: %s %s %v", side, l["level"], l["msg"], slices.Sorted(maps.Keys(l))))
+				}
+			}
+			slices.Sort(lines)
+			return slices.Compact(lines)
+		}
+		if err := eventually(ctx, func() error {
+			lines = append(said("the stranger"), said("the two")...)
+			if len(lines) < 6 { // three kinds of connections, each refused by name
+				return fmt.Errorf("said only %q", lines)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		// The two go on as if it were not there.
+		if _, err := admin(t, c.Members[:2]...).Put(ctx, "a", "b"); err != nil {
+			t.Error(err)
+		}
+		return lines
+	})
+}
+
+// TestWipedAlone empties a member's data directory while no other member runs that could tell it so.
+// It starts as one of a new cluster, but the first peer that it meets ends it: it must not vote in a
+// term in which it may have voted before. etcd lets it in.
+func TestWipedAlone(t *testing.T) {
+	onlyBelay(t)
+	t.Parallel()
+	c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	wiped, rest := c.Members[2], c.Members[:2]
+	if _, err := admin(t, c.Members...).Put(ctx, "a", "1"); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if err := os.RemoveAll(wiped.DataDir); err != nil {
+		t.Fatal(err)
+	}
+	if err := wiped.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := eventually(ctx, func() error {
+		if log, err := os.ReadFile(wiped.LogPath); err != nil || bytes.Count(log, []byte("now serving peer/client/metrics")) < 2 {
+			return fmt.Errorf("it does not serve yet: %w", err)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := rest[0].Start(); err != nil {
+		t.Fatal(err)
+	}
+	endsWith(t, wiped, 1, "has already been bootstrapped, says member", "this member has run before and its data is gone")
+	if err := rest[1].Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := rest[0].WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := admin(t, rest...).Get(ctx, "a"); err != nil || len(resp.Kvs) != 1 {
+		t.Errorf("%v, %v", resp, err)
 	}
 }

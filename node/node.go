@@ -50,6 +50,7 @@ type Node struct {
 	server       *server.Server
 	disks        *peerDisks
 	witness      *witness
+	founder      *founder // nil: this member did not make the first log at this start
 
 	ports   listeners
 	tracing *server.Tracing // nil: none
@@ -173,6 +174,9 @@ func (n *Node) assemble() (err error) {
 		Removed: func(err error) { n.sayRemoved(); n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) },
 	})
 	n.disks = newPeerDisks(n)
+	if n.id.fresh && !n.id.joining {
+		n.founder = newFounder(n)
+	}
 	flushEntries := uint64(0)
 	if n.cfg.SnapshotCountSet {
 		flushEntries = n.cfg.SnapshotCount

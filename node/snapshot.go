@@ -17,7 +17,14 @@ import (
 // peerHandler is the member as its peers' messages see it.
 type peerHandler struct{ *Node }
 
-func (h peerHandler) Process(_ context.Context, m *raftpb.Message) error { return h.replica.Process(m) }
+func (h peerHandler) Process(ctx context.Context, m *raftpb.Message) error {
+	if h.founder != nil {
+		if err := h.founder.hear(ctx, m.GetFrom()); err != nil {
+			return err
+		}
+	}
+	return h.replica.Process(m)
+}
 func (h peerHandler) ReportUnreachable(id uint64) {
 	h.witness.ring.Record(evidence.Event{Kind: evidence.Dropped, Peer: id})
 	h.replica.ReportUnreachable(id)
@@ -30,6 +37,11 @@ func (h peerHandler) IsRemoved(id uint64) bool          { return h.state.IsRemov
 func (h peerHandler) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.Reader, kind string) error {
 	if kind != transport.KindBelay {
 		return fmt.Errorf("member %x sent a snapshot of kind %q, which this version of Belay cannot read", m.GetFrom(), kind)
+	}
+	if h.founder != nil {
+		if err := h.founder.hear(ctx, m.GetFrom()); err != nil {
+			return err
+		}
 	}
 	start := time.Now()
 	p := h.witness.progress(evidence.SnapshotReceived, m.GetFrom())

@@ -219,7 +219,7 @@ func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 	select {
 	case <-n.Ready():
 	case <-time.After(10 * time.Second):
-		logger.Warn("still waiting for a leader; are enough members of the cluster running, and can they reach each other's peer URLs?",
+		logger.Warn("still waiting for a leader; are enough members of the cluster running, and can they reach each other's peer URLs, and were they started with the same --initial-cluster and --initial-cluster-token?",
 			zap.String("initial-cluster", cfg.InitialCluster))
 		<-n.Ready()
 	}

@@ -1,0 +1,85 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/command"
+)
+
+// A founder is a member that made the first log of its cluster at this start. It asked the others
+// whether they know it as one that ran before, but those that were down then could not say so. Such a
+// peer is asked again before anything that it says is heard: a member that lost its data must not
+// vote in a term in which it may have voted, nor count for what it may have acknowledged.
+//
+// What a peer does not know itself, because it was behind when the data was lost, it cannot tell.
+// No member can make up for that.
+type founder struct {
+	n      *Node
+	client *http.Client
+
+	mu    sync.Mutex
+	asked map[uint64]bool // peers that do not know this member as one that ran
+}
+
+var errUnheard = errors.New("the peer has yet to say whether it knows this member")
+
+func newFounder(n *Node) *founder {
+	return &founder{n: n, asked: make(map[uint64]bool), client: &http.Client{
+		Transport: &http.Transport{
+			DialContext: (&net.Dialer{Timeout: time.Second}).DialContext, TLSClientConfig: n.peerTLS(), DisableKeepAlives: true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout:       time.Second,
+	}}
+}
+
+// hear says whether a message of this peer may be taken. It may take a second, and make the member
+// fail.
+func (f *founder) hear(ctx context.Context, peer uint64) error {
+	f.mu.Lock()
+	asked := f.asked[peer]
+	f.mu.Unlock()
+	if asked {
+		return nil
+	}
+	f.n.peersMu.Lock()
+	urls := f.n.peers[peer]
+	f.n.peersMu.Unlock()
+	j := joiner{client: f.client, logger: f.n.logger, timeout: time.Second}
+	knows := false
+	err := errUnheard
+	for _, u := range urls {
+		var body []byte
+		if body, _, err = j.get(ctx, u+"/members"); err != nil {
+			continue
+		}
+		var members []*command.Member
+		if err = json.Unmarshal(body, &members); err == nil {
+			knows = started(members, f.n.id.member)
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUnheard, err)
+	}
+	// With a leader this member may have been told to the cluster in the meantime, by itself.
+	if knows && f.n.replica.Leader() == 0 {
+		f.n.logger.Warn("this member has run before and its data is gone: remove it from the cluster and add it again (belay ctl member remove, belay ctl member add)",
+			zap.String("local-member-id", hexID(f.n.id.member)), zap.String("remote-peer-id", hexID(peer)))
+		f.n.fail(fmt.Errorf("member %x has already been bootstrapped, says member %x", f.n.id.member, peer))
+		return errUnheard
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked[peer] = true
+	return nil
+}
