@@ -133,6 +133,8 @@ func loadPair[Pub publicKey, Priv privateKey](t *signed, public, private []byte,
 	return nil
 }
 
+func (t *signed) Replicated() bool { return false }
+
 func (t *signed) Prefix() string { return "" }
 
 // Keep does nothing: a JWT ends by its time, or because the revision that it carries is old.

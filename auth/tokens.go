@@ -15,6 +15,9 @@ import (
 
 // Tokens makes and recognises tokens. Simple and JWT are the two kinds.
 type Tokens interface {
+	// Replicated says that every member must assign each token, when it applies the entry for it. Otherwise the member
+	// that was asked assigns it, for index 0.
+	Replicated() bool
 	// Prefix is what a token begins with, to be replicated with the request for it; empty if tokens have none.
 	Prefix() string
 	// Assign makes the token of a user, whom entry index has authenticated under a revision.
@@ -71,6 +74,7 @@ func splitOptions(lg *zap.Logger, options string) (kind string, opts map[string]
 // none gives and knows no token.
 type none struct{}
 
+func (none) Replicated() bool                                      { return true }
 func (none) Prefix() string                                        { return "" }
 func (none) Assign(string, uint64, string, uint64) (string, error) { return "", ErrAuthFailed }
 func (none) Info(string, uint64) (Identity, bool)                  { return Identity{}, false }
@@ -107,6 +111,8 @@ const (
 	letters      = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 	prefixLength = 16
 )
+
+func (s *simple) Replicated() bool { return true }
 
 // Prefix draws letters without bias.
 func (s *simple) Prefix() string {

@@ -24,8 +24,8 @@ type authService struct {
 func authCall[Resp interface {
 	proto.Message
 	GetHeader() *pb.ResponseHeader
-}](ctx context.Context, a *authService, req *pb.InternalRaftRequest) (resp Resp, err error) {
-	result, err := a.propose(ctx, kindUnknown, req, 64)
+}](ctx context.Context, a *authService, kind requestKind, req *pb.InternalRaftRequest) (resp Resp, err error) {
+	result, err := a.propose(ctx, kind, req, 64)
 	if err != nil {
 		return resp, toGRPC(err)
 	}
@@ -35,15 +35,15 @@ func authCall[Resp interface {
 }
 
 func (a *authService) AuthStatus(ctx context.Context, r *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
-	return authCall[*pb.AuthStatusResponse](ctx, a, &pb.InternalRaftRequest{AuthStatus: r})
+	return authCall[*pb.AuthStatusResponse](ctx, a, kindAuthStatus, &pb.InternalRaftRequest{AuthStatus: r})
 }
 
 func (a *authService) AuthEnable(ctx context.Context, r *pb.AuthEnableRequest) (*pb.AuthEnableResponse, error) {
-	return authCall[*pb.AuthEnableResponse](ctx, a, &pb.InternalRaftRequest{AuthEnable: r})
+	return authCall[*pb.AuthEnableResponse](ctx, a, kindAuthEnable, &pb.InternalRaftRequest{AuthEnable: r})
 }
 
 func (a *authService) AuthDisable(ctx context.Context, r *pb.AuthDisableRequest) (*pb.AuthDisableResponse, error) {
-	return authCall[*pb.AuthDisableResponse](ctx, a, &pb.InternalRaftRequest{AuthDisable: r})
+	return authCall[*pb.AuthDisableResponse](ctx, a, kindAuthDisable, &pb.InternalRaftRequest{AuthDisable: r})
 }
 
 // Authenticate compares the password here and has the log give the token. If users or roles changed between, it begins
@@ -63,11 +63,16 @@ func (a *authService) Authenticate(ctx context.Context, r *pb.AuthenticateReques
 		if a.cfg.Tokens != nil {
 			req.Authenticate.SimpleToken = a.cfg.Tokens.Prefix()
 		}
-		resp, err := authCall[*pb.AuthenticateResponse](ctx, a, req)
+		resp, err := authCall[*pb.AuthenticateResponse](ctx, a, kindAuthenticate, req)
 		if err != nil {
 			return nil, err
 		}
 		if a.state.Policy().Revision() == revision {
+			if t := a.cfg.Tokens; t != nil && !t.Replicated() {
+				if resp.Token, err = t.Assign(r.Name, revision, "", 0); err != nil {
+					return nil, toGRPC(err)
+				}
+			}
 			return resp, nil
 		}
 		a.logger.Info("revision when password checked became stale; retrying")
@@ -90,8 +95,18 @@ func (a *authService) checkPassword(ctx context.Context, name, password string) 
 	return revision, err
 }
 
-// hash is what of a password is replicated.
+// hash is what of a password is replicated. Only who may set passwords has us compute it: a stranger would take the turns
+// of those who authenticate.
 func (a *authService) hash(ctx context.Context, password string) (string, error) {
+	if a.authorizeAdmin(ctx) != nil {
+		// This member may not know yet what the cluster has agreed on.
+		if err := a.replica.ReadBarrier(ctx); err != nil {
+			return "", err
+		}
+		if err := a.authorizeAdmin(ctx); err != nil {
+			return "", err
+		}
+	}
 	release, err := a.acquireHashing(ctx)
 	if err != nil {
 		return "", err
@@ -113,7 +128,8 @@ func (a *authService) UserAdd(ctx context.Context, r *pb.AuthUserAddRequest) (*p
 		}
 		r.HashedPassword = hashed
 	}
-	return authCall[*pb.AuthUserAddResponse](ctx, a, &pb.InternalRaftRequest{AuthUserAdd: r})
+	r.Password = "" // given for a user without one: nobody wants it in the log
+	return authCall[*pb.AuthUserAddResponse](ctx, a, kindAuthUserAdd, &pb.InternalRaftRequest{AuthUserAdd: r})
 }
 
 func (a *authService) UserChangePassword(ctx context.Context, r *pb.AuthUserChangePasswordRequest) (*pb.AuthUserChangePasswordResponse, error) {
@@ -125,49 +141,49 @@ func (a *authService) UserChangePassword(ctx context.Context, r *pb.AuthUserChan
 		}
 		r.HashedPassword = hashed
 	}
-	return authCall[*pb.AuthUserChangePasswordResponse](ctx, a, &pb.InternalRaftRequest{AuthUserChangePassword: r})
+	return authCall[*pb.AuthUserChangePasswordResponse](ctx, a, kindAuthUserChangePassword, &pb.InternalRaftRequest{AuthUserChangePassword: r})
 }
 
 func (a *authService) UserGet(ctx context.Context, r *pb.AuthUserGetRequest) (*pb.AuthUserGetResponse, error) {
-	return authCall[*pb.AuthUserGetResponse](ctx, a, &pb.InternalRaftRequest{AuthUserGet: r})
+	return authCall[*pb.AuthUserGetResponse](ctx, a, kindAuthUserGet, &pb.InternalRaftRequest{AuthUserGet: r})
 }
 
 func (a *authService) UserList(ctx context.Context, r *pb.AuthUserListRequest) (*pb.AuthUserListResponse, error) {
-	return authCall[*pb.AuthUserListResponse](ctx, a, &pb.InternalRaftRequest{AuthUserList: r})
+	return authCall[*pb.AuthUserListResponse](ctx, a, kindAuthUserList, &pb.InternalRaftRequest{AuthUserList: r})
 }
 
 func (a *authService) UserDelete(ctx context.Context, r *pb.AuthUserDeleteRequest) (*pb.AuthUserDeleteResponse, error) {
-	return authCall[*pb.AuthUserDeleteResponse](ctx, a, &pb.InternalRaftRequest{AuthUserDelete: r})
+	return authCall[*pb.AuthUserDeleteResponse](ctx, a, kindAuthUserDelete, &pb.InternalRaftRequest{AuthUserDelete: r})
 }
 
 func (a *authService) UserGrantRole(ctx context.Context, r *pb.AuthUserGrantRoleRequest) (*pb.AuthUserGrantRoleResponse, error) {
-	return authCall[*pb.AuthUserGrantRoleResponse](ctx, a, &pb.InternalRaftRequest{AuthUserGrantRole: r})
+	return authCall[*pb.AuthUserGrantRoleResponse](ctx, a, kindAuthUserGrantRole, &pb.InternalRaftRequest{AuthUserGrantRole: r})
 }
 
 func (a *authService) UserRevokeRole(ctx context.Context, r *pb.AuthUserRevokeRoleRequest) (*pb.AuthUserRevokeRoleResponse, error) {
-	return authCall[*pb.AuthUserRevokeRoleResponse](ctx, a, &pb.InternalRaftRequest{AuthUserRevokeRole: r})
+	return authCall[*pb.AuthUserRevokeRoleResponse](ctx, a, kindAuthUserRevokeRole, &pb.InternalRaftRequest{AuthUserRevokeRole: r})
 }
 
 func (a *authService) RoleAdd(ctx context.Context, r *pb.AuthRoleAddRequest) (*pb.AuthRoleAddResponse, error) {
-	return authCall[*pb.AuthRoleAddResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleAdd: r})
+	return authCall[*pb.AuthRoleAddResponse](ctx, a, kindAuthRoleAdd, &pb.InternalRaftRequest{AuthRoleAdd: r})
 }
 
 func (a *authService) RoleGet(ctx context.Context, r *pb.AuthRoleGetRequest) (*pb.AuthRoleGetResponse, error) {
-	return authCall[*pb.AuthRoleGetResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleGet: r})
+	return authCall[*pb.AuthRoleGetResponse](ctx, a, kindAuthRoleGet, &pb.InternalRaftRequest{AuthRoleGet: r})
 }
 
 func (a *authService) RoleList(ctx context.Context, r *pb.AuthRoleListRequest) (*pb.AuthRoleListResponse, error) {
-	return authCall[*pb.AuthRoleListResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleList: r})
+	return authCall[*pb.AuthRoleListResponse](ctx, a, kindAuthRoleList, &pb.InternalRaftRequest{AuthRoleList: r})
 }
 
 func (a *authService) RoleDelete(ctx context.Context, r *pb.AuthRoleDeleteRequest) (*pb.AuthRoleDeleteResponse, error) {
-	return authCall[*pb.AuthRoleDeleteResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleDelete: r})
+	return authCall[*pb.AuthRoleDeleteResponse](ctx, a, kindAuthRoleDelete, &pb.InternalRaftRequest{AuthRoleDelete: r})
 }
 
 func (a *authService) RoleGrantPermission(ctx context.Context, r *pb.AuthRoleGrantPermissionRequest) (*pb.AuthRoleGrantPermissionResponse, error) {
-	return authCall[*pb.AuthRoleGrantPermissionResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleGrantPermission: r})
+	return authCall[*pb.AuthRoleGrantPermissionResponse](ctx, a, kindAuthRoleGrantPermission, &pb.InternalRaftRequest{AuthRoleGrantPermission: r})
 }
 
 func (a *authService) RoleRevokePermission(ctx context.Context, r *pb.AuthRoleRevokePermissionRequest) (*pb.AuthRoleRevokePermissionResponse, error) {
-	return authCall[*pb.AuthRoleRevokePermissionResponse](ctx, a, &pb.InternalRaftRequest{AuthRoleRevokePermission: r})
+	return authCall[*pb.AuthRoleRevokePermissionResponse](ctx, a, kindAuthRoleRevokePermission, &pb.InternalRaftRequest{AuthRoleRevokePermission: r})
 }

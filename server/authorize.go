@@ -109,6 +109,37 @@ func (s *Server) headerFor(ctx context.Context) (*pb.RequestHeader, error) {
 	return &pb.RequestHeader{Username: who.User, AuthRevision: who.Revision}, nil
 }
 
+// refuseNobody gives a request of a caller who did not say who they are the error that applying it would give: strangers
+// must not fill the log of a cluster that wants to know its users.
+func (s *Server) refuseNobody(ctx context.Context, r *pb.InternalRaftRequest) error {
+	if refusal(s.state.Policy(), auth.Identity{}, r) == nil || len(s.state.Alarms()) > 0 { // alarms are told first
+		return nil
+	}
+	// Authentication may be off by now, and this member the last to know.
+	if err := s.replica.ReadBarrier(ctx); err != nil {
+		return err
+	}
+	return refusal(s.state.Policy(), auth.Identity{}, r)
+}
+
+// refusal is why a caller may not make a request, as far as that does not depend on leases.
+func refusal(p *auth.Policy, who auth.Identity, r *pb.InternalRaftRequest) error {
+	noLeases := func(int64) ([][]byte, error) { return nil, nil }
+	switch {
+	case !p.Enabled():
+		return nil
+	case r.Put != nil:
+		return p.Put(who, r.Put, noLeases)
+	case r.DeleteRange != nil:
+		return p.DeleteRange(who, r.DeleteRange)
+	case r.Txn != nil:
+		return p.Txn(who, r.Txn, noLeases)
+	case auth.NeedsAdmin(r):
+		return p.Admin(who)
+	}
+	return nil
+}
+
 // rootHeader is headerFor for what the leader asks for itself.
 func (s *Server) rootHeader() *pb.RequestHeader {
 	p := s.state.Policy()
@@ -118,24 +149,37 @@ func (s *Server) rootHeader() *pb.RequestHeader {
 	return &pb.RequestHeader{Username: auth.Root, AuthRevision: p.Revision()}
 }
 
-// permitted runs read for a caller whom check lets. Its result must not be shown if there is an error.
-func (s *Server) permitted(ctx context.Context, check func(*auth.Policy, auth.Identity) error, read func() error) error {
+// allowed lets whom check lets, by the rules of now.
+func (s *Server) allowed(ctx context.Context, check func(*auth.Policy, auth.Identity) error) error {
+	_, _, err := s.judge(ctx, check)
+	return err
+}
+
+// judge is allowed that also tells who asks and by which rules; nil if authentication is off.
+func (s *Server) judge(ctx context.Context, check func(*auth.Policy, auth.Identity) error) (*auth.Policy, auth.Identity, error) {
 	p := s.state.Policy()
 	if !p.Enabled() {
-		return read()
+		return nil, auth.Identity{}, nil
 	}
 	who, err := s.identity(ctx, p)
 	if err != nil {
-		return err
+		return nil, who, err
 	}
 	p = s.state.Policy() // the token may have had to wait for it
-	if err := check(p, who); err != nil {
+	return p, who, check(p, who)
+}
+
+// permitted runs read for a caller whom check lets. Its result must not be shown if there is an error.
+func (s *Server) permitted(ctx context.Context, check func(*auth.Policy, auth.Identity) error, read func() error) error {
+	p, who, err := s.judge(ctx, check)
+	if err != nil {
 		return err
 	}
 	if err := read(); err != nil {
 		return err
 	}
-	if who.Revision != 0 && s.state.Policy().Revision() != p.Revision() {
+	now := s.state.Policy()
+	if p == nil && now.Enabled() || p != nil && who.Revision != 0 && now.Revision() != p.Revision() {
 		return auth.ErrAuthOldRevision
 	}
 	return nil
@@ -160,19 +204,19 @@ func (s *Server) permittedRead(ctx context.Context, check func(*auth.Policy, aut
 
 // authorizeRange lets who may read the range.
 func (s *Server) authorizeRange(ctx context.Context, key, end []byte) error {
-	return s.permitted(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, key, end) }, nothing)
+	return s.allowed(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, key, end) })
 }
 
 func nothing() error { return nil }
 
 // authorizeAdmin lets root alone.
 func (s *Server) authorizeAdmin(ctx context.Context) error {
-	return s.permitted(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Admin(who) }, nothing)
+	return s.allowed(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Admin(who) })
 }
 
 // authorizeUser lets everybody who says who they are.
 func (s *Server) authorizeUser(ctx context.Context) error {
-	return s.permitted(ctx, knownUser, nothing)
+	return s.allowed(ctx, knownUser)
 }
 
 // knownUser is etcd's rule: a user that a certificate or a token names, even one who has no rights at all.

@@ -46,8 +46,12 @@ func (k *kvService) rangeLocal(ctx context.Context, r *pb.RangeRequest, check fu
 			resp, err = state.RangeResponse(ctx, k.kvStore, r)
 			return err
 		}
-		if check == nil || !k.state.Policy().Enabled() {
+		if check == nil {
 			err = get()
+		} else if !k.state.Policy().Enabled() {
+			if err = get(); err == nil && k.state.Policy().Enabled() {
+				err = auth.ErrAuthOldRevision
+			}
 		} else {
 			err = k.permittedRead(ctx, check, get)
 		}
@@ -220,15 +224,24 @@ func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServ
 		}
 	}
 	start := time.Now()
-	err := k.permittedRead(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, r.Key, r.RangeEnd) },
-		func() error { return k.rangeStream(ctx, r, stream) })
+	checked := k.state.Policy()
+	err := k.permittedRead(ctx, func(p *auth.Policy, who auth.Identity) error {
+		checked = p
+		return p.Read(who, r.Key, r.RangeEnd)
+	}, func() error {
+		view := k.kvStore.View()
+		defer view.Close()
+		// What is sent cannot be taken back: the rules by which it may be must be as old as the view.
+		if now := k.state.Policy(); now.Revision() != checked.Revision() || now.Enabled() != checked.Enabled() {
+			return auth.ErrAuthOldRevision
+		}
+		return k.rangeStream(ctx, view, r, stream)
+	})
 	k.metrics.observeRange(err == nil, time.Since(start).Seconds())
 	return toGRPC(err)
 }
 
-func (k *kvService) rangeStream(ctx context.Context, r *pb.RangeRequest, stream pb.KV_RangeStreamServer) error {
-	view := k.kvStore.View()
-	defer view.Close()
+func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.RangeRequest, stream pb.KV_RangeStreamServer) error {
 	send := func(resp *pb.RangeResponse, last bool) error {
 		if last {
 			resp.Header = &pb.ResponseHeader{Revision: view.Rev()}

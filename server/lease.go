@@ -63,18 +63,19 @@ func (l *leaseService) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest
 }
 
 func (l *leaseService) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
-	check := knownUser
-	if r.Keys {
-		check = l.readLeases(r.ID) // the keys are told only to who may read them all
-	}
 	var resp *pb.LeaseTimeToLiveResponse
-	err := l.permitted(ctx, check, func() (err error) {
+	err := l.authorizeUser(ctx)
+	if err == nil && !r.Keys {
 		resp, err = l.timeToLive(ctx, r)
-		if err != nil || !r.Keys {
-			return err
-		}
-		return l.stillReadable(ctx, resp)
-	})
+	} else if err == nil {
+		// The keys are told only to who may read them all.
+		err = l.permitted(ctx, l.readLeases(r.ID), func() (err error) {
+			if resp, err = l.timeToLive(ctx, r); err != nil {
+				return err
+			}
+			return l.stillReadable(ctx, resp)
+		})
+	}
 	if errors.Is(err, lease.ErrNotFound) {
 		resp, err = &pb.LeaseTimeToLiveResponse{ID: r.ID, TTL: -1}, nil
 	}

@@ -187,14 +187,32 @@ const (
 	kindClusterVersionSet
 	kindClusterMemberAttrSet
 	kindDowngradeInfoSet
-	kindUnknown
+	kindAuthenticate
+	kindAuthEnable
+	kindAuthDisable
+	kindAuthStatus
+	kindAuthUserAdd
+	kindAuthUserDelete
+	kindAuthUserChangePassword
+	kindAuthUserGrantRole
+	kindAuthUserGet
+	kindAuthUserRevokeRole
+	kindAuthRoleAdd
+	kindAuthRoleGrantPermission
+	kindAuthRoleGet
+	kindAuthRoleRevokePermission
+	kindAuthRoleDelete
+	kindAuthUserList
+	kindAuthRoleList
 	kindCount
 )
 
 func (k requestKind) String() string {
 	return [kindCount]string{
 		"Range", "Put", "DeleteRange", "Txn", "ReadonlyTxn", "Compaction", "LeaseGrant", "LeaseRevoke", "LeaseCheckpoint",
-		"Alarm", "ClusterVersionSet", "ClusterMemberAttrSet", "DowngradeInfoSet", "Unknown",
+		"Alarm", "ClusterVersionSet", "ClusterMemberAttrSet", "DowngradeInfoSet",
+		"Authenticate", "AuthEnable", "AuthDisable", "AuthStatus", "AuthUserAdd", "AuthUserDelete", "AuthUserChangePassword", "AuthUserGrantRole", "AuthUserGet", "AuthUserRevokeRole",
+		"AuthRoleAdd", "AuthRoleGrantPermission", "AuthRoleGet", "AuthRoleRevokePermission", "AuthRoleDelete", "AuthUserList", "AuthRoleList",
 	}[k]
 }
 

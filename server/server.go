@@ -403,6 +403,11 @@ func (s *Server) propose(ctx context.Context, kind requestKind, req *pb.Internal
 		if err != nil {
 			return command.Result{}, err
 		}
+		if header != nil && header.AuthRevision == 0 {
+			if err := s.refuseNobody(ctx, req); err != nil {
+				return command.Result{}, err
+			}
+		}
 		req.Header = header
 	}
 	return s.proposeAs(ctx, kind, req, cost, false)

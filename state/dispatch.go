@@ -68,6 +68,9 @@ func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 	if err := m.authorize(k, r); err != nil {
 		return command.Result{Err: err}
 	}
+	if k.isAuth() {
+		return m.applyAuth(e)
+	}
 	switch k {
 	case kindPut:
 		cost := costPut(r.Put)
@@ -111,8 +114,6 @@ func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 	case kindDowngradeInfoSet:
 		m.setDowngrade(r.DowngradeInfoSet)
 		return command.Result{}
-	case kindAuth:
-		return m.applyAuth(e)
 	case kindDowngradeVersionTest: // exists for etcd's tests; does nothing
 		return command.Result{}
 	}

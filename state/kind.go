@@ -22,14 +22,36 @@ const (
 	kindLeaseRevoke
 	kindLeaseCheckpoint
 	kindAlarm
-	kindAuth
+	kindAuthenticate // the first of package auth's
+	kindAuthEnable
+	kindAuthDisable
+	kindAuthStatus
+	kindAuthUserAdd
+	kindAuthUserDelete
+	kindAuthUserChangePassword
+	kindAuthUserGrantRole
+	kindAuthUserGet
+	kindAuthUserRevokeRole
+	kindAuthUserList
+	kindAuthRoleAdd
+	kindAuthRoleGrantPermission
+	kindAuthRoleGet
+	kindAuthRoleRevokePermission
+	kindAuthRoleDelete
+	kindAuthRoleList // the last of package auth's
 	kindCount
 )
 
 var kindNames = [kindCount]string{
 	"unknown", "ClusterVersionSet", "ClusterMemberAttrSet", "DowngradeInfoSet", "DowngradeVersionTest",
-	"Range", "Put", "DeleteRange", "Txn", "Compaction", "LeaseGrant", "LeaseRevoke", "LeaseCheckpoint", "Alarm", "Auth",
+	"Range", "Put", "DeleteRange", "Txn", "Compaction", "LeaseGrant", "LeaseRevoke", "LeaseCheckpoint", "Alarm",
+	"Authenticate", "AuthEnable", "AuthDisable", "unknown", // AuthStatus: etcd forgot its name
+	"AuthUserAdd", "AuthUserDelete", "AuthUserChangePassword", "AuthUserGrantRole", "AuthUserGet", "AuthUserRevokeRole", "AuthUserList",
+	"AuthRoleAdd", "AuthRoleGrantPermission", "AuthRoleGet", "AuthRoleRevokePermission", "AuthRoleDelete", "AuthRoleList",
 }
+
+// isAuth says whether package auth applies it.
+func (k kind) isAuth() bool { return k >= kindAuthenticate && k <= kindAuthRoleList }
 
 // String is the label `op` of etcd_server_apply_duration_seconds.
 func (k kind) String() string { return kindNames[k] }
@@ -63,12 +85,40 @@ func kindOf(r *pb.InternalRaftRequest) kind {
 		return kindLeaseCheckpoint
 	case r.Alarm != nil:
 		return kindAlarm
-	case r.Authenticate != nil, r.AuthEnable != nil, r.AuthDisable != nil, r.AuthStatus != nil,
-		r.AuthUserAdd != nil, r.AuthUserDelete != nil, r.AuthUserChangePassword != nil, r.AuthUserGrantRole != nil,
-		r.AuthUserGet != nil, r.AuthUserRevokeRole != nil, r.AuthUserList != nil,
-		r.AuthRoleAdd != nil, r.AuthRoleGrantPermission != nil, r.AuthRoleGet != nil, r.AuthRoleRevokePermission != nil,
-		r.AuthRoleDelete != nil, r.AuthRoleList != nil:
-		return kindAuth
+	case r.Authenticate != nil:
+		return kindAuthenticate
+	case r.AuthEnable != nil:
+		return kindAuthEnable
+	case r.AuthDisable != nil:
+		return kindAuthDisable
+	case r.AuthStatus != nil:
+		return kindAuthStatus
+	case r.AuthUserAdd != nil:
+		return kindAuthUserAdd
+	case r.AuthUserDelete != nil:
+		return kindAuthUserDelete
+	case r.AuthUserChangePassword != nil:
+		return kindAuthUserChangePassword
+	case r.AuthUserGrantRole != nil:
+		return kindAuthUserGrantRole
+	case r.AuthUserGet != nil:
+		return kindAuthUserGet
+	case r.AuthUserRevokeRole != nil:
+		return kindAuthUserRevokeRole
+	case r.AuthRoleAdd != nil:
+		return kindAuthRoleAdd
+	case r.AuthRoleGrantPermission != nil:
+		return kindAuthRoleGrantPermission
+	case r.AuthRoleGet != nil:
+		return kindAuthRoleGet
+	case r.AuthRoleRevokePermission != nil:
+		return kindAuthRoleRevokePermission
+	case r.AuthRoleDelete != nil:
+		return kindAuthRoleDelete
+	case r.AuthUserList != nil:
+		return kindAuthUserList
+	case r.AuthRoleList != nil:
+		return kindAuthRoleList
 	}
 	return kindNone
 }
