@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -22,7 +23,8 @@ import (
 // What the log holds beyond the commit index that is on disk counts as committed.
 // etcd drops it, and with it what a client may have been told is safe: a commit
 // index need not be durable. Kept is at worst a write whose client never heard
-// of it.
+// of it. The one exception is the removal of this member itself, say an attempt that
+// the quorum was lost before: it cannot both be alone and be gone.
 //
 // REQUIRES: the log has adopted the store's applied index, and nothing runs.
 func (n *Node) forceNewCluster() error {
@@ -34,16 +36,24 @@ func (n *Node) forceNewCluster() error {
 	if err != nil {
 		return err
 	}
+	if n.state.IsRemoved(n.id.member) {
+		return fmt.Errorf("member %x: %w", n.id.member, errForceRemoved)
+	}
 	members := make(map[uint64]*command.Member)
 	for _, m := range n.state.Members() {
 		members[m.ID] = m
 	}
+	var rewritten []*raftpb.Entry // the end of the log, if it must be another
 	if applied, _ := n.store.Applied(); applied < last {
-		entries, err := n.log.Entries(applied+1, last+1, math.MaxUint64)
+		tail, err := n.log.Entries(applied+1, last+1, math.MaxUint64)
 		if err != nil {
 			return err
 		}
-		if err := foldChanges(members, entries); err != nil {
+		if rewritten, err = withoutRemovalOf(n.id.member, hard.GetCommit(), tail); err != nil {
+			return err
+		}
+		tail = append(slices.Clone(tail[:len(tail)-len(rewritten)]), rewritten...)
+		if err := foldChanges(members, tail); err != nil {
 			return err
 		}
 	}
@@ -62,24 +72,64 @@ func (n *Node) forceNewCluster() error {
 		zap.Uint64("wal-commit-index", hard.GetCommit()), zap.Uint64("commit-index", commit))
 	n.log.Append(raftlog.Append{
 		HardState: &raftpb.HardState{Term: new(term), Vote: new(raft.None), Commit: new(commit)},
-		Entries:   entries,
+		Entries:   append(rewritten, entries...),
 	})
 	return n.log.Sync(context.Background())
+}
+
+// errForceRemoved: the cluster has agreed that this member is gone, and an id never comes back.
+var errForceRemoved = errors.New("it was removed from its cluster, so --force-new-cluster cannot start it: start another member that way, or restore a snapshot")
+
+// withoutRemovalOf gives the end of entries, from the first one that removes own on, with nothing in
+// their place; nil if there is none. The removal must lie beyond the commit index.
+func withoutRemovalOf(own, commit uint64, entries []*raftpb.Entry) (end []*raftpb.Entry, err error) {
+	for i, e := range entries {
+		c, err := changeOf(e)
+		if err != nil {
+			return nil, err
+		}
+		removal := c != nil && c.Type == raftpb.ConfChangeRemoveNode && c.MemberID == own
+		switch {
+		case removal && e.GetIndex() <= commit:
+			return nil, fmt.Errorf("member %x: %w", own, errForceRemoved)
+		case removal:
+			e = &raftpb.Entry{Type: raftpb.EntryNormal.Enum(), Term: new(e.GetTerm()), Index: new(e.GetIndex())}
+			if end == nil {
+				end = make([]*raftpb.Entry, 0, len(entries)-i)
+			}
+		case end == nil:
+			continue
+		}
+		end = append(end, e)
+	}
+	return end, nil
+}
+
+// changeOf is the member change that an entry holds; nil if it holds something else.
+func changeOf(e *raftpb.Entry) (*command.Change, error) {
+	if e.GetType() != raftpb.EntryConfChange {
+		return nil, nil
+	}
+	var change raftpb.ConfChange
+	if err := proto.Unmarshal(e.GetData(), &change); err != nil {
+		return nil, fmt.Errorf("entry %d of the raft log: %w", e.GetIndex(), err)
+	}
+	c, err := command.DecodeChange(&change)
+	if err != nil {
+		return nil, fmt.Errorf("entry %d of the raft log: %w", e.GetIndex(), err)
+	}
+	return c, nil
 }
 
 // foldChanges brings members to what entries make of them.
 func foldChanges(members map[uint64]*command.Member, entries []*raftpb.Entry) error {
 	for _, e := range entries {
-		if e.GetType() != raftpb.EntryConfChange {
-			continue
-		}
-		var change raftpb.ConfChange
-		if err := proto.Unmarshal(e.GetData(), &change); err != nil {
-			return fmt.Errorf("entry %d of the raft log: %w", e.GetIndex(), err)
-		}
-		c, err := command.DecodeChange(&change)
+		c, err := changeOf(e)
 		if err != nil {
-			return fmt.Errorf("entry %d of the raft log: %w", e.GetIndex(), err)
+			return err
+		}
+		if c == nil {
+			continue
 		}
 		switch {
 		case c.Type == raftpb.ConfChangeRemoveNode:
