@@ -147,8 +147,12 @@ func (n *Node) openLog() error {
 		n.logger.Warn("failed to create token provider", zap.Error(err))
 		return err
 	}
+	lastIndex, err := n.log.LastIndex()
+	if err != nil {
+		return err
+	}
 	n.state, err = state.Open(state.Config{
-		Tokens: n.tokens,
+		Tokens: n.tokens, OldTokens: lastIndex,
 		Store:  n.store, KV: n.kv, Leases: n.leases, Sink: n.hub,
 		Logger: n.logger, Metrics: state.NewMetrics(n.registry),
 		MemberID: n.id.member, ClusterID: n.id.cluster, QuotaBytes: n.cfg.QuotaBytes,

@@ -108,6 +108,9 @@ func (m *Machine) authenticate(index uint64, r *pb.InternalAuthenticateRequest) 
 		// Whoever was asked signs it: a signature takes a millisecond, which no member should spend here.
 		return command.Result{Response: &pb.AuthenticateResponse{Header: m.revisionHeader()}}
 	}
+	if index <= m.cfg.OldTokens { // nobody waits for it: who asked spoke to a process that is gone
+		return command.Result{Response: &pb.AuthenticateResponse{Header: m.revisionHeader()}}
+	}
 	token, err := m.cfg.Tokens.Assign(r.Name, m.policyWork.Revision(), r.SimpleToken, index)
 	if err != nil {
 		return command.Result{Err: err}

@@ -39,6 +39,10 @@ type Config struct {
 
 	// Tokens are this member's; nil: nobody gets one.
 	Tokens auth.Tokens
+	// OldTokens is the last entry of the log when the process started. A simple token of an entry up to it is not known
+	// again, however much of the log is applied anew: it may have ended, and would begin another whole life. A token that
+	// another member gave in place of an entry that was never committed is not known either; its user logs in again.
+	OldTokens uint64
 
 	MemberID, ClusterID uint64 // for log lines and metrics
 
