@@ -99,13 +99,13 @@ func (p *Policy) withRole(name string, role *authpb.Role) (*Policy, []Record) {
 	n.roles[name] = role
 	cloned := false
 	for userName, u := range p.users {
-		if !slices.Contains(u.record.Roles, name) {
+		if !u.has(name) {
 			continue
 		}
 		if !cloned {
 			n.users, cloned = maps.Clone(p.users), true
 		}
-		n.users[userName] = newUser(u.record)
+		n.users[userName] = u.unmerged()
 	}
 	return n, []Record{roleRecord(role), revisionRecord(n.revision)}
 }
@@ -226,7 +226,7 @@ func (p *Policy) userGrantRole(r *pb.AuthUserGrantRoleRequest) (Outcome, error) 
 		return Outcome{}, ErrRoleNotFound
 	}
 	out := Outcome{Response: &pb.AuthUserGrantRoleResponse{}}
-	if slices.Contains(u.record.Roles, r.Role) {
+	if u.has(r.Role) {
 		p.lg.Warn("ignored grant role request to a user", zap.String("user-name", r.User),
 			zap.Strings("user-roles", u.record.Roles), zap.String("duplicate-role-name", r.Role))
 		return out, nil
@@ -306,8 +306,7 @@ func (p *Policy) roleDelete(r *pb.AuthRoleDeleteRequest) (Outcome, error) {
 	delete(n.roles, r.Role)
 	records := []Record{{kind: kindRole, name: r.Role}}
 	for _, name := range p.userNames() {
-		u := p.users[name].record
-		if slices.Contains(u.Roles, r.Role) {
+		if u := p.users[name].record; p.users[name].has(r.Role) {
 			changed := with(u, without(u.Roles, r.Role), u.Password)
 			n.users[name] = newUser(changed)
 			records = append(records, userRecord(changed))
@@ -338,7 +337,7 @@ func (p *Policy) hasRole(name, role string) bool {
 		p.lg.Warn("'has-role' requested for non-existing user", zap.String("user-name", name), zap.String("role-name", role))
 		return false
 	}
-	return slices.Contains(u.record.Roles, role)
+	return u.has(role)
 }
 
 func (p *Policy) grant(r *pb.AuthRoleGrantPermissionRequest) (Outcome, error) {

@@ -36,11 +36,23 @@ type Policy struct {
 type user struct {
 	record *authpb.User
 	root   bool
+	sorted bool // the names of its roles are, as ever since etcd 3.0
 	merged atomic.Pointer[ranges]
 }
 
 func newUser(record *authpb.User) *user {
-	return &user{record: record, root: slices.Contains(record.Roles, Root)}
+	return &user{record: record, root: slices.Contains(record.Roles, Root), sorted: slices.IsSorted(record.Roles)}
+}
+
+// unmerged is the same user when its roles may open other ranges.
+func (u *user) unmerged() *user { return &user{record: u.record, root: u.root, sorted: u.sorted} }
+
+func (u *user) has(role string) bool {
+	if u.sorted {
+		_, found := slices.BinarySearch(u.record.Roles, role)
+		return found
+	}
+	return slices.Contains(u.record.Roles, role)
 }
 
 func (p *Policy) rangesOf(u *user) *ranges {
