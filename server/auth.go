@@ -95,9 +95,15 @@ func (a *authService) checkPassword(ctx context.Context, name, password string) 
 	return revision, err
 }
 
+// maxPasswordBytes is what bcrypt takes.
+const maxPasswordBytes = 72
+
 // hash is what of a password is replicated. Only who may set passwords has us compute it: a stranger would take the turns
 // of those who authenticate.
 func (a *authService) hash(ctx context.Context, password string) (string, error) {
+	if len(password) > maxPasswordBytes {
+		return "", bcrypt.ErrPasswordTooLong // whoever asks, as in etcd
+	}
 	if a.authorizeAdmin(ctx) != nil {
 		// This member may not know yet what the cluster has agreed on.
 		if err := a.replica.ReadBarrier(ctx); err != nil {
