@@ -685,6 +685,7 @@ func (g *generator) watchSteps() []step {
 			}}}
 		}
 		st := step{name: fmt.Sprintf("Watch: cancel watch %d on stream %d", id, n), sync: true, do: func(_ context.Context, s *side) (proto.Message, error) {
+			g.removeWatch(model, id) // not before the comparison, which waits for what it watches
 			w := s.streams[n]
 			w.mu.Lock()
 			before := w.canceled[id]
@@ -694,7 +695,6 @@ func (g *generator) watchSteps() []step {
 			}
 			return nil, w.wait("answer to cancel", 10*time.Second, func() bool { return w.canceled[id] > before })
 		}}
-		g.removeWatch(model, id)
 		return []step{st}
 	default:
 		g.wantSync = true // sends progress requests
