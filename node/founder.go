@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -26,6 +27,10 @@ type founder struct {
 	n      *Node
 	client *http.Client
 
+	// over is set when there is a leader: from then on the cluster may know this member by what it
+	// told of itself at this start.
+	over atomic.Bool
+
 	mu    sync.Mutex
 	asked map[uint64]bool // peers that do not know this member as one that ran
 }
@@ -42,13 +47,30 @@ func newFounder(n *Node) *founder {
 	}}
 }
 
+// watch waits for a leader, or for the member's stop.
+func (f *founder) watch() {
+	for {
+		changed := f.n.replica.LeaderChanged()
+		if f.n.replica.Leader() != 0 {
+			f.over.Store(true)
+			f.client.CloseIdleConnections()
+			return
+		}
+		select {
+		case <-changed:
+		case <-f.n.stop:
+			return
+		}
+	}
+}
+
 // hear says whether a message of this peer may be taken. It may take a second, and make the member
 // fail.
 func (f *founder) hear(ctx context.Context, peer uint64) error {
 	f.mu.Lock()
 	asked := f.asked[peer]
 	f.mu.Unlock()
-	if asked {
+	if asked || f.over.Load() || f.n.replica.Leader() != 0 {
 		return nil
 	}
 	f.n.peersMu.Lock()
@@ -71,8 +93,7 @@ func (f *founder) hear(ctx context.Context, peer uint64) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUnheard, err)
 	}
-	// With a leader this member may have been told to the cluster in the meantime, by itself.
-	if knows && f.n.replica.Leader() == 0 {
+	if knows && !f.over.Load() && f.n.replica.Leader() == 0 {
 		f.n.logger.Warn("this member has run before and its data is gone: remove it from the cluster and add it again (belay ctl member remove, belay ctl member add)",
 			zap.String("local-member-id", hexID(f.n.id.member)), zap.String("remote-peer-id", hexID(peer)))
 		f.n.fail(fmt.Errorf("member %x has already been bootstrapped, says member %x", f.n.id.member, peer))

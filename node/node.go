@@ -312,6 +312,9 @@ func (n *Node) serve() {
 		n.fail(err)
 		return
 	}
+	if n.founder != nil {
+		go n.founder.watch()
+	}
 	n.leads.Store(true)
 	n.server.Start()
 	n.witness.start()
