@@ -116,7 +116,11 @@ func diff(t *testing.T, what string, want, got []string) {
 // The same log gives the same results, events and data, however it is cut, and whatever comes between.
 func TestMetamorphic(t *testing.T) {
 	s := seed(t)
-	entries := history(s, 600)
+	metamorphic(t, s, history(s, 600))
+}
+
+// metamorphic wants at least 600 entries.
+func metamorphic(t *testing.T, s uint64, entries []command.Entry) {
 	one := newRig(t, Config{})
 	want := one.feed(entries, func() int { return 1 }, nil)
 	one.checkAttachments()

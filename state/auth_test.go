@@ -1,0 +1,127 @@
+package state
+
+import (
+	"encoding/base64"
+	"fmt"
+	"strings"
+	"testing"
+
+	"go.etcd.io/etcd/api/v3/authpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/belaydb/belay/command"
+)
+
+func (g *generator) userName() string { return []string{"root", "a", "b", "c", ""}[g.IntN(5)] }
+func (g *generator) roleName() string { return []string{"root", "r", "s", "t", ""}[g.IntN(5)] }
+
+// authRequest changes or asks for users and roles; much of it is refused, some of it is malformed.
+func (g *generator) authRequest() *pb.InternalRaftRequest {
+	r := &pb.InternalRaftRequest{}
+	hash := base64.StdEncoding.EncodeToString([]byte(fmt.Sprint("hash ", g.IntN(3))))
+	switch n := g.IntN(40); {
+	case n < 2:
+		r.AuthEnable = &pb.AuthEnableRequest{}
+	case n < 3:
+		r.AuthDisable = &pb.AuthDisableRequest{}
+	case n < 5:
+		r.AuthStatus = &pb.AuthStatusRequest{}
+	case n < 8:
+		r.AuthUserAdd = &pb.AuthUserAddRequest{Name: g.userName(), HashedPassword: hash}
+		switch g.IntN(5) {
+		case 0:
+			r.AuthUserAdd.Options = &authpb.UserAddOptions{NoPassword: g.flip(2)}
+		case 1:
+			r.AuthUserAdd.HashedPassword = "not base64!"
+		case 2:
+			r.AuthUserAdd.HashedPassword, r.AuthUserAdd.Password = "", "clear"
+		}
+	case n < 9:
+		r.AuthUserDelete = &pb.AuthUserDeleteRequest{Name: g.userName()}
+	case n < 10:
+		r.AuthUserChangePassword = &pb.AuthUserChangePasswordRequest{Name: g.userName(), HashedPassword: hash}
+	case n < 17:
+		r.AuthUserGrantRole = &pb.AuthUserGrantRoleRequest{User: g.userName(), Role: g.roleName()}
+	case n < 18:
+		r.AuthUserRevokeRole = &pb.AuthUserRevokeRoleRequest{Name: g.userName(), Role: g.roleName()}
+	case n < 20:
+		r.AuthUserGet = &pb.AuthUserGetRequest{Name: g.userName()}
+	case n < 21:
+		r.AuthUserList = &pb.AuthUserListRequest{}
+	case n < 24:
+		r.AuthRoleAdd = &pb.AuthRoleAddRequest{Name: g.roleName()}
+	case n < 25:
+		r.AuthRoleDelete = &pb.AuthRoleDeleteRequest{Role: g.roleName()}
+	case n < 27:
+		r.AuthRoleGet = &pb.AuthRoleGetRequest{Role: g.roleName()}
+	case n < 28:
+		r.AuthRoleList = &pb.AuthRoleListRequest{}
+	case n < 35:
+		r.AuthRoleGrantPermission = &pb.AuthRoleGrantPermissionRequest{Name: g.roleName()}
+		if !g.flip(10) {
+			r.AuthRoleGrantPermission.Perm = &authpb.Permission{PermType: authpb.Permission_Type(g.IntN(4)), Key: g.key(), RangeEnd: g.end()}
+		}
+	case n < 37:
+		r.AuthRoleRevokePermission = &pb.AuthRoleRevokePermissionRequest{Role: g.roleName(), Key: g.key(), RangeEnd: g.end()}
+	default:
+		r.Authenticate = &pb.InternalAuthenticateRequest{Name: g.userName(), SimpleToken: "x"}
+	}
+	return r
+}
+
+func (g *generator) end() []byte {
+	switch g.IntN(4) {
+	case 0:
+		return nil
+	case 1:
+		return []byte{0}
+	}
+	return g.key()
+}
+
+// authHistory is a history whose requests are somebody's, while users and roles change.
+func authHistory(seed uint64, n int) []command.Entry {
+	entries := history(seed, n)
+	g := newGenerator(seed + 1)
+	first := []*pb.InternalRaftRequest{
+		{AuthUserAdd: &pb.AuthUserAddRequest{Name: "root"}}, {AuthUserGrantRole: &pb.AuthUserGrantRoleRequest{User: "root", Role: "root"}},
+		{AuthUserAdd: &pb.AuthUserAddRequest{Name: "a"}}, {AuthRoleAdd: &pb.AuthRoleAddRequest{Name: "r"}}, {AuthUserGrantRole: &pb.AuthUserGrantRoleRequest{User: "a", Role: "r"}},
+		{AuthRoleGrantPermission: &pb.AuthRoleGrantPermissionRequest{Name: "r", Perm: &authpb.Permission{PermType: authpb.Permission_READWRITE, Key: g.key(), RangeEnd: []byte{0}}}},
+		{AuthEnable: &pb.AuthEnableRequest{}},
+	}
+	for i := range entries {
+		e := &entries[i]
+		switch {
+		case e.Change != nil:
+			continue
+		case len(first) > 0:
+			e.Request, first = first[0], first[1:]
+		case g.flip(3):
+			e.Request = g.authRequest()
+		}
+		if e.Request == nil {
+			continue
+		}
+		// Most are of who may do something, under rules that are not old.
+		h := &pb.RequestHeader{ID: uint64(i) + 1, Username: []string{"root", "root", "a", "a", "b", ""}[g.IntN(6)], AuthRevision: 1 << 40}
+		if g.flip(6) {
+			h.AuthRevision = g.Uint64N(60)
+		}
+		e.Request.Header = h
+	}
+	return entries
+}
+
+// Rights are judged alike on all members: after restarts, crashes and snapshots, in any batches.
+func TestMetamorphicAuth(t *testing.T) {
+	s := seed(t)
+	entries := authHistory(s, 600)
+	r := newRig(t, Config{})
+	results := strings.Join(r.feed(entries, func() int { return 1 }, nil), "\n")
+	for _, want := range []string{"auth: permission denied", "auth: revision in header is old", "auth: user name is empty"} {
+		if !strings.Contains(results, want) {
+			t.Errorf("no request ended with %q: the history proves too little", want)
+		}
+	}
+	metamorphic(t, s, entries)
+}
