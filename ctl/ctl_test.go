@@ -2,13 +2,19 @@ package ctl
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -216,4 +222,58 @@ func FuzzTxnText(f *testing.F) {
 		}
 		_, _ = (&ctl{err: &bytes.Buffer{}}).parseRequest(t.Context(), line)
 	})
+}
+
+// programVariable makes this test's binary the program itself; see TestMain.
+const programVariable = "BELAY_CTL_TEST_ARGUMENTS"
+
+func TestMain(m *testing.M) {
+	if args, ok := os.LookupEnv(programVariable); ok {
+		os.Exit(Main("etcdctl", strings.Fields(args), os.Stdin, os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+// TestInterruptedBeforeAnyServerAnswers: Ctrl-C ends a command that waits for a
+// server that is not there, by the signal, as it ends etcdctl.
+func TestInterruptedBeforeAnyServerAnswers(t *testing.T) {
+	asked := make(chan struct{})
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes connections, says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	go func() {
+		for {
+			conn, err := silent.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			asked <- struct{}{}
+		}
+	}()
+	for _, command := range []string{"lock l", "elect e me", "elect -l e"} {
+		t.Run(command, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, os.Args[0])
+			cmd.Env = append(os.Environ(), programVariable+"=--endpoints="+silent.Addr().String()+" "+command)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			<-asked
+			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+			err := cmd.Wait()
+			if ctx.Err() != nil {
+				t.Fatal("the command went on after SIGINT")
+			}
+			exit, ok := errors.AsType[*exec.ExitError](err)
+			if !ok || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGINT {
+				t.Errorf("ended with %v, want the signal's end", err)
+			}
+		})
+	}
 }

@@ -35,12 +35,14 @@ func (c *ctl) electCommand() *cobra.Command {
 		case len(args) == 2 && listen:
 			return failf(codeBadArgs, "proposal given but -l is set")
 		}
-		ctx, stop := untilSignal(cmd.Context())
-		defer stop()
 		session, err := concurrency.NewSession(cli)
 		if err != nil {
 			return err
 		}
+		// Only now is there something to give back: until then a signal ends the
+		// process, which else would wait for a server without end.
+		ctx, stop := untilSignal(cmd.Context())
+		defer stop()
 		election := concurrency.NewElection(session, args[0])
 		if listen {
 			return observe(ctx, election, out)
@@ -104,12 +106,14 @@ in ETCD_LOCK_KEY and ETCD_LOCK_REV; its exit code becomes this command's.`,
 		if err != nil {
 			return err
 		}
-		ctx, stop := untilSignal(cmd.Context())
-		defer stop()
 		session, err := concurrency.NewSession(cli, concurrency.WithTTL(ttl))
 		if err != nil {
 			return err
 		}
+		// Only now is there something to give back: until then a signal ends the
+		// process, which else would wait for a server without end.
+		ctx, stop := untilSignal(cmd.Context())
+		defer stop()
 		mutex := concurrency.NewMutex(session, args[0])
 		if err := mutex.Lock(ctx); err != nil {
 			return err
