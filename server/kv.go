@@ -232,7 +232,7 @@ func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServ
 		view := k.kvStore.View()
 		defer view.Close()
 		// What is sent cannot be taken back: the rules by which it may be must be as old as the view.
-		if now := k.state.Policy(); now.Revision() != checked.Revision() || now.Enabled() != checked.Enabled() {
+		if now := k.state.Policy(); now.Enabled() && (!checked.Enabled() || now.Revision() != checked.Revision()) {
 			return auth.ErrAuthOldRevision
 		}
 		return k.rangeStream(ctx, view, r, stream)
