@@ -127,6 +127,8 @@ type Config struct {
 
 	// Explicit holds the names of the flags that were given, by argument, environment or file.
 	Explicit map[string]bool
+
+	given map[string]string // their values, as they were written
 }
 
 // Default is the configuration without any flag.

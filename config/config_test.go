@@ -153,6 +153,54 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+// TestFailuresAreTold: belay says on stderr, without JSON, what is wrong, and
+// where that was said if the text itself does not name the flag.
+func TestFailuresAreTold(t *testing.T) {
+	nowhere := filepath.Join(t.TempDir(), "missing", "log")
+	file := filepath.Join(t.TempDir(), "belay.yml")
+	if err := os.WriteFile(file, []byte("name: a\nauto-compaction-mode: x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ args, env, want string }{
+		{args: "extra", want: `"extra" is not a valid flag`},
+		{args: "--log-format=xml", want: "unknown log format: xml, supported values json, console (see --log-format)"},
+		{args: "--log-level=no", want: `unrecognized level: "no" (see --log-level)`},
+		{args: "--cipher-suites=x", want: `unexpected TLS cipher suite "x" (see --cipher-suites)`},
+		{args: "--name=y --auto-compaction-retention=x", want: `error parsing CompactionRetention: time: invalid duration "x" (see --auto-compaction-retention)`},
+		{env: "ETCD_AUTO_COMPACTION_RETENTION=x", want: `error parsing CompactionRetention: time: invalid duration "x" (see --auto-compaction-retention)`},
+		{args: "--election-timeout=100", want: "--election-timeout[100ms] should be at least as 5 times as --heartbeat-interval[100ms]"},
+		{args: "--config-file=" + nowhere, want: fmt.Sprintf("open %s: no such file or directory (see --config-file)", nowhere)},
+		{args: "--config-file=" + file, want: fmt.Sprintf(`unknown auto-compaction-mode "x" (see %s:2)`, file)},
+	} {
+		o := load(t, Belay, strings.Fields(c.env), strings.Fields(c.args)...)
+		if o.ok || !strings.Contains("\n"+o.stderr, "\nbelay: "+c.want+"\n") {
+			t.Errorf("%s %s: ok %v\n got %s\nwant belay: %s", c.env, c.args, o.ok, o.stderr, c.want)
+		}
+		if o := load(t, Etcd, strings.Fields(c.env), strings.Fields(c.args)...); strings.Contains(o.stderr, "belay") && !strings.Contains(c.args, "belay") {
+			t.Errorf("by the name etcd: %s", o.stderr)
+		}
+	}
+}
+
+// TestExplain: of what was given, that which an error shows; no word that only happens to be the same.
+func TestExplain(t *testing.T) {
+	o := load(t, Belay, nil, "--name=m1", "--data-dir=/data/m1", "--cert-file=/etc/m1.pem", "--key-file=/etc/m1.pem", "--trusted-ca-file=/etc/m1",
+		"--initial-cluster-state=new", "--initial-cluster=m1=http://localhost:2380", "--auth-token=foo", "--log-outputs=stderr,/var/log/m1")
+	for _, c := range []struct{ text, want string }{
+		{"open /etc/m1.pem: no such file or directory", "open /etc/m1.pem: no such file or directory (see --cert-file, --key-file)"},
+		{"cannot access data directory: mkdir /data/m1/member: permission denied", "cannot access data directory: mkdir /data/m1/member: permission denied (see --data-dir)"},
+		{`couldn't find local name "m1" in the initial cluster configuration`, `couldn't find local name "m1" in the initial cluster configuration (see --name)`},
+		{"auth: invalid auth options", "auth: invalid auth options (see --auth-token)"},
+		{`open sink "/var/log/m1": open /var/log/m1: no such file or directory`, `open sink "/var/log/m1": open /var/log/m1: no such file or directory (see --log-outputs)`},
+		{"m1 is no new member", "m1 is no new member"},
+		{"wrong; choose another --data-dir than /data/m1", "wrong; choose another --data-dir than /data/m1"},
+	} {
+		if got := o.cfg.Explain(errors.New(c.text)); got != c.want {
+			t.Errorf("\n got %s\nwant %s", got, c.want)
+		}
+	}
+}
+
 // TestFailuresOfEtcd asks the real etcd, named by BELAY_ETCD, for the same answers.
 func TestFailuresOfEtcd(t *testing.T) {
 	binary := os.Getenv("BELAY_ETCD")

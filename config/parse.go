@@ -50,6 +50,7 @@ func Load(o Options) (cfg *Config, lg *logsink.Logger, code int, ok bool) {
 		if p.lg != nil {
 			_ = p.lg.Close() // the code says enough
 		}
+		_, _ = io.WriteString(o.Stderr, p.plain)
 		return nil, nil, code, false
 	}
 	return p.cfg, p.lg, 0, true
@@ -66,6 +67,7 @@ type parser struct {
 	file     string            // --config-file; "": none
 	fileKeys []fileKey         // what stands in it
 	defaults map[string]string // of the inert flags
+	plain    string            // said at last, for a person
 }
 
 const (
@@ -161,7 +163,10 @@ func (p *parser) load() (code int, ok bool) {
 	switch {
 	case errors.Is(err, logsink.ErrLevel):
 		// etcd panics here, with this text and this code.
-		fmt.Fprintln(p.o.Stderr, err)
+		if p.o.Program == Etcd {
+			fmt.Fprintln(p.o.Stderr, err)
+		}
+		p.tell(err, nil)
 		return codeUsage, false
 	case err != nil:
 		return p.failed(err)
@@ -193,6 +198,7 @@ func (p *parser) load() (code int, ok bool) {
 	p.lg.Info("Running: ", zap.Strings("args", p.o.Command))
 	p.warn()
 	p.complete()
+	p.remember()
 	return 0, true
 }
 
@@ -260,6 +266,7 @@ func (p *parser) failed(err error) (int, bool) {
 	if errors.Is(err, ErrAdvertiseUnset) {
 		p.lg.Warn("advertise client URLs are not set", zap.Error(err))
 	}
+	p.tell(err, fields[1:])
 	return codeFailed, false
 }
 

@@ -53,7 +53,7 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 
 	if wrong := lookAtDataDir(cfg.DataDir, logger.Logger); wrong != nil {
-		fail(program, logger, stderr, wrong.err, wrong.says, wrong.fields...)
+		fail(program, cfg, logger, stderr, wrong.err, wrong.says, wrong.fields...)
 		return wrong.code
 	}
 	boundGarbage()
@@ -87,7 +87,7 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 			return 0
 		}
 		// No orderly stop: what failed may be the disk that it would wait for.
-		return fail(program, logger, stderr, err, "the member cannot run", zap.String("error", err.Error()))
+		return fail(program, cfg, logger, stderr, err, "the member cannot run", zap.String("error", err.Error()))
 	}
 }
 
@@ -271,13 +271,13 @@ func failStart(program config.Program, cfg *config.Config, logger *logsink.Logge
 		}
 		return 1
 	}
-	return fail(program, logger, stderr, err, "discovery failed", zap.String("error", err.Error()))
+	return fail(program, cfg, logger, stderr, err, "discovery failed", zap.String("error", err.Error()))
 }
 
 // fail logs why the member cannot run and gives the exit code. By the name of
 // etcd it says so in etcd's words, which those who watch it look for; else in
 // plain ones, and again where a person looks.
-func fail(program config.Program, logger *logsink.Logger, stderr io.Writer, err error, etcdSays string, fields ...zap.Field) int {
+func fail(program config.Program, cfg *config.Config, logger *logsink.Logger, stderr io.Writer, err error, etcdSays string, fields ...zap.Field) int {
 	// Without a stack: the text says what is wrong and what to do.
 	plain := logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel), zap.WithFatalHook(stay{}))
 	if program == config.Etcd {
@@ -287,7 +287,7 @@ func fail(program config.Program, logger *logsink.Logger, stderr io.Writer, err 
 	}
 	logger.Close()
 	if program != config.Etcd {
-		fmt.Fprintf(stderr, "belay: %v\n", err)
+		fmt.Fprintf(stderr, "belay: %s\n", cfg.Explain(err))
 	}
 	return 1
 }
