@@ -779,3 +779,38 @@ func TestWipedAlone(t *testing.T) {
 		t.Errorf("%v, %v", resp, err)
 	}
 }
+
+// TestFoundersLoseLeader kills the leader of a new cluster. The followers have never heard of each other
+// until then, and by then each knows the other as a member that runs: they must not take each other for
+// members that lost their data (both once ended, and with them the cluster).
+func TestFoundersLoseLeader(t *testing.T) {
+	onlyBelay(t)
+	t.Parallel()
+	c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := admin(t, c.Members...).Put(ctx, "a", "1"); err != nil {
+		t.Fatal(err)
+	}
+	leader := leaderOf(ctx, t, c, admin(t, c.Members...))
+	if err := leader.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	rest := slices.DeleteFunc(slices.Clone(c.Members), func(m *cluster.Member) bool { return m == leader })
+	client := admin(t, rest...)
+	if err := eventually(ctx, func() error {
+		bounded, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		_, err := client.Put(bounded, "a", "2")
+		return err
+	}); err != nil {
+		t.Errorf("%v\n%s", err, c.Tails(3))
+	}
+	for _, m := range rest {
+		select {
+		case <-m.Exited():
+			t.Errorf("a member that lost its leader ended: %v\n%s", m.ExitErr(), m.LogTail(3))
+		default:
+		}
+	}
+}

@@ -111,7 +111,10 @@ func (c *cluster) start(ctx context.Context, members []member, i int) error {
 		c.ended <- p
 	}()
 	go func() {
-		if awaitHealth(ctx, p.clientURL()+"/health") {
+		// A member logs each time that /health finds it without a leader, and a new one has none: first its cluster's
+		// version, which is agreed on with the first leader.
+		if await(ctx, p.clientURL()+"/version", func(body []byte) bool { return !bytes.Contains(body, []byte("not_decided")) }) &&
+			await(ctx, p.clientURL()+"/health", func(body []byte) bool { return bytes.Contains(body, []byte(`"true"`)) }) {
 			select {
 			case c.healthy <- p:
 			case <-ctx.Done():
@@ -121,8 +124,8 @@ func (c *cluster) start(ctx context.Context, members []member, i int) error {
 	return nil
 }
 
-// awaitHealth asks until the answer is that of a healthy member, or ctx ends.
-func awaitHealth(ctx context.Context, url string) bool {
+// await asks until the answer is good, or ctx ends.
+func await(ctx context.Context, url string, good func(body []byte) bool) bool {
 	client := &http.Client{Timeout: 2 * time.Second}
 	defer client.CloseIdleConnections()
 	for {
@@ -133,7 +136,7 @@ func awaitHealth(ctx context.Context, url string) bool {
 		if resp, err := client.Do(req); err == nil {
 			body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
 			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK && bytes.Contains(body, []byte(`"true"`)) {
+			if resp.StatusCode == http.StatusOK && good(body) {
 				return true
 			}
 		}

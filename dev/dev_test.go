@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -51,7 +52,20 @@ func fakeMember(behaviour string, args []string) int {
 	signal.Notify(term, syscall.SIGTERM)
 	exit := make(chan int)
 	mux := http.NewServeMux()
-	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"health":"true","reason":""}`) })
+	var asked atomic.Int32
+	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Load() < 3 {
+			fmt.Fprintln(os.Stderr, "asked for its health without a leader")
+		}
+		fmt.Fprint(w, `{"health":"true","reason":""}`)
+	})
+	mux.HandleFunc("/version", func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) < 3 {
+			fmt.Fprint(w, `{"etcdserver":"3.7.3","etcdcluster":"not_decided"}`)
+			return
+		}
+		fmt.Fprint(w, `{"etcdserver":"3.7.3","etcdcluster":"3.7.0"}`)
+	})
 	mux.HandleFunc("/die", func(http.ResponseWriter, *http.Request) { exit <- 7 })
 	l, err := net.Listen("tcp", strings.TrimPrefix(flags["listen-client-urls"], "http://"))
 	if err != nil {
@@ -127,6 +141,9 @@ func TestRunAndStop(t *testing.T) {
 
 	hint := fmt.Sprintf("export ETCDCTL_ENDPOINTS=127.0.0.1:%d,127.0.0.1:%d,127.0.0.1:%d\n", r.opts.BasePort, r.opts.BasePort+2, r.opts.BasePort+4)
 	r.out.has(t, "The cluster is ready", hint, "stopping 3 members")
+	if strings.Contains(r.log.String(), "without a leader") {
+		t.Errorf("members are asked for their health, which they log, before they have a leader:\n%s", r.log)
+	}
 	if text := r.out.String(); !(strings.Index(text, "m3 stopped") < strings.Index(text, "m2 stopped") && strings.Index(text, "m2 stopped") < strings.Index(text, "m1 stopped")) || !strings.Contains(text, "m3 stopped") {
 		t.Errorf("not stopped in order, the last first:\n%s", text)
 	}

@@ -71,6 +71,7 @@ func (o *Options) args(members []member, i int) []string {
 		"--initial-cluster=" + strings.Join(cluster, ","),
 		"--initial-cluster-state=new",
 		"--initial-cluster-token=belay-dev",
+		"--log-format=console", // to be read by a human; behind a prefix it would not be JSON anyway
 	}
 	return append(args, o.ServerArgs...)
 }

@@ -153,7 +153,7 @@ func (n *Node) openLog() error {
 	}
 	n.state, err = state.Open(state.Config{
 		Tokens: n.tokens, OldTokens: lastIndex,
-		Store:  n.store, KV: n.kv, Leases: n.leases, Sink: n.hub,
+		Store: n.store, KV: n.kv, Leases: n.leases, Sink: n.hub,
 		Logger: n.logger, Metrics: state.NewMetrics(n.registry),
 		MemberID: n.id.member, ClusterID: n.id.cluster, QuotaBytes: n.cfg.QuotaBytes,
 		MaxLearners: maxLearners, WarningApply: n.cfg.SlowApply,
@@ -199,7 +199,7 @@ func (n *Node) checkIdentity() error {
 		defer f.Close()
 		var stored storedIdentity
 		if err := json.NewDecoder(f).Decode(&stored); err != nil {
-			return fmt.Errorf("cannot read %s: %w", path, err)
+			return fmt.Errorf("%s is damaged: %w. It says whose store lies beside it. If --data-dir and --wal-dir are those that this member always had, move the file away and start again", path, err)
 		}
 		if stored == own {
 			return nil

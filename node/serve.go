@@ -114,7 +114,29 @@ func (n *Node) security(of side, info listen.TLSInfo, auto bool, listenURLs []ur
 	n.logger.Info(of.starting, zap.String("tls-info", info.String()), zap.Strings("cipher-suites", n.cfg.CipherSuites))
 	opts.Logger = n.logger
 	opts.Rejected = of.rejected
-	return listen.NewSecurity(info, opts)
+	security, err := listen.NewSecurity(info, opts)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", of.files(info), err)
+	}
+	return security, nil
+}
+
+// files names the flags and files of one side's TLS: errors about what is in a file name neither.
+func (of side) files(info listen.TLSInfo) string {
+	prefix := "--"
+	if of.name == "peer" {
+		prefix = "--peer-"
+	}
+	var given []string
+	for _, f := range []struct{ flag, value string }{
+		{"cert-file", info.CertFile}, {"key-file", info.KeyFile}, {"client-cert-file", info.ClientCertFile},
+		{"client-key-file", info.ClientKeyFile}, {"trusted-ca-file", info.TrustedCAFile},
+	} {
+		if f.value != "" {
+			given = append(given, prefix+f.flag+"="+f.value)
+		}
+	}
+	return "cannot use the files of " + strings.Join(given, ", ")
 }
 
 func (n *Node) socketOptions() *listen.SocketOptions {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/cockroachdb/errors/oserror"
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -97,11 +98,12 @@ func syncDir(fs vfs.FS, dir string) error {
 
 // openError says what to do about an error of pebble.Open.
 func openError(dir string, err error) error {
-	if pebble.IsCorruptionError(err) {
-		return fmt.Errorf("store: the database in %s is damaged (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", dir, explain(err))
+	// Pebble calls a table that is missing or has the wrong size no corruption, but its start is the same.
+	if pebble.IsCorruptionError(err) || oserror.IsNotExist(err) || strings.Contains(err.Error(), "object size mismatch") {
+		return fmt.Errorf("store: the database in %s is damaged (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", dir, explain(oneLine{err}))
 	}
 	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) && strings.Contains(err.Error(), "LOCK") {
 		return fmt.Errorf("store: another process uses the database in %s; is this member running already? (%w)", dir, err)
 	}
-	return fmt.Errorf("store: open the database in %s: %w", dir, err)
+	return fmt.Errorf("store: open the database in %s: %w", dir, oneLine{err})
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -296,10 +297,20 @@ func (s *Store) Close() error {
 	return nil
 }
 
+// oneLine is an error of Pebble whose text has no lines and no names of Go types in it: it goes into one line of the log.
+type oneLine struct{ error }
+
+func (e oneLine) Error() string {
+	text := strings.ReplaceAll(e.error.Error(), "\n<corruption detail carrier>", "")
+	return strings.ReplaceAll(text, "\n", "; ")
+}
+
+func (e oneLine) Unwrap() error { return e.error }
+
 // explain puts the name of the corrupt file, where Pebble knows one, in front of an error.
 func explain(err error) error {
 	if info := pebble.ExtractDataCorruptionInfo(err); info != nil {
-		return fmt.Errorf("file %s is corrupt (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", info.Path, err)
+		return fmt.Errorf("file %s is corrupt (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", info.Path, oneLine{err})
 	}
 	return err
 }

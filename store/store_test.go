@@ -494,6 +494,9 @@ func TestDirectories(t *testing.T) {
 				t.Errorf("%v\nwant %q in it", err, want)
 			}
 		}
+		if err != nil && strings.ContainsAny(err.Error(), "\n<") {
+			t.Errorf("not one plain line: %v", err)
+		}
 	}
 	t.Run("foreign", func(t *testing.T) {
 		dir := t.TempDir()
@@ -544,6 +547,18 @@ func TestDirectories(t *testing.T) {
 		}
 		os.WriteFile(name, b, 0o600)
 		check(t, dir, filepath.Base(name))
+	})
+	t.Run("table missing", func(t *testing.T) {
+		_, dir := good(t)
+		name := one(t, dir, "*.sst")
+		os.Remove(name)
+		check(t, dir, strings.TrimSuffix(filepath.Base(name), ".sst"), "is damaged", "restore this member from its peers")
+	})
+	t.Run("table cut", func(t *testing.T) {
+		_, dir := good(t)
+		name := one(t, dir, "*.sst")
+		os.Truncate(name, 100)
+		check(t, dir, filepath.Base(name), "is damaged", "restore this member from its peers")
 	})
 	t.Run("manifest missing", func(t *testing.T) {
 		_, dir := good(t)
