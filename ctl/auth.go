@@ -1,7 +1,6 @@
 package ctl
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -209,15 +208,14 @@ func (c *ctl) newPassword(user string, interactive bool) (string, error) {
 		_, _ = fmt.Fscanf(c.in, "%s", &password) // none is empty, as with etcdctl
 		return password, nil
 	}
-	in := bufio.NewReader(c.in) // one for both lines: it reads ahead
-	first, err := c.askLine(in, fmt.Sprintf("Password of %s: ", user))
+	first, err := c.askPassword(fmt.Sprintf("Password of %s: ", user))
 	if err != nil {
 		return "", failf(codeBadArgs, "failed to ask password: %w", err)
 	}
 	if first == "" {
 		return "", failf(codeBadArgs, "empty password")
 	}
-	second, err := c.askLine(in, fmt.Sprintf("Type password of %s again for confirmation: ", user))
+	second, err := c.askPassword(fmt.Sprintf("Type password of %s again for confirmation: ", user))
 	if err != nil {
 		return "", failf(codeBadArgs, "failed to ask password: %w", err)
 	}
@@ -225,23 +223,6 @@ func (c *ctl) newPassword(user string, interactive bool) (string, error) {
 		return "", failf(codeBadArgs, "given passwords are different")
 	}
 	return first, nil
-}
-
-func (c *ctl) askLine(in *bufio.Reader, prompt string) (string, error) {
-	fmt.Fprint(c.out, prompt)
-	restore, err := echoOff(c.in)
-	if err != nil {
-		return "", err
-	}
-	line, err := in.ReadString('\n')
-	if restore != nil {
-		restore()
-		fmt.Fprintln(c.out)
-	}
-	if err != nil && line == "" {
-		return "", err
-	}
-	return strings.TrimRight(line, "\r\n"), nil
 }
 
 func (c *ctl) userGetCommand() *cobra.Command {

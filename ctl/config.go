@@ -1,7 +1,6 @@
 package ctl
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -245,7 +244,7 @@ func (c *ctl) credentials() (*clientv3.AuthConfig, error) {
 	if name, password, ok := strings.Cut(g.user, ":"); ok {
 		return &clientv3.AuthConfig{Username: name, Password: password}, nil
 	}
-	password, err := c.askPassword()
+	password, err := c.askPassword("Password: ")
 	if err != nil {
 		return nil, err
 	}
@@ -253,22 +252,29 @@ func (c *ctl) credentials() (*clientv3.AuthConfig, error) {
 	return &clientv3.AuthConfig{Username: g.user, Password: password}, nil
 }
 
-// askPassword reads one line from standard input, without echo if that is a terminal.
-func (c *ctl) askPassword() (string, error) {
-	fmt.Fprint(c.out, "Password: ")
+// askPassword reads one line from standard input, without echo if that is a terminal, and no byte more: what follows may
+// be a value. An input that ends is an empty line, as with etcdctl.
+func (c *ctl) askPassword(prompt string) (string, error) {
+	fmt.Fprint(c.out, prompt)
+	defer fmt.Fprintln(c.out)
 	restore, err := echoOff(c.in)
 	if err != nil {
 		return "", err
 	}
-	defer func() {
-		if restore != nil {
-			restore()
-			fmt.Fprintln(c.out)
-		}
-	}()
-	line, err := bufio.NewReader(c.in).ReadString('\n')
-	if err != nil && !(errors.Is(err, io.EOF) && line != "") {
-		return "", fmt.Errorf("no password given: %w", err)
+	if restore != nil {
+		defer restore()
 	}
-	return strings.TrimRight(line, "\r\n"), nil
+	var line []byte
+	for b := make([]byte, 1); ; {
+		n, err := c.in.Read(b)
+		if n == 1 && b[0] != '\n' {
+			line = append(line, b[0])
+		}
+		switch {
+		case err != nil && !errors.Is(err, io.EOF):
+			return "", fmt.Errorf("failed during password entry: %w", err)
+		case err != nil, n == 1 && b[0] == '\n':
+			return strings.TrimSpace(string(line)), nil
+		}
+	}
 }

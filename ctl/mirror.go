@@ -104,8 +104,7 @@ func (c *ctl) destCredentials(m *mirrorFlags) (*clientv3.AuthConfig, error) {
 	if name, password, ok := strings.Cut(m.user, ":"); ok {
 		return &clientv3.AuthConfig{Username: name, Password: password}, nil
 	}
-	fmt.Fprint(c.out, "Destination ")
-	password, err := c.askPassword()
+	password, err := c.askPassword("Destination Password: ")
 	if err != nil {
 		return nil, err
 	}
