@@ -41,6 +41,53 @@ func (m *Machine) leaseKeys(id int64) ([][]byte, error) {
 	return keys, nil
 }
 
+// writers remembers who was found to be allowed to write all keys of a lease, so that attaching one more does not look
+// at them all: it made a lease of n keys cost n*n checks. What it answers must be what the checks would, because a member
+// that was restarted remembers nothing; so it is asked only by puts, whose own key was judged before, and with it the
+// user and the revision.
+type writers struct {
+	policy *auth.Policy // under which all this holds
+	user   string       // whose request is applied
+	asked  []int64      // leases whose keys are being checked for user
+	may    map[int64]string
+}
+
+// maxWriters bounds what is remembered.
+const maxWriters = 1 << 16
+
+func (w *writers) begin(p *auth.Policy, user string) {
+	if w.policy != p || len(w.may) > maxWriters {
+		w.policy, w.may = p, make(map[int64]string)
+	}
+	w.user, w.asked = user, w.asked[:0]
+}
+
+// learn remembers the leases asked for if their check went well.
+func (w *writers) learn(err error) error {
+	if err == nil {
+		for _, id := range w.asked {
+			w.may[id] = w.user
+		}
+	}
+	return err
+}
+
+// attached is told of each key that gets a lease. It is one that the user of now may write.
+func (w *writers) attached(id int64) {
+	if user, ok := w.may[id]; ok && user != w.user {
+		delete(w.may, id)
+	}
+}
+
+// keysToWrite are the keys of a lease that are to be checked for a put.
+func (m *Machine) keysToWrite(id int64) ([][]byte, error) {
+	if user, ok := m.writers.may[id]; ok && user == m.writers.user {
+		return nil, nil
+	}
+	m.writers.asked = append(m.writers.asked, id)
+	return m.leaseKeys(id)
+}
+
 // authorize judges the user and the auth revision in a request's header, whatever the member that proposed it believed:
 // rules may have changed while the request was on its way.
 func (m *Machine) authorize(k kind, r *pb.InternalRaftRequest) error {
@@ -49,15 +96,16 @@ func (m *Machine) authorize(k kind, r *pb.InternalRaftRequest) error {
 		return nil
 	}
 	who := auth.Identity{User: r.Header.GetUsername(), Revision: r.Header.GetAuthRevision()}
+	m.writers.begin(p, who.User)
 	switch k {
 	case kindPut:
-		return p.Put(who, r.Put, m.leaseKeys)
+		return m.writers.learn(p.Put(who, r.Put, m.keysToWrite))
 	case kindRange:
 		return p.Read(who, r.Range.GetKey(), r.Range.GetRangeEnd())
 	case kindDeleteRange:
 		return p.DeleteRange(who, r.DeleteRange)
 	case kindTxn:
-		return p.Txn(who, r.Txn, m.leaseKeys)
+		return m.writers.learn(p.Txn(who, r.Txn, m.keysToWrite))
 	case kindLeaseRevoke:
 		return p.WriteLease(who, r.LeaseRevoke.GetID(), m.leaseKeys)
 	}

@@ -124,3 +124,68 @@ func TestMetamorphicAuth(t *testing.T) {
 	s := seed(t)
 	metamorphic(t, s, authHistory(s, 600))
 }
+
+// What a member remembers of who may write the keys of a lease never makes it judge otherwise than one that was restarted.
+func TestWritersOfALease(t *testing.T) {
+	as := func(user string, r *pb.InternalRaftRequest) *pb.InternalRaftRequest {
+		r.Header = &pb.RequestHeader{Username: user, AuthRevision: 1 << 40}
+		return r
+	}
+	put := func(user, key string) *pb.InternalRaftRequest {
+		return as(user, &pb.InternalRaftRequest{Put: &pb.PutRequest{Key: []byte(key), Lease: 1}})
+	}
+	perm := func(key string) *authpb.Permission {
+		return &authpb.Permission{PermType: authpb.Permission_READWRITE, Key: []byte(key), RangeEnd: []byte(key + "~")}
+	}
+	old := put("a", "a4")
+	old.Header.AuthRevision = 1
+	const denied, stale, fine = "auth: permission denied", "auth: revision in header is old", ""
+	steps := []struct {
+		r    *pb.InternalRaftRequest
+		want string
+	}{
+		{&pb.InternalRaftRequest{AuthUserAdd: &pb.AuthUserAddRequest{Name: "root"}}, fine},
+		{&pb.InternalRaftRequest{AuthUserGrantRole: &pb.AuthUserGrantRoleRequest{User: "root", Role: "root"}}, fine},
+		{&pb.InternalRaftRequest{AuthUserAdd: &pb.AuthUserAddRequest{Name: "a"}}, fine},
+		{&pb.InternalRaftRequest{AuthRoleAdd: &pb.AuthRoleAddRequest{Name: "r"}}, fine},
+		{&pb.InternalRaftRequest{AuthUserGrantRole: &pb.AuthUserGrantRoleRequest{User: "a", Role: "r"}}, fine},
+		{&pb.InternalRaftRequest{AuthRoleGrantPermission: &pb.AuthRoleGrantPermissionRequest{Name: "r", Perm: perm("a")}}, fine},
+		{&pb.InternalRaftRequest{AuthEnable: &pb.AuthEnableRequest{}}, fine},
+		{&pb.InternalRaftRequest{LeaseGrant: &pb.LeaseGrantRequest{ID: 1, TTL: 100}}, fine},
+		{put("a", "a1"), fine},
+		{put("a", "a2"), fine},
+		{old, stale},
+		{put("", "a3"), denied},
+		{put("root", "z1"), fine},
+		{put("a", "a3"), denied},
+		{as("a", &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: 1}}), denied},
+		{as("root", &pb.InternalRaftRequest{DeleteRange: &pb.DeleteRangeRequest{Key: []byte("z1")}}), fine},
+		{put("a", "a3"), fine},
+		{as("root", &pb.InternalRaftRequest{AuthRoleGrantPermission: &pb.AuthRoleGrantPermissionRequest{Name: "r", Perm: perm("b")}}), fine},
+		{put("a", "b1"), fine},
+		{as("root", &pb.InternalRaftRequest{AuthRoleRevokePermission: &pb.AuthRoleRevokePermissionRequest{Role: "r", Key: []byte("a"), RangeEnd: []byte("a~")}}), fine},
+		{put("a", "b2"), denied}, // of a1, a2 and a3
+		{as("root", &pb.InternalRaftRequest{LeaseRevoke: &pb.LeaseRevokeRequest{ID: 1}}), fine},
+		{as("root", &pb.InternalRaftRequest{LeaseGrant: &pb.LeaseGrantRequest{ID: 1, TTL: 100}}), fine},
+		{put("a", "b2"), fine},
+		{as("root", &pb.InternalRaftRequest{AuthDisable: &pb.AuthDisableRequest{}}), fine},
+		{put("", "z2"), fine},
+		{&pb.InternalRaftRequest{AuthEnable: &pb.AuthEnableRequest{}}, fine},
+		{put("a", "b3"), denied},
+	}
+	for _, restarts := range []bool{false, true} {
+		r := newRig(t, Config{})
+		for i, s := range steps {
+			if restarts {
+				r.reopen()
+			}
+			text := ""
+			if err := r.Apply([]command.Entry{{Index: uint64(i) + 1, Term: 1, Request: s.r}})[0].Err; err != nil {
+				text = err.Error()
+			}
+			if text != s.want {
+				t.Errorf("restarts %v: step %d, %v: %q, not %q", restarts, i, s.r, text, s.want)
+			}
+		}
+	}
+}

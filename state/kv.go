@@ -93,6 +93,7 @@ func (m *Machine) write(key, value []byte, leaseID int64) (rev int64, err error)
 		}
 	}
 	if leaseID != 0 {
+		m.writers.attached(leaseID)
 		return rev, m.cfg.Leases.Attach(m.b, lease.ID(leaseID), key)
 	}
 	return rev, nil

@@ -34,6 +34,7 @@ func (m *Machine) leaseRevoke(r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse
 	}
 	if err == nil {
 		err = m.cfg.Leases.Revoke(m.b, id)
+		delete(m.writers.may, r.ID)
 	}
 	if err != nil {
 		m.stop(fmt.Sprintf("lease revoke: %v", err))

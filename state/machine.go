@@ -78,6 +78,7 @@ type Machine struct {
 	// policy is what readers see of users and roles; policyWork is the applier's, with the changes of the open batch.
 	policy     atomic.Pointer[auth.Policy]
 	policyWork *auth.Policy
+	writers    writers
 
 	// The open batch; nil between batches.
 	b     *store.Batch
