@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/internal/show"
 )
 
 // outputFormats lists the values of --write-out.
@@ -43,7 +45,7 @@ func (o *output) show(r reply) error {
 		}
 	case "table":
 		if refused = r.table == nil; !refused {
-			drawTable(&p.out, r.table())
+			show.Table(&p.out, r.table())
 		}
 	case "json":
 		v := r.json

@@ -2,12 +2,13 @@ package ctl
 
 import (
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/internal/show"
 )
 
 // hexHeader and hexMember are header and member with IDs in hexadecimal, for json with --hex.
@@ -210,10 +211,10 @@ func statusReply(list []endpointStatus) reply {
 			fmt.Sprintf("%x", s.GetHeader().GetMemberId()),
 			s.GetVersion(),
 			s.GetStorageVersion(),
-			humanBytes(s.GetDbSize()),
-			humanBytes(s.GetDbSizeInUse()),
+			show.Bytes(s.GetDbSize()),
+			show.Bytes(s.GetDbSizeInUse()),
 			fmt.Sprintf("%d%%", percentFree(s.GetDbSize(), s.GetDbSizeInUse())),
-			humanBytes(s.GetDbSizeQuota()),
+			show.Bytes(s.GetDbSizeQuota()),
 			strconv.FormatBool(s.GetLeader() == s.GetHeader().GetMemberId()),
 			strconv.FormatBool(s.GetIsLearner()),
 			strconv.FormatUint(s.GetRaftTerm(), 10),
@@ -316,20 +317,4 @@ func moveLeaderReply(leader, target uint64, r *pb.MoveLeaderResponse) reply {
 		raw:    r,
 		simple: func(p *page) { p.printf("Leadership transferred from %x to %x\n", leader, target) },
 	}
-}
-
-// humanBytes gives a size in powers of 1000 with two digits or more: 9 B, 1.5 kB, 20 kB, 2.1 GB. A negative size (a
-// quota that is off) comes out as the unsigned number it is in etcdctl.
-func humanBytes(size int64) string {
-	n := uint64(size)
-	units := []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
-	if n < 10 {
-		return fmt.Sprintf("%d B", n)
-	}
-	exponent := math.Floor(math.Log(float64(n)) / math.Log(1000))
-	value := math.Floor(float64(n)/math.Pow(1000, exponent)*10+0.5) / 10
-	if value < 10 {
-		return fmt.Sprintf("%.1f %s", value, units[int(exponent)])
-	}
-	return fmt.Sprintf("%.0f %s", value, units[int(exponent)])
 }

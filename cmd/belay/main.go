@@ -1,6 +1,6 @@
 // Command belay is the whole of Belay in one binary. Its first argument names
-// what it does; called by the name etcd or etcdctl, through a link, it behaves
-// as that program.
+// what it does; called by the name etcd, etcdctl or etcdutl, through a link, it
+// behaves as that program.
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/ctl"
 	"github.com/belaydb/belay/dev"
+	"github.com/belaydb/belay/util"
 )
 
 const usage = `Belay is a distributed, strongly consistent key-value store that speaks etcd's v3 API.
@@ -21,9 +22,10 @@ Usage:
   belay server [flags]    run one member (etcd's flags and ETCD_* variables; --help lists them)
   belay dev [flags]       run a cluster of three members on this machine
   belay ctl COMMAND       talk to a cluster (etcdctl's commands, flags and output)
+  belay util COMMAND      work on files: restore a snapshot of etcd's, look into one, look into a raft log
   belay version           print versions
 
-Called by the name etcd or etcdctl (a link to this binary), it behaves as that program.
+Called by the name etcd, etcdctl or etcdutl (a link to this binary), it behaves as that program.
 `
 
 func main() {
@@ -36,6 +38,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return serve(config.Etcd, args[1:], stdout, stderr)
 	case "etcdctl":
 		return ctl.Main("etcdctl", args[1:], stdin, stdout, stderr)
+	case "etcdutl":
+		return util.Main("etcdutl", args[1:], stdout, stderr)
 	}
 	if len(args) < 2 {
 		fmt.Fprint(stderr, usage)
@@ -48,6 +52,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return dev.Main(args[2:], stdout, stderr)
 	case "ctl":
 		return ctl.Main("belay ctl", args[2:], stdin, stdout, stderr)
+	case "util":
+		return util.Main("belay util", args[2:], stdout, stderr)
 	case "__complete", "__completeNoDesc": // what a shell asks whose completion came from `belay ctl completion`
 		if len(args) > 3 && args[2] == "ctl" {
 			return ctl.Main("belay ctl", append([]string{args[1]}, args[3:]...), stdin, stdout, stderr)
@@ -69,7 +75,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 // a number that says that file names are none.
 func completeCommand(words []string, w io.Writer) {
 	if len(words) == 1 {
-		for _, command := range []string{"ctl", "dev", "help", "server", "version"} {
+		for _, command := range []string{"ctl", "dev", "help", "server", "util", "version"} {
 			if strings.HasPrefix(command, words[0]) {
 				fmt.Fprintln(w, command)
 			}

@@ -8,7 +8,7 @@ import (
 
 func TestComplete(t *testing.T) {
 	for line, want := range map[string]string{
-		"__complete ":                       "ctl\ndev\nhelp\nserver\nversion\n:4\n",
+		"__complete ":                       "ctl\ndev\nhelp\nserver\nutil\nversion\n:4\n",
 		"__complete ct":                     "ctl\n:4\n",
 		"__complete server --na":            ":4\n",
 		"__completeNoDesc ctl member pro":   "promote\n:4\n",

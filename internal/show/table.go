@@ -1,4 +1,4 @@
-package ctl
+package show
 
 import (
 	"bytes"
@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 )
 
-// drawTable draws rows in a box, the first row as the header: upper case and centred, the others to the right. A table
+// Table draws rows in a box, the first row as the header: upper case and centred, the others to the right. A table
 // without data has no line below its header, as etcdctl's has none.
 //
 //	┌────┬───────┐
@@ -14,7 +14,7 @@ import (
 //	├────┼───────┤
 //	│  1 │ infra │
 //	└────┴───────┘
-func drawTable(w *bytes.Buffer, rows [][]string) {
+func Table(w *bytes.Buffer, rows [][]string) {
 	header := make([]string, len(rows[0]))
 	for i, name := range rows[0] {
 		header[i] = strings.ToUpper(strings.ReplaceAll(name, "_", " "))

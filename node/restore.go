@@ -1,0 +1,281 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/raftlog"
+	"github.com/belaydb/belay/snapshotfile"
+	"github.com/belaydb/belay/state"
+	"github.com/belaydb/belay/store"
+)
+
+// RestoreConfig says of which snapshot file to make whose data directory.
+type RestoreConfig struct {
+	Snapshot string // etcd's snapshot file, or its database file
+	SkipHash bool   // the file has no SHA-256 at its end, or its is not to be believed
+
+	// The member and its new cluster, as the flags of the same names of the server.
+	Name, DataDir, WALDir, InitialCluster, InitialClusterToken string
+	AdvertisePeerURLs                                          []string
+
+	// BumpRevision is added to the current revision, and everything up to there
+	// counts as compacted, so that no client sees a revision twice with different
+	// content; 0: neither.
+	BumpRevision int64
+}
+
+// Restored says what was restored.
+type Restored struct {
+	Revision          int64
+	Keys              int // revisions of keys, tombstones included
+	Leases            int
+	Member, Cluster   uint64
+	StoreDir, WALPath string
+}
+
+const (
+	restoringDir = "member.restoring" // becomes member when it is whole
+	restoreTerm  = 1
+	// restoreBatchBytes bounds the memory; a batch holds one version at least.
+	restoreBatchBytes = 4 << 20
+)
+
+// Restore makes the data directory of one member of a new cluster from a snapshot
+// file. Every member of the cluster must be made so, of the same file: they then
+// hold the same, as if each had been sent the file as raft's snapshot. The old
+// members and the cluster's version are left out, as by etcdutl.
+//
+// Crash points: what is not whole is called member.restoring, and a log of its own
+// under --wal-dir without a store beside it is refused by a start.
+func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
+	id, err := restoredIdentity(&c)
+	if err != nil {
+		return r, err
+	}
+	fs := vfs.Default
+	paths := Config{DataDir: c.DataDir, WALDir: c.WALDir}
+	r = Restored{Member: id.member, Cluster: id.cluster, StoreDir: paths.storeDir(), WALPath: paths.logDir()}
+	if names, err := os.ReadDir(c.DataDir); err == nil && len(names) > 0 {
+		return r, fmt.Errorf("data-dir %q not empty or could not be read; restore into one that does not exist", c.DataDir)
+	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return r, fmt.Errorf("data-dir %q not empty or could not be read: %w", c.DataDir, err)
+	}
+	if c.WALDir != "" {
+		if _, err := os.Stat(c.WALDir); err == nil {
+			return r, fmt.Errorf("wal-dir %q exists; restore into one that does not exist", c.WALDir)
+		}
+	}
+	temporary := filepath.Join(c.DataDir, restoringDir)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(temporary))
+			_ = os.Remove(c.DataDir) // if nothing else is in it
+		}
+	}()
+	err = snapshotfile.Read(c.Snapshot, c.SkipHash, func(f *snapshotfile.Reader) error {
+		if err := fs.MkdirAll(temporary, 0o700); err != nil {
+			return err
+		}
+		logDir := filepath.Join(temporary, "log")
+		if c.WALDir != "" {
+			if err := fs.MkdirAll(c.WALDir, 0o700); err != nil {
+				return err
+			}
+			logDir = paths.logDir()
+		}
+		index, err := restoreStore(ctx, filepath.Join(temporary, "store"), f, id, c.BumpRevision, &r)
+		if err != nil {
+			return err
+		}
+		return restoreLog(logDir, id, index)
+	})
+	if err != nil {
+		return r, err
+	}
+	if err := fs.Rename(temporary, filepath.Join(c.DataDir, "member")); err != nil {
+		return r, err
+	}
+	return r, syncDir(fs, c.DataDir)
+}
+
+// restoredIdentity checks what must agree, as a start of a new cluster does.
+func restoredIdentity(c *RestoreConfig) (identity, error) {
+	id, err := foundCluster(c.Name, c.InitialCluster, c.InitialClusterToken)
+	if err != nil {
+		return identity{}, err
+	}
+	own := memberByName(id.members, c.Name)
+	advertised := slices.Sorted(slices.Values(c.AdvertisePeerURLs))
+	for _, text := range slices.Concat(advertised, own.PeerURLs) {
+		if u, err := url.Parse(text); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+			return identity{}, fmt.Errorf("%q is not a peer URL: it must be http://HOST:PORT or https://HOST:PORT", text)
+		}
+	}
+	if !slices.Equal(advertised, own.PeerURLs) {
+		return identity{}, fmt.Errorf("--initial-cluster has %s=%s, but --initial-advertise-peer-urls is %s; they must be the same",
+			c.Name, strings.Join(own.PeerURLs, ","), strings.Join(advertised, ","))
+	}
+	return id, nil
+}
+
+// restoreStore fills a new store; index is what it says it has applied.
+func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id identity, bump int64, r *Restored) (index uint64, err error) {
+	st, err := store.Open(dir, store.Options{})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+
+	var batch *store.Batch
+	room := 0
+	next := func(bytes int) (*store.Batch, error) {
+		if batch != nil && room < bytes {
+			if err := errors.Join(batch.Commit(), ctx.Err()); err != nil {
+				return nil, err
+			}
+			batch = nil
+		}
+		if batch == nil {
+			index, room = index+1, restoreBatchBytes
+			batch = st.NewBatch(index, restoreTerm)
+		}
+		room -= bytes
+		return batch, nil
+	}
+	defer func() {
+		if batch != nil {
+			batch.Close()
+		}
+	}()
+
+	leases := map[int64]bool{}
+	if err := f.Leases(func(id, ttl, remaining int64) error {
+		b, err := next(64)
+		if err != nil {
+			return err
+		}
+		leases[id] = true
+		return lease.Restore(b, lease.ID(id), ttl, remaining)
+	}); err != nil {
+		return 0, err
+	}
+	r.Leases = len(leases)
+
+	current := int64(1)
+	attached := map[string]int64{} // keys whose newest version has a lease
+	if err := f.Revisions(func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error {
+		current = max(current, main)
+		if kv == nil {
+			return nil
+		}
+		b, err := next(len(kv.Key)*2 + len(kv.Value) + 64)
+		if err != nil {
+			return err
+		}
+		r.Keys++
+		if !tombstone && leases[kv.Lease] {
+			attached[string(kv.Key)] = kv.Lease
+		} else {
+			delete(attached, string(kv.Key))
+		}
+		return mvcc.Restore(b, mvcc.Revision{Main: main, Sub: sub}, tombstone, kv)
+	}); err != nil {
+		return 0, err
+	}
+	for key, id := range attached {
+		b, err := next(len(key) + 64)
+		if err != nil {
+			return 0, err
+		}
+		if err := lease.RestoreKey(b, lease.ID(id), []byte(key)); err != nil {
+			return 0, err
+		}
+	}
+	if err := f.Auth(func(bucket, name string, value []byte) error {
+		rec, err := auth.RecordOf(bucket, name, value)
+		if err != nil {
+			return err
+		}
+		b, err := next(len(name) + len(value) + 64)
+		if err != nil {
+			return err
+		}
+		return b.Set(rec.Key(), value)
+	}); err != nil {
+		return 0, err
+	}
+
+	scheduled, finished, err := f.Compactions()
+	if err != nil {
+		return 0, err
+	}
+	current = max(current, scheduled)
+	if bump > 0 {
+		current += bump
+		scheduled = current
+	}
+	r.Revision = current
+	alarms, err := f.Alarms()
+	if err != nil {
+		return 0, err
+	}
+	if batch != nil {
+		if err := batch.Commit(); err != nil {
+			return 0, err
+		}
+	}
+	// Beyond every entry that the old cluster had: whoever kept a message of it
+	// takes it for one that is past.
+	index = max(index, f.Index()) + 1
+	batch = st.NewBatch(index, restoreTerm)
+	if err := errors.Join(
+		mvcc.RestoreRevision(batch, current, scheduled, finished),
+		state.RestoreCluster(batch, id.members, alarms),
+		batch.Commit(),
+	); err != nil {
+		return 0, err
+	}
+	batch = nil
+	_, flushed, err := st.AsyncFlush()
+	if err != nil {
+		return 0, err
+	}
+	select {
+	case <-flushed:
+		return index, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// restoreLog makes a log that begins where the store ends.
+func restoreLog(dir string, id identity, index uint64) error {
+	log, err := raftlog.Open(dir, raftlog.Options{
+		MemberID: id.member, ClusterID: id.cluster, Logger: zap.NewNop(),
+		Released: func([]*raftpb.Message) {}, Failed: func(error) {},
+	})
+	if err != nil {
+		return err
+	}
+	cs := new(raftpb.ConfState)
+	for _, m := range id.members {
+		cs.Voters = append(cs.Voters, m.ID)
+	}
+	_, err = log.Adopt(index, restoreTerm, cs)
+	return errors.Join(err, log.Close())
+}

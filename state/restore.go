@@ -1,0 +1,31 @@
+package state
+
+import (
+	"errors"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/store"
+)
+
+// RestoreCluster writes the members of a new cluster, all of them voters, and the
+// alarms that a snapshot file had. For a store that no Machine was opened on yet.
+func RestoreCluster(b *store.Batch, members []*command.Member, alarms []*pb.AlarmMember) error {
+	cs := new(raftpb.ConfState)
+	for _, m := range members {
+		cs.Voters = append(cs.Voters, m.ID)
+		if err := b.Set(store.MemberKey(m.ID), mustJSON(m)); err != nil {
+			return err
+		}
+	}
+	for _, a := range alarms {
+		if err := b.Set(store.AlarmKey(int32(a.Alarm), a.MemberID), nil); err != nil {
+			return err
+		}
+	}
+	value, err := proto.Marshal(cs)
+	return errors.Join(err, b.Set(store.ConfStateKey(), value))
+}
