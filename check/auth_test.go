@@ -593,3 +593,104 @@ func (p *party) logText() string {
 	p.must(err)
 	return string(b)
 }
+
+// authHour is the part of an operator's day in which authentication is on.
+func authHour(ctx context.Context, conn *grpc.ClientConn) error {
+	admin, kv := pb.NewAuthClient(conn), pb.NewKVClient(conn)
+	root, user := ctx, ctx
+	// A wanted text is that of the error.
+	var failed error
+	do := func(want string, err error) {
+		if (want == "") != (err == nil) || want != "" && !strings.Contains(err.Error(), want) {
+			failed = errors.Join(failed, fmt.Errorf("wanted %q: %w", want, err))
+		}
+	}
+	call := func(ctx context.Context, want string, f func(context.Context) error) { do(want, f(ctx)) }
+	for _, name := range []string{"root", "user"} {
+		_, err := admin.UserAdd(ctx, &pb.AuthUserAddRequest{Name: name, Password: name})
+		do("", err)
+		_, err = admin.RoleAdd(ctx, &pb.AuthRoleAddRequest{Name: name})
+		do("", err)
+		for range 2 {
+			_, err = admin.UserGrantRole(ctx, &pb.AuthUserGrantRoleRequest{User: name, Role: name})
+			do("", err)
+		}
+	}
+	_, err := admin.RoleGrantPermission(ctx, &pb.AuthRoleGrantPermissionRequest{Name: "user", Perm: &authpb.Permission{Key: []byte("key"), RangeEnd: []byte("kez"), PermType: authpb.Permission_READWRITE}})
+	do("", err)
+	for range 2 {
+		_, err = admin.AuthEnable(root, &pb.AuthEnableRequest{})
+		if err != nil {
+			return err
+		}
+		for name, as := range map[string]*context.Context{"root": &root, "user": &user} {
+			r, err := admin.Authenticate(ctx, &pb.AuthenticateRequest{Name: name, Password: name})
+			if err != nil {
+				return err
+			}
+			*as = metadata.AppendToOutgoingContext(ctx, "token", r.Token)
+		}
+	}
+	_, err = admin.Authenticate(ctx, &pb.AuthenticateRequest{Name: "user", Password: "wrong"})
+	do("authentication failed", err)
+	put := func(key string) func(context.Context) error {
+		return func(ctx context.Context) error { _, err := kv.Put(ctx, &pb.PutRequest{Key: []byte(key)}); return err }
+	}
+	call(user, "", put("key1"))
+	call(user, "permission denied", put("other"))
+	call(ctx, "user name is empty", put("key1"))
+	call(metadata.AppendToOutgoingContext(ctx, "token", "abcdefghijklmnop.1"), "invalid auth token", put("key1"))
+	call(user, "permission denied", func(ctx context.Context) error { _, err := admin.UserList(ctx, &pb.AuthUserListRequest{}); return err })
+	call(root, "invalid auth management", func(ctx context.Context) error {
+		_, err := admin.UserDelete(ctx, &pb.AuthUserDeleteRequest{Name: "root"})
+		return err
+	})
+	call(root, "invalid auth management", func(ctx context.Context) error {
+		_, err := admin.UserRevokeRole(ctx, &pb.AuthUserRevokeRoleRequest{Name: "root", Role: "root"})
+		return err
+	})
+	call(root, "invalid auth management", func(ctx context.Context) error {
+		_, err := admin.RoleDelete(ctx, &pb.AuthRoleDeleteRequest{Role: "root"})
+		return err
+	})
+	for _, r := range []func(context.Context) error{
+		func(ctx context.Context) error { _, err := admin.AuthStatus(ctx, &pb.AuthStatusRequest{}); return err },
+		func(ctx context.Context) error { _, err := admin.UserList(ctx, &pb.AuthUserListRequest{}); return err },
+		func(ctx context.Context) error { _, err := admin.RoleList(ctx, &pb.AuthRoleListRequest{}); return err },
+		func(ctx context.Context) error {
+			_, err := admin.UserGet(ctx, &pb.AuthUserGetRequest{Name: "user"})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := admin.RoleGet(ctx, &pb.AuthRoleGetRequest{Role: "user"})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := admin.UserChangePassword(ctx, &pb.AuthUserChangePasswordRequest{Name: "user", Password: "x"})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := admin.RoleRevokePermission(ctx, &pb.AuthRoleRevokePermissionRequest{Role: "user", Key: []byte("key"), RangeEnd: []byte("kez")})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := admin.UserRevokeRole(ctx, &pb.AuthUserRevokeRoleRequest{Name: "user", Role: "user"})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := admin.RoleDelete(ctx, &pb.AuthRoleDeleteRequest{Role: "user"})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := admin.UserDelete(ctx, &pb.AuthUserDeleteRequest{Name: "user"})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := admin.AuthDisable(ctx, &pb.AuthDisableRequest{})
+			return err
+		},
+	} {
+		call(root, "", r)
+	}
+	return failed
+}
