@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -667,4 +668,55 @@ func serverName(cfg *tls.Config, name string) *tls.Config {
 // dialWith connects with other TLS than the cluster's.
 func dialWith(m *cluster.Member, cfg *tls.Config) (*grpc.ClientConn, error) {
 	return m.Dial(grpc.WithTransportCredentials(credentials.NewTLS(cfg)))
+}
+
+// Who shows a certificate without a name is known on the gateway as he is in
+// calls: he may ask for the members, as Patroni does before it logs in, and
+// nothing that takes rights.
+func TestNamelessCertificateAtGateway(t *testing.T) {
+	t.Parallel()
+	a := newIssuer(t, "check")
+	a.issue("server", nil)
+	a.issue("root", nil)
+	a.issue("nameless", func(c *x509.Certificate) { c.Subject = pkix.Name{} })
+	belay, etcd := startBoth(t, func(c *cluster.Config) {
+		c.TLS = a.client("root")
+		c.Args = []string{"--cert-file=" + a.Cert("server"), "--key-file=" + a.Key("server"), "--trusted-ca-file=" + a.CA(), "--client-cert-auth", "--bcrypt-cost=4"}
+	})
+	answers := make(map[string][]int)
+	for _, m := range []*cluster.Member{belay, etcd} {
+		for _, args := range [][]string{{"user", "add", "root:pw"}, {"user", "grant-role", "root", "root"}, {"auth", "enable"}} {
+			if got := etcdctl(t, m, append([]string{"--cacert=" + a.CA(), "--cert=" + a.Cert("root"), "--key=" + a.Key("root")}, args...)...); strings.Contains(got, "Error") {
+				t.Fatal(got)
+			}
+		}
+		transport := &http.Transport{TLSClientConfig: a.client("nameless"), ForceAttemptHTTP2: true}
+		defer transport.CloseIdleConnections()
+		client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+		ask := func(url, path, body string) int {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+path, strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Without Accept, as Patroni: etcd takes it for a call of its own certificate's.
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			return resp.StatusCode
+		}
+		for path, body := range map[string]string{
+			"/v3/cluster/member/list": `{}`, "/v3/maintenance/status": `{}`, "/v3/lease/leases": `{}`, "/v3/auth/user/list": `{}`,
+			"/v3/kv/range": `{"key":"YQ=="}`, "/v3/kv/put": `{"key":"YQ=="}`, "/v3/kv/compaction": `{"revision":"1"}`,
+		} {
+			answers[path] = append(answers[path], ask(m.ClientURL, path, body))
+		}
+	}
+	for path, codes := range answers {
+		known := path == "/v3/cluster/member/list" || path == "/v3/maintenance/status" || path == "/v3/lease/leases"
+		if codes[0] != codes[1] || known != (codes[0] == http.StatusOK) {
+			t.Errorf("%s: %d, on etcd %d", path, codes[0], codes[1])
+		}
+	}
 }

@@ -9,6 +9,12 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/belaydb/belay/state"
 )
 
 // gateway serves the client port's HTTP with a gateway.
@@ -84,6 +90,37 @@ func (letters) Read(p []byte) (int, error) {
 		p[i] = 'A'
 	}
 	return len(p), nil
+}
+
+// What the gateway is told of a client's certificate is never the client's own word.
+func TestCertifiedHeader(t *testing.T) {
+	m := newMember(t)
+	nameless := &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{}}}}
+	for _, c := range []struct {
+		name     string
+		certAuth bool
+		state    *tls.ConnectionState
+		want     string
+	}{
+		{"plain", true, nil, ""}, {"TLS without a certificate", true, &tls.ConnectionState{}, ""},
+		{"certificates do not count", false, nameless, ""}, {"a certificate", true, nameless, "yes"},
+	} {
+		m.cfg.ClientCertAuth = c.certAuth
+		var got []string
+		a := &accessControl{Server: m.Server, gateway: true, authOn: func() bool { return true },
+			next: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.Header.Values(certifiedHeader) })}
+		r := httptest.NewRequest(http.MethodPost, "/v3/kv/range", nil)
+		r.TLS = c.state
+		r.Header.Set("grpc-metadata-belay-certified", "forged")
+		a.ServeHTTP(httptest.NewRecorder(), r)
+		if strings.Join(got, ",") != c.want {
+			t.Errorf("%s: %q", c.name, got)
+		}
+	}
+	// In a call that does not come from our own gateway it says nothing.
+	safe := newSafeMember(t, nil, func(c *Config, _ *state.Config) { c.ClientCertAuth = true })
+	_, err := safe.cluster.MemberList(metadata.AppendToOutgoingContext(t.Context(), certifiedKey, "yes"), &pb.MemberListRequest{})
+	checkStatus(t, err, codes.InvalidArgument, "etcdserver: user name is empty")
 }
 
 func TestAccessControl(t *testing.T) {
