@@ -24,11 +24,11 @@ import (
 func TestCoreDNS(t *testing.T) {
 	wantAll(t)
 	program := builtFrom(t, "coredns", ".", "coredns")
-	for _, size := range []int{1, 3} {
-		t.Run(fmt.Sprintf("%d", size), func(t *testing.T) {
-			cl := start(t, checkKind(t), size)
-			dns := serveZone(t, program, cl)
-			kv := client(t, cl.Endpoints()...)
+	for _, e := range entries() {
+		t.Run(e.String(), func(t *testing.T) {
+			d := enter(t, e, "/skydns/")
+			dns := serveZone(t, program, d)
+			kv := d.client(t, d.Endpoints()...)
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			put := func(name, value string, opts ...clientv3.OpOption) {
@@ -77,7 +77,7 @@ func TestCoreDNS(t *testing.T) {
 			wantDNS(ctx, t, "a leased record", func() ([]string, error) { return dns.LookupHost(ctx, "c.web.cluster.local.") }, "10.0.0.4")
 			wantDNS(ctx, t, "the lease's end", func() ([]string, error) { return dns.LookupHost(ctx, "web.cluster.local.") }, "10.0.0.1", "10.0.0.3")
 
-			failover(ctx, t, cl)
+			failover(ctx, t, d.Cluster)
 			if _, err := kv.Delete(ctx, "/skydns/local/cluster/web/a"); err != nil {
 				t.Fatal(err)
 			}
@@ -88,14 +88,21 @@ func TestCoreDNS(t *testing.T) {
 
 // serveZone starts CoreDNS for the zone cluster.local and returns a resolver
 // that asks it.
-func serveZone(t *testing.T, program string, cl *cluster.Cluster) *net.Resolver {
+func serveZone(t *testing.T, program string, d *door) *net.Resolver {
 	dir := t.TempDir()
 	port, err := cluster.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "Corefile")
-	config := fmt.Sprintf("cluster.local:%d {\n\terrors\n\tetcd cluster.local {\n\t\tpath /skydns\n\t\tendpoint %s\n\t}\n}\n", port, strings.Join(urls(cl), " "))
+	entrance := ""
+	if d.ca != nil {
+		entrance += fmt.Sprintf("\t\ttls %s %s %s\n", d.ca.Cert("client"), d.ca.Key("client"), d.ca.CA())
+	}
+	if d.user != "" {
+		entrance += fmt.Sprintf("\t\tcredentials %s %q\n", d.user, d.password)
+	}
+	config := fmt.Sprintf("cluster.local:%d {\n\terrors\n\tetcd cluster.local {\n\t\tpath /skydns\n\t\tendpoint %s\n%s\t}\n}\n", port, strings.Join(urls(d.Cluster), " "), entrance)
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -26,19 +26,22 @@ func TestPatroni(t *testing.T) {
 	wantAll(t)
 	program := tool(t, "patroni", "patroni")
 	bin := postgresBin(t)
-	for _, size := range []int{1, 3} {
-		t.Run(fmt.Sprintf("%d", size), func(t *testing.T) {
-			cl := start(t, checkKind(t), size)
+	for _, e := range []entry{{1, plain}, {3, plain}, {3, secured}} {
+		t.Run(e.String(), func(t *testing.T) {
+			if e.in.tls {
+				wantPython(t, program, "idna", "python3-idna")
+			}
+			d := enter(t, e, "/service/")
 			ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 			defer cancel()
-			nodes := []*patroni{newPatroni(t, program, bin, cl, "pg1"), newPatroni(t, program, bin, cl, "pg2")}
+			nodes := []*patroni{newPatroni(t, program, bin, d, "pg1"), newPatroni(t, program, bin, d, "pg2")}
 			nodes[0].start(t)
 			first := awaitLeader(ctx, t, nodes[:1])
 			nodes[1].start(t)
 			awaitCluster(ctx, t, nodes, first, 2)
 			t.Logf("%s leads, the other follows", first.name)
 
-			failover(ctx, t, cl)
+			failover(ctx, t, d.Cluster)
 			awaitCluster(ctx, t, nodes, first, 2)
 			t.Log("so it stays when Belay's leader is lost")
 
@@ -52,6 +55,23 @@ func TestPatroni(t *testing.T) {
 			second := awaitLeader(ctx, t, rest)
 			t.Logf("%s took over after the leader's end", second.name)
 		})
+	}
+}
+
+// wantPython skips a test when the interpreter of a script lacks a module.
+func wantPython(t *testing.T, script, module, debian string) {
+	t.Helper()
+	text, err := os.ReadFile(script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	interpreter := strings.Fields(strings.TrimPrefix(line, "#!"))
+	if len(interpreter) == 0 {
+		t.Fatalf("%s begins with %q", script, line)
+	}
+	if err := exec.Command(interpreter[0], append(interpreter[1:], "-c", "import "+module)...).Run(); err != nil {
+		t.Skipf("Python's module %s is not installed; on Debian it is in the package %s", module, debian)
 	}
 }
 
@@ -73,7 +93,7 @@ func postgresBin(t *testing.T) string {
 	return filepath.Dir(found[len(found)-1])
 }
 
-func newPatroni(t *testing.T, program, bin string, cl *cluster.Cluster, name string) *patroni {
+func newPatroni(t *testing.T, program, bin string, d *door, name string) *patroni {
 	// Not t.TempDir: PostgreSQL refuses to run as root, and another user cannot
 	// enter that.
 	dir, err := os.MkdirTemp("", "belay-patroni-")
@@ -82,6 +102,7 @@ func newPatroni(t *testing.T, program, bin string, cl *cluster.Cluster, name str
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	p := &patroni{name: name, program: program, dir: dir, config: filepath.Join(dir, "patroni.yml"), attr: &syscall.SysProcAttr{Setpgid: true}}
+	own := func(string) {}
 	if os.Geteuid() == 0 {
 		u, err := user.Lookup("postgres")
 		if err != nil {
@@ -90,9 +111,32 @@ func newPatroni(t *testing.T, program, bin string, cl *cluster.Cluster, name str
 		uid, _ := strconv.Atoi(u.Uid)
 		gid, _ := strconv.Atoi(u.Gid)
 		p.attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-		if err := os.Chown(dir, uid, gid); err != nil {
-			t.Fatal(err)
+		own = func(path string) {
+			if err := os.Chown(path, uid, gid); err != nil {
+				t.Fatal(err)
+			}
 		}
+	}
+	own(dir)
+	entrance := ""
+	if d.ca != nil {
+		entrance += ", protocol: https"
+		// The gateway refuses certificates with a common name, on any server.
+		for key, file := range map[string]string{"cacert": d.ca.CA(), "cert": d.ca.Cert("nameless"), "key": d.ca.Key("nameless")} {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			copied := filepath.Join(dir, filepath.Base(file))
+			if err := os.WriteFile(copied, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			own(copied)
+			entrance += fmt.Sprintf(", %s: %q", key, copied)
+		}
+	}
+	if d.user != "" {
+		entrance += fmt.Sprintf(", username: %q, password: %q", d.user, d.password)
 	}
 	var ports [2]int
 	for i := range ports {
@@ -104,7 +148,7 @@ func newPatroni(t *testing.T, program, bin string, cl *cluster.Cluster, name str
 	config := fmt.Sprintf(`scope: belay
 name: %s
 restapi: {listen: "127.0.0.1:%d", connect_address: "127.0.0.1:%d"}
-etcd3: {hosts: "%s"}
+etcd3: {hosts: "%s"%s}
 bootstrap:
   dcs: {ttl: 20, loop_wait: 2, retry_timeout: 5, maximum_lag_on_failover: 1048576, postgresql: {use_pg_rewind: false}}
   initdb: [{encoding: UTF8}, {locale: C}]
@@ -117,7 +161,7 @@ postgresql:
   pgpass: %s/pgpass
   authentication: {replication: {username: replicator, password: rep}, superuser: {username: postgres, password: pw}}
   parameters: {unix_socket_directories: "%s", shared_buffers: 16MB}
-`, name, ports[0], ports[0], strings.Join(cl.Endpoints(), ","), ports[1], ports[1], dir, bin, dir, dir)
+`, name, ports[0], ports[0], strings.Join(d.Endpoints(), ","), entrance, ports[1], ports[1], dir, bin, dir, dir)
 	if err := os.WriteFile(p.config, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@
 //	                    and the life of some thousands of objects
 //	recipes_test.go     etcd's Go client: elections, locks, transactions, mirrors
 //	                    and the rest, while members are killed
+//	access_test.go      plain, TLS with clients' certificates, users
 //	etcdctl_test.go     etcdctl's commands side by side with etcd; etcdutl;
 //	                    `belay ctl` beside etcdctl
 //	node_test.go        the npm package etcd3

@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,23 +56,29 @@ func TestKubernetesOwnTests(t *testing.T) {
 
 // TestKubernetesObjects takes some thousands of objects through their life in
 // the storage layer, and wants Belay's transcript equal to etcd's: versions,
-// pages and their tokens, events, errors.
+// pages and their tokens, events, errors. It tells what each step took, and the
+// servers' CPU time; with all, the servers wait for their disks and there is an
+// etcd of three, too.
 func TestKubernetesObjects(t *testing.T) {
 	wantTime(t)
 	t.Parallel() // much of it is waiting
-	objects := "2000"
+	env := []string{"BELAY_CLIENTS_OBJECTS=2000"}
 	if all() {
-		objects = "10000"
+		env = []string{"BELAY_CLIENTS_OBJECTS=10000", "BELAY_CLIENTS_FSYNC=1"}
 	}
 	program := filepath.Join(t.TempDir(), "objects.test")
 	if stdout, stderr, err := run(t, 15*time.Minute, exec.Command("go", "test", "-C", "kubernetes", "-c", "-o", program, ".")); err != nil {
 		t.Fatalf("build: %v\n%s%s", err, stdout, stderr)
 	}
-	transcript := func(t *testing.T, kind cluster.Kind, size int) string {
-		file := filepath.Join(t.TempDir(), "transcript")
-		cmd := exec.Command(program, "-test.run", "^TestObjects$", "-test.v", "-test.timeout", "5m")
-		cmd.Env = append(append(os.Environ(), serverEnv(t, kind, size)...), "BELAY_CLIENTS_OBJECTS="+objects, "BELAY_CLIENTS_TRANSCRIPT="+file)
-		stdout, stderr, err := run(t, 6*time.Minute, cmd)
+	var names []string
+	costs := make(map[string][]string) // of each step, in the order of names
+	var steps []string
+	life := func(t *testing.T, kind cluster.Kind, size int) string {
+		dir := t.TempDir()
+		file, usage := filepath.Join(dir, "transcript"), filepath.Join(dir, "usage")
+		cmd := exec.Command(program, "-test.run", "^TestObjects$", "-test.v", "-test.timeout", "9m")
+		cmd.Env = slices.Concat(os.Environ(), serverEnv(t, kind, size), env, []string{"BELAY_CLIENTS_TRANSCRIPT=" + file, "BELAY_CLIENTS_USAGE=" + usage})
+		stdout, stderr, err := run(t, 10*time.Minute, cmd)
 		if err != nil {
 			t.Fatalf("%s of %d: %v\n%s%s", kind, size, err, stdout, stderr)
 		}
@@ -78,21 +86,53 @@ func TestKubernetesObjects(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		cpu, err := os.ReadFile(usage)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, fmt.Sprintf("%s of %d", kind, size))
+		tell := func(step, cost string) {
+			if !slices.Contains(steps, step) {
+				steps = append(steps, step)
+			}
+			costs[step] = append(costs[step], cost)
+		}
+		for _, m := range regexp.MustCompile(`step (\w+): (\d+) operations, (\d+ ms)`).FindAllStringSubmatch(stdout, -1) {
+			tell(m[1], m[2]+" in "+m[3])
+		}
+		tell("servers' CPU", strings.TrimSpace(string(cpu))+" s")
 		return string(data)
 	}
-	want := transcript(t, cluster.Etcd, 1)
+	defer func() {
+		t.Logf("%-14s%s", "", columns(names))
+		for _, step := range steps {
+			t.Logf("%-14s%s", step, columns(costs[step]))
+		}
+	}()
+	want := life(t, cluster.Etcd, 1)
 	if lines := strings.Count(want, "\n"); lines < 8000 {
 		t.Fatalf("etcd's transcript has %d lines; it shows too little", lines)
 	}
-	for _, size := range []int{1, 3} {
-		t.Run(fmt.Sprintf("%d", size), func(t *testing.T) {
-			got := transcript(t, checkKind(t), size)
-			if line, a, b := firstDifference(got, want); line > 0 {
-				t.Fatalf("line %d of the transcript is\n%s\nand on etcd\n%s", line, a, b)
-			}
-			t.Logf("%d lines, all equal", strings.Count(got, "\n"))
-		})
+	equal := func(t *testing.T, got string) {
+		if line, a, b := firstDifference(got, want); line > 0 {
+			t.Fatalf("line %d of the transcript is\n%s\nand on etcd\n%s", line, a, b)
+		}
+		t.Logf("%d lines, all equal", strings.Count(got, "\n"))
 	}
+	for _, size := range []int{1, 3} {
+		t.Run(fmt.Sprintf("%d", size), func(t *testing.T) { equal(t, life(t, checkKind(t), size)) })
+	}
+	if all() {
+		t.Run("etcd of 3", func(t *testing.T) { equal(t, life(t, cluster.Etcd, 3)) })
+	}
+}
+
+func columns(cells []string) string {
+	var b strings.Builder
+	for _, c := range cells {
+		fmt.Fprintf(&b, "%20s", c)
+	}
+	return b.String()
 }
 
 // firstDifference returns the first line, counted from 1, in which two texts

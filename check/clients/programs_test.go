@@ -13,9 +13,6 @@ import (
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-
 	"github.com/belaydb/belay/check/cluster"
 )
 
@@ -104,9 +101,20 @@ func binary(t testing.TB, kind cluster.Kind) string {
 // test fails.
 func start(t testing.TB, kind cluster.Kind, size int, args ...string) *cluster.Cluster {
 	t.Helper()
-	c, err := cluster.New(cluster.Config{Kind: kind, Binary: binary(t, kind), Size: size, Dir: t.TempDir(), Args: args})
+	c, err := startWith(t, cluster.Config{Kind: kind, Size: size, Args: args})
 	if err != nil {
 		t.Fatal(err)
+	}
+	return c
+}
+
+// startWith fills in the program and the folder of cfg, and starts it.
+func startWith(t testing.TB, cfg cluster.Config) (*cluster.Cluster, error) {
+	t.Helper()
+	cfg.Binary, cfg.Dir = binary(t, cfg.Kind), t.TempDir()
+	c, err := cluster.New(cfg)
+	if err != nil {
+		return nil, err
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -116,10 +124,7 @@ func start(t testing.TB, kind cluster.Kind, size int, args ...string) *cluster.C
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if err := c.Start(ctx); err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return c, c.Start(ctx)
 }
 
 func urls(c *cluster.Cluster) []string {
@@ -128,17 +133,6 @@ func urls(c *cluster.Cluster) []string {
 		list = append(list, m.ClientURL)
 	}
 	return list
-}
-
-func client(t testing.TB, endpoints ...string) *clientv3.Client {
-	t.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 10 * time.Second,
-		DialKeepAliveTime: time.Second, DialKeepAliveTimeout: time.Second, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
 }
 
 // tool returns the path of a program, or skips the test and names the package.

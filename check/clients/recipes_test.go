@@ -49,19 +49,19 @@ func TestRecipesThroughFailover(t *testing.T) {
 		{"leasing", leasingKV}, {"ordering", orderingKV}, {"namespace", namespaced},
 		{"mirror", mirrored}, {"naming", naming},
 	}
-	for _, size := range []int{1, 3} {
-		t.Run(fmt.Sprintf("%d", size), func(t *testing.T) {
-			cl := start(t, checkKind(t), size)
+	for _, e := range entries() {
+		t.Run(e.String(), func(t *testing.T) {
+			d := enter(t, e, "failover/")
 			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 			defer cancel()
 			loss := &loss{killed: make(chan struct{})}
 			loss.missing.Store(int32(len(recipes)))
-			loss.kill = func() { failover(ctx, t, cl) }
+			loss.kill = func() { failover(ctx, t, d.Cluster) }
 			var running sync.WaitGroup
 			for _, recipe := range recipes {
 				s := &stage{ctx: ctx, t: t, loss: loss, clients: make([]*clientv3.Client, 4)}
 				for i := range s.clients {
-					s.clients[i] = client(t, cl.Endpoints()...)
+					s.clients[i] = d.client(t, d.Endpoints()...)
 				}
 				running.Go(func() {
 					begin := time.Now()
@@ -166,14 +166,6 @@ func leader(ctx context.Context, cl *cluster.Cluster) (*cluster.Member, error) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-}
-
-func memberID(ctx context.Context, conn *grpc.ClientConn) (uint64, error) {
-	resp, err := pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
-	if err != nil {
-		return 0, err
-	}
-	return resp.Header.MemberId, nil
 }
 
 // passing says whether an error is what a failover causes.

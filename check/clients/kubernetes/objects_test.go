@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,7 +38,9 @@ import (
 // TestObjects drives one store through the life of BELAY_CLIENTS_OBJECTS (2000)
 // objects. All that does not depend on time is written, a line each, to the
 // file BELAY_CLIENTS_TRANSCRIPT: resource versions, continue tokens, counts,
-// events, texts of errors. Two servers are alike if their files are equal.
+// events, texts of errors. Two servers are alike if their files are equal. The
+// log says how long each step took. The servers wait for their disks only with
+// BELAY_CLIENTS_FSYNC.
 func TestObjects(t *testing.T) {
 	if os.Getenv("BELAY_CLIENTS_SERVER") == "" {
 		t.Skip("BELAY_CLIENTS_SERVER does not name a server to start")
@@ -57,12 +60,13 @@ func TestObjects(t *testing.T) {
 		{"create", r.create}, {"pages", r.pages}, {"versions", r.versions},
 		{"update", r.update}, {"conflicts", r.conflicts}, {"delete", r.delete},
 		{"watch", r.watch}, {"progress", r.progress}, {"cache", r.cache},
-		{"contention", r.contention}, {"compact", r.compact},
+		{"contention", r.contention}, {"compact", r.compact}, {"empty", r.empty}, {"compactor", r.compactLoop},
 	} {
 		begin := time.Now()
 		r.notef("== %s", step.name)
+		r.ops.Store(0)
 		step.fn()
-		t.Logf("%s: %v", step.name, time.Since(begin).Round(time.Millisecond))
+		t.Logf("step %s: %d operations, %d ms", step.name, r.ops.Load(), time.Since(begin).Milliseconds())
 	}
 	if file := os.Getenv("BELAY_CLIENTS_TRANSCRIPT"); file != "" {
 		if err := os.WriteFile(file, []byte(r.notes.String()), 0o644); err != nil {
@@ -84,6 +88,7 @@ type run struct {
 	}
 	codec runtime.Codec
 
+	ops    atomic.Int64 // objects written, pages read and events seen in a step
 	notes  strings.Builder
 	made   string // resource version after the last create
 	middle string // of an object in the middle of the creates
@@ -96,7 +101,7 @@ const (
 )
 
 func newRun(t *testing.T, count int) *run {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 9*time.Minute)
 	t.Cleanup(cancel)
 	scheme := runtime.NewScheme()
 	metav1.AddToGroupVersion(scheme, metav1.SchemeGroupVersion)
@@ -109,6 +114,7 @@ func newRun(t *testing.T, count int) *run {
 	r.codec = apitesting.TestCodec(serializer.NewCodecFactory(scheme), examplev1.SchemeGroupVersion)
 	cfg := testserver.NewTestConfig(t)
 	cfg.WatchProgressNotifyInterval = time.Second
+	cfg.UnsafeNoFsync = os.Getenv("BELAY_CLIENTS_FSYNC") == ""
 	r.client = testserver.RunEtcd(t, cfg)
 	r.compactor = etcd3.NewCompactor(r.client.Client, 0, clock.RealClock{}, nil)
 	t.Cleanup(r.compactor.Stop)
@@ -159,6 +165,7 @@ func (r *run) create() {
 		}
 		out := &example.Pod{}
 		r.must(r.store.Create(r.ctx, podKey(i), pod, out, ttl))
+		r.ops.Add(1)
 		r.notef("created %s at %s", name, out.ResourceVersion)
 		if i == r.count/2 {
 			r.middle = out.ResourceVersion
@@ -177,6 +184,7 @@ func (r *run) list(key string, opts storage.ListOptions) *example.PodList {
 	out := &example.PodList{}
 	opts.Recursive = true
 	err := r.store.GetList(r.ctx, key, opts, out)
+	r.ops.Add(1)
 	remaining := "-"
 	if out.RemainingItemCount != nil {
 		remaining = strconv.FormatInt(*out.RemainingItemCount, 10)
@@ -255,6 +263,7 @@ func (r *run) update() {
 			return pod, nil
 		}), nil)
 		r.must(err)
+		r.ops.Add(1)
 		r.notef("updated %s to %s", out.Name, out.ResourceVersion)
 	}
 }
@@ -288,13 +297,59 @@ func (r *run) conflicts() {
 
 func (r *run) delete() {
 	for i := 0; i < r.count; i += 5 {
-		out := &example.Pod{}
-		r.must(r.store.Delete(r.ctx, podKey(i), out, nil, storage.ValidateAllObjectFunc, nil, storage.DeleteOptions{}))
-		r.notef("deleted %s at %s", out.Name, out.ResourceVersion)
+		r.remove(i)
 	}
 	err := r.store.Delete(r.ctx, podKey(0), &example.Pod{}, nil, storage.ValidateAllObjectFunc, nil, storage.DeleteOptions{})
 	r.notef("deleted twice: %v", err)
 	r.list(resourcePrefix+"ns-2/", storage.ListOptions{Predicate: storage.Everything})
+}
+
+func (r *run) remove(i int) {
+	out := &example.Pod{}
+	r.must(r.store.Delete(r.ctx, podKey(i), out, nil, storage.ValidateAllObjectFunc, nil, storage.DeleteOptions{}))
+	r.ops.Add(1)
+	r.notef("deleted %s at %s", out.Name, out.ResourceVersion)
+}
+
+// empty deletes what delete has left.
+func (r *run) empty() {
+	for i := range r.count {
+		if i%5 != 0 {
+			r.remove(i)
+		}
+	}
+	if left := r.list(resourcePrefix, storage.ListOptions{Predicate: storage.Everything}); len(left.Items) > 0 {
+		r.t.Errorf("%d objects are left of none", len(left.Items))
+	}
+}
+
+// compactLoop lets the API server's own compactor run, beside a second one as a
+// second API server has, until they have taken away what is older than a
+// write. It is the last step: from here on revisions depend on time.
+func (r *run) compactLoop() {
+	first := etcd3.NewCompactor(r.client.Client, 100*time.Millisecond, clock.RealClock{}, nil)
+	defer first.Stop()
+	second := etcd3.NewCompactor(r.client.Client, 130*time.Millisecond, clock.RealClock{}, nil)
+	defer second.Stop()
+	_, err := r.client.Put(r.ctx, "/registry/elsewhere", "the last")
+	r.must(err)
+	at, err := r.store.GetCurrentResourceVersion(r.ctx)
+	r.must(err)
+	for deadline := time.Now().Add(time.Minute); ; {
+		if min(first.CompactRevision(), second.CompactRevision(), r.compactor.CompactRevision()) >= int64(at) {
+			break
+		}
+		if time.Now().After(deadline) {
+			r.t.Fatalf("compacted up to %d and %d, of which a watch knows %d; want %d", first.CompactRevision(), second.CompactRevision(), r.compactor.CompactRevision(), at)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	err = r.store.GetList(r.ctx, resourcePrefix, storage.ListOptions{ResourceVersion: r.made, ResourceVersionMatch: metav1.ResourceVersionMatchExact,
+		Predicate: storage.Everything, Recursive: true}, &example.PodList{})
+	r.notef("list of what the compactor took away: %v", err)
+	if !apierrors.IsResourceExpired(err) {
+		r.t.Errorf("a list of what the compactor took away: %v", err)
+	}
 }
 
 // watch reads the past from a version in the middle of the creates: every
@@ -331,6 +386,7 @@ func (r *run) next(w watch.Interface) (*example.Pod, watch.EventType) {
 			if e.Type == watch.Bookmark {
 				continue
 			}
+			r.ops.Add(1)
 			pod, ok := e.Object.(*example.Pod)
 			if !ok {
 				r.t.Fatalf("event %s %v", e.Type, e.Object)
@@ -405,6 +461,7 @@ func (r *run) cache() {
 			return obj, nil
 		}), nil))
 		list := &example.PodList{}
+		r.ops.Add(2)
 		r.must(r.store.GetList(r.ctx, resourcePrefix+"ns-0/", storage.ListOptions{Predicate: storage.Everything, Recursive: true}, list))
 		at := slices.IndexFunc(list.Items, func(p example.Pod) bool { return p.Name == out.Name })
 		if at < 0 || list.Items[at].ResourceVersion != out.ResourceVersion {
@@ -460,6 +517,7 @@ func (r *run) contention() {
 					errs[n] = err
 					return
 				}
+				r.ops.Add(1)
 			}
 		})
 	}

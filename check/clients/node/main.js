@@ -1,4 +1,5 @@
-// Drives the npm package etcd3 through its features. Arguments: endpoints.
+// Drives the npm package etcd3 through its features. Arguments: the members'
+// URLs; ETCD_USER, ETCD_PASSWORD, ETCD_CA, ETCD_CERT and ETCD_KEY (files) if any.
 // Each feature that holds prints "ok <name>". Before the last part it prints
 // "kill" and waits for a line on standard input, which comes when the leader is
 // about to die.
@@ -6,11 +7,18 @@
 
 const assert = require('node:assert/strict');
 const { once } = require('node:events');
+const fs = require('node:fs');
 const readline = require('node:readline');
 const { Etcd3, EtcdLockFailedError, EtcdLeaseInvalidError, STMConflictError, Range } = require('etcd3');
 
 const hosts = process.argv.slice(2);
-const client = new Etcd3({ hosts });
+const env = process.env;
+const options = {};
+if (env.ETCD_CA) {
+  options.credentials = { rootCertificate: fs.readFileSync(env.ETCD_CA), privateKey: fs.readFileSync(env.ETCD_KEY), certChain: fs.readFileSync(env.ETCD_CERT) };
+}
+if (env.ETCD_USER) options.auth = { username: env.ETCD_USER, password: env.ETCD_PASSWORD };
+const client = new Etcd3({ hosts, ...options });
 const SerializableSnapshot = 0, Serializable = 1, RepeatableReads = 2, ReadCommitted = 3;
 
 // until polls a condition.
@@ -167,7 +175,7 @@ const features = {
   async stm() {
     // One member: a serializable read of the package names a revision that
     // another member may not have reached.
-    const one = new Etcd3({ hosts: hosts[0] });
+    const one = new Etcd3({ hosts: hosts[0], ...options });
     for (const isolation of [SerializableSnapshot, Serializable, RepeatableReads]) {
       // In one revision: the package's SerializableSnapshot takes keys of
       // different ages for a conflict, on any server.

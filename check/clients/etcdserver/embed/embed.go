@@ -123,7 +123,28 @@ func (e *Etcd) Close() {
 		}
 		e.watchers.Wait()
 		close(e.errs)
+		e.tellUsage()
 	})
+}
+
+// tellUsage adds a line to the file BELAY_CLIENTS_USAGE, if there is one named:
+// the seconds of CPU time that the members took in all.
+// REQUIRES: all members have exited.
+func (e *Etcd) tellUsage() {
+	file := os.Getenv("BELAY_CLIENTS_USAGE")
+	if file == "" {
+		return
+	}
+	var took time.Duration
+	for _, m := range e.members {
+		took += m.cmd.ProcessState.UserTime() + m.cmd.ProcessState.SystemTime()
+	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return // who wants to know sees that nothing is there
+	}
+	defer f.Close()
+	fmt.Fprintf(f, "%.2f\n", took.Seconds())
 }
 
 // StartEtcd starts a cluster and returns when every member answers.
