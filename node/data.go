@@ -29,7 +29,7 @@ import (
 func (n *Node) openData() error {
 	fs := n.cfg.FS
 	if _, err := fs.Stat(fs.PathJoin(n.cfg.DataDir, "member", "snap", "db")); err == nil {
-		return fmt.Errorf("%s is a data directory of etcd, not of Belay; nothing in it was changed. Choose another --data-dir (README, \"Moving from etcd\")", n.cfg.DataDir)
+		return fmt.Errorf("%s is a data directory of etcd, not of Belay; nothing in it was changed. Choose another --data-dir; `belay util snapshot restore` makes one of etcd's data (README, \"Moving from etcd\")", n.cfg.DataDir)
 	}
 	if err := fs.MkdirAll(fs.PathJoin(n.cfg.DataDir, "member"), 0o700); err != nil {
 		return fmt.Errorf("cannot access data directory: %w", plainPathError(err))
