@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -23,10 +24,23 @@ type signed struct {
 	sign   any // nil: this member can only verify
 	verify any
 	ttl    time.Duration
+
+	mu sync.Mutex
+	// known are tokens that were verified, so that a client that calls often has its signature checked once: with RS256 or
+	// ES256 that costs as much as all else of a put. A token that was good stays so until its end.
+	known map[string]knownToken
 }
 
+type knownToken struct {
+	who Identity
+	end time.Time // zero: never
+}
+
+// maxKnownTokens bounds the memory; beyond it all are verified again.
+const maxKnownTokens = 4096
+
 func newJWT(lg *zap.Logger, opts map[string]string) (*signed, error) {
-	t := &signed{lg: lg, ttl: defaultJWTTTL}
+	t := &signed{lg: lg, ttl: defaultJWTTTL, known: make(map[string]knownToken)}
 	public, private, err := t.parse(opts)
 	if err != nil {
 		lg.Error("problem loading JWT options", zap.Error(err))
@@ -158,6 +172,27 @@ func (t *signed) Assign(user string, revision uint64, _ string, _ uint64) (strin
 }
 
 func (t *signed) Info(token string, _ uint64) (Identity, bool) {
+	t.mu.Lock()
+	known, ok := t.known[token]
+	t.mu.Unlock()
+	if ok && (known.end.IsZero() || time.Now().Before(known.end)) {
+		return known.who, true
+	}
+	known, ok = t.examine(token)
+	if !ok {
+		return Identity{}, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.known) >= maxKnownTokens {
+		clear(t.known)
+	}
+	t.known[token] = known
+	return known.who, true
+}
+
+// examine verifies a token and reads it.
+func (t *signed) examine(token string) (knownToken, bool) {
 	parsed, err := jwt.Parse(token, func(token *jwt.Token) (any, error) {
 		// The method is ours, never what the token names: a public key must not be taken for an HMAC secret.
 		if token.Method.Alg() != t.method.Alg() {
@@ -167,22 +202,26 @@ func (t *signed) Info(token string, _ uint64) (Identity, bool) {
 	})
 	if err != nil {
 		t.lg.Warn("failed to parse a JWT token", zap.Error(err))
-		return Identity{}, false
+		return knownToken{}, false
 	}
 	claims, ok := parsed.Claims.(jwt.MapClaims)
 	if !parsed.Valid || !ok {
 		t.lg.Warn("failed to obtain claims from a JWT token")
-		return Identity{}, false
+		return knownToken{}, false
 	}
 	user, ok := claims["username"].(string)
 	if !ok {
 		t.lg.Warn("failed to obtain user claims from jwt token")
-		return Identity{}, false
+		return knownToken{}, false
 	}
 	revision, ok := claims["revision"].(float64)
 	if !ok {
 		t.lg.Warn("failed to obtain revision claims from jwt token")
-		return Identity{}, false
+		return knownToken{}, false
 	}
-	return Identity{User: user, Revision: uint64(revision)}, true
+	known := knownToken{who: Identity{User: user, Revision: uint64(revision)}}
+	if end, err := claims.GetExpirationTime(); err == nil && end != nil {
+		known.end = end.Time
+	}
+	return known, true
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"go.uber.org/zap"
 )
 
 // keyFiles writes a key's PEM files.
@@ -132,4 +133,78 @@ func TestJWTClaims(t *testing.T) {
 			t.Errorf("%q is taken", token)
 		}
 	}
+}
+
+// A token that was verified once is not taken beyond its end, and what is remembered is bounded.
+func TestKnownJWTs(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tokens := tokensOf(t, "jwt,sign-method=HS256,priv-key="+secret).(*signed)
+	token, err := tokens.Assign("alice", 5, "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if who, ok := tokens.Info(token, 8); !ok || who != (Identity{"alice", 5}) {
+			t.Fatal(who, ok)
+		}
+	}
+	if end := tokens.known[token].end; time.Until(end) > defaultJWTTTL || time.Until(end) < defaultJWTTTL-time.Minute {
+		t.Errorf("known until %v", end)
+	}
+	if _, ok := tokens.Info(token[:len(token)-1], 8); ok || len(tokens.known) != 1 {
+		t.Errorf("a damaged token: %v, %d are known", ok, len(tokens.known))
+	}
+	// Its end is past: it is verified again, which refuses one that really ended.
+	ended, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"username": "a", "revision": 1, "exp": time.Now().Add(-time.Hour).Unix()}).SignedString([]byte("secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens.known[ended] = knownToken{Identity{"a", 1}, time.Now().Add(-time.Hour)}
+	if _, ok := tokens.Info(ended, 8); ok {
+		t.Error("an expired token is taken because it was known")
+	}
+	for i := range 2 * maxKnownTokens {
+		tokens.known[string(rune(i))+"x"] = knownToken{}
+		if len(tokens.known) >= maxKnownTokens {
+			break
+		}
+	}
+	if _, ok := tokens.Info(token, 8); !ok {
+		t.Error("forgotten")
+	}
+	if token, err = tokens.Assign("bob", 5, "", 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := tokens.Info(token, 8); !ok || len(tokens.known) > maxKnownTokens {
+		t.Errorf("%d are known", len(tokens.known))
+	}
+}
+
+func BenchmarkJWT(b *testing.B) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := &signed{method: jwt.SigningMethodRS256, sign: key, verify: key.Public(), ttl: time.Hour, known: map[string]knownToken{}, lg: zap.NewNop()}
+	token, err := s.Assign("alice", 5, "", 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("first", func(b *testing.B) {
+		for b.Loop() {
+			if _, ok := s.examine(token); !ok {
+				b.Fatal()
+			}
+		}
+	})
+	b.Run("known", func(b *testing.B) {
+		for b.Loop() {
+			if _, ok := s.Info(token, 5); !ok {
+				b.Fatal()
+			}
+		}
+	})
 }
