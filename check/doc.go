@@ -11,6 +11,7 @@
 //	badinput_test.go      wrong flags, foreign or damaged data, full disks
 //	clients_test.go       etcdctl, etcdutl and clientv3's recipes
 //	corrupt_test.go       a member whose data was altered is found and named
+//	corrupt_bytes_test.go  one byte of a stored file is altered, in one of three and in a lone member
 //	logs_test.go          one day of Belay and of etcd: the same lines and metrics
 //	prometheus_*_test.go  the community's alerts on the real Prometheus
 //

@@ -52,7 +52,7 @@ func (n *Node) openData() error {
 	opening := time.Now()
 	st, err := store.Open(n.cfg.storeDir(), store.Options{
 		FS: fs, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.NoSync,
-		Failed: n.fail,
+		Failed: n.fail, Corrupt: n.storeCorrupt,
 	})
 	if err != nil {
 		return err
@@ -266,6 +266,30 @@ func (n *Node) refuseOthersData() error {
 		}
 	}
 	return nil
+}
+
+// storeCorrupt ends a member that cannot read what it stored, if the others can do without it: its
+// clients are better served by them. Else it goes on, and answers what it can; what it cannot read is
+// an error, never an answer without it. It may be called while the store is opened, which then fails
+// by itself.
+func (n *Node) storeCorrupt(err error) {
+	if !n.leads.Load() || n.stopping.Load() {
+		return
+	}
+	voters, others := 0, 0
+	for _, m := range n.state.Members() {
+		if m.IsLearner {
+			continue
+		}
+		voters++
+		if m.ID != n.id.member && !n.transport.ActiveSince(m.ID).IsZero() {
+			others++
+		}
+	}
+	if others <= voters/2 {
+		return // the store has said it
+	}
+	n.fail(fmt.Errorf("%w. The member stops, the others go on without it", err))
 }
 
 // freeBytes is the free space of the store's file system or of the raft log's,

@@ -41,6 +41,9 @@ func (s *Store) eventListener() pebble.EventListener {
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
 			s.lg.Error("a file of the store is corrupt; restore this member from its peers",
 				zap.String("path", info.Path), zap.Error(info.Details))
+			if s.corrupt != nil {
+				s.corrupt(corruptFile(info.Path, info.Details))
+			}
 		},
 		DiskSlow: func(info pebble.DiskSlowInfo) {
 			s.lg.Warn("slow disk under the store", zap.String("path", info.Path),

@@ -36,6 +36,10 @@ type Options struct {
 	// should end. A full disk is not one. Default: the store tries again for ever.
 	Failed func(error)
 
+	// Corrupt is called each time that a file turns out to be corrupt, with an error that names it. It may be called while
+	// the store is opened, from any goroutine, and must not wait. Default: the reads that meet it fail, and nothing else.
+	Corrupt func(error)
+
 	// NoSync leaves out every sync: a crash of the machine, though not of the process, may destroy the store.
 	NoSync bool
 }
@@ -49,6 +53,7 @@ type Store struct {
 	lg      *zap.Logger
 	metrics *Metrics
 	failed  func(error)
+	corrupt func(error)
 
 	background background
 	appliedKey []byte
@@ -95,7 +100,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	if opts.NoSync {
 		fs = noSyncFS{fs}
 	}
-	s := &Store{dir: dir, fs: fs, lg: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, appliedKey: MetaKey("applied")}
+	s := &Store{dir: dir, fs: fs, lg: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, appliedKey: MetaKey("applied")}
 	if s.lg == nil {
 		s.lg = zap.NewNop()
 	}
@@ -310,9 +315,13 @@ func (e oneLine) Unwrap() error { return e.error }
 // explain puts the name of the corrupt file, where Pebble knows one, in front of an error.
 func explain(err error) error {
 	if info := pebble.ExtractDataCorruptionInfo(err); info != nil {
-		return fmt.Errorf("file %s is corrupt (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", info.Path, oneLine{err})
+		return corruptFile(info.Path, err)
 	}
 	return err
+}
+
+func corruptFile(path string, err error) error {
+	return fmt.Errorf("file %s is corrupt (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", path, oneLine{err})
 }
 
 // Explain gives an error of an iterator with the name of the corrupt file, if that is what it is.
