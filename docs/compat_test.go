@@ -755,6 +755,64 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// triedBy gives, by section, the tests that the section says it is tried by, and
+// what is wrong with saying so.
+func triedBy(text string) (names map[string][]string, wrong []string) {
+	heading := regexp.MustCompile(`^#+ ([0-9]+(\.[0-9]+)?)\b`)
+	test := regexp.MustCompile(`^([a-z][a-z/]*)\.((Test|Fuzz)[A-Z]\w*)$`)
+	names = map[string][]string{}
+	section, telling := "", false
+	for i, line := range strings.Split(text, "\n") {
+		if m := heading.FindStringSubmatch(line); m != nil {
+			section = m[1]
+		}
+		telling = line != "" && (telling || strings.HasPrefix(line, "Tried by "))
+		if telling {
+			said, _, ended := strings.Cut(line, ". ") // prose may follow
+			for _, m := range backticks.FindAllStringSubmatch(said, -1) {
+				parts := test.FindStringSubmatch(m[1])
+				if parts == nil {
+					wrong = append(wrong, fmt.Sprintf("compatibility.md:%d: %q is no package.TestName", i+1, m[1]))
+					continue
+				}
+				declared := regexp.MustCompile(`(?m)^func ` + parts[2] + `\((t \*testing\.T|f \*testing\.F)\)`)
+				files, _ := filepath.Glob(filepath.Join("..", parts[1], "*_test.go"))
+				if !slices.ContainsFunc(files, func(file string) bool {
+					src, err := os.ReadFile(file)
+					return err == nil && declared.Match(src)
+				}) {
+					wrong = append(wrong, fmt.Sprintf("compatibility.md:%d: section %s is tried by %s, which is not there", i+1, section, m[1]))
+				}
+				names[section] = append(names[section], m[1])
+			}
+			telling = !ended
+		}
+	}
+	return names, wrong
+}
+
+// TestTriedBy: each section that has something says which tests try it, and they exist.
+func TestTriedBy(t *testing.T) {
+	text, err := os.ReadFile("compatibility.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, wrong := triedBy(string(text))
+	for _, w := range wrong {
+		t.Error(w)
+	}
+	for section, rows := range readTables(t) {
+		is := func(r row) bool { return r.state != notYet }
+		if len(names[section]) == 0 && slices.ContainsFunc(rows, is) {
+			t.Errorf("compatibility.md: section %s does not say what it is tried by", section)
+		}
+	}
+	_, wrong = triedBy("# 3. x\nTried by `docs.TestTriedBy`,\n`docs.TestNothing`, `What`. No test: `other`.\n`more`")
+	if len(wrong) != 2 {
+		t.Errorf("of two wrong names were found %q", wrong)
+	}
+}
+
 // TestTablesCanFail shows that a wrong table would be found.
 func TestTablesCanFail(t *testing.T) {
 	if ok, code, _, stderr, _ := load("--no-such-flag=true"); ok || code != 2 || !strings.Contains(stderr, "not defined") {
