@@ -720,3 +720,141 @@ func TestNamelessCertificateAtGateway(t *testing.T) {
 		}
 	}
 }
+
+// Connections that never finish the handshake, or never begin it, and floods of
+// HTTP on the TLS port do not keep anybody else from calling: new clients come
+// in, a watch goes on, a lease stays alive.
+func TestIdleHandshakesAndFloods(t *testing.T) {
+	t.Parallel()
+	a := newIssuer(t, "check")
+	a.issue("server", nil)
+	a.issue("good", nil)
+	c := startTLS(t, 1, a, nil)
+	m := c.Members[0]
+	conn, err := dialWith(m, a.client("good"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	kv := pb.NewKVClient(conn)
+	lease, err := pb.NewLeaseClient(conn).LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: 60})
+	if err != nil {
+		t.Fatal(err)
+	}
+	alive, err := pb.NewLeaseClient(conn).LeaseKeepAlive(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch, err := pb.NewWatchClient(conn).Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := watch.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("live")}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	// lives does once all that must go on.
+	lives := func(when string) {
+		t.Helper()
+		if _, err := kv.Put(ctx, &pb.PutRequest{Key: []byte("live"), Value: []byte(when)}); err != nil {
+			t.Fatalf("%s: put: %v", when, err)
+		}
+		if resp, err := watch.Recv(); err != nil || len(resp.Events) != 1 || string(resp.Events[0].Kv.Value) != when {
+			t.Fatalf("%s: watch: %v, %v", when, resp, err)
+		}
+		if err := alive.Send(&pb.LeaseKeepAliveRequest{ID: lease.ID}); err != nil {
+			t.Fatalf("%s: keep alive: %v", when, err)
+		}
+		if resp, err := alive.Recv(); err != nil || resp.TTL != 60 {
+			t.Fatalf("%s: keep alive: %v, %v", when, resp, err)
+		}
+		if err := callWith(t, m, a.client("good")); err != nil {
+			t.Fatalf("%s: a new client: %v", when, err)
+		}
+		if status, err := getWith(a.client("good"), m.ClientURL+"/health"); err != nil || status != "200 OK" {
+			t.Fatalf("%s: a new HTTP client: %s, %v", when, status, err)
+		}
+	}
+	lives("before")
+
+	// A third each: silent, a record that is cut short, a whole ClientHello and
+	// no answer to what comes back.
+	hello := clientHello(t, a.client("good"))
+	for i := range 501 {
+		idle, err := net.Dial("tcp", m.Endpoint())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer idle.Close()
+		if _, err := idle.Write([][]byte{nil, hello[:len(hello)/2], hello}[i%3]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 5 {
+		lives(fmt.Sprintf("500 idle handshakes, turn %d", i))
+	}
+
+	var stop atomic.Bool
+	var requests atomic.Int64
+	var flood sync.WaitGroup
+	defer func() {
+		stop.Store(true)
+		flood.Wait()
+	}()
+	for i := range 24 {
+		cfg := a.client("good")
+		if i%2 == 0 {
+			cfg.NextProtos = []string{"http/1.1"}
+		}
+		transport := &http.Transport{TLSClientConfig: cfg, ForceAttemptHTTP2: i%2 == 1, DisableKeepAlives: i%8 == 0}
+		client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+		flood.Go(func() {
+			defer transport.CloseIdleConnections()
+			for n := i; !stop.Load(); n++ {
+				path := []string{"/health", "/metrics", "/v3/kv/range", "/nothing"}[n%4]
+				resp, err := client.Post(m.ClientURL+path, "application/json", strings.NewReader(`{"key":"AA==","range_end":"AA=="}`))
+				if err != nil {
+					continue // a flood may be turned away
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				requests.Add(1)
+			}
+		})
+	}
+	for i := range 8 {
+		before := requests.Load()
+		lives(fmt.Sprintf("a flood of HTTP, turn %d", i))
+		if err := eventually(ctx, func() error { // the flood is one, and goes on
+			if requests.Load() < before+50 {
+				return fmt.Errorf("%d requests", requests.Load())
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d requests of HTTP meanwhile", requests.Load())
+}
+
+// clientHello returns the first record that a client sends.
+func clientHello(t *testing.T, cfg *tls.Config) []byte {
+	t.Helper()
+	here, there := net.Pipe()
+	defer there.Close()
+	cfg.ServerName, cfg.NextProtos = "localhost", []string{"h2"}
+	go func() {
+		_ = tls.Client(here, cfg).Handshake() // ends when there is closed
+		here.Close()
+	}()
+	buf := make([]byte, 16<<10)
+	n, err := there.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return buf[:n]
+}
