@@ -70,8 +70,10 @@ const (
 // row is one row of a table with states.
 type row struct {
 	line  int
+	about string   // the first column
 	names []string // in backticks in the first column
 	state string
+	note  string
 }
 
 var backticks = regexp.MustCompile("`([^`]+)`")
@@ -104,7 +106,7 @@ func readTables(t *testing.T) map[string][]row {
 			inTable = true
 		case !inTable || strings.Trim(state, "-: ") == "":
 		default:
-			r := row{line: i + 1, state: state}
+			r := row{line: i + 1, state: state, about: strings.ReplaceAll(strings.TrimSpace(cells[1]), "\x00", "|"), note: cells[3]}
 			if !slices.Contains([]string{works, differs, noEffect, notYet}, state) {
 				t.Errorf("compatibility.md:%d: %q is not a state", r.line, state)
 			}
@@ -245,7 +247,7 @@ func TestFlags(t *testing.T) {
 			got = noEffect // accepted in silence, and nothing is known of it
 		}
 		if want := strings.Replace(r.state, differs, works, 1); got != want {
-			t.Errorf("compatibility.md:%d: --%s is said to be %q, the code says %q %s", r.line, name, want, got, said)
+			contradict(t, r, got, fmt.Sprintf("--%s is said to be %q, the code says %q %s", name, want, got, said))
 		}
 	}
 	if len(flags) != etcdFlags+ownFlags {
@@ -298,7 +300,7 @@ func TestMetrics(t *testing.T) {
 		listed = append(listed, namesOf(rows, works, differs, noEffect)...)
 		for _, name := range namesOf(rows, notYet) {
 			if slices.Contains(have, name) {
-				t.Errorf("compatibility.md:%d: %s is said to be missing, but is registered", rows[name].line, name)
+				contradict(t, rows[name], works, name+" is said to be missing, but is registered")
 			}
 		}
 	}
@@ -340,7 +342,7 @@ func TestCommands(t *testing.T) {
 		if r.state == notYet {
 			for _, name := range r.names {
 				if _, ok := have[name]; ok {
-					t.Errorf("compatibility.md:%d: %s is said to be missing, but is there", r.line, name)
+					contradict(t, r, works, name+" is said to be missing, but is there")
 				}
 			}
 			continue
@@ -425,7 +427,11 @@ func TestHTTP(t *testing.T) {
 			}
 			code := get(base, strings.NewReplacer("*", "kv/range", "<id>", "1", "<from-hex>", "1").Replace(path))
 			if missing := code == http.StatusNotFound; missing != (r.state == notYet) {
-				t.Errorf("compatibility.md:%d: %s is said to be %q, and answers %d", r.line, path, r.state, code)
+				state := works
+				if missing {
+					state = notYet
+				}
+				contradict(t, r, state, fmt.Sprintf("%s is said to be %q, and answers %d", path, r.state, code))
 			}
 		}
 	}
@@ -563,9 +569,9 @@ func TestLogMessages(t *testing.T) {
 	for name, r := range rows {
 		switch there := src.texts[name]; {
 		case r.state == notYet && there:
-			t.Errorf("compatibility.md:%d: %q is said to be missing, but is in the code", r.line, name)
+			contradict(t, r, works, fmt.Sprintf("%q is said to be missing, but is in the code", name))
 		case r.state != notYet && !there:
-			t.Errorf("compatibility.md:%d: %q is said to be %q, but is not in the code", r.line, name, r.state)
+			contradict(t, r, notYet, fmt.Sprintf("%q is said to be %q, but is not in the code", name, r.state))
 		}
 	}
 }
@@ -750,66 +756,8 @@ func TestErrors(t *testing.T) {
 	src := readSource(t)
 	for name, r := range rows {
 		if r.state == works && !src.identifiers[name] && !src.texts[have[name]] {
-			t.Errorf("compatibility.md:%d: %s is said to work, but the code never returns it", r.line, name)
+			contradict(t, r, notYet, name+" is said to work, but the code never returns it")
 		}
-	}
-}
-
-// triedBy gives, by section, the tests that the section says it is tried by, and
-// what is wrong with saying so.
-func triedBy(text string) (names map[string][]string, wrong []string) {
-	heading := regexp.MustCompile(`^#+ ([0-9]+(\.[0-9]+)?)\b`)
-	test := regexp.MustCompile(`^([a-z][a-z/]*)\.((Test|Fuzz)[A-Z]\w*)$`)
-	names = map[string][]string{}
-	section, telling := "", false
-	for i, line := range strings.Split(text, "\n") {
-		if m := heading.FindStringSubmatch(line); m != nil {
-			section = m[1]
-		}
-		telling = line != "" && (telling || strings.HasPrefix(line, "Tried by "))
-		if telling {
-			said, _, ended := strings.Cut(line, ". ") // prose may follow
-			for _, m := range backticks.FindAllStringSubmatch(said, -1) {
-				parts := test.FindStringSubmatch(m[1])
-				if parts == nil {
-					wrong = append(wrong, fmt.Sprintf("compatibility.md:%d: %q is no package.TestName", i+1, m[1]))
-					continue
-				}
-				declared := regexp.MustCompile(`(?m)^func ` + parts[2] + `\((t \*testing\.T|f \*testing\.F)\)`)
-				files, _ := filepath.Glob(filepath.Join("..", parts[1], "*_test.go"))
-				if !slices.ContainsFunc(files, func(file string) bool {
-					src, err := os.ReadFile(file)
-					return err == nil && declared.Match(src)
-				}) {
-					wrong = append(wrong, fmt.Sprintf("compatibility.md:%d: section %s is tried by %s, which is not there", i+1, section, m[1]))
-				}
-				names[section] = append(names[section], m[1])
-			}
-			telling = !ended
-		}
-	}
-	return names, wrong
-}
-
-// TestTriedBy: each section that has something says which tests try it, and they exist.
-func TestTriedBy(t *testing.T) {
-	text, err := os.ReadFile("compatibility.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	names, wrong := triedBy(string(text))
-	for _, w := range wrong {
-		t.Error(w)
-	}
-	for section, rows := range readTables(t) {
-		is := func(r row) bool { return r.state != notYet }
-		if len(names[section]) == 0 && slices.ContainsFunc(rows, is) {
-			t.Errorf("compatibility.md: section %s does not say what it is tried by", section)
-		}
-	}
-	_, wrong = triedBy("# 3. x\nTried by `docs.TestTriedBy`,\n`docs.TestNothing`, `What`. No test: `other`.\n`more`")
-	if len(wrong) != 2 {
-		t.Errorf("of two wrong names were found %q", wrong)
 	}
 }
 
