@@ -63,7 +63,8 @@ func (p *party) populate() {
 	ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
 	defer cancel()
 	kv, leases, admin := pb.NewKVClient(p.conn), pb.NewLeaseClient(p.conn), pb.NewAuthClient(p.conn)
-	for key, lease := range map[string]int64{"secret": 7, "mine": 8} {
+	for i, key := range []string{"secret", "mine"} { // in this order on both sides: revisions are compared
+		lease := int64(7 + i)
 		_, err := leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: lease, TTL: 5000})
 		p.must(err)
 		_, err = kv.Put(ctx, &pb.PutRequest{Key: []byte(key), Value: []byte("what " + key + " holds"), Lease: lease})

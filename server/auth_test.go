@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -193,6 +195,22 @@ func TestTheAskedSigns(t *testing.T) {
 	if n := tokens.assigned.Load(); n != 1 || tokens.indexed.Load() {
 		t.Errorf("%d tokens, one while an entry was applied: %v", n, tokens.indexed.Load())
 	}
+}
+
+// A JWT that names a user under revision 0 is of somebody: administration goes by the name alone, as in etcd.
+func TestRevisionZeroIsSomebody(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	must(t, os.WriteFile(secret, []byte("secret"), 0o600))
+	tokens, err := auth.NewTokens(nil, "jwt,sign-method=HS256,priv-key="+secret, 0)
+	must(t, err)
+	m := newSafeMember(t, tokens)
+	token, err := tokens.Assign("root", 0, "", 0)
+	must(t, err)
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "token", token)
+	_, err = m.auth.RoleAdd(ctx, &pb.AuthRoleAddRequest{Name: "r"})
+	must(t, err)
+	_, err = m.kv.Put(ctx, &pb.PutRequest{Key: []byte("b")})
+	checkStatus(t, err, codes.InvalidArgument, userEmpty)
 }
 
 // Credentials come in two metadata keys; of several tokens the first counts.

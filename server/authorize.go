@@ -79,8 +79,9 @@ func (s *Server) certificateName(ctx context.Context, md metadata.MD, p *auth.Po
 	}
 	info, ok := pr.AuthInfo.(credentials.TLSInfo)
 	if !ok {
-		if pr.Addr != nil && pr.Addr.Network() == "pipe" && len(md[certifiedKey]) > 0 {
-			// Our own gateway: its client is known, as who calls with a nameless certificate is.
+		if pr.Addr != nil && pr.Addr.Network() == "pipe" && len(md[certifiedKey]) > 0 && len(md["grpcgateway-accept"]) == 0 {
+			// Our own gateway: its client is known, as who calls with a nameless certificate is. Not one that says what
+			// it accepts: etcd knows a gateway's calls by that alone.
 			return auth.Identity{Revision: p.Revision()}
 		}
 		return auth.Identity{}

@@ -403,7 +403,7 @@ func (s *Server) propose(ctx context.Context, kind requestKind, req *pb.Internal
 		if err != nil {
 			return command.Result{}, err
 		}
-		if header != nil && header.AuthRevision == 0 {
+		if header != nil && header.Username == "" && header.AuthRevision == 0 {
 			if err := s.refuseNobody(ctx, req); err != nil {
 				return command.Result{}, err
 			}
