@@ -40,7 +40,7 @@ func (t *Table) Renew(ctx context.Context, id ID) (ttl int64, checkpointed bool,
 		if old > now {
 			swapped := e.expiry.CompareAndSwap(old, now+ttl*int64(time.Second))
 			noting := e.noting.Load() // after the swap: see Checkpoints
-			checkpointed = e.remaining.Load() > 0
+			checkpointed = e.remaining.Load() > 0 || e.doubt.Load()
 			t.mu.RUnlock()
 			if !swapped {
 				continue // another renewal, or Expired was faster
@@ -50,7 +50,7 @@ func (t *Table) Renew(ctx context.Context, id ID) (ttl int64, checkpointed bool,
 				// log. To answer now would promise more than a next leader would know of.
 				select {
 				case <-*noting:
-					checkpointed = e.remaining.Load() > 0
+					checkpointed = e.remaining.Load() > 0 || e.doubt.Load()
 				case <-e.gone:
 					return 0, false, ErrNotFound
 				case <-demoted:
@@ -214,8 +214,8 @@ func (t *Table) Expired(limit int) (term uint64, ids []ID) {
 // alone it may be proposed. A lease is reported when nobody has renewed it for half its TTL, or CheckpointInterval, and
 // then again after as much of what is left. Remaining 0 takes an earlier note back.
 //
-// The caller must call Noted with what it got once the entry is applied or has failed; until then renewals of these
-// leases wait.
+// The caller must call Noted with what it got once the entry is applied or it has given up on it; until then renewals of
+// these leases wait.
 func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -266,12 +266,16 @@ func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 	return t.term, due
 }
 
-// Noted ends the wait of those who renew leases that Checkpoints has reported.
-func (t *Table) Noted(due []Checkpoint) {
+// Noted ends the wait of those who renew leases that Checkpoints has reported. applied: the entry was. One that timed out
+// may still be, by the next leader: until a note of 0 is applied every renewal must have it taken back.
+func (t *Table) Noted(due []Checkpoint, applied bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	for _, c := range due {
 		if e := t.leases[c.ID]; e != nil {
+			if !applied && c.Remaining > 0 {
+				e.doubt.Store(true)
+			}
 			if noting := e.noting.Swap(nil); noting != nil {
 				close(*noting)
 			}

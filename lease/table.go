@@ -91,6 +91,9 @@ type entry struct {
 	// compare and swap, so that a lease is never renewed and revoked.
 	expiry atomic.Int64
 
+	// doubt: a checkpoint was proposed, and whether it will be applied is not known.
+	doubt atomic.Bool
+
 	// noting is set from the report of a checkpoint until Noted; Renew waits for it to be closed.
 	noting atomic.Pointer[chan struct{}]
 
@@ -230,6 +233,9 @@ func (t *Table) Checkpoint(b *store.Batch, id ID, remaining int64) error {
 		return nil
 	}
 	e.remaining.Store(max(remaining, 0))
+	if remaining <= 0 {
+		e.doubt.Store(false) // what was proposed before it was applied before it, or never will be
+	}
 	if t.primary && remaining > 0 {
 		t.takeBackIfUnderstated(e, remaining)
 	}

@@ -140,12 +140,12 @@ func (s *Server) checkpointLeases(ctx context.Context) {
 	if len(due) == 0 {
 		return
 	}
-	defer s.cfg.Leases.Noted(due)
 	req := &pb.LeaseCheckpointRequest{Checkpoints: make([]*pb.LeaseCheckpoint, len(due))}
 	for i, d := range due {
 		req.Checkpoints[i] = &pb.LeaseCheckpoint{ID: int64(d.ID), Remaining_TTL: d.Remaining}
 	}
 	_, err := s.proposeInTerm(ctx, term, kindLeaseCheckpoint, &pb.InternalRaftRequest{LeaseCheckpoint: req})
+	s.cfg.Leases.Noted(due, err == nil)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, replica.ErrNotLeader) {
 		s.logger.Warn("failed to note the remaining time of leases", zap.Int("leases", len(due)), zap.Error(err))
 	}
