@@ -412,6 +412,9 @@ func (e *Endpoint) deliver(data []byte) {
 		e.n.tellRemoved(m.GetFrom())
 		return
 	}
+	// As the real one, which learns its address from the request: a member that
+	// does not know its leader yet must be able to answer it.
+	e.AddRemote(m.GetFrom(), nil)
 	if m.GetTo() == e.id {
 		_ = e.h.Process(e.ctx, m) // the real transport logs it
 	}
