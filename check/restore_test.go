@@ -312,6 +312,7 @@ func TestRestoreRefuses(t *testing.T) {
 		{[]string{write("short", 1000)}, 1, "snapshot missing hash but --skip-hash-check=false"},
 		{[]string{write("changed", 4096+32)}, 1, "expected sha256"},
 		{[]string{write("zeros", 8192), "--skip-hash-check"}, 1, "cannot be read as a database"},
+		{[]string{write("empty", 0), "--skip-hash-check"}, 1, "is empty"},
 		{[]string{write("zeros", 8192), "--name=x"}, 1, `couldn't find local name "x" in the initial cluster configuration`},
 		{[]string{write("zeros", 8192), "--initial-advertise-peer-urls=http://other:1"}, 1, "--initial-advertise-peer-urls is http://other:1; they must be the same"},
 		{[]string{write("zeros", 8192), "--initial-cluster=default=nonsense", "--initial-advertise-peer-urls=nonsense"}, 1, `"nonsense" is not a peer URL`},

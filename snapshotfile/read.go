@@ -58,6 +58,9 @@ func checkFile(path string, skipHash bool) error {
 	if info.IsDir() {
 		return fmt.Errorf("%s is a directory, not a snapshot file", path)
 	}
+	if info.Size() == 0 { // bbolt would take it for a new database, and complain that it cannot write to it
+		return fmt.Errorf("the snapshot file %s is empty", path)
+	}
 	hasHash := info.Size()%512 == sha256.Size // whole pages before it
 	switch {
 	case skipHash:
