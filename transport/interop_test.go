@@ -3,12 +3,20 @@ package transport
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha1"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -28,16 +36,88 @@ import (
 )
 
 // TestInteropEtcd puts our transport into one raft group with a real etcd: three members, of which
-// one is the etcd binary named by BELAY_ETCD and two are a RawNode behind a Transport. It sees each
+// one is the etcd binary named by BELAY_ETCD, or built by make tools, and two are a RawNode behind a Transport. It sees each
 // side lead the other, entries of 1 MB, forwarded proposals, and etcd's snapshot to a member that
-// fell behind.
+// fell behind: plain, and with certificates that both sides want of each other.
 func TestInteropEtcd(t *testing.T) {
+	for name, g := range map[string]*guard{"plain": nil, "TLS": newGuard(t)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // most of it is waiting
+			interopEtcd(t, g)
+		})
+	}
+}
+
+// guard is one certificate that trusts itself and stands for every member.
+type guard struct {
+	cert, key string // files
+	cfg       *tls.Config
+}
+
+func newGuard(t *testing.T) *guard {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "interop"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	g := &guard{cert: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem")}
+	for file, block := range map[string]*pem.Block{g.cert: {Type: "CERTIFICATE", Bytes: der}, g.key: {Type: "EC PRIVATE KEY", Bytes: keyDER}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair, err := tls.LoadX509KeyPair(g.cert, g.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(pair.Leaf)
+	g.cfg = &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert}
+	return g
+}
+
+// config is what a member of ours speaks; nil without a guard.
+func (g *guard) config() *tls.Config {
+	if g == nil {
+		return nil
+	}
+	return g.cfg.Clone()
+}
+
+func interopEtcd(t *testing.T, g *guard) {
 	binary := os.Getenv("BELAY_ETCD")
-	if binary == "" {
-		t.Skip("set BELAY_ETCD to an etcd 3.7 binary")
+	if binary == "" { // where make tools puts it
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if binary = filepath.Join(cache, "belay-etcdtools", etcdVersion, "etcd"); testing.Short() {
+			t.Skip("starts a real etcd; not with -short")
+		}
+		if _, err := os.Stat(binary); err != nil {
+			t.Skip("set BELAY_ETCD to an etcd 3.7 binary, or run make tools")
+		}
 	}
 	ports := freePorts(t, 4)
-	peers := []string{"http://" + ports[0], "http://" + ports[1], "http://" + ports[2]}
+	scheme := "http://"
+	if g != nil {
+		scheme = "https://"
+	}
+	peers := []string{scheme + ports[0], scheme + ports[1], scheme + ports[2]}
 	client := "http://" + ports[3]
 	ids := make([]uint64, 3)
 	var sum []byte
@@ -56,6 +136,9 @@ func TestInteropEtcd(t *testing.T) {
 		"--listen-client-urls="+client, "--advertise-client-urls="+client, "--initial-cluster-token=interop",
 		"--initial-cluster=m0="+peers[0]+",m1="+peers[1]+",m2="+peers[2],
 		"--snapshot-count=50", "--snapshot-catchup-entries=10", "--log-outputs=stderr")
+	if g != nil {
+		cmd.Args = append(cmd.Args, "--peer-cert-file="+g.cert, "--peer-key-file="+g.key, "--peer-trusted-ca-file="+g.cert, "--peer-client-cert-auth")
+	}
 	var log lockedBuffer
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {
@@ -78,8 +161,8 @@ func TestInteropEtcd(t *testing.T) {
 		bootstrap = append(bootstrap, raft.Peer{ID: id, Context: ctx})
 	}
 	disks := []*raft.MemoryStorage{nil, raft.NewMemoryStorage(), raft.NewMemoryStorage()}
-	b := startRaftMember(t, cluster, ids, peers, 1, disks[1], bootstrap)
-	c := startRaftMember(t, cluster, ids, peers, 2, disks[2], bootstrap)
+	b := startRaftMember(t, g.config(), cluster, ids, peers, 1, disks[1], bootstrap)
+	c := startRaftMember(t, g.config(), cluster, ids, peers, 2, disks[2], bootstrap)
 
 	var seen []string
 	put := func(key, value string) {
@@ -151,7 +234,7 @@ func TestInteropEtcd(t *testing.T) {
 	for i := range 200 {
 		put(fmt.Sprintf("late%d", i), "v")
 	}
-	c = startRaftMember(t, cluster, ids, peers, 2, disks[2], nil)
+	c = startRaftMember(t, g.config(), cluster, ids, peers, 2, disks[2], nil)
 	eventually(t, "etcd's snapshot", func() bool { return c.snapshotKind() == KindEtcd })
 	seen = nil
 	put("after", "v")
@@ -213,7 +296,7 @@ type raftMember struct {
 	snapshot string
 }
 
-func startRaftMember(t *testing.T, cluster uint64, ids []uint64, urls []string, i int, storage *raft.MemoryStorage, bootstrap []raft.Peer) *raftMember {
+func startRaftMember(t *testing.T, security *tls.Config, cluster uint64, ids []uint64, urls []string, i int, storage *raft.MemoryStorage, bootstrap []raft.Peer) *raftMember {
 	m := &raftMember{id: ids[i], keys: map[string]bool{}, in: make(chan func(*raft.RawNode)), quit: make(chan struct{}), done: make(chan struct{})}
 	rn, err := raft.NewRawNode(&raft.Config{ID: m.id, ElectionTick: 10, HeartbeatTick: 1, Storage: storage, MaxSizePerMsg: 1 << 20,
 		MaxInflightMsgs: 512, CheckQuorum: true, PreVote: true, Logger: quiet{}})
@@ -225,16 +308,19 @@ func startRaftMember(t *testing.T, cluster uint64, ids []uint64, urls []string, 
 			t.Fatal(err)
 		}
 	}
-	m.Transport = New(Config{MemberID: m.id, ClusterID: cluster, URLs: []string{urls[i]}, Handler: m, Logger: zap.NewNop()})
+	m.Transport = New(Config{MemberID: m.id, ClusterID: cluster, URLs: []string{urls[i]}, Handler: m, Logger: zap.NewNop(), TLS: security})
 	mux := http.NewServeMux()
 	mux.Handle("/raft", m.Transport.Handler())
 	mux.Handle("/raft/", m.Transport.Handler())
 	mux.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, `{"etcdserver":%q,"etcdcluster":"3.7.0"}`, etcdVersion)
 	})
-	ln, err := net.Listen("tcp", strings.TrimPrefix(urls[i], "http://"))
+	ln, err := net.Listen("tcp", strings.TrimPrefix(strings.TrimPrefix(urls[i], "http://"), "https://"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if security != nil {
+		ln = tls.NewListener(ln, security)
 	}
 	m.srv = &http.Server{Handler: mux}
 	go func() { _ = m.srv.Serve(ln) }()

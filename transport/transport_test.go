@@ -145,10 +145,10 @@ func join(t *testing.T, nodes ...*node) {
 // eventually polls cond for at most ten seconds.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for !cond() {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited ten seconds for %s", what)
+			t.Fatalf("waited 30 s for %s", what)
 		}
 		time.Sleep(time.Millisecond)
 	}
