@@ -384,3 +384,25 @@ func TestAuthFlagErrors(t *testing.T) {
 		}
 	}
 }
+
+// TestAuthBcryptCost: a cost that bcrypt does not have is warned of in etcd's words, and the default is taken: users log in.
+func TestAuthBcryptCost(t *testing.T) {
+	t.Parallel()
+	belay, etcd := startBoth(t, func(c *cluster.Config) { c.Args = []string{"--bcrypt-cost=3"} })
+	var warned [2]string
+	for i, m := range []*cluster.Member{belay, etcd} {
+		p := newParty(t, m)
+		for line := range strings.Lines(p.logText()) {
+			var fields map[string]any
+			if json.Unmarshal([]byte(line), &fields) == nil && strings.Contains(line, "bcrypt cost") {
+				delete(fields, "ts")
+				delete(fields, "caller")
+				warned[i] += fmt.Sprintln(fields)
+			}
+		}
+		p.populate()
+	}
+	if warned[0] != warned[1] || warned[0] == "" {
+		t.Errorf("belay: %s\netcd:  %s", warned[0], warned[1])
+	}
+}

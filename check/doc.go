@@ -10,6 +10,11 @@
 //	linear_test.go        the histories of those runs, judged by porcupine
 //	badinput_test.go      wrong flags, foreign or damaged data, full disks
 //	clients_test.go       etcdctl, etcdutl and clientv3's recipes
+//	auth_stream_test.go   requests by many users, while their rights change, to Belay and to etcd
+//	auth_test.go          the ways around etcd's authentication that were published
+//	auth_tls_test.go      users by certificate, and JWT
+//	auth_cluster_test.go  users over restarts, elections, snapshots
+//	auth_ctl_test.go      etcdctl and belay ctl: auth, user, role
 //	corrupt_test.go       a member whose data was altered is found and named
 //	corrupt_bytes_test.go  one byte of a stored file is altered, in one of three and in a lone member
 //	logs_test.go          one day of Belay and of etcd: the same lines and metrics
@@ -21,6 +26,7 @@
 //	BELAY_CHECK_KIND=etcd     run the checks against etcd instead of Belay
 //	BELAY_CHECK_SEED=n        repeat a run of the random checks
 //	BELAY_CHECK_REQUESTS=n    length of the differential stream (3000)
+//	BELAY_AUTH_REQUESTS=n     length of the stream of many users (2000; half with JWT)
 //	BELAY_CHECK_TRACE=1       print every differential request and its answer
 //	BELAY_KILL_ROUNDS=n       rounds of kill -9 (6; the full proof is 50)
 //	BELAY_LAG_ENTRIES=n, BELAY_LAG_VALUE_BYTES=n  how far a member lags (3000, 16384; a paused one must need a snapshot beyond 192 MiB)
