@@ -1,10 +1,19 @@
 package check
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -35,7 +44,7 @@ func TestStopUnderLoad(t *testing.T) {
 				default:
 				}
 				start := time.Now()
-				call1, cancel := context.WithTimeout(ctx, 5*time.Second)
+				call1, cancel := context.WithTimeout(ctx, 10*time.Second)
 				err := call(call1, i)
 				cancel()
 				took := time.Since(start)
@@ -130,4 +139,74 @@ func TestStopUnderLoad(t *testing.T) {
 		t.Errorf("%d times %s", n, what)
 	}
 	t.Logf("%d calls, the longest %v", done.Load(), longest.Round(time.Millisecond))
+}
+
+// TestAsUnit runs Belay in etcd's place as systemd runs etcd: Type=notify, settings in the environment
+// alone, SIGTERM to stop it. What it warns of is what etcd does not know either, or what has no effect here.
+func TestAsUnit(t *testing.T) {
+	onlyBelay(t)
+	t.Parallel()
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemd.Close()
+	var urls [2]string
+	for i := range urls {
+		port, err := cluster.FreePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		urls[i] = fmt.Sprint("http://127.0.0.1:", port)
+	}
+	cmd := exec.CommandContext(t.Context(), byTheNameOfEtcd(t))
+	cmd.Dir = dir
+	cmd.Env = []string{"NOTIFY_SOCKET=" + socket, "ETCD_NAME=unit", "ETCD_DATA_DIR=" + filepath.Join(dir, "data"),
+		"ETCD_LISTEN_CLIENT_URLS=" + urls[0], "ETCD_ADVERTISE_CLIENT_URLS=" + urls[0],
+		"ETCD_LISTEN_PEER_URLS=" + urls[1], "ETCD_INITIAL_ADVERTISE_PEER_URLS=" + urls[1], "ETCD_INITIAL_CLUSTER=unit=" + urls[1],
+		"ETCD_INITIAL_CLUSTER_STATE=new", "ETCD_HEARTBEAT_INTERVAL=100", "ETCD_MAX_WALS=3", "ETCD_ENABLE_V2=true", "ETCD_LOG_LEVEL="}
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := systemd.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	packet := make([]byte, 100)
+	if n, err := systemd.Read(packet); err != nil || string(packet[:n]) != "READY=1" {
+		t.Errorf("systemd was told %q, %v", packet[:n], err)
+	}
+	if _, err := newClient(t, []string{strings.TrimPrefix(urls[0], "http://")}).Put(t.Context(), "a", "b"); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	err = cmd.Wait()
+	if exit, ok := err.(*exec.ExitError); !ok || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
+		t.Errorf("it ended with %v, not by the signal", err)
+	}
+	var warned []string
+	for line := range strings.Lines(said.String()) {
+		var l map[string]any
+		if json.Unmarshal([]byte(line), &l) != nil {
+			t.Errorf("not a line of the log: %s", line)
+			continue
+		}
+		if l["level"] != "info" && l["msg"] != "simple token is not cryptographically signed" {
+			warned = append(warned, fmt.Sprintf("%v: %v", l["msg"], cmp.Or(l["flag-name"], l["environment-variable"])))
+		}
+	}
+	slices.Sort(warned)
+	want := []string{
+		"flag has no effect in Belay - ignoring: max-wals",
+		"unrecognized environment variable: ETCD_ENABLE_V2=true",
+		"unrecognized environment variable: ETCD_LOG_LEVEL=", // so etcd calls an empty one
+	}
+	if !slices.Equal(warned, want) {
+		t.Errorf("warned of %q, want %q", warned, want)
+	}
 }
