@@ -16,13 +16,15 @@ import (
 
 func (c *ctl) snapshotCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "snapshot <subcommand>",
-		Short:   "Backups of the whole store",
+		Use:   "snapshot <subcommand>",
+		Short: "Backups of the whole store",
+		Long: "Backups of the whole store. To look into a file: belay util snapshot status FILE (or etcdutl);\n" +
+			"to make a member of it: belay util snapshot restore FILE.",
 		GroupID: groupMaintenance,
 	}
 	cmd.AddCommand(&cobra.Command{
 		Use:   "save <filename>",
-		Short: "Saves a server's store to a file that etcdutl can restore",
+		Short: "Saves a server's store to a file that belay util and etcdutl can restore",
 		Example: "  " + c.name + " snapshot save backup.db\n" +
 			"  " + c.name + " --endpoints=10.0.0.1:2379 snapshot save backup_$(date +%Y%m%d_%H%M%S).db",
 		RunE: c.run(func(cmd *cobra.Command, args []string) error {

@@ -18,7 +18,7 @@ import (
 
 var (
 	update = flag.Bool("update", false, "correct the states in compatibility.md that the probes contradict")
-	tried  = flag.Bool("tried", false, "run the tests that tried.txt names (minutes; those of other programs need their tools)")
+	tried  = flag.String("tried", "", "run the tests that tried.txt names in the folders that match this expression (. for all: many minutes; those with other programs need their tools)")
 )
 
 // A trial is a line of tried.txt.
@@ -162,7 +162,7 @@ func TestTried(t *testing.T) {
 	if *update && len(corrections) > 0 {
 		correct(t, corrections)
 	}
-	if *tried {
+	if *tried != "" {
 		runTests(t, named, tests)
 	}
 }
@@ -211,9 +211,14 @@ func withState(line, state string) string {
 
 // runTests runs the tests that the rows name: each must pass, and not be skipped.
 func runTests(t *testing.T, named map[string]bool, tests map[string]string) {
+	t.Helper()
+	wanted, err := regexp.Compile(*tried)
+	if err != nil {
+		t.Fatal(err)
+	}
 	folders := map[string][]string{}
 	for name := range named {
-		if dir := tests[name]; dir != "" && dir != "../docs" {
+		if dir := tests[name]; dir != "" && dir != "../docs" && wanted.MatchString(filepath.Base(dir)) {
 			_, test, _ := strings.Cut(name, ".")
 			folders[dir] = append(folders[dir], test)
 		}
