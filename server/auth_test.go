@@ -159,6 +159,12 @@ func TestNobodyWritesTheLog(t *testing.T) {
 	}
 	_, err := m.auth.AuthStatus(t.Context(), &pb.AuthStatusRequest{}) // anybody may ask
 	must(t, err)
+	// That a request is too large is told first, by who would propose it.
+	_, err = m.kv.Put(t.Context(), &pb.PutRequest{Key: []byte("b"), Value: make([]byte, m.cfg.MaxRequestBytes)})
+	checkStatus(t, err, codes.InvalidArgument, userEmpty) // the test's Replica has no bound
+	if n := len(m.replica.requests()); n != before+2 {
+		t.Errorf("%d entries more: a large request was not left to the replica", n-before)
+	}
 	// A member that is the last to know that authentication is off asks before it refuses.
 	m.replica.set(func(r *solo) { r.barrierErr = errors.New("no quorum") })
 	_, err = m.kv.Put(t.Context(), &pb.PutRequest{Key: []byte("b")})

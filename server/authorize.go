@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/lease"
@@ -117,7 +118,11 @@ func (s *Server) headerFor(ctx context.Context) (*pb.RequestHeader, error) {
 // refuseNobody gives a request of a caller who did not say who they are the error that applying it would give: strangers
 // must not fill the log of a cluster that wants to know its users.
 func (s *Server) refuseNobody(ctx context.Context, r *pb.InternalRaftRequest) error {
-	if refusal(s.state.Policy(), auth.Identity{}, r) == nil || len(s.state.Alarms()) > 0 { // alarms are told first
+	if refusal(s.state.Policy(), auth.Identity{}, r) == nil {
+		return nil
+	}
+	// Alarms are told first, and that a request is too large, which nobody replicates either.
+	if len(s.state.Alarms()) > 0 || proto.Size(r) > s.cfg.MaxRequestBytes-headerBytes {
 		return nil
 	}
 	// Authentication may be off by now, and this member the last to know.
@@ -126,6 +131,9 @@ func (s *Server) refuseNobody(ctx context.Context, r *pb.InternalRaftRequest) er
 	}
 	return refusal(s.state.Policy(), auth.Identity{}, r)
 }
+
+// headerBytes is more than the header of a request without a user takes.
+const headerBytes = 64
 
 // refusal is why a caller may not make a request, as far as that does not depend on leases.
 func refusal(p *auth.Policy, who auth.Identity, r *pb.InternalRaftRequest) error {
