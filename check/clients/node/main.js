@@ -1,5 +1,6 @@
 // Drives the npm package etcd3 through its features. Arguments: the members'
-// URLs; ETCD_USER, ETCD_PASSWORD, ETCD_CA, ETCD_CERT and ETCD_KEY (files) if any.
+// URLs, and --without=<feature> to leave one out; ETCD_USER, ETCD_PASSWORD,
+// ETCD_CA, ETCD_CERT and ETCD_KEY (files) if any.
 // Each feature that holds prints "ok <name>". Before the last part it prints
 // "kill" and waits for a line on standard input, which comes when the leader is
 // about to die.
@@ -11,7 +12,8 @@ const fs = require('node:fs');
 const readline = require('node:readline');
 const { Etcd3, EtcdLockFailedError, EtcdLeaseInvalidError, STMConflictError, Range } = require('etcd3');
 
-const hosts = process.argv.slice(2);
+const without = process.argv.slice(2).filter((arg) => arg.startsWith('--without=')).map((arg) => arg.slice('--without='.length));
+const hosts = process.argv.slice(2).filter((arg) => !arg.startsWith('--'));
 const env = process.env;
 const options = {};
 if (env.ETCD_CA) {
@@ -257,6 +259,7 @@ const features = {
 
 (async () => {
   for (const [name, feature] of Object.entries(features)) {
+    if (without.includes(name)) continue;
     try {
       await feature();
     } catch (err) {
