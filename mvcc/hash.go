@@ -121,18 +121,17 @@ func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 //   - none above rev;
 //   - all above compact, tombstones too;
 //   - the newest at or below compact, unless it is a tombstone, if it still is the newest at rev; or, and this is what
-//     etcd's empty "keep" comes to, if no key exists at rev at all.
+//     etcd's empty "keep" comes to, if no key exists at rev at all, see nothingKept.
 //
 // tombstoneKeeps is for the hash of a compaction: there a tombstone at rev itself makes "keep" not empty. partsMax bounds the
 // memory of a pass over the keys, in versions; there are as many passes as that takes.
 func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64, tombstoneKeeps bool, partsMax int) (uint32, error) {
-	v := visible{it: it, rev: uint64(rev)}
-	keepEmpty := !v.next()
-	if err := it.Error(); err != nil {
-		return 0, store.Explain(err)
-	}
-	if tombstoneKeeps {
-		keepEmpty = false
+	keepEmpty := false
+	if !tombstoneKeeps {
+		var err error
+		if keepEmpty, err = nothingKept(it, rev); err != nil {
+			return 0, err
+		}
 	}
 	h := joiner{sum: crc32.Checksum([]byte("key"), castagnoli()), max: partsMax}
 	from := Revision{}
@@ -146,6 +145,34 @@ func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64,
 		}
 		from = *more
 	}
+}
+
+// nothingKept says whether etcd's "keep" is empty: no key exists at rev. One that rev itself deleted and made again, in a
+// nested transaction say, does not count there: etcd looks for the generation that ends at rev or later, finds the one
+// that rev ended, and leaves out its tombstone.
+func nothingKept(it *pebble.Iterator, rev int64) (bool, error) {
+	for v := (visible{it: it, rev: uint64(rev)}); v.next(); {
+		if v.main != rev {
+			return false, nil
+		}
+		prefix := store.AppendUserKeyPrefix(nil, v.key)
+		deleted := false
+		for !deleted && it.Next() {
+			p, _, main, _, ok := store.ParseUserKey(it.Key())
+			if !ok {
+				return false, errRecord
+			}
+			if int64(main) != rev || !bytes.Equal(p, prefix) {
+				break
+			}
+			deleted = valueLen(it) == 0
+		}
+		if !deleted {
+			return false, store.Explain(it.Error())
+		}
+		it.SeekGE(prefix) // from where next leaves the key
+	}
+	return true, store.Explain(it.Error())
 }
 
 // joiner collects CRCs by revision and joins them.
