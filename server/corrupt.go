@@ -82,6 +82,8 @@ type hasher interface {
 	// positionHere is this member's revision and its compaction's.
 	positionHere() (rev, compactRev int64)
 	compactionHashes() []mvcc.CompactionHash
+	// hasPeers tells if there are other members.
+	hasPeers() bool
 	// hashesThere asks all other members at once.
 	hashesThere(ctx context.Context, rev int64, of string, patience time.Duration) []peerHash
 	readBarrier(ctx context.Context) error
@@ -319,11 +321,10 @@ func minority(groups map[uint32][]uint64, members int) (ids []uint64) {
 // the newest that all of them have first.
 func (c *corruption) compaction(ctx context.Context) {
 	hashes := slices.DeleteFunc(c.member.compactionHashes(), func(h mvcc.CompactionHash) bool { return h.Revision <= c.checkedRev })
-	say := c.logger.Info
-	if len(hashes) == 0 {
-		say = c.logger.Debug // once a minute, by default: silence is enough
+	if len(hashes) == 0 || !c.member.hasPeers() {
+		return // once a minute, by default: silence is enough
 	}
-	say("starting compact hash check", zap.String("local-member-id", idText(c.local)), zap.Duration("timeout", c.timeout))
+	c.logger.Info("starting compact hash check", zap.String("local-member-id", idText(c.local)), zap.Duration("timeout", c.timeout))
 	slices.Reverse(hashes)
 	c.saying = map[string]bool{}
 	defer func() { c.said = c.saying }()
@@ -341,7 +342,7 @@ func (c *corruption) compaction(ctx context.Context) {
 			break
 		}
 	}
-	say("finished compaction hash check", zap.Int("number-of-hashes-checked", count))
+	c.logger.Info("finished compaction hash check", zap.Int("number-of-hashes-checked", count))
 	if count > 0 {
 		c.outcomes(checkCompaction, outcome)
 	}
@@ -487,13 +488,19 @@ func (s *Server) raiseCorrupt(id uint64) {
 	})
 }
 
-func (s *Server) hashesThere(ctx context.Context, rev int64, of string, patience time.Duration) []peerHash {
-	var members []*command.Member
+func (s *Server) hasPeers() bool { return len(s.peersToAsk()) > 0 }
+
+func (s *Server) peersToAsk() (members []*command.Member) {
 	for _, m := range s.state.Members() {
 		if m.ID != s.cfg.MemberID && len(m.PeerURLs) > 0 {
 			members = append(members, m)
 		}
 	}
+	return members
+}
+
+func (s *Server) hashesThere(ctx context.Context, rev int64, of string, patience time.Duration) []peerHash {
+	members := s.peersToAsk()
 	answers := make([]peerHash, len(members))
 	var wg sync.WaitGroup
 	for i, m := range members {

@@ -24,9 +24,12 @@ type fakeHasher struct {
 	compactions []mvcc.CompactionHash
 	peers       func(round int, rev int64, of string) []peerHash
 
+	alone  bool // a cluster of one
 	rounds int
 	raised []uint64
 }
+
+func (f *fakeHasher) hasPeers() bool { return !f.alone }
 
 func (f *fakeHasher) hashHere(context.Context) (covered, error) {
 	h := f.own[0]
@@ -232,6 +235,17 @@ func TestCompactionCheck(t *testing.T) {
 				t.Error("compared again what all members share")
 			}
 		})
+	}
+}
+
+// TestCompactionCheckSaysNothing: a check that has nothing to compare, once a
+// minute for as long as the member runs, is not worth a line.
+func TestCompactionCheckSaysNothing(t *testing.T) {
+	r := newCorruptionRig(&fakeHasher{alone: true, compactions: []mvcc.CompactionHash{{Revision: 3, CompactRevision: -1, Hash: 6}},
+		peers: func(int, int64, string) []peerHash { return nil }})
+	r.compaction(t.Context())
+	if texts := r.texts(); len(texts) > 0 {
+		t.Errorf("said in a cluster of one: %q", texts)
 	}
 }
 

@@ -92,7 +92,7 @@ func TestFullDiskRaisesAlarm(t *testing.T) {
 	run(t, m.watchSpace)
 	until(t, "the alarm", m.noSpaceOfOwn)
 	n := len(m.replica.requests())
-	m.raiseNoSpace() // it is active: nothing to propose
+	m.raiseNoSpace(func() {}) // it is active: nothing to propose
 	if got := len(m.replica.requests()); got != n {
 		t.Fatalf("%d requests for an alarm that is active", got-n)
 	}

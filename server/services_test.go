@@ -224,7 +224,8 @@ func TestAdmissionRefuses(t *testing.T) {
 }
 
 func TestQuota(t *testing.T) {
-	m := newMember(t, func(_ *Config, s *state.Config) { s.QuotaBytes = 1 })
+	core, logs := observer.New(zap.WarnLevel)
+	m := newMember(t, func(c *Config, s *state.Config) { s.QuotaBytes, c.Logger = 1, zap.New(core) })
 	ctx := t.Context()
 	const text = "etcdserver: mvcc: database space exceeded"
 	_, err := m.kv.Put(ctx, &pb.PutRequest{}) // the quota is looked at before the request
@@ -245,6 +246,11 @@ func TestQuota(t *testing.T) {
 	must(t, err)
 	if len(status.Errors) != 1 || !strings.Contains(status.Errors[0], "NOSPACE") || status.DbSizeQuota != 1 {
 		t.Fatalf("status %v", status)
+	}
+	// The log says so too, once: clients' errors are not where an operator looks.
+	said := logs.FilterMessage("message exceeded backend quota; raising alarm").All()
+	if len(said) != 1 || said[0].Level != zap.WarnLevel || said[0].ContextMap()["quota-size"] != "1 B" {
+		t.Errorf("said %v", said)
 	}
 }
 

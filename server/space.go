@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -35,16 +36,27 @@ func (s *Server) checkQuota(req any) error {
 	if s.state.QuotaFits(req) {
 		return nil
 	}
-	s.raiseNoSpace()
+	s.raiseNoSpace(func() {
+		bytes := s.state.QuotaBytes()
+		s.logger.Warn("message exceeded backend quota; raising alarm",
+			zap.Int64("quota-size-bytes", bytes), zap.String("quota-size", HumanBytes(bytes)), zap.Error(errors.New("etcdserver: no space")),
+			zap.String("what-to-do", "delete or compact, or restart with a larger --quota-backend-bytes; then disarm the NOSPACE alarm"))
+	})
 	return rpctypes.ErrGRPCNoSpace
 }
 
 // raiseNoSpace proposes the alarm in the background, once at a time: the
-// clients that are refused need not wait for it.
-func (s *Server) raiseNoSpace() {
+// clients that are refused need not wait for it. say tells why, as often as
+// that is tried.
+func (s *Server) raiseNoSpace(say func()) {
 	if s.noSpaceOfOwn() || !s.quotaAlarm.CompareAndSwap(false, true) {
 		return
 	}
+	if s.noSpaceOfOwn() { // since the look above
+		s.quotaAlarm.Store(false)
+		return
+	}
+	say()
 	s.background(func() {
 		defer s.quotaAlarm.Store(false)
 		ctx, cancel := context.WithTimeout(s.stopped, s.cfg.RequestTimeout)
@@ -84,7 +96,7 @@ func (s *Server) watchSpace(ctx context.Context) {
 				zap.String("data-dir", s.cfg.DataDir), zap.String("wal-dir", s.cfg.WALDir),
 				zap.Uint64("free-bytes", free), zap.Uint64("minimum-free-bytes", s.cfg.MinFreeBytes),
 				zap.String("what-to-do", "free space or enlarge the volume, then disarm the NOSPACE alarm"))
-			s.raiseNoSpace()
+			s.raiseNoSpace(func() {})
 		}
 		select {
 		case <-ctx.Done():
