@@ -129,7 +129,7 @@ func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64,
 	keepEmpty := false
 	if !tombstoneKeeps {
 		var err error
-		if keepEmpty, err = nothingKept(it, rev); err != nil {
+		if keepEmpty, err = nothingKept(it, compact, rev); err != nil {
 			return 0, err
 		}
 	}
@@ -149,10 +149,11 @@ func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64,
 
 // nothingKept says whether etcd's "keep" is empty: no key exists at rev. One that rev itself deleted and made again, in a
 // nested transaction say, does not count there: etcd looks for the generation that ends at rev or later, finds the one
-// that rev ended, and leaves out its tombstone.
-func nothingKept(it *pebble.Iterator, rev int64) (bool, error) {
+// that rev ended, and leaves out its tombstone. Of the compact revision itself that cannot be told: such a tombstone goes
+// when the compaction gets there.
+func nothingKept(it *pebble.Iterator, compact, rev int64) (bool, error) {
 	for v := (visible{it: it, rev: uint64(rev)}); v.next(); {
-		if v.main != rev {
+		if v.main != rev || rev == compact {
 			return false, nil
 		}
 		prefix := store.AppendUserKeyPrefix(nil, v.key)

@@ -375,9 +375,15 @@ func (m *model) hashKV(rev int64) (hash uint32, compact int64, err error) {
 	if rev == 0 {
 		rev = m.rev
 	}
+	ended := map[string]bool{} // etcd finds nothing to keep of what rev itself deleted, even if it made it again
+	for _, e := range m.bucket {
+		if e.tombstone && e.Main == rev && rev > m.compact {
+			ended[string(e.kv.Key)] = true
+		}
+	}
 	keep := map[Revision]bool{}
 	for _, e := range m.at(rev) {
-		if !e.tombstone {
+		if !e.tombstone && !ended[string(e.kv.Key)] {
 			keep[e.Revision] = true
 		}
 	}
