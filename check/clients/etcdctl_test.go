@@ -347,7 +347,7 @@ func (s *session) masked(text string) string {
 		slices.Sort(parts)
 		return "ETCD_INITIAL_CLUSTER=" + strings.Join(parts, ",")
 	})
-	if strings.Contains(text, "ETCD_INITIAL_CLUSTER=") || strings.Contains(text, "client-1") || strings.Contains(text, "peer-1") {
+	if regexp.MustCompile(`ETCD_INITIAL_CLUSTER=|client-1|peer-1|NEW, unstarted`).MatchString(text) {
 		// Lists of members come in the order of IDs: they are compared as bags of words.
 		words := regexp.MustCompile(`[^,\s{}\[\]"]+`).FindAllString(text, -1)
 		slices.Sort(words)
