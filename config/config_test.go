@@ -255,6 +255,23 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestPasswordsAreNotLogged: neither those of the command line nor those of the environment.
+func TestPasswordsAreNotLogged(t *testing.T) {
+	for _, tc := range []struct{ environ, args []string }{
+		{args: []string{"--discovery-password=hush", "--name=m1"}},
+		{args: []string{"-discovery-password", "hush", "--name", "m1"}},
+		{environ: []string{"ETCD_DISCOVERY_PASSWORD=hush"}, args: []string{"--name=m1"}},
+	} {
+		o := load(t, Belay, tc.environ, tc.args...)
+		if !o.ok || o.cfg.Discovery.Password != "hush" || o.cfg.Name != "m1" {
+			t.Fatalf("%v: %+v", tc, o)
+		}
+		if text := fmt.Sprint(o.lines); strings.Contains(text, "hush") || !strings.Contains(text, "***") || !strings.Contains(text, "m1") {
+			t.Errorf("%v: %s", tc, text)
+		}
+	}
+}
+
 // TestFlags sets every flag that works, and reads it back.
 func TestFlags(t *testing.T) {
 	o := load(t, Etcd, []string{"ETCD_MAX_TXN_OPS=7", "ETCD_QUOTA_BACKEND_BYTES=", "ETCD_FOO=1", "ETCD_VERSION=3", "OTHER=1"},
