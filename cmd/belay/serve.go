@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -210,10 +211,14 @@ func onlyIf(on bool, d time.Duration) time.Duration {
 
 // announce says in words, once the member serves, how to reach it.
 func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
+	dataDir := cfg.DataDir
+	if abs, err := filepath.Abs(dataDir); err == nil {
+		dataDir = abs
+	}
 	logger.Info("Belay listens",
 		zap.String("for-clients", config.JoinURLs(cfg.ListenClientURLs)),
 		zap.String("for-peers", config.JoinURLs(cfg.ListenPeerURLs)),
-		zap.String("data-dir", cfg.DataDir),
+		zap.String("data-dir", dataDir),
 		zap.String("member-id", fmt.Sprintf("%x", n.MemberID())),
 		zap.String("cluster-id", fmt.Sprintf("%x", n.ClusterID())))
 	select {
