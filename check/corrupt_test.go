@@ -223,6 +223,25 @@ func TestCorruptCompaction(t *testing.T) {
 	}
 }
 
+// TestCorruptCompactionOff: with the feature gate off, nobody compares the hashes of compactions.
+func TestCorruptCompactionOff(t *testing.T) {
+	onlyBelay(t)
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	k := newCorrupted(ctx, t, false, "--compact-hash-check-time=50ms", "--feature-gates=CompactHashCheck=false")
+	if _, err := k.client.Compact(ctx, corruptKeys/2, clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second) // twenty checks, were they on
+	if alarms, err := k.client.AlarmList(ctx); err != nil || len(alarms.Alarms) != 0 {
+		t.Errorf("%v, %v", alarms, err)
+	}
+	if k.says("Detected compaction hash mismatch", k.c.Members...) {
+		t.Error("somebody compared")
+	}
+}
+
 // initialGate turns the initial check on, if the flag is there yet.
 func initialGate(t *testing.T) []string {
 	help, err := exec.Command(binaryOf(t, cluster.Belay), "server", "--help").CombinedOutput()
