@@ -64,6 +64,7 @@ const (
 	works    = "works"
 	differs  = "differs"
 	noEffect = "no effect"
+	never    = "not"
 	notYet   = "not yet"
 )
 
@@ -75,6 +76,9 @@ type row struct {
 	state string
 	note  string
 }
+
+// absent says whether the row is about what is not there.
+func (r row) absent() bool { return r.state == never || r.state == notYet }
 
 var backticks = regexp.MustCompile("`([^`]+)`")
 
@@ -107,7 +111,7 @@ func readTables(t *testing.T) map[string][]row {
 		case !inTable || strings.Trim(state, "-: ") == "":
 		default:
 			r := row{line: i + 1, state: state, about: strings.ReplaceAll(strings.TrimSpace(cells[1]), "\x00", "|"), note: cells[3]}
-			if !slices.Contains([]string{works, differs, noEffect, notYet}, state) {
+			if !slices.Contains([]string{works, differs, noEffect, never, notYet}, state) {
 				t.Errorf("compatibility.md:%d: %q is not a state", r.line, state)
 			}
 			if state != works && strings.TrimSpace(cells[3]) == "" {
@@ -298,7 +302,7 @@ func TestMetrics(t *testing.T) {
 	var listed []string
 	for _, rows := range []map[string]row{etcd, libraries} {
 		listed = append(listed, namesOf(rows, works, differs, noEffect)...)
-		for _, name := range namesOf(rows, notYet) {
+		for _, name := range namesOf(rows, never, notYet) {
 			if slices.Contains(have, name) {
 				contradict(t, rows[name], works, name+" is said to be missing, but is registered")
 			}
@@ -339,7 +343,7 @@ func TestCommands(t *testing.T) {
 
 	listed := map[string]row{}
 	for _, r := range readTables(t)["4.3"] {
-		if r.state == notYet {
+		if r.absent() {
 			for _, name := range r.names {
 				if _, ok := have[name]; ok {
 					contradict(t, r, works, name+" is said to be missing, but is there")
@@ -384,7 +388,7 @@ func TestServices(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			if !slices.Contains([]string{"Election.Campaign", "Lock.Lock"}, name) { // these would wait, or leave a lease
 				err := conn.Invoke(ctx, "/"+s.ServiceName+"/"+method.MethodName, &emptypb.Empty{}, &emptypb.Empty{})
-				if missing, said := status.Code(err) == codes.Unimplemented, rows[name].state == notYet; missing != said {
+				if missing, said := status.Code(err) == codes.Unimplemented, rows[name].absent(); missing != said {
 					t.Errorf("compatibility.md:%d: %s is said to be %q, and answers %v", rows[name].line, name, rows[name].state, err)
 				}
 			}
@@ -413,7 +417,7 @@ func TestHTTP(t *testing.T) {
 			}
 			for name, r := range byName(t, "6.2") {
 				process := strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") || strings.HasPrefix(name, "promhttp_")
-				if there := strings.Contains(string(body), "\n"+name); process && there != (r.state != notYet) {
+				if there := strings.Contains(string(body), "\n"+name); process && there == r.absent() {
 					t.Errorf("compatibility.md:%d: %s is said to be %q; on /metrics: %v", r.line, name, r.state, there)
 				}
 			}
@@ -426,7 +430,7 @@ func TestHTTP(t *testing.T) {
 				continue
 			}
 			code := get(base, strings.NewReplacer("*", "kv/range", "<id>", "1", "<from-hex>", "1").Replace(path))
-			if missing := code == http.StatusNotFound; missing != (r.state == notYet) {
+			if missing := code == http.StatusNotFound; missing != r.absent() {
 				state := works
 				if missing {
 					state = notYet
@@ -568,9 +572,9 @@ func TestLogMessages(t *testing.T) {
 	}
 	for name, r := range rows {
 		switch there := src.texts[name]; {
-		case r.state == notYet && there:
+		case r.absent() && there:
 			contradict(t, r, works, fmt.Sprintf("%q is said to be missing, but is in the code", name))
-		case r.state != notYet && !there:
+		case !r.absent() && !there:
 			contradict(t, r, notYet, fmt.Sprintf("%q is said to be %q, but is not in the code", name, r.state))
 		}
 	}

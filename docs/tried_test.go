@@ -109,11 +109,11 @@ func judge(r row, by []string, results map[string]error) (state, why string) {
 		err := results[probe]
 		absent := strings.HasPrefix(probe, "no-")
 		switch {
-		case err != nil && absent && r.state == notYet:
+		case err != nil && absent && r.absent():
 			return works, fmt.Sprintf("%s: %v", name, err)
-		case err != nil && !absent && r.state != notYet:
+		case err != nil && !absent && !r.absent():
 			return notYet, fmt.Sprintf("%s: %v", name, err)
-		case err == nil && !absent && r.state == notYet:
+		case err == nil && !absent && r.absent():
 			return works, name + " finds it"
 		}
 	}
@@ -194,7 +194,7 @@ func correct(t *testing.T, states map[int]string) {
 	}
 }
 
-var stateCell = regexp.MustCompile(`\| (?:` + works + `|` + differs + `|` + noEffect + `|` + notYet + `) \|`)
+var stateCell = regexp.MustCompile(`\| (?:` + works + `|` + differs + `|` + noEffect + `|` + never + `|` + notYet + `) \|`)
 
 // withState is a row with another state; the note, if there was none, says who wrote it.
 func withState(line, state string) string {
@@ -242,7 +242,7 @@ func TestTriedCanFail(t *testing.T) {
 	failed := map[string]error{"a": os.ErrNotExist, "b": nil, "no-c": nil, "no-d": os.ErrExist}
 	for _, tc := range []struct{ state, by, want string }{
 		{works, "probe:a", notYet}, {differs, "probe:a", notYet}, {works, "probe:b", ""}, {notYet, "probe:b", works},
-		{notYet, "probe:no-c", ""}, {notYet, "probe:no-d", works}, {differs, "probe:no-d", ""}, {works, "check.TestStop", ""},
+		{notYet, "probe:no-c", ""}, {never, "probe:no-c", ""}, {never, "probe:no-d", works}, {notYet, "probe:no-d", works}, {differs, "probe:no-d", ""}, {works, "check.TestStop", ""},
 	} {
 		if state, _ := judge(row{state: tc.state}, []string{tc.by}, failed); state != tc.want {
 			t.Errorf("%s by %s: %q, want %q", tc.state, tc.by, state, tc.want)
