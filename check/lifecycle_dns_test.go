@@ -2,6 +2,8 @@ package check
 
 import (
 	"context"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -168,5 +170,89 @@ func TestDiscoverySRV(t *testing.T) {
 		if said[0] != said[1] || !strings.HasPrefix(said[0], "1 ") {
 			t.Errorf("%s:\nbelay %s\netcd  %s", domain, said[0], said[1])
 		}
+	}
+}
+
+// TestDiscoverySRVSecure has members and clients find each other by the records for TLS: members ask each other for
+// certificates of their hosts, clients for one of the domain.
+func TestDiscoverySRVSecure(t *testing.T) {
+	t.Parallel()
+	a := newIssuer(t, "check")
+	domain := func(names ...string) func(*x509.Certificate) {
+		return func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = names, nil }
+	}
+	a.issue("member", domain("cluster.test", "*.cluster.test"))
+	a.issue("elsewhere", domain("m1.elsewhere.test", "m2.elsewhere.test", "m3.elsewhere.test"))
+	a.issue("good", nil)
+	for _, kind := range []cluster.Kind{checkKind(t), cluster.Etcd} {
+		t.Run(fmt.Sprint(kind), func(t *testing.T) {
+			t.Parallel()
+			records := map[string][]string{} // filled before anybody asks
+			dns := nameServer(t, func(name string) []string { return records[name] })
+			files := func(prefix, cert string) []string {
+				return []string{"--" + prefix + "cert-file=" + a.Cert(cert), "--" + prefix + "key-file=" + a.Key(cert), "--" + prefix + "trusted-ca-file=" + a.CA(), "--" + prefix + "client-cert-auth"}
+			}
+			secure := a.client("good")
+			secure.ServerName = "cluster.test"
+			c := newCluster(t, cluster.Config{Kind: kind, Binary: asking(t, dns, binaryOf(t, kind)), Size: 3, TLS: secure, PeerTLS: true,
+				Args: slices.Concat(files("", "member"), files("peer-", "member"))})
+			for _, m := range c.Members {
+				peer, client := strings.TrimPrefix(m.PeerURL, "https://127.0.0.1"), strings.TrimPrefix(m.ClientURL, "https://127.0.0.1")
+				records["_etcd-server-ssl._tcp.cluster.test"] = append(records["_etcd-server-ssl._tcp.cluster.test"], m.Name+".cluster.test"+peer)
+				records["_etcd-client-ssl._tcp.cluster.test"] = append(records["_etcd-client-ssl._tcp.cluster.test"], m.Name+".cluster.test"+client)
+				m.SetArgs(func(args []string) []string {
+					i := slices.Index(args, "--initial-cluster")
+					args = slices.Delete(args, i, i+2)
+					args[slices.Index(args, "--initial-advertise-peer-urls")+1] = "https://" + m.Name + ".cluster.test" + peer
+					return append(args, "--discovery-srv=cluster.test")
+				})
+			}
+			// A record without TLS is no endpoint for a client that does not ask for it.
+			records["_etcd-client._tcp.cluster.test"] = []string{"plain.cluster.test:1"}
+			for _, m := range c.Members {
+				if err := m.Start(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if err := c.WaitReady(ctx); err != nil {
+				t.Fatal(err)
+			}
+			for _, command := range [][]string{{asking(t, dns, EtcdTools(t).Etcdctl)}, {asking(t, dns, Belay(t)), "ctl"}} {
+				flags := []string{"--discovery-srv=cluster.test", "--cacert=" + a.CA(), "--cert=" + a.Cert("good"), "--key=" + a.Key("good")}
+				for _, do := range [][]string{{"put", "a", "b"}, {"member", "list"}} {
+					args := slices.Concat(command[1:], flags, do)
+					out, err := exec.CommandContext(ctx, command[0], args...).CombinedOutput()
+					if err != nil || string(out) != "OK\n" && strings.Count(string(out), ".cluster.test:") != 3 {
+						t.Errorf("%s: %s %v", strings.Join(args, " "), out, err)
+					}
+				}
+			}
+
+			// A member with a certificate of other hosts is not believed.
+			m := c.Members[0]
+			if err := m.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			m.SetArgs(func(args []string) []string {
+				for i := range args {
+					args[i] = strings.ReplaceAll(strings.ReplaceAll(args[i], a.Cert("member"), a.Cert("elsewhere")), a.Key("member"), a.Key("elsewhere"))
+				}
+				return args
+			})
+			if err := m.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if err := eventually(ctx, func() error {
+				log, err := os.ReadFile(c.Members[1].LogPath)
+				if err == nil && !strings.Contains(string(log), "certificate is valid for m1.elsewhere.test") {
+					err = errors.New("member 2 does not say that the certificate of member 1 is not for its host")
+				}
+				return err
+			}); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
