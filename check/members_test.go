@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -256,6 +257,89 @@ func TestLag(t *testing.T) {
 	}
 	t.Logf("%d acknowledged writes, %d of unknown outcome, %d operations judged, revision %d, %v",
 		len(k.writes), k.unknown, k.judged, k.rev, time.Since(k.start).Round(time.Millisecond))
+}
+
+// TestOneSnapshotUnderLoad: while a member gets a snapshot of 200 MB, more is written than the leader keeps of its log
+// for followers (32 MiB). It must not need another one.
+func TestOneSnapshotUnderLoad(t *testing.T) {
+	onlyBelay(t)
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("writes 400 MB")
+	}
+	c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3, Args: []string{"--unsafe-no-fsync"}})
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	client := newClient(t, c.Endpoints())
+	list, err := client.MemberList(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, err := client.Status(ctx, c.Members[0].Endpoint())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var leader *cluster.Member
+	for _, m := range list.Members {
+		if m.ID == status.Leader {
+			leader = c.Members[slices.IndexFunc(c.Members, func(o *cluster.Member) bool { return o.Name == m.Name })]
+		}
+	}
+	behind := c.Members[(slices.Index(c.Members, leader)+1)%3]
+	if err := behind.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	writer := newClient(t, []string{leader.Endpoint()})
+	// write writes one key after the other, with four hands, until it is told to end.
+	var written atomic.Int64
+	write := func(pace time.Duration, end func(n int64) bool) {
+		t.Helper()
+		var running sync.WaitGroup
+		errs := make([]error, 4)
+		for hand := range errs {
+			running.Go(func() {
+				value := make([]byte, 64<<10)
+				noise := rand.NewChaCha8([32]byte{byte(hand)}) // nothing that compresses
+				for next := time.Now(); errs[hand] == nil; next = next.Add(pace) {
+					time.Sleep(time.Until(next))
+					n := written.Add(1)
+					if end(n) {
+						return
+					}
+					_, _ = noise.Read(value) // never fails
+					_, errs[hand] = writer.Put(ctx, fmt.Sprint("k", n), string(value))
+				}
+			})
+		}
+		running.Wait()
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(0, func(n int64) bool { return n > 3200 })
+	if err := behind.Start(); err != nil {
+		t.Fatal(err)
+	}
+	joined := make(chan error, 1)
+	go func() { joined <- behind.WaitReady(ctx) }()
+	before := written.Load()
+	write(6*time.Millisecond, func(int64) bool { return len(joined) > 0 }) // 43 MB/s at most
+	if err := <-joined; err != nil {
+		t.Fatal(err)
+	}
+	one := newClient(t, []string{behind.Endpoint()})
+	if got, err := one.Get(ctx, "k", clientv3.WithPrefix(), clientv3.WithCountOnly()); err != nil || got.Count < written.Load()-8 { // once it has caught up
+		t.Fatal(got, err)
+	}
+	log, err := os.ReadFile(leader.LogPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := strings.Count(string(log), `"sending database snapshot"`)
+	t.Logf("%d MB written meanwhile, %d snapshots", (written.Load()-before)>>4, sent)
+	if sent != 1 {
+		t.Errorf("%d snapshots were sent", sent)
+	}
 }
 
 // bulk overwrites a few keys again and again.

@@ -85,9 +85,27 @@ func (h peerHandler) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
 	go func() {
 		defer view.Close()
 		p := h.witness.progress(evidence.SnapshotSent, m.GetTo())
-		err := h.store.WriteSnapshot(context.Background(), view, progressWriter{writer, p})
+		err := h.store.WriteSnapshot(context.Background(), view, &restingWriter{progressWriter{writer, p}, time.Now()})
 		p.end(err)
 		writer.CloseWithError(err)
 	}()
 	return reader, nil
+}
+
+// restingWriter leaves the CPU to others for half of the time: after each write
+// it rests for as long as that, and what was done for it, took. A snapshot has no
+// hurry, and what it is sent beside are appends that clients wait for.
+type restingWriter struct {
+	io.Writer
+	rested time.Time // when it last had
+}
+
+// restsAtMost: where a write took longer, it waited for the network or the receiver.
+const restsAtMost = 20 * time.Millisecond
+
+func (w *restingWriter) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	time.Sleep(min(time.Since(w.rested), restsAtMost))
+	w.rested = time.Now()
+	return n, err
 }

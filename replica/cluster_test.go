@@ -140,10 +140,12 @@ type testCluster struct {
 	rng     *rand.Rand
 	members map[uint64]*testMember
 	// Of the replicas' configuration.
-	keepBytes, maxUnsynced int64
-	logger                 *zap.Logger
-	tune                   bool
-	roundTrips             RoundTrips
+	keepBytes, holdBytes, maxUnsynced int64
+	snapshotTakes                     time.Duration // on its way; 0: it is there at once
+	snapshotsSent                     atomic.Int64
+	logger                            *zap.Logger
+	tune                              bool
+	roundTrips                        RoundTrips
 	// latency is when a message that leaves now arrives; nil: at once.
 	latency func(now time.Time) time.Time
 
@@ -237,7 +239,7 @@ func (m *testMember) start() {
 	}
 	r, err := New(Config{
 		ID: m.id, Log: m.log, State: m.state, Network: m, PreVote: true, AdvanceTicks: true,
-		FlushEntries: 50, KeepBytes: m.c.keepBytes, Failed: func(err error) { m.failed.Store(&err) },
+		FlushEntries: 50, KeepBytes: m.c.keepBytes, HoldBytes: max(m.c.keepBytes, m.c.holdBytes), Failed: func(err error) { m.failed.Store(&err) },
 		PeerDisks: m, MaxUnsyncedBytes: m.c.maxUnsynced, Logger: m.c.logger,
 		TuneTimeouts: m.c.tune, RoundTrips: m.c.roundTrips, Evidence: m.ring,
 	})
@@ -277,8 +279,16 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 			m.state.mu.Unlock()
 			msg.Snapshot.Metadata.Index, msg.Snapshot.Metadata.Term = new(content.index), new(content.term)
 			msg.Snapshot.Metadata.ConfState = content.confState
-			to.replica().ProcessSnapshot(msg, func() error { to.state.replace(content); return nil }, func() {})
-			m.replica().ReportSnapshot(msg.GetTo(), true)
+			m.c.snapshotsSent.Add(1)
+			deliver := func() {
+				to.replica().ProcessSnapshot(msg, func() error { to.state.replace(content); return nil }, func() {})
+				m.replica().ReportSnapshot(msg.GetTo(), true)
+			}
+			if m.c.snapshotTakes == 0 {
+				deliver()
+			} else {
+				time.AfterFunc(m.c.snapshotTakes, deliver)
+			}
 			continue
 		}
 		if cut {

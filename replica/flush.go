@@ -2,8 +2,11 @@ package replica
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
 )
 
@@ -18,6 +21,9 @@ type flusher struct {
 	entries uint64 // applied since the last flush began
 	bytes   int64
 	due     chan struct{} // capacity 1: enough has come together
+
+	// hold: a follower still needs what the log would drop; set by the loop.
+	hold atomic.Bool
 
 	flushBytes   int64
 	flushEntries uint64
@@ -74,10 +80,26 @@ func (r *Replica) runFlusher() {
 		case <-r.stopped:
 			return
 		}
-		if err := r.cfg.Log.Compact(index, r.cfg.KeepBytes); err != nil {
+		keep := r.cfg.KeepBytes
+		if r.flusher.hold.Load() {
+			keep = r.cfg.HoldBytes
+		}
+		if err := r.cfg.Log.Compact(index, keep); err != nil {
 			r.cfg.Failed(err)
 			return
 		}
 		r.logger.Debug("compacted Raft logs", zap.Uint64("compact-index", index))
 	}
+}
+
+// noteLagging tells the flusher whether a follower that answers gets a snapshot,
+// or has yet to catch up after one or after a stall of its own.
+func (l *loop) noteLagging() {
+	hold := false
+	l.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
+		if id != l.cfg.ID && p.RecentActive && (p.State == tracker.StateSnapshot || l.cfg.Log.BytesAfter(p.Match) > l.cfg.KeepBytes/2) {
+			hold = true
+		}
+	})
+	l.flusher.hold.Store(hold)
 }

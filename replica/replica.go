@@ -97,6 +97,11 @@ type Config struct {
 	// lag, below what the state machine needs; a follower further behind gets a
 	// snapshot. Default 32 MiB.
 	KeepBytes int64
+	// HoldBytes is the same while a follower that answers is behind by more than
+	// half of KeepBytes, or gets a snapshot: what is written meanwhile it needs
+	// next, and without it would need another snapshot. The log's own bound in
+	// memory holds as well. Default 256 MiB.
+	HoldBytes int64
 
 	// MembersChanged, if set, is called by the applier after a member change
 	// and after a snapshot was installed.
@@ -142,6 +147,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.KeepBytes == 0 {
 		c.KeepBytes = 32 << 20
+	}
+	if c.HoldBytes == 0 {
+		c.HoldBytes = 256 << 20
 	}
 	if c.Failed == nil {
 		c.Failed = func(err error) { panic(err) }

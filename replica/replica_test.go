@@ -189,6 +189,43 @@ func TestLaggingFollowerGetsSnapshot(t *testing.T) {
 	})
 }
 
+// While a snapshot is on its way, and until who got it has caught up, the log is
+// kept for it: else it would need another one when it has the first, and so on for
+// as long as more is written meanwhile than KeepBytes.
+func TestOneSnapshotIsEnough(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3, func(c *testCluster) { c.snapshotTakes, c.holdBytes = 20*time.Second, 1<<20 })
+		defer c.close()
+		leader := c.leader()
+		behind := c.others(leader)[0]
+		c.partition(behind.id, true)
+		time.Sleep(5 * time.Second) // so that the leader has given it up
+		for i := range 400 {        // FlushEntries is 50, KeepBytes 1: the log is dropped
+			leader.mustPut(fmt.Sprint("k", i), "v")
+		}
+		if first, _ := leader.log.FirstIndex(); first <= behind.replica().AppliedIndex() {
+			t.Fatalf("the log still begins at %d", first)
+		}
+		c.partition(behind.id, false)
+		for i := range 400 {
+			time.Sleep(100 * time.Millisecond)
+			leader.mustPut(fmt.Sprint("k", i), "w")
+		}
+		behind.mustRead("k399", "w")
+		if n := c.snapshotsSent.Load(); n != 1 {
+			t.Errorf("%d snapshots were sent", n)
+		}
+		time.Sleep(time.Second) // it has caught up
+		for i := range 200 {
+			leader.mustPut(fmt.Sprint("k", i), "x")
+			time.Sleep(10 * time.Millisecond)
+		}
+		if first, _ := leader.log.FirstIndex(); leader.replica().AppliedIndex()-first > 150 {
+			t.Errorf("the log still begins at %d", first)
+		}
+	})
+}
+
 // A follower that gets a snapshot while its disk stalls takes the entries that
 // follow it into memory. Raft must know that its log reaches so far: what it
 // promised of them may be committed before it hears that the snapshot is stable.

@@ -228,7 +228,7 @@ func (m *member) start() (err error) {
 	if l.replica, err = replica.New(replica.Config{
 		ID: l.id, Log: l.log, State: gatedMachine{l}, Network: gatedNetwork{l}, Logger: l.logger,
 		TickInterval: tickInterval, ElectionTicks: electionTicks, PreVote: true, AdvanceTicks: true,
-		FlushEntries: m.w.flushEntries, KeepBytes: m.w.keepBytes,
+		FlushEntries: m.w.flushEntries, KeepBytes: m.w.keepBytes, HoldBytes: m.w.holdBytes,
 		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: peers{l}, TuneTimeouts: m.w.tuneTimeouts, RoundTrips: roundTrips{m.w},
 	}); err != nil {
 		return err

@@ -39,6 +39,7 @@ type world struct {
 	tuneTimeouts bool // election timeouts follow the network
 	flushEntries uint64
 	keepBytes    int64
+	holdBytes    int64 // while a member gets a snapshot, or lags and answers
 
 	mu        sync.Mutex
 	members   map[uint64]*member
@@ -71,6 +72,7 @@ func newWorld(o options, beat *atomic.Int64, first *atomic.Pointer[string]) *wor
 	if w.faults.IntN(2) == 0 {
 		w.keepBytes = 1 << 20 // it gets the entries
 	}
+	w.holdBytes = w.keepBytes << (w.seed % 3 * 4)
 	w.disksOnly, w.tuneTimeouts = w.faults.IntN(6) == 0, w.faults.IntN(2) == 0
 	if w.o.mutation == keepTail {
 		w.disksOnly = false // its worlds need partitions

@@ -24,7 +24,7 @@ import (
 //
 // The body of etcd is a bbolt file. Ours is the store's own stream, and the header X-Belay-Snapshot
 // says so. Both ends hold only their copy buffers. A snapshot has a connection of its own, so what
-// it shares with the appends is the bandwidth; SnapshotBytesPerSecond leaves them some of it.
+// it shares with the appends is the bandwidth and the CPU, of which the source is to leave them some.
 const (
 	// snapshotStall is how long a snapshot may make no progress at all, either way.
 	snapshotStall = 30 * time.Second
@@ -122,7 +122,7 @@ func (p *peer) runSnapshot(m *raftpb.Message) error {
 	head := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(envelope)), uint64(len(envelope)))
 	ctx, cancel := context.WithCancelCause(p.ctx)
 	defer cancel(nil)
-	body = &snapshotBody{ctx: ctx, cancel: cancel, src: src, rate: t.cfg.SnapshotBytesPerSecond, start: start,
+	body = &snapshotBody{ctx: ctx, cancel: cancel, src: src,
 		sentBytes: p.m.sentBytes, head: bytes.NewReader(append(head, envelope...))}
 	err = p.post(ctx, t.snapshotRT, "/raft/snapshot", "application/octet-stream", body, header)
 	body.finish()
@@ -142,12 +142,10 @@ func (p *peer) runSnapshot(m *raftpb.Message) error {
 	return nil
 }
 
-// A snapshotBody is the body of a POST /raft/snapshot: the envelope, then the source at its pace.
+// A snapshotBody is the body of a POST /raft/snapshot: the envelope, then the source.
 type snapshotBody struct {
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
-	rate      int64 // bytes per second; 0: no limit
-	start     time.Time
 	sentBytes interface{ Add(float64) }
 
 	// mu guards the rest: net/http may still read or close while the answer is already there.
@@ -169,16 +167,6 @@ func (b *snapshotBody) Read(buf []byte) (int, error) {
 	}
 	if b.head.Len() > 0 {
 		return b.head.Read(buf)
-	}
-	if b.rate > 0 {
-		ahead := time.Duration(float64(b.n)/float64(b.rate)*float64(time.Second)) - time.Since(b.start)
-		if ahead > 0 {
-			select {
-			case <-time.After(ahead):
-			case <-b.ctx.Done():
-				return 0, context.Cause(b.ctx)
-			}
-		}
 	}
 	n, err := b.src.Read(buf)
 	b.n += int64(n)

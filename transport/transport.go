@@ -73,8 +73,6 @@ type Config struct {
 	ControlQueueBytes int64 // [8 MiB] all other messages waiting for one peer
 	QueueMessages     int   // [4096] messages in either queue
 	MaxSnapshots      int   // [4] snapshots sent at the same time
-	// SnapshotBytesPerSecond paces each snapshot sent; 0: as fast as the network takes it.
-	SnapshotBytesPerSecond int64
 
 	// Removed is called, perhaps often and from any goroutine, when a peer says that this member
 	// was removed from the cluster. It must not call Stop itself.
