@@ -25,8 +25,8 @@ dev: ## three members on this machine, until Ctrl-C
 test: tools ## all tests, and the checks at their default length
 	@set -o pipefail; status=0; \
 	go test -timeout 10m $(PACKAGES) || status=1; \
-	go test -timeout 10m ./check || status=1; \
-	go test -timeout 15m ./check/clients || status=1; \
+	go test -count=1 -timeout 10m ./check || status=1; \
+	go test -count=1 -timeout 15m ./check/clients || status=1; \
 	go test -timeout 15m -v ./sim -sim.budget 150s | grep -v '^=== \|^    --- PASS' || status=1; \
 	exit $$status
 
