@@ -174,7 +174,7 @@ type table struct {
 }
 
 func newTable(out io.Writer) *table {
-	fmt.Fprintln(out, "| fault | | failed requests | worst write | p99 | worst read | leader changes | longest time without writes | throughput before → during | lost, doubled | |")
+	fmt.Fprintln(out, "| fault | | failed requests | worst write | p99 before → during | worst read | leader changes | longest time without writes | throughput before → during | lost, doubled | |")
 	fmt.Fprintln(out, "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 	return &table{out: out}
 }
@@ -197,8 +197,8 @@ func (t *table) row(r *result) {
 	if r.noWrites > r.longestGap {
 		gap += fmt.Sprintf(" (%v in all)", round(r.noWrites))
 	}
-	fmt.Fprintf(t.out, "| %s | %s | %d of %d | %v | %v | %v | %d | %s | %.0f → %.0f/s (%.0f %%) | %d, %d | %s |\n",
-		r.run.about, r.run.kind, r.failed, r.requests, round(r.worstWrite), round(r.p99Write), round(r.worstRead), r.changes, gap, r.before, r.within, percent, r.lost, r.doubled, verdict)
+	fmt.Fprintf(t.out, "| %s | %s | %d of %d | %v | %v → %v | %v | %d | %s | %.0f → %.0f/s (%.0f %%) | %d, %d | %s |\n",
+		r.run.about, r.run.kind, r.failed, r.requests, round(r.worstWrite), round(r.p99Before), round(r.p99Write), round(r.worstRead), r.changes, gap, r.before, r.within, percent, r.lost, r.doubled, verdict)
 }
 
 // details prints what does not fit into a row.
