@@ -37,6 +37,7 @@ type memoryState struct {
 	confState   *raftpb.ConfState
 	values      map[string]string
 	durable     *memoryState // what a crash leaves
+	applyTakes  atomic.Int64
 }
 
 func newMemoryState() *memoryState {
@@ -48,6 +49,9 @@ func (s *memoryState) clone() *memoryState {
 }
 
 func (s *memoryState) Apply(entries []command.Entry) []command.Result {
+	if d := s.applyTakes.Load(); d > 0 {
+		time.Sleep(time.Duration(d))
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	results := make([]command.Result, len(entries))

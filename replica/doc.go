@@ -14,7 +14,8 @@
 //     Storage", so it is stepped at once. All other responses in it are
 //     promises (the leader's own vote for an entry, a follower's MsgAppResp,
 //     every vote) and come back through Released after the fdatasync that
-//     covers them.
+//     covers them. So do a candidate's requests for votes, which raft would
+//     send at once: they promise not to use the term again.
 //   - MsgStorageApply goes to the applier goroutine; its response is stepped
 //     when the entries are applied, which is how raft bounds the backlog.
 //   - Everything else goes to the Network, which never blocks.
@@ -66,6 +67,8 @@
 //
 //   - applied <= committed, and committed entries are on the disks of a quorum.
 //   - No promise leaves before the sync that covers it (Released, in order).
+//   - A member leads a term in one life only, since its disk knew the term
+//     before anybody was asked for a vote in it.
 //   - A reader that ReadBarrier lets pass sees every write that was
 //     acknowledged before it called.
 //   - An entry is handed to the state machine once, in index order.

@@ -84,7 +84,9 @@ func (r *Replica) runFlusher() {
 		if r.flusher.hold.Load() {
 			keep = r.cfg.HoldBytes
 		}
-		if err := r.cfg.Log.Compact(index, keep); err != nil {
+		// The state machine may be ahead of what raft was told that it has applied, and
+		// raft reads what lies between before it campaigns.
+		if err := r.cfg.Log.Compact(min(index, r.raftApplied.Load()), keep); err != nil {
 			r.cfg.Failed(err)
 			return
 		}
@@ -94,12 +96,12 @@ func (r *Replica) runFlusher() {
 
 // noteLagging tells the flusher whether a follower that answers gets a snapshot,
 // or has yet to catch up after one or after a stall of its own.
-func (l *loop) noteLagging() {
-	hold := false
+func (l *loop) noteLagging(now time.Time) {
 	l.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		if id != l.cfg.ID && p.RecentActive && (p.State == tracker.StateSnapshot || l.cfg.Log.BytesAfter(p.Match) > l.cfg.KeepBytes/2) {
-			hold = true
+			l.lagging = now
 		}
 	})
-	l.flusher.hold.Store(hold)
+	// Not at once: raft forgets for a moment, at each election timeout, who is active.
+	l.flusher.hold.Store(!l.lagging.IsZero() && now.Sub(l.lagging) < 2*l.cfg.electionTimeout())
 }

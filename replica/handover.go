@@ -160,6 +160,7 @@ func (l *loop) watchDisk(now time.Time) {
 	if l.node.BasicStatus().RaftState != raft.StateLeader {
 		w.calmed()
 		l.disk.why, l.disk.ends = "", l.disk.ends[:0]
+		l.lagging = time.Time{}
 		l.flusher.hold.Store(false)
 		l.acknowledgeEarly(s)
 		return
@@ -167,7 +168,7 @@ func (l *loop) watchDisk(now time.Time) {
 	last, _ := l.cfg.Log.LastIndex() // the log in memory cannot fail
 	l.disk.noteEnd(now, last)
 	l.noteHeir()
-	l.noteLagging()
+	l.noteLagging(now)
 	if s.oldest < diskSlow/2 && w.state == DiskHealthy {
 		w.calmed()
 		return

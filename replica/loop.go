@@ -168,6 +168,11 @@ type loop struct {
 	snapshotPending uint64
 	// votePending is the term of the last vote given to the log.
 	votePending uint64
+	// voteBegan and voteEnded are when it was given, and when it was seen on the disk.
+	voteBegan, voteEnded time.Time
+
+	// lagging is when a follower last needed more of the log than others do; zero: none did.
+	lagging time.Time
 
 	ticks    int
 	lastTick time.Time
@@ -265,6 +270,9 @@ func (l *loop) campaignAlone() bool {
 	if len(voters) != 1 || voters[0] != l.cfg.ID || l.leader != raft.None {
 		return false
 	}
+	if l.node.BasicStatus().RaftState != raft.StateFollower {
+		return false // it has campaigned, and its vote is on the way to its disk
+	}
 	if err := l.node.Campaign(); err != nil {
 		l.logger.Warn("failed to campaign as the only voter", zap.Error(err))
 	}
@@ -287,7 +295,7 @@ func (l *loop) tick() {
 	l.recordTick(now)
 	l.countLateHeartbeats(now)
 	l.lastTick = now
-	if !l.voteWaits() {
+	if !l.voteWaits(now) {
 		l.tickRaft(now)
 	}
 	l.campaignAlone()
@@ -311,13 +319,29 @@ func (l *loop) tick() {
 	}
 }
 
-// voteWaits says whether a vote of this member is on its way to its disk. The
-// election timeout must not run meanwhile: with syncs that take longer than it, a
-// candidate, and whoever voted for it, would begin the next election before the
-// votes of this one are out, again and again.
-func (l *loop) voteWaits() bool {
-	return l.leader == raft.None && l.votePending > l.voteDurable.Load()
+// voteWaits says whether a vote of this member is on its way to its disk, or those
+// that it asked for to other disks. The election timeout must not run meanwhile:
+// with syncs that take longer than it, a candidate, and whoever voted for it, would
+// begin the next election before the votes of this one are out, again and again.
+func (l *loop) voteWaits(now time.Time) bool {
+	if l.leader != raft.None {
+		return false
+	}
+	if l.votePending > l.voteDurable.Load() {
+		l.voteEnded = time.Time{}
+		return true
+	}
+	if l.voteEnded.IsZero() {
+		l.voteEnded = now
+	}
+	// A candidate's requests left only now; the others' votes may take as long as its own.
+	others := min(l.voteEnded.Sub(l.voteBegan), voteWaitTimeouts*l.cfg.electionTimeout())
+	return l.state == raft.StateCandidate && now.Sub(l.voteEnded) < others
 }
+
+// voteWaitTimeouts bounds, in election timeouts, how long a candidate waits for
+// the disks of others because its own was slow.
+const voteWaitTimeouts = 5
 
 // step feeds raft everything that waits in the inbox.
 func (l *loop) step() {
@@ -360,6 +384,9 @@ func (l *loop) step() {
 		// Errors are of messages that need no answer: from a peer that raft does
 		// not know (any more).
 		_ = l.node.Step(m)
+		if es := m.GetEntries(); m.GetType() == raftpb.MsgStorageApplyResp && len(es) > 0 {
+			l.raftApplied.Store(es[len(es)-1].GetIndex())
+		}
 	}
 	if len(l.taken.proposals) > 0 {
 		l.proposeAll(l.taken.proposals)
@@ -570,15 +597,27 @@ func (l *loop) handleReady() {
 			l.readIndexKnown(&rd.ReadStates[i])
 		}
 		l.out = l.out[:0]
+		var requests []*raftpb.Message // for votes
 		for _, m := range rd.Messages {
+			if m.GetType() == raftpb.MsgVote {
+				// To ask for votes in a term is a promise, too: not to use it again. Else this
+				// member could crash, not know the term, and lead it a second time with other
+				// entries at the same indexes. So it waits for the disk, as its own vote does.
+				requests = append(requests, m)
+				continue
+			}
 			switch m.GetTo() {
 			case raft.LocalAppendThread:
-				l.append(m)
+				l.append(m, requests)
+				requests = nil
 			case raft.LocalApplyThread:
 				l.applier.enqueue(applyTask{entries: m.GetEntries(), responses: m.GetResponses()})
 			default:
 				l.out = append(l.out, m)
 			}
+		}
+		if len(requests) > 0 {
+			panic("replica: raft asks for votes in a term that it does not store")
 		}
 		if len(l.out) > 0 {
 			l.cfg.Network.Send(l.out)
@@ -602,9 +641,10 @@ func (l *loop) handleReady() {
 }
 
 // append gives one MsgStorageAppend to the log. What only says "readable" is
-// stepped before the next Ready; what promises something is left to the log.
-func (l *loop) append(m *raftpb.Message) {
-	a := raftlog.Append{Entries: m.GetEntries()}
+// stepped before the next Ready; what promises something is left to the log, and
+// so are requests for votes in the term that it stores.
+func (l *loop) append(m *raftpb.Message, requests []*raftpb.Message) {
+	a := raftlog.Append{Entries: m.GetEntries(), Responses: requests}
 	if m.Term != nil || m.Vote != nil || m.Commit != nil {
 		a.HardState = &raftpb.HardState{Term: new(m.GetTerm()), Vote: new(m.GetVote()), Commit: new(m.GetCommit())}
 	}
@@ -619,6 +659,7 @@ func (l *loop) append(m *raftpb.Message) {
 		a.Snapshot = s
 		a.Install = func() error { return l.installSnapshot(s, in.install) }
 		l.snapshotPending = index
+		l.publishVoters() // raft has taken the snapshot's configuration already
 	}
 	for _, response := range m.GetResponses() {
 		switch {
@@ -631,6 +672,7 @@ func (l *loop) append(m *raftpb.Message) {
 		default:
 			if response.GetType() == raftpb.MsgVoteResp && !response.GetReject() {
 				l.votePending = max(l.votePending, response.GetTerm())
+				l.voteBegan = time.Now()
 			}
 			a.Responses = append(a.Responses, response)
 		}

@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,7 +20,7 @@ type readRound struct {
 	err   error
 	index uint64 // known once the leader has answered
 
-	born     time.Time
+	born     time.Time // when it was begun with: the request timeout runs from here
 	asked    time.Time
 	contexts []uint64 // request contexts under which it was sent
 	// unasked: whom it should be sent to now cannot be asked yet. It may have been
@@ -50,7 +51,7 @@ func (r *Replica) ReadBarrier(ctx context.Context) error {
 	}
 	round := q.next
 	if round == nil {
-		round = &readRound{done: make(chan struct{}), born: time.Now()}
+		round = &readRound{done: make(chan struct{})}
 		q.next = round
 		q.mu.Unlock()
 		r.inbox.signal()
@@ -78,6 +79,7 @@ func (l *loop) startReads() {
 	if round == nil {
 		return
 	}
+	round.born = time.Now() // as long as the round before was under way, nobody had asked for this one
 	l.rounds = append(l.rounds, round)
 	l.sendRead(round)
 }
@@ -86,7 +88,7 @@ func (l *loop) startReads() {
 func (l *loop) sendRead(round *readRound) {
 	round.asked = time.Now()
 	round.unasked = true
-	if l.leader == raft.None || !l.leadsWithCommit() {
+	if l.leader == raft.None || !l.leadsWithCommit() || l.removed() {
 		return
 	}
 	round.unasked = false
@@ -94,6 +96,13 @@ func (l *loop) sendRead(round *readRound) {
 	round.contexts = append(round.contexts, id)
 	l.byContext[id] = round
 	l.node.ReadIndex(requestContext)
+}
+
+// removed says whether this member leads although it votes no more. Raft answers
+// questions without asking anybody where one voter is left, even if that is another
+// member, which may have elected itself by now.
+func (l *loop) removed() bool {
+	return l.node.BasicStatus().RaftState == raft.StateLeader && !slices.Contains(*l.voters.Load(), l.cfg.ID)
 }
 
 // leadsWithCommit says whether this member, if it leads, has committed an entry

@@ -194,8 +194,9 @@ type Replica struct {
 	voteDurable atomic.Uint64 // term of the last vote that is on the disk
 	installing  atomic.Bool   // a snapshot; the log's writer waits for it
 
-	applied   atomic.Uint64 // index of the last applied entry, visible to readers
-	committed atomic.Uint64
+	raftApplied atomic.Uint64 // what raft was told of applied, which may be later
+	applied     atomic.Uint64 // index of the last applied entry, visible to readers
+	committed   atomic.Uint64
 
 	stopped  chan struct{} // closed by Stop; every wait watches it
 	stopOnce sync.Once
@@ -244,6 +245,7 @@ func New(cfg Config) (*Replica, error) {
 	r.flusher.init(&cfg)
 	index, term := cfg.State.Applied()
 	r.applied.Store(index)
+	r.raftApplied.Store(index)
 	r.status.Store(&Status{ID: cfg.ID, Applied: index})
 	r.voters.Store(&[]uint64{})
 	if index > 0 {

@@ -207,15 +207,19 @@ func TestOneSnapshotIsEnough(t *testing.T) {
 			t.Fatalf("the log still begins at %d", first)
 		}
 		c.partition(behind.id, false)
-		for i := range 400 {
-			time.Sleep(100 * time.Millisecond)
-			leader.mustPut(fmt.Sprint("k", i), "w")
+		time.Sleep(2 * time.Second)
+		for i := range 4000 {
+			time.Sleep(10 * time.Millisecond)
+			leader.mustPut(fmt.Sprint("k", i%400), "w")
+			if i < 1500 && !leader.replica().flusher.hold.Load() {
+				t.Fatalf("the log is not held %d ms after the snapshot began", 2000+i*10)
+			}
 		}
 		behind.mustRead("k399", "w")
 		if n := c.snapshotsSent.Load(); n != 1 {
 			t.Errorf("%d snapshots were sent", n)
 		}
-		time.Sleep(time.Second) // it has caught up
+		time.Sleep(5 * time.Second) // it has caught up
 		for i := range 200 {
 			leader.mustPut(fmt.Sprint("k", i), "x")
 			time.Sleep(10 * time.Millisecond)

@@ -252,12 +252,13 @@ type elections struct {
 	mu      sync.Mutex
 	leaders map[uint64]uint64    // term -> who spoke as its leader
 	votes   map[[2]uint64]uint64 // voter, term -> for whom
+	asked   map[[2]uint64]*life  // candidate, term -> in which of its lives
 	newest  uint64
 	handed  time.Time // the last hand-over
 }
 
 func (e *elections) init(w *world) {
-	e.w, e.leaders, e.votes = w, map[uint64]uint64{}, map[[2]uint64]uint64{}
+	e.w, e.leaders, e.votes, e.asked = w, map[uint64]uint64{}, map[[2]uint64]uint64{}, map[[2]uint64]*life{}
 }
 
 func (e *elections) sent(l *life, m *raftpb.Message) {
@@ -277,6 +278,12 @@ func (e *elections) sent(l *life, m *raftpb.Message) {
 		}
 		e.leaders[term] = l.id
 		e.newest = max(e.newest, term)
+	case raftpb.MsgVote:
+		key := [2]uint64{l.id, term}
+		if was := e.asked[key]; was != nil && was != l {
+			e.w.violation("member %s asks for votes in term %d, as %s did before it crashed", l.name, term, was.name)
+		}
+		e.asked[key] = l
 	case raftpb.MsgVoteResp:
 		if m.GetReject() {
 			return
