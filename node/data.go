@@ -157,6 +157,7 @@ func (n *Node) openLog() error {
 		Logger: n.logger, Metrics: state.NewMetrics(n.registry),
 		MemberID: n.id.member, ClusterID: n.id.cluster, QuotaBytes: n.cfg.QuotaBytes,
 		MaxLearners: maxLearners, WarningApply: n.cfg.SlowApply,
+		OnNoSpace: func() { n.server.OverQuota() }, // it is there before anything is applied
 	})
 	if err != nil {
 		return err

@@ -48,6 +48,7 @@ type Node struct {
 	replica      *replica.Replica
 	transport    *transport.Transport
 	server       *server.Server
+	snapshots    sync.WaitGroup // being read, to be sent
 	disks        *peerDisks
 	witness      *witness
 	founder      *founder // nil: this member did not make the first log at this start
@@ -431,13 +432,27 @@ func (n *Node) closeParts() {
 	if n.kv != nil {
 		n.kv.Close()
 	}
-	if n.store != nil {
+	if n.store != nil && n.snapshotsEnd() {
 		n.closeStore()
 	}
 	if n.log != nil {
 		if err := n.log.Close(); err != nil {
 			n.logger.Warn("failed to close the raft log", zap.Error(err))
 		}
+	}
+}
+
+// snapshotsEnd waits for those who read a snapshot to send it, which the transport
+// has stopped: the store must not be closed under them.
+func (n *Node) snapshotsEnd() bool {
+	ended := make(chan struct{})
+	go func() { n.snapshots.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return true
+	case <-time.After(5 * time.Second): // its disk hangs
+		n.logger.Warn("the store is not closed: a snapshot of it is still being read; the next start replays the raft log")
+		return false
 	}
 }
 

@@ -82,13 +82,13 @@ func (h peerHandler) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
 	// A new one: raft and the log may hold the old.
 	m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(index), Term: new(term), ConfState: confState}}
 	reader, writer := io.Pipe()
-	go func() {
+	h.snapshots.Go(func() {
 		defer view.Close()
 		p := h.witness.progress(evidence.SnapshotSent, m.GetTo())
 		err := h.store.WriteSnapshot(context.Background(), view, &restingWriter{progressWriter{writer, p}, time.Now()})
 		p.end(err)
 		writer.CloseWithError(err)
-	}()
+	})
 	return reader, nil
 }
 

@@ -96,6 +96,7 @@ var errorTable = []struct{ internal, wire error }{
 	{errDowngradeInProcess, rpctypes.ErrGRPCDowngradeInProcess},
 
 	// Listed to be seen: no code of their own.
+	{state.ErrLastVoter, status.Error(codes.Unknown, errNotEnoughStartedMembers.Error())},
 	{errNotEnoughStartedMembers, status.Error(codes.Unknown, errNotEnoughStartedMembers.Error())},
 	{admission.ErrTooManyRequests, status.Error(codes.Unknown, admission.ErrTooManyRequests.Error())},
 	{replica.ErrTooManyRequests, status.Error(codes.Unknown, replica.ErrTooManyRequests.Error())},

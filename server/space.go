@@ -36,13 +36,19 @@ func (s *Server) checkQuota(req any) error {
 	if s.state.QuotaFits(req) {
 		return nil
 	}
+	s.OverQuota()
+	return rpctypes.ErrGRPCNoSpace
+}
+
+// OverQuota raises the NOSPACE alarm of this member: its database would be, or is,
+// larger than its quota. It does not wait.
+func (s *Server) OverQuota() {
 	s.raiseNoSpace(func() {
 		bytes := s.state.QuotaBytes()
 		s.logger.Warn("message exceeded backend quota; raising alarm",
 			zap.Int64("quota-size-bytes", bytes), zap.String("quota-size", HumanBytes(bytes)), zap.Error(errors.New("etcdserver: no space")),
 			zap.String("what-to-do", "delete or compact, or restart with a larger --quota-backend-bytes; then disarm the NOSPACE alarm"))
 	})
-	return rpctypes.ErrGRPCNoSpace
 }
 
 // raiseNoSpace proposes the alarm in the background, once at a time: the

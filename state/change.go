@@ -57,6 +57,9 @@ func (m *Machine) CheckChange(c *command.Change) error {
 		if known == nil {
 			return ErrMemberNotFound
 		}
+		if !known.IsLearner && now.voters() == 1 {
+			return ErrLastVoter
+		}
 	case raftpb.ConfChangeUpdateNode:
 		if known == nil {
 			return ErrMemberNotFound
@@ -68,6 +71,16 @@ func (m *Machine) CheckChange(c *command.Change) error {
 		return ErrUnknownChange
 	}
 	return nil
+}
+
+// voters is how many members vote.
+func (cl *cluster) voters() (n int) {
+	for _, member := range cl.members {
+		if !member.IsLearner {
+			n++
+		}
+	}
+	return n
 }
 
 // peerURLTaken says whether another member has one of the change's peer URLs.

@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/belaydb/belay/command"
@@ -77,18 +78,18 @@ func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 		fits := m.quota.fits(m.bytes + cost)
 		m.bytes += cost
 		resp, err := m.put(r.Put, e.Unawaited)
-		return result(resp, resp != nil, err, fits)
+		return m.fitting(result(resp, resp != nil, err, fits), fits)
 	case kindTxn:
 		cost := costTxn(r.Txn)
 		fits := cost == 0 || m.quota.fits(m.bytes+cost)
 		m.bytes += cost
 		resp, err := m.txn(r.Txn, e.Unawaited)
-		return result(resp, resp != nil, err, fits)
+		return m.fitting(result(resp, resp != nil, err, fits), fits)
 	case kindLeaseGrant:
 		fits := m.quota.fits(m.bytes + leaseOverheadBytes)
 		m.bytes += leaseOverheadBytes
 		resp, err := m.leaseGrant(r.LeaseGrant)
-		return result(resp, resp != nil, err, fits)
+		return m.fitting(result(resp, resp != nil, err, fits), fits)
 	case kindDeleteRange:
 		resp, err := m.deleteRange(r.DeleteRange)
 		return result(resp, resp != nil, err, true)
@@ -120,8 +121,16 @@ func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 	return command.Result{Err: ErrUnknownRequest}
 }
 
+// fitting tells of a write that was applied although it does not fit.
+func (m *Machine) fitting(r command.Result, fits bool) command.Result {
+	if !fits && errors.Is(r.Err, ErrNoSpace) && m.cfg.OnNoSpace != nil {
+		m.cfg.OnNoSpace()
+	}
+	return r
+}
+
 // result builds a result without an interface that holds a nil pointer. What was applied although it does not fit into the
-// quota is answered with ErrNoSpace, as etcd does: the server raises the alarm on seeing it.
+// quota is answered with ErrNoSpace, as etcd does: the server raises the alarm, on every member that sees it.
 func result(resp proto.Message, ok bool, err error, fits bool) command.Result {
 	r := command.Result{Err: err}
 	if ok {

@@ -25,6 +25,10 @@ var (
 	ErrTooManyLearners   = errors.New("etcdserver: too many learner members in cluster")
 	ErrBadVersion        = errors.New("etcdserver: cluster version is not a version")
 
+	// ErrLastVoter answers the removal of the only voter: raft has no configuration without one, and ends the process. It
+	// has the text with which etcd refuses it, as long as it checks at all.
+	ErrLastVoter = errors.New("etcdserver: re-configuration failed due to not enough started members")
+
 	// ErrUnknownRequest answers an entry that holds no request at all. No member of ours or of etcd's writes one.
 	ErrUnknownRequest = errors.New("etcdserver: empty raft request")
 

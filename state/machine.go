@@ -52,6 +52,10 @@ type Config struct {
 	// MaxLearners bounds the learners that CheckChange lets in. 0: 1; below 0: none.
 	MaxLearners int
 
+	// OnNoSpace, where set, is called by the applier goroutine after a write was applied although this member's database is
+	// over its quota. It must not wait.
+	OnNoSpace func()
+
 	// WarningApply is from which duration a request is logged as slow. Default 100 ms.
 	WarningApply time.Duration
 

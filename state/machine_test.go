@@ -162,6 +162,10 @@ func TestMetrics(t *testing.T) {
 	}
 	add(0xab, true)
 	add(2, false)
+	if res := r.change(&command.Change{Type: raftpb.ConfChangeRemoveNode, MemberID: 2}); res.Err != ErrLastVoter {
+		t.Fatalf("the last voter was removed: %v", res.Err)
+	}
+	add(3, false)
 	r.change(&command.Change{Type: raftpb.ConfChangeRemoveNode, MemberID: 2})
 	req := func(s func(*pb.InternalRaftRequest)) {
 		r0 := &pb.InternalRaftRequest{}
@@ -179,6 +183,7 @@ func TestMetrics(t *testing.T) {
 		"etcd_cluster_version,cluster_version=3.7":                                        1,
 		"etcd_debugging_server_alarms,alarm_type=NOSPACE,server_id=ab":                    1,
 		"etcd_network_known_peers,Local=ab,Remote=2":                                      0,
+		"etcd_network_known_peers,Local=ab,Remote=3":                                      1,
 		"etcd_network_known_peers,Local=ab,Remote=ab":                                     1,
 		"etcd_server_is_learner":                                                          1,
 		"etcd_server_snapshot_apply_in_progress_total":                                    0,
