@@ -7,6 +7,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/auth"
@@ -247,7 +249,7 @@ func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.Rang
 			resp.Header = &pb.ResponseHeader{Revision: view.Rev()}
 			k.fillWithoutRevision(resp.Header)
 		}
-		return stream.Send(&pb.RangeStreamResponse{RangeResponse: resp})
+		return sendWithin(streamStall, func() error { return stream.Send(&pb.RangeStreamResponse{RangeResponse: resp}) })
 	}
 
 	end := r.RangeEnd
@@ -290,6 +292,27 @@ func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.Rang
 			return err
 		}
 		limit = min(nextLimit(limit, size, k.cfg.MaxRequestBytes), left)
+	}
+}
+
+// streamStall is how long a client may read nothing of a RangeStream: its view
+// keeps what is overwritten meanwhile in memory and on the disk.
+const streamStall = time.Minute
+
+var errStreamStalled = status.Error(codes.Aborted, "etcdserver: the client has read nothing of this stream for too long; ask again from the key after the last one received")
+
+// sendWithin gives up after a while. What is being sent ends with the stream, when
+// the caller returns.
+func sendWithin(limit time.Duration, send func() error) error {
+	sent := make(chan error, 1)
+	go func() { sent <- send() }()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case err := <-sent:
+		return err
+	case <-timer.C:
+		return errStreamStalled
 	}
 }
 

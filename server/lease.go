@@ -189,6 +189,10 @@ func (l *leaseService) renewHere(ctx context.Context, id lease.ID) (int64, error
 	if err := l.confirmLeadership(ctx); err != nil {
 		return 0, err
 	}
+	term, primary := l.cfg.Leases.Primary()
+	if !primary {
+		return 0, lease.ErrNotPrimary
+	}
 	ttl, checkpointed, err := l.cfg.Leases.Renew(ctx, id)
 	if errors.Is(err, lease.ErrNotFound) {
 		// It may be granted in an entry that is not applied here yet.
@@ -202,11 +206,12 @@ func (l *leaseService) renewHere(ctx context.Context, id lease.ID) (int64, error
 	}
 	if checkpointed {
 		// The next leader would go by the checkpoint: take it back before the
-		// client may rely on the renewal.
+		// client may rely on the renewal. In this term, so that a next leader has
+		// it before its clocks begin; else it is asked for a renewal of its own.
 		req := &pb.InternalRaftRequest{LeaseCheckpoint: &pb.LeaseCheckpointRequest{
 			Checkpoints: []*pb.LeaseCheckpoint{{ID: int64(id), Remaining_TTL: 0}},
 		}}
-		if _, err := l.proposeOwn(ctx, kindLeaseCheckpoint, req); err != nil {
+		if _, err := l.proposeInTerm(ctx, term, kindLeaseCheckpoint, req); err != nil {
 			return 0, err
 		}
 	}

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/admission"
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/server/lockpb"
@@ -418,6 +419,56 @@ func TestRenewalTakesCheckpointBack(t *testing.T) {
 	must(t, err)
 	if n := len(m.replica.requests()); n != 0 {
 		t.Fatalf("%d requests for a renewal without checkpoint", n)
+	}
+}
+
+// A renewal whose checkpoint is taken back only once another member leads means
+// nothing: that member's clock runs by the checkpoint.
+func TestRenewalOverHandOver(t *testing.T) {
+	var r *moving
+	m := newMember(t, func(c *Config, _ *state.Config) { r = &moving{Replica: c.Replica}; c.Replica = r })
+	ctx := t.Context()
+	_, err := m.lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: 7, TTL: 100})
+	must(t, err)
+	checkpoint := &pb.LeaseCheckpointRequest{Checkpoints: []*pb.LeaseCheckpoint{{ID: 7, Remaining_TTL: 30}}}
+	_, err = m.proposeOwn(ctx, kindLeaseCheckpoint, &pb.InternalRaftRequest{LeaseCheckpoint: checkpoint})
+	must(t, err)
+	// The one table plays both members': what they hold is the same.
+	r.before = func() {
+		r.before = nil
+		term := m.replica.Term()
+		m.cfg.Leases.Demote(term)
+		m.replica.set(func(s *solo) { s.term++ })
+		if !m.cfg.Leases.Promote(term+1, time.Second) {
+			t.Error("not promoted")
+		}
+	}
+	ttl, err := m.Server.lease.renew(ctx, 7)
+	must(t, err)
+	if info, _ := m.cfg.Leases.Lookup(7); ttl != 100 || info.Remaining < 99*time.Second {
+		t.Errorf("the renewal answered %d s; the new leader gives the lease %v", ttl, info.Remaining)
+	}
+}
+
+// moving is a replica that loses its leadership before it proposes a checkpoint.
+type moving struct {
+	Replica
+	before func()
+}
+
+func (m *moving) Propose(ctx context.Context, req *pb.InternalRaftRequest) (command.Result, error) {
+	m.move(req)
+	return m.Replica.Propose(ctx, req)
+}
+
+func (m *moving) ProposeAs(ctx context.Context, term uint64, req *pb.InternalRaftRequest) (command.Result, error) {
+	m.move(req)
+	return m.Replica.ProposeAs(ctx, term, req)
+}
+
+func (m *moving) move(req *pb.InternalRaftRequest) {
+	if req.LeaseCheckpoint != nil && m.before != nil {
+		m.before()
 	}
 }
 
