@@ -141,11 +141,12 @@ func trim(kv *mvccpb.KeyValue) (_ *mvccpb.KeyValue, whole bool) {
 	}, false
 }
 
-// replace keeps the entry's place in the map, and with it the first version's key as the map's.
+// replace also gives the map the new version's key: the old one may share its memory with the old value.
 func (sh *shard) replace(e *entry, kv *mvccpb.KeyValue, sub uint32, whole bool) {
 	sh.unlink(e)
 	sh.bytes -= int64(e.size)
 	e.kv, e.sub, e.whole = kv, sub, whole
+	sh.entries[str(kv.Key)] = e
 	sh.add(e)
 }
 

@@ -101,6 +101,9 @@ func (s *Store) compactLoop(ctx context.Context, work <-chan struct{}, stopped c
 				if ctx.Err() != nil || errors.Is(err, store.ErrReplaced) {
 					return // Reload or the next Open begins again where this one stopped
 				}
+				// What its first steps removed is not to be hashed again: the hash would be
+				// that of no other member.
+				r.whole = false
 				s.lg.Warn("Failed compaction", zap.Int64("compact-revision", r.rev), zap.Error(err), zap.Duration("retry-in", wait))
 				// Without this one the next would leave behind what it should have removed: there is nothing to go on with.
 				if sleep(ctx, wait) != nil {

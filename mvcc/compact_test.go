@@ -1,10 +1,14 @@
 package mvcc
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
@@ -44,4 +48,102 @@ func TestFailedCompactionGoesOn(t *testing.T) {
 	if _, err := r.Range(t.Context(), []byte("k"), nil, RangeOptions{Rev: 2}); !errors.Is(err, ErrCompacted) {
 		t.Errorf("a range below the compaction gives %v", err)
 	}
+}
+
+// TestRetriedCompactionHasNoHash: what a compaction removed before it failed cannot be hashed again, so no hash is kept for
+// it; that of a whole one would differ, and other members would call this one corrupt.
+func TestRetriedCompactionHasNoHash(t *testing.T) {
+	core, logs := observer.New(zap.WarnLevel)
+	r := newRig(t, Options{Logger: zap.New(core), CompactionSleep: -1, CompactionBatchLimit: 4, compactionRetry: time.Millisecond})
+	for i := range 20 {
+		r.do(op{key: []string{"a", "b", "c"}[i%3], value: fmt.Sprint(i)})
+	}
+	key := store.AppendRevisionKey(nil, 12, 0)
+	value, ok, err := r.st.Get(key)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	set := func(v []byte) {
+		t.Helper()
+		b := r.st.NewLocalBatch()
+		if err := errors.Join(b.Set(key, v), b.Commit()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(nil) // what the third step reads is malformed, for a while
+	r.apply(command{compact: 15})
+	for deadline := time.Now().Add(30 * time.Second); logs.FilterMessage("Failed compaction").Len() < 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the compaction does not fail")
+		}
+	}
+	set(value)
+	select {
+	case <-r.Compacted(15):
+	case <-time.After(30 * time.Second):
+		t.Fatal("a compaction that failed is not gone on with")
+	}
+	if got := r.CompactionHashes(); len(got) != 0 {
+		t.Errorf("it keeps %+v", got)
+	}
+	r.compactTo(18)
+	if got := r.CompactionHashes(); len(got) != 1 || got[0].Revision != 18 {
+		t.Errorf("the next one keeps %+v", got)
+	}
+}
+
+// heapBytes is what is alive.
+func heapBytes() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// TestCacheHoldsWhatItCounts: versions that are gone keep no memory alive through the keys of those that came after.
+func TestCacheHoldsWhatItCounts(t *testing.T) {
+	const n, valueBytes = 4000, 10 << 10
+	counted := func(c *cache) (bytes int64) {
+		for i := range c.shards {
+			bytes += c.shards[i].bytes
+		}
+		return bytes
+	}
+	t.Run("replaced", func(t *testing.T) {
+		c := newCache(64 << 20)
+		before := heapBytes()
+		for i := range n {
+			key := fmt.Appendf(nil, "/registry/%06d", i)
+			entry := append(key, make([]byte, valueBytes)...) // as a decoded entry has them
+			c.put(&mvccpb.KeyValue{Key: entry[:len(key):len(key)], Value: entry[len(key):], ModRevision: int64(2 * i), Version: 1}, 0)
+			c.put(&mvccpb.KeyValue{Key: bytes.Clone(key), ModRevision: int64(2*i + 1)}, 0)
+		}
+		if grown := heapBytes() - before; grown > counted(c)+n*valueBytes/2 {
+			t.Errorf("the cache counts %d KiB, the heap grew by %d KiB", counted(c)>>10, grown>>10)
+		}
+		runtime.KeepAlive(c)
+	})
+	t.Run("deleted", func(t *testing.T) {
+		r := newRig(t, Options{CompactionSleep: -1, NoCounts: true})
+		value := string(make([]byte, 7<<10))
+		for i := range n / 100 {
+			var ops []op
+			for j := range 100 {
+				ops = append(ops, op{key: fmt.Sprintf("k%03d/%03d", i, j), value: value})
+			}
+			r.do(ops...)
+		}
+		r.flush()
+		r.cache.reset(r.Revision())
+		before := heapBytes()
+		for i := range n / 100 {
+			r.do(op{del: true, key: fmt.Sprintf("k%03d/", i), end: fmt.Sprintf("k%03d0", i), wantPrev: true})
+		}
+		r.flush()
+		if grown := heapBytes() - before; grown > counted(r.cache)+n*valueBytes/4 {
+			t.Errorf("the cache counts %d KiB, the heap grew by %d KiB", counted(r.cache)>>10, grown>>10)
+		}
+		runtime.KeepAlive(r)
+	})
 }

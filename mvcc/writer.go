@@ -1,6 +1,7 @@
 package mvcc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -224,7 +225,11 @@ func (w *Writer) DeleteRange(key, end []byte, wantPrev bool) (n int64, prevs []*
 		return 0, nil, err
 	}
 	for _, kv := range res.KVs {
-		if err := w.remove(kv.Key); err != nil {
+		gone := kv.Key
+		if wantPrev {
+			gone = bytes.Clone(gone) // the key that was read shares its memory with values
+		}
+		if err := w.remove(gone); err != nil {
 			return 0, nil, err
 		}
 	}

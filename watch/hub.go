@@ -336,8 +336,10 @@ type fan struct {
 // mu held, or as the catch-up goroutine).
 func (h *Hub) deliver(f *fan, x *index, rev, head int64, events []*mvccpb.Event, onFull func(*watcher)) {
 	touched := f.touched[:0]
+	var whole int64
 	for i, ev := range events {
 		size := eventBytes(ev)
+		whole += size
 		x.lists(ev.Kv.Key, func(l *watchList) {
 			for _, w := range l.ws {
 				if rev < w.next || !w.accepts(ev) {
@@ -360,12 +362,17 @@ func (h *Hub) deliver(f *fan, x *index, rev, head int64, events []*mvccpb.Event,
 	}
 	for i, w := range touched {
 		var sel []int32
-		if len(w.sel) < len(events) {
+		r := shared
+		switch {
+		case len(w.sel) == len(events):
+		case whole-w.want > sharedBytes:
+			r = shared.part(w.sel)
+		default:
 			sel = append(sel, w.sel...)
 		}
 		bytes := w.want
 		w.sel, w.want = w.sel[:0], 0
-		if !w.stream.push(w, shared, max(rev, head), sel, bytes) {
+		if !w.stream.push(w, r, max(rev, head), sel, bytes) {
 			w.next = rev
 			x.remove(w)
 			onFull(w)

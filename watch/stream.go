@@ -65,6 +65,22 @@ type revision struct {
 	prev []atomic.Pointer[mvccpb.Event]
 }
 
+// sharedBytes is how many bytes of events that do not match a queue may hold with
+// those that do, uncounted, for each revision.
+const sharedBytes = 1 << 10
+
+// part is a revision of some of its events alone, which holds no others in memory.
+func (r *revision) part(sel []int32) *revision {
+	p := &revision{rev: r.rev, events: make([]*mvccpb.Event, len(sel))}
+	for to, from := range sel {
+		p.events[to] = r.events[from]
+	}
+	if r.prev != nil {
+		p.prev = make([]atomic.Pointer[mvccpb.Event], len(sel))
+	}
+	return p
+}
+
 // withPrev returns event i together with the previous version of its key, if it
 // had one and the history still holds it.
 func (r *revision) withPrev(i int, kv History) *mvccpb.Event {
