@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -469,6 +470,19 @@ func (m *moving) ProposeAs(ctx context.Context, term uint64, req *pb.InternalRaf
 func (m *moving) move(req *pb.InternalRaftRequest) {
 	if req.LeaseCheckpoint != nil && m.before != nil {
 		m.before()
+	}
+}
+
+// A client that reads nothing ends its stream.
+func TestSendWithin(t *testing.T) {
+	reads := make(chan struct{})
+	defer close(reads)
+	if err := sendWithin(10*time.Millisecond, func() error { <-reads; return nil }); err != errStreamStalled {
+		t.Errorf("nobody reads: %v", err)
+	}
+	broken := errors.New("broken")
+	if err := sendWithin(time.Minute, func() error { return broken }); err != broken {
+		t.Errorf("the stream is broken: %v", err)
 	}
 }
 

@@ -316,3 +316,19 @@ func TestReadersBesideTheApplier(t *testing.T) {
 	close(stop)
 	<-done
 }
+
+// TestOverQuotaIsTold: of a write that was applied although it did not fit, and of no other.
+func TestOverQuotaIsTold(t *testing.T) {
+	told := 0
+	r := newRig(t, Config{QuotaBytes: 1, OnNoSpace: func() { told++ }})
+	put := func() command.Result {
+		return r.do(&pb.InternalRaftRequest{Put: &pb.PutRequest{Key: []byte("k"), Value: []byte("v")}})
+	}
+	if res := put(); res.Response == nil || res.Err != ErrNoSpace || told != 1 {
+		t.Errorf("%+v, told %d times", res, told)
+	}
+	r.do(&pb.InternalRaftRequest{DeleteRange: &pb.DeleteRangeRequest{Key: []byte("k")}})
+	if told != 1 {
+		t.Errorf("told %d times", told)
+	}
+}
