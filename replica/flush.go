@@ -95,10 +95,16 @@ func (r *Replica) runFlusher() {
 }
 
 // noteLagging tells the flusher whether a follower that answers gets a snapshot,
-// or has yet to catch up after one or after a stall of its own.
+// or got one and has yet to catch up.
 func (l *loop) noteLagging(now time.Time) {
 	l.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
-		if id != l.cfg.ID && p.RecentActive && (p.State == tracker.StateSnapshot || l.cfg.Log.BytesAfter(p.Match) > l.cfg.KeepBytes/2) {
+		switch {
+		case p.State == tracker.StateSnapshot:
+			l.catching[id] = true
+		case l.catching[id] && l.cfg.Log.BytesAfter(p.Match) <= l.cfg.KeepBytes/2:
+			delete(l.catching, id)
+		}
+		if l.catching[id] && p.RecentActive {
 			l.lagging = now
 		}
 	})

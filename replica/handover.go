@@ -161,6 +161,7 @@ func (l *loop) watchDisk(now time.Time) {
 		w.calmed()
 		l.disk.why, l.disk.ends = "", l.disk.ends[:0]
 		l.lagging = time.Time{}
+		clear(l.catching)
 		l.flusher.hold.Store(false)
 		l.acknowledgeEarly(s)
 		return

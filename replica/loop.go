@@ -171,8 +171,10 @@ type loop struct {
 	// voteBegan and voteEnded are when it was given, and when it was seen on the disk.
 	voteBegan, voteEnded time.Time
 
-	// lagging is when a follower last needed more of the log than others do; zero: none did.
-	lagging time.Time
+	// catching are the followers that get a snapshot, or got one and have yet to catch
+	// up; lagging is when one of them was last active, zero: none was.
+	catching map[uint64]bool
+	lagging  time.Time
 
 	ticks    int
 	lastTick time.Time
@@ -211,6 +213,7 @@ func (r *Replica) runLoop(node *raft.RawNode) {
 		Replica:   r,
 		node:      node,
 		byContext: make(map[uint64]*readRound),
+		catching:  make(map[uint64]bool),
 		incoming:  make(map[uint64]incomingSnapshot),
 		// Request contexts must not repeat across restarts of this member while
 		// a leader may still hold old ones.

@@ -97,8 +97,8 @@ type Config struct {
 	// lag, below what the state machine needs; a follower further behind gets a
 	// snapshot. Default 32 MiB.
 	KeepBytes int64
-	// HoldBytes is the same while a follower that answers is behind by more than
-	// half of KeepBytes, or gets a snapshot: what is written meanwhile it needs
+	// HoldBytes is the same while a follower that answers gets a snapshot, and until
+	// it has caught up but for half of KeepBytes: what is written meanwhile it needs
 	// next, and without it would need another snapshot. The log's own bound in
 	// memory holds as well. Default 256 MiB.
 	HoldBytes int64
