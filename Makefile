@@ -4,10 +4,10 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# The checks start real processes and measure time: they run by themselves,
-# after the packages' own tests.
+# The checks and the faults start real processes and measure time: they run by
+# themselves, after the packages' own tests.
 # So does sim, with new seeds each time.
-PACKAGES = $(shell go list ./... | grep -v '/check$$\|/check/clients$$\|/sim$$')
+PACKAGES = $(shell go list ./... | grep -v '/check$$\|/check/clients$$\|/faults$$\|/sim$$')
 
 .PHONY: help
 help: ## print the targets
@@ -24,10 +24,11 @@ dev: ## three members on this machine, until Ctrl-C
 .PHONY: test
 test: tools ## all tests, and the checks at their default length
 	@set -o pipefail; status=0; \
-	go test -timeout 10m $(PACKAGES) || status=1; \
-	go test -count=1 -timeout 10m ./check || status=1; \
-	go test -count=1 -timeout 15m ./check/clients || status=1; \
-	go test -timeout 15m -v ./sim -sim.budget 150s | grep -v '^=== \|^    --- PASS' || status=1; \
+	go test -timeout 20m $(PACKAGES) || status=1; \
+	go test -count=1 -timeout 20m ./faults || status=1; \
+	go test -count=1 -timeout 30m ./check || status=1; \
+	go test -count=1 -timeout 30m ./check/clients || status=1; \
+	go test -timeout 30m -v ./sim -sim.budget 150s | grep -v '^=== \|^    --- PASS' || status=1; \
 	exit $$status
 
 .PHONY: short
@@ -36,7 +37,7 @@ short: ## the quick tests only
 
 .PHONY: race
 race: ## the packages' own tests under the race detector
-	go test -race -short -timeout 15m $(PACKAGES)
+	go test -race -short -timeout 15m $(PACKAGES) ./faults
 
 .PHONY: lint
 lint: ## floors, gofmt, vet, staticcheck, what must not enter git
@@ -44,7 +45,7 @@ lint: ## floors, gofmt, vet, staticcheck, what must not enter git
 
 .PHONY: check
 check: tools ## real processes against etcd: differential, kill -9, bad input, clients
-	go test -count=1 -timeout 20m -v ./check
+	go test -count=1 -timeout 30m -v ./check
 
 .PHONY: clients
 clients: tools ## programs that no one here wrote, all of them: Kubernetes' storage, etcdctl, npm's etcd3, CoreDNS, Patroni (CLIENTS='-run TestNode' for some)

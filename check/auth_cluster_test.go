@@ -13,6 +13,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -135,15 +136,27 @@ func authStory(t *testing.T, kind cluster.Kind) (story []string) {
 	everywhere("at first", "mallory", "secret")
 
 	// The leader goes; tokens stay.
-	lead := leader()
-	var target uint64
-	st, err := pb.NewMaintenanceClient(ps[(lead+1)%3].conn).Status(ps[0].ctx("root"), &pb.StatusRequest{})
-	must(err)
-	target = st.Header.MemberId
-	_, err = pb.NewMaintenanceClient(ps[lead].conn).MoveLeader(ps[0].ctx("mallory"), &pb.MoveLeaderRequest{TargetID: target})
-	say("mallory moves the leader: %v", err)
-	_, err = pb.NewMaintenanceClient(ps[lead].conn).MoveLeader(ps[0].ctx("root"), &pb.MoveLeaderRequest{TargetID: target})
-	must(err)
+	move := func(name string) error {
+		lead := leader()
+		if lead < 0 {
+			return rpctypes.ErrNotLeader
+		}
+		st, err := pb.NewMaintenanceClient(ps[(lead+1)%3].conn).Status(ps[0].ctx("root"), &pb.StatusRequest{})
+		if err != nil {
+			return err
+		}
+		_, err = pb.NewMaintenanceClient(ps[lead].conn).MoveLeader(ps[0].ctx(name), &pb.MoveLeaderRequest{TargetID: st.Header.MemberId})
+		return err
+	}
+	var refused error
+	must(eventually(ctx, func() error {
+		if refused = move("mallory"); errors.Is(rpctypes.Error(refused), rpctypes.ErrNotLeader) {
+			return refused
+		}
+		return nil
+	}))
+	say("mallory moves the leader: %v", refused)
+	must(eventually(ctx, func() error { return move("root") }))
 	must(c.WaitReady(ctx))
 	everywhere("another leader", "root", "secret")
 	say("rules: %s", rules(ps[0]))
@@ -155,14 +168,16 @@ func authStory(t *testing.T, kind cluster.Kind) (story []string) {
 		_, err := pb.NewKVClient(ps[1].conn).Range(ps[1].ctx("root"), &pb.RangeRequest{Key: []byte("secret")})
 		return err
 	}))
-	_, err = pb.NewAuthClient(ps[1].conn).UserChangePassword(ps[1].ctx("root"), &pb.AuthUserChangePasswordRequest{Name: "mallory", Password: "mallory"})
+	_, err := pb.NewAuthClient(ps[1].conn).UserChangePassword(ps[1].ctx("root"), &pb.AuthUserChangePasswordRequest{Name: "mallory", Password: "mallory"})
 	must(err)
 	say("while one is down: mallory's token of before: %s", ask(ps[1], "mallory", "mine"))
 	// So much that it needs a snapshot.
 	kv := pb.NewKVClient(ps[1].conn)
 	for i := range 50 {
-		_, err := kv.Put(ps[1].ctx("root"), &pb.PutRequest{Key: fmt.Appendf(nil, "bulk%d", i%3), Value: make([]byte, 1<<20)})
-		must(err)
+		must(eventually(ctx, func() error { // another leader, perhaps
+			_, err := kv.Put(ps[1].ctx("root"), &pb.PutRequest{Key: fmt.Appendf(nil, "bulk%d", i%3), Value: make([]byte, 1<<20)})
+			return err
+		}))
 	}
 	must(ps[0].Start())
 	must(ps[0].WaitReady(ctx))

@@ -200,7 +200,7 @@ func TestAuthCommandLines(t *testing.T) {
 		if i == 0 {
 			kind = cluster.Etcd
 		}
-		c := startCluster(t, cluster.Config{Kind: kind, Size: 1, Args: []string{"--bcrypt-cost=4"}})
+		c := startCluster(t, cluster.Config{Kind: kind, Size: 1, Args: []string{"--bcrypt-cost=4", "--unsafe-no-fsync"}}) // etcdctl waits 2 s for a login, which is a write
 		running.Go(func() {
 			var env []string
 			for _, line := range lines {

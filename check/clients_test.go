@@ -167,12 +167,12 @@ func etcdctlLease(c ctl) {
 	c.want(``, "", "get", "leased")
 	c.want(`lease `+id+` already expired`, "", "lease", "timetolive", id)
 	// The server deletes the key when the lease runs out.
-	id = c.want(`lease ([0-9a-f]{16}) granted with TTL\(2s\)`, "", "lease", "grant", "2")[1]
+	id = c.want(`lease ([0-9a-f]{16}) granted with TTL\(5s\)`, "", "lease", "grant", "5")[1]
 	c.want("OK", "", "put", "short", "v", "--lease", id)
 	deadline := time.Now().Add(20 * time.Second)
 	for c.run("", "get", "short") != "" {
 		if time.Now().After(deadline) {
-			c.t.Fatal("a lease of 2 s has not expired after 20 s")
+			c.t.Fatal("a lease of 5 s has not expired after 20 s")
 		}
 		time.Sleep(100 * time.Millisecond) // each poll starts a process
 	}

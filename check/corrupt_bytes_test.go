@@ -23,7 +23,6 @@ func TestCorruptBytes(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3, Args: []string{"--corrupt-check-time=1s"}})
-	client := newClient(t, c.Endpoints())
 	bad := c.Members[1]
 	tables := fillAndCorrupt(ctx, t, c, bad)
 	from := logSize(bad)
@@ -32,15 +31,15 @@ func TestCorruptBytes(t *testing.T) {
 	}
 	// The check of the leader reads it all; the member that cannot ends, by itself.
 	exits(t, bad, from, "is corrupt (restore this member from its peers", filepath.Base(tables[0]))
-	if list, err := client.AlarmList(ctx); err != nil || len(list.Alarms) != 0 {
+	rest := admin(t, c.Members[0], c.Members[2])
+	if list, err := rest.AlarmList(ctx); err != nil || len(list.Alarms) != 0 {
 		t.Errorf("alarms of a cluster whose data is whole: %v, %v", list, err)
 	}
-	if _, err := client.Put(ctx, "after", ""); err != nil {
+	if _, err := rest.Put(ctx, "after", ""); err != nil {
 		t.Error(err)
 	}
 
 	// As it says: removed, emptied, added again.
-	rest := admin(t, c.Members[0], c.Members[2])
 	list, err := rest.MemberList(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -370,8 +370,9 @@ func (d *differential) compareStreams(n, id int, a, b *watchStream) error {
 	a.mu.Lock()
 	b.mu.Lock()
 	for id, lines := range a.lines {
-		d.watched += len(lines)
-		a.lines[id], b.lines[id] = a.lines[id][len(lines):], b.lines[id][len(lines):]
+		n := min(len(lines), len(b.lines[id])) // one side may have got another one just now
+		d.watched += n
+		a.lines[id], b.lines[id] = lines[n:], b.lines[id][n:]
 	}
 	b.mu.Unlock()
 	a.mu.Unlock()

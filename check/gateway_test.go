@@ -110,6 +110,7 @@ var own = []struct {
 	pattern *regexp.Regexp
 	by      string
 }{
+	{regexp.MustCompile(`"storageVersion":"3\.\d`), `"storageVersion":"3.N`}, // etcd's follows a moment after the start
 	{regexp.MustCompile(`"(cluster_id|member_id|ID|leader|raft_term|raftTerm|raftIndex|raftAppliedIndex|dbSize|dbSizeInUse)":"\d{2,}"`), `"$1":"N"`},
 	{regexp.MustCompile(`"(raft_term|raftTerm)":"\d+"`), `"$1":"N"`},
 	{regexp.MustCompile(`"hash":\d+`), `"hash":N`},

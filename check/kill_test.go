@@ -246,22 +246,34 @@ func waitAcked(ctx context.Context, l *load, n int64) error {
 	return nil
 }
 
-func (k *kill) leader(ctx context.Context) (*cluster.Member, error) {
-	for _, m := range k.c.Members {
-		conn, err := m.Dial()
-		if err != nil {
-			return nil, err
+// leader is the member that says that it leads. While none does it asks again: an
+// election may be on, for the members are impatient and the machine is busy.
+func (k *kill) leader(ctx context.Context) (leader *cluster.Member, err error) {
+	err = eventually(ctx, func() error {
+		failed := errors.New("no member says that it leads")
+		for _, m := range k.c.Members {
+			leads, err := leads(ctx, m)
+			if leads {
+				leader = m
+				return nil
+			}
+			failed = errors.Join(failed, err)
 		}
-		st, err := pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
-		conn.Close()
-		if err != nil {
-			return nil, err
-		}
-		if st.Leader == st.Header.MemberId {
-			return m, nil
-		}
+		return failed
+	})
+	return leader, err
+}
+
+func leads(ctx context.Context, m *cluster.Member) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	conn, err := m.Dial()
+	if err != nil {
+		return false, err
 	}
-	return nil, errors.New("no member says that it leads")
+	defer conn.Close()
+	st, err := pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
+	return err == nil && st.Leader == st.Header.MemberId, err
 }
 
 // verify asks every member about the writes of one round, with no load on.

@@ -74,7 +74,7 @@ func TestLagSeen(t *testing.T) {
 }
 
 func playLag(t *testing.T, kind cluster.Kind) *day {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	args := []string{"--unsafe-no-fsync"}
 	if kind == cluster.Etcd {
@@ -95,8 +95,10 @@ func playLag(t *testing.T, kind cluster.Kind) *day {
 	writer := newClient(t, []string{leader.Endpoint()}) // a put under way to the killed one is not sent again
 	value := string(make([]byte, 1<<20))
 	for i := range 50 { // more than Belay's leader keeps of its log, 32 MiB
-		_, err := writer.Put(ctx, fmt.Sprintf("key%d", i%3), value)
-		must(err)
+		must(eventually(ctx, func() error { // another leader, perhaps
+			_, err := writer.Put(ctx, fmt.Sprintf("key%d", i%3), value)
+			return err
+		}))
 	}
 	must(victim.Start())
 	must(eventually(ctx, func() error {

@@ -637,7 +637,7 @@ func (g *generator) expirySteps() []step {
 	id := 700_000 + int64(g.expiries)
 	gone := fmt.Appendf(nil, "gone/%d/", g.expiries)
 	end := append(append([]byte(nil), gone[:len(gone)-1]...), '0')
-	steps := []step{unary("LeaseGrant", &pb.LeaseGrantRequest{ID: id, TTL: 1}, (*side).grant)}
+	steps := []step{unary("LeaseGrant", &pb.LeaseGrantRequest{ID: id, TTL: 4}, (*side).grant)}
 	for i := range 3 {
 		steps = append(steps, unary("Put", &pb.PutRequest{Key: fmt.Appendf(nil, "%s%d", gone, i), Lease: id}, (*side).put))
 	}

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -254,7 +255,14 @@ func testMemberID(url string) uint64 {
 
 func freePorts(t *testing.T, n int) (addrs []string) {
 	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		// Below the ephemeral ports: no outgoing connection takes one before etcd does.
+		var ln net.Listener
+		var err error
+		for range 50 {
+			if ln, err = net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10000+mathrand.IntN(10000))); err == nil {
+				break
+			}
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

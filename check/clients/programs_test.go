@@ -187,7 +187,7 @@ func suite(t testing.TB, timeout time.Duration, module string, env []string, arg
 	t.Helper()
 	cmd := exec.Command("go", append([]string{"test", "-C", module, "-count=1", "-p=1", "-json", "-timeout", timeout.String()}, args...)...)
 	cmd.Env = append(os.Environ(), env...)
-	stdout, stderr, err := run(t, timeout+5*time.Minute, cmd)
+	stdout, stderr, err := run(t, timeout+15*time.Minute, cmd) // it is built, too
 	var outcomes []outcome
 	printed := make(map[outcome]*strings.Builder)
 	failed := false

@@ -344,7 +344,7 @@ func (m *Member) Dial(opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30), grpc.MaxCallSendMsgSize(1<<30)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.2, MaxDelay: 200 * time.Millisecond},
-			MinConnectTimeout: time.Second,
+			MinConnectTimeout: 20 * time.Second, // a refused connection fails at once all the same
 		}),
 	}, opts...)...)
 }
