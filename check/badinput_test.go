@@ -421,6 +421,56 @@ func TestForeignData(t *testing.T) {
 		swap(t, a.DataDir, b.DataDir)
 		comesBack(t, c)
 	})
+	t.Run("the data directory of another member, killed a moment after its first start", func(t *testing.T) {
+		c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3})
+		for _, m := range c.Members {
+			m.Kill()
+		}
+		a, b := c.Members[0], c.Members[1]
+		swap(t, a.DataDir, b.DataDir)
+		refused(t, a, a.DataDir)
+		swap(t, a.DataDir, b.DataDir)
+		comesBack(t, c)
+	})
+	t.Run("the addresses of another member", func(t *testing.T) {
+		c := stopped(t)
+		peer := func(m *cluster.Member) string { return "--listen-peer-urls=" + m.PeerURL }
+		for _, m := range []*cluster.Member{c.Members[0], c.Members[2]} {
+			other := c.Members[2]
+			if m == other {
+				other = c.Members[0]
+			}
+			m.SetArgs(func(args []string) []string { return append(args, peer(other)) })
+		}
+		for _, m := range c.Members {
+			if err := m.Start(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// Each is answered by another one than it speaks to: none of them was removed.
+		for _, m := range c.Members {
+			if err := eventually(t.Context(), func() error {
+				if !strings.Contains(m.LogTail(1000), "mismatch") {
+					return errors.New("nothing reached it that was for another")
+				}
+				return nil
+			}); err != nil && m != c.Members[1] { // the second one is where it was
+				t.Errorf("%s: %v", m.Name, err)
+			}
+		}
+		for _, m := range c.Members {
+			select {
+			case <-m.Exited():
+				t.Errorf("%s ended:\n%s", m.Name, m.LogTail(3))
+			default:
+			}
+			sigterm(m)
+			m.SetArgs(func(args []string) []string {
+				return slices.DeleteFunc(args, func(a string) bool { return strings.HasPrefix(a, "--listen-peer-urls=") })
+			})
+		}
+		comesBack(t, c)
+	})
 	t.Run("the log of another member", func(t *testing.T) {
 		c := stopped(t)
 		a, b := filepath.Join(c.Members[0].DataDir, "member", "log"), filepath.Join(c.Members[1].DataDir, "member", "log")

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/raftlog"
@@ -254,7 +255,10 @@ func syncDir(fs vfs.FS, dir string) error {
 // voice. A new name or a new URL alone is no reason, both may change.
 func (n *Node) refuseOthersData() error {
 	own := n.state.Member(n.id.member)
-	if own == nil || own.Name == "" || own.Name == n.cfg.Name {
+	if own == nil || own.Name == "" {
+		return n.refuseYoungData()
+	}
+	if own.Name == n.cfg.Name {
 		return nil
 	}
 	advertised := urlStrings(n.cfg.AdvertisePeerURLs)
@@ -262,11 +266,30 @@ func (n *Node) refuseOthersData() error {
 	for _, m := range n.state.Members() {
 		urls := slices.Sorted(slices.Values(m.PeerURLs))
 		if m.ID != n.id.member && (m.Name == n.cfg.Name || slices.Equal(urls, advertised)) {
-			return fmt.Errorf("the data in %s (log in %s) is that of member %x, named %q, but the flags are those of member %x, named %q; give this member its own --data-dir",
-				n.cfg.DataDir, n.cfg.logDir(), own.ID, own.Name, m.ID, m.Name)
+			return n.othersData(own.ID, own.Name, m.ID, m.Name)
 		}
 	}
 	return nil
+}
+
+// refuseYoungData is the same for data whose store does not know the members yet,
+// since the log alone has them. A new cluster's members have ids that follow from
+// the flags.
+func (n *Node) refuseYoungData() error {
+	flags, err := foundCluster(n.cfg.Name, n.cfg.InitialCluster, n.cfg.InitialClusterToken)
+	if err != nil || flags.cluster != n.id.cluster || flags.member == n.id.member {
+		return nil // not the flags of the cluster's beginning, or those of this member
+	}
+	i := slices.IndexFunc(flags.members, func(m *command.Member) bool { return m.ID == n.id.member })
+	if i < 0 {
+		return nil
+	}
+	return n.othersData(n.id.member, flags.members[i].Name, flags.member, n.cfg.Name)
+}
+
+func (n *Node) othersData(own uint64, ownName string, flags uint64, flagsName string) error {
+	return fmt.Errorf("the data in %s (log in %s) is that of member %x, named %q, but the flags are those of member %x, named %q; give this member its own --data-dir",
+		n.cfg.DataDir, n.cfg.logDir(), own, ownName, flags, flagsName)
 }
 
 // storeCorrupt ends a member that cannot read what it stored, if the others can do without it: its

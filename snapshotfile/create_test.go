@@ -307,3 +307,17 @@ func freeAddr(t *testing.T) string {
 	defer l.Close()
 	return l.Addr().String()
 }
+
+// The database file of an etcd that runs is locked by it.
+func TestReadOfAFileInUse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	db, err := bolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	err = Read(path, true, func(*Reader) error { return nil })
+	if err == nil || !strings.Contains(err.Error(), path+" is in use") {
+		t.Errorf("%v", err)
+	}
+}

@@ -12,8 +12,10 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -24,6 +26,9 @@ import (
 // or what etcd's own database file does (member/snap/db of a stopped member). It
 // lives as long as the function that Read calls.
 type Reader struct{ tx *bolt.Tx }
+
+// lockWait is how long a file that a running etcd has locked is waited for.
+const lockWait = time.Second
 
 // Read checks the file and calls fn. skipHash leaves out the check of the SHA-256
 // at the end, which a database file has not got. The file is not changed.
@@ -36,7 +41,10 @@ func Read(path string, skipHash bool, fn func(*Reader) error) (err error) {
 			err = fmt.Errorf("the snapshot file %s is damaged: %v", path, r)
 		}
 	}()
-	db, err := bolt.Open(path, 0o400, &bolt.Options{ReadOnly: true})
+	db, err := bolt.Open(path, 0o400, &bolt.Options{ReadOnly: true, Timeout: lockWait})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return fmt.Errorf("%s is in use, by an etcd that runs on it: stop that one first, or take a snapshot from it (`etcdctl snapshot save`) and read that", path)
+	}
 	if err != nil {
 		return fmt.Errorf("the snapshot file %s cannot be read as a database: %w", path, err)
 	}

@@ -86,37 +86,46 @@ func (t *Transport) addRemote(r *http.Request) {
 	}
 }
 
-// errRejected is a message that is not for this member, or from one that is gone. It is answered
-// with 403, which tells the sender that it was removed.
-var errRejected = errors.New("rejected")
-
+// A rejection is why a message is not for this member. The first is answered with 403 and ends
+// its sender, so nothing else may be: etcd answers 403 to the second, too, but then members that
+// have changed places would believe that they were removed.
 type rejection string
 
-func (e rejection) Error() string        { return string(e) }
-func (e rejection) Is(target error) bool { return target == errRejected }
+const (
+	fromRemoved rejection = "cannot process message from removed member"
+	forAnother  rejection = "cannot process message to mismatch member"
+)
 
-// accept says whether m is for us, and logs if not.
-func (t *Transport) accept(m *raftpb.Message) error {
+// code is the HTTP status of the answer.
+func (r rejection) code() int {
+	if r == fromRemoved {
+		return http.StatusForbidden
+	}
+	return http.StatusPreconditionFailed
+}
+
+// accept says why m is not for us, and logs it; "" if it is.
+func (t *Transport) accept(m *raftpb.Message) rejection {
 	if t.cfg.Handler.IsRemoved(m.GetFrom()) {
 		t.lg.Warn("rejected Raft message from removed member",
 			zap.String("local-member-id", t.id), zap.String("removed-member-id", idString(m.GetFrom())))
-		return rejection("cannot process message from removed member")
+		return fromRemoved
 	}
 	if m.GetTo() != t.cfg.MemberID {
 		t.lg.Warn("rejected Raft message to mismatch member",
 			zap.String("local-member-id", t.id), zap.String("mismatch-member-id", idString(m.GetTo())))
-		return rejection("cannot process message to mismatch member")
+		return forAnother
 	}
-	return nil
+	return ""
 }
 
 // refuse answers with etcd's JSON form of an error.
-func refuse(w http.ResponseWriter, code int, err error) {
+func refuse(w http.ResponseWriter, why rejection) {
 	b, _ := json.Marshal(struct { // a struct of one string always marshals
 		Message string `json:"message"`
-	}{err.Error()})
+	}{string(why)})
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
+	w.WriteHeader(why.code())
 	_, _ = w.Write(b) // nobody to tell
 }
 
@@ -146,8 +155,8 @@ func (t *Transport) servePipeline(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	t.cfg.Metrics.receivedBytes.WithLabelValues(idString(m.GetFrom())).Add(float64(len(b)))
-	if err := t.accept(m); err != nil {
-		refuse(w, http.StatusForbidden, err)
+	if why := t.accept(m); why != "" {
+		refuse(w, why)
 		return
 	}
 	if err := t.cfg.Handler.Process(r.Context(), m); err != nil {

@@ -2,7 +2,6 @@ package transport
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -200,11 +199,10 @@ func (p *peer) processProposals() {
 }
 
 func (p *peer) process(m *raftpb.Message) {
-	err := p.t.accept(m)
-	if err == nil {
-		err = p.t.cfg.Handler.Process(p.ctx, m)
+	if p.t.accept(m) != "" {
+		return
 	}
-	if err != nil && p.ctx.Err() == nil && !errors.Is(err, errRejected) {
+	if err := p.t.cfg.Handler.Process(p.ctx, m); err != nil && p.ctx.Err() == nil {
 		p.lg.Warn("failed to process Raft message", zap.Error(err))
 	}
 }

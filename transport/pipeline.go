@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -161,6 +162,9 @@ func (p *peer) checkPost(resp *http.Response, target *url.URL) error {
 	case http.StatusNoContent:
 		return nil
 	case http.StatusForbidden:
+		if !strings.Contains(text, string(fromRemoved)) { // etcd says so to a message for another member, too
+			return fmt.Errorf("%s refused the message: %s", target.Host, text)
+		}
 		return errMemberRemoved
 	case http.StatusServiceUnavailable:
 		return errBusy
@@ -173,6 +177,9 @@ func (p *peer) checkPost(resp *http.Response, target *url.URL) error {
 			p.lg.Error("request sent was ignored due to cluster ID mismatch", zap.String("remote-peer-id", p.name),
 				zap.String("remote-peer-cluster-id", resp.Header.Get(headerCluster)), zap.String("local-member-cluster-id", p.t.cluster))
 			return errClusterIDMismatch
+		}
+		if strings.Contains(text, string(forAnother)) {
+			return fmt.Errorf("another member of the cluster answers at %s: %s", target.Host, text)
 		}
 		return fmt.Errorf("unhandled error %q when precondition failed", text)
 	default:

@@ -235,9 +235,9 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "wrong raft message type", http.StatusBadRequest)
 		return
 	}
-	if err := t.accept(m); err != nil {
+	if why := t.accept(m); why != "" {
 		metrics.snapshotReceiveFails.WithLabelValues(from).Inc()
-		refuse(w, http.StatusForbidden, err)
+		refuse(w, why)
 		return
 	}
 	if !t.receiving.CompareAndSwap(false, true) {

@@ -447,7 +447,7 @@ func TestStatusCodes(t *testing.T) {
 		{"unknown", "GET", "/raft/stream/message/77", "", map[string]string{"X-PeerURLs": "http://127.0.0.1:2,nonsense"}, 404, "error sender not found"},
 		{"for another", "GET", "/raft/stream/message/2", "", map[string]string{"X-Raft-To": "5"}, 412, "to field mismatch"},
 		{"garbage", "POST", "/raft", "\xff\xff", nil, 400, "error unmarshalling raft message"},
-		{"message for another", "POST", "/raft", msg(2, 5, raftpb.MsgVote), nil, 403, `{"message":"cannot process message to mismatch member"}`},
+		{"message for another", "POST", "/raft", msg(2, 5, raftpb.MsgVote), nil, 412, `{"message":"cannot process message to mismatch member"}`},
 		{"message of the removed", "POST", "/raft", msg(3, 1, raftpb.MsgVote), nil, 403, `{"message":"cannot process message from removed member"}`},
 		{"snapshot without body", "POST", "/raft", msg(2, 1, raftpb.MsgSnap), nil, 400, "wrong raft message type"},
 		{"refused by raft", "POST", "/raft", msg(2, 1, raftpb.MsgVote), nil, 500, "error processing raft message"},
@@ -477,6 +477,28 @@ func TestStatusCodes(t *testing.T) {
 		if c.code != 405 && c.path != "/raft/probing" && resp.Header.Get("X-Etcd-Cluster-ID") != "c1" {
 			t.Errorf("%s: no cluster id in the answer", c.name)
 		}
+	}
+}
+
+// TestAnotherMemberAnswers: members have changed places, so messages reach the wrong one. Nobody was removed.
+func TestAnotherMemberAnswers(t *testing.T) {
+	etcds := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { // what etcd answers
+		w.Header().Set("X-Etcd-Cluster-ID", "c1")
+		http.Error(w, `{"message":"cannot process message to mismatch member"}`, http.StatusForbidden)
+	}))
+	t.Cleanup(etcds.Close)
+	third := startNode(t, 3, nil)
+	for _, url := range []string{third.url, etcds.URL} {
+		a := startNode(t, 1, func(c *Config) { c.Removed = func(err error) { t.Errorf("%s: %v", url, err) } })
+		a.h.open = func(*raftpb.Message) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("x")), nil }
+		a.AddPeer(2, []string{url})
+		third.AddPeer(1, []string{a.url})
+		a.Send([]*raftpb.Message{message(raftpb.MsgVote, 1, 2, 1)})
+		await(t, "a report that nobody took it", a.h.unreachable)
+		snapshot := message(raftpb.MsgSnap, 1, 2, 1)
+		snapshot.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(uint64(5)), Term: new(uint64(1))}}
+		a.Send([]*raftpb.Message{snapshot})
+		await(t, "a report that the snapshot failed", a.h.reports)
 	}
 }
 

@@ -67,7 +67,7 @@ func command(name string, stdout io.Writer) *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	format := root.PersistentFlags().StringP("write-out", "w", "simple", "set the output format (fields, json, simple, table)")
-	root.PersistentFlags().Duration("timeout", 0, "without effect: no file is waited for")
+	root.PersistentFlags().Duration("timeout", 0, "without effect: a file that is in use is waited for for a second")
 
 	snapshot := &cobra.Command{Use: "snapshot <subcommand>", Short: "Snapshot files, as `snapshot save` writes them"}
 	snapshot.AddCommand(restoreCommand(name, stdout), statusCommand(stdout, format))
