@@ -2,6 +2,7 @@ package check
 
 import (
 	"context"
+	"flag"
 	"os"
 	"path/filepath"
 	"sync"
@@ -29,9 +30,27 @@ var built struct {
 	err  error
 }
 
+// Main is TestMain of packages whose tests start Belay: it builds the program
+// first, for a build on a busy machine takes longer than some tests allow.
+func Main(m *testing.M) {
+	flag.Parse()
+	if !testing.Short() && flag.Lookup("test.list").Value.String() == "" {
+		build() // an error is told by the tests that need it
+	}
+	os.Exit(m.Run())
+}
+
 // Belay returns the belay binary of this source, built once per process.
 func Belay(t testing.TB) string {
 	t.Helper()
+	build()
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return built.path
+}
+
+func build() {
 	built.once.Do(func() {
 		cache, err := os.UserCacheDir()
 		if err != nil {
@@ -44,8 +63,4 @@ func Belay(t testing.TB) string {
 		}
 		built.path, built.err = cluster.BuildBelay(context.Background(), filepath.Join(dir, "belay"))
 	})
-	if built.err != nil {
-		t.Fatal(built.err)
-	}
-	return built.path
 }

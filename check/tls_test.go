@@ -863,3 +863,69 @@ func clientHello(t *testing.T, cfg *tls.Config) []byte {
 	}
 	return buf[:n]
 }
+
+// TestCtlSaysWhatIsWrongWithTLS: a failed call tells of the handshake, and only of endpoints that failed.
+func TestCtlSaysWhatIsWrongWithTLS(t *testing.T) {
+	onlyBelay(t)
+	t.Parallel()
+	a, err := cluster.NewAuthority(t.TempDir(), "clients")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := cluster.NewAuthority(t.TempDir(), "another")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"server", "client"} {
+		for _, from := range []*cluster.Authority{a, stranger} {
+			if _, err := from.Issue(name, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cfg := cluster.Config{Kind: cluster.Belay, Size: 1, Args: []string{
+		"--cert-file=" + a.Cert("server"), "--key-file=" + a.Key("server"), "--trusted-ca-file=" + a.CA(), "--client-cert-auth"}}
+	if cfg.TLS, err = a.Client("client"); err != nil {
+		t.Fatal(err)
+	}
+	secure := startCluster(t, cfg).Members[0]
+	plain := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 1}).Members[0]
+	binary := binaryOf(t, cluster.Belay)
+	good := []string{"--cacert=" + a.CA(), "--cert=" + a.Cert("client"), "--key=" + a.Key("client")}
+	https := "https://" + secure.Endpoint()
+	for _, c := range []struct {
+		about string
+		args  []string
+		hints []string // the lines, in their order
+	}{
+		{"plain text to TLS", []string{"--endpoints=" + secure.Endpoint(), "get", "a"}, []string{secure.Endpoint() + " speaks TLS: give it as " + https}},
+		{"another authority", []string{"--endpoints=" + https, "--cacert=" + stranger.CA(), "get", "a"}, []string{https + " refuses this connection, or this client its certificate: tls: failed to verify certificate"}},
+		{"no certificate", []string{"--endpoints=" + https, "--cacert=" + a.CA(), "get", "a"}, []string{https + " refuses this connection, or this client its certificate: tls: certificate required"}},
+		{"a stranger's certificate", []string{"--endpoints=" + https, "--cacert=" + a.CA(), "--cert=" + stranger.Cert("client"), "--key=" + stranger.Key("client"), "get", "a"},
+			[]string{https + " refuses this connection, or this client its certificate: tls:"}},
+		{"one of two is down", []string{"--endpoints=" + plain.Endpoint() + ",127.0.0.1:1", "endpoint", "status"}, []string{"no server at 127.0.0.1:1: connection refused"}},
+		{"as it should be", append(good, "--endpoints="+https, "get", "a"), nil},
+	} {
+		cmd := exec.CommandContext(t.Context(), binary, append([]string{"ctl", "--command-timeout=2s"}, c.args...)...)
+		var said bytes.Buffer
+		cmd.Stderr = &said
+		if err := cmd.Run(); (err == nil) != (c.hints == nil) {
+			t.Errorf("%s: %v", c.about, err)
+		}
+		var hints []string
+		for line := range strings.Lines(said.String()) {
+			if hint, ok := strings.CutPrefix(line, "Hint: "); ok {
+				hints = append(hints, hint)
+			}
+		}
+		if len(hints) != len(c.hints) {
+			t.Errorf("%s: %q", c.about, said.String())
+			continue
+		}
+		for i, want := range c.hints {
+			if !strings.HasPrefix(hints[i], want) {
+				t.Errorf("%s: %q, want %q", c.about, hints[i], want)
+			}
+		}
+	}
+}

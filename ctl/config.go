@@ -192,6 +192,7 @@ func (c *ctl) dial(ctx context.Context, spec *clientv3.ConfigSpec) (*clientv3.Cl
 	}
 	cfg.Logger = lg
 	cfg.Context = ctx
+	c.tls = cfg.TLS
 	cli, err := clientv3.New(*cfg)
 	if err != nil {
 		return nil, fail(codeBadConnection, err)

@@ -117,7 +117,10 @@ func (c *ctl) endpointHealthCommand(cluster *bool) *cobra.Command {
 			for _, h := range list {
 				if h.Error != "" {
 					bad = true
-					if perr := probe(h.Endpoint); perr != nil {
+					var secured *tlsError
+					if perr := c.probe(h.Endpoint); errors.As(perr, &secured) {
+						hint += fmt.Sprintf("Hint: %s %v\n", h.Endpoint, perr)
+					} else if perr != nil {
 						hint += fmt.Sprintf("Hint: no server at %s: %v\n", h.Endpoint, perr)
 					}
 				}
@@ -182,10 +185,11 @@ raft index, raft applied index, errors, downgrade target version, downgrade enab
 			}
 			var list []endpointStatus
 			var failed error
+			var silent []string // endpoints
 			err = c.each(cmd, spec, *cluster, func(ctx context.Context, cli *clientv3.Client, ep string) {
 				resp, err := cli.Status(ctx, ep)
 				if err != nil {
-					failed = err
+					failed, silent = err, append(silent, ep)
 					fmt.Fprintf(c.err, "Failed to get the status of endpoint %s (%v)\n", ep, err)
 					return
 				}
@@ -198,7 +202,7 @@ raft index, raft applied index, errors, downgrade target version, downgrade enab
 				return err
 			}
 			if failed != nil {
-				return &exitError{code: codeError, hint: c.unreachable(failed)}
+				return &exitError{code: codeError, hint: c.unreachable(failed, silent...)}
 			}
 			return nil
 		}),

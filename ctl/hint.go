@@ -2,8 +2,10 @@ package ctl
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -15,55 +17,73 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// probeTimeout bounds the look at each endpoint after a command has failed already.
-const probeTimeout = 500 * time.Millisecond
+// The look at each endpoint after a command has failed already is bounded by probeTimeout for the connection and
+// greetTimeout for a handshake.
+const (
+	probeTimeout = 500 * time.Millisecond
+	greetTimeout = 2 * time.Second
+)
 
-// unreachable explains an error that may mean that nobody answered: it tries to connect to each endpoint once more and
-// says what it saw. Empty if err tells of something else.
-func (c *ctl) unreachable(err error) string {
+// unreachable explains an error that may mean that nobody answered: it tries to connect once more to those that failed
+// (none named: to each endpoint) and says what it saw. Empty if err tells of something else.
+func (c *ctl) unreachable(err error, failed ...string) string {
 	code := status.Code(err)
 	if !errors.Is(err, context.DeadlineExceeded) && code != codes.Unavailable && code != codes.DeadlineExceeded {
 		return ""
 	}
-	endpoints, eerr := c.endpoints()
-	if eerr != nil || len(endpoints) == 0 {
+	all, eerr := c.endpoints()
+	if eerr != nil || len(all) == 0 {
 		return ""
+	}
+	endpoints := failed
+	if len(endpoints) == 0 {
+		endpoints = all
 	}
 	results := make([]error, len(endpoints))
 	var wg sync.WaitGroup
 	for i, ep := range endpoints {
-		wg.Go(func() { results[i] = probe(ep) })
+		wg.Go(func() { results[i] = c.probe(ep) })
 	}
 	wg.Wait()
 
 	var lines []string
-	dead := 0
+	dead, mute := 0, 0
 	for i, perr := range results {
-		if perr != nil {
+		var secured *tlsError
+		switch {
+		case errors.As(perr, &secured):
+			lines = append(lines, fmt.Sprintf("Hint: %s %v", endpoints[i], secured))
+		case perr != nil:
 			dead++
 			lines = append(lines, fmt.Sprintf("Hint: no server at %s: %v", endpoints[i], perr))
-		} else {
+		default:
+			mute++
 			lines = append(lines, fmt.Sprintf("Hint: %s accepts connections, but gave no answer in time", endpoints[i]))
 		}
 	}
-	if dead == len(endpoints) {
+	if dead == len(endpoints) && dead >= len(all) {
 		lines = append(lines, `Hint: start one with "belay server" (one member) or "belay dev" (three), or name a running one with --endpoints or ETCDCTL_ENDPOINTS`)
-	} else {
-		lines = append(lines, fmt.Sprintf(`Hint: a cluster without a leader answers like this; see "%s endpoint status --cluster" and the servers' logs; a TLS server needs https:// and --cacert`, c.name))
+	} else if mute > 0 {
+		lines = append(lines, fmt.Sprintf(`Hint: a cluster without a leader answers like this; see "%s endpoint status --cluster" and the servers' logs`, c.name))
 	}
 	return strings.Join(lines, "\n")
 }
 
-// probe connects to an endpoint and hangs up.
-func probe(endpoint string) error {
-	network, address := "tcp", endpoint
+// tlsError is what a server that listens has against this connection, or this client against the server.
+type tlsError struct{ text string }
+
+func (e *tlsError) Error() string { return e.text }
+
+// probe connects to an endpoint as the client did, and hangs up. A *tlsError is from a server that is there.
+func (c *ctl) probe(endpoint string) error {
+	network, address, scheme := "tcp", endpoint, ""
 	switch u, err := url.Parse(endpoint); {
 	case strings.HasPrefix(endpoint, "unix"):
 		network = "unix"
-		_, address, _ = strings.Cut(endpoint, ":")
+		scheme, address, _ = strings.Cut(endpoint, ":")
 		address = strings.TrimPrefix(address, "//")
 	case err == nil && u.Host != "":
-		address = u.Host
+		address, scheme = u.Host, u.Scheme
 	}
 	conn, err := net.DialTimeout(network, address, probeTimeout)
 	if err != nil {
@@ -75,5 +95,56 @@ func probe(endpoint string) error {
 		}
 		return err
 	}
-	return conn.Close()
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(greetTimeout)); err != nil {
+		return err
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = address
+	}
+	secure := scheme == "https" || scheme == "unixs" || scheme == "" && c.tls != nil
+	if secure {
+		cfg := &tls.Config{}
+		if c.tls != nil {
+			cfg = c.tls.Clone()
+		}
+		if cfg.ServerName == "" {
+			cfg.ServerName = host
+		}
+		if _, err := greet(conn, cfg); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+				return &tlsError{"does not speak TLS: give it as http://" + address}
+			}
+			return &tlsError{fmt.Sprintf("refuses this connection, or this client its certificate: %v (see --cacert, --cert, --key)", err)}
+		}
+		return nil
+	}
+	if speaks, _ := greet(conn, &tls.Config{InsecureSkipVerify: true}); speaks { // nothing of the caller's is sent
+		return &tlsError{"speaks TLS: give it as https://" + address + ", and --cacert"}
+	}
+	return nil
+}
+
+// greet makes a TLS handshake and waits a moment for the server's word: with TLS 1.3 it rejects a client's certificate
+// only after the client is content. speaks: the server knows TLS.
+func greet(conn net.Conn, cfg *tls.Config) (speaks bool, err error) {
+	cfg.NextProtos = []string{"h2"}
+	secured := tls.Client(conn, cfg)
+	if err := secured.Handshake(); err != nil {
+		op, ok := errors.AsType[*net.OpError](err)
+		return ok && op.Op == "remote error", plainly(err) // an alert
+	}
+	if _, err := secured.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, io.EOF) {
+		return true, plainly(err)
+	}
+	return true, nil
+}
+
+// plainly leaves out the addresses, which the hint names already.
+func plainly(err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Err != nil {
+		return op.Err
+	}
+	return err
 }

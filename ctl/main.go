@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -87,6 +88,7 @@ type ctl struct {
 	err     io.Writer
 	global  globalFlags
 	clients []*clientv3.Client // closed when the command ends
+	tls     *tls.Config        // of the last client; nil: none
 }
 
 // Command builds the command tree. Executing it returns an error for ExitCode; the error has been printed.

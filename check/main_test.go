@@ -1,0 +1,5 @@
+package check
+
+import "testing"
+
+func TestMain(m *testing.M) { Main(m) }
