@@ -520,6 +520,42 @@ func TestForeignData(t *testing.T) {
 			t.Fatalf("etcd no longer starts from it: %v", err)
 		}
 	})
+	t.Run("an etcd on a data directory of Belay", func(t *testing.T) {
+		s := newServed(t, 10, 10, sigterm)
+		etcd := newCluster(t, cluster.Config{Kind: cluster.Etcd, Size: 1, DataDir: func(int) string { return s.m.DataDir }}).Members[0]
+		if err := etcd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-etcd.Exited():
+		case <-time.After(30 * time.Second):
+			t.Fatal("etcd serves from it")
+		}
+		snap := filepath.Join(s.m.DataDir, "member", "snap")
+		if !strings.Contains(etcd.LogTail(100), snap) {
+			t.Errorf("it ended for another reason:\n%s", etcd.LogTail(10))
+		}
+		s.complete(t)
+
+		// One that did start there, once.
+		sigterm(s.m)
+		other := startCluster(t, cluster.Config{Kind: cluster.Etcd, Size: 1}).Members[0]
+		sigterm(other)
+		aside := t.TempDir()
+		for _, name := range []string{"snap", "wal"} {
+			if err := errors.Join(os.RemoveAll(filepath.Join(s.m.DataDir, "member", name)),
+				os.Rename(filepath.Join(other.DataDir, "member", name), filepath.Join(s.m.DataDir, "member", name))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		refused(t, s.m, s.m.DataDir, "has data of Belay, and beside it data of an etcd")
+		for _, name := range []string{"snap", "wal"} {
+			if err := os.Rename(filepath.Join(s.m.DataDir, "member", name), filepath.Join(aside, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.complete(t)
+	})
 }
 
 func TestUnwritable(t *testing.T) {

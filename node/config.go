@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/listen"
+	"github.com/belaydb/belay/replica"
 )
 
 // Config is one member's configuration, already validated. Sizes are bytes.
@@ -55,8 +56,7 @@ type Config struct {
 	TuneTimeouts  bool // the election timeout may follow the measured round trips, from ElectionTicks up
 	PreVote       bool
 	// SnapshotCount is etcd's --snapshot-count: entries between two flushes of
-	// the applied state. Used only if SnapshotCountSet; Belay's own default is
-	// by bytes.
+	// the applied state. Used only if SnapshotCountSet; see flushEntries.
 	SnapshotCount    uint64
 	SnapshotCountSet bool
 	MaxRequestBytes  int
@@ -139,3 +139,12 @@ func (c *Config) logDir() string {
 }
 
 func (c *Config) storeDir() string { return filepath.Join(c.DataDir, "member", "store") }
+
+// flushEntries is how many entries lie between two flushes of the applied state at
+// most, if bytes and time do not ask for one earlier.
+func (c *Config) flushEntries() uint64 {
+	if c.SnapshotCountSet {
+		return c.SnapshotCount
+	}
+	return replica.DefaultFlushEntries
+}

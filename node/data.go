@@ -30,6 +30,9 @@ import (
 func (n *Node) openData() error {
 	fs := n.cfg.FS
 	if _, err := fs.Stat(fs.PathJoin(n.cfg.DataDir, "member", "snap", "db")); err == nil {
+		if _, err := fs.Stat(fs.PathJoin(n.cfg.DataDir, "member", identityFile)); err == nil {
+			return fmt.Errorf("%s has data of Belay, and beside it data of an etcd that was started there later; nothing in it was changed. To go on with Belay's, move member/snap and member/wal away; what clients wrote to that etcd is in those alone", n.cfg.DataDir)
+		}
 		return fmt.Errorf("%s is a data directory of etcd, not of Belay; nothing in it was changed. Choose another --data-dir; `belay util snapshot restore` makes one of etcd's data (README, \"Moving from etcd\")", n.cfg.DataDir)
 	}
 	if err := fs.MkdirAll(fs.PathJoin(n.cfg.DataDir, "member"), 0o700); err != nil {
@@ -43,6 +46,9 @@ func (n *Node) openData() error {
 	}
 	if err := n.checkWritable(n.cfg.DataDir); err != nil {
 		return fmt.Errorf("cannot access data directory: %w", err)
+	}
+	if err := n.keepEtcdOut(); err != nil {
+		return fmt.Errorf("cannot access data directory: %w", plainPathError(err))
 	}
 	if err := snapshotfile.RemoveLeftovers(n.cfg.DataDir); err != nil {
 		return fmt.Errorf("cannot remove what an interrupted snapshot left: %w", plainPathError(err))
@@ -60,12 +66,47 @@ func (n *Node) openData() error {
 	}
 	n.store = st
 	n.sayStore(time.Since(opening))
+	n.saySmall()
 	n.kv, err = mvcc.Open(st, mvcc.Options{
 		Logger: n.logger, Metrics: mvcc.NewMetrics(n.registry),
 		CompactionBatchLimit: n.cfg.CompactionBatch, CompactionSleep: n.cfg.CompactionSleep,
 	})
 	return err
 }
+
+// keepEtcdOut puts a file where etcd has a folder. An etcd that is started on this
+// data directory by mistake would find nothing of its own and serve an empty
+// cluster; with the file in its way it ends, and its error names the file.
+func (n *Node) keepEtcdOut() error {
+	fs, dir := n.cfg.FS, n.cfg.FS.PathJoin(n.cfg.DataDir, "member")
+	if _, err := fs.Stat(fs.PathJoin(dir, etcdsFolder)); err == nil || !oserror.IsNotExist(err) {
+		return err
+	}
+	return writeFileDurably(fs, dir, etcdsFolder, []byte("This is a data directory of Belay. The file keeps an etcd from starting here with nothing.\n"))
+}
+
+const etcdsFolder = "snap"
+
+// saySmall warns of a file system on which the free space that is kept for the end
+// (minFreeBytes), the log and a little data have no room together.
+func (n *Node) saySmall() {
+	dirs := []string{n.cfg.storeDir()}
+	if n.cfg.WALDir != "" {
+		dirs = append(dirs, n.cfg.logDir())
+	}
+	for _, dir := range dirs {
+		usage, err := n.cfg.FS.GetDiskUsage(dir)
+		if oserror.IsNotExist(err) {
+			usage, err = n.cfg.FS.GetDiskUsage(n.cfg.FS.PathDir(dir))
+		}
+		if err == nil && usage.TotalBytes < smallestDisk {
+			n.logger.Warn("the file system is smaller than a member needs: with less than 128 MiB free, writes are refused",
+				zap.String("path", dir), zap.Uint64("total-bytes", usage.TotalBytes), zap.Uint64("available-bytes", usage.AvailBytes), zap.Uint64("wanted-bytes", smallestDisk))
+		}
+	}
+}
+
+const smallestDisk = 512 << 20
 
 func (n *Node) checkWritable(dir string) error {
 	fs := n.cfg.FS

@@ -178,10 +178,6 @@ func (n *Node) assemble() (err error) {
 	if n.id.fresh && !n.id.joining {
 		n.founder = newFounder(n)
 	}
-	flushEntries := uint64(0)
-	if n.cfg.SnapshotCountSet {
-		flushEntries = n.cfg.SnapshotCount
-	}
 	n.replica, err = replica.New(replica.Config{
 		ID: n.id.member, Log: n.log, State: n.state, Network: n.transport,
 		Logger: n.logger, Metrics: replica.NewMetrics(n.registry),
@@ -190,7 +186,7 @@ func (n *Node) assemble() (err error) {
 		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxUnsyncedBytes: n.cfg.MaxUnsyncedBytes,
 		DiskStallHandOver: n.cfg.DiskStallHandOver, PeerDisks: n.disks,
 		TuneTimeouts: n.cfg.TuneTimeouts, RoundTrips: n.witness.links, Evidence: n.witness.ring,
-		FlushEntries:   flushEntries,
+		FlushEntries:   n.cfg.flushEntries(),
 		MembersChanged: n.membersChanged,
 		Failed:         n.fail,
 	})

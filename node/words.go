@@ -60,7 +60,7 @@ func (n *Node) sayConfig() {
 		zap.String("heartbeat-interval", c.TickInterval.String()),
 		zap.String("election-timeout", n.electionTimeout().String()),
 		zap.Bool("initial-election-tick-advance", c.AdvanceTicks),
-		zap.Uint64("snapshot-count", c.SnapshotCount),
+		zap.Uint64("snapshot-count", c.flushEntries()),
 		zap.Strings("initial-advertise-peer-urls", urlStrings(c.AdvertisePeerURLs)),
 		zap.Strings("listen-peer-urls", urlStrings(c.ListenPeerURLs)),
 		zap.Strings("advertise-client-urls", urlStrings(c.AdvertiseClientURLs)),

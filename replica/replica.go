@@ -45,6 +45,10 @@ type Network interface {
 	ActiveSince(id uint64) time.Time
 }
 
+// DefaultFlushEntries is how many entries lie between two flushes of the applied
+// state at most, where Config does not say.
+const DefaultFlushEntries = 100_000
+
 // Config is what New needs. Durations and sizes have the defaults that their
 // comments name when zero.
 type Config struct {
@@ -143,7 +147,7 @@ func (c *Config) setDefaults() error {
 		c.FlushBytes = 32 << 20
 	}
 	if c.FlushEntries == 0 {
-		c.FlushEntries = 100_000
+		c.FlushEntries = DefaultFlushEntries
 	}
 	if c.KeepBytes == 0 {
 		c.KeepBytes = 32 << 20
