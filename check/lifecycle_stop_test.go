@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os/exec"
@@ -197,5 +198,70 @@ func TestAsUnit(t *testing.T) {
 	}
 	if !slices.Equal(warned, want) {
 		t.Errorf("warned of %q, want %q", warned, want)
+	}
+}
+
+// TestStopBesideASlowFollower: a leader that stops waits until a member that slept through the election knows of it.
+// Until then that one forwards its clients' writes to it.
+func TestStopBesideASlowFollower(t *testing.T) {
+	onlyBelay(t)
+	t.Parallel()
+	c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3})
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	client := admin(t, c.Members...)
+	for round := range 3 {
+		leader := leaderOf(ctx, t, c, client)
+		slow := slices.DeleteFunc(slices.Clone(c.Members), func(m *cluster.Member) bool { return m == leader })[0]
+		writer := admin(t, slow)
+		over := make(chan struct{})
+		var done atomic.Int64
+		var writing sync.WaitGroup
+		for w := range 8 {
+			writing.Go(func() {
+				for i := 0; ; i++ {
+					select {
+					case <-over:
+						return
+					default:
+					}
+					if _, err := writer.Put(ctx, fmt.Sprint("slow", w), fmt.Sprint(i)); err != nil {
+						t.Errorf("round %d: %v", round, err)
+						return
+					}
+					done.Add(1)
+				}
+			})
+		}
+		if err := eventually(ctx, func() error {
+			if done.Load() < 100 {
+				return errors.New("few writes")
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := slow.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		var stopping sync.WaitGroup
+		stopping.Go(func() {
+			if err := leader.Stop(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(500 * time.Millisecond) // the election takes a third of it
+		if err := slow.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		stopping.Wait()
+		close(over)
+		writing.Wait()
+		if err := leader.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.WaitReady(ctx); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -37,6 +37,7 @@ const (
 type PingAnswer struct {
 	Life     string `json:"life"`          // of the peer's process
 	NearMiss uint64 `json:"near_miss_seq"` // of the peer's ring
+	Leader   string `json:"leader"`        // whom the peer takes for the leader, in hexadecimal; 0: nobody
 	// Fresh: the connection had to be made first, so the time of it tells nothing.
 	Fresh bool `json:"-"`
 }

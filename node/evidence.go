@@ -51,10 +51,11 @@ type witness struct {
 	sampler   *evidence.Sampler
 	inspector *evidence.Inspector
 	once      sync.Once // last words
+	leader    func() uint64
 }
 
 func newWitness(n *Node) *witness {
-	w := &witness{n: n, started: time.Now(), ring: evidence.NewRing(0)}
+	w := &witness{n: n, started: time.Now(), ring: evidence.NewRing(0), leader: func() uint64 { return n.replica.Leader() }}
 	w.life = strconv.FormatInt(w.started.UnixNano(), 36)
 	w.links = evidence.NewLinks(w.ring, w.ping)
 	return w
@@ -224,7 +225,7 @@ func (w *witness) handler(next http.Handler) http.Handler {
 		var answer any
 		switch r.URL.Path {
 		case pathPing:
-			answer = evidence.PingAnswer{Life: w.life, NearMiss: w.ring.NearMiss()}
+			answer = evidence.PingAnswer{Life: w.life, NearMiss: w.ring.NearMiss(), Leader: hexID(w.leader())}
 		case pathEvents:
 			answer = w.report(evidence.TellWithin)
 		case pathLastWords:

@@ -18,6 +18,7 @@ func TestLastWordsAndPings(t *testing.T) {
 	n := &Node{id: identity{member: 1}}
 	w := newWitness(n)
 	n.witness = w
+	w.leader = func() uint64 { return 0xab }
 	w.links.SetPeers([]uint64{0xab})
 	s := httptest.NewServer(w.handler(http.NotFoundHandler()))
 	defer s.Close()
@@ -54,7 +55,7 @@ func TestLastWordsAndPings(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	var answer evidence.PingAnswer
-	if err := json.Unmarshal([]byte(do(http.MethodGet, pathPing, "ab", "", http.StatusOK)), &answer); err != nil || answer.Life != w.life || answer.NearMiss != 1 {
+	if err := json.Unmarshal([]byte(do(http.MethodGet, pathPing, "ab", "", http.StatusOK)), &answer); err != nil || answer.Life != w.life || answer.NearMiss != 1 || answer.Leader != "ab" {
 		t.Errorf("%+v, %v", answer, err)
 	}
 	if r := w.links.Report(); len(r) != 1 || r[0].HeardAgo < 0 || r[0].AnswerAgo != -1 {

@@ -153,7 +153,7 @@ func (n *Node) fail(err error) {
 		if n.leads.Load() && !errors.Is(err, ErrRemoved) {
 			// A leader whose log fails promises nothing more, but it still leads: the
 			// others need not wait until they miss it.
-			done.Go(n.handOver)
+			done.Go(func() { n.handOver() })
 		}
 		done.Wait()
 		select {
@@ -352,7 +352,8 @@ func (n *Node) Ready() <-chan struct{} { return n.server.Published() }
 func (n *Node) MemberID() uint64  { return n.id.member }
 func (n *Node) ClusterID() uint64 { return n.id.cluster }
 
-// gracefulStop bounds how long open calls may take to end at a stop.
+// gracefulStop bounds how long open calls may take to end at a stop, and how long
+// the other members may take to hear of a new leader.
 const gracefulStop = 3 * time.Second
 
 // Stop hands leadership over if this member leads others, lets open calls end,
@@ -364,27 +365,30 @@ func (n *Node) Stop() {
 		close(n.stop)
 		n.sayStop("closing etcd server")
 		n.witness.lastWords(evidence.Stopping, "asked to stop")
-		n.handOver()
+		handedOver := n.handOver()
 		n.stopClients()
+		if handedOver {
+			n.seeOthersFollow()
+		}
 		n.closeParts()
 		n.sayStop("closed etcd server")
 	})
 }
 
 // handOver moves leadership away from a leader that stops, so that nobody waits
-// for an election timeout.
-func (n *Node) handOver() {
+// for an election timeout. It says whether another member leads now.
+func (n *Node) handOver() bool {
 	if n.replica == nil {
-		return
+		return false
 	}
 	ids := []zap.Field{zap.String("local-member-id", hexID(n.id.member)), zap.String("current-leader-member-id", hexID(n.replica.Leader()))}
 	if !n.replica.IsLeader() {
 		n.logger.Info("skipped leadership transfer; local server is not leader", ids...)
-		return
+		return false
 	}
 	if voters := slices.DeleteFunc(n.state.Members(), func(m *command.Member) bool { return m.IsLearner }); len(voters) == 1 {
 		n.logger.Info("skipped leadership transfer for single voting member cluster", ids...)
-		return
+		return false
 	}
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), n.electionTimeout())
@@ -399,6 +403,41 @@ func (n *Node) handOver() {
 	default:
 		n.logger.Info("leadership transfer finished", zap.String("local-member-id", hexID(n.id.member)),
 			zap.String("old-leader-member-id", hexID(n.id.member)), zap.String("new-leader-member-id", hexID(best)), zap.Duration("took", time.Since(start)))
+		return true
+	}
+	return false
+}
+
+// seeOthersFollow waits, after a hand-over, until the other members know of it. One
+// that does not, because it is slow or far away, still forwards what its clients
+// write to this member, which passes it on: it must be there, or those writes are
+// lost and their clients wait for a timeout. A member that hangs is waited for until
+// gracefulStop.
+func (n *Node) seeOthersFollow() {
+	ctx, cancel := context.WithTimeout(context.Background(), gracefulStop)
+	defer cancel()
+	own := hexID(n.id.member)
+	var asking sync.WaitGroup
+	for _, m := range n.state.Members() {
+		if m.ID == n.id.member || n.transport.ActiveSince(m.ID).IsZero() {
+			continue
+		}
+		asking.Go(func() {
+			for ctx.Err() == nil {
+				if answer, err := n.witness.ping(ctx, m.ID); err != nil || answer.Leader != own {
+					return
+				}
+				select {
+				case <-time.After(20 * time.Millisecond):
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	asking.Wait()
+	select {
+	case <-time.After(n.cfg.TickInterval): // what they sent before they knew is on its way here, and on
+	case <-ctx.Done():
 	}
 }
 
