@@ -413,31 +413,18 @@ func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 		case <-ctx.Done():
 		}
 	}
-	err = r.askLoop(ctx, func(l *loop) {
-		peers, _ := l.peerViews(time.Now())
-		var best *peerView
-		for i := range peers {
-			p := &peers[i]
-			if !p.active || (p.known && p.report.State >= DiskStalled) {
-				continue
-			}
-			far := func(p *peerView) int {
-				switch {
-				case p.behind > maxTransfereeBehind:
-					return 2
-				case !p.known:
-					return 1
-				}
-				return 0
-			}
-			if best == nil || far(p) < far(best) || (far(p) == far(best) && l.disk.watch.better(time.Now(), p, best)) {
-				best = p
+	// Raft forgets for a moment, at each election timeout, who is active: it knows after
+	// the next heartbeats.
+	for try := 0; err == nil && to == raft.None && try <= activeTries; try++ {
+		if try > 0 {
+			select {
+			case <-time.After(r.cfg.TickInterval):
+			case <-ctx.Done():
+				return 0, ErrBadLeaderTransferee
 			}
 		}
-		if best != nil {
-			to = best.id
-		}
-	})
+		err = r.askLoop(ctx, func(l *loop) { to = l.bestHeir() })
+	}
 	switch {
 	case err != nil:
 		return 0, err
@@ -445,6 +432,39 @@ func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 		return 0, ErrBadLeaderTransferee
 	}
 	return to, r.transfer(ctx, to, reasonStop)
+}
+
+// activeTries is how many heartbeats a leader that stops waits for a member that
+// could lead.
+const activeTries = 5
+
+// bestHeir is the member that is best placed to lead, of those that answer and
+// whose disk does well; none: there is nobody.
+func (l *loop) bestHeir() (to uint64) {
+	peers, _ := l.peerViews(time.Now())
+	var best *peerView
+	for i := range peers {
+		p := &peers[i]
+		if !p.active || (p.known && p.report.State >= DiskStalled) {
+			continue
+		}
+		far := func(p *peerView) int {
+			switch {
+			case p.behind > maxTransfereeBehind:
+				return 2
+			case !p.known:
+				return 1
+			}
+			return 0
+		}
+		if best == nil || far(p) < far(best) || (far(p) == far(best) && l.disk.watch.better(time.Now(), p, best)) {
+			best = p
+		}
+	}
+	if best != nil {
+		to = best.id
+	}
+	return to
 }
 
 // earlyAck marks, as the context of a MsgAppResp, one that was sent because the

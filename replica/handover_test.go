@@ -498,6 +498,25 @@ func TestHandOverAtStop(t *testing.T) {
 	})
 }
 
+// Raft forgets at each election timeout who is active. A leader that is stopped just
+// then hands over all the same.
+func TestHandOverAtAnyMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3, func(c *testCluster) {
+			c.latency = func(now time.Time) time.Time { return now.Add(30 * time.Millisecond) }
+		})
+		defer c.close()
+		c.leader().mustPut("k", "v")
+		for i := range 60 {
+			leader := c.leader()
+			time.Sleep(2*time.Second + time.Duration(i)*25*time.Millisecond)
+			if to, err := leader.replica().HandOver(c.short()); err != nil || to == leader.id {
+				t.Errorf("after %d ms: %d, %v", i*25, to, err)
+			}
+		}
+	})
+}
+
 func value(t *testing.T, m prometheus.Metric) float64 {
 	t.Helper()
 	var d dto.Metric
