@@ -175,7 +175,7 @@ func passing(err error) bool {
 		return etcd.Code() == codes.Unavailable
 	}
 	code := status.Code(err)
-	return code == codes.Unavailable || code == codes.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded)
+	return errors.Is(err, errBehind) || code == codes.Unavailable || code == codes.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded)
 }
 
 // again calls fn until it succeeds; it gives up on errors that no failover
@@ -359,6 +359,17 @@ func mutex(s *stage) error {
 	})
 }
 
+// errBehind: the lower levels read what a member has, which may not be the accounts
+// yet.
+var errBehind = errors.New("a member that has no account yet was read")
+
+func account(value string) (int, error) {
+	if value == "" {
+		return 0, errBehind
+	}
+	return strconv.Atoi(value)
+}
+
 // stmAt moves money between accounts at one isolation level. The sum stays,
 // except with ReadCommitted, which promises nothing about what was read: there
 // each client has an account of its own.
@@ -383,12 +394,12 @@ func stmAt(level concurrency.Isolation) func(*stage) error {
 				}
 				if err := s.again(func(ctx context.Context) error {
 					_, err := concurrency.NewSTM(c, func(stm concurrency.STM) error {
-						a, err := strconv.Atoi(stm.Get(from))
+						a, err := account(stm.Get(from))
 						if err != nil {
 							return err
 						}
 						stm.Put(from, strconv.Itoa(a-n))
-						b, err := strconv.Atoi(stm.Get(to))
+						b, err := account(stm.Get(to))
 						if err != nil {
 							return err
 						}
