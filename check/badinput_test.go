@@ -394,13 +394,14 @@ func TestMissingStoreFile(t *testing.T) {
 // TestForeignData mixes up the data of members and of clusters.
 func TestForeignData(t *testing.T) {
 	onlyBelay(t)
-	stopped := func(t *testing.T) *cluster.Cluster {
+	ended := func(t *testing.T, end func(*cluster.Member)) *cluster.Cluster {
 		c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3})
 		for _, m := range c.Members {
-			sigterm(m)
+			end(m)
 		}
 		return c
 	}
+	stopped := func(t *testing.T) *cluster.Cluster { return ended(t, sigterm) }
 	swap := func(t *testing.T, a, b string) {
 		if err := errors.Join(os.Rename(a, a+".x"), os.Rename(b, a), os.Rename(a+".x", b)); err != nil {
 			t.Fatal(err)
@@ -413,25 +414,19 @@ func TestForeignData(t *testing.T) {
 			t.Fatalf("with everything in its place again: %v", err)
 		}
 	}
-	t.Run("the data directory of another member", func(t *testing.T) {
-		c := stopped(t)
-		a, b := c.Members[0], c.Members[1]
-		swap(t, a.DataDir, b.DataDir)
-		refused(t, a, a.DataDir)
-		swap(t, a.DataDir, b.DataDir)
-		comesBack(t, c)
-	})
-	t.Run("the data directory of another member, killed a moment after its first start", func(t *testing.T) {
-		c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3})
-		for _, m := range c.Members {
-			m.Kill()
-		}
-		a, b := c.Members[0], c.Members[1]
-		swap(t, a.DataDir, b.DataDir)
-		refused(t, a, a.DataDir)
-		swap(t, a.DataDir, b.DataDir)
-		comesBack(t, c)
-	})
+	for name, end := range map[string]func(*cluster.Member){
+		"the data directory of another member":                                        sigterm,
+		"the data directory of another member, killed a moment after its first start": func(m *cluster.Member) { m.Kill() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := ended(t, end)
+			a, b := c.Members[0], c.Members[1]
+			swap(t, a.DataDir, b.DataDir)
+			refused(t, a, a.DataDir)
+			swap(t, a.DataDir, b.DataDir)
+			comesBack(t, c)
+		})
+	}
 	t.Run("the addresses of another member", func(t *testing.T) {
 		c := stopped(t)
 		peer := func(m *cluster.Member) string { return "--listen-peer-urls=" + m.PeerURL }

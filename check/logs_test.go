@@ -81,22 +81,7 @@ func playDay(t *testing.T, kind cluster.Kind) *day {
 	d.early = scrape(c.Members[0])
 
 	all := newClient(t, c.Endpoints())
-	leader := func() (*cluster.Member, uint64) {
-		for _, m := range c.Members {
-			st, err := all.Status(ctx, m.Endpoint())
-			if err == nil && st.Leader == st.Header.MemberId {
-				return m, st.Leader
-			}
-		}
-		return nil, 0
-	}
-	var lead *cluster.Member
-	must(eventually(ctx, func() error {
-		if lead, _ = leader(); lead == nil {
-			return errors.New("no leader")
-		}
-		return nil
-	}))
+	lead := leaderOf(ctx, t, c, all)
 	conn, err := lead.Dial()
 	must(err)
 	defer conn.Close()
@@ -220,9 +205,7 @@ func playDay(t *testing.T, kind cluster.Kind) *day {
 	// two heartbeats and less than an election.
 	var followers []*cluster.Member
 	must(eventually(ctx, func() error {
-		if lead, _ = leader(); lead == nil {
-			return errors.New("no leader")
-		}
+		lead = leaderOf(ctx, t, c, all)
 		followers = slices.DeleteFunc(slices.Clone(c.Members), func(m *cluster.Member) bool { return m == lead })
 		target, err := all.Status(ctx, followers[0].Endpoint())
 		if err != nil {

@@ -54,23 +54,25 @@ func (c *ctl) targets(cmd *cobra.Command, spec *clientv3.ConfigSpec, cluster boo
 }
 
 // each calls ask for every target with a client that knows only that one.
-func (c *ctl) each(cmd *cobra.Command, spec *clientv3.ConfigSpec, cluster bool, ask func(ctx context.Context, cli *clientv3.Client, ep string)) error {
+func (c *ctl) each(cmd *cobra.Command, spec *clientv3.ConfigSpec, cluster bool, ask func(ctx context.Context, cli *clientv3.Client, ep string) error) (failed, err error) {
 	endpoints, err := c.targets(cmd, spec, cluster)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, ep := range endpoints {
 		one := spec.Clone()
 		one.Endpoints = []string{ep}
 		cli, err := c.dial(cmd.Context(), one)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		ctx, cancel := c.timeout(cmd)
-		ask(ctx, cli, ep)
+		if err := ask(ctx, cli, ep); err != nil {
+			failed, c.silent = err, append(c.silent, ep)
+		}
 		cancel()
 	}
-	return nil
+	return failed, nil
 }
 
 func (c *ctl) endpointHealthCommand(cluster *bool) *cobra.Command {
@@ -117,11 +119,8 @@ func (c *ctl) endpointHealthCommand(cluster *bool) *cobra.Command {
 			for _, h := range list {
 				if h.Error != "" {
 					bad = true
-					var secured *tlsError
-					if perr := c.probe(h.Endpoint); errors.As(perr, &secured) {
-						hint += fmt.Sprintf("Hint: %s %v\n", h.Endpoint, perr)
-					} else if perr != nil {
-						hint += fmt.Sprintf("Hint: no server at %s: %v\n", h.Endpoint, perr)
+					if perr := c.probe(h.Endpoint); perr != nil {
+						hint += hintOf(h.Endpoint, perr) + "\n"
 					}
 				}
 			}
@@ -184,16 +183,14 @@ raft index, raft applied index, errors, downgrade target version, downgrade enab
 				return err
 			}
 			var list []endpointStatus
-			var failed error
-			var silent []string // endpoints
-			err = c.each(cmd, spec, *cluster, func(ctx context.Context, cli *clientv3.Client, ep string) {
+			failed, err := c.each(cmd, spec, *cluster, func(ctx context.Context, cli *clientv3.Client, ep string) error {
 				resp, err := cli.Status(ctx, ep)
 				if err != nil {
-					failed, silent = err, append(silent, ep)
 					fmt.Fprintf(c.err, "Failed to get the status of endpoint %s (%v)\n", ep, err)
-					return
+					return err
 				}
 				list = append(list, endpointStatus{Endpoint: ep, Status: resp})
+				return nil
 			})
 			if err != nil {
 				return err
@@ -202,7 +199,7 @@ raft index, raft applied index, errors, downgrade target version, downgrade enab
 				return err
 			}
 			if failed != nil {
-				return &exitError{code: codeError, hint: c.unreachable(failed, silent...)}
+				return &exitError{code: codeError, hint: c.unreachable(failed)}
 			}
 			return nil
 		}),
@@ -221,15 +218,14 @@ func (c *ctl) endpointHashKVCommand(cluster *bool) *cobra.Command {
 			return err
 		}
 		var list []endpointHash
-		var failed error
-		err = c.each(cmd, spec, *cluster, func(ctx context.Context, cli *clientv3.Client, ep string) {
+		failed, err := c.each(cmd, spec, *cluster, func(ctx context.Context, cli *clientv3.Client, ep string) error {
 			resp, err := cli.HashKV(ctx, ep, rev)
 			if err != nil {
-				failed = err
 				fmt.Fprintf(c.err, "Failed to get the hash of endpoint %s (%v)\n", ep, err)
-				return
+				return err
 			}
 			list = append(list, endpointHash{Endpoint: ep, HashKV: resp})
+			return nil
 		})
 		if err != nil {
 			return err

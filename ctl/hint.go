@@ -24,9 +24,9 @@ const (
 	greetTimeout = 2 * time.Second
 )
 
-// unreachable explains an error that may mean that nobody answered: it tries to connect once more to those that failed
-// (none named: to each endpoint) and says what it saw. Empty if err tells of something else.
-func (c *ctl) unreachable(err error, failed ...string) string {
+// unreachable explains an error that may mean that nobody answered: it tries to connect once more to those that each has
+// asked in vain, else to each endpoint, and says what it saw. Empty if err tells of something else.
+func (c *ctl) unreachable(err error) string {
 	code := status.Code(err)
 	if !errors.Is(err, context.DeadlineExceeded) && code != codes.Unavailable && code != codes.DeadlineExceeded {
 		return ""
@@ -35,7 +35,7 @@ func (c *ctl) unreachable(err error, failed ...string) string {
 	if eerr != nil || len(all) == 0 {
 		return ""
 	}
-	endpoints := failed
+	endpoints := c.silent
 	if len(endpoints) == 0 {
 		endpoints = all
 	}
@@ -49,17 +49,15 @@ func (c *ctl) unreachable(err error, failed ...string) string {
 	var lines []string
 	dead, mute := 0, 0
 	for i, perr := range results {
-		var secured *tlsError
-		switch {
-		case errors.As(perr, &secured):
-			lines = append(lines, fmt.Sprintf("Hint: %s %v", endpoints[i], secured))
-		case perr != nil:
-			dead++
-			lines = append(lines, fmt.Sprintf("Hint: no server at %s: %v", endpoints[i], perr))
-		default:
+		if perr == nil {
 			mute++
 			lines = append(lines, fmt.Sprintf("Hint: %s accepts connections, but gave no answer in time", endpoints[i]))
+			continue
 		}
+		if _, ok := errors.AsType[*tlsError](perr); !ok {
+			dead++
+		}
+		lines = append(lines, hintOf(endpoints[i], perr))
 	}
 	if dead == len(endpoints) && dead >= len(all) {
 		lines = append(lines, `Hint: start one with "belay server" (one member) or "belay dev" (three), or name a running one with --endpoints or ETCDCTL_ENDPOINTS`)
@@ -67,6 +65,14 @@ func (c *ctl) unreachable(err error, failed ...string) string {
 		lines = append(lines, fmt.Sprintf(`Hint: a cluster without a leader answers like this; see "%s endpoint status --cluster" and the servers' logs`, c.name))
 	}
 	return strings.Join(lines, "\n")
+}
+
+// hintOf says what probe found wrong with an endpoint.
+func hintOf(endpoint string, perr error) string {
+	if _, ok := errors.AsType[*tlsError](perr); ok {
+		return fmt.Sprintf("Hint: %s %v", endpoint, perr)
+	}
+	return fmt.Sprintf("Hint: no server at %s: %v", endpoint, perr)
 }
 
 // tlsError is what a server that listens has against this connection, or this client against the server.

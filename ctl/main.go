@@ -89,6 +89,7 @@ type ctl struct {
 	global  globalFlags
 	clients []*clientv3.Client // closed when the command ends
 	tls     *tls.Config        // of the last client; nil: none
+	silent  []string           // endpoints that each has asked in vain
 }
 
 // Command builds the command tree. Executing it returns an error for ExitCode; the error has been printed.

@@ -58,24 +58,22 @@ func (c *ctl) defragCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var failed error
-		var silent []string // endpoints
-		err = c.each(cmd, spec, cluster, func(ctx context.Context, cli *clientv3.Client, ep string) {
+		failed, err := c.each(cmd, spec, cluster, func(ctx context.Context, cli *clientv3.Client, ep string) error {
 			start := time.Now()
 			_, err := cli.Defragment(ctx, ep)
 			took := time.Since(start)
 			if err != nil {
-				failed, silent = err, append(silent, ep)
 				fmt.Fprintf(c.err, "Failed to defragment etcd member[%s]. took %s. (%v)\n", ep, took, err)
 			} else {
 				fmt.Fprintf(c.out, "Finished defragmenting etcd member[%s]. took %s\n", ep, took)
 			}
+			return err
 		})
 		if err != nil {
 			return err
 		}
 		if failed != nil {
-			return &exitError{code: codeError, hint: c.unreachable(failed, silent...)}
+			return &exitError{code: codeError, hint: c.unreachable(failed)}
 		}
 		return nil
 	})

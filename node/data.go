@@ -66,7 +66,6 @@ func (n *Node) openData() error {
 	}
 	n.store = st
 	n.sayStore(time.Since(opening))
-	n.saySmall()
 	n.kv, err = mvcc.Open(st, mvcc.Options{
 		Logger: n.logger, Metrics: mvcc.NewMetrics(n.registry),
 		CompactionBatchLimit: n.cfg.CompactionBatch, CompactionSleep: n.cfg.CompactionSleep,
@@ -96,9 +95,6 @@ func (n *Node) saySmall() {
 	}
 	for _, dir := range dirs {
 		usage, err := n.cfg.FS.GetDiskUsage(dir)
-		if oserror.IsNotExist(err) {
-			usage, err = n.cfg.FS.GetDiskUsage(n.cfg.FS.PathDir(dir))
-		}
 		if err == nil && usage.TotalBytes < smallestDisk {
 			n.logger.Warn("the file system is smaller than a member needs: with less than 128 MiB free, writes are refused",
 				zap.String("path", dir), zap.Uint64("total-bytes", usage.TotalBytes), zap.Uint64("available-bytes", usage.AvailBytes), zap.Uint64("wanted-bytes", smallestDisk))
@@ -173,6 +169,7 @@ func (n *Node) openLog() error {
 	if n.log, err = raftlog.Open(dir, opts); err != nil {
 		return err
 	}
+	n.saySmall()
 
 	n.leaseMetrics = lease.NewMetrics(n.registry)
 	n.leases, err = lease.Open(n.store, lease.Options{Metrics: n.leaseMetrics, MinTTL: minLeaseTTL(n.electionTimeout())})

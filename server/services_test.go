@@ -399,15 +399,20 @@ func TestLease(t *testing.T) {
 	}
 }
 
+// checkpointed grants lease 7 for 100 s and gives it a checkpoint of 30.
+func (m *member) checkpointed(ctx context.Context) {
+	_, err := m.lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: 7, TTL: 100})
+	must(m.t, err)
+	checkpoint := &pb.LeaseCheckpointRequest{Checkpoints: []*pb.LeaseCheckpoint{{ID: 7, Remaining_TTL: 30}}}
+	_, err = m.proposeOwn(ctx, kindLeaseCheckpoint, &pb.InternalRaftRequest{LeaseCheckpoint: checkpoint})
+	must(m.t, err)
+}
+
 // A renewed lease that has a checkpoint must lose it before the client hears.
 func TestRenewalTakesCheckpointBack(t *testing.T) {
 	m := newMember(t)
 	ctx := t.Context()
-	_, err := m.lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: 7, TTL: 100})
-	must(t, err)
-	checkpoint := &pb.LeaseCheckpointRequest{Checkpoints: []*pb.LeaseCheckpoint{{ID: 7, Remaining_TTL: 30}}}
-	_, err = m.proposeOwn(ctx, kindLeaseCheckpoint, &pb.InternalRaftRequest{LeaseCheckpoint: checkpoint})
-	must(t, err)
+	m.checkpointed(ctx)
 	ttl, err := m.Server.lease.renew(ctx, 7)
 	must(t, err)
 	all := m.replica.requests()
@@ -429,11 +434,7 @@ func TestRenewalOverHandOver(t *testing.T) {
 	var r *moving
 	m := newMember(t, func(c *Config, _ *state.Config) { r = &moving{Replica: c.Replica}; c.Replica = r })
 	ctx := t.Context()
-	_, err := m.lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: 7, TTL: 100})
-	must(t, err)
-	checkpoint := &pb.LeaseCheckpointRequest{Checkpoints: []*pb.LeaseCheckpoint{{ID: 7, Remaining_TTL: 30}}}
-	_, err = m.proposeOwn(ctx, kindLeaseCheckpoint, &pb.InternalRaftRequest{LeaseCheckpoint: checkpoint})
-	must(t, err)
+	m.checkpointed(ctx)
 	// The one table plays both members': what they hold is the same.
 	r.before = func() {
 		r.before = nil

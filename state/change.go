@@ -42,16 +42,8 @@ func (m *Machine) CheckChange(c *command.Change) error {
 		if now.peerURLTaken(c) {
 			return ErrPeerURLExists
 		}
-		if c.Type == raftpb.ConfChangeAddLearnerNode && c.Member.IsLearner {
-			learners := 0
-			for _, member := range now.members {
-				if member.IsLearner {
-					learners++
-				}
-			}
-			if learners >= m.cfg.MaxLearners {
-				return ErrTooManyLearners
-			}
+		if c.Type == raftpb.ConfChangeAddLearnerNode && c.Member.IsLearner && len(now.members)-now.voters() >= m.cfg.MaxLearners {
+			return ErrTooManyLearners
 		}
 	case raftpb.ConfChangeRemoveNode:
 		if known == nil {
