@@ -61,13 +61,6 @@ func (a *applier) enqueue(t applyTask) {
 func (r *Replica) runApplier() {
 	a := &r.applier
 	a.lastIndex, a.lastTerm = r.cfg.State.Applied()
-	defer func() {
-		for _, p := range a.waiting {
-			if p != nil {
-				p.finish(command.Result{}, ErrStopped) // taken from waiters, not applied
-			}
-		}
-	}()
 	var tasks []applyTask
 	for {
 		select {
@@ -124,7 +117,7 @@ func (r *Replica) addEntry(e *raftpb.Entry) bool {
 	var p *proposal
 	if data := e.GetData(); len(data) > 0 {
 		if id := command.RequestID(data); id != 0 {
-			p = r.waiters.take(id)
+			p = r.waiters.find(id)
 		}
 		if p != nil && p.request != nil {
 			entry.Request = p.request
@@ -157,7 +150,7 @@ func (r *Replica) applyBatch() {
 	r.nowApplied(a.batch[len(a.batch)-1].Index)
 	for i, p := range a.waiting {
 		if p != nil {
-			p.finish(results[i], nil)
+			r.waiters.finish(p.id, results[i], nil)
 		}
 	}
 	r.flusher.note(uint64(len(a.batch)), int64(a.bytes))
@@ -212,9 +205,7 @@ func (r *Replica) applyChange(e *raftpb.Entry) bool {
 	if r.cfg.MembersChanged != nil && entry.Refused == nil {
 		r.cfg.MembersChanged()
 	}
-	if p := r.waiters.take(change.ID); p != nil {
-		p.finish(result, nil)
-	}
+	r.waiters.finish(change.ID, result, nil)
 	r.flusher.note(1, int64(len(e.GetData())))
 	return true
 }

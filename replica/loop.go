@@ -457,9 +457,7 @@ func (r *Replica) refuse(m *raftpb.Message) {
 // refused ends proposals of this member that the leader did not take.
 func (l *loop) refused(ids []byte) {
 	for ; len(ids) >= 8; ids = ids[8:] {
-		if p := l.waiters.take(binary.BigEndian.Uint64(ids)); p != nil {
-			p.finish(command.Result{}, ErrTooManyRequests)
-		}
+		l.waiters.finish(binary.BigEndian.Uint64(ids), command.Result{}, ErrTooManyRequests)
 	}
 }
 
@@ -639,9 +637,14 @@ func (l *loop) handleReady() {
 	for index, in := range l.incoming {
 		// Raft has seen it and did not want it: it was not newer than the log.
 		delete(l.incoming, index)
-		in.discard()
+		l.discard(in)
 	}
 }
+
+// discard has the files of a received snapshot removed, in a goroutine of its own: on
+// a disk that stalls that takes as long as the stall. Stop waits for it, as it does
+// for the applier: whoever uses the directory next must be alone in it.
+func (l *loop) discard(in incomingSnapshot) { l.running.Go(in.discard) }
 
 // append gives one MsgStorageAppend to the log. What only says "readable" is
 // stepped before the next Ready; what promises something is left to the log, and
@@ -732,11 +735,12 @@ func (r *Replica) Process(m *raftpb.Message) error {
 // ProcessSnapshot takes a MsgSnap whose state has been received completely.
 // Exactly one of install and discard is called later: install, by the applier,
 // when raft accepts the snapshot; it must make the state durable and visible.
+// discard gets a goroutine of its own.
 func (r *Replica) ProcessSnapshot(m *raftpb.Message, install func() error, discard func()) {
 	index := m.GetSnapshot().GetMetadata().GetIndex()
 	r.inbox.controlLoop(func(l *loop) {
 		if old, ok := l.incoming[index]; ok {
-			old.discard()
+			l.discard(old)
 		}
 		l.incoming[index] = incomingSnapshot{install: install, discard: discard}
 		_ = l.node.Step(m)
@@ -815,7 +819,7 @@ func (l *loop) logLeader(previous uint64) {
 func (l *loop) close() {
 	l.waiters.closeAll()
 	for _, in := range l.incoming {
-		in.discard()
+		l.discard(in)
 	}
 	l.reads.closeAll(l.rounds)
 }

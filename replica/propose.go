@@ -16,7 +16,9 @@ import (
 
 // proposal is one request on its way through the log, from Propose to its
 // result. Whoever removes it from waiters owns its end: the applier with a
-// result, the loop with a timeout, the caller when its context ends.
+// result, the loop with a timeout, the caller when its context ends. The applier
+// removes it when it has the result, not before: applying may hang with the
+// store's disk, and nobody else could end the call meanwhile.
 type proposal struct {
 	id      uint64
 	entry   *raftpb.Entry
@@ -95,6 +97,23 @@ func (w *waiters) add(p *proposal) {
 		s.byID[p.id] = p
 	}
 	s.mu.Unlock()
+}
+
+// find returns the proposal id and leaves it where it is; nil if nobody here waits
+// for it. It may end at any time: only what never changes may be read of it.
+func (w *waiters) find(id uint64) *proposal {
+	s := w.shard(id)
+	s.mu.Lock()
+	p := s.byID[id]
+	s.mu.Unlock()
+	return p
+}
+
+// finish ends the proposal id if anybody here still waits for it.
+func (w *waiters) finish(id uint64, result command.Result, err error) {
+	if p := w.take(id); p != nil {
+		p.finish(result, err)
+	}
 }
 
 // take removes and returns the proposal id, nil if nobody here waits for it.
@@ -265,8 +284,10 @@ func (r *Replica) ProposeAs(ctx context.Context, term uint64, req *etcdserverpb.
 			p.finish(command.Result{}, ErrNotLeader)
 		}
 	})
-	err = r.await(ctx, p)
-	return p.result, err
+	if err = r.await(ctx, p); err != nil {
+		return command.Result{}, err // the result may still be on its way into p
+	}
+	return p.result, nil
 }
 
 // ProposeChange replicates a member change and waits until it is applied. It
@@ -285,8 +306,10 @@ func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command
 	if err := r.enter(p); err != nil {
 		return command.Result{}, err
 	}
-	err = r.await(ctx, p)
-	return p.result, err
+	if err = r.await(ctx, p); err != nil {
+		return command.Result{}, err // the result may still be on its way into p
+	}
+	return p.result, nil
 }
 
 // enter registers a proposal and puts it into the inbox, unless there is too
@@ -335,7 +358,7 @@ func (r *Replica) await(ctx context.Context, p *proposal) error {
 func (r *Replica) giveUp(ctx context.Context, p *proposal) error {
 	defer r.metrics.Pending.Add(-1)
 	if r.waiters.take(p.id) == nil {
-		<-p.done // somebody is handing over the end just now
+		<-p.done // whoever took it hands over the end at once
 		if p.err != nil {
 			r.metrics.Failed.Inc()
 		}

@@ -41,7 +41,8 @@ func (q *reads) init() {}
 
 // ReadBarrier returns when this member has applied every write that was
 // acknowledged, by any member, before the call. It touches no disk. A change of
-// leader is waited out within the request timeout; then ErrTimeout.
+// leader, and what is not applied yet, is waited for within the request timeout;
+// then ErrTimeout.
 func (r *Replica) ReadBarrier(ctx context.Context) error {
 	q := &r.reads
 	q.mu.Lock()
@@ -181,6 +182,7 @@ func (l *loop) retryReads(now time.Time) {
 			l.sendRead(round)
 		}
 	}
+	l.reads.expire(now.Add(-l.cfg.RequestTimeout))
 	l.startReads()
 }
 
@@ -222,6 +224,21 @@ func (q *reads) advance(applied uint64) {
 	if n > 0 {
 		q.answered = append(q.answered[:0], q.answered[n:]...)
 	}
+	q.mu.Unlock()
+}
+
+// expire ends the rounds that began at or before a time and whose index is not applied
+// yet: applying hangs, or is that far behind.
+func (q *reads) expire(born time.Time) {
+	q.mu.Lock()
+	q.answered = slices.DeleteFunc(q.answered, func(round *readRound) bool {
+		if round.born.After(born) {
+			return false
+		}
+		round.err = ErrTimeout
+		close(round.done)
+		return true
+	})
 	q.mu.Unlock()
 }
 
