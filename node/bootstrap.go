@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"net/url"
 	"slices"
 	"sort"
@@ -114,12 +112,7 @@ func (n *Node) bootstrap() (identity, error) {
 		}
 	}
 	n.peerServerName = seeds.ServerName
-	client := &http.Client{
-		Transport: &http.Transport{
-			DialContext: (&net.Dialer{Timeout: time.Second + n.electionTimeout()}).DialContext, TLSClientConfig: n.peerTLS(),
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	client := n.peerClient(time.Second + n.electionTimeout())
 	defer client.CloseIdleConnections()
 	id, err := foundCluster(n.cfg.Name, seeds.InitialCluster, seeds.Token)
 	if err != nil {

@@ -3,13 +3,13 @@ package node
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"io"
+	"errors"
 	"net/http"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/replica"
 )
 
@@ -69,23 +69,11 @@ func (d *peerDisks) ask(id uint64) (report replica.DiskReport, err error) {
 	d.n.peersMu.Lock()
 	urls := slices.Clone(d.n.peers[id])
 	d.n.peersMu.Unlock()
-	err = fmt.Errorf("member %x has no peer URL", id)
-	for _, u := range urls {
-		var req *http.Request
-		if req, err = http.NewRequestWithContext(ctx, http.MethodGet, u+pathDisk, nil); err != nil {
-			continue
-		}
-		var resp *http.Response
-		if resp, err = d.n.transport.Client().Do(req); err != nil {
-			continue
-		}
-		err = json.NewDecoder(io.LimitReader(resp.Body, 4<<10)).Decode(&report)
-		resp.Body.Close()
-		if err == nil && resp.StatusCode == http.StatusOK {
-			return report, nil
-		}
-	}
-	return replica.DiskReport{}, err
+	err = peers.Ask(ctx, d.n.transport.Client(), urls, peers.Question{Path: pathDisk}, func(a peers.Answer) error {
+		report = replica.DiskReport{}
+		return errors.Join(a.OK(), json.Unmarshal(a.Body, &report))
+	})
+	return report, err
 }
 
 // handler answers pathDisk and leaves the rest to next.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptrace"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/evidence"
+	"github.com/belaydb/belay/peers"
 )
 
 // What members tell each other of their troubles, on the peer port. etcd has
@@ -135,31 +135,14 @@ func (w *witness) ask(ctx context.Context, id uint64, method, path, body string,
 	w.n.peersMu.Lock()
 	urls := slices.Clone(w.n.peers[id])
 	w.n.peersMu.Unlock()
-	err = fmt.Errorf("member %x has no peer URL", id)
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { fresh = !c.Reused }})
-	for _, u := range urls {
-		var req *http.Request
-		if req, err = http.NewRequestWithContext(ctx, method, u+path, strings.NewReader(body)); err != nil {
-			continue
+	q := peers.Question{Method: method, Path: path, Body: []byte(body), MaxAnswer: maxReportBytes}
+	err = peers.Ask(ctx, w.n.transport.Client(), urls, q, func(a peers.Answer) error {
+		fresh = a.Fresh
+		if a.Status == http.StatusNotFound || answer == nil || len(a.Body) == 0 {
+			return nil // a member of another kind, or nothing to say
 		}
-		req.Header.Set(headerFrom, fmt.Sprintf("%x", w.n.id.member))
-		var resp *http.Response
-		if resp, err = w.n.transport.Client().Do(req); err != nil {
-			continue
-		}
-		text, readErr := io.ReadAll(io.LimitReader(resp.Body, maxReportBytes))
-		resp.Body.Close()
-		switch {
-		case readErr != nil:
-			err = readErr
-		case resp.StatusCode == http.StatusNotFound, answer == nil, len(text) == 0:
-			return fresh, nil // a member of another kind, or nothing to say
-		default:
-			if err = json.Unmarshal(text, answer); err == nil {
-				return fresh, nil
-			}
-		}
-	}
+		return json.Unmarshal(a.Body, answer)
+	})
 	return fresh, err
 }
 

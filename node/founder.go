@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -14,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/peers"
 )
 
 // A founder is a member that made the first log of its cluster at this start. It asked the others
@@ -38,13 +38,7 @@ type founder struct {
 var errUnheard = errors.New("the peer has yet to say whether it knows this member")
 
 func newFounder(n *Node) *founder {
-	return &founder{n: n, asked: make(map[uint64]bool), client: &http.Client{
-		Transport: &http.Transport{
-			DialContext: (&net.Dialer{Timeout: time.Second}).DialContext, TLSClientConfig: n.peerTLS(), DisableKeepAlives: true,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Timeout:       time.Second,
-	}}
+	return &founder{n: n, asked: make(map[uint64]bool), client: n.peerClient(time.Second)}
 }
 
 // watch waits for a leader, or for the member's stop.
@@ -76,22 +70,24 @@ func (f *founder) hear(ctx context.Context, peer uint64) error {
 	f.n.peersMu.Lock()
 	urls := f.n.peers[peer]
 	f.n.peersMu.Unlock()
-	j := joiner{client: f.client, logger: f.n.logger, timeout: time.Second}
 	knows := false
-	err := errUnheard
-	for _, u := range urls {
-		var body []byte
-		if body, _, err = j.get(ctx, u+"/members"); err != nil {
-			continue
-		}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	err := peers.Ask(ctx, f.client, urls, peers.Question{Path: "/members", MaxAnswer: maxMembersBytes}, func(a peers.Answer) error {
 		var members []*command.Member
-		if err = json.Unmarshal(body, &members); err == nil {
-			knows = started(members, f.n.id.member)
-			break
+		if err := errors.Join(a.OK(), json.Unmarshal(a.Body, &members)); err != nil {
+			return err
 		}
-	}
+		knows = started(members, f.n.id.member)
+		return nil
+	})
 	if err != nil {
-		return fmt.Errorf("%w: %w", errUnheard, err)
+		// It may refuse our calls, for a certificate that names another address say, and call us
+		// all the same. Its calls tell what we would have asked.
+		var said bool
+		if knows, said = f.n.transport.KnownBy(peer); !said {
+			return fmt.Errorf("%w: %w", errUnheard, err)
+		}
 	}
 	if knows && !f.over.Load() && f.n.replica.Leader() == 0 {
 		f.n.logger.Warn("this member has run before and its data is gone: remove it from the cluster and add it again (belay ctl member remove, belay ctl member add)",

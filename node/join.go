@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/discovery"
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/server"
 )
 
@@ -167,17 +167,17 @@ func (j *joiner) ask(ctx context.Context, peerURLs []string, loud bool) (*runnin
 				j.logger.Warn(what, zap.String("address", address), zap.Error(err))
 			}
 		}
-		body, header, err := j.get(ctx, address)
+		a, err := j.get(ctx, u, "/members")
 		if err != nil {
 			fail("failed to get cluster response", err)
 			continue
 		}
 		var members []*command.Member
-		if err := json.Unmarshal(body, &members); err != nil {
+		if err := json.Unmarshal(a.Body, &members); err != nil {
 			fail("failed to unmarshal cluster response", err)
 			continue
 		}
-		id, err := strconv.ParseUint(header.Get("X-Etcd-Cluster-ID"), 16, 64)
+		id, err := strconv.ParseUint(a.Header.Get("X-Etcd-Cluster-ID"), 16, 64)
 		if err != nil {
 			fail("failed to parse cluster ID", err)
 			continue
@@ -193,26 +193,15 @@ func (j *joiner) ask(ctx context.Context, peerURLs []string, loud bool) (*runnin
 	return nil, errors.New("could not retrieve cluster information from the given URLs")
 }
 
-func (j *joiner) get(ctx context.Context, address string) ([]byte, http.Header, error) {
+// get asks under one URL, for no longer than a question may take.
+func (j *joiner) get(ctx context.Context, peerURL, path string) (peers.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, j.timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-	if err != nil {
-		return nil, nil, err
+	a, err := peers.At(ctx, j.client, peerURL, peers.Question{Path: path, MaxAnswer: maxMembersBytes})
+	if err == nil {
+		err = a.OK()
 	}
-	resp, err := j.client.Do(req)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxMembersBytes))
-	if err != nil {
-		return nil, nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, nil, fmt.Errorf("%s answered %s: %.100s", address, resp.Status, body)
-	}
-	return body, resp.Header, nil
+	return a, err
 }
 
 // compatible says whether this version can be a member of the cluster: at least
@@ -282,9 +271,9 @@ func (j *joiner) downgrading(ctx context.Context, own uint64, cluster *running) 
 func (j *joiner) askMember(ctx context.Context, m *command.Member, path string, take func([]byte) error) error {
 	last := errors.New("the member has no peer URLs")
 	for _, u := range m.PeerURLs {
-		body, _, err := j.get(ctx, u+path)
+		a, err := j.get(ctx, u, path)
 		if err == nil {
-			err = take(body)
+			err = take(a.Body)
 		}
 		if err == nil {
 			return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -63,6 +64,8 @@ type Node struct {
 	peers   map[uint64][]string // what transport was told of
 
 	peerServerName string // what peers' certificates must be for; empty: their addresses
+	dialerOnce     sync.Once
+	dialer         func(ctx context.Context, network, address string) (net.Conn, error) // of peerDialer
 
 	fatal       chan error    // reasons why the member cannot go on, the first counts
 	initialized bool          // there was data at the start
@@ -172,6 +175,7 @@ func (n *Node) assemble() (err error) {
 		// What raft takes for sent must find room in the queues.
 		BulkQueueBytes: replica.MaxInflightBytes + 32<<20, QueueMessages: 1 << 17,
 		TLS: n.peerTLS(), DialContext: n.peerDialer(),
+		Started: func(id uint64) bool { m := n.state.Member(id); return m != nil && len(m.ClientURLs) > 0 },
 		Removed: func(err error) { n.sayRemoved(); n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) },
 	})
 	n.disks = newPeerDisks(n)

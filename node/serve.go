@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/belaydb/belay/listen"
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/server"
 )
 
@@ -299,8 +300,18 @@ func (n *Node) peerTLS() *tls.Config {
 	return c
 }
 
-// peerDialer dials other members; nil: as the system likes.
+// peerClient asks other members before there is a transport, or apart from it.
+func (n *Node) peerClient(dialTimeout time.Duration) *http.Client {
+	return peers.NewClient(peers.NewRoundTripper(peers.Options{TLS: n.peerTLS(), Dial: n.peerDialer(), DialTimeout: dialTimeout}))
+}
+
+// peerDialer dials other members; nil: as the system likes. It is found once: the search is logged.
 func (n *Node) peerDialer() func(context.Context, string, string) (net.Conn, error) {
+	n.dialerOnce.Do(func() { n.dialer = n.findPeerDialer() })
+	return n.dialer
+}
+
+func (n *Node) findPeerDialer() func(context.Context, string, string) (net.Conn, error) {
 	if !n.cfg.MemberLocalAddr {
 		return nil
 	}

@@ -1,12 +1,10 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"slices"
@@ -20,6 +18,7 @@ import (
 
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/peers"
 )
 
 // Members apply the same entries, so their keys and histories are equal at
@@ -537,37 +536,29 @@ func (s *Server) hashAt(ctx context.Context, peerURL string, rev int64, of strin
 	if err != nil {
 		return h, 0, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(peerURL, "/")+pathHashKV, bytes.NewReader(body))
+	header := http.Header{}
+	header.Set("Content-Type", "application/json")
+	header.Set(clusterIDHeader, idText(s.cfg.ClusterID))
+	header.Set(hashOfHeader, of)
+	a, err := peers.At(ctx, s.cfg.Peers.Client(), peerURL, peers.Question{Path: pathHashKV, Header: header, Body: body})
 	if err != nil {
 		return h, 0, err
 	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set(clusterIDHeader, idText(s.cfg.ClusterID))
-	req.Header.Set(hashOfHeader, of)
-	resp, err := s.cfg.Peers.Client().Do(req)
-	if err != nil {
-		return h, 0, err
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxPeerRequestBytes))
-	if err != nil {
-		return h, 0, err
-	}
-	text := string(answer)
+	text := string(a.Body)
 	switch {
-	case resp.StatusCode == http.StatusBadRequest && strings.Contains(text, mvcc.ErrCompacted.Error()):
+	case a.Status == http.StatusBadRequest && strings.Contains(text, mvcc.ErrCompacted.Error()):
 		return h, 0, rpctypes.ErrCompacted
-	case resp.StatusCode == http.StatusBadRequest && strings.Contains(text, mvcc.ErrFutureRev.Error()):
+	case a.Status == http.StatusBadRequest && strings.Contains(text, mvcc.ErrFutureRev.Error()):
 		return h, 0, rpctypes.ErrFutureRev
-	case resp.StatusCode == http.StatusBadRequest && strings.Contains(text, errNoCompactionHash.Error()):
+	case a.Status == http.StatusBadRequest && strings.Contains(text, errNoCompactionHash.Error()):
 		return h, 0, errNoCompactionHash
-	case resp.StatusCode == http.StatusPreconditionFailed && strings.Contains(text, "cluster ID mismatch"):
+	case a.Status == http.StatusPreconditionFailed && strings.Contains(text, "cluster ID mismatch"):
 		return h, 0, rpctypes.ErrClusterIDMismatch
-	case resp.StatusCode != http.StatusOK:
+	case a.Status != http.StatusOK:
 		return h, 0, fmt.Errorf("unknown error: %s", strings.TrimSpace(text))
 	}
 	var r pb.HashKVResponse
-	if err := json.Unmarshal(answer, &r); err != nil {
+	if err := json.Unmarshal(a.Body, &r); err != nil {
 		return h, 0, err
 	}
 	return covered{rev, r.CompactRevision, r.Hash}, r.Header.GetRevision(), nil

@@ -1,12 +1,10 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -19,6 +17,7 @@ import (
 
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/state"
 )
@@ -62,7 +61,7 @@ func (s *Server) atLeader(ctx context.Context, here func(context.Context) error,
 				return replica.ErrNoLeader
 			}
 			for _, u := range m.PeerURLs {
-				err := there(bounded, strings.TrimSuffix(u, "/"))
+				err := there(bounded, u)
 				if err == nil || finalAnswer(err) {
 					return err
 				}
@@ -106,30 +105,19 @@ func finalAnswer(err error) bool {
 const maxForwardedBytes = 100 << 20
 
 // post sends a request to a peer URL. The error is nil for any answer.
-func (s *Server) post(ctx context.Context, url, contentType string, body []byte, header http.Header) (status int, answer []byte, err error) {
+func (s *Server) post(ctx context.Context, peerURL, path, contentType string, body []byte, header http.Header) (status int, answer []byte, err error) {
 	if s.cfg.Peers == nil {
 		return 0, nil, errors.New("server: no way to other members")
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
-	if err != nil {
-		return 0, nil, err
-	}
-	for k, v := range header {
-		req.Header[k] = v
+	if header == nil {
+		header = http.Header{}
 	}
 	if contentType != "" {
-		req.Header.Set("Content-Type", contentType)
+		header.Set("Content-Type", contentType)
 	}
-	resp, err := s.cfg.Peers.Client().Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer resp.Body.Close()
-	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxForwardedBytes+1))
-	if err == nil && len(answer) > maxForwardedBytes {
-		err = fmt.Errorf("server: answer of %s exceeds %d bytes", url, maxForwardedBytes)
-	}
-	return resp.StatusCode, answer, err
+	a, err := peers.At(ctx, s.cfg.Peers.Client(), peerURL,
+		peers.Question{Method: http.MethodPost, Path: path, Header: header, Body: body, MaxAnswer: maxForwardedBytes})
+	return a.Status, a.Body, err
 }
 
 func (s *Server) forwardRenew(ctx context.Context, peerURL string, id lease.ID) (int64, error) {
@@ -137,7 +125,7 @@ func (s *Server) forwardRenew(ctx context.Context, peerURL string, id lease.ID) 
 	if err != nil {
 		return 0, err
 	}
-	answer, err := s.postLease(ctx, peerURL+pathLeases, body)
+	answer, err := s.postLease(ctx, peerURL, pathLeases, body)
 	if err != nil {
 		return 0, err
 	}
@@ -156,7 +144,7 @@ func (s *Server) forwardTimeToLive(ctx context.Context, peerURL string, r *pb.Le
 	if err != nil {
 		return nil, err
 	}
-	answer, err := s.postLease(ctx, peerURL+pathLeasesInternal, wrapLease(inner))
+	answer, err := s.postLease(ctx, peerURL, pathLeasesInternal, wrapLease(inner))
 	if err != nil {
 		return nil, err
 	}
@@ -173,8 +161,8 @@ func (s *Server) forwardTimeToLive(ctx context.Context, peerURL string, r *pb.Le
 	return resp, nil
 }
 
-func (s *Server) postLease(ctx context.Context, url string, body []byte) ([]byte, error) {
-	code, answer, err := s.post(ctx, url, "application/protobuf", body, nil)
+func (s *Server) postLease(ctx context.Context, peerURL, path string, body []byte) ([]byte, error) {
+	code, answer, err := s.post(ctx, peerURL, path, "application/protobuf", body, nil)
 	switch {
 	case err != nil:
 		return nil, err
@@ -231,7 +219,7 @@ func (s *Server) forwardPromote(ctx context.Context, peerURL string, id uint64) 
 			break
 		}
 	}
-	code, answer, err := s.post(ctx, fmt.Sprintf("%s%s%d", peerURL, pathPromote, id), "", nil, header)
+	code, answer, err := s.post(ctx, peerURL, fmt.Sprintf("%s%d", pathPromote, id), "", nil, header)
 	text := string(answer)
 	switch {
 	case err != nil:

@@ -167,20 +167,20 @@ func (r *solo) requests() []proto.Message {
 	return append([]proto.Message(nil), r.proposed...)
 }
 
-// peers is a Peers whose members are reachable since the times in active.
-type peers struct {
+// members is a Peers whose members are reachable since the times in active.
+type members struct {
 	mu     sync.Mutex
 	active map[uint64]time.Time
 	client *http.Client
 }
 
-func (p *peers) ActiveSince(id uint64) time.Time {
+func (p *members) ActiveSince(id uint64) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.active[id]
 }
 
-func (p *peers) Client() *http.Client { return p.client }
+func (p *members) Client() *http.Client { return p.client }
 
 const (
 	testMember  = 0x8e9e05c52164694d
@@ -192,7 +192,7 @@ type member struct {
 	*Server
 	t       testing.TB
 	replica *solo
-	peers   *peers
+	peers   *members
 	conn    *grpc.ClientConn
 	reg     *prometheus.Registry
 	clock   *atomic.Int64 // the lease table's, nanoseconds ahead of the real one
@@ -241,7 +241,7 @@ func newBareMember(t testing.TB, edit ...func(*Config, *state.Config)) *member {
 	m := &member{
 		t:       t,
 		replica: &solo{id: testMember, leader: testMember, term: 2, changed: make(chan struct{})},
-		peers:   &peers{active: map[uint64]time.Time{}, client: http.DefaultClient},
+		peers:   &members{active: map[uint64]time.Time{}, client: http.DefaultClient},
 		reg:     reg,
 		clock:   clock,
 	}

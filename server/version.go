@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/replica"
 )
 
@@ -210,7 +209,7 @@ func (s *Server) versionOf(ctx context.Context, m *command.Member) (*versions, e
 	}
 	lastErr := errors.New("server: member has no peer URLs")
 	for _, u := range m.PeerURLs {
-		v, err := s.versionAt(ctx, strings.TrimSuffix(u, "/")+"/version")
+		v, err := s.versionAt(ctx, u)
 		if err == nil {
 			return v, nil
 		}
@@ -221,23 +220,14 @@ func (s *Server) versionOf(ctx context.Context, m *command.Member) (*versions, e
 	return nil, lastErr
 }
 
-func (s *Server) versionAt(ctx context.Context, url string) (*versions, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := s.cfg.Peers.Client().Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxPeerRequestBytes))
+func (s *Server) versionAt(ctx context.Context, peerURL string) (*versions, error) {
+	a, err := peers.At(ctx, s.cfg.Peers.Client(), peerURL, peers.Question{Path: "/version"})
 	if err != nil {
 		return nil, err
 	}
 	var v versions
-	if err := json.Unmarshal(body, &v); err != nil {
-		return nil, fmt.Errorf("answer of %s: %w", url, err)
+	if err := json.Unmarshal(a.Body, &v); err != nil {
+		return nil, fmt.Errorf("answer of %s: %w", a.URL, err)
 	}
 	return &v, nil
 }

@@ -43,6 +43,7 @@ type peer struct {
 
 	sendingSnapshot atomic.Bool
 	kind            atomic.Value              // Kind
+	you             atomic.Pointer[string]    // headerYou of its last request; nil: none said
 	rtt             atomic.Int64              // smoothed, ns
 	dropped         atomic.Int64              // messages since the last log line about drops
 	dropLogged      atomic.Pointer[time.Time] // when that line was written
@@ -207,8 +208,13 @@ func (p *peer) process(m *raftpb.Message) {
 	}
 }
 
-// sawHeaders notes what software the peer runs.
-func (p *peer) sawHeaders(h http.Header) { p.kind.Store(kindOf(h)) }
+// sawHeaders notes what software the peer runs, and what it says of this member.
+func (p *peer) sawHeaders(h http.Header) {
+	p.kind.Store(kindOf(h))
+	if you := h.Get(headerYou); you != "" {
+		p.you.Store(&you)
+	}
+}
 
 func (p *peer) kindNow() Kind { return p.kind.Load().(Kind) }
 

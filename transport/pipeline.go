@@ -14,6 +14,8 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/peers"
 )
 
 const (
@@ -114,7 +116,7 @@ func (l *pipeline) post(data []byte) error {
 }
 
 // post sends a POST of the peer protocol and judges the answer.
-func (p *peer) post(ctx context.Context, rt *roundTripper, path, contentType string, body io.Reader, header http.Header) error {
+func (p *peer) post(ctx context.Context, rt *peers.RoundTripper, path, contentType string, body io.Reader, header http.Header) error {
 	unsent := func(err error) error {
 		if c, ok := body.(io.Closer); ok { // else net/http closes it
 			_ = c.Close()
@@ -132,7 +134,7 @@ func (p *peer) post(ctx context.Context, rt *roundTripper, path, contentType str
 		p.urls.unreachable(u)
 		return unsent(err)
 	}
-	p.t.setRequestHeaders(req.Header)
+	p.t.setRequestHeaders(req.Header, p.id)
 	req.Header.Set("Content-Type", contentType)
 	for k, v := range header {
 		req.Header[k] = v

@@ -78,7 +78,7 @@ func (p *peer) probeOnce() (rtt, drift time.Duration, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	p.t.setRequestHeaders(req.Header)
+	p.t.setRequestHeaders(req.Header, p.id)
 	start := time.Now()
 	resp, err := p.t.requestRT.RoundTrip(req)
 	if err != nil {

@@ -327,7 +327,7 @@ func (p *peer) dialStream(kind streamKind) (io.ReadCloser, error) {
 		p.urls.unreachable(u)
 		return nil, fmt.Errorf("failed to make http request to %v (%w)", u, err)
 	}
-	p.t.setRequestHeaders(req.Header)
+	p.t.setRequestHeaders(req.Header, p.id)
 	req.Header.Set(headerTo, p.name)
 	p.lg.Debug("dial stream reader", zap.String("from", p.t.id), zap.String("to", p.name), zap.String("address", target.String()))
 	resp, err := p.t.streamRT.RoundTrip(req)

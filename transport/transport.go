@@ -14,6 +14,8 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/peers"
 )
 
 // Handler is what the transport needs of the member it serves. All methods may be called from many
@@ -74,6 +76,11 @@ type Config struct {
 	QueueMessages     int   // [4096] messages in either queue
 	MaxSnapshots      int   // [4] snapshots sent at the same time
 
+	// Started says whether this member knows another as one that has run: every request to that
+	// member tells it. One that has lost its data, and whose own questions get no answer, hears of it
+	// in this way before it heeds the request. [requests do not say]
+	Started func(id uint64) bool
+
 	// Removed is called, perhaps often and from any goroutine, when a peer says that this member
 	// was removed from the cluster. It must not call Stop itself.
 	Removed func(err error)
@@ -115,9 +122,9 @@ type Transport struct {
 	id      string // cfg.MemberID in hexadecimal
 	cluster string // cfg.ClusterID in hexadecimal
 
-	streamRT   *roundTripper // streams: read and write timeouts, no reuse
-	requestRT  *roundTripper // pipeline, probes, Client
-	snapshotRT *roundTripper // snapshots: large write buffer
+	streamRT   *peers.RoundTripper // streams: read and write timeouts, no reuse
+	requestRT  *peers.RoundTripper // pipeline, probes, Client
+	snapshotRT *peers.RoundTripper // snapshots: large write buffer
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -143,9 +150,12 @@ func New(cfg Config) *Transport {
 		cluster: idString(cfg.ClusterID),
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
-	t.streamRT = newRoundTripper(&t.cfg, t.cfg.ReadTimeout, t.cfg.WriteTimeout, 4<<10, false)
-	t.requestRT = newRoundTripper(&t.cfg, 0, t.cfg.WriteTimeout, 4<<10, true)
-	t.snapshotRT = newRoundTripper(&t.cfg, 0, snapshotStall, 256<<10, false)
+	options := peers.Options{TLS: cfg.TLS, Dial: cfg.DialContext, DialTimeout: cfg.DialTimeout, WriteTimeout: cfg.WriteTimeout, WriteBuffer: 4 << 10}
+	request, stream, snapshot := options, options, options
+	request.Reuse = true
+	stream.ReadTimeout = cfg.ReadTimeout
+	snapshot.WriteTimeout, snapshot.WriteBuffer = snapshotStall, 256<<10
+	t.requestRT, t.streamRT, t.snapshotRT = peers.NewRoundTripper(request), peers.NewRoundTripper(stream), peers.NewRoundTripper(snapshot)
 	t.reports = newReporter(cfg.Handler)
 	t.snapshots = make(chan struct{}, t.cfg.MaxSnapshots)
 	t.peers.Store(&map[uint64]*peer{})
@@ -156,7 +166,7 @@ func New(cfg Config) *Transport {
 // Client is an HTTP client for the peers' other paths (/members, /version, /leases, ...). It has no
 // timeout of its own: use a request with a context. Its requests say who asks, as all of
 // the peer protocol do: they share connections with those.
-func (t *Transport) Client() *http.Client { return &http.Client{Transport: named{t}} }
+func (t *Transport) Client() *http.Client { return peers.NewClient(named{t}) }
 
 // named is requestRT for requests that do not say who asks.
 type named struct{ t *Transport }
@@ -342,15 +352,29 @@ const (
 	headerTo         = "X-Raft-To"
 	headerPeerURLs   = "X-Peerurls"       // canonical form of X-PeerURLs
 	headerBelay      = "X-Belay-Version"  // ours: in every request and response
+	headerYou        = "X-Belay-You"      // ours: in every request: whether the sender knows the receiver as one that has run
 	headerSnapshot   = "X-Belay-Snapshot" // ours: the body after the MsgSnap is Belay's store stream
 )
 
-func (t *Transport) setRequestHeaders(h http.Header) {
+// What headerYou says.
+const (
+	youStarted = "started"
+	youNew     = "new"
+)
+
+func (t *Transport) setRequestHeaders(h http.Header, to uint64) {
 	h.Set(headerFrom, t.id)
 	h.Set(headerVersion, etcdVersion)
 	h.Set(headerMinCluster, minClusterVersion)
 	h.Set(headerCluster, t.cluster)
 	h.Set(headerBelay, t.cfg.Version)
+	if t.cfg.Started != nil {
+		you := youNew
+		if t.cfg.Started(to) {
+			you = youStarted
+		}
+		h.Set(headerYou, you)
+	}
 	if len(t.cfg.URLs) > 0 {
 		h.Set(headerPeerURLs, strings.Join(t.cfg.URLs, ","))
 	}
@@ -423,4 +447,18 @@ func (r *reporter) run(ctx context.Context) {
 			r.h.ReportSnapshot(id, ok)
 		}
 	}
+}
+
+// KnownBy tells what a peer's last request said of this member: whether the peer knows it as one
+// that has run. said is false for a peer that has sent no request, or is no Belay.
+func (t *Transport) KnownBy(id uint64) (started, said bool) {
+	p := t.peer(id)
+	if p == nil {
+		return false, false
+	}
+	you := p.you.Load()
+	if you == nil {
+		return false, false
+	}
+	return *you == youStarted, true
 }
