@@ -45,9 +45,12 @@ type Seeds struct {
 	Join func(ctx context.Context, id uint64) (initialCluster string, err error)
 }
 
-// Seeds finds the members, by the way that the flags say, and verifies what must be so of them. dns
-// nil: the system's.
+// Seeds finds the members, by the way that the flags say, and verifies what must be so of them. lg
+// nil: no log; dns nil: the system's.
 func (c *Config) Seeds(ctx context.Context, lg *zap.Logger, dns discovery.Lookup) (Seeds, error) {
+	if lg == nil {
+		lg = zap.NewNop()
+	}
 	seeds := Seeds{InitialCluster: c.InitialCluster, Token: c.InitialClusterToken}
 	switch {
 	case len(c.Discovery.Endpoints) > 0:

@@ -50,6 +50,9 @@ const verifyTimeout = 30 * time.Second
 // Verify is what a member checks before it makes or joins a cluster, when it has no data yet: that
 // initialCluster knows it, under its advertised URLs if the cluster is new, and no URL twice.
 func (c *Config) Verify(ctx context.Context, lg *zap.Logger, initialCluster string) error {
+	if lg == nil {
+		lg = zap.NewNop()
+	}
 	members, err := parseMembers(initialCluster)
 	if err != nil {
 		return err

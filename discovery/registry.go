@@ -62,6 +62,9 @@ const prefix = "/_etcd/registry"
 // has; it returns them in the form of own. valid says whether a text is of that form. All errors but
 // those of ctx and of the configuration are of type *Error.
 func Join(ctx context.Context, lg *zap.Logger, cfg Config, id uint64, own string, valid func(string) error) (initialCluster string, err error) {
+	if lg == nil {
+		lg = zap.NewNop()
+	}
 	lg = lg.With(zap.String("discovery-token", cfg.Token), zap.String("discovery-endpoints", strings.Join(cfg.Endpoints, ",")))
 	client, err := cfg.dial(ctx, lg)
 	if err != nil {
@@ -100,8 +103,12 @@ func (c Config) dial(ctx context.Context, lg *zap.Logger) (*clientv3.Client, err
 	if c.InsecureSkipVerify {
 		secure.InsecureSkipVerify = true
 	}
+	quiet := lg
+	if lg.Core().Enabled(zap.InfoLevel) { // of a logger that is quieter already zap would complain itself
+		quiet = lg.WithOptions(zap.IncreaseLevel(zap.WarnLevel))
+	}
 	return clientv3.New(clientv3.Config{
-		Context: ctx, Endpoints: c.Endpoints, Logger: lg.WithOptions(zap.IncreaseLevel(zap.WarnLevel)),
+		Context: ctx, Endpoints: c.Endpoints, Logger: quiet,
 		DialTimeout: c.DialTimeout, DialKeepAliveTime: c.KeepaliveTime, DialKeepAliveTimeout: c.KeepaliveTimeout,
 		MaxCallSendMsgSize: c.MaxSendBytes, MaxCallRecvMsgSize: c.MaxReceiveBytes,
 		TLS: secure, Username: c.User, Password: c.Password, Token: c.JWToken,

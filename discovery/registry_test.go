@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
@@ -194,4 +195,22 @@ func TestJoinRefused(t *testing.T) {
 			t.Error("a cluster of two with one member")
 		}
 	})
+}
+
+// TestDialIsSilent: zap complains itself of a logger that is quieter than what the client is to be.
+func TestDialIsSilent(t *testing.T) {
+	var out strings.Builder
+	core := zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{}), zapcore.AddSync(&out), zap.ErrorLevel)
+	for _, lg := range []*zap.Logger{zap.New(core, zap.ErrorOutput(zapcore.AddSync(&out))), zap.NewNop()} {
+		client, err := Config{Endpoints: []string{"127.0.0.1:1"}, InsecureTransport: true}.dial(t.Context(), lg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := client.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out.Len() > 0 {
+		t.Error(out.String())
+	}
 }

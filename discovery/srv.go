@@ -31,6 +31,9 @@ type Records struct {
 // SRV is the cluster that DNS knows, as a text of --initial-cluster; "" and the errors of all
 // queries if it knows none. An error beside a cluster is one that left others to be found.
 func SRV(ctx context.Context, lg *zap.Logger, dns Lookup, r Records) (initialCluster string, err error) {
+	if lg == nil {
+		lg = zap.NewNop()
+	}
 	suffix := ""
 	if r.Suffix != "" {
 		suffix = "-" + r.Suffix

@@ -14,6 +14,9 @@ import (
 
 // SameURLs says why a and b are not the same addresses.
 func SameURLs(ctx context.Context, lg *zap.Logger, a, b []url.URL) error {
+	if lg == nil {
+		lg = zap.NewNop()
+	}
 	if len(a) != len(b) {
 		return fmt.Errorf("len(%q) != len(%q)", sorted(a), sorted(b))
 	}

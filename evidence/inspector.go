@@ -50,12 +50,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
-// InspectorOptions are what an Inspector is made of; all but Metrics are required.
+// InspectorOptions are what an Inspector is made of; all but Metrics and Logger are required.
 type InspectorOptions struct {
 	Self    uint64
 	Ring    *Ring
 	Links   *Links
-	Logger  *zap.Logger
+	Logger  *zap.Logger // nil: none
 	Metrics *Metrics
 	// Members are all voting members and learners, this one included, with their
 	// names; a name may be empty.
@@ -105,6 +105,9 @@ type openIncident struct {
 func NewInspector(o InspectorOptions) *Inspector {
 	if o.Metrics == nil {
 		o.Metrics = NewMetrics(nil)
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
 	}
 	i := &Inspector{o: o, now: time.Now, peers: make(map[uint64]peerSeen), gone: make(map[uint64]bool), given: make(map[string]time.Time)}
 	i.ctx, i.cancel = context.WithCancel(context.Background())

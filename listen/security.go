@@ -23,6 +23,9 @@ type TLSInfo = transport.TLSInfo
 // SelfSigned makes (or finds) a certificate signed by itself in dir, valid for
 // the hosts of the listeners and for years.
 func SelfSigned(logger *zap.Logger, dir string, hosts []string, years uint) (TLSInfo, error) {
+	if logger == nil {
+		logger = zap.NewNop()
+	}
 	return transport.SelfCert(logger, dir, hosts, years)
 }
 
@@ -52,7 +55,7 @@ type Security struct {
 
 // SecurityOptions are what TLSInfo does not say.
 type SecurityOptions struct {
-	Logger *zap.Logger
+	Logger *zap.Logger // nil: none
 	// Rejected is the log message for a connection that is refused.
 	Rejected string
 	// CheckSAN wants a client certificate that names hosts to name the one that
@@ -64,6 +67,9 @@ type SecurityOptions struct {
 
 // NewSecurity reads the files and refuses what cannot work.
 func NewSecurity(info TLSInfo, opts SecurityOptions) (*Security, error) {
+	if opts.Logger == nil {
+		opts.Logger = zap.NewNop()
+	}
 	info.Logger = opts.Logger
 	server, err := info.ServerConfig()
 	if err != nil {

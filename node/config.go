@@ -101,8 +101,8 @@ type Config struct {
 	EnablePprof      bool
 	ExtensiveMetrics bool
 
-	FS     vfs.FS // default: the operating system's
-	Logger *zap.Logger
+	FS     vfs.FS      // default: the operating system's
+	Logger *zap.Logger // nil: none
 	// LogDropped tells how many log lines were dropped, for the metric; nil: none.
 	LogDropped func() uint64
 	// LogStalled tells how long the log's output has not taken a line; nil: unknown.

@@ -87,6 +87,9 @@ func Start(cfg Config) (_ *Node, err error) {
 	if cfg.FS == nil {
 		cfg.FS = vfs.Default
 	}
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
 	n := &Node{
 		cfg:      cfg,
 		logger:   cfg.Logger,

@@ -137,9 +137,10 @@ func lookAtDataDir(dir string, logger *zap.Logger) *notADataDir {
 // logGRPC has grpc, and the gateway, say what they have to say in the member's
 // log. By themselves they write to stderr, and wait for whoever reads it.
 func logGRPC(logger *zap.Logger) {
-	if logger.Core().Enabled(zapcore.DebugLevel) {
+	switch {
+	case logger.Core().Enabled(zapcore.DebugLevel):
 		grpc.EnableTracing = true // for /debug/requests
-	} else {
+	case logger.Core().Enabled(zapcore.InfoLevel): // of a logger that is quieter already zap would complain itself
 		logger = logger.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel))
 	}
 	grpclog.SetLoggerV2(zapgrpc.NewLogger(logger))
