@@ -162,7 +162,7 @@ func (s *Store) remove(ctx context.Context, req compactionRequest) error {
 		}
 		hashed = true
 	}
-	w := walk{s: s, req: req, newest: map[string]Revision{}}
+	w := walk{s: s, req: req, newest: map[string]newest{}}
 	from, err := s.walkStart(req)
 	if err != nil {
 		return err
@@ -190,6 +190,7 @@ func (s *Store) remove(ctx context.Context, req compactionRequest) error {
 		s.lg.Info("previous compaction was interrupted, skip storing compaction hash value")
 	}
 	s.finished.Store(req.rev)
+	s.st.Reclaim()
 	took := time.Since(start)
 	s.metrics.compactionTotal.Observe(float64(took.Milliseconds()))
 	s.metrics.compactionLast.Set(float64(time.Now().Unix()))
@@ -280,12 +281,27 @@ type walk struct {
 	req compactionRequest
 
 	// newest remembers the newest version at or below C of keys seen lately: a hot key has many revisions in a row.
-	newest map[string]Revision
+	newest map[string]newest
 
 	key, rkey []byte // scratch
 }
 
 const walkRemembers = 4096
+
+// newest is the newest version at or below C of a key, and how large some of those below it are, newest first: the store
+// is told the size of what it deletes. The iterator that found the newest finds them with a step each.
+type newest struct {
+	Revision
+	older []olderVersion
+}
+
+type olderVersion struct {
+	rev   Revision
+	bytes int // of the stored version without its key
+}
+
+// walkMeasures is how many versions of one key are measured at once. Of what is not among them the size is looked up.
+const walkMeasures = 16
 
 // step looks at some revisions from one on, and commits what to remove and how far it came. next is where to go on.
 func (w *walk) step(from Revision) (next Revision, removed int, done bool, err error) {
@@ -344,21 +360,28 @@ func (w *walk) step(from Revision) (next Revision, removed int, done bool, err e
 // look removes what the revision calls for.
 func (w *walk) look(b *store.Batch, versions *pebble.Iterator, rev Revision, tombstone bool, key []byte) (removed int, err error) {
 	c, f := w.req.rev, w.req.previous
-	newest, ok := w.newest[string(key)]
+	top, ok := w.newest[string(key)]
 	if !ok {
-		if newest, ok, err = w.seek(versions, key, c); err != nil {
+		if top.Revision, ok, err = w.seek(versions, key, c); err != nil {
 			return 0, err
 		}
 		if !ok {
 			return 0, fmt.Errorf("mvcc: revision %d.%d has no version of its key %q", rev.Main, rev.Sub, key)
 		}
+		if top.older, err = measure(versions); err != nil {
+			return 0, err
+		}
 		if len(w.newest) >= walkRemembers {
 			clear(w.newest)
 		}
-		w.newest[string(key)] = newest
+		w.newest[string(key)] = top
 	}
-	if rev != newest {
-		return 1, w.delete(b, key, rev)
+	if rev != top.Revision {
+		bytes, err := w.sizeOf(versions, top, key, rev)
+		if err != nil {
+			return 0, err
+		}
+		return 1, w.delete(b, key, rev, bytes)
 	}
 	if rev.Main > f && f >= 0 {
 		for _, ok, err := w.seek(versions, key, f); ; ok = versions.Next() {
@@ -377,7 +400,7 @@ func (w *walk) look(b *store.Batch, versions *pebble.Iterator, rev Revision, tom
 				continue // the walk began with it
 			}
 			removed++
-			if err := w.delete(b, key, old); err != nil {
+			if err := w.delete(b, key, old, valueBytes(versions)); err != nil {
 				return 0, err
 			}
 		}
@@ -387,7 +410,7 @@ func (w *walk) look(b *store.Batch, versions *pebble.Iterator, rev Revision, tom
 	}
 	if tombstone && rev.Main < c {
 		removed++
-		return removed, w.delete(b, key, rev)
+		return removed, w.delete(b, key, rev, 0)
 	}
 	return removed, nil
 }
@@ -405,10 +428,43 @@ func (w *walk) seek(versions *pebble.Iterator, key []byte, rev int64) (Revision,
 	return Revision{int64(main), int64(sub)}, true, nil
 }
 
-func (w *walk) delete(b *store.Batch, key []byte, rev Revision) error {
+// measure looks at the versions behind the one that the iterator is at.
+func measure(versions *pebble.Iterator) (older []olderVersion, err error) {
+	for len(older) < walkMeasures && versions.Next() {
+		_, _, main, sub, ok := store.ParseUserKey(versions.Key())
+		if !ok {
+			return nil, errRecord
+		}
+		older = append(older, olderVersion{Revision{int64(main), int64(sub)}, valueBytes(versions)})
+	}
+	return older, store.Explain(versions.Error())
+}
+
+// valueBytes is the size of the version that the iterator is at. It does not read a value that is in a file of its own.
+func valueBytes(versions *pebble.Iterator) int {
+	value := versions.LazyValue()
+	return value.Len()
+}
+
+// sizeOf is the size of a version that is not the newest of its key, and 0 if it is not there.
+func (w *walk) sizeOf(versions *pebble.Iterator, top newest, key []byte, rev Revision) (int, error) {
+	for _, v := range top.older {
+		if v.rev == rev {
+			return v.bytes, nil
+		}
+	}
+	w.key = store.AppendUserKey(w.key[:0], key, uint64(rev.Main), uint32(rev.Sub))
+	if !versions.SeekPrefixGE(w.key) || !bytes.Equal(versions.Key(), w.key) {
+		return 0, store.Explain(versions.Error())
+	}
+	return valueBytes(versions), nil
+}
+
+// delete removes a version of so many bytes, and its revision.
+func (w *walk) delete(b *store.Batch, key []byte, rev Revision, versionBytes int) error {
 	w.key = store.AppendUserKey(w.key[:0], key, uint64(rev.Main), uint32(rev.Sub))
 	w.rkey = store.AppendRevisionKey(w.rkey[:0], uint64(rev.Main), uint32(rev.Sub))
-	return errors.Join(b.Delete(w.key), b.Delete(w.rkey))
+	return errors.Join(b.DeleteSized(w.key, versionBytes), b.DeleteSized(w.rkey, 1+len(key)))
 }
 
 // humanBytes writes a size as etcd's log does: 1.2 MB.

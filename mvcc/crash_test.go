@@ -256,7 +256,7 @@ func TestInterruptedCompaction(t *testing.T) {
 	apply(command{ops: []op{{key: "b", value: "1"}}}) // 3
 	r.stopCompactor()
 	apply(command{compact: 3})
-	w := walk{s: r.Store, req: compactionRequest{rev: 3, previous: -1}, newest: map[string]Revision{}}
+	w := walk{s: r.Store, req: compactionRequest{rev: 3, previous: -1}, newest: map[string]newest{}}
 	if next, _, done, err := w.step(Revision{}); err != nil || done || next != (Revision{3, 0}) {
 		t.Fatal(next, done, err)
 	}

@@ -69,7 +69,7 @@ type Machine struct {
 	cfg   Config
 	lg    *zap.Logger
 	stats *Metrics
-	quota *quota
+	quota quota
 
 	applied   atomic.Pointer[position]
 	confState atomic.Pointer[raftpb.ConfState]
@@ -87,7 +87,7 @@ type Machine struct {
 	// The open batch; nil between batches.
 	b     *store.Batch
 	w     *mvcc.Writer
-	bytes int64 // rough bytes written, for the quota
+	bytes int64 // rough bytes in it, for the quota
 	now   struct {
 		index uint64
 		kind  kind
@@ -143,7 +143,6 @@ func (m *Machine) load() error {
 	m.confState.Store(cs)
 	index, term := m.cfg.Store.Applied()
 	m.applied.Store(&position{index, term})
-	m.quota.refresh()
 	return nil
 }
 
@@ -262,7 +261,6 @@ func (m *Machine) commit(index, term uint64, entries int) {
 	m.b, m.w = nil, nil
 	m.publishCluster()
 	m.applied.Store(&position{index, term})
-	m.quota.applied(m.bytes)
 	if m.cfg.Sink != nil {
 		for i := range m.changes {
 			m.cfg.Sink.Notify(m.changes[i].rev, m.changes[i].events)

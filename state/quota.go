@@ -1,8 +1,6 @@
 package state
 
 import (
-	"sync/atomic"
-
 	"github.com/belaydb/belay/store"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
@@ -51,46 +49,25 @@ func costOps(ops []*pb.RequestOp) (sum int64) {
 	return sum
 }
 
-// quota compares the size of the database with its limit. Asking the store for its size is dear, so the quota adds up what was
-// applied since it asked and asks again after a sixteenth of what is left, or refreshEvery batches.
+// quota compares the size of the database with its limit. It keeps no figure of its own: the store's follows deletions,
+// compactions and the rewriting of files by itself, and is asked at every write.
 type quota struct {
 	st    *store.Store
 	limit int64 // bytes; below 0: none
-
-	size atomic.Int64 // the store's answer and what came since
-
-	// The applier's own.
-	askAt   int64 // ask again when size passes this
-	batches int   // since the last answer
 }
 
-const quotaRefreshEvery = 256
-
-func newQuota(st *store.Store, limit int64) *quota {
+func newQuota(st *store.Store, limit int64) quota {
 	if limit == 0 {
 		limit = DefaultQuotaBytes
 	}
-	q := &quota{st: st, limit: limit}
-	q.refresh()
-	return q
-}
-
-func (q *quota) refresh() {
-	total, _ := q.st.Size()
-	q.size.Store(total)
-	q.askAt = total + max((q.limit-total)/16, 1<<20)
-	q.batches = 0
-}
-
-// applied adds what a batch has written.
-func (q *quota) applied(bytes int64) {
-	q.batches++
-	if q.size.Add(bytes) > q.askAt || q.batches >= quotaRefreshEvery {
-		q.refresh()
-	}
+	return quota{st: st, limit: limit}
 }
 
 // fits says whether the cost fits beside what is there. Any goroutine may ask.
-func (q *quota) fits(cost int64) bool {
-	return cost == 0 || q.limit < 0 || q.size.Load()+cost < q.limit
+func (q quota) fits(cost int64) bool {
+	if cost == 0 || q.limit < 0 {
+		return true
+	}
+	total, _ := q.st.Size()
+	return total+cost < q.limit
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -24,6 +25,7 @@ type Batch struct {
 	local       bool
 	generation  uint64
 	before      []func(*Batch) error
+	shadows     int64 // bytes that sized deletes make garbage
 }
 
 // NewBatch begins the batch of the entries that end with index, of the given term. It panics unless index is beyond the
@@ -68,6 +70,13 @@ func (b *Batch) SetDeferred(keyLen, valueLen int) *pebble.DeferredBatchOp {
 
 // Delete removes a key.
 func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }
+
+// DeleteSized is Delete of a key that was written once, with a value of so many bytes: the engine then knows how much room
+// the delete gives back, and Size leaves it out of what is in use. A wrong size costs only the estimate.
+func (b *Batch) DeleteSized(key []byte, valueBytes int) error {
+	b.shadows += int64(len(key) + valueBytes + memTableEntryBytes)
+	return b.b.DeleteSized(key, uint32(min(max(valueBytes, 0), math.MaxUint32)), nil)
+}
 
 // DeleteRange removes all keys of [start, end). Both must be without a version.
 func (b *Batch) DeleteRange(start, end []byte) error { return b.b.DeleteRange(start, end, nil) }
@@ -131,7 +140,7 @@ func (b *Batch) Commit() error {
 		}
 	}
 	written := time.Now()
-	s.unflushed.Add(int64(b.b.Len()) + int64(b.b.Count())*memTableEntryBytes)
+	s.sizes.noteCommit(b)
 	if err := s.db.Apply(b.b, pebble.NoSync); err != nil {
 		return fmt.Errorf("store: commit: %w", explain(err))
 	}

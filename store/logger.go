@@ -49,9 +49,10 @@ func (s *Store) eventListener() pebble.EventListener {
 			s.lg.Warn("slow disk under the store", zap.String("path", info.Path),
 				zap.String("operation", info.OpType.String()), zap.Int("bytes", info.WriteSize), zap.Duration("took", info.Duration))
 		},
+		FlushBegin: func(pebble.FlushInfo) { s.sizes.flushBegins() },
 		FlushEnd: func(info pebble.FlushInfo) {
 			if info.Err == nil {
-				s.unflushed.Add(-int64(info.InputBytes))
+				s.sizes.flushed(info.InputBytes)
 				s.background.failing.Store(false)
 			}
 			s.debug("flushed", func() string { return info.String() })
@@ -59,6 +60,7 @@ func (s *Store) eventListener() pebble.EventListener {
 		CompactionEnd: func(info pebble.CompactionInfo) {
 			if info.Err == nil {
 				s.background.failing.Store(false)
+				s.sizes.resample()
 			}
 			s.debug("compacted", func() string { return info.String() })
 		},

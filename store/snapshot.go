@@ -353,5 +353,6 @@ func (s *Store) Install(in *Incoming) error {
 		panic(fmt.Sprintf("store: installed a snapshot of index %d term %d, but find %d and %d", in.Index, in.Term, index, term))
 	}
 	in.Discard()
+	s.takeSample()
 	return nil
 }

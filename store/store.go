@@ -70,8 +70,7 @@ type Store struct {
 
 	incoming atomic.Uint64 // names for directories of snapshots being received
 
-	// unflushed is about how many bytes the memtables hold: what batches added, less what flushes took.
-	unflushed atomic.Int64
+	sizes sizes
 
 	closed atomic.Bool
 }
@@ -114,6 +113,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	if err := fs.RemoveAll(fs.PathJoin(dir, incomingDir)); err != nil {
 		return nil, fmt.Errorf("store: remove an unfinished snapshot: %w", err)
 	}
+	s.sizes.init()
 	s.opts = s.pebbleOptions(opts)
 	var err error
 	if s.db, err = pebble.Open(dir, s.opts); err != nil {
@@ -122,6 +122,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	if err := s.loadApplied(); err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}
+	s.startSampling()
 	s.metrics.store.Store(s)
 	return s, nil
 }
@@ -246,19 +247,6 @@ func (s *Store) raiseDurable(index uint64) {
 	}
 }
 
-// Size is what the store takes, on disk and in memory before the next flush, and the part of it that holds current
-// data. total is never 0.
-func (s *Store) Size() (total, inUse int64) {
-	m := s.db.Metrics()
-	memory := min(max(s.unflushed.Load(), 0), int64(m.MemTable.Size))
-	for i := range m.Levels {
-		inUse += m.Levels[i].TablesSize
-	}
-	inUse += int64(m.BlobFiles.ReferencedValueSize) + memory
-	total = max(int64(m.DiskSpaceUsage())+memory, inUse, 1)
-	return total, inUse
-}
-
 // FreeBytes is how much the file system of the store can still take.
 func (s *Store) FreeBytes() (uint64, error) {
 	usage, err := s.fs.GetDiskUsage(s.dir)
@@ -283,6 +271,7 @@ func (s *Store) CompactAll(ctx context.Context) error {
 	if err := s.db.Compact(ctx, lower, upper, true); err != nil {
 		return fmt.Errorf("store: compact: %w", explain(err))
 	}
+	s.takeSample()
 	return nil
 }
 
@@ -296,6 +285,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.metrics.store.CompareAndSwap(s, nil)
+	s.stopSampling()
 	if err := s.db.Close(); err != nil {
 		return fmt.Errorf("store: close: %w", err)
 	}

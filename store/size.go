@@ -1,0 +1,132 @@
+package store
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// sizes knows how large the store is, without asking the engine: the engine answers under the lock of its manifest, which is
+// held while the manifest is synced, and those who want to know (the applier at every write, /metrics, Status) must not
+// wait for a disk. A goroutine asks instead: after each flush and each compaction, and sampleInterval apart in any case,
+// because files go later than what was in them. What was written since its last answer is added.
+type sizes struct {
+	sample atomic.Pointer[sample]
+	asking sync.Mutex // held while the engine is asked, so that answers come in order
+
+	// unflushed is about how many bytes the memtables hold: what batches added, less what flushes took.
+	unflushed atomic.Int64
+	// written is what batches added since Open; it never falls.
+	written atomic.Int64
+	// shadowed is how much of unflushed, and of what lies below it, sized deletes that are still in memtables have made
+	// garbage. Of those that are in files the engine knows it.
+	shadowed atomic.Int64
+	flushing int64 // shadowed when the current flush began; of the engine's flushes, one at a time
+
+	nudge   chan struct{} // capacity 1: the sample is old
+	stop    chan struct{}
+	stopped sync.WaitGroup
+}
+
+// sample is the engine's answer.
+type sample struct {
+	total, inUse int64
+	written      int64 // sizes.written before the engine was asked
+}
+
+const (
+	sampleInterval = 500 * time.Millisecond
+
+	// flushShadowed is from how much garbage in memtables on Reclaim has them flushed: that alone gives the memory back.
+	flushShadowed = 1 << 20
+)
+
+// init comes before the engine is opened: it may flush and compact at once.
+func (z *sizes) init() { z.nudge, z.stop = make(chan struct{}, 1), make(chan struct{}) }
+
+// startSampling takes the first sample itself. REQUIRES: the engine is open.
+func (s *Store) startSampling() {
+	z := &s.sizes
+	s.takeSample()
+	z.stopped.Add(1)
+	go func() {
+		defer z.stopped.Done()
+		tick := time.NewTicker(sampleInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-z.stop:
+				return
+			case <-tick.C:
+			case <-z.nudge:
+			}
+			s.takeSample()
+		}
+	}()
+}
+
+func (s *Store) stopSampling() {
+	close(s.sizes.stop)
+	s.sizes.stopped.Wait()
+}
+
+// resample has the next sample taken at once. It does not wait, and may be called under the engine's locks.
+func (z *sizes) resample() {
+	select {
+	case z.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// takeSample may wait for the disk.
+func (s *Store) takeSample() {
+	z := &s.sizes
+	z.asking.Lock()
+	defer z.asking.Unlock()
+	next := &sample{written: z.written.Load()}
+	m := s.db.Metrics()
+	memory := min(max(z.unflushed.Load(), 0), int64(m.MemTable.Size))
+	files := int64(m.BlobFiles.ReferencedValueSize)
+	for i := range m.Levels {
+		files += m.Levels[i].TablesSize
+	}
+	garbage := int64(m.Table.Garbage.PointDeletionsBytesEstimate) + max(z.shadowed.Load(), 0)
+	next.total = max(int64(m.DiskSpaceUsage())+memory, files+memory, 1)
+	next.inUse = max(files+memory-garbage, 0)
+	z.sample.Store(next)
+}
+
+// Size is what the store takes, on disk and in memory before the next flush, and the part of it that holds current
+// data. total is never 0. The answer is an estimate, at most a second old but for what was written since, which it
+// counts in full. It waits for nothing: while a disk hangs it is the last that was known, and what was written since.
+func (s *Store) Size() (total, inUse int64) {
+	last := s.sizes.sample.Load()
+	since := s.sizes.written.Load() - last.written
+	return last.total + since, last.inUse + since
+}
+
+// noteCommit counts a batch that is about to be written.
+func (z *sizes) noteCommit(b *Batch) {
+	bytes := int64(b.b.Len()) + int64(b.b.Count())*memTableEntryBytes
+	z.unflushed.Add(bytes)
+	z.written.Add(bytes)
+	z.shadowed.Add(b.shadows)
+}
+
+func (z *sizes) flushBegins() { z.flushing = z.shadowed.Load() }
+
+func (z *sizes) flushed(inputBytes uint64) {
+	z.unflushed.Add(-int64(inputBytes))
+	z.shadowed.Add(-z.flushing)
+	z.flushing = 0
+	z.resample()
+}
+
+// Reclaim is called when a compaction of the history has deleted what it should: what it made free in memory comes back by
+// a flush, which is begun here where that is worth it, and the sizes are looked at again. It waits for nothing.
+func (s *Store) Reclaim() {
+	if s.sizes.shadowed.Load() >= flushShadowed {
+		_, _, _ = s.AsyncFlush() // a store that is being closed is flushed as well
+	}
+	s.sizes.resample()
+}
