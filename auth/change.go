@@ -31,6 +31,28 @@ func NeedsAdmin(r *pb.InternalRaftRequest) bool {
 		r.AuthRoleDelete != nil || r.AuthUserList != nil || r.AuthRoleList != nil
 }
 
+// Judge says whether the caller may make a request, as Change and the state machine will judge it, but for what depends on
+// the keys of leases: keys gives those where they matter.
+func (p *Policy) Judge(who Identity, r *pb.InternalRaftRequest, keys LeaseKeys) error {
+	switch {
+	case !p.enabled:
+		return nil
+	case r.Put != nil:
+		return p.Put(who, r.Put, keys)
+	case r.DeleteRange != nil:
+		return p.DeleteRange(who, r.DeleteRange)
+	case r.Txn != nil:
+		return p.Txn(who, r.Txn, keys)
+	case r.AuthUserGet != nil:
+		return p.mayGetUser(who, r.AuthUserGet)
+	case r.AuthRoleGet != nil:
+		return p.mayGetRole(who, r.AuthRoleGet)
+	case NeedsAdmin(r):
+		return p.Admin(who)
+	}
+	return nil
+}
+
 // Change gives what a request for users and roles does, Authenticate excepted. It depends on p and the request alone.
 // REQUIRES: the caller checked Admin if NeedsAdmin.
 func (p *Policy) Change(who Identity, r *pb.InternalRaftRequest) (Outcome, error) {
@@ -269,8 +291,16 @@ func (p *Policy) userRevokeRole(r *pb.AuthUserRevokeRoleRequest) (Outcome, error
 	return out, nil
 }
 
+// mayGetUser: everybody may ask for themselves.
+func (p *Policy) mayGetUser(who Identity, r *pb.AuthUserGetRequest) error {
+	if r.Name == who.User {
+		return nil
+	}
+	return p.Admin(who)
+}
+
 func (p *Policy) userGet(who Identity, r *pb.AuthUserGetRequest) (Outcome, error) {
-	if err := p.Admin(who); err != nil && r.Name != who.User {
+	if err := p.mayGetUser(who, r); err != nil {
 		return Outcome{}, err
 	}
 	u := p.users[r.Name]
@@ -316,8 +346,17 @@ func (p *Policy) roleDelete(r *pb.AuthRoleDeleteRequest) (Outcome, error) {
 	return Outcome{Response: &pb.AuthRoleDeleteResponse{}, Next: n, Records: append(records, revisionRecord(n.revision))}, nil
 }
 
+// mayGetRole: everybody may ask for roles of their own.
+func (p *Policy) mayGetRole(who Identity, r *pb.AuthRoleGetRequest) error {
+	err := p.Admin(who)
+	if err != nil && p.hasRole(who.User, r.Role) {
+		return nil
+	}
+	return err
+}
+
 func (p *Policy) roleGet(who Identity, r *pb.AuthRoleGetRequest) (Outcome, error) {
-	if err := p.Admin(who); err != nil && !p.hasRole(who.User, r.Role) {
+	if err := p.mayGetRole(who, r); err != nil {
 		return Outcome{}, err
 	}
 	role := p.roles[r.Role]
@@ -392,7 +431,7 @@ func (p *Policy) revoke(r *pb.AuthRoleRevokePermissionRequest) (Outcome, error) 
 	out := Outcome{Response: &pb.AuthRoleRevokePermissionResponse{}}
 	out.Next, out.Records = p.withRole(r.Role, &authpb.Role{Name: role.Name, KeyPermission: kept})
 	p.lg.Info("revoked a permission on range", zap.String("role-name", r.Role),
-		zap.String("key", string(r.Key)), zap.String("range-end", string(r.RangeEnd)))
+		zap.ByteString("key", r.Key), zap.ByteString("range-end", r.RangeEnd))
 	return out, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/buffer"
 	"go.uber.org/zap/zapcore"
 	"gopkg.in/natefinch/lumberjack.v2"
 )
@@ -292,7 +293,7 @@ type core struct {
 func (c *core) With(fields []zapcore.Field) zapcore.Core {
 	clone := *c
 	clone.enc = c.enc.Clone()
-	for _, f := range fields {
+	for _, f := range bounded(fields, MaxFieldBytes, cutBytes) {
 		f.AddTo(clone.enc)
 	}
 	return &clone
@@ -306,12 +307,12 @@ func (c *core) Check(ent zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Check
 }
 
 func (c *core) Write(ent zapcore.Entry, fields []zapcore.Field) error {
-	buf, err := c.enc.EncodeEntry(ent, fields)
+	urgent := ent.Level > zapcore.ErrorLevel
+	buf, err := c.encode(ent, fields, urgent)
 	if err != nil {
 		return err
 	}
 	defer buf.Free()
-	urgent := ent.Level > zapcore.ErrorLevel
 	for _, s := range c.sinks {
 		if urgent {
 			_, err = s.WriteUrgent(buf.Bytes())
@@ -326,6 +327,24 @@ func (c *core) Write(ent zapcore.Entry, fields []zapcore.Field) error {
 		_ = c.Sync() // the process is about to end; there is nobody to tell
 	}
 	return nil
+}
+
+// encode gives a line that is no longer than its bound; see bound.go.
+func (c *core) encode(ent zapcore.Entry, fields []zapcore.Field, urgent bool) (*buffer.Buffer, error) {
+	most := MaxLineBytes
+	if urgent {
+		most = MaxUrgentBytes
+	} else {
+		fields = bounded(fields, MaxFieldBytes, cutBytes)
+		ent.Message = Cut(ent.Message, MaxFieldBytes)
+	}
+	buf, err := c.enc.EncodeEntry(ent, fields)
+	for keep := most / 16; err == nil && buf.Len() > most && keep > 0; keep /= 4 {
+		buf.Free()
+		ent.Message, ent.Stack = Cut(ent.Message, keep), Cut(ent.Stack, 4*keep)
+		buf, err = c.enc.EncodeEntry(ent, shortened(fields, keep))
+	}
+	return buf, err
 }
 
 func (c *core) Sync() error { return syncers(c.sinks).Sync() }

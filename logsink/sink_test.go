@@ -270,9 +270,11 @@ func TestOutputs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 30 {
-		l.Info(fmt.Sprint(i), zap.String("pad", strings.Repeat("x", 60<<10)))
-		_ = l.Sync()
+	for i := range 900 {
+		l.Info(fmt.Sprint(i), zap.String("pad", strings.Repeat("x", MaxFieldBytes)))
+		if i%30 == 0 {
+			_ = l.Sync()
+		}
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)

@@ -151,6 +151,18 @@ func TestNobodyWritesTheLog(t *testing.T) {
 			_, err := m.auth.AuthDisable(ctx, &pb.AuthDisableRequest{})
 			return err
 		},
+		"user": func(ctx context.Context) error {
+			_, err := m.auth.UserGet(ctx, &pb.AuthUserGetRequest{Name: "alice"})
+			return err
+		},
+		"no such user": func(ctx context.Context) error {
+			_, err := m.auth.UserGet(ctx, &pb.AuthUserGetRequest{Name: strings.Repeat("\x01", 1<<20)})
+			return err
+		},
+		"a role": func(ctx context.Context) error {
+			_, err := m.auth.RoleGet(ctx, &pb.AuthRoleGetRequest{Role: strings.Repeat("\x01", 1<<20)})
+			return err
+		},
 	} {
 		t.Run(name, func(t *testing.T) { checkStatus(t, call(t.Context()), codes.InvalidArgument, userEmpty) })
 	}
@@ -172,6 +184,78 @@ func TestNobodyWritesTheLog(t *testing.T) {
 	m.replica.set(func(r *solo) { r.barrierErr = nil })
 	_, err = m.kv.Put(m.as("alice"), &pb.PutRequest{Key: []byte("b")})
 	must(t, err)
+}
+
+// TestDeniedWritesNoLog: what a user may not do is refused before it is in the log of every member, with the error that
+// applying it gives; what depends on a lease is left to that.
+func TestDeniedWritesNoLog(t *testing.T) {
+	m := newSafeMember(t, nil)
+	root, alice := m.as("root"), m.as("alice")
+	huge := []byte(strings.Repeat("z", 1<<20))
+	for name, c := range map[string]struct {
+		call func(context.Context) error
+		want string
+	}{
+		"put": {func(ctx context.Context) error {
+			_, err := m.kv.Put(ctx, &pb.PutRequest{Key: huge})
+			return err
+		}, denied},
+		"delete": {func(ctx context.Context) error {
+			_, err := m.kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: huge})
+			return err
+		}, denied},
+		"txn": {func(ctx context.Context) error {
+			_, err := m.kv.Txn(ctx, &pb.TxnRequest{Success: ops(opPut("b")), Failure: ops(opPut("z"))})
+			return err
+		}, denied},
+		"another user": {func(ctx context.Context) error {
+			_, err := m.auth.UserGet(ctx, &pb.AuthUserGetRequest{Name: "root"})
+			return err
+		}, denied},
+		"another role": {func(ctx context.Context) error {
+			_, err := m.auth.RoleGet(ctx, &pb.AuthRoleGetRequest{Role: string(huge)})
+			return err
+		}, denied},
+		"grant a role": {func(ctx context.Context) error {
+			_, err := m.auth.UserGrantRole(ctx, &pb.AuthUserGrantRoleRequest{User: "alice", Role: "root"})
+			return err
+		}, denied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := len(m.replica.requests())
+			checkStatus(t, c.call(alice), codes.PermissionDenied, c.want)
+			if n := len(m.replica.requests()) - before; n != 0 {
+				t.Errorf("%d entries", n)
+			}
+		})
+	}
+	_, err := m.auth.UserGet(alice, &pb.AuthUserGetRequest{Name: "alice"})
+	must(t, err)
+	_, err = m.auth.RoleGet(alice, &pb.AuthRoleGetRequest{Role: "alice"})
+	must(t, err)
+
+	lease, err := m.lease.LeaseGrant(root, &pb.LeaseGrantRequest{TTL: 1000})
+	must(t, err)
+	_, err = m.kv.Put(root, &pb.PutRequest{Key: []byte("z"), Lease: lease.ID})
+	must(t, err)
+	_, err = m.kv.Put(alice, &pb.PutRequest{Key: []byte("b"), Lease: lease.ID})
+	checkStatus(t, err, codes.PermissionDenied, denied)
+
+	// Alarms are told before rights are.
+	_, err = m.maintenance.Alarm(root, &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE, MemberID: m.cfg.MemberID})
+	must(t, err)
+	before := len(m.replica.requests())
+	for _, ctx := range []context.Context{t.Context(), alice} {
+		_, err = m.kv.Put(ctx, &pb.PutRequest{Key: []byte("z")})
+		checkStatus(t, err, codes.ResourceExhausted, "etcdserver: mvcc: database space exceeded")
+		_, err = m.kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("z")})
+		if err == nil {
+			t.Error("a delete that is not allowed was answered")
+		}
+	}
+	if n := len(m.replica.requests()) - before; n != 0 {
+		t.Errorf("%d entries under an alarm", n)
+	}
 }
 
 // signing counts what signs; the entry's application must not.

@@ -115,42 +115,32 @@ func (s *Server) headerFor(ctx context.Context) (*pb.RequestHeader, error) {
 	return &pb.RequestHeader{Username: who.User, AuthRevision: who.Revision}, nil
 }
 
-// refuseNobody gives a request of a caller who did not say who they are the error that applying it would give: strangers
-// must not fill the log of a cluster that wants to know its users.
-func (s *Server) refuseNobody(ctx context.Context, r *pb.InternalRaftRequest) error {
-	if refusal(s.state.Policy(), auth.Identity{}, r) == nil {
-		return nil
-	}
-	// Alarms are told first, and that a request is too large, which nobody replicates either.
-	if len(s.state.Alarms()) > 0 || proto.Size(r) > s.cfg.MaxRequestBytes-headerBytes {
-		return nil
-	}
-	// Authentication may be off by now, and this member the last to know.
-	if err := s.replica.ReadBarrier(ctx); err != nil {
-		return err
-	}
-	return refusal(s.state.Policy(), auth.Identity{}, r)
-}
-
-// headerBytes is more than the header of a request without a user takes.
-const headerBytes = 64
-
-// refusal is why a caller may not make a request, as far as that does not depend on leases.
-func refusal(p *auth.Policy, who auth.Identity, r *pb.InternalRaftRequest) error {
+// refuse gives a request of somebody who may not make it the error that applying it would give: neither strangers nor users
+// without the right shall fill the log of a cluster, and the disks of all its members. What it lets through is judged when it
+// is applied, as ever; who may only not touch a lease is told so there.
+func (s *Server) refuse(ctx context.Context, who auth.Identity, r *pb.InternalRaftRequest) error {
 	noLeases := func(int64) ([][]byte, error) { return nil, nil }
-	switch {
-	case !p.Enabled():
+	if s.state.Policy().Judge(who, r, noLeases) == nil {
 		return nil
-	case r.Put != nil:
-		return p.Put(who, r.Put, noLeases)
-	case r.DeleteRange != nil:
-		return p.DeleteRange(who, r.DeleteRange)
-	case r.Txn != nil:
-		return p.Txn(who, r.Txn, noLeases)
-	case auth.NeedsAdmin(r):
-		return p.Admin(who)
 	}
-	return nil
+	// That a request is too large is told first, and nobody replicates it.
+	if proto.Size(r) > s.cfg.MaxRequestBytes {
+		return nil
+	}
+	for {
+		// Rules may be others by now, and this member the last to know.
+		if err := s.replica.ReadBarrier(ctx); err != nil {
+			return err
+		}
+		p := s.state.Policy()
+		if err := s.state.AlarmRefusal(r); err != nil { // told first as well
+			return err
+		}
+		err := p.Judge(who, r, noLeases)
+		if s.state.Policy() == p {
+			return err
+		}
+	}
 }
 
 // rootHeader is headerFor for what the leader asks for itself.

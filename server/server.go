@@ -403,12 +403,13 @@ func (s *Server) propose(ctx context.Context, kind requestKind, req *pb.Internal
 		if err != nil {
 			return command.Result{}, err
 		}
-		if header != nil && header.Username == "" && header.AuthRevision == 0 {
-			if err := s.refuseNobody(ctx, req); err != nil {
+		req.Header = header
+		if header != nil {
+			who := auth.Identity{User: header.Username, Revision: header.AuthRevision}
+			if err := s.refuse(ctx, who, req); err != nil {
 				return command.Result{}, err
 			}
 		}
-		req.Header = header
 	}
 	return s.proposeAs(ctx, kind, req, cost, false)
 }

@@ -8,6 +8,8 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/state"
 )
 
 // logRequestStats writes etcd's `request stats`: a warning for a request that
@@ -15,16 +17,20 @@ import (
 // others when debug logging is on. The field names have spaces; operators'
 // queries know them so. Values are told by their size only.
 func (s *Server) logRequestStats(ctx context.Context, method string, req, resp any, start time.Time, took time.Duration) {
-	log := s.logger.Debug
+	level := zap.DebugLevel
 	if took > s.cfg.WarnUnaryRequest && !s.debug {
-		log = s.logger.Warn
+		level = zap.WarnLevel
+	}
+	line := s.logger.Check(level, "request stats")
+	if line == nil {
+		return // sampled away: no text is made for it
 	}
 	remote := "No remote client info."
 	if p, ok := peer.FromContext(ctx); ok {
 		remote = p.Addr.String()
 	}
 	st := requestStatsOf(req, resp)
-	log("request stats",
+	line.Write(
 		zap.Time("start time", start),
 		zap.Duration("time spent", took),
 		zap.String("remote", remote),
@@ -49,7 +55,7 @@ func requestStatsOf(req, resp any) (st requestStats) {
 	switch r := resp.(type) {
 	case *pb.RangeResponse:
 		if q, ok := req.(*pb.RangeRequest); ok {
-			st.requestSize, st.content = proto.Size(q), q.String()
+			st.requestSize, st.content = proto.Size(q), state.RequestText(q)
 		}
 		if r != nil {
 			st.responseCount, st.responseSize = r.Count, proto.Size(r)
@@ -57,14 +63,14 @@ func requestStatsOf(req, resp any) (st requestStats) {
 	case *pb.PutResponse:
 		if q, ok := req.(*pb.PutRequest); ok {
 			st.requestCount, st.requestSize = 1, proto.Size(q)
-			st.content = pb.NewLoggablePutRequest(q).String()
+			st.content = state.RequestText(q)
 		}
 		if r != nil {
 			st.responseSize = proto.Size(r)
 		}
 	case *pb.DeleteRangeResponse:
 		if q, ok := req.(*pb.DeleteRangeRequest); ok {
-			st.requestSize, st.content = proto.Size(q), q.String()
+			st.requestSize, st.content = proto.Size(q), state.RequestText(q)
 		}
 		if r != nil {
 			st.responseCount, st.responseSize = r.Deleted, proto.Size(r)
@@ -79,7 +85,7 @@ func requestStatsOf(req, resp any) (st requestStats) {
 			for _, op := range ops {
 				st.requestSize += proto.Size(op)
 			}
-			st.content = pb.NewLoggableTxnRequest(q).String()
+			st.content = state.RequestText(q)
 		}
 		if r != nil {
 			st.responseSize = proto.Size(r)

@@ -39,14 +39,14 @@ func (m *Machine) applyEntry(e *command.Entry, out *command.Result, start time.T
 
 // refusal is the answer of the active alarms: CORRUPT stops all that depends on or changes the keys, NOSPACE all that grows
 // the database.
-func (m *Machine) refusal(k kind, r *pb.InternalRaftRequest) error {
-	if m.work.alarmActive(pb.AlarmType_CORRUPT) {
+func (c *cluster) refusal(k kind, r *pb.InternalRaftRequest) error {
+	if c.alarmActive(pb.AlarmType_CORRUPT) {
 		switch k {
 		case kindPut, kindRange, kindDeleteRange, kindTxn, kindCompaction, kindLeaseGrant, kindLeaseRevoke:
 			return ErrCorrupt
 		}
 	}
-	if m.work.alarmActive(pb.AlarmType_NOSPACE) {
+	if c.alarmActive(pb.AlarmType_NOSPACE) {
 		switch k {
 		case kindPut, kindLeaseGrant:
 			return ErrNoSpace
@@ -59,10 +59,15 @@ func (m *Machine) refusal(k kind, r *pb.InternalRaftRequest) error {
 	return nil
 }
 
+// AlarmRefusal is the error with which the alarms of now refuse a request; nil: they do not. Any goroutine may call it.
+func (m *Machine) AlarmRefusal(r *pb.InternalRaftRequest) error {
+	return m.seen.Load().refusal(kindOf(r), r)
+}
+
 func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 	r := e.Request
 	if m.work.alarms.any() { // asked before the caller's rights, as in etcd
-		if err := m.refusal(k, r); err != nil {
+		if err := m.work.refusal(k, r); err != nil {
 			return command.Result{Err: err}
 		}
 	}

@@ -12,30 +12,21 @@ import (
 )
 
 // The lines below have etcd's messages and fields; values and passwords are redacted as etcd redacts them. Text is made
-// only for what is logged.
+// only for what is written (a flood of such lines is sampled), and never more of it than RequestText's bound: the applier
+// makes it, on every member.
 
 func (m *Machine) warnSlow(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
-	m.slow(took, requestText(r), "", sizeText(out.Response), out.Err)
+	m.slow(took, r, "", func() string { return sizeText(out.Response) }, out.Err)
 }
 
 func (m *Machine) warnFailed(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
-	if !m.lg.Core().Enabled(zap.WarnLevel) {
-		return
+	if line := m.lg.Check(zap.WarnLevel, "failed to apply request"); line != nil {
+		line.Write(
+			zap.Duration("took", took),
+			zap.String("request", RequestText(r)),
+			zap.String("response", sizeText(out.Response)),
+			zap.Error(out.Err))
 	}
-	m.lg.Warn("failed to apply request",
-		zap.Duration("took", took),
-		zap.String("request", requestText(r)),
-		zap.String("response", sizeText(out.Response)),
-		zap.Error(out.Err))
-}
-
-// requestText is what of a request may be logged. etcd shows the letters of a simple token here; the rest of it is an
-// index that can be guessed.
-func requestText(r *pb.InternalRaftRequest) string {
-	if r.Authenticate.GetSimpleToken() != "" {
-		r = &pb.InternalRaftRequest{Header: r.Header, Authenticate: &pb.InternalAuthenticateRequest{Name: r.Authenticate.Name, SimpleToken: "redacted"}}
-	}
-	return (&pb.InternalRaftStringer{Request: r}).String()
 }
 
 // warnSlowCommit tells of a batch whose write into the store took long; no single request of it is to blame.
@@ -51,11 +42,12 @@ func (m *Machine) WarnSlowRange(took time.Duration, r *pb.RangeRequest, resp *pb
 	if took <= m.cfg.WarningApply {
 		return
 	}
-	text := ""
-	if resp != nil {
-		text = fmt.Sprintf("range_response_count:%d size:%d", len(resp.Kvs), proto.Size(resp))
-	}
-	m.slow(took, r.String(), "read-only range ", text, err)
+	m.slow(took, r, "read-only range ", func() string {
+		if resp == nil {
+			return ""
+		}
+		return fmt.Sprintf("range_response_count:%d size:%d", len(resp.Kvs), proto.Size(resp))
+	}, err)
 }
 
 // WarnSlowTxn logs a read-only transaction that took longer than the warning duration. Any goroutine may call it.
@@ -63,28 +55,31 @@ func (m *Machine) WarnSlowTxn(took time.Duration, r *pb.TxnRequest, resp *pb.Txn
 	if took <= m.cfg.WarningApply {
 		return
 	}
-	text := ""
-	if resp != nil {
+	m.slow(took, r, "read-only txn ", func() string {
+		if resp == nil {
+			return ""
+		}
 		var counts []string
-		for _, op := range resp.Responses {
+		for _, op := range resp.Responses[:min(len(resp.Responses), logMessages)] {
 			if rr := op.GetResponseRange(); rr != nil {
 				counts = append(counts, fmt.Sprintf("range_response_count:%d", len(rr.Kvs)))
 			}
 		}
-		text = fmt.Sprintf("responses:<%s> size:%d", strings.Join(counts, " "), proto.Size(resp))
-	}
-	m.slow(took, pb.NewLoggableTxnRequest(r).String(), "read-only txn ", text, err)
+		return fmt.Sprintf("responses:<%s> size:%d", strings.Join(counts, " "), proto.Size(resp))
+	}, err)
 }
 
-func (m *Machine) slow(took time.Duration, request, prefix, response string, err error) {
+func (m *Machine) slow(took time.Duration, request proto.Message, prefix string, response func() string, err error) {
 	m.stats.slowApplies.Inc()
-	m.lg.Warn("apply request took too long",
-		zap.Duration("took", took),
-		zap.Duration("expected-duration", m.cfg.WarningApply),
-		zap.String("prefix", prefix),
-		zap.String("request", request),
-		zap.String("response", response),
-		zap.Error(err))
+	if line := m.lg.Check(zap.WarnLevel, "apply request took too long"); line != nil {
+		line.Write(
+			zap.Duration("took", took),
+			zap.Duration("expected-duration", m.cfg.WarningApply),
+			zap.String("prefix", prefix),
+			zap.String("request", RequestText(request)),
+			zap.String("response", response()),
+			zap.Error(err))
+	}
 }
 
 func sizeText(resp proto.Message) string {

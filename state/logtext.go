@@ -1,0 +1,105 @@
+package state
+
+import (
+	"strconv"
+
+	"github.com/belaydb/belay/logsink"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// What of a request gets into a log line. The text of a whole one may be a hundred megabytes and take seconds, in the
+// applier of every member; so it is made of a copy that is small: long keys and names are cut, and of many operations the
+// first few are taken. The cost is bounded by these, whatever the request is.
+const (
+	logKeyBytes = 256     // of one key or name
+	logBytes    = 1 << 10 // of all of them
+	logMessages = 24      // operations and whatever else is nested
+)
+
+// RequestText describes a request, or a part of one, in etcd's words: values and passwords are told by their size or not at
+// all. Of a simple token etcd shows the letters; the rest of it is an index that can be guessed. Make it only for a line
+// that will be written.
+func RequestText(r proto.Message) string {
+	if !r.ProtoReflect().IsValid() {
+		return ""
+	}
+	c := clipper{bytes: logBytes, messages: logMessages}
+	small := c.clip(r.ProtoReflect()).Interface()
+	var text string
+	switch r := small.(type) {
+	case *pb.InternalRaftRequest:
+		if r.Authenticate.GetSimpleToken() != "" {
+			r.Authenticate.SimpleToken = "redacted"
+		}
+		text = (&pb.InternalRaftStringer{Request: r}).String()
+	case *pb.TxnRequest:
+		text = pb.NewLoggableTxnRequest(r).String()
+	case *pb.PutRequest:
+		text = pb.NewLoggablePutRequest(r).String()
+	case interface{ String() string }:
+		text = r.String()
+	}
+	text = logsink.Cut(text, logsink.MaxFieldBytes-64)
+	if c.left > 0 {
+		text += " (and " + strconv.Itoa(c.left) + " more)"
+	}
+	return text
+}
+
+// clipper copies messages within its bounds.
+type clipper struct {
+	bytes, messages int // what there is room for
+	left            int // elements of lists that were left out
+}
+
+func (c *clipper) clip(m protoreflect.Message) protoreflect.Message {
+	c.messages--
+	small := m.New()
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case fd.IsMap(): // no request has one
+		case fd.IsList():
+			from, to := v.List(), small.Mutable(fd).List()
+			for i := range from.Len() {
+				if c.messages <= 0 || c.bytes <= 0 {
+					c.left += from.Len() - i
+					break
+				}
+				to.Append(c.value(fd, from.Get(i)))
+			}
+		case fd.Message() != nil && c.messages <= 0:
+			c.left++
+		default:
+			small.Set(fd, c.value(fd, v))
+		}
+		return true
+	})
+	return small
+}
+
+func (c *clipper) value(fd protoreflect.FieldDescriptor, v protoreflect.Value) protoreflect.Value {
+	switch {
+	case fd.Message() != nil:
+		return protoreflect.ValueOfMessage(c.clip(v.Message()))
+	case fd.Kind() == protoreflect.StringKind:
+		return protoreflect.ValueOfString(cut(c, v.String()))
+	case fd.Kind() != protoreflect.BytesKind:
+		return v
+	case fd.FullName() == putValue || fd.FullName() == compareValue:
+		return v // its size alone is told, so it need not be copied
+	}
+	return protoreflect.ValueOfBytes([]byte(cut(c, v.Bytes())))
+}
+
+func cut[Text ~string | ~[]byte](c *clipper, s Text) string {
+	text := logsink.Cut(s, max(0, min(logKeyBytes, c.bytes)))
+	c.bytes -= len(text)
+	return text
+}
+
+var (
+	putValue     = (&pb.PutRequest{}).ProtoReflect().Descriptor().Fields().ByName("value").FullName()
+	compareValue = (&pb.Compare{}).ProtoReflect().Descriptor().Fields().ByName("value").FullName()
+)
