@@ -11,6 +11,7 @@ import (
 
 	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/logsink"
+	"github.com/belaydb/belay/server"
 )
 
 // Program is the name that the process goes by: it decides over the default data directory, the help
@@ -123,6 +124,8 @@ type Config struct {
 	DiskStallHandOver time.Duration // 0: never
 	MaxUnsyncedBytes  int64
 
+	Limits server.Limits
+
 	UnsafeNoFsync bool
 
 	// Explicit holds the names of the flags that were given, by argument, environment or file.
@@ -167,6 +170,7 @@ func Default() *Config {
 		AuthTokenTTL:         300,
 		DiskStallHandOver:    5 * time.Second,
 		MaxUnsyncedBytes:     512 << 20,
+		Limits:               server.Limits{KeyBytes: server.DefaultKeyBytes},
 		SnapshotCount:        10000,
 		MaxRequestBytes:      1536 << 10,
 		MaxTxnOps:            128,

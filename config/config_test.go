@@ -466,7 +466,7 @@ func TestFileLines(t *testing.T) {
 func TestAllOfEtcd(t *testing.T) {
 	seen := map[string]bool{}
 	for _, d := range flagDefs() {
-		if d.group == groupBelay {
+		if d.group == groupBelay || d.group == groupLimits {
 			continue
 		}
 		seen[d.name] = true

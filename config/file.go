@@ -158,6 +158,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		Discovery             DiscoveryConfig `json:"discovery-config"`
 		DiskStallHandOver     *time.Duration  `json:"disk-stall-handover"`
 		MaxUnsyncedBytes      *int64          `json:"max-unsynced-bytes"`
+		MaxKeyBytes           *int64          `json:"max-key-bytes"`
 	}
 	type securityConfig struct {
 		CertFile           string   `json:"cert-file"`
@@ -212,6 +213,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		LogRotation: &c.LogRotation, LogRotationSet: &c.LogRotationSet,
 		EnableGateway: &c.EnableGateway, UnsafeNoFsync: &c.UnsafeNoFsync, DowngradeCheckTime: &c.DowngradeCheckTime, MemoryMlock: &c.MemoryMlock,
 		DiskStallHandOver: &c.DiskStallHandOver, MaxUnsyncedBytes: &c.MaxUnsyncedBytes,
+		MaxKeyBytes: &c.Limits.KeyBytes,
 	}}
 	file.SocketOptions.ReusePort, file.SocketOptions.ReuseAddress = &c.ReusePort, &c.ReuseAddress
 	file.Discovery.Token = &d.Token

@@ -19,6 +19,7 @@ const (
 	groupAuth       group = "Auth"
 	groupFeatures   group = "Features"
 	groupBelay      group = "Disks that stall (not in etcd)"
+	groupLimits     group = "Limits of requests (not in etcd)"
 	groupUnsafe     group = "Unsafe feature"
 )
 
@@ -192,6 +193,9 @@ func behaviourFlags() []flagDef {
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.DiskStallHandOver })},
 		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while the disk stalls; beyond it writes are refused.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},
+
+		{group: groupLimits, name: "max-key-bytes", usage: "Length of a key that is written and of a new user's or role's name. Negative: no limit.",
+			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.KeyBytes })},
 
 		{group: groupUnsafe, name: "force-new-cluster", usage: "Make this member the only one of its cluster, keeping the data. For when a quorum is lost for good.",
 			bind: boolFlag(func(c *Config) *bool { return &c.ForceNewCluster })},

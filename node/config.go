@@ -11,6 +11,7 @@ import (
 
 	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/server"
 )
 
 // Config is one member's configuration, already validated. Sizes are bytes.
@@ -97,6 +98,8 @@ type Config struct {
 
 	DiskStallHandOver time.Duration // negative: never
 	MaxUnsyncedBytes  int64
+
+	Limits server.Limits
 
 	EnablePprof      bool
 	ExtensiveMetrics bool

@@ -216,7 +216,7 @@ func (n *Node) assemble() (err error) {
 		Leases: n.leases, Hub: n.hub, Admission: admission.New(admission.Options{}), Raft: n.transport.Handler(),
 		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics, BacklogBytes: n.log.BytesBetween,
 		Metrics:         server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features}),
-		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxTxnOps: n.cfg.MaxTxnOps,
+		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxTxnOps: n.cfg.MaxTxnOps, Limits: n.cfg.Limits,
 		MaxConcurrentStreams: n.cfg.MaxConcurrentStreams,
 		ReadyChecks: []server.HealthCheck{
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},

@@ -126,6 +126,9 @@ func (a *authService) hash(ctx context.Context, password string) (string, error)
 }
 
 func (a *authService) UserAdd(ctx context.Context, r *pb.AuthUserAddRequest) (*pb.AuthUserAddResponse, error) {
+	if err := a.cfg.Limits.checkName(r.Name); err != nil {
+		return nil, err
+	}
 	if !r.Options.GetNoPassword() {
 		hashed, err := a.hash(ctx, r.Password)
 		r.Password = ""
@@ -171,6 +174,9 @@ func (a *authService) UserRevokeRole(ctx context.Context, r *pb.AuthUserRevokeRo
 }
 
 func (a *authService) RoleAdd(ctx context.Context, r *pb.AuthRoleAddRequest) (*pb.AuthRoleAddResponse, error) {
+	if err := a.cfg.Limits.checkName(r.Name); err != nil {
+		return nil, err
+	}
 	return authCall[*pb.AuthRoleAddResponse](ctx, a, kindAuthRoleAdd, &pb.InternalRaftRequest{AuthRoleAdd: r})
 }
 

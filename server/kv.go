@@ -90,6 +90,9 @@ func (k *kvService) admitPut(ctx context.Context, r *pb.PutRequest) (*pb.Interna
 	if err := checkPut(r); err != nil {
 		return nil, err
 	}
+	if err := k.cfg.Limits.checkKey(r.Key); err != nil {
+		return nil, err
+	}
 	return &pb.InternalRaftRequest{Put: r}, nil
 }
 
@@ -111,6 +114,9 @@ func (k *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse,
 		return nil, err
 	}
 	if err := checkTxn(r, k.cfg.MaxTxnOps); err != nil {
+		return nil, err
+	}
+	if err := k.cfg.Limits.checkKeys(r); err != nil {
 		return nil, err
 	}
 	resp, err := k.txn(ctx, r)

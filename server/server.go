@@ -142,6 +142,8 @@ type Config struct {
 	CompactRetained int64          // revisions, with CompactRevision
 
 	CorruptionChecks CorruptionChecks
+
+	Limits Limits
 }
 
 func (c *Config) setDefaults() error {
@@ -179,6 +181,7 @@ func (c *Config) setDefaults() error {
 	if c.StreamWorkers == 0 {
 		c.StreamWorkers = defaultStreamWorkers
 	}
+	c.Limits.setDefaults()
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
 	}

@@ -160,7 +160,7 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		TuneTimeouts: !cfg.Explicit["heartbeat-interval"] && !cfg.Explicit["election-timeout"],
 		AdvanceTicks: cfg.AdvanceTicks, PreVote: cfg.PreVote,
 		SnapshotCount: cfg.SnapshotCount, SnapshotCountSet: cfg.Explicit["snapshot-count"],
-		MaxRequestBytes: int(cfg.MaxRequestBytes), MaxTxnOps: int(cfg.MaxTxnOps),
+		MaxRequestBytes: int(cfg.MaxRequestBytes), MaxTxnOps: int(cfg.MaxTxnOps), Limits: cfg.Limits,
 		QuotaBytes: cfg.QuotaBytes, StrictReconfig: cfg.StrictReconfigCheck, MaxLearners: cfg.MaxLearners,
 		AutoCompaction:   node.AutoCompaction{Mode: cfg.CompactionMode, Period: cfg.CompactionPeriod, Revisions: cfg.CompactionRevisions},
 		ProgressInterval: cfg.WatchProgressInterval, SlowApply: cfg.WarningApply, SlowRequest: cfg.WarningRequest,
