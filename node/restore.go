@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -30,8 +27,8 @@ type RestoreConfig struct {
 	SkipHash bool   // the file has no SHA-256 at its end, or its is not to be believed
 
 	// The member and its new cluster, as the flags of the same names of the server.
+	// What config's Verify has to say of them the caller has heard.
 	Name, DataDir, WALDir, InitialCluster, InitialClusterToken string
-	AdvertisePeerURLs                                          []string
 
 	// BumpRevision is added to the current revision, and everything up to there
 	// counts as compacted, so that no client sees a revision twice with different
@@ -63,7 +60,7 @@ const (
 // Crash points: what is not whole is called member.restoring, and a log of its own
 // under --wal-dir without a store beside it is refused by a start.
 func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
-	id, err := restoredIdentity(&c)
+	id, err := foundCluster(c.Name, c.InitialCluster, c.InitialClusterToken)
 	if err != nil {
 		return r, err
 	}
@@ -111,26 +108,6 @@ func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 		return r, err
 	}
 	return r, syncDir(fs, c.DataDir)
-}
-
-// restoredIdentity checks what must agree, as a start of a new cluster does.
-func restoredIdentity(c *RestoreConfig) (identity, error) {
-	id, err := foundCluster(c.Name, c.InitialCluster, c.InitialClusterToken)
-	if err != nil {
-		return identity{}, err
-	}
-	own := memberByName(id.members, c.Name)
-	advertised := slices.Sorted(slices.Values(c.AdvertisePeerURLs))
-	for _, text := range slices.Concat(advertised, own.PeerURLs) {
-		if u, err := url.Parse(text); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-			return identity{}, fmt.Errorf("%q is not a peer URL: it must be http://HOST:PORT or https://HOST:PORT", text)
-		}
-	}
-	if !slices.Equal(advertised, own.PeerURLs) {
-		return identity{}, fmt.Errorf("--initial-cluster has %s=%s, but --initial-advertise-peer-urls is %s; they must be the same",
-			c.Name, strings.Join(own.PeerURLs, ","), strings.Join(advertised, ","))
-	}
-	return id, nil
 }
 
 // restoreStore fills a new store; index is what it says it has applied.

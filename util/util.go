@@ -15,8 +15,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/internal/version"
+	"github.com/belaydb/belay/logsink"
 	"github.com/belaydb/belay/node"
 	"github.com/belaydb/belay/raftlog"
 	"github.com/belaydb/belay/snapshotfile"
@@ -110,7 +112,7 @@ may also be the database of a stopped etcd member (member/snap/db), with
 			if len(args) != 1 {
 				return failf(codeBadArgs, "snapshot restore requires exactly one argument")
 			}
-			return restore(cmd.Context(), f, args[0], stdout)
+			return restore(cmd.Context(), f, args[0], stdout, cmd.ErrOrStderr())
 		},
 	}
 	fs := cmd.Flags()
@@ -135,14 +137,38 @@ may also be the database of a stopped etcd member (member/snap/db), with
 	return cmd
 }
 
-func restore(ctx context.Context, f restoreFlags, file string, stdout io.Writer) error {
+// verify is what a start of the new cluster verifies, which is what etcdutl does: that --initial-cluster knows the
+// member under the URLs that it advertises, as texts or as the addresses that they resolve to. What keeps it waiting,
+// a name that cannot be resolved, goes to stderr.
+func verify(ctx context.Context, f restoreFlags, stderr io.Writer) error {
+	urls, err := config.ParseURLs(f.peerURLs)
+	if err != nil {
+		return err
+	}
+	if len(urls) == 0 {
+		return errors.New("--initial-advertise-peer-urls must name at least one URL")
+	}
+	lg, err := logsink.New(logsink.Config{Level: "warn", Format: "console", Writer: stderr})
+	if err != nil {
+		return err
+	}
+	member := config.Default()
+	member.Name, member.AdvertisePeerURLs = f.Name, urls
+	err = member.Verify(ctx, lg.Logger, f.InitialCluster)
+	return errors.Join(err, lg.Close())
+}
+
+func restore(ctx context.Context, f restoreFlags, file string, stdout, stderr io.Writer) error {
 	if f.markCompacted != (f.bump > 0) {
 		return failf(codeBadArgs, "--mark-compacted required if --revision-bump > 0")
 	}
 	if f.bump > 1<<61 {
 		return failf(codeBadArgs, "--bump-revision is too large: at most %d", uint64(1)<<61)
 	}
-	f.Snapshot, f.BumpRevision, f.AdvertisePeerURLs = file, int64(f.bump), strings.Split(f.peerURLs, ",")
+	f.Snapshot, f.BumpRevision = file, int64(f.bump)
+	if err := verify(ctx, f, stderr); err != nil {
+		return err
+	}
 	r, err := node.Restore(ctx, f.RestoreConfig)
 	if err != nil {
 		return err
