@@ -218,6 +218,10 @@ func (k *kvService) compact(ctx context.Context, r *pb.CompactionRequest) (*pb.C
 // streamFirstLimit is how many keys the first chunk of a RangeStream has.
 const streamFirstLimit = 10
 
+// streamHeaderBytes is about what header, more and count add to a chunk: etcd
+// counts them where it looks how large the last chunk was.
+const streamHeaderBytes = 10
+
 // RangeStream answers a range in chunks of about the largest request's size,
 // all from one consistent view. Header, more and count are on the last chunk
 // alone, which is how a client knows that nothing is missing.
@@ -267,6 +271,15 @@ func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.Rang
 		return send(&pb.RangeResponse{Count: rr.Count}, true)
 	}
 
+	if sortedChunks(r) && r.Limit < 0 {
+		// As in etcd: all is one chunk, and sorted whole.
+		whole, err := state.RangeResponse(ctx, view, r)
+		if err != nil {
+			return err
+		}
+		return send(whole, true)
+	}
+
 	left := r.Limit
 	if left <= 0 {
 		left = math.MaxInt64
@@ -281,7 +294,7 @@ func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.Rang
 		n := int64(len(chunk.Kvs))
 		sent += n
 		left -= n
-		size := proto.Size(chunk)
+		size := proto.Size(chunk) + streamHeaderBytes
 		if !more || left == 0 {
 			chunk.More, chunk.Count = more, sent
 			if more {
@@ -299,6 +312,14 @@ func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.Rang
 		}
 		limit = min(nextLimit(limit, size, k.cfg.MaxRequestBytes), left)
 	}
+}
+
+// sortedChunks says whether each chunk of a RangeStream is sorted by itself: a
+// sort target without an order passes checkRangeStream, as it passes etcd's. etcd
+// then sorts the keys of each chunk, and goes on behind the chunk's last one, which
+// need not be its greatest: keys are left out and come twice. So they do here.
+func sortedChunks(r *pb.RangeRequest) bool {
+	return r.SortOrder == pb.RangeRequest_NONE && r.SortTarget != pb.RangeRequest_KEY
 }
 
 // streamStall is how long a client may read nothing of a RangeStream: its view
@@ -348,27 +369,37 @@ func (k *kvService) readChunk(ctx context.Context, view *mvcc.View, key, end []b
 	chunk := &pb.RangeResponse{}
 	size, largest := int64(0), int64(1)
 	step := int64(streamFirstLimit)
+	if sortedChunks(r) { // where a chunk ends is seen in the answer: as etcd, by the number of keys alone
+		target, step = math.MaxInt64, limit
+	}
+	bare := r.KeysOnly && r.SortTarget != pb.RangeRequest_VALUE
 	for {
 		step = min(step, limit-int64(len(chunk.Kvs)))
-		rr, err := view.Range(ctx, key, end, mvcc.RangeOptions{Rev: r.Revision, Limit: step + 1, KeysOnly: r.KeysOnly, NoCount: true})
+		rr, err := view.Range(ctx, key, end, mvcc.RangeOptions{Rev: r.Revision, Limit: step + 1, KeysOnly: bare, NoCount: true})
 		if err != nil {
 			return nil, false, err
 		}
-		more := int64(len(rr.KVs)) > step
-		if more {
-			rr.KVs = rr.KVs[:step]
+		var next []*mvccpb.KeyValue // the one behind the chunk, if there is one
+		if int64(len(rr.KVs)) > step {
+			rr.KVs, next = rr.KVs[:step], rr.KVs[step:]
 		}
 		for _, kv := range rr.KVs {
 			n := int64(len(kv.Key) + len(kv.Value) + 16)
 			size += n
 			largest = max(largest, n)
 		}
-		if r.KeysOnly {
-			rr.KVs = withoutValues(rr.KVs)
-		}
 		chunk.Kvs = append(chunk.Kvs, rr.KVs...)
-		if !more || int64(len(chunk.Kvs)) == limit || size >= target {
-			return chunk, more, nil
+		if n := int64(len(chunk.Kvs)); len(next) == 0 || n == limit || size >= target {
+			if sortedChunks(r) {
+				// etcd sorts what it has read, the key behind the chunk too.
+				chunk.Kvs = append(chunk.Kvs, next...)
+				state.SortChunk(chunk.Kvs, r)
+				chunk.Kvs = chunk.Kvs[:n]
+			}
+			if r.KeysOnly {
+				chunk.Kvs = withoutValues(chunk.Kvs, !bare)
+			}
+			return chunk, len(next) > 0, nil
 		}
 		key = nextKey(chunk)
 		step = max(1, min(step*2, (target-size)/largest))
@@ -376,13 +407,16 @@ func (k *kvService) readChunk(ctx context.Context, view *mvcc.View, key, end []b
 }
 
 // withoutValues gives copies: what mvcc hands out is shared. The lease goes
-// too, as in etcd.
-func withoutValues(kvs []*mvccpb.KeyValue) []*mvccpb.KeyValue {
+// too, as in etcd, but where it sorted by value.
+func withoutValues(kvs []*mvccpb.KeyValue, leases bool) []*mvccpb.KeyValue {
 	bare := make([]mvccpb.KeyValue, len(kvs))
 	out := make([]*mvccpb.KeyValue, len(kvs))
 	for i, kv := range kvs {
 		b := &bare[i]
 		b.Key, b.CreateRevision, b.ModRevision, b.Version = kv.Key, kv.CreateRevision, kv.ModRevision, kv.Version
+		if leases {
+			b.Lease = kv.Lease
+		}
 		out[i] = b
 	}
 	return out

@@ -1,11 +1,13 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/coreos/go-semver/semver"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -336,6 +339,70 @@ func TestRangeStream(t *testing.T) {
 	must(t, err)
 	_, err = stream.Recv()
 	checkStatus(t, err, codes.OutOfRange, "etcdserver: mvcc: required revision is a future revision")
+}
+
+// TestRangeStreamSortsEachChunk: a target without an order passes, and sorts each chunk by itself. What etcd's loop of
+// plain ranges would send is the model: the plain range is compared with etcd elsewhere.
+func TestRangeStreamSortsEachChunk(t *testing.T) {
+	m := newMember(t)
+	ctx := t.Context()
+	grant, err := m.lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: 1000})
+	must(t, err)
+	for i := range 90 { // neither values, versions nor revisions grow with the keys
+		_, err := m.kv.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "k%02d", i*37%90), Value: fmt.Appendf(nil, "%02d", i*53%97), Lease: grant.ID * int64(i%2)})
+		must(t, err)
+	}
+	for i := range 40 {
+		m.put(fmt.Sprintf("k%02d", i*7%90), "0")
+	}
+	for _, target := range []pb.RangeRequest_SortTarget{pb.RangeRequest_VERSION, pb.RangeRequest_CREATE, pb.RangeRequest_MOD, pb.RangeRequest_VALUE} {
+		for _, limit := range []int64{0, 1, 7, 10, 11, 35, 90, 1000, -1} {
+			for _, keysOnly := range []bool{false, true} {
+				req := &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l"), SortTarget: target, Limit: limit, KeysOnly: keysOnly}
+				want, count, more := etcdsChunks(t, m, req)
+				stream, err := m.kv.RangeStream(ctx, req)
+				must(t, err)
+				whole := &pb.RangeResponse{}
+				for {
+					chunk, err := stream.Recv()
+					if err == io.EOF {
+						break
+					}
+					must(t, err)
+					proto.Merge(whole, chunk.RangeResponse)
+				}
+				if have := fmt.Sprint(whole.Kvs); have != fmt.Sprint(want) || whole.Count != count || whole.More != more {
+					t.Errorf("%v, limit %d, keys only %v: count %d more %v, want %d %v\nhave %s\nwant %s", target, limit, keysOnly, whole.Count, whole.More, count, more, have, fmt.Sprint(want))
+				}
+			}
+		}
+	}
+}
+
+// etcdsChunks does what etcd's rangeStream does, for keys that are small.
+func etcdsChunks(t *testing.T, m *member, req *pb.RangeRequest) (kvs []*mvccpb.KeyValue, count int64, more bool) {
+	t.Helper()
+	r := proto.Clone(req).(*pb.RangeRequest)
+	total := r.Limit
+	if total == 0 {
+		total = math.MaxInt64
+	}
+	for r.Limit = min(10, total); ; r.Limit = min(2*r.Limit, total-int64(len(kvs))) {
+		resp, err := m.kv.Range(t.Context(), r)
+		must(t, err)
+		kvs = append(kvs, resp.Kvs...)
+		if resp.More {
+			r.Key = append(bytes.Clone(resp.Kvs[len(resp.Kvs)-1].Key), 0)
+		}
+		if n := int64(len(kvs)); !resp.More || n == total {
+			if resp.More {
+				rest, err := m.kv.Range(t.Context(), &pb.RangeRequest{Key: r.Key, RangeEnd: r.RangeEnd, CountOnly: true})
+				must(t, err)
+				n += rest.Count
+			}
+			return kvs, n, resp.More
+		}
+	}
 }
 
 func TestLease(t *testing.T) {

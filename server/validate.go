@@ -27,7 +27,7 @@ func checkRangeStream(r *pb.RangeRequest) error {
 	if err := checkRange(r); err != nil {
 		return err
 	}
-	// Without an order the target is not looked at, so any target passes then.
+	// Without an order the target is not looked at, so any target passes then: see sortedChunks.
 	byKey := r.SortOrder == pb.RangeRequest_NONE ||
 		r.SortTarget == pb.RangeRequest_KEY && r.SortOrder == pb.RangeRequest_ASCEND
 	if !byKey {

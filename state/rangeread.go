@@ -159,6 +159,9 @@ func sortKVs(kvs []*mvccpb.KeyValue, r *pb.RangeRequest) {
 	}
 }
 
+// SortChunk sorts one chunk of a streamed range by the request's target, as RangeResponse sorts a whole one.
+func SortChunk(kvs []*mvccpb.KeyValue, r *pb.RangeRequest) { sortKVs(kvs, r) }
+
 type kvSorter struct {
 	kvs  []*mvccpb.KeyValue
 	less func(a, b *mvccpb.KeyValue) bool
