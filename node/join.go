@@ -24,6 +24,10 @@ import (
 const (
 	// joinTimeout bounds one question to one peer of the cluster that is joined.
 	joinTimeout = 10 * time.Second
+	// downgradeTimeout bounds the question whether the cluster is being downgraded. A member of etcd answers it only with a
+	// quorum; and where this member makes two of one there is none until it has joined: the writes of the cluster wait for
+	// it then, and it must not wait for them.
+	downgradeTimeout = time.Second
 	// matchTimeout bounds how long names of hosts are resolved for.
 	matchTimeout = 30 * time.Second
 	// maxMembersBytes bounds the answer of /members.
@@ -247,22 +251,38 @@ func (j *joiner) compatible(ctx context.Context, own uint64, cluster *running) b
 	return ok
 }
 
-// downgrading says whether a member told that the cluster is being downgraded:
-// the first that answers counts.
+// downgrading says whether a member told that the cluster is being downgraded: all are asked at once, and the first that
+// answers counts. If none does in time, the cluster is taken not to be.
 func (j *joiner) downgrading(ctx context.Context, own uint64, cluster *running) bool {
+	ctx, cancel := context.WithTimeout(ctx, downgradeTimeout)
+	defer cancel()
+	type answer struct {
+		from    uint64
+		enabled bool
+		err     error
+	}
+	answers := make(chan answer, len(cluster.members))
+	asked := 0
 	for _, m := range cluster.members {
 		if m.ID == own {
 			continue
 		}
-		var enabled bool
-		err := j.askMember(ctx, m, "/downgrade/enabled", func(body []byte) (err error) {
-			enabled, err = strconv.ParseBool(string(body))
-			return err
-		})
-		if err == nil {
-			return enabled
+		asked++
+		go func() {
+			a := answer{from: m.ID}
+			a.err = j.askMember(ctx, m, "/downgrade/enabled", func(body []byte) (err error) {
+				a.enabled, err = strconv.ParseBool(string(body))
+				return err
+			})
+			answers <- a
+		}()
+	}
+	for range asked {
+		a := <-answers
+		if a.err == nil {
+			return a.enabled
 		}
-		j.logger.Warn("failed to get downgrade enabled status", zap.String("remote-member-id", hexID(m.ID)), zap.Error(err))
+		j.logger.Warn("failed to get downgrade enabled status", zap.String("remote-member-id", hexID(a.from)), zap.Error(a.err))
 	}
 	return false
 }

@@ -328,7 +328,14 @@ func (m *testMember) AskDisks(ids []uint64) {
 	}
 }
 
-func (m *testMember) ActiveSince(uint64) time.Time { return time.Unix(1, 0) }
+func (m *testMember) ActiveSince(id uint64) time.Time {
+	m.c.mu.Lock()
+	defer m.c.mu.Unlock()
+	if to := m.c.members[id]; m.c.cut[[2]uint64{m.id, id}] || to != nil && to.dead.Load() {
+		return time.Time{}
+	}
+	return time.Unix(1, 0)
+}
 
 // crash stops the member, loses what its disk had not synced, and leaves it
 // ready to start again. The store keeps what it had flushed, or what it had

@@ -134,6 +134,7 @@ type loop struct {
 
 	leader     uint64
 	lastLeader uint64 // the last one known, leader included
+	apart      bool   // without a leader, this member, that led last, had no quorum in reach at the last tick
 	heir       uint64 // whom this leader would ask to lead; see bequeath
 	term       uint64
 	state      raft.StateType
@@ -282,6 +283,25 @@ func (l *loop) campaignAlone() bool {
 	return true
 }
 
+// campaignReunited starts an election when a quorum has come back into reach of the member that led before it was lost: a
+// cluster of one that grows to two loses it until the second runs, and would wait for a random time up to two election
+// timeouts then. One member alone does so, or they would split the votes.
+func (l *loop) campaignReunited() {
+	if l.leader != raft.None || l.lastLeader != l.cfg.ID || l.node.BasicStatus().RaftState == raft.StateLeader {
+		l.apart = false
+		return
+	}
+	apart := !l.quorumActiveSince(time.Now())
+	reunited := l.apart && !apart
+	l.apart = apart
+	if !reunited {
+		return
+	}
+	if err := l.node.Campaign(); err != nil {
+		l.logger.Warn("failed to campaign with the quorum that is back", zap.Error(err))
+	}
+}
+
 func (l *loop) publishVoters() {
 	var ids []uint64
 	for id := range l.node.Status().Config.Voters.IDs() {
@@ -302,6 +322,7 @@ func (l *loop) tick() {
 		l.tickRaft(now)
 	}
 	l.campaignAlone()
+	l.campaignReunited()
 	l.ticks++
 	if l.ticks%5 == 0 {
 		l.waiters.expire(l.Replica, time.Now())

@@ -164,6 +164,34 @@ func TestPartitionedLeaderServesNoStaleRead(t *testing.T) {
 	})
 }
 
+// TestReunitedLeaderLeadsAgain: who led before a quorum went out of reach campaigns as soon as it is back, rather than at a
+// random time up to two election timeouts later.
+func TestReunitedLeaderLeadsAgain(t *testing.T) {
+	atOnce := 0
+	for range 10 {
+		synctest.Test(t, func(t *testing.T) {
+			c := newTestCluster(t, 2)
+			defer c.close()
+			old := c.leader()
+			other := c.others(old)[0]
+			other.crash()
+			for old.replica().Leader() != 0 {
+				time.Sleep(100 * time.Millisecond)
+			}
+			time.Sleep(5 * time.Second)
+			other.restart()
+			time.Sleep(500 * time.Millisecond) // a tick, and what messages and disks take
+			synctest.Wait()
+			if old.replica().IsLeader() {
+				atOnce++
+			}
+		})
+	}
+	if atOnce < 7 { // now and then the other campaigns in the same moment
+		t.Fatalf("in %d of 10 runs a leader half a second after both members run again", atOnce)
+	}
+}
+
 func TestLaggingFollowerGetsSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3)

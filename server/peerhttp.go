@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -204,14 +206,20 @@ func (s *Server) answerTimeToLive(r *http.Request, body []byte) ([]byte, error) 
 	return wrapLease(out), err
 }
 
+// downgradeBarrier bounds how long the answer waits for a quorum.
+const downgradeBarrier = 150 * time.Millisecond
+
 func (s *Server) serveDowngradeEnabled(w http.ResponseWriter, r *http.Request) {
 	if !allowMethod(w, r, http.MethodGet) {
 		return
 	}
 	w.Header().Set(clusterIDHeader, idText(s.cfg.ClusterID))
-	if err := s.replica.ReadBarrier(r.Context()); err != nil {
-		http.Error(w, fmt.Sprintf("failed linearized read: %v", err), http.StatusInternalServerError)
-		return
+	// Who asks is about to join. If it makes the second member of two, there is no quorum until it has: it gets what is
+	// known here, rather than that everybody waits for nobody.
+	ctx, cancel := context.WithTimeout(r.Context(), downgradeBarrier)
+	defer cancel()
+	if err := s.replica.ReadBarrier(ctx); err != nil {
+		s.logger.Info("telling what is known here of a downgrade: the other members cannot be asked", zap.Error(err))
 	}
 	w.Header().Set("Content-Type", "text/plain")
 	fmt.Fprint(w, s.state.DowngradeInfo().Enabled)

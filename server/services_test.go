@@ -1113,6 +1113,17 @@ func TestPeerHTTP(t *testing.T) {
 	}
 }
 
+// TestDowngradeIsToldWithoutQuorum: who asks is about to join, and may be the one without whom there is no quorum.
+func TestDowngradeIsToldWithoutQuorum(t *testing.T) {
+	m := newMember(t)
+	m.replica.set(func(r *solo) { r.barrierErr = context.DeadlineExceeded })
+	w := httptest.NewRecorder()
+	m.PeerHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/downgrade/enabled", nil))
+	if w.Code != http.StatusOK || w.Body.String() != "false" {
+		t.Fatalf("%d %q", w.Code, w.Body)
+	}
+}
+
 // A follower asks the leader, over its peer port, and its client sees the
 // leader's answer.
 func TestFollowerAsksTheLeader(t *testing.T) {
