@@ -191,7 +191,7 @@ func behaviourFlags() []flagDef {
 
 		{group: groupBelay, name: "disk-stall-handover", usage: "A leader whose disk has ended no sync for so long hands over to a member whose disk works. 0: never.",
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.DiskStallHandOver })},
-		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while the disk stalls; beyond it writes are refused.",
+		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while a disk stalls, this member's or others'; beyond it writes are refused.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},
 
 		{group: groupLimits, name: "max-key-bytes", usage: "Length of a key that is written and of a new user's or role's name. Negative: no limit.",

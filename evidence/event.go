@@ -38,6 +38,7 @@ const (
 	SnapshotReceived // from Peer
 	Backlog          // Value entries are committed and not applied
 	Queue            // Value bytes wait for the raft loop
+	Refusing         // writes, or appends, since Value bytes of the raft log wait in memory; Note: for what
 	// Raft.
 	LateHeartbeat // nothing came from the leader, Peer, for Took: more than half an election timeout
 	Campaign      // this member asks for votes, after Took without a leader's word
@@ -58,7 +59,7 @@ var kindNames = [kindCount]string{
 	CPUWait: "cpu-wait", Pressure: "pressure", GCPause: "gc-pause", LogStalled: "log-stalled", LogDropped: "log-dropped",
 	DiskSlow: "disk-slow", DiskStalled: "disk-stalled", DiskDead: "disk-dead", DiskBetter: "disk-better", DiskFull: "disk-full",
 	Silent: "silent", Unreachable: "unreachable", SlowLink: "slow-link", Dropped: "dropped", PeerFails: "peer-fails", PeerStops: "peer-stops",
-	SnapshotSent: "snapshot-sent", SnapshotReceived: "snapshot-received", Backlog: "backlog", Queue: "queue",
+	SnapshotSent: "snapshot-sent", SnapshotReceived: "snapshot-received", Backlog: "backlog", Queue: "queue", Refusing: "refusing",
 	LateHeartbeat: "late-heartbeat", Campaign: "campaign", Elected: "elected", Followed: "followed", LostLeader: "lost-leader",
 	SteppedDown: "stepped-down", HandOver: "hand-over", Timeouts: "timeouts", Judged: "judged",
 }
@@ -103,7 +104,7 @@ type Event struct {
 // nobody noticed. Each opens an incident.
 func (k Kind) nearMiss() bool {
 	switch k {
-	case Failing, Paused, LogStalled, LogDropped, DiskSlow, DiskStalled, DiskDead, DiskFull,
+	case Failing, Paused, LogStalled, LogDropped, DiskSlow, DiskStalled, DiskDead, DiskFull, Refusing,
 		SlowLink, PeerFails, LateHeartbeat, Campaign, SteppedDown:
 		return true
 	}

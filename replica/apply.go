@@ -238,6 +238,7 @@ func (r *Replica) installSnapshot(s *raftpb.Snapshot, install func() error) erro
 			return fmt.Errorf("replica: installed a snapshot at index %d, raft accepted %d", index, meta.GetIndex())
 		}
 		r.applier.lastIndex, r.applier.lastTerm = index, term
+		r.raiseFlushed(index)
 		r.nowApplied(index)
 		if r.cfg.MembersChanged != nil {
 			r.cfg.MembersChanged()

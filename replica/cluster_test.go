@@ -38,6 +38,16 @@ type memoryState struct {
 	values      map[string]string
 	durable     *memoryState // what a crash leaves
 	applyTakes  atomic.Int64
+	// applyStalled and flushStalled, if not nil, are closed when Apply, and what Flush
+	// began, may go on.
+	applyStalled, flushStalled atomic.Pointer[chan struct{}]
+}
+
+// stallState has the state machine hang in Apply, or in what Flush begins, until release.
+func stallState(at *atomic.Pointer[chan struct{}]) (release func()) {
+	gate := make(chan struct{})
+	at.Store(&gate)
+	return func() { at.Store(nil); close(gate) }
 }
 
 func newMemoryState() *memoryState {
@@ -51,6 +61,9 @@ func (s *memoryState) clone() *memoryState {
 func (s *memoryState) Apply(entries []command.Entry) []command.Result {
 	if d := s.applyTakes.Load(); d > 0 {
 		time.Sleep(time.Duration(d))
+	}
+	if gate := s.applyStalled.Load(); gate != nil {
+		<-*gate
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -100,8 +113,19 @@ func (s *memoryState) ConfState() *raftpb.ConfState {
 func (s *memoryState) Flush() (uint64, <-chan struct{}, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.durable = s.clone()
 	done := make(chan struct{})
+	flushed := s.clone()
+	if gate := s.flushStalled.Load(); gate != nil {
+		go func() {
+			<-*gate
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.durable = flushed
+			close(done)
+		}()
+		return s.index, done, nil
+	}
+	s.durable = flushed
 	close(done)
 	return s.index, done, nil
 }

@@ -42,10 +42,15 @@ func (f *flusher) note(entries uint64, bytes int64) {
 	due := f.entries >= f.flushEntries || f.bytes >= f.flushBytes
 	f.mu.Unlock()
 	if due {
-		select {
-		case f.due <- struct{}{}:
-		default:
-		}
+		f.wake()
+	}
+}
+
+// wake has the flusher look whether there is something to flush.
+func (f *flusher) wake() {
+	select {
+	case f.due <- struct{}{}:
+	default:
 	}
 }
 
@@ -80,6 +85,7 @@ func (r *Replica) runFlusher() {
 		case <-r.stopped:
 			return
 		}
+		r.raiseFlushed(index)
 		keep := r.cfg.KeepBytes
 		if r.flusher.hold.Load() {
 			keep = r.cfg.HoldBytes
@@ -91,6 +97,15 @@ func (r *Replica) runFlusher() {
 			return
 		}
 		r.logger.Debug("compacted Raft logs", zap.Uint64("compact-index", index))
+	}
+}
+
+// raiseFlushed notes that a crash leaves everything up to index. Flusher and applier call it.
+func (r *Replica) raiseFlushed(index uint64) {
+	for old := r.flushed.Load(); old < index; old = r.flushed.Load() {
+		if r.flushed.CompareAndSwap(old, index) {
+			return
+		}
 	}
 }
 

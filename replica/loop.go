@@ -139,6 +139,8 @@ type loop struct {
 	term       uint64
 	state      raft.StateType
 	disk       diskLoop
+	room       int64 // bytes of log that this member may still take; see checkBacklog
+	refusing   bool  // as last logged: there is no room
 	leadership leadership
 	timeouts   timeouts
 
@@ -330,7 +332,7 @@ func (l *loop) tick() {
 		l.held = nil
 		l.hold(held)
 	}
-	l.checkBacklog()
+	l.watchBacklog()
 	l.watchDisk(now)
 	l.retryReads(now)
 	if l.leader != raft.None {
@@ -381,14 +383,17 @@ func (l *loop) step() {
 		l.recordMessage(m, now)
 		switch m.GetType() {
 		case raftpb.MsgProp:
-			if proposesChange(m) {
+			switch {
+			case proposesChange(m):
 				l.changes = append(l.changes, heldMessage{m, time.Now()})
-			} else {
+			case l.admit(m):
 				l.proposeFor(heldMessage{m, time.Now()})
+			default:
+				l.refuse(m)
 			}
 			continue
 		case raftpb.MsgApp:
-			if len(m.GetEntries()) > 0 && l.overload.Load() {
+			if len(m.GetEntries()) > 0 && !l.admit(m) {
 				continue // a lost message to raft, which will send it again
 			}
 			m = l.withoutCommitted(m)
@@ -530,12 +535,6 @@ func (l *loop) proposeChanges() {
 func (l *loop) changeProposed() { l.changeBarrier = unknownBarrier }
 
 const unknownBarrier = math.MaxUint64
-
-// checkBacklog notes whether so much of the log waits for the local disk that
-// new proposals would only fill memory.
-func (l *loop) checkBacklog() {
-	l.overload.Store(l.cfg.Log.Unsynced().Bytes > l.cfg.MaxUnsyncedBytes)
-}
 
 // proposeAll hands raft the held proposals and then the new ones, as few
 // MsgProps with many entries.
@@ -743,7 +742,7 @@ func (r *Replica) Process(m *raftpb.Message) error {
 	if raft.IsLocalMsgTarget(m.GetFrom()) || raft.IsLocalMsg(m.GetType()) {
 		return fmt.Errorf("replica: message %s from %x is not one that a peer may send", m.GetType(), m.GetFrom())
 	}
-	if m.GetType() == raftpb.MsgProp && r.overload.Load() && r.IsLeader() {
+	if m.GetType() == raftpb.MsgProp && r.overload.Load() && r.IsLeader() && !proposesChange(m) {
 		r.refuse(m)
 		return nil
 	}

@@ -23,6 +23,8 @@ type Metrics struct {
 	DiskState    prometheus.Gauge
 	DiskOldest   prometheus.Gauge
 	Unsynced     prometheus.Gauge
+	Held         prometheus.Gauge
+	Refusing     prometheus.Gauge
 	LoopDelay    prometheus.Histogram
 	ApplyBacklog prometheus.Gauge
 	HandOvers    *prometheus.CounterVec
@@ -59,6 +61,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.DiskState = own("disk_state", "How the disk of the raft log does: 0 healthy, 1 slow, 2 stalled, 3 dead.")
 	m.DiskOldest = own("disk_sync_oldest_seconds", "For how long something has waited to be made durable without any sync ending: the age of the sync in flight.")
 	m.Unsynced = own("log_unsynced_bytes", "Bytes of the raft log that are in memory and not yet durable.")
+	m.Held = own("log_held_bytes", "Bytes of the raft log that memory cannot let go: not committed, not applied or not durable in the store.")
+	m.Refusing = own("log_refusing", "Whether writes are refused, or appends by a follower, since too much of the raft log waits in memory: 1 or 0.")
 	m.ApplyBacklog = own("apply_backlog_entries", "Entries that are committed and not yet applied.")
 	m.ElectionTimeout = own("election_timeout_seconds", "The election timeout of this member: as configured, or longer where it follows the measured round trips.")
 	m.Heartbeat = own("heartbeat_interval_seconds", "The interval at which this member sends heartbeats when it leads.")
@@ -81,7 +85,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	if reg != nil {
 		reg.MustRegister(m.HasLeader, m.IsLeader, m.LeaderChanges, m.Committed, m.Applied, m.Failed,
 			m.ReadIndexSlow, m.ReadIndexFailed, pending, m.HeartbeatsLate,
-			m.DiskState, m.DiskOldest, m.Unsynced, m.ApplyBacklog, m.LoopDelay, m.HandOvers,
+			m.DiskState, m.DiskOldest, m.Unsynced, m.Held, m.Refusing, m.ApplyBacklog, m.LoopDelay, m.HandOvers,
 			m.ElectionTimeout, m.Heartbeat)
 	}
 	return m

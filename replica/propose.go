@@ -315,7 +315,7 @@ func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command
 // enter registers a proposal and puts it into the inbox, unless there is too
 // much before it.
 func (r *Replica) enter(p *proposal) error {
-	if r.overload.Load() {
+	if r.overload.Load() && p.change == nil {
 		r.metrics.Failed.Inc()
 		return ErrTooManyRequests
 	}

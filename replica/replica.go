@@ -49,6 +49,9 @@ type Network interface {
 // state at most, where Config does not say.
 const DefaultFlushEntries = 100_000
 
+// defaultFlushBytes is the same in bytes of log.
+const defaultFlushBytes = 32 << 20
+
 // Config is what New needs. Durations and sizes have the defaults that their
 // comments name when zero.
 type Config struct {
@@ -72,10 +75,12 @@ type Config struct {
 	RequestTimeout time.Duration
 	// MaxRequestBytes bounds one encoded proposal; default 1.5 MiB.
 	MaxRequestBytes int
-	// MaxUnsyncedBytes bounds what the local log holds in memory that its disk
-	// has not got; beyond it new proposals are refused with
-	// ErrTooManyRequests, and a follower takes no more appends (it may exceed the
-	// bound by what its inbox holds). Default 512 MiB.
+	// MaxUnsyncedBytes bounds what the local log holds in memory that its disk has
+	// not got; and what it holds above what the store has durably, since that is not
+	// committed, not applied or not flushed. Beyond it proposals are refused with
+	// ErrTooManyRequests, forwarded ones too, and a follower takes no more appends; for
+	// a follower what is not committed does not count. Member changes are taken: they
+	// may be the way out. See bounds.go. Default 512 MiB.
 	MaxUnsyncedBytes int64
 	// DiskStallHandOver is how long the log's writer may make no progress (a sync
 	// in flight, mostly) until a leader hands leadership over to a member whose
@@ -93,7 +98,8 @@ type Config struct {
 	Evidence *evidence.Ring
 	// FlushBytes and FlushEntries say how much log may lie between the durable
 	// applied index and the applied index before the flusher asks for a flush.
-	// They bound the replay at a start after a crash. Defaults 32 MiB, 100,000.
+	// They bound the replay at a start after a crash. Defaults 32 MiB (a quarter of
+	// MaxUnsyncedBytes if that is less), 100,000.
 	FlushBytes   int64
 	FlushEntries uint64
 
@@ -144,7 +150,7 @@ func (c *Config) setDefaults() error {
 		c.DiskStallHandOver = defaultDiskStallHandOver
 	}
 	if c.FlushBytes == 0 {
-		c.FlushBytes = 32 << 20
+		c.FlushBytes = min(defaultFlushBytes, c.MaxUnsyncedBytes/4)
 	}
 	if c.FlushEntries == 0 {
 		c.FlushEntries = DefaultFlushEntries
@@ -188,7 +194,7 @@ type Replica struct {
 	// leadElected is when the current leader was first seen; guarded by leadMu.
 	leadElected time.Time
 
-	// overload: MaxUnsyncedBytes is exceeded, new proposals are refused.
+	// overload: MaxUnsyncedBytes is reached, new proposals are refused.
 	overload atomic.Bool
 	// electionNow is the election timeout as tuned, in nanoseconds; 0: not tuned.
 	electionNow atomic.Int64
@@ -198,6 +204,7 @@ type Replica struct {
 	voteDurable atomic.Uint64 // term of the last vote that is on the disk
 	installing  atomic.Bool   // a snapshot; the log's writer waits for it
 
+	flushed     atomic.Uint64 // what of the applied entries survives a crash
 	raftApplied atomic.Uint64 // what raft was told of applied, which may be later
 	applied     atomic.Uint64 // index of the last applied entry, visible to readers
 	committed   atomic.Uint64
@@ -250,6 +257,7 @@ func New(cfg Config) (*Replica, error) {
 	index, term := cfg.State.Applied()
 	r.applied.Store(index)
 	r.raftApplied.Store(index)
+	r.flushed.Store(index) // an opened store shows what is durable
 	r.status.Store(&Status{ID: cfg.ID, Applied: index})
 	r.voters.Store(&[]uint64{})
 	if index > 0 {
