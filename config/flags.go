@@ -189,7 +189,7 @@ func behaviourFlags() []flagDef {
 		{group: groupFeatures, name: "max-learners", usage: "Learners in the cluster, at most.",
 			bind: intFlag(func(c *Config) *int { return &c.MaxLearners })},
 
-		{group: groupBelay, name: "disk-stall-handover", usage: "A leader whose disk has ended no sync for so long hands over to a member whose disk works. 0: never.",
+		{group: groupBelay, name: "disk-stall-handover", usage: "A leader whose log's disk has ended no sync, or whose store has not got on, for so long hands over to a member where both work. 0: never.",
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.DiskStallHandOver })},
 		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while a disk stalls, this member's or others'; beyond it writes are refused.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},

@@ -21,11 +21,13 @@ const (
 	LogStalled                 // an output of the log has not taken a line for Took
 	LogDropped                 // Value lines of the log were dropped: their output does not take them
 	// Its disk.
-	DiskSlow    // no sync of the raft log has ended for Took, or one took so long
-	DiskStalled // the same, beyond the hand-over bound
-	DiskDead    // the same, so long that it may never end
-	DiskBetter  // the disk does better again; Note: its state
-	DiskFull    // less space is left than the bound; Value: bytes
+	DiskSlow     // no sync of the raft log has ended for Took, or one took so long
+	DiskStalled  // the same, beyond the hand-over bound
+	DiskDead     // the same, so long that it may never end
+	DiskBetter   // the disk does better again; Note: its state
+	StoreStalled // the store has not got on with what it had to apply or to make durable for Took
+	StoreBetter  // it gets on again; Took: the longest that it had not
+	DiskFull     // less space is left than the bound; Value: bytes
 	// Its peers. Peer is the other member.
 	Silent      // nothing has come from Peer for Took
 	Unreachable // Peer has not answered for Took; Note: refused, closed or timeout
@@ -58,6 +60,7 @@ var kindNames = [kindCount]string{
 	Started: "started", Stopping: "stopping", Failing: "failing", Paused: "paused", LateTick: "late-tick",
 	CPUWait: "cpu-wait", Pressure: "pressure", GCPause: "gc-pause", LogStalled: "log-stalled", LogDropped: "log-dropped",
 	DiskSlow: "disk-slow", DiskStalled: "disk-stalled", DiskDead: "disk-dead", DiskBetter: "disk-better", DiskFull: "disk-full",
+	StoreStalled: "store-stalled", StoreBetter: "store-better",
 	Silent: "silent", Unreachable: "unreachable", SlowLink: "slow-link", Dropped: "dropped", PeerFails: "peer-fails", PeerStops: "peer-stops",
 	SnapshotSent: "snapshot-sent", SnapshotReceived: "snapshot-received", Backlog: "backlog", Queue: "queue", Refusing: "refusing",
 	LateHeartbeat: "late-heartbeat", Campaign: "campaign", Elected: "elected", Followed: "followed", LostLeader: "lost-leader",
@@ -104,7 +107,7 @@ type Event struct {
 // nobody noticed. Each opens an incident.
 func (k Kind) nearMiss() bool {
 	switch k {
-	case Failing, Paused, LogStalled, LogDropped, DiskSlow, DiskStalled, DiskDead, DiskFull, Refusing,
+	case Failing, Paused, LogStalled, LogDropped, DiskSlow, DiskStalled, DiskDead, DiskFull, StoreStalled, Refusing,
 		SlowLink, PeerFails, LateHeartbeat, Campaign, SteppedDown:
 		return true
 	}

@@ -23,30 +23,31 @@ const (
 type Cause string
 
 const (
-	CauseDiskError   Cause = "disk-error"
-	CauseDiskFull    Cause = "disk-full"
-	CauseDiskDead    Cause = "disk-dead"
-	CauseDiskStalled Cause = "disk-stalled"
-	CauseDiskSlow    Cause = "disk-slow"
-	CauseFailed      Cause = "member-failed"
-	CauseKilled      Cause = "member-killed"
-	CauseStopped     Cause = "member-stopped"
-	CauseTransfer    Cause = "transfer-requested"
-	CausePaused      Cause = "process-paused"
-	CauseCPU         Cause = "cpu-starved"
-	CauseMemory      Cause = "memory"
-	CausePartition   Cause = "partition"
-	CauseUnreachable Cause = "unreachable"
-	CauseSlowLink    Cause = "slow-link"
-	CauseLossyLink   Cause = "lossy-link"
-	CauseSnapshot    Cause = "snapshot"
-	CauseLogOutput   Cause = "log-output"
-	CauseUnknown     Cause = "unknown"
+	CauseDiskError    Cause = "disk-error"
+	CauseDiskFull     Cause = "disk-full"
+	CauseDiskDead     Cause = "disk-dead"
+	CauseDiskStalled  Cause = "disk-stalled"
+	CauseDiskSlow     Cause = "disk-slow"
+	CauseStoreStalled Cause = "store-stalled"
+	CauseFailed       Cause = "member-failed"
+	CauseKilled       Cause = "member-killed"
+	CauseStopped      Cause = "member-stopped"
+	CauseTransfer     Cause = "transfer-requested"
+	CausePaused       Cause = "process-paused"
+	CauseCPU          Cause = "cpu-starved"
+	CauseMemory       Cause = "memory"
+	CausePartition    Cause = "partition"
+	CauseUnreachable  Cause = "unreachable"
+	CauseSlowLink     Cause = "slow-link"
+	CauseLossyLink    Cause = "lossy-link"
+	CauseSnapshot     Cause = "snapshot"
+	CauseLogOutput    Cause = "log-output"
+	CauseUnknown      Cause = "unknown"
 )
 
 // Causes are all there are.
 func Causes() []Cause {
-	return []Cause{CauseDiskError, CauseDiskFull, CauseDiskDead, CauseDiskStalled, CauseDiskSlow, CauseFailed, CauseKilled, CauseStopped,
+	return []Cause{CauseDiskError, CauseDiskFull, CauseDiskDead, CauseDiskStalled, CauseDiskSlow, CauseStoreStalled, CauseFailed, CauseKilled, CauseStopped,
 		CauseTransfer, CausePaused, CauseCPU, CauseMemory, CausePartition, CauseUnreachable, CauseSlowLink, CauseLossyLink, CauseSnapshot, CauseLogOutput, CauseUnknown}
 }
 
@@ -58,6 +59,8 @@ func (c Cause) advice() string {
 		return "free space on that member or enlarge its volume, then disarm the NOSPACE alarm"
 	case CauseDiskDead, CauseDiskStalled:
 		return "look at that member's disk, its controller or its volume's service; if it does not come back replace the member"
+	case CauseStoreStalled:
+		return "look at the disk under that member's data directory; if it does not come back replace the member"
 	case CauseDiskSlow:
 		return "nobody waits for it while a quorum of other disks is fast; find what else writes to that disk, or give the raft log its own with --wal-dir"
 	case CauseFailed:
@@ -404,6 +407,20 @@ func (b *bench) disk(m *Testimony) {
 	}
 	if e := b.worst(m, DiskFull); e != nil {
 		b.add(m, CauseDiskFull, 88+passed/2, "has %d MB left on the disk of its data", e.Value>>20)
+	}
+	if e := b.worst(m, StoreStalled); e != nil {
+		weight := 74
+		if b.in.Kind != NearMissOnly {
+			weight -= 40 // as below
+		}
+		if handOver != nil && handOver.Note == "store" && m.ID == b.in.Before && b.in.Kind != NearMissOnly {
+			weight += 80
+		}
+		b.add(m, CauseStoreStalled, weight, "had a store that did not get on for %s, in applying or in making durable", short(e.Took))
+		if weight > 100 {
+			f := &b.found[len(b.found)-1]
+			f.evidence = append(f.evidence, fmt.Sprintf("%s handed over to %s because of it", m.Name, b.name(handOver.Peer)))
+		}
 	}
 	for _, k := range []struct {
 		kind   Kind

@@ -13,7 +13,7 @@ import (
 	"github.com/belaydb/belay/replica"
 )
 
-// pathDisk, on the peer port, says as JSON how the disk of a member does: a
+// pathDisk, on the peer port, says as JSON how the disks of a member do: a
 // replica.DiskReport. etcd has nothing like it and answers 404, which counts as
 // unknown.
 const pathDisk = "/belay/disk"
@@ -104,4 +104,10 @@ func (d *peerDisks) stop() {
 	d.mu.Unlock()
 	d.cancel()
 	d.running.Wait()
+}
+
+// storeDisk says how the disk under the store does.
+func (n *Node) storeDisk() replica.StoreDisk {
+	oldest, sinceProgress := n.store.Disk()
+	return replica.StoreDisk{Oldest: oldest, SinceProgress: sinceProgress}
 }

@@ -191,7 +191,7 @@ func (n *Node) assemble() (err error) {
 		TickInterval: n.cfg.TickInterval, ElectionTicks: n.cfg.ElectionTicks,
 		PreVote: n.cfg.PreVote, AdvanceTicks: n.cfg.AdvanceTicks,
 		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxUnsyncedBytes: n.cfg.MaxUnsyncedBytes,
-		DiskStallHandOver: n.cfg.DiskStallHandOver, PeerDisks: n.disks,
+		DiskStallHandOver: n.cfg.DiskStallHandOver, PeerDisks: n.disks, StoreDisk: n.storeDisk,
 		TuneTimeouts: n.cfg.TuneTimeouts, RoundTrips: n.witness.links, Evidence: n.witness.ring,
 		FlushEntries:   n.cfg.flushEntries(),
 		MembersChanged: n.membersChanged,

@@ -146,7 +146,9 @@ func (r *Replica) applyBatch() {
 	if len(a.batch) == 0 {
 		return
 	}
+	r.work.applying.start()
 	results := r.cfg.State.Apply(a.batch)
+	r.work.applying.stop()
 	r.nowApplied(a.batch[len(a.batch)-1].Index)
 	for i, p := range a.waiting {
 		if p != nil {
@@ -200,7 +202,9 @@ func (r *Replica) applyChange(e *raftpb.Entry) bool {
 	case <-r.stopped:
 		return false
 	}
+	r.work.applying.start()
 	result := r.cfg.State.ApplyChange(entry)
+	r.work.applying.stop()
 	r.nowApplied(entry.Index)
 	if r.cfg.MembersChanged != nil && entry.Refused == nil {
 		r.cfg.MembersChanged()
@@ -260,7 +264,9 @@ func (r *Replica) installSnapshot(s *raftpb.Snapshot, install func() error) erro
 }
 
 func (r *Replica) runInstall(install func() error) error {
+	r.work.applying.start()
 	err := install()
+	r.work.applying.stop()
 	if err != nil {
 		r.cfg.Failed(fmt.Errorf("replica: install snapshot: %w", err))
 	}

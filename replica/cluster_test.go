@@ -47,7 +47,14 @@ type memoryState struct {
 func stallState(at *atomic.Pointer[chan struct{}]) (release func()) {
 	gate := make(chan struct{})
 	at.Store(&gate)
-	return func() { at.Store(nil); close(gate) }
+	return func() { goOn(at) }
+}
+
+// goOn ends a stall, if there is one.
+func goOn(at *atomic.Pointer[chan struct{}]) {
+	if gate := at.Swap(nil); gate != nil {
+		close(*gate)
+	}
 }
 
 func newMemoryState() *memoryState {
@@ -150,11 +157,15 @@ type testMember struct {
 	stalled atomic.Pointer[chan struct{}] // non-nil: syncs wait for it to close
 	// syncTakes is how long each sync takes.
 	syncTakes atomic.Int64
-	state     *memoryState
-	log       *raftlog.Log
-	ring      *evidence.Ring
-	running   atomic.Pointer[Replica] // of this life
-	failed    atomic.Pointer[error]
+	// storeBusy, if not nil, is since when an operation on a file of the store is under way;
+	// installStalled, if not nil, is closed when installing a snapshot may go on.
+	storeBusy      atomic.Pointer[time.Time]
+	installStalled atomic.Pointer[chan struct{}]
+	state          *memoryState
+	log            *raftlog.Log
+	ring           *evidence.Ring
+	running        atomic.Pointer[Replica] // of this life
+	failed         atomic.Pointer[error]
 	// life counts the member's starts, up to which a log may still release: the
 	// log of an earlier life goes on writing to its lost disk.
 	life atomic.Int64
@@ -268,7 +279,7 @@ func (m *testMember) start() {
 	r, err := New(Config{
 		ID: m.id, Log: m.log, State: m.state, Network: m, PreVote: true, AdvanceTicks: true,
 		FlushEntries: 50, KeepBytes: m.c.keepBytes, HoldBytes: max(m.c.keepBytes, m.c.holdBytes), Failed: func(err error) { m.failed.Store(&err) },
-		PeerDisks: m, MaxUnsyncedBytes: m.c.maxUnsynced, Logger: m.c.logger,
+		PeerDisks: m, StoreDisk: m.storeDisk, MaxUnsyncedBytes: m.c.maxUnsynced, Logger: m.c.logger,
 		TuneTimeouts: m.c.tune, RoundTrips: m.c.roundTrips, Evidence: m.ring,
 	})
 	if err != nil {
@@ -278,6 +289,13 @@ func (m *testMember) start() {
 	if err := r.Start(); err != nil {
 		m.c.t.Fatal(err)
 	}
+}
+
+func (m *testMember) storeDisk() (d StoreDisk) {
+	if began := m.storeBusy.Load(); began != nil {
+		d.Oldest = time.Since(*began)
+	}
+	return d
 }
 
 func (m *testMember) Send(ms []*raftpb.Message) {
@@ -309,7 +327,13 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 			msg.Snapshot.Metadata.ConfState = content.confState
 			m.c.snapshotsSent.Add(1)
 			deliver := func() {
-				to.replica().ProcessSnapshot(msg, func() error { to.state.replace(content); return nil }, func() {})
+				to.replica().ProcessSnapshot(msg, func() error {
+					if gate := to.installStalled.Load(); gate != nil {
+						<-*gate
+					}
+					to.state.replace(content)
+					return nil
+				}, func() {})
 				m.replica().ReportSnapshot(msg.GetTo(), true)
 			}
 			if m.c.snapshotTakes == 0 {
@@ -411,8 +435,8 @@ func (c *testCluster) close() {
 		if err := m.failed.Load(); err != nil {
 			c.t.Errorf("member %d cannot go on: %v", m.id, *err)
 		}
-		if gate := m.stalled.Swap(nil); gate != nil {
-			close(*gate)
+		for _, at := range []*atomic.Pointer[chan struct{}]{&m.stalled, &m.state.applyStalled, &m.state.flushStalled, &m.installStalled} {
+			goOn(at)
 		}
 		m.replica().Stop()
 		m.log.Close()

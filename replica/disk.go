@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// DiskState is how the disk of a member's raft log does.
+// DiskState is how the disk of a member's raft log does, or its store (store.go).
 type DiskState int
 
 const (
@@ -73,6 +73,12 @@ type DiskReport struct {
 	Oldest        time.Duration
 	Median        time.Duration // of the last syncs
 	UnsyncedBytes int64
+	// Of the store: its state, for how long it has had something to do and not got on,
+	// and the index of the last applied entry. A member that tells nothing of its store
+	// has applied nothing.
+	Store       DiskState
+	StoreOldest time.Duration
+	Applied     uint64
 }
 
 type diskReportJSON struct {
@@ -80,11 +86,16 @@ type diskReportJSON struct {
 	Oldest        float64   `json:"oldest_seconds"`
 	Median        float64   `json:"median_seconds"`
 	UnsyncedBytes int64     `json:"unsynced_bytes"`
+	Store         DiskState `json:"store_state"`
+	StoreOldest   float64   `json:"store_oldest_seconds"`
+	Applied       uint64    `json:"applied_index"`
 }
 
 // MarshalJSON writes times in seconds.
 func (r DiskReport) MarshalJSON() ([]byte, error) {
-	return json.Marshal(diskReportJSON{r.State, r.Oldest.Seconds(), r.Median.Seconds(), r.UnsyncedBytes})
+	return json.Marshal(diskReportJSON{
+		r.State, r.Oldest.Seconds(), r.Median.Seconds(), r.UnsyncedBytes, r.Store, r.StoreOldest.Seconds(), r.Applied,
+	})
 }
 
 // UnmarshalJSON is the inverse.
@@ -94,11 +105,11 @@ func (r *DiskReport) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, &j); err != nil {
 		return err
 	}
-	if j.State < 0 || j.Oldest < 0 || j.Median < 0 || j.UnsyncedBytes < 0 {
+	if j.State < 0 || j.Oldest < 0 || j.Median < 0 || j.UnsyncedBytes < 0 || j.StoreOldest < 0 {
 		return fmt.Errorf("replica: a disk report without a state or with negative numbers: %.100q", data)
 	}
 	seconds := func(s float64) time.Duration { return time.Duration(min(s, 1e9) * float64(time.Second)) }
-	*r = DiskReport{j.State, seconds(j.Oldest), seconds(j.Median), j.UnsyncedBytes}
+	*r = DiskReport{j.State, seconds(j.Oldest), seconds(j.Median), j.UnsyncedBytes, j.Store, seconds(j.StoreOldest), j.Applied}
 	return nil
 }
 
@@ -129,6 +140,7 @@ type diskWatch struct {
 	calmMax DiskState     // the worst level since then
 
 	stallIndex  uint64 // end of the log early in the present stall; 0: no stall
+	storeIndex  uint64 // what was committed early in the present stall of the store; 0: no stall
 	tried       time.Time
 	attempts    int                  // in the present stall
 	gaveUp      map[uint64]time.Time // members that did not take a transfer, when
@@ -185,7 +197,7 @@ func (w *diskWatch) observe(now time.Time, s diskSample) (before DiskState) {
 }
 
 // calmed ends the account of a leader's stall.
-func (w *diskWatch) calmed() { w.stallIndex, w.tried, w.attempts = 0, time.Time{}, 0 }
+func (w *diskWatch) calmed() { w.stallIndex, w.storeIndex, w.tried, w.attempts = 0, 0, time.Time{}, 0 }
 
 // healthyAgain ends the account of worst.
 func (w *diskWatch) healthyAgain() { w.worst = 0 }
@@ -213,6 +225,7 @@ const (
 	noQuorum     noHandOver = "too few other members have healthy disks: a new leader could not be elected"
 	tooSoon      noHandOver = "leadership was handed over because of this disk only a moment ago"
 	switchedOff  noHandOver = "--disk-stall-handover is 0"
+	noStore      noHandOver = "no other member has proved that its store does better and that it has the log"
 )
 
 // decide says to whom this leader should hand over now; 0: to nobody. With a
@@ -236,12 +249,9 @@ func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int,
 		return 0, switchedOff
 	case w.handOverAfter == 0 || s.oldest < w.handOverAfter:
 		return 0, ""
-	case len(peers) == 0:
-		return 0, nobodyElse
-	case !w.handedOver.IsZero() && now.Sub(w.handedOver) < handOverInterval:
-		return 0, tooSoon
-	case !w.tried.IsZero() && now.Sub(w.tried) < min(handOverRetry<<min(w.attempts-1, 10), handOverInterval):
-		return 0, ""
+	}
+	if wait, why := w.notNow(now, peers); wait {
+		return 0, why
 	}
 	bound := diskQuick
 	if s.oldest >= diskDead {
@@ -256,14 +266,8 @@ func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int,
 			continue
 		}
 		electors++
-		if p.behind > maxTransfereeBehind {
-			continue
-		}
-		if p.id == w.previous && now.Sub(w.previousEnd) < previousLeaderDoubt && p.report.State != DiskHealthy {
-			continue
-		}
-		if best == nil || w.better(now, p, best) {
-			best = p
+		if p.report.Store < DiskStalled {
+			best = w.pick(now, p, best)
 		}
 	}
 	switch {
@@ -274,6 +278,34 @@ func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int,
 	}
 	w.tried, w.attempts = now, w.attempts+1
 	return best.id, ""
+}
+
+// notNow says whether it is too early to hand over, or again, and why if that is to be
+// told.
+func (w *diskWatch) notNow(now time.Time, peers []peerView) (wait bool, why noHandOver) {
+	switch {
+	case len(peers) == 0:
+		return true, nobodyElse
+	case !w.handedOver.IsZero() && now.Sub(w.handedOver) < handOverInterval:
+		return true, tooSoon
+	case !w.tried.IsZero() && now.Sub(w.tried) < min(handOverRetry<<min(w.attempts-1, 10), handOverInterval):
+		return true, ""
+	}
+	return false, ""
+}
+
+// pick is the better one of best, nil for nobody, and p, if that may lead at all.
+func (w *diskWatch) pick(now time.Time, p, best *peerView) *peerView {
+	if p.behind > maxTransfereeBehind {
+		return best
+	}
+	if p.id == w.previous && now.Sub(w.previousEnd) < previousLeaderDoubt && max(p.report.State, p.report.Store) != DiskHealthy {
+		return best
+	}
+	if best == nil || w.better(now, p, best) {
+		return p
+	}
+	return best
 }
 
 // better orders the members that could take over.
@@ -287,6 +319,7 @@ func (w *diskWatch) better(now time.Time, a, b *peerView) bool {
 	}
 	return cmp.Or(
 		cmp.Compare(doubt(a), doubt(b)),
+		cmp.Compare(a.report.Store, b.report.Store),
 		cmp.Compare(a.report.State, b.report.State),
 		cmp.Compare(latencyClass(a.report.Median), latencyClass(b.report.Median)),
 		cmp.Compare(b.match, a.match),

@@ -75,6 +75,7 @@ func (r *Replica) runFlusher() {
 		if !r.flusher.begin() {
 			continue
 		}
+		r.work.flushing.start()
 		index, done, err := r.cfg.State.Flush()
 		if err != nil {
 			r.cfg.Failed(err)
@@ -85,6 +86,7 @@ func (r *Replica) runFlusher() {
 		case <-r.stopped:
 			return
 		}
+		r.work.flushing.stop()
 		r.raiseFlushed(index)
 		keep := r.cfg.KeepBytes
 		if r.flusher.hold.Load() {

@@ -31,7 +31,8 @@ const (
 // diskLoop is what the raft loop keeps for the disk watch.
 type diskLoop struct {
 	watch   diskWatch
-	syncs   uint64 // ended, when last looked
+	store   diskWatch // its state alone; who is handed over to is for watch to say
+	syncs   uint64    // ended, when last looked
 	asked   time.Time
 	reports map[uint64]toldReport
 	why     noHandOver // as last logged
@@ -99,12 +100,12 @@ func (r *Replica) Disk() DiskReport {
 	return DiskReport{}
 }
 
-// CheckDisk returns what is wrong with the disk when it has stalled for longer
-// than a leader would go on leading.
+// CheckDisk returns what is wrong with the disk of the raft log, or with the store, when
+// it has stalled for longer than a leader would go on leading.
 func (r *Replica) CheckDisk() error {
 	d := r.Disk()
 	if d.State < DiskStalled {
-		return nil
+		return d.checkStore()
 	}
 	return fmt.Errorf("the disk of the raft log is %s: no sync has ended for %v, %d bytes wait; replace the disk or the member if it stays so",
 		d.State, d.Oldest.Round(100*time.Millisecond), d.UnsyncedBytes)
@@ -144,6 +145,7 @@ func (l *loop) watchDisk(now time.Time) {
 	s, report := l.sampleDisk()
 	s = l.withoutStandstill(now, s)
 	report.Oldest = s.oldest
+	store := l.watchStore(now, &report)
 	l.disk.sample = s
 	w := &l.disk.watch
 	since := w.since
@@ -170,7 +172,7 @@ func (l *loop) watchDisk(now time.Time) {
 	l.disk.noteEnd(now, last)
 	l.noteHeir()
 	l.noteLagging(now)
-	if s.oldest < diskSlow/2 && w.state == DiskHealthy {
+	if s.oldest < diskSlow/2 && w.state == DiskHealthy && store.oldest < diskSlow {
 		w.calmed()
 		return
 	}
@@ -187,13 +189,12 @@ func (l *loop) watchDisk(now time.Time) {
 	if l.disk.transfer != nil {
 		return
 	}
-	peers, voters := l.peerViews(now)
-	to, why := w.decide(now, s, last, voters, peers)
+	to, reason, why := l.handOverStalled(now, s, store)
 	if to != raft.None {
 		l.logger.Warn("the disk of this leader has stalled; handing leadership over",
-			zap.String("local-member-id", idText(l.cfg.ID)), zap.String("transferee-member-id", idText(to)),
-			zap.Duration("oldest-sync", s.oldest), zap.Int64("unsynced-bytes", report.UnsyncedBytes))
-		l.beginTransfer(now, to, reasonDisk)
+			zap.String("local-member-id", idText(l.cfg.ID)), zap.String("transferee-member-id", idText(to)), zap.String("of", reason),
+			zap.Duration("oldest-sync", s.oldest), zap.Duration("oldest-work-of-store", store.oldest), zap.Int64("unsynced-bytes", report.UnsyncedBytes))
+		l.beginTransfer(now, to, reason)
 		return
 	}
 	// Not at once: raft forgets for a moment, at each election timeout, who is active.
@@ -207,9 +208,10 @@ func (l *loop) watchDisk(now time.Time) {
 	}
 	if why != "" && why != l.disk.why {
 		l.logger.Warn("the disk of this leader has stalled, but it goes on leading",
-			zap.String("local-member-id", idText(l.cfg.ID)), zap.Duration("oldest-sync", s.oldest), zap.String("reason", string(why)))
+			zap.String("local-member-id", idText(l.cfg.ID)), zap.Duration("oldest-sync", s.oldest),
+			zap.Duration("oldest-work-of-store", store.oldest), zap.String("reason", string(why)))
 	}
-	if why != "" || s.oldest < diskSlow {
+	if why != "" || max(s.oldest, store.oldest) < diskSlow {
 		l.disk.why = why
 	}
 }
@@ -282,7 +284,8 @@ func (l *loop) peerViews(now time.Time) (peers []peerView, voters int) {
 
 // The reasons under which belay_handovers_total counts.
 const (
-	reasonDisk    = "disk"
+	reasonDisk    = "disk" // of the raft log
+	reasonStore   = "store"
 	reasonStop    = "stop"
 	reasonRequest = "request"
 )
@@ -352,7 +355,7 @@ func (l *loop) leaderChanged(now time.Time, before uint64) {
 		return
 	}
 	l.disk.transfer = nil
-	if t.reason == reasonDisk {
+	if t.reason == reasonDisk || t.reason == reasonStore {
 		w.handedOver = now
 	}
 	l.metrics.HandOvers.WithLabelValues(t.reason).Inc()
@@ -374,8 +377,8 @@ func (l *loop) noteHeir() {
 		if kind != raft.ProgressTypePeer || id == l.cfg.ID || p.Match < match {
 			return
 		}
-		if told := l.disk.reports[id]; told.State >= DiskStalled && time.Since(told.at) < diskReportLife {
-			return // its vote would wait
+		if told := l.disk.reports[id]; max(told.State, told.Store) >= DiskStalled && time.Since(told.at) < diskReportLife {
+			return // its vote would wait, or its clients
 		}
 		if p.Match > match || l.heir == raft.None {
 			l.heir, match = id, p.Match
@@ -445,7 +448,7 @@ func (l *loop) bestHeir() (to uint64) {
 	var best *peerView
 	for i := range peers {
 		p := &peers[i]
-		if !p.active || (p.known && p.report.State >= DiskStalled) {
+		if !p.active || (p.known && max(p.report.State, p.report.Store) >= DiskStalled) {
 			continue
 		}
 		far := func(p *peerView) int {

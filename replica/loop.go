@@ -222,7 +222,10 @@ func (r *Replica) runLoop(node *raft.RawNode) {
 		// a leader may still hold old ones.
 		lastRead: r.ids.Next(),
 		timeouts: timeouts{auto: r.cfg.TuneTimeouts, base: r.cfg.electionTimeout()},
-		disk:     diskLoop{watch: diskWatch{handOverAfter: max(r.cfg.DiskStallHandOver, 0)}},
+		disk: diskLoop{
+			watch: diskWatch{handOverAfter: max(r.cfg.DiskStallHandOver, 0)},
+			store: diskWatch{handOverAfter: max(r.cfg.DiskStallHandOver, 0)},
+		},
 	}
 	defer l.close()
 	l.firstElection()

@@ -22,6 +22,8 @@ type Metrics struct {
 	// Belay's own, of the disk watch and the loop.
 	DiskState    prometheus.Gauge
 	DiskOldest   prometheus.Gauge
+	StoreState   prometheus.Gauge
+	StoreOldest  prometheus.Gauge
 	Unsynced     prometheus.Gauge
 	Held         prometheus.Gauge
 	Refusing     prometheus.Gauge
@@ -60,6 +62,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	m.DiskState = own("disk_state", "How the disk of the raft log does: 0 healthy, 1 slow, 2 stalled, 3 dead.")
 	m.DiskOldest = own("disk_sync_oldest_seconds", "For how long something has waited to be made durable without any sync ending: the age of the sync in flight.")
+	m.StoreState = own("store_state", "How the store does: 0 healthy, 1 slow, 2 stalled, 3 dead.")
+	m.StoreOldest = own("store_oldest_seconds", "For how long the store has had something to apply or to make durable and has not got on.")
 	m.Unsynced = own("log_unsynced_bytes", "Bytes of the raft log that are in memory and not yet durable.")
 	m.Held = own("log_held_bytes", "Bytes of the raft log that memory cannot let go: not committed, not applied or not durable in the store.")
 	m.Refusing = own("log_refusing", "Whether writes are refused, or appends by a follower, since too much of the raft log waits in memory: 1 or 0.")
@@ -73,9 +77,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	})
 	m.HandOvers = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "belay", Name: "handovers_total",
-		Help: "Times that this member handed leadership over, by reason: its disk, its stop, a request.",
+		Help: "Times that this member handed leadership over, by reason: the disk of its raft log, its store, its stop, a request.",
 	}, []string{"reason"})
-	for _, reason := range []string{reasonDisk, reasonStop, reasonRequest} {
+	for _, reason := range []string{reasonDisk, reasonStore, reasonStop, reasonRequest} {
 		m.HandOvers.WithLabelValues(reason)
 	}
 	pending := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -85,7 +89,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	if reg != nil {
 		reg.MustRegister(m.HasLeader, m.IsLeader, m.LeaderChanges, m.Committed, m.Applied, m.Failed,
 			m.ReadIndexSlow, m.ReadIndexFailed, pending, m.HeartbeatsLate,
-			m.DiskState, m.DiskOldest, m.Unsynced, m.Held, m.Refusing, m.ApplyBacklog, m.LoopDelay, m.HandOvers,
+			m.DiskState, m.DiskOldest, m.StoreState, m.StoreOldest, m.Unsynced, m.Held, m.Refusing, m.ApplyBacklog, m.LoopDelay, m.HandOvers,
 			m.ElectionTimeout, m.Heartbeat)
 	}
 	return m
@@ -94,6 +98,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 func (m *Metrics) disk(d DiskReport, applyBacklog uint64) {
 	m.DiskState.Set(float64(d.State))
 	m.DiskOldest.Set(d.Oldest.Seconds())
+	m.StoreState.Set(float64(d.Store))
+	m.StoreOldest.Set(d.StoreOldest.Seconds())
 	m.Unsynced.Set(float64(d.UnsyncedBytes))
 	m.ApplyBacklog.Set(float64(applyBacklog))
 }

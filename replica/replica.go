@@ -83,9 +83,12 @@ type Config struct {
 	// may be the way out. See bounds.go. Default 512 MiB.
 	MaxUnsyncedBytes int64
 	// DiskStallHandOver is how long the log's writer may make no progress (a sync
-	// in flight, mostly) until a leader hands leadership over to a member whose
-	// disk works. Default 5 s; negative: never.
+	// in flight, mostly), or the store, until a leader hands leadership over to a
+	// member whose disk, or store, works. Default 5 s; negative: never.
 	DiskStallHandOver time.Duration
+	// StoreDisk tells how the disk under State does; nil: only whether State itself gets
+	// on is seen. Called by the loop at each tick, it must not wait.
+	StoreDisk func() StoreDisk
 	// PeerDisks asks the other members how their disks do; nil: nobody is asked,
 	// and so leadership is not handed over because of a disk.
 	PeerDisks PeerDisks
@@ -185,6 +188,7 @@ type Replica struct {
 	reads   reads
 	applier applier
 	flusher flusher
+	work    storeWork
 
 	// Published by the loop, read by anyone.
 	status   atomic.Pointer[Status]

@@ -229,7 +229,7 @@ func (m *member) start() (err error) {
 		ID: l.id, Log: l.log, State: gatedMachine{l}, Network: gatedNetwork{l}, Logger: l.logger,
 		TickInterval: tickInterval, ElectionTicks: electionTicks, PreVote: true, AdvanceTicks: true,
 		FlushEntries: m.w.flushEntries, KeepBytes: m.w.keepBytes, HoldBytes: m.w.holdBytes,
-		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: peers{l}, TuneTimeouts: m.w.tuneTimeouts, RoundTrips: roundTrips{m.w},
+		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: peers{l}, StoreDisk: l.storeDisk, TuneTimeouts: m.w.tuneTimeouts, RoundTrips: roundTrips{m.w},
 	}); err != nil {
 		return err
 	}
@@ -587,3 +587,9 @@ func (c *traceCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	return nil
 }
 func (c *traceCore) Sync() error { return nil }
+
+// storeDisk says how the disk under the store does.
+func (l *life) storeDisk() replica.StoreDisk {
+	oldest, sinceProgress := l.store.Disk()
+	return replica.StoreDisk{Oldest: oldest, SinceProgress: sinceProgress}
+}

@@ -56,6 +56,7 @@ type Store struct {
 	corrupt func(error)
 
 	background background
+	disk       *diskWatch
 	appliedKey []byte
 
 	// applied is the last committed batch. It is set after the batch can be read.
@@ -99,7 +100,9 @@ func Open(dir string, opts Options) (*Store, error) {
 	if opts.NoSync {
 		fs = noSyncFS{fs}
 	}
-	s := &Store{dir: dir, fs: fs, lg: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, appliedKey: MetaKey("applied")}
+	disk := newDiskWatch()
+	fs = watchedFS{fs, disk}
+	s := &Store{dir: dir, fs: fs, disk: disk, lg: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, appliedKey: MetaKey("applied")}
 	if s.lg == nil {
 		s.lg = zap.NewNop()
 	}
