@@ -3,6 +3,7 @@ package command
 import (
 	"encoding/json"
 	"fmt"
+	"sync/atomic"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
@@ -22,6 +23,10 @@ type Entry struct {
 	// changes nothing but the answer (a range inside a transaction, the previous value of a put).
 	Unawaited bool
 
+	// GivenUp, where it is not nil, becomes true when whoever waited does not any longer, at any time while the entry is
+	// applied. From then on the machine may leave out the same.
+	GivenUp *atomic.Bool
+
 	// Change is a change of the member list; ConfState is raft's configuration after it and is stored in the same batch.
 	Change    *Change
 	ConfState *raftpb.ConfState
@@ -30,6 +35,9 @@ type Entry struct {
 	// advances. It becomes the result's error.
 	Refused error
 }
+
+// Awaited says whether somebody on this member still waits for the result.
+func (e *Entry) Awaited() bool { return !e.Unawaited && (e.GivenUp == nil || !e.GivenUp.Load()) }
 
 // Result is what applying one entry gave.
 type Result struct {

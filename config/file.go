@@ -159,6 +159,9 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		DiskStallHandOver     *time.Duration  `json:"disk-stall-handover"`
 		MaxUnsyncedBytes      *int64          `json:"max-unsynced-bytes"`
 		MaxKeyBytes           *int64          `json:"max-key-bytes"`
+		MaxTxnTotalOps        *int64          `json:"max-txn-total-ops"`
+		MaxTxnRangeKeys       *int64          `json:"max-txn-range-keys"`
+		MaxAnswerBytes        *int64          `json:"max-answer-bytes"`
 	}
 	type securityConfig struct {
 		CertFile           string   `json:"cert-file"`
@@ -213,7 +216,8 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		LogRotation: &c.LogRotation, LogRotationSet: &c.LogRotationSet,
 		EnableGateway: &c.EnableGateway, UnsafeNoFsync: &c.UnsafeNoFsync, DowngradeCheckTime: &c.DowngradeCheckTime, MemoryMlock: &c.MemoryMlock,
 		DiskStallHandOver: &c.DiskStallHandOver, MaxUnsyncedBytes: &c.MaxUnsyncedBytes,
-		MaxKeyBytes: &c.Limits.KeyBytes,
+		MaxKeyBytes: &c.Limits.KeyBytes, MaxTxnTotalOps: &c.Limits.TxnTotalOps,
+		MaxTxnRangeKeys: &c.Limits.TxnRangeKeys, MaxAnswerBytes: &c.Limits.AnswerBytes,
 	}}
 	file.SocketOptions.ReusePort, file.SocketOptions.ReuseAddress = &c.ReusePort, &c.ReuseAddress
 	file.Discovery.Token = &d.Token

@@ -196,6 +196,12 @@ func behaviourFlags() []flagDef {
 
 		{group: groupLimits, name: "max-key-bytes", usage: "Length of a key that is written and of a new user's or role's name. Negative: no limit.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.KeyBytes })},
+		{group: groupLimits, name: "max-txn-total-ops", usage: "Compares and operations of a transaction on all its levels; --max-txn-ops bounds each. Negative: no limit.",
+			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.TxnTotalOps })},
+		{group: groupLimits, name: "max-txn-range-keys", usage: "Keys that the ranges of a transaction that writes may hold, besides the largest of them. Negative: no limit.",
+			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.TxnRangeKeys })},
+		{group: groupLimits, name: "max-answer-bytes", usage: "Keys and values that one request may read. Negative: no limit.",
+			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.AnswerBytes })},
 
 		{group: groupUnsafe, name: "force-new-cluster", usage: "Make this member the only one of its cluster, keeping the data. For when a quorum is lost for good.",
 			bind: boolFlag(func(c *Config) *bool { return &c.ForceNewCluster })},

@@ -264,17 +264,52 @@ func (c *counts) keys() int64 {
 	return c.total
 }
 
+// Estimate is about how many keys [key, end) holds, end as in Range; ok is false while that is not known. It reads nothing.
+func (s *Store) Estimate(key, end []byte) (keys int64, ok bool) {
+	if len(end) == 0 {
+		return 1, true
+	}
+	if isAll(end) {
+		end = nil
+	} else if bytes.Compare(key, end) >= 0 {
+		return 0, true
+	}
+	c := &s.counts
+	c.mu.Lock()
+	built := c.state == countsBuilt
+	c.mu.Unlock()
+	if !built {
+		return 0, false
+	}
+	n, _, _, _ := c.whole(key, end, s.rev.Load())
+	return n + 2*countBlockKeys, true // of the blocks at its ends
+}
+
 // counter gives what counts the keys of [from, end) that exist at a revision, with an iterator that shows them, whose
 // bounds it changes. ok is false where it cannot.
 func (s *Store) counter(end []byte, rev int64) func(it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
+	return s.counterWith(end, rev, rev, nil)
+}
+
+// counterWith is counter for a batch that is being written: own are its changes after the revision base, up to which all is
+// committed. It gives up where there are more of them than keys to count.
+func (s *Store) counterWith(end []byte, rev, base int64, own []change) func(it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
 	return func(it *pebble.Iterator, from []byte) (int64, bool, error) {
 		to := end
 		if isAll(end) {
 			to = nil
 		}
-		n, first, last, ok := s.counts.whole(from, to, rev)
-		if !ok {
+		n, first, last, ok := s.counts.whole(from, to, min(rev, base))
+		if !ok || rev > base && int64(len(own)) > n {
 			return 0, false, nil
+		}
+		if rev == base {
+			own = nil
+		}
+		for _, ch := range own {
+			if ch.rev <= rev && bytes.Compare(ch.key, first) >= 0 && (last == nil || bytes.Compare(ch.key, last) < 0) {
+				n += int64(ch.delta)
+			}
 		}
 		edge := func(from, to []byte) error {
 			if to != nil && bytes.Equal(from, to) {

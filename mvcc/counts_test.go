@@ -97,3 +97,56 @@ func TestCounts(t *testing.T) {
 }
 
 func countKey(i int) string { return fmt.Sprintf("k/%d", i) }
+
+// TestCountsInABatch: the counts of the transaction that is being written are those of its keys, at every revision, and are
+// known without walking over them.
+func TestCountsInABatch(t *testing.T) {
+	seed := seeds(t, 1)[0]
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	r := newRig(t, Options{countBlockKeys: 2, CompactionSleep: -1})
+	var all command
+	for i := range 3000 {
+		all.ops = append(all.ops, op{key: countKey(i)})
+	}
+	r.apply(all)
+	<-r.counts.ready
+	index, _ := r.st.Applied()
+	w := r.NewWriter(r.st.NewBatch(index+1, 1))
+	ahead := 0
+	for range 30 {
+		w.Begin()
+		for range rng.IntN(8) {
+			var err error
+			if key := []byte(countKey(rng.IntN(5000))); rng.IntN(2) == 0 {
+				_, _, err = w.Put(key, []byte("v"), 0)
+			} else {
+				_, _, err = w.DeleteRange(key, nil, false)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 10 {
+			from, to := []byte(countKey(rng.IntN(5000))), []byte(countKey(rng.IntN(5000)))
+			rev := max(1, w.Rev()-rng.Int64N(10))
+			res, err := w.Range(context.Background(), from, to, RangeOptions{Rev: rev, KeysOnly: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, o := range []RangeOptions{{Rev: rev, CountOnly: true}, {Rev: rev, Limit: 1 + rng.Int64N(20)}} {
+				got, err := w.Range(context.Background(), from, to, o)
+				if err != nil || got.Count != int64(len(res.KVs)) {
+					t.Fatalf("range %q %q %+v counts %d, has %d: %v", from, to, o, got.Count, len(res.KVs), err)
+				}
+			}
+			if _, _, _, ok := r.counts.whole(from, to, min(rev, w.base)); ok && len(res.KVs) > len(w.changes) {
+				ahead++
+			}
+		}
+		w.End()
+	}
+	if ahead < 50 {
+		t.Errorf("%d ranges were counted ahead", ahead)
+	}
+}

@@ -19,6 +19,9 @@ type RangeOptions struct {
 	CountOnly bool  // no keys, only how many there are
 	KeysOnly  bool  // values are not needed; they may be there all the same
 
+	// MaxBytes bounds the keys and values that are read; more of them are ErrTooLarge. 0: no bound.
+	MaxBytes int64
+
 	// NoCount spares the count: Count is then only exact if it is not greater than Limit.
 	NoCount bool
 }
@@ -208,6 +211,7 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o 
 		}
 	}
 	var kvs slab
+	size := int64(0)
 	for v.next() {
 		res.Count++
 		if res.Count%keysBetweenContextChecks == 0 && ctx.Err() != nil {
@@ -240,6 +244,9 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o 
 		}
 		if o.KeysOnly {
 			r.value = nil
+		}
+		if size += int64(len(v.key) + len(r.value)); o.MaxBytes > 0 && size > o.MaxBytes {
+			return RangeResult{}, ErrTooLarge
 		}
 		kvs.add(v.key, v.main, r)
 	}

@@ -21,6 +21,8 @@ var (
 	ErrCompacted = errors.New("mvcc: required revision has been compacted")
 	// ErrFutureRev: the revision does not exist yet.
 	ErrFutureRev = errors.New("mvcc: required revision is a future revision")
+	// ErrTooLarge: a range holds more than RangeOptions.MaxBytes.
+	ErrTooLarge = errors.New("mvcc: range is too large")
 	// ErrClosed: the store of revisions was closed.
 	ErrClosed = errors.New("mvcc: closed")
 )

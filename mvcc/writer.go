@@ -265,7 +265,7 @@ func (w *Writer) rangeOf(ctx context.Context, key, end []byte, o RangeOptions) (
 	if err != nil {
 		return res, err
 	}
-	res, err = rangeOf(ctx, it, key, rev, o, nil)
+	res, err = rangeOf(ctx, it, key, rev, o, w.s.counterWith(end, rev, w.base, w.changes))
 	res.Rev = w.Rev()
 	return res, errors.Join(err, it.Close())
 }

@@ -195,7 +195,7 @@ func (n *Node) openLog() error {
 		Store: n.store, KV: n.kv, Leases: n.leases, Sink: n.hub,
 		Logger: n.logger, Metrics: state.NewMetrics(n.registry),
 		MemberID: n.id.member, ClusterID: n.id.cluster, QuotaBytes: n.cfg.QuotaBytes,
-		MaxLearners: maxLearners, WarningApply: n.cfg.SlowApply,
+		MaxLearners: maxLearners, WarningApply: n.cfg.SlowApply, MaxAnswerBytes: n.cfg.Limits.MaxAnswer(),
 		OnNoSpace: func() { n.server.OverQuota() }, // it is there before anything is applied
 	})
 	if err != nil {

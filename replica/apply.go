@@ -131,7 +131,9 @@ func (r *Replica) addEntry(e *raftpb.Entry) bool {
 		}
 		a.bytes += len(data)
 	}
-	entry.Unawaited = p == nil
+	if entry.Unawaited = p == nil; p != nil {
+		entry.GivenUp = &p.gone
+	}
 	a.batch = append(a.batch, entry)
 	a.waiting = append(a.waiting, p)
 	if a.bytes >= maxApplyBatchBytes || len(a.batch) >= maxApplyBatchEntries {

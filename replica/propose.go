@@ -31,6 +31,10 @@ type proposal struct {
 	// it) or waiting -> abandoned (by the caller or the sweeper).
 	state atomic.Int32
 
+	// gone: nobody waits for the result any more. Whoever applies the request may
+	// leave out what is done for the answer alone.
+	gone atomic.Bool
+
 	done   chan struct{} // capacity 1; receives once, after result and err are set
 	result command.Result
 	err    error
@@ -138,6 +142,7 @@ func (w *waiters) expire(r *Replica, now time.Time) {
 			if now.Sub(p.born) < r.cfg.RequestTimeout {
 				continue
 			}
+			p.gone.Store(true)
 			delete(s.byID, id)
 			if p.abandon() {
 				// There was no leader to propose to: etcd's callers see the bare
@@ -364,6 +369,7 @@ func (r *Replica) giveUp(ctx context.Context, p *proposal) error {
 		}
 		return p.err
 	}
+	p.gone.Store(true)
 	r.metrics.Failed.Inc()
 	if p.abandon() {
 		return ctx.Err()

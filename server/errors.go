@@ -41,6 +41,8 @@ var (
 var errorTable = []struct{ internal, wire error }{
 	{mvcc.ErrCompacted, rpctypes.ErrGRPCCompacted},
 	{mvcc.ErrFutureRev, rpctypes.ErrGRPCFutureRev},
+	{mvcc.ErrTooLarge, status.Error(codes.ResourceExhausted, "etcdserver: the answer would be larger than --max-answer-bytes; ask for less at a time, or use RangeStream")},
+	{state.ErrTxnAnswerTooLarge, status.Error(codes.ResourceExhausted, state.ErrTxnAnswerTooLarge.Error())},
 
 	{state.ErrEmptyKey, rpctypes.ErrGRPCEmptyKey},
 	{state.ErrInvalidSortOption, rpctypes.ErrGRPCInvalidSortOption},

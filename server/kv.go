@@ -45,7 +45,7 @@ func (k *kvService) rangeLocal(ctx context.Context, r *pb.RangeRequest, check fu
 	if err == nil {
 		read := time.Now()
 		get := func() (err error) {
-			resp, err = state.RangeResponse(ctx, k.kvStore, r)
+			resp, err = state.RangeWithin(ctx, k.kvStore, r, k.cfg.Limits.AnswerBytes)
 			return err
 		}
 		if check == nil {
@@ -119,6 +119,9 @@ func (k *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse,
 	if err := k.cfg.Limits.checkKeys(r); err != nil {
 		return nil, err
 	}
+	if err := k.cfg.Limits.checkTotal(r); err != nil {
+		return nil, err
+	}
 	resp, err := k.txn(ctx, r)
 	if err != nil {
 		return nil, toGRPC(err)
@@ -128,9 +131,12 @@ func (k *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse,
 }
 
 func (k *kvService) txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
-	readOnly, serializable := txnReads(r)
+	readOnly, nested, serializable := txnReads(r)
 	if readOnly {
-		return k.txnLocal(ctx, r, serializable)
+		return k.txnLocal(ctx, r, nested, serializable)
+	}
+	if err := k.cfg.Limits.checkWalk(k.kvStore.Estimate, r); err != nil {
+		return nil, err
 	}
 	result, err := k.propose(ctx, kindTxn, &pb.InternalRaftRequest{Txn: r}, proto.Size(r))
 	if err != nil {
@@ -140,33 +146,37 @@ func (k *kvService) txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse,
 }
 
 // txnReads tells whether a transaction only reads (then it needs no entry in
-// the log) and whether it may be served from what this member has. As in etcd
-// a nested transaction is never read-only, and one of compares alone is
-// serializable: its answer may be stale.
-func txnReads(r *pb.TxnRequest) (readOnly, serializable bool) {
+// the log) and whether it may be served from what this member has. One of
+// compares alone is serializable, as in etcd: its answer may be stale. One with
+// nested transactions goes through the log in etcd, whatever it asks; here it
+// does if it writes. It is answered as if it had: after a barrier, and not under
+// an alarm that would refuse it.
+func txnReads(r *pb.TxnRequest) (readOnly, nested, serializable bool) {
 	serializable = true
 	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		for _, op := range branch {
-			rr := op.GetRequestRange()
-			if rr == nil {
-				return false, false
+			if op.GetRequestTxn() != nil {
+				return state.IsReadOnly(r), true, false
 			}
-			serializable = serializable && rr.Serializable
+			serializable = serializable && op.GetRequestRange().GetSerializable()
 		}
 	}
-	return true, serializable
+	return state.IsReadOnly(r), false, serializable
 }
 
-func (k *kvService) txnLocal(ctx context.Context, r *pb.TxnRequest, serializable bool) (resp *pb.TxnResponse, err error) {
+func (k *kvService) txnLocal(ctx context.Context, r *pb.TxnRequest, nested, serializable bool) (resp *pb.TxnResponse, err error) {
 	start := time.Now()
 	if !serializable {
 		err = k.replica.ReadBarrier(ctx)
+	}
+	if nested && err == nil {
+		err = k.state.AlarmRefusal(&pb.InternalRaftRequest{Txn: r})
 	}
 	if err == nil {
 		err = k.permittedRead(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Txn(who, r, k.leaseKeys) }, func() (err error) {
 			view := k.kvStore.View()
 			defer view.Close()
-			resp, err = state.ReadTxn(ctx, view, r)
+			resp, err = state.ReadTxn(ctx, view, r, k.cfg.Limits.AnswerBytes)
 			return err
 		})
 	}

@@ -12,10 +12,25 @@ import (
 // limit.
 type Limits struct {
 	KeyBytes int64 // of a key that is written, and of the name of a new user or role [DefaultKeyBytes]
+	// TxnTotalOps is how many compares and operations a transaction may have on all levels together [DefaultTxnTotalOps].
+	TxnTotalOps int64
+	// TxnRangeKeys is how many keys the ranges of a transaction that writes may walk over, besides the largest of them
+	// [DefaultTxnRangeKeys]: one range may always be as large as a request of its own.
+	TxnRangeKeys int64
+	// AnswerBytes is how many bytes of keys and values a request may read [DefaultAnswerBytes].
+	AnswerBytes int64
 }
 
-// DefaultKeyBytes is sixteen times what the longest keys of known clients take.
-const DefaultKeyBytes = 64 << 10
+const (
+	// DefaultKeyBytes is sixteen times what the longest keys of known clients take.
+	DefaultKeyBytes = 64 << 10
+	// DefaultTxnTotalOps is 128 times --max-txn-ops, which bounds each level.
+	DefaultTxnTotalOps = 16384
+	// DefaultTxnRangeKeys takes the applier some half a second, in which it does nothing else.
+	DefaultTxnRangeKeys = 1_000_000
+	// DefaultAnswerBytes is what gRPC can send.
+	DefaultAnswerBytes = math.MaxInt32
+)
 
 func (l *Limits) setDefaults() {
 	def := func(v *int64, to int64) {
@@ -27,6 +42,15 @@ func (l *Limits) setDefaults() {
 		}
 	}
 	def(&l.KeyBytes, DefaultKeyBytes)
+	def(&l.TxnTotalOps, DefaultTxnTotalOps)
+	def(&l.TxnRangeKeys, DefaultTxnRangeKeys)
+	def(&l.AnswerBytes, DefaultAnswerBytes)
+}
+
+// MaxAnswer is AnswerBytes with its default.
+func (l Limits) MaxAnswer() int64 {
+	l.setDefaults()
+	return l.AnswerBytes
 }
 
 // checkKey refuses to write a key that is too long. Reading and deleting one is not refused: data of etcd may hold it.
@@ -60,6 +84,110 @@ func (l *Limits) checkKeys(r *pb.TxnRequest) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// checkTotal bounds what a transaction has on all levels: --max-txn-ops bounds each, and levels multiply.
+func (l *Limits) checkTotal(r *pb.TxnRequest) error {
+	if n := totalOps(r); n > l.TxnTotalOps {
+		return status.Errorf(codes.InvalidArgument,
+			"etcdserver: too many operations in txn request: %d on all levels, --max-txn-total-ops is %d", n, l.TxnTotalOps)
+	}
+	return nil
+}
+
+func totalOps(r *pb.TxnRequest) int64 {
+	n := int64(len(r.GetCompare()) + len(r.GetSuccess()) + len(r.GetFailure()))
+	for _, branch := range [][]*pb.RequestOp{r.GetSuccess(), r.GetFailure()} {
+		for _, op := range branch {
+			if nested := op.GetRequestTxn(); nested != nil {
+				n += totalOps(nested)
+			}
+		}
+	}
+	return n
+}
+
+// walk is about how many keys are looked at.
+type walk struct {
+	keys    int64
+	largest int64 // of one range
+	known   bool  // false: some range could not be estimated, it may be of any size
+}
+
+func (w *walk) add(keys int64, ok bool) {
+	w.keys += keys
+	w.largest = max(w.largest, keys)
+	w.known = w.known && ok
+}
+
+// estimator tells about how many keys a range holds; see mvcc.Store.Estimate.
+type estimator func(key, end []byte) (keys int64, ok bool)
+
+// ofRange is what a range looks at: with a limit no more than that, and a count is known without looking.
+func (e estimator) ofRange(r *pb.RangeRequest) (int64, bool) {
+	keys, ok := e(r.GetKey(), r.GetRangeEnd())
+	natural := r.GetSortOrder() == pb.RangeRequest_NONE || r.GetSortOrder() == pb.RangeRequest_ASCEND && r.GetSortTarget() == pb.RangeRequest_KEY
+	filtered := r.GetMinModRevision() != 0 || r.GetMaxModRevision() != 0 || r.GetMinCreateRevision() != 0 || r.GetMaxCreateRevision() != 0
+	switch {
+	case !ok || filtered:
+	case r.GetCountOnly():
+		keys = min(keys, countedKeys)
+	case r.GetLimit() > 0 && natural:
+		keys = min(keys, r.GetLimit()+countedKeys)
+	}
+	return keys, ok
+}
+
+// countedKeys is about what it costs to count a range, in keys.
+const countedKeys = 400
+
+// ofTxn is what a transaction looks at on the costlier of its branches, on all levels.
+func (e estimator) ofTxn(r *pb.TxnRequest) walk {
+	w := walk{known: true}
+	for _, c := range r.GetCompare() {
+		w.add(e(c.GetKey(), c.GetRangeEnd()))
+	}
+	success, failure := e.ofOps(r.GetSuccess()), e.ofOps(r.GetFailure())
+	costlier := success
+	if failure.keys > success.keys {
+		costlier = failure
+	}
+	w.keys += costlier.keys
+	w.largest = max(w.largest, success.largest, failure.largest)
+	w.known = w.known && success.known && failure.known
+	return w
+}
+
+func (e estimator) ofOps(ops []*pb.RequestOp) walk {
+	w := walk{known: true}
+	for _, op := range ops {
+		switch o := op.GetRequest().(type) {
+		case *pb.RequestOp_RequestRange:
+			w.add(e.ofRange(o.RequestRange))
+		case *pb.RequestOp_RequestPut:
+			w.add(1, true)
+		case *pb.RequestOp_RequestDeleteRange:
+			w.add(e(o.RequestDeleteRange.GetKey(), o.RequestDeleteRange.GetRangeEnd()))
+		case *pb.RequestOp_RequestTxn:
+			nested := e.ofTxn(o.RequestTxn)
+			w.keys += nested.keys
+			w.largest = max(w.largest, nested.largest)
+			w.known = w.known && nested.known
+		}
+	}
+	return w
+}
+
+// checkWalk bounds the work of a transaction that goes through the log: the applier of every member does it (all but the
+// ranges), one after the other.
+func (l *Limits) checkWalk(e estimator, r *pb.TxnRequest) error {
+	w := e.ofTxn(r)
+	if besides := w.keys - w.largest; besides > l.TxnRangeKeys {
+		return status.Errorf(codes.InvalidArgument,
+			"etcdserver: too much work in txn request: its ranges hold some %d keys besides the largest of them, --max-txn-range-keys is %d",
+			besides, l.TxnRangeKeys)
 	}
 	return nil
 }

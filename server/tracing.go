@@ -55,12 +55,12 @@ func etcdSpan(req any) (string, []attribute.KeyValue) {
 		return "delete_range", []attribute.KeyValue{attribute.String("range_begin", string(r.Key)), attribute.String("range_end", string(r.RangeEnd))}
 	case *pb.TxnRequest:
 		key, kind, lease := firstOperations(r.Success)
-		readOnly, _ := txnReads(r)
+		readOnly, nested, _ := txnReads(r)
 		return "txn", []attribute.KeyValue{
 			attribute.String("compare_first_key", firstCompareKey(r.Compare)), attribute.String("success_first_key", key),
 			attribute.String("success_first_type", kind), attribute.Int64("success_first_lease", lease),
 			attribute.Int("compare_len", len(r.Compare)), attribute.Int("success_len", len(r.Success)),
-			attribute.Int("failure_len", len(r.Failure)), attribute.Bool("read_only", readOnly),
+			attribute.Int("failure_len", len(r.Failure)), attribute.Bool("read_only", readOnly && !nested),
 		}
 	case *pb.CompactionRequest:
 		return "compact", []attribute.KeyValue{attribute.Bool("is_physical", r.Physical), attribute.Int64("rev", r.Revision)}

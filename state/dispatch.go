@@ -88,7 +88,7 @@ func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 		cost := costTxn(r.Txn)
 		fits := cost == 0 || m.quota.fits(m.bytes+cost)
 		m.bytes += cost
-		resp, err := m.txn(r.Txn, e.Unawaited)
+		resp, err := m.txn(e)
 		return m.fitting(result(resp, resp != nil, err, fits), fits)
 	case kindLeaseGrant:
 		fits := m.quota.fits(m.bytes + leaseOverheadBytes)
@@ -99,10 +99,10 @@ func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 		resp, err := m.deleteRange(r.DeleteRange)
 		return result(resp, resp != nil, err, true)
 	case kindRange:
-		if e.Unawaited {
+		if !e.Awaited() {
 			return command.Result{}
 		}
-		resp, err := RangeResponse(context.Background(), m.w, r.Range)
+		resp, err := RangeWithin(context.Background(), m.w, r.Range, m.cfg.MaxAnswerBytes)
 		return result(resp, resp != nil, m.orStop("range", err), true)
 	case kindCompaction:
 		return m.compact(r.Compaction)

@@ -11,7 +11,7 @@ import (
 // lease.ErrTTLTooLarge.
 //
 // Each depends on the log and the store alone, so a command fails alike on every member - but for ErrNoSpace beside a
-// response: then the command was applied, and this member's database is over its quota.
+// response: then the command was applied, and this member's database is over its quota; and for ErrTxnAnswerTooLarge.
 var (
 	ErrEmptyKey          = errors.New("etcdserver: key is not provided")
 	ErrKeyNotFound       = errors.New("etcdserver: key not found")
@@ -34,6 +34,10 @@ var (
 
 	// ErrUnknownChange answers a change of the member list of a type or content that cannot be.
 	ErrUnknownChange = errors.New("etcdserver: malformed member change")
+
+	// ErrTxnAnswerTooLarge answers, beside a response, a transaction that was applied and asked for more than
+	// Config.MaxAnswerBytes. It is this member's alone: on the others nobody waits for the answer.
+	ErrTxnAnswerTooLarge = errors.New("etcdserver: the transaction was applied, but its answer is too large; ask for less at a time")
 
 	// ErrNotReadOnly answers ReadTxn for a transaction that writes.
 	ErrNotReadOnly = errors.New("state: not a read-only transaction")

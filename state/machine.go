@@ -52,6 +52,9 @@ type Config struct {
 	// MaxLearners bounds the learners that CheckChange lets in. 0: 1; below 0: none.
 	MaxLearners int
 
+	// MaxAnswerBytes bounds the keys and values that one request may have read. 0: no bound.
+	MaxAnswerBytes int64
+
 	// OnNoSpace, where set, is called by the applier goroutine after a write was applied although this member's database is
 	// over its quota. It must not wait.
 	OnNoSpace func()
@@ -295,7 +298,7 @@ func (m *Machine) orStop(what string, err error) error {
 	switch {
 	case err == nil:
 	case errors.Is(err, mvcc.ErrCompacted), errors.Is(err, mvcc.ErrFutureRev),
-		errors.Is(err, ErrEmptyKey), errors.Is(err, ErrInvalidSortOption):
+		errors.Is(err, ErrEmptyKey), errors.Is(err, ErrInvalidSortOption), errors.Is(err, mvcc.ErrTooLarge):
 	default:
 		m.stop(fmt.Sprintf("%s: %v", what, err))
 	}

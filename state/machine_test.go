@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/mvcc"
 	"github.com/prometheus/client_golang/prometheus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -257,17 +260,137 @@ func TestReadTxn(t *testing.T) {
 	resp, err := ReadTxn(context.Background(), view, &pb.TxnRequest{
 		Compare: []*pb.Compare{{Target: pb.Compare_VALUE, Key: []byte("a"), TargetUnion: &pb.Compare_Value{Value: []byte("1")}}},
 		Success: []*pb.RequestOp{read("a", 0), read("b", 0)},
-	})
+	}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := text(resp); !strings.Contains(got, `value:"1"`) || !resp.Succeeded || resp.Header.Revision != 3 {
 		t.Errorf("got %s", got)
 	}
-	if _, err := ReadTxn(context.Background(), view, &pb.TxnRequest{Success: []*pb.RequestOp{read("a", 99)}}); err == nil {
+	if _, err := ReadTxn(context.Background(), view, &pb.TxnRequest{Success: []*pb.RequestOp{read("a", 99)}}, 0); err == nil {
 		t.Error("read the future")
 	}
-	if _, err := ReadTxn(context.Background(), view, &pb.TxnRequest{Success: []*pb.RequestOp{{}}}); !errors.Is(err, ErrNotReadOnly) {
+	if _, err := ReadTxn(context.Background(), view, &pb.TxnRequest{Success: []*pb.RequestOp{{}}}, 0); !errors.Is(err, ErrNotReadOnly) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestReadTxnNested: transactions in transactions that only read are answered as the log would answer them.
+func TestReadTxnNested(t *testing.T) {
+	r := newRig(t, Config{})
+	r.do(put("a", "1"))
+	r.do(put("b", "2"))
+	key := func(key string) *pb.RequestOp {
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte(key)}}}
+	}
+	nest := func(compare string, success, failure *pb.RequestOp) *pb.RequestOp {
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{
+			Compare: []*pb.Compare{{Target: pb.Compare_VALUE, Key: []byte(compare), TargetUnion: &pb.Compare_Value{Value: []byte("1")}}},
+			Success: []*pb.RequestOp{success}, Failure: []*pb.RequestOp{failure, key("b")},
+		}}}
+	}
+	txn := &pb.TxnRequest{Success: []*pb.RequestOp{key("b"), nest("a", nest("b", key("b"), key("a")), key("b")), key("a")}}
+	want := r.do(&pb.InternalRaftRequest{Txn: txn})
+	view := r.kv.View()
+	defer view.Close()
+	got, err := ReadTxn(context.Background(), view, txn, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !proto.Equal(got, want.Response) {
+		t.Errorf("read  %s\nas applied %s", text(got), text(want.Response))
+	}
+	if _, err := ReadTxn(context.Background(), view, txn, 4); !errors.Is(err, mvcc.ErrTooLarge) {
+		t.Errorf("got %v", err)
+	}
+	writing := &pb.TxnRequest{Success: []*pb.RequestOp{nest("a", key("a"), &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("c")}}})}}
+	if _, err := ReadTxn(context.Background(), view, writing, 0); !errors.Is(err, ErrNotReadOnly) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestFewKeepFew: what a sorted or filtered range leaves out is not kept by what it answers, in whatever number such ranges
+// stand in one transaction.
+func TestFewKeepFew(t *testing.T) {
+	r := newRig(t, Config{})
+	const keys, ranges = 2000, 300
+	for i := range keys {
+		r.do(put(fmt.Sprintf("k%05d", i), strings.Repeat("v", 200)))
+	}
+	for name, rr := range map[string]*pb.RangeRequest{
+		"sorted":           {Limit: 1, SortOrder: pb.RangeRequest_DESCEND, SortTarget: pb.RangeRequest_VALUE},
+		"filtered":         {Limit: 1, MinModRevision: 1},
+		"few":              {MinModRevision: keys},
+		"sorted, no value": {Limit: 1, SortOrder: pb.RangeRequest_DESCEND, SortTarget: pb.RangeRequest_KEY, KeysOnly: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rr.Key, rr.RangeEnd = []byte("k"), []byte("l")
+			txn := &pb.TxnRequest{}
+			for range ranges {
+				txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: rr}})
+			}
+			heap := func() int64 {
+				runtime.GC()
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				return int64(m.HeapAlloc)
+			}
+			before := heap()
+			result := r.do(&pb.InternalRaftRequest{Txn: txn})
+			if kept := heap() - before; kept > 8<<20 { // 300 times 64 KiB are 19 MiB, 300 times all keys 180
+				t.Errorf("the answers of %d ranges keep %d bytes", ranges, kept)
+			}
+			kvs := result.Response.(*pb.TxnResponse).Responses[ranges-1].GetResponseRange().Kvs
+			if n := len(kvs); n < 1 || n > 3 || !strings.HasPrefix(string(kvs[0].Key), "k") {
+				t.Errorf("%d keys", n)
+			}
+		})
+	}
+}
+
+// TestGivenUp: once nobody waits for a transaction its ranges are not read any more, and what it writes is the same.
+func TestGivenUp(t *testing.T) {
+	read := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("a")}}}
+	write := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("b"), Value: []byte("2")}}}
+	for _, gone := range []bool{false, true} {
+		r := newRig(t, Config{})
+		r.do(put("a", "1"))
+		var up atomic.Bool
+		up.Store(gone)
+		index, term := r.Applied()
+		result := r.Apply([]command.Entry{{Index: index + 1, Term: term, GivenUp: &up,
+			Request: &pb.InternalRaftRequest{Txn: &pb.TxnRequest{Success: []*pb.RequestOp{read, write}}}}})[0]
+		if result.Err != nil {
+			t.Fatal(result.Err)
+		}
+		if n := len(result.Response.(*pb.TxnResponse).Responses[0].GetResponseRange().Kvs); (n == 0) != gone {
+			t.Errorf("given up %v: %d keys were read", gone, n)
+		}
+		got, err := RangeResponse(context.Background(), r.kv, &pb.RangeRequest{Key: []byte("b")})
+		if err != nil || len(got.Kvs) != 1 {
+			t.Errorf("given up %v: what it writes is not there: %v %v", gone, got, err)
+		}
+	}
+}
+
+// TestAnswerTooLarge: a transaction that asks for too much is applied like on any other member, and says so.
+func TestAnswerTooLarge(t *testing.T) {
+	r := newRig(t, Config{MaxAnswerBytes: 1000})
+	r.do(put("a", strings.Repeat("v", 900)))
+	read := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("a"), RangeEnd: []byte("b")}}}
+	write := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("b"), Value: []byte("2")}}}
+	if result := r.do(&pb.InternalRaftRequest{Txn: &pb.TxnRequest{Success: []*pb.RequestOp{read, write}}}); result.Err != nil {
+		t.Errorf("got %v", result.Err)
+	}
+	result := r.do(&pb.InternalRaftRequest{Txn: &pb.TxnRequest{Success: []*pb.RequestOp{read, read, write}}})
+	if !errors.Is(result.Err, ErrTxnAnswerTooLarge) {
+		t.Errorf("got %v", result.Err)
+	}
+	got, err := RangeResponse(context.Background(), r.kv, &pb.RangeRequest{Key: []byte("b")})
+	if err != nil || len(got.Kvs) != 1 || got.Kvs[0].Version != 2 {
+		t.Errorf("it was not applied: %v %v", got, err)
+	}
+	if _, err := RangeWithin(context.Background(), r.kv, &pb.RangeRequest{Key: []byte("a"), RangeEnd: []byte("c")}, 900); !errors.Is(err, mvcc.ErrTooLarge) {
 		t.Errorf("got %v", err)
 	}
 }

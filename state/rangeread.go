@@ -25,6 +25,11 @@ type Ranger interface {
 //
 // It may be used by any goroutine. Errors: ErrInvalidSortOption, mvcc.ErrCompacted, mvcc.ErrFutureRev, the context's.
 func RangeResponse(ctx context.Context, rd Ranger, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	return RangeWithin(ctx, rd, r, 0)
+}
+
+// RangeWithin is RangeResponse that reads no more than maxBytes of keys and values, if that is not 0: mvcc.ErrTooLarge.
+func RangeWithin(ctx context.Context, rd Ranger, r *pb.RangeRequest, maxBytes int64) (*pb.RangeResponse, error) {
 	if err := checkSort(r); err != nil {
 		return nil, err
 	}
@@ -33,6 +38,7 @@ func RangeResponse(ctx context.Context, rd Ranger, r *pb.RangeRequest) (*pb.Rang
 		Rev:       r.Revision,
 		CountOnly: r.CountOnly,
 		KeysOnly:  stripsEarly(r),
+		MaxBytes:  maxBytes,
 	})
 	if err != nil {
 		return nil, err
@@ -112,9 +118,14 @@ func assembleRange(kvs []*mvccpb.KeyValue, rr mvcc.RangeResult, r *pb.RangeReque
 		resp.More = true
 	}
 	resp.Kvs = kvs
+	if !r.KeysOnly && 2*len(kvs) < len(rr.KVs) {
+		// What was read lies together in memory, and all of it would be kept with the few that are answered: until they
+		// are sent, or until the transaction ends that asks for them a thousand times over.
+		resp.Kvs = copied(kvs)
+	}
 	if r.KeysOnly {
 		// Copies: the originals may be shared with the store's cache.
-		early := stripsEarly(r)
+		early, few := stripsEarly(r), 2*len(kvs) < len(rr.KVs)
 		resp.Kvs = make([]*mvccpb.KeyValue, len(kvs))
 		bare := make([]mvccpb.KeyValue, len(kvs))
 		for i, kv := range kvs {
@@ -123,10 +134,32 @@ func assembleRange(kvs []*mvccpb.KeyValue, rr mvcc.RangeResult, r *pb.RangeReque
 			if !early {
 				b.Lease = kv.Lease
 			}
+			if few {
+				b.Key = bytes.Clone(kv.Key)
+			}
 			resp.Kvs[i] = b
 		}
 	}
 	return resp
+}
+
+func copied(kvs []*mvccpb.KeyValue) []*mvccpb.KeyValue {
+	out := make([]*mvccpb.KeyValue, len(kvs))
+	for i, kv := range kvs {
+		out[i] = &mvccpb.KeyValue{
+			Key: bytes.Clone(kv.Key), Value: bytes.Clone(kv.Value), Lease: kv.Lease,
+			CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision, Version: kv.Version,
+		}
+	}
+	return out
+}
+
+// answerBytes is about how large the answer of a range will be.
+func answerBytes(r *pb.RangeResponse) (n int64) {
+	for _, kv := range r.Kvs {
+		n += int64(len(kv.Key) + len(kv.Value) + 16)
+	}
+	return n
 }
 
 // sortKVs sorts as the request asks. It uses sort.Sort and etcd's comparisons, since the order of equal elements, which

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/mvcc"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -178,11 +180,11 @@ func checkRange(rd txnReader, r *pb.RangeRequest) error {
 	return checkSort(r)
 }
 
-// isReadOnly says whether every operation of both branches is a range.
-func isReadOnly(r *pb.TxnRequest) bool {
+// IsReadOnly says whether every operation of both branches is a range, those of nested transactions too.
+func IsReadOnly(r *pb.TxnRequest) bool {
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		for _, op := range ops {
-			if op.GetRequestRange() == nil {
+			if nested := op.GetRequestTxn(); op.GetRequestRange() == nil && (nested == nil || !IsReadOnly(nested)) {
 				return false
 			}
 		}
@@ -190,10 +192,11 @@ func isReadOnly(r *pb.TxnRequest) bool {
 	return true
 }
 
-// ReadTxn answers a transaction all of whose operations are ranges, from one consistent view. Any goroutine may call
-// it. Errors: as RangeResponse, and ErrEmptyKey; ErrNotReadOnly for a transaction that belongs into the log.
-func ReadTxn(ctx context.Context, v *mvcc.View, r *pb.TxnRequest) (*pb.TxnResponse, error) {
-	if !isReadOnly(r) {
+// ReadTxn answers a transaction all of whose operations are ranges, from one consistent view. maxBytes bounds what it
+// answers, unless it is 0: mvcc.ErrTooLarge. Any goroutine may call it. Errors: as RangeResponse, and ErrEmptyKey;
+// ErrNotReadOnly for a transaction that belongs into the log.
+func ReadTxn(ctx context.Context, v *mvcc.View, r *pb.TxnRequest, maxBytes int64) (*pb.TxnResponse, error) {
+	if !IsReadOnly(r) {
 		return nil, ErrNotReadOnly
 	}
 	var path txnPath
@@ -204,25 +207,21 @@ func ReadTxn(ctx context.Context, v *mvcc.View, r *pb.TxnRequest) (*pb.TxnRespon
 		return nil, err
 	}
 	path.rewind()
-	succeeded, ops := path.step(r)
-	resp := &pb.TxnResponse{
-		Header:    &pb.ResponseHeader{Revision: v.Rev()},
-		Succeeded: succeeded,
-		Responses: make([]*pb.ResponseOp, len(ops)),
+	run := txnRun{path: &path, rd: v, left: maxBytes}
+	resp, err := run.txn(ctx, r, nil)
+	if err == nil && run.tooLarge {
+		err = mvcc.ErrTooLarge
 	}
-	for i, op := range ops {
-		rr, err := RangeResponse(ctx, v, op.GetRequestRange())
-		if err != nil {
-			return nil, err
-		}
-		resp.Responses[i] = &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: rr}}
+	if err != nil {
+		return nil, err
 	}
+	resp.Header.Revision = v.Rev()
 	return resp, nil
 }
 
-// txn applies a transaction to the batch.
-func (m *Machine) txn(r *pb.TxnRequest, unawaited bool) (*pb.TxnResponse, error) {
-	ctx := context.Background()
+// txn applies a transaction to the batch. Beside a response the error may be ErrTxnAnswerTooLarge.
+func (m *Machine) txn(e *command.Entry) (*pb.TxnResponse, error) {
+	ctx, r := context.Background(), e.Request.Txn
 	var path txnPath
 	if err := path.judge(ctx, m.w, r); err != nil {
 		return nil, m.orStop("compare of a transaction", err)
@@ -231,17 +230,68 @@ func (m *Machine) txn(r *pb.TxnRequest, unawaited bool) (*pb.TxnResponse, error)
 		return nil, err
 	}
 	path.rewind()
-	resp, err := m.runTxn(ctx, &path, r, unawaited)
+	run := txnRun{path: &path, rd: m.w, entry: e, left: m.cfg.MaxAnswerBytes}
+	resp, err := run.txn(ctx, r, m)
 	if err != nil {
 		m.stop(fmt.Sprintf("a checked transaction failed half-way: %v", err))
 	}
 	resp.Header.Revision = m.w.Rev()
+	if run.tooLarge {
+		return resp, ErrTxnAnswerTooLarge
+	}
 	return resp, nil
 }
 
-// runTxn is step 3. The header of its response stays empty, as a nested one does in etcd; txn fills the outermost.
-func (m *Machine) runTxn(ctx context.Context, path *txnPath, r *pb.TxnRequest, unawaited bool) (*pb.TxnResponse, error) {
-	succeeded, ops := path.step(r)
+// txnRun is step 3. What it writes depends on the path alone. What it reads changes nothing but the answer: once nobody
+// waits for that any longer, or it has become too large to be sent, no more is read.
+type txnRun struct {
+	path     *txnPath
+	rd       txnReader
+	entry    *command.Entry // nil: not of the log
+	left     int64          // bytes that the answer may still have; 0: no bound
+	tooLarge bool
+}
+
+// awaitedContext ends when nobody waits for the result of an entry any longer.
+type awaitedContext struct {
+	context.Context
+	entry *command.Entry
+}
+
+func (c awaitedContext) Err() error {
+	if c.entry.Awaited() {
+		return nil
+	}
+	return context.Canceled
+}
+
+func (t *txnRun) read(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	nothing := &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: t.rd.Rev()}}
+	if t.tooLarge || t.entry != nil && !t.entry.Awaited() {
+		return nothing, nil
+	}
+	if t.entry != nil && t.entry.GivenUp != nil {
+		ctx = awaitedContext{ctx, t.entry}
+	}
+	rr, err := RangeWithin(ctx, t.rd, r, t.left)
+	switch {
+	case err == nil && t.left == 0:
+	case err == nil:
+		t.left -= answerBytes(rr)
+		t.tooLarge = t.left <= 0
+	case errors.Is(err, mvcc.ErrTooLarge):
+		t.tooLarge = true
+		return nothing, nil
+	case t.entry != nil && errors.Is(err, context.Canceled):
+		return nothing, nil
+	}
+	return rr, err
+}
+
+// txn runs one transaction. The header of its response stays empty, as a nested one does in etcd; the caller fills the
+// outermost. m writes; nil: there is nothing to write.
+func (t *txnRun) txn(ctx context.Context, r *pb.TxnRequest, m *Machine) (*pb.TxnResponse, error) {
+	succeeded, ops := t.path.step(r)
 	resp := &pb.TxnResponse{
 		Header:    &pb.ResponseHeader{},
 		Succeeded: succeeded,
@@ -251,12 +301,9 @@ func (m *Machine) runTxn(ctx context.Context, path *txnPath, r *pb.TxnRequest, u
 		out := &pb.ResponseOp{}
 		switch o := op.GetRequest().(type) {
 		case *pb.RequestOp_RequestRange:
-			rr := &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: m.w.Rev()}}
-			if !unawaited {
-				var err error
-				if rr, err = RangeResponse(ctx, m.w, o.RequestRange); err != nil {
-					return nil, err
-				}
+			rr, err := t.read(ctx, o.RequestRange)
+			if err != nil {
+				return nil, err
 			}
 			out.Response = &pb.ResponseOp_ResponseRange{ResponseRange: rr}
 		case *pb.RequestOp_RequestPut:
@@ -275,7 +322,7 @@ func (m *Machine) runTxn(ctx context.Context, path *txnPath, r *pb.TxnRequest, u
 			if o.RequestTxn == nil {
 				break
 			}
-			tr, err := m.runTxn(ctx, path, o.RequestTxn, unawaited)
+			tr, err := t.txn(ctx, o.RequestTxn, m)
 			if err != nil {
 				return nil, err
 			}

@@ -1,0 +1,106 @@
+package server
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/codes"
+
+	"github.com/belaydb/belay/state"
+)
+
+// TestTotalOps: levels of a transaction multiply, so all are counted.
+func TestTotalOps(t *testing.T) {
+	m := newMember(t, func(c *Config, _ *state.Config) { c.MaxTxnOps = 100; c.Limits.TxnTotalOps = 100 })
+	level := func(n int, op *pb.RequestOp) (list []*pb.RequestOp) {
+		for range n {
+			list = append(list, op)
+		}
+		return list
+	}
+	read := opRange(&pb.RangeRequest{Key: []byte("a")})
+	_, err := m.kv.Txn(t.Context(), &pb.TxnRequest{Success: level(9, opTxnOf(level(5, read), level(5, read)))}) // 99
+	must(t, err)
+	_, err = m.kv.Txn(t.Context(), &pb.TxnRequest{Success: level(9, opTxnOf(level(6, read), level(5, read)))})
+	checkStatus(t, err, codes.InvalidArgument, "etcdserver: too many operations in txn request: 108 on all levels, --max-txn-total-ops is 100")
+}
+
+// TestTxnWork: a transaction that writes may have one range of any size, and many small ones, but not many large ones.
+func TestTxnWork(t *testing.T) {
+	m := newMember(t, func(c *Config, _ *state.Config) { c.Limits.TxnRangeKeys = 2000 })
+	for i := range 4000 {
+		m.put(fmt.Sprintf("k%04d", i), "v")
+	}
+	until(t, "the keys are counted", func() bool { n, ok := m.kvStore.Estimate([]byte("k"), []byte("l")); return ok && n > 3000 })
+	all := &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l")}
+	few := &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l"), Limit: 1}
+	count := &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l"), CountOnly: true}
+	last := &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l"), Limit: 1, SortOrder: pb.RangeRequest_DESCEND}
+	for name, c := range map[string]struct {
+		txn  *pb.TxnRequest
+		fits bool
+	}{
+		"one":             {&pb.TxnRequest{Success: ops(opPut("a"), opRange(all))}, true},
+		"one and limited": {&pb.TxnRequest{Success: ops(opPut("a"), opRange(all), opRange(few), opRange(few), opRange(count))}, true},
+		"two":             {&pb.TxnRequest{Success: ops(opPut("a"), opRange(all), opRange(all))}, false},
+		"sorted":          {&pb.TxnRequest{Success: ops(opPut("a"), opRange(last), opRange(last))}, false},
+		"inner":           {&pb.TxnRequest{Success: ops(opPut("a"), opTxnOf(nil, ops(opRange(all))), opTxnOf(ops(opRange(all)), nil))}, false},
+		"either":          {&pb.TxnRequest{Success: ops(opPut("a"), opRange(all)), Failure: ops(opRange(all))}, true},
+		"compares": {&pb.TxnRequest{Success: ops(opPut("a")), Compare: []*pb.Compare{
+			{Key: []byte("k"), RangeEnd: []byte("l")}, {Key: []byte("k"), RangeEnd: []byte("l")}}}, false},
+		"read only":       {&pb.TxnRequest{Success: ops(opRange(all), opRange(all), opTxnOf(ops(opRange(all)), nil))}, true},
+		"delete and read": {&pb.TxnRequest{Success: ops(opDelete("k", "k0010"), opRange(all))}, true},
+	} {
+		_, err := m.kv.Txn(t.Context(), c.txn)
+		switch {
+		case c.fits && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case !c.fits && (err == nil || !strings.Contains(err.Error(), "--max-txn-range-keys is 2000")):
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+// TestReadsOutsideTheLog: a transaction that only reads is not in the log, however deep it is nested; it waits for what is
+// known to the cluster, and alarms refuse it as they would when it is applied.
+func TestReadsOutsideTheLog(t *testing.T) {
+	m := newMember(t)
+	m.put("a", "1")
+	before, barriers := len(m.replica.requests()), m.replica.barriers.Load()
+	txn := &pb.TxnRequest{Success: ops(opTxnOf(ops(opTxnOf(ops(opRange(&pb.RangeRequest{Key: []byte("a"), Serializable: true})), nil)), nil))}
+	resp, err := m.kv.Txn(t.Context(), txn)
+	must(t, err)
+	m.checkHeader(resp.Header, 2)
+	inner := resp.Responses[0].GetResponseTxn().Responses[0].GetResponseTxn()
+	if kvs := inner.Responses[0].GetResponseRange().Kvs; len(kvs) != 1 || inner.Header.GetRevision() != 0 {
+		t.Errorf("got %v", resp)
+	}
+	if n := len(m.replica.requests()) - before; n != 0 || m.replica.barriers.Load() == barriers {
+		t.Errorf("%d entries, %d barriers", n, m.replica.barriers.Load()-barriers)
+	}
+	_, err = m.maintenance.Alarm(t.Context(), &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_CORRUPT, MemberID: m.cfg.MemberID})
+	must(t, err)
+	_, err = m.kv.Txn(t.Context(), txn)
+	checkStatus(t, err, codes.DataLoss, "etcdserver: corrupt cluster")
+}
+
+// TestAnswerBytes: what cannot be answered is said so, before all of it is read.
+func TestAnswerBytes(t *testing.T) {
+	m := newMember(t, func(c *Config, _ *state.Config) { c.Limits.AnswerBytes = 1000 })
+	for i := range 20 {
+		m.put(fmt.Sprintf("k%d", i), strings.Repeat("v", 100))
+	}
+	all := &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l")}
+	const want = "etcdserver: the answer would be larger than --max-answer-bytes; ask for less at a time, or use RangeStream"
+	_, err := m.kv.Range(t.Context(), all)
+	checkStatus(t, err, codes.ResourceExhausted, want)
+	_, err = m.kv.Txn(t.Context(), &pb.TxnRequest{Success: ops(opRange(all))})
+	checkStatus(t, err, codes.ResourceExhausted, want)
+	all.Limit = 5
+	_, err = m.kv.Range(t.Context(), all)
+	must(t, err)
+	_, err = m.kv.Txn(t.Context(), &pb.TxnRequest{Success: ops(opRange(all), opRange(all))})
+	checkStatus(t, err, codes.ResourceExhausted, want)
+}
