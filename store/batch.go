@@ -68,7 +68,7 @@ func (b *Batch) SetDeferred(keyLen, valueLen int) *pebble.DeferredBatchOp {
 	return b.b.SetDeferred(keyLen, valueLen)
 }
 
-// Delete removes a key.
+// Delete removes a key. There is no removal of a range: no reader then has to be right about range tombstones.
 func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }
 
 // DeleteSized is Delete of a key that was written once, with a value of so many bytes: the engine then knows how much room
@@ -77,9 +77,6 @@ func (b *Batch) DeleteSized(key []byte, valueBytes int) error {
 	b.shadows += int64(len(key) + valueBytes + memTableEntryBytes)
 	return b.b.DeleteSized(key, uint32(min(max(valueBytes, 0), math.MaxUint32)), nil)
 }
-
-// DeleteRange removes all keys of [start, end). Both must be without a version.
-func (b *Batch) DeleteRange(start, end []byte) error { return b.b.DeleteRange(start, end, nil) }
 
 // Get reads a key, as this batch leaves it.
 func (b *Batch) Get(key []byte) ([]byte, bool, error) {

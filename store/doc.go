@@ -50,5 +50,7 @@
 //
 // Large values live in blob files (Pebble's value separation), so that compactions do not rewrite them.
 //
+// Pebble 2.1.7 moves its markers in an order that a power failure can break; marker.go mends it below Pebble.
+//
 // What we assume of the disk: a rename, create or link is durable after a sync of the directory; synced bytes stay.
 package store

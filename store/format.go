@@ -35,10 +35,10 @@ func prepareDir(fs vfs.FS, dir string) error {
 		if err := errors.Join(err, f.Close()); err != nil {
 			return fmt.Errorf("store: read %s: %w", name, err)
 		}
-		if len(text) > 0 {
+		if strings.Trim(string(text), "\x00") != "" {
 			return checkFormat(name, string(text))
 		}
-		// A crash cut off the very first write; there is no database yet.
+		// A crash cut off the very first write, whole or in content alone; there is no database yet.
 	case !isNotExist(err):
 		return fmt.Errorf("store: open %s: %w", name, err)
 	}

@@ -42,6 +42,9 @@ type Options struct {
 
 	// NoSync leaves out every sync: a crash of the machine, though not of the process, may destroy the store.
 	NoSync bool
+
+	// manifestBytes, for tests, is how large a manifest gets before the next one is begun. 0: Pebble's default.
+	manifestBytes int64
 }
 
 // Store: see the package's comment.
@@ -140,7 +143,7 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 	}
 	listener := s.eventListener()
 	o := &pebble.Options{
-		FS:                 pacedFS{s.fs, &s.background},
+		FS:                 pacedFS{markerFS{s.fs}, &s.background},
 		DisableWAL:         true,
 		FormatMajorVersion: pebble.FormatNewest,
 		Comparer:           &cockroachkvs.Comparer,
@@ -159,6 +162,7 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		// One compaction as a rule, a second when they fall behind.
 		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 2 },
 		MaxOpenFiles:               4096,
+		MaxManifestFileSize:        opts.manifestBytes,
 		EventListener:              &listener,
 		Logger:                     pebbleLogger{s.lg},
 	}
