@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/raftlog"
 )
 
@@ -176,7 +177,7 @@ func writeFirstLog(dir string, opts raftlog.Options, id identity) error {
 	if err := fs.Rename(temporary, dir); err != nil {
 		return err
 	}
-	return syncDir(fs, fs.PathDir(dir))
+	return datadir.SyncDir(fs, fs.PathDir(dir))
 }
 
 func urlStrings(urls []url.URL) []string {

@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/server"
@@ -142,6 +143,10 @@ func (c *Config) logDir() string {
 }
 
 func (c *Config) storeDir() string { return filepath.Join(c.DataDir, "member", "store") }
+
+func (c *Config) paths() datadir.Paths {
+	return datadir.Paths{Member: filepath.Join(c.DataDir, "member"), Store: c.storeDir(), Log: c.logDir()}
+}
 
 // flushEntries is how many entries lie between two flushes of the applied state at
 // most, if bytes and time do not ask for one earlier.

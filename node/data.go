@@ -1,12 +1,12 @@
 package node
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/errors/oserror"
@@ -16,6 +16,7 @@ import (
 
 	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/raftlog"
@@ -30,7 +31,7 @@ import (
 func (n *Node) openData() error {
 	fs := n.cfg.FS
 	if _, err := fs.Stat(fs.PathJoin(n.cfg.DataDir, "member", "snap", "db")); err == nil {
-		if _, err := fs.Stat(fs.PathJoin(n.cfg.DataDir, "member", identityFile)); err == nil {
+		if parts, err := datadir.Look(fs, n.cfg.paths()); err != nil || parts.Log() != nil {
 			return fmt.Errorf("%s has data of Belay, and beside it data of an etcd that was started there later; nothing in it was changed. To go on with Belay's, move member/snap and member/wal away; what clients wrote to that etcd is in those alone", n.cfg.DataDir)
 		}
 		return fmt.Errorf("%s is a data directory of etcd, not of Belay; nothing in it was changed. Choose another --data-dir; `belay util snapshot restore` makes one of etcd's data (README, \"Moving from etcd\")", n.cfg.DataDir)
@@ -40,21 +41,22 @@ func (n *Node) openData() error {
 	}
 	// The names of both folders must survive a power failure like what is in them.
 	for _, dir := range []string{n.cfg.DataDir, fs.PathDir(n.cfg.DataDir)} {
-		if err := syncDir(fs, dir); err != nil {
+		if err := datadir.SyncDir(fs, dir); err != nil {
 			return fmt.Errorf("cannot access data directory: %w", plainPathError(err))
 		}
 	}
 	if err := n.checkWritable(n.cfg.DataDir); err != nil {
 		return fmt.Errorf("cannot access data directory: %w", err)
 	}
-	if err := n.keepEtcdOut(); err != nil {
+	if err := keepEtcdOut(fs, fs.PathJoin(n.cfg.DataDir, "member")); err != nil {
 		return fmt.Errorf("cannot access data directory: %w", plainPathError(err))
 	}
 	if err := snapshotfile.RemoveLeftovers(n.cfg.DataDir); err != nil {
 		return fmt.Errorf("cannot remove what an interrupted snapshot left: %w", plainPathError(err))
 	}
-	if _, _, err := raftlog.Peek(n.cfg.logDir(), fs); err != nil {
-		return err // before the store is created beside a log that cannot be used
+	var err error
+	if n.parts, err = datadir.Look(fs, n.cfg.paths()); err != nil {
+		return plainPathError(err) // before the store is created beside parts that cannot be used
 	}
 	opening := time.Now()
 	st, err := store.Open(n.cfg.storeDir(), store.Options{
@@ -65,6 +67,14 @@ func (n *Node) openData() error {
 		return err
 	}
 	n.store = st
+	applied, _ := st.Applied()
+	lost, err := n.parts.CheckStore(applied)
+	if err != nil {
+		return err
+	}
+	if lost {
+		n.logger.Warn("the store is missing, it is made again from the raft log", zap.String("path", n.cfg.storeDir()), zap.String("wal-dir", n.cfg.logDir()))
+	}
 	n.sayStore(time.Since(opening))
 	n.kv, err = mvcc.Open(st, mvcc.Options{
 		Logger: n.logger, Metrics: mvcc.NewMetrics(n.registry),
@@ -76,12 +86,11 @@ func (n *Node) openData() error {
 // keepEtcdOut puts a file where etcd has a folder. An etcd that is started on this
 // data directory by mistake would find nothing of its own and serve an empty
 // cluster; with the file in its way it ends, and its error names the file.
-func (n *Node) keepEtcdOut() error {
-	fs, dir := n.cfg.FS, n.cfg.FS.PathJoin(n.cfg.DataDir, "member")
+func keepEtcdOut(fs vfs.FS, dir string) error {
 	if _, err := fs.Stat(fs.PathJoin(dir, etcdsFolder)); err == nil || !oserror.IsNotExist(err) {
 		return err
 	}
-	return writeFileDurably(fs, dir, etcdsFolder, []byte("This is a data directory of Belay. The file keeps an etcd from starting here with nothing.\n"))
+	return datadir.WriteFile(fs, dir, etcdsFolder, []byte("This is a data directory of Belay. The file keeps an etcd from starting here with nothing.\n"))
 }
 
 const etcdsFolder = "snap"
@@ -126,31 +135,19 @@ func plainPathError(err error) error {
 
 // openLog finds out who this member is, makes the first log if there is none,
 // opens it, and has it adopt the store's applied index.
-func (n *Node) openLog() error {
+func (n *Node) openLog() (err error) {
 	dir, fs := n.cfg.logDir(), n.cfg.FS
-	meta, exists, err := raftlog.Peek(dir, fs)
-	if err != nil {
-		return err
-	}
-	switch {
-	case exists:
+	meta := n.parts.Log()
+	if meta != nil {
 		if n.cfg.Discovers {
 			n.logger.Warn("discovery token is ignored since cluster already initialized; valid logs are found", zap.String("wal-dir", dir))
 		}
 		n.id = identity{member: meta.MemberID, cluster: meta.ClusterID}
-	case n.storeHasData():
-		return fmt.Errorf("the store in %s belongs to a member, but its raft log is missing from %s: give --wal-dir as it was when the member was created, or remove the member from the cluster, delete %s and join again",
-			n.cfg.storeDir(), dir, n.cfg.DataDir)
-	default:
-		if n.id, err = n.bootstrap(); err != nil {
-			return err
-		}
-	}
-	if err := n.checkIdentity(); err != nil {
+	} else if n.id, err = n.bootstrap(); err != nil {
 		return err
 	}
 	opts := raftlog.Options{
-		FS: fs, MemberID: n.id.member, ClusterID: n.id.cluster, Logger: n.logger, NoSync: n.cfg.NoSync,
+		FS: fs, MemberID: n.id.member, ClusterID: n.id.cluster, LeastGroup: n.parts.LeastGroup(), Logger: n.logger, NoSync: n.cfg.NoSync,
 	}
 	if n.id.fresh && !n.id.joining {
 		n.logger.Info("bootstrapping a new cluster",
@@ -213,79 +210,38 @@ func (n *Node) openLog() error {
 		n.logger.Info("the store was flushed ahead of the raft log; the log begins again at the applied index",
 			zap.Uint64("applied-index", index), zap.Uint64("applied-term", term))
 	}
-	if exists && n.cfg.ForceNewCluster {
+	if err := n.recordParts(); err != nil {
+		return err
+	}
+	n.hasState = meta != nil && (index > 0 || lastIndex > 0)
+	if meta != nil && n.cfg.ForceNewCluster {
 		return n.forceNewCluster()
 	}
 	return nil
 }
 
-// identityFile is beside the store and says whose it is; the raft log, which
-// may lie elsewhere (--wal-dir), has its own word. Two that do not belong
-// together would look like a member that forgot what it promised.
-const identityFile = "identity.json"
-
-type storedIdentity struct {
-	Member  string `json:"member"`
-	Cluster string `json:"cluster"`
-}
-
-func (n *Node) checkIdentity() error {
-	fs, dir := n.cfg.FS, n.cfg.FS.PathJoin(n.cfg.DataDir, "member")
-	path := fs.PathJoin(dir, identityFile)
-	own := storedIdentity{fmt.Sprintf("%x", n.id.member), fmt.Sprintf("%x", n.id.cluster)}
-	f, err := fs.Open(path)
-	switch {
-	case err == nil:
-		defer f.Close()
-		var stored storedIdentity
-		if err := json.NewDecoder(f).Decode(&stored); err != nil {
-			return fmt.Errorf("%s is damaged: %w. It says whose store lies beside it. If --data-dir and --wal-dir are those that this member always had, move the file away and start again", path, err)
-		}
-		if stored == own {
-			return nil
-		}
-		if !n.storeHasData() && n.id.fresh {
-			break // a first start that was cut short; nothing depends on it
-		}
-		return fmt.Errorf("the store in %s belongs to member %s of cluster %s, the raft log in %s to member %s of cluster %s; they cannot run together. Give the --data-dir and --wal-dir that were used together",
-			n.cfg.storeDir(), stored.Member, stored.Cluster, n.cfg.logDir(), own.Member, own.Cluster)
-	case !oserror.IsNotExist(err):
-		return fmt.Errorf("cannot read %s: %w", path, plainPathError(err))
-	}
-	data, err := json.Marshal(own)
+// recordParts is the last thing of a start before the member speaks: from here on no other log, nor an
+// older copy of this one, passes for the one beside this store.
+func (n *Node) recordParts() error {
+	group, err := n.log.Mark()
 	if err != nil {
 		return err
 	}
-	if err := writeFileDurably(fs, dir, identityFile, data); err != nil {
-		return fmt.Errorf("cannot write %s: %w", path, plainPathError(err))
+	err = n.writeParts(group)
+	n.recorded = err == nil
+	if errors.Is(err, syscall.ENOSPC) && n.parts.LeastGroup() > 0 && !n.cfg.NoSync {
+		// What is recorded still holds, and whoever makes room must be able to start the member.
+		n.logger.Warn("the disk is full: the raft log's position was not recorded, so an older copy of the log would not be noticed", zap.Error(err))
+		return nil
 	}
-	return nil
+	return err
 }
 
-// writeFileDurably makes dir/name hold data, whole or not at all.
-func writeFileDurably(fs vfs.FS, dir, name string, data []byte) error {
-	temporary := fs.PathJoin(dir, name+".tmp")
-	f, err := fs.Create(temporary, "")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := fs.Rename(temporary, fs.PathJoin(dir, name)); err != nil {
-		return err
-	}
-	return syncDir(fs, dir)
-}
-
-// syncDir makes the names in a folder durable.
-func syncDir(fs vfs.FS, dir string) error {
-	d, err := fs.OpenDir(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+func (n *Node) writeParts(group uint64) error {
+	err := datadir.Write(n.cfg.FS, n.cfg.paths(), datadir.Record{
+		Member: n.id.member, Cluster: n.id.cluster, Log: n.log.Metadata().LogID, Group: group,
+	})
+	return plainPathError(err)
 }
 
 // refuseOthersData stops a member whose flags describe one member of the

@@ -13,9 +13,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/peers"
 )
@@ -65,7 +65,7 @@ func newWitness(n *Node) *witness {
 // there.
 func (w *witness) keep() {
 	note := "first start"
-	if w.n.cfg.FS == vfs.Default {
+	if w.n.cfg.FS == datadir.FS() {
 		var err error
 		w.keeper, err = evidence.Keep(w.ring, w.n.cfg.FS.PathJoin(w.n.cfg.DataDir, "member"))
 		if err != nil {

@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
@@ -19,6 +18,7 @@ import (
 	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/lease"
@@ -67,10 +67,13 @@ type Node struct {
 	dialerOnce     sync.Once
 	dialer         func(ctx context.Context, network, address string) (net.Conn, error) // of peerDialer
 
-	fatal       chan error    // reasons why the member cannot go on, the first counts
-	initialized bool          // there was data at the start
-	leads       atomic.Bool   // the replica runs, so it may lead
-	serving     chan struct{} // closed when gRPC clients are let in
+	fatal       chan error     // reasons why the member cannot go on, the first counts
+	initialized bool           // there was data at the start
+	parts       *datadir.Parts // as they were found
+	recorded    bool           // the parts know each other as of this start
+	hasState    bool           // there was something to serve at the start, in the store or in the log
+	leads       atomic.Bool    // the replica runs, so it may lead
+	serving     chan struct{}  // closed when gRPC clients are let in
 
 	stop     chan struct{} // closed when Stop begins
 	stopping atomic.Bool   // ends of listeners are expected from now on
@@ -84,22 +87,8 @@ var ErrRemoved = errors.New("the member has been permanently removed from the cl
 // Start builds a member's parts from the lowest floor up and serves. When it
 // returns an error nothing is left running.
 func Start(cfg Config) (_ *Node, err error) {
-	if cfg.FS == nil {
-		cfg.FS = vfs.Default
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = zap.NewNop()
-	}
-	n := &Node{
-		cfg:      cfg,
-		logger:   cfg.Logger,
-		fatal:    make(chan error, 8),
-		peers:    make(map[uint64][]string),
-		registry: prometheus.NewRegistry(),
-		serving:  make(chan struct{}),
-		stop:     make(chan struct{}),
-	}
-	n.witness = newWitness(n)
+	n := newNode(cfg)
+	cfg = n.cfg
 	defer func() {
 		if err != nil {
 			n.closeParts()
@@ -144,6 +133,27 @@ func Start(cfg Config) (_ *Node, err error) {
 	n.sayMember()
 	n.serve()
 	return n, nil
+}
+
+// newNode is a member of which no part is there yet.
+func newNode(cfg Config) *Node {
+	if cfg.FS == nil {
+		cfg.FS = datadir.FS()
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
+	n := &Node{
+		cfg:      cfg,
+		logger:   cfg.Logger,
+		fatal:    make(chan error, 8),
+		peers:    make(map[uint64][]string),
+		registry: prometheus.NewRegistry(),
+		serving:  make(chan struct{}),
+		stop:     make(chan struct{}),
+	}
+	n.witness = newWitness(n)
+	return n
 }
 
 // Failed delivers the reason when the member has to stop: ErrRemoved, or a
@@ -323,8 +333,7 @@ func (n *Node) serve() {
 	n.server.Start()
 	n.witness.start()
 	n.serveClients()
-	index, _ := n.store.Applied()
-	go n.letCallsIn(index > 0)
+	go n.letCallsIn(n.hasState)
 	n.serveMetrics()
 	n.sayServing()
 }
@@ -478,9 +487,20 @@ func (n *Node) closeParts() {
 		n.closeStore()
 	}
 	if n.log != nil {
-		if err := n.log.Close(); err != nil {
-			n.logger.Warn("failed to close the raft log", zap.Error(err))
+		n.closeLog()
+	}
+}
+
+// closeLog closes the raft log and records where it ends, as long as the directory is locked.
+func (n *Node) closeLog() {
+	group, err := n.log.Seal()
+	if err == nil && n.recorded {
+		if err := n.writeParts(group); err != nil {
+			n.logger.Warn("failed to record where the raft log ends", zap.Error(err))
 		}
+	}
+	if err := n.log.Close(); err != nil {
+		n.logger.Warn("failed to close the raft log", zap.Error(err))
 	}
 }
 

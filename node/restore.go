@@ -7,12 +7,12 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/raftlog"
@@ -64,7 +64,7 @@ func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 	if err != nil {
 		return r, err
 	}
-	fs := vfs.Default
+	fs := datadir.FS()
 	paths := Config{DataDir: c.DataDir, WALDir: c.WALDir}
 	r = Restored{Member: id.member, Cluster: id.cluster, StoreDir: paths.storeDir(), WALPath: paths.logDir()}
 	if names, err := os.ReadDir(c.DataDir); err == nil && len(names) > 0 {
@@ -95,11 +95,19 @@ func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 			}
 			logDir = paths.logDir()
 		}
-		index, err := restoreStore(ctx, filepath.Join(temporary, "store"), f, id, c.BumpRevision, &r)
+		storeDir := filepath.Join(temporary, "store")
+		index, err := restoreStore(ctx, storeDir, f, id, c.BumpRevision, &r)
 		if err != nil {
 			return err
 		}
-		return restoreLog(logDir, id, index)
+		record, err := restoreLog(logDir, id, index)
+		if err != nil {
+			return err
+		}
+		if err := keepEtcdOut(fs, temporary); err != nil {
+			return err
+		}
+		return datadir.Write(fs, datadir.Paths{Member: temporary, Store: storeDir, Log: logDir}, record)
 	})
 	if err != nil {
 		return r, err
@@ -107,12 +115,12 @@ func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 	if err := fs.Rename(temporary, filepath.Join(c.DataDir, "member")); err != nil {
 		return r, err
 	}
-	return r, syncDir(fs, c.DataDir)
+	return r, datadir.SyncDir(fs, c.DataDir)
 }
 
 // restoreStore fills a new store; index is what it says it has applied.
 func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id identity, bump int64, r *Restored) (index uint64, err error) {
-	st, err := store.Open(dir, store.Options{})
+	st, err := store.Open(dir, store.Options{FS: datadir.FS()})
 	if err != nil {
 		return 0, err
 	}
@@ -241,18 +249,23 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id id
 }
 
 // restoreLog makes a log that begins where the store ends.
-func restoreLog(dir string, id identity, index uint64) error {
+func restoreLog(dir string, id identity, index uint64) (datadir.Record, error) {
+	none := datadir.Record{}
 	log, err := raftlog.Open(dir, raftlog.Options{
-		MemberID: id.member, ClusterID: id.cluster, Logger: zap.NewNop(),
+		FS: datadir.FS(), MemberID: id.member, ClusterID: id.cluster, Logger: zap.NewNop(),
 		Released: func([]*raftpb.Message) {}, Failed: func(error) {},
 	})
 	if err != nil {
-		return err
+		return none, err
 	}
 	cs := new(raftpb.ConfState)
 	for _, m := range id.members {
 		cs.Voters = append(cs.Voters, m.ID)
 	}
 	_, err = log.Adopt(index, restoreTerm, cs)
-	return errors.Join(err, log.Close())
+	group, serr := log.Seal()
+	if err := errors.Join(err, serr, log.Close()); err != nil {
+		return none, err
+	}
+	return datadir.Record{Member: id.member, Cluster: id.cluster, Log: log.Metadata().LogID, Group: group}, nil
 }

@@ -95,6 +95,30 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 	return true, nil
 }
 
+// Mark writes an empty group, with what Adopt has raised, and gives its number once it is durable: from
+// then on this log can be told from every copy that was made of it before (Options.LeastGroup). With
+// NoSync nothing is durable, and it does nothing and gives 0.
+//
+// REQUIRES: called after Adopt and before the first Append or Sync.
+func (l *Log) Mark() (group uint64, err error) {
+	l.compactMu.Lock()
+	defer l.compactMu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.started || l.closing {
+		panic("raftlog: Mark after Append, Sync or Close")
+	}
+	if l.opts.NoSync {
+		return 0, nil
+	}
+	// As in Adopt, w is ours.
+	l.beginGroup()
+	if err := l.writeGroup(false); err != nil {
+		return 0, err
+	}
+	return l.w.synced, nil
+}
+
 func isNotExist(err error) bool {
 	return err != nil && (errors.Is(err, os.ErrNotExist) || oserror.IsNotExist(err))
 }

@@ -41,6 +41,20 @@ func (e *IdentityError) Error() string {
 		e.Dir, e.HaveMember, e.HaveCluster, e.WantMember, e.WantCluster)
 }
 
+// OldError says that a log ends before a group that it once held durably: it is an older copy, or its
+// end is lost, and with it perhaps votes and acknowledgements. Nothing was changed.
+type OldError struct {
+	Dir          string
+	Group, Least uint64
+}
+
+func (e *OldError) Error() string {
+	return fmt.Sprintf("raftlog: the log in %s ends with group %d, but this member had it with group %d: it is an older copy, or its end is lost, "+
+		"and with it votes and acknowledgements that this member may have given. Nothing was changed. "+
+		"Put back the log that belongs here. If it is gone: remove this member, move its data directory away and add it again; a single member: restore a snapshot",
+		e.Dir, e.Group, e.Least)
+}
+
 // fileError says what was tried with which file. Most file systems name the file in their
 // errors as well; once is enough.
 func fileError(op, path string, err error) error {

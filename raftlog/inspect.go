@@ -33,7 +33,7 @@ func Inspect(dir string, fs vfs.FS, w io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%s version=%d member=%x cluster=%x\n", metaName, m.version, m.member, m.cluster)
+	fmt.Fprintf(out, "%s version=%d member=%x cluster=%x log=%x\n", metaName, m.version, m.member, m.cluster, m.logID)
 	segs, err := scanSegments(fs, dir, ls.segments, m.logID)
 	if err != nil {
 		return err

@@ -36,8 +36,11 @@ type Options struct {
 	// MemberID and ClusterID are written into a new log and compared with an
 	// existing one. Zero: not compared.
 	MemberID, ClusterID uint64
-	Logger              *zap.Logger // default: none
-	Metrics             *Metrics    // default: not exported
+	// LeastGroup is what Mark or Seal gave of this log earlier: a log that ends before it is an
+	// older copy, or was cut, and Open fails with *OldError and changes nothing. Zero: not compared.
+	LeastGroup uint64
+	Logger     *zap.Logger // default: none
+	Metrics    *Metrics    // default: not exported
 	// NoSync never calls fsync or fdatasync (--unsafe-no-fsync). A crash of the
 	// machine may then lose what was promised.
 	NoSync bool
@@ -172,6 +175,7 @@ type Log struct {
 	syncs                          syncs
 	started                        bool // an Append or Sync happened: too late for Adopt
 	closing                        bool
+	released                       bool // Close was called; guarded by compactMu
 	failure                        error
 
 	files files  // segments and spares
@@ -302,7 +306,7 @@ func (l *Log) BytesBetween(lo, hi uint64) int64 {
 
 // Metadata says whose log this is.
 func (l *Log) Metadata() Metadata {
-	return Metadata{Version: l.meta.version, MemberID: l.meta.member, ClusterID: l.meta.cluster}
+	return l.meta.metadata()
 }
 
 // Sync waits until all that was appended before is durable, commit included.
@@ -329,24 +333,29 @@ func (l *Log) Sync(ctx context.Context) error {
 	}
 }
 
-// Close writes what waits, seals the log and releases the directory. It waits for
-// the disk. It returns the failure of the log if there was one.
-func (l *Log) Close() error {
+// Seal writes what waits and the last group, whose number it gives (0 with NoSync), and keeps the
+// directory locked until Close. It waits for the disk. It returns the failure of the log if there was
+// one. REQUIRES: no Append from now on.
+func (l *Log) Seal() (group uint64, err error) {
 	l.mu.Lock()
-	if l.closing {
-		l.mu.Unlock()
-		<-l.writerDone
-		return nil
-	}
 	l.closing = true
 	l.wake.Signal()
 	l.mu.Unlock()
 	<-l.writerDone
+	return l.w.synced, l.failure // the writer is gone
+}
+
+// Close seals the log, if Seal has not, and releases the directory. It returns the failure of the log
+// if there was one. Closed again, it does nothing.
+func (l *Log) Close() error {
+	_, err := l.Seal()
 	l.compactMu.Lock() // a Compact that still runs must not outlive the lock on the directory
 	defer l.compactMu.Unlock()
+	if l.released {
+		return nil
+	}
+	l.released = true
 	l.files.stopPreparing()
-
-	err := l.failure // the writer is gone
 	if l.w.file != nil {
 		err = errors.Join(err, l.w.file.Close())
 	}

@@ -16,6 +16,13 @@ type Metadata struct {
 	Version   uint32 // of the format
 	MemberID  uint64
 	ClusterID uint64
+	// LogID is random, drawn when the log was made, and never 0: what is kept beside the log knows
+	// it by this.
+	LogID uint64
+}
+
+func (m meta) metadata() Metadata {
+	return Metadata{Version: m.version, MemberID: m.member, ClusterID: m.cluster, LogID: m.logID}
 }
 
 // Peek says whether dir holds a log, and whose. fs may be nil for the default.
@@ -34,14 +41,14 @@ func Peek(dir string, fs vfs.FS) (Metadata, bool, error) {
 	if err != nil {
 		return Metadata{}, false, err
 	}
-	return Metadata{Version: m.version, MemberID: m.member, ClusterID: m.cluster}, true, nil
+	return m.metadata(), true, nil
 }
 
 // Open opens the log in dir, or makes a new one. What it returns is durable: entries
 // that a crashed process had written but not synced are either synced now or not there.
 //
 // Everything in the log is in memory afterwards; Adopt then drops what MemoryBytes
-// does not allow. Errors: *CorruptError, *IdentityError, or I/O with the file's name.
+// does not allow. Errors: *CorruptError, *IdentityError, *OldError, or I/O with the file's name.
 func Open(dir string, opts Options) (_ *Log, err error) {
 	if err := opts.fill(); err != nil {
 		return nil, err
@@ -130,6 +137,9 @@ func (l *Log) create(ls listing) error {
 		}
 	}
 	l.meta = meta{version: formatVersion, member: l.opts.MemberID, cluster: l.opts.ClusterID, logID: l.opts.random()}
+	for l.meta.logID == 0 {
+		l.meta.logID = l.opts.random()
+	}
 
 	w := &l.w
 	if err := l.startSegment(); err != nil {
@@ -184,6 +194,9 @@ func (l *Log) load(ls listing) error {
 	r, err := replaySegments(l.fs, l.dir, ls.segments, l.meta.logID)
 	if err != nil {
 		return err
+	}
+	if r.group < l.opts.LeastGroup {
+		return &OldError{Dir: l.dir, Group: r.group, Least: l.opts.LeastGroup}
 	}
 	if r.cut != nil {
 		l.lg.Warn("the raft log ends in a group that nothing proves durable, as after a write that a crash interrupted; it is cut",

@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -386,5 +387,81 @@ func TestCrashBehindInstall(t *testing.T) {
 			l = mustOpen(t, "log", testOptions(crashed, &s))
 		}
 		mustClose(t, l)
+	}
+}
+
+// A mark tells a log from every copy that was made of it before; the end of a sealed log tells it from a log whose end was
+// lost. Nothing of a log that is refused is changed.
+func TestMarkedLogKnowsOlderCopies(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	open := func(fs vfs.FS, least uint64) (*Log, error) {
+		opts := testOptions(fs, new(sink))
+		opts.LeastGroup = least
+		return Open("log", opts)
+	}
+	l, err := open(mem, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := l.Mark()
+	if err != nil || first == 0 {
+		t.Fatal(first, err)
+	}
+	l.Append(Append{Entries: []*raftpb.Entry{{Type: raftpb.EntryNormal.Enum(), Index: new(uint64(1)), Term: new(uint64(1))}}})
+	if err := l.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	running := mem.CrashClone(vfs.CrashCloneCfg{})
+	sealed, err := l.Seal()
+	if err != nil || sealed <= first {
+		t.Fatal(sealed, err)
+	}
+	if again, err := l.Seal(); again != sealed || err != nil {
+		t.Fatal(again, err)
+	}
+	if err := errors.Join(l.Close(), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	stopped := mem.CrashClone(vfs.CrashCloneCfg{})
+	if l, err = open(mem, sealed); err != nil {
+		t.Fatal(err)
+	}
+	second, err := l.Mark()
+	if err != nil || second <= sealed {
+		t.Fatal(second, err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	for _, tc := range []struct {
+		name  string
+		fs    *vfs.MemFS
+		least uint64
+		old   bool
+	}{
+		{"as it was when it ran, for its start", running, first, false},
+		{"as it was when it ran, for its stop", running, sealed, true},
+		{"as it was when it ran, for the next start", running, second, true},
+		{"as it was when it had stopped, for the next start", stopped, second, true},
+		{"as it was when it had stopped, for its stop", stopped, sealed, false},
+		{"as it is", mem, second, false},
+	} {
+		fs := tc.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))})
+		before := fs.String()
+		l, err := open(fs, tc.least)
+		var old *OldError
+		if errors.As(err, &old) != tc.old || !tc.old && err != nil {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		if err == nil {
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		if after := fs.String(); !strings.Contains(after, "LOCK") || strings.Count(before, "segment-") != strings.Count(after, "segment-") {
+			t.Errorf("%s: was\n%s\nis\n%s", tc.name, before, after)
+		}
 	}
 }

@@ -31,7 +31,7 @@ const floors = `
 	< mvcc, lease, auth
 	< state, watch, replica
 	< snapshotfile
-	< server
+	< server, datadir
 	< node
 	< config
 	< ctl, util, dev, doctor, proxy

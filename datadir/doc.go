@@ -1,0 +1,44 @@
+// Package datadir knows whose data a member's folders hold, and that they belong together.
+//
+// # What for
+//
+// A member has three parts that may be lost, exchanged or put back from a backup each by itself:
+//
+//	member/identity.json          the identity: whose data this folder holds
+//	member/store/                 the store, with an identity.json of its own
+//	member/log/, or in --wal-dir  the raft log, with its META
+//
+// Two parts that do not belong together would make one member of two histories: it would serve what
+// was never written, lack what was acknowledged, and vote twice in one term. So each start looks at
+// all three before it opens any, and refuses what does not fit.
+//
+// # How the parts know each other
+//
+// The raft log draws a random id when it is made (META), and this is the id of the whole: both
+// identity.json name it, beside member and cluster. Both also name a group of the log: the log
+// numbers what it makes durable, and a start writes a group of its own and records its number before
+// the member says a word, a stop the number of the last one. A log that ends before the recorded group
+// is an older copy, or was cut, and votes and acknowledgements may be lost with what is missing.
+//
+// # What is right and what is refused
+//
+// The log is what a member promised, the store only what it made of it. So an older store of the same
+// log is right as long as the log still has what follows it, and so is no store at all if the log has
+// everything from the first entry on; raftlog.Adopt says so when it is not. A store ahead of the log is
+// right too (ARCHITECTURE.md, "The one idea"). An older log is not, and neither is any part whose log id
+// is another's.
+//
+// What cannot be told: a copy of all parts, of one earlier moment, put back together; and an older
+// log together with both identity.json of its time.
+//
+// # The order of writing
+//
+// The log first, by a rename or by META, which comes last; then identity.json in the store; then
+// member/identity.json, and only then does the member speak. Each is durable before the next. So a
+// start that was cut short leaves a log that nobody depends on, and the next start, under the same
+// flags, goes on with it. The other way round, whoever finds member/identity.json with a log's id knows
+// that there was such a log, and a store beside it.
+//
+// Data of versions before this one has an identity.json without a log's id, or none, and nothing in the
+// store. It gets both at the next start. Until then only member and cluster can be compared.
+package datadir

@@ -1,0 +1,223 @@
+package datadir
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strconv"
+
+	"github.com/cockroachdb/errors/oserror"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/belaydb/belay/raftlog"
+)
+
+// identityFile is the name of a Record, beside the store and in it.
+const identityFile = "identity.json"
+
+// maxIdentityBytes bounds what is read of it.
+const maxIdentityBytes = 64 << 10
+
+// Paths are where the parts of one member are.
+type Paths struct {
+	Member string // the folder of identity.json
+	Store  string
+	Log    string
+}
+
+func (p Paths) identity() string      { return filepath.Join(p.Member, identityFile) }
+func (p Paths) storeIdentity() string { return filepath.Join(p.Store, identityFile) }
+
+// Record is what identity.json says.
+type Record struct {
+	Member, Cluster uint64
+	// Log is the id of the raft log (raftlog.Metadata.LogID); 0: a version wrote it that did not record it.
+	Log uint64
+	// Group is the number of a group that the log has had durably; 0: none is known.
+	Group uint64
+}
+
+// storedRecord is Record on disk: ids in hexadecimal.
+type storedRecord struct {
+	Member  string `json:"member"`
+	Cluster string `json:"cluster"`
+	Log     string `json:"log,omitempty"`
+	Group   uint64 `json:"group,omitempty"`
+}
+
+func (r Record) encode() ([]byte, error) {
+	s := storedRecord{Member: fmt.Sprintf("%x", r.Member), Cluster: fmt.Sprintf("%x", r.Cluster), Group: r.Group}
+	if r.Log != 0 {
+		s.Log = fmt.Sprintf("%x", r.Log)
+	}
+	return json.Marshal(s)
+}
+
+func decodeRecord(data []byte) (r Record, err error) {
+	var s storedRecord
+	if err := json.Unmarshal(data, &s); err != nil {
+		return r, err
+	}
+	r.Group = s.Group
+	for _, id := range []struct {
+		text string
+		to   *uint64
+	}{{s.Member, &r.Member}, {s.Cluster, &r.Cluster}, {s.Log, &r.Log}} {
+		if id.text == "" && id.to == &r.Log {
+			continue
+		}
+		if *id.to, err = strconv.ParseUint(id.text, 16, 64); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+// readRecord gives nil if the file is not there.
+func readRecord(fs vfs.FS, path string) (*Record, error) {
+	f, err := fs.Open(path)
+	if oserror.IsNotExist(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s: %w", path, err)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxIdentityBytes))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("cannot read %s: %w", path, err)
+	}
+	r, err := decodeRecord(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s is damaged: %w. It says whose store and which raft log lie here. If --data-dir and --wal-dir are those that this member always had, "+
+			"move it away, and the other %s under the same --data-dir too, and start again", path, err, identityFile)
+	}
+	return &r, nil
+}
+
+// Parts is what is there of a member.
+type Parts struct {
+	paths    Paths
+	identity *Record           // nil: none
+	store    *Record           // nil: none
+	log      *raftlog.Metadata // nil: none
+}
+
+// Look reads who each part says that it belongs to, and changes nothing. It fails if one cannot be read, or
+// if parts do not belong together. What it cannot judge before the store is open, CheckStore does.
+func Look(fs vfs.FS, paths Paths) (*Parts, error) {
+	p := &Parts{paths: paths}
+	meta, ok, err := raftlog.Peek(paths.Log, fs)
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		p.log = &meta
+	}
+	if p.identity, err = readRecord(fs, paths.identity()); err != nil {
+		return nil, err
+	}
+	if p.store, err = readRecord(fs, paths.storeIdentity()); err != nil {
+		return nil, err
+	}
+	return p, p.check()
+}
+
+// Log is whose log there is; nil if there is none, and nothing else that speaks of one: then this is
+// a first start.
+func (p *Parts) Log() *raftlog.Metadata { return p.log }
+
+// LeastGroup is what the log must reach (raftlog.Options.LeastGroup).
+func (p *Parts) LeastGroup() (group uint64) {
+	for _, r := range []*Record{p.identity, p.store} {
+		if r != nil {
+			group = max(group, r.Group)
+		}
+	}
+	return group
+}
+
+func (p *Parts) check() error {
+	for _, known := range []struct {
+		record *Record
+		path   string
+	}{{p.identity, p.paths.identity()}, {p.store, p.paths.storeIdentity()}} {
+		switch r := known.record; {
+		case r == nil:
+		case p.log == nil:
+			return p.logMissing()
+		case r.Member != p.log.MemberID || r.Cluster != p.log.ClusterID:
+			return fmt.Errorf("the store in %s belongs to member %x of cluster %x (says %s), the raft log in %s to member %x of cluster %x; they cannot run together. %s",
+				p.paths.Store, r.Member, r.Cluster, known.path, p.paths.Log, p.log.MemberID, p.log.ClusterID, together)
+		case r.Log != 0 && r.Log != p.log.LogID:
+			return fmt.Errorf("the store in %s belongs to the raft log %x (says %s), but the raft log in %s is %x: these are two histories of member %x, and they cannot run together. %s",
+				p.paths.Store, r.Log, known.path, p.paths.Log, p.log.LogID, p.log.MemberID, together)
+		}
+	}
+	return nil
+}
+
+const together = "Nothing was changed. Give the --data-dir and --wal-dir that were used together"
+
+func (p *Parts) logMissing() error {
+	return fmt.Errorf("the store in %s belongs to a member, but its raft log is missing from %s: give --wal-dir as it was when the member was created. "+
+		"If the log is lost, remove the member from the cluster, delete %s and join again; a single member: restore a snapshot",
+		p.paths.Store, p.paths.Log, filepath.Dir(p.paths.Member))
+}
+
+// CheckStore judges what only the open store tells: applied is its applied index, 0 if it is empty. lost says
+// that there was a store once, and this one is empty in its place: the log must have everything.
+func (p *Parts) CheckStore(applied uint64) (lost bool, err error) {
+	switch {
+	case applied > 0 && p.log == nil:
+		return false, p.logMissing()
+	case p.identity == nil || p.identity.Log == 0 || p.store != nil:
+		return false, nil
+	case applied > 0:
+		return false, fmt.Errorf("the data in %s belongs to the raft log %x in %s, but the store in %s does not say so: it is another member's, or of before that log; they cannot run together. %s",
+			p.paths.Member, p.log.LogID, p.paths.Log, p.paths.Store, together)
+	}
+	return true, nil
+}
+
+// Write records, in both places and durably, that all parts belong together. REQUIRES: the log and the
+// store's folder are there, and the member has not spoken yet, or speaks no more.
+func Write(fs vfs.FS, paths Paths, r Record) error {
+	data, err := r.encode()
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{paths.Store, paths.Member} { // doc.go, "The order of writing"
+		if err := WriteFile(fs, dir, identityFile, data); err != nil {
+			return fmt.Errorf("cannot write %s: %w", fs.PathJoin(dir, identityFile), err)
+		}
+	}
+	return nil
+}
+
+// WriteFile makes dir/name hold data, whole or not at all, and durably.
+func WriteFile(fs vfs.FS, dir, name string, data []byte) error {
+	temporary := fs.PathJoin(dir, name+".tmp")
+	f, err := fs.Create(temporary, "")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := fs.Rename(temporary, fs.PathJoin(dir, name)); err != nil {
+		return err
+	}
+	return SyncDir(fs, dir)
+}
+
+// SyncDir makes the names in a folder durable.
+func SyncDir(fs vfs.FS, dir string) error {
+	d, err := fs.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
