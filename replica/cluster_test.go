@@ -155,6 +155,8 @@ type testMember struct {
 	c       *testCluster
 	disk    *vfs.MemFS
 	stalled atomic.Pointer[chan struct{}] // non-nil: syncs wait for it to close
+	// opStalled, if not nil, is a kind of operation of the disk that does not end.
+	opStalled atomic.Pointer[stalledOp]
 	// syncTakes is how long each sync takes.
 	syncTakes atomic.Int64
 	// storeBusy, if not nil, is since when an operation on a file of the store is under way;
@@ -232,6 +234,10 @@ func newTestCluster(t *testing.T, n int, options ...func(*testCluster)) *testClu
 // MaybeError makes the member's disk an errorfs.Injector: syncs of a stalled
 // disk do not return until it is released.
 func (m *testMember) MaybeError(op errorfs.Op) error {
+	if stalled := m.opStalled.Load(); stalled != nil && stalled.kind == op.Kind {
+		stalled.met.Store(true)
+		<-stalled.over
+	}
 	switch op.Kind {
 	case errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpFileSyncTo:
 		if gate := m.stalled.Load(); gate != nil {
@@ -437,6 +443,9 @@ func (c *testCluster) close() {
 		}
 		for _, at := range []*atomic.Pointer[chan struct{}]{&m.stalled, &m.state.applyStalled, &m.state.flushStalled, &m.installStalled} {
 			goOn(at)
+		}
+		if op := m.opStalled.Swap(nil); op != nil {
+			close(op.over)
 		}
 		m.replica().Stop()
 		m.log.Close()
