@@ -126,6 +126,13 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 		m.SetArgs(func(args []string) []string { return append(args, r.args...) })
 	}
 	defer r.net.close()
+	if r.walApart {
+		for i, m := range r.c.Members {
+			m.SetArgs(func(args []string) []string {
+				return append(args, "--wal-dir", filepath.Join(r.dir, fmt.Sprint("wal-", i)))
+			})
+		}
+	}
 	if r.slowLogs {
 		for i, m := range r.c.Members {
 			m.SetArgs(func(args []string) []string {

@@ -20,6 +20,7 @@ type scenario struct {
 	during      time.Duration                           // 0: as -during says
 	diskBytes   int64                                   // not 0: a tmpfs of this size in place of slowfs
 	slowLogs    bool                                    // the members log to a slowfs of their own, at level debug
+	walApart    bool                                    // the raft logs are not on slowfs: --wal-dir
 	want        []want
 	label       *label                                  // what the verdict should be; nil: not asked
 	prepare     func(ctx context.Context, r *run) error // before the load begins
@@ -111,6 +112,8 @@ func scenarios() []scenario {
 		{name: "all-slow", about: "every sync of all members takes 2.14 s", fault: slow(everyone), want: []want{changesAtMost(0), readsUnder(100 * time.Millisecond)}},
 		{name: "leader-hang", about: "the leader's disk never returns (20 s)", fault: hang(leader), during: 20 * time.Second,
 			want: []want{failedAtMost(0), changesAtMost(1), pauseUnder(300 * time.Millisecond), leaderHandedOver}},
+		{name: "leader-store-hang", about: "the disk of the leader's store never returns, its log has another (20 s)", fault: hang(leader), during: 20 * time.Second,
+			walApart: true, args: []string{"--snapshot-count=2000"}, want: []want{changesAtMost(1), leaderHandedOver}},
 		{name: "leader-hang-follower-down", about: "the leader's disk never returns, and one follower is down", fault: hangAndDown, want: []want{changesAtMost(0), readsUnder(250 * time.Millisecond)}},
 
 		{name: "leader-eio", about: "each write and sync of the leader's disk fails (EIO)", fault: fails(leader), want: []want{changesAtMost(1), exited(leader)}},

@@ -45,11 +45,12 @@ type verdict struct {
 func labels() map[string]label {
 	slow, stalled, partition := []string{"disk-slow"}, []string{"disk-stalled", "disk-dead"}, []string{"partition"}
 	return map[string]label{
-		"leader-slow":    {members: leader, causes: slow},
-		"follower-slow":  {members: oneFollower, causes: slow},
-		"followers-slow": {members: followers, causes: slow},
-		"all-slow":       {members: everyone, causes: slow},
-		"leader-hang":    {members: leader, causes: stalled},
+		"leader-slow":       {members: leader, causes: slow},
+		"follower-slow":     {members: oneFollower, causes: slow},
+		"followers-slow":    {members: followers, causes: slow},
+		"all-slow":          {members: everyone, causes: slow},
+		"leader-hang":       {members: leader, causes: stalled},
+		"leader-store-hang": {members: leader, causes: []string{"store-stalled"}},
 		"leader-hang-follower-down": {members: leader, causes: stalled,
 			and: &label{members: oneFollower, causes: []string{"member-killed"}}},
 		"leader-eio":       {members: leader, causes: []string{"disk-error"}},
