@@ -45,7 +45,7 @@ func (o *oracle) saw(l *life, rev int64, events []*mvccpb.Event) {
 	x := &revision{by: l.name, at: o.w.now()}
 	var text strings.Builder
 	for _, ev := range events {
-		e := event{key: string(ev.Kv.Key), value: string(ev.Kv.Value), deleted: ev.Type == mvccpb.Event_DELETE, sum: eventText(ev)}
+		e := event{key: string(ev.Kv.Key), value: idOf(ev.Kv.Value), deleted: ev.Type == mvccpb.Event_DELETE, sum: eventText(ev)}
 		x.events = append(x.events, e)
 		text.WriteString(e.sum + "\n")
 	}
@@ -55,12 +55,12 @@ func (o *oracle) saw(l *life, rev int64, events []*mvccpb.Event) {
 	if was, ok := o.revs[rev]; ok {
 		o.checked++
 		if was.text != x.text {
-			o.w.violation("revision %d is\n%s  at member %s but\n%s  at member %s", rev, x.text, l.name, was.text, was.by)
+			o.w.violation(diverged, "revision %d is\n%s  at member %s but\n%s  at member %s", rev, x.text, l.name, was.text, was.by)
 		}
 		return
 	}
 	if rev > o.newest+1 && o.newest > 0 {
-		o.w.violation("member %s applies revision %d, nobody has applied %d", l.name, rev, o.newest+1)
+		o.w.violation(gap, "member %s applies revision %d, nobody has applied %d", l.name, rev, o.newest+1)
 	}
 	o.revs[rev] = x
 	o.newest = max(o.newest, rev)
@@ -88,7 +88,7 @@ func (w *world) judge() {
 	for rev := int64(2); rev <= o.newest; rev++ {
 		x := o.revs[rev]
 		if x == nil {
-			w.violation("nobody has applied revision %d", rev)
+			w.violation(gap, "nobody has applied revision %d", rev)
 			return
 		}
 		for _, e := range x.events {
@@ -117,28 +117,28 @@ func (w *world) judge() {
 		writes := x.kind == opPut || x.kind == opDelete || x.kind == opMulti || x.kind == opCAS && x.hit
 		switch {
 		case len(at) > 1:
-			w.violation("done %d times: %s", len(at), x)
+			w.violation(doubledWrite, "done %d times: %s", len(at), x)
 		case x.unknown && x.never && len(at) > 0:
-			w.violation("told that it was never proposed, but it is at revision %d: %s", at[0], x)
+			w.violation(ghostWrite, "told that it was never proposed, but it is at revision %d: %s", at[0], x)
 		case x.unknown:
 		case writes && (len(at) != 1 || at[0] != x.rev):
-			w.violation("acknowledged, but found at revisions %v: %s", at, x)
+			w.violation(lostWrite, "acknowledged, but found at revisions %v: %s", at, x)
 		case !writes && len(at) > 0:
-			w.violation("told that it did not write, but found at %v: %s", at, x)
+			w.violation(ghostWrite, "told that it did not write, but found at %v: %s", at, x)
 		case x.kind == opGet, x.kind == opCAS && !x.hit:
 			if v := valueAt(x.key, x.rev); v != x.read {
-				w.violation("the value at that revision is %q: %s", v, x)
+				w.violation(wrongRead, "the value at that revision is %q: %s", v, x)
 			}
 			if x.kind == opCAS && x.read == x.old {
-				w.violation("refused although it had the value: %s", x)
+				w.violation(wrongRead, "refused although it had the value: %s", x)
 			}
 		case x.kind == opCAS:
 			if v := valueAt(x.key, x.rev-1); v != x.old {
-				w.violation("done although the value was %q: %s", v, x)
+				w.violation(wrongRead, "done although the value was %q: %s", v, x)
 			}
 		case x.kind == opDelete:
 			if v := valueAt(x.key, x.rev-1); (v != "") != x.hit {
-				w.violation("the value before was %q: %s", v, x)
+				w.violation(wrongRead, "the value before was %q: %s", v, x)
 			}
 		}
 		if x.unknown && len(at) == 1 {
@@ -170,12 +170,12 @@ func (w *world) judge() {
 			if newest != nil && x.rev != 0 {
 				writes := len(written[x.id]) > 0
 				if x.rev < newest.rev || writes && x.rev == newest.rev {
-					w.violation("saw revision %d: %s\n    although before it began this had ended: %s", x.rev, x, newest)
+					w.violation(staleRead, "saw revision %d: %s\n    although before it began this had ended: %s", x.rev, x, newest)
 				}
 			}
 		case e.call:
 			if was := atLife[x.life]; was != nil && x.rev != 0 && x.rev < was.rev {
-				w.violation("went back at one member: %s\n    after %s", x, was)
+				w.violation(staleRead, "went back at one member: %s\n    after %s", x, was)
 			}
 		case !x.serializable:
 			if newest == nil || x.rev > newest.rev {
@@ -192,7 +192,7 @@ func (w *world) judge() {
 	w.judgeWatchers(versions)
 	for _, x := range w.history.leases {
 		if at, ok := deleted[x.key]; ok && !x.revoked && at < x.renewed+time.Duration(x.ttl)*time.Second {
-			w.violation("lease %d (TTL %d s) ended %s after its last renewal, at %s", x.id, x.ttl, at-x.renewed, at)
+			w.violation(earlyExpiry, "lease %d (TTL %d s) ended %s after its last renewal, at %s", x.id, x.ttl, at-x.renewed, at)
 		}
 	}
 	w.judgeRegisters(written)
@@ -209,6 +209,7 @@ func (w *world) judgeWatchers(versions map[string][]version) {
 			}
 			return false
 		}
+		wrong := false
 	revs:
 		for rev := max(2, x.start); rev <= min(w.oracle.newest, x.next-1); rev++ {
 			for _, e := range w.oracle.revs[rev].events {
@@ -223,15 +224,16 @@ func (w *world) judgeWatchers(versions map[string][]version) {
 					if i < len(x.events) {
 						got = fmt.Sprintf("%s at member %s", x.events[i].sum, x.events[i].member)
 					}
-					w.violation("watcher %d should have got %s, got %s", n, e.sum, got)
+					w.violation(wrongWatch, "watcher %d should have got %s, got %s", n, e.sum, got)
+					wrong = true
 					break revs
 				}
 				w.judgePrevious(n, x, x.events[i], e, versions[e.key])
 				i++
 			}
 		}
-		if i < len(x.events) && len(w.found) == 0 {
-			w.violation("watcher %d got %s, which it should not", n, x.events[i].sum)
+		if i < len(x.events) && !wrong {
+			w.violation(wrongWatch, "watcher %d got %s, which it should not", n, x.events[i].sum)
 		}
 	}
 }
@@ -242,7 +244,7 @@ func (w *world) judgePrevious(n int, x *watcher, got seenEvent, e event, vs []ve
 	}
 	i := sort.Search(len(vs), func(i int) bool { return vs[i].rev >= got.rev })
 	if i == 0 || vs[i-1].rev != got.prev || vs[i-1].value != got.prevValue {
-		w.violation("watcher %d got %s with a wrong previous value: of revision %d, %q", n, e.sum, got.prev, got.prevValue)
+		w.violation(wrongWatch, "watcher %d got %s with a wrong previous value: of revision %d, %q", n, e.sum, got.prev, got.prevValue)
 	}
 }
 
@@ -318,7 +320,7 @@ func (w *world) judgeRegisters(written map[string][]int64) {
 	}
 	switch porcupine.CheckOperationsTimeout(registers, all, 20*time.Second) {
 	case porcupine.Illegal:
-		w.violation("porcupine: a history of %d operations is not linearizable", len(all))
+		w.violation(notLinear, "porcupine: a history of %d operations is not linearizable", len(all))
 	case porcupine.Unknown:
 		w.count("porcupine gave up")
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +15,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/watch"
 )
@@ -61,9 +62,8 @@ type op struct {
 }
 
 func (o *op) String() string {
-	short := func(s string) string { return strings.TrimRight(s, ".x") } // without padding
 	return fmt.Sprintf("client %d %s %s %s old %q serializable %v at %s [%d,%d] unknown %v rev %d read %q hit %v",
-		o.client, o.kind, o.key, short(o.id), short(o.old), o.serializable, o.life, o.call, o.ret, o.unknown, o.rev, short(o.read), o.hit)
+		o.client, o.kind, o.key, o.id, o.old, o.serializable, o.life, o.call, o.ret, o.unknown, o.rev, o.read, o.hit)
 }
 
 type history struct {
@@ -82,19 +82,61 @@ func (h *history) add(o *op) {
 
 func registerKey(i int) string { return fmt.Sprintf("r/%d", i) }
 
+// rest waits for up to most, or until the faults end.
+func (w *world) rest(r *rand.Rand, most time.Duration) {
+	for until := time.Now().Add(time.Duration(r.Int64N(int64(most)))); !w.calm.Load(); {
+		left := time.Until(until)
+		if left <= 0 {
+			return
+		}
+		time.Sleep(min(left, time.Second))
+	}
+}
+
+// deadlineSlack is how much later than its deadline a call may end. What waits
+// longer than the request timeout is swept up twice a second.
+const deadlineSlack = time.Second
+
+// requestTimeout is replica's.
+func (f *localFlags) requestTimeout() time.Duration {
+	return 5*time.Second + 2*time.Duration(f.electionTicks)*tickInterval
+}
+
+// judgeEnd checks that a call ended by its deadline, whatever hangs, unless its
+// member stood still or is gone.
+func (w *world) judgeEnd(l *life, o *op, began time.Time, timeout time.Duration) {
+	if w.o.mutation == lateAnswer {
+		l.applying.pass()
+	}
+	if o.kind != opGet {
+		// Readers that come while a question is under way share the next one, which
+		// has the request timeout for itself.
+		timeout = min(timeout, l.flags.requestTimeout())
+	}
+	took := time.Since(began)
+	if took > timeout+deadlineSlack && !l.dead.Load() && !l.paused.shutAfter(began) {
+		w.violation(deadline, "with a timeout of %s it took %s: %s", timeout, took, o)
+	}
+}
+
 // client works until the faults end.
 func (w *world) client(n int) {
 	r := rand.New(rand.NewPCG(w.seed, 100+uint64(n)))
 	seen := map[string]string{}
-	padding := strings.Repeat("x", r.IntN(600))
+	size := func() int { return 0 }
+	usual := r.IntN(600)
+	size = func() int { return usual }
+	if w.kinds[big] {
+		size = func() int { return bigSize(r) }
+	}
 	for i := 0; !w.calm.Load(); i++ {
-		time.Sleep(time.Duration(r.IntN(150)) * time.Millisecond)
+		w.rest(r, w.clientPause)
 		ls := w.lives()
 		if len(ls) == 0 {
 			continue
 		}
 		l := ls[r.IntN(len(ls))]
-		o := &op{client: n, key: registerKey(r.IntN(registerKeys)), id: fmt.Sprintf("%d.%d.%s", n, i, padding), life: l.name}
+		o := &op{client: n, key: registerKey(r.IntN(registerKeys)), id: valueID(n, i, size()), life: l.name}
 		switch p := r.IntN(100); {
 		case p < 30:
 			o.kind = opGet
@@ -112,10 +154,13 @@ func (w *world) client(n int) {
 				o.kind = opPut
 			}
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(300+r.IntN(9000))*time.Millisecond)
+		timeout := time.Duration(300+r.IntN(9000)) * time.Millisecond
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		o.call = w.history.clock.Add(1)
 		l.paused.pass()
+		began := time.Now()
 		err := w.do(ctx, l, o)
+		w.judgeEnd(l, o, began, timeout)
 		l.paused.pass()
 		if l.dead.Load() {
 			o.never, err = false, errDown // the answer did not leave
@@ -144,12 +189,12 @@ func (w *world) client(n int) {
 var errNoHeader = errors.New("sim: a response without a header")
 
 func (w *world) do(ctx context.Context, l *life, o *op) error {
-	key, id := []byte(o.key), []byte(o.id)
+	key, value := []byte(o.key), valueOf(o.id)
 	put := func(key []byte) *pb.RequestOp {
-		return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: key, Value: id}}}
+		return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: key, Value: value}}}
 	}
 	if o.kind == opGet {
-		if !o.serializable && w.o.mutation != staleRead {
+		if !o.serializable && w.o.mutation != noBarrier {
 			if err := l.replica.ReadBarrier(ctx); err != nil {
 				return err
 			}
@@ -160,13 +205,13 @@ func (w *world) do(ctx context.Context, l *life, o *op) error {
 		}
 		o.rev = resp.Header.GetRevision()
 		if len(resp.Kvs) > 0 {
-			o.read = string(resp.Kvs[0].Value)
+			o.read = idOf(resp.Kvs[0].Value)
 		}
 		return nil
 	}
 	if o.kind == opPut {
-		result, err := l.replica.Propose(ctx, &pb.InternalRaftRequest{Put: &pb.PutRequest{Key: key, Value: id}})
-		o.never = err == context.DeadlineExceeded
+		result, err := w.propose(ctx, l, userOf(o.client), &pb.InternalRaftRequest{Put: &pb.PutRequest{Key: key, Value: value}})
+		o.never = err == context.DeadlineExceeded || isOfRights(result.Err)
 		if err = errors.Join(err, result.Err); err != nil {
 			return err
 		}
@@ -186,13 +231,13 @@ func (w *world) do(ctx context.Context, l *life, o *op) error {
 		if o.old == "" {
 			txn.Compare = []*pb.Compare{{Target: pb.Compare_VERSION, Result: pb.Compare_EQUAL, Key: key, TargetUnion: &pb.Compare_Version{Version: 0}}}
 		} else {
-			txn.Compare = []*pb.Compare{{Target: pb.Compare_VALUE, Result: pb.Compare_EQUAL, Key: key, TargetUnion: &pb.Compare_Value{Value: []byte(o.old)}}}
+			txn.Compare = []*pb.Compare{{Target: pb.Compare_VALUE, Result: pb.Compare_EQUAL, Key: key, TargetUnion: &pb.Compare_Value{Value: valueOf(o.old)}}}
 		}
 		txn.Success = []*pb.RequestOp{put(key)}
 		txn.Failure = []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: key}}}}
 	}
-	result, err := l.replica.Propose(ctx, &pb.InternalRaftRequest{Txn: txn})
-	o.never = err == context.DeadlineExceeded
+	result, err := w.propose(ctx, l, userOf(o.client), &pb.InternalRaftRequest{Txn: txn})
+	o.never = err == context.DeadlineExceeded || isOfRights(result.Err)
 	if err = errors.Join(err, result.Err); err != nil {
 		return err
 	}
@@ -206,14 +251,14 @@ func (w *world) do(ctx context.Context, l *life, o *op) error {
 	}
 	if !resp.Succeeded {
 		if kvs := resp.Responses[0].GetResponseRange().GetKvs(); len(kvs) > 0 {
-			o.read = string(kvs[0].Value)
+			o.read = idOf(kvs[0].Value)
 		}
 	}
 	return nil
 }
 
 func (w *world) putOnce(ctx context.Context, l *life, key, value string) error {
-	result, err := l.replica.Propose(ctx, &pb.InternalRaftRequest{Put: &pb.PutRequest{Key: []byte(key), Value: []byte(value)}})
+	result, err := w.propose(ctx, l, auth.Root, &pb.InternalRaftRequest{Put: &pb.PutRequest{Key: []byte(key), Value: []byte(value)}})
 	return errors.Join(err, result.Err)
 }
 
@@ -221,7 +266,7 @@ func (w *world) putOnce(ctx context.Context, l *life, key, value string) error {
 func (w *world) compactor() {
 	r := rand.New(rand.NewPCG(w.seed, 200))
 	for !w.calm.Load() {
-		time.Sleep(time.Duration(1000+r.IntN(6000)) * time.Millisecond)
+		w.rest(r, w.clientPause+6*time.Second)
 		ls := w.lives()
 		if len(ls) == 0 {
 			continue
@@ -230,7 +275,7 @@ func (w *world) compactor() {
 		back := int64(r.IntN(100))
 		if rev := l.kv.Revision() - back; rev > 0 {
 			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-			if _, err := l.replica.Propose(ctx, &pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: rev}}); err == nil {
+			if _, err := w.propose(ctx, l, auth.Root, &pb.InternalRaftRequest{Compaction: &pb.CompactionRequest{Revision: rev}}); err == nil {
 				w.count("compactions")
 			}
 			cancel()
@@ -290,7 +335,7 @@ func (w *world) watchAt(r *rand.Rand, x *watcher, l *life, last func() int64) {
 		req.End = []byte(x.end)
 	}
 	if _, err := s.Watch(req); err != nil {
-		w.violation("watch at %s: %v", l.name, err)
+		w.violation(wrongWatch, "watch at %s: %v", l.name, err)
 		return
 	}
 	until := time.Now().Add(time.Duration(r.IntN(20000)) * time.Millisecond)
@@ -328,7 +373,7 @@ func (w *world) watchAt(r *rand.Rand, x *watcher, l *life, last func() int64) {
 						x.next = resp.CompactRev
 					}
 				} else {
-					w.violation("watcher at %s was cancelled: %s", l.name, resp.CancelReason)
+					w.violation(wrongWatch, "watcher at %s was cancelled: %s", l.name, resp.CancelReason)
 				}
 				return nil
 			}
@@ -336,12 +381,12 @@ func (w *world) watchAt(r *rand.Rand, x *watcher, l *life, last func() int64) {
 			for _, ev := range resp.Events {
 				rev := ev.Kv.ModRevision
 				if rev < x.next || rev < at {
-					w.violation("watcher at %s gets revision %d after %d, next was %d", l.name, rev, at, x.next)
+					w.violation(wrongWatch, "watcher at %s gets revision %d after %d, next was %d", l.name, rev, at, x.next)
 				}
 				at = rev
 				e := seenEvent{rev: rev, sum: eventText(ev), member: l.name}
 				if ev.PrevKv != nil {
-					e.hasPrevKey, e.prev, e.prevValue = true, ev.PrevKv.ModRevision, string(ev.PrevKv.Value)
+					e.hasPrevKey, e.prev, e.prevValue = true, ev.PrevKv.ModRevision, idOf(ev.PrevKv.Value)
 				}
 				x.events = append(x.events, e)
 			}
@@ -362,7 +407,7 @@ func eventText(ev *mvccpb.Event) string {
 	if ev.Type == mvccpb.Event_DELETE {
 		return fmt.Sprintf("delete %s at %d", ev.Kv.Key, ev.Kv.ModRevision)
 	}
-	return fmt.Sprintf("put %s=%s at %d created %d version %d lease %d", ev.Kv.Key, ev.Kv.Value, ev.Kv.ModRevision, ev.Kv.CreateRevision, ev.Kv.Version, ev.Kv.Lease)
+	return fmt.Sprintf("put %s=%s at %d created %d version %d lease %d", ev.Kv.Key, idOf(ev.Kv.Value), ev.Kv.ModRevision, ev.Kv.CreateRevision, ev.Kv.Version, ev.Kv.Lease)
 }
 
 // leased is a lease with a key on it.
@@ -377,7 +422,7 @@ type leased struct {
 func (w *world) leaser(n int) {
 	r := rand.New(rand.NewPCG(w.seed, 400+uint64(n)))
 	for i := int64(1); !w.calm.Load(); i++ {
-		time.Sleep(time.Duration(r.IntN(1000)) * time.Millisecond)
+		w.rest(r, w.clientPause+time.Second)
 		x := &leased{id: int64(n+1)*1_000_000 + i, ttl: int64(2 + r.IntN(7))}
 		x.key = fmt.Sprintf("lease/%d", x.id)
 		ls := w.lives()
@@ -387,14 +432,14 @@ func (w *world) leaser(n int) {
 		l := ls[r.IntN(len(ls))]
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		sent := w.now()
-		result, err := l.replica.Propose(ctx, &pb.InternalRaftRequest{LeaseGrant: &pb.LeaseGrantRequest{ID: x.id, TTL: x.ttl}})
+		result, err := w.propose(ctx, l, auth.Root, &pb.InternalRaftRequest{LeaseGrant: &pb.LeaseGrantRequest{ID: x.id, TTL: x.ttl}})
 		l.paused.pass()
 		if errors.Join(err, result.Err) != nil || l.dead.Load() {
 			cancel()
 			continue
 		}
 		x.renewed = sent
-		result, err = l.replica.Propose(ctx, &pb.InternalRaftRequest{Put: &pb.PutRequest{Key: []byte(x.key), Value: []byte(x.key), Lease: x.id}})
+		result, err = w.propose(ctx, l, auth.Root, &pb.InternalRaftRequest{Put: &pb.PutRequest{Key: []byte(x.key), Value: []byte(x.key), Lease: x.id}})
 		cancel()
 		_, _ = result, err // applied or not, the key must not go before its time
 		w.count("leases")
@@ -410,7 +455,7 @@ func (w *world) leaser(n int) {
 			case err != nil:
 			case ttl <= 0:
 				if now := w.now(); now < x.renewed+time.Duration(x.ttl)*time.Second {
-					w.violation("a renewal of lease %d says that it is gone, %s after the last one (TTL %d)", x.id, now-x.renewed, x.ttl)
+					w.violation(earlyExpiry, "a renewal of lease %d says that it is gone, %s after the last one (TTL %d)", x.id, now-x.renewed, x.ttl)
 				}
 				gone = true
 			default:
@@ -476,9 +521,42 @@ func (w *world) expectExpiry(within time.Duration) {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.violation("%s after the faults and all renewals ended there are %d leases and their keys left; %s", within, left, w.describe())
+			w.violation(lateExpiry, "%s after the faults and all renewals ended there are %d leases and their keys left; %s", within, left, w.describe())
 			return
 		}
 		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// load writes without waiting for answers, more than disks take, to whichever
+// member, and gives up like a client would.
+func (w *world) load() {
+	r := rand.New(rand.NewPCG(w.seed, 500))
+	var out atomic.Int64
+	for !w.calm.Load() {
+		time.Sleep(time.Duration(20+r.IntN(200)) * time.Millisecond)
+		ls := w.lives()
+		if len(ls) == 0 {
+			continue
+		}
+		l := ls[r.IntN(len(ls))]
+		for range r.IntN(12) {
+			key, size := fmt.Sprintf("load/%d", r.IntN(20)), r.IntN(16<<10)
+			if out.Load() > 400 {
+				break
+			}
+			out.Add(1)
+			w.background(func() {
+				defer out.Add(-1)
+				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				defer cancel()
+				switch err := w.putOnce(ctx, l, key, string(noise[:size])); {
+				case errors.Is(err, replica.ErrTooManyRequests):
+					w.count("load refused")
+				case err == nil:
+					w.count("load")
+				}
+			})
+		}
 	}
 }

@@ -81,6 +81,8 @@ type disk struct {
 	pause     *gate // all operations
 	logSync   gate  // syncs of the log
 	storeSync gate  // syncs of the store
+	logOps    gate  // what changes the log's files, names and directories included
+	storeOps  gate  // the same of the store
 	slow      atomic.Int64
 	slowUntil atomic.Int64 // Unix nanoseconds: when slow ended last
 	logError  atomic.Pointer[error]
@@ -114,9 +116,12 @@ func (d *disk) repair() {
 	d.logError.Store(nil)
 	d.storeError.Store(nil)
 	d.quick()
-	d.logSync.open()
-	d.storeSync.open()
+	for _, g := range d.gates() {
+		g.open()
+	}
 }
+
+func (d *disk) gates() []*gate { return []*gate{&d.logSync, &d.storeSync, &d.logOps, &d.storeOps} }
 
 // quick ends slow.
 func (d *disk) quick() {
@@ -127,14 +132,15 @@ func (d *disk) quick() {
 
 // troubledAfter says whether syncs of the log were kept waiting after t.
 func (d *disk) troubledAfter(t time.Time) bool {
-	return d.logSync.shutAfter(t) || d.slow.Load() > 0 || d.slowUntil.Load() > t.UnixNano()
+	return d.logSync.shutAfter(t) || d.logOps.shutAfter(t) || d.slow.Load() > 0 || d.slowUntil.Load() > t.UnixNano()
 }
 
 // retire ends them, and all that are still to come.
 func (d *disk) retire() {
 	d.repair()
-	d.logSync.retire()
-	d.storeSync.retire()
+	for _, g := range d.gates() {
+		g.retire()
+	}
 	d.pause.retire()
 }
 
@@ -146,6 +152,16 @@ var (
 // MaybeError makes disk an errorfs.Injector.
 func (d *disk) MaybeError(op errorfs.Op) error {
 	d.pause.pass()
+	switch op.Kind {
+	case errorfs.OpOpen, errorfs.OpFileRead, errorfs.OpFileReadAt, errorfs.OpFileStat, errorfs.OpStat, errorfs.OpList, errorfs.OpFileClose:
+		// What a stalled disk still answers, from the page cache.
+	default:
+		if ofLog(op.Path) {
+			d.logOps.pass()
+		} else {
+			d.storeOps.pass()
+		}
+	}
 	switch op.Kind {
 	case errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpFileSyncTo:
 		if slow := d.slow.Load(); slow > 0 {
@@ -174,24 +190,6 @@ func (d *disk) MaybeError(op errorfs.Op) error {
 }
 
 func (d *disk) String() string { return "disk of a simulated member" }
-
-// mutation is a rule broken on purpose.
-type mutation string
-
-const (
-	intact      mutation = ""
-	skipSync    mutation = "skip-sync"    // the log's syncs do nothing
-	ackEarly    mutation = "ack-early"    // the log's syncs return at once and take place later
-	skipAdopt   mutation = "skip-adopt"   // the restart rule is not asked
-	keepTail    mutation = "keep-tail"    // the restart rule looks at the index alone, not at the term
-	staleRead   mutation = "stale-read"   // linearizable reads do without their barrier
-	earlyRevoke mutation = "early-expiry" // lease tables run a clock that is twice as fast
-	loseEvent   mutation = "lose-event"   // one event in 200 is not told to the watch hub
-	earlyCount  mutation = "early-count"  // an early answer counts what is not durable
-)
-
-// mutations are those that TestMutations shows to be noticed.
-var mutations = []mutation{skipSync, ackEarly, skipAdopt, keepTail, staleRead, earlyRevoke, loseEvent, earlyCount}
 
 const earlyBy = 400 * time.Millisecond
 

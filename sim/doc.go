@@ -21,6 +21,26 @@
 // learners are added, promoted, and members removed. Logs keep a few KiB, so
 // a member that lags gets a snapshot.
 //
+// # Kinds
+//
+// Besides, each seed draws what kinds its world is of, none (plain) or some, from the
+// table in kinds_test.go; -sim.kind fixes them. A run ends with the virtual hours of each.
+//
+//	big      values of up to 1 MB, which the store keeps apart, and groups that are split
+//	clock    the date of each member jumps by seconds or years; what counts time goes on
+//	damaged  a member that is down loses a file or has a bit flipped, in the log or the
+//	         store, of what can be told from a write that a crash interrupted. It may be
+//	         right all the same, or stop, and is then replaced; it may not serve what is wrong
+//	flags    members have flags that differ, and others after each crash
+//	hung     file operations of every kind but reads hang, names and directories included:
+//	         the log's, the store's alone, or both
+//	idle     clients are silent for up to a minute, so what is written lazily stays unwritten
+//	loaded   more is written than disks take, by clients that do not wait
+//	power    all members lose power at once, and with it all that was not synced
+//	small    one to three voters, down to one
+//	users    every client is a user, whose right to write comes and goes
+//	wedged   the applier stands still, as in a write stall of the store
+//
 // # What is checked
 //
 //   - All members apply the same events at the same revision (oracle).
@@ -36,16 +56,21 @@
 //     that leave, over all lives of a member.
 //   - A lease does not end before its TTL since the sending of the last renewal
 //     that was answered, and ends some time after nobody renews it.
-//   - In one world of six nothing but disks is broken, heaped on each other and
+//   - A call ends by its deadline, or by the request timeout, whatever hangs.
+//   - The raft loop answers at once, whatever the files do, at each tick of each member.
+//   - What a member holds of its log in memory stays below the sum of its bounds.
+//   - In every fourth plain world nothing but disks is broken, heaped on each other and
 //     for as long as it likes: nobody loses its leader there, ever. Leadership
 //     may be handed over on purpose.
 //   - When the faults end: every member serves within a bound, all get to the
 //     same index, HashKV, Hash, members and raft's configuration are equal, and
 //     there is no further election.
 //
-// Mutations break a rule in the wiring (the disk says "synced" and is not, or not
-// yet; the restart rule is skipped, or keeps a conflicting tail); tests show that
-// the checks notice each.
+// Every violation has a name (finding). Mutations break a rule in the wiring (the disk
+// says "synced" and is not, or not yet; the restart rule is skipped, or keeps a
+// conflicting tail); TestMutations shows that the checks notice each, by a finding
+// that this rule's breach should cause: neither a run that hangs nor another
+// finding counts.
 //
 // # What a seed repeats
 //
@@ -55,9 +80,10 @@
 //
 // # Not covered
 //
-// gRPC and the real transport (package check has them), auth, clocks that drift
-// (the bubble has one clock; jumps of the wall clock cannot matter, as nothing
-// that the cluster decides reads it: durations are monotonic, ids are random),
-// a manifest of the store that cannot be written (the process ends), damaged
-// files, members of etcd, more than one version.
+// gRPC and the real transport (package check has them), tokens and the rights to read, clocks that drift
+// (the bubble has one clock, and only lease tables are given a date that jumps:
+// internal/lint holds that little else reads it), a manifest of the store that cannot
+// be written (the process ends), damage to the last group of the raft log or the
+// loss of its last segment, which look like an interrupted write, damage to files
+// in use, members of etcd, more than one version.
 package sim

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
@@ -54,6 +56,8 @@ type member struct {
 	now     *life      // nil: down
 	begins  bool       // a start is under way
 	removed bool       // for good
+	damaged bool       // its disk was, while it was down
+	refuses bool       // it is damaged and has stopped
 	lives   int
 	peers   []uint64 // of a member that has no state yet
 
@@ -84,7 +88,9 @@ type life struct {
 	kv       *mvcc.Store
 	leases   *lease.Table
 	hub      *watch.Hub
+	flags    localFlags
 	machine  *state.Machine
+	applying gate // what applies entries
 	log      *raftlog.Log
 	replica  *replica.Replica
 	server   *server.Server
@@ -152,14 +158,14 @@ func (m *member) start() (err error) {
 	m.begins = true
 	m.lives++
 	m.mu.Unlock()
-	l := &life{m: m, w: m.w, id: m.id, name: fmt.Sprintf("%d.%d", m.id, m.lives), peers: map[uint64]bool{}, rng: rand.New(rand.NewPCG(m.w.seed, m.id))}
+	l := &life{m: m, w: m.w, id: m.id, name: fmt.Sprintf("%d.%d", m.id, m.lives), peers: map[uint64]bool{}, rng: rand.New(rand.NewPCG(m.w.seed, m.id)), flags: m.w.flagsOf(m)}
 	l.disk = newDisk(m.mem, &l.paused, m.w.o.mutation)
 	l.logger = m.w.logger(l)
 	// A panic while the parts are put together is a finding like any other.
 	defer func() {
 		if p := recover(); p != nil {
 			buf := make([]byte, 16<<10)
-			err = fmt.Errorf("start panics: %v\n%s", p, buf[:runtime.Stack(buf, false)])
+			err = fmt.Errorf("%w: %v\n%s", errPanics, p, buf[:runtime.Stack(buf, false)])
 		}
 		m.mu.Lock()
 		m.begins = false
@@ -176,20 +182,20 @@ func (m *member) start() (err error) {
 			m.w.restartLater(m)
 		}
 	}()
-	if l.store, err = store.Open(storeDir, store.Options{FS: l.disk.fs, Logger: l.logger, CacheBytes: 1 << 20, MemTableBytes: 256 << 10, Failed: l.fail}); err != nil {
+	if l.store, err = store.Open(storeDir, store.Options{FS: l.disk.fs, Logger: l.logger, CacheBytes: 1 << 20, MemTableBytes: l.flags.memTableBytes, Failed: l.fail, Corrupt: l.corrupt}); err != nil {
 		return err
 	}
-	if l.kv, err = mvcc.Open(l.store, mvcc.Options{Logger: l.logger, CompactionBatchLimit: 20, CompactionSleep: 5 * time.Millisecond}); err != nil {
+	if l.kv, err = mvcc.Open(l.store, mvcc.Options{Logger: l.logger, CompactionBatchLimit: l.flags.compactionBatch, CompactionSleep: 5 * time.Millisecond}); err != nil {
 		return err
 	}
 	if l.log, err = raftlog.Open(logDir, raftlog.Options{
-		FS: l.disk.fs, MemberID: l.id, ClusterID: clusterID, Logger: l.logger, SegmentBytes: segmentBytes,
+		FS: l.disk.fs, MemberID: l.id, ClusterID: clusterID, Logger: l.logger, SegmentBytes: l.flags.segmentBytes, MemoryBytes: l.flags.memoryBytes,
 		Released: func(ms []*raftpb.Message) { l.paused.pass(); l.replica.Released(ms) },
 		Failed:   func(err error) { l.fail(fmt.Errorf("the raft log failed: %w", err)) },
 	}); err != nil {
 		return err
 	}
-	clock := time.Now
+	clock := m.w.dates(m.id)
 	if m.w.o.mutation == earlyRevoke {
 		born := time.Now()
 		clock = func() time.Time { return born.Add(2 * time.Since(born)) }
@@ -199,7 +205,7 @@ func (m *member) start() (err error) {
 	}
 	l.hub = watch.NewHub(l.kv, watch.Options{Logger: l.logger, StreamBytes: 16 << 10, RecentRevisions: 64, ScanRevisions: 50})
 	if l.machine, err = state.Open(state.Config{
-		Store: l.store, KV: l.kv, Leases: l.leases, Sink: l, Logger: l.logger, MemberID: l.id, ClusterID: clusterID, QuotaBytes: -1, MaxLearners: 1,
+		Store: l.store, KV: l.kv, Leases: l.leases, Sink: l, Logger: l.logger, MemberID: l.id, ClusterID: clusterID, QuotaBytes: -1, MaxLearners: l.flags.maxLearners,
 	}); err != nil {
 		return err
 	}
@@ -227,9 +233,9 @@ func (m *member) start() (err error) {
 	l.endpoint.OnRemoved(func(error) { l.leave() })
 	if l.replica, err = replica.New(replica.Config{
 		ID: l.id, Log: l.log, State: gatedMachine{l}, Network: gatedNetwork{l}, Logger: l.logger,
-		TickInterval: tickInterval, ElectionTicks: electionTicks, PreVote: true, AdvanceTicks: true,
-		FlushEntries: m.w.flushEntries, KeepBytes: m.w.keepBytes, HoldBytes: m.w.holdBytes,
-		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: peers{l}, StoreDisk: l.storeDisk, TuneTimeouts: m.w.tuneTimeouts, RoundTrips: roundTrips{m.w},
+		TickInterval: tickInterval, ElectionTicks: l.flags.electionTicks, PreVote: l.flags.preVote, AdvanceTicks: l.flags.advanceTicks,
+		FlushEntries: l.flags.flushEntries, KeepBytes: l.flags.keepBytes, HoldBytes: l.flags.holdBytes, MaxUnsyncedBytes: l.flags.maxUnsynced,
+		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: peers{l}, StoreDisk: l.storeDisk, TuneTimeouts: l.flags.tuneTimeouts, RoundTrips: roundTrips{m.w},
 	}); err != nil {
 		return err
 	}
@@ -253,7 +259,29 @@ func (m *member) start() (err error) {
 		return err
 	}
 	l.server.Start()
+	go l.watchLoop()
 	return nil
+}
+
+// maxLoopDelay is how long the raft loop may take to come to something new. It
+// waits for nothing but a pause of the whole process, and computing takes no
+// virtual time.
+const maxLoopDelay = tickInterval / 2
+
+// watchLoop asks the raft loop at each tick how it does.
+func (l *life) watchLoop() {
+	for !l.dead.Load() {
+		time.Sleep(tickInterval)
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		_, _ = l.replica.Progress(ctx, l.id) // the answer comes from the loop
+		cancel()
+		l.judgeMemory()
+		if took := time.Since(began); took > maxLoopDelay && !l.dead.Load() && !l.paused.shutAfter(began.Add(-tickInterval)) {
+			l.w.violation(loopDelay, "the raft loop of member %s does not answer for %s", l.name, took)
+			return
+		}
+	}
 }
 
 // fail is called when the member says that it cannot go on: its process ends.
@@ -261,14 +289,38 @@ func (l *life) fail(err error) {
 	if l.dead.Load() || !l.failed.CompareAndSwap(false, true) {
 		return
 	}
-	if !l.broken.Load() {
-		l.w.violation("member %s stops by itself: %v", l.name, err)
+	if !l.broken.Load() && !l.m.isDamaged() {
+		l.w.violation(ofStop(err), "member %s stops by itself: %v", l.name, err)
 	}
 	l.w.tracef("member %s stops: %v", l.name, err)
+	if l.m.isDamaged() {
+		l.m.refuse(err)
+	}
 	l.w.background(func() {
 		l.m.crash(l, 100)
 		l.w.restartLater(l.m)
 	})
+}
+
+// corrupt is called when the store meets a file that is not as it was written: the
+// member stops, since the others can do without it.
+func (l *life) corrupt(err error) {
+	if !l.dead.Load() && !l.m.isDamaged() {
+		l.w.violation(unreadable, "member %s: %v", l.name, err)
+	}
+	l.fail(err)
+}
+
+var errPanics = errors.New("start panics")
+
+// ofStop tells what raft says of entries that cannot be from other stops.
+func ofStop(err error) finding {
+	for _, text := range []string{"out of range", "out of bound", "conflict", "unavailable"} {
+		if strings.Contains(err.Error(), text) {
+			return brokenLog
+		}
+	}
+	return stopped
 }
 
 // leave ends a member that was removed.
@@ -298,6 +350,7 @@ func (m *member) crash(l *life, percent int) {
 	l.endpoint.Stop()
 	m.mem = l.disk.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: m.w.crashRand()})
 	l.disk.retire()
+	l.applying.retire()
 	m.w.background(l.close)
 }
 
@@ -368,7 +421,7 @@ func (l *life) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.R
 	}
 	meta := m.GetSnapshot().GetMetadata()
 	if in.Index != meta.GetIndex() || in.Term != meta.GetTerm() {
-		l.w.violation("snapshot of %x: message says %d/%d, state %d/%d", m.GetFrom(), meta.GetIndex(), meta.GetTerm(), in.Index, in.Term)
+		l.w.violation(diverged, "snapshot of %x: message says %d/%d, state %d/%d", m.GetFrom(), meta.GetIndex(), meta.GetTerm(), in.Index, in.Term)
 	}
 	l.w.count("snapshots received")
 	l.replica.ProcessSnapshot(m, func() error {
@@ -407,7 +460,7 @@ func (l *life) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
 func (l *life) Notify(rev int64, events []*mvccpb.Event) {
 	if !l.dead.Load() {
 		if l.lastRev != 0 && rev != l.lastRev+1 {
-			l.w.violation("member %s applies revision %d after %d", l.name, rev, l.lastRev)
+			l.w.violation(gap, "member %s applies revision %d after %d", l.name, rev, l.lastRev)
 		}
 		l.w.oracle.saw(l, rev, events)
 	}
@@ -423,11 +476,35 @@ type gatedMachine struct{ l *life }
 
 func (g gatedMachine) Apply(entries []command.Entry) []command.Result {
 	g.l.paused.pass()
-	return g.l.machine.Apply(entries)
+	g.l.applying.pass()
+	if !g.l.w.kinds[users] {
+		return g.l.machine.Apply(entries)
+	}
+	g.l.w.rights.expect(entries)
+	results := g.l.machine.Apply(g.mutated(entries))
+	g.l.w.rights.compare(g.l, entries, results)
+	return results
+}
+
+// mutated has one member take everybody for root.
+func (g gatedMachine) mutated(entries []command.Entry) []command.Entry {
+	if g.l.w.o.mutation != allRoot || g.l.id != 2 {
+		return entries
+	}
+	entries = slices.Clone(entries)
+	for i, e := range entries {
+		if h := e.Request.GetHeader(); h.GetUsername() != "" {
+			r := proto.CloneOf(e.Request)
+			r.Header.Username = auth.Root
+			entries[i].Request = r
+		}
+	}
+	return entries
 }
 
 func (g gatedMachine) ApplyChange(e command.Entry) command.Result {
 	g.l.paused.pass()
+	g.l.applying.pass()
 	return g.l.machine.ApplyChange(e)
 }
 func (g gatedMachine) CheckChange(c *command.Change) error { return g.l.machine.CheckChange(c) }
@@ -446,6 +523,9 @@ func (g gatedNetwork) Send(ms []*raftpb.Message) {
 	g.l.paused.pass()
 	if g.l.dead.Load() {
 		return
+	}
+	if g.l.w.o.mutation == loopWaits {
+		g.l.disk.logOps.pass()
 	}
 	for _, m := range ms {
 		g.l.w.elections.sent(g.l, m)

@@ -1,13 +1,11 @@
 package sim
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"runtime/pprof"
 	"slices"
 	"strings"
@@ -29,7 +27,8 @@ var (
 
 // outcome is what a run has come to.
 type outcome struct {
-	violations []string
+	kinds      kinds
+	violations []violation
 	lines      []string
 	counts     map[string]int
 	virtual    time.Duration
@@ -40,18 +39,22 @@ func run(t *testing.T, o options) outcome {
 	var beat atomic.Int64
 	var found atomic.Pointer[string]
 	var w *world
+	ks, err := kindsOf(o)
+	if err != nil {
+		t.Fatal(err)
+	}
 	done := make(chan struct{})
 	go watchdog(o, &beat, &found, done)
 	defer close(done)
 	var virtual time.Duration
 	synctest.Test(t, func(t *testing.T) {
-		w = newWorld(o, &beat, &found)
+		w = newWorld(o, ks, &beat, &found)
 		w.run()
 		virtual = w.now()
 		w.took.Store(int64(virtual))
 	})
 	w.judge()
-	return outcome{w.found, w.lines, w.counts, virtual}
+	return outcome{ks, w.found, w.lines, w.counts, virtual}
 }
 
 // afterViolation is how long a run may go on in real time after the first violation.
@@ -77,11 +80,12 @@ func watchdog(o options, beat *atomic.Int64, found *atomic.Pointer[string], done
 		if text := found.Load(); text != nil && failed.IsZero() {
 			failed = time.Now()
 		} else if text != nil && time.Since(failed) > afterViolation {
-			fmt.Fprintf(os.Stderr, "sim: seed %d%s:\n%s\nand then it did not come to an end; repeat with: make sim SEED=%d\n", o.seed, with(o.mutation), *text, o.seed)
+			fmt.Fprintf(os.Stderr, findingsFollow+"%d%s:\n%s\nand then it did not come to an end; repeat with: make sim SEED=%d\n", o.seed, with(o.mutation), *text, o.seed)
 			os.Exit(1)
 		}
 		if time.Since(since) > 60*time.Second || time.Since(begin) > 4*time.Minute {
-			fmt.Fprintf(os.Stderr, "sim: seed %d does not come to an end; repeat with: make sim SEED=%d\n", o.seed, o.seed)
+			v := violation{0, hangs, "it does not come to an end in real time"}
+			fmt.Fprintf(os.Stderr, findingsFollow+"%d%s:\n%s\nrepeat with: make sim SEED=%d\n", o.seed, with(o.mutation), v, o.seed)
 			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
 			os.Exit(2)
 		}
@@ -102,9 +106,14 @@ func (w *world) run() {
 			}
 		}
 	}()
-	if err := w.boot(3); err != nil {
-		w.violation("boot: %v", err)
+	if err := w.boot(w.voters); err != nil {
+		w.violation(noStart, "boot: %v", err)
 		return
+	}
+	if w.kinds[users] {
+		ready := make(chan struct{})
+		w.background(func() { w.warden(ready) })
+		<-ready
 	}
 	for n := range clients {
 		w.background(func() { w.client(n) })
@@ -117,6 +126,9 @@ func (w *world) run() {
 		w.background(func() { w.watch(n, last.Load) })
 	}
 	w.background(w.compactor)
+	if w.kinds[loaded] {
+		w.background(w.load)
+	}
 	changes := make(chan struct{})
 	go func() { w.changeMembers(); close(changes) }()
 	w.inject()
@@ -127,7 +139,7 @@ func (w *world) run() {
 	select {
 	case <-ended:
 	case <-time.After(2 * time.Minute):
-		w.violation("clients or watchers do not come to an end")
+		w.violation(stuck, "clients or watchers do not come to an end")
 		w.end()
 		<-ended
 	}
@@ -151,8 +163,8 @@ func (w *world) end() {
 	case <-time.After(10 * time.Minute):
 		// A bubble cannot be left with goroutines in it. A part that gave up in
 		// the middle may have left a lock behind; others have no excuse.
-		w.violation("a member's parts do not come to an end")
-		fmt.Fprintf(os.Stderr, "seed %d%s:\n%s\nrepeat with: make sim SEED=%d\n", w.seed, with(w.o.mutation), strings.Join(w.found, "\n"), w.seed)
+		w.violation(stuck, "a member's parts do not come to an end")
+		fmt.Fprintf(os.Stderr, findingsFollow+"%d%s:\n%s\nrepeat with: make sim SEED=%d\n", w.seed, with(w.o.mutation), texts(w.found), w.seed)
 		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
 		os.Exit(1)
 	}
@@ -174,8 +186,19 @@ func report(t *testing.T, o options, out outcome) {
 	if !o.trace {
 		t.Logf("the end of the trace:\n%s", strings.Join(lines, "\n"))
 	}
-	t.Errorf("seed %d%s:\n%s\nrepeat with: make sim SEED=%d (what Go's scheduler decides is not repeated: SIM='-sim.runs 20')",
-		o.seed, with(o.mutation), strings.Join(out.violations, "\n"), o.seed)
+	t.Errorf(findingsFollow+"%d (%s)%s:\n%s\nrepeat with: make sim SEED=%d (what Go's scheduler decides is not repeated: SIM='-sim.runs 20')",
+		o.seed, out.kinds, with(o.mutation), texts(out.violations), o.seed)
+}
+
+func texts(vs []violation) string {
+	var b strings.Builder
+	for i, v := range vs {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteString(v.String())
+	}
+	return b.String()
 }
 
 func with(m mutation) string {
@@ -194,7 +217,7 @@ func TestSim(t *testing.T) {
 	if *seedFlag != 0 && runs == 0 {
 		runs = 1
 	}
-	begin, virtual, done := time.Now(), time.Duration(0), 0
+	begin, virtual, done, byKind := time.Now(), time.Duration(0), 0, ran{}
 	totals := map[string]int{}
 	more := func() bool {
 		switch {
@@ -208,13 +231,14 @@ func TestSim(t *testing.T) {
 		return time.Since(begin) < budget
 	}
 	for more() {
-		o := options{seed: *seedFlag, duration: *durationFlag, mutation: mutation(*mutationFlag), trace: *traceFlag}
+		o := options{seed: *seedFlag, duration: *durationFlag, mutation: mutation(*mutationFlag), kinds: *kindFlag, trace: *traceFlag}
 		if o.seed == 0 {
 			o.seed = uint64(rand.Uint32()) + 1
 		}
 		t.Run(fmt.Sprintf("seed=%d", o.seed), func(t *testing.T) {
 			out := run(t, o)
 			virtual += out.virtual
+			byKind.add(out.kinds, out.virtual)
 			for what, n := range out.counts {
 				totals[what] += n
 			}
@@ -226,68 +250,5 @@ func TestSim(t *testing.T) {
 	for _, what := range slices.Sorted(maps.Keys(totals)) {
 		fmt.Fprintf(&text, "\n    %7d %s", totals[what], what)
 	}
-	t.Logf("%d runs, %s of virtual time in %s%s", done, virtual.Round(time.Second), time.Since(begin).Round(time.Second), text.String())
-}
-
-// mutationRuns is within how many seeds a broken rule must be noticed: the one
-// that hides best (early-count) needs ten on average.
-const mutationRuns = 300
-
-// TestMutations shows that the simulation notices rules that are broken on
-// purpose. What they break may panic, so each runs in a process of its own.
-func TestMutations(t *testing.T) {
-	if testing.Short() {
-		t.Skip("slow")
-	}
-	if *seedFlag != 0 || *mutationFlag != "" || *hoursFlag != 0 {
-		t.Skip("one seed, or long: TestSim alone")
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range mutations {
-		t.Run(string(m), func(t *testing.T) {
-			begin, runs := time.Now(), 0
-			for runs < mutationRuns {
-				out, ended, failed := runMutation(t, self, m, mutationRuns-runs)
-				runs += max(1, strings.Count(out, "=== RUN   TestSim/"))
-				switch {
-				case failed:
-					t.Logf("noticed with seed %d of %d after %s: %s", runs, mutationRuns, time.Since(begin).Round(time.Second), firstFinding(out))
-					return
-				case !ended && time.Since(begin) > 6*time.Minute:
-					t.Fatalf("%d seeds did not notice it in six minutes:\n%s", runs, out)
-				}
-			}
-			t.Fatalf("%d seeds did not notice it", runs)
-		})
-	}
-}
-
-// runMutation runs seeds in a process of its own; failed: something was noticed.
-// Members whose logs differ in what is committed can send each other the same
-// entry for ever, before anybody reads it; such a seed is left, which is not
-// counted as noticed.
-func runMutation(t *testing.T, self string, m mutation, runs int) (out string, ended, failed bool) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, self, "-test.run=^TestSim$", "-test.v", "-sim.mutation="+string(m), fmt.Sprintf("-sim.runs=%d", runs))
-	text, err := cmd.CombinedOutput()
-	ended = ctx.Err() == nil
-	return string(text), ended, ended && err != nil
-}
-
-// firstFinding is the line that says what was noticed.
-func firstFinding(out string) string {
-	lines := strings.Split(out, "\n")
-	for i, line := range lines {
-		if strings.Contains(line, "with the mutation") && i+1 < len(lines) {
-			return strings.TrimSpace(lines[i+1])
-		}
-		if strings.HasPrefix(line, "panic: ") {
-			return line
-		}
-	}
-	return "?"
+	t.Logf("%d runs, %s of virtual time in %s; hours by kind: %s%s", done, virtual.Round(time.Second), time.Since(begin).Round(time.Second), byKind, text.String())
 }

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -22,12 +23,14 @@ type options struct {
 	seed     uint64
 	duration time.Duration // how long faults and clients go on
 	mutation mutation
-	trace    bool // keep every line of the members' logs, and print them
+	kinds    string // as -sim.kind has them
+	trace    bool   // keep every line of the members' logs, and print them
 }
 
 // world is one run: members, clients, what is known of both.
 type world struct {
 	o     options
+	kinds kinds
 	seed  uint64
 	begin time.Time
 	net   *transport.Memory
@@ -36,17 +39,17 @@ type world struct {
 	disksOnly bool
 	holds     atomic.Bool // from now on
 
-	tuneTimeouts bool // election timeouts follow the network
-	flushEntries uint64
-	keepBytes    int64
-	holdBytes    int64 // while a member gets a snapshot, or lags and answers
+	flags       localFlags // of every member, but in worlds of that kind
+	voters      int        // at the begin
+	duration    time.Duration
+	clientPause time.Duration // at most, between two calls of a client
 
 	mu        sync.Mutex
 	members   map[uint64]*member
 	faults    *rand.Rand // of the schedule
 	crashes   *rand.Rand
 	counts    map[string]int
-	found     []string // violations
+	found     []violation
 	lines     []string // the newest
 	running   sync.WaitGroup
 	calm      atomic.Bool // faults are over
@@ -58,27 +61,34 @@ type world struct {
 	link      atomic.Pointer[transport.Link] // as it is now
 	oracle    oracle
 	elections elections
+	rights    rights
 	history   history
 }
 
-func newWorld(o options, beat *atomic.Int64, first *atomic.Pointer[string]) *world {
+func newWorld(o options, ks kinds, beat *atomic.Int64, first *atomic.Pointer[string]) *world {
 	w := &world{
-		o: o, seed: o.seed, begin: time.Now(), net: transport.NewMemory(int64(o.seed)), members: map[uint64]*member{},
+		o: o, kinds: ks, seed: o.seed, begin: time.Now(), net: transport.NewMemory(int64(o.seed)), members: map[uint64]*member{},
 		faults: rand.New(rand.NewPCG(o.seed, 1)), crashes: rand.New(rand.NewPCG(o.seed, 2)), counts: map[string]int{},
 		beat: beat, first: first,
 	}
-	w.flushEntries = uint64(20 + w.faults.IntN(200))
-	w.keepBytes = int64(1 + w.faults.IntN(20<<10)) // a member that lags soon needs a snapshot
-	if w.faults.IntN(2) == 0 {
-		w.keepBytes = 1 << 20 // it gets the entries
+	w.flags = drawFlags(w.faults, w.seed, ks)
+	w.disksOnly = len(ks) == 0 && w.faults.IntN(4) == 0
+	w.voters, w.duration, w.clientPause = 3, o.duration, 150*time.Millisecond
+	if ks[small] {
+		w.voters = 1 + w.faults.IntN(3)
 	}
-	w.holdBytes = w.keepBytes << (w.seed % 3 * 4)
-	w.disksOnly, w.tuneTimeouts = w.faults.IntN(6) == 0, w.faults.IntN(2) == 0
+	if ks[big] {
+		w.clientPause = 3 * time.Second
+	}
+	if ks[idle] {
+		w.clientPause, w.duration = time.Minute, 4*o.duration
+	}
 	if w.o.mutation == keepTail {
 		w.disksOnly = false // its worlds need partitions
 	}
 	w.oracle.init(w)
 	w.elections.init(w)
+	w.rights.init(w)
 	w.baseLink = transport.Link{Delay: time.Duration(w.faults.IntN(20)) * 100 * time.Microsecond, Jitter: time.Millisecond, Reorder: w.faults.IntN(2) == 0}
 	w.setLinks(w.baseLink)
 	return w
@@ -108,13 +118,14 @@ func (w *world) tracef(format string, args ...any) {
 }
 
 // violation notes that something which must hold did not.
-func (w *world) violation(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
+func (w *world) violation(what finding, format string, args ...any) {
+	v := violation{w.now(), what, fmt.Sprintf(format, args...)}
+	text := v.String()
 	w.first.CompareAndSwap(nil, &text)
 	w.tracef("VIOLATION %s", text)
 	w.mu.Lock()
 	if len(w.found) < 20 {
-		w.found = append(w.found, fmt.Sprintf("%.3fs: %s", w.now().Seconds(), text))
+		w.found = append(w.found, v)
 	}
 	w.mu.Unlock()
 }
@@ -179,7 +190,11 @@ func (w *world) leader() *life {
 // found is what a fault has cost: a start that fails is a violation.
 func (w *world) start(m *member) {
 	if err := m.start(); err != nil {
-		w.violation("member %d does not start: %v", m.id, err)
+		if m.isDamaged() && !errors.Is(err, errPanics) {
+			m.refuse(err)
+			return
+		}
+		w.violation(noStart, "member %d does not start: %v", m.id, err)
 	}
 }
 
@@ -231,7 +246,7 @@ func (w *world) boot(n int) error {
 func (w *world) join(id uint64, peers []uint64) {
 	mem, err := emptyDisk()
 	if err != nil {
-		w.violation("empty disk: %v", err)
+		w.violation(noStart, "empty disk: %v", err)
 		return
 	}
 	m := &member{w: w, id: id, mem: mem, peers: peers}
@@ -266,7 +281,7 @@ func (e *elections) sent(l *life, m *raftpb.Message) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if m.GetType() == raftpb.MsgPreVote && e.w.holds.Load() && !e.handOverMet() {
-		e.w.violation("member %s has lost its leader although nothing but disks is slow: %s", l.name, e.w.describe())
+		e.w.violation(lostLeader, "member %s has lost its leader although nothing but disks is slow: %s", l.name, e.w.describe())
 	}
 	if m.GetType() == raftpb.MsgTimeoutNow {
 		e.handed = time.Now()
@@ -274,14 +289,14 @@ func (e *elections) sent(l *life, m *raftpb.Message) {
 	switch m.GetType() {
 	case raftpb.MsgApp, raftpb.MsgHeartbeat, raftpb.MsgSnap, raftpb.MsgTimeoutNow:
 		if was, ok := e.leaders[term]; ok && was != l.id {
-			e.w.violation("members %d and %d both lead in term %d", was, l.id, term)
+			e.w.violation(twoLeaders, "members %d and %d both lead in term %d", was, l.id, term)
 		}
 		e.leaders[term] = l.id
 		e.newest = max(e.newest, term)
 	case raftpb.MsgVote:
 		key := [2]uint64{l.id, term}
 		if was := e.asked[key]; was != nil && was != l {
-			e.w.violation("member %s asks for votes in term %d, as %s did before it crashed", l.name, term, was.name)
+			e.w.violation(votedTwice, "member %s asks for votes in term %d, as %s did before it crashed", l.name, term, was.name)
 		}
 		e.asked[key] = l
 	case raftpb.MsgVoteResp:
@@ -290,7 +305,7 @@ func (e *elections) sent(l *life, m *raftpb.Message) {
 		}
 		key := [2]uint64{l.id, term}
 		if was, ok := e.votes[key]; ok && was != m.GetTo() {
-			e.w.violation("member %s votes for %d and %d in term %d", l.name, was, m.GetTo(), term)
+			e.w.violation(votedTwice, "member %s votes for %d and %d in term %d", l.name, was, m.GetTo(), term)
 		}
 		e.votes[key] = m.GetTo()
 	}
@@ -539,6 +554,36 @@ func (w *world) inject() {
 		})},
 		{"flush", 6, one(func(l *life) { _, _, _ = l.store.AsyncFlush() })},
 	}
+	if w.kinds[power] {
+		faults = append(faults, fault{"power cut", 12, func() {
+			for _, l := range w.lives() {
+				l.m.crash(l, 0)
+				w.restartLater(l.m)
+			}
+		}})
+	}
+	hang := func(of func(*life) []*gate, low, high time.Duration) func() {
+		return one(func(l *life) {
+			for _, g := range of(l) {
+				g.shut()
+				after(between(low, high), g.open)
+			}
+		})
+	}
+	if w.kinds[damaged] {
+		faults = append(faults, fault{"damage", 12, one(func(l *life) { w.harm(l, r, percent()) })})
+	}
+	if w.kinds[wedged] {
+		faults = append(faults, fault{"hung applier", 12, hang(func(l *life) []*gate { return []*gate{&l.applying} }, 100*time.Millisecond, 15*time.Second)})
+	}
+	if w.kinds[hung] {
+		faults = append(faults,
+			fault{"hung log", 6, hang(func(l *life) []*gate { return []*gate{&l.disk.logOps} }, 100*time.Millisecond, 10*time.Second)},
+			fault{"hung store", 8, hang(func(l *life) []*gate { return []*gate{&l.disk.storeOps} }, 100*time.Millisecond, 20*time.Second)},
+			fault{"hung disk", 6, hang(func(l *life) []*gate { return []*gate{&l.disk.logOps, &l.disk.storeOps} }, 100*time.Millisecond, 10*time.Second)},
+			fault{"stalled store", 6, hang(func(l *life) []*gate { return []*gate{&l.disk.storeSync} }, 100*time.Millisecond, 20*time.Second)},
+		)
+	}
 	if w.disksOnly {
 		for w.leader() == nil || len(w.lives()) < 3 {
 			time.Sleep(tickInterval)
@@ -561,7 +606,10 @@ func (w *world) inject() {
 	}
 	// Some seeds heap faults on each other, others let the cluster recover.
 	pace := 1 + time.Duration(r.IntN(5))
-	for w.now() < w.o.duration && !w.failed() {
+	if w.kinds[idle] {
+		pace *= 4
+	}
+	for w.now() < w.duration && !w.failed() {
 		time.Sleep(between(100*time.Millisecond, pace*2*time.Second))
 		pick := r.IntN(total)
 		for _, f := range faults {
@@ -593,6 +641,7 @@ func (w *world) repair() {
 		if l := m.life(); l != nil {
 			l.disk.repair()
 			l.paused.open()
+			l.applying.open()
 		}
 	}
 }
@@ -643,6 +692,9 @@ func (w *world) changeOnce(ctx context.Context, r *rand.Rand, l *life) {
 			return
 		}
 	}
+	if w.replaceDamaged(ctx, l) {
+		return
+	}
 	up := 0
 	for _, id := range voters {
 		if m := w.member(id); m != nil && m.life() != nil {
@@ -662,6 +714,10 @@ func (w *world) changeOnce(ctx context.Context, r *rand.Rand, l *life) {
 		w.count(what)
 		return true
 	}
+	fewest, most := 3, 5
+	if w.kinds[small] {
+		fewest, most = 1, 3
+	}
 	switch {
 	case len(learners) > 0 && r.IntN(4) > 0:
 		lead := w.leader()
@@ -669,7 +725,7 @@ func (w *world) changeOnce(ctx context.Context, r *rand.Rand, l *life) {
 			return
 		}
 		change("promote", &command.Change{Type: raftpb.ConfChangeAddNode, MemberID: learners[0], Member: command.Member{ID: learners[0]}, IsPromote: true})
-	case len(ids) < 5 && len(learners) == 0:
+	case len(ids) < most && len(learners) == 0 && (most == 5 || r.IntN(2) == 0):
 		w.mu.Lock()
 		w.lastID++
 		id := w.lastID
@@ -677,9 +733,9 @@ func (w *world) changeOnce(ctx context.Context, r *rand.Rand, l *life) {
 		if change("add", &command.Change{Type: raftpb.ConfChangeAddLearnerNode, MemberID: id, Member: command.Member{ID: id, PeerURLs: []string{peerURL(id)}, IsLearner: true}}) {
 			w.join(id, append(ids, id))
 		}
-	case len(voters) > 3 && up == len(voters) || len(learners) > 0:
+	case len(voters) > fewest && up == len(voters) || len(learners) > 0:
 		id := ids[r.IntN(len(ids))]
-		if !slices.Contains(learners, id) && !(len(voters) > 3 && up == len(voters)) {
+		if !slices.Contains(learners, id) && !(len(voters) > fewest && up == len(voters)) {
 			return
 		}
 		change("remove", &command.Change{Type: raftpb.ConfChangeRemoveNode, MemberID: id, Member: command.Member{ID: id}})
@@ -703,7 +759,7 @@ func (w *world) settle(changes <-chan struct{}) {
 	var members []uint64
 	for {
 		if time.Now().After(deadline) {
-			w.violation("%s after the faults ended the cluster does not serve: %s", serves, w.describe())
+			w.violation(stuck, "%s after the faults ended the cluster does not serve: %s", serves, w.describe())
 			return
 		}
 		w.repair()
@@ -715,8 +771,9 @@ func (w *world) settle(changes <-chan struct{}) {
 		l := ls[int(w.now()/time.Second)%len(ls)]
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		err := l.replica.ReadBarrier(ctx)
+		gone := err == nil && w.replaceDamaged(ctx, l)
 		cancel()
-		if err != nil || l.machine.IsRemoved(l.id) {
+		if err != nil || gone || l.machine.IsRemoved(l.id) {
 			continue
 		}
 		members = nil
@@ -739,7 +796,11 @@ func (w *world) settle(changes <-chan struct{}) {
 	// Every member serves reads and writes.
 	for _, id := range members {
 		l := w.member(id).life()
-		for try := 0; ; try++ {
+		for try := 0; l != nil || !w.member(id).hasRefused(); try++ {
+			if l == nil {
+				w.violation(stopped, "member %d went away in the calm", id)
+				return
+			}
 			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 			err := l.replica.ReadBarrier(ctx)
 			if err == nil {
@@ -750,12 +811,15 @@ func (w *world) settle(changes <-chan struct{}) {
 				break
 			}
 			if time.Now().After(deadline) {
-				w.violation("%s after the faults ended member %d does not serve: %v; %s", serves, id, err, w.describe())
+				w.violation(stuck, "%s after the faults ended member %d does not serve: %v; %s", serves, id, err, w.describe())
 				return
 			}
 			time.Sleep(200 * time.Millisecond)
+			if w.member(id).hasRefused() {
+				break
+			}
 			if l = w.member(id).life(); l == nil {
-				w.violation("member %d went away in the calm", id)
+				w.violation(stopped, "member %d went away in the calm", id)
 				return
 			}
 		}
@@ -765,12 +829,12 @@ func (w *world) settle(changes <-chan struct{}) {
 	w.expectExpiry(40 * time.Second) // leases that nobody renews
 	time.Sleep(5 * time.Second)
 	if now := w.elections.term(); now != calmTerm {
-		w.violation("there was an election in the calm: term %d, was %d; %s", now, calmTerm, w.describe())
+		w.violation(lostLeader, "there was an election in the calm: term %d, was %d; %s", now, calmTerm, w.describe())
 	}
 	deadline = time.Now().Add(catchUp)
 	for !w.equalApplied(members) {
 		if time.Now().After(deadline) {
-			w.violation("%s after the faults ended the members are not alike: %s", catchUp, w.describe())
+			w.violation(stuck, "%s after the faults ended the members are not alike: %s", catchUp, w.describe())
 			return
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -780,13 +844,16 @@ func (w *world) settle(changes <-chan struct{}) {
 
 func (w *world) equalApplied(members []uint64) bool {
 	first := uint64(0)
-	for i, id := range members {
+	for _, id := range members {
 		l := w.member(id).life()
+		if l == nil && w.member(id).hasRefused() {
+			continue
+		}
 		if l == nil {
 			return false
 		}
 		st := l.replica.Status()
-		if i == 0 {
+		if first == 0 {
 			first = st.Applied
 		}
 		if st.Applied != first || st.Committed != first {
@@ -803,23 +870,36 @@ func (w *world) compareMembers(members []uint64) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for _, id := range members {
-		l := w.member(id).life()
+		m := w.member(id)
+		l := m.life()
+		if l == nil && m.hasRefused() {
+			continue
+		}
 		if rev := l.kv.CompactRevision(); rev > 0 {
 			select {
 			case <-l.kv.Compacted(rev):
 			case <-ctx.Done():
-				w.violation("member %s does not finish its compaction of %d", l.name, rev)
+				if m.isDamaged() {
+					continue // it may wait for what it cannot read
+				}
+				w.violation(stuck, "member %s does not finish its compaction of %d", l.name, rev)
 				return
 			}
 		}
 		hashKV, compacted, rev, err := l.kv.HashKV(ctx, 0)
+		if err != nil && m.isDamaged() {
+			continue
+		}
 		if err != nil {
-			w.violation("HashKV at %s: %v", l.name, err)
+			w.violation(unreadable, "HashKV at %s: %v", l.name, err)
 			return
 		}
 		hash, _, err := l.kv.Hash(ctx)
+		if err != nil && m.isDamaged() {
+			continue
+		}
 		if err != nil {
-			w.violation("Hash at %s: %v", l.name, err)
+			w.violation(unreadable, "Hash at %s: %v", l.name, err)
 			return
 		}
 		var list []string
@@ -830,12 +910,12 @@ func (w *world) compareMembers(members []uint64) {
 		voters, learners := slices.Clone(cs.GetVoters()), slices.Clone(cs.GetLearners())
 		slices.Sort(voters)
 		slices.Sort(learners)
-		text := fmt.Sprintf("revision %d compacted %d HashKV %08x Hash %08x members %v voters %v learners %v", rev, compacted, hashKV, hash, list, voters, learners)
+		text := fmt.Sprintf("auth revision %d revision %d compacted %d HashKV %08x Hash %08x members %v voters %v learners %v", l.machine.Policy().Revision(), rev, compacted, hashKV, hash, list, voters, learners)
 		if first == "" {
 			first = text
 		}
 		if text != first {
-			w.violation("member %d has %s, but member %d %s", members[0], first, id, text)
+			w.violation(diverged, "member %d has %s, but member %d %s", members[0], first, id, text)
 		}
 	}
 	w.tracef("all alike: %s", first)
