@@ -59,12 +59,12 @@ func rest(value []byte) string {
 	return fmt.Sprintf("(%d bytes, %08x)", len(value), crc32.ChecksumIEEE(value))
 }
 
-// bigSize draws a size: half are small, a fifth are up to 1 MB.
+// bigSize draws a size: most are small, a tenth are up to 1 MB.
 func bigSize(r *rand.Rand) int {
 	switch p := r.IntN(10); {
-	case p < 5:
+	case p < 6:
 		return r.IntN(600)
-	case p < 8:
+	case p < 9:
 		return r.IntN(60 << 10)
 	}
 	return r.IntN(1 << 20)
