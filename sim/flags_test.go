@@ -23,6 +23,8 @@ type localFlags struct {
 	memTableBytes   int64
 	compactionBatch int
 	maxLearners     int
+
+	bound int64 // logBound of these, before a mutation changes them
 }
 
 // drawFlags draws what a world's members have in common.
@@ -61,30 +63,28 @@ func (w *world) flagsOf(m *member) localFlags {
 		f.compactionBatch = 1 + r.IntN(100)
 		f.maxLearners = 1 + r.IntN(3)
 	}
+	f.bound = f.logBound()
 	if w.o.mutation == hoard {
 		f.keepBytes, f.holdBytes, f.memoryBytes = 256<<20, 256<<20, 256<<20
 	}
 	return f
 }
 
-// memTables is how many of them wait in memory before the store takes no more.
-const memTables = 16
-
 // logBound is how much of the log a member may hold in memory: what it keeps for
-// those who lag, what its store has not got durably (in memtables, or not
-// applied), and what its disk has not got or nobody has committed.
+// those who lag, what is committed and not durable in its store, and what is not
+// committed, which its leader bounds. A leader's own bound has room for both.
 func (f *localFlags) logBound() int64 {
 	const slack = 2 << 20 // what comes within a tick, in the inbox and in messages
-	return min(max(f.keepBytes, f.holdBytes), f.memoryBytes) + memTables*f.memTableBytes + 2*f.maxUnsynced + slack
+	return min(max(f.keepBytes, f.holdBytes), f.memoryBytes) + 2*f.maxUnsynced + slack
 }
 
 // judgeMemory checks that what the member holds has a bound.
 func (l *life) judgeMemory() {
-	if held, _ := l.log.Bytes(); held > l.flags.logBound() && !l.dead.Load() {
+	if held, _ := l.log.Bytes(); held > l.flags.bound && !l.dead.Load() {
 		applied, committed := l.replica.AppliedIndex(), l.replica.CommittedIndex()
 		last, _ := l.log.LastIndex()
 		l.w.violation(memory, "member %s holds %d bytes of the log in memory, the bound is %d; not synced %d, committed and not applied %d, not committed %d",
-			l.name, held, l.flags.logBound(), l.log.Unsynced().Bytes, l.log.BytesBetween(applied, committed), l.log.BytesBetween(committed, last))
+			l.name, held, l.flags.bound, l.log.Unsynced().Bytes, l.log.BytesBetween(applied, committed), l.log.BytesBetween(committed, last))
 	}
 }
 

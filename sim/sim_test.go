@@ -83,7 +83,7 @@ func watchdog(o options, beat *atomic.Int64, found *atomic.Pointer[string], done
 			fmt.Fprintf(os.Stderr, findingsFollow+"%d%s:\n%s\nand then it did not come to an end; repeat with: make sim SEED=%d\n", o.seed, with(o.mutation), *text, o.seed)
 			os.Exit(1)
 		}
-		if time.Since(since) > 2*time.Minute || time.Since(begin) > 8*time.Minute {
+		if time.Since(since) > 3*time.Minute || time.Since(begin) > 12*time.Minute {
 			v := violation{0, hangs, "it does not come to an end in real time"}
 			fmt.Fprintf(os.Stderr, findingsFollow+"%d%s:\n%s\nrepeat with: make sim SEED=%d\n", o.seed, with(o.mutation), v, o.seed)
 			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
