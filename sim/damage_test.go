@@ -198,16 +198,3 @@ func (w *world) replaceDamaged(ctx context.Context, l *life) bool {
 	}
 	return false
 }
-
-// startEmpty is what a damaged member must not do.
-func (w *world) startEmpty(m *member) {
-	mem, err := emptyDisk()
-	if err != nil {
-		w.violation(noStart, "empty disk: %v", err)
-		return
-	}
-	m.mu.Lock()
-	m.mem, m.damaged = mem, false
-	m.mu.Unlock()
-	w.restartLater(m)
-}

@@ -28,7 +28,6 @@ const (
 	hoard       mutation = "hoard"        // the log keeps everything in memory
 	dateClock   mutation = "date-clock"   // lease tables go by the date
 	allRoot     mutation = "all-root"     // one member takes every user for root
-	startEmpty  mutation = "start-empty"  // a member that finds its files damaged begins anew, with nothing
 	lateAnswer  mutation = "late-answer"  // a call waits for its result as long as it takes
 )
 
@@ -51,7 +50,6 @@ var mutants = []struct {
 	{earlyCount, plain, []finding{lostWrite, diverged, brokenLog}},
 	{hoard, string(loaded), []finding{memory}},
 	{dateClock, string(clock), []finding{earlyExpiry, lateExpiry}},
-	{startEmpty, string(damaged), []finding{brokenLog, lostWrite, votedTwice, diverged}},
 	{allRoot, string(users), []finding{wrongRights}},
 	{loopWaits, string(hung), []finding{loopDelay}},
 	{lateAnswer, string(wedged), []finding{deadline}},

@@ -190,10 +190,6 @@ func (w *world) leader() *life {
 // found is what a fault has cost: a start that fails is a violation.
 func (w *world) start(m *member) {
 	if err := m.start(); err != nil {
-		if m.isDamaged() && w.o.mutation == startEmpty {
-			w.startEmpty(m)
-			return
-		}
 		if m.isDamaged() && !errors.Is(err, errPanics) {
 			m.refuse(err)
 			return
