@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -928,4 +929,126 @@ func TestCtlSaysWhatIsWrongWithTLS(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The authority of clients and members is replaced while both serve: the old one,
+// both in a bundle, certificates of the new one, the new one alone. No request fails,
+// and at the end a certificate of the old one opens no port.
+func TestNewAuthorityUnderLoad(t *testing.T) {
+	t.Parallel()
+	old, next := newIssuer(t, "old"), newIssuer(t, "new")
+	dir := t.TempDir()
+	both := x509.NewCertPool() // clients trust both throughout
+	for _, a := range []*issuer{old, next} {
+		for _, name := range []string{"server", "member", "good"} {
+			a.issue(name, nil)
+		}
+		pem, err := os.ReadFile(a.CA())
+		if err != nil {
+			t.Fatal(err)
+		}
+		both.AppendCertsFromPEM(pem)
+	}
+	// put replaces dir/name in one go by the content of the files.
+	put := func(name string, files ...string) {
+		t.Helper()
+		var data []byte
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data = append(data, b...)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name+".new"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dir, name+".new"), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var client atomic.Pointer[tls.Config]
+	show := func(a *issuer) {
+		for _, name := range []string{"server", "member"} {
+			put(name+"-key.pem", a.Key(name))
+			put(name+".pem", a.Cert(name))
+		}
+		cfg := a.client("good")
+		cfg.RootCAs = both
+		client.Store(cfg)
+	}
+	put("ca.pem", old.CA())
+	show(old)
+	file := func(name string) string { return filepath.Join(dir, name) }
+	c := startSecure(t, cluster.Config{Kind: cluster.Belay, Binary: Belay(t), Size: 3, Dir: t.TempDir(), TLS: client.Load(), PeerTLS: true, Args: []string{
+		"--cert-file=" + file("server.pem"), "--key-file=" + file("server-key.pem"), "--trusted-ca-file=" + file("ca.pem"), "--client-cert-auth",
+		"--peer-cert-file=" + file("member.pem"), "--peer-key-file=" + file("member-key.pem"), "--peer-trusted-ca-file=" + file("ca.pem"), "--peer-client-cert-auth",
+	}})
+	var stop atomic.Bool
+	var calls atomic.Int64
+	var clients sync.WaitGroup
+	for i := range 4 {
+		m := c.Members[i%2] // the third is started again and again
+		clients.Go(func() {
+			for !stop.Load() {
+				cfg := client.Load().Clone()
+				if err := callWith(t, m, cfg); err != nil {
+					t.Errorf("gRPC: %v", err)
+					return
+				}
+				if _, err := getWith(cfg, m.ClientURL+"/health"); err != nil {
+					t.Errorf("HTTP: %v", err)
+					return
+				}
+				calls.Add(2)
+			}
+		})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	// settle has the clients call some more, and a member meet the others afresh.
+	settle := func(phase string) {
+		t.Helper()
+		m := c.Members[2]
+		if err := m.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := eventually(ctx, func() error { return callWith(t, m, client.Load().Clone()) }); err != nil {
+			t.Fatalf("%s: a member that starts again: %v", phase, err)
+		}
+		before := calls.Load()
+		if err := eventually(ctx, func() error {
+			if calls.Load() < before+40 && !t.Failed() {
+				return errors.New("clients are waited for")
+			}
+			return nil
+		}); err != nil {
+			t.Fatalf("%s: %v", phase, err)
+		}
+	}
+	settle("old")
+	put("ca.pem", old.CA(), next.CA())
+	settle("both")
+	show(next)
+	settle("new certificates")
+	put("ca.pem", next.CA())
+	settle("new")
+	stop.Store(true)
+	clients.Wait()
+	for _, m := range c.Members {
+		cfg := old.client("good")
+		cfg.RootCAs = both
+		if err := callWith(t, m, cfg); err == nil {
+			t.Errorf("%s: the old authority's client is served", m.Name)
+		}
+		cfg = old.client("member")
+		cfg.RootCAs = both
+		if got, err := getWith(cfg, m.PeerURL+"/version"); err == nil {
+			t.Errorf("%s: the old authority's member is served: %s", m.Name, got)
+		}
+	}
+	t.Logf("%d calls", calls.Load())
 }

@@ -131,3 +131,13 @@ func (a *authority) client(name string, protocols ...string) *tls.Config {
 	}
 	return cfg
 }
+
+// serverConfig shows a certificate to whoever calls.
+func (a *authority) serverConfig(name string) *tls.Config {
+	a.t.Helper()
+	pair, err := tls.LoadX509KeyPair(a.path(name+".pem"), a.path(name+"-key.pem"))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}}
+}

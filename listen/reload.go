@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -70,6 +71,83 @@ func (k *keyPair) get() (*tls.Certificate, error) {
 		return nil, err
 	}
 	return k.pair, nil
+}
+
+// authorities is a bundle of CA certificates, read again when it changed. A file that
+// is missing or in no order changes nothing: the authorities that were known go on.
+type authorities struct {
+	path   string
+	failed func(error) // told once for each change of the file that gave none
+
+	mu    sync.Mutex
+	stamp stamp
+	certs []*x509.Certificate
+	pool  *x509.CertPool // another one whenever the file changed
+	err   error          // why the file as it is now gives none
+}
+
+// newAuthorities reads the file for the first time: now it must be right.
+func newAuthorities(path string, failed func(error)) (*authorities, error) {
+	a := &authorities{path: path}
+	now, err := stampOf(path)
+	if err == nil {
+		err = a.read(now)
+	}
+	if err != nil {
+		return nil, err
+	}
+	a.failed = failed
+	return a, nil
+}
+
+// get returns the authorities that the file named last.
+func (a *authorities) get() *x509.CertPool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now, err := stampOf(a.path)
+	if err == nil && a.err == nil && a.stamp.same(now) {
+		return a.pool
+	}
+	if err == nil {
+		err = a.read(now)
+	}
+	if err != nil && (a.err == nil || a.err.Error() != err.Error()) {
+		a.failed(err)
+	}
+	a.err = err
+	return a.pool
+}
+
+// read takes what the file names, if it is another content.
+func (a *authorities) read(now stamp) error {
+	data, err := os.ReadFile(a.path)
+	if err != nil {
+		return err
+	}
+	var certs []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			break
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return err
+		}
+		certs = append(certs, cert)
+	}
+	if len(certs) == 0 {
+		return errors.New("no certificate in it")
+	}
+	a.stamp = now
+	if slices.EqualFunc(certs, a.certs, (*x509.Certificate).Equal) {
+		return nil
+	}
+	a.certs, a.pool = certs, x509.NewCertPool()
+	for _, cert := range certs {
+		a.pool.AddCert(cert)
+	}
+	return nil
 }
 
 // revocations is a CRL file, read again when it changed.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/tlsutil"
@@ -45,8 +46,15 @@ func Restrict(info *TLSInfo, suites []string, minVersion, maxVersion string) (er
 // Security is one side's TLS, for clients or for peers: what this member shows
 // and what it asks of others.
 type Security struct {
-	server   *tls.Config
-	client   *tls.Config
+	// server and client are patterns: no connection uses them, but a copy for
+	// each set of authorities that the CA file named. A session of a copy is not
+	// resumed under another, so nobody comes in by an authority that is gone.
+	server *tls.Config
+	client *tls.Config
+	cas    *authorities // nil: the client side trusts the system's, the server asks for none
+	copies *copies
+	pairs  []*keyPair
+
 	revoked  *revocations // nil: no list
 	checkSAN bool
 	logger   *zap.Logger
@@ -86,12 +94,24 @@ func NewSecurity(info TLSInfo, opts SecurityOptions) (*Security, error) {
 	if info.ClientCertFile != "" {
 		asClient = s.pair(info.ClientCertFile, info.ClientKeyFile, "failed to find client cert files", "failed to create client certificate")
 	}
+	if s.pairs = []*keyPair{own}; asClient != own {
+		s.pairs = append(s.pairs, asClient)
+	}
 	for _, cfg := range []*tls.Config{server, client} {
 		cfg.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own.get() }
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return asClient.get() }
 	}
 	if opts.Protocols != nil {
 		server.NextProtos = opts.Protocols
+	}
+	s.copies = &copies{}
+	if info.TrustedCAFile != "" {
+		if s.cas, err = newAuthorities(info.TrustedCAFile, func(err error) {
+			s.logger.Warn("failed to read the certificates of authorities; those known before are still trusted",
+				zap.String("trusted-ca-file", info.TrustedCAFile), zap.Error(err))
+		}); err != nil {
+			return nil, err
+		}
 	}
 	if info.CRLFile != "" {
 		s.revoked = &revocations{path: info.CRLFile}
@@ -118,8 +138,40 @@ func (s *Security) pair(cert, key, missing, unfit string) *keyPair {
 	}}
 }
 
-// ClientConfig is for connections that this member opens to its own side.
-func (s *Security) ClientConfig() *tls.Config { return s.client }
+// copies are the configurations for the authorities that are trusted now.
+type copies struct {
+	mu             sync.Mutex
+	pool           *x509.CertPool
+	server, client *tls.Config
+}
+
+// current returns the configurations for a connection that begins now.
+func (s *Security) current() (server, client *tls.Config) {
+	var pool *x509.CertPool
+	if s.cas != nil {
+		pool = s.cas.get()
+	}
+	c := s.copies
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.server == nil || pool != c.pool {
+		c.pool, c.server, c.client = pool, s.server.Clone(), s.client.Clone()
+		if pool != nil && c.server.ClientCAs != nil {
+			c.server.ClientCAs = pool
+		}
+		if pool != nil && c.client.RootCAs != nil {
+			c.client.RootCAs = pool
+		}
+	}
+	return c.server, c.client
+}
+
+// ClientConfig is for one connection that this member opens to its own side: it
+// changes with the file of authorities, so it is asked for each time.
+func (s *Security) ClientConfig() *tls.Config {
+	_, client := s.current()
+	return client
+}
 
 // handshakeTimeout bounds a handshake and the checks after it.
 const handshakeTimeout = 10 * time.Second
@@ -129,7 +181,8 @@ const handshakeTimeout = 10 * time.Second
 func (s *Security) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	c := tls.Server(conn, s.server)
+	server, _ := s.current()
+	c := tls.Server(conn, server)
 	err := c.SetDeadline(time.Now().Add(handshakeTimeout))
 	if err == nil {
 		if err = c.HandshakeContext(ctx); err == nil {

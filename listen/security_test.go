@@ -1,6 +1,7 @@
 package listen
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -562,3 +563,98 @@ func (silence) RemoteAddr() net.Addr             { return memoryAddr{} }
 func (silence) SetDeadline(time.Time) error      { return nil }
 func (silence) SetReadDeadline(time.Time) error  { return nil }
 func (silence) SetWriteDeadline(time.Time) error { return nil }
+
+// The authorities are read again as well: an old one, both, the new one alone. A
+// session that the old one's certificate began is not resumed; a file in no order
+// changes nothing and is told once.
+func TestReloadAuthorities(t *testing.T) {
+	old, next := newAuthority(t, "old"), newAuthority(t, "new")
+	old.issue("server", nil)
+	old.issue("client", nil)
+	next.issue("client", nil)
+	next.issue("server", nil)
+	bundle := old.path("bundle.pem")
+	write := func(parts ...[]byte) {
+		t.Helper()
+		if err := os.WriteFile(bundle+".new", bytes.Join(parts, nil), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(bundle+".new", bundle); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ca := func(a *authority) []byte {
+		t.Helper()
+		b, err := os.ReadFile(a.path("ca.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	write(ca(old))
+	info := old.info("server")
+	info.TrustedCAFile = bundle
+	f, logs := secureFront(t, info, SecurityOptions{})
+	serveHealth(t, f)
+	sessions := tls.NewLRUClientSessionCache(8)
+	ask := func(a *authority, resuming bool) error {
+		t.Helper()
+		cfg := a.client("client")
+		cfg.RootCAs = old.client("").RootCAs
+		if resuming {
+			cfg.ClientSessionCache = sessions
+		}
+		_, err := askHTTP(f, cfg, false)
+		return err
+	}
+	dial := func(a *authority) error { // as members do
+		t.Helper()
+		l, err := tls.Listen("tcp", "127.0.0.1:0", a.serverConfig("server"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			if conn, err := l.Accept(); err == nil {
+				_ = conn.(*tls.Conn).Handshake()
+				conn.Close()
+			}
+		}()
+		cfg := f.opts.Security.ClientConfig().Clone()
+		cfg.ServerName = "localhost"
+		conn, err := tls.Dial("tcp", l.Addr().String(), cfg)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
+	check := func(phase string, oldIn, nextIn bool) {
+		t.Helper()
+		if err := ask(old, true); (err == nil) != oldIn {
+			t.Errorf("%s: the old authority's client: %v", phase, err)
+		}
+		if err := ask(next, false); (err == nil) != nextIn {
+			t.Errorf("%s: the new authority's client: %v", phase, err)
+		}
+		if err := dial(old); (err == nil) != oldIn {
+			t.Errorf("%s: the old authority's server: %v", phase, err)
+		}
+		if err := dial(next); (err == nil) != nextIn {
+			t.Errorf("%s: the new authority's server: %v", phase, err)
+		}
+	}
+	check("old", true, false)
+	write(ca(old), []byte("# and its successor\n"), ca(next))
+	check("both", true, true)
+	write([]byte("nothing"))
+	check("no certificate", true, true)
+	if err := os.Remove(bundle); err != nil {
+		t.Fatal(err)
+	}
+	check("no file", true, true)
+	write(ca(next))
+	check("new", false, true)
+	if n := logs.FilterMessageSnippet("failed to read the certificates of authorities").Len(); n != 2 {
+		t.Errorf("told %d times of what could not be read", n)
+	}
+}

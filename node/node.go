@@ -22,6 +22,7 @@ import (
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/raftlog"
 	"github.com/belaydb/belay/replica"
@@ -64,6 +65,7 @@ type Node struct {
 	peers   map[uint64][]string // what transport was told of
 
 	peerServerName string // what peers' certificates must be for; empty: their addresses
+	certificates   *certificates
 	dialerOnce     sync.Once
 	dialer         func(ctx context.Context, network, address string) (net.Conn, error) // of peerDialer
 
@@ -109,6 +111,8 @@ func Start(cfg Config) (_ *Node, err error) {
 	if err := n.listen(); err != nil {
 		return nil, err
 	}
+	n.certificates = newCertificates(map[string]*listen.Security{"client": n.ports.clientSecurity, "peer": n.ports.peerSecurity}, n.logger, n.registry)
+	n.certificates.look(time.Now())
 	n.sayConfig()
 	if err := n.openData(); err != nil {
 		return nil, err
@@ -187,7 +191,7 @@ func (n *Node) assemble() (err error) {
 		DialTimeout: time.Second + n.electionTimeout(), ReadTimeout: n.cfg.PeerReadTimeout, WriteTimeout: n.cfg.PeerWriteTimeout,
 		// What raft takes for sent must find room in the queues.
 		BulkQueueBytes: replica.MaxInflightBytes + 32<<20, QueueMessages: 1 << 17,
-		TLS: n.peerTLS(), DialContext: n.peerDialer(),
+		TLS: n.peerTLS, DialContext: n.peerDialer(),
 		Started: func(id uint64) bool { m := n.state.Member(id); return m != nil && len(m.ClientURLs) > 0 },
 		Removed: func(err error) { n.sayRemoved(); n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) },
 	})
@@ -329,6 +333,7 @@ func (n *Node) serve() {
 	if n.founder != nil {
 		go n.founder.watch()
 	}
+	go n.certificates.watch(n.stop)
 	n.leads.Store(true)
 	n.server.Start()
 	n.witness.start()

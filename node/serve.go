@@ -282,8 +282,8 @@ func (n *Node) listenMetrics() error {
 	return nil
 }
 
-// peerTLS is how this member speaks to others; nil: certificates as the system
-// trusts them.
+// peerTLS is how this member speaks to others, for one connection; nil:
+// certificates as the system trusts them.
 func (n *Node) peerTLS() *tls.Config {
 	var c *tls.Config
 	if n.ports.peerSecurity != nil {
@@ -302,7 +302,7 @@ func (n *Node) peerTLS() *tls.Config {
 
 // peerClient asks other members before there is a transport, or apart from it.
 func (n *Node) peerClient(dialTimeout time.Duration) *http.Client {
-	return peers.NewClient(peers.NewRoundTripper(peers.Options{TLS: n.peerTLS(), Dial: n.peerDialer(), DialTimeout: dialTimeout}))
+	return peers.NewClient(peers.NewRoundTripper(peers.Options{TLS: n.peerTLS, Dial: n.peerDialer(), DialTimeout: dialTimeout}))
 }
 
 // peerDialer dials other members; nil: as the system likes. It is found once: the search is logged.

@@ -11,7 +11,9 @@ import (
 
 // Options are how a RoundTripper connects. Timeouts of 0 mean none.
 type Options struct {
-	TLS *tls.Config // [the system's certificates]
+	// TLS is asked for each connection of https and unixs, since the authorities to
+	// trust may change [the system's certificates].
+	TLS func() *tls.Config
 	// Dial opens a connection; network is "tcp" or "unix" [a net.Dialer].
 	Dial        func(ctx context.Context, network, address string) (net.Conn, error)
 	DialTimeout time.Duration
@@ -22,6 +24,30 @@ type Options struct {
 	// Reuse keeps connections for further requests. REQUIRES: no ReadTimeout,
 	// which would end them when they are idle.
 	Reuse bool
+}
+
+// handshakeTimeout bounds a TLS handshake.
+const handshakeTimeout = 10 * time.Second
+
+// tlsFor is the configuration for a connection to addr, whose host the other side's
+// certificate must name unless the configuration says another.
+func (o *Options) tlsFor(addr string) *tls.Config {
+	var cfg *tls.Config
+	if o.TLS != nil {
+		cfg = o.TLS()
+	}
+	if cfg == nil {
+		cfg = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	if cfg.ServerName == "" {
+		cfg = cfg.Clone()
+		if host, _, err := net.SplitHostPort(addr); err == nil {
+			cfg.ServerName = host
+		} else {
+			cfg.ServerName = addr
+		}
+	}
+	return cfg
 }
 
 // A RoundTripper is an http.Transport that knows etcd's unix and unixs URLs, and whose connections
@@ -55,12 +81,24 @@ func NewRoundTripper(o Options) *RoundTripper {
 				}
 				return &timeoutConn{Conn: c, read: o.ReadTimeout, write: o.WriteTimeout}, nil
 			},
-			TLSClientConfig:     o.TLS,
-			TLSHandshakeTimeout: 10 * time.Second,
 			MaxIdleConnsPerHost: -1,
 			IdleConnTimeout:     time.Minute,
 			WriteBufferSize:     o.WriteBuffer,
 			DisableCompression:  true,
+		}
+		t.DialTLSContext = func(ctx context.Context, n, addr string) (net.Conn, error) {
+			conn, err := t.DialContext(ctx, n, addr)
+			if err != nil {
+				return nil, err
+			}
+			ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+			defer cancel()
+			c := tls.Client(conn, o.tlsFor(addr))
+			if err := c.HandshakeContext(ctx); err != nil {
+				conn.Close()
+				return nil, err
+			}
+			return c, nil
 		}
 		if o.Reuse {
 			t.MaxIdleConnsPerHost = 16

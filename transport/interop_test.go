@@ -316,7 +316,7 @@ func startRaftMember(t *testing.T, security *tls.Config, cluster uint64, ids []u
 			t.Fatal(err)
 		}
 	}
-	m.Transport = New(Config{MemberID: m.id, ClusterID: cluster, URLs: []string{urls[i]}, Handler: m, Logger: zap.NewNop(), TLS: security})
+	m.Transport = New(Config{MemberID: m.id, ClusterID: cluster, URLs: []string{urls[i]}, Handler: m, Logger: zap.NewNop(), TLS: func() *tls.Config { return security }})
 	mux := http.NewServeMux()
 	mux.Handle("/raft", m.Transport.Handler())
 	mux.Handle("/raft/", m.Transport.Handler())

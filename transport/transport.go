@@ -68,7 +68,7 @@ type Config struct {
 	ReadTimeout  time.Duration // [5 s] a stream without a byte for so long is lost; link heartbeats come every third of it
 	WriteTimeout time.Duration // [5 s] for each 256 KiB
 
-	TLS         *tls.Config                                                       // client side of https and unixs peers
+	TLS         func() *tls.Config                                                // client side of https and unixs peers, for each connection
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error) // [net.Dialer]
 
 	BulkQueueBytes    int64 // [64 MiB] appends and proposals waiting for one peer

@@ -192,7 +192,7 @@ func (p plainWriter) WriteHeader(code int)        { p.w.WriteHeader(code) }
 func (p plainWriter) Flush()                      { p.w.(http.Flusher).Flush() }
 
 func TestMessagesArriveInOrder(t *testing.T) {
-	insecure := func(c *Config) { c.TLS = &tls.Config{InsecureSkipVerify: true} }
+	insecure := func(c *Config) { c.TLS = func() *tls.Config { return &tls.Config{InsecureSkipVerify: true} } }
 	for _, kind := range []struct {
 		name   string
 		change func(*Config)
