@@ -71,31 +71,6 @@ func removeStale(path string) error {
 	return &net.OpError{Op: "listen", Net: "unix", Addr: &net.UnixAddr{Name: path, Net: "unix"}, Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}
 }
 
-// MaxPending is FrontOptions.MaxPending for a limit of file descriptors: half of
-// the connections that Limit admits, so that silent ones never keep out the rest.
-func MaxPending(descriptors uint64) int {
-	if descriptors == 0 {
-		return defaultMaxPending
-	}
-	return int(min(defaultMaxPending, max(1, (descriptors-min(descriptors, ReservedDescriptors))/2)))
-}
-
-// ReservedDescriptors are kept back from clients for the member's own files.
-const ReservedDescriptors = 150
-
-// ErrFewDescriptors leaves nothing for clients.
-var ErrFewDescriptors = fmt.Errorf("the process may open too few files; raise the limit (ulimit -n, LimitNOFILE) above %d", ReservedDescriptors)
-
-// Limit bounds the open connections of a listener by the limit of file
-// descriptors, as etcd does: beyond it clients wait to be accepted. A
-// descriptors of 0 means unknown, no bound.
-func Limit(l net.Listener, descriptors uint64) (net.Listener, error) {
-	switch {
-	case descriptors == 0:
-		return l, nil
-	case descriptors <= ReservedDescriptors:
-		return nil, ErrFewDescriptors
-	}
-	const plenty = 1 << 20 // the limiter holds a slot for each
-	return transport.LimitListener(l, int(min(descriptors-ReservedDescriptors, plenty))), nil
-}
+// MaxPending is FrontOptions.MaxPending for so many connections that may be open:
+// half of them, so that those who do not get to the point never keep out the rest.
+func MaxPending(connections int) int { return min(defaultMaxPending, max(1, connections/2)) }

@@ -60,7 +60,7 @@ func (n *Node) openData() error {
 	}
 	opening := time.Now()
 	st, err := store.Open(n.cfg.storeDir(), store.Options{
-		FS: fs, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.NoSync,
+		FS: fs, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.NoSync, MaxOpenFiles: n.connections.storeFiles,
 		Failed: n.fail, Corrupt: n.storeCorrupt,
 	})
 	if err != nil {

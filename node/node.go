@@ -66,6 +66,7 @@ type Node struct {
 
 	peerServerName string // what peers' certificates must be for; empty: their addresses
 	certificates   *certificates
+	connections    connections
 	dialerOnce     sync.Once
 	dialer         func(ctx context.Context, network, address string) (net.Conn, error) // of peerDialer
 

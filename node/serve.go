@@ -24,7 +24,6 @@ import (
 
 	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/peers"
-	"github.com/belaydb/belay/server"
 )
 
 // listeners are a member's ports and what serves them: for peers, for clients
@@ -70,6 +69,9 @@ var errNoMetricsTLS = errors.New("client TLS key/cert (--cert-file, --key-file) 
 // listen opens every port and reads every certificate: what an operator may
 // have got wrong shows before any data is touched.
 func (n *Node) listen() error {
+	if err := n.bound(); err != nil {
+		return err
+	}
 	if err := n.listenPeers(); err != nil {
 		return err
 	}
@@ -165,24 +167,24 @@ func (n *Node) listenPeers() (err error) {
 		if listen.Secure(u) && n.ports.peerSecurity == nil {
 			return fmt.Errorf("cannot listen on TLS for %s: KeyFile and CertFile are not presented", u.Host)
 		}
-		p, err := n.open(u, "--listen-peer-urls", false, true)
+		p, err := n.open(u, "--listen-peer-urls", n.connections.peer, false, true)
 		if err != nil {
 			return err
 		}
 		n.ports.peers = append(n.ports.peers, p)
 		if p.secure {
-			p.front = listen.NewFront(p.inner, listen.FrontOptions{Security: n.ports.peerSecurity, HTTP: true})
+			p.front = listen.NewFront(p.inner, listen.FrontOptions{Security: n.ports.peerSecurity, HTTP: true, MaxPending: listen.MaxPending(n.connections.peer.Max())})
 		}
 	}
 	return nil
 }
 
-func (n *Node) open(u url.URL, flag string, grpc, http bool) (*port, error) {
+func (n *Node) open(u url.URL, flag string, bound *listen.Bound, grpc, http bool) (*port, error) {
 	l, err := listen.Open(u, flag, n.socketOptions())
 	if err != nil {
 		return nil, err
 	}
-	return &port{address: l.Addr().String(), secure: listen.Secure(u), plain: !listen.Secure(u), grpc: grpc, http: http, inner: l}, nil
+	return &port{address: l.Addr().String(), secure: listen.Secure(u), plain: !listen.Secure(u), grpc: grpc, http: http, inner: bound.Listener(l)}, nil
 }
 
 func (n *Node) listenClients() (err error) {
@@ -227,7 +229,7 @@ func (n *Node) listenClients() (err error) {
 			p.secure, p.plain = p.secure || listen.Secure(u), p.plain || !listen.Secure(u)
 			continue
 		}
-		p, err := n.open(u, flag, !httpOnly, httpOnly || !split)
+		p, err := n.open(u, flag, n.connections.client, !httpOnly, httpOnly || !split)
 		if err != nil {
 			return err
 		}
@@ -235,18 +237,12 @@ func (n *Node) listenClients() (err error) {
 		n.ports.clients = append(n.ports.clients, p)
 	}
 	for _, p := range n.ports.clients {
-		limit := server.DescriptorLimit()
-		limited, err := listen.Limit(p.inner, limit)
-		if err != nil {
-			n.logger.Error("file descriptor limit of etcd process is too low; please set higher",
-				zap.Uint64("limit", limit), zap.Int("recommended-limit", listen.ReservedDescriptors))
-			return err
-		}
-		opts := listen.FrontOptions{Plain: p.plain, GRPC: p.grpc, HTTP: p.http, MaxStreams: n.maxStreams(), MaxPending: listen.MaxPending(limit), Ready: n.serving}
+		opts := listen.FrontOptions{Plain: p.plain, GRPC: p.grpc, HTTP: p.http, MaxStreams: n.maxStreams(),
+			MaxPending: listen.MaxPending(n.connections.client.Max()), Ready: n.serving}
 		if p.secure {
 			opts.Security = n.ports.clientSecurity
 		}
-		p.front = listen.NewFront(limited, opts)
+		p.front = listen.NewFront(p.inner, opts)
 	}
 	return nil
 }
@@ -269,14 +265,15 @@ func (n *Node) listenMetrics() error {
 			// The client side's files and rules, and names are checked as on the peer port.
 			security = n.ports.clientSecurity.CheckingSAN()
 		}
-		p, err := n.open(u, "--listen-metrics-urls", false, true)
+		p, err := n.open(u, "--listen-metrics-urls", n.connections.metrics, false, true)
 		if err != nil {
 			return err
 		}
 		p.address = u.String()
 		n.ports.metrics = append(n.ports.metrics, p)
 		if p.secure {
-			p.front = listen.NewFront(p.inner, listen.FrontOptions{Security: security, HTTP: true, MaxStreams: n.maxStreams()})
+			p.front = listen.NewFront(p.inner, listen.FrontOptions{Security: security, HTTP: true, MaxStreams: n.maxStreams(),
+				MaxPending: listen.MaxPending(n.connections.metrics.Max())})
 		}
 	}
 	return nil
@@ -335,11 +332,25 @@ func (n *Node) findPeerDialer() func(context.Context, string, string) (net.Conn,
 	return nil
 }
 
-// readHeaderTimeout bounds how long a request may take to say what it wants.
-const readHeaderTimeout = 5 * time.Minute
+const (
+	// clientHeaderTimeout bounds how long a client's request may take to say what it
+	// wants; otherHeaderTimeout a member's, or a scraper's, the first byte included.
+	clientHeaderTimeout = 5 * time.Minute
+	otherHeaderTimeout  = 5 * time.Second
+	// otherIdleTimeout ends their connections that nothing is asked over: members give
+	// theirs up after a minute.
+	otherIdleTimeout = 2 * time.Minute
+)
+
+// otherServer serves members and scrapers, which waste no time.
+func (n *Node) otherServer(h http.Handler) *http.Server {
+	s := n.httpServer(h)
+	s.ReadHeaderTimeout, s.IdleTimeout = otherHeaderTimeout, otherIdleTimeout
+	return s
+}
 
 func (n *Node) httpServer(h http.Handler) *http.Server {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: readHeaderTimeout, ErrorLog: quietLog(n.logger)}
+	s := &http.Server{Handler: h, ReadHeaderTimeout: clientHeaderTimeout, ErrorLog: quietLog(n.logger)}
 	n.ports.http = append(n.ports.http, s)
 	return s
 }
@@ -355,7 +366,7 @@ func (n *Node) serveHTTP(p *port, s *http.Server) {
 
 func (n *Node) servePeers() {
 	for _, p := range n.ports.peers {
-		s := n.httpServer(n.witness.handler(n.disks.handler(n.server.PeerHandler())))
+		s := n.otherServer(n.witness.handler(n.disks.handler(n.server.PeerHandler())))
 		go n.serveHTTP(p, s)
 		n.logger.Info("serving peer traffic", zap.String("address", p.address))
 	}
@@ -363,7 +374,7 @@ func (n *Node) servePeers() {
 
 func (n *Node) serveMetrics() {
 	for _, p := range n.ports.metrics {
-		s := n.httpServer(n.server.MetricsHandler())
+		s := n.otherServer(n.server.MetricsHandler())
 		go n.serveHTTP(p, s)
 		n.logger.Info("serving metrics", zap.String("address", p.address))
 	}

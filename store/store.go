@@ -30,6 +30,9 @@ type Options struct {
 	// as much waits in memory before commits block.
 	MemTableBytes int64
 
+	// MaxOpenFiles bounds the tables that are kept open; Pebble wants some 70 at least. 0: 4096.
+	MaxOpenFiles int
+
 	Metrics *Metrics // default: not registered
 
 	// Failed is called once, in a goroutine of its own, when the disk has failed in a way that does not pass: the process
@@ -84,6 +87,7 @@ type position struct{ index, term uint64 }
 const (
 	defaultCacheBytes    = 128 << 20
 	defaultMemTableBytes = 32 << 20
+	defaultMaxOpenFiles  = 4096
 
 	// stalledMemTables is how many full memtables may wait for a stalled disk. Reaching it blocks the applier, and with it
 	// reads; the raft log's own bound on what is not yet durable should be reached first.
@@ -141,6 +145,10 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 	if memTableBytes <= 0 {
 		memTableBytes = defaultMemTableBytes
 	}
+	maxOpenFiles := opts.MaxOpenFiles
+	if maxOpenFiles <= 0 {
+		maxOpenFiles = defaultMaxOpenFiles
+	}
 	listener := s.eventListener()
 	o := &pebble.Options{
 		FS:                 pacedFS{markerFS{s.fs}, &s.background},
@@ -161,7 +169,7 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		FlushSplitBytes:       4 << 20,
 		// One compaction as a rule, a second when they fall behind.
 		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 2 },
-		MaxOpenFiles:               4096,
+		MaxOpenFiles:               maxOpenFiles,
 		MaxManifestFileSize:        opts.manifestBytes,
 		EventListener:              &listener,
 		Logger:                     pebbleLogger{s.lg},

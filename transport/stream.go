@@ -55,7 +55,9 @@ type outgoing struct {
 	once    sync.Once
 
 	conn net.Conn // nil when the server could not give us its connection
-	vec  net.Buffers
+	// vecConn is conn, or the TCP connection inside, for writes alone.
+	vecConn net.Conn
+	vec     net.Buffers
 
 	w  http.ResponseWriter // otherwise
 	rc *http.ResponseController
@@ -64,7 +66,10 @@ type outgoing struct {
 // hijacked takes over conn. Whatever the peer might still send is not ours to read: the first byte
 // or error means that it has hung up.
 func hijacked(conn net.Conn, timeout time.Duration) *outgoing {
-	o := &outgoing{timeout: timeout, conn: conn, lost: make(chan struct{}), closed: make(chan struct{})}
+	o := &outgoing{timeout: timeout, conn: conn, vecConn: conn, lost: make(chan struct{}), closed: make(chan struct{})}
+	if c, ok := conn.(interface{ Inner() net.Conn }); ok {
+		o.vecConn = c.Inner() // the kernel takes many buffers at once of a bare connection alone
+	}
 	go func() {
 		var b [1]byte
 		_, _ = conn.Read(b[:])
@@ -109,7 +114,7 @@ func (o *outgoing) write(b *batch) error {
 		}
 		if err = o.conn.SetWriteDeadline(time.Now().Add(o.timeout)); err == nil {
 			rest := vec // WriteTo consumes it
-			_, err = rest.WriteTo(o.conn)
+			_, err = rest.WriteTo(o.vecConn)
 		}
 		clear(vec)
 		vec, size = vec[:0], 0

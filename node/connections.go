@@ -1,0 +1,94 @@
+package node
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/listen"
+	"github.com/belaydb/belay/server"
+)
+
+// connections bound those of each kind of port.
+type connections struct {
+	client, peer, metrics *listen.Bound
+	storeFiles            int // that are left for the store
+}
+
+// refusedLogInterval lies between two lines about connections that were closed for
+// want of room.
+const refusedLogInterval = 10 * time.Second
+
+// bound shares the file descriptors out. It comes before any port is opened.
+func (n *Node) bound() error {
+	limit := server.DescriptorLimit()
+	shares, err := listen.Share(limit)
+	if errors.Is(err, listen.ErrFewDescriptors) {
+		n.logger.Error("file descriptor limit of etcd process is too low; please set higher",
+			zap.Uint64("limit", limit), zap.Int("recommended-limit", listen.ReservedDescriptors))
+		return err
+	}
+	n.connections.storeFiles = shares.StoreFiles
+	closed := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "belay_connections_refused_total",
+		Help: "Connections that were closed because too many were open on that kind of port.",
+	}, []string{"port", "state"})
+	n.registry.MustRegister(closed)
+	for _, p := range []struct {
+		name  string
+		max   int
+		bound **listen.Bound
+	}{
+		{"client", shares.Clients, &n.connections.client},
+		{"peer", shares.Peers, &n.connections.peer},
+		{"metrics", shares.Metrics, &n.connections.metrics},
+	} {
+		fresh, silent := closed.WithLabelValues(p.name, "new"), closed.WithLabelValues(p.name, "silent")
+		log := &refusals{logger: n.logger, port: p.name, max: p.max, limit: limit}
+		b := listen.NewBound(p.max, func(wasSilent bool) {
+			if wasSilent {
+				silent.Inc()
+			} else {
+				fresh.Inc()
+			}
+			log.add(time.Now())
+		})
+		*p.bound = b
+		label := prometheus.Labels{"port": p.name}
+		n.registry.MustRegister(
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Name: "belay_connections_open", Help: "Connections that are open on that kind of port.", ConstLabels: label,
+			}, func() float64 { return float64(b.Open()) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Name: "belay_connections_limit", Help: "How many connections may be open on that kind of port.", ConstLabels: label,
+			}, func() float64 { return float64(b.Max()) }))
+	}
+	return nil
+}
+
+// refusals says that connections are being closed, and how many.
+type refusals struct {
+	logger *zap.Logger
+	port   string
+	max    int
+	limit  uint64
+
+	mu    sync.Mutex
+	count int       // since the last line
+	last  time.Time // of the last line
+}
+
+func (r *refusals) add(now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.count++; !r.last.IsZero() && now.Sub(r.last) < refusedLogInterval {
+		return
+	}
+	r.logger.Warn("too many connections; closed those that said nothing, or new ones", zap.String("port", r.port),
+		zap.Int("closed", r.count), zap.Int("open-at-most", r.max), zap.Uint64("file-descriptor-limit", r.limit),
+		zap.String("advice", "find out who opens them; raise the limit of file descriptors (LimitNOFILE, ulimit -n) if they are wanted"))
+	r.count, r.last = 0, now
+}
