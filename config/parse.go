@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/logsink"
 )
 
@@ -195,7 +196,7 @@ func (p *parser) load() (code int, ok bool) {
 	if err != nil {
 		return p.failed(err)
 	}
-	p.lg.Info("Running: ", zap.Strings("args", withoutPasswords(p.o.Command)))
+	p.lg.Info("Running: ", zap.Strings("args", show.CommandLine(p.o.Command)))
 	p.warn()
 	p.complete()
 	p.remember()
@@ -253,7 +254,7 @@ func (p *parser) variable(name string) string {
 
 // failed says what is wrong with the configuration, as etcd does.
 func (p *parser) failed(err error) (int, bool) {
-	p.lg.Info("Running: ", zap.Strings("args", withoutPasswords(p.o.Command)))
+	p.lg.Info("Running: ", zap.Strings("args", show.CommandLine(p.o.Command)))
 	fields := []zap.Field{zap.Error(err)}
 	var inFile *inFileError
 	if errors.As(err, &inFile) {
@@ -297,7 +298,7 @@ func (p *parser) environment() (err error, fatal bool) {
 		if serr := p.fs.Set(f.Name, value); serr != nil {
 			err = fmt.Errorf("invalid value %q for %s: %w", value, key, serr)
 		} else {
-			p.lg.Info("recognized and used environment variable", zap.String("variable-name", key), zap.String("variable-value", hidden(f.Name, value)))
+			p.lg.Info("recognized and used environment variable", zap.String("variable-name", key), zap.String("variable-value", show.Secret(f.Name, value)))
 		}
 	})
 	for _, kv := range p.o.Environ {
@@ -419,29 +420,4 @@ func (p *parser) printVersion() {
 	}
 	fmt.Fprintf(p.o.Stdout, "etcd Version: %s\nGit SHA: %s\nGo Version: %s\nGo OS/Arch: %s/%s\n",
 		version.Version, sha, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-}
-
-// hidden is the value of a flag as a log may have it: all but a password. etcd's
-// log has the password of --discovery-password, too.
-func hidden(name, value string) string {
-	if strings.HasSuffix(name, "password") && value != "" {
-		return "***"
-	}
-	return value
-}
-
-// withoutPasswords is a command line as a log may have it.
-func withoutPasswords(args []string) []string {
-	args = slices.Clone(args)
-	for i, arg := range args {
-		name, value, ok := strings.Cut(arg, "=")
-		switch {
-		case !strings.HasPrefix(arg, "-"):
-		case ok:
-			args[i] = name + "=" + hidden(name, value)
-		case i+1 < len(args) && !strings.HasPrefix(args[i+1], "-"):
-			args[i+1] = hidden(name, args[i+1])
-		}
-	}
-	return args
 }

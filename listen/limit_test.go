@@ -22,7 +22,7 @@ func TestShare(t *testing.T) {
 			t.Fatalf("limit %d: %+v, %v", limit, s, err)
 		}
 		// Each share is at least one, however small the rest.
-		if used := s.Clients + s.Peers + s.Metrics; uint64(used) > max(3, limit-ReservedDescriptors) || uint64(used+s.StoreFiles) > limit+3 {
+		if used := s.Clients + s.Peers + s.Metrics; uint64(used) > limit-ReservedDescriptors+2 || uint64(used+s.StoreFiles) > limit+3 {
 			t.Fatalf("limit %d: %+v", limit, s)
 		}
 	}

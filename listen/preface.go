@@ -24,6 +24,21 @@ const (
 	maxPrefaceBytes = 256 << 10
 )
 
+const (
+	// maxIdleBytes bounds what a client may send before its first request, and each
+	// frame of it: settings, window updates, priorities. It costs this much for as long
+	// as the connection is idle, which may be for ever.
+	maxIdleBytes = 4 << 10
+	// maxPingStrikes is how many pings too many a client may send before its first
+	// request, and pingInterval how far apart they are not too many: as grpc's server
+	// has it for connections without a call.
+	maxPingStrikes = 2
+	pingInterval   = 2 * time.Hour
+)
+
+// errTooManyPings is a client that keeps the server busy without a request.
+var errTooManyPings = errors.New("too_many_pings")
+
 // errNotHTTP2 is a client that agreed to HTTP/2 and speaks something else.
 var errNotHTTP2 = errors.New("listen: the client does not speak HTTP/2")
 
@@ -74,12 +89,28 @@ func readPreface(conn *tls.Conn, maxStreams uint32) (c *prefacedConn, isGRPC boo
 	if string(c.head) != http2.ClientPreface {
 		return nil, false, errNotHTTP2
 	}
+	strikes, last := 0, time.Time{}
 	isGRPC, err = c.readUntilHeaders(func(ping []byte) error {
+		now := time.Now()
+		if now.Sub(last) < pingInterval {
+			strikes++
+		}
+		last = now
+		if strikes > maxPingStrikes {
+			return errTooManyPings
+		}
 		if err := conn.SetWriteDeadline(time.Now().Add(sniffTimeout)); err != nil {
 			return err
 		}
 		return writeFrame(conn, http2.FramePing, http2.FlagPingAck, ping)
 	})
+	if errors.Is(err, errTooManyPings) {
+		// GOAWAY of stream 0, ENHANCE_YOUR_CALM, with the reason that grpc's clients know.
+		goAway := binary.BigEndian.AppendUint32(make([]byte, 4, 32), uint32(http2.ErrCodeEnhanceYourCalm))
+		if deadlineErr := conn.SetWriteDeadline(time.Now().Add(sniffTimeout)); deadlineErr == nil {
+			_ = writeFrame(conn, http2.FrameGoAway, 0, append(goAway, errTooManyPings.Error()...)) // the connection ends either way
+		}
+	}
 	if err != nil {
 		return nil, false, err
 	}
@@ -110,13 +141,17 @@ func (c *prefacedConn) readUntilHeaders(answer func(ping []byte) error) (isGRPC 
 		case inBlock != (kind == http2.FrameContinuation):
 			return false, errNotHTTP2
 		case kind == http2.FrameSettings && flags.Has(http2.FlagSettingsAck):
+			if !c.ackDue {
+				return false, errNotHTTP2 // there is one to acknowledge
+			}
 			c.head = c.head[:at]
 			c.ackDue = false
 		case kind == http2.FramePing:
-			if !flags.Has(http2.FlagPingAck) {
-				if err := answer(payload); err != nil {
-					return false, err
-				}
+			if flags.Has(http2.FlagPingAck) {
+				return false, errNotHTTP2 // nothing was asked
+			}
+			if err := answer(payload); err != nil {
+				return false, err
 			}
 			c.head = c.head[:at]
 		case kind == http2.FrameGoAway:
@@ -131,6 +166,9 @@ func (c *prefacedConn) readUntilHeaders(answer func(ping []byte) error) (isGRPC 
 		}
 		if inBlock && flags.Has(http2.FlagHeadersEndHeaders) {
 			return fromGRPCClient(block)
+		}
+		if !inBlock && len(c.head) > len(http2.ClientPreface)+maxIdleBytes {
+			return false, fmt.Errorf("%w: more than %d bytes before a request", errNotHTTP2, maxIdleBytes)
 		}
 		if len(c.head) > maxPrefaceBytes {
 			return false, nil
@@ -150,6 +188,17 @@ func (c *prefacedConn) readFrame() (http2.FrameType, http2.Flags, []byte, error)
 	kind, flags := http2.FrameType(c.head[at+3]), http2.Flags(c.head[at+4])
 	if size > maxFrameBytes || kind == http2.FramePing && size != 8 {
 		return 0, 0, nil, fmt.Errorf("%w: a frame of %d bytes", errNotHTTP2, size)
+	}
+	switch kind {
+	case http2.FrameHeaders, http2.FrameContinuation:
+		// From here on it is in a hurry again: a request that has begun takes memory.
+		if err := c.SetReadDeadline(time.Now().Add(sniffTimeout)); err != nil {
+			return 0, 0, nil, err
+		}
+	default:
+		if size > maxIdleBytes {
+			return 0, 0, nil, fmt.Errorf("%w: a frame of %d bytes before a request", errNotHTTP2, size)
+		}
 	}
 	at = len(c.head)
 	c.head = append(c.head, make([]byte, size)...)

@@ -658,3 +658,76 @@ func TestReloadAuthorities(t *testing.T) {
 		t.Errorf("told %d times of what could not be read", n)
 	}
 }
+
+// What a client sends before its first request is bounded: pings as grpc's server
+// bounds them, and the bytes that are kept.
+func TestBeforeTheFirstRequest(t *testing.T) {
+	a := newAuthority(t, "ca")
+	a.issue("server", nil)
+	f, _ := secureFront(t, TLSInfo{CertFile: a.path("server.pem"), KeyFile: a.path("server-key.pem")}, SecurityOptions{})
+	serveHealth(t, f)
+	begin := func() *http2.Framer {
+		t.Helper()
+		conn, err := tls.Dial("tcp", f.Addr().String(), a.client("", "h2"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+			t.Fatal(err)
+		}
+		framer := http2.NewFramer(conn, conn)
+		if err := framer.WriteSettings(); err != nil {
+			t.Fatal(err)
+		}
+		return framer
+	}
+	framer := begin()
+	for i := range byte(4) {
+		if err := framer.WritePing(false, [8]byte{i}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answered := 0
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			t.Fatalf("after %d answers: %v", answered, err)
+		}
+		if p, ok := frame.(*http2.PingFrame); ok && p.IsAck() {
+			answered++
+		}
+		if g, ok := frame.(*http2.GoAwayFrame); ok {
+			if g.ErrCode != http2.ErrCodeEnhanceYourCalm || string(g.DebugData()) != "too_many_pings" || answered != 3 {
+				t.Errorf("%d answers, then GOAWAY %v %q", answered, g.ErrCode, g.DebugData())
+			}
+			break
+		}
+	}
+	for what, send := range map[string]func(*http2.Framer) error{
+		"many small frames": func(f *http2.Framer) (err error) {
+			for i := 0; i < 1000 && err == nil; i++ {
+				err = f.WriteWindowUpdate(0, 1)
+			}
+			return nil // the server may have hung up by now
+		},
+		"a large frame":   func(f *http2.Framer) error { return f.WriteRawFrame(0x77, 0, 0, make([]byte, 8<<10)) },
+		"unasked answers": func(f *http2.Framer) error { return f.WritePing(true, [8]byte{}) },
+	} {
+		framer := begin()
+		if err := send(framer); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		for {
+			if _, err := framer.ReadFrame(); err != nil {
+				if isTimeout(err) {
+					t.Errorf("%s: the connection lives", what)
+				}
+				break
+			}
+		}
+	}
+}

@@ -16,6 +16,8 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/net/trace"
 	"google.golang.org/grpc"
+
+	"github.com/belaydb/belay/internal/show"
 )
 
 // HTTPHandler serves the client port's HTTP: versions, health, metrics,
@@ -50,7 +52,11 @@ func handleProfiles(mux *http.ServeMux) {
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/cmdline", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		fmt.Fprint(w, strings.Join(show.CommandLine(os.Args), "\x00")) // as pprof has it, less passwords
+	})
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 }
 
@@ -143,7 +149,7 @@ func (s *Server) serveVars(w http.ResponseWriter, r *http.Request) {
 		name  string
 		value any
 	}{
-		{"cmdline", os.Args},
+		{"cmdline", show.CommandLine(os.Args)},
 		{"file_descriptor_limit", DescriptorLimit()},
 		{"memstats", mem},
 		{"raft.status", map[string]any{

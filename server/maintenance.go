@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-semver/semver"
@@ -19,6 +20,9 @@ import (
 // maintenanceService is etcdserverpb.Maintenance. Snapshot is in snapshot.go.
 type maintenanceService struct {
 	*Server
+	snapshots        chan struct{} // a place for each file that is being sent
+	snapshotsWaiting atomic.Int64  // calls that have a place, or wait for one
+	snapshotStall    time.Duration // streamStall; for tests
 	pb.UnsafeMaintenanceServer
 }
 

@@ -271,7 +271,7 @@ func New(cfg Config) (*Server, error) {
 	s.kv = &kvService{Server: s}
 	s.lease = &leaseService{Server: s}
 	s.cluster = &clusterService{Server: s}
-	s.maintenance = &maintenanceService{Server: s}
+	s.maintenance = &maintenanceService{Server: s, snapshots: make(chan struct{}, maxSnapshots), snapshotStall: streamStall}
 	s.auth = &authService{Server: s}
 	s.corruption = &corruption{local: cfg.MemberID, timeout: cfg.RequestTimeout, member: s, logger: s.logger, outcomes: s.metrics.corruptionCheck}
 	if cfg.CorruptionChecks.CompactionInterval > 0 {

@@ -3,14 +3,18 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/snapshotfile"
 	"github.com/belaydb/belay/state"
 )
@@ -26,7 +30,48 @@ func (m *maintenanceService) Snapshot(r *pb.SnapshotRequest, stream pb.Maintenan
 	return toGRPC(m.snapshot(ctx, stream))
 }
 
+const (
+	// maxSnapshots is how many snapshot files are made and sent at a time, and
+	// maxSnapshotsWaiting how many calls wait for their turn: each holds a file of the
+	// size of the database.
+	maxSnapshots        = 2
+	maxSnapshotsWaiting = 16
+	// snapshotGrace and snapshotRate bound how long a client may take: this long, and
+	// the time of the file at so many bytes a second.
+	snapshotGrace = time.Minute
+	snapshotRate  = 64 << 10
+)
+
+var (
+	errManySnapshots = status.Error(codes.ResourceExhausted, "etcdserver: too many snapshots are being sent; try again later")
+	errSlowSnapshot  = status.Error(codes.Aborted, "etcdserver: the client reads the snapshot too slowly; take it again")
+)
+
+// takeTurn waits until a snapshot file may be made; done gives the turn back.
+func (m *maintenanceService) takeTurn(ctx context.Context) (done func(), err error) {
+	if m.snapshotsWaiting.Add(1) > maxSnapshotsWaiting+maxSnapshots {
+		m.snapshotsWaiting.Add(-1)
+		return nil, errManySnapshots
+	}
+	done = func() { <-m.snapshots; m.snapshotsWaiting.Add(-1) }
+	select {
+	case m.snapshots <- struct{}{}:
+		return done, nil
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-m.stopped.Done():
+		err = replica.ErrStopped
+	}
+	m.snapshotsWaiting.Add(-1)
+	return nil, err
+}
+
 func (m *maintenanceService) snapshot(ctx context.Context, stream pb.Maintenance_SnapshotServer) error {
+	done, err := m.takeTurn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	start := time.Now()
 	file, err := m.ExportSnapshot(ctx)
 	if err != nil {
@@ -41,14 +86,22 @@ func (m *maintenanceService) snapshot(ctx context.Context, stream pb.Maintenance
 	m.logger.Info("sending database snapshot to client",
 		zap.Int64("total-bytes", total), zap.String("size", size), zap.String("storage-version", version))
 	var sent int64
+	deadline := time.Now().Add(snapshotGrace + time.Duration(total/snapshotRate)*time.Second)
 	err = file.Send(func(chunk []byte, remaining int64) error {
 		if sent == total {
 			m.logger.Info("sending database sha256 checksum to client",
 				zap.Int64("total-bytes", total), zap.Int("checksum-size", len(chunk)))
 		}
 		sent += int64(len(chunk))
-		return stream.Send(&pb.SnapshotResponse{RemainingBytes: uint64(remaining), Blob: chunk, Version: version})
+		return sendWithin(min(m.snapshotStall, time.Until(deadline)), func() error {
+			return stream.Send(&pb.SnapshotResponse{RemainingBytes: uint64(remaining), Blob: chunk, Version: version})
+		})
 	})
+	if errors.Is(err, errStreamStalled) {
+		m.logger.Warn("gave up sending a database snapshot: the client reads too slowly",
+			zap.Int64("sent-bytes", sent), zap.Int64("total-bytes", total), zap.Duration("took", time.Since(start)))
+		return errSlowSnapshot
+	}
 	if err != nil {
 		return err
 	}

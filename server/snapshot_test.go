@@ -15,7 +15,9 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 )
 
 // A real etcd restored from a member's snapshot must have the same history:
@@ -142,4 +144,49 @@ func startRestored(t *testing.T, etcd, etcdutl, snap string) *grpc.ClientConn {
 		t.Fatalf("the restored etcd does not serve: %v", err)
 	}
 	return conn
+}
+
+// Clients that take a snapshot and read nothing hold two files for a while and no
+// more; who reads gets his turn after them, and beyond the queue is refused.
+func TestUnreadSnapshots(t *testing.T) {
+	m := newMember(t)
+	value := bytes.Repeat([]byte("v"), 1<<20)
+	for i := range 4 { // more than flow control lets out unread
+		_, err := m.kv.Put(t.Context(), &pb.PutRequest{Key: fmt.Append(nil, i), Value: value})
+		must(t, err)
+	}
+	m.Server.maintenance.snapshotStall = 500 * time.Millisecond
+	open := func() pb.Maintenance_SnapshotClient {
+		t.Helper()
+		stream, err := m.maintenance.Snapshot(t.Context(), &pb.SnapshotRequest{})
+		must(t, err)
+		return stream
+	}
+	var unread []pb.Maintenance_SnapshotClient
+	for range maxSnapshots {
+		unread = append(unread, open())
+	}
+	path := filepath.Join(t.TempDir(), "snap.db")
+	saveSnapshot(t, m, path) // waits for its turn
+	if info, err := os.Stat(path); err != nil || info.Size() < 4<<20 {
+		t.Errorf("the snapshot that was read: %v, %v", info, err)
+	}
+	for _, stream := range unread {
+		for {
+			_, err := stream.Recv()
+			if err == nil {
+				continue
+			}
+			if status.Code(err) != codes.Aborted && err != io.EOF { // it may have been read in time, after all
+				t.Errorf("an unread stream ended with %v", err)
+			}
+			break
+		}
+	}
+	m.Server.maintenance.snapshotsWaiting.Add(maxSnapshots + maxSnapshotsWaiting)
+	if _, err := open().Recv(); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("beyond the queue: %v", err)
+	}
+	m.Server.maintenance.snapshotsWaiting.Add(-maxSnapshots - maxSnapshotsWaiting)
+	saveSnapshot(t, m, path)
 }
