@@ -117,6 +117,7 @@ type Config struct {
 	Logger         string
 	LogLevel       string
 	LogFormat      string
+	LogForPerson   bool // Load: the log goes to a terminal, and nobody asked for a format
 	LogOutputs     []string
 	LogRotation    bool
 	LogRotationSet string // lumberjack's settings as JSON

@@ -159,7 +159,7 @@ func monitoringFlags() []flagDef {
 			bind: valueFlag(func(c *Config) flag.Value { return listValue{&c.LogOutputs} })},
 		{group: groupLogging, name: "log-level", usage: "debug, info, warn, error, panic or fatal.",
 			bind: stringFlag(func(c *Config) *string { return &c.LogLevel })},
-		{group: groupLogging, name: "log-format", usage: "'json', or 'console' for reading.",
+		{group: groupLogging, name: "log-format", usage: "'json', or 'console' for reading. When not given, the log on a terminal is in lines for a person, and JSON elsewhere.",
 			bind: stringFlag(func(c *Config) *string { return &c.LogFormat })},
 		{group: groupLogging, name: "enable-log-rotation", usage: "Rotate the one file among --log-outputs.",
 			bind: boolFlag(func(c *Config) *bool { return &c.LogRotation })},

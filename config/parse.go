@@ -38,6 +38,8 @@ type Options struct {
 	LogWriter io.Writer
 	Sink      logsink.Options
 
+	// terminal says whether a stream is one; a seam for tests, nil: as the system says.
+	terminal func(io.Writer) bool
 	// defaultHost finds the address of this machine; a seam for tests.
 	defaultHost func() (string, error)
 }
@@ -45,6 +47,9 @@ type Options struct {
 // Load reads the command line and the environment. If there is a server to run, ok is true, and cfg
 // and lg are there; else the process should end with code, and everything has been said.
 func Load(o Options) (cfg *Config, lg *logsink.Logger, code int, ok bool) {
+	if o.terminal == nil {
+		o.terminal = isTerminal
+	}
 	p := &parser{o: o, cfg: Default()}
 	code, ok = p.load()
 	if !ok {
@@ -99,6 +104,44 @@ func (p *parser) flags() {
 	p.fs.BoolVar(&p.version, "version", false, "")
 }
 
+// forPerson has the log in lines for a person if it goes to a terminal and nobody asked for a format. By the name of
+// etcd it looks as etcd's wherever it goes.
+func (p *parser) forPerson(l logsink.Config) logsink.Config {
+	if p.o.Program == Etcd || p.o.LogWriter != nil || p.asked("log-format") || p.cfg.Explicit["log-format"] || len(l.Outputs) > 1 {
+		return l
+	}
+	out := p.o.Stderr
+	if len(l.Outputs) == 1 {
+		switch l.Outputs[0] {
+		case logsink.OutputDefault, logsink.OutputStderr:
+		case logsink.OutputStdout:
+			out = p.o.Stdout
+		default:
+			return l
+		}
+	}
+	if p.o.terminal(out) {
+		l.Person, l.Colour = true, p.variable("NO_COLOR") == "" && p.variable("TERM") != "dumb"
+	}
+	return l
+}
+
+// asked says whether a flag was given by argument or variable.
+func (p *parser) asked(name string) (yes bool) {
+	p.fs.Visit(func(f *flag.Flag) { yes = yes || f.Name == name })
+	return yes || p.variable(envName(name)) != ""
+}
+
+// isTerminal knows character devices: a terminal, or /dev/null, for which it does not matter.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
 func (p *parser) load() (code int, ok bool) {
 	p.flags()
 	switch err := p.fs.Parse(p.o.Args); {
@@ -110,7 +153,7 @@ func (p *parser) load() (code int, ok bool) {
 		return codeUsage, false
 	}
 	// Until the configured logger is there, etcd's default one.
-	plain, err := logsink.New(logsink.Config{Writer: p.o.Stderr})
+	plain, err := logsink.New(p.forPerson(logsink.Config{Writer: p.o.Stderr}))
 	if err != nil {
 		fmt.Fprintln(p.o.Stderr, err)
 		return codeFailed, false
@@ -158,7 +201,8 @@ func (p *parser) load() (code int, ok bool) {
 	if p.cfg.Logger == "" {
 		return p.failed(errors.New(`unknown logger option ""`))
 	}
-	logCfg := p.cfg.Log()
+	logCfg := p.forPerson(p.cfg.Log())
+	p.cfg.LogForPerson = logCfg.Person
 	logCfg.Writer, logCfg.Sink = p.o.LogWriter, p.o.Sink
 	configured, err := logsink.New(logCfg)
 	switch {

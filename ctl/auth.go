@@ -74,12 +74,8 @@ func (c *ctl) askCluster(use, short string, count int, complaint string, ask fun
 			if err != nil {
 				return err
 			}
-			ctx := cmd.Context()
-			if done != "" || use == "status" { // etcdctl bounds these three alone
-				bounded, cancel := c.timeout(cmd)
-				defer cancel()
-				ctx = bounded
-			}
+			ctx, cancel := c.timeout(cmd)
+			defer cancel()
 			r, err := ask(ctx, cli, args)
 			if err != nil {
 				return fail(codeError, err)
@@ -164,7 +160,9 @@ func (c *ctl) userAddCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := cli.UserAddWithOptions(cmd.Context(), user, password, &clientv3.UserAddOptions{NoPassword: noPassword})
+		ctx, cancel := c.timeout(cmd)
+		defer cancel()
+		r, err := cli.UserAddWithOptions(ctx, user, password, &clientv3.UserAddOptions{NoPassword: noPassword})
 		if err != nil {
 			return fail(codeError, err)
 		}
@@ -192,7 +190,9 @@ func (c *ctl) userPasswdCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := cli.UserChangePassword(cmd.Context(), args[0], password)
+		ctx, cancel := c.timeout(cmd)
+		defer cancel()
+		r, err := cli.UserChangePassword(ctx, args[0], password)
 		if err != nil {
 			return fail(codeError, err)
 		}
@@ -240,7 +240,9 @@ func (c *ctl) userGetCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := cli.UserGet(cmd.Context(), args[0])
+		ctx, cancel := c.timeout(cmd)
+		defer cancel()
+		r, err := cli.UserGet(ctx, args[0])
 		if err != nil {
 			return fail(codeError, err)
 		}
@@ -250,7 +252,7 @@ func (c *ctl) userGetCommand() *cobra.Command {
 		fmt.Fprintf(c.out, "User: %s\n", args[0])
 		for _, role := range (*pb.AuthUserGetResponse)(r).GetRoles() {
 			fmt.Fprintln(c.out)
-			rr, err := cli.RoleGet(cmd.Context(), role)
+			rr, err := cli.RoleGet(ctx, role)
 			if err != nil {
 				return fail(codeError, err)
 			}
@@ -351,7 +353,9 @@ func (c *ctl) roleGrantCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := cli.RoleGrantPermission(cmd.Context(), args[0], key, end, perm)
+		ctx, cancel := c.timeout(cmd)
+		defer cancel()
+		r, err := cli.RoleGrantPermission(ctx, args[0], key, end, perm)
 		if err != nil {
 			return fail(codeError, err)
 		}
@@ -379,7 +383,9 @@ func (c *ctl) roleRevokeCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := cli.RoleRevokePermission(cmd.Context(), args[0], key, end)
+		ctx, cancel := c.timeout(cmd)
+		defer cancel()
+		r, err := cli.RoleRevokePermission(ctx, args[0], key, end)
 		if err != nil {
 			return fail(codeError, err)
 		}

@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -28,7 +29,10 @@ type workload struct {
 	rate     int           // perf: writes per second
 	duration time.Duration // perf
 	keys     int           // datascale
+	patience time.Duration // with a write; 0: perfGone
 }
+
+func (w workload) gone() time.Duration { return cmp.Or(w.patience, perfGone) }
 
 // The bounds of `check perf`.
 const (
@@ -36,6 +40,7 @@ const (
 	perfSlowest     = 0.5              // seconds, of any write
 	perfDeviation   = 0.1              // seconds, standard deviation of all writes
 	checkAfterwards = 30 * time.Second // for each of deleting, compacting, defragmenting
+	perfGone        = 30 * time.Second // a write that took as long is one to a server that is gone
 )
 
 func perfLoads() map[string]workload {
@@ -111,13 +116,13 @@ func (c *ctl) checkPerfCommand(loads map[string]workload) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		ctx, stop := untilSignal(cmd.Context())
+		whole, stop := untilSignal(cmd.Context())
 		defer stop()
-		ctx, cancel := context.WithTimeout(ctx, w.duration)
+		ctx, cancel := context.WithTimeout(whole, w.duration)
 		defer cancel()
 		progress := c.progress(int(w.duration/time.Second), "s")
 		begin := time.Now()
-		s := write(clients, f.prefix, 256, 1024, func(n int) bool {
+		s := write(whole, w.gone(), clients, f.prefix, 256, 1024, func(n int) bool {
 			// Write number n is due n/rate after the start.
 			due := time.NewTimer(time.Until(begin.Add(time.Duration(n) * time.Second / time.Duration(w.rate))))
 			defer due.Stop()
@@ -192,12 +197,18 @@ func (c *ctl) checkDatascaleCommand(loads map[string]workload) *cobra.Command {
 		const keyBytes, valueBytes = 512, 512
 		fmt.Fprintf(c.out, "Start data scale check for work load [%v key-value pairs, %v bytes per key-value, %v concurrent clients].\n",
 			w.keys, keyBytes+valueBytes, w.clients)
+		ctx, stop := untilSignal(cmd.Context())
+		defer stop()
 		progress := c.progress(w.keys, " keys")
-		s := write(clients, f.prefix, keyBytes, valueBytes, func(n int) bool {
+		s := write(ctx, w.gone(), clients, f.prefix, keyBytes, valueBytes, func(n int) bool {
 			progress(n)
 			return n < w.keys
 		})
 		progress(-1)
+		if ctx.Err() != nil { // what was written goes; nothing can be said of it
+			err := c.cleanUp(clients[0], &f, false)
+			return errors.Join(context.Cause(ctx), err)
+		}
 		after, err := resident("after")
 		if err != nil {
 			return err
@@ -351,8 +362,11 @@ func (s *tally) summary() (rate, slowest, deviation float64) {
 }
 
 // write puts random keys, all clients at once, as long as next(number of the
-// write, from 0) says so. next is called by one goroutine.
-func write(clients []*clientv3.Client, prefix string, keyBytes, valueBytes int, next func(n int) bool) *tally {
+// write, from 0) says so, until ctx ends or a server is gone. next is called by
+// one goroutine.
+func write(ctx context.Context, gone time.Duration, clients []*clientv3.Client, prefix string, keyBytes, valueBytes int, next func(n int) bool) *tally {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	s := &tally{errors: make(map[string]int)}
 	begin := time.Now()
 	value := string(make([]byte, valueBytes))
@@ -362,8 +376,14 @@ func write(clients []*clientv3.Client, prefix string, keyBytes, valueBytes int, 
 		wg.Go(func() {
 			for key := range keys {
 				start := time.Now()
-				// Without a deadline: a slow write is to be measured, not ended.
-				_, err := cli.Put(context.Background(), key, value)
+				// Slow writes are to be measured, not ended; but who is gone answers none, and
+				// the client waits for it.
+				within, done := context.WithTimeout(ctx, gone)
+				_, err := cli.Put(within, key, value)
+				if within.Err() != nil {
+					cancel()
+				}
+				done()
 				s.add(time.Since(start), err)
 			}
 		})
@@ -371,7 +391,12 @@ func write(clients []*clientv3.Client, prefix string, keyBytes, valueBytes int, 
 	key := make([]byte, keyBytes)
 	for n := 0; next(n); n++ {
 		binary.PutVarint(key, rand.Int64())
-		keys <- prefix + string(key)
+		select {
+		case keys <- prefix + string(key):
+			continue
+		case <-ctx.Done():
+		}
+		break
 	}
 	close(keys)
 	wg.Wait()

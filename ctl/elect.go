@@ -13,6 +13,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"github.com/belaydb/belay/internal/interrupt"
 )
 
 func (c *ctl) electCommand() *cobra.Command {
@@ -53,9 +55,15 @@ func (c *ctl) electCommand() *cobra.Command {
 	return cmd
 }
 
-// untilSignal ends at the first SIGINT or SIGTERM, so that what is held can be given back.
+// untilSignal ends at the first SIGINT or SIGTERM, so that what is held can be given back, for as long as the process
+// may take then.
 func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	return interrupt.Context(ctx)
+}
+
+// giveBack is the context of giving back what is held, when ctx has ended.
+func giveBack(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), interrupt.Grace)
 }
 
 func observe(ctx context.Context, election *concurrency.Election, out *output) error {
@@ -86,7 +94,9 @@ func campaign(ctx context.Context, cli *clientv3.Client, session *concurrency.Se
 	case <-session.Done():
 		return errors.New("elect: session expired")
 	}
-	return election.Resign(context.WithoutCancel(ctx))
+	ctx, cancel := giveBack(ctx)
+	defer cancel()
+	return election.Resign(ctx)
 }
 
 func (c *ctl) lockCommand() *cobra.Command {
@@ -119,8 +129,11 @@ in ETCD_LOCK_KEY and ETCD_LOCK_REV; its exit code becomes this command's.`,
 			return err
 		}
 		if len(args) > 1 {
+			stop() // the lock is held as long as the command runs
 			err := c.runLocked(mutex, args[1:])
-			unlockErr := mutex.Unlock(context.WithoutCancel(ctx))
+			ctx, cancel := giveBack(ctx)
+			defer cancel()
+			unlockErr := mutex.Unlock(ctx)
 			if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 				return fail(exit.ExitCode(), err)
 			}
@@ -135,11 +148,31 @@ in ETCD_LOCK_KEY and ETCD_LOCK_REV; its exit code becomes this command's.`,
 	return cmd
 }
 
+// runLocked runs a command. The first signal is the command's: a terminal sends SIGINT to both, SIGTERM is passed on.
+// The second ends this process.
 func (c *ctl) runLocked(mutex *concurrency.Mutex, command []string) error {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Env = append(os.Environ(), "ETCD_LOCK_KEY="+mutex.Key(), fmt.Sprintf("ETCD_LOCK_REV=%d", mutex.Header().GetRevision()))
 	cmd.Stdout, cmd.Stderr = c.out, c.err
-	return cmd.Run()
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		select {
+		case <-ended:
+		case s := <-signals:
+			signal.Stop(signals)
+			if s == syscall.SIGTERM {
+				_ = cmd.Process.Signal(s) // it has ended, or this system has no such thing
+			}
+		}
+	}()
+	return cmd.Wait()
 }
 
 // hold prints the lock's key and keeps it until the context ends.
@@ -156,7 +189,9 @@ func hold(ctx context.Context, cli *clientv3.Client, session *concurrency.Sessio
 	}
 	select {
 	case <-ctx.Done():
-		return mutex.Unlock(context.WithoutCancel(ctx))
+		ctx, cancel := giveBack(ctx)
+		defer cancel()
+		return mutex.Unlock(ctx)
 	case <-session.Done():
 		return errors.New("session expired")
 	}

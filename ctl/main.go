@@ -59,8 +59,8 @@ func ExitCode(err error) int {
 }
 
 // Main runs one command line. name is what the program is called in help and messages ("etcdctl" or "belay ctl"), args
-// the arguments behind it. It returns the exit code; failures have been printed to stderr by then. elect and lock end
-// in order on SIGINT and SIGTERM; other commands leave signals alone.
+// the arguments behind it. It returns the exit code; failures have been printed to stderr by then. What holds
+// something (elect, lock, check) gives it back on SIGINT or SIGTERM; other commands leave signals alone.
 func Main(name string, args []string, stdin io.Reader, stdout, stderr io.Writer) (exitCode int) {
 	return MainContext(context.Background(), name, args, stdin, stdout, stderr)
 }

@@ -21,6 +21,7 @@
 // Lines are bounded: of a long text the beginning is written and how long it was (bound.go).
 //
 // Files: sink.go the buffer; bound.go how long a line may be; logger.go the zap logger (etcd's keys, formats, sampling, outputs);
+// person.go the lines on a terminal;
 // lines.go prefixes for several members in one terminal; journal.go systemd's journal.
 //
 // Sources: etcd server/embed/config_logging.go and client/pkg/logutil (v3.7.3) for outputs, formats

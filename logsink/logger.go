@@ -30,12 +30,14 @@ const DefaultRotation = `{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localti
 
 // Config describes a logger. Zero values mean the default in brackets.
 type Config struct {
-	Logger   string   // ["zap"] etcd's --logger: nothing else is there
-	Level    string   // ["info"] debug, info, warn, error, dpanic, panic, fatal
-	Format   string   // ["json"] json or console
-	Outputs  []string // ["default"]
-	Rotate   bool     // rotate the one file among Outputs
-	Rotation string   // [DefaultRotation] lumberjack's settings as JSON
+	Logger  string   // ["zap"] etcd's --logger: nothing else is there
+	Level   string   // ["info"] debug, info, warn, error, dpanic, panic, fatal
+	Format  string   // ["json"] json or console
+	Outputs []string // ["default"]
+	// Person has lines for someone at a terminal instead of Format, in colours if Colour.
+	Person, Colour bool
+	Rotate         bool   // rotate the one file among Outputs
+	Rotation       string // [DefaultRotation] lumberjack's settings as JSON
 
 	// Writer takes the log instead of Outputs, if not nil; `belay dev` gives Lines.Prefix.
 	Writer io.Writer
@@ -70,7 +72,10 @@ func New(cfg Config) (*Logger, error) {
 		return nil, levelError(cfg.Level)
 	}
 	encoder := zapcore.NewJSONEncoder(encoderConfig())
-	if cfg.Format == "console" {
+	switch {
+	case cfg.Person:
+		encoder = newPersonEncoder(cfg.Colour)
+	case cfg.Format == "console":
 		encoder = zapcore.NewConsoleEncoder(encoderConfig())
 	}
 	if cfg.Sink.Notice == nil {

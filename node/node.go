@@ -370,6 +370,9 @@ func (n *Node) letCallsIn(hasState bool) {
 // leader and a committed entry: it serves.
 func (n *Node) Ready() <-chan struct{} { return n.server.Published() }
 
+// Versioned is true when the cluster has agreed on its version, the last step of its start.
+func (n *Node) Versioned() bool { return n.state.ClusterVersion() != nil }
+
 // MemberID and ClusterID identify this member.
 func (n *Node) MemberID() uint64  { return n.id.member }
 func (n *Node) ClusterID() uint64 { return n.id.cluster }

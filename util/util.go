@@ -8,14 +8,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/belaydb/belay/config"
+	"github.com/belaydb/belay/internal/interrupt"
 	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/logsink"
@@ -43,13 +42,11 @@ func failf(code int, format string, args ...any) error {
 // Main runs one command line; name is "etcdutl" or "belay util". It returns the
 // exit code; failures have been printed to stderr.
 func Main(name string, args []string, stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
 	root := command(name, stdout)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	err := root.ExecuteContext(context.Background())
 	if err == nil {
 		return 0
 	}
@@ -112,7 +109,10 @@ may also be the database of a stopped etcd member (member/snap/db), with
 			if len(args) != 1 {
 				return failf(codeBadArgs, "snapshot restore requires exactly one argument")
 			}
-			return restore(cmd.Context(), f, args[0], stdout, cmd.ErrOrStderr())
+			// What is half made is removed. Nothing else here holds anything.
+			ctx, stop := interrupt.Context(cmd.Context())
+			defer stop()
+			return restore(ctx, f, args[0], stdout, cmd.ErrOrStderr())
 		},
 	}
 	fs := cmd.Flags()

@@ -232,6 +232,13 @@ func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 	logger.Info("ready to serve client requests",
 		zap.String("try", "belay ctl --endpoints="+clientEndpoint(cfg)+" put hello world"))
 	notifySystemd(logger.Logger)
+	if cfg.LogForPerson { // the last line on the screen says what to do with it
+		for tick, tries := time.NewTicker(100*time.Millisecond), 0; !n.Versioned() && tries < 50; tries++ {
+			<-tick.C
+		}
+		logger.Info(fmt.Sprintf("Belay %s is ready: clients at %s, peers at %s, data in %s; Ctrl-C stops it. Try, elsewhere: belay ctl --endpoints=%s put hello world",
+			version.Belay, config.JoinURLs(cfg.AdvertiseClientURLs), config.JoinURLs(cfg.AdvertisePeerURLs), dataDir, clientEndpoint(cfg)))
+	}
 }
 
 // notifySystemd tells systemd, if it asked by NOTIFY_SOCKET, that the member

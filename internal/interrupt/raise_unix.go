@@ -1,0 +1,20 @@
+//go:build unix
+
+package interrupt
+
+import (
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+// raise ends the process by the signal, so that who waits for it sees which.
+func raise(s os.Signal) {
+	signal.Reset(s)
+	if sig, ok := s.(syscall.Signal); ok {
+		_ = syscall.Kill(os.Getpid(), sig)
+		time.Sleep(time.Second) // the signal ends us here
+	}
+	os.Exit(1)
+}
