@@ -7,6 +7,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.etcd.io/etcd/api/v3/version"
+
+	"github.com/belaydb/belay/internal/show"
 )
 
 // versionCommand names the etcd release whose behaviour this client has: scripts compare it.
@@ -69,17 +71,7 @@ PowerShell:
 		Args:                  cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		GroupID:               groupUtility,
 		RunE: c.run(func(cmd *cobra.Command, args []string) error {
-			root := &cobra.Command{Use: program}
-			switch args[0] {
-			case "bash":
-				return root.GenBashCompletionV2(c.out, true)
-			case "zsh":
-				return root.GenZshCompletion(c.out)
-			case "fish":
-				return root.GenFishCompletion(c.out, true)
-			default: // Args lets only these four through
-				return root.GenPowerShellCompletionWithDesc(c.out)
-			}
+			return show.Completion(c.out, args[0], program)
 		}),
 	}
 }

@@ -78,6 +78,14 @@ func command(name string, stdout io.Writer) *cobra.Command {
 			fmt.Fprintf(stdout, "etcdutl version: %s\nAPI version: %s.%s\nBelay version: %s\n", version.Etcd, major, minor, version.Belay)
 		},
 	})
+	// cobra's own would be for a program of the name belay-util.
+	root.CompletionOptions.DisableDefaultCmd = true
+	program, _, _ := strings.Cut(name, " ")
+	root.AddCommand(&cobra.Command{
+		Use: "completion [bash|zsh|fish|powershell]", Short: "Prints a completion script for a shell",
+		ValidArgs: []string{"bash", "zsh", "fish", "powershell"}, Args: cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		RunE: func(_ *cobra.Command, args []string) error { return show.Completion(stdout, args[0], program) },
+	})
 	return root
 }
 

@@ -23,6 +23,7 @@ Usage:
   belay dev [flags]       run a cluster of three members on this machine
   belay ctl COMMAND       talk to a cluster (etcdctl's commands, flags and output)
   belay util COMMAND      work on files: restore a snapshot of etcd's, look into one, look into a raft log
+  belay completion SHELL  print a completion script: source <(belay completion bash)
   belay version           print versions
 
 Called by the name etcd, etcdctl or etcdutl (a link to this binary), it behaves as that program.
@@ -35,6 +36,9 @@ func main() {
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	switch name := strings.TrimSuffix(filepath.Base(args[0]), ".exe"); name {
 	case "etcd":
+		if len(args) > 2 && (args[1] == "__complete" || args[1] == "__completeNoDesc") {
+			return completeServer(stdout, args[1] == "__complete", args[2:])
+		}
 		return serve(config.Etcd, args[1:], stdout, stderr)
 	case "etcdctl":
 		return ctl.Main("etcdctl", args[1:], stdin, stdout, stderr)
@@ -54,12 +58,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return ctl.Main("belay ctl", args[2:], stdin, stdout, stderr)
 	case "util":
 		return util.Main("belay util", args[2:], stdout, stderr)
-	case "__complete", "__completeNoDesc": // what a shell asks whose completion came from `belay ctl completion`
-		if len(args) > 3 && args[2] == "ctl" {
-			return ctl.Main("belay ctl", append([]string{args[1]}, args[3:]...), stdin, stdout, stderr)
-		}
-		completeCommand(args[2:], stdout)
-		return 0
+	case "__complete", "__completeNoDesc": // what a shell asks whose completion came from `belay completion`
+		return complete(args[1], args[2:], stdin, stdout, stderr)
+	case "completion":
+		return completion(args[2:], stdout, stderr)
 	case "version", "--version", "-v":
 		printVersion(stdout)
 		return 0
@@ -69,17 +71,4 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintf(stderr, "belay: unknown command %q\n\n%s", args[1], usage)
 	return 2
-}
-
-// completeCommand answers a shell's completion in cobra's form: candidates, and
-// a number that says that file names are none.
-func completeCommand(words []string, w io.Writer) {
-	if len(words) == 1 {
-		for _, command := range []string{"ctl", "dev", "help", "server", "util", "version"} {
-			if strings.HasPrefix(command, words[0]) {
-				fmt.Fprintln(w, command)
-			}
-		}
-	}
-	fmt.Fprintln(w, ":4")
 }

@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -24,16 +27,89 @@ func TestLogGRPCIsSilent(t *testing.T) {
 
 func TestComplete(t *testing.T) {
 	for line, want := range map[string]string{
-		"__complete ":                       "ctl\ndev\nhelp\nserver\nutil\nversion\n:4\n",
-		"__complete ct":                     "ctl\n:4\n",
-		"__complete server --na":            ":4\n",
-		"__completeNoDesc ctl member pro":   "promote\n:4\n",
-		"__completeNoDesc ctl get --consis": "--consistency\n:4\n",
-		"__completeNoDesc ctl --write-out ": "fields\njson\n",
+		"belay __completeNoDesc ":                             "completion\nctl\ndev\nhelp\nserver\nutil\nversion\n:4\n",
+		"belay __complete ct":                                 "ctl\ttalk to a cluster\n:4\n",
+		"belay __completeNoDesc server --na":                  "--name\n:4\n",
+		"belay __completeNoDesc server --log-l":               "--log-level\n:4\n",
+		"belay __completeNoDesc server --log-level er":        "error\n:4\n",
+		"belay __completeNoDesc server --log-format=c":        "--log-format=console\n:4\n",
+		"belay __completeNoDesc server --data-dir ":           ":0\n",
+		"belay __completeNoDesc server --pre-vote --cert-f":   "--cert-file\n:4\n",
+		"belay __completeNoDesc dev --mem":                    "--members\n:4\n",
+		"belay __completeNoDesc dev --data-dir ":              ":0\n",
+		"belay __completeNoDesc dev --clean -- --quota":       "--quota-backend-bytes\n:4\n",
+		"belay __completeNoDesc completion z":                 "zsh\n:4\n",
+		"belay __completeNoDesc ctl member pro":               "promote\n:4\n",
+		"belay __completeNoDesc ctl get --consis":             "--consistency\n:4\n",
+		"belay __completeNoDesc ctl --write-out ":             "fields\njson\n",
+		"belay __completeNoDesc util snapshot re":             "restore\n:",
+		"belay __completeNoDesc util snapshot restore --bump": "--bump-revision\n:",
+		"etcd __completeNoDesc --election":                    "--election-timeout\n:4\n",
+		"etcdctl __completeNoDesc member pro":                 "promote\n:4\n",
+		"etcdutl __completeNoDesc snapshot re":                "restore\n:",
 	} {
 		var out, errs bytes.Buffer
-		if code := run(append([]string{"belay"}, strings.Split(line, " ")...), nil, &out, &errs); code != 0 || !strings.HasPrefix(out.String(), want) {
+		if code := run(strings.Split(line, " "), nil, &out, &errs); code != 0 || !strings.HasPrefix(out.String(), want) {
 			t.Errorf("%s: code %d, %q, want %q", line, code, out.String(), want)
 		}
 	}
+}
+
+// TestCompletionInBash has bash itself complete with the scripts, for belay and for links to it.
+func TestCompletionInBash(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("bash is not installed")
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"belay", "etcd", "etcdctl", "etcdutl"} {
+		if err := os.Symlink(must(os.Executable()), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for line, want := range map[string]string{
+		"belay se": "server", "belay server --na": "--name", "belay dev --mem": "--members", "belay ctl member pro": "promote",
+		"belay util snapshot sta": "status", "etcd --election": "--election-timeout", "etcdctl member pro": "promote", "etcdutl snapshot sta": "status",
+	} {
+		program, _, _ := strings.Cut(line, " ")
+		cmd := exec.CommandContext(t.Context(), bash, "--norc", "-c", `
+source <(belay completion bash)
+# bash-completion's own function, which the scripts use where it is there
+_get_comp_words_by_ref() { cur=${COMP_WORDS[COMP_CWORD]}; prev=${COMP_WORDS[COMP_CWORD-1]}; words=("${COMP_WORDS[@]}"); cword=$COMP_CWORD; }
+_init_completion() { _get_comp_words_by_ref; }
+__ltrim_colon_completions() { :; }
+compopt() { :; }
+COMP_WORDS=($LINE); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); COMP_LINE=$LINE; COMP_POINT=${#LINE}; COMP_TYPE=9
+__start_$PROGRAM 2>&1
+printf '%s\n' "${COMPREPLY[@]}"
+`)
+		cmd.Env = append(os.Environ(), mainVariable+"=1", "PATH="+dir+":"+os.Getenv("PATH"), "LINE="+line, "PROGRAM="+program)
+		out, err := cmd.CombinedOutput()
+		if have := strings.TrimSpace(string(out)); err != nil || have != want {
+			t.Errorf("%s: %q, %v, want %q", line, have, err, want)
+		}
+	}
+	for _, shell := range []string{"zsh", "fish", "powershell"} {
+		var out, errs bytes.Buffer
+		if code := run([]string{"belay", "completion", shell}, nil, &out, &errs); code != 0 || !strings.Contains(out.String(), "etcdutl") {
+			t.Errorf("%s: code %d, %s", shell, code, &errs)
+		}
+	}
+}
+
+// mainVariable makes this test's binary belay itself.
+const mainVariable = "BELAY_MAIN_TEST"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(mainVariable) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }

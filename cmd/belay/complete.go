@@ -1,0 +1,114 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/belaydb/belay/config"
+	"github.com/belaydb/belay/ctl"
+	"github.com/belaydb/belay/dev"
+	"github.com/belaydb/belay/internal/show"
+	"github.com/belaydb/belay/util"
+)
+
+// What a shell does besides the candidates it gets, in cobra's numbers.
+const (
+	completeFiles = 0 // complete names of files if there is no candidate
+	completeNone  = 4
+)
+
+// completion prints the scripts of a shell for belay and for the names that a link to it may have.
+func completion(args []string, stdout, stderr io.Writer) int {
+	if len(args) != 1 {
+		fmt.Fprintln(stderr, "belay completion: which shell? bash, zsh, fish or powershell, as in: source <(belay completion bash)")
+		return 2
+	}
+	for _, name := range []string{"belay", "etcdctl", "etcdutl", "etcd"} {
+		if err := show.Completion(stdout, args[0], name); err != nil {
+			fmt.Fprintf(stderr, "belay: %v\n", err)
+			return 2
+		}
+	}
+	return 0
+}
+
+// complete answers a shell. how is __complete or __completeNoDesc; words stand behind "belay", the last is to be completed.
+func complete(how string, words []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	describe := how == "__complete"
+	if len(words) < 2 {
+		return offer(stdout, describe, commandChoices(words), completeNone)
+	}
+	switch rest := words[1:]; words[0] {
+	case "ctl":
+		return ctl.Main("belay ctl", append([]string{how}, rest...), stdin, stdout, stderr)
+	case "util":
+		return util.Main("belay util", append([]string{how}, rest...), stdout, stderr)
+	case "server":
+		return completeServer(stdout, describe, rest)
+	case "dev":
+		return completeDev(stdout, describe, rest)
+	case "completion":
+		var choices []config.Choice
+		for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+			if len(rest) == 1 && strings.HasPrefix(shell, rest[0]) {
+				choices = append(choices, config.Choice{Text: shell})
+			}
+		}
+		return offer(stdout, describe, choices, completeNone)
+	}
+	return offer(stdout, describe, nil, completeNone)
+}
+
+func commandChoices(words []string) (choices []config.Choice) {
+	for _, c := range []config.Choice{
+		{Text: "completion", About: "print a completion script for a shell"}, {Text: "ctl", About: "talk to a cluster"},
+		{Text: "dev", About: "run a cluster on this machine"}, {Text: "help", About: "print what there is"},
+		{Text: "server", About: "run one member"}, {Text: "util", About: "work on files"}, {Text: "version", About: "print versions"},
+	} {
+		if len(words) == 0 || strings.HasPrefix(c.Text, words[0]) {
+			choices = append(choices, c)
+		}
+	}
+	return choices
+}
+
+func completeServer(w io.Writer, describe bool, words []string) int {
+	choices, files := config.Complete(words)
+	if files {
+		return offer(w, describe, choices, completeFiles)
+	}
+	return offer(w, describe, choices, completeNone)
+}
+
+// completeDev knows the flags of dev, and behind -- those of its members.
+func completeDev(w io.Writer, describe bool, words []string) int {
+	for i, word := range words[:len(words)-1] {
+		if word == "--" {
+			return completeServer(w, describe, words[i+1:])
+		}
+	}
+	if len(words) > 1 && words[len(words)-2] == "--data-dir" {
+		return offer(w, describe, nil, completeFiles)
+	}
+	var choices []config.Choice
+	for _, f := range dev.Flags() {
+		if strings.HasPrefix(f[0], words[len(words)-1]) {
+			choices = append(choices, config.Choice{Text: f[0], About: f[1]})
+		}
+	}
+	return offer(w, describe, choices, completeNone)
+}
+
+// offer prints candidates in cobra's form: one a line, then what else the shell does.
+func offer(w io.Writer, describe bool, choices []config.Choice, directive int) int {
+	for _, c := range choices {
+		if describe && c.About != "" {
+			fmt.Fprintf(w, "%s\t%s\n", c.Text, c.About)
+		} else {
+			fmt.Fprintln(w, c.Text)
+		}
+	}
+	fmt.Fprintf(w, ":%d\n", directive)
+	return 0
+}
