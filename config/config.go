@@ -11,7 +11,7 @@ import (
 
 	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/logsink"
-	"github.com/belaydb/belay/server"
+	"github.com/belaydb/belay/node"
 )
 
 // Program is the name that the process goes by: it decides over the default data directory, the help
@@ -125,7 +125,7 @@ type Config struct {
 	DiskStallHandOver time.Duration // 0: never
 	MaxUnsyncedBytes  int64
 
-	Limits server.Limits
+	Limits node.Limits
 
 	UnsafeNoFsync bool
 
@@ -171,8 +171,7 @@ func Default() *Config {
 		AuthTokenTTL:         300,
 		DiskStallHandOver:    5 * time.Second,
 		MaxUnsyncedBytes:     512 << 20,
-		Limits: server.Limits{KeyBytes: server.DefaultKeyBytes, TxnTotalOps: server.DefaultTxnTotalOps,
-			TxnRangeKeys: server.DefaultTxnRangeKeys, AnswerBytes: server.DefaultAnswerBytes},
+		Limits:               node.DefaultLimits(),
 		SnapshotCount:        10000,
 		MaxRequestBytes:      1536 << 10,
 		MaxTxnOps:            128,

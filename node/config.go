@@ -100,7 +100,7 @@ type Config struct {
 	DiskStallHandOver time.Duration // negative: never
 	MaxUnsyncedBytes  int64
 
-	Limits server.Limits
+	Limits Limits
 
 	EnablePprof      bool
 	ExtensiveMetrics bool
@@ -111,6 +111,15 @@ type Config struct {
 	LogDropped func() uint64
 	// LogStalled tells how long the log's output has not taken a line; nil: unknown.
 	LogStalled func() time.Duration
+}
+
+// Limits are the server's, for who does not know the server.
+type Limits = server.Limits
+
+// DefaultLimits are those without a flag.
+func DefaultLimits() Limits {
+	return Limits{KeyBytes: server.DefaultKeyBytes, TxnTotalOps: server.DefaultTxnTotalOps,
+		TxnRangeKeys: server.DefaultTxnRangeKeys, AnswerBytes: server.DefaultAnswerBytes}
 }
 
 // Seeds are the members of the cluster that a member without data makes or
