@@ -197,7 +197,7 @@ func TestDeniedWritesNoLog(t *testing.T) {
 		want string
 	}{
 		"put": {func(ctx context.Context) error {
-			_, err := m.kv.Put(ctx, &pb.PutRequest{Key: huge})
+			_, err := m.kv.Put(ctx, &pb.PutRequest{Key: []byte("z"), Value: huge})
 			return err
 		}, denied},
 		"delete": {func(ctx context.Context) error {
