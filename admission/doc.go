@@ -23,9 +23,12 @@
 // have twice the room, so that a flood of writes cannot keep leases from
 // expiring.
 //
+// Turns is the other part: what costs a processor much, a password's hash say,
+// is done by a few at a time, and those who wait are let in client by client.
+//
 // # Goroutines
 //
-// Enter and Leave may be called from any goroutine, Observe from one: it is
+// Take may be called from any goroutine. Enter and Leave may be called from any goroutine, Observe from one: it is
 // the sampler's, every 100 ms or so. Between two samples the verdict about the
 // backlog does not change, so the gate may be one sample late both ways.
 package admission

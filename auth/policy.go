@@ -245,6 +245,12 @@ func (p *Policy) CheckPassword(name, password string) (revision uint64, err erro
 	return p.revision, nil
 }
 
+// HasPassword says whether there is a user with a password to compare: CheckPassword answers at once for any other name.
+func (p *Policy) HasPassword(name string) bool {
+	u := p.users[name]
+	return p.enabled && u != nil && !u.record.Options.GetNoPassword()
+}
+
 // SameUser says whether a user has the same password in both policies: tokens given under one may be used under the
 // other.
 func (p *Policy) SameUser(other *Policy, name string) bool {

@@ -83,11 +83,13 @@ func (a *authService) checkPassword(ctx context.Context, name, password string) 
 	if !a.state.Policy().Enabled() {
 		return 0, auth.ErrAuthNotEnabled
 	}
-	release, err := a.acquireHashing(ctx)
-	if err != nil {
-		return 0, err
+	if a.state.Policy().HasPassword(name) { // names that nobody has take no turn from those that somebody has
+		release, err := a.acquireHashing(ctx, name)
+		if err != nil {
+			return 0, err
+		}
+		defer release()
 	}
-	defer release()
 	revision, err := a.state.Policy().CheckPassword(name, password)
 	if err != nil && !errors.Is(err, auth.ErrAuthNotEnabled) {
 		a.logger.Warn("invalid authentication was requested", zap.String("user", name), zap.Error(err))
@@ -113,7 +115,7 @@ func (a *authService) hash(ctx context.Context, password string) (string, error)
 			return "", err
 		}
 	}
-	release, err := a.acquireHashing(ctx)
+	release, err := a.acquireHashing(ctx, "") // root alone comes here
 	if err != nil {
 		return "", err
 	}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/state"
 )
@@ -70,9 +71,9 @@ const (
 func TestStrangersDoNotHash(t *testing.T) {
 	m := newSafeMember(t, nil)
 	root, alice := m.as("root"), m.as("alice")
-	for range cap(m.hashing) {
-		m.hashing <- struct{}{}
-	}
+	m.hashing = admission.NewTurns(1, 1, 1)
+	release, err := m.hashing.Take(t.Context(), "somebody")
+	must(t, err)
 	calls := map[string]func(context.Context) error{
 		"add": func(ctx context.Context) error {
 			_, err := m.auth.UserAdd(ctx, &pb.AuthUserAddRequest{Name: "eve", Password: "x"})
@@ -89,13 +90,38 @@ func TestStrangersDoNotHash(t *testing.T) {
 			checkStatus(t, call(alice), codes.PermissionDenied, denied)
 		})
 	}
-	for range cap(m.hashing) {
-		<-m.hashing
-	}
+	release()
 	for name, call := range calls {
 		if err := call(root); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestLoginsOfOthers: a flood of logins of one user is bounded, and leaves the turns of the others alone.
+func TestLoginsOfOthers(t *testing.T) {
+	m := newSafeMember(t, nil)
+	m.hashing = admission.NewTurns(1, maxHashingCalls, maxHashingClients)
+	release, err := m.hashing.Take(t.Context(), "somebody")
+	must(t, err)
+	login := func(user, password string) error {
+		_, err := m.auth.Authenticate(t.Context(), &pb.AuthenticateRequest{Name: user, Password: password})
+		return err
+	}
+	failed := make(chan error, maxHashingCalls)
+	for range maxHashingCalls {
+		go func() { failed <- login("root", "wrong") }()
+	}
+	until(t, "all wait", func() bool { return m.hashing.Waiting() == maxHashingCalls })
+	checkStatus(t, login("root", "wrong"), codes.ResourceExhausted, admission.ErrTooManyWaiting.Error())
+	checkStatus(t, login("nobody of that name", "wrong"), codes.InvalidArgument, "etcdserver: authentication failed, invalid user ID or password")
+	right := make(chan error, 1)
+	go func() { right <- login("alice", "alice's") }()
+	until(t, "alice waits", func() bool { return m.hashing.Waiting() == maxHashingCalls+1 })
+	release()
+	must(t, <-right)
+	for range maxHashingCalls {
+		checkStatus(t, <-failed, codes.InvalidArgument, "etcdserver: authentication failed, invalid user ID or password")
 	}
 }
 

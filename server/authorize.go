@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"net"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/lease"
-	"github.com/belaydb/belay/replica"
 )
 
 // Where a call is judged, as in etcd:
@@ -261,17 +261,24 @@ func (s *Server) readLeases(ids ...int64) func(*auth.Policy, auth.Identity) erro
 }
 
 // acquireHashing waits for a turn to compute bcrypt, which takes tens of milliseconds of CPU: half of the processors at
-// most do, so that a flood of Authenticate leaves the others to serve.
-func (s *Server) acquireHashing(ctx context.Context) (release func(), err error) {
-	select {
-	case s.hashing <- struct{}{}:
-		return func() { <-s.hashing }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-s.stopped.Done():
-		return nil, replica.ErrStopped
+// most do, so that a flood of Authenticate leaves the others to serve. The turns go round by the user's name and the host
+// that asks: a flood of wrong passwords delays the logins of nobody else.
+func (s *Server) acquireHashing(ctx context.Context, user string) (release func(), err error) {
+	host := ""
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		if host, _, err = net.SplitHostPort(p.Addr.String()); err != nil {
+			host = p.Addr.String()
+		}
 	}
+	ended := s.endable(ctx)
+	defer ended.cancel(nil)
+	return s.hashing.Take(ended, user+"\x00"+host)
 }
+
+const (
+	maxHashingCalls   = 64   // of one user and host, waiting
+	maxHashingClients = 8000 // users and hosts that wait
+)
 
 // authRevisionGauge is etcd_debugging_auth_revision.
 func (m *Metrics) authRevisionGauge() prometheus.GaugeFunc {

@@ -101,6 +101,7 @@ var errorTable = []struct{ internal, wire error }{
 	{state.ErrLastVoter, status.Error(codes.Unknown, errNotEnoughStartedMembers.Error())},
 	{errNotEnoughStartedMembers, status.Error(codes.Unknown, errNotEnoughStartedMembers.Error())},
 	{admission.ErrTooManyRequests, status.Error(codes.Unknown, admission.ErrTooManyRequests.Error())},
+	{admission.ErrTooManyWaiting, status.Error(codes.ResourceExhausted, admission.ErrTooManyWaiting.Error())},
 	{replica.ErrTooManyRequests, status.Error(codes.Unknown, replica.ErrTooManyRequests.Error())},
 	{replica.ErrTimeoutLeaderTransfer, status.Error(codes.Unknown, replica.ErrTimeoutLeaderTransfer.Error())},
 	{errUnknownMethod, status.Error(codes.Unknown, errUnknownMethod.Error())},

@@ -237,7 +237,7 @@ type Server struct {
 	confirmed     atomicTime    // when the read barrier that last proved leadership was begun
 	onlyBelay     atomic.Bool   // all members are known to be Belay's
 	corruption    *corruption
-	hashing       chan struct{} // holds a token for each bcrypt under way
+	hashing       *admission.Turns // of computing bcrypt
 
 	stop    context.CancelFunc
 	stopped context.Context // done when Stop was called
@@ -263,7 +263,7 @@ func New(cfg Config) (*Server, error) {
 		published: make(chan struct{}),
 		wake:      make(chan struct{}, 1),
 	}
-	s.hashing = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
+	s.hashing = admission.NewTurns(max(1, runtime.GOMAXPROCS(0)/2), maxHashingCalls, maxHashingClients)
 	revision := func() float64 { return float64(s.state.Policy().Revision()) }
 	s.metrics.authRevision.Store(&revision)
 	s.leaderStreams.open = make(map[*endableContext]struct{})
