@@ -159,6 +159,7 @@ func (n *Node) openLog() (err error) {
 		}
 	}
 	opts.Metrics = raftlog.NewMetrics(n.registry)
+	opts.Applied, _ = n.store.Applied()
 	opts.Released = func(ms []*raftpb.Message) { n.replica.Released(ms) }
 	opts.Failed = func(err error) {
 		n.fail(fmt.Errorf("the raft log in %s cannot be written: %w. The member stops; nothing acknowledged is lost. Check the disk, then start it again", dir, err))

@@ -36,6 +36,9 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 	if l.started || l.closing {
 		panic("raftlog: Adopt after Append, Sync or Close")
 	}
+	if index < l.opts.Applied {
+		panic(fmt.Sprintf("raftlog: Adopt of entry %d, but Open was told that entry %d is applied", index, l.opts.Applied))
+	}
 	t := &l.tail
 	if index < t.base {
 		return false, fmt.Errorf("raftlog: %s starts after entry %d, but the store has applied only up to %d: "+

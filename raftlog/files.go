@@ -303,7 +303,7 @@ func (l *Log) retire(s segment) error {
 
 // Compact drops entries that the store holds durably, from memory and from the
 // files, and keeps the newest of them, keepBytes of the log in all, for followers
-// that lag; the bound MemoryBytes holds as well.
+// that lag; the bound MemoryBytes holds as well. The files keep more if Hold says so.
 //
 // durable is the store's durable index: at least that must be flushed. Entries above
 // it are never dropped, so the log may exceed its bounds while the store lags.
@@ -326,13 +326,28 @@ func (l *Log) Compact(durable uint64, keepBytes int64) error {
 	drop := min(l.tail.base, durable)
 	l.mu.Unlock()
 
-	for {
+	l.files.mu.Lock()
+	segs := l.files.segments
+	l.files.mu.Unlock()
+	var held int64 // of those that could go, what Hold keeps
+	free := 0      // how many can go
+	after := l.holdAfter.Load()
+	for free+1 < len(segs) && segs[free+1].prevIndex <= drop && segs[free+1].prevIndex < after {
+		free++
+	}
+	for i := free; i+1 < len(segs) && segs[i+1].prevIndex <= drop; i++ {
+		held += segs[i].size
+	}
+	if held > 0 {
+		for limit := l.mayHold(held); held > limit; free++ {
+			held -= segs[free].size
+		}
+	}
+	l.heldBytes.Store(held)
+
+	for ; free > 0; free-- {
 		l.files.mu.Lock()
 		segs := l.files.segments
-		if len(segs) < 2 || segs[1].prevIndex > drop {
-			l.files.mu.Unlock()
-			return nil
-		}
 		l.files.mu.Unlock()
 		// If it fails the segment stays the oldest: never remove one behind it.
 		if err := l.retire(segs[0]); err != nil {
@@ -342,4 +357,5 @@ func (l *Log) Compact(durable uint64, keepBytes int64) error {
 		l.files.segments = slices.Clone(l.files.segments[1:])
 		l.files.mu.Unlock()
 	}
+	return nil
 }

@@ -33,6 +33,10 @@ type Options struct {
 	// MemoryBytes bounds the entries held in memory, but for those that the store
 	// has not made durable: they stay. Default 256 MiB. Applied by Adopt and Compact.
 	MemoryBytes int64
+	// Applied is the store's applied entry, which Adopt will be called with: segments whose
+	// entries are all applied are not read, so that neither the time nor the memory of Open
+	// grows with what is kept for followers. 0: all are read.
+	Applied uint64
 	// MemberID and ClusterID are written into a new log and compared with an
 	// existing one. Zero: not compared.
 	MemberID, ClusterID uint64
@@ -184,6 +188,10 @@ type Log struct {
 	compactMu  sync.Mutex // one Compact at a time
 	writerDone chan struct{}
 	diskBytes  atomic.Int64
+
+	// See Hold.
+	holdAfter            atomic.Uint64
+	holdLimit, heldBytes atomic.Int64
 }
 
 var _ raft.Storage = (*Log)(nil)

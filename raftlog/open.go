@@ -47,14 +47,15 @@ func Peek(dir string, fs vfs.FS) (Metadata, bool, error) {
 // Open opens the log in dir, or makes a new one. What it returns is durable: entries
 // that a crashed process had written but not synced are either synced now or not there.
 //
-// Everything in the log is in memory afterwards; Adopt then drops what MemoryBytes
-// does not allow. Errors: *CorruptError, *IdentityError, *OldError, or I/O with the file's name.
+// All entries above Options.Applied are in memory afterwards, and some below it; Adopt then
+// drops what MemoryBytes does not allow. Errors: *CorruptError, *IdentityError, *OldError, or I/O with the file's name.
 func Open(dir string, opts Options) (_ *Log, err error) {
 	if err := opts.fill(); err != nil {
 		return nil, err
 	}
 	l := &Log{dir: dir, opts: opts, fs: opts.FS, lg: opts.Logger, writerDone: make(chan struct{})}
 	l.wake.L = &l.mu
+	l.holdAfter.Store(NoHold)
 	now := time.Now()
 	l.oldest.base, l.syncs.started.base, l.syncs.ended.base = now, now, now
 	l.confState = raftpb.EnsureConfState(nil)
@@ -191,7 +192,7 @@ func (l *Log) load(ls listing) error {
 			HaveVersion: l.meta.version, WantVersion: l.meta.version,
 		}
 	}
-	r, err := replaySegments(l.fs, l.dir, ls.segments, l.meta.logID)
+	r, err := replaySegments(l.fs, l.dir, ls.segments, l.meta.logID, l.opts.Applied)
 	if err != nil {
 		return err
 	}

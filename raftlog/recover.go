@@ -159,10 +159,13 @@ func scanSegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) ([]*sca
 
 // replaySegments reads the log. It changes no file.
 //
+// Segments of which the store has applied every entry, up to applied, it does not read; see
+// skip.
+//
 // The rule (doc.go, "Torn or damaged?"): where a group is missing or bad, the log
 // ends there if nothing proves that the group was durable; if a later header, of a
 // group or of a segment, says that it was, that is a CorruptError.
-func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) (*replay, error) {
+func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID, applied uint64) (*replay, error) {
 	segs, err := scanSegments(fs, dir, numbers, logID)
 	if err != nil {
 		return nil, err
@@ -185,6 +188,11 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) (*rep
 	if segs[0].headerErr != nil {
 		return nil, &CorruptError{File: segs[0].path, Reason: "header of the oldest segment: " + segs[0].headerErr.Error()}
 	}
+	n := skip(segs, applied)
+	for _, s := range segs[:n] {
+		r.live = append(r.live, s.segment())
+	}
+	segs = segs[n:]
 	h := segs[0].header
 	r.tail.reset(h.prevIndex, h.prevTerm)
 	r.last, r.lastTerm = h.prevIndex, h.prevTerm
@@ -225,7 +233,7 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) (*rep
 				return nil, err
 			}
 		}
-		r.live = append(r.live, segment{number: s.number, first: s.header.first, prevIndex: s.header.prevIndex, size: s.size})
+		r.live = append(r.live, s.segment())
 		r.lastGroup, r.lastOffset, r.lastHeader = nil, segmentHeaderBytes, s.raw
 		done, err := r.replaySegment(fs, src, segs[i:], next)
 		if err != nil {
@@ -238,6 +246,27 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) (*rep
 		}
 	}
 	return r, nil
+}
+
+// skip says how many of the segments, from the oldest on, need not be read, since the store
+// has applied all of their entries: they were kept for followers (Hold), and could as
+// well have been dropped. What holds where Compact has dropped them holds here. The header
+// of the first one that is read proves them durable.
+func skip(segs []*scanned, applied uint64) (n int) {
+	for i := 1; i < len(segs); i++ {
+		s := segs[i]
+		if s.headerErr != nil || s.header.prevIndex > applied || s.header.synced+1 != s.header.first ||
+			s.header.first <= segs[i-1].header.first {
+			break
+		}
+		n = i
+	}
+	return n
+}
+
+func (s *scanned) segment() segment {
+	h := s.header
+	return segment{number: s.number, first: h.first, prevIndex: h.prevIndex, size: s.size}
 }
 
 // replaySegment reads the groups of segs[0] from src, up to the group before next if
@@ -399,8 +428,13 @@ func (r *replay) entry(rec record) *raftpb.Entry {
 	if len(r.slots) == 0 {
 		r.slots = make([]slot, slotsAtATime)
 	}
-	s := &r.slots[0]
-	r.slots = r.slots[1:]
+	return slotEntry(&r.slots, rec)
+}
+
+// slotEntry takes a slot. REQUIRES: there is one.
+func slotEntry(slots *[]slot, rec record) *raftpb.Entry {
+	s := &(*slots)[0]
+	*slots = (*slots)[1:]
 	data := rec.data[:len(rec.data):len(rec.data)]
 	if len(data) == 0 {
 		data = nil
