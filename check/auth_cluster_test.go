@@ -173,11 +173,19 @@ func authStory(t *testing.T, kind cluster.Kind) (story []string) {
 	say("while one is down: mallory's token of before: %s", ask(ps[1], "mallory", "mine"))
 	// So much that it needs a snapshot.
 	kv := pb.NewKVClient(ps[1].conn)
-	for i := range 50 {
-		must(eventually(ctx, func() error { // another leader, perhaps
+	i := 0
+	put := func() error {
+		i++
+		return eventually(ctx, func() error { // another leader, perhaps
 			_, err := kv.Put(ps[1].ctx("root"), &pb.PutRequest{Key: fmt.Appendf(nil, "bulk%d", i%3), Value: make([]byte, 1<<20)})
 			return err
-		}))
+		})
+	}
+	for range 50 {
+		must(put())
+	}
+	if kind == cluster.Belay {
+		must(outrun(ctx, t, c, put))
 	}
 	must(ps[0].Start())
 	must(ps[0].WaitReady(ctx))

@@ -189,6 +189,8 @@ type Log struct {
 	writerDone chan struct{}
 	diskBytes  atomic.Int64
 
+	lastGroup atomic.Uint64 // the number of the last group in the files
+
 	// See Hold.
 	holdAfter            atomic.Uint64
 	holdLimit, heldBytes atomic.Int64

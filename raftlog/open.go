@@ -266,6 +266,7 @@ func (l *Log) load(ls listing) error {
 	w.nextNumber = r.number + 1
 	w.mustRoll = r.stale
 	w.group, w.sealed = r.group, r.sealed
+	l.lastGroup.Store(r.group)
 	if !l.opts.NoSync {
 		w.synced = r.group
 	}

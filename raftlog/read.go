@@ -201,6 +201,9 @@ func (r *Reader) readGroup() (bool, error) {
 			r.segment, r.off = following, segmentHeaderBytes
 			continue
 		}
+		if following.number == 0 && r.group > l.lastGroup.Load() {
+			return false, nil
+		}
 		fresh := r.src == nil
 		more, err := r.readGroupOf(current)
 		switch {

@@ -241,6 +241,7 @@ func (l *Log) writeGroup(reset bool) error {
 	w.off = roundUp(w.off+length, sectorBytes)
 	w.written = h
 	l.accountSegment(roll, at+int64(len(b)))
+	l.lastGroup.Store(w.group)
 	if !l.opts.noSpares && w.off > w.limit/2 {
 		l.files.wantSpare(l.opts.sizeAfter(w.limit), w.off, w.limit)
 	}

@@ -182,6 +182,7 @@ type testCluster struct {
 	members map[uint64]*testMember
 	// Of the replicas' configuration.
 	keepBytes, holdBytes, maxUnsynced int64
+	segmentBytes, holdDiskBytes       int64
 	snapshotTakes                     time.Duration // on its way; 0: it is there at once
 	snapshotsSent                     atomic.Int64
 	logger                            *zap.Logger
@@ -192,6 +193,8 @@ type testCluster struct {
 
 	mu  sync.Mutex
 	cut map[[2]uint64]bool // from, to
+	// lose says whether a message, not a snapshot, is lost; nil: none.
+	lose func(*raftpb.Message) bool
 }
 
 const testClusterID = 0xc1
@@ -199,7 +202,7 @@ const testClusterID = 0xc1
 func newTestCluster(t *testing.T, n int, options ...func(*testCluster)) *testCluster {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	c := &testCluster{t: t, rng: rand.New(rand.NewPCG(seed, 0)), members: map[uint64]*testMember{}, cut: map[[2]uint64]bool{}, keepBytes: 1}
+	c := &testCluster{t: t, rng: rand.New(rand.NewPCG(seed, 0)), members: map[uint64]*testMember{}, cut: map[[2]uint64]bool{}, keepBytes: 1, segmentBytes: 1 << 20}
 	for _, o := range options {
 		o(c)
 	}
@@ -263,7 +266,7 @@ func (m *testMember) stall() (release func()) {
 func (m *testMember) openLog() {
 	life := m.life.Add(1)
 	log, err := raftlog.Open("log", raftlog.Options{
-		FS: errorfs.Wrap(m.disk, m), MemberID: m.id, ClusterID: testClusterID, SegmentBytes: 1 << 20,
+		FS: errorfs.Wrap(m.disk, m), MemberID: m.id, ClusterID: testClusterID, SegmentBytes: m.c.segmentBytes, Applied: m.state.index,
 		Released: func(ms []*raftpb.Message) {
 			if m.life.Load() == life {
 				m.replica().Released(ms)
@@ -284,7 +287,7 @@ func (m *testMember) start() {
 	}
 	r, err := New(Config{
 		ID: m.id, Log: m.log, State: m.state, Network: m, PreVote: true, AdvanceTicks: true,
-		FlushEntries: 50, KeepBytes: m.c.keepBytes, HoldBytes: max(m.c.keepBytes, m.c.holdBytes), Failed: func(err error) { m.failed.Store(&err) },
+		FlushEntries: 50, KeepBytes: m.c.keepBytes, HoldBytes: max(m.c.keepBytes, m.c.holdBytes), HoldDiskBytes: m.c.holdDiskBytes, Failed: func(err error) { m.failed.Store(&err) },
 		PeerDisks: m, StoreDisk: m.storeDisk, MaxUnsyncedBytes: m.c.maxUnsynced, Logger: m.c.logger,
 		TuneTimeouts: m.c.tune, RoundTrips: m.c.roundTrips, Evidence: m.ring,
 	})
@@ -320,7 +323,11 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 		to := m.c.members[msg.GetTo()]
 		m.c.mu.Lock()
 		cut := to == nil || m.c.cut[[2]uint64{m.id, msg.GetTo()}]
+		lost := m.c.lose != nil && msg.GetType() != raftpb.MsgSnap && m.c.lose(msg)
 		m.c.mu.Unlock()
+		if lost {
+			continue
+		}
 		if msg.GetType() == raftpb.MsgSnap {
 			if cut {
 				m.replica().ReportSnapshot(msg.GetTo(), false)

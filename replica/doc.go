@@ -85,6 +85,7 @@
 //	tuning.go    the election timeout, which follows the network
 //	evidence.go  what the loop records of itself (package evidence)
 //	flush.go     durable applied index, dropping the log
+//	feed.go      followers further behind than the log in memory
 //	errors.go    what callers can see
 //
 // Sources: Ongaro's thesis sections 3.8 (persisted state), 6.4 (read-only

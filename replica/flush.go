@@ -8,6 +8,8 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/raftlog"
 )
 
 // flushInterval is how long applied entries may stay unflushed on a quiet
@@ -72,7 +74,7 @@ func (r *Replica) runFlusher() {
 		case <-ticker.C:
 		case <-r.flusher.due:
 		}
-		if !r.flusher.begin() {
+		if !r.flusher.begin() && r.cfg.Log.HeldBytes() == 0 {
 			continue
 		}
 		r.work.flushing.start()
@@ -127,4 +129,50 @@ func (l *loop) noteLagging(now time.Time) {
 	})
 	// Not at once: raft forgets for a moment, at each election timeout, who is active.
 	l.flusher.hold.Store(!l.lagging.IsZero() && now.Sub(l.lagging) < 2*l.cfg.electionTimeout())
+}
+
+// holdInactive is how long the log on disk is held for a follower that is not heard of: it
+// may be started again.
+const holdInactive = 10 * time.Second
+
+// holdDisk tells the log what of it the followers need from the files. It runs at each tick
+// of a leader.
+func (l *loop) holdDisk(now time.Time) {
+	after, known := uint64(raftlog.NoHold), make(map[uint64]bool, len(l.wanted))
+	l.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
+		if id == l.cfg.ID {
+			return
+		}
+		known[id] = true
+		if p.RecentActive || l.heard[id].IsZero() { // a new leader has heard of nobody
+			l.heard[id] = now
+		}
+		// A snapshot that is on its way raises it as well: sendSnapshot.
+		l.wanted[id] = max(l.wanted[id], p.Match)
+		if now.Sub(l.heard[id]) < holdInactive {
+			after = min(after, l.wanted[id])
+		}
+	})
+	for id := range l.wanted {
+		if !known[id] {
+			delete(l.wanted, id)
+			delete(l.heard, id)
+			delete(l.fed, id)
+		}
+	}
+	l.cfg.Log.Hold(after, l.cfg.HoldDiskBytes)
+	l.tellHeld()
+}
+
+// releaseDisk is for who does not lead.
+func (l *loop) releaseDisk() {
+	clear(l.wanted)
+	clear(l.heard)
+	l.cfg.Log.Hold(raftlog.NoHold, 0)
+	l.tellHeld()
+}
+
+func (l *loop) tellHeld() {
+	l.metrics.KeptBytes.Set(float64(l.cfg.Log.HeldBytes()))
+	l.metrics.FirstKept.Set(float64(l.cfg.Log.Oldest()))
 }

@@ -165,6 +165,7 @@ func (l *loop) watchDisk(now time.Time) {
 		l.lagging = time.Time{}
 		clear(l.catching)
 		l.flusher.hold.Store(false)
+		l.releaseDisk()
 		l.acknowledgeEarly(s)
 		return
 	}
@@ -172,6 +173,8 @@ func (l *loop) watchDisk(now time.Time) {
 	l.disk.noteEnd(now, last)
 	l.noteHeir()
 	l.noteLagging(now)
+	l.watchFeeds(now)
+	l.holdDisk(now)
 	if s.oldest < diskSlow/2 && w.state == DiskHealthy && store.oldest < diskSlow {
 		w.calmed()
 		return

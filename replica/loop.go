@@ -178,6 +178,13 @@ type loop struct {
 	// up; lagging is when one of them was last active, zero: none was.
 	catching map[uint64]bool
 	lagging  time.Time
+	// feeds are the followers that get what is on disk; fed is when they were heard of last.
+	feeds map[uint64]*feed
+	fed   map[uint64]time.Time
+	// wanted is the entry after which each follower needs the log, and heard when it was
+	// active: see holdDisk.
+	wanted map[uint64]uint64
+	heard  map[uint64]time.Time
 
 	ticks    int
 	lastTick time.Time
@@ -217,6 +224,10 @@ func (r *Replica) runLoop(node *raft.RawNode) {
 		node:      node,
 		byContext: make(map[uint64]*readRound),
 		catching:  make(map[uint64]bool),
+		feeds:     make(map[uint64]*feed),
+		fed:       make(map[uint64]time.Time),
+		wanted:    make(map[uint64]uint64),
+		heard:     make(map[uint64]time.Time),
 		incoming:  make(map[uint64]incomingSnapshot),
 		// Request contexts must not repeat across restarts of this member while
 		// a leader may still hold old ones.
@@ -416,6 +427,9 @@ func (l *loop) step() {
 		// Errors are of messages that need no answer: from a peer that raft does
 		// not know (any more).
 		_ = l.node.Step(m)
+		if m.GetType() == raftpb.MsgAppResp && len(l.feeds) > 0 {
+			l.noteFed(m)
+		}
 		if es := m.GetEntries(); m.GetType() == raftpb.MsgStorageApplyResp && len(es) > 0 {
 			l.raftApplied.Store(es[len(es)-1].GetIndex())
 		}
@@ -617,6 +631,7 @@ func (l *loop) handleReady() {
 	for l.node.HasReady() {
 		rd := l.node.Ready()
 		l.publish(&rd)
+		l.endFeeds()
 		for i := range rd.ReadStates {
 			l.readIndexKnown(&rd.ReadStates[i])
 		}
@@ -637,6 +652,10 @@ func (l *loop) handleReady() {
 			case raft.LocalApplyThread:
 				l.applier.enqueue(applyTask{entries: m.GetEntries(), responses: m.GetResponses()})
 			default:
+				if m.GetType() == raftpb.MsgSnap {
+					l.startFeed(m)
+					continue
+				}
 				l.out = append(l.out, m)
 			}
 		}

@@ -30,6 +30,11 @@ type Metrics struct {
 	LoopDelay    prometheus.Histogram
 	ApplyBacklog prometheus.Gauge
 	HandOvers    *prometheus.CounterVec
+	// Of followers that are behind the log in memory.
+	Feeds     prometheus.Gauge
+	FedBytes  prometheus.Counter
+	KeptBytes prometheus.Gauge
+	FirstKept prometheus.Gauge
 	// ElectionTimeout and Heartbeat are this member's, as they are now.
 	ElectionTimeout prometheus.Gauge
 	Heartbeat       prometheus.Gauge
@@ -75,6 +80,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Help:    "How late the ticks of the raft loop came: the member had too little CPU, or the loop was busy.",
 		Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
 	})
+	m.Feeds = own("log_feeds", "Followers further behind than the raft log in memory that are being sent the log on disk, or asked what they have.")
+	m.KeptBytes = own("log_kept_bytes", "Bytes of the raft log on disk that are kept only for followers that are behind.")
+	m.FirstKept = own("log_first_index", "Index of the first entry of the raft log on disk: how far back a follower can be given the log.")
+	m.FedBytes = prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: "belay", Name: "log_fed_bytes_total", Help: "Bytes of the raft log that were read from disk and sent to followers.",
+	})
 	m.HandOvers = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "belay", Name: "handovers_total",
 		Help: "Times that this member handed leadership over, by reason: the disk of its raft log, its store, its stop, a request.",
@@ -90,7 +101,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		reg.MustRegister(m.HasLeader, m.IsLeader, m.LeaderChanges, m.Committed, m.Applied, m.Failed,
 			m.ReadIndexSlow, m.ReadIndexFailed, pending, m.HeartbeatsLate,
 			m.DiskState, m.DiskOldest, m.StoreState, m.StoreOldest, m.Unsynced, m.Held, m.Refusing, m.ApplyBacklog, m.LoopDelay, m.HandOvers,
-			m.ElectionTimeout, m.Heartbeat)
+			m.ElectionTimeout, m.Heartbeat, m.Feeds, m.FedBytes, m.KeptBytes, m.FirstKept)
 	}
 	return m
 }

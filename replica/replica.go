@@ -106,15 +106,20 @@ type Config struct {
 	FlushBytes   int64
 	FlushEntries uint64
 
-	// KeepBytes is how much log is kept in memory and on disk for followers that
-	// lag, below what the state machine needs; a follower further behind gets a
-	// snapshot. Default 32 MiB.
+	// KeepBytes is how much log is kept in memory for followers that lag, below what the
+	// state machine needs; a follower further behind gets what is on disk (HoldDiskBytes) or
+	// a snapshot. Default 32 MiB.
 	KeepBytes int64
 	// HoldBytes is the same while a follower that answers gets a snapshot, and until
 	// it has caught up but for half of KeepBytes: what is written meanwhile it needs
-	// next, and without it would need another snapshot. The log's own bound in
-	// memory holds as well. Default 256 MiB.
+	// next. The log's own bound in memory holds as well. Default 256 MiB.
 	HoldBytes int64
+	// HoldDiskBytes is how much more of the log a leader keeps on disk, in whole segments,
+	// for followers that are behind, as far as they need it and the log takes no more than a
+	// quarter of the free space: they get it from there, and not a snapshot. It must hold
+	// what is written while a snapshot of the whole state is sent and installed. Default
+	// 16 GiB.
+	HoldDiskBytes int64
 
 	// MembersChanged, if set, is called by the applier after a member change
 	// and after a snapshot was installed.
@@ -163,6 +168,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.HoldBytes == 0 {
 		c.HoldBytes = 256 << 20
+	}
+	if c.HoldDiskBytes == 0 {
+		c.HoldDiskBytes = 16 << 30
 	}
 	if c.Failed == nil {
 		c.Failed = func(err error) { panic(err) }

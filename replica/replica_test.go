@@ -194,16 +194,17 @@ func TestReunitedLeaderLeadsAgain(t *testing.T) {
 
 func TestLaggingFollowerGetsSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newTestCluster(t, 3)
+		c := newTestCluster(t, 3, func(c *testCluster) { c.segmentBytes = smallSegment })
 		defer c.close()
 		leader := c.leader()
 		behind := c.others(leader)[0]
 		c.partition(behind.id, true)
+		time.Sleep(2 * holdInactive)
 		for i := range 400 { // FlushEntries is 50, KeepBytes 1: the log is dropped
 			leader.mustPut(fmt.Sprint("k", i), "v")
+			time.Sleep(10 * time.Millisecond)
 		}
-		first, _ := leader.log.FirstIndex()
-		if first <= behind.replica().AppliedIndex() {
+		if first := leader.log.Oldest(); first <= behind.replica().AppliedIndex() {
 			t.Fatalf("the log still begins at %d", first)
 		}
 		c.partition(behind.id, false)
@@ -214,6 +215,9 @@ func TestLaggingFollowerGetsSnapshot(t *testing.T) {
 		behind.restart()
 		behind.mustRead("k399", "v")
 		behind.mustRead("k", "on")
+		if c.snapshotsSent.Load() != 1 {
+			t.Errorf("%d snapshots were sent", c.snapshotsSent.Load())
+		}
 	})
 }
 
@@ -222,16 +226,19 @@ func TestLaggingFollowerGetsSnapshot(t *testing.T) {
 // as long as more is written meanwhile than KeepBytes.
 func TestOneSnapshotIsEnough(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newTestCluster(t, 3, func(c *testCluster) { c.snapshotTakes, c.holdBytes = 20*time.Second, 1<<20 })
+		c := newTestCluster(t, 3, func(c *testCluster) {
+			c.snapshotTakes, c.holdBytes, c.segmentBytes = 20*time.Second, 1<<20, smallSegment
+		})
 		defer c.close()
 		leader := c.leader()
 		behind := c.others(leader)[0]
 		c.partition(behind.id, true)
-		time.Sleep(5 * time.Second) // so that the leader has given it up
-		for i := range 400 {        // FlushEntries is 50, KeepBytes 1: the log is dropped
+		time.Sleep(2 * holdInactive) // so that the leader has given it up
+		for i := range 400 {         // FlushEntries is 50, KeepBytes 1: the log is dropped
 			leader.mustPut(fmt.Sprint("k", i), "v")
+			time.Sleep(10 * time.Millisecond)
 		}
-		if first, _ := leader.log.FirstIndex(); first <= behind.replica().AppliedIndex() {
+		if first := leader.log.Oldest(); first <= behind.replica().AppliedIndex() {
 			t.Fatalf("the log still begins at %d", first)
 		}
 		c.partition(behind.id, false)

@@ -1,0 +1,382 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/raftlog"
+)
+
+// Feeding: a follower that needs entries which the leader's memory no longer holds gets
+// them from the leader's files, and a snapshot only if those do not reach back so far.
+//
+// Raft knows one answer to such a follower: a MsgSnap, and from then on it sends nothing
+// until the follower acknowledges an entry from which on the log in memory goes on. How
+// the follower gets there raft does not ask. So the loop does not send that MsgSnap but
+// starts a feed, a goroutine that sends ordinary appends beside raft:
+//
+//	MsgSnap of raft --> probe --> from the files, entry by entry --> raft goes on by itself
+//	                      |
+//	                      +-----> the snapshot, at whose end raft sends a MsgSnap again,
+//	                              since the log has moved on; and so to the probe
+//
+// What is sent is what a leader of this term may send: entries that are committed, behind
+// an entry and its term, which the follower checks. So a feed cannot do harm whatever it
+// believes of the follower, and whoever leads by now; it may only be of no use. The
+// follower, which may be of another version, or etcd, sees nothing unusual.
+//
+// It ends well because a follower takes entries much faster than clients can write them:
+// its members need not be asked, its disk is asked once for many. While a follower that
+// answers is behind, the leader keeps the files that it needs (raftlog.Log.Hold), up to
+// Config.HoldDiskBytes, so one snapshot is enough; memory is bounded by feedWindow here
+// and by what the follower takes there.
+//
+// The probe is an empty append behind the first entry in memory. Who has that entry needs
+// none from the files: a follower whose disk has stalled, say, and that has acknowledged
+// little. Who does not have it says what it has.
+const (
+	// feedWindow bounds the bytes that are on their way to a follower, to one message.
+	feedWindow = 16 << 20
+	// feedPoll is when the files are looked at again where they ended.
+	feedPoll = 50 * time.Millisecond
+	// feedUseless is how many election timeouts pass without an answer until the leader lets
+	// raft decide anew.
+	feedUseless = 10
+)
+
+// feed is the catching up of one follower.
+type feed struct {
+	r    *Replica
+	id   uint64
+	term uint64          // in which this member leads
+	snap *raftpb.Message // raft's MsgSnap, to be sent if need be
+	stop chan struct{}   // closed by the loop
+	wake chan struct{}   // capacity 1: there is something new below
+
+	match atomic.Uint64 // what the follower has acknowledged
+
+	mu    sync.Mutex
+	hint  rejection
+	fresh bool // hint was not looked at
+}
+
+// rejection is what a follower says that does not have the entry before those of an
+// append: at index of its log it has an entry of that term, and that may be a common one.
+type rejection struct{ index, term uint64 }
+
+// errSnapshot: the follower needs a snapshot.
+var errSnapshot = errors.New("the log on disk does not reach back to what the follower has")
+
+var errFeedEnded = errors.New("replica: the feed was ended")
+
+// startFeed takes a MsgSnap of raft.
+func (l *loop) startFeed(m *raftpb.Message) {
+	id := m.GetTo()
+	l.endFeed(id)
+	f := &feed{
+		r: l.Replica, id: id, term: m.GetTerm(), snap: m,
+		stop: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
+	f.match.Store(l.progress(id).Match)
+	l.feeds[id] = f
+	l.fed[id] = time.Now()
+	l.metrics.Feeds.Set(float64(len(l.feeds)))
+	l.running.Add(1)
+	go func() {
+		defer l.running.Done()
+		f.run()
+	}()
+}
+
+func (l *loop) endFeed(id uint64) {
+	if f := l.feeds[id]; f != nil {
+		close(f.stop)
+		delete(l.feeds, id)
+		l.metrics.Feeds.Set(float64(len(l.feeds)))
+	}
+}
+
+// endFeeds ends those of an earlier leadership.
+func (l *loop) endFeeds() {
+	for id, f := range l.feeds {
+		if l.state != raft.StateLeader || f.term != l.term {
+			l.endFeed(id)
+		}
+	}
+}
+
+func (l *loop) progress(id uint64) (p tracker.Progress) {
+	l.node.WithProgress(func(i uint64, _ raft.ProgressType, pr tracker.Progress) {
+		if i == id {
+			p = pr
+		}
+	})
+	return p
+}
+
+// noteFed tells the feed of who sent m, a MsgAppResp that raft has had, what it says.
+func (l *loop) noteFed(m *raftpb.Message) {
+	f := l.feeds[m.GetFrom()]
+	if f == nil || m.GetTerm() != f.term {
+		return
+	}
+	l.fed[f.id] = time.Now()
+	p := l.progress(f.id)
+	if p.State != tracker.StateSnapshot {
+		l.logger.Info("a follower has caught up with the log in memory", zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Uint64("match", p.Match))
+		l.endFeed(f.id)
+		return
+	}
+	if m.GetReject() {
+		f.mu.Lock()
+		f.hint, f.fresh = rejection{m.GetRejectHint(), m.GetLogTerm()}, true
+		f.mu.Unlock()
+	}
+	f.match.Store(p.Match)
+	f.signal()
+}
+
+func (f *feed) signal() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// watchFeeds runs at each tick of a leader: it ends the feeds of who is gone, or does not
+// answer, or has got on without.
+func (l *loop) watchFeeds(now time.Time) {
+	for id := range l.feeds {
+		p := l.progress(id)
+		switch {
+		case p.State != tracker.StateSnapshot: // removed, too
+			l.endFeed(id)
+		case p.RecentActive:
+			l.fed[id] = now
+		case now.Sub(l.fed[id]) > feedUseless*l.cfg.electionTimeout():
+			l.endFeed(id)
+			l.node.ReportSnapshot(id, raft.SnapshotFailure)
+		}
+	}
+}
+
+// sendSnapshot gives the network the MsgSnap of a feed that could not do without. The
+// loop calls it.
+func (l *loop) sendSnapshot(f *feed) {
+	if l.feeds[f.id] != f {
+		return
+	}
+	l.endFeed(f.id)
+	p := l.progress(f.id)
+	if p.State != tracker.StateSnapshot || l.node.BasicStatus().RaftState != raft.StateLeader {
+		return
+	}
+	// The state that is sent is that of now or later. What comes after it is needed next.
+	l.wanted[f.id] = max(l.wanted[f.id], f.snap.GetSnapshot().GetMetadata().GetIndex())
+	l.cfg.Network.Send([]*raftpb.Message{f.snap})
+}
+
+func (f *feed) run() {
+	r := f.r
+	at, err := f.probe()
+	for err == nil {
+		at, err = f.send(at)
+	}
+	switch {
+	case errors.Is(err, errFeedEnded):
+	case errors.Is(err, errSnapshot), errors.Is(err, raftlog.ErrNotHeld):
+		if !errors.Is(err, errSnapshot) {
+			// Damage in what is kept for others alone does not end this member.
+			r.logger.Warn("cannot read the raft log for a follower that is behind; it gets a snapshot",
+				zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Error(err))
+		}
+		r.inbox.controlLoop(func(l *loop) { l.sendSnapshot(f) })
+	default:
+		panic(err) // there are no others
+	}
+}
+
+// wait returns when something has happened, or after d. errFeedEnded: the feed is to end.
+func (f *feed) wait(d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-f.stop:
+		return errFeedEnded
+	case <-f.r.stopped:
+		return errFeedEnded
+	case <-f.wake:
+	case <-timer.C:
+	}
+	return nil
+}
+
+// rejected takes the last rejection, if there is a new one.
+func (f *feed) rejected() (rejection, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fresh := f.fresh
+	f.fresh = false
+	return f.hint, fresh
+}
+
+// append sends entries that follow the entry (index, term).
+func (f *feed) append(index, term uint64, entries []*raftpb.Entry) {
+	r := f.r
+	r.cfg.Network.Send([]*raftpb.Message{{
+		Type: raftpb.MsgApp.Enum(), From: new(r.cfg.ID), To: new(f.id), Term: new(f.term),
+		Index: new(index), LogTerm: new(term), Entries: entries, Commit: new(r.committed.Load()),
+	}})
+}
+
+// probe finds an entry that the follower has and from which the files go on. errSnapshot:
+// there is none.
+func (f *feed) probe() (from uint64, err error) {
+	r := f.r
+	probed, _ := r.cfg.Log.Base()
+	var sent time.Time
+	for {
+		if retry := r.cfg.electionTimeout(); time.Since(sent) >= retry {
+			base, term := r.cfg.Log.Base()
+			f.append(base, term, nil)
+			sent = time.Now()
+		}
+		if err := f.wait(r.cfg.electionTimeout()); err != nil {
+			return 0, err
+		}
+		if hint, ok := f.rejected(); ok {
+			return f.check(hint)
+		}
+		// It has what the first probe asked for, and memory has moved on meanwhile. If it has
+		// acknowledged less, that is what was sent before, and more may come without any help.
+		if match := f.match.Load(); match >= probed {
+			return f.check(rejection{index: match})
+		}
+	}
+}
+
+// reaches says whether the files hold entry index, or have begun with the first of all.
+func (f *feed) reaches(index uint64) bool { return max(index, 1) >= f.r.cfg.Log.Oldest() }
+
+// check says whether the files go on from what a follower says it has.
+func (f *feed) check(hint rejection) (from uint64, err error) {
+	log := f.r.cfg.Log
+	if match := f.match.Load(); match >= hint.index {
+		hint = rejection{index: match} // it has that
+	}
+	switch {
+	case !f.reaches(hint.index):
+		return 0, errSnapshot
+	case hint.term == 0: // acknowledged, or an empty log
+		return hint.index, nil
+	}
+	rd, err := log.Read(hint.index)
+	if err != nil {
+		return 0, err
+	}
+	defer rd.Close()
+	base, baseTerm := log.Base()
+	entries, err := rd.Next(1, base, baseTerm)
+	switch {
+	case err != nil:
+		return 0, err
+	case len(entries) == 0 || entries[0].GetTerm() != hint.term:
+		// The end of its log is that of a deposed leader. It could be probed further; but it
+		// is rare that one lacks so much and has such an end.
+		return 0, errSnapshot
+	}
+	return hint.index, nil
+}
+
+// send sends what follows entry from, which the follower has, until it says that it lacks
+// what was sent, or nothing any more; then it gives from where to go on.
+func (f *feed) send(from uint64) (next uint64, err error) {
+	r, log := f.r, f.r.cfg.Log
+	rd, err := log.Read(max(from, 1)) // from itself tells its term
+	if err != nil {
+		return 0, err
+	}
+	defer rd.Close()
+	var index, term uint64 // the last entry that was sent; 0: none yet
+	r.logger.Info("sending a follower the raft log on disk, which goes further back than that in memory",
+		zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Uint64("from-index", from))
+
+	type chunk struct {
+		last  uint64
+		bytes int64
+	}
+	var onWay []chunk
+	var window int64                // bytes on their way
+	limit := int64(maxMessageBytes) // as in TCP's slow start: what follows a lost one is of no use
+	began, moved, match := time.Now(), time.Now(), f.match.Load()
+	for {
+		if m := f.match.Load(); m != match {
+			match, moved = m, time.Now()
+		}
+		for len(onWay) > 0 && onWay[0].last <= match {
+			window -= onWay[0].bytes
+			limit = min(limit+onWay[0].bytes, feedWindow)
+			onWay = onWay[1:]
+		}
+		if hint, ok := f.rejected(); ok {
+			// Each of the appends that follow a lost one is rejected. One of these is enough.
+			if hint.index != from || time.Since(began) > r.cfg.electionTimeout() {
+				return f.check(hint)
+			}
+		}
+		if len(onWay) > 0 && time.Since(moved) > 2*r.cfg.electionTimeout() {
+			return f.probe() // lost, or its disk stalls
+		}
+		if window >= limit {
+			if err := f.wait(r.cfg.electionTimeout()); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		base, baseTerm := log.Base()
+		entries, err := rd.Next(maxMessageBytes, base, baseTerm)
+		if err != nil {
+			return 0, err
+		}
+		if len(entries) > 0 && index == 0 && from > 0 {
+			index, term = from, entries[0].GetTerm()
+			entries = entries[1:]
+		}
+		if len(entries) == 0 {
+			// The files hold no more that is committed. Once the follower acknowledges what is in
+			// memory, raft goes on.
+			if err := f.wait(feedPoll); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		f.append(index, term, entries)
+		if len(onWay) == 0 {
+			moved = time.Now()
+		}
+		e := entries[len(entries)-1]
+		index, term = e.GetIndex(), e.GetTerm()
+		size := int64(0)
+		for _, e := range entries {
+			size += int64(len(e.GetData())) + 32
+		}
+		window += size
+		onWay = append(onWay, chunk{index, size})
+		r.metrics.FedBytes.Add(float64(size))
+		select {
+		case <-f.stop:
+			return 0, errFeedEnded
+		case <-r.stopped:
+			return 0, errFeedEnded
+		default:
+		}
+	}
+}
