@@ -110,3 +110,7 @@ func DecodeChange(cc *raftpb.ConfChange) (*Change, error) {
 	}
 	return c, nil
 }
+
+// Itself is the user in the header of an AlarmRequest by which a member raises an alarm of its own accord; what clients ask
+// for has none. It tells the alarms that a member may disarm itself. Members of etcd do not look at it.
+const Itself = "\x00member"

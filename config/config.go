@@ -73,6 +73,7 @@ type Config struct {
 
 	SnapshotCount   uint64 // entries between two flushes of the applied state
 	QuotaBytes      int64  // 0: the default of 2 GiB; negative: none
+	NoSpaceDisarm   bool   // a NOSPACE alarm that a member raised itself ends when it has room again
 	MaxRequestBytes uint
 	MaxTxnOps       uint
 
@@ -163,6 +164,7 @@ func Default() *Config {
 		AdvanceTicks:         true,
 		PreVote:              true,
 		StrictReconfigCheck:  true,
+		NoSpaceDisarm:        true,
 		MaxLearners:          1,
 		CompactHashCheck:     true, // costs a few small questions a minute
 		CompactHashCheckTime: time.Minute,

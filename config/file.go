@@ -103,6 +103,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		BatchLimit            *int            `json:"backend-batch-limit"`
 		FreelistType          *string         `json:"backend-bbolt-freelist-type"`
 		QuotaBytes            *int64          `json:"quota-backend-bytes"`
+		NoSpaceDisarm         *bool           `json:"nospace-disarm"`
 		MaxTxnOps             *uint           `json:"max-txn-ops"`
 		MaxRequestBytes       *uint           `json:"max-request-bytes"`
 		MaxConcurrentStreams  *uint32         `json:"max-concurrent-streams"`
@@ -199,7 +200,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		MaxSnapshots: &c.MaxSnapshots, MaxWALs: &c.MaxWALs,
 		HeartbeatInterval: uint(c.HeartbeatInterval.Milliseconds()), ElectionTimeout: uint(c.ElectionTimeout.Milliseconds()),
 		AdvanceTicks: &c.AdvanceTicks, BatchInterval: &c.BatchInterval, BatchLimit: &c.BatchLimit, FreelistType: &c.FreelistType,
-		QuotaBytes: &c.QuotaBytes, MaxTxnOps: &c.MaxTxnOps, MaxRequestBytes: &c.MaxRequestBytes, MaxConcurrentStreams: &c.MaxConcurrentStreams,
+		QuotaBytes: &c.QuotaBytes, NoSpaceDisarm: &c.NoSpaceDisarm, MaxTxnOps: &c.MaxTxnOps, MaxRequestBytes: &c.MaxRequestBytes, MaxConcurrentStreams: &c.MaxConcurrentStreams,
 		SelfSignedYears: &c.SelfSignedYears, CipherSuites: &c.CipherSuites, TLSMinVersion: &c.TLSMinVersion, TLSMaxVersion: &c.TLSMaxVersion,
 		InitialClusterState: &c.InitialClusterState, DiscoverySRV: &c.DiscoverySRV, DiscoverySRVName: &c.DiscoverySRVName,
 		InitialCluster: &c.InitialCluster, InitialClusterToken: &c.InitialClusterToken, StrictReconfigCheck: &c.StrictReconfigCheck,

@@ -18,7 +18,7 @@ const (
 	groupLogging    group = "Logging"
 	groupAuth       group = "Auth"
 	groupFeatures   group = "Features"
-	groupBelay      group = "Disks that stall (not in etcd)"
+	groupBelay      group = "Disks that stall or fill (not in etcd)"
 	groupLimits     group = "Limits of requests (not in etcd)"
 	groupUnsafe     group = "Unsafe feature"
 )
@@ -191,6 +191,8 @@ func behaviourFlags() []flagDef {
 
 		{group: groupBelay, name: "disk-stall-handover", usage: "A leader whose log's disk has ended no sync, or whose store has not got on, for so long hands over to a member where both work. 0: never.",
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.DiskStallHandOver })},
+		{group: groupBelay, name: "nospace-disarm", usage: "A NOSPACE alarm that a member raised itself is disarmed by it when it has room again. false: only by 'belay ctl alarm disarm'.",
+			bind: boolFlag(func(c *Config) *bool { return &c.NoSpaceDisarm })},
 		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while a disk stalls, this member's or others'; beyond it writes are refused.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},
 

@@ -64,6 +64,7 @@ type Config struct {
 	MaxRequestBytes  int
 	MaxTxnOps        int
 	QuotaBytes       int64
+	NoSpaceDisarm    bool // see server.Config
 	StrictReconfig   bool
 	MaxLearners      int
 	AutoCompaction   AutoCompaction

@@ -225,7 +225,7 @@ func (n *Node) assemble() (err error) {
 	n.server, err = server.New(server.Config{
 		MemberID: n.id.member, ClusterID: n.id.cluster,
 		Name: n.cfg.Name, ClientURLs: urlStrings(n.cfg.AdvertiseClientURLs),
-		Version: version.Belay, DataDir: n.cfg.DataDir, WALDir: n.cfg.WALDir, FreeBytes: n.freeBytes,
+		Version: version.Belay, DataDir: n.cfg.DataDir, WALDir: n.cfg.WALDir, FreeBytes: n.freeBytes, NoSpaceDisarm: n.cfg.NoSpaceDisarm,
 		DowngradeInterval: n.cfg.DowngradeCheckTime,
 		Replica:           n.replica, Peers: n.transport, State: n.state, Store: n.store, KV: n.kv,
 		Leases: n.leases, Hub: n.hub, Admission: admission.New(admission.Options{}), Raft: n.transport.Handler(),

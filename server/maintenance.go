@@ -188,6 +188,11 @@ func (m *maintenanceService) MoveLeader(ctx context.Context, r *pb.MoveLeaderReq
 	if r.TargetID == m.cfg.MemberID {
 		return &pb.MoveLeaderResponse{}, nil
 	}
+	if len(target.ClientURLs) == 0 && m.cfg.Peers.ActiveSince(r.TargetID).IsZero() {
+		// It was added and has never run: there is nobody to wait for.
+		m.logger.Warn("refused to transfer leadership to a member that has never started", zap.String("transferee-member-id", idText(r.TargetID)))
+		return nil, rpctypes.ErrGRPCBadLeaderTransferee
+	}
 	start := time.Now()
 	m.logger.Info("leadership transfer starting",
 		zap.String("local-member-id", idText(m.cfg.MemberID)), zap.String("current-leader-member-id", idText(m.cfg.MemberID)),

@@ -112,28 +112,30 @@ type Config struct {
 	// there is no such path.
 	Events func(within time.Duration) evidence.Report
 
-	MaxRequestBytes      int                    // 1.5 MiB
-	MaxTxnOps            int                    // 128
-	MaxConcurrentStreams uint32                 // no bound
-	WALDir               string                 // of the raft log if FreeBytes counts its file system too; for log lines
-	DowngradeInterval    time.Duration          // between two looks whether a downgrade is done; 0: never
-	MinFreeBytes         uint64                 // free space of the file system below which NOSPACE is raised; 128 MiB
-	FreeBytes            func() (uint64, error) // that space, of the file system that has least; Store.FreeBytes
-	RequestTimeout       time.Duration          // 5 s and two election timeouts
-	ElectionTimeout      time.Duration          // 1 s
-	HeartbeatInterval    time.Duration          // 100 ms
-	StrictReconfigCheck  bool
-	WarnUnaryRequest     time.Duration // 300 ms
-	KeepaliveMinTime     time.Duration // 5 s
-	KeepaliveInterval    time.Duration // 2 h
-	KeepaliveTimeout     time.Duration // 20 s
-	StreamWorkers        uint32        // see defaultStreamWorkers
-	EnablePprof          bool
-	CORS                 []string // origins that browsers may ask from; none or "*": all
-	HostWhitelist        []string // hosts of plain HTTP requests; none or "*": all
-	ClientCertAuth       bool     // clients show certificates
-	BcryptCost           int      // of passwords' hashes; 10
-	Tracing              *Tracing // nil: none
+	MaxRequestBytes      int           // 1.5 MiB
+	MaxTxnOps            int           // 128
+	MaxConcurrentStreams uint32        // no bound
+	WALDir               string        // of the raft log if FreeBytes counts its file system too; for log lines
+	DowngradeInterval    time.Duration // between two looks whether a downgrade is done; 0: never
+	MinFreeBytes         uint64        // free space of the file system below which NOSPACE is raised; 128 MiB
+	// NoSpaceDisarm: a NOSPACE alarm that this member raised itself is disarmed by it when it has room again.
+	NoSpaceDisarm       bool
+	FreeBytes           func() (uint64, error) // that space, of the file system that has least; Store.FreeBytes
+	RequestTimeout      time.Duration          // 5 s and two election timeouts
+	ElectionTimeout     time.Duration          // 1 s
+	HeartbeatInterval   time.Duration          // 100 ms
+	StrictReconfigCheck bool
+	WarnUnaryRequest    time.Duration // 300 ms
+	KeepaliveMinTime    time.Duration // 5 s
+	KeepaliveInterval   time.Duration // 2 h
+	KeepaliveTimeout    time.Duration // 20 s
+	StreamWorkers       uint32        // see defaultStreamWorkers
+	EnablePprof         bool
+	CORS                []string // origins that browsers may ask from; none or "*": all
+	HostWhitelist       []string // hosts of plain HTTP requests; none or "*": all
+	ClientCertAuth      bool     // clients show certificates
+	BcryptCost          int      // of passwords' hashes; 10
+	Tracing             *Tracing // nil: none
 
 	WatchProgressInterval time.Duration // 10 min
 
@@ -233,6 +235,7 @@ type Server struct {
 	published     chan struct{}
 	wake          chan struct{} // capacity 1: the cluster version may have to change
 	defragging    atomic.Bool   // a compaction of the whole store runs
+	room          room          // watchSpace's own
 	quotaAlarm    atomic.Bool   // a NOSPACE alarm is being proposed
 	confirmed     atomicTime    // when the read barrier that last proved leadership was begun
 	onlyBelay     atomic.Bool   // all members are known to be Belay's

@@ -718,6 +718,12 @@ func TestMaintenance(t *testing.T) {
 	_, err = m.maintenance.MoveLeader(ctx, &pb.MoveLeaderRequest{TargetID: 3}) // a learner
 	checkStatus(t, err, codes.FailedPrecondition, "etcdserver: bad leader transferee")
 	m.replica.set(func(r *solo) { r.moveErr = replica.ErrTimeoutLeaderTransfer })
+	m.addMember(4, "http://127.0.0.1:5380", false, false)
+	_, err = m.maintenance.MoveLeader(ctx, &pb.MoveLeaderRequest{TargetID: 4}) // it has never started
+	checkStatus(t, err, codes.FailedPrecondition, "etcdserver: bad leader transferee")
+	m.peers.mu.Lock()
+	m.peers.active[2] = time.Now()
+	m.peers.mu.Unlock()
 	_, err = m.maintenance.MoveLeader(ctx, &pb.MoveLeaderRequest{TargetID: 2})
 	checkStatus(t, err, codes.Unknown, "etcdserver: request timed out, leader transfer took too long")
 	m.replica.set(func(r *solo) { r.moveErr = nil })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -67,9 +68,7 @@ func (s *Server) raiseNoSpace(say func()) {
 		defer s.quotaAlarm.Store(false)
 		ctx, cancel := context.WithTimeout(s.stopped, s.cfg.RequestTimeout)
 		defer cancel()
-		_, err := s.alarm(ctx, &pb.AlarmRequest{
-			MemberID: s.cfg.MemberID, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE,
-		})
+		err := s.raiseItself(ctx, pb.AlarmType_NOSPACE)
 		if err != nil && s.stopped.Err() == nil {
 			s.logger.Warn("failed to raise the NOSPACE alarm", zap.Error(err))
 		}
@@ -78,22 +77,15 @@ func (s *Server) raiseNoSpace(say func()) {
 
 // noSpaceOfOwn says whether this member's NOSPACE alarm is active.
 func (s *Server) noSpaceOfOwn() bool {
-	if !s.state.AlarmActive(pb.AlarmType_NOSPACE) {
-		return false
-	}
-	for _, a := range s.state.Alarms() {
-		if a.Alarm == pb.AlarmType_NOSPACE && a.MemberID == s.cfg.MemberID {
-			return true
-		}
-	}
-	return false
+	active, _ := s.state.Alarm(pb.AlarmType_NOSPACE, s.cfg.MemberID)
+	return active
 }
 
 // watchSpace looks at the file systems under the store and the raft log. A disk that is full
 // stops the member, for what is acknowledged must be written; so the cluster
-// stops taking writes before, by the alarm that operators know.
+// stops taking writes before, by the alarm that operators know. Here it is looked too whether the alarm may end.
 func (s *Server) watchSpace(ctx context.Context) {
-	tick := time.NewTicker(2 * time.Second)
+	tick := time.NewTicker(spaceLook)
 	defer tick.Stop()
 	for {
 		free, err := s.cfg.FreeBytes()
@@ -104,6 +96,10 @@ func (s *Server) watchSpace(ctx context.Context) {
 				zap.String("what-to-do", "free space or enlarge the volume, then disarm the NOSPACE alarm"))
 			s.raiseNoSpace(func() {})
 		}
+		if err != nil { // what cannot be known has not raised the alarm either
+			free = math.MaxInt64
+		}
+		s.makeRoom(free)
 		select {
 		case <-ctx.Done():
 			return

@@ -21,7 +21,7 @@ import (
 //
 //	member id         JSON of the member, as etcd's `members` bucket has it
 //	removed id        empty
-//	alarm type, id    empty
+//	alarm type, id    empty, or the byte 1 if the member raised it itself (command.Itself)
 //	cluster version   text, "3.7.0"
 //	downgrade         JSON {"target-version":"...","enabled":bool}, as in etcd's `cluster` bucket
 
@@ -46,7 +46,10 @@ type alarmKey struct {
 	member uint64
 }
 
-type alarmSet map[alarmKey]bool
+// alarmSet holds the active alarms, and of each whether the member that it is of has raised it itself, rather than a client.
+type alarmSet map[alarmKey]raisedItself
+
+type raisedItself bool
 
 func (s alarmSet) any() bool { return len(s) > 0 }
 
@@ -127,7 +130,7 @@ func (m *Machine) publishCluster() {
 		m.stats.clusterVersion.WithLabelValues(minorVersion(c.version)).Set(1)
 	}
 	for k := range old.alarms {
-		if !c.alarms[k] {
+		if _, ok := c.alarms[k]; !ok {
 			m.stats.alarms.WithLabelValues(hex(k.member), k.alarm.String()).Set(0)
 		}
 	}
@@ -181,6 +184,12 @@ func (m *Machine) Alarms() []*etcdserverpb.AlarmMember {
 // AlarmActive says whether some member has raised the alarm.
 func (m *Machine) AlarmActive(t etcdserverpb.AlarmType) bool { return m.seen.Load().alarmActive(t) }
 
+// Alarm says whether this alarm of a member is active, and whether the member raised it itself.
+func (m *Machine) Alarm(t etcdserverpb.AlarmType, member uint64) (active, itself bool) {
+	by, ok := m.seen.Load().alarms[alarmKey{t, member}]
+	return ok, bool(by)
+}
+
 // QuotaFits says whether a request fits into the space quota: the server's check before it proposes a PutRequest,
 // TxnRequest or LeaseGrantRequest. Everything else fits.
 func (m *Machine) QuotaFits(req any) bool { return m.quota.fits(Cost(req)) }
@@ -213,12 +222,12 @@ func readCluster(r store.Reader) (*cluster, error) {
 	}); err != nil {
 		return nil, err
 	}
-	if err := eachKey(r, store.AlarmsSpan, func(key, _ []byte) error {
+	if err := eachKey(r, store.AlarmsSpan, func(key, value []byte) error {
 		alarm, id, ok := store.ParseAlarmKey(key)
 		if !ok {
 			return fmt.Errorf("state: stored alarm has the key %x", key)
 		}
-		c.alarms[alarmKey{etcdserverpb.AlarmType(alarm), id}] = true
+		c.alarms[alarmKey{etcdserverpb.AlarmType(alarm), id}] = len(value) > 0
 		return nil
 	}); err != nil {
 		return nil, err
@@ -245,7 +254,7 @@ func readCluster(r store.Reader) (*cluster, error) {
 }
 
 // alarm answers and applies AlarmRequest. An action or alarm that does nothing answers with no alarms.
-func (m *Machine) alarm(r *etcdserverpb.AlarmRequest) *etcdserverpb.AlarmResponse {
+func (m *Machine) alarm(r *etcdserverpb.AlarmRequest, by raisedItself) *etcdserverpb.AlarmResponse {
 	resp := &etcdserverpb.AlarmResponse{Header: m.revisionHeader()}
 	k := alarmKey{r.Alarm, r.MemberID}
 	member := &etcdserverpb.AlarmMember{MemberID: r.MemberID, Alarm: r.Alarm}
@@ -256,13 +265,17 @@ func (m *Machine) alarm(r *etcdserverpb.AlarmRequest) *etcdserverpb.AlarmRespons
 		if r.Alarm == etcdserverpb.AlarmType_NONE {
 			break
 		}
-		if !m.work.alarms[k] {
-			m.change().alarms[k] = true
-			m.set(store.AlarmKey(int32(k.alarm), k.member), nil)
+		if _, active := m.work.alarms[k]; !active {
+			m.change().alarms[k] = by
+			var value []byte
+			if by {
+				value = []byte{1}
+			}
+			m.set(store.AlarmKey(int32(k.alarm), k.member), value)
 		}
 		resp.Alarms = append(resp.Alarms, member)
 	case etcdserverpb.AlarmRequest_DEACTIVATE:
-		if m.work.alarms[k] {
+		if _, active := m.work.alarms[k]; active {
 			delete(m.change().alarms, k)
 			m.delete(store.AlarmKey(int32(k.alarm), k.member))
 			resp.Alarms = append(resp.Alarms, member)

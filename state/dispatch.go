@@ -112,7 +112,7 @@ func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 	case kindLeaseCheckpoint:
 		return command.Result{Response: m.leaseCheckpoint(r.LeaseCheckpoint)}
 	case kindAlarm:
-		return command.Result{Response: m.alarm(r.Alarm)}
+		return command.Result{Response: m.alarm(r.Alarm, raisedItself(r.Header.GetUsername() == command.Itself))}
 	case kindClusterVersionSet:
 		return command.Result{Err: m.setClusterVersion(r.ClusterVersionSet)}
 	case kindClusterMemberAttrSet:

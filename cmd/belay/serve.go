@@ -161,7 +161,7 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		AdvanceTicks: cfg.AdvanceTicks, PreVote: cfg.PreVote,
 		SnapshotCount: cfg.SnapshotCount, SnapshotCountSet: cfg.Explicit["snapshot-count"],
 		MaxRequestBytes: int(cfg.MaxRequestBytes), MaxTxnOps: int(cfg.MaxTxnOps), Limits: cfg.Limits,
-		QuotaBytes: cfg.QuotaBytes, StrictReconfig: cfg.StrictReconfigCheck, MaxLearners: cfg.MaxLearners,
+		QuotaBytes: cfg.QuotaBytes, NoSpaceDisarm: cfg.NoSpaceDisarm, StrictReconfig: cfg.StrictReconfigCheck, MaxLearners: cfg.MaxLearners,
 		AutoCompaction:   node.AutoCompaction{Mode: cfg.CompactionMode, Period: cfg.CompactionPeriod, Revisions: cfg.CompactionRevisions},
 		ProgressInterval: cfg.WatchProgressInterval, SlowApply: cfg.WarningApply, SlowRequest: cfg.WarningRequest,
 		CompactionBatch: cfg.CompactionBatchLimit, CompactionSleep: cfg.CompactionSleep, NoSync: cfg.UnsafeNoFsync,
