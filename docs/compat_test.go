@@ -275,6 +275,7 @@ func registered(t *testing.T) []string {
 	replica.NewMetrics(reg)
 	transport.NewMetrics(reg)
 	logsink.NewMetrics(reg)
+	node.NewMetrics(reg)
 	evidence.NewMetrics(reg)
 	server.NewMetrics(reg, server.MetricsOptions{Extensive: true})
 	descs := make(chan *prometheus.Desc)

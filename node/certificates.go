@@ -33,14 +33,8 @@ type told struct {
 	validity listen.Validity
 }
 
-func newCertificates(sides map[string]*listen.Security, logger *zap.Logger, r prometheus.Registerer) *certificates {
-	c := &certificates{sides: sides, logger: logger, told: make(map[told]time.Time),
-		notAfter: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "belay_certificate_not_after_timestamp_seconds",
-			Help: "When a TLS certificate that this member shows or trusts expires, in seconds since 1970.",
-		}, []string{"side", "file"})}
-	r.MustRegister(c.notAfter)
-	return c
+func newCertificates(sides map[string]*listen.Security, logger *zap.Logger, notAfter *prometheus.GaugeVec) *certificates {
+	return &certificates{sides: sides, logger: logger, notAfter: notAfter, told: make(map[told]time.Time)}
 }
 
 // watch looks until stop is closed.

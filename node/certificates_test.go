@@ -57,7 +57,7 @@ func TestCertificatesExpiry(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := prometheus.NewRegistry()
-	c := newCertificates(map[string]*listen.Security{"client": nil, "peer": security}, logger, r)
+	c := newCertificates(map[string]*listen.Security{"client": nil, "peer": security}, logger, NewMetrics(r).notAfter)
 	said := func(at time.Time, message string, n int) {
 		t.Helper()
 		c.look(at)
@@ -78,7 +78,7 @@ func TestCertificatesExpiry(t *testing.T) {
 		t.Errorf("still told: %v", c.told)
 	}
 	families, err := r.Gather()
-	if err != nil || len(families) != 1 {
+	if err != nil || len(families) == 0 {
 		t.Fatal(families, err)
 	}
 	if got, want := families[0].GetMetric()[0].GetGauge().GetValue(), float64(now.Add(999*time.Hour).Unix()); got != want {

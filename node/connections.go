@@ -5,7 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/listen"
@@ -32,11 +31,6 @@ func (n *Node) bound() error {
 		return err
 	}
 	n.connections.storeFiles = shares.StoreFiles
-	closed := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "belay_connections_refused_total",
-		Help: "Connections that were closed because too many were open on that kind of port.",
-	}, []string{"port", "state"})
-	n.registry.MustRegister(closed)
 	for _, p := range []struct {
 		name  string
 		max   int
@@ -46,7 +40,7 @@ func (n *Node) bound() error {
 		{"peer", shares.Peers, &n.connections.peer},
 		{"metrics", shares.Metrics, &n.connections.metrics},
 	} {
-		fresh, silent := closed.WithLabelValues(p.name, "new"), closed.WithLabelValues(p.name, "silent")
+		fresh, silent := n.metrics.refused.WithLabelValues(p.name, "new"), n.metrics.refused.WithLabelValues(p.name, "silent")
 		log := &refusals{logger: n.logger, port: p.name, max: p.max, limit: limit}
 		b := listen.NewBound(p.max, func(wasSilent bool) {
 			if wasSilent {
@@ -57,14 +51,7 @@ func (n *Node) bound() error {
 			log.add(time.Now())
 		})
 		*p.bound = b
-		label := prometheus.Labels{"port": p.name}
-		n.registry.MustRegister(
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Name: "belay_connections_open", Help: "Connections that are open on that kind of port.", ConstLabels: label,
-			}, func() float64 { return float64(b.Open()) }),
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Name: "belay_connections_limit", Help: "How many connections may be open on that kind of port.", ConstLabels: label,
-			}, func() float64 { return float64(b.Max()) }))
+		n.metrics.bounds.add(p.name, b)
 	}
 	return nil
 }

@@ -65,6 +65,7 @@ type Node struct {
 	peers   map[uint64][]string // what transport was told of
 
 	peerServerName string // what peers' certificates must be for; empty: their addresses
+	metrics        *Metrics
 	certificates   *certificates
 	connections    connections
 	dialerOnce     sync.Once
@@ -112,7 +113,7 @@ func Start(cfg Config) (_ *Node, err error) {
 	if err := n.listen(); err != nil {
 		return nil, err
 	}
-	n.certificates = newCertificates(map[string]*listen.Security{"client": n.ports.clientSecurity, "peer": n.ports.peerSecurity}, n.logger, n.registry)
+	n.certificates = newCertificates(map[string]*listen.Security{"client": n.ports.clientSecurity, "peer": n.ports.peerSecurity}, n.logger, n.metrics.notAfter)
 	n.certificates.look(time.Now())
 	n.sayConfig()
 	if err := n.openData(); err != nil {
@@ -157,6 +158,7 @@ func newNode(cfg Config) *Node {
 		serving:  make(chan struct{}),
 		stop:     make(chan struct{}),
 	}
+	n.metrics = NewMetrics(n.registry)
 	n.witness = newWitness(n)
 	return n
 }

@@ -123,9 +123,8 @@ func (w *world) judgeEnd(l *life, o *op, began time.Time, timeout time.Duration)
 func (w *world) client(n int) {
 	r := rand.New(rand.NewPCG(w.seed, 100+uint64(n)))
 	seen := map[string]string{}
-	size := func() int { return 0 }
 	usual := r.IntN(600)
-	size = func() int { return usual }
+	size := func() int { return usual }
 	if w.kinds[big] {
 		size = func() int { return bigSize(r) }
 	}

@@ -28,11 +28,12 @@ func wallClock(name string) bool {
 // why the simulation has no clock that jumps.
 func readers() map[string]string {
 	return map[string]string{
-		"auth/jwt.go":       "a token says when it ends",
-		"command/member.go": "a member that joins without a name for its cluster gets an id that etcd makes of the date, too",
-		"mvcc/compact.go":   "a metric that etcd gives as a date",
-		"transport/http.go": "the Date of an HTTP answer",
-		"node/evidence.go":  "tells one start of a member from another",
+		"auth/jwt.go":          "a token says when it ends",
+		"command/member.go":    "a member that joins without a name for its cluster gets an id that etcd makes of the date, too",
+		"mvcc/compact.go":      "a metric that etcd gives as a date",
+		"transport/http.go":    "the Date of an HTTP answer",
+		"node/certificates.go": "a certificate says when it ends",
+		"node/evidence.go":     "tells one start of a member from another",
 	}
 }
 

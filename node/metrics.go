@@ -1,0 +1,63 @@
+package node
+
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/belaydb/belay/listen"
+)
+
+// Metrics are those of the member's ports.
+type Metrics struct {
+	notAfter *prometheus.GaugeVec   // of certificates, by side and file
+	refused  *prometheus.CounterVec // connections, by port and state
+	bounds   *boundsCollector
+}
+
+// NewMetrics registers them.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	label := []string{"port"}
+	m := &Metrics{
+		notAfter: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "belay_certificate_not_after_timestamp_seconds",
+			Help: "When a TLS certificate that this member shows or trusts expires, in seconds since 1970.",
+		}, []string{"side", "file"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "belay_connections_refused_total",
+			Help: "Connections that were closed because too many were open on that kind of port.",
+		}, []string{"port", "state"}),
+		bounds: &boundsCollector{
+			open:  prometheus.NewDesc("belay_connections_open", "Connections that are open on that kind of port.", label, nil),
+			limit: prometheus.NewDesc("belay_connections_limit", "How many connections may be open on that kind of port.", label, nil),
+			of:    make(map[string]*listen.Bound),
+		},
+	}
+	r.MustRegister(m.notAfter, m.refused, m.bounds)
+	return m
+}
+
+// boundsCollector reads the Bounds when it is asked.
+type boundsCollector struct {
+	open, limit *prometheus.Desc
+
+	mu sync.Mutex
+	of map[string]*listen.Bound // by port
+}
+
+func (c *boundsCollector) add(port string, b *listen.Bound) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.of[port] = b
+}
+
+func (c *boundsCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.open; ch <- c.limit }
+
+func (c *boundsCollector) Collect(ch chan<- prometheus.Metric) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for port, b := range c.of {
+		ch <- prometheus.MustNewConstMetric(c.open, prometheus.GaugeValue, float64(b.Open()), port)
+		ch <- prometheus.MustNewConstMetric(c.limit, prometheus.GaugeValue, float64(b.Max()), port)
+	}
+}
