@@ -65,12 +65,19 @@ type Change struct {
 
 	// IsPromote tells a promotion from an addition: both are of type ConfChangeAddNode.
 	IsPromote bool
+
+	// MaxLearners, with a learner that is added, is how many learners there may be then: the limit of the member that
+	// proposed it, so that all members judge it alike, whatever their own flags say. 0: any number (etcd's form, and that
+	// of Belay's first versions, does not tell it); below 0: none.
+	MaxLearners int
 }
 
-// changeContext is etcd's membership.ConfigChangeContext: the member's fields beside isPromote.
+// changeContext is etcd's membership.ConfigChangeContext, the member's fields beside isPromote, and a limit that etcd
+// ignores.
 type changeContext struct {
 	Member
-	IsPromote bool `json:"isPromote"`
+	IsPromote   bool `json:"isPromote"`
+	MaxLearners int  `json:"maxLearners,omitempty"`
 }
 
 // Encode gives the raft form of the change.
@@ -79,7 +86,7 @@ func (c *Change) Encode() *raftpb.ConfChange {
 	var err error
 	switch c.Type {
 	case raftpb.ConfChangeAddNode, raftpb.ConfChangeAddLearnerNode:
-		context, err = json.Marshal(changeContext{Member: c.Member, IsPromote: c.IsPromote})
+		context, err = json.Marshal(changeContext{Member: c.Member, IsPromote: c.IsPromote, MaxLearners: c.MaxLearners})
 	case raftpb.ConfChangeUpdateNode:
 		context, err = json.Marshal(&c.Member)
 	}
@@ -99,7 +106,7 @@ func DecodeChange(cc *raftpb.ConfChange) (*Change, error) {
 		if err := json.Unmarshal(cc.GetContext(), &ctx); err != nil {
 			return nil, fmt.Errorf("command: context of the conf change %s of member %x: %w", c.Type, c.MemberID, err)
 		}
-		c.Member, c.IsPromote = ctx.Member, ctx.IsPromote
+		c.Member, c.IsPromote, c.MaxLearners = ctx.Member, ctx.IsPromote, ctx.MaxLearners
 		if c.Member.ID != c.MemberID {
 			return nil, fmt.Errorf("command: conf change %s of member %x carries member %x", c.Type, c.MemberID, c.Member.ID)
 		}

@@ -175,10 +175,6 @@ func (n *Node) openLog() (err error) {
 		return err
 	}
 	n.hub = watch.NewHub(n.kv, watch.Options{Logger: n.logger, Metrics: watch.NewMetrics(n.registry)})
-	maxLearners := n.cfg.MaxLearners
-	if maxLearners == 0 {
-		maxLearners = -1 // --max-learners=0 means none
-	}
 	n.tokens, err = auth.NewTokens(n.logger, n.cfg.AuthToken, n.cfg.AuthTokenTTL)
 	if err != nil {
 		n.logger.Warn("failed to create token provider", zap.Error(err))
@@ -193,7 +189,7 @@ func (n *Node) openLog() (err error) {
 		Store: n.store, KV: n.kv, Leases: n.leases, Sink: n.hub,
 		Logger: n.logger, Metrics: state.NewMetrics(n.registry),
 		MemberID: n.id.member, ClusterID: n.id.cluster, QuotaBytes: n.cfg.QuotaBytes,
-		MaxLearners: maxLearners, WarningApply: n.cfg.SlowApply, MaxAnswerBytes: n.cfg.Limits.MaxAnswer(),
+		WarningApply: n.cfg.SlowApply, MaxAnswerBytes: n.cfg.Limits.MaxAnswer(),
 		OnNoSpace: func() { n.server.OverQuota() }, // it is there before anything is applied
 	})
 	if err != nil {

@@ -82,7 +82,7 @@ type Node struct {
 	stop     chan struct{} // closed when Stop begins
 	stopping atomic.Bool   // ends of listeners are expected from now on
 	stopOnce sync.Once
-	removed  sync.Once // it was said
+	removed  sync.Once // a peer has said it
 }
 
 // ErrRemoved ends a member that was removed from its cluster.
@@ -196,7 +196,7 @@ func (n *Node) assemble() (err error) {
 		BulkQueueBytes: replica.MaxInflightBytes + 32<<20, QueueMessages: 1 << 17,
 		TLS: n.peerTLS, DialContext: n.peerDialer(),
 		Started: func(id uint64) bool { m := n.state.Member(id); return m != nil && len(m.ClientURLs) > 0 },
-		Removed: func(err error) { n.sayRemoved(); n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) },
+		Removed: n.toldRemoved,
 	})
 	n.disks = newPeerDisks(n)
 	if n.id.fresh && !n.id.joining {
@@ -240,7 +240,7 @@ func (n *Node) assemble() (err error) {
 		},
 		Events: n.witness.report, Tokens: n.tokens, BcryptCost: n.cfg.BcryptCost,
 		ElectionTimeout: n.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
-		StrictReconfigCheck: n.cfg.StrictReconfig, WarnUnaryRequest: n.cfg.SlowRequest,
+		StrictReconfigCheck: n.cfg.StrictReconfig, MaxLearners: n.maxLearners(), WarnUnaryRequest: n.cfg.SlowRequest,
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
 		EnablePprof: n.cfg.EnablePprof, CORS: n.cfg.CORS, HostWhitelist: n.cfg.HostWhitelist,
 		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth, Tracing: n.tracing, WatchProgressInterval: n.cfg.ProgressInterval,
@@ -252,6 +252,14 @@ func (n *Node) assemble() (err error) {
 	}
 	n.addFirstPeers()
 	return nil
+}
+
+// maxLearners is --max-learners in server's terms, where 0 is its default.
+func (n *Node) maxLearners() int {
+	if n.cfg.MaxLearners == 0 {
+		return -1
+	}
+	return n.cfg.MaxLearners
 }
 
 func (n *Node) electionTimeout() time.Duration {
@@ -279,25 +287,41 @@ func (n *Node) addFirstPeers() {
 		n.witness.links.SetPeers(slices.Collect(maps.Keys(n.peers)))
 		return
 	}
-	n.syncPeers(members)
+	n.syncPeers()
 }
 
-// membersChanged runs in the applier after the member list changed.
+// membersChanged runs after the member list changed, and again when that is durable.
+// Its own removal a member does not act upon: it goes on voting until it is told.
 func (n *Node) membersChanged() {
 	n.server.MembersChanged()
-	if n.state.IsRemoved(n.id.member) {
-		// Let the leader hear that the entry was received before this member goes.
-		time.AfterFunc(2*n.cfg.TickInterval, func() { n.sayRemoved(); n.fail(ErrRemoved) })
-		return
+	if !n.state.IsRemoved(n.id.member) {
+		n.syncPeers()
 	}
-	n.syncPeers(n.state.Members())
 }
 
-func (n *Node) syncPeers(members []*command.Member) {
+// isRemoved says whether another member was removed and no crash of this one can
+// take that back: it may be told so, which ends it.
+func (n *Node) isRemoved(id uint64) bool {
+	return n.state.IsRemoved(id) && !n.replica.RemovalPending(id)
+}
+
+// toldRemoved takes, perhaps often, that a peer says that this member was removed. The
+// peer has that on its disk, but others may yet have to hear of it: so this one goes
+// on voting for a moment.
+func (n *Node) toldRemoved(err error) {
+	n.replica.ToldRemoved()
+	n.removed.Do(func() {
+		n.sayRemoved()
+		time.AfterFunc(n.electionTimeout(), func() { n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) })
+	})
+}
+
+// syncPeers makes the transport follow the member list.
+func (n *Node) syncPeers() {
 	n.peersMu.Lock()
 	defer n.peersMu.Unlock()
 	now := make(map[uint64][]string)
-	for _, m := range members {
+	for _, m := range n.state.Members() { // with the lock: an older list must not come after a newer one
 		if m.ID != n.id.member {
 			now[m.ID] = m.PeerURLs
 		}
@@ -306,9 +330,10 @@ func (n *Node) syncPeers(members []*command.Member) {
 		if _, ok := now[id]; ok {
 			continue
 		}
-		if !n.state.IsRemoved(id) {
+		if !n.isRemoved(id) {
 			// The first entries of a new cluster add its members one by one; those
-			// not yet added are peers all the same.
+			// not yet added are peers all the same. So is one whose removal a crash
+			// could take back.
 			now[id] = n.peers[id]
 			continue
 		}

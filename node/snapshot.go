@@ -30,7 +30,7 @@ func (h peerHandler) ReportUnreachable(id uint64) {
 	h.replica.ReportUnreachable(id)
 }
 func (h peerHandler) ReportSnapshot(id uint64, ok bool) { h.replica.ReportSnapshot(id, ok) }
-func (h peerHandler) IsRemoved(id uint64) bool          { return h.state.IsRemoved(id) }
+func (h peerHandler) IsRemoved(id uint64) bool          { return h.isRemoved(id) }
 
 // ReceiveSnapshot writes the state that comes with a MsgSnap beside the store
 // and then tells raft of it, which may have it installed.

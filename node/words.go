@@ -154,8 +154,6 @@ func (n *Node) sayStop(what string) {
 
 // sayRemoved goes before the end of a member that was removed.
 func (n *Node) sayRemoved() {
-	n.removed.Do(func() {
-		n.logger.Warn("server error", zap.Error(ErrRemoved))
-		n.logger.Warn("data-dir used by this member must be removed")
-	})
+	n.logger.Warn("server error", zap.Error(ErrRemoved))
+	n.logger.Warn("data-dir used by this member must be removed")
 }

@@ -106,7 +106,7 @@ func (o *Options) fill() error {
 // Snapshot, Entries, HardState.
 type Append struct {
 	// HardState, nil for unchanged. A change of Term or Vote is a promise and is
-	// synced; a change of Commit alone is written with the next group.
+	// synced; a change of Commit alone is written with the next group, or by Sync.
 	HardState *raftpb.HardState
 	// Entries continue the log or, if the first one's index is already held,
 	// replace it from there. They are shared, not copied, and must not change.

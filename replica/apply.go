@@ -178,14 +178,7 @@ func (r *Replica) applyChange(e *raftpb.Entry) bool {
 		r.cfg.Failed(fmt.Errorf("replica: committed member change at index %d: %w", e.GetIndex(), err))
 		return false
 	}
-	if e.GetType() != raftpb.EntryConfChange {
-		return fail(fmt.Errorf("entry type %s is not one that etcd 3.7 writes", e.GetType()))
-	}
-	var cc raftpb.ConfChange
-	if err := proto.Unmarshal(e.GetData(), &cc); err != nil {
-		return fail(err)
-	}
-	change, err := command.DecodeChange(&cc)
+	cc, change, err := decodeChange(e)
 	if err != nil {
 		return fail(err)
 	}
@@ -195,8 +188,11 @@ func (r *Replica) applyChange(e *raftpb.Entry) bool {
 	}
 	done := make(chan struct{})
 	r.inbox.controlLoop(func(l *loop) {
-		entry.ConfState = l.node.ApplyConfChange(&cc)
+		entry.ConfState = l.node.ApplyConfChange(cc)
 		l.publishVoters()
+		if entry.Index >= l.removal && l.removal != 0 {
+			l.findRemoval(entry.Index + 1)
+		}
 		close(done)
 	})
 	select {
@@ -204,16 +200,33 @@ func (r *Replica) applyChange(e *raftpb.Entry) bool {
 	case <-r.stopped:
 		return false
 	}
+	applied := appliedChange{id: change.ID}
+	if change.Type == raftpb.ConfChangeRemoveNode && entry.Refused == nil {
+		applied.removes = change.MemberID
+		r.changes.removing(change.MemberID) // before anyone can see that it is applied
+	}
 	r.work.applying.start()
-	result := r.cfg.State.ApplyChange(entry)
+	applied.result = r.cfg.State.ApplyChange(entry)
 	r.work.applying.stop()
 	r.nowApplied(entry.Index)
 	if r.cfg.MembersChanged != nil && entry.Refused == nil {
 		r.cfg.MembersChanged()
 	}
-	r.waiters.finish(change.ID, result, nil)
+	r.changes.add(applied)
 	r.flusher.note(1, int64(len(e.GetData())))
 	return true
+}
+
+func decodeChange(e *raftpb.Entry) (*raftpb.ConfChange, *command.Change, error) {
+	if e.GetType() != raftpb.EntryConfChange {
+		return nil, nil, fmt.Errorf("entry type %s is not one that etcd 3.7 writes", e.GetType())
+	}
+	cc := new(raftpb.ConfChange)
+	if err := proto.Unmarshal(e.GetData(), cc); err != nil {
+		return nil, nil, err
+	}
+	change, err := command.DecodeChange(cc)
+	return cc, change, err
 }
 
 // installSnapshot is called by the log's writer goroutine; the installation

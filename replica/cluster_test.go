@@ -36,6 +36,7 @@ type memoryState struct {
 	index, term uint64
 	confState   *raftpb.ConfState
 	values      map[string]string
+	removed     map[uint64]bool
 	durable     *memoryState // what a crash leaves
 	applyTakes  atomic.Int64
 	// applyStalled and flushStalled, if not nil, are closed when Apply, and what Flush
@@ -58,11 +59,11 @@ func goOn(at *atomic.Pointer[chan struct{}]) {
 }
 
 func newMemoryState() *memoryState {
-	return &memoryState{confState: &raftpb.ConfState{}, values: map[string]string{}}
+	return &memoryState{confState: &raftpb.ConfState{}, values: map[string]string{}, removed: map[uint64]bool{}}
 }
 
 func (s *memoryState) clone() *memoryState {
-	return &memoryState{index: s.index, term: s.term, confState: proto.Clone(s.confState).(*raftpb.ConfState), values: maps.Clone(s.values)}
+	return &memoryState{index: s.index, term: s.term, confState: proto.Clone(s.confState).(*raftpb.ConfState), values: maps.Clone(s.values), removed: maps.Clone(s.removed)}
 }
 
 func (s *memoryState) Apply(entries []command.Entry) []command.Result {
@@ -102,6 +103,9 @@ func (s *memoryState) ApplyChange(e command.Entry) command.Result {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.index, s.term, s.confState = e.Index, e.Term, e.ConfState
+	if e.Refused == nil && e.Change.Type == raftpb.ConfChangeRemoveNode {
+		s.removed[e.Change.MemberID] = true
+	}
 	return command.Result{Err: e.Refused}
 }
 
@@ -143,10 +147,17 @@ func (s *memoryState) get(key string) string {
 	return s.values[key]
 }
 
+func (s *memoryState) isRemoved(id uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.removed[id]
+}
+
 func (s *memoryState) replace(with *memoryState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.index, s.term, s.confState, s.values = with.index, with.term, with.confState, maps.Clone(with.values)
+	s.removed = maps.Clone(with.removed)
 	s.durable = with.clone()
 }
 
@@ -172,6 +183,7 @@ type testMember struct {
 	// log of an earlier life goes on writing to its lost disk.
 	life atomic.Int64
 	dead atomic.Bool // nothing leaves a crashed member
+	told atomic.Bool // by another member, that it was removed
 
 	heartbeats atomic.Int64 // sent
 }
@@ -190,6 +202,9 @@ type testCluster struct {
 	roundTrips                        RoundTrips
 	// latency is when a message that leaves now arrives; nil: at once.
 	latency func(now time.Time) time.Time
+
+	// drop, where set, loses messages.
+	drop func(*raftpb.Message) bool
 
 	mu  sync.Mutex
 	cut map[[2]uint64]bool // from, to
@@ -290,6 +305,7 @@ func (m *testMember) start() {
 		FlushEntries: 50, KeepBytes: m.c.keepBytes, HoldBytes: max(m.c.keepBytes, m.c.holdBytes), HoldDiskBytes: m.c.holdDiskBytes, Failed: func(err error) { m.failed.Store(&err) },
 		PeerDisks: m, StoreDisk: m.storeDisk, MaxUnsyncedBytes: m.c.maxUnsynced, Logger: m.c.logger,
 		TuneTimeouts: m.c.tune, RoundTrips: m.c.roundTrips, Evidence: m.ring,
+		MembersChanged: m.tellRemoved,
 	})
 	if err != nil {
 		m.c.t.Fatal(err)
@@ -322,7 +338,7 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 		}
 		to := m.c.members[msg.GetTo()]
 		m.c.mu.Lock()
-		cut := to == nil || m.c.cut[[2]uint64{m.id, msg.GetTo()}]
+		cut := to == nil || m.c.cut[[2]uint64{m.id, msg.GetTo()}] || (m.c.drop != nil && m.c.drop(msg))
 		lost := m.c.lose != nil && msg.GetType() != raftpb.MsgSnap && m.c.lose(msg)
 		m.c.mu.Unlock()
 		if lost {
@@ -360,6 +376,9 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 			m.replica().ReportUnreachable(msg.GetTo())
 			continue
 		}
+		if to.tell(m) {
+			continue
+		}
 		m.count(msg)
 		if m.c.latency == nil {
 			_ = to.replica().Process(msg)
@@ -367,6 +386,28 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 		}
 		now := time.Now()
 		time.AfterFunc(m.c.latency(now).Sub(now), func() { _ = to.replica().Process(msg) })
+	}
+}
+
+// tell is a transport's 403 and 410: it tells another member that it was removed.
+func (m *testMember) tell(other *testMember) (told bool) {
+	if m.dead.Load() || !m.state.isRemoved(other.id) || m.replica().RemovalPending(other.id) {
+		return false
+	}
+	other.told.Store(true)
+	other.replica().ToldRemoved()
+	return true
+}
+
+// tellRemoved tells those that m can reach: their streams end, and are refused.
+func (m *testMember) tellRemoved() {
+	for id, other := range m.c.members {
+		m.c.mu.Lock()
+		cut := m.c.cut[[2]uint64{m.id, id}] || m.c.cut[[2]uint64{id, m.id}]
+		m.c.mu.Unlock()
+		if id != m.id && !cut && !other.dead.Load() {
+			m.tell(other)
+		}
 	}
 }
 

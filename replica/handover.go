@@ -291,6 +291,7 @@ const (
 	reasonStore   = "store"
 	reasonStop    = "stop"
 	reasonRequest = "request"
+	reasonRemoval = "removal" // this leader is to be removed
 )
 
 func (l *loop) beginTransfer(now time.Time, to uint64, reason string) {
@@ -346,6 +347,9 @@ func (l *loop) transferFailed(now time.Time) {
 // before is who led last, of those known.
 func (l *loop) leaderChanged(now time.Time, before uint64) {
 	w := &l.disk.watch
+	if l.leader != raft.None {
+		l.yieldBegan = time.Time{}
+	}
 	if l.leader == l.cfg.ID {
 		w.calmed()
 		l.disk.why = ""

@@ -156,10 +156,18 @@ type loop struct {
 	// changeBarrier is an index at or above that of the last member change in
 	// the log of this leader; see changeFits.
 	changeBarrier uint64
-	rounds        []*readRound
+	// removal is the index of this member's own removal in its log, 0 if none is in what
+	// is not applied; removalProposed: raft was given one that the log has not got yet.
+	removal         uint64
+	removalProposed bool
+	// yieldBegan is since when this leader tries to hand over because it is to be removed.
+	yieldBegan time.Time
+	rounds     []*readRound
 	// byContext finds a round by the request context of each ReadIndex that was
 	// sent for it.
 	byContext map[uint64]*readRound
+	// questions are other members' ReadIndex, the last of each, that cannot be answered yet.
+	questions map[uint64]*raftpb.Message
 	lastRead  uint64 // the last request context used
 	readTerm  uint64 // a term in which this member led and had committed an entry
 
@@ -223,6 +231,7 @@ func (r *Replica) runLoop(node *raft.RawNode) {
 		Replica:   r,
 		node:      node,
 		byContext: make(map[uint64]*readRound),
+		questions: make(map[uint64]*raftpb.Message),
 		catching:  make(map[uint64]bool),
 		feeds:     make(map[uint64]*feed),
 		fed:       make(map[uint64]time.Time),
@@ -239,6 +248,7 @@ func (r *Replica) runLoop(node *raft.RawNode) {
 		},
 	}
 	defer l.close()
+	l.findRemoval(r.applied.Load() + 1)
 	l.firstElection()
 
 	ticker := time.NewTicker(r.cfg.TickInterval)
@@ -348,6 +358,9 @@ func (l *loop) tick() {
 	}
 	l.watchBacklog()
 	l.watchDisk(now)
+	if l.removed() {
+		l.passOn(now)
+	}
 	l.retryReads(now)
 	if l.leader != raft.None {
 		// Held although there is a leader: raft dropped them (a transfer was
@@ -410,7 +423,14 @@ func (l *loop) step() {
 			if len(m.GetEntries()) > 0 && !l.admit(m) {
 				continue // a lost message to raft, which will send it again
 			}
-			m = l.withoutCommitted(m)
+			m = l.withoutRemoval(l.withoutCommitted(m))
+		case raftpb.MsgHeartbeat:
+			m = l.withoutRemoval(m)
+		case raftpb.MsgReadIndex:
+			if !l.leadsWithCommit() || l.removed() {
+				l.questions[m.GetFrom()] = m // it has one at a time: what it asked before it asks no more
+				continue
+			}
 		case raftpb.MsgAppResp:
 			if string(m.GetContext()) == earlyAck && !l.takesEarlyAck(m) {
 				continue
@@ -449,8 +469,10 @@ type heldMessage struct {
 
 // proposeFor gives raft a proposal of another member, or holds it.
 func (l *loop) proposeFor(p heldMessage) {
-	if err := l.node.Step(p.message); !errors.Is(err, raft.ErrProposalDropped) {
-		return
+	if !l.leaving() {
+		if err := l.node.Step(p.message); !errors.Is(err, raft.ErrProposalDropped) {
+			return
+		}
 	}
 	size := entryBytes(p.message)
 	if l.forwardedBytes+size > maxForwardedBytes {
@@ -525,7 +547,10 @@ func proposesChange(m *raftpb.Message) bool {
 // another one that may not be applied yet would write an empty entry in its
 // place, and who proposed it would never hear of it: so we hold it back.
 func (l *loop) changeFits() bool {
-	return l.state != raft.StateLeader || l.node.BasicStatus().Applied >= l.changeBarrier
+	// Raft's own word: an election may have been won by a message of this round, and
+	// what it brought is known when its Ready was handled.
+	status := l.node.BasicStatus()
+	return status.RaftState != raft.StateLeader || (l.state == raft.StateLeader && l.term == status.GetTerm() && status.Applied >= l.changeBarrier)
 }
 
 // proposeChanges gives raft the member changes that followers forwarded, one
@@ -534,13 +559,14 @@ func (l *loop) proposeChanges() {
 	for len(l.changes) > 0 {
 		c := l.changes[0]
 		if time.Since(c.since) < l.cfg.RequestTimeout {
-			if !l.changeFits() {
+			e := c.message.GetEntries()[0]
+			if !l.mayChange(e) {
 				return
 			}
 			if err := l.node.Step(c.message); errors.Is(err, raft.ErrProposalDropped) {
 				return // no leader just now
 			}
-			l.changeProposed()
+			l.changeProposed(e)
 		}
 		l.changes = l.changes[1:]
 	}
@@ -548,8 +574,12 @@ func (l *loop) proposeChanges() {
 
 // changeProposed notes that no further change fits until all of the log as it
 // is now is applied. How far the log reaches is known once raft has handed its
-// new entries out, so handleReady sets the barrier.
-func (l *loop) changeProposed() { l.changeBarrier = unknownBarrier }
+// new entries out, so handleReady sets the barrier. e is the change, nil if it is one
+// of an earlier leader.
+func (l *loop) changeProposed(e *raftpb.Entry) {
+	l.changeBarrier = unknownBarrier
+	l.removalProposed = e != nil && removedBy(e) == l.cfg.ID
+}
 
 const unknownBarrier = math.MaxUint64
 
@@ -567,7 +597,11 @@ func (l *loop) proposeAll(fresh []*proposal) {
 	for len(fresh) > 0 {
 		var entries []*raftpb.Entry
 		size, n := 0, 0
-		if fresh[0].change != nil && !l.changeFits() {
+		if l.leaving() {
+			l.hold(fresh) // until another member leads
+			return
+		}
+		if fresh[0].change != nil && !l.mayChange(fresh[0].entry) {
 			l.hold(fresh[:1]) // until the next tick
 			fresh = fresh[1:]
 			continue
@@ -607,7 +641,7 @@ func (l *loop) proposeAll(fresh []*proposal) {
 					l.buffers.put(p)
 				}
 				if fresh[0].change != nil {
-					l.changeProposed()
+					l.changeProposed(fresh[0].entry)
 				}
 			}
 		}
@@ -675,6 +709,7 @@ func (l *loop) handleReady() {
 	}
 	if l.changeBarrier == unknownBarrier {
 		l.changeBarrier, _ = l.cfg.Log.LastIndex() // the log in memory cannot fail
+		l.removalProposed = false
 	}
 	for index, in := range l.incoming {
 		// Raft has seen it and did not want it: it was not newer than the log.
@@ -726,6 +761,10 @@ func (l *loop) append(m *raftpb.Message, requests []*raftpb.Message) {
 		}
 	}
 	l.noteAppend(&a)
+	if a.Snapshot != nil {
+		l.removal = 0
+	}
+	l.noteRemoval(a.Entries)
 	if l.disk.acknowledged != l.term {
 		l.acknowledgeEarly(l.disk.sample) // the first append of a new leader: not only at the next tick
 	}
@@ -763,6 +802,11 @@ func (r *Replica) Process(m *raftpb.Message) error {
 	// A peer must not speak with the voice of our own threads.
 	if raft.IsLocalMsgTarget(m.GetFrom()) || raft.IsLocalMsg(m.GetType()) {
 		return fmt.Errorf("replica: message %s from %x is not one that a peer may send", m.GetType(), m.GetFrom())
+	}
+	if m.GetType() == raftpb.MsgProp {
+		if err := checkProposal(m); err != nil {
+			return fmt.Errorf("replica: message %s from %x dropped: %w", m.GetType(), m.GetFrom(), err)
+		}
 	}
 	if m.GetType() == raftpb.MsgProp && r.overload.Load() && r.IsLeader() && !proposesChange(m) {
 		r.refuse(m)
@@ -832,7 +876,7 @@ func (l *loop) publish(rd *raft.Ready) {
 	l.leadMu.Unlock()
 	if l.state == raft.StateLeader {
 		// Changes of earlier leaders may wait in the log to be applied.
-		l.changeProposed()
+		l.changeProposed(nil)
 	}
 	l.leaderChanged(time.Now(), l.lastLeader)
 	if l.leader != raft.None {

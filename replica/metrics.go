@@ -88,9 +88,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	})
 	m.HandOvers = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "belay", Name: "handovers_total",
-		Help: "Times that this member handed leadership over, by reason: the disk of its raft log, its store, its stop, a request.",
+		Help: "Times that this member handed leadership over, by reason: the disk of its raft log, its store, its stop, a request, its removal.",
 	}, []string{"reason"})
-	for _, reason := range []string{reasonDisk, reasonStore, reasonStop, reasonRequest} {
+	for _, reason := range []string{reasonDisk, reasonStore, reasonStop, reasonRequest, reasonRemoval} {
 		m.HandOvers.WithLabelValues(reason)
 	}
 	pending := prometheus.NewGaugeFunc(prometheus.GaugeOpts{

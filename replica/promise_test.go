@@ -159,11 +159,12 @@ func TestRemovedLeaderReads(t *testing.T) {
 		a := c.leader()
 		b := c.others(a)[0]
 		a.mustPut("k", "old")
-		if result, err := a.replica().ProposeChange(c.short(), &command.Change{Type: raftpb.ConfChangeRemoveNode, MemberID: a.id}); err != nil || result.Err != nil {
-			t.Fatal(result, err)
+		c.drop = func(m *raftpb.Message) bool { return m.GetType() == raftpb.MsgTimeoutNow } // b does not take over
+		go a.replica().ProposeChange(context.Background(), &command.Change{Type: raftpb.ConfChangeRemoveNode, MemberID: a.id})
+		for len(b.state.ConfState().GetVoters()) > 1 {
+			time.Sleep(10 * time.Millisecond)
 		}
-		time.Sleep(150 * time.Millisecond) // b applies it
-		c.partition(a.id, true)            // its transport refuses a, which is removed
+		c.partition(a.id, true) // its transport refuses a, which is removed
 		for !b.replica().IsLeader() {
 			time.Sleep(10 * time.Millisecond)
 		}

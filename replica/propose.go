@@ -276,10 +276,10 @@ func (r *Replica) ProposeAs(ctx context.Context, term uint64, req *etcdserverpb.
 	}
 	p := &proposal{id: id, entry: &raftpb.Entry{Data: data}, request: req}
 	r.register(p)
-	r.inbox.control(func(n *raft.RawNode) {
-		st := n.BasicStatus()
-		if st.RaftState == raft.StateLeader && st.GetTerm() == term && p.markProposed() {
-			if n.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(r.cfg.ID), Entries: []*raftpb.Entry{p.entry}}) == nil {
+	r.inbox.controlLoop(func(l *loop) {
+		st := l.node.BasicStatus()
+		if st.RaftState == raft.StateLeader && st.GetTerm() == term && !l.leaving() && p.markProposed() {
+			if l.node.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(r.cfg.ID), Entries: []*raftpb.Entry{p.entry}}) == nil {
 				return
 			}
 			p.unmarkProposed()
@@ -295,13 +295,18 @@ func (r *Replica) ProposeAs(ctx context.Context, term uint64, req *etcdserverpb.
 	return p.result, nil
 }
 
-// ProposeChange replicates a member change and waits until it is applied. It
-// fills the change's ID.
+// ProposeChange replicates a member change and waits until it is applied and no crash
+// of this member can take it back. It fills the change's ID. A member that asks for
+// its own removal is answered when another has told it so; the result says nothing
+// then but that there was no error.
 func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command.Result, error) {
 	c.ID = r.ids.Next()
 	data, err := proto.Marshal(c.Encode())
 	if err != nil {
 		return command.Result{}, err
+	}
+	if c.Type == raftpb.ConfChangeRemoveNode && c.MemberID == r.cfg.ID {
+		defer r.ownRemoval(c.ID)()
 	}
 	p := &proposal{
 		id:     c.ID,

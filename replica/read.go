@@ -126,8 +126,15 @@ func (l *loop) leadsWithCommit() bool {
 	return true
 }
 
-// sendHeldReads asks what sendRead could not ask before.
+// sendHeldReads asks what sendRead could not ask before, and gives raft the questions
+// of other members that it would have answered too early.
 func (l *loop) sendHeldReads() {
+	if len(l.questions) > 0 && l.leadsWithCommit() && !l.removed() {
+		for _, m := range l.questions {
+			_ = l.node.Step(m)
+		}
+		clear(l.questions)
+	}
 	for _, round := range l.rounds {
 		if round.unasked {
 			l.sendRead(round)

@@ -24,7 +24,7 @@ type StateMachine interface {
 	// change, and returns one result for each.
 	Apply(entries []command.Entry) []command.Result
 	// CheckChange says whether a member change can be applied; its answer
-	// depends on the replicated state alone.
+	// depends on the replicated state alone. The raft loop asks, too.
 	CheckChange(c *command.Change) error
 	// ApplyChange applies one member change entry.
 	ApplyChange(e command.Entry) command.Result
@@ -121,8 +121,9 @@ type Config struct {
 	// 16 GiB.
 	HoldDiskBytes int64
 
-	// MembersChanged, if set, is called by the applier after a member change
-	// and after a snapshot was installed.
+	// MembersChanged, if set, is called by the applier after a member change and
+	// after a snapshot was installed, and again, by another goroutine, when the change
+	// is durable: a removal counts from then on, see RemovalPending.
 	MembersChanged func()
 	// Failed is called once when the replica cannot go on (state machine or
 	// log failed to install); it must stop the process.
@@ -195,6 +196,7 @@ type Replica struct {
 	buffers buffers
 	reads   reads
 	applier applier
+	changes changes
 	flusher flusher
 	work    storeWork
 
@@ -265,6 +267,7 @@ func New(cfg Config) (*Replica, error) {
 	r.waiters.init()
 	r.reads.init()
 	r.applier.init()
+	r.changes.init()
 	r.flusher.init(&cfg)
 	index, term := cfg.State.Applied()
 	r.applied.Store(index)
@@ -284,9 +287,10 @@ func (r *Replica) Start() error {
 	if err != nil {
 		return fmt.Errorf("replica: %w", err)
 	}
-	r.running.Add(3)
+	r.running.Add(4)
 	go func() { defer r.running.Done(); r.runLoop(node) }()
 	go func() { defer r.running.Done(); r.runApplier() }()
+	go func() { defer r.running.Done(); r.runKeeper() }()
 	go func() { defer r.running.Done(); r.runFlusher() }()
 	return nil
 }
@@ -370,12 +374,12 @@ func (r *Replica) Progress(ctx context.Context, id uint64) (match uint64, ok boo
 	return match, ok && err == nil
 }
 
-// learnerReadyPercent is how far a learner's log must have come, of the
-// leader's, before it may be promoted (etcd: readyPercentThreshold).
+// learnerReadyPercent is how far a learner's log must have come, of what is
+// committed, before it may be promoted (etcd: readyPercentThreshold).
 const learnerReadyPercent = 90
 
-// LearnerReady returns nil when the learner id has caught up enough to become
-// a voter, ErrLearnerNotReady when not, ErrNotLeader when this member does not
+// LearnerReady returns nil when the learner id has caught up enough with what is
+// committed to become a voter, ErrLearnerNotReady when not, ErrNotLeader when this member does not
 // lead, ErrMemberNotFound when raft does not know id.
 func (r *Replica) LearnerReady(ctx context.Context, id uint64) error {
 	if !r.IsLeader() {
@@ -385,10 +389,9 @@ func (r *Replica) LearnerReady(ctx context.Context, id uint64) error {
 	if !ok {
 		return ErrMemberNotFound
 	}
-	own, ok := r.Progress(ctx, r.cfg.ID)
-	if !ok {
-		return ErrNotLeader
-	}
+	// Not with this leader's own Match, as etcd does: that is what its disk has, which may
+	// stand still while others commit.
+	own := r.CommittedIndex()
 	if match*100 < own*learnerReadyPercent {
 		r.logger.Error("rejecting promote learner: learner is not ready",
 			zap.Float64("learner-ready-percent", float64(match)/float64(own)), zap.Float64("ready-percent-threshold", learnerReadyPercent/100.),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -66,7 +67,7 @@ func (c *clusterService) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) 
 	}
 	change := &command.Change{Type: raftpb.ConfChangeAddNode, MemberID: m.ID, Member: m}
 	if m.IsLearner {
-		change.Type = raftpb.ConfChangeAddLearnerNode
+		change.Type, change.MaxLearners = raftpb.ConfChangeAddLearnerNode, c.cfg.MaxLearners
 	}
 	members, err := c.configure(ctx, change)
 	if err != nil {
@@ -178,6 +179,10 @@ func (c *clusterService) configure(ctx context.Context, change *command.Change) 
 		zap.String("local-member-id", idText(c.cfg.MemberID)),
 		zap.String("raft-conf-change", change.Type.String()),
 		zap.String("raft-conf-change-node-id", idText(change.MemberID)))
+	if result.Members == nil && change.MemberID == c.cfg.MemberID {
+		// Another member has told this one that it was removed, before it could see it itself.
+		result.Members = slices.DeleteFunc(c.state.Members(), func(m *command.Member) bool { return m.ID == change.MemberID })
+	}
 	return result.Members, nil
 }
 

@@ -125,17 +125,19 @@ type Config struct {
 	ElectionTimeout     time.Duration          // 1 s
 	HeartbeatInterval   time.Duration          // 100 ms
 	StrictReconfigCheck bool
-	WarnUnaryRequest    time.Duration // 300 ms
-	KeepaliveMinTime    time.Duration // 5 s
-	KeepaliveInterval   time.Duration // 2 h
-	KeepaliveTimeout    time.Duration // 20 s
-	StreamWorkers       uint32        // see defaultStreamWorkers
-	EnablePprof         bool
-	CORS                []string // origins that browsers may ask from; none or "*": all
-	HostWhitelist       []string // hosts of plain HTTP requests; none or "*": all
-	ClientCertAuth      bool     // clients show certificates
-	BcryptCost          int      // of passwords' hashes; 10
-	Tracing             *Tracing // nil: none
+	// MaxLearners bounds the learners that this member adds to the cluster. 0: 1; below 0: none.
+	MaxLearners       int
+	WarnUnaryRequest  time.Duration // 300 ms
+	KeepaliveMinTime  time.Duration // 5 s
+	KeepaliveInterval time.Duration // 2 h
+	KeepaliveTimeout  time.Duration // 20 s
+	StreamWorkers     uint32        // see defaultStreamWorkers
+	EnablePprof       bool
+	CORS              []string // origins that browsers may ask from; none or "*": all
+	HostWhitelist     []string // hosts of plain HTTP requests; none or "*": all
+	ClientCertAuth    bool     // clients show certificates
+	BcryptCost        int      // of passwords' hashes; 10
+	Tracing           *Tracing // nil: none
 
 	WatchProgressInterval time.Duration // 10 min
 
@@ -173,6 +175,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.MaxConcurrentStreams == 0 {
 		c.MaxConcurrentStreams = math.MaxUint32
+	}
+	if c.MaxLearners == 0 {
+		c.MaxLearners = 1
 	}
 	if c.FreeBytes == nil {
 		c.FreeBytes = c.Store.FreeBytes

@@ -205,7 +205,7 @@ func (m *member) start() (err error) {
 	}
 	l.hub = watch.NewHub(l.kv, watch.Options{Logger: l.logger, StreamBytes: 16 << 10, RecentRevisions: 64, ScanRevisions: 50})
 	if l.machine, err = state.Open(state.Config{
-		Store: l.store, KV: l.kv, Leases: l.leases, Sink: l, Logger: l.logger, MemberID: l.id, ClusterID: clusterID, QuotaBytes: -1, MaxLearners: l.flags.maxLearners,
+		Store: l.store, KV: l.kv, Leases: l.leases, Sink: l, Logger: l.logger, MemberID: l.id, ClusterID: clusterID, QuotaBytes: -1,
 	}); err != nil {
 		return err
 	}
@@ -230,7 +230,7 @@ func (m *member) start() (err error) {
 	case skipAdopt:
 	}
 	l.endpoint = m.w.net.Join(l.id, l, l)
-	l.endpoint.OnRemoved(func(error) { l.leave() })
+	l.endpoint.OnRemoved(func(error) { l.replica.ToldRemoved(); l.leave() })
 	if l.replica, err = replica.New(replica.Config{
 		ID: l.id, Log: l.log, State: gatedMachine{l}, Network: gatedNetwork{l}, Logger: l.logger,
 		TickInterval: tickInterval, ElectionTicks: l.flags.electionTicks, PreVote: l.flags.preVote, AdvanceTicks: l.flags.advanceTicks,
@@ -328,7 +328,7 @@ func (l *life) leave() {
 	if l.dead.Load() {
 		return
 	}
-	time.AfterFunc(2*tickInterval, func() {
+	time.AfterFunc(election, func() {
 		l.m.mu.Lock()
 		l.m.removed = true
 		l.m.mu.Unlock()
@@ -382,11 +382,9 @@ func (l *life) close() {
 
 func (l *life) membersChanged() {
 	l.server.MembersChanged()
-	if l.machine.IsRemoved(l.id) {
-		l.leave()
-		return
+	if !l.machine.IsRemoved(l.id) {
+		l.syncPeers()
 	}
-	l.syncPeers()
 }
 
 // syncPeers is node's: the transport follows the member list.
@@ -400,7 +398,7 @@ func (l *life) syncPeers() {
 		}
 	}
 	for id := range l.peers {
-		if l.machine.IsRemoved(id) {
+		if l.IsRemoved(id) {
 			delete(l.peers, id)
 			l.endpoint.RemovePeer(id)
 		}
@@ -412,7 +410,9 @@ func (l *life) syncPeers() {
 func (l *life) Process(_ context.Context, m *raftpb.Message) error { return l.replica.Process(m) }
 func (l *life) ReportUnreachable(id uint64)                        { l.replica.ReportUnreachable(id) }
 func (l *life) ReportSnapshot(id uint64, ok bool)                  { l.replica.ReportSnapshot(id, ok) }
-func (l *life) IsRemoved(id uint64) bool                           { return l.machine.IsRemoved(id) }
+func (l *life) IsRemoved(id uint64) bool {
+	return l.machine.IsRemoved(id) && !l.replica.RemovalPending(id)
+}
 
 func (l *life) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.Reader, kind string) error {
 	in, err := l.store.ReceiveSnapshot(ctx, body)

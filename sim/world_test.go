@@ -730,7 +730,7 @@ func (w *world) changeOnce(ctx context.Context, r *rand.Rand, l *life) {
 		w.lastID++
 		id := w.lastID
 		w.mu.Unlock()
-		if change("add", &command.Change{Type: raftpb.ConfChangeAddLearnerNode, MemberID: id, Member: command.Member{ID: id, PeerURLs: []string{peerURL(id)}, IsLearner: true}}) {
+		if change("add", &command.Change{Type: raftpb.ConfChangeAddLearnerNode, MemberID: id, Member: command.Member{ID: id, PeerURLs: []string{peerURL(id)}, IsLearner: true}, MaxLearners: l.flags.maxLearners}) {
 			w.join(id, append(ids, id))
 		}
 	case len(voters) > fewest && up == len(voters) || len(learners) > 0:

@@ -42,7 +42,8 @@ func (m *Machine) CheckChange(c *command.Change) error {
 		if now.peerURLTaken(c) {
 			return ErrPeerURLExists
 		}
-		if c.Type == raftpb.ConfChangeAddLearnerNode && c.Member.IsLearner && len(now.members)-now.voters() >= m.cfg.MaxLearners {
+		// The limit is the entry's, not this member's flag: members with different flags would part.
+		if c.Type == raftpb.ConfChangeAddLearnerNode && c.Member.IsLearner && c.MaxLearners != 0 && len(now.members)-now.voters() >= c.MaxLearners {
 			return ErrTooManyLearners
 		}
 	case raftpb.ConfChangeRemoveNode:

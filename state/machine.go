@@ -49,9 +49,6 @@ type Config struct {
 	// QuotaBytes is the size at which the database is full. 0: DefaultQuotaBytes; below 0: no limit.
 	QuotaBytes int64
 
-	// MaxLearners bounds the learners that CheckChange lets in. 0: 1; below 0: none.
-	MaxLearners int
-
 	// MaxAnswerBytes bounds the keys and values that one request may have read. 0: no bound.
 	MaxAnswerBytes int64
 
@@ -111,9 +108,6 @@ type transaction struct {
 func Open(cfg Config) (*Machine, error) {
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics(nil)
-	}
-	if cfg.MaxLearners == 0 {
-		cfg.MaxLearners = 1
 	}
 	if cfg.WarningApply <= 0 {
 		cfg.WarningApply = 100 * time.Millisecond

@@ -455,3 +455,36 @@ func TestOverQuotaIsTold(t *testing.T) {
 		t.Errorf("told %d times", told)
 	}
 }
+
+// Two members whose --max-learners differ apply the same entries: they must have the same
+// members afterwards. The limit is in the entry, by the flag of who proposed it.
+func TestLearnerLimitIsTheEntrys(t *testing.T) {
+	r := newRig(t, Config{})
+	apply := func(c command.Change) error {
+		index, _ := r.Applied()
+		e := command.Entry{Index: index + 1, Term: 1, Change: &c}
+		// As it comes out of the log.
+		change, err := command.DecodeChange(c.Encode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Change, e.Refused = change, r.CheckChange(change)
+		return r.ApplyChange(e).Err
+	}
+	member := func(id uint64, learner bool) command.Member {
+		return command.Member{ID: id, PeerURLs: []string{fmt.Sprintf("http://m%d", id)}, IsLearner: learner}
+	}
+	if err := apply(command.Change{Type: raftpb.ConfChangeAddNode, MemberID: 1, Member: member(1, false)}); err != nil {
+		t.Fatal(err)
+	}
+	for i, step := range []struct {
+		limit int
+		want  error
+	}{{-1, ErrTooManyLearners}, {1, nil}, {1, ErrTooManyLearners}, {2, nil}, {2, ErrTooManyLearners}, {0, nil}} {
+		id := uint64(10 + i)
+		err := apply(command.Change{Type: raftpb.ConfChangeAddLearnerNode, MemberID: id, Member: member(id, true), MaxLearners: step.limit})
+		if err != step.want {
+			t.Errorf("learner %d with a limit of %d: %v, want %v", id, step.limit, err, step.want)
+		}
+	}
+}

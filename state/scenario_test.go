@@ -72,6 +72,9 @@ func (r *rig) run(t *testing.T, d *datadriven.TestData) string {
 				}
 			}
 		}
+		if d.HasArg("max") {
+			d.ScanArgs(t, "max", &c.MaxLearners)
+		}
 		switch kind {
 		case "add":
 			c.Type = raftpb.ConfChangeAddNode

@@ -1,0 +1,306 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
+)
+
+// Member changes, and what a crash must not take back.
+//
+// To raft a commit index promises nothing: who forgets it hears it again from the
+// others. So it is written with the next group, and an ordinary write does not wait
+// for it. But a member takes a change as its configuration when it is applied, and
+// after a crash it applies only what its disk knows to be committed. Who forgets a
+// removal counts the removed member again, and that one may be gone for good: of two
+// members, the one that is left would wait for the other's vote for ever. Hence:
+//
+//   - A change is answered, and a removal acted upon (its connections closed, its
+//     messages refused), when the commit that covers it is durable here. Until then
+//     RemovalPending says so. The applier does not wait for that, the answer does.
+//   - Who is removed does not go by its own word. It votes and acknowledges until
+//     another member has told it (ToldRemoved), since that one has it on its disk.
+//   - A follower does not even hear that its own removal is committed (withoutRemoval):
+//     else it would not stand for election any more, and where its log is the longest
+//     nobody else could win one. Raft bears it, as it bears a lost message.
+//   - A leader hands leadership over before its own removal is proposed. Where nobody
+//     takes it, it proposes the removal itself, and nothing behind it: all that is in
+//     its log when the removal is applied is then on the disks of a quorum, so that
+//     some member that stays can have its vote.
+
+// changes are the applied member changes that may not be durable yet.
+type changes struct {
+	mu sync.Mutex
+	// applied wait for the disk, in order.
+	applied []appliedChange
+	// removals are the members whose removal is among them.
+	removals map[uint64]bool
+	// own are the proposals of this member's own removal, by id.
+	own  map[uint64]bool
+	told bool          // by another member, that this one was removed
+	wake chan struct{} // capacity 1: applied is not empty
+}
+
+type appliedChange struct {
+	id      uint64 // of the proposal
+	removes uint64 // the member; 0: none
+	result  command.Result
+}
+
+func (c *changes) init() {
+	c.removals, c.own, c.wake = make(map[uint64]bool), make(map[uint64]bool), make(chan struct{}, 1)
+}
+
+// removing is called before the removal of a member is applied.
+func (c *changes) removing(id uint64) {
+	c.mu.Lock()
+	c.removals[id] = true
+	c.mu.Unlock()
+}
+
+// add takes a change that was applied.
+func (c *changes) add(a appliedChange) {
+	c.mu.Lock()
+	c.applied = append(c.applied, a)
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// RemovalPending says whether a member's removal was applied and may still be
+// forgotten in a crash: nobody may be told of it, and the member is to be treated as
+// one that was not removed. Any goroutine.
+func (r *Replica) RemovalPending(id uint64) bool {
+	r.changes.mu.Lock()
+	defer r.changes.mu.Unlock()
+	return r.changes.removals[id]
+}
+
+// ToldRemoved is called, perhaps often, when another member has said that this one
+// was removed. It answers those who asked for that here. Any goroutine.
+func (r *Replica) ToldRemoved() {
+	c := &r.changes
+	c.mu.Lock()
+	c.told = true
+	var ids []uint64
+	for id := range c.own {
+		ids = append(ids, id)
+	}
+	c.mu.Unlock()
+	for _, id := range ids {
+		r.waiters.finish(id, command.Result{}, nil)
+	}
+}
+
+// ownRemoval notes that this member is asked for its own removal, until done.
+func (r *Replica) ownRemoval(id uint64) (done func()) {
+	c := &r.changes
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.own[id] = true
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.own, id)
+	}
+}
+
+// runKeeper makes applied changes durable and then tells of them.
+func (r *Replica) runKeeper() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { // ends with runKeeper, or makes it end
+		select {
+		case <-r.stopped:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	c := &r.changes
+	for {
+		select {
+		case <-r.stopped:
+			return
+		case <-c.wake:
+		}
+		c.mu.Lock()
+		batch := c.applied
+		c.applied = nil
+		c.mu.Unlock()
+		// Raft gave the log the commit before it gave the applier what it covers.
+		if err := r.cfg.Log.Sync(ctx); err != nil {
+			return // the replica stops, or the log has failed, which stops the process
+		}
+		changed := false
+		c.mu.Lock()
+		for _, a := range batch {
+			delete(c.removals, a.removes)
+			changed = changed || a.result.Err == nil
+		}
+		told := c.told
+		c.mu.Unlock()
+		if changed && r.cfg.MembersChanged != nil {
+			r.cfg.MembersChanged()
+		}
+		for _, a := range batch {
+			if a.removes != r.cfg.ID || a.result.Err != nil || told {
+				r.waiters.finish(a.id, a.result, nil)
+			}
+		}
+	}
+}
+
+// removedBy is the member that an entry removes; 0: none.
+func removedBy(e *raftpb.Entry) uint64 {
+	if e.GetType() != raftpb.EntryConfChange {
+		return raft.None
+	}
+	var cc raftpb.ConfChange
+	if proto.Unmarshal(e.GetData(), &cc) != nil || cc.GetType() != raftpb.ConfChangeRemoveNode {
+		return raft.None
+	}
+	return cc.GetNodeId()
+}
+
+// checkProposal says what is wrong with a MsgProp of another member. A change that
+// cannot be decoded would stop every member once it is committed, at each start again;
+// the loop takes a change to be alone in its message; and raft panics on no entries.
+func checkProposal(m *raftpb.Message) error {
+	if len(m.GetEntries()) == 0 {
+		return errors.New("a proposal of nothing")
+	}
+	for _, e := range m.GetEntries() {
+		if e.GetType() == raftpb.EntryNormal {
+			continue
+		}
+		if len(m.GetEntries()) > 1 {
+			return errors.New("a member change among other proposals")
+		}
+		if _, _, err := decodeChange(e); err != nil {
+			return fmt.Errorf("a member change that cannot be applied: %w", err)
+		}
+	}
+	return nil
+}
+
+// findRemoval looks for this member's own removal among the entries of the log
+// from index on.
+func (l *loop) findRemoval(from uint64) {
+	l.removal = 0
+	first, _ := l.cfg.Log.FirstIndex() // the log in memory cannot fail
+	last, _ := l.cfg.Log.LastIndex()
+	for next := max(from, first); next <= last && l.removal == 0; {
+		entries, err := l.cfg.Log.Entries(next, last+1, maxApplyingBytes)
+		if err != nil || len(entries) == 0 {
+			return
+		}
+		l.noteRemoval(entries)
+		next += uint64(len(entries))
+	}
+}
+
+// noteRemoval looks for this member's own removal among entries that the log takes.
+func (l *loop) noteRemoval(entries []*raftpb.Entry) {
+	if len(entries) > 0 && entries[0].GetIndex() <= l.removal {
+		l.removal = 0 // it is replaced
+	}
+	for _, e := range entries {
+		if l.removal != 0 {
+			return
+		}
+		if removedBy(e) == l.cfg.ID {
+			l.removal = e.GetIndex()
+		}
+	}
+}
+
+// withoutRemoval keeps from raft that this member's own removal is committed, unless
+// it is one that will be refused. A leader that has applied it sends no more, so this
+// member learns it by being told.
+func (l *loop) withoutRemoval(m *raftpb.Message) *raftpb.Message {
+	index := l.removal
+	if index == 0 {
+		for _, e := range m.GetEntries() {
+			if e.GetIndex() > m.GetCommit() {
+				break
+			}
+			if removedBy(e) == l.cfg.ID {
+				index = e.GetIndex()
+				break
+			}
+		}
+	}
+	if index == 0 || m.GetCommit() < index || l.node.BasicStatus().GetCommit() >= index {
+		return m
+	}
+	if l.applied.Load() == index-1 && l.cfg.State.CheckChange(&command.Change{
+		Type: raftpb.ConfChangeRemoveNode, MemberID: l.cfg.ID, Member: command.Member{ID: l.cfg.ID},
+	}) != nil {
+		return m
+	}
+	return &raftpb.Message{
+		Type: m.Type, To: m.To, From: m.From, Term: m.Term, LogTerm: m.LogTerm, Index: m.Index, Entries: m.Entries,
+		Commit: new(index - 1), Context: m.Context,
+	}
+}
+
+// leaving says whether this member leads although its own removal is in its log, or
+// was applied: nothing may be proposed behind it.
+func (l *loop) leaving() bool {
+	return (l.removal != 0 || l.removalProposed || !slices.Contains(*l.voters.Load(), l.cfg.ID)) &&
+		l.node.BasicStatus().RaftState == raft.StateLeader
+}
+
+// mayChange says whether a member change may be given to raft now.
+func (l *loop) mayChange(e *raftpb.Entry) bool {
+	return l.changeFits() && !l.leaving() && (removedBy(e) != l.cfg.ID || !l.yields(time.Now()))
+}
+
+// yieldTimeouts is for how many election timeouts a leader tries to hand over before
+// it proposes its own removal itself.
+const yieldTimeouts = 2
+
+// yields hands leadership over, if this member has it, and says whether that is
+// under way: the successor, to whom the change is forwarded then, is to propose that
+// this member is removed.
+func (l *loop) yields(now time.Time) bool {
+	status := l.node.BasicStatus()
+	if status.RaftState != raft.StateLeader || len(*l.voters.Load()) == 1 {
+		return false
+	}
+	if l.yieldBegan.IsZero() || now.Sub(l.yieldBegan) >= l.cfg.RequestTimeout {
+		l.yieldBegan = now
+	}
+	if now.Sub(l.yieldBegan) >= yieldTimeouts*l.cfg.electionTimeout() {
+		l.logger.Warn("nobody took leadership over; this leader proposes its own removal", zap.String("local-member-id", idText(l.cfg.ID)))
+		if status.LeadTransferee != raft.None {
+			l.node.TransferLeader(l.cfg.ID) // which is how raft is told to drop one to another
+		}
+		return false
+	}
+	l.passOn(now)
+	return true
+}
+
+// passOn hands leadership over because of this member's removal, unless a transfer
+// is under way.
+func (l *loop) passOn(now time.Time) {
+	if l.disk.transfer != nil || l.node.BasicStatus().LeadTransferee != raft.None {
+		return
+	}
+	if to := l.bestHeir(); to != raft.None {
+		l.beginTransfer(now, to, reasonRemoval)
+	}
+}
