@@ -143,6 +143,7 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 			m.healthSuccess, m.healthFailures, m.healthcheck, m.healthchecks, m.promoteSuccess,
 			m.promoteFailures, m.serverID, m.feature, m.quota, m.fdUsed, m.fdLimit, m.admissionLag, m.defragInflight, m.defragSeconds,
 			m.snapshotSeconds, m.corruption, serverVersion, goVersion, m.authRevisionGauge())
+		registerEmpty(reg)
 	}
 	return m
 }
