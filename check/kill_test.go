@@ -407,34 +407,3 @@ func (k *kill) verifyAll() error {
 	}
 	return nil
 }
-
-// TestAloneAfterAKill: all members are killed before any of them flushed its store, and one comes back alone. It has no
-// leader to find, but what it knows it tells: the raft log is a state as much as the store. It once kept its gRPC
-// clients waiting for ever.
-func TestAloneAfterAKill(t *testing.T) {
-	c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3})
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	client := admin(t, c.Members...)
-	for i := range 5 {
-		if _, err := client.Put(ctx, fmt.Sprint("key", i), "value"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, m := range c.Members {
-		m.Kill()
-	}
-	m := c.Members[0]
-	if err := m.Start(); err != nil {
-		t.Fatal(err)
-	}
-	alone := admin(t, m)
-	if err := eventually(ctx, func() error {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		_, err := alone.Get(ctx, "key", clientv3.WithPrefix(), clientv3.WithSerializable())
-		return err
-	}); err != nil {
-		t.Errorf("a serializable read: %v", err)
-	}
-}

@@ -602,3 +602,34 @@ func TestNobodyElseReads(t *testing.T) {
 		t.Errorf("only %d files were met", files)
 	}
 }
+
+// TestAloneWithoutAFlush: a member is killed before its store was ever flushed, and comes back without a quorum. It has no
+// leader to find, but what it knows it tells its gRPC clients: the raft log is a state as much as the store. It once kept
+// them waiting for ever.
+func TestAloneWithoutAFlush(t *testing.T) {
+	l := &lone{dir: shortDir(t)}
+	start := func() {
+		cfg := l.config()
+		cfg.InitialCluster += ",b=http://127.0.0.1:2" // nobody is there
+		var err error
+		if l.n, err = Start(cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start()
+	killed := filepath.Join(l.dir, "killed")
+	copyTree(t, l.data(), filepath.Join(killed, "data"))
+	copyTree(t, l.wal(), filepath.Join(killed, "wal"))
+	l.stop()
+	l = &lone{dir: killed}
+	start()
+	defer l.stop()
+	if index, _ := l.n.store.Applied(); l.n.store.DurableIndex() != 0 {
+		t.Fatalf("the store was flushed: %d", index)
+	}
+	select {
+	case <-l.n.serving:
+	case <-time.After(time.Minute):
+		t.Error("gRPC clients are not let in")
+	}
+}
