@@ -62,7 +62,8 @@ func (c *ctl) unreachable(err error) string {
 	if dead == len(endpoints) && dead >= len(all) {
 		lines = append(lines, `Hint: start one with "belay server" (one member) or "belay dev" (three), or name a running one with --endpoints or ETCDCTL_ENDPOINTS`)
 	} else if mute > 0 {
-		lines = append(lines, fmt.Sprintf(`Hint: a cluster without a leader answers like this; see "%s endpoint status --cluster" and the servers' logs`, c.name))
+		// Not --cluster: to learn the members takes a leader, too.
+		lines = append(lines, fmt.Sprintf(`Hint: a cluster without a leader answers like this; "%s endpoint status" with all members in --endpoints shows who leads and what each lacks, and the servers' logs say who is missing`, c.name))
 	}
 	return strings.Join(lines, "\n")
 }

@@ -273,7 +273,7 @@ func (i *Inspector) collect() []Testimony {
 			continue
 		}
 		asking.Go(func() {
-			t := Testimony{ID: id, Name: name}
+			t := Testimony{ID: id, Name: name, Nameless: name == ""}
 			start := i.now()
 			report, err := i.o.Collect(ctx, id)
 			end := i.now()

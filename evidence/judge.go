@@ -31,6 +31,7 @@ const (
 	CauseStoreStalled Cause = "store-stalled"
 	CauseFailed       Cause = "member-failed"
 	CauseKilled       Cause = "member-killed"
+	CauseNeverStarted Cause = "member-never-started"
 	CauseStopped      Cause = "member-stopped"
 	CauseTransfer     Cause = "transfer-requested"
 	CausePaused       Cause = "process-paused"
@@ -47,7 +48,7 @@ const (
 
 // Causes are all there are.
 func Causes() []Cause {
-	return []Cause{CauseDiskError, CauseDiskFull, CauseDiskDead, CauseDiskStalled, CauseDiskSlow, CauseStoreStalled, CauseFailed, CauseKilled, CauseStopped,
+	return []Cause{CauseDiskError, CauseDiskFull, CauseDiskDead, CauseDiskStalled, CauseDiskSlow, CauseStoreStalled, CauseFailed, CauseKilled, CauseNeverStarted, CauseStopped,
 		CauseTransfer, CausePaused, CauseCPU, CauseMemory, CausePartition, CauseUnreachable, CauseSlowLink, CauseLossyLink, CauseSnapshot, CauseLogOutput, CauseUnknown}
 }
 
@@ -67,6 +68,8 @@ func (c Cause) advice() string {
 		return "its last log line says why it stopped"
 	case CauseKilled:
 		return "see why the process ended: the supervisor's log, the kernel's log (out of memory), a core file"
+	case CauseNeverStarted:
+		return "start it with the --initial-cluster that member add printed, or remove it: it counts for the quorum"
 	case CauseStopped, CauseTransfer:
 		return "nothing: it was asked for"
 	case CausePaused:
@@ -97,8 +100,10 @@ type Testimony struct {
 	Name string
 	// Absent: it did not answer, and why not: refused, closed or timeout.
 	Absent string
-	Events []Event // At by the judge's clock; the oldest first
-	Links  []LinkReport
+	// Nameless: it has never told the cluster its name, which is the first that a member does.
+	Nameless bool
+	Events   []Event // At by the judge's clock; the oldest first
+	Links    []LinkReport
 }
 
 // Incident is what a verdict is asked for.
@@ -372,6 +377,8 @@ func (b *bench) ended(m *Testimony) {
 		b.add(m, CauseKilled, 90, "started again (%+.1f s) and had not ended in order", again.At.Sub(b.in.Began).Seconds())
 	case again != nil && again.Note == "after a stop":
 		b.add(m, CauseStopped, 90, "was stopped and started again")
+	case m.Absent != "" && m.Nameless:
+		b.add(m, CauseNeverStarted, 90, "does not answer, and has never told the cluster its name: it was added and not started")
 	case m.Absent == whyRefused, m.Absent == whyClosed:
 		b.add(m, CauseKilled, 90, "is not running: connections to it are %s, and it had not said that it stops", m.Absent)
 	case m.Absent == whyTimeout:

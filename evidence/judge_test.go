@@ -13,7 +13,7 @@ import (
 
 // TestJudge gives recorded rings and reads the verdict. A line of input is
 //
-//	m1 absent=timeout
+//	m1 absent=timeout         (or absent=refused nameless: it never told its name)
 //	m1 late-to=m2 2        (of the last thirty round trips)
 //	m1 paused ago=0.5s took=10s peer=m2 value=3 term=4 note="text"
 //
@@ -66,7 +66,7 @@ func testMembers(t *testing.T, text string, now time.Time) []Testimony {
 		}
 		m := &members[testID(words[0])-1]
 		if why, ok := strings.CutPrefix(words[1], "absent="); ok {
-			m.Absent = why
+			m.Absent, m.Nameless = why, len(words) > 2 && words[2] == "nameless"
 			continue
 		}
 		if peer, ok := strings.CutPrefix(words[1], "late-to="); ok {

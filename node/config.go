@@ -88,6 +88,10 @@ type Config struct {
 
 	CompactHashCheckTime time.Duration // between checks of compactions' hashes; 0: none
 
+	// Flags of etcd's without effect here, for the lines of the log that scripts wait for.
+	SnapshotCatchupEntries   uint64
+	BootstrapDefragMegabytes uint
+
 	DowngradeCheckTime time.Duration // between two looks whether a downgrade is done; 0: never
 	// Features are feature gates as configured, for the metric.
 	Features map[string]bool

@@ -61,6 +61,7 @@ func (n *Node) sayConfig() {
 		zap.String("election-timeout", n.electionTimeout().String()),
 		zap.Bool("initial-election-tick-advance", c.AdvanceTicks),
 		zap.Uint64("snapshot-count", c.flushEntries()),
+		zap.Uint64("snapshot-catchup-entries", c.SnapshotCatchupEntries),
 		zap.Strings("initial-advertise-peer-urls", urlStrings(c.AdvertisePeerURLs)),
 		zap.Strings("listen-peer-urls", urlStrings(c.ListenPeerURLs)),
 		zap.Strings("advertise-client-urls", urlStrings(c.AdvertiseClientURLs)),
@@ -103,6 +104,13 @@ func (n *Node) sayStore(took time.Duration) {
 	n.logger.Info("recovered v3 backend",
 		zap.Int64("backend-size-bytes", total), zap.String("backend-size", server.HumanBytes(total)),
 		zap.Int64("backend-size-in-use-bytes", inUse), zap.String("backend-size-in-use", server.HumanBytes(inUse)))
+	if threshold := int64(n.cfg.BootstrapDefragMegabytes) << 20; threshold > 0 {
+		// Free space is given back all the time: there is never as much as is asked for.
+		n.logger.Info("Skipping defragmentation",
+			zap.Int64("current-db-size-bytes", total), zap.String("current-db-size", server.HumanBytes(total)),
+			zap.Int64("current-db-size-in-use-bytes", inUse), zap.String("current-db-size-in-use", server.HumanBytes(inUse)),
+			zap.Int64("bootstrap-defrag-threshold-bytes", threshold), zap.String("bootstrap-defrag-threshold", server.HumanBytes(threshold)))
+	}
 }
 
 // sayMember says who this member is, and what it knew of the others.

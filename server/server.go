@@ -316,7 +316,7 @@ func (s *Server) Start() {
 	ctx := s.stopped
 	for _, loop := range []func(context.Context){
 		s.publish, s.watchLeader, s.leadLeases, s.monitorVersion, s.autoCompact,
-		s.watchSpace, s.watchAdmission, s.watchDescriptors, s.watchCorruption,
+		s.watchSpace, s.watchAdmission, s.watchDescriptors, s.watchCorruption, s.watchQuorum,
 	} {
 		s.background(func() { loop(ctx) })
 	}

@@ -155,6 +155,7 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		JoinExisting: cfg.InitialClusterState == "existing",
 		Seeds:        func(ctx context.Context) (node.Seeds, error) { return seeds(ctx, cfg, logger) },
 		Discovers:    len(cfg.Discovery.Endpoints) > 0, ForceNewCluster: cfg.ForceNewCluster, DowngradeCheckTime: cfg.DowngradeCheckTime,
+		SnapshotCatchupEntries: cfg.SnapshotCatchupEntries, BootstrapDefragMegabytes: cfg.BootstrapDefragMegabytes,
 		MemberLocalAddr: cfg.Gates.Enabled(config.GateSetMemberLocalAddr), Features: cfg.Features(),
 		TickInterval: cfg.HeartbeatInterval, ElectionTicks: cfg.ElectionTicks(),
 		TuneTimeouts: !cfg.Explicit["heartbeat-interval"] && !cfg.Explicit["election-timeout"],
