@@ -336,8 +336,8 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 		if err := proto.Unmarshal(data, msg); err != nil {
 			panic(err)
 		}
-		to := m.c.members[msg.GetTo()]
 		m.c.mu.Lock()
+		to := m.c.members[msg.GetTo()]
 		cut := to == nil || m.c.cut[[2]uint64{m.id, msg.GetTo()}] || (m.c.drop != nil && m.c.drop(msg))
 		lost := m.c.lose != nil && msg.GetType() != raftpb.MsgSnap && m.c.lose(msg)
 		m.c.mu.Unlock()
@@ -401,7 +401,10 @@ func (m *testMember) tell(other *testMember) (told bool) {
 
 // tellRemoved tells those that m can reach: their streams end, and are refused.
 func (m *testMember) tellRemoved() {
-	for id, other := range m.c.members {
+	m.c.mu.Lock()
+	members := maps.Clone(m.c.members)
+	m.c.mu.Unlock()
+	for id, other := range members {
 		m.c.mu.Lock()
 		cut := m.c.cut[[2]uint64{m.id, id}] || m.c.cut[[2]uint64{id, m.id}]
 		m.c.mu.Unlock()
@@ -420,8 +423,8 @@ func (m *testMember) count(msg *raftpb.Message) {
 // AskDisks answers from the members themselves, unless the network is cut.
 func (m *testMember) AskDisks(ids []uint64) {
 	for _, id := range ids {
-		to := m.c.members[id]
 		m.c.mu.Lock()
+		to := m.c.members[id]
 		cut := to == nil || m.c.cut[[2]uint64{m.id, id}] || m.c.cut[[2]uint64{id, m.id}]
 		m.c.mu.Unlock()
 		if !cut && !to.dead.Load() {

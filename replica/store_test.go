@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -163,13 +164,14 @@ func TestNobodyHandsOverToAStalledStore(t *testing.T) {
 // A snapshot whose installation hangs is the store's work as well.
 func TestInstallThatHangsIsSeen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newTestCluster(t, 3)
+		// The leader's disk keeps too little of the log for what the other lacks.
+		c := newTestCluster(t, 3, func(c *testCluster) { c.segmentBytes, c.holdDiskBytes = smallSegment, 1 })
 		defer c.close()
 		leader := c.leader()
 		behind := c.others(leader)[0]
 		c.partition(behind.id, true)
 		for i := range 300 {
-			leader.mustPut(fmt.Sprint("k", i), "v")
+			leader.mustPut(fmt.Sprint("k", i), strings.Repeat("v", 4<<10))
 		}
 		release := stallState(&behind.installStalled)
 		c.partition(behind.id, false)
