@@ -35,7 +35,7 @@ func (s *Server) watchQuorum(ctx context.Context) {
 			told := w.look(now, s.state.Members(), func(id uint64) bool { return !s.cfg.Peers.ActiveSince(id).IsZero() }, s.replica.Status().Leader)
 			switch told {
 			case quorumLost:
-				s.logger.Error("the cluster has no quorum: writes and linearizable reads wait until enough members are back",
+				s.logger.Warn("the cluster has no quorum: writes and linearizable reads wait until enough members are back",
 					zap.String("missing", w.missingText(now)), zap.Int("voters", w.voters), zap.Int("needed", quorum(w.voters)), zap.Int("reachable", w.reachable),
 					zap.Duration("for", now.Sub(w.since).Round(time.Second)))
 			case quorumBack:
