@@ -66,12 +66,7 @@ func shape(f *dto.MetricFamily) (kind string, values map[string]bool) {
 // absent are etcd's families that Belay has not, and why.
 func absent() map[string]string {
 	reasons := map[string][]string{
-		"there are no snapshot files": {
-			"etcd_debugging_snap_save_marshalling_duration_seconds", "etcd_debugging_snap_save_total_duration_seconds",
-			"etcd_snap_db_fsync_duration_seconds", "etcd_snap_db_save_total_duration_seconds", "etcd_snap_fsync_duration_seconds",
-		},
-		"there is no v2 store": {
-			"etcd_debugging_store_expires_total", "etcd_debugging_store_watch_requests_total", "etcd_debugging_store_watchers",
+		"there is no v2 store, so no action of it": {
 			"etcd_debugging_store_reads_failed_total", "etcd_debugging_store_reads_total", "etcd_debugging_store_writes_failed_total", "etcd_debugging_store_writes_total",
 		},
 		"a server is no proxy": {
