@@ -109,7 +109,7 @@ func (o *outgoing) write(b *batch) error {
 	size := 0
 	vec := o.vec[:0]
 	send := func() {
-		if size == 0 || err != nil {
+		if size == 0 {
 			return
 		}
 		if err = o.conn.SetWriteDeadline(time.Now().Add(o.timeout)); err == nil {
@@ -120,7 +120,7 @@ func (o *outgoing) write(b *batch) error {
 		vec, size = vec[:0], 0
 	}
 	b.pieces(func(p []byte) {
-		for len(p) > 0 {
+		for len(p) > 0 && err == nil {
 			n := min(len(p), writeAtOnce-size)
 			vec = append(vec, p[:n])
 			size += n
@@ -130,7 +130,9 @@ func (o *outgoing) write(b *batch) error {
 			}
 		}
 	})
-	send()
+	if err == nil {
+		send()
+	}
 	o.vec = vec[:0]
 	return err
 }
