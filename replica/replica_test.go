@@ -270,13 +270,18 @@ func TestOneSnapshotIsEnough(t *testing.T) {
 // promised of them may be committed before it hears that the snapshot is stable.
 func TestLogGrowsBehindPendingSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newTestCluster(t, 3)
+		c := newTestCluster(t, 3, func(c *testCluster) { c.segmentBytes = smallSegment })
 		defer c.close()
 		leader := c.leader()
 		behind := c.others(leader)[0]
 		c.partition(behind.id, true)
+		time.Sleep(2 * holdInactive) // so that the leader has given it up
 		for i := range 400 {
 			leader.mustPut(fmt.Sprint("k", i), "v")
+			time.Sleep(10 * time.Millisecond)
+		}
+		if oldest := leader.log.Oldest(); oldest <= behind.replica().AppliedIndex() {
+			t.Fatalf("the log of the leader still begins at %d", oldest)
 		}
 		release := behind.stall()
 		c.partition(behind.id, false)
