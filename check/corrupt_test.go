@@ -98,7 +98,7 @@ func alterValue(t *testing.T, m *cluster.Member, key string) {
 	if err := b.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	_, flushed, err := st.AsyncFlush()
+	_, flushed, err := st.AsyncFlush(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}

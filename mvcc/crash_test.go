@@ -31,7 +31,7 @@ func TestCrash(t *testing.T) {
 				n := min(1+rng.IntN(10), len(cmds)-int(index))
 				r.apply(cmds[index : int(index)+n]...)
 				if rng.IntN(4) == 0 {
-					if _, _, err := r.st.AsyncFlush(); err != nil {
+					if _, _, err := r.st.AsyncFlush(context.Background()); err != nil {
 						t.Fatal(err)
 					}
 				}

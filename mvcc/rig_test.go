@@ -67,7 +67,7 @@ func (r *rig) close() {
 
 func (r *rig) flush() {
 	r.t.Helper()
-	_, done, err := r.st.AsyncFlush()
+	_, done, err := r.st.AsyncFlush(context.Background())
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -557,12 +557,17 @@ func (n *Node) snapshotsEnd() bool {
 // closeStore flushes what was applied, unless the disk does not answer, and
 // closes the store.
 func (n *Node) closeStore() {
-	if _, flushed, err := n.store.AsyncFlush(); err == nil {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_, flushed, err := n.store.AsyncFlush(ctx)
+	if err == nil {
 		select {
 		case <-flushed:
-		case <-time.After(10 * time.Second):
-			n.logger.Warn("the store could not be flushed in 10s; the next start replays the raft log")
+		case <-ctx.Done():
 		}
+	}
+	if ctx.Err() != nil {
+		n.logger.Warn("the store could not be flushed in 10s; the next start replays the raft log")
 	}
 	if err := n.store.Close(); err != nil {
 		n.logger.Warn("failed to close the store", zap.Error(err))

@@ -121,7 +121,7 @@ func (s *memoryState) ConfState() *raftpb.ConfState {
 	return s.confState
 }
 
-func (s *memoryState) Flush() (uint64, <-chan struct{}, error) {
+func (s *memoryState) Flush(context.Context) (uint64, <-chan struct{}, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	done := make(chan struct{})

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,6 +68,9 @@ func (f *flusher) begin() (any bool) {
 func (r *Replica) runFlusher() {
 	ticker := time.NewTicker(flushInterval)
 	defer ticker.Stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { <-r.stopped; cancel() }()
 	for {
 		select {
 		case <-r.stopped:
@@ -78,7 +82,10 @@ func (r *Replica) runFlusher() {
 			continue
 		}
 		r.work.flushing.start()
-		index, done, err := r.cfg.State.Flush()
+		index, done, err := r.cfg.State.Flush(ctx)
+		if ctx.Err() != nil {
+			return
+		}
 		if err != nil {
 			r.cfg.Failed(err)
 			return

@@ -31,8 +31,9 @@ type StateMachine interface {
 	Applied() (index, term uint64)
 	ConfState() *raftpb.ConfState
 	// Flush starts to make everything applied so far durable: when done closes,
-	// everything up to index survives a crash.
-	Flush() (index uint64, done <-chan struct{}, err error)
+	// everything up to index survives a crash. It may wait for a disk that has
+	// stalled, until ctx ends.
+	Flush(ctx context.Context) (index uint64, done <-chan struct{}, err error)
 }
 
 // Network carries messages to the other members.

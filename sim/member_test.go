@@ -514,9 +514,9 @@ func (g gatedMachine) ApplyChange(e command.Entry) command.Result {
 func (g gatedMachine) CheckChange(c *command.Change) error { return g.l.machine.CheckChange(c) }
 func (g gatedMachine) Applied() (index, term uint64)       { return g.l.machine.Applied() }
 func (g gatedMachine) ConfState() *raftpb.ConfState        { return g.l.machine.ConfState() }
-func (g gatedMachine) Flush() (uint64, <-chan struct{}, error) {
+func (g gatedMachine) Flush(ctx context.Context) (uint64, <-chan struct{}, error) {
 	g.l.paused.pass()
-	return g.l.machine.Flush()
+	return g.l.machine.Flush(ctx)
 }
 
 // gatedNetwork stops the raft loop while the member is paused, and watches what

@@ -440,7 +440,7 @@ func (w *world) inject() {
 			}
 			l.broken.Store(true)
 			l.disk.storeError.Store(&err)
-			_, _, _ = l.store.AsyncFlush()
+			_, _, _ = l.store.AsyncFlush(context.Background())
 		})},
 		{"dead log disk", 3, one(func(l *life) {
 			l.disk.logSync.shut()
@@ -452,7 +452,7 @@ func (w *world) inject() {
 			l.disk.logSync.shut()
 			p := percent()
 			after(between(300*time.Millisecond, 3*time.Second), func() {
-				_, done, err := l.store.AsyncFlush()
+				_, done, err := l.store.AsyncFlush(context.Background())
 				if err != nil || l.dead.Load() {
 					return
 				}
@@ -484,7 +484,7 @@ func (w *world) inject() {
 				w.net.Heal()
 			})
 			after(heal+between(200*time.Millisecond, 3*time.Second), func() {
-				_, done, err := l.store.AsyncFlush()
+				_, done, err := l.store.AsyncFlush(context.Background())
 				if err != nil || l.dead.Load() {
 					return
 				}
@@ -552,7 +552,7 @@ func (w *world) inject() {
 				_ = l.replica.TransferLeader(ctx, to)
 			})
 		})},
-		{"flush", 6, one(func(l *life) { _, _, _ = l.store.AsyncFlush() })},
+		{"flush", 6, one(func(l *life) { _, _, _ = l.store.AsyncFlush(context.Background()) })},
 	}
 	if w.kinds[power] {
 		faults = append(faults, fault{"power cut", 12, func() {

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -181,8 +182,9 @@ func (m *Machine) Applied() (index, term uint64) {
 func (m *Machine) ConfState() *raftpb.ConfState { return m.confState.Load() }
 
 // Flush starts to make everything applied so far durable: when done closes, everything up to index survives a crash.
-func (m *Machine) Flush() (index uint64, done <-chan struct{}, err error) {
-	return m.cfg.Store.AsyncFlush()
+// ctx bounds the start, which waits where the disk has stalled for long.
+func (m *Machine) Flush(ctx context.Context) (index uint64, done <-chan struct{}, err error) {
+	return m.cfg.Store.AsyncFlush(ctx)
 }
 
 // ClusterID is the configured one.

@@ -161,7 +161,7 @@ func metamorphic(t *testing.T, s uint64, entries []command.Entry) {
 			index, _ := r.Applied()
 			diff(t, "results", want[index:to], r.feed(entries[index:to], cut, nil))
 			if to%200 == 0 {
-				if _, _, err := r.Flush(); err != nil { // it may or may not be done by the crash
+				if _, _, err := r.Flush(t.Context()); err != nil { // it may or may not be done by the crash
 					t.Fatal(err)
 				}
 			}

@@ -74,7 +74,7 @@ func (r *rig) close() {
 // reopen restarts the machine with everything that was applied.
 func (r *rig) reopen() {
 	r.t.Helper()
-	_, done, err := r.Flush()
+	_, done, err := r.Flush(r.t.Context())
 	if err != nil {
 		r.t.Fatal(err)
 	}

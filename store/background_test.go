@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -36,7 +37,7 @@ func TestFullDisk(t *testing.T) {
 		if err := errors.Join(b.Set(MetaKey("k"), []byte("v")), b.Commit()); err != nil {
 			t.Fatal(err)
 		}
-		_, done, err := s.AsyncFlush()
+		_, done, err := s.AsyncFlush(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +83,7 @@ func TestFailedDisk(t *testing.T) {
 		if err := errors.Join(b.Set(MetaKey("k"), []byte("v")), b.Commit()); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := s.AsyncFlush(); err != nil {
+		if _, _, err := s.AsyncFlush(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(10 * time.Second)
@@ -97,6 +98,72 @@ func TestFailedDisk(t *testing.T) {
 		broken.Store(false)
 		time.Sleep(2 * retryPause)
 		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestFlushBesideWriterThatWaits: a disk that stalls for so long that writers wait for it holds up whoever wants a flush
+// for as long as that one likes, and no longer; a snapshot that is to be installed waits its turn.
+func TestFlushBesideWriterThatWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // time stands still in here while somebody waits for a mutex
+		stalled := make(chan struct{})
+		var stalls atomic.Bool
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if stalls.Load() && op.Kind == errorfs.OpFileWrite {
+				<-stalled
+			}
+			return nil
+		}))
+		s, err := Open("store", Options{FS: fs, MemTableBytes: 64 << 10, CacheBytes: 1 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stalls.Store(true)
+		const last = 2 * stalledMemTables
+		written := make(chan error, 1)
+		go func() {
+			for i := range uint64(last) {
+				b := s.NewBatch(i+1, 1)
+				if err := errors.Join(b.Set(MetaKey(fmt.Sprint("k", i)), make([]byte, 40<<10)), b.Commit()); err != nil {
+					written <- err
+					return
+				}
+			}
+			written <- nil
+		}()
+		time.Sleep(time.Minute)
+		index, _ := s.Applied()
+		if index == last {
+			t.Fatal("no writer waits for the disk")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, _, err := s.AsyncFlush(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("the flush gives %v", err)
+		}
+		if err := s.CompactAll(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("the compaction gives %v", err)
+		}
+		flushed := make(chan error, 1)
+		go func() {
+			_, _, err := s.AsyncFlush(t.Context())
+			flushed <- err
+		}()
+		closed := make(chan error, 1)
+		go func() {
+			time.Sleep(time.Minute)
+			close(stalled) // a disk that comes back
+			if err := <-written; err != nil {
+				closed <- err
+				return
+			}
+			closed <- s.Close()
+		}()
+		if err := <-flushed; err != nil && !errors.Is(err, errClosed) {
+			t.Errorf("the flush gives %v", err)
+		}
+		if err := <-closed; err != nil {
 			t.Error(err)
 		}
 	})

@@ -123,8 +123,8 @@ func (b *Batch) Commit() error {
 		}
 	}
 	s := b.s
-	s.content.RLock()
-	defer s.content.RUnlock()
+	s.write.enter()
+	defer s.write.leave()
 	if b.generation != s.Generation() {
 		return ErrReplaced
 	}

@@ -96,7 +96,7 @@ func TestStoreWatchesItsDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := s.disk.progress.Load()
-	_, done, err := s.AsyncFlush()
+	_, done, err := s.AsyncFlush(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

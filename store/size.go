@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -126,7 +127,7 @@ func (z *sizes) flushed(inputBytes uint64) {
 // a flush, which is begun here where that is worth it, and the sizes are looked at again. It waits for nothing.
 func (s *Store) Reclaim() {
 	if s.sizes.shadowed.Load() >= flushShadowed {
-		_, _, _ = s.AsyncFlush() // a store that is being closed is flushed as well
+		go func() { _, _, _ = s.AsyncFlush(context.Background()) }() // a store that is being closed is flushed as well
 	}
 	s.sizes.resample()
 }

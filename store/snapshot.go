@@ -339,9 +339,10 @@ func (s *Store) Install(in *Incoming) error {
 	if in.dir == "" {
 		return errors.New("store: the snapshot was discarded or installed already")
 	}
-	s.content.Lock()
-	defer s.content.Unlock()
+	s.write.enter()
+	defer s.write.leave()
 	s.generation.Add(1)
+	defer s.generation.Add(1) // for who begins while the old content can still be read
 	lower, upper := allKeys()
 	if _, err := s.db.IngestAndExcise(context.Background(), in.tables, nil, nil, pebble.KeyRange{Start: lower, End: upper}); err != nil {
 		return fmt.Errorf("store: install a snapshot: %w", explain(err))

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -71,8 +70,10 @@ type Store struct {
 	durable atomic.Uint64
 	writing atomic.Bool // the applier's batch is open
 
-	// content is held shared while a batch commits and alone while Install replaces everything.
-	content    sync.RWMutex
+	// write is held by whoever changes what the store holds, or has the engine begin a new memtable. The engine makes
+	// writers wait for a disk that has stalled for long; here others wait for them in a way that can be given up.
+	write      gate
+	closing    chan struct{} // closed by Close
 	generation atomic.Uint64
 
 	incoming atomic.Uint64 // names for directories of snapshots being received
@@ -109,7 +110,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	}
 	disk := newDiskWatch()
 	fs = watchedFS{fs, disk}
-	s := &Store{dir: dir, fs: fs, disk: disk, lg: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, appliedKey: MetaKey("applied")}
+	s := &Store{dir: dir, fs: fs, disk: disk, lg: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, appliedKey: MetaKey("applied"), write: newGate(), closing: make(chan struct{})}
 	if s.lg == nil {
 		s.lg = zap.NewNop()
 	}
@@ -231,28 +232,64 @@ func (s *Store) Applied() (index, term uint64) {
 // DurableIndex: the effects of all entries up to it survive a crash.
 func (s *Store) DurableIndex() uint64 { return s.durable.Load() }
 
-// Generation counts the snapshots that were installed, from the moment when the first key is replaced.
+// Generation grows with each snapshot that is installed: before the first key is replaced, and again after the last. What
+// was read in one generation is of one content.
 func (s *Store) Generation() uint64 { return s.generation.Load() }
 
 // AsyncFlush starts to make everything applied so far durable. When done closes, everything up to index is. While the
-// disk stalls or fails, done stays open.
-func (s *Store) AsyncFlush() (index uint64, done <-chan struct{}, err error) {
+// disk stalls or fails, done stays open. A disk that has stalled for so long that writers wait for it is waited for here,
+// too, until ctx ends or the store closes.
+func (s *Store) AsyncFlush(ctx context.Context) (index uint64, done <-chan struct{}, err error) {
+	select {
+	case s.write <- struct{}{}:
+	case <-s.closing:
+		return 0, nil, errClosed
+	case <-ctx.Done():
+		return 0, nil, fmt.Errorf("store: flush: %w", ctx.Err())
+	}
 	if s.closed.Load() {
-		return 0, nil, errors.New("store: closed")
+		s.write.leave()
+		return 0, nil, errClosed
 	}
 	index, _ = s.Applied()
-	flushed, err := s.db.AsyncFlush()
-	if err != nil {
-		return 0, nil, fmt.Errorf("store: flush: %w", err)
+	type begun struct {
+		flushed <-chan struct{}
+		err     error
+	}
+	began := make(chan begun, 1)
+	go func() {
+		defer s.write.leave()
+		flushed, err := s.db.AsyncFlush()
+		began <- begun{flushed, err}
+	}()
+	var b begun
+	select {
+	case b = <-began:
+	case <-s.closing:
+		return 0, nil, errClosed
+	case <-ctx.Done():
+		return 0, nil, fmt.Errorf("store: flush: %w", ctx.Err())
+	}
+	if b.err != nil {
+		return 0, nil, fmt.Errorf("store: flush: %w", b.err)
 	}
 	ch := make(chan struct{})
 	go func() {
-		<-flushed
+		<-b.flushed
 		s.raiseDurable(index)
 		close(ch)
 	}()
 	return index, ch, nil
 }
+
+var errClosed = errors.New("store: closed")
+
+// A gate lets one in at a time. Unlike a mutex it can be waited for among other things.
+type gate chan struct{}
+
+func newGate() gate   { return make(gate, 1) }
+func (g gate) enter() { g <- struct{}{} }
+func (g gate) leave() { <-g }
 
 func (s *Store) raiseDurable(index uint64) {
 	for old := s.durable.Load(); old < index; old = s.durable.Load() {
@@ -273,7 +310,7 @@ func (s *Store) FreeBytes() (uint64, error) {
 
 // CompactAll rewrites the whole store so that it takes the least space. Reads and writes go on.
 func (s *Store) CompactAll(ctx context.Context) error {
-	_, flushed, err := s.AsyncFlush()
+	_, flushed, err := s.AsyncFlush(ctx)
 	if err != nil {
 		return err
 	}
@@ -299,8 +336,11 @@ func (s *Store) Close() error {
 	if !s.closed.CompareAndSwap(false, true) {
 		return nil
 	}
+	close(s.closing)
 	s.metrics.store.CompareAndSwap(s, nil)
 	s.stopSampling()
+	s.write.enter()
+	defer s.write.leave()
 	if err := s.db.Close(); err != nil {
 		return fmt.Errorf("store: close: %w", err)
 	}

@@ -53,7 +53,7 @@ func write(t testing.TB, s *Store, pairs ...string) {
 
 func flush(t testing.TB, s *Store) uint64 {
 	t.Helper()
-	index, done, err := s.AsyncFlush()
+	index, done, err := s.AsyncFlush(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +218,7 @@ func TestCrash(t *testing.T) {
 			case 0:
 				flush(t, s)
 			case 1:
-				if _, _, err := s.AsyncFlush(); err != nil {
+				if _, _, err := s.AsyncFlush(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -274,6 +274,41 @@ func filled(t testing.TB, fs vfs.FS, dir string, n int) *Store {
 		}
 	}
 	return s
+}
+
+// A local batch that is begun in the middle of an Install is of the old content, whatever it read.
+func TestLocalBatchBegunAmidInstall(t *testing.T) {
+	var amid func()
+	mem := vfs.NewMem()
+	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if amid != nil && op.Kind == errorfs.OpLink {
+			amid()
+			amid = nil
+		}
+		return nil
+	}))
+	from := filled(t, mem, "from", 30)
+	defer closeStore(t, from)
+	to := filled(t, fs, "to", 20)
+	defer closeStore(t, to)
+	in, err := to.ReceiveSnapshot(t.Context(), bytes.NewReader(snapshot(t, from)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var batch *Batch
+	amid = func() {
+		batch = to.NewLocalBatch()
+		batch.Delete(ClusterKey("name-0007"))
+	}
+	if err := to.Install(in); err != nil {
+		t.Fatal(err)
+	}
+	if batch == nil {
+		t.Fatal("no file was linked")
+	}
+	if err := batch.Commit(); !errors.Is(err, ErrReplaced) {
+		t.Fatalf("its commit: %v", err)
+	}
 }
 
 func TestSnapshot(t *testing.T) {
