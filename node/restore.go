@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/raft/v3/raftpb"
@@ -182,12 +184,14 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id id
 	}); err != nil {
 		return 0, err
 	}
-	for key, id := range attached {
+	// In order: every member that restores the file cuts its batches alike, and so
+	// begins its log at the same index.
+	for _, key := range slices.Sorted(maps.Keys(attached)) {
 		b, err := next(len(key) + 64)
 		if err != nil {
 			return 0, err
 		}
-		if err := lease.RestoreKey(b, lease.ID(id), []byte(key)); err != nil {
+		if err := lease.RestoreKey(b, lease.ID(attached[key]), []byte(key)); err != nil {
 			return 0, err
 		}
 	}
@@ -236,7 +240,7 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id id
 		return 0, err
 	}
 	batch = nil
-	_, flushed, err := st.AsyncFlush()
+	_, flushed, err := st.AsyncFlush(ctx)
 	if err != nil {
 		return 0, err
 	}

@@ -204,6 +204,11 @@ func (l *leaseService) renewHere(ctx context.Context, id lease.ID) (int64, error
 	if err != nil {
 		return 0, err
 	}
+	// Was this process stopped for a moment since it looked, another may lead by now,
+	// whose clock for this lease began before the one that was just set.
+	if err := l.confirmLeadership(ctx); err != nil {
+		return 0, err
+	}
 	if checkpointed {
 		// The next leader would go by the checkpoint: take it back before the
 		// client may rely on the renewal. In this term, so that a next leader has

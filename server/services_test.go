@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -567,6 +568,39 @@ func TestRenewalNeedsConfirmedLeadership(t *testing.T) {
 	if _, err := m.Server.lease.renewHere(t.Context(), 7); err != lease.ErrNotPrimary {
 		t.Fatalf("error %v, want %v", err, lease.ErrNotPrimary)
 	}
+}
+
+// A leader that is stopped for a moment in the middle of a renewal promises nothing: another may
+// lead meanwhile, whose clock for the lease began before.
+func TestRenewalAmidPause(t *testing.T) {
+	var paused atomic.Pointer[func()]
+	m := newMember(t, func(c *Config, s *state.Config) {
+		leases, err := lease.Open(c.Store, lease.Options{MinTTL: 2, Clock: func() time.Time {
+			if f := paused.Load(); f != nil {
+				(*f)()
+			}
+			return time.Now()
+		}})
+		must(t, err)
+		c.Leases, s.Leases = leases, leases
+	})
+	_, err := m.lease.LeaseGrant(t.Context(), &pb.LeaseGrantRequest{ID: 7, TTL: 100})
+	must(t, err)
+	_, err = m.Server.lease.renewHere(t.Context(), 7)
+	must(t, err)
+	pause := func() { // as long as it takes to elect another
+		m.confirmed.store(time.Now().Add(-m.cfg.ElectionTimeout))
+		m.replica.set(func(r *solo) { r.barrierErr = replica.ErrTimeout })
+	}
+	paused.Store(&pause)
+	m.confirmed.store(time.Now())
+	if _, err := m.Server.lease.renewHere(t.Context(), 7); err != lease.ErrNotPrimary {
+		t.Fatalf("error %v, want %v", err, lease.ErrNotPrimary)
+	}
+	paused.Store(nil)
+	m.replica.set(func(r *solo) { r.barrierErr = nil })
+	_, err = m.Server.lease.renewHere(t.Context(), 7)
+	must(t, err)
 }
 
 func TestLeasesExpireOnTheLeader(t *testing.T) {
