@@ -34,7 +34,7 @@ const plain = "plain"
 
 // mix is in how many worlds of a hundred each kind is drawn. Kinds are drawn one
 // by one, so about every third world is plain and some are of three kinds.
-var mix = map[kind]int{big: 8, clock: 8, damaged: 12, flags: 10, hung: 15, idle: 12, power: 15, small: 25, users: 10, wedged: 10}
+var mix = map[kind]int{big: 8, clock: 8, damaged: 12, flags: 10, hung: 15, idle: 12, loaded: 8, power: 15, small: 25, users: 10, wedged: 10}
 
 // allKinds are those that -sim.kind takes.
 var allKinds = []kind{big, clock, damaged, flags, hung, idle, loaded, power, small, users, wedged}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/discovery"
+	"github.com/belaydb/belay/internal/interrupt"
 	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/logsink"
 	"github.com/belaydb/belay/node"
@@ -318,11 +319,7 @@ func endBySignal(s os.Signal, logger *logsink.Logger) int {
 	if os.Getpid() == 1 {
 		return 0
 	}
-	signal.Reset(s)
-	if sig, ok := s.(syscall.Signal); ok {
-		_ = syscall.Kill(os.Getpid(), sig)
-		time.Sleep(time.Second) // the signal ends us here
-	}
+	interrupt.Raise(s)
 	return 1
 }
 

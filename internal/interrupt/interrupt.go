@@ -45,7 +45,7 @@ func within(parent context.Context, grace time.Duration) (context.Context, conte
 			select {
 			case <-stopped:
 			case <-timer.C:
-				raise(s)
+				Raise(s)
 			}
 		}
 	}()

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// raise ends the process by the signal, so that who waits for it sees which.
-func raise(s os.Signal) {
+// Raise ends the process by the signal, so that who waits for it sees which.
+func Raise(s os.Signal) {
 	signal.Reset(s)
 	if sig, ok := s.(syscall.Signal); ok {
 		_ = syscall.Kill(os.Getpid(), sig)

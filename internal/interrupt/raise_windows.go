@@ -2,5 +2,5 @@ package interrupt
 
 import "os"
 
-// raise ends the process as Ctrl-C ends it.
-func raise(os.Signal) { os.Exit(130) }
+// Raise ends the process as Ctrl-C ends it.
+func Raise(os.Signal) { os.Exit(130) }
