@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"reflect"
 	"sync"
 	"testing"
@@ -145,6 +146,72 @@ func TestIncompletePayloads(t *testing.T) {
 	}
 }
 
+// What Check lets pass is decoded when it is applied, where an error ends the member.
+func TestCheckIsDecode(t *testing.T) {
+	check := func(what string, data []byte) {
+		t.Helper()
+		want := proto.Unmarshal(data, new(pb.InternalRaftRequest))
+		if err := Check(data); (err == nil) != (want == nil) {
+			t.Fatalf("%s: Check says %v, proto %v: %x", what, err, want, data)
+		}
+		// Nothing that it accepts at first sight is wrong; that is what is fast.
+		if requestShape().accepts(data, 0) && want != nil {
+			t.Fatalf("%s: accepted, proto %v: %x", what, want, data)
+		}
+	}
+	deep := &pb.TxnRequest{}
+	for range 3 * maxCheckedDepth {
+		deep = &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestTxn{RequestTxn: deep}}}}
+	}
+	all := requests(t)
+	all["deep"] = &pb.InternalRaftRequest{Txn: deep}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	for name, req := range all {
+		data, err := Encode(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(name, data)
+		if name != "deep" && !requestShape().accepts(data, 0) {
+			t.Errorf("%s: the fast way does not know it", name)
+		}
+		if len(data) == 0 || len(data) > 10_000 {
+			continue
+		}
+		for range 2000 {
+			bad := bytes.Clone(data)
+			for range 1 + r.IntN(3) {
+				bad[r.IntN(len(bad))] = byte(r.IntN(256))
+			}
+			check(name, bad[:r.IntN(len(bad)+1)])
+		}
+	}
+}
+
+func BenchmarkCheck(b *testing.B) {
+	txn := &pb.InternalRaftRequest{Header: &pb.RequestHeader{ID: 1 << 60}, Txn: &pb.TxnRequest{
+		Compare: []*pb.Compare{{Key: []byte("/registry/pods/default/web-0"), Target: pb.Compare_MOD, TargetUnion: &pb.Compare_ModRevision{ModRevision: 1 << 40}}},
+		Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: putRequest(1000).Put}}},
+		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("/registry/pods/default/web-0")}}}},
+	}}
+	for name, req := range map[string]*pb.InternalRaftRequest{"put": putRequest(256), "txn": txn} {
+		data, err := Encode(req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := Check(data); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	for _, r := range requests(f) {
 		if data, err := Encode(r); err == nil && len(data) < 1000 {
@@ -161,6 +228,9 @@ func FuzzDecode(f *testing.F) {
 		got, err := Decode(bytes.Clone(data))
 		if (err == nil) != (wantErr == nil) {
 			t.Fatalf("Decode says %v, proto %v", err, wantErr)
+		}
+		if checked := Check(data); (checked == nil) != (wantErr == nil) {
+			t.Fatalf("Check says %v, proto %v", checked, wantErr)
 		}
 		id := RequestID(data)
 		if err != nil {

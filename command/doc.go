@@ -23,7 +23,7 @@
 // and the same messages; FuzzDecode and TestEncodeEqualsProto hold them to it.
 //
 // Files: entry.go (Entry, Result, Change), member.go (Member, its ids and JSON), encode.go, decode.go (payloads),
-// id.go (request ids).
+// check.go (whether a payload can be decoded), id.go (request ids).
 //
 // Sources: reference surface 8.4 and 8.7; etcd server/etcdserver/api/membership (JSON forms), pkg/idutil (ids).
 package command

@@ -43,6 +43,9 @@ func (h peerHandler) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, bod
 			return err
 		}
 	}
+	if err := h.replica.CheckMessage(m); err != nil {
+		return err
+	}
 	start := time.Now()
 	p := h.witness.progress(evidence.SnapshotReceived, m.GetFrom())
 	in, err := h.store.ReceiveSnapshot(ctx, progressReader{body, p})

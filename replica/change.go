@@ -2,8 +2,6 @@ package replica
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -172,27 +170,6 @@ func removedBy(e *raftpb.Entry) uint64 {
 		return raft.None
 	}
 	return cc.GetNodeId()
-}
-
-// checkProposal says what is wrong with a MsgProp of another member. A change that
-// cannot be decoded would stop every member once it is committed, at each start again;
-// the loop takes a change to be alone in its message; and raft panics on no entries.
-func checkProposal(m *raftpb.Message) error {
-	if len(m.GetEntries()) == 0 {
-		return errors.New("a proposal of nothing")
-	}
-	for _, e := range m.GetEntries() {
-		if e.GetType() == raftpb.EntryNormal {
-			continue
-		}
-		if len(m.GetEntries()) > 1 {
-			return errors.New("a member change among other proposals")
-		}
-		if _, _, err := decodeChange(e); err != nil {
-			return fmt.Errorf("a member change that cannot be applied: %w", err)
-		}
-	}
-	return nil
 }
 
 // findRemoval looks for this member's own removal among the entries of the log

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	dto "github.com/prometheus/client_model/go"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -203,6 +204,9 @@ type testCluster struct {
 	// latency is when a message that leaves now arrives; nil: at once.
 	latency func(now time.Time) time.Time
 
+	// lies: the test sends messages that no member sends.
+	lies bool
+
 	// drop, where set, loses messages.
 	drop func(*raftpb.Message) bool
 
@@ -356,6 +360,9 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 			msg.Snapshot.Metadata.ConfState = content.confState
 			m.c.snapshotsSent.Add(1)
 			deliver := func() {
+				if err := to.replica().CheckMessage(msg); err != nil {
+					m.c.t.Errorf("member %d refuses the snapshot of member %d: %v", to.id, m.id, err)
+				}
 				to.replica().ProcessSnapshot(msg, func() error {
 					if gate := to.installStalled.Load(); gate != nil {
 						<-*gate
@@ -380,12 +387,17 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 			continue
 		}
 		m.count(msg)
+		process := func() {
+			if err := to.replica().Process(msg); errors.Is(err, ErrRefused) {
+				m.c.t.Errorf("member %d refuses what member %d sends: %v", to.id, m.id, err)
+			}
+		}
 		if m.c.latency == nil {
-			_ = to.replica().Process(msg)
+			process()
 			continue
 		}
 		now := time.Now()
-		time.AfterFunc(m.c.latency(now).Sub(now), func() { _ = to.replica().Process(msg) })
+		time.AfterFunc(m.c.latency(now).Sub(now), process)
 	}
 }
 
@@ -492,6 +504,11 @@ func (c *testCluster) close() {
 		if err := m.failed.Load(); err != nil {
 			c.t.Errorf("member %d cannot go on: %v", m.id, *err)
 		}
+		for _, why := range []string{refusedTerm, refusedAck} {
+			if n := m.refused(why); n > 0 && !c.lies {
+				c.t.Errorf("member %d refused %v messages of honest members: %s", m.id, n, why)
+			}
+		}
 		for _, at := range []*atomic.Pointer[chan struct{}]{&m.stalled, &m.state.applyStalled, &m.state.flushStalled, &m.installStalled} {
 			goOn(at)
 		}
@@ -501,6 +518,15 @@ func (c *testCluster) close() {
 		m.replica().Stop()
 		m.log.Close()
 	}
+}
+
+// refused is how many messages this life of the member has refused.
+func (m *testMember) refused(why string) float64 {
+	var out dto.Metric
+	if err := m.replica().metrics.Refused.WithLabelValues(why).Write(&out); err != nil {
+		panic(err)
+	}
+	return out.GetCounter().GetValue()
 }
 
 func (c *testCluster) leader() *testMember {

@@ -194,6 +194,9 @@ type loop struct {
 	wanted map[uint64]uint64
 	heard  map[uint64]time.Time
 
+	// refusedLogged is when a refused message of a peer was last logged.
+	refusedLogged time.Time
+
 	ticks    int
 	lastTick time.Time
 	taken    taken
@@ -407,6 +410,9 @@ func (l *loop) step() {
 		now = time.Now()
 	}
 	for _, m := range l.taken.messages {
+		if !l.takes(m, now) {
+			continue
+		}
 		l.recordMessage(m, now)
 		switch m.GetType() {
 		case raftpb.MsgProp:
@@ -797,16 +803,10 @@ func (r *Replica) Released(responses []*raftpb.Message) {
 }
 
 // Process takes a message of a peer. It does not block; an error means that
-// the message was not taken, which raft tolerates.
+// the message was not taken, which raft tolerates; ErrRefused: no member sends such a one.
 func (r *Replica) Process(m *raftpb.Message) error {
-	// A peer must not speak with the voice of our own threads.
-	if raft.IsLocalMsgTarget(m.GetFrom()) || raft.IsLocalMsg(m.GetType()) {
-		return fmt.Errorf("replica: message %s from %x is not one that a peer may send", m.GetType(), m.GetFrom())
-	}
-	if m.GetType() == raftpb.MsgProp {
-		if err := checkProposal(m); err != nil {
-			return fmt.Errorf("replica: message %s from %x dropped: %w", m.GetType(), m.GetFrom(), err)
-		}
+	if err := r.CheckMessage(m); err != nil {
+		return err
 	}
 	if m.GetType() == raftpb.MsgProp && r.overload.Load() && r.IsLeader() && !proposesChange(m) {
 		r.refuse(m)
@@ -819,6 +819,7 @@ func (r *Replica) Process(m *raftpb.Message) error {
 }
 
 // ProcessSnapshot takes a MsgSnap whose state has been received completely.
+// REQUIRES: CheckMessage finds nothing wrong with it.
 // Exactly one of install and discard is called later: install, by the applier,
 // when raft accepts the snapshot; it must make the state durable and visible.
 // discard gets a goroutine of its own.
@@ -829,7 +830,9 @@ func (r *Replica) ProcessSnapshot(m *raftpb.Message, install func() error, disca
 			l.discard(old)
 		}
 		l.incoming[index] = incomingSnapshot{install: install, discard: discard}
-		_ = l.node.Step(m)
+		if l.takes(m, time.Now()) { // else it is discarded with those that raft does not want
+			_ = l.node.Step(m)
+		}
 	})
 }
 

@@ -30,6 +30,8 @@ type Metrics struct {
 	LoopDelay    prometheus.Histogram
 	ApplyBacklog prometheus.Gauge
 	HandOvers    *prometheus.CounterVec
+	// Refused counts messages of peers that no member sends, by what is wrong with them.
+	Refused *prometheus.CounterVec
 	// Of followers that are behind the log in memory.
 	Feeds     prometheus.Gauge
 	FedBytes  prometheus.Counter
@@ -93,6 +95,13 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	for _, reason := range []string{reasonDisk, reasonStore, reasonStop, reasonRequest, reasonRemoval} {
 		m.HandOvers.WithLabelValues(reason)
 	}
+	m.Refused = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "belay", Name: "raft_messages_refused_total",
+		Help: "Raft messages that came from the peer port and that no member sends, by what is wrong: their form, an entry, the term, what they acknowledge.",
+	}, []string{"why"})
+	for _, why := range []string{refusedForm, refusedEntry, refusedTerm, refusedAck} {
+		m.Refused.WithLabelValues(why)
+	}
 	pending := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "etcd", Subsystem: "server", Name: "proposals_pending",
 		Help: "Proposals that wait for their result.",
@@ -100,7 +109,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	if reg != nil {
 		reg.MustRegister(m.HasLeader, m.IsLeader, m.LeaderChanges, m.Committed, m.Applied, m.Failed,
 			m.ReadIndexSlow, m.ReadIndexFailed, pending, m.HeartbeatsLate,
-			m.DiskState, m.DiskOldest, m.StoreState, m.StoreOldest, m.Unsynced, m.Held, m.Refusing, m.ApplyBacklog, m.LoopDelay, m.HandOvers,
+			m.DiskState, m.DiskOldest, m.StoreState, m.StoreOldest, m.Unsynced, m.Held, m.Refusing, m.ApplyBacklog, m.LoopDelay, m.HandOvers, m.Refused,
 			m.ElectionTimeout, m.Heartbeat, m.Feeds, m.FedBytes, m.KeptBytes, m.FirstKept)
 	}
 	return m

@@ -407,9 +407,15 @@ func (l *life) syncPeers() {
 
 // The member as its peers' messages see it: node/snapshot.go.
 
-func (l *life) Process(_ context.Context, m *raftpb.Message) error { return l.replica.Process(m) }
-func (l *life) ReportUnreachable(id uint64)                        { l.replica.ReportUnreachable(id) }
-func (l *life) ReportSnapshot(id uint64, ok bool)                  { l.replica.ReportSnapshot(id, ok) }
+func (l *life) Process(_ context.Context, m *raftpb.Message) error {
+	err := l.replica.Process(m)
+	if errors.Is(err, replica.ErrRefused) {
+		l.w.violation(brokenLog, "member %s: %v", l.name, err)
+	}
+	return err
+}
+func (l *life) ReportUnreachable(id uint64)       { l.replica.ReportUnreachable(id) }
+func (l *life) ReportSnapshot(id uint64, ok bool) { l.replica.ReportSnapshot(id, ok) }
 func (l *life) IsRemoved(id uint64) bool {
 	return l.machine.IsRemoved(id) && !l.replica.RemovalPending(id)
 }
@@ -422,6 +428,9 @@ func (l *life) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.R
 	meta := m.GetSnapshot().GetMetadata()
 	if in.Index != meta.GetIndex() || in.Term != meta.GetTerm() {
 		l.w.violation(diverged, "snapshot of %x: message says %d/%d, state %d/%d", m.GetFrom(), meta.GetIndex(), meta.GetTerm(), in.Index, in.Term)
+	}
+	if err := l.replica.CheckMessage(m); err != nil {
+		l.w.violation(brokenLog, "member %s: %v", l.name, err)
 	}
 	l.w.count("snapshots received")
 	l.replica.ProcessSnapshot(m, func() error {

@@ -1,0 +1,224 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/command"
+)
+
+// What a message of a peer must be before raft may see it.
+//
+// Peers are believed: raft has no defence against a member that lies. But some lies outlive
+// the liar. An entry that cannot be applied, once it is in the log, ends each member that
+// comes to it, at each start again. A term that is nearly the last ends elections for good.
+// And raft panics on some forms that no raft sends. All of these are refused here, with an
+// error, and are a lost message to raft: where the log of a leader holds such an entry, its
+// followers stay behind, and whole.
+//
+// What only the state of raft can tell to be wrong (a commit index beyond the log, an entry
+// that contradicts a committed one) is not looked for: there this member has lost what it
+// promised to keep, or another one has, and raft stops the process as it should. Nothing of
+// the message is in the log then.
+
+// ErrRefused is in each error about a message that no honest peer sends.
+var ErrRefused = errors.New("replica: refused a message that no member sends")
+
+// Why a message was refused, as the metric says it.
+const (
+	refusedForm  = "form"  // raft would panic, or could not make sense of it
+	refusedEntry = "entry" // one of its entries could not be applied
+	refusedTerm  = "term"  // its term is too far ahead
+	refusedAck   = "ack"   // it acknowledges more than this leader's log holds
+)
+
+// CheckMessage says what is wrong with a message of a peer, but for its term. Process has
+// called it. Any goroutine; it takes some 100 ns for each entry.
+func (r *Replica) CheckMessage(m *raftpb.Message) error {
+	why, err := refusedForm, checkForm(m, r.cfg.ID)
+	if err == nil {
+		why, err = refusedEntry, checkEntries(m)
+	}
+	if err == nil {
+		return nil
+	}
+	r.metrics.Refused.WithLabelValues(why).Inc()
+	return fmt.Errorf("%w: %s from %x: %w", ErrRefused, m.GetType(), m.GetFrom(), err)
+}
+
+// checkForm looks at a message to member id without the payload of its entries.
+func checkForm(m *raftpb.Message, id uint64) error {
+	typ := m.GetType()
+	// A peer must not speak with the voice of our own threads. The type first: raft indexes an array with it.
+	if _, known := raftpb.MessageType_name[int32(typ)]; !known {
+		return errors.New("its type is unknown")
+	}
+	if raft.IsLocalMsgTarget(m.GetFrom()) || raft.IsLocalMsg(typ) || typ == raftpb.MsgForgetLeader {
+		return errors.New("it is not one that a peer may send")
+	}
+	switch {
+	case m.GetFrom() == raft.None:
+		return errors.New("it is from nobody")
+	case m.GetFrom() == id && typ != raftpb.MsgProp && typ != raftpb.MsgReadIndex && typ != raftpb.MsgTransferLeader:
+		return errors.New("it is from this member itself") // those that others pass on may come back
+	}
+	if len(m.GetResponses()) > 0 {
+		return errors.New("it holds responses, which are for local threads")
+	}
+	if (typ == raftpb.MsgProp || typ == raftpb.MsgReadIndex) != (m.GetTerm() == 0) {
+		return fmt.Errorf("its term is %d", m.GetTerm()) // raft panics when it passes one on, or answers
+	}
+	if typ != raftpb.MsgSnap && m.GetSnapshot() != nil {
+		return errors.New("it holds a snapshot")
+	}
+	switch typ {
+	case raftpb.MsgApp, raftpb.MsgProp, raftpb.MsgReadIndex, raftpb.MsgReadIndexResp:
+	default:
+		if len(m.GetEntries()) > 0 {
+			return errors.New("it holds entries")
+		}
+	}
+	switch typ {
+	case raftpb.MsgProp:
+		if len(m.GetEntries()) == 0 {
+			return errors.New("a proposal of nothing")
+		}
+	case raftpb.MsgReadIndex, raftpb.MsgReadIndexResp:
+		if len(m.GetEntries()) != 1 {
+			return fmt.Errorf("it holds %d request contexts", len(m.GetEntries()))
+		}
+	case raftpb.MsgApp:
+		return checkLog(m)
+	case raftpb.MsgVote, raftpb.MsgPreVote, raftpb.MsgAppResp:
+		if m.GetLogTerm() > m.GetTerm() {
+			return fmt.Errorf("the log of its sender ends in term %d, it is of term %d", m.GetLogTerm(), m.GetTerm())
+		}
+	case raftpb.MsgSnap:
+		return checkSnapshot(m)
+	}
+	return nil
+}
+
+// checkLog looks at the indexes and terms of an append: what follows the entry before, in
+// terms that do not fall and are not beyond the leader's.
+func checkLog(m *raftpb.Message) error {
+	index, term := m.GetIndex(), m.GetLogTerm()
+	if index > maxIndex {
+		return fmt.Errorf("it begins behind index %d", index)
+	}
+	for _, e := range m.GetEntries() {
+		if index++; e.GetIndex() != index {
+			return fmt.Errorf("it holds entry %d in the place of entry %d", e.GetIndex(), index)
+		}
+		if e.GetTerm() < term || e.GetTerm() == 0 {
+			return fmt.Errorf("entry %d is of term %d, the one before of term %d", index, e.GetTerm(), term)
+		}
+		term = e.GetTerm()
+	}
+	if term > m.GetTerm() {
+		return fmt.Errorf("it is of term %d, and what it holds of term %d", m.GetTerm(), term)
+	}
+	return nil
+}
+
+// checkSnapshot looks at what raft would panic on: the configuration, which here is never a joint one.
+func checkSnapshot(m *raftpb.Message) error {
+	meta := m.GetSnapshot().GetMetadata()
+	cs := meta.GetConfState()
+	all := slices.Concat(cs.GetVoters(), cs.GetLearners())
+	slices.Sort(all)
+	switch {
+	case meta.GetIndex() == 0 || meta.GetIndex() > maxIndex || meta.GetTerm() == 0 || meta.GetTerm() > m.GetTerm():
+		return fmt.Errorf("it is of term %d, its snapshot of index %d and term %d", m.GetTerm(), meta.GetIndex(), meta.GetTerm())
+	case len(cs.GetVoters()) == 0 || all[0] == raft.None || len(slices.Compact(all)) != len(cs.GetVoters())+len(cs.GetLearners()),
+		len(cs.GetVotersOutgoing())+len(cs.GetLearnersNext()) > 0, cs.GetAutoLeave():
+		return fmt.Errorf("its snapshot has the members %v", cs)
+	}
+	return nil
+}
+
+// checkEntries says whether the entries of an append or a proposal can be applied.
+func checkEntries(m *raftpb.Message) error {
+	typ := m.GetType()
+	if typ != raftpb.MsgApp && typ != raftpb.MsgProp {
+		return nil
+	}
+	for _, e := range m.GetEntries() {
+		if e.GetType() == raftpb.EntryNormal {
+			if data := e.GetData(); len(data) > 0 {
+				if err := command.Check(data); err != nil {
+					return fmt.Errorf("entry %d cannot be applied: %w", e.GetIndex(), err)
+				}
+			}
+			continue
+		}
+		if typ == raftpb.MsgProp && len(m.GetEntries()) > 1 {
+			return errors.New("a member change among other proposals") // the loop takes it to be alone
+		}
+		if _, _, err := decodeChange(e); err != nil {
+			return fmt.Errorf("entry %d, a member change, cannot be applied: %w", e.GetIndex(), err)
+		}
+	}
+	return nil
+}
+
+// maxTerm is the last term that a message may have, unless it is close to our own. Terms count
+// elections, and no cluster has held a million of them for each second since 1970. What
+// bounds them must not depend on the member that asks: where one accepts a term that another
+// refuses, it is lost to that other for good. So it is the time of day, on which members agree
+// but for moments, and which the elections to come do not catch up with. A liar can raise the
+// term to the bound and no further, and all is well there. In half a million years the terms
+// come to an end.
+func maxTerm(now time.Time) uint64 {
+	return 1<<32 + min(uint64(max(0, now.Unix())), 1<<36)<<20
+}
+
+const (
+	// nearTerms is how far beyond ours a term may be in any case: clocks may be set back.
+	nearTerms       = 1 << 10
+	refusedLogEvery = time.Second
+	// maxIndex is above any that a log has: a million entries a second take 100,000 years to it.
+	maxIndex = 1 << 62
+)
+
+// takes says whether raft may see a message of a peer, by what the loop knows.
+func (l *loop) takes(m *raftpb.Message, now time.Time) bool {
+	term := m.GetTerm()
+	if m.GetType() == raftpb.MsgTransferLeader && term != 0 && l.node.BasicStatus().RaftState != raft.StateLeader {
+		return false // it was forwarded already, which is no lie; raft panics when it is again
+	}
+	if m.GetFrom() == l.cfg.ID || raft.IsLocalMsgTarget(m.GetFrom()) {
+		return true // our own
+	}
+	if term > l.term && term-l.term > nearTerms && term > maxTerm(now) {
+		if own := l.node.BasicStatus().GetTerm(); term > own && term-own > nearTerms { // l.term may be a little behind
+			l.refuseMessage(m, refusedTerm, now, zap.Uint64("message-term", term), zap.Uint64("local-member-term", own))
+			return false
+		}
+	}
+	if m.GetType() == raftpb.MsgAppResp && term == l.term && l.state == raft.StateLeader && !m.GetReject() {
+		if last, _ := l.cfg.Log.LastIndex(); m.GetIndex() > last { // the log in memory cannot fail
+			l.refuseMessage(m, refusedAck, now, zap.Uint64("acknowledged-index", m.GetIndex()), zap.Uint64("last-index", last))
+			return false
+		}
+	}
+	return true
+}
+
+// refuseMessage counts a refused message, and says so in the log, but not for each.
+func (l *loop) refuseMessage(m *raftpb.Message, why string, now time.Time, fields ...zap.Field) {
+	l.metrics.Refused.WithLabelValues(why).Inc()
+	if !l.refusedLogged.IsZero() && now.Sub(l.refusedLogged) < refusedLogEvery {
+		return
+	}
+	l.refusedLogged = now
+	l.logger.Warn("refused a Raft message that no member sends: who can reach the peer port?", append(fields,
+		zap.String("local-member-id", idText(l.cfg.ID)), zap.String("from", idText(m.GetFrom())),
+		zap.Stringer("message-type", m.GetType()), zap.String("why", why))...)
+}
