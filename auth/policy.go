@@ -70,7 +70,8 @@ func (p *Policy) Enabled() bool { return p.enabled }
 // Revision counts the changes; it starts at 1.
 func (p *Policy) Revision() uint64 { return p.revision }
 
-// Admin checks that the caller has the role root. As in etcd the revision does not matter.
+// Admin checks that the caller has the role root. As in etcd the revision does not matter; see
+// Current.
 func (p *Policy) Admin(who Identity) error {
 	if !p.enabled {
 		return nil
@@ -83,6 +84,14 @@ func (p *Policy) Admin(who Identity) error {
 		return ErrUserNotFound
 	case !u.root:
 		return ErrPermissionDenied
+	}
+	return nil
+}
+
+// Current checks that the caller's token is of this revision, or a later one: who is let in by name alone must pass it too.
+func (p *Policy) Current(who Identity) error {
+	if p.enabled && who.Revision < p.revision {
+		return ErrAuthOldRevision
 	}
 	return nil
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -313,18 +311,14 @@ func TestTheAskedSigns(t *testing.T) {
 	}
 }
 
-// A JWT that names a user under revision 0 is of somebody: administration goes by the name alone, as in etcd.
+// A JWT that names a user under revision 0 is of somebody, as in etcd, for what takes no right.
 func TestRevisionZeroIsSomebody(t *testing.T) {
-	secret := filepath.Join(t.TempDir(), "secret")
-	must(t, os.WriteFile(secret, []byte("secret"), 0o600))
-	tokens, err := auth.NewTokens(nil, "jwt,sign-method=HS256,priv-key="+secret, 0)
+	m, token := newSigningMember(t)
+	ctx := token("root", 0)
+	_, err := m.cluster.MemberList(ctx, &pb.MemberListRequest{})
 	must(t, err)
-	m := newSafeMember(t, tokens)
-	token, err := tokens.Assign("root", 0, "", 0)
-	must(t, err)
-	ctx := metadata.AppendToOutgoingContext(t.Context(), "token", token)
 	_, err = m.auth.RoleAdd(ctx, &pb.AuthRoleAddRequest{Name: "r"})
-	must(t, err)
+	checkStatus(t, err, codes.InvalidArgument, oldRevision)
 	_, err = m.kv.Put(ctx, &pb.PutRequest{Key: []byte("b")})
 	checkStatus(t, err, codes.InvalidArgument, userEmpty)
 }

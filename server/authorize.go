@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net"
 	"strings"
 
@@ -28,13 +29,7 @@ import (
 // identity finds out who calls: by a token, else by the name in a certificate that the listener has verified. The zero
 // Identity: nobody said. REQUIRES: p is enabled.
 func (s *Server) identity(ctx context.Context, p *auth.Policy) (auth.Identity, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	tokens := md[rpctypes.TokenFieldNameGRPC]
-	if len(tokens) == 0 {
-		tokens = md[rpctypes.TokenFieldNameSwagger]
-	}
-	if len(tokens) > 0 {
-		token := strings.TrimPrefix(tokens[0], "Bearer ")
+	if token, ok := tokenOf(ctx); ok {
 		if who, ok := s.tokenInfo(ctx, token); ok {
 			return who, nil
 		}
@@ -44,7 +39,21 @@ func (s *Server) identity(ctx context.Context, p *auth.Policy) (auth.Identity, e
 	if !s.cfg.ClientCertAuth {
 		return auth.Identity{}, nil
 	}
+	md, _ := metadata.FromIncomingContext(ctx)
 	return s.certificateName(ctx, md, p), nil
+}
+
+// tokenOf is the token that a call carries.
+func tokenOf(ctx context.Context) (token string, ok bool) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	tokens := md[rpctypes.TokenFieldNameGRPC]
+	if len(tokens) == 0 {
+		tokens = md[rpctypes.TokenFieldNameSwagger]
+	}
+	if len(tokens) == 0 {
+		return "", false
+	}
+	return strings.TrimPrefix(tokens[0], "Bearer "), true
 }
 
 // tokenInfo asks the token provider. A simple token ends with the index of the entry that made it: a member that is not
@@ -115,12 +124,47 @@ func (s *Server) headerFor(ctx context.Context) (*pb.RequestHeader, error) {
 	return &pb.RequestHeader{Username: who.User, AuthRevision: who.Revision}, nil
 }
 
+// admittedHeader is headerFor for a request that refuse lets through.
+func (s *Server) admittedHeader(ctx context.Context, r *pb.InternalRaftRequest) (*pb.RequestHeader, error) {
+	for {
+		header, err := s.headerFor(ctx)
+		if err != nil || header == nil {
+			return nil, err
+		}
+		err = s.refuse(ctx, auth.Identity{User: header.Username, Revision: header.AuthRevision}, r)
+		if err == nil {
+			return header, nil
+		}
+		if !errors.Is(err, auth.ErrAuthOldRevision) {
+			return nil, err
+		}
+		// Rules that came meanwhile make nobody's token an old one, unless it says its revision itself.
+		again, againErr := s.headerFor(ctx)
+		if againErr != nil || again == nil {
+			return again, againErr
+		}
+		if again.AuthRevision <= header.AuthRevision {
+			return nil, err
+		}
+	}
+}
+
 // refuse gives a request of somebody who may not make it the error that applying it would give: neither strangers nor users
 // without the right shall fill the log of a cluster, and the disks of all its members. What it lets through is judged when it
 // is applied, as ever; who may only not touch a lease is told so there.
 func (s *Server) refuse(ctx context.Context, who auth.Identity, r *pb.InternalRaftRequest) error {
 	noLeases := func(int64) ([][]byte, error) { return nil, nil }
-	if s.state.Policy().Judge(who, r, noLeases) == nil {
+	byName := auth.NeedsAdmin(r) || r.AuthUserGet != nil || r.AuthRoleGet != nil || r.LeaseRevoke != nil
+	judge := func(p *auth.Policy) error {
+		err := p.Judge(who, r, noLeases)
+		if err == nil && byName && p.Admin(who) == nil {
+			err = p.Current(who) // see adminCheck
+		}
+		return err
+	}
+	// A token that says its revision itself is compared with that of the cluster, not of a member that is behind.
+	signed := s.cfg.Tokens != nil && !s.cfg.Tokens.Replicated()
+	if judge(s.state.Policy()) == nil && !(byName && signed) {
 		return nil
 	}
 	// That a request is too large is told first, and nobody replicates it.
@@ -136,7 +180,7 @@ func (s *Server) refuse(ctx context.Context, who auth.Identity, r *pb.InternalRa
 		if err := s.state.AlarmRefusal(r); err != nil { // told first as well
 			return err
 		}
-		err := p.Judge(who, r, noLeases)
+		err := judge(p)
 		if s.state.Policy() == p {
 			return err
 		}
@@ -153,27 +197,31 @@ func (s *Server) rootHeader() *pb.RequestHeader {
 }
 
 // allowed lets whom check lets, by the rules of now.
-func (s *Server) allowed(ctx context.Context, check func(*auth.Policy, auth.Identity) error) error {
+func (s *Server) allowed(ctx context.Context, check accessCheck) error {
 	_, _, err := s.judge(ctx, check)
 	return err
 }
 
-// judge is allowed that also tells who asks and by which rules; nil if authentication is off.
-func (s *Server) judge(ctx context.Context, check func(*auth.Policy, auth.Identity) error) (*auth.Policy, auth.Identity, error) {
-	p := s.state.Policy()
-	if !p.Enabled() {
-		return nil, auth.Identity{}, nil
+// judge is allowed that also tells who asks and by which rules: nobody by rules that are not enabled.
+func (s *Server) judge(ctx context.Context, check accessCheck) (*auth.Policy, auth.Identity, error) {
+	for {
+		p := s.state.Policy()
+		if !p.Enabled() {
+			return p, auth.Identity{}, nil
+		}
+		who, err := s.identity(ctx, p)
+		if err != nil {
+			return p, who, err
+		}
+		// Rules that came meanwhile, which the token may have had to wait for, make nobody's token an old one.
+		if s.state.Policy() == p {
+			return p, who, check(p, who)
+		}
 	}
-	who, err := s.identity(ctx, p)
-	if err != nil {
-		return nil, who, err
-	}
-	p = s.state.Policy() // the token may have had to wait for it
-	return p, who, check(p, who)
 }
 
 // permitted runs read for a caller whom check lets. Its result must not be shown if there is an error.
-func (s *Server) permitted(ctx context.Context, check func(*auth.Policy, auth.Identity) error, read func() error) error {
+func (s *Server) permitted(ctx context.Context, check accessCheck, read func() error) error {
 	p, who, err := s.judge(ctx, check)
 	if err != nil {
 		return err
@@ -182,7 +230,7 @@ func (s *Server) permitted(ctx context.Context, check func(*auth.Policy, auth.Id
 		return err
 	}
 	now := s.state.Policy()
-	if p == nil && now.Enabled() || p != nil && who.Revision != 0 && now.Revision() != p.Revision() {
+	if !p.Enabled() && now.Enabled() || p.Enabled() && who.Revision != 0 && now.Revision() != p.Revision() {
 		return auth.ErrAuthOldRevision
 	}
 	return nil
@@ -191,7 +239,7 @@ func (s *Server) permitted(ctx context.Context, check func(*auth.Policy, auth.Id
 // permittedRead is permitted for what reads keys. It also refuses a token of another revision than this member's, even a
 // later one: a JWT from before the data was taken back to a backup, say. Such a refusal is told before an error of the
 // read. All as in etcd.
-func (s *Server) permittedRead(ctx context.Context, check func(*auth.Policy, auth.Identity) error, read func() error) error {
+func (s *Server) permittedRead(ctx context.Context, check accessCheck, read func() error) error {
 	var caller auth.Identity
 	return s.permitted(ctx, func(p *auth.Policy, who auth.Identity) error {
 		caller = who
@@ -212,10 +260,19 @@ func (s *Server) authorizeRange(ctx context.Context, key, end []byte) error {
 
 func nothing() error { return nil }
 
-// authorizeAdmin lets root alone.
-func (s *Server) authorizeAdmin(ctx context.Context) error {
-	return s.allowed(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Admin(who) })
+// adminCheck lets root alone, and nobody whose token is of an older auth revision: etcd looks at the name only, and a JWT
+// of root went on to rule until its end, whatever was changed to stop it.
+//
+// This is judged here, not when an entry is applied: members of other versions judge that by the name.
+func adminCheck(p *auth.Policy, who auth.Identity) error {
+	if err := p.Admin(who); err != nil {
+		return err
+	}
+	return p.Current(who)
 }
+
+// authorizeAdmin lets whom adminCheck lets.
+func (s *Server) authorizeAdmin(ctx context.Context) error { return s.allowed(ctx, adminCheck) }
 
 // authorizeUser lets everybody who says who they are.
 func (s *Server) authorizeUser(ctx context.Context) error {
@@ -236,20 +293,26 @@ func (s *Server) leaseKeys(id int64) ([][]byte, error) {
 }
 
 // writeLease lets who may write all keys of a lease.
-func (s *Server) writeLease(id int64) func(*auth.Policy, auth.Identity) error {
+func (s *Server) writeLease(id int64) accessCheck {
 	return func(p *auth.Policy, who auth.Identity) error {
 		if err := knownUser(p, who); err != nil {
 			return err
+		}
+		if p.Admin(who) == nil {
+			return p.Current(who)
 		}
 		return p.WriteLease(who, id, s.leaseKeys)
 	}
 }
 
 // readLeases lets who may read all keys of the leases.
-func (s *Server) readLeases(ids ...int64) func(*auth.Policy, auth.Identity) error {
+func (s *Server) readLeases(ids ...int64) accessCheck {
 	return func(p *auth.Policy, who auth.Identity) error {
 		if err := knownUser(p, who); err != nil {
 			return err
+		}
+		if p.Admin(who) == nil {
+			return p.Current(who)
 		}
 		for _, id := range ids {
 			if err := p.ReadLease(who, id, s.leaseKeys); err != nil {

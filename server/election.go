@@ -51,6 +51,7 @@ type queues struct {
 	grant  func(context.Context, *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error)
 	hub    *watch.Hub
 	header func(rev int64) *pb.ResponseHeader
+	rights func(context.Context) rights
 }
 
 // lease returns the caller's lease, or a fresh one if it has none.
@@ -113,6 +114,7 @@ var errKeyGone = errors.New("server: own key deleted while waiting")
 // itself is gone: its lease expired or somebody removed it. (etcd waits on in that
 // case, and lets Campaign succeed without a key.)
 func (q *queues) awaitTurn(ctx context.Context, prefix, key []byte, rev int64) (*pb.ResponseHeader, error) {
+	may := q.rights(ctx)
 	for {
 		resp, err := q.ops.Txn(ctx, &pb.TxnRequest{Success: []*pb.RequestOp{ // both at one revision
 			rangeOp(&pb.RangeRequest{
@@ -134,7 +136,7 @@ func (q *queues) awaitTurn(ctx context.Context, prefix, key []byte, rev int64) (
 		}
 		// Waiting for the youngest of the older ones wakes one waiter for each release.
 		ahead := older[0].Key
-		err = q.follow(ctx, resp.Header.Revision+1, [][]byte{ahead, key}, nil, func(r *watch.Response) error {
+		err = q.follow(ctx, may, resp.Header.Revision+1, [][]byte{ahead, key}, nil, func(r *watch.Response) error {
 			for _, ev := range r.Events {
 				if ev.Type == mvccpb.Event_DELETE {
 					return errFollowed
@@ -153,22 +155,41 @@ func (q *queues) awaitTurn(ctx context.Context, prefix, key []byte, rev int64) (
 var errFollowed = errors.New("server: followed far enough")
 
 // follow passes the changes of keys (or, with an end, of the range from the only
-// key) from revision rev on to fn, until fn returns an error or ctx ends.
-func (q *queues) follow(ctx context.Context, rev int64, keys [][]byte, end []byte, fn func(*watch.Response) error) error {
+// key) from revision rev on to fn, until fn returns an error, the caller may not
+// read them any more, or ctx ends.
+func (q *queues) follow(ctx context.Context, may rights, rev int64, keys [][]byte, end []byte, fn func(*watch.Response) error) error {
 	s := q.hub.NewStream()
 	defer s.Close()
+	var denied error
+	review := func() {
+		may.review(s.Ranges, func(id int64, err error) {
+			denied = toGRPC(err)
+			s.End(id, denied.Error())
+		})
+	}
+	s.SetReview(review)
 	for _, key := range keys {
-		if _, err := s.Watch(watch.Request{Key: key, End: end, Start: rev}); err != nil {
+		var err error
+		begin := func() { _, err = s.Watch(watch.Request{Key: key, End: end, Start: rev}) }
+		if refused := may.admit(key, end, begin); refused != nil {
+			return toGRPC(refused)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	for {
 		select {
 		case <-s.Ready():
+		case <-may.replaced():
+			review()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 		err := s.Drain(func(r *watch.Response) error {
+			if denied != nil {
+				return denied
+			}
 			if r.Canceled {
 				return rpctypes.ErrGRPCCompacted
 			}
@@ -213,11 +234,15 @@ func (s *Server) registerElection(g *grpc.Server) {
 }
 
 func (s *Server) queues() *queues {
-	return &queues{ops: s.kv, grant: s.lease.LeaseGrant, hub: s.cfg.Hub, header: func(rev int64) *pb.ResponseHeader {
-		h := &pb.ResponseHeader{Revision: rev}
-		s.fill(h)
-		return h
-	}}
+	return &queues{
+		ops: s.kv, grant: s.lease.LeaseGrant, hub: s.cfg.Hub,
+		header: func(rev int64) *pb.ResponseHeader {
+			h := &pb.ResponseHeader{Revision: rev}
+			s.fill(h)
+			return h
+		},
+		rights: func(ctx context.Context) rights { return s.rightsOf(ctx) },
+	}
 }
 
 // electionService is v3electionpb.Election.
@@ -351,6 +376,7 @@ func (e *electionService) Observe(r *electionpb.LeaderRequest, stream electionpb
 }
 
 func (e *electionService) observe(ctx context.Context, prefix []byte, stream electionpb.Election_ObserveServer) error {
+	may := e.rights(ctx)
 	for {
 		resp, err := e.ops.Range(ctx, firstOf(prefix))
 		if err != nil {
@@ -360,7 +386,7 @@ func (e *electionService) observe(ctx context.Context, prefix []byte, stream ele
 		if len(resp.Kvs) > 0 {
 			leader.Kv = resp.Kvs[0]
 		} else {
-			err := e.follow(ctx, resp.Header.Revision, [][]byte{prefix}, prefixEnd(prefix), func(r *watch.Response) error {
+			err := e.follow(ctx, may, resp.Header.Revision, [][]byte{prefix}, prefixEnd(prefix), func(r *watch.Response) error {
 				for _, ev := range r.Events {
 					if ev.Type == mvccpb.Event_PUT {
 						leader.Kv, leader.Header = ev.Kv, e.header(ev.Kv.ModRevision)
@@ -376,7 +402,7 @@ func (e *electionService) observe(ctx context.Context, prefix []byte, stream ele
 		if err := stream.Send(leader); err != nil {
 			return err
 		}
-		err = e.follow(ctx, leader.Header.Revision+1, [][]byte{leader.Kv.Key}, nil, func(r *watch.Response) error {
+		err = e.follow(ctx, may, leader.Header.Revision+1, [][]byte{leader.Kv.Key}, nil, func(r *watch.Response) error {
 			for _, ev := range r.Events {
 				if ev.Type == mvccpb.Event_DELETE {
 					return errFollowed

@@ -43,6 +43,7 @@ func newQueueFixture(t *testing.T) *queueFixture {
 		header: func(rev int64) *pb.ResponseHeader {
 			return &pb.ResponseHeader{Revision: rev, ClusterId: 1, MemberId: 2, RaftTerm: 3}
 		},
+		rights: func(context.Context) rights { return keyRights{} },
 	}
 	cc := serveServices(t, func(g *grpc.Server) {
 		electionpb.RegisterElectionServer(g, &electionService{queues: q})

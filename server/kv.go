@@ -246,10 +246,12 @@ func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServ
 		}
 	}
 	start := time.Now()
+	may := k.rightsOf(ctx)
+	check := readCheck(r.Key, r.RangeEnd)
 	checked := k.state.Policy()
 	err := k.permittedRead(ctx, func(p *auth.Policy, who auth.Identity) error {
 		checked = p
-		return p.Read(who, r.Key, r.RangeEnd)
+		return check(p, who)
 	}, func() error {
 		view := k.kvStore.View()
 		defer view.Close()
@@ -257,14 +259,21 @@ func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServ
 		if now := k.state.Policy(); now.Enabled() && (!checked.Enabled() || now.Revision() != checked.Revision()) {
 			return auth.ErrAuthOldRevision
 		}
-		return k.rangeStream(ctx, view, r, stream)
+		if err := may.admitIf(check, func() {}); err != nil {
+			return err
+		}
+		return k.rangeStream(ctx, view, r, stream, func() error { return may.keep(check) })
 	})
 	k.metrics.observeRange(err == nil, time.Since(start).Seconds())
 	return toGRPC(err)
 }
 
-func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.RangeRequest, stream pb.KV_RangeStreamServer) error {
+// rangeStream asks before each chunk whether the caller may still have it.
+func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.RangeRequest, stream pb.KV_RangeStreamServer, permitted func() error) error {
 	send := func(resp *pb.RangeResponse, last bool) error {
+		if err := permitted(); err != nil {
+			return err
+		}
 		if last {
 			resp.Header = &pb.ResponseHeader{Revision: view.Rev()}
 			k.fillWithoutRevision(resp.Header)

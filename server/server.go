@@ -410,17 +410,11 @@ func (s *Server) header() *pb.ResponseHeader {
 // the request's own or raft's, still to be mapped by toGRPC.
 func (s *Server) propose(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest, cost int) (command.Result, error) {
 	if s.state.Policy().Enabled() && req.Authenticate == nil {
-		header, err := s.headerFor(ctx)
+		header, err := s.admittedHeader(ctx, req)
 		if err != nil {
 			return command.Result{}, err
 		}
 		req.Header = header
-		if header != nil {
-			who := auth.Identity{User: header.Username, Revision: header.AuthRevision}
-			if err := s.refuse(ctx, who, req); err != nil {
-				return command.Result{}, err
-			}
-		}
 	}
 	return s.proposeAs(ctx, kind, req, cost, false)
 }

@@ -24,10 +24,11 @@ import (
 // on. See package snapshotfile for what it takes of memory and disk.
 func (m *maintenanceService) Snapshot(r *pb.SnapshotRequest, stream pb.Maintenance_SnapshotServer) error {
 	ctx := stream.Context()
-	if err := m.authorizeAdmin(ctx); err != nil {
+	may := m.rightsOf(ctx)
+	if err := may.admitIf(adminCheck, func() {}); err != nil {
 		return toGRPC(err)
 	}
-	return toGRPC(m.snapshot(ctx, stream))
+	return toGRPC(m.snapshot(ctx, may, stream))
 }
 
 const (
@@ -66,7 +67,7 @@ func (m *maintenanceService) takeTurn(ctx context.Context) (done func(), err err
 	return nil, err
 }
 
-func (m *maintenanceService) snapshot(ctx context.Context, stream pb.Maintenance_SnapshotServer) error {
+func (m *maintenanceService) snapshot(ctx context.Context, may *streamRights, stream pb.Maintenance_SnapshotServer) error {
 	done, err := m.takeTurn(ctx)
 	if err != nil {
 		return err
@@ -91,6 +92,9 @@ func (m *maintenanceService) snapshot(ctx context.Context, stream pb.Maintenance
 		if sent == total {
 			m.logger.Info("sending database sha256 checksum to client",
 				zap.Int64("total-bytes", total), zap.Int("checksum-size", len(chunk)))
+		}
+		if err := may.keep(adminCheck); err != nil {
+			return err
 		}
 		sent += int64(len(chunk))
 		return sendWithin(min(m.snapshotStall, time.Until(deadline)), func() error {

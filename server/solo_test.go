@@ -235,9 +235,9 @@ func newBareMember(t testing.TB, edit ...func(*Config, *state.Config)) *member {
 		return time.Now().Add(time.Duration(clock.Load()))
 	}})
 	must(t, err)
-	hub := watch.NewHub(kv, watch.Options{})
-	t.Cleanup(hub.Close)
 	reg := prometheus.NewRegistry()
+	hub := watch.NewHub(kv, watch.Options{Metrics: watch.NewMetrics(reg)})
+	t.Cleanup(hub.Close)
 	m := &member{
 		t:       t,
 		replica: &solo{id: testMember, leader: testMember, term: 2, changed: make(chan struct{})},

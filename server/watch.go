@@ -31,8 +31,8 @@ type watchConfig struct {
 	// is told; at least minProgressInterval.
 	ProgressInterval time.Duration
 	Logger           *zap.Logger
-	// Authorize checks that the caller may read [key, end). The errors are rpctypes'.
-	Authorize func(ctx context.Context, key, end []byte) error
+	// Rights are those of the caller of a stream.
+	Rights func(ctx context.Context) rights
 	// Failed counts a stream that failed: kind is receive or send. May be nil.
 	Failed func(kind string)
 }
@@ -72,18 +72,14 @@ func (s *Server) registerWatch(g *grpc.Server) {
 		MaxRequestBytes:  s.cfg.MaxRequestBytes,
 		ProgressInterval: s.cfg.WatchProgressInterval,
 		Logger:           s.logger,
-		Authorize: func(ctx context.Context, key, end []byte) error {
-			if err := s.authorizeRange(ctx, key, end); err != nil {
-				return toGRPC(err)
-			}
-			return nil
-		},
-		Failed: func(kind string) { s.metrics.streamFailures.WithLabelValues(kind, "watch").Inc() },
+		Rights:           func(ctx context.Context) rights { return s.rightsOf(ctx) },
+		Failed:           func(kind string) { s.metrics.streamFailures.WithLabelValues(kind, "watch").Inc() },
 	}))
 }
 
 func (ws *watchService) Watch(stream pb.Watch_WatchServer) error {
-	c := &watchConn{watchService: ws, stream: stream, hub: ws.cfg.Hub.NewStream()}
+	c := &watchConn{watchService: ws, stream: stream, hub: ws.cfg.Hub.NewStream(), rights: ws.cfg.Rights(stream.Context())}
+	c.hub.SetReview(c.review)
 	c.out.Header = &pb.ResponseHeader{ClusterId: ws.cfg.ClusterID, MemberId: ws.cfg.MemberID}
 	c.whole = c.send
 	received := make(chan error, 1)
@@ -104,6 +100,7 @@ type watchConn struct {
 	*watchService
 	stream pb.Watch_WatchServer
 	hub    *watch.Stream
+	rights rights
 
 	// Of the sender. grpc encodes a message before Send returns, so one message
 	// serves for all.
@@ -129,6 +126,8 @@ func (c *watchConn) serve(received <-chan error) error {
 				c.failed("send", "failed to send watch response to gRPC stream", err)
 				return err
 			}
+		case <-c.rights.replaced():
+			c.review()
 		case <-tick.C:
 			start := time.Now()
 			c.hub.Tick()
@@ -212,10 +211,6 @@ func (c *watchConn) create(r *pb.WatchCreateRequest) {
 		c.hub.Refuse(rpctypes.ErrCompacted.Error())
 		return
 	}
-	if err := c.cfg.Authorize(c.stream.Context(), r.Key, r.RangeEnd); err != nil {
-		c.hub.Refuse(c.deniedReason(err).Error())
-		return
-	}
 	req := watch.Request{
 		ID: r.WatchId, Key: r.Key, End: r.RangeEnd, Start: r.StartRevision,
 		PrevKV: r.PrevKv, ProgressNotify: r.ProgressNotify, Fragment: r.Fragment,
@@ -228,13 +223,23 @@ func (c *watchConn) create(r *pb.WatchCreateRequest) {
 			req.NoDelete = true
 		}
 	}
-	if _, err := c.hub.Watch(req); err != nil {
-		c.hub.Refuse(err.Error())
+	if err := c.rights.admit(r.Key, r.RangeEnd, func() {
+		if _, err := c.hub.Watch(req); err != nil {
+			c.hub.Refuse(err.Error())
+		}
+	}); err != nil {
+		c.hub.Refuse(c.deniedReason(err).Error())
 	}
+}
+
+// review ends the watchers that the caller may not have any more, as one that was refused when it was created is ended.
+func (c *watchConn) review() {
+	c.rights.review(c.hub.Ranges, func(id int64, err error) { c.hub.End(id, c.deniedReason(err).Error()) })
 }
 
 // deniedReason is what a client may know of why it may not watch.
 func (c *watchConn) deniedReason(err error) error {
+	err = toGRPC(err)
 	for _, known := range []error{rpctypes.ErrGRPCInvalidAuthToken, rpctypes.ErrGRPCAuthOldRevision, rpctypes.ErrGRPCUserEmpty} {
 		if errors.Is(err, known) {
 			return known

@@ -252,19 +252,29 @@ func watchTestConfig(kv *watchedKV) watchConfig {
 	return watchConfig{
 		Hub: kv.hub, ClusterID: 1, MemberID: 2, Term: func() uint64 { return 3 }, ProgressInterval: time.Hour,
 		MaxRequestBytes: 1 << 20,
-		Authorize: func(_ context.Context, key, _ []byte) error {
-			switch {
-			case bytes.HasPrefix(key, []byte("secret")):
-				return rpctypes.ErrGRPCPermissionDenied
-			case bytes.HasPrefix(key, []byte("old-token")):
-				return rpctypes.ErrGRPCInvalidAuthToken
-			case bytes.HasPrefix(key, []byte("odd")):
-				return errors.New("odd")
-			}
-			return nil
-		},
+		Rights:          func(context.Context) rights { return keyRights{} },
 	}
 }
+
+// keyRights go by keys alone, and never change.
+type keyRights struct{}
+
+func (keyRights) admit(key, _ []byte, begin func()) error {
+	switch {
+	case bytes.HasPrefix(key, []byte("secret")):
+		return rpctypes.ErrGRPCPermissionDenied
+	case bytes.HasPrefix(key, []byte("old-token")):
+		return rpctypes.ErrGRPCInvalidAuthToken
+	case bytes.HasPrefix(key, []byte("odd")):
+		return errors.New("odd")
+	}
+	begin()
+	return nil
+}
+
+func (keyRights) replaced() <-chan struct{} { return nil }
+
+func (keyRights) review(func() []watch.Range, func(int64, error)) {}
 
 // streamTimeout is how long a test waits for what must come.
 const streamTimeout = 10 * time.Second

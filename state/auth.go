@@ -11,8 +11,33 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
+// policyNow is the policy that readers see, until replaced is closed.
+type policyNow struct {
+	policy   *auth.Policy
+	replaced chan struct{}
+}
+
 // Policy is who may do what as of the applied index.
-func (m *Machine) Policy() *auth.Policy { return m.policy.Load() }
+func (m *Machine) Policy() *auth.Policy { return m.policy.Load().policy }
+
+// PolicyUntil is Policy and a channel that is closed when another one has replaced it. Events of entries behind the change
+// go to the Sink only afterwards: who holds an event of theirs, and then looks at the policy, sees the new one.
+func (m *Machine) PolicyUntil() (p *auth.Policy, replaced <-chan struct{}) {
+	now := m.policy.Load()
+	return now.policy, now.replaced
+}
+
+// publishPolicy shows readers the applier's policy. It is called for every batch, and does nothing in nearly all.
+func (m *Machine) publishPolicy() {
+	old := m.policy.Load()
+	if old != nil && old.policy == m.policyWork {
+		return
+	}
+	m.policy.Store(&policyNow{m.policyWork, make(chan struct{})})
+	if old != nil {
+		close(old.replaced)
+	}
+}
 
 // loadPolicy takes users and roles from the store. Tokens of users whom another history has deleted, or given another
 // password, end: the entries that would have ended them are not applied here.
@@ -22,10 +47,10 @@ func (m *Machine) loadPolicy() error {
 		return err
 	}
 	if old := m.policy.Load(); old != nil && m.cfg.Tokens != nil {
-		m.cfg.Tokens.Keep(func(user string) bool { return p.Enabled() && p.SameUser(old, user) })
+		m.cfg.Tokens.Keep(func(user string) bool { return p.Enabled() && p.SameUser(old.policy, user) })
 	}
 	m.policyWork = p
-	m.policy.Store(p)
+	m.publishPolicy()
 	return nil
 }
 

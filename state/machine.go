@@ -81,7 +81,7 @@ type Machine struct {
 	work *cluster
 
 	// policy is what readers see of users and roles; policyWork is the applier's, with the changes of the open batch.
-	policy     atomic.Pointer[auth.Policy]
+	policy     atomic.Pointer[policyNow]
 	policyWork *auth.Policy
 	writers    writers
 
@@ -255,7 +255,7 @@ func (m *Machine) commit(index, term uint64, entries int) {
 		m.warnSlowCommit(took, index, entries)
 	}
 	// Before the keys: who reads what this batch wrote, and looks at the policy afterwards, must see its rules too.
-	m.policy.Store(m.policyWork)
+	m.publishPolicy()
 	m.w.Publish()
 	m.b, m.w = nil, nil
 	m.publishCluster()

@@ -152,7 +152,7 @@ type watcher struct {
 	sel   []int32 // matches of the revision in hand
 	want  int64   // bytes of these
 
-	dropped atomic.Bool // the client cancelled it: what is queued is not sent
+	dropped atomic.Bool // the client cancelled it, or End did: what is queued is not sent
 
 	// Of the stream's sender.
 	pile *pile
@@ -665,6 +665,50 @@ func (s *Stream) Cancel(id int64) bool {
 	s.control(&Response{ID: id, Rev: h.kv.Revision(), Canceled: true})
 	h.tryProgressOf(s)
 	return true
+}
+
+// Range is what a watcher of a stream watches; End as in Request.
+type Range struct {
+	ID       int64
+	Key, End []byte
+}
+
+// Ranges are those of all watchers that have not ended, in no order.
+func (s *Stream) Ranges() []Range {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	out := make([]Range, 0, s.active)
+	for id, w := range s.watchers {
+		if w.state == stateEnded {
+			continue
+		}
+		r := Range{ID: id, Key: []byte(w.span.start)}
+		switch {
+		case w.span.single:
+		case w.span.end.inf:
+			r.End = []byte{0}
+		default:
+			r.End = []byte(w.span.end.key)
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// End ends the watcher from this side and queues the canceled response with the reason. Events that wait for it are
+// dropped. Its id stays taken until the client cancels it, like that of a watcher that a compaction ends.
+func (s *Stream) End(id int64, reason string) {
+	h := s.hub
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w := s.watchers[id]
+	if w == nil || w.state == stateEnded {
+		return
+	}
+	w.dropped.Store(true)
+	h.remove(w)
+	s.control(&Response{ID: id, Rev: h.kv.Revision(), Canceled: true, CancelReason: reason})
+	h.tryProgressOf(s)
 }
 
 // Refuse queues the answer to a watch that could not be created.

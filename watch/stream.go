@@ -133,8 +133,9 @@ type Stream struct {
 	ready chan struct{}
 
 	// Of the goroutine that calls Drain.
-	order []*pile // watchers with events collected, in order of their first
-	free  []*pile
+	review func()
+	order  []*pile // watchers with events collected, in order of their first
+	free   []*pile
 }
 
 // pile is a response being merged for a watcher.
@@ -241,6 +242,10 @@ func (s *Stream) Room() <-chan struct{} {
 	}
 	return s.roomC
 }
+
+// SetReview has fn called each time that events are about to be handed to Drain's send, after they have left the queue; it
+// may End watchers, whose events are dropped then. REQUIRES: Drain is not running.
+func (s *Stream) SetReview(fn func()) { s.review = fn }
 
 // Drain hands everything queued to send, merged into as few responses as the
 // bounds allow, and returns when the queue is empty or send fails. After an error
@@ -362,16 +367,22 @@ func (s *Stream) flush(send func(*Response) error) error {
 	return nil
 }
 
-// sendPile sends the events of one pile and empties it.
+// sendPile sends the events of one pile, unless its watcher has ended, and empties it.
 func (s *Stream) sendPile(p *pile, send func(*Response) error) error {
 	n := len(p.resp.Events)
 	if n == 0 {
 		return nil
 	}
+	if s.review != nil {
+		s.review()
+	}
 	p.w.idle = false
-	err := send(&p.resp)
+	var err error
+	if !p.w.dropped.Load() {
+		err = send(&p.resp)
+		s.hub.metrics.sent.Add(int64(n))
+	}
 	s.discard(p.bytes, n)
-	s.hub.metrics.sent.Add(int64(n))
 	clear(p.resp.Events)
 	p.resp.Events = p.resp.Events[:0]
 	p.revs, p.bytes = 0, 0

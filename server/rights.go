@@ -1,0 +1,158 @@
+package server
+
+import (
+	"context"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/watch"
+)
+
+// What a call may read is judged when it comes. A stream that stays open is judged again whenever the policy changes, and
+// loses what its caller may not read any more: a role was revoked, the user deleted, the password changed, authentication
+// turned on. (etcd judges a watch when it is created and never again.) That a token has ended, or is of an older auth revision,
+// ends nothing: streams are meant to outlive tokens.
+
+// rights are those of one stream for as long as it is open. *streamRights has them.
+type rights interface {
+	// admit judges by the rules of now whether the caller may read a range and calls begin if so, which makes the range
+	// one that review looks at. Any goroutine.
+	admit(key, end []byte, begin func()) error
+	// replaced is closed when there are other rules than those of the last review. The goroutine that reviews.
+	replaced() <-chan struct{}
+	// review does nothing unless the rules have changed; then it judges all ranges of the stream again, and calls deny for
+	// those that the caller may read no more. What was applied after a change, and is looked at before review is called,
+	// is not the caller's to see if deny was called for it. One goroutine.
+	review(ranges func() []watch.Range, deny func(id int64, err error))
+}
+
+// accessCheck says whether somebody may do something under a policy.
+type accessCheck func(*auth.Policy, auth.Identity) error
+
+func readCheck(key, end []byte) accessCheck {
+	return func(p *auth.Policy, who auth.Identity) error { return p.Read(who, key, end) }
+}
+
+// streamRights are the rights of the caller in ctx.
+type streamRights struct {
+	s   *Server
+	ctx context.Context
+
+	// Of the goroutine that reviews.
+	judged *auth.Policy // by which every range was judged that was there at the last review
+	until  <-chan struct{}
+
+	// mu is held from the last look at the policy until a range is there for review to see, so that no policy passes by
+	// both.
+	mu      sync.Mutex
+	session auth.Session // of whoever was let in first while authentication was on
+}
+
+func (s *Server) rightsOf(ctx context.Context) *streamRights {
+	r := &streamRights{s: s, ctx: ctx}
+	r.judged, r.until = s.state.PolicyUntil()
+	return r
+}
+
+func (r *streamRights) replaced() <-chan struct{} { return r.until }
+
+func (r *streamRights) admit(key, end []byte, begin func()) error {
+	return r.admitIf(readCheck(key, end), begin)
+}
+
+// admitIf is admit with any check.
+func (r *streamRights) admitIf(check accessCheck, begin func()) error {
+	by, who, err := r.s.judge(r.ctx, check)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if by.Enabled() && !r.session.Known() {
+		r.remember(by, who)
+	}
+	for now := r.s.state.Policy(); now != by; now = r.s.state.Policy() {
+		if err := r.still(now, check); err != nil {
+			return err
+		}
+		by = now
+	}
+	begin()
+	return nil
+}
+
+// remember makes the caller's session. REQUIRES: mu is held.
+func (r *streamRights) remember(p *auth.Policy, who auth.Identity) {
+	_, token := tokenOf(r.ctx)
+	r.session = p.NewSession(who, token)
+}
+
+// still judges by a later policy whom an earlier one let in. REQUIRES: mu is held.
+func (r *streamRights) still(p *auth.Policy, check accessCheck) error {
+	if !p.Enabled() {
+		return nil
+	}
+	if !r.session.Known() { // authentication was off: now the caller must be somebody
+		who, err := r.s.identity(r.ctx, p)
+		if err != nil {
+			return err
+		}
+		if err := check(p, who); err != nil {
+			return err
+		}
+		r.remember(p, who)
+		return nil
+	}
+	who, err := p.Resume(r.session)
+	if err != nil {
+		return err
+	}
+	return check(p, who)
+}
+
+// move takes up the policy of now; judge says whether anything has to be judged by it. REQUIRES: mu is held.
+func (r *streamRights) move() (p *auth.Policy, judge bool) {
+	old := r.judged
+	p, r.until = r.s.state.PolicyUntil()
+	r.judged = p
+	return p, p != old && p.Enabled() && !p.SameRights(old, r.session)
+}
+
+func (r *streamRights) review(ranges func() []watch.Range, deny func(id int64, err error)) {
+	if r.s.state.Policy() == r.judged {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p, judge := r.move()
+	if !judge {
+		return
+	}
+	denied, why := 0, error(nil)
+	for _, w := range ranges() {
+		if err := r.still(p, readCheck(w.Key, w.End)); err != nil {
+			denied, why = denied+1, err
+			deny(w.ID, err)
+		}
+	}
+	if denied > 0 {
+		r.s.logger.Info("ended watches that their client may not read any more",
+			zap.Int("watches", denied), zap.Uint64("auth-revision", p.Revision()), zap.Error(why))
+	}
+}
+
+// keep says whether the caller whom admitIf let in still passes the check. It costs nothing unless the policy has changed.
+// The goroutine that reviews.
+func (r *streamRights) keep(check accessCheck) error {
+	if r.s.state.Policy() == r.judged {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p, judge := r.move(); judge {
+		return r.still(p, check)
+	}
+	return nil
+}
