@@ -15,7 +15,7 @@
 // Hashes of passwords are made and compared by package server before anything is proposed: what is replicated is the
 // hash, and applying it costs nothing.
 //
-// Files: policy.go (Policy, checks), change.go (administration), ranges.go (merged ranges), tokens.go (simple tokens),
+// Files: policy.go (Policy, checks), session.go (whose a stream is), change.go (administration), ranges.go (merged ranges), tokens.go (simple tokens),
 // jwt.go, record.go (records in the store).
 //
 // Any goroutine may call everything here. Source of the rules: etcd's server/auth and server/etcdserver/apply/auth.go.

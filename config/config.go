@@ -73,6 +73,7 @@ type Config struct {
 
 	SnapshotCount   uint64 // entries between two flushes of the applied state
 	QuotaBytes      int64  // 0: the default of 2 GiB; negative: none
+	StrictAuth      bool   // rights end at once, for streams and JWTs too
 	NoSpaceDisarm   bool   // a NOSPACE alarm that a member raised itself ends when it has room again
 	MaxRequestBytes uint
 	MaxTxnOps       uint
@@ -164,6 +165,7 @@ func Default() *Config {
 		AdvanceTicks:         true,
 		PreVote:              true,
 		StrictReconfigCheck:  true,
+		StrictAuth:           true,
 		NoSpaceDisarm:        true,
 		MaxLearners:          1,
 		CompactHashCheck:     true, // costs a few small questions a minute

@@ -191,6 +191,10 @@ func behaviourFlags() []flagDef {
 
 		{group: groupBelay, name: "disk-stall-handover", usage: "A leader whose log's disk has ended no sync, or whose store has not got on, for so long hands over to a member where both work. 0: never.",
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.DiskStallHandOver })},
+		{group: groupBelay, name: "strict-auth", usage: "A watch, or another stream, ends when its client loses the right to it, and a JWT of an older auth revision is refused for administration too. false: as in etcd, neither.",
+			bind: boolFlag(func(c *Config) *bool { return &c.StrictAuth })},
+		{group: groupBelay, name: "cors-simple-requests", usage: "The JSON gateway takes what a browser sends for a page of another origin without asking before (content type of a form, or none), from origins that --cors does not name too.",
+			bind: boolFlag(func(c *Config) *bool { return &c.CORSSimpleRequests })},
 		{group: groupBelay, name: "nospace-disarm", usage: "A NOSPACE alarm that a member raised itself is disarmed by it when it has room again. false: only by 'belay ctl alarm disarm'.",
 			bind: boolFlag(func(c *Config) *bool { return &c.NoSpaceDisarm })},
 		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while a disk stalls, this member's or others'; beyond it writes are refused.",

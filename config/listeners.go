@@ -28,6 +28,7 @@ type Listeners struct {
 	TLSMinVersion              string
 	TLSMaxVersion              string   // empty: Go's
 	CORS                       []string // origins; "*": all
+	CORSSimpleRequests         bool     // also of requests without preflight
 	HostWhitelist              []string // "*": all
 
 	Tracing            bool // --enable-distributed-tracing

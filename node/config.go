@@ -37,6 +37,7 @@ type Config struct {
 	TLSMaxVersion              string
 	ReusePort, ReuseAddress    bool     // socket options
 	CORS                       []string // origins; none or "*": all
+	CORSSimpleRequests         bool     // see server.Config
 	HostWhitelist              []string // of plain HTTP; none or "*": all
 	EnableGateway              bool     // JSON on /v3/
 	Tracing                    *Tracing // nil: none
@@ -65,6 +66,7 @@ type Config struct {
 	MaxTxnOps        int
 	QuotaBytes       int64
 	NoSpaceDisarm    bool // see server.Config
+	LaxAuth          bool // see server.Config
 	StrictReconfig   bool
 	MaxLearners      int
 	AutoCompaction   AutoCompaction

@@ -238,11 +238,11 @@ func (n *Node) assemble() (err error) {
 		ReadyChecks: []server.HealthCheck{
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},
 		},
-		Events: n.witness.report, Tokens: n.tokens, BcryptCost: n.cfg.BcryptCost,
+		Events: n.witness.report, Tokens: n.tokens, BcryptCost: n.cfg.BcryptCost, LaxAuth: n.cfg.LaxAuth,
 		ElectionTimeout: n.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
 		StrictReconfigCheck: n.cfg.StrictReconfig, MaxLearners: n.maxLearners(), WarnUnaryRequest: n.cfg.SlowRequest,
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
-		EnablePprof: n.cfg.EnablePprof, CORS: n.cfg.CORS, HostWhitelist: n.cfg.HostWhitelist,
+		EnablePprof: n.cfg.EnablePprof, CORS: n.cfg.CORS, CORSSimpleRequests: n.cfg.CORSSimpleRequests, HostWhitelist: n.cfg.HostWhitelist,
 		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth, Tracing: n.tracing, WatchProgressInterval: n.cfg.ProgressInterval,
 		Compaction: mode, CompactPeriod: n.cfg.AutoCompaction.Period, CompactRetained: n.cfg.AutoCompaction.Revisions,
 		CorruptionChecks: server.CorruptionChecks{Interval: n.cfg.CorruptCheckTime, CompactionInterval: n.cfg.CompactHashCheckTime},

@@ -11,7 +11,8 @@ import (
 )
 
 // accessControl is what every HTTP request of a client passes first, as in etcd:
-// old paths, the host whitelist, CORS, and no certificate's name on the gateway.
+// old paths, the host whitelist, CORS, and no certificate's name on the gateway;
+// and, unlike in etcd, where a browser's request comes from (origin.go).
 // gRPC does not pass here.
 type accessControl struct {
 	*Server
@@ -58,6 +59,9 @@ func (a *accessControl) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Method == http.MethodOptions {
 		w.WriteHeader(http.StatusOK)
+		return
+	}
+	if a.gateway && a.fromElsewhere(w, r) {
 		return
 	}
 	a.next.ServeHTTP(w, r)

@@ -168,11 +168,116 @@ func TestAccessControl(t *testing.T) {
 			if c.origin != "" {
 				r.Header.Set("Origin", c.origin)
 			}
+			r.Header.Set("Content-Type", "application/json")
 			w := httptest.NewRecorder()
 			a.ServeHTTP(w, r)
 			if w.Code != c.code || w.Header().Get("Access-Control-Allow-Origin") != c.allowOrigin {
 				t.Errorf("%d, origin %q: %s", w.Code, w.Header().Get("Access-Control-Allow-Origin"), w.Body)
 			}
 		})
+	}
+}
+
+// A page of another origin puts nothing without a preflight, and opens no websocket unless --cors lets its origin; what is
+// no browser, or comes from where it goes to, notices nothing.
+func TestPagesOfOtherOrigins(t *testing.T) {
+	m := newMember(t)
+	server := m.gateway()
+	host := strings.TrimPrefix(server.URL, "http://")
+	const evil = "http://evil.example"
+	json, form, text := "application/json", "application/x-www-form-urlencoded", "text/plain;charset=UTF-8"
+	all := []string{"*"}
+	for _, c := range []struct {
+		name           string
+		cors           []string
+		lax            bool
+		contentType    string
+		origin, site   string
+		post, upgrades int
+	}{
+		{"curl -d", all, false, form, "", "", 200, 101},
+		{"curl -d, other cors", []string{"http://a"}, false, form, "", "", 200, 101},
+		{"no type, as Python's requests", all, false, "", "", "", 200, 101},
+		{"text, as fetch in Node.js", all, false, text, "", "", 200, 101},
+		{"page, form", all, false, form, evil, "cross-site", 415, 101},
+		{"page, form, without Sec-Fetch-Site", all, false, form, evil, "", 415, 101},
+		{"page, text", all, false, text, evil, "cross-site", 415, 101},
+		{"page, text, upper case", all, false, "Text/Plain", evil, "", 415, 101},
+		{"page, multipart", all, false, "multipart/form-data; boundary=x", evil, "", 415, 101},
+		{"page, no type, as a Blob without one", all, false, "", evil, "", 415, 101},
+		{"page, a type that is none", all, false, "text/plain;;x", evil, "", 415, 101},
+		{"page that hides its origin", all, false, text, "null", "", 415, 101},
+		{"page that hides its origin, other cors", []string{"http://a"}, false, text, "null", "cross-site", 415, 403},
+		{"page of another port", all, false, text, "http://localhost:3000", "same-site", 415, 101},
+		{"page, JSON: preflight has let it", all, false, json, evil, "cross-site", 200, 101},
+		{"page, nothing set", nil, false, text, evil, "", 415, 101},
+		{"page, other cors", []string{"http://a"}, false, text, evil, "cross-site", 415, 403},
+		{"page, its origin is named", []string{"http://a", evil}, false, text, evil, "cross-site", 200, 101},
+		{"page, the flag", all, true, text, evil, "cross-site", 200, 101},
+		{"page, the flag, other cors", []string{"http://a"}, true, text, evil, "cross-site", 200, 403},
+		{"own page", []string{"http://a"}, false, text, "http://" + host, "same-origin", 200, 101},
+		{"own page of an older browser", []string{"http://a"}, false, text, "http://" + host, "", 200, 101},
+		{"own page behind a proxy with another name", []string{"http://a"}, false, text, "https://ui.example", "same-origin", 200, 101},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m.cfg.CORS, m.cfg.CORSSimpleRequests = c.cors, c.lax
+			before := m.kvStore.Revision()
+			send := func(method, body string, header map[string]string) *http.Response {
+				r, err := http.NewRequest(method, server.URL+"/v3/kv/put", strings.NewReader(body))
+				must(t, err)
+				if c.origin != "" {
+					r.Header.Set("Origin", c.origin)
+				}
+				if c.site != "" {
+					r.Header.Set("Sec-Fetch-Site", c.site)
+				}
+				for name, value := range header {
+					r.Header.Set(name, value)
+				}
+				if c.contentType != "" && method == http.MethodPost {
+					r.Header.Set("Content-Type", c.contentType)
+				}
+				resp, err := server.Client().Do(r)
+				must(t, err)
+				return resp
+			}
+			resp := send(http.MethodPost, `{"key":"Zm9v","value":"YmFy"}`, nil)
+			body, err := io.ReadAll(resp.Body)
+			must(t, err)
+			_ = resp.Body.Close()
+			if resp.StatusCode != c.post {
+				t.Errorf("POST: %s %s", resp.Status, body)
+			}
+			if wrote := m.kvStore.Revision() > before; wrote != (c.post == 200) {
+				t.Errorf("written: %v", wrote)
+			}
+			if c.post != 200 && !strings.Contains(string(body), "--cors-simple-requests") {
+				t.Errorf("%s does not say what to do", body)
+			}
+			resp = send(http.MethodGet, "", map[string]string{"Connection": "Upgrade", "Upgrade": "websocket",
+				"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
+			_ = resp.Body.Close()
+			if resp.StatusCode != c.upgrades {
+				t.Errorf("websocket: %s", resp.Status)
+			}
+		})
+	}
+}
+
+// With --strict-auth=false rights end as in etcd.
+func TestLaxAuth(t *testing.T) {
+	m, token := newSigningMember(t)
+	m.cfg.LaxAuth = true
+	alice := m.watchAs(m.as("alice"))
+	alice.created("b", "")
+	old := token("root", m.state.Policy().Revision())
+	must(t, deleteUser(m.as("root"), m.auth))
+	must(t, unrelated(old, m.auth))
+	_, err := m.maintenance.HashKV(old, &pb.HashKVRequest{})
+	must(t, err)
+	_, err = m.kv.Put(m.as("root"), &pb.PutRequest{Key: []byte("b")})
+	must(t, err)
+	if r := alice.recv(); len(r.Events) != 1 {
+		t.Fatalf("%v", r)
 	}
 }

@@ -136,8 +136,13 @@ type Config struct {
 	CORS              []string // origins that browsers may ask from; none or "*": all
 	HostWhitelist     []string // hosts of plain HTTP requests; none or "*": all
 	ClientCertAuth    bool     // clients show certificates
-	BcryptCost        int      // of passwords' hashes; 10
-	Tracing           *Tracing // nil: none
+	// CORSSimpleRequests: pages of any origin may send what needs no preflight to the gateway.
+	CORSSimpleRequests bool
+	// LaxAuth is etcd's way with rights that end: streams go on, and a JWT of an older auth revision is good for
+	// administration.
+	LaxAuth    bool
+	BcryptCost int      // of passwords' hashes; 10
+	Tracing    *Tracing // nil: none
 
 	WatchProgressInterval time.Duration // 10 min
 

@@ -25,7 +25,7 @@ import (
 func (m *maintenanceService) Snapshot(r *pb.SnapshotRequest, stream pb.Maintenance_SnapshotServer) error {
 	ctx := stream.Context()
 	may := m.rightsOf(ctx)
-	if err := may.admitIf(adminCheck, func() {}); err != nil {
+	if err := may.admitIf(m.adminCheck, func() {}); err != nil {
 		return toGRPC(err)
 	}
 	return toGRPC(m.snapshot(ctx, may, stream))
@@ -93,7 +93,7 @@ func (m *maintenanceService) snapshot(ctx context.Context, may *streamRights, st
 			m.logger.Info("sending database sha256 checksum to client",
 				zap.Int64("total-bytes", total), zap.Int("checksum-size", len(chunk)))
 		}
-		if err := may.keep(adminCheck); err != nil {
+		if err := may.keep(m.adminCheck); err != nil {
 			return err
 		}
 		sent += int64(len(chunk))
