@@ -25,7 +25,8 @@ type Batch struct {
 	local       bool
 	generation  uint64
 	before      []func(*Batch) error
-	shadows     int64 // bytes that sized deletes make garbage
+	shadows     int64   // bytes that sized deletes make garbage
+	deleted     deleted // the same, of versions of users' keys
 }
 
 // NewBatch begins the batch of the entries that end with index, of the given term. It panics unless index is beyond the
@@ -75,6 +76,9 @@ func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }
 // the delete gives back, and Size leaves it out of what is in use. A wrong size costs only the estimate.
 func (b *Batch) DeleteSized(key []byte, valueBytes int) error {
 	b.shadows += int64(len(key) + valueBytes + memTableEntryBytes)
+	if key[0] == spaceUser {
+		b.deleted.note(key, int64(len(key)+valueBytes))
+	}
 	return b.b.DeleteSized(key, uint32(min(max(valueBytes, 0), math.MaxUint32)), nil)
 }
 
@@ -144,6 +148,7 @@ func (b *Batch) Commit() error {
 	if !b.local {
 		s.applied.Store(&position{b.index, b.term})
 	}
+	s.reclaim.note(b.deleted)
 	now := time.Now()
 	s.metrics.writeSeconds.Observe(now.Sub(written).Seconds())
 	s.metrics.commitSeconds.Observe(now.Sub(start).Seconds())

@@ -25,7 +25,8 @@ type sizes struct {
 	flushing int64 // shadowed when the current flush began; of the engine's flushes, one at a time
 
 	nudge   chan struct{} // capacity 1: the sample is old
-	stop    chan struct{}
+	ctx     context.Context
+	stop    context.CancelFunc
 	stopped sync.WaitGroup
 }
 
@@ -43,7 +44,10 @@ const (
 )
 
 // init comes before the engine is opened: it may flush and compact at once.
-func (z *sizes) init() { z.nudge, z.stop = make(chan struct{}, 1), make(chan struct{}) }
+func (z *sizes) init() {
+	z.nudge = make(chan struct{}, 1)
+	z.ctx, z.stop = context.WithCancel(context.Background())
+}
 
 // startSampling takes the first sample itself. REQUIRES: the engine is open.
 func (s *Store) startSampling() {
@@ -56,7 +60,7 @@ func (s *Store) startSampling() {
 		defer tick.Stop()
 		for {
 			select {
-			case <-z.stop:
+			case <-z.ctx.Done():
 				return
 			case <-tick.C:
 			case <-z.nudge:
@@ -67,7 +71,7 @@ func (s *Store) startSampling() {
 }
 
 func (s *Store) stopSampling() {
-	close(s.sizes.stop)
+	s.sizes.stop()
 	s.sizes.stopped.Wait()
 }
 
@@ -121,13 +125,4 @@ func (z *sizes) flushed(inputBytes uint64) {
 	z.shadowed.Add(-z.flushing)
 	z.flushing = 0
 	z.resample()
-}
-
-// Reclaim is called when a compaction of the history has deleted what it should: what it made free in memory comes back by
-// a flush, which is begun here where that is worth it, and the sizes are looked at again. It waits for nothing.
-func (s *Store) Reclaim() {
-	if s.sizes.shadowed.Load() >= flushShadowed {
-		go func() { _, _, _ = s.AsyncFlush(context.Background()) }() // a store that is being closed is flushed as well
-	}
-	s.sizes.resample()
 }

@@ -78,7 +78,8 @@ type Store struct {
 
 	incoming atomic.Uint64 // names for directories of snapshots being received
 
-	sizes sizes
+	sizes   sizes
+	reclaim reclaim
 
 	closed atomic.Bool
 }

@@ -1,0 +1,128 @@
+package store
+
+import (
+	"bytes"
+	"fmt"
+	"sync"
+)
+
+// reclaim gives back what deletes made free in files. The engine compacts by an estimate of that, which falls short where
+// deletes meet what was written shortly before, and where values are in files of their own: those are free only when the
+// tables that point to them were compacted, and these are so small that the engine sees no need.
+type reclaim struct {
+	mu      sync.Mutex
+	deleted deleted
+	busy    bool
+}
+
+// deleted is what sized deletes made garbage: how many bytes, and between which keys.
+type deleted struct {
+	bytes     int64
+	from, end []byte // both inclusive
+}
+
+func (d *deleted) note(key []byte, bytes int64) {
+	d.bytes += bytes
+	d.span(key, key)
+}
+
+func (d *deleted) span(from, end []byte) {
+	if d.from == nil || bytes.Compare(from, d.from) < 0 {
+		d.from = bytes.Clone(from)
+	}
+	if d.end == nil || bytes.Compare(end, d.end) > 0 {
+		d.end = bytes.Clone(end)
+	}
+}
+
+func (d *deleted) add(other deleted) {
+	if other.bytes > 0 {
+		d.bytes += other.bytes
+		d.span(other.from, other.end)
+	}
+}
+
+func (r *reclaim) note(d deleted) {
+	if d.bytes > 0 {
+		r.mu.Lock()
+		r.deleted.add(d)
+		r.mu.Unlock()
+	}
+}
+
+// begin takes what there is to do, unless somebody is at it.
+func (r *reclaim) begin() (d deleted, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.busy || r.deleted.bytes < reclaimBytes {
+		return d, false
+	}
+	d, r.deleted, r.busy = r.deleted, deleted{}, true
+	return d, true
+}
+
+func (r *reclaim) end(left deleted) {
+	r.mu.Lock()
+	r.deleted.add(left)
+	r.busy = false
+	r.mu.Unlock()
+}
+
+const (
+	// reclaimBytes is from how much garbage on compacting for it is considered.
+	reclaimBytes = 1 << 20
+	// reclaimShare: compacting is worth it when the garbage is at least 1/reclaimShare of what is to be rewritten.
+	reclaimShare = 4
+	// reclaimMost bounds what is rewritten at once. A store with more has compactions all the time.
+	reclaimMost = 1 << 30
+)
+
+// Reclaim is called when a compaction of the history has deleted what it should: what it made free in memory comes back by
+// a flush, and what it made free in files by a compaction of their keys. Both are begun here where they are
+// worth it, and the sizes are looked at again. It waits for nothing.
+func (s *Store) Reclaim() {
+	if d, ok := s.reclaim.begin(); ok {
+		s.sizes.stopped.Go(func() { s.reclaim.end(s.reclaimSpan(d)) })
+	} else if s.sizes.shadowed.Load() >= flushShadowed {
+		s.sizes.stopped.Go(func() { _, _, _ = s.AsyncFlush(s.sizes.ctx) }) // a store that is being closed is flushed as well
+	}
+	s.sizes.resample()
+}
+
+// reclaimSpan gives what it left undone.
+func (s *Store) reclaimSpan(d deleted) deleted {
+	ctx := s.sizes.ctx
+	_, flushed, err := s.AsyncFlush(ctx)
+	if err != nil {
+		return d
+	}
+	select {
+	case <-flushed:
+	case <-ctx.Done():
+		return d
+	}
+	from, _, _, _, ok := ParseUserKey(d.from) // all versions of the key, since a range of one version is none
+	if !ok {
+		panic(fmt.Sprintf("store: %x is not a version of a key", d.from))
+	}
+	if rewrites := s.tableBytes(from, d.end); rewrites > reclaimMost || d.bytes*reclaimShare < rewrites {
+		return d
+	}
+	if err := s.db.Compact(ctx, from, d.end, false); err != nil {
+		return d // a disk that fails, or is full, is told of where the engine works by itself
+	}
+	s.takeSample()
+	return deleted{}
+}
+
+// tableBytes is about how large the tables of the keys from..end are, without values in files of their own.
+func (s *Store) tableBytes(from, end []byte) (bytes int64) {
+	m := s.db.Metrics()
+	for i := range m.Levels {
+		bytes += m.Levels[i].TablesSize
+	}
+	if takes, err := s.db.EstimateDiskUsage(from, end); err == nil {
+		bytes = min(bytes, int64(takes))
+	}
+	return bytes
+}
