@@ -76,6 +76,18 @@ func TestPoisonedEntriesAreRefused(t *testing.T) {
 	})
 }
 
+// A member that has just started may refuse a proposal before it knows the term.
+func TestRefusalsOfNoTermAreTaken(t *testing.T) {
+	m := &raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Context: []byte(refusal + "12345678")}
+	if err := checkForm(m, 1); err != nil {
+		t.Error(err)
+	}
+	m.Context = nil
+	if checkForm(m, 1) == nil {
+		t.Error("an acknowledgement without a term is taken")
+	}
+}
+
 // A member whose term is nearly the last holds no election any more.
 func TestTermsOutOfReach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
