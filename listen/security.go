@@ -119,6 +119,11 @@ func NewSecurity(info TLSInfo, opts SecurityOptions) (*Security, error) {
 	return s, nil
 }
 
+// WantsCertificates says whether who connects must show a certificate of an authority that was named.
+func (s *Security) WantsCertificates() bool {
+	return s.server.ClientAuth == tls.RequireAndVerifyClientCert && s.server.ClientCAs != nil
+}
+
 // CheckingSAN is the same side with SecurityOptions.CheckSAN.
 func (s *Security) CheckingSAN() *Security {
 	c := *s

@@ -194,7 +194,9 @@ func (n *Node) assemble() (err error) {
 		DialTimeout: time.Second + n.electionTimeout(), ReadTimeout: n.cfg.PeerReadTimeout, WriteTimeout: n.cfg.PeerWriteTimeout,
 		// What raft takes for sent must find room in the queues.
 		BulkQueueBytes: replica.MaxInflightBytes + 32<<20, QueueMessages: 1 << 17,
-		TLS: n.peerTLS, DialContext: n.peerDialer(),
+		// A message holds one entry at least, however large, and its buffer is copied as it grows.
+		PostBytes: max(64<<20, 4*int64(n.cfg.MaxRequestBytes)),
+		TLS:       n.peerTLS, DialContext: n.peerDialer(),
 		Started: func(id uint64) bool { m := n.state.Member(id); return m != nil && len(m.ClientURLs) > 0 },
 		Removed: n.toldRemoved,
 	})

@@ -167,6 +167,7 @@ func (n *Node) listenPeers() (err error) {
 		if listen.Secure(u) && n.ports.peerSecurity == nil {
 			return fmt.Errorf("cannot listen on TLS for %s: KeyFile and CertFile are not presented", u.Host)
 		}
+		n.warnOfOpenPeerPort(u)
 		p, err := n.open(u, "--listen-peer-urls", n.connections.peer, false, true)
 		if err != nil {
 			return err
@@ -177,6 +178,24 @@ func (n *Node) listenPeers() (err error) {
 		}
 	}
 	return nil
+}
+
+// warnOfOpenPeerPort says what a port means that asks no certificate of members.
+func (n *Node) warnOfOpenPeerPort(u url.URL) {
+	if onlyLocal(u) || (listen.Secure(u) && n.ports.peerSecurity.WantsCertificates()) {
+		return
+	}
+	n.logger.Warn("whoever reaches the peer port can read and write everything, users and roles or not, and end members: it asks for no certificates; use https with --peer-client-cert-auth and --peer-trusted-ca-file, or keep others from reaching it",
+		zap.String("peer-url", u.String()))
+}
+
+// onlyLocal says whether a URL is reached from this machine alone.
+func onlyLocal(u url.URL) bool {
+	if strings.HasPrefix(u.Scheme, "unix") || u.Hostname() == "localhost" {
+		return true
+	}
+	address, err := netip.ParseAddr(u.Hostname())
+	return err == nil && address.Unmap().IsLoopback()
 }
 
 func (n *Node) open(u url.URL, flag string, bound *listen.Bound, grpc, http bool) (*port, error) {
@@ -364,9 +383,26 @@ func (n *Node) serveHTTP(p *port, s *http.Server) {
 	n.served(s.Serve(p.inner))
 }
 
+// peerHTTP is what the peer port serves. What changes something, or tells of a lease's keys, is for
+// members: Belay's own paths for those that say so, etcd's for all but those who say what they are not.
+func (n *Node) peerHTTP() http.Handler {
+	all := n.witness.handler(n.disks.handler(n.server.PeerHandler()))
+	own, etcds := n.transport.Members(all, false), n.transport.Members(all, true)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch path := r.URL.Path; {
+		case strings.HasPrefix(path, "/belay/"):
+			own.ServeHTTP(w, r)
+		case path == "/leases", path == "/leases/internal", strings.HasPrefix(path, "/members/promote/"):
+			etcds.ServeHTTP(w, r)
+		default:
+			all.ServeHTTP(w, r)
+		}
+	})
+}
+
 func (n *Node) servePeers() {
 	for _, p := range n.ports.peers {
-		s := n.otherServer(n.witness.handler(n.disks.handler(n.server.PeerHandler())))
+		s := n.otherServer(n.peerHTTP())
 		go n.serveHTTP(p, s)
 		n.logger.Info("serving peer traffic", zap.String("address", p.address))
 	}

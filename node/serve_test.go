@@ -8,9 +8,58 @@ import (
 	"testing"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/belaydb/belay/listen"
 )
+
+// An operator is told what a peer port means that asks for no certificates.
+func TestOpenPeerPortIsWarnedOf(t *testing.T) {
+	dir := t.TempDir()
+	info, err := listen.SelfSigned(zap.NewNop(), dir, []string{"127.0.0.1:1"}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, err := listen.NewSecurity(info, listen.SecurityOptions{Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info.ClientCertAuth, info.TrustedCAFile = true, info.CertFile
+	closed, err := listen.NewSecurity(info, listen.SecurityOptions{Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		url      string
+		security *listen.Security
+		warns    bool
+	}{
+		{"http://127.0.0.1:2380", nil, false},
+		{"http://[::1]:2380", nil, false},
+		{"http://localhost:2380", nil, false},
+		{"unix://name:1", nil, false},
+		{"http://0.0.0.0:2380", nil, true},
+		{"http://:2380", nil, true},
+		{"http://[::]:2380", nil, true},
+		{"http://10.0.0.1:2380", nil, true},
+		{"http://10.0.0.1:2380", closed, true}, // http takes no notice of certificates
+		{"https://10.0.0.1:2380", open, true},
+		{"https://10.0.0.1:2380", closed, false},
+		{"https://m1.example:2380", closed, false},
+		{"http://m1.example:2380", nil, true},
+	} {
+		u, err := url.Parse(c.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		core, logs := observer.New(zap.WarnLevel)
+		n := &Node{logger: zap.New(core), ports: listeners{peerSecurity: c.security}}
+		n.warnOfOpenPeerPort(*u)
+		if warned := logs.FilterMessageSnippet("whoever reaches the peer port can read and write everything").Len() == 1; warned != c.warns {
+			t.Errorf("%s, with certificates asked for %v: warned %v", c.url, c.security == closed, warned)
+		}
+	}
+}
 
 // What cannot be used of certificates is told with flag and file: the errors of crypto/tls name neither.
 func TestUnusableCertificate(t *testing.T) {

@@ -11,7 +11,9 @@
 //     connection at both ends. etcd puts proposals on the second; receivers take them on either.
 //   - No decoder allocates by a length that was only announced.
 //   - A snapshot is streamed in bounded memory over a connection of its own.
-//   - Messages of a removed member, of another cluster or for another member never reach the Handler.
+//   - Messages of a removed member, of another cluster or for another member never reach the Handler,
+//     nor those of a stranger or in another member's name, as far as can be told without certificates
+//     (door.go). What is announced by POST costs nothing, and what has come is bounded.
 //
 // Delivery is not promised: messages may be lost, and overtake each other when a connection is
 // replaced. raft allows both.
@@ -21,12 +23,14 @@
 // The receiver dials. GET /raft/stream/msgapp/<own id> and /raft/stream/message/<own id> ask a peer
 // for its two streams; the peer writes on the response body until the connection breaks. Until a
 // stream stands, single messages are POSTed to /raft. A member that we got a request from and do
-// not know (we are behind) becomes a "remote": reachable by POST only.
+// not know (we are behind) becomes a "remote", reachable by POST only, once another one says that it
+// is a member.
 //
 //	headers of requests    X-Server-From, X-Server-Version, X-Min-Cluster-Version, X-Etcd-Cluster-ID,
-//	                       X-PeerURLs, on streams X-Raft-To; ours: X-Belay-Version, X-Belay-Snapshot
+//	                       X-PeerURLs, X-Raft-To (etcd: on streams); ours: X-Belay-Version, X-Belay-Snapshot
 //	answers                204 taken; 412 other cluster or version; 410 and 403 the sender was removed;
-//	                       404 sender unknown; 503 busy with another snapshot (ours)
+//	                       404 sender unknown; 503 busy with another snapshot, or with too many
+//	                       messages (ours); 400 a message that is not of its sender (ours)
 //
 // A stream is written on the connection itself, taken over from net/http: the body is not chunked
 // but ends with the connection. net/http's own path would copy each batch through two buffers and
@@ -39,6 +43,7 @@
 //
 // For each peer: two stream writers, two stream readers (they call Handler.Process), one that
 // processes proposals, one prober; a pipeline worker or a snapshot sender while there is work. One
+// at most asks who an unknown sender is. One
 // reporter calls Handler.ReportUnreachable and ReportSnapshot. Stop waits for all of them.
 //
 // # Files
@@ -47,8 +52,8 @@
 //	codec.go      messages and frames             outbox.go    the bounded queue
 //	stream.go     writers and readers             pipeline.go  POST /raft
 //	http.go       the serving side                snapshot.go  both sides of a snapshot
-//	probe.go      round trip, clock drift         roundtrip.go dialling, timeouts, URLs
-//	memory.go     the in-memory twin for tests
+//	door.go       who may send what, and how much probe.go     round trip, clock drift
+//	roundtrip.go  dialling, timeouts, URLs        memory.go    the in-memory twin for tests
 //
 // Sources: etcd server/etcdserver/api/rafthttp (v3.7.3) for the format, the answers and the texts of
 // the log; xiang90/probing for the probe.

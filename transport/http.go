@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"path"
 	"strconv"
-	"strings"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -46,8 +44,13 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 		return false
 	}
 	t.setResponseHeaders(w.Header())
-	fields := func(more ...zap.Field) []zap.Field {
-		return append([]zap.Field{
+	refused := func(why, msg string, more ...zap.Field) {
+		t.count(why)
+		n, due := t.refusals.due(time.Now())
+		if !due {
+			return
+		}
+		t.lg.Warn(msg, append([]zap.Field{
 			zap.String("local-member-id", t.id),
 			zap.String("local-member-cluster-id", t.cluster),
 			zap.String("local-member-server-version", etcdVersion),
@@ -55,15 +58,18 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 			zap.String("remote-peer-server-name", r.Header.Get(headerFrom)),
 			zap.String("remote-peer-server-version", r.Header.Get(headerVersion)),
 			zap.String("remote-peer-server-minimum-cluster-version", r.Header.Get(headerMinCluster)),
-		}, more...)
+			zap.String("remote-addr", r.RemoteAddr), zap.Int("refused-requests", n),
+		}, more...)...)
 	}
 	if err := checkVersion(r.Header); err != nil {
-		t.lg.Warn("failed version compatibility check", fields(zap.Error(err))...)
+		refused(refusedVersion, "failed version compatibility check", zap.Error(err))
+		w.Header().Set("Connection", "close") // net/http would read a body of up to 256 KiB to its end
 		http.Error(w, errIncompatibleVersion.Error(), http.StatusPreconditionFailed)
 		return false
 	}
 	if got := r.Header.Get(headerCluster); got != t.cluster {
-		t.lg.Warn("request cluster ID mismatch", fields(zap.String("remote-peer-cluster-id", got))...)
+		refused(refusedCluster, "request cluster ID mismatch", zap.String("remote-peer-cluster-id", got))
+		w.Header().Set("Connection", "close")
 		http.Error(w, errClusterIDMismatch.Error(), http.StatusPreconditionFailed)
 		return false
 	}
@@ -75,14 +81,11 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 	return true
 }
 
-// addRemote remembers the sender of a request, so that it can be answered before we know it as a
-// member.
-func (t *Transport) addRemote(r *http.Request) {
-	id, err := strconv.ParseUint(r.Header.Get(headerFrom), 16, 64)
-	if urls := r.Header.Get(headerPeerURLs); err == nil && urls != "" {
-		if t.peer(id) == nil {
-			t.AddRemote(id, strings.Split(urls, ","))
-		}
+// logFailed says that a message of a peer was not taken, but not for each.
+func (t *Transport) logFailed(sender uint64, err error) {
+	if n, due := t.badMessages.due(time.Now()); due {
+		t.lg.Warn("failed to process Raft message", zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(sender)),
+			zap.Error(err), zap.Int("failed-messages", n))
 	}
 }
 
@@ -133,18 +136,30 @@ func (t *Transport) servePipeline(w http.ResponseWriter, r *http.Request) {
 	if !t.admit(w, r, http.MethodPost) {
 		return
 	}
-	t.addRemote(r)
+	sender, ok := t.admitSender(w, r)
+	if !ok {
+		return
+	}
 	failed := func(logged, answered string, err error) {
-		t.lg.Warn(logged, zap.String("local-member-id", t.id), zap.Error(err))
-		t.cfg.Metrics.receivedFailures.WithLabelValues(r.RemoteAddr).Inc()
+		if n, due := t.badMessages.due(time.Now()); due {
+			t.lg.Warn(logged, zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(sender)), zap.Error(err), zap.Int("failed-messages", n))
+		}
+		t.cfg.Metrics.receivedFailures.WithLabelValues(idString(sender)).Inc()
 		http.Error(w, answered, http.StatusBadRequest)
 	}
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessageBytes))
+	body, err := t.reception.receive(sender, w, r)
 	if err != nil {
+		w.Header().Set("Connection", "close")
+		if errors.Is(err, errReceiving) {
+			t.logRefused(r, refusedBusy, err)
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
 		failed("failed to read Raft message", "error reading raft message", err)
 		return
 	}
-	m, err := unmarshalMessage(b)
+	defer body.release()
+	m, err := unmarshalMessage(body.data)
 	if err != nil {
 		failed("failed to unmarshal Raft message", "error unmarshalling raft message", err)
 		return
@@ -154,13 +169,17 @@ func (t *Transport) servePipeline(w http.ResponseWriter, r *http.Request) {
 		failed("unexpected Raft message type", "wrong raft message type", errors.New("MsgSnap without a body"))
 		return
 	}
-	t.cfg.Metrics.receivedBytes.WithLabelValues(idString(m.GetFrom())).Add(float64(len(b)))
+	t.cfg.Metrics.receivedBytes.WithLabelValues(idString(sender)).Add(float64(len(body.data)))
 	if why := t.accept(m); why != "" {
 		refuse(w, why)
 		return
 	}
+	if err := t.checkSender(m, sender); err != nil {
+		http.Error(w, "the sender may not send this raft message", http.StatusBadRequest)
+		return
+	}
 	if err := t.cfg.Handler.Process(r.Context(), m); err != nil {
-		t.lg.Warn("failed to process Raft message", zap.String("local-member-id", t.id), zap.Error(err))
+		t.logFailed(sender, err)
 		w.Header().Set("Connection", "close")
 		http.Error(w, "error processing raft message", http.StatusInternalServerError)
 		return
@@ -201,12 +220,15 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 	}
 	p := t.peer(from)
 	if p == nil || p.remote {
-		// We may be behind, and not know a member that joined after our last entry.
-		if urls := r.Header.Get(headerPeerURLs); urls != "" && p == nil {
-			t.AddRemote(from, strings.Split(urls, ","))
+		if p == nil {
+			t.meet(from, r.Header) // so that its messages can be answered
 		}
-		t.lg.Warn("failed to find remote peer in cluster", append(ids, zap.String("remote-peer-id-from", idString(from)), zap.String("cluster-id", t.cluster))...)
-		http.Error(w, "error sender not found", http.StatusNotFound)
+		t.count(refusedSender)
+		if n, due := t.refusals.due(time.Now()); due {
+			t.lg.Warn("failed to find remote peer in cluster", append(ids, zap.String("remote-peer-id-from", idString(from)),
+				zap.String("cluster-id", t.cluster), zap.Int("refused-requests", n))...)
+		}
+		http.Error(w, errSenderUnknown.Error(), http.StatusNotFound)
 		return
 	}
 	if to := r.Header.Get(headerTo); to != t.id {
@@ -215,16 +237,29 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "to field mismatch", http.StatusPreconditionFailed)
 		return
 	}
-	p.sawHeaders(r.Header)
-	o, wait, err := t.takeOver(w)
-	if err != nil {
-		t.lg.Warn("failed to open a stream to remote peer", append(ids, zap.String("remote-peer-id-from", idString(from)), zap.Error(err))...)
+	if header := r.Header.Get(headerFrom); header != p.name {
+		t.logRefused(r, refusedSender, fmt.Errorf("a stream for member %s is asked for by member %.32q", p.name, header))
+		http.Error(w, "from field mismatch", http.StatusPreconditionFailed)
 		return
 	}
 	writer := p.control
 	if kind == streamBulk {
 		writer = p.bulk
 	}
+	to := standingOf(r, time.Now())
+	if before := writer.standing.Load(); before.holds(to) {
+		t.logRefused(r, refusedStream, fmt.Errorf("the stream was given to %s a moment ago", before.address))
+		http.Error(w, "the stream was taken a moment ago", http.StatusServiceUnavailable)
+		return
+	}
+	p.sawHeaders(r.Header)
+	o, wait, err := t.takeOver(w)
+	if err != nil {
+		t.lg.Warn("failed to open a stream to remote peer", append(ids, zap.String("remote-peer-id-from", idString(from)), zap.Error(err))...)
+		return
+	}
+	o.standing = to
+	to.lost = o.lost
 	if !writer.attach(o) {
 		o.close()
 	}

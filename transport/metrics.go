@@ -24,6 +24,10 @@ type Metrics struct {
 	snapshotReceiveFails *prometheus.CounterVec
 	snapshotReceiveSecs  *prometheus.HistogramVec
 	roundTrip            *prometheus.HistogramVec
+
+	// Belay's own.
+	refused   *prometheus.CounterVec
+	takenOver *prometheus.CounterVec
 }
 
 // NewMetrics makes the metrics and registers them with reg; reg nil means unregistered but working.
@@ -54,7 +58,19 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		snapshotReceiveSecs:  histogram("snapshot_receive_total_duration_seconds", "How long receiving a snapshot took.", prometheus.ExponentialBuckets(0.1, 2, 10), "From"),
 		roundTrip:            histogram("peer_round_trip_time_seconds", "Time of a request to a peer and back, measured by the prober.", prometheus.ExponentialBuckets(0.0001, 2, 16), "To"),
 	}
+	m.refused = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "belay", Name: "peer_requests_refused_total",
+		Help: "Requests and messages on the peer port that were refused for what they say of themselves: cluster, version, sender (no member), removed (one that was), receiver (another member), message (not one that its sender may send), busy (too much is being received), stream (it was taken over a moment ago).",
+	}, []string{"why"})
+	for _, why := range []string{refusedCluster, refusedVersion, refusedSender, refusedRemoved, refusedReceiver, refusedMessage, refusedBusy, refusedStream} {
+		m.refused.WithLabelValues(why)
+	}
+	m.takenOver = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "belay", Name: "peer_streams_taken_over_total",
+		Help: "Streams to a peer that went to another connection although the one before still stood.",
+	}, []string{"To"})
 	if reg != nil {
+		reg.MustRegister(m.refused, m.takenOver)
 		reg.MustRegister(m.activePeers, m.disconnectedPeers, m.sentBytes, m.receivedBytes, m.sentFailures, m.receivedFailures,
 			m.snapshotSend, m.snapshotSending, m.snapshotSendFailures, m.snapshotSendSeconds,
 			m.snapshotReceive, m.snapshotReceiving, m.snapshotReceiveFails, m.snapshotReceiveSecs, m.roundTrip)
@@ -71,6 +87,7 @@ type peerMetrics struct {
 	sentFailures     prometheus.Counter
 	receivedFailures prometheus.Counter
 	roundTrip        prometheus.Observer
+	takenOver        prometheus.Counter
 }
 
 func (m *Metrics) peer(local, remote uint64) *peerMetrics {
@@ -83,6 +100,7 @@ func (m *Metrics) peer(local, remote uint64) *peerMetrics {
 		sentFailures:     m.sentFailures.WithLabelValues(r),
 		receivedFailures: m.receivedFailures.WithLabelValues(r),
 		roundTrip:        m.roundTrip.WithLabelValues(r),
+		takenOver:        m.takenOver.WithLabelValues(r),
 	}
 }
 

@@ -155,6 +155,10 @@ func (p *peer) drop(m *raftpb.Message, way string) {
 
 // received hands a message from the peer to the member.
 func (p *peer) received(m *raftpb.Message) {
+	if p.t.checkSender(m, p.id) != nil {
+		p.m.receivedFailures.Inc()
+		return
+	}
 	if m.GetType() == raftpb.MsgSnap {
 		// Its data would be missing: a snapshot has a path of its own.
 		p.m.receivedFailures.Inc()
@@ -204,7 +208,7 @@ func (p *peer) process(m *raftpb.Message) {
 		return
 	}
 	if err := p.t.cfg.Handler.Process(p.ctx, m); err != nil && p.ctx.Err() == nil {
-		p.lg.Warn("failed to process Raft message", zap.Error(err))
+		p.t.logFailed(p.id, err)
 	}
 }
 

@@ -135,6 +135,7 @@ func (p *peer) post(ctx context.Context, rt *peers.RoundTripper, path, contentTy
 		return unsent(err)
 	}
 	p.t.setRequestHeaders(req.Header, p.id)
+	req.Header.Set(headerTo, p.name)
 	req.Header.Set("Content-Type", contentType)
 	for k, v := range header {
 		req.Header[k] = v

@@ -212,7 +212,20 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 		metrics.snapshotReceiveFails.WithLabelValues(unknownSender).Inc()
 		return
 	}
-	t.addRemote(r)
+	sender, ok := t.admitSender(w, r)
+	if !ok {
+		metrics.snapshotReceiveFails.WithLabelValues(unknownSender).Inc()
+		return
+	}
+	from := idString(sender)
+	if !t.receiving.CompareAndSwap(false, true) {
+		// Two at once would need twice the disk; the sender tries again.
+		t.count(refusedBusy)
+		w.Header().Set("Connection", "close")
+		http.Error(w, errBusy.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	defer t.receiving.Store(false)
 	rc := http.NewResponseController(w)
 	body := &stallReader{r: r.Body, rc: rc}
 	defer func() { _ = rc.SetReadDeadline(time.Time{}) }() // not supported: then none was set
@@ -221,13 +234,13 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 		if err == nil {
 			err = errors.New("the message is empty")
 		}
-		t.lg.Warn("failed to decode Raft message", zap.String("local-member-id", t.id), zap.String("remote-snapshot-sender-id", idString(m.GetFrom())), zap.Error(err))
-		metrics.receivedFailures.WithLabelValues(r.RemoteAddr).Inc()
-		metrics.snapshotReceiveFails.WithLabelValues(unknownSender).Inc()
+		t.lg.Warn("failed to decode Raft message", zap.String("local-member-id", t.id), zap.String("remote-snapshot-sender-id", from), zap.Error(err))
+		metrics.receivedFailures.WithLabelValues(from).Inc()
+		metrics.snapshotReceiveFails.WithLabelValues(from).Inc()
+		w.Header().Set("Connection", "close")
 		http.Error(w, fmt.Sprintf("failed to decode raft message (%v)", err), http.StatusBadRequest)
 		return
 	}
-	from := idString(m.GetFrom())
 	ids := []zap.Field{zap.String("local-member-id", t.id), zap.String("remote-snapshot-sender-id", from)}
 	if m.GetType() != raftpb.MsgSnap || m.GetSnapshot().GetMetadata() == nil {
 		t.lg.Warn("unexpected Raft message type", append(ids, zap.Stringer("message-type", m.GetType()))...)
@@ -240,13 +253,12 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 		refuse(w, why)
 		return
 	}
-	if !t.receiving.CompareAndSwap(false, true) {
-		// Two at once would need twice the disk; the sender tries again.
+	if err := t.checkSender(m, sender); err != nil {
+		metrics.snapshotReceiveFails.WithLabelValues(from).Inc()
 		w.Header().Set("Connection", "close")
-		http.Error(w, errBusy.Error(), http.StatusServiceUnavailable)
+		http.Error(w, "the sender may not send this raft message", http.StatusBadRequest)
 		return
 	}
-	defer t.receiving.Store(false)
 	receiving := metrics.snapshotReceiving.WithLabelValues(from)
 	receiving.Inc()
 	defer receiving.Dec()
@@ -278,20 +290,33 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	metrics.snapshotReceiveSecs.WithLabelValues(from).Observe(time.Since(start).Seconds())
 }
 
-// A stallReader fails when no byte comes for snapshotStall, and counts. The handler that reads it
+// snapshotStep is how much must come of a snapshot within snapshotStall: only one is received at a time,
+// and who sends a byte now and then must not keep it for ever.
+const snapshotStep = 64 << 10
+
+// A stallReader fails when less than snapshotStep comes for snapshotStall, and counts. The handler that reads it
 // must not read after ReceiveSnapshot has returned.
 type stallReader struct {
 	r  io.Reader
 	rc *http.ResponseController
 	n  int64
+
+	step int64         // bytes that must come
+	left time.Duration // in so much time of waiting: what the handler takes to store them does not count
 }
 
 func (s *stallReader) Read(b []byte) (int, error) {
-	if err := s.rc.SetReadDeadline(time.Now().Add(snapshotStall)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if s.step <= 0 {
+		s.step, s.left = snapshotStep, snapshotStall
+	}
+	began := time.Now()
+	if err := s.rc.SetReadDeadline(began.Add(s.left)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return 0, err
 	}
 	n, err := s.r.Read(b)
 	s.n += int64(n)
+	s.step -= int64(n)
+	s.left -= time.Since(began)
 	return n, err
 }
 

@@ -53,6 +53,8 @@ type outgoing struct {
 	lost    chan struct{} // closed when the peer has hung up
 	closed  chan struct{}
 	once    sync.Once
+	// standing is who it was given to; set before attach.
+	standing *standing
 
 	conn net.Conn // nil when the server could not give us its connection
 	// vecConn is conn, or the TCP connection inside, for writes alone.
@@ -144,7 +146,8 @@ type streamWriter struct {
 	box  *outbox
 	// attached says that there is a connection. Only run changes it.
 	attached atomic.Bool
-	conns    chan *outgoing // connections to switch to
+	conns    chan *outgoing           // connections to switch to
+	standing atomic.Pointer[standing] // who has the stream, or had it last; only run changes it
 }
 
 func newStreamWriter(p *peer, kind streamKind, maxBytes int64) *streamWriter {
@@ -241,6 +244,7 @@ func (w *streamWriter) run() {
 			lose("write", errHungUp)
 		case o := <-w.conns:
 			if conn != nil {
+				w.sayTakenOver(conn.standing, o.standing)
 				conn.close()
 				w.attached.Store(false)
 				p.lg.Warn("closed TCP streaming connection with remote peer", w.fields()...)
@@ -249,6 +253,7 @@ func (w *streamWriter) run() {
 				p.t.reports.unreachable(p.id)
 			}
 			conn, idle = o, true
+			w.standing.Store(o.standing)
 			enc = messageEncoder{}
 			if w.kind == streamBulk {
 				enc = &msgappEncoder{}

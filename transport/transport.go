@@ -74,6 +74,8 @@ type Config struct {
 	BulkQueueBytes    int64 // [64 MiB] appends and proposals waiting for one peer
 	ControlQueueBytes int64 // [8 MiB] all other messages waiting for one peer
 	QueueMessages     int   // [4096] messages in either queue
+	PostBytes         int64 // [64 MiB] bodies of POSTs to /raft being received from one peer, and so the largest message of a POST
+	PostBytesInAll    int64 // [128 MiB] the same, of all peers
 	MaxSnapshots      int   // [4] snapshots sent at the same time
 
 	// Started says whether this member knows another as one that has run: every request to that
@@ -105,6 +107,8 @@ func (c *Config) setDefaults() {
 	setDefault(&c.BulkQueueBytes, 64<<20)
 	setDefault(&c.ControlQueueBytes, 8<<20)
 	setDefault(&c.QueueMessages, 4096)
+	setDefault(&c.PostBytes, 64<<20)
+	setDefault(&c.PostBytesInAll, max(128<<20, 2*c.PostBytes))
 	setDefault(&c.MaxSnapshots, 4)
 }
 
@@ -133,11 +137,16 @@ type Transport struct {
 	reports   *reporter
 	snapshots chan struct{} // a slot for each snapshot being sent
 	receiving atomic.Bool   // a snapshot is being received
+	reception *reception    // of POSTs to /raft
+
+	refusals, badMessages occasionally // lines of the log about them
 
 	// peers is replaced, never changed: Send reads it without a lock.
 	peers   atomic.Pointer[map[uint64]*peer]
-	mu      sync.Mutex // guards replacing peers, and stopped
+	mu      sync.Mutex // guards replacing peers, and the rest
 	stopped bool
+	asking  bool      // members are being asked about a sender that is not known
+	asked   time.Time // when that ended last
 }
 
 // New makes a Transport without peers. It listens nowhere: serve Handler on the peer listener.
@@ -157,6 +166,7 @@ func New(cfg Config) *Transport {
 	snapshot.WriteTimeout, snapshot.WriteBuffer = snapshotStall, 256<<10
 	t.requestRT, t.streamRT, t.snapshotRT = peers.NewRoundTripper(request), peers.NewRoundTripper(stream), peers.NewRoundTripper(snapshot)
 	t.reports = newReporter(cfg.Handler)
+	t.reception = &reception{maxBytes: cfg.PostBytesInAll, maxPeerBytes: cfg.PostBytes, by: make(map[uint64]*receptionOf)}
 	t.snapshots = make(chan struct{}, t.cfg.MaxSnapshots)
 	t.peers.Store(&map[uint64]*peer{})
 	t.wg.Go(func() { t.reports.run(t.ctx) })
@@ -175,6 +185,7 @@ func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Header.Get(headerFrom) == "" {
 		r = r.Clone(r.Context()) // a RoundTripper leaves its request as it is
 		r.Header.Set(headerFrom, n.t.id)
+		r.Header.Set(headerCluster, n.t.cluster)
 	}
 	return n.t.requestRT.RoundTrip(r)
 }
@@ -349,11 +360,11 @@ const (
 	headerVersion    = "X-Server-Version"
 	headerMinCluster = "X-Min-Cluster-Version"
 	headerCluster    = "X-Etcd-Cluster-Id" // canonical form of X-Etcd-Cluster-ID
-	headerTo         = "X-Raft-To"
-	headerPeerURLs   = "X-Peerurls"       // canonical form of X-PeerURLs
-	headerBelay      = "X-Belay-Version"  // ours: in every request and response
-	headerYou        = "X-Belay-You"      // ours: in every request: whether the sender knows the receiver as one that has run
-	headerSnapshot   = "X-Belay-Snapshot" // ours: the body after the MsgSnap is Belay's store stream
+	headerTo         = "X-Raft-To"         // of streams; of POSTs it is ours
+	headerPeerURLs   = "X-Peerurls"        // canonical form of X-PeerURLs
+	headerBelay      = "X-Belay-Version"   // ours: in every request and response
+	headerYou        = "X-Belay-You"       // ours: in every request: whether the sender knows the receiver as one that has run
+	headerSnapshot   = "X-Belay-Snapshot"  // ours: the body after the MsgSnap is Belay's store stream
 )
 
 // What headerYou says.
