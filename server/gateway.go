@@ -125,6 +125,7 @@ func gatewayRequest(mux *runtime.ServeMux, w http.ResponseWriter, r *http.Reques
 		runtime.HTTPError(ctx, mux, outbound, w, r, status.Errorf(codes.InvalidArgument, "%v", err))
 		return nil, nil, false
 	}
+	go readOn(r.Body)
 	return ctx, outbound, true
 }
 
@@ -147,11 +148,19 @@ func (m *boundedMarshaler) NewDecoder(r io.Reader) runtime.Decoder {
 		bounded.left = m.limit
 		err := inner.Decode(v)
 		if bounded.left < 0 {
-			return fmt.Errorf("request body is larger than %d bytes", m.limit)
+			err = fmt.Errorf("request body is larger than %d bytes", m.limit)
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			go readOn(r) // of a stream of requests nobody reads any further
 		}
 		return err
 	})
 }
+
+// readOn reads what is left of a request's body, for net/http notices that a client
+// has gone only when the body has been read to its end, or cannot be. A call that
+// waits for something would not end otherwise, and its connection would not be closed.
+func readOn(body io.Reader) { _, _ = io.Copy(io.Discard, body) }
 
 // ContentType, Delimiter and StreamContentType are those of the inner one, which
 // an embedded interface does not show.

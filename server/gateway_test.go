@@ -4,9 +4,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -279,5 +282,70 @@ func TestLaxAuth(t *testing.T) {
 	must(t, err)
 	if r := alice.recv(); len(r.Events) != 1 {
 		t.Fatalf("%v", r)
+	}
+}
+
+// callsAtWork counts the calls that have begun and not ended, by the metrics.
+func (m *member) callsAtWork() (n float64) {
+	for line := range strings.Lines(m.get("/metrics").Body.String()) {
+		value := func() float64 {
+			fields := strings.Fields(line)
+			v, err := strconv.ParseFloat(fields[len(fields)-1], 64)
+			must(m.t, err)
+			return v
+		}
+		switch {
+		case strings.HasPrefix(line, "grpc_server_started_total{"):
+			n += value()
+		case strings.HasPrefix(line, "grpc_server_handled_total{"):
+			n -= value()
+		}
+	}
+	return n
+}
+
+// A call through the gateway ends when its client has gone, however the body was: it
+// may be broken, with much behind the place where it is, or longer than its message. net/http
+// looks for the end of a connection only when the body has been read.
+func TestGatewayNoticesThatTheClientHasGone(t *testing.T) {
+	m := newMember(t)
+	url := m.gateway().URL
+	for _, c := range []struct{ path, body string }{
+		{"lease/grant", `{"TTL":"100","ID":"7"}`},
+		{"lease/grant", `{"TTL":"100","ID":"8"}`},
+		{"lock/lock", `{"name":"bA==","lease":"7"}`},
+		{"election/campaign", `{"name":"ZQ==","lease":"7","value":"dg=="}`},
+	} {
+		if code, got := postJSON(t, url+"/v3/"+c.path, strings.NewReader(c.body)); code != 200 {
+			t.Fatalf("%s: %d %s", c.path, code, got)
+		}
+	}
+	more := strings.Repeat(" ", 100_000) + "\n"
+	for name, c := range map[string]struct{ path, body string }{
+		"a watch, broken":      {"watch", strings.Repeat("[", 100_000)},
+		"a watch, broken late": {"watch", `{"create_request":{"key":"YQ=="}}` + strings.Repeat("[", 100_000)},
+		"a watch, too long":    {"watch", `{"create_request":{"key":"YQ=="}}` + strings.Repeat(" ", jsonOverhead*(m.cfg.MaxRequestBytes+recvOverheadBytes)+100_000)},
+		"a watch":              {"watch", `{"create_request":{"key":"YQ=="}}` + more},
+		"keepalive, broken":    {"lease/keepalive", strings.Repeat("[", 100_000)},
+		"observe":              {"election/observe", `{"name":"ZQ=="}` + more},
+		"a lock that is held":  {"lock/lock", `{"name":"bA==","lease":"8"}` + more},
+		"a campaign":           {"election/campaign", `{"name":"ZQ==","lease":"8","value":"dg=="}` + more},
+	} {
+		for _, chunked := range []bool{false, true} {
+			conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+			must(t, err)
+			head := "POST /v3/" + c.path + " HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+			if chunked {
+				_, err = fmt.Fprintf(conn, "%sTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", head, len(c.body), c.body)
+			} else {
+				_, err = fmt.Fprintf(conn, "%sContent-Length: %d\r\n\r\n%s", head, len(c.body), c.body)
+			}
+			must(t, err)
+			if !strings.Contains(name, "keepalive") {
+				until(t, name+" to be at work", func() bool { return m.callsAtWork() == 1 })
+			}
+			must(t, conn.Close())
+			until(t, fmt.Sprintf("the end of %s (chunked: %v)", name, chunked), func() bool { return m.callsAtWork() == 0 })
+		}
 	}
 }
