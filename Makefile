@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # The checks and the faults start real processes and measure time: they run by
 # themselves, after the packages' own tests.
 # So does sim, with new seeds each time.
-PACKAGES = $(shell go list ./... | grep -v '/check$$\|/check/clients$$\|/faults$$\|/sim$$')
+PACKAGES = $(shell go list ./... | grep -v '/check$$\|/check/clients$$\|/check/fuzzrpc$$\|/faults$$\|/sim$$')
 
 .PHONY: help
 help: ## print the targets
@@ -28,6 +28,7 @@ test: tools ## all tests, and the checks at their default length
 	go test -count=1 -timeout 20m ./faults || status=1; \
 	go test -count=1 -timeout 30m ./check || status=1; \
 	go test -count=1 -timeout 30m ./check/clients || status=1; \
+	go test -count=1 -timeout 10m ./check/fuzzrpc || status=1; \
 	go test -timeout 30m -v ./sim -sim.budget 150s | grep -v '^=== \|^    --- PASS' || status=1; \
 	exit $$status
 
@@ -75,6 +76,10 @@ fuzz: ## every fuzz test for FUZZTIME (10s) each
 	    echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-10s} $$p; \
 	  done; \
 	done
+
+.PHONY: fuzz-rpc
+fuzz-rpc: ## random messages, valid and broken, to every method of three members, for FUZZTIME (1h) (SEED=n for the messages of a run)
+	BELAY_FUZZ_TIME=$${FUZZTIME:-1h} $(if $(SEED),BELAY_FUZZ_SEED=$(SEED)) go test -count=1 -timeout 0 -v ./check/fuzzrpc
 
 .PHONY: bench
 bench: tools ## Belay beside etcd, all cases (BENCH='-cases put* -nodes 1' for some)
