@@ -20,7 +20,7 @@
 //
 // Files: main.go (flags, order), cases.go (what is run), client.go (the lean
 // client), measure.go (histogram, costs), report.go (table, JSON), restart.go,
-// empty.go.
+// readers.go, empty.go.
 package main
 
 import (
@@ -56,6 +56,13 @@ type options struct {
 func main() {
 	if len(os.Args) > 2 && os.Args[1] == "serve-empty" {
 		if err := serveEmpty(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if len(os.Args) > 2 && os.Args[1] == "light-client" {
+		if err := lightClient(os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			os.Exit(1)
 		}
