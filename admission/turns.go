@@ -88,6 +88,13 @@ func (t *Turns) Waiting() (n int) {
 	return n
 }
 
+// Contended says that somebody waits.
+func (t *Turns) Contended() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.queue.Len() > 0
+}
+
 func (t *Turns) release() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

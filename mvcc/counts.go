@@ -287,14 +287,14 @@ func (s *Store) Estimate(key, end []byte) (keys int64, ok bool) {
 
 // counter gives what counts the keys of [from, end) that exist at a revision, with an iterator that shows them, whose
 // bounds it changes. ok is false where it cannot.
-func (s *Store) counter(end []byte, rev int64) func(it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
+func (s *Store) counter(end []byte, rev int64) func(w *paced, it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
 	return s.counterWith(end, rev, rev, nil)
 }
 
 // counterWith is counter for a batch that is being written: own are its changes after the revision base, up to which all is
 // committed. It gives up where there are more of them than keys to count.
-func (s *Store) counterWith(end []byte, rev, base int64, own []change) func(it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
-	return func(it *pebble.Iterator, from []byte) (int64, bool, error) {
+func (s *Store) counterWith(end []byte, rev, base int64, own []change) func(w *paced, it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
+	return func(w *paced, it *pebble.Iterator, from []byte) (int64, bool, error) {
 		to := end
 		if isAll(end) {
 			to = nil
@@ -321,11 +321,12 @@ func (s *Store) counterWith(end []byte, rev, base int64, own []change) func(it *
 				upper = store.AppendUserKeyPrefix(nil, to)
 			}
 			it.SetBounds(lower, upper)
-			v := visible{it: it, rev: uint64(rev)}
+			v := visible{it: it, rev: uint64(rev), walk: *w}
 			for v.next() {
 				n++
 			}
-			return store.Explain(it.Error())
+			*w = v.walk
+			return v.err()
 		}
 		if err := edge(from, first); err != nil {
 			return 0, false, err

@@ -90,10 +90,10 @@ func (s *Store) Hash(ctx context.Context) (hash uint32, rev int64, err error) {
 	defer func() { err = errors.Join(err, it.Close()) }()
 	lower, upper := store.MetaSpan()
 	var frame []byte
-	n := 0
+	w := paced{ctx: ctx}
 	for ok := it.First(); ok; ok = it.Next() {
-		if n++; n%keysBetweenContextChecks == 0 && ctx.Err() != nil {
-			return 0, 0, ctx.Err()
+		if !w.step() {
+			return 0, 0, w.err
 		}
 		key := it.Key()
 		if bytes.Compare(key, lower) >= 0 && bytes.Compare(key, upper) < 0 {
@@ -103,6 +103,7 @@ func (s *Store) Hash(ctx context.Context) (hash uint32, rev int64, err error) {
 		if err != nil {
 			return 0, 0, store.Explain(err)
 		}
+		w.bytes += int64(len(value))
 		frame = binary.AppendUvarint(frame[:0], uint64(len(key)))
 		frame = binary.AppendUvarint(frame, uint64(len(value)))
 		for _, b := range [][]byte{frame, key, value} {
@@ -129,7 +130,7 @@ func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64,
 	keepEmpty := false
 	if !tombstoneKeeps {
 		var err error
-		if keepEmpty, err = nothingKept(it, compact, rev); err != nil {
+		if keepEmpty, err = nothingKept(ctx, it, compact, rev); err != nil {
 			return 0, err
 		}
 	}
@@ -151,8 +152,9 @@ func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64,
 // nested transaction say, does not count there: etcd looks for the generation that ends at rev or later, finds the one
 // that rev ended, and leaves out its tombstone. Of the compact revision itself that cannot be told: such a tombstone goes
 // when the compaction gets there.
-func nothingKept(it *pebble.Iterator, compact, rev int64) (bool, error) {
-	for v := (visible{it: it, rev: uint64(rev)}); v.next(); {
+func nothingKept(ctx context.Context, it *pebble.Iterator, compact, rev int64) (bool, error) {
+	v := visible{it: it, rev: uint64(rev), walk: paced{ctx: ctx}}
+	for v.next() {
 		if v.main != rev || rev == compact {
 			return false, nil
 		}
@@ -173,7 +175,7 @@ func nothingKept(it *pebble.Iterator, compact, rev int64) (bool, error) {
 		}
 		it.SeekGE(prefix) // from where next leaves the key
 	}
-	return true, store.Explain(it.Error())
+	return true, v.err()
 }
 
 // joiner collects CRCs by revision and joins them.
@@ -200,10 +202,10 @@ func (h *joiner) pass(ctx context.Context, it *pebble.Iterator, from Revision, c
 	h.parts, h.limit = h.parts[:0], nil
 	var prefix []byte
 	newest := true // of this key, at or below rev, is yet to come
-	n := 0
+	w := paced{ctx: ctx}
 	for ok := it.First(); ok; {
-		if n++; n%keysBetweenContextChecks == 0 && ctx.Err() != nil {
-			return nil, ctx.Err()
+		if !w.step() {
+			return nil, w.err
 		}
 		p, key, umain, sub, valid := store.ParseUserKey(it.Key())
 		if !valid {
@@ -224,6 +226,7 @@ func (h *joiner) pass(ctx context.Context, it *pebble.Iterator, from Revision, c
 				if err := h.add(it, key, r, tombstone); err != nil {
 					return nil, err
 				}
+				w.bytes += int64(h.parts[len(h.parts)-1].length)
 			}
 		}
 		newest = false

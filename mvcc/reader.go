@@ -131,6 +131,7 @@ func valueLen(it *pebble.Iterator) int {
 type visible struct {
 	it     *pebble.Iterator
 	rev    uint64
+	walk   paced // over every key that is met
 	begun  bool
 	prefix []byte // scratch
 	target []byte
@@ -151,7 +152,7 @@ func (v *visible) next() bool {
 		v.begun = true
 		ok = v.it.First()
 	}
-	for ok {
+	for ok && v.walk.step() {
 		k := v.it.Key()
 		n := len(k) - int(k[len(k)-1])
 		main := binary.BigEndian.Uint64(k[n:])
@@ -189,23 +190,30 @@ func (v *visible) skipNewer(prefix []byte) bool {
 	return v.it.SeekGE(v.target)
 }
 
+// err is why next gave false, if not for the end of the keys.
+func (v *visible) err() error {
+	if v.walk.err != nil {
+		return v.walk.err
+	}
+	return store.Explain(v.it.Error())
+}
+
 // record reads the version at the stop. Its value is valid until next.
 func (v *visible) record() (record, error) {
 	b, err := v.it.ValueAndErr()
 	if err != nil {
 		return record{}, store.Explain(err)
 	}
+	v.walk.bytes += int64(len(b))
 	return decodeRecord(b, v.main)
 }
 
-const keysBetweenContextChecks = 1024
-
 // rangeOf reads what is in the bounds of an iterator, from key on. counted, if not nil, may know how many keys there are from
 // some key on (see Store.counter).
-func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o RangeOptions, counted func(it *pebble.Iterator, from []byte) (int64, bool, error)) (res RangeResult, err error) {
-	v := visible{it: it, rev: uint64(rev)}
+func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o RangeOptions, counted func(w *paced, it *pebble.Iterator, from []byte) (int64, bool, error)) (res RangeResult, err error) {
+	v := visible{it: it, rev: uint64(rev), walk: paced{ctx: ctx}}
 	if o.CountOnly && counted != nil {
-		if n, ok, err := counted(it, key); ok || err != nil {
+		if n, ok, err := counted(&v.walk, it, key); ok || err != nil {
 			res.Count = n
 			return res, err
 		}
@@ -214,9 +222,6 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o 
 	size := int64(0)
 	for v.next() {
 		res.Count++
-		if res.Count%keysBetweenContextChecks == 0 && ctx.Err() != nil {
-			return res, ctx.Err()
-		}
 		if o.CountOnly {
 			continue
 		}
@@ -226,7 +231,7 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o 
 			}
 			if counted != nil {
 				from := append(make([]byte, 0, len(v.key)), v.key...)
-				n, ok, err := counted(it, from)
+				n, ok, err := counted(&v.walk, it, from)
 				if err != nil {
 					return res, err
 				}
@@ -251,7 +256,7 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o 
 		kvs.add(v.key, v.main, r)
 	}
 	res.KVs = kvs.out
-	return res, store.Explain(it.Error())
+	return res, v.err()
 }
 
 // slab makes many KeyValues out of few allocations. One that is kept keeps its neighbours: it is for answers, which live

@@ -121,10 +121,10 @@ func (v *View) Revisions(ctx context.Context, each func(main, sub int64, tombsto
 	}
 	defer func() { err = errors.Join(err, versions.Close()) }()
 	var target []byte
-	n := 0
+	w := paced{ctx: ctx}
 	for ok := it.First(); ok; ok = it.Next() {
-		if n++; n%keysBetweenContextChecks == 0 && ctx.Err() != nil {
-			return ctx.Err()
+		if !w.step() {
+			return w.err
 		}
 		b, err := it.ValueAndErr()
 		if err != nil {
@@ -168,6 +168,7 @@ func (v *View) Revisions(ctx context.Context, each func(main, sub int64, tombsto
 			if err != nil {
 				return err
 			}
+			w.bytes += int64(len(b))
 			value = appendBeforeValue(make([]byte, 0, len(key)+len(b)+32), key, rev.Main, rec)
 			value = append(value, rec.value...)
 			value = appendIntField(value, 6, rec.lease)

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"net"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -335,15 +334,9 @@ func (s *Server) readLeases(ids ...int64) accessCheck {
 // most do, so that a flood of Authenticate leaves the others to serve. The turns go round by the user's name and the host
 // that asks: a flood of wrong passwords delays the logins of nobody else.
 func (s *Server) acquireHashing(ctx context.Context, user string) (release func(), err error) {
-	host := ""
-	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
-		if host, _, err = net.SplitHostPort(p.Addr.String()); err != nil {
-			host = p.Addr.String()
-		}
-	}
 	ended := s.endable(ctx)
 	defer ended.cancel(nil)
-	return s.hashing.Take(ended, user+"\x00"+host)
+	return s.hashing.Take(ended, user+"\x00"+callerHost(ctx))
 }
 
 const (

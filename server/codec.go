@@ -17,11 +17,18 @@ type countingCodec struct {
 	metrics *Metrics
 }
 
-func newCountingCodec(m *Metrics) encoding.CodecV2 {
+func newCountingCodec(m *Metrics) *countingCodec {
 	return &countingCodec{CodecV2: encoding.GetCodecV2(encodingproto.Name), metrics: m}
 }
 
+// encodedMessage is a message as Marshal has already made it.
+type encodedMessage struct{ data mem.BufferSlice }
+
 func (c *countingCodec) Marshal(v any) (data mem.BufferSlice, err error) {
+	if done, ok := v.(*encodedMessage); ok {
+		data, done.data = done.data, nil // grpc frees it, once
+		return data, nil
+	}
 	switch r := v.(type) {
 	case *pb.PutResponse:
 		if r.GetHeader() != nil {
@@ -29,7 +36,11 @@ func (c *countingCodec) Marshal(v any) (data mem.BufferSlice, err error) {
 		}
 	case *pb.RangeResponse:
 		if r.GetHeader() != nil {
-			data = written(rangeResponseSize(r), func(b []byte) []byte { return appendRangeResponse(b, r) })
+			if size := rangeResponseSize(r); size > freeBytes {
+				data = rangeResponsePieces(r, size)
+			} else {
+				data = written(size, func(b []byte) []byte { return appendRangeResponse(b, r) })
+			}
 		}
 	}
 	if data == nil {

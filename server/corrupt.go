@@ -458,7 +458,7 @@ func (s *Server) watchCorruption(ctx context.Context) {
 }
 
 func (s *Server) hashHere(ctx context.Context) (covered, error) {
-	hash, compactRev, rev, err := s.kvStore.HashState(ctx, 0)
+	hash, compactRev, rev, err := s.kvStore.HashState(yielding{ctx}, 0)
 	return covered{rev, compactRev, hash}, err
 }
 
@@ -572,7 +572,7 @@ var errNoCompactionHash = errors.New("no hash of a compaction of this revision i
 func (s *Server) hashFor(ctx context.Context, rev int64, of string) (*pb.HashKVResponse, error) {
 	switch of {
 	case hashOfState:
-		hash, compactRev, current, err := s.kvStore.HashState(ctx, rev)
+		hash, compactRev, current, err := s.kvStore.HashState(yielding{ctx}, rev)
 		if err != nil {
 			return nil, err
 		}
@@ -584,5 +584,5 @@ func (s *Server) hashFor(ctx context.Context, rev int64, of string) (*pb.HashKVR
 			return nil, errNoCompactionHash
 		}
 	}
-	return s.hashKV(ctx, rev)
+	return s.hashKV(yielding{ctx}, rev)
 }

@@ -19,10 +19,10 @@ func (s *Server) registerKV(g *grpc.Server) {
 	desc := pb.KV_ServiceDesc
 	desc.Methods = nil
 	desc.Streams = append(slices.Clip(desc.Streams),
-		unaryStream(s, "Range", s.kv.Range),
+		readingStream(s, "Range", s.kv.rangeInTurn),
 		unaryStream(s, "Put", s.kv.Put),
 		unaryStream(s, "DeleteRange", s.kv.DeleteRange),
-		unaryStream(s, "Txn", s.kv.Txn),
+		readingStream(s, "Txn", s.kv.txnInTurn),
 		unaryStream(s, "Compact", s.kv.Compact),
 	)
 	g.RegisterService(&desc, s.kv)
@@ -58,4 +58,81 @@ func unaryStream[Req, Resp any](s *Server, name string, call func(context.Contex
 			return stream.SendMsg(resp)
 		},
 	}
+}
+
+// readingStream is unaryStream for a call that may read much. What it does then
+// is done in turns, encoding the answer too; sending it is not.
+func readingStream[Req, Resp any](s *Server, name string, call func(*turn, *Req) (*Resp, error)) grpc.StreamDesc {
+	method := "/" + pb.KV_ServiceDesc.ServiceName + "/" + name
+	m := s.metrics.grpc.method(method, "unary")
+	type incoming struct {
+		req  Req
+		turn turn
+	}
+	if s.cfg.Tracing != nil {
+		untraced := call
+		call = func(t *turn, req *Req) (*Resp, error) {
+			ctx, end := s.startSpan(t.Context, req)
+			defer end()
+			t.Context = ctx
+			return untraced(t, req)
+		}
+	}
+	answer := func(in *incoming) (*Resp, error) {
+		start := time.Now()
+		ctx := in.turn.Context
+		err := s.beginCall(ctx, m, method, &in.req)
+		var resp *Resp
+		if err == nil {
+			resp, err = call(&in.turn, &in.req)
+		}
+		s.endCall(ctx, m, method, &in.req, resp, err, start)
+		return resp, err
+	}
+	return grpc.StreamDesc{
+		StreamName: name,
+		Handler: func(_ any, stream grpc.ServerStream) error {
+			in := new(incoming)
+			if err := stream.RecvMsg(&in.req); err != nil {
+				return err
+			}
+			in.turn.Context, in.turn.s = stream.Context(), s
+			resp, err := answer(in)
+			if in.turn.release == nil {
+				if err != nil {
+					return err
+				}
+				return stream.SendMsg(resp)
+			}
+			return s.sendInTurn(&in.turn, stream, resp, err)
+		},
+	}
+}
+
+// sendInTurn encodes an answer and gives the turn back before it is sent.
+//
+//go:noinline
+func (s *Server) sendInTurn(t *turn, stream grpc.ServerStream, resp any, err error) error {
+	defer t.end() // after a panic, too
+	if err != nil {
+		return err
+	}
+	encoded, err := s.encode(stream, resp)
+	if err != nil {
+		return err
+	}
+	t.end()
+	return stream.SendMsg(encoded)
+}
+
+// encode makes of a message what the stream can send without more ado.
+func (s *Server) encode(stream grpc.ServerStream, message any) (any, error) {
+	c, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(interface{ SendCompress() string })
+	if !ok || c.SendCompress() != "" && c.SendCompress() != "identity" {
+		// grpc's own way copies all of it once more, so it is for who wants it compressed.
+		prepared := new(grpc.PreparedMsg)
+		return prepared, prepared.Encode(stream, message)
+	}
+	data, err := s.codec.Marshal(message)
+	return &encodedMessage{data}, err
 }

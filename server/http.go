@@ -252,7 +252,9 @@ func (s *Server) checkCorruption(context.Context) error {
 
 func (s *Server) checkRead(serializable bool) func(context.Context) error {
 	return func(ctx context.Context) error {
-		_, err := s.kv.rangeLocal(ctx, &pb.RangeRequest{Key: []byte{0}, KeysOnly: true, Limit: 1, Serializable: serializable}, nil)
+		t := s.newTurn(ctx)
+		defer t.end()
+		_, err := s.kv.rangeLocal(t, &pb.RangeRequest{Key: []byte{0}, KeysOnly: true, Limit: 1, Serializable: serializable}, nil)
 		return err
 	}
 }

@@ -21,7 +21,7 @@ import (
 // with. Credentials are the caller's to add.
 func (s *Server) GRPCOptions() []grpc.ServerOption {
 	opts := []grpc.ServerOption{
-		grpc.ForceServerCodecV2(newCountingCodec(s.metrics)),
+		grpc.ForceServerCodecV2(s.codec),
 		grpc.UnaryInterceptor(s.interceptUnary),
 		grpc.StreamInterceptor(s.interceptStream),
 		grpc.MaxRecvMsgSize(s.cfg.MaxRequestBytes + recvOverheadBytes),

@@ -24,10 +24,17 @@ type kvService struct {
 }
 
 func (k *kvService) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	t := k.newTurn(ctx)
+	defer t.end()
+	return k.rangeInTurn(t, r)
+}
+
+// rangeInTurn is Range as it is registered; see readingStream.
+func (k *kvService) rangeInTurn(t *turn, r *pb.RangeRequest) (*pb.RangeResponse, error) {
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
-	resp, err := k.rangeLocal(ctx, r, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, r.Key, r.RangeEnd) })
+	resp, err := k.rangeLocal(t, r, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, r.Key, r.RangeEnd) })
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -37,15 +44,20 @@ func (k *kvService) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRes
 
 // rangeLocal reads, after a read barrier unless the request is serializable.
 // The health checks use it too, with no check: they show nothing of what is read.
-func (k *kvService) rangeLocal(ctx context.Context, r *pb.RangeRequest, check func(*auth.Policy, auth.Identity) error) (resp *pb.RangeResponse, err error) {
+func (k *kvService) rangeLocal(t *turn, r *pb.RangeRequest, check func(*auth.Policy, auth.Identity) error) (resp *pb.RangeResponse, err error) {
 	start := time.Now()
 	if !r.Serializable {
-		err = k.replica.ReadBarrier(ctx)
+		err = k.replica.ReadBarrier(t.Context)
 	}
 	if err == nil {
 		read := time.Now()
 		get := func() (err error) {
-			resp, err = state.RangeWithin(ctx, k.kvStore, r, k.cfg.Limits.AnswerBytes)
+			if keys, ok := estimator(k.kvStore.Estimate).ofRange(r); ok {
+				if err := t.expect(keys); err != nil {
+					return err
+				}
+			}
+			resp, err = state.RangeWithin(t, k.kvStore, r, k.cfg.Limits.AnswerBytes)
 			return err
 		}
 		if check == nil {
@@ -55,13 +67,13 @@ func (k *kvService) rangeLocal(ctx context.Context, r *pb.RangeRequest, check fu
 				err = auth.ErrAuthOldRevision
 			}
 		} else {
-			err = k.permittedRead(ctx, check, get)
+			err = k.permittedRead(t.Context, check, get)
 		}
 		k.metrics.observeRange(err == nil, time.Since(read).Seconds())
 	}
 	took := time.Since(start)
 	k.metrics.observeRequest(kindRange, err == nil, took.Seconds())
-	k.state.WarnSlowRange(took, r, resp, err)
+	k.state.WarnSlowRange(took, t.waited, r, resp, err)
 	return resp, err
 }
 
@@ -110,6 +122,13 @@ func (k *kvService) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (
 }
 
 func (k *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	t := k.newTurn(ctx)
+	defer t.end()
+	return k.txnInTurn(t, r)
+}
+
+// txnInTurn is Txn as it is registered; see readingStream.
+func (k *kvService) txnInTurn(t *turn, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if err := k.checkQuota(r); err != nil {
 		return nil, err
 	}
@@ -122,7 +141,7 @@ func (k *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse,
 	if err := k.cfg.Limits.checkTotal(r); err != nil {
 		return nil, err
 	}
-	resp, err := k.txn(ctx, r)
+	resp, err := k.txn(t, r)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -130,15 +149,15 @@ func (k *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse,
 	return resp, nil
 }
 
-func (k *kvService) txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+func (k *kvService) txn(t *turn, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	readOnly, nested, serializable := txnReads(r)
 	if readOnly {
-		return k.txnLocal(ctx, r, nested, serializable)
+		return k.txnLocal(t, r, nested, serializable)
 	}
 	if err := k.cfg.Limits.checkWalk(k.kvStore.Estimate, r); err != nil {
 		return nil, err
 	}
-	result, err := k.propose(ctx, kindTxn, &pb.InternalRaftRequest{Txn: r}, proto.Size(r))
+	result, err := k.propose(t.Context, kindTxn, &pb.InternalRaftRequest{Txn: r}, proto.Size(r))
 	if err != nil {
 		return nil, err
 	}
@@ -164,25 +183,30 @@ func txnReads(r *pb.TxnRequest) (readOnly, nested, serializable bool) {
 	return state.IsReadOnly(r), false, serializable
 }
 
-func (k *kvService) txnLocal(ctx context.Context, r *pb.TxnRequest, nested, serializable bool) (resp *pb.TxnResponse, err error) {
+func (k *kvService) txnLocal(t *turn, r *pb.TxnRequest, nested, serializable bool) (resp *pb.TxnResponse, err error) {
 	start := time.Now()
 	if !serializable {
-		err = k.replica.ReadBarrier(ctx)
+		err = k.replica.ReadBarrier(t.Context)
 	}
 	if nested && err == nil {
 		err = k.state.AlarmRefusal(&pb.InternalRaftRequest{Txn: r})
 	}
 	if err == nil {
-		err = k.permittedRead(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Txn(who, r, k.leaseKeys) }, func() (err error) {
+		err = k.permittedRead(t.Context, func(p *auth.Policy, who auth.Identity) error { return p.Txn(who, r, k.leaseKeys) }, func() (err error) {
+			if w := estimator(k.kvStore.Estimate).ofTxn(r); w.known {
+				if err := t.expect(w.keys); err != nil {
+					return err
+				}
+			}
 			view := k.kvStore.View()
 			defer view.Close()
-			resp, err = state.ReadTxn(ctx, view, r, k.cfg.Limits.AnswerBytes)
+			resp, err = state.ReadTxn(t, view, r, k.cfg.Limits.AnswerBytes)
 			return err
 		})
 	}
 	took := time.Since(start)
 	k.metrics.observeRequest(kindReadonlyTxn, err == nil, took.Seconds())
-	k.state.WarnSlowTxn(took, r, resp, err)
+	k.state.WarnSlowTxn(took, t.waited, r, resp, err)
 	return resp, err
 }
 
@@ -262,14 +286,17 @@ func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServ
 		if err := may.admitIf(check, func() {}); err != nil {
 			return err
 		}
-		return k.rangeStream(ctx, view, r, stream, func() error { return may.keep(check) })
+		t := k.newTurn(ctx)
+		defer t.end()
+		return k.rangeStream(t, view, r, stream, func() error { return may.keep(check) })
 	})
 	k.metrics.observeRange(err == nil, time.Since(start).Seconds())
 	return toGRPC(err)
 }
 
-// rangeStream asks before each chunk whether the caller may still have it.
-func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.RangeRequest, stream pb.KV_RangeStreamServer, permitted func() error) error {
+// rangeStream reads chunk after chunk, each in a turn of its own once they have
+// become much, and asks before each whether the caller may still have it.
+func (k *kvService) rangeStream(t *turn, view *mvcc.View, r *pb.RangeRequest, stream pb.KV_RangeStreamServer, permitted func() error) error {
 	send := func(resp *pb.RangeResponse, last bool) error {
 		if err := permitted(); err != nil {
 			return err
@@ -278,12 +305,21 @@ func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.Rang
 			resp.Header = &pb.ResponseHeader{Revision: view.Rev()}
 			k.fillWithoutRevision(resp.Header)
 		}
-		return sendWithin(streamStall, func() error { return stream.Send(&pb.RangeStreamResponse{RangeResponse: resp}) })
+		var message any = &pb.RangeStreamResponse{RangeResponse: resp}
+		if t.release != nil {
+			encoded, err := k.encode(stream, message)
+			if err != nil {
+				return err
+			}
+			message = encoded
+			t.again()
+		}
+		return sendWithin(streamStall, func() error { return stream.SendMsg(message) })
 	}
 
 	end := r.RangeEnd
 	if r.CountOnly {
-		rr, err := view.Range(ctx, r.Key, end, mvcc.RangeOptions{Rev: r.Revision, CountOnly: true})
+		rr, err := view.Range(t, r.Key, end, mvcc.RangeOptions{Rev: r.Revision, CountOnly: true})
 		if err != nil {
 			return err
 		}
@@ -292,7 +328,7 @@ func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.Rang
 
 	if sortedChunks(r) && r.Limit < 0 {
 		// As in etcd: all is one chunk, and sorted whole.
-		whole, err := state.RangeResponse(ctx, view, r)
+		whole, err := state.RangeResponse(t, view, r)
 		if err != nil {
 			return err
 		}
@@ -306,7 +342,7 @@ func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.Rang
 	key, sent := r.Key, int64(0)
 	for limit := min(int64(streamFirstLimit), left); ; {
 		// One more than wanted tells whether anything follows.
-		chunk, more, err := k.readChunk(ctx, view, key, end, r, limit)
+		chunk, more, err := k.readChunk(t, view, key, end, r, limit)
 		if err != nil {
 			return err
 		}
@@ -317,7 +353,7 @@ func (k *kvService) rangeStream(ctx context.Context, view *mvcc.View, r *pb.Rang
 		if !more || left == 0 {
 			chunk.More, chunk.Count = more, sent
 			if more {
-				rest, err := view.Range(ctx, nextKey(chunk), end, mvcc.RangeOptions{Rev: r.Revision, CountOnly: true})
+				rest, err := view.Range(t, nextKey(chunk), end, mvcc.RangeOptions{Rev: r.Revision, CountOnly: true})
 				if err != nil {
 					return err
 				}

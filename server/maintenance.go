@@ -138,7 +138,9 @@ func (m *maintenanceService) Hash(ctx context.Context, r *pb.HashRequest) (*pb.H
 	if err := m.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
-	hash, rev, err := m.kvStore.Hash(ctx)
+	t := m.newTurn(ctx)
+	defer t.end()
+	hash, rev, err := m.kvStore.Hash(t)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -151,7 +153,9 @@ func (m *maintenanceService) HashKV(ctx context.Context, r *pb.HashKVRequest) (*
 	if err := m.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
-	resp, err := m.hashKV(ctx, r.Revision)
+	t := m.newTurn(ctx)
+	defer t.end()
+	resp, err := m.hashKV(t, r.Revision)
 	if err != nil {
 		return nil, toGRPC(err)
 	}

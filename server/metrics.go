@@ -45,6 +45,8 @@ type Metrics struct {
 	defragInflight  prometheus.Gauge
 	defragSeconds   prometheus.Histogram
 	snapshotSeconds prometheus.Histogram
+	readersWaiting  prometheus.Gauge
+	readerWait      prometheus.Histogram
 	corruption      *prometheus.CounterVec
 }
 
@@ -114,6 +116,13 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 			Help: "How long writing the store into etcd's snapshot format took.", Buckets: prometheus.ExponentialBuckets(.01, 2, 17),
 		}),
 	}
+	m.readersWaiting = prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: "belay", Name: "readers_waiting", Help: "Calls that read much and wait for their turn.",
+	})
+	m.readerWait = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "belay", Name: "reader_wait_seconds", Help: "How long calls that read much have waited for each of their turns.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10),
+	})
 	m.rangeSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: "etcd", Subsystem: "server", Name: "range_duration_seconds",
 		Help:    "How long ranges took to read, without the read barrier before them.",
@@ -142,7 +151,7 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 		reg.MustRegister(m.sentBytes, m.receivedBytes, m.clientRequests, m.requestSeconds, m.rangeSeconds, m.streamFailures,
 			m.healthSuccess, m.healthFailures, m.healthcheck, m.healthchecks, m.promoteSuccess,
 			m.promoteFailures, m.serverID, m.feature, m.quota, m.fdUsed, m.fdLimit, m.admissionLag, m.defragInflight, m.defragSeconds,
-			m.snapshotSeconds, m.corruption, serverVersion, goVersion, m.authRevisionGauge())
+			m.snapshotSeconds, m.readersWaiting, m.readerWait, m.corruption, serverVersion, goVersion, m.authRevisionGauge())
 		registerEmpty(reg)
 	}
 	return m

@@ -251,6 +251,8 @@ type Server struct {
 	onlyBelay     atomic.Bool   // all members are known to be Belay's
 	corruption    *corruption
 	hashing       *admission.Turns // of computing bcrypt
+	reading       *admission.Turns // of reading much; see turn
+	codec         *countingCodec
 
 	stop    context.CancelFunc
 	stopped context.Context // done when Stop was called
@@ -277,6 +279,8 @@ func New(cfg Config) (*Server, error) {
 		wake:      make(chan struct{}, 1),
 	}
 	s.hashing = admission.NewTurns(max(1, runtime.GOMAXPROCS(0)/2), maxHashingCalls, maxHashingClients)
+	s.reading = admission.NewTurns(max(1, runtime.GOMAXPROCS(0)-1), math.MaxInt, math.MaxInt)
+	s.codec = newCountingCodec(s.metrics)
 	revision := func() float64 { return float64(s.state.Policy().Revision()) }
 	s.metrics.authRevision.Store(&revision)
 	s.leaderStreams.open = make(map[*endableContext]struct{})

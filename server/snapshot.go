@@ -74,7 +74,7 @@ func (m *maintenanceService) snapshot(ctx context.Context, may *streamRights, st
 	}
 	defer done()
 	start := time.Now()
-	file, err := m.ExportSnapshot(ctx)
+	file, err := m.ExportSnapshot(yielding{ctx}) // it writes as it reads: a turn would wait for the disk
 	if err != nil {
 		m.logger.Warn("failed to make a database snapshot", zap.Error(err))
 		return err

@@ -2,6 +2,7 @@ package server
 
 import (
 	"math/bits"
+	"runtime"
 	"strings"
 	"unsafe"
 
@@ -248,12 +249,17 @@ func keyValueSize(kv *mvccpb.KeyValue) int {
 // have their keys.
 func appendKeyValue(b []byte, kv *mvccpb.KeyValue) []byte {
 	b = protowire.AppendVarint(append(b, 2<<3|wireBytes), uint64(keyValueSize(kv)))
+	b = appendKeyValueHead(b, kv)
+	b = appendBytesField(b, 5, kv.Value)
+	return appendField(b, 6, uint64(kv.Lease))
+}
+
+// appendKeyValueHead appends the fields of a key-value before its value.
+func appendKeyValueHead(b []byte, kv *mvccpb.KeyValue) []byte {
 	b = appendBytesField(b, 1, kv.Key)
 	b = appendField(b, 2, uint64(kv.CreateRevision))
 	b = appendField(b, 3, uint64(kv.ModRevision))
-	b = appendField(b, 4, uint64(kv.Version))
-	b = appendBytesField(b, 5, kv.Value)
-	return appendField(b, 6, uint64(kv.Lease))
+	return appendField(b, 4, uint64(kv.Version))
 }
 
 func putResponseSize(r *pb.PutResponse) int {
@@ -290,8 +296,86 @@ func appendRangeResponse(b []byte, r *pb.RangeResponse) []byte {
 	for _, kv := range r.Kvs {
 		b = appendKeyValue(b, kv)
 	}
+	return appendRangeEnd(b, r)
+}
+
+// appendRangeEnd appends what follows the keys.
+func appendRangeEnd(b []byte, r *pb.RangeResponse) []byte {
 	if r.More {
 		b = append(b, 3<<3|wireVarint, 1)
 	}
 	return appendField(b, 4, uint64(r.Count))
+}
+
+// pieceBytes is a size of which grpc's pool keeps buffers.
+const pieceBytes = 32 << 10
+
+// rangeResponsePieces is appendRangeResponse for a large one. Memory for all of
+// it at once would be fresh, cleared, and garbage afterwards; pieces of this size
+// come from the pool, where each of them is again as soon as it has been sent.
+func rangeResponsePieces(r *pb.RangeResponse, size int) mem.BufferSlice {
+	w := pieceWriter{out: make(mem.BufferSlice, 0, size/pieceBytes+1)}
+	var scratch []byte
+	w.write(appendHeader(scratch, r.Header))
+	for i, kv := range r.Kvs {
+		if i%paceEncoding == 0 {
+			runtime.Gosched()
+		}
+		k := keyValueSize(kv)
+		if n := 1 + varintSize(uint64(k)) + k; n <= cap(w.buf)-len(w.buf) {
+			w.buf = appendKeyValue(w.buf, kv)
+			continue
+		}
+		// Across pieces: the value by itself, the little around it through scratch.
+		value := kv.Value
+		scratch = protowire.AppendVarint(append(scratch[:0], 2<<3|wireBytes), uint64(k))
+		scratch = appendKeyValueHead(scratch, kv)
+		if len(value) > 0 {
+			scratch = protowire.AppendVarint(append(scratch, 5<<3|wireBytes), uint64(len(value)))
+		}
+		w.write(scratch)
+		w.write(value)
+		scratch = appendField(scratch[:0], 6, uint64(kv.Lease))
+		w.write(scratch)
+	}
+	w.write(appendRangeEnd(scratch[:0], r))
+	w.flush()
+	if w.size != size {
+		panic("server: a response was encoded in another size than foretold")
+	}
+	return w.out
+}
+
+// paceEncoding is after how many keys others may have the processor.
+const paceEncoding = 512
+
+// pieceWriter fills buffers of the pool, one after the other.
+type pieceWriter struct {
+	out   mem.BufferSlice
+	piece *[]byte // the one that is filled; nil: none
+	buf   []byte  // what is in it
+	size  int     // of out
+}
+
+func (w *pieceWriter) write(b []byte) {
+	for len(b) > 0 {
+		if len(w.buf) == cap(w.buf) {
+			w.flush()
+			w.piece = mem.DefaultBufferPool().Get(pieceBytes)
+			w.buf = (*w.piece)[:0]
+		}
+		n := min(len(b), cap(w.buf)-len(w.buf))
+		w.buf = append(w.buf, b[:n]...)
+		b = b[n:]
+	}
+}
+
+func (w *pieceWriter) flush() {
+	if w.piece == nil {
+		return
+	}
+	*w.piece = w.buf
+	w.size += len(w.buf)
+	w.out = append(w.out, mem.NewBuffer(w.piece, mem.DefaultBufferPool()))
+	w.piece, w.buf = nil, nil
 }

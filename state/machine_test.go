@@ -124,9 +124,9 @@ func TestSlowAndFailedRequestsAreLogged(t *testing.T) {
 	if len(failed) != 1 || failed[0].ContextMap()["error"] != "etcdserver: requested lease not found" {
 		t.Errorf("failed: %v", failed)
 	}
-	r.WarnSlowRange(time.Second, &pb.RangeRequest{Key: []byte("a")}, &pb.RangeResponse{Kvs: []*mvccpb.KeyValue{{}}}, nil)
-	r.WarnSlowRange(0, &pb.RangeRequest{Key: []byte("a")}, nil, nil)
-	r.WarnSlowTxn(time.Second, &pb.TxnRequest{}, &pb.TxnResponse{Responses: []*pb.ResponseOp{{Response: &pb.ResponseOp_ResponseRange{ResponseRange: &pb.RangeResponse{}}}}}, nil)
+	r.WarnSlowRange(time.Second, 0, &pb.RangeRequest{Key: []byte("a")}, &pb.RangeResponse{Kvs: []*mvccpb.KeyValue{{}}}, nil)
+	r.WarnSlowRange(0, 0, &pb.RangeRequest{Key: []byte("a")}, nil, nil)
+	r.WarnSlowTxn(time.Second, 0, &pb.TxnRequest{}, &pb.TxnResponse{Responses: []*pb.ResponseOp{{Response: &pb.ResponseOp_ResponseRange{ResponseRange: &pb.RangeResponse{}}}}}, nil)
 	var reads []string
 	for _, l := range logs.FilterMessage("apply request took too long").All() {
 		if p := l.ContextMap()["prefix"].(string); p != "" {

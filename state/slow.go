@@ -16,7 +16,7 @@ import (
 // makes it, on every member.
 
 func (m *Machine) warnSlow(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
-	m.slow(took, r, "", func() string { return sizeText(out.Response) }, out.Err)
+	m.slow(took, 0, r, "", func() string { return sizeText(out.Response) }, out.Err)
 }
 
 func (m *Machine) warnFailed(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
@@ -37,12 +37,12 @@ func (m *Machine) warnSlowCommit(took time.Duration, last uint64, entries int) {
 		zap.Int("entries", entries), zap.Uint64("last-index", last), zap.Int64("bytes", m.bytes))
 }
 
-// WarnSlowRange logs a read-only range that took longer than the warning duration. Any goroutine may call it.
-func (m *Machine) WarnSlowRange(took time.Duration, r *pb.RangeRequest, resp *pb.RangeResponse, err error) {
+// WarnSlowRange logs a read-only range that took longer than the warning duration, waited of it for a turn to read. Any goroutine may call it.
+func (m *Machine) WarnSlowRange(took, waited time.Duration, r *pb.RangeRequest, resp *pb.RangeResponse, err error) {
 	if took <= m.cfg.WarningApply {
 		return
 	}
-	m.slow(took, r, "read-only range ", func() string {
+	m.slow(took, waited, r, "read-only range ", func() string {
 		if resp == nil {
 			return ""
 		}
@@ -50,12 +50,12 @@ func (m *Machine) WarnSlowRange(took time.Duration, r *pb.RangeRequest, resp *pb
 	}, err)
 }
 
-// WarnSlowTxn logs a read-only transaction that took longer than the warning duration. Any goroutine may call it.
-func (m *Machine) WarnSlowTxn(took time.Duration, r *pb.TxnRequest, resp *pb.TxnResponse, err error) {
+// WarnSlowTxn logs a read-only transaction that took longer than the warning duration, as WarnSlowRange does. Any goroutine may call it.
+func (m *Machine) WarnSlowTxn(took, waited time.Duration, r *pb.TxnRequest, resp *pb.TxnResponse, err error) {
 	if took <= m.cfg.WarningApply {
 		return
 	}
-	m.slow(took, r, "read-only txn ", func() string {
+	m.slow(took, waited, r, "read-only txn ", func() string {
 		if resp == nil {
 			return ""
 		}
@@ -69,16 +69,21 @@ func (m *Machine) WarnSlowTxn(took time.Duration, r *pb.TxnRequest, resp *pb.Txn
 	}, err)
 }
 
-func (m *Machine) slow(took time.Duration, request proto.Message, prefix string, response func() string, err error) {
+func (m *Machine) slow(took, waited time.Duration, request proto.Message, prefix string, response func() string, err error) {
 	m.stats.slowApplies.Inc()
 	if line := m.lg.Check(zap.WarnLevel, "apply request took too long"); line != nil {
-		line.Write(
+		fields := []zap.Field{
 			zap.Duration("took", took),
 			zap.Duration("expected-duration", m.cfg.WarningApply),
 			zap.String("prefix", prefix),
 			zap.String("request", RequestText(request)),
 			zap.String("response", response()),
-			zap.Error(err))
+			zap.Error(err),
+		}
+		if waited > 0 {
+			fields = append(fields, zap.Duration("waited for a turn", waited))
+		}
+		line.Write(fields...)
 	}
 }
 
