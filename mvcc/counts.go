@@ -544,6 +544,9 @@ func (s *Store) splitBlock(ctx context.Context, start, to []byte) error {
 		sum := int64(0)
 		for _, b := range sp.blocks {
 			sum += b.n
+			if b.n > int64(2*c.blockKeys) {
+				c.odd[string(b.start)] = struct{}{} // it has grown while it was read; add noticed nothing
+			}
 		}
 		if sum != g.blocks[bi].n {
 			c.mu.Unlock()

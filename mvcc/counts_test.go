@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
@@ -148,5 +149,46 @@ func TestCountsInABatch(t *testing.T) {
 	}
 	if ahead < 50 {
 		t.Errorf("%d ranges were counted ahead", ahead)
+	}
+}
+
+// TestBlocksThatGrowWhileSplit: a block that has grown beyond its size again while it was split is split again, though
+// nothing more comes to it.
+func TestBlocksThatGrowWhileSplit(t *testing.T) {
+	r := newRig(t, Options{countBlockKeys: 2, CompactionSleep: -1})
+	<-r.counts.ready
+	n := 0
+	for range 100 {
+		var cmds []command
+		for range 20 {
+			var c command
+			for range 10 {
+				c.ops = append(c.ops, op{key: fmt.Sprintf("%08d", n), value: "v"}) // all at the end, in one block
+				n++
+			}
+			cmds = append(cmds, c)
+		}
+		r.apply(cmds...)
+	}
+	large := func() (key string, n int64) {
+		r.counts.mu.Lock()
+		defer r.counts.mu.Unlock()
+		for _, g := range r.counts.groups {
+			for _, b := range g.blocks {
+				if b.n > int64(2*r.counts.blockKeys) {
+					return string(b.start), b.n
+				}
+			}
+		}
+		return "", 0
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		key, n := large()
+		if n == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the block at %q still has %d keys", key, n)
+		}
 	}
 }
