@@ -164,6 +164,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		MaxKeyBytes           *int64          `json:"max-key-bytes"`
 		MaxTxnTotalOps        *int64          `json:"max-txn-total-ops"`
 		MaxTxnRangeKeys       *int64          `json:"max-txn-range-keys"`
+		MaxTxnRangeBytes      *int64          `json:"max-txn-range-bytes"`
 		MaxAnswerBytes        *int64          `json:"max-answer-bytes"`
 	}
 	type securityConfig struct {
@@ -220,7 +221,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		EnableGateway: &c.EnableGateway, UnsafeNoFsync: &c.UnsafeNoFsync, DowngradeCheckTime: &c.DowngradeCheckTime, MemoryMlock: &c.MemoryMlock,
 		DiskStallHandOver: &c.DiskStallHandOver, MaxUnsyncedBytes: &c.MaxUnsyncedBytes,
 		MaxKeyBytes: &c.Limits.KeyBytes, MaxTxnTotalOps: &c.Limits.TxnTotalOps,
-		MaxTxnRangeKeys: &c.Limits.TxnRangeKeys, MaxAnswerBytes: &c.Limits.AnswerBytes,
+		MaxTxnRangeKeys: &c.Limits.TxnRangeKeys, MaxTxnRangeBytes: &c.Limits.TxnRangeBytes, MaxAnswerBytes: &c.Limits.AnswerBytes,
 	}}
 	file.SocketOptions.ReusePort, file.SocketOptions.ReuseAddress = &c.ReusePort, &c.ReuseAddress
 	file.Discovery.Token = &d.Token

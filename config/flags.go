@@ -204,8 +204,10 @@ func behaviourFlags() []flagDef {
 			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.KeyBytes })},
 		{group: groupLimits, name: "max-txn-total-ops", usage: "Compares and operations of a transaction on all its levels; --max-txn-ops bounds each. Negative: no limit.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.TxnTotalOps })},
-		{group: groupLimits, name: "max-txn-range-keys", usage: "Keys that the ranges of a transaction that writes may hold, besides the largest of them. Negative: no limit.",
+		{group: groupLimits, name: "max-txn-range-keys", usage: "Keys that the ranges of a transaction that writes may hold, besides the largest that it deletes. Negative: no limit.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.TxnRangeKeys })},
+		{group: groupLimits, name: "max-txn-range-bytes", usage: "Keys and values that a transaction that writes, or a delete, may read. Negative: no limit.",
+			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.TxnRangeBytes })},
 		{group: groupLimits, name: "max-answer-bytes", usage: "Keys and values that one request may read. Negative: no limit.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.AnswerBytes })},
 

@@ -24,6 +24,10 @@ type RangeOptions struct {
 
 	// NoCount spares the count: Count is then only exact if it is not greater than Limit.
 	NoCount bool
+
+	// Each, where it is set and end is not empty, gets the keys one by one instead of KVs, and none after it has said no.
+	// Count is then how many it got. What it gets is the callee's until it returns.
+	Each func(kv *mvccpb.KeyValue) (more bool)
 }
 
 // RangeResult is what a range holds. The KeyValues may be shared with the cache and with other callers: they must not be
@@ -219,6 +223,7 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o 
 		}
 	}
 	var kvs slab
+	var one mvccpb.KeyValue
 	size := int64(0)
 	for v.next() {
 		res.Count++
@@ -250,6 +255,14 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o 
 		if o.KeysOnly {
 			r.value = nil
 		}
+		if o.Each != nil {
+			one.Key, one.Value, one.ModRevision = v.key, r.value, v.main
+			one.CreateRevision, one.Version, one.Lease = r.create, r.version, r.lease
+			if !o.Each(&one) {
+				break
+			}
+			continue
+		}
 		if size += int64(len(v.key) + len(r.value)); o.MaxBytes > 0 && size > o.MaxBytes {
 			return RangeResult{}, ErrTooLarge
 		}
@@ -257,6 +270,28 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o 
 	}
 	res.KVs = kvs.out
 	return res, v.err()
+}
+
+// Weigh is how many keys [key, end) holds, end as in Range, and the bytes of them and their values, as of now. It stops
+// counting beyond either bound, and reads no values. Errors: the context's, and those of the disk.
+func (s *Store) Weigh(ctx context.Context, key, end []byte, maxKeys, maxBytes int64) (keys, bytes int64, err error) {
+	if len(end) == 0 {
+		end = append(append(make([]byte, 0, len(key)+1), key...), 0)
+	}
+	lower, upper, ok := bounds(key, end)
+	if !ok {
+		return 0, 0, nil
+	}
+	it, rev, _, err := s.open(ctx, 0, &pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return 0, 0, err
+	}
+	v := visible{it: it, rev: uint64(rev), walk: paced{ctx: ctx}}
+	for keys <= maxKeys && bytes <= maxBytes && v.next() {
+		keys++
+		bytes += int64(len(v.key) + valueLen(it))
+	}
+	return keys, bytes, errors.Join(v.err(), it.Close())
 }
 
 // slab makes many KeyValues out of few allocations. One that is kept keeps its neighbours: it is for answers, which live

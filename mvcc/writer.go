@@ -211,18 +211,34 @@ func (w *Writer) read(key []byte, withValue bool) (kv *mvccpb.KeyValue, err erro
 // DeleteRange deletes the keys of [key, end) that exist, end as in Store.Range. prevs are what was there, in key order;
 // they lack their values unless wantPrev, and must not be changed.
 func (w *Writer) DeleteRange(key, end []byte, wantPrev bool) (n int64, prevs []*mvccpb.KeyValue, err error) {
+	n, prevs, _, err = w.DeleteWithin(key, end, wantPrev, 0)
+	return n, prevs, err
+}
+
+// DeleteWithin is DeleteRange that reads previous values up to maxBytes, if that is not 0: with more of them whole is
+// false, and the prevs are those of a delete that does not want them. What it deletes is the same.
+func (w *Writer) DeleteWithin(key, end []byte, wantPrev bool, maxBytes int64) (n int64, prevs []*mvccpb.KeyValue, whole bool, err error) {
 	w.ops++
 	w.stats.deletes++
 	if len(end) == 0 {
 		prev, err := w.Prev(key, wantPrev)
 		if err != nil || prev == nil {
-			return 0, nil, err
+			return 0, nil, true, err
 		}
-		return 1, []*mvccpb.KeyValue{prev}, w.remove(key)
+		return 1, []*mvccpb.KeyValue{prev}, true, w.remove(key)
 	}
-	res, err := w.rangeOf(context.Background(), key, end, RangeOptions{KeysOnly: !wantPrev})
+	whole = true
+	o := RangeOptions{KeysOnly: true}
+	if wantPrev {
+		o = RangeOptions{MaxBytes: maxBytes}
+	}
+	res, err := w.rangeOf(context.Background(), key, end, o)
+	if wantPrev && errors.Is(err, ErrTooLarge) {
+		wantPrev, whole = false, false
+		res, err = w.rangeOf(context.Background(), key, end, RangeOptions{KeysOnly: true})
+	}
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, false, err
 	}
 	for _, kv := range res.KVs {
 		gone := kv.Key
@@ -230,10 +246,10 @@ func (w *Writer) DeleteRange(key, end []byte, wantPrev bool) (n int64, prevs []*
 			gone = bytes.Clone(gone) // the key that was read shares its memory with values
 		}
 		if err := w.remove(gone); err != nil {
-			return 0, nil, err
+			return 0, nil, false, err
 		}
 	}
-	return res.Count, res.KVs, nil
+	return res.Count, res.KVs, whole, nil
 }
 
 // Range reads as Store.Range does, and sees what this batch and transaction have written.

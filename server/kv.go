@@ -112,7 +112,14 @@ func (k *kvService) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (
 	if err := checkDelete(r); err != nil {
 		return nil, err
 	}
-	result, err := k.propose(ctx, kindDeleteRange, &pb.InternalRaftRequest{DeleteRange: r}, len(r.Key)+len(r.RangeEnd))
+	req := &pb.InternalRaftRequest{DeleteRange: r}
+	if r.PrevKv && len(r.RangeEnd) > 0 {
+		t := k.newTurn(ctx)
+		if err := k.checkWork(t, req); err != nil {
+			return nil, toGRPC(err)
+		}
+	}
+	result, err := k.propose(ctx, kindDeleteRange, req, len(r.Key)+len(r.RangeEnd))
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -154,14 +161,45 @@ func (k *kvService) txn(t *turn, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if readOnly {
 		return k.txnLocal(t, r, nested, serializable)
 	}
-	if err := k.cfg.Limits.checkWalk(k.kvStore.Estimate, r); err != nil {
-		return nil, err
+	req := &pb.InternalRaftRequest{Txn: r}
+	if readsRanges(r) {
+		if err := k.checkWork(t, req); err != nil {
+			return nil, err
+		}
 	}
-	result, err := k.propose(t.Context, kindTxn, &pb.InternalRaftRequest{Txn: r}, proto.Size(r))
+	result, err := k.propose(t.Context, kindTxn, req, proto.Size(r))
 	if err != nil {
 		return nil, err
 	}
 	return result.Response.(*pb.TxnResponse), nil
+}
+
+// readsRanges says whether anything in a transaction is of more than one key.
+func readsRanges(r *pb.TxnRequest) bool {
+	for _, c := range r.Compare {
+		if len(c.GetRangeEnd()) > 0 {
+			return true
+		}
+	}
+	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range branch {
+			switch o := op.GetRequest().(type) {
+			case *pb.RequestOp_RequestRange:
+				if len(o.RequestRange.GetRangeEnd()) > 0 {
+					return true
+				}
+			case *pb.RequestOp_RequestDeleteRange:
+				if len(o.RequestDeleteRange.GetRangeEnd()) > 0 {
+					return true
+				}
+			case *pb.RequestOp_RequestTxn:
+				if o.RequestTxn != nil && readsRanges(o.RequestTxn) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // txnReads tells whether a transaction only reads (then it needs no entry in

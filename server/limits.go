@@ -1,11 +1,14 @@
 package server
 
 import (
+	"context"
 	"math"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/belaydb/belay/state"
 )
 
 // Limits bound what one request may ask for, where etcd has no bound. 0 is the default in brackets, a negative number no
@@ -14,9 +17,12 @@ type Limits struct {
 	KeyBytes int64 // of a key that is written, and of the name of a new user or role [DefaultKeyBytes]
 	// TxnTotalOps is how many compares and operations a transaction may have on all levels together [DefaultTxnTotalOps].
 	TxnTotalOps int64
-	// TxnRangeKeys is how many keys the ranges of a transaction that writes may walk over, besides the largest of them
-	// [DefaultTxnRangeKeys]: one range may always be as large as a request of its own.
+	// TxnRangeKeys is how many keys the ranges of a transaction that writes may walk over, besides the largest that it
+	// deletes [DefaultTxnRangeKeys]: one delete may always be as large as a request of its own.
 	TxnRangeKeys int64
+	// TxnRangeBytes is how many bytes of keys and values a request that goes through the log may read: the ranges of a
+	// transaction that writes, its compares of values, and previous values of what is deleted [DefaultTxnRangeBytes].
+	TxnRangeBytes int64
 	// AnswerBytes is how many bytes of keys and values a request may read [DefaultAnswerBytes].
 	AnswerBytes int64
 }
@@ -28,6 +34,8 @@ const (
 	DefaultTxnTotalOps = 16384
 	// DefaultTxnRangeKeys takes the applier some half a second, in which it does nothing else.
 	DefaultTxnRangeKeys = 1_000_000
+	// DefaultTxnRangeBytes takes the applier a third of a second, too.
+	DefaultTxnRangeBytes = 256 << 20
 	// DefaultAnswerBytes is what gRPC can send.
 	DefaultAnswerBytes = math.MaxInt32
 )
@@ -44,6 +52,7 @@ func (l *Limits) setDefaults() {
 	def(&l.KeyBytes, DefaultKeyBytes)
 	def(&l.TxnTotalOps, DefaultTxnTotalOps)
 	def(&l.TxnRangeKeys, DefaultTxnRangeKeys)
+	def(&l.TxnRangeBytes, DefaultTxnRangeBytes)
 	def(&l.AnswerBytes, DefaultAnswerBytes)
 }
 
@@ -112,14 +121,18 @@ func totalOps(r *pb.TxnRequest) int64 {
 // walk is about how many keys are looked at.
 type walk struct {
 	keys    int64
-	largest int64 // of one range
+	largest int64 // of one delete
 	known   bool  // false: some range could not be estimated, it may be of any size
 }
 
 func (w *walk) add(keys int64, ok bool) {
 	w.keys += keys
-	w.largest = max(w.largest, keys)
 	w.known = w.known && ok
+}
+
+func (w *walk) addDelete(keys int64, ok bool) {
+	w.add(keys, ok)
+	w.largest = max(w.largest, keys)
 }
 
 // estimator tells about how many keys a range holds; see mvcc.Store.Estimate.
@@ -169,7 +182,7 @@ func (e estimator) ofOps(ops []*pb.RequestOp) walk {
 		case *pb.RequestOp_RequestPut:
 			w.add(1, true)
 		case *pb.RequestOp_RequestDeleteRange:
-			w.add(e(o.RequestDeleteRange.GetKey(), o.RequestDeleteRange.GetRangeEnd()))
+			w.addDelete(e(o.RequestDeleteRange.GetKey(), o.RequestDeleteRange.GetRangeEnd()))
 		case *pb.RequestOp_RequestTxn:
 			nested := e.ofTxn(o.RequestTxn)
 			w.keys += nested.keys
@@ -186,8 +199,130 @@ func (l *Limits) checkWalk(e estimator, r *pb.TxnRequest) error {
 	w := e.ofTxn(r)
 	if besides := w.keys - w.largest; besides > l.TxnRangeKeys {
 		return status.Errorf(codes.InvalidArgument,
-			"etcdserver: too much work in txn request: its ranges hold some %d keys besides the largest of them, --max-txn-range-keys is %d",
+			"etcdserver: too much work in txn request: its ranges hold some %d keys besides the largest that it deletes, --max-txn-range-keys is %d",
 			besides, l.TxnRangeKeys)
 	}
 	return nil
+}
+
+// weigher tells how many bytes of keys and values the first keys of a range hold; it stops beyond most. See
+// mvcc.Store.Weigh.
+type weigher func(key, end []byte, keys, most int64) (bytes int64, err error)
+
+// ofTxn is what a transaction reads on the costlier of its branches, on all levels.
+func (w weigher) ofTxn(r *pb.TxnRequest, most int64) (bytes int64, err error) {
+	for _, c := range r.GetCompare() {
+		if c.GetTarget() != pb.Compare_VALUE || len(c.GetRangeEnd()) == 0 || bytes > most {
+			continue
+		}
+		n, err := w(c.GetKey(), c.GetRangeEnd(), math.MaxInt64, most-bytes)
+		if err != nil {
+			return 0, err
+		}
+		bytes += n
+	}
+	success, err := w.ofOps(r.GetSuccess(), most-bytes)
+	if err != nil {
+		return 0, err
+	}
+	failure, err := w.ofOps(r.GetFailure(), most-bytes)
+	return bytes + max(success, failure), err
+}
+
+// ofOps stops beyond most, which may be negative then.
+func (w weigher) ofOps(ops []*pb.RequestOp, most int64) (bytes int64, err error) {
+	for _, op := range ops {
+		if bytes > most {
+			break
+		}
+		var n int64
+		switch o := op.GetRequest().(type) {
+		case *pb.RequestOp_RequestRange:
+			n, err = w.ofRange(o.RequestRange, most-bytes)
+		case *pb.RequestOp_RequestDeleteRange:
+			n, err = w.ofDelete(o.RequestDeleteRange, most-bytes)
+		case *pb.RequestOp_RequestTxn:
+			n, err = w.ofTxn(o.RequestTxn, most-bytes)
+		}
+		if err != nil {
+			return 0, err
+		}
+		bytes += n
+	}
+	return bytes, nil
+}
+
+func (w weigher) ofRange(r *pb.RangeRequest, most int64) (int64, error) {
+	if r.GetCountOnly() || len(r.GetRangeEnd()) == 0 || r.GetKeysOnly() && r.GetSortTarget() != pb.RangeRequest_VALUE {
+		return 0, nil
+	}
+	return w(r.GetKey(), r.GetRangeEnd(), state.MostKeys(r), most)
+}
+
+func (w weigher) ofDelete(r *pb.DeleteRangeRequest, most int64) (int64, error) {
+	if !r.GetPrevKv() || len(r.GetRangeEnd()) == 0 {
+		return 0, nil
+	}
+	return w(r.GetKey(), r.GetRangeEnd(), math.MaxInt64, most)
+}
+
+// checkWork bounds what the applier of every member walks over for a transaction that writes, and reads for it or for a
+// delete: it does nothing else meanwhile. What is measured is of now. Who may not make the request is not told of its
+// size; propose refuses it.
+func (k *kvService) checkWork(t *turn, r *pb.InternalRaftRequest) error {
+	if !k.mayKnow(t.Context, r) {
+		return nil
+	}
+	defer t.end() // before the proposal
+	limits := &k.cfg.Limits
+	weigh := func(key, end []byte, keys, most int64) (int64, error) {
+		_, bytes, err := k.kvStore.Weigh(t, key, end, keys, most)
+		return bytes, err
+	}
+	var bytes int64
+	var err error
+	if r.Txn != nil {
+		if err := limits.checkWalk(k.measured(t, k.kvStore.Estimate), r.Txn); err != nil {
+			return err
+		}
+		bytes, err = weigher(weigh).ofTxn(r.Txn, limits.TxnRangeBytes)
+	} else {
+		bytes, err = weigher(weigh).ofDelete(r.DeleteRange, limits.TxnRangeBytes)
+	}
+	if err != nil {
+		return err
+	}
+	if bytes > limits.TxnRangeBytes {
+		return status.Errorf(codes.InvalidArgument,
+			"etcdserver: the request writes, and reads more than %d bytes, --max-txn-range-bytes; read them in a request of its own", limits.TxnRangeBytes)
+	}
+	return nil
+}
+
+// mayKnow says whether this member's rules of now let the caller make a request.
+func (k *kvService) mayKnow(ctx context.Context, r *pb.InternalRaftRequest) bool {
+	p := k.state.Policy()
+	if !p.Enabled() {
+		return true
+	}
+	who, err := k.identity(ctx, p)
+	return err == nil && k.state.Policy().Judge(who, r, func(int64) ([][]byte, error) { return nil, nil }) == nil
+}
+
+// measured is an estimator that walks over the keys where another does not know their number: over some more of them in
+// all than would be let through.
+func (k *kvService) measured(t *turn, known estimator) estimator {
+	left := k.cfg.Limits.TxnRangeKeys
+	left += min(left, math.MaxInt64-left)
+	return func(key, end []byte) (int64, bool) {
+		if n, ok := known(key, end); ok {
+			return n, true
+		}
+		if left <= 0 {
+			return k.cfg.Limits.TxnRangeKeys, true // refused at any rate
+		}
+		n, _, err := k.kvStore.Weigh(t, key, end, left, math.MaxInt64)
+		left -= n
+		return n, err == nil
+	}
 }

@@ -96,7 +96,7 @@ func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 		resp, err := m.leaseGrant(r.LeaseGrant)
 		return m.fitting(result(resp, resp != nil, err, fits), fits)
 	case kindDeleteRange:
-		resp, err := m.deleteRange(r.DeleteRange)
+		resp, err := m.deleteRange(r.DeleteRange, e.Awaited())
 		return result(resp, resp != nil, err, true)
 	case kindRange:
 		if !e.Awaited() {

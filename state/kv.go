@@ -99,43 +99,49 @@ func (m *Machine) write(key, value []byte, leaseID int64) (rev int64, err error)
 	return rev, nil
 }
 
-func (m *Machine) deleteRange(r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
+// deleteRange deletes a range. Beside a response the error may be ErrTxnAnswerTooLarge.
+func (m *Machine) deleteRange(r *pb.DeleteRangeRequest, awaited bool) (*pb.DeleteRangeResponse, error) {
 	if len(r.Key) == 0 {
 		return nil, ErrEmptyKey
 	}
-	resp, err := m.runDeleteRange(r)
+	resp, whole, err := m.runDeleteRange(r, awaited, m.cfg.MaxAnswerBytes)
 	if err != nil {
 		m.stop(fmt.Sprintf("delete: %v", err))
 	}
+	if !whole {
+		return resp, ErrTxnAnswerTooLarge
+	}
 	return resp, nil
 }
 
-func (m *Machine) runDeleteRange(r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
-	n, prevs, err := m.remove(r.Key, r.RangeEnd, r.PrevKv)
+// runDeleteRange does a delete that has a key. The previous values are read for who waits for them, and as long as they
+// have no more than maxBytes, if that is not 0; otherwise whole is false.
+func (m *Machine) runDeleteRange(r *pb.DeleteRangeRequest, awaited bool, maxBytes int64) (resp *pb.DeleteRangeResponse, whole bool, err error) {
+	n, prevs, whole, err := m.remove(r.Key, r.RangeEnd, r.PrevKv && awaited, maxBytes)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	resp := &pb.DeleteRangeResponse{Header: m.revisionHeader(), Deleted: n}
-	if r.PrevKv {
+	resp = &pb.DeleteRangeResponse{Header: m.revisionHeader(), Deleted: n}
+	if r.PrevKv && awaited && whole {
 		resp.PrevKvs = prevs
 	}
-	return resp, nil
+	return resp, whole, nil
 }
 
 // remove deletes a range and detaches its keys from their leases.
-func (m *Machine) remove(key, end []byte, wantPrev bool) (int64, []*mvccpb.KeyValue, error) {
-	n, prevs, err := m.w.DeleteRange(key, end, wantPrev)
+func (m *Machine) remove(key, end []byte, wantPrev bool, maxBytes int64) (n int64, prevs []*mvccpb.KeyValue, whole bool, err error) {
+	n, prevs, whole, err = m.w.DeleteWithin(key, end, wantPrev, maxBytes)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, false, err
 	}
 	for _, kv := range prevs {
 		if kv.Lease != 0 {
 			if err := m.cfg.Leases.Detach(m.b, lease.ID(kv.Lease), kv.Key); err != nil {
-				return 0, nil, err
+				return 0, nil, false, err
 			}
 		}
 	}
-	return n, prevs, nil
+	return n, prevs, whole, nil
 }
 
 // compact notes the revision below which history may go; the removal itself follows in the background.

@@ -395,6 +395,99 @@ func TestAnswerTooLarge(t *testing.T) {
 	}
 }
 
+// TestPreviousValues: those of a delete are read where somebody waits for them, and up to a bound; what is deleted is the
+// same.
+func TestPreviousValues(t *testing.T) {
+	gone := new(atomic.Bool)
+	gone.Store(true)
+	inTxn := func(d *pb.DeleteRangeRequest) *pb.InternalRaftRequest {
+		return &pb.InternalRaftRequest{Txn: &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: d}}}}}
+	}
+	plain := func(d *pb.DeleteRangeRequest) *pb.InternalRaftRequest { return &pb.InternalRaftRequest{DeleteRange: d} }
+	for name, request := range map[string]func(*pb.DeleteRangeRequest) *pb.InternalRaftRequest{"alone": plain, "in a transaction": inTxn} {
+		for _, c := range []struct {
+			name  string
+			entry command.Entry
+			bytes int64
+			prevs int
+			err   error
+		}{
+			{"all", command.Entry{}, 0, 3, nil},
+			{"within the bound", command.Entry{}, 4000, 3, nil},
+			{"beyond it", command.Entry{}, 2000, 0, ErrTxnAnswerTooLarge},
+			{"unawaited", command.Entry{Unawaited: true}, 2000, 0, nil},
+			{"given up", command.Entry{GivenUp: gone}, 2000, 0, nil},
+		} {
+			r := newRig(t, Config{MaxAnswerBytes: c.bytes})
+			for _, key := range []string{"a", "b", "c", "d"} {
+				r.do(put(key, strings.Repeat("v", 900)))
+			}
+			index, term := r.Applied()
+			c.entry.Index, c.entry.Term = index+1, term
+			c.entry.Request = request(&pb.DeleteRangeRequest{Key: []byte("a"), RangeEnd: []byte("d"), PrevKv: true})
+			result := r.Apply([]command.Entry{c.entry})[0]
+			if !errors.Is(result.Err, c.err) {
+				t.Errorf("%s %s: %v", c.name, name, result.Err)
+			}
+			resp, ok := result.Response.(*pb.DeleteRangeResponse)
+			if !ok {
+				resp = result.Response.(*pb.TxnResponse).Responses[0].GetResponseDeleteRange()
+			}
+			if resp.Deleted != 3 || len(resp.PrevKvs) != c.prevs {
+				t.Errorf("%s %s: %d deleted, %d of them told", c.name, name, resp.Deleted, len(resp.PrevKvs))
+			}
+			left, err := RangeResponse(context.Background(), r.kv, &pb.RangeRequest{Key: []byte("a"), RangeEnd: []byte("z")})
+			if err != nil || len(left.Kvs) != 1 {
+				t.Errorf("%s %s: left is %v, %v", c.name, name, left, err)
+			}
+		}
+	}
+}
+
+// keptRanger notes what a range of its has shown and what it has kept.
+type keptRanger struct {
+	Ranger
+	shown, kept int
+}
+
+func (k *keptRanger) Range(ctx context.Context, key, end []byte, o mvcc.RangeOptions) (mvcc.RangeResult, error) {
+	if each := o.Each; each != nil {
+		o.Each = func(kv *mvccpb.KeyValue) bool { k.shown++; return each(kv) }
+	}
+	res, err := k.Ranger.Range(ctx, key, end, o)
+	k.kept += len(res.KVs)
+	return res, err
+}
+
+// TestComparesKeepNothing: a compare of many keys ends at the first that decides it, and keeps none.
+func TestComparesKeepNothing(t *testing.T) {
+	r := newRig(t, Config{})
+	for i := range 100 {
+		r.do(put(fmt.Sprintf("k%03d", i), fmt.Sprint(i)))
+	}
+	compare := func(result pb.Compare_CompareResult, value string) *pb.Compare {
+		return &pb.Compare{Key: []byte("k"), RangeEnd: []byte("l"), Target: pb.Compare_VALUE, Result: result,
+			TargetUnion: &pb.Compare_Value{Value: []byte(value)}}
+	}
+	for _, c := range []struct {
+		compare *pb.Compare
+		holds   bool
+		shown   int
+	}{
+		{compare(pb.Compare_NOT_EQUAL, "x"), true, 100},
+		{compare(pb.Compare_EQUAL, "0"), false, 2},
+		{compare(pb.Compare_NOT_EQUAL, "41"), false, 42},
+		{&pb.Compare{Key: []byte("m"), RangeEnd: []byte("n"), Target: pb.Compare_VERSION, TargetUnion: &pb.Compare_Version{}}, true, 0},
+		{&pb.Compare{Key: []byte("m"), RangeEnd: []byte("n"), Target: pb.Compare_VALUE, Result: pb.Compare_NOT_EQUAL}, false, 0},
+	} {
+		k := &keptRanger{Ranger: r.kv}
+		holds, err := compareHolds(t.Context(), k, c.compare)
+		if err != nil || holds != c.holds || k.shown != c.shown || k.kept != 0 {
+			t.Errorf("%v: %v, %v; %d keys seen, %d kept", c.compare, holds, err, k.shown, k.kept)
+		}
+	}
+}
+
 func TestCost(t *testing.T) {
 	p := &pb.PutRequest{Key: []byte("abc"), Value: []byte("de")}
 	op := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: p}}

@@ -81,6 +81,14 @@ func pushedLimit(r *pb.RangeRequest) int64 {
 	return r.Limit + 1
 }
 
+// MostKeys is how many keys are read to answer a range at most.
+func MostKeys(r *pb.RangeRequest) int64 {
+	if n := pushedLimit(r); n > 0 {
+		return n
+	}
+	return math.MaxInt64
+}
+
 // stripsEarly says whether values are not even read: nobody sorts by them.
 func stripsEarly(r *pb.RangeRequest) bool {
 	return r.KeysOnly && r.SortTarget != pb.RangeRequest_VALUE
@@ -154,9 +162,9 @@ func copied(kvs []*mvccpb.KeyValue) []*mvccpb.KeyValue {
 	return out
 }
 
-// answerBytes is about how large the answer of a range will be.
-func answerBytes(r *pb.RangeResponse) (n int64) {
-	for _, kv := range r.Kvs {
+// keyValuesBytes is about how much of an answer they will be.
+func keyValuesBytes(kvs []*mvccpb.KeyValue) (n int64) {
+	for _, kv := range kvs {
 		n += int64(len(kv.Key) + len(kv.Value) + 16)
 	}
 	return n

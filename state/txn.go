@@ -91,19 +91,22 @@ func compareHolds(ctx context.Context, rd Ranger, c *pb.Compare) (bool, error) {
 		}
 		return compareKV(c, kv), nil
 	}
-	rr, err := rd.Range(ctx, c.Key, c.RangeEnd, mvcc.RangeOptions{KeysOnly: c.Target != pb.Compare_VALUE})
+	found, holds := false, true
+	compare := func(kv *mvccpb.KeyValue) bool {
+		found, holds = true, compareKV(c, kv)
+		return holds // the first key that does not satisfy it decides, and none is kept
+	}
+	rr, err := rd.Range(ctx, c.Key, c.RangeEnd, mvcc.RangeOptions{KeysOnly: c.Target != pb.Compare_VALUE, NoCount: true, Each: compare})
 	if err != nil {
 		return false, err
 	}
-	if len(rr.KVs) == 0 {
+	for _, kv := range rr.KVs { // of one key
+		compare(kv)
+	}
+	if !found {
 		return holdsWithoutKey(c), nil
 	}
-	for _, kv := range rr.KVs {
-		if !compareKV(c, kv) {
-			return false, nil
-		}
-	}
-	return true, nil
+	return holds, nil
 }
 
 func holdsWithoutKey(c *pb.Compare) bool {
@@ -275,17 +278,24 @@ func (t *txnRun) read(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRespons
 	}
 	rr, err := RangeWithin(ctx, t.rd, r, t.left)
 	switch {
-	case err == nil && t.left == 0:
 	case err == nil:
-		t.left -= answerBytes(rr)
-		t.tooLarge = t.left <= 0
+		t.has(true, keyValuesBytes(rr.Kvs))
 	case errors.Is(err, mvcc.ErrTooLarge):
-		t.tooLarge = true
+		t.has(false, 0)
 		return nothing, nil
 	case t.entry != nil && errors.Is(err, context.Canceled):
 		return nothing, nil
 	}
 	return rr, err
+}
+
+// has counts what the answer has more, or that it could not have all.
+func (t *txnRun) has(whole bool, bytes int64) {
+	if t.left > 0 {
+		t.left -= bytes
+		t.tooLarge = t.tooLarge || t.left <= 0
+	}
+	t.tooLarge = t.tooLarge || !whole
 }
 
 // txn runs one transaction. The header of its response stays empty, as a nested one does in etcd; the caller fills the
@@ -313,10 +323,11 @@ func (t *txnRun) txn(ctx context.Context, r *pb.TxnRequest, m *Machine) (*pb.Txn
 			}
 			out.Response = &pb.ResponseOp_ResponsePut{ResponsePut: pr}
 		case *pb.RequestOp_RequestDeleteRange:
-			dr, err := m.runDeleteRange(o.RequestDeleteRange)
+			dr, whole, err := m.runDeleteRange(o.RequestDeleteRange, !t.tooLarge && t.entry.Awaited(), t.left)
 			if err != nil {
 				return nil, err
 			}
+			t.has(whole, keyValuesBytes(dr.PrevKvs))
 			out.Response = &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: dr}
 		case *pb.RequestOp_RequestTxn:
 			if o.RequestTxn == nil {
