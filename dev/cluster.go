@@ -1,6 +1,7 @@
 package dev
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,9 +32,16 @@ type process struct {
 	stopped context.CancelFunc // ends its health check
 	healthy bool
 	ended   bool
-	asked   bool // we told it to stop
+	asked   bool // it was told to stop
+	again   bool // it ran before in this cluster
+	restart bool // to be started again when it has ended
 	logs    []*prefixer
+	view    *view    // nil: lines are shown as they are
+	file    *os.File // the whole log, with a view
 }
+
+// defaultColumns is the width of a terminal that does not tell it.
+const defaultColumns = 80
 
 // Run starts a cluster and returns when all of it has ended: nil if it was stopped and no member failed.
 func Run(opts Options) error {
@@ -56,25 +65,33 @@ func Run(opts Options) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
-	c := &cluster{opts: opts, ended: make(chan *process), healthy: make(chan *process)}
+	c := &cluster{opts: opts, members: members, ended: make(chan *process), healthy: make(chan *process), commands: make(chan string)}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	c.ctx = ctx
 	for i := range members {
-		if err := c.start(ctx, members, i); err != nil {
+		if err := c.start(i); err != nil {
 			c.stop()
 			return err
 		}
+	}
+	if opts.Input != nil {
+		go c.read(opts.Input)
 	}
 	return c.supervise()
 }
 
 type cluster struct {
 	opts      Options
+	ctx       context.Context // ends with the cluster
+	members   []member
 	mu        sync.Mutex // serialises output
-	processes []*process
+	processes []*process // of each member the last
+	commands  chan string
 	ended     chan *process // a process ended
 	healthy   chan *process // a process answered its first health check
-	failures  int           // processes that ended unasked, or had to be killed
+	stopping  bool
+	failures  int // processes that ended unasked, or had to be killed
 }
 
 // say prints a line of our own.
@@ -84,11 +101,27 @@ func (c *cluster) say(format string, args ...any) {
 	fmt.Fprintf(c.opts.Stdout, format+"\n", args...)
 }
 
-func (c *cluster) start(ctx context.Context, members []member, i int) error {
-	p := &process{member: members[i], args: c.opts.args(members, i)}
-	width := len(members[len(members)-1].name)
+// start starts member i, for the first time or again.
+func (c *cluster) start(i int) error {
+	p := &process{member: c.members[i], args: c.opts.args(c.members, i), again: i < len(c.processes)}
+	width := len(c.members[len(c.members)-1].name)
+	if c.opts.Compact {
+		how := os.O_TRUNC
+		if p.again {
+			how = os.O_APPEND
+		}
+		file, err := os.OpenFile(p.logFile(), os.O_CREATE|os.O_WRONLY|how, 0o600)
+		if err != nil {
+			return err
+		}
+		p.file = file
+		p.view = &view{colour: c.opts.Colour, width: func() int { return columns(c.opts.Stderr) }, now: time.Now}
+	}
 	stream := func() *prefixer {
-		log := &prefixer{mu: &c.mu, w: c.opts.Stderr, prefix: memberPrefix(i, p.name, width, c.opts.Colour)}
+		log := &prefixer{mu: &c.mu, w: c.opts.Stderr, prefix: memberPrefix(i, p.name, width, c.opts.Colour), view: p.view, columns: width + 3}
+		if p.file != nil {
+			log.full = p.file
+		}
 		p.logs = append(p.logs, log)
 		return log
 	}
@@ -100,21 +133,30 @@ func (c *cluster) start(ctx context.Context, members []member, i int) error {
 	if err := p.cmd.Start(); err != nil {
 		return fmt.Errorf("cannot start %s: %w", p.name, err)
 	}
-	ctx, p.stopped = context.WithCancel(ctx)
-	c.processes = append(c.processes, p)
+	ctx, stopped := context.WithCancel(c.ctx)
+	p.stopped = stopped
+	if p.again {
+		c.processes[i] = p
+	} else {
+		c.processes = append(c.processes, p)
+	}
 	go func() {
 		// How it ended is in ProcessState, which the loop reads after this.
 		_ = p.cmd.Wait()
 		for _, log := range p.logs {
 			log.flush()
 		}
+		if p.file != nil {
+			_ = p.file.Close()
+		}
 		c.ended <- p
 	}()
 	go func() {
 		// A member logs each time that /health finds it without a leader, and a new one has none: first its cluster's
 		// version, which is agreed on with the first leader.
-		if await(ctx, p.clientURL()+"/version", func(body []byte) bool { return !bytes.Contains(body, []byte("not_decided")) }) &&
-			await(ctx, p.clientURL()+"/health", func(body []byte) bool { return bytes.Contains(body, []byte(`"true"`)) }) {
+		client := c.opts.healthClient()
+		if await(ctx, client, p.clientURL()+"/version", func(body []byte) bool { return !bytes.Contains(body, []byte("not_decided")) }) &&
+			await(ctx, client, p.clientURL()+"/health", func(body []byte) bool { return bytes.Contains(body, []byte(`"true"`)) }) {
 			select {
 			case c.healthy <- p:
 			case <-ctx.Done():
@@ -125,9 +167,7 @@ func (c *cluster) start(ctx context.Context, members []member, i int) error {
 }
 
 // await asks until the answer is good, or ctx ends.
-func await(ctx context.Context, url string, good func(body []byte) bool) bool {
-	client := &http.Client{Timeout: 2 * time.Second}
-	defer client.CloseIdleConnections()
+func await(ctx context.Context, client *http.Client, url string, good func(body []byte) bool) bool {
 	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
@@ -161,9 +201,19 @@ func (c *cluster) supervise() error {
 			return c.verdict()
 		case p := <-c.healthy:
 			p.healthy = true
+			if p.again {
+				c.event()
+				c.say("%s serves again: %s", p.name, c.state())
+			}
 		case p := <-c.ended:
 			c.note(p)
-			if c.running() == 0 {
+			if c.running() == 0 && !p.asked {
+				return c.verdict()
+			}
+		case line := <-c.commands:
+			if quit := c.command(line); quit {
+				c.say("stopping %d members (Ctrl-C kills them)", c.running())
+				c.stop()
 				return c.verdict()
 			}
 		case <-slow.C:
@@ -201,47 +251,216 @@ func (c *cluster) allHealthy() bool {
 }
 
 // greet says how to use the cluster.
-func (c *cluster) greet() {
+func (c *cluster) greet() { c.say("%s", "\nThe cluster is ready:\n"+c.overview()) }
+
+// overview is which members there are, what to try, and what may be typed.
+func (c *cluster) overview() string {
 	var text strings.Builder
 	var endpoints []string
-	fmt.Fprintf(&text, "\nThe cluster is ready:\n")
 	for _, p := range c.processes {
 		if p.ended {
+			fmt.Fprintf(&text, "  %s  does not run\n", p.name)
 			continue
 		}
 		endpoints = append(endpoints, p.client())
-		fmt.Fprintf(&text, "  %s  clients %s  peers %s  data %s  pid %d\n", p.name, p.clientURL(), p.peerURL(), p.dataDir, p.cmd.Process.Pid)
+		fmt.Fprintf(&text, "  %s  clients %s  peers %s  pid %d\n", p.name, p.clientURL(), p.peerURL(), p.cmd.Process.Pid)
 	}
 	fmt.Fprintf(&text, "\nIn another terminal:\n")
 	fmt.Fprintf(&text, "  export ETCDCTL_ENDPOINTS=%s\n", strings.Join(endpoints, ","))
-	fmt.Fprintf(&text, "  belay ctl put hello world\n")
-	fmt.Fprintf(&text, "  belay ctl endpoint status -w table\n")
-	fmt.Fprintf(&text, "\nCtrl-C stops all members. Their data stays in %s; --clean starts afresh.\n", c.opts.DataDir)
-	c.say("%s", text.String())
+	vars, err := c.opts.clientVariables(c.members)
+	if err != nil {
+		fmt.Fprintf(&text, "  (no certificates: %v)\n", err)
+	}
+	for _, v := range vars {
+		name, value, _ := strings.Cut(v, "=")
+		fmt.Fprintf(&text, "  export %s=%s\n", name, Quoted(value))
+	}
+	belay := Quoted(CommandName(c.opts.Program))
+	fmt.Fprintf(&text, "  %s ctl put hello world\n", belay)
+	fmt.Fprintf(&text, "  %s ctl endpoint status -w table\n\n", belay)
+	if c.opts.Input != nil {
+		fmt.Fprintf(&text, "Here: kill m1, stop m1, start m1, restart m1, status, help, each with Enter.\n")
+	}
+	if c.opts.Compact {
+		fmt.Fprintf(&text, "Of the logs you see warnings and errors; all is in %s, ...\n", short(c.processes[0].logFile()))
+	}
+	fmt.Fprintf(&text, "Ctrl-C stops all members. Their data stays in %s;\n--clean starts afresh.\n", short(c.opts.DataDir))
+	return text.String()
 }
 
-// note records that a process ended, and says so unless it was asked to.
+// CommandName is how a shell calls the belay of a path: by its name, if that is what it would find.
+func CommandName(program string) string {
+	const name = "belay"
+	if found, err := exec.LookPath(name); err == nil {
+		a, errA := os.Stat(found)
+		b, errB := os.Stat(program)
+		if errA == nil && errB == nil && os.SameFile(a, b) {
+			return name
+		}
+	}
+	return program
+}
+
+// state is which members run, in a few words.
+func (c *cluster) state() string {
+	var words []string
+	for _, p := range c.processes {
+		how := "up"
+		switch {
+		case p.ended:
+			how = "down"
+		case !p.healthy:
+			how = "starting"
+		}
+		words = append(words, p.name+" "+how)
+	}
+	return strings.Join(words, ", ")
+}
+
+// event is something after which the logs say things anew that they had said before.
+func (c *cluster) event() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.processes {
+		if p.view != nil {
+			p.view.told = nil
+		}
+	}
+}
+
+// read passes lines on as commands until there are no more.
+func (c *cluster) read(from io.Reader) {
+	lines := bufio.NewScanner(from)
+	for lines.Scan() {
+		select {
+		case c.commands <- lines.Text():
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+const help = `  kill m2     end m2 at once, as a crash would (SIGKILL)
+  stop m2     stop m2 in order (SIGTERM)
+  start m2    start it again
+  restart m2  stop and start it
+  status      which members run, and how to reach them
+  quit        stop all, as Ctrl-C does`
+
+// command does what was typed, and says whether that was to end.
+func (c *cluster) command(line string) (quit bool) {
+	words := strings.Fields(line)
+	if len(words) == 0 {
+		return false
+	}
+	switch words[0] {
+	case "quit", "exit", "q":
+		return true
+	case "status", "s":
+		c.say("%s: %s\n%s", "members", c.state(), c.overview())
+		return false
+	case "kill", "stop", "start", "restart":
+	case "help", "h", "?":
+		c.say("%s", help)
+		return false
+	default:
+		c.say("%q is no command:\n%s", line, help)
+		return false
+	}
+	i := -1
+	if len(words) == 2 {
+		i = slices.IndexFunc(c.processes, func(p *process) bool { return p.name == words[1] })
+	}
+	if i < 0 {
+		c.say("%s which member? There are %s.", words[0], c.state())
+		return false
+	}
+	p := c.processes[i]
+	switch {
+	case p.ended && (words[0] == "kill" || words[0] == "stop"):
+		c.say("%s does not run: start %s starts it", p.name, p.name)
+	case p.ended:
+		c.startAgain(i)
+	case words[0] == "start":
+		c.say("%s runs already, with pid %d", p.name, p.cmd.Process.Pid)
+	default:
+		p.asked, p.restart = true, words[0] == "restart"
+		if words[0] != "kill" {
+			for _, log := range p.logs {
+				log.hush()
+			}
+		}
+		if words[0] == "kill" {
+			c.kill(p)
+		} else if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			c.kill(p) // there is no SIGTERM on this system
+		}
+	}
+	return false
+}
+
+func (c *cluster) startAgain(i int) {
+	if err := c.start(i); err != nil {
+		c.say("%v", err)
+		return
+	}
+	c.say("%s starts, with pid %d", c.processes[i].name, c.processes[i].cmd.Process.Pid)
+}
+
+// note records that a process ended, says so unless the cluster is being stopped, and starts it again if that was asked for.
 func (c *cluster) note(p *process) {
 	p.ended = true
 	p.stopped()
-	state := p.cmd.ProcessState
-	if p.asked {
+	if c.stopping && p.asked {
 		return
 	}
-	c.failures++
-	how := fmt.Sprintf("with exit code %d", state.ExitCode())
+	c.event()
+	state := p.cmd.ProcessState
+	if p.restart && !c.stopping {
+		c.startAgain(slices.Index(c.processes, p))
+		return
+	}
+	if !p.asked {
+		c.failures++
+	}
+	how := fmt.Sprintf("ended with exit code %d", state.ExitCode())
 	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		how = fmt.Sprintf("by signal %d (%s)", status.Signal(), status.Signal())
+		how = fmt.Sprintf("ended by signal %d (%s)", status.Signal(), status.Signal())
+		if p.asked && status.Signal() == syscall.SIGTERM { // servers end by the signal that ended them
+			how = "has stopped"
+		}
 	}
 	rest := fmt.Sprintf("%d of %d members still run", c.running(), len(c.processes))
 	if n := c.running(); n > 0 && n <= len(c.processes)/2 {
 		rest += ", too few for a quorum: reads and writes wait until another is back"
 	}
-	c.say("\n%s ended %s; its log is above. %s.\nTo start it again, in another terminal:\n  %s\n", p.name, how, rest, commandLine(c.opts.Program, p.args))
+	log := "above"
+	if c.opts.Compact {
+		log = "in " + short(p.logFile())
+	}
+	if c.opts.Input != nil {
+		c.say("%s %s; its log is %s. %s (%s).\nTo start it again, type: start %s", p.name, how, log, rest, c.state(), p.name)
+		return
+	}
+	c.say("\n%s %s; its log is %s. %s.\nTo start it again, in another terminal:\n  %s\n", p.name, how, log, rest, commandLine(c.opts.Program, p.args))
 }
+
+// short is a path as one would type it here.
+func short(path string) string {
+	if dir, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(dir, path); err == nil && len(rel) < len(path) {
+			return rel
+		}
+	}
+	return path
+}
+
+// logFile has the member's whole log, if what is shown has not.
+func (p *process) logFile() string { return p.dataDir + ".log" }
 
 // stop ends all members, the last started first, each before the next: the others see it leave in order.
 func (c *cluster) stop() {
+	c.stopping = true
 	for _, p := range c.processes {
 		for _, log := range p.logs {
 			log.hush()
@@ -266,6 +485,7 @@ func (c *cluster) stop() {
 			case q := <-c.ended:
 				c.note(q)
 			case <-c.healthy:
+			case <-c.commands:
 			case <-c.opts.Interrupts:
 				hurry = true
 				c.kill(p)
@@ -303,14 +523,15 @@ func (c *cluster) verdict() error {
 func commandLine(program string, args []string) string {
 	words := make([]string, 0, len(args)+1)
 	for _, word := range append([]string{program}, args...) {
-		if word == "" || strings.ContainsAny(word, " \t\n\"'\\$`&|;<>()*?[]#~!{}") {
-			word = shellQuote(word)
-		}
-		words = append(words, word)
+		words = append(words, Quoted(word))
 	}
 	return strings.Join(words, " ")
 }
 
-func shellQuote(s string) string {
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+// Quoted is a word as a shell takes it for one.
+func Quoted(word string) string {
+	if word != "" && !strings.ContainsAny(word, " \t\n\"'\\$`&|;<>()*?[]#~!{}") {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }

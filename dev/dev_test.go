@@ -315,7 +315,7 @@ func TestFlags(t *testing.T) {
 		{[]string{"start"}, 2, `unexpected argument "start"`},
 	} {
 		var out bytes.Buffer
-		if code := Main(test.args, &out, &out); code != test.code || !strings.Contains(out.String(), test.want) {
+		if code := Main(test.args, nil, &out, &out); code != test.code || !strings.Contains(out.String(), test.want) {
 			t.Errorf("%v: exit code %d, want %d with %q:\n%s", test.args, code, test.code, test.want, &out)
 		}
 	}

@@ -17,6 +17,9 @@ import (
 // the same data cannot run with other ports or another number of members.
 const markerName = "belay-dev.json"
 
+// authoritiesName is the file with the certificates that members made for themselves.
+const authoritiesName = "clients-ca.pem"
+
 type marker struct {
 	About       string `json:"about"`
 	ClientPorts []int  `json:"clientPorts"`
@@ -28,17 +31,23 @@ type member struct {
 	name                 string
 	clientPort, peerPort int
 	dataDir              string
+	clientScheme         string // http, https
+	peerScheme           string
 }
 
-func (m member) client() string    { return fmt.Sprintf("127.0.0.1:%d", m.clientPort) }
-func (m member) clientURL() string { return "http://" + m.client() }
-func (m member) peerURL() string   { return fmt.Sprintf("http://127.0.0.1:%d", m.peerPort) }
+// client is the member's endpoint.
+func (m member) client() string { return strings.TrimPrefix(m.clientURL(), "http://") }
+
+func (m member) clientURL() string {
+	return fmt.Sprintf("%s://127.0.0.1:%d", m.clientScheme, m.clientPort)
+}
+func (m member) peerURL() string { return fmt.Sprintf("%s://127.0.0.1:%d", m.peerScheme, m.peerPort) }
 
 // members lays the cluster out: m1, m2, ...
 func (o *Options) members() []member {
 	var all []member
 	for i := range o.Members {
-		m := member{name: fmt.Sprintf("m%d", i+1)}
+		m := member{name: fmt.Sprintf("m%d", i+1), clientScheme: o.scheme(""), peerScheme: o.scheme("peer-")}
 		switch {
 		case o.BasePort != 0:
 			m.clientPort, m.peerPort = o.BasePort+2*i, o.BasePort+2*i+1
@@ -175,9 +184,9 @@ func clean(dir string) error {
 	if err != nil {
 		return err
 	}
-	ours := regexp.MustCompile(`^m[1-9][0-9]*$`)
+	ours, files := regexp.MustCompile(`^m[1-9][0-9]*$`), regexp.MustCompile(`^(m[1-9][0-9]*\.log|clients-ca\.pem)$`)
 	for _, e := range entries {
-		if e.IsDir() && ours.MatchString(e.Name()) {
+		if e.IsDir() && ours.MatchString(e.Name()) || e.Type().IsRegular() && files.MatchString(e.Name()) {
 			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 				return err
 			}

@@ -16,12 +16,17 @@ const usage = `belay dev runs a cluster on this machine, each member a process o
 Usage:
   belay dev [flags] [-- flags for every member's "belay server"]
 
+While it runs it takes commands, each on a line: kill m2, stop m2, start m2, restart m2, status, help. Behind "--",
+--auto-tls or --cert-file make clients use https, --peer-auto-tls or --peer-cert-file peers.
+
 Flags:
   --members N       how many members (default 3)
   --data-dir DIR    where they keep their data, kept from run to run (default belay-dev)
   --clean           start afresh: remove first what an earlier belay dev left in the data directory
   --base-port PORT  use PORT, PORT+1 for the first member's clients and peers, the next two for the second, ...
                     (default: clients 2379, 22379, 32379, ..., peers 2380, 22380, 32380, ...)
+  --full-log        show each line of the members' logs as it is, on a terminal too; otherwise a terminal shows warnings
+                    and errors, a row each, and DIR/m1.log, ... have everything
   --no-color        no colours, even on a terminal (also: set NO_COLOR)
 `
 
@@ -37,13 +42,15 @@ type Options struct {
 	Interrupts <-chan os.Signal // the first stops the cluster, the second kills it
 	Grace      time.Duration    // how long a member may take to stop; 0: 10 s
 	Colour     bool
+	Compact    bool      // show of logs what a person wants to see of them, and keep them in files
+	Input      io.Reader // commands, a line each; nil: there are none
 	Stdout     io.Writer // what belay dev itself says
 	Stderr     io.Writer // the members' logs and errors
 }
 
 // Main runs `belay dev` with the arguments behind "dev" and returns the exit code: 0 when it was stopped, 1 when the
 // cluster could not start or a member failed, 2 for flags that make no sense.
-func Main(args []string, stdout, stderr io.Writer) (exitCode int) {
+func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) (exitCode int) {
 	opts, err := parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(stdout, usage)
@@ -64,6 +71,11 @@ func Main(args []string, stdout, stderr io.Writer) (exitCode int) {
 	opts.Interrupts = interrupts
 	opts.Stdout, opts.Stderr = stdout, stderr
 	opts.Colour = opts.Colour && isTerminal(stderr)
+	opts.Compact = opts.Compact && isTerminal(stderr)
+	if takesCommands(stdin) {
+		opts.Input = stdin
+		mayRead()
+	}
 	if err := Run(opts); err != nil {
 		fmt.Fprintf(stderr, "belay dev: %v\n", err)
 		return 1
@@ -73,7 +85,7 @@ func Main(args []string, stdout, stderr io.Writer) (exitCode int) {
 
 func parse(args []string) (Options, error) {
 	var opts Options
-	var plain bool
+	var plain, full bool
 	fs := flag.NewFlagSet("belay dev", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.IntVar(&opts.Members, "members", 3, "")
@@ -81,6 +93,7 @@ func parse(args []string) (Options, error) {
 	fs.BoolVar(&opts.Clean, "clean", false, "")
 	fs.IntVar(&opts.BasePort, "base-port", 0, "")
 	fs.BoolVar(&plain, "no-color", os.Getenv("NO_COLOR") != "", "")
+	fs.BoolVar(&full, "full-log", false, "")
 	// What stands behind "--" is the members'; flag would not tell it from a forgotten dash.
 	own, theirs := args, []string(nil)
 	for i, arg := range args {
@@ -96,7 +109,7 @@ func parse(args []string) (Options, error) {
 		return opts, fmt.Errorf("unexpected argument %q (flags for the members go behind \"--\")", fs.Arg(0))
 	}
 	opts.ServerArgs = theirs
-	opts.Colour = !plain
+	opts.Colour, opts.Compact = !plain, !full
 	return opts, opts.validate()
 }
 
@@ -120,6 +133,29 @@ func (o *Options) validate() error {
 		return fmt.Errorf("--base-port=%d: a port is between 1 and 65535", o.BasePort)
 	}
 	return nil
+}
+
+// takesCommands is whether somebody may be at the other end of r: a terminal or a pipe, not /dev/null or a file.
+func takesCommands(r io.Reader) bool {
+	f, ok := r.(*os.File)
+	if !ok {
+		return r != nil
+	}
+	if _, ok := terminalColumns(f); ok {
+		return true
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeNamedPipe != 0
+}
+
+// columns is the width of the terminal that w is.
+func columns(w io.Writer) int {
+	if f, ok := w.(*os.File); ok {
+		if n, ok := terminalColumns(f); ok && n > 0 {
+			return n
+		}
+	}
+	return defaultColumns
 }
 
 // isTerminal is true for character devices: a terminal or /dev/null, for which it does not matter.

@@ -17,6 +17,10 @@ type prefixer struct {
 	prefix  string
 	pending []byte // the beginning of a line
 
+	view    *view     // nil: lines are shown as they are
+	columns int       // of the prefix on a terminal
+	full    io.Writer // with a view: gets the lines as they are; nil: nothing does
+
 	// While the cluster stops nobody wants to read how; mu guards these.
 	quiet bool   // log lines below error are held back
 	held  []byte // the last of them, with their prefixes
@@ -79,6 +83,9 @@ func (p *prefixer) flush() {
 func (p *prefixer) print(lines []byte) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.full != nil {
+		_, _ = p.full.Write(lines) // what is shown matters more
+	}
 	var out bytes.Buffer
 	for line := range bytes.Lines(lines) {
 		if p.quiet && chatter(line) {
@@ -88,8 +95,17 @@ func (p *prefixer) print(lines []byte) error {
 			}
 			continue
 		}
+		if p.view != nil {
+			for _, row := range p.view.rows(string(line), p.columns) {
+				out.WriteString(p.prefix + row + "\n")
+			}
+			continue
+		}
 		out.WriteString(p.prefix)
 		out.Write(line)
+	}
+	if out.Len() == 0 {
+		return nil
 	}
 	_, err := p.w.Write(out.Bytes())
 	return err

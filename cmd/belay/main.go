@@ -53,7 +53,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case "server":
 		return serve(config.Belay, args[2:], stdout, stderr)
 	case "dev":
-		return dev.Main(args[2:], stdout, stderr)
+		return dev.Main(args[2:], stdin, stdout, stderr)
 	case "ctl":
 		return ctl.Main("belay ctl", args[2:], stdin, stdout, stderr)
 	case "util":

@@ -22,9 +22,11 @@ import (
 	"google.golang.org/grpc/grpclog"
 
 	"github.com/belaydb/belay/config"
+	"github.com/belaydb/belay/dev"
 	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/internal/interrupt"
 	"github.com/belaydb/belay/internal/version"
+	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/logsink"
 	"github.com/belaydb/belay/node"
 )
@@ -232,14 +234,14 @@ func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 		<-n.Ready()
 	}
 	logger.Info("ready to serve client requests",
-		zap.String("try", "belay ctl --endpoints="+clientEndpoint(cfg)+" put hello world"))
+		zap.String("try", tryLine(cfg)))
 	notifySystemd(logger.Logger)
 	if cfg.LogForPerson { // the last line on the screen says what to do with it
 		for tick, tries := time.NewTicker(100*time.Millisecond), 0; !n.Versioned() && tries < 50; tries++ {
 			<-tick.C
 		}
-		logger.Info(fmt.Sprintf("Belay %s is ready: clients at %s, peers at %s, data in %s; Ctrl-C stops it. Try, elsewhere: belay ctl --endpoints=%s put hello world",
-			version.Belay, config.JoinURLs(cfg.AdvertiseClientURLs), config.JoinURLs(cfg.AdvertisePeerURLs), dataDir, clientEndpoint(cfg)))
+		logger.Info(fmt.Sprintf("Belay %s is ready: clients at %s, peers at %s, data in %s; Ctrl-C stops it. Try, elsewhere: %s",
+			version.Belay, config.JoinURLs(cfg.AdvertiseClientURLs), config.JoinURLs(cfg.AdvertisePeerURLs), dataDir, tryLine(cfg)))
 	}
 }
 
@@ -253,6 +255,27 @@ func notifySystemd(logger *zap.Logger) {
 		return
 	}
 	logger.Info("successfully notified init daemon")
+}
+
+// tryLine is a command that works when it is pasted. It sets variables rather than flags: the shell may have them already,
+// and a flag beside its variable is refused, as by etcdctl.
+func tryLine(cfg *config.Config) string {
+	words := []string{"ETCDCTL_ENDPOINTS=" + clientEndpoint(cfg)}
+	if urls := cfg.AdvertiseClientURLs; len(urls) > 0 && (urls[0].Scheme == "https" || urls[0].Scheme == "unixs") {
+		info := cfg.ClientTLS
+		if info.CertFile == "" && cfg.ClientAutoTLS {
+			info.CertFile = filepath.Join(cfg.DataDir, "fixtures", "client", "cert.pem")
+		}
+		for _, v := range listen.ClientVariables(info, urls[0].Hostname()) {
+			name, value, _ := strings.Cut(v, "=")
+			words = append(words, name+"="+dev.Quoted(value))
+		}
+	}
+	program, err := os.Executable()
+	if err != nil {
+		program = "belay"
+	}
+	return strings.Join(append(words, dev.Quoted(dev.CommandName(program)), "ctl put hello world"), " ")
 }
 
 func clientEndpoint(cfg *config.Config) string {
