@@ -40,7 +40,7 @@ func start() error {
 		before = flag.Duration("before", 5*time.Second, "time without the fault, at first")
 		during = flag.Duration("during", 10*time.Second, "time with it, for rows that do not say")
 		after  = flag.Duration("after", 5*time.Second, "time after it")
-		size   = flag.Int64("snapshot-mb", 2048, "MB in the store of the snapshot row")
+		size   = flag.Int64("snapshot-mb", 2048, "MB in the store of the snapshot row; of snapshot-under-load twice that")
 		judge  = flag.Bool("verdicts", false, "score what Belay's members say of each fault: the rows that have a label, and more of them")
 	)
 	flag.Parse()

@@ -44,7 +44,8 @@ type run struct {
 	tmpfs    []string
 	net      *network
 	load     *load
-	leader   int // number of the member that led when the fault began
+	heavy    *heavyLoad // nil: none
+	leader   int        // number of the member that led when the fault began
 
 	// Of the snapshot row: how much more the sender held in memory than before, and
 	// how much the receiver did at most.
@@ -152,6 +153,7 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 	if err := r.findLeader(start); err != nil {
 		return err
 	}
+	defer func() { r.heavy.close() }()
 	if r.prepare != nil {
 		if err := r.prepare(ctx, r); err != nil {
 			return fmt.Errorf("prepare: %w", err)
@@ -188,6 +190,9 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 	}
 	stopLoad()
 	r.load.wg.Wait()
+	if r.heavy != nil {
+		r.heavy.stop()
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

@@ -142,6 +142,9 @@ func scenarios() []scenario {
 	}
 	list = append(list, scenario{name: "snapshot", about: "a new member joins and gets a snapshot of 2 GB", prepare: fillAndRemove, fault: newMember, during: 10 * time.Minute,
 		args: []string{"--quota-backend-bytes", "17179869184"}, want: []want{changesAtMost(0), p99AtMostDoubled, snapshotMemoryBounded, heartbeatsInTime}})
+	list = append(list, scenario{name: "snapshot-under-load", about: "a new member joins a store of 4 GB that is written to at the full rate", prepare: fillRemoveAndWrite,
+		fault: newMemberUnderLoad, during: 10 * time.Minute, args: []string{"--quota-backend-bytes", "34359738368"},
+		want: []want{changesAtMost(0), p99AtMostDoubled, snapshotMemoryBounded}})
 	for _, ms := range []time.Duration{50, 200, 400} {
 		d := ms * time.Millisecond
 		list = append(list, scenario{name: fmt.Sprintf("delay-%d", ms), fault: shaped(link{delay: d, jitter: d / 5}), want: []want{changesAtMost(0)},
