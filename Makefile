@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # The checks and the faults start real processes and measure time: they run by
 # themselves, after the packages' own tests.
 # So does sim, with new seeds each time.
-PACKAGES = $(shell go list ./... | grep -v '/check$$\|/check/clients$$\|/check/fuzzrpc$$\|/faults$$\|/sim$$')
+PACKAGES = $(shell go list ./... | grep -v '/check$$\|/check/clients$$\|/check/fuzzrpc$$\|/check/abuse$$\|/faults$$\|/sim$$')
 
 .PHONY: help
 help: ## print the targets
@@ -28,7 +28,7 @@ test: tools ## all tests, and the checks at their default length
 	go test -count=1 -timeout 20m ./faults || status=1; \
 	go test -count=1 -timeout 30m ./check || status=1; \
 	go test -count=1 -timeout 30m ./check/clients || status=1; \
-	go test -count=1 -timeout 10m ./check/fuzzrpc || status=1; \
+	go test -count=1 -timeout 10m ./check/fuzzrpc ./check/abuse || status=1; \
 	go test -timeout 30m -v ./sim -sim.budget 150s | grep -v '^=== \|^    --- PASS' || status=1; \
 	exit $$status
 
@@ -59,6 +59,10 @@ kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on o
 .PHONY: faults
 faults: tools ## the table of faults on real members, Belay beside etcd (FAULTS='-rows leader-slow' for some)
 	go run ./faults $(FAULTS)
+
+.PHONY: abuse
+abuse: tools ## the table of attacks on real members, Belay beside etcd (ABUSE='-attacks peer-*' for some)
+	go run ./check/abuse $(ABUSE)
 
 .PHONY: verdicts
 verdicts: tools ## each fault once, labelled: how many verdicts name the right member and cause (VERDICTS='-rows leader-*')

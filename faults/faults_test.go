@@ -51,7 +51,7 @@ func row(t *testing.T, name string, kind cluster.Kind) *result {
 	}
 	s := settings{slowfs: slowfsProgram(t), dir: t.TempDir(), binaries: make(map[cluster.Kind]string), before: 2 * time.Second, during: 6 * time.Second, after: 2 * time.Second}
 	var err error
-	if s.binaries[kind], err = binary(context.Background(), kind, s.dir, "", os.Getenv("BELAY_ETCD")); err != nil {
+	if s.binaries[kind], err = cluster.Program(context.Background(), kind, s.dir, "", os.Getenv("BELAY_ETCD")); err != nil {
 		t.Fatal(err)
 	}
 	chosen, err := choose(name, kind == cluster.Belay)

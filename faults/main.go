@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -73,7 +72,7 @@ func start() error {
 	for _, k := range strings.Split(*kinds, ",") {
 		kind := cluster.Kind(k)
 		order = append(order, kind)
-		if s.binaries[kind], err = binary(ctx, kind, s.dir, *belay, *etcd); err != nil {
+		if s.binaries[kind], err = cluster.Program(ctx, kind, s.dir, *belay, *etcd); err != nil {
 			return err
 		}
 	}
@@ -118,23 +117,6 @@ func start() error {
 		return fmt.Errorf("belay misses something in %d of %d rows", missed, len(chosen))
 	}
 	return nil
-}
-
-func binary(ctx context.Context, kind cluster.Kind, dir, belay, etcd string) (string, error) {
-	switch kind {
-	case cluster.Belay:
-		if belay != "" {
-			return filepath.Abs(belay)
-		}
-		return cluster.BuildBelay(ctx, filepath.Join(dir, "belay"))
-	case cluster.Etcd:
-		if etcd != "" {
-			return filepath.Abs(etcd)
-		}
-		tools, err := cluster.EtcdTools(ctx)
-		return tools.Etcd, err
-	}
-	return "", fmt.Errorf("-kinds: no kind %q; there are belay and etcd", kind)
 }
 
 // choose finds the rows that patterns name; labelled: those that have a verdict.

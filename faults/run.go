@@ -324,7 +324,7 @@ func (r *run) revive(res *result) error {
 			continue
 		}
 		res.exited = append(res.exited, i)
-		r.note("%s%s ended (%v): %s", m.Name, r.role(i), m.ExitErr(), lastWords(m))
+		r.note("%s%s ended (%v): %s", m.Name, r.role(i), m.ExitErr(), m.LastWords())
 		_ = m.Kill() // only takes note that it has ended
 		if err := m.Start(); err != nil {
 			return err
@@ -338,19 +338,6 @@ func (r *run) role(i int) string {
 		return " (the leader)"
 	}
 	return ""
-}
-
-// lastWords is the last line of a member's log that says something grave.
-func lastWords(m *cluster.Member) string {
-	lines := strings.Split(m.LogTail(60), "\n")
-	for _, line := range slices.Backward(lines) {
-		for _, grave := range []string{`"level":"fatal"`, `"level":"panic"`, "panic:", "fatal error:"} {
-			if strings.Contains(line, grave) {
-				return line
-			}
-		}
-	}
-	return lines[len(lines)-1]
 }
 
 // measure fills in what the clients saw. The fault was there from from to to.

