@@ -169,6 +169,8 @@ func peerPoison(ctx context.Context, t *target, c *counter) error {
 	return message(ctx, t, c, &raftpb.Message{Type: raftpb.MsgProp.Enum(), From: t.member(), Entries: []*raftpb.Entry{{Data: []byte("\xff\xff\xff\xff")}}})
 }
 
+// peerTerm names a transfer of leadership as its reason: a member that hears a leader
+// heeds no other request.
 func peerTerm(ctx context.Context, t *target, c *counter) error {
-	return message(ctx, t, c, &raftpb.Message{Type: raftpb.MsgVote.Enum(), From: t.member(), Term: proto.Uint64(math.MaxUint64), Index: proto.Uint64(1 << 40), LogTerm: proto.Uint64(1 << 40)})
+	return message(ctx, t, c, &raftpb.Message{Type: raftpb.MsgVote.Enum(), From: t.member(), Context: []byte("CampaignTransfer"), Term: proto.Uint64(math.MaxUint64), Index: proto.Uint64(1 << 40), LogTerm: proto.Uint64(1 << 40)})
 }
