@@ -20,7 +20,9 @@
 //
 // Lines are bounded: of a long text the beginning is written and how long it was (bound.go).
 //
-// Files: sink.go the buffer; bound.go how long a line may be; logger.go the zap logger (etcd's keys, formats, sampling, outputs);
+// What members repeat while others are lost is folded, except at level debug (fold.go).
+//
+// Files: sink.go the buffer; fold.go lines that repeat themselves; bound.go how long a line may be; logger.go the zap logger (etcd's keys, formats, sampling, outputs);
 // person.go the lines on a terminal;
 // lines.go prefixes for several members in one terminal; journal.go systemd's journal.
 //

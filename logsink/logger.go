@@ -90,7 +90,7 @@ func New(cfg Config) (*Logger, error) {
 	for _, w := range writers {
 		l.sinks = append(l.sinks, NewSink(w, cfg.Sink))
 	}
-	var zapCore zapcore.Core = &core{LevelEnabler: level, enc: encoder, sinks: l.sinks}
+	var zapCore zapcore.Core = &core{LevelEnabler: level, enc: encoder, sinks: l.sinks, fold: &folder{}}
 	zapCore = zapcore.NewSamplerWithOptions(zapCore, time.Second, 100, 100)
 	l.Logger = zap.New(zapCore, zap.AddCaller(), zap.AddStacktrace(zap.ErrorLevel), zap.ErrorOutput(syncers(l.sinks)))
 	return l, nil
@@ -293,6 +293,7 @@ type core struct {
 	zapcore.LevelEnabler
 	enc   zapcore.Encoder
 	sinks []*Sink
+	fold  *folder // shared by all clones
 }
 
 func (c *core) With(fields []zapcore.Field) zapcore.Core {
@@ -311,7 +312,24 @@ func (c *core) Check(ent zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Check
 	return ce
 }
 
+// Write writes an entry unless it is folded, which at level debug none is.
 func (c *core) Write(ent zapcore.Entry, fields []zapcore.Field) error {
+	if c.Enabled(zapcore.DebugLevel) {
+		return c.write(ent, fields)
+	}
+	fields, whole, before := c.fold.pass(c, ent, fields)
+	for _, t := range before {
+		if err := t.core.write(t.entry, t.fields); err != nil {
+			return err
+		}
+	}
+	if !whole {
+		return nil
+	}
+	return c.write(ent, fields)
+}
+
+func (c *core) write(ent zapcore.Entry, fields []zapcore.Field) error {
 	urgent := ent.Level > zapcore.ErrorLevel
 	buf, err := c.encode(ent, fields, urgent)
 	if err != nil {
