@@ -166,6 +166,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		MaxTxnRangeKeys       *int64          `json:"max-txn-range-keys"`
 		MaxTxnRangeBytes      *int64          `json:"max-txn-range-bytes"`
 		MaxAnswerBytes        *int64          `json:"max-answer-bytes"`
+		MaxReceiveBytes       *int64          `json:"max-receive-bytes"`
 	}
 	type securityConfig struct {
 		CertFile           string   `json:"cert-file"`
@@ -221,7 +222,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		EnableGateway: &c.EnableGateway, UnsafeNoFsync: &c.UnsafeNoFsync, DowngradeCheckTime: &c.DowngradeCheckTime, MemoryMlock: &c.MemoryMlock,
 		DiskStallHandOver: &c.DiskStallHandOver, MaxUnsyncedBytes: &c.MaxUnsyncedBytes,
 		MaxKeyBytes: &c.Limits.KeyBytes, MaxTxnTotalOps: &c.Limits.TxnTotalOps,
-		MaxTxnRangeKeys: &c.Limits.TxnRangeKeys, MaxTxnRangeBytes: &c.Limits.TxnRangeBytes, MaxAnswerBytes: &c.Limits.AnswerBytes,
+		MaxTxnRangeKeys: &c.Limits.TxnRangeKeys, MaxTxnRangeBytes: &c.Limits.TxnRangeBytes, MaxAnswerBytes: &c.Limits.AnswerBytes, MaxReceiveBytes: &c.Limits.ReceiveBytes,
 	}}
 	file.SocketOptions.ReusePort, file.SocketOptions.ReuseAddress = &c.ReusePort, &c.ReuseAddress
 	file.Discovery.Token = &d.Token

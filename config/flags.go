@@ -210,6 +210,8 @@ func behaviourFlags() []flagDef {
 			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.TxnRangeBytes })},
 		{group: groupLimits, name: "max-answer-bytes", usage: "Keys and values that one request may read. Negative: no limit.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.AnswerBytes })},
+		{group: groupLimits, name: "max-receive-bytes", usage: "Bytes of gRPC requests that have come and whose requests are not complete, in all; one connection may hold half of it. Negative: no limit.",
+			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.ReceiveBytes })},
 
 		{group: groupUnsafe, name: "force-new-cluster", usage: "Make this member the only one of its cluster, keeping the data. For when a quorum is lost for good.",
 			bind: boolFlag(func(c *Config) *bool { return &c.ForceNewCluster })},

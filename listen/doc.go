@@ -13,6 +13,7 @@
 //     of files is half written the last good pair goes on.
 //   - gRPC clients go straight to grpc-go's own transport, on a TLS port as on a
 //     plain one.
+//   - What gRPC clients have sent of messages that are not complete is bounded.
 //
 // # One port, two protocols
 //
@@ -40,6 +41,8 @@
 //	reload.go    what is read again when its file changes
 //	front.go     Front: accept, shake hands, sort by protocol
 //	preface.go   gRPC or plain HTTP/2
+//	receiving.go the bound on incomplete messages
+//	limit.go     the bound on connections
 //	memory.go    a listener inside the process
 //
 // Sources: go.etcd.io/etcd/client/pkg/v3/transport for the rules; RFC 9113 for

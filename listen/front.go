@@ -51,6 +51,8 @@ type FrontOptions struct {
 	// MaxPending bounds the connections that have said nothing yet, or wait for
 	// Ready; 0: 4096.
 	MaxPending int
+	// Receiving bounds what gRPC clients have sent of messages that are not complete; nil: nothing does.
+	Receiving *Receiving
 	// Ready: connections of HTTP/2 wait until it is closed; nil: they do not. A gRPC
 	// client believes in a server from its first frame on and gives it calls, while
 	// one whose connection is not answered sends them to another member. HTTP/1 is
@@ -196,7 +198,7 @@ func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
 	case err != nil:
 		return false
 	case !f.opts.HTTP:
-		return f.grpc.put(c)
+		return f.grpc.put(f.opts.Receiving.watch(c))
 	case !f.opts.GRPC || c.ConnectionState().NegotiatedProtocol != "h2":
 		return f.http.put(c)
 	}
@@ -206,7 +208,7 @@ func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
 	case err != nil || !stopped():
 		return false
 	case isGRPC:
-		return f.grpc.put(prefaced)
+		return f.grpc.put(f.opts.Receiving.watch(prefaced))
 	}
 	return f.http.put(carriedConn{prefaced, c.ConnectionState()})
 }
@@ -230,7 +232,7 @@ func (f *Front) sortPlain(conn net.Conn, pending *list.Element) bool {
 	if !f.opts.HTTP {
 		f.awaitReady()
 		f.forget(pending)
-		return f.grpc.put(conn)
+		return f.grpc.put(f.opts.Receiving.watch(conn))
 	}
 	head := make([]byte, len(prefaceStart))
 	n := 0
@@ -256,7 +258,7 @@ func (f *Front) sortPlain(conn net.Conn, pending *list.Element) bool {
 	if !isHTTP2 {
 		return f.http.put(sniffed)
 	}
-	return f.opts.GRPC && f.grpc.put(sniffed)
+	return f.opts.GRPC && f.grpc.put(f.opts.Receiving.watch(sniffed))
 }
 
 // prefaceStart is what a client that speaks HTTP/2 with prior knowledge, and so

@@ -126,7 +126,8 @@ type Limits = server.Limits
 // DefaultLimits are those without a flag.
 func DefaultLimits() Limits {
 	return Limits{KeyBytes: server.DefaultKeyBytes, TxnTotalOps: server.DefaultTxnTotalOps,
-		TxnRangeKeys: server.DefaultTxnRangeKeys, TxnRangeBytes: server.DefaultTxnRangeBytes, AnswerBytes: server.DefaultAnswerBytes}
+		TxnRangeKeys: server.DefaultTxnRangeKeys, TxnRangeBytes: server.DefaultTxnRangeBytes, AnswerBytes: server.DefaultAnswerBytes,
+		ReceiveBytes: server.DefaultReceiveBytes}
 }
 
 // Seeds are the members of the cluster that a member without data makes or

@@ -56,6 +56,31 @@ func (n *Node) bound() error {
 	return nil
 }
 
+// newReceiving bounds what clients have sent of requests that are not complete, for all client ports.
+func (n *Node) newReceiving() *listen.Receiving {
+	call, connection := n.metrics.receivingRefused.WithLabelValues("call"), n.metrics.receivingRefused.WithLabelValues("connection")
+	var mu sync.Mutex
+	var last [2]time.Time // of the last line about calls, and about connections
+	limit := n.cfg.Limits.MaxReceive()
+	r := listen.NewReceiving(limit, func(closed bool, held int64, remote string) {
+		kind, what := 0, "refused a call: its connection holds a quarter of what may have come of incomplete requests"
+		if closed {
+			connection.Inc()
+			kind, what = 1, "closed a connection: it holds half of what may have come of incomplete requests, or most where all hold too much"
+		} else {
+			call.Inc()
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); now.Sub(last[kind]) >= refusedLogInterval {
+			last[kind] = now
+			n.logger.Warn(what, zap.String("remote-addr", remote), zap.Int64("held-bytes", held), zap.Int64("max-receive-bytes", limit))
+		}
+	})
+	n.metrics.receiving.Store(r)
+	return r
+}
+
 // refusals says that connections are being closed, and how many.
 type refusals struct {
 	logger *zap.Logger

@@ -2,6 +2,7 @@ package node
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -13,6 +14,9 @@ type Metrics struct {
 	notAfter *prometheus.GaugeVec   // of certificates, by side and file
 	refused  *prometheus.CounterVec // connections, by port and state
 	bounds   *boundsCollector
+	// What clients have sent of requests that are not complete.
+	receivingRefused *prometheus.CounterVec // calls and connections
+	receiving        atomic.Pointer[listen.Receiving]
 }
 
 // NewMetrics registers them.
@@ -33,7 +37,21 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			of:    make(map[string]*listen.Bound),
 		},
 	}
-	r.MustRegister(m.notAfter, m.refused, m.bounds)
+	m.receivingRefused = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "belay_receiving_refused_total",
+		Help: "Calls that were refused, and connections that were closed, because their connection held too many bytes of incomplete requests.",
+	}, []string{"what"})
+	for _, what := range []string{"call", "connection"} {
+		m.receivingRefused.WithLabelValues(what)
+	}
+	r.MustRegister(m.notAfter, m.refused, m.bounds, m.receivingRefused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "belay_receiving_bytes", Help: "Bytes that have come of gRPC requests that are not complete.",
+	}, func() float64 {
+		if r := m.receiving.Load(); r != nil {
+			return float64(r.Held())
+		}
+		return 0
+	}))
 	return m
 }
 

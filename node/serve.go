@@ -39,6 +39,8 @@ type listeners struct {
 	memory  *listen.Memory   // where the gateway reaches grpc
 	gateway *grpc.ClientConn // nil: no gateway
 	grpc    *grpc.Server
+	// receiving bounds what clients have sent of requests that are not complete.
+	receiving *listen.Receiving
 	// overHTTP serves the calls that net/http gets; nil: it gets none.
 	overHTTP *grpc.Server
 	http     []*http.Server
@@ -255,8 +257,9 @@ func (n *Node) listenClients() (err error) {
 		opened[address] = p
 		n.ports.clients = append(n.ports.clients, p)
 	}
+	n.ports.receiving = n.newReceiving()
 	for _, p := range n.ports.clients {
-		opts := listen.FrontOptions{Plain: p.plain, GRPC: p.grpc, HTTP: p.http, MaxStreams: n.maxStreams(),
+		opts := listen.FrontOptions{Receiving: n.ports.receiving, Plain: p.plain, GRPC: p.grpc, HTTP: p.http, MaxStreams: n.maxStreams(),
 			MaxPending: listen.MaxPending(n.connections.client.Max()), Ready: n.serving}
 		if p.secure {
 			opts.Security = n.ports.clientSecurity
@@ -418,7 +421,7 @@ func (n *Node) serveMetrics() {
 
 // serveClients starts the gRPC server, one for all ports, and HTTP.
 func (n *Node) serveClients() {
-	n.ports.grpc = grpc.NewServer(append(n.server.GRPCOptions(), grpc.Creds(listen.Credentials()))...)
+	n.ports.grpc = grpc.NewServer(append(n.server.GRPCOptions(), grpc.Creds(listen.Credentials()), grpc.InTapHandle(n.ports.receiving.Tap))...)
 	n.server.RegisterGRPC(n.ports.grpc)
 	if n.cfg.EnableGateway {
 		if err := n.startGateway(); err != nil {

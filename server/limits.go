@@ -25,6 +25,8 @@ type Limits struct {
 	TxnRangeBytes int64
 	// AnswerBytes is how many bytes of keys and values a request may read [DefaultAnswerBytes].
 	AnswerBytes int64
+	// ReceiveBytes is how much of requests may have come that are not complete [DefaultReceiveBytes]; see listen.Receiving.
+	ReceiveBytes int64
 }
 
 const (
@@ -38,6 +40,8 @@ const (
 	DefaultTxnRangeBytes = 256 << 20
 	// DefaultAnswerBytes is what gRPC can send.
 	DefaultAnswerBytes = math.MaxInt32
+	// DefaultReceiveBytes lets one connection send 170 of the largest requests at once.
+	DefaultReceiveBytes = 512 << 20
 )
 
 func (l *Limits) setDefaults() {
@@ -54,12 +58,19 @@ func (l *Limits) setDefaults() {
 	def(&l.TxnRangeKeys, DefaultTxnRangeKeys)
 	def(&l.TxnRangeBytes, DefaultTxnRangeBytes)
 	def(&l.AnswerBytes, DefaultAnswerBytes)
+	def(&l.ReceiveBytes, DefaultReceiveBytes)
 }
 
 // MaxAnswer is AnswerBytes with its default.
 func (l Limits) MaxAnswer() int64 {
 	l.setDefaults()
 	return l.AnswerBytes
+}
+
+// MaxReceive is ReceiveBytes with its default.
+func (l Limits) MaxReceive() int64 {
+	l.setDefaults()
+	return l.ReceiveBytes
 }
 
 // checkKey refuses to write a key that is too long. Reading and deleting one is not refused: data of etcd may hold it.
