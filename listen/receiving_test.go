@@ -58,9 +58,7 @@ func TestReceivingCounts(t *testing.T) {
 		framer.AllowIllegalWrites = true
 		type sender struct {
 			rest []byte // of the message that it sends
-			size int
-			over bool
-			half int64 // what has come of it, with its frames
+			half int64  // what has come of it, with its frames
 		}
 		streams := map[uint32]*sender{}
 		for range 60 {
@@ -113,7 +111,7 @@ func TestReceivingCounts(t *testing.T) {
 			read()
 			want, halves := int64(0), 0
 			for _, s := range streams {
-				if s.rest != nil && len(s.rest) > 0 && s.half > 0 {
+				if len(s.rest) > 0 && s.half > 0 {
 					want += s.half
 					halves++
 				}
