@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -212,9 +213,9 @@ func writes(ctx context.Context, t *target, perSecond int) {
 	defer conn.Close()
 	value := make([]byte, mib)
 	var c counter
-	n := 0
+	var puts atomic.Int64
 	c.paced(ctx, perSecond, func(ctx context.Context) error {
-		n++
+		n := puts.Add(1)
 		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 		defer cancel()
 		_, err := pb.NewKVClient(conn).Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "pub/%02d", n%20), Value: value})
