@@ -252,11 +252,6 @@ func (s *Server) permittedRead(ctx context.Context, check accessCheck, read func
 	})
 }
 
-// authorizeRange lets who may read the range.
-func (s *Server) authorizeRange(ctx context.Context, key, end []byte) error {
-	return s.allowed(ctx, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, key, end) })
-}
-
 func nothing() error { return nil }
 
 // adminCheck lets root alone, and, unless LaxAuth says otherwise, nobody whose token is of an older auth revision: etcd looks at the name only, and a JWT
