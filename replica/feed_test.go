@@ -215,14 +215,10 @@ func TestFeedBearsLosses(t *testing.T) {
 		for i := range 300 {
 			leader.mustPut(fmt.Sprint("k", i%10), fmt.Sprint(value, i))
 		}
-		n := 0
+		rng := rand.New(rand.NewPCG(c.rng.Uint64(), 1)) // every third would be the same one of each attempt
 		c.mu.Lock()
 		c.lose = func(m *raftpb.Message) bool {
-			if m.GetTo() == behind.id && m.GetType() == raftpb.MsgApp {
-				n++
-				return n%3 == 0
-			}
-			return false
+			return m.GetTo() == behind.id && m.GetType() == raftpb.MsgApp && rng.IntN(3) == 0
 		}
 		c.mu.Unlock()
 		c.partition(behind.id, false)

@@ -880,6 +880,8 @@ func (l *loop) publish(rd *raft.Ready) {
 	if l.state == raft.StateLeader {
 		// Changes of earlier leaders may wait in the log to be applied.
 		l.changeProposed(nil)
+		// Not at the next tick only: a log that is compacted before goes without the followers.
+		l.holdDisk(time.Now())
 	}
 	l.leaderChanged(time.Now(), l.lastLeader)
 	if l.leader != raft.None {
