@@ -36,7 +36,7 @@ type background struct {
 // in memory. The engine holds its mutex.
 func (s *Store) backgroundError(err error) {
 	s.background.failing.Store(true)
-	if full := errors.Is(err, syscall.ENOSPC); !full && !pebble.IsCorruptionError(err) && s.failed != nil {
+	if full := errors.Is(err, syscall.ENOSPC); !full && !pebble.IsCorruptionError(err) && !errors.Is(err, errBlobDamaged) && s.failed != nil {
 		if s.background.stopped.CompareAndSwap(false, true) {
 			go s.failed(fmt.Errorf("store: a flush or compaction failed, and a write that failed is not tried again: %w; check the disk under %s, then start the member again: nothing acknowledged is lost", err, s.dir))
 		}
@@ -60,7 +60,7 @@ type pacedFS struct {
 }
 
 func (p pacedFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	if p.background.failing.Load() && (strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob")) {
+	if p.background.failing.Load() && (strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, blobSuffix)) {
 		time.Sleep(retryPause)
 	}
 	return p.FS.Create(name, c)

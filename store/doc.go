@@ -50,7 +50,8 @@
 //
 // Large values live in blob files (Pebble's value separation), so that compactions do not rewrite them.
 //
-// Pebble 2.1.7 moves its markers in an order that a power failure can break; marker.go mends it below Pebble.
+// Pebble 2.1.7 moves its markers in an order that a power failure can break; marker.go mends it below Pebble. It panics when it
+// meets a blob file that is damaged at its end or missing; blobs.go makes errors of that.
 //
 // What we assume of the disk: a rename, create or link is durable after a sync of the directory; synced bytes stay.
 package store

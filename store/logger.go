@@ -38,13 +38,7 @@ func (l pebbleLogger) Fatalf(format string, args ...any) {
 func (s *Store) eventListener() pebble.EventListener {
 	return pebble.EventListener{
 		BackgroundError: s.backgroundError,
-		DataCorruption: func(info pebble.DataCorruptionInfo) {
-			s.lg.Error("a file of the store is corrupt; restore this member from its peers",
-				zap.String("path", info.Path), zap.Error(info.Details))
-			if s.corrupt != nil {
-				s.corrupt(corruptFile(info.Path, info.Details))
-			}
-		},
+		DataCorruption:  func(info pebble.DataCorruptionInfo) { s.tellCorrupt(info.Path, info.Details) },
 		DiskSlow: func(info pebble.DiskSlowInfo) {
 			s.lg.Warn("slow disk under the store", zap.String("path", info.Path),
 				zap.String("operation", info.OpType.String()), zap.Int("bytes", info.WriteSize), zap.Duration("took", info.Duration))
@@ -68,6 +62,14 @@ func (s *Store) eventListener() pebble.EventListener {
 			s.lg.Warn("applying waits for the disk under the store", zap.String("reason", info.Reason))
 		},
 		WriteStallEnd: func() { s.lg.Info("applying no longer waits for the disk under the store") },
+	}
+}
+
+// tellCorrupt is called each time that a file turns out to be corrupt.
+func (s *Store) tellCorrupt(path string, err error) {
+	s.lg.Error("a file of the store is corrupt; restore this member from its peers", zap.String("path", path), zap.Error(err))
+	if s.corrupt != nil {
+		s.corrupt(corruptFile(path, err))
 	}
 }
 

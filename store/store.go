@@ -127,9 +127,15 @@ func Open(dir string, opts Options) (*Store, error) {
 	}
 	s.sizes.init()
 	s.opts = s.pebbleOptions(opts)
-	var err error
+	before, err := blobsIn(fs, dir)
+	if err != nil {
+		return nil, fmt.Errorf("store: list %s: %w", dir, err)
+	}
 	if s.db, err = pebble.Open(dir, s.opts); err != nil {
 		return nil, openError(dir, err)
+	}
+	if err := s.checkBlobs(before); err != nil {
+		return nil, errors.Join(err, s.db.Close())
 	}
 	if err := s.loadApplied(); err != nil {
 		return nil, errors.Join(err, s.db.Close())
@@ -153,7 +159,7 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 	}
 	listener := s.eventListener()
 	o := &pebble.Options{
-		FS:                 pacedFS{markerFS{s.fs}, &s.background},
+		FS:                 pacedFS{blobFS{markerFS{s.fs}, s}, &s.background},
 		DisableWAL:         true,
 		FormatMajorVersion: pebble.FormatNewest,
 		Comparer:           &cockroachkvs.Comparer,
