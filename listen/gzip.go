@@ -1,0 +1,48 @@
+package listen
+
+import (
+	"io"
+	"runtime"
+	"sync"
+
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/gzip"
+)
+
+// Unpacking takes a processor and the memory of a whole message, and grpc would do it for all streams
+// at once. A message that is unpacked is in memory already, packed, so nobody waits for a client here, and
+// a few at a time are as fast as many: what all together take is a few times the limit of a message.
+func init() {
+	encoding.RegisterCompressor(unpacker{encoding.GetCompressor(gzip.Name), make(chan struct{}, 2*runtime.NumCPU())})
+}
+
+// unpacker is a compressor that unpacks as many messages at the same time as it has slots.
+type unpacker struct {
+	encoding.Compressor
+	slots chan struct{}
+}
+
+func (u unpacker) Decompress(r io.Reader) (io.Reader, error) {
+	u.slots <- struct{}{}
+	leave := sync.OnceFunc(func() { <-u.slots })
+	inner, err := u.Compressor.Decompress(r)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	return unpacking{inner, leave}, nil
+}
+
+// unpacking is the reader of one message. grpc closes it, however it ended.
+type unpacking struct {
+	io.Reader
+	leave func()
+}
+
+func (p unpacking) Close() error {
+	p.leave()
+	if c, ok := p.Reader.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
