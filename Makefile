@@ -29,7 +29,7 @@ test: tools ## all tests, and the checks at their default length
 	go test -count=1 -timeout 30m ./check || status=1; \
 	go test -count=1 -timeout 30m ./check/clients || status=1; \
 	go test -count=1 -timeout 10m ./check/fuzzrpc ./check/abuse || status=1; \
-	go test -timeout 30m -v ./sim -sim.budget 150s | grep -v '^=== \|^    --- PASS' || status=1; \
+	go test -timeout 30m -v ./sim -sim.budget 100s | grep -v '^=== \|^    --- PASS' || status=1; \
 	exit $$status
 
 .PHONY: short

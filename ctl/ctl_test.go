@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -230,6 +231,10 @@ const programVariable = "BELAY_CTL_TEST_ARGUMENTS"
 func TestMain(m *testing.M) {
 	if args, ok := os.LookupEnv(programVariable); ok {
 		os.Exit(Main("etcdctl", strings.Fields(args), os.Stdin, os.Stdout, os.Stderr))
+	}
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		_ = f.Value.Set("12") // they wait for time-outs most of the time; it is a number
 	}
 	os.Exit(m.Run())
 }

@@ -132,6 +132,7 @@ func reached(t *testing.T, h *half, command string) *running {
 
 // TestFirstSignalEnds: each command ends at the first SIGINT or SIGTERM, while its server is silent.
 func TestFirstSignalEnds(t *testing.T) {
+	t.Parallel()
 	for i, command := range leaves(t) {
 		t.Run(strings.ReplaceAll(command, " ", "-"), func(t *testing.T) {
 			t.Parallel()
@@ -157,6 +158,7 @@ var waits = []string{"watch", "lock", "elect", "make-mirror", "lease keep-alive"
 
 // TestServerGone: each other command ends by itself when its server goes while it waits for an answer.
 func TestServerGone(t *testing.T) {
+	t.Parallel()
 	for _, command := range leaves(t) {
 		if slices.Contains(waits, command) || strings.HasPrefix(command, "check ") { // checks: TestCheckServerGone
 			continue
@@ -181,6 +183,7 @@ func TestServerGone(t *testing.T) {
 
 // TestCheckServerGone: the checks end, with shorter loads and less patience than theirs.
 func TestCheckServerGone(t *testing.T) {
+	t.Parallel()
 	load := map[string]workload{"s": {clients: 3, rate: 100, duration: 100 * time.Millisecond, keys: 1000, patience: time.Second}}
 	for _, kind := range []string{"perf", "datascale"} {
 		t.Run(kind, func(t *testing.T) {
