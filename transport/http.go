@@ -46,8 +46,7 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 	t.setResponseHeaders(w.Header())
 	refused := func(why, msg string, more ...zap.Field) {
 		t.count(why)
-		n, due := t.refusals.due(time.Now())
-		if !due {
+		if _, due := t.refusals.due(time.Now()); !due { // how many were not logged the metric tells: the lines are etcd's
 			return
 		}
 		t.lg.Warn(msg, append([]zap.Field{
@@ -58,7 +57,6 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 			zap.String("remote-peer-server-name", r.Header.Get(headerFrom)),
 			zap.String("remote-peer-server-version", r.Header.Get(headerVersion)),
 			zap.String("remote-peer-server-minimum-cluster-version", r.Header.Get(headerMinCluster)),
-			zap.String("remote-addr", r.RemoteAddr), zap.Int("refused-requests", n),
 		}, more...)...)
 	}
 	if err := checkVersion(r.Header); err != nil {
@@ -224,9 +222,9 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 			t.meet(from, r.Header) // so that its messages can be answered
 		}
 		t.count(refusedSender)
-		if n, due := t.refusals.due(time.Now()); due {
+		if _, due := t.refusals.due(time.Now()); due {
 			t.lg.Warn("failed to find remote peer in cluster", append(ids, zap.String("remote-peer-id-from", idString(from)),
-				zap.String("cluster-id", t.cluster), zap.Int("refused-requests", n))...)
+				zap.String("cluster-id", t.cluster))...)
 		}
 		http.Error(w, errSenderUnknown.Error(), http.StatusNotFound)
 		return
