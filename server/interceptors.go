@@ -26,6 +26,7 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 		grpc.StreamInterceptor(s.interceptStream),
 		grpc.MaxRecvMsgSize(s.cfg.MaxRequestBytes + recvOverheadBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrentStreams),
 		grpc.NumStreamWorkers(s.cfg.StreamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: s.cfg.KeepaliveMinTime, PermitWithoutStream: false}),
@@ -36,6 +37,10 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 	}
 	return opts
 }
+
+// maxHeaderBytes is what the headers of one call may take when they are unpacked. grpc's own limit is 16 MiB, which
+// a client packs into some KB: unpacking such headers again and again took a processor.
+const maxHeaderBytes = 256 << 10
 
 // recvOverheadBytes is what a received message may have beyond the largest
 // request: etcd's allowance for the encoding around it.

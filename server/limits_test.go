@@ -7,6 +7,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/state"
@@ -192,4 +193,17 @@ func TestTxnBytes(t *testing.T) {
 	gone.PrevKv = false
 	_, err = m.kv.DeleteRange(t.Context(), gone)
 	must(t, err)
+}
+
+// Headers of a call are bounded, whatever they take when they are packed; a token of some KB is far from that.
+func TestHeadersAreBounded(t *testing.T) {
+	m := newMember(t)
+	with := func(bytes int) error {
+		_, err := m.kv.Range(metadata.AppendToOutgoingContext(t.Context(), "x", strings.Repeat("y", bytes)), &pb.RangeRequest{Key: []byte("k")})
+		return err
+	}
+	must(t, with(maxHeaderBytes/2))
+	if err := with(maxHeaderBytes + 1); err == nil || !strings.Contains(err.Error(), "header list size") {
+		t.Fatalf("headers over %d bytes: %v", maxHeaderBytes, err)
+	}
 }
