@@ -9,12 +9,17 @@ import (
 	"google.golang.org/grpc/encoding/gzip"
 )
 
-// Unpacking takes a processor and the memory of a whole message, and grpc would do it for all streams
-// at once. A message that is unpacked is in memory already, packed, so nobody waits for a client here, and
-// a few at a time are as fast as many: what all together take is a few times the limit of a message.
-func init() {
+// BoundUnpacking has packed messages unpacked a few at a time, in the whole process. Unpacking takes a processor and
+// the memory of a whole message, and grpc would do it for all streams at once. A message that is unpacked is in
+// memory already, packed, so nobody waits for a client, and a few at a time are as fast as many: what all
+// together take is a few times the limit of a message.
+//
+// REQUIRES: nothing of grpc runs yet, as with everything that grpc keeps for the whole process.
+func BoundUnpacking() { boundUnpacking() }
+
+var boundUnpacking = sync.OnceFunc(func() {
 	encoding.RegisterCompressor(unpacker{encoding.GetCompressor(gzip.Name), make(chan struct{}, 2*runtime.NumCPU())})
-}
+})
 
 // unpacker is a compressor that unpacks as many messages at the same time as it has slots.
 type unpacker struct {

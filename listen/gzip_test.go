@@ -24,6 +24,7 @@ import (
 // TestUnpackingTakesTurns: so many messages as there are slots are unpacked at the same time, and one that is broken, or is
 // given up, leaves its slot.
 func TestUnpackingTakesTurns(t *testing.T) {
+	BoundUnpacking()
 	var packed bytes.Buffer
 	w, err := encoding.GetCompressor(gzip.Name).Compress(&packed)
 	if err != nil {
@@ -73,6 +74,7 @@ func TestUnpackingTakesTurns(t *testing.T) {
 
 // TestUnpackingOverGRPC: grpc goes through the slots, and leaves them after what is too large as well.
 func TestUnpackingOverGRPC(t *testing.T) {
+	BoundUnpacking()
 	ln := bufconn.Listen(1 << 20)
 	srv := grpc.NewServer(grpc.MaxRecvMsgSize(1 << 10))
 	healthpb.RegisterHealthServer(srv, health.NewServer())

@@ -51,6 +51,7 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 	}
 	defer logger.Close()
 	logGRPC(logger.Logger)
+	listen.BoundUnpacking()
 
 	// Before the first listener opens: a signal from here on is an orderly stop.
 	signals := make(chan os.Signal, 2)
