@@ -98,11 +98,9 @@ func alterValue(t *testing.T, m *cluster.Member, key string) {
 	if err := b.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	_, flushed, err := st.AsyncFlush(context.Background())
-	if err != nil {
+	if err := st.Flush(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	<-flushed
 	if err := st.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -67,11 +67,9 @@ func (r *rig) close() {
 
 func (r *rig) flush() {
 	r.t.Helper()
-	_, done, err := r.st.AsyncFlush(context.Background())
-	if err != nil {
+	if err := r.st.Flush(context.Background()); err != nil {
 		r.t.Fatal(err)
 	}
-	<-done
 }
 
 // command is what one raft entry does: a transaction, or a compaction.

@@ -240,16 +240,10 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id id
 		return 0, err
 	}
 	batch = nil
-	_, flushed, err := st.AsyncFlush(ctx)
-	if err != nil {
+	if err := st.Flush(ctx); err != nil {
 		return 0, err
 	}
-	select {
-	case <-flushed:
-		return index, nil
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	}
+	return index, nil
 }
 
 // restoreLog makes a log that begins where the store ends.

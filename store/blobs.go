@@ -36,7 +36,7 @@ func (fs blobFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
 		}
 		_ = f.Close() // only read
 	case isNotExist(err):
-		err = fmt.Errorf("%w: %s", errBlobDamaged, "it is missing") // not an error that says so itself: the engine takes that for damage
+		err = fmt.Errorf("%w: it is missing", errBlobDamaged) // not an error that says so itself: the engine takes that for damage
 	}
 	if errors.Is(err, errBlobDamaged) {
 		fs.s.tellCorrupt(name, err)

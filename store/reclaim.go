@@ -28,10 +28,10 @@ func (d *deleted) note(key []byte, bytes int64) {
 
 func (d *deleted) span(from, end []byte) {
 	if d.from == nil || bytes.Compare(from, d.from) < 0 {
-		d.from = bytes.Clone(from)
+		d.from = append(d.from[:0], from...)
 	}
 	if d.end == nil || bytes.Compare(end, d.end) > 0 {
-		d.end = bytes.Clone(end)
+		d.end = append(d.end[:0], end...) // a compaction deletes in order: each key is the last so far
 	}
 }
 
@@ -92,13 +92,7 @@ func (s *Store) Reclaim() {
 // reclaimSpan gives what it left undone.
 func (s *Store) reclaimSpan(d deleted) deleted {
 	ctx := s.sizes.ctx
-	_, flushed, err := s.AsyncFlush(ctx)
-	if err != nil {
-		return d
-	}
-	select {
-	case <-flushed:
-	case <-ctx.Done():
+	if s.Flush(ctx) != nil {
 		return d
 	}
 	from, _, _, _, ok := ParseUserKey(d.from) // all versions of the key, since a range of one version is none

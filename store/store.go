@@ -289,6 +289,20 @@ func (s *Store) AsyncFlush(ctx context.Context) (index uint64, done <-chan struc
 	return index, ch, nil
 }
 
+// Flush makes everything applied so far durable. When ctx ends, that may still happen.
+func (s *Store) Flush(ctx context.Context) error {
+	_, flushed, err := s.AsyncFlush(ctx)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-flushed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 var errClosed = errors.New("store: closed")
 
 // A gate lets one in at a time. Unlike a mutex it can be waited for among other things.
@@ -317,14 +331,8 @@ func (s *Store) FreeBytes() (uint64, error) {
 
 // CompactAll rewrites the whole store so that it takes the least space. Reads and writes go on.
 func (s *Store) CompactAll(ctx context.Context) error {
-	_, flushed, err := s.AsyncFlush(ctx)
-	if err != nil {
+	if err := s.Flush(ctx); err != nil {
 		return err
-	}
-	select {
-	case <-flushed:
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 	lower, upper := allKeys()
 	if err := s.db.Compact(ctx, lower, upper, true); err != nil {
