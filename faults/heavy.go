@@ -95,7 +95,6 @@ func newMemberUnderLoad(ctx context.Context, r *run) error {
 	if err := newMember(ctx, r); err != nil {
 		return err
 	}
-	served := time.Since(start)
 	leader, member := r.c.Members[r.leader], r.c.Members[r.free]
 	var most int64 // resident at the new member
 	for equal := 0; equal < 3; {
@@ -112,14 +111,13 @@ func newMemberUnderLoad(ctx context.Context, r *run) error {
 			equal = 0
 		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("the new member is %d entries behind after %v", max(want, got)-got, round(time.Since(start)))
+			return fmt.Errorf("the new member is %d entries behind after %v", max(want, got)-got, cluster.Round(time.Since(start)))
 		}
 	}
 	r.receiver = max(r.receiver, most)
 	took := time.Since(start)
-	r.note("it was a voter's equal after %v, with %.0f MB/s written meanwhile beside the measured load", round(took-3*time.Second),
+	r.note("it was a voter's equal after %v, with %.0f MB/s written meanwhile beside the measured load", cluster.Round(took-3*time.Second),
 		float64(r.heavy.bytes.Load()-bytes)/1e6/took.Seconds())
-	r.note("it served after %v", round(served))
 	return nil
 }
 

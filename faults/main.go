@@ -10,7 +10,6 @@ import (
 	"maps"
 	"os"
 	"os/signal"
-	"path"
 	"slices"
 	"strings"
 	"syscall"
@@ -120,7 +119,7 @@ func start() error {
 }
 
 // choose finds the rows that patterns name; labelled: those that have a verdict.
-func choose(patterns string, labelled bool) (chosen []scenario, err error) {
+func choose(patterns string, labelled bool) ([]scenario, error) {
 	all := scenarios()
 	if labelled {
 		known := labels()
@@ -130,23 +129,7 @@ func choose(patterns string, labelled bool) (chosen []scenario, err error) {
 			all[i].label = &l
 		}
 	}
-	for _, p := range strings.Split(patterns, ",") {
-		found := false
-		for _, s := range all {
-			ok, err := path.Match(p, s.name)
-			if err != nil {
-				return nil, fmt.Errorf("-rows: %q: %w", p, err)
-			}
-			if ok && !slices.ContainsFunc(chosen, func(c scenario) bool { return c.name == s.name }) {
-				chosen = append(chosen, s)
-			}
-			found = found || ok
-		}
-		if !found {
-			return nil, fmt.Errorf("-rows: no row %q; -list prints them", p)
-		}
-	}
-	return chosen, nil
+	return cluster.Choose(all, func(s scenario) string { return s.name }, patterns, "rows", "row")
 }
 
 // table prints a line for each result as it comes, and the details at the end.
@@ -175,19 +158,19 @@ func (t *table) row(r *result) {
 	if r.before > 0 {
 		percent = 100 * r.within / r.before
 	}
-	gap := round(r.longestGap).String()
+	gap := cluster.Round(r.longestGap).String()
 	if r.noWrites > r.longestGap {
-		gap += fmt.Sprintf(" (%v in all)", round(r.noWrites))
+		gap += fmt.Sprintf(" (%v in all)", cluster.Round(r.noWrites))
 	}
 	fmt.Fprintf(t.out, "| %s | %s | %d of %d | %v | %v → %v | %v | %d | %s | %.0f → %.0f/s (%.0f %%) | %d, %d | %s |\n",
-		r.run.about, r.run.kind, r.failed, r.requests, round(r.worstWrite), round(r.p99Before), round(r.p99Write), round(r.worstRead), r.changes, gap, r.before, r.within, percent, r.lost, r.doubled, verdict)
+		r.run.about, r.run.kind, r.failed, r.requests, cluster.Round(r.worstWrite), cluster.Round(r.p99Before), cluster.Round(r.p99Write), cluster.Round(r.worstRead), r.changes, gap, r.before, r.within, percent, r.lost, r.doubled, verdict)
 }
 
 // details prints what does not fit into a row.
 func (t *table) details(out io.Writer) {
 	fmt.Fprintln(out)
 	for _, r := range t.results {
-		fmt.Fprintf(out, "%s, %s: leader %s; %d writes acknowledged; the lease was renewed every %v at worst\n", r.run.name, r.run.kind, cmp.Or(r.leaders, "?"), r.acked, round(r.renewalGap))
+		fmt.Fprintf(out, "%s, %s: leader %s; %d writes acknowledged; the lease was renewed every %v at worst\n", r.run.name, r.run.kind, cmp.Or(r.leaders, "?"), r.acked, cluster.Round(r.renewalGap))
 		for _, text := range slices.SortedFunc(maps.Keys(r.errors), func(a, b string) int { return r.errors[b] - r.errors[a] }) {
 			fmt.Fprintf(out, "  %d × %s\n", r.errors[text], text)
 		}
@@ -195,11 +178,4 @@ func (t *table) details(out io.Writer) {
 			fmt.Fprintf(out, "  %s\n", note)
 		}
 	}
-}
-
-func round(d time.Duration) time.Duration {
-	if d < 100*time.Millisecond {
-		return d.Round(100 * time.Microsecond)
-	}
-	return d.Round(10 * time.Millisecond)
 }

@@ -206,7 +206,7 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 		return nil
 	}
 	if d := time.Since(ended); d > time.Second {
-		r.note("all were ready %v after the load", round(d))
+		r.note("all were ready %v after the load", cluster.Round(d))
 	}
 	var faults []string
 	res.lost, res.doubled, faults = r.load.verify(check, r.c)

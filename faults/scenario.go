@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/belaydb/belay/check/cluster"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -51,7 +52,7 @@ func changesAtMost(n int) want {
 func writesUnder(d time.Duration) want {
 	return func(r *result) string {
 		if r.worstWrite > d {
-			return fmt.Sprintf("a write took %v", round(r.worstWrite))
+			return fmt.Sprintf("a write took %v", cluster.Round(r.worstWrite))
 		}
 		return ""
 	}
@@ -60,7 +61,7 @@ func writesUnder(d time.Duration) want {
 func readsUnder(d time.Duration) want {
 	return func(r *result) string {
 		if r.worstRead > d {
-			return fmt.Sprintf("a read took %v", round(r.worstRead))
+			return fmt.Sprintf("a read took %v", cluster.Round(r.worstRead))
 		}
 		return ""
 	}
@@ -74,7 +75,7 @@ func replacedWithin(timeouts int) want {
 		case r.changes == 0:
 			return "the leader was not replaced"
 		case r.firstChange > time.Duration(timeouts)*time.Second+500*time.Millisecond:
-			return fmt.Sprintf("a new leader after %v", round(r.firstChange))
+			return fmt.Sprintf("a new leader after %v", cluster.Round(r.firstChange))
 		}
 		return ""
 	}
@@ -83,7 +84,7 @@ func replacedWithin(timeouts int) want {
 func pauseUnder(d time.Duration) want {
 	return func(r *result) string {
 		if r.longestGap > d {
-			return fmt.Sprintf("no write for %v", round(r.longestGap))
+			return fmt.Sprintf("no write for %v", cluster.Round(r.longestGap))
 		}
 		return ""
 	}

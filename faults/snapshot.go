@@ -140,7 +140,7 @@ func newMember(ctx context.Context, r *run) error {
 		return fmt.Errorf("the new member does not serve: %w", err)
 	}
 	r.note("the new member served after %v; the leader had %d MB resident before and %d MB at most, the new member %d MB at most",
-		round(time.Since(start)), before>>20, sender>>20, receiver>>20)
+		cluster.Round(time.Since(start)), before>>20, sender>>20, receiver>>20)
 	r.senderGrowth, r.receiver = sender-before, receiver
 	if r.kind == cluster.Belay {
 		for _, o := range r.c.Members {
@@ -230,7 +230,7 @@ func p99AtMostDoubled(res *result) string {
 	// What is below this nobody notices, and noise on a busy machine.
 	const fine = 50 * time.Millisecond
 	if res.p99Write > max(fine, 2*res.p99Before) {
-		return fmt.Sprintf("p99 of writes went from %v to %v", round(res.p99Before), round(res.p99Write))
+		return fmt.Sprintf("p99 of writes went from %v to %v", cluster.Round(res.p99Before), cluster.Round(res.p99Write))
 	}
 	return ""
 }

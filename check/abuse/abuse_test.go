@@ -67,7 +67,7 @@ func TestAbuse(t *testing.T) {
 				t.Errorf("%s: %s", a.name, fault)
 			}
 			t.Logf("%s: done %d times, refused %d times (%.100s); %d of %d light requests failed; %d MiB; normal after %v", a.name, res.outcome.Done, res.outcome.Refused,
-				res.outcome.Error, res.attacked.failed, res.attacked.requests, res.peak>>20, round(res.normalAfter))
+				res.outcome.Error, res.attacked.failed, res.attacked.requests, res.peak>>20, cluster.Round(res.normalAfter))
 			if len(res.ended) > 0 {
 				t.Log(r.c.Tails(20))
 				break

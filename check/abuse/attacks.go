@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/belaydb/belay/check/cluster"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
@@ -119,7 +120,7 @@ func rightLogins(ctx context.Context, r *run) {
 		}
 		pause(ctx, 300*time.Millisecond)
 	}
-	r.note("a right login took %v at worst", round(r.watching))
+	r.note("a right login took %v at worst", cluster.Round(r.watching))
 }
 
 func passwordNotTold(ctx context.Context, r *run) (faults []string) {

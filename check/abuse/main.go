@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path"
 	"slices"
 	"strings"
 	"syscall"
@@ -38,7 +37,7 @@ func start() error {
 		recover = flag.Duration("normal-within", 10*time.Second, "time after the attack in which all must be as before")
 	)
 	flag.Parse()
-	chosen, err := choose(*names)
+	chosen, err := cluster.Choose(attacks(), func(a attack) string { return a.name }, *names, "attacks", "attack")
 	if err != nil {
 		return err
 	}
@@ -95,27 +94,6 @@ func find(name string) (attack, bool) {
 	return all[i], true
 }
 
-// choose finds the attacks that patterns name.
-func choose(patterns string) (chosen []attack, err error) {
-	for _, p := range strings.Split(patterns, ",") {
-		found := false
-		for _, a := range attacks() {
-			ok, err := path.Match(p, a.name)
-			if err != nil {
-				return nil, fmt.Errorf("-attacks: %q: %w", p, err)
-			}
-			if ok && !slices.ContainsFunc(chosen, func(c attack) bool { return c.name == a.name }) {
-				chosen = append(chosen, a)
-			}
-			found = found || ok
-		}
-		if !found {
-			return nil, fmt.Errorf("-attacks: no attack %q; -list prints them", p)
-		}
-	}
-	return chosen, nil
-}
-
 func heading(out io.Writer) {
 	fmt.Fprintln(out, "| attack | needs | | put p50, p99, worst | new connection, worst | others: p50, p99, worst | failed | memory (bound), others | disk | normal after | |")
 	fmt.Fprintln(out, "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -130,13 +108,15 @@ func row(out io.Writer, r *result) {
 	if len(r.faults) > 0 {
 		verdict = strings.ReplaceAll(strings.Join(r.faults, "; "), "|", "/")
 	}
-	normal := round(r.normalAfter).String()
+	normal := cluster.Round(r.normalAfter).String()
 	if len(r.ended) > 0 || r.normalAfter < 0 {
 		normal = "-"
 	}
-	three := func(f figures) string { return fmt.Sprintf("%v, %v, %v", round(f.p50), round(f.p99), round(f.worst)) }
+	three := func(f figures) string {
+		return fmt.Sprintf("%v, %v, %v", cluster.Round(f.p50), cluster.Round(f.p99), cluster.Round(f.worst))
+	}
 	fmt.Fprintf(out, "| %s | %s | %s | %s | %v | %s | %d of %d, %d of %d | %d (%d), %d MiB | %d MB | %s | %s |\n",
-		r.run.name, r.run.needs, r.run.kind, three(r.attacked), round(r.attacked.worstFresh), three(r.rest),
+		r.run.name, r.run.needs, r.run.kind, three(r.attacked), cluster.Round(r.attacked.worstFresh), three(r.rest),
 		r.attacked.failed, r.attacked.requests, r.rest.failed, r.rest.requests,
 		r.peak>>20, r.run.bound()>>20, r.restPeak>>20, r.disk/1e6, normal, verdict)
 }
@@ -154,11 +134,4 @@ func details(out io.Writer, results []*result) {
 			fmt.Fprintf(out, "  %.200s\n", text)
 		}
 	}
-}
-
-func round(d time.Duration) time.Duration {
-	if d < 100*time.Millisecond {
-		return d.Round(100 * time.Microsecond)
-	}
-	return d.Round(10 * time.Millisecond)
 }

@@ -349,20 +349,20 @@ func (r *run) judge(ctx context.Context, res *result) {
 	case res.normalAfter < 0:
 		fault("not normal within a minute")
 	case res.normalAfter > r.normalWithin:
-		fault("normal after %v only", round(res.normalAfter))
+		fault("normal after %v only", cluster.Round(res.normalAfter))
 	}
 	if !r.quick { // a latency says nothing on a busy machine
 		for i, f := range []figures{res.attacked, res.rest} {
 			where := []string{"on the attacked member", "on the others"}[i]
 			if f.worst > time.Second || f.worstFresh > time.Second {
-				fault("a light client waited %v %s", round(max(f.worst, f.worstFresh)), where)
+				fault("a light client waited %v %s", cluster.Round(max(f.worst, f.worstFresh)), where)
 			}
 			if f.failed > 0 {
 				fault("%d of %d light requests failed %s", f.failed, f.requests, where)
 			}
 		}
 		if r.watching > time.Second {
-			fault("%s took %v", r.watched, round(r.watching))
+			fault("%s took %v", r.watched, cluster.Round(r.watching))
 		}
 	}
 	if r.verify != nil && len(res.ended) == 0 {

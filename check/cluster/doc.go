@@ -19,5 +19,6 @@
 // Start, Stop and Kill of one member are not called at the same time.
 //
 // Files: cluster.go (processes), port.go, build.go (programs under test),
-// usage.go (what a process cost: CPU, memory, bytes written).
+// usage.go (what a process cost: CPU, memory, bytes written), table.go (rows
+// of the tables that harnesses print).
 package cluster

@@ -1,0 +1,39 @@
+package cluster
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Choose finds the rows of a table that patterns name, in the order of the patterns; each is chosen once. flag and
+// noun are how an error calls the patterns and a row: "rows" and "row". The program has a flag -list.
+func Choose[T any](all []T, name func(T) string, patterns, flag, noun string) (chosen []T, err error) {
+	for _, p := range strings.Split(patterns, ",") {
+		found := false
+		for _, row := range all {
+			ok, err := path.Match(p, name(row))
+			if err != nil {
+				return nil, fmt.Errorf("-%s: %q: %w", flag, p, err)
+			}
+			if ok && !slices.ContainsFunc(chosen, func(c T) bool { return name(c) == name(row) }) {
+				chosen = append(chosen, row)
+			}
+			found = found || ok
+		}
+		if !found {
+			return nil, fmt.Errorf("-%s: no %s %q; -list prints them", flag, noun, p)
+		}
+	}
+	return chosen, nil
+}
+
+// Round leaves of a duration what a table shows.
+func Round(d time.Duration) time.Duration {
+	if d < 100*time.Millisecond {
+		return d.Round(100 * time.Microsecond)
+	}
+	return d.Round(10 * time.Millisecond)
+}
