@@ -41,14 +41,18 @@ func (n *Node) bound() error {
 		{"metrics", shares.Metrics, &n.connections.metrics},
 	} {
 		fresh, silent := n.metrics.refused.WithLabelValues(p.name, "new"), n.metrics.refused.WithLabelValues(p.name, "silent")
-		log := &refusals{logger: n.logger, port: p.name, max: p.max, limit: limit}
+		log := &refusals{}
 		b := listen.NewBound(p.max, func(wasSilent bool) {
 			if wasSilent {
 				silent.Inc()
 			} else {
 				fresh.Inc()
 			}
-			log.add(time.Now())
+			if closed, due := log.due(time.Now()); due {
+				n.logger.Warn("too many connections; closed those that said nothing, or new ones", zap.String("port", p.name),
+					zap.Int("closed", closed), zap.Int("open-at-most", p.max), zap.Uint64("file-descriptor-limit", limit),
+					zap.String("advice", "find out who opens them; raise the limit of file descriptors (LimitNOFILE, ulimit -n) if they are wanted"))
+			}
 		})
 		*p.bound = b
 		n.metrics.bounds.add(p.name, b)
@@ -59,21 +63,17 @@ func (n *Node) bound() error {
 // newReceiving bounds what clients have sent of requests that are not complete, for all client ports.
 func (n *Node) newReceiving() *listen.Receiving {
 	call, connection := n.metrics.receivingRefused.WithLabelValues("call"), n.metrics.receivingRefused.WithLabelValues("connection")
-	var mu sync.Mutex
-	var last [2]time.Time // of the last line about calls, and about connections
+	var calls, closings refusals
 	limit := n.cfg.Limits.MaxReceive()
 	r := listen.NewReceiving(limit, func(closed bool, held int64, remote string) {
-		kind, what := 0, "refused a call: its connection holds a quarter of what may have come of incomplete requests"
+		told, what := &calls, "refused a call: its connection holds a quarter of what may have come of incomplete requests"
 		if closed {
 			connection.Inc()
-			kind, what = 1, "closed a connection: it holds half of what may have come of incomplete requests, or most where all hold too much"
+			told, what = &closings, "closed a connection: it holds half of what may have come of incomplete requests, or most where all hold too much"
 		} else {
 			call.Inc()
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		if now := time.Now(); now.Sub(last[kind]) >= refusedLogInterval {
-			last[kind] = now
+		if _, due := told.due(time.Now()); due {
 			n.logger.Warn(what, zap.String("remote-addr", remote), zap.Int64("held-bytes", held), zap.Int64("max-receive-bytes", limit))
 		}
 	})
@@ -81,26 +81,20 @@ func (n *Node) newReceiving() *listen.Receiving {
 	return r
 }
 
-// refusals says that connections are being closed, and how many.
+// refusals says when a line about what was refused is due.
 type refusals struct {
-	logger *zap.Logger
-	port   string
-	max    int
-	limit  uint64
-
 	mu    sync.Mutex
 	count int       // since the last line
 	last  time.Time // of the last line
 }
 
-func (r *refusals) add(now time.Time) {
+// due counts a refusal; where a line is due it gives how many there were since the last one.
+func (r *refusals) due(now time.Time) (count int, due bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.count++; !r.last.IsZero() && now.Sub(r.last) < refusedLogInterval {
-		return
+		return 0, false
 	}
-	r.logger.Warn("too many connections; closed those that said nothing, or new ones", zap.String("port", r.port),
-		zap.Int("closed", r.count), zap.Int("open-at-most", r.max), zap.Uint64("file-descriptor-limit", r.limit),
-		zap.String("advice", "find out who opens them; raise the limit of file descriptors (LimitNOFILE, ulimit -n) if they are wanted"))
-	r.count, r.last = 0, now
+	count, r.count, r.last = r.count, 0, now
+	return count, true
 }
