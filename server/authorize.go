@@ -148,14 +148,16 @@ func (s *Server) admittedHeader(ctx context.Context, r *pb.InternalRaftRequest) 
 	}
 }
 
+// noLeaseKeys has a request judged without what its lease is attached to: leaseKeys, for a first look.
+func noLeaseKeys(int64) ([][]byte, error) { return nil, nil }
+
 // refuse gives a request of somebody who may not make it the error that applying it would give: neither strangers nor users
 // without the right shall fill the log of a cluster, and the disks of all its members. What it lets through is judged when it
 // is applied, as ever; who may only not touch a lease is told so there.
 func (s *Server) refuse(ctx context.Context, who auth.Identity, r *pb.InternalRaftRequest) error {
-	noLeases := func(int64) ([][]byte, error) { return nil, nil }
 	byName := auth.NeedsAdmin(r) || r.AuthUserGet != nil || r.AuthRoleGet != nil || r.LeaseRevoke != nil
 	judge := func(p *auth.Policy) error {
-		err := p.Judge(who, r, noLeases)
+		err := p.Judge(who, r, noLeaseKeys)
 		if err == nil && byName && p.Admin(who) == nil {
 			err = s.current(p, who)
 		}
@@ -254,8 +256,8 @@ func (s *Server) permittedRead(ctx context.Context, check accessCheck, read func
 
 func nothing() error { return nil }
 
-// adminCheck lets root alone, and, unless LaxAuth says otherwise, nobody whose token is of an older auth revision: etcd looks at the name only, and a JWT
-// of root went on to rule until its end, whatever was changed to stop it.
+// adminCheck lets root alone, and, unless LaxAuth says otherwise, nobody whose token is of an older auth revision: etcd
+// looks at the name only, and a JWT of root went on to rule until its end, whatever was changed to stop it.
 //
 // This is judged here, not when an entry is applied: members of other versions judge that by the name.
 func (s *Server) adminCheck(p *auth.Policy, who auth.Identity) error {

@@ -5,6 +5,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/gorilla/websocket"
@@ -41,12 +42,7 @@ func crossOrigin(r *http.Request) (origin string, cross bool) {
 
 // originNamed says whether --cors names the origin, rather than all.
 func (s *Server) originNamed(origin string) bool {
-	for _, named := range s.cfg.CORS {
-		if named == origin && named != "*" {
-			return true
-		}
-	}
-	return false
+	return origin != "*" && slices.Contains(s.cfg.CORS, origin)
 }
 
 // preflighted says whether a browser asks before it sends a request of the content type to another origin: it does unless a
