@@ -293,7 +293,8 @@ func (l *life) fail(err error) {
 		l.w.violation(ofStop(err), "member %s stops by itself: %v", l.name, err)
 	}
 	l.w.tracef("member %s stops: %v", l.name, err)
-	if l.m.isDamaged() {
+	// What a broken disk says is no damage: the member starts again.
+	if l.m.isDamaged() && !l.broken.Load() {
 		l.m.refuse(err)
 	}
 	l.w.background(func() {

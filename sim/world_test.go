@@ -718,6 +718,11 @@ func (w *world) changeOnce(ctx context.Context, r *rand.Rand, l *life) {
 	if w.kinds[small] {
 		fewest, most = 1, 3
 	}
+	if w.kinds[damaged] {
+		// Two cannot do without one: none is taken away, not even by a removal that
+		// is under way while a disk breaks, or after the damage that nobody has met.
+		fewest = 3
+	}
 	switch {
 	case len(learners) > 0 && r.IntN(4) > 0:
 		lead := w.leader()
