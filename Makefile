@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # The checks and the faults start real processes and measure time: they run by
 # themselves, after the packages' own tests.
 # So does sim, with new seeds each time.
-PACKAGES = $(shell go list ./... | grep -v '/check$$\|/check/clients$$\|/check/fuzzrpc$$\|/check/abuse$$\|/faults$$\|/sim$$')
+PACKAGES = $(shell go list ./... | grep -v '/proof/\(check\|clients\|fuzzrpc\|abuse\|faults\|sim\)$$')
 
 .PHONY: help
 help: ## print the targets
@@ -25,11 +25,11 @@ dev: ## three members on this machine, until Ctrl-C
 test: tools ## all tests, and the checks at their default length
 	@set -o pipefail; status=0; \
 	go test -timeout 20m $(PACKAGES) || status=1; \
-	go test -count=1 -timeout 20m ./faults || status=1; \
-	go test -count=1 -timeout 30m ./check || status=1; \
-	go test -count=1 -timeout 30m ./check/clients || status=1; \
-	go test -count=1 -timeout 10m ./check/fuzzrpc ./check/abuse || status=1; \
-	go test -timeout 30m -v ./sim -sim.budget 100s | grep -v '^=== \|^    --- PASS' || status=1; \
+	go test -count=1 -timeout 20m ./proof/faults || status=1; \
+	go test -count=1 -timeout 30m ./proof/check || status=1; \
+	go test -count=1 -timeout 30m ./proof/clients || status=1; \
+	go test -count=1 -timeout 10m ./proof/fuzzrpc ./proof/abuse || status=1; \
+	go test -timeout 30m -v ./proof/sim -sim.budget 100s | grep -v '^=== \|^    --- PASS' || status=1; \
 	exit $$status
 
 .PHONY: short
@@ -38,7 +38,7 @@ short: ## the quick tests only
 
 .PHONY: race
 race: ## the packages' own tests under the race detector
-	go test -race -short -timeout 15m $(PACKAGES) ./faults
+	go test -race -short -timeout 15m $(PACKAGES) ./proof/faults
 
 .PHONY: lint
 lint: ## floors, gofmt, vet, staticcheck, what must not enter git
@@ -46,31 +46,31 @@ lint: ## floors, gofmt, vet, staticcheck, what must not enter git
 
 .PHONY: check
 check: tools ## real processes against etcd: differential, kill -9, bad input, clients
-	go test -count=1 -timeout 30m -v ./check
+	go test -count=1 -timeout 30m -v ./proof/check
 
 .PHONY: clients
 clients: tools ## programs that no one here wrote, all of them: Kubernetes' storage, etcdctl, npm's etcd3, CoreDNS, Patroni (CLIENTS='-run TestNode' for some)
-	BELAY_CLIENTS=all go test -count=1 -timeout 60m -v ./check/clients $(CLIENTS)
+	BELAY_CLIENTS=all go test -count=1 -timeout 60m -v ./proof/clients $(CLIENTS)
 
 .PHONY: kill
 kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on one
-	BELAY_KILL_ROUNDS=50 go test -count=1 -timeout 60m -v -run 'TestKill(Three|One)$$' ./check
+	BELAY_KILL_ROUNDS=50 go test -count=1 -timeout 60m -v -run 'TestKill(Three|One)$$' ./proof/check
 
 .PHONY: faults
 faults: tools ## the table of faults on real members, Belay beside etcd (FAULTS='-rows leader-slow' for some)
-	go run ./faults $(FAULTS)
+	go run ./proof/faults $(FAULTS)
 
 .PHONY: abuse
 abuse: tools ## the table of attacks on real members, Belay beside etcd (ABUSE='-attacks peer-*' for some)
-	go run ./check/abuse $(ABUSE)
+	go run ./proof/abuse $(ABUSE)
 
 .PHONY: verdicts
 verdicts: tools ## each fault once, labelled: how many verdicts name the right member and cause (VERDICTS='-rows leader-*')
-	go run ./faults -verdicts $(VERDICTS)
+	go run ./proof/faults -verdicts $(VERDICTS)
 
 .PHONY: sim
 sim: ## members in one process, everything broken: SEED=n, HOURS=h of virtual time, SIM='-sim.runs 20'
-	go test -count=1 -timeout 0 -v -run '^TestSim$$' ./sim \
+	go test -count=1 -timeout 0 -v -run '^TestSim$$' ./proof/sim \
 	  $(if $(SEED),-sim.seed=$(SEED)) $(if $(HOURS),-sim.hours=$(HOURS)) $(SIM)
 
 .PHONY: fuzz
@@ -83,12 +83,12 @@ fuzz: ## every fuzz test for FUZZTIME (10s) each
 
 .PHONY: fuzz-rpc
 fuzz-rpc: ## random messages, valid and broken, to every method of three members, for FUZZTIME (1h) (SEED=n for the messages of a run)
-	BELAY_FUZZ_TIME=$${FUZZTIME:-1h} $(if $(SEED),BELAY_FUZZ_SEED=$(SEED)) go test -count=1 -timeout 0 -v ./check/fuzzrpc
+	BELAY_FUZZ_TIME=$${FUZZTIME:-1h} $(if $(SEED),BELAY_FUZZ_SEED=$(SEED)) go test -count=1 -timeout 0 -v ./proof/fuzzrpc
 
 .PHONY: bench
 bench: tools ## Belay beside etcd, all cases (BENCH='-cases put* -nodes 1' for some)
-	go run ./bench $(BENCH)
+	go run ./proof/bench $(BENCH)
 
 .PHONY: tools
 tools: ## build real etcd, etcdctl and etcdutl once, into the user's cache
-	@go run ./check/etcdtools
+	@go run ./proof/etcdtools

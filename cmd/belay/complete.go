@@ -5,11 +5,11 @@ import (
 	"io"
 	"strings"
 
+	"github.com/belaydb/belay/cli/ctl"
+	"github.com/belaydb/belay/cli/dev"
+	"github.com/belaydb/belay/cli/offline"
 	"github.com/belaydb/belay/config"
-	"github.com/belaydb/belay/ctl"
-	"github.com/belaydb/belay/dev"
 	"github.com/belaydb/belay/internal/show"
-	"github.com/belaydb/belay/util"
 )
 
 // What a shell does besides the candidates it gets, in cobra's numbers.
@@ -43,7 +43,7 @@ func complete(how string, words []string, stdin io.Reader, stdout, stderr io.Wri
 	case "ctl":
 		return ctl.Main("belay ctl", append([]string{how}, rest...), stdin, stdout, stderr)
 	case "util":
-		return util.Main("belay util", append([]string{how}, rest...), stdout, stderr)
+		return offline.Main("belay util", append([]string{how}, rest...), stdout, stderr)
 	case "server":
 		return completeServer(stdout, describe, rest)
 	case "dev":

@@ -10,10 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/belaydb/belay/cli/ctl"
+	"github.com/belaydb/belay/cli/dev"
+	"github.com/belaydb/belay/cli/offline"
 	"github.com/belaydb/belay/config"
-	"github.com/belaydb/belay/ctl"
-	"github.com/belaydb/belay/dev"
-	"github.com/belaydb/belay/util"
 )
 
 const usage = `Belay is a distributed, strongly consistent key-value store that speaks etcd's v3 API.
@@ -43,7 +43,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case "etcdctl":
 		return ctl.Main("etcdctl", args[1:], stdin, stdout, stderr)
 	case "etcdutl":
-		return util.Main("etcdutl", args[1:], stdout, stderr)
+		return offline.Main("etcdutl", args[1:], stdout, stderr)
 	}
 	if len(args) < 2 {
 		fmt.Fprint(stderr, usage)
@@ -57,7 +57,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case "ctl":
 		return ctl.Main("belay ctl", args[2:], stdin, stdout, stderr)
 	case "util":
-		return util.Main("belay util", args[2:], stdout, stderr)
+		return offline.Main("belay util", args[2:], stdout, stderr)
 	case "__complete", "__completeNoDesc": // what a shell asks whose completion came from `belay completion`
 		return complete(args[1], args[2:], stdin, stdout, stderr)
 	case "completion":

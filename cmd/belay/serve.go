@@ -21,8 +21,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/grpclog"
 
+	"github.com/belaydb/belay/cli/dev"
 	"github.com/belaydb/belay/config"
-	"github.com/belaydb/belay/dev"
 	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/internal/interrupt"
 	"github.com/belaydb/belay/internal/version"

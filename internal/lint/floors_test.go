@@ -34,29 +34,33 @@ const floors = `
 	< server, datadir
 	< node
 	< config
-	< ctl, util, dev, doctor, proxy
+	< cli/ctl, cli/offline, cli/dev, cli/doctor, cli/proxy
 	< cmd
 `
 
 // beside are the packages that stand beside the house: no room imports them.
 // They see a running server from outside, and of the house only what is named.
 var beside = map[string][]string{
-	"check":         {"check/cluster"},
-	"check/cluster": {},
-	"bench":         {"check/cluster"},
-	"faults":        {"check/cluster"},
-	"internal/lint": {},
-	"docs":          nil, // nil: it may import every room; its test holds the tables against the code
-	"sim":           nil,
+	"internal/lint":   {},
+	"proof/cluster":   {},
+	"proof/check":     {"proof/cluster"},
+	"proof/clients":   {"proof/cluster", "proof/check"},
+	"proof/abuse":     {"proof/cluster"},
+	"proof/fuzzrpc":   {"proof/cluster"},
+	"proof/bench":     {"proof/cluster"},
+	"proof/faults":    {"proof/cluster"},
+	"proof/etcdtools": {"proof/cluster"},
+	"proof/surface":   nil, // nil: it may import every room; it holds the tables of docs against the code
+	"proof/sim":       nil,
 }
 
 // denied are imports that the floors would allow.
 var denied = []struct{ from, to, why string }{
 	{"config", "server", "only node knows the server"},
-	{"ctl", "server", "only node knows the server; ctl is a client"},
-	{"ctl", "replica", "ctl is a client"},
-	{"ctl", "state", "ctl is a client"},
-	{"dev", "server", "only node knows the server"},
+	{"cli/ctl", "server", "only node knows the server; ctl is a client"},
+	{"cli/ctl", "replica", "ctl is a client"},
+	{"cli/ctl", "state", "ctl is a client"},
+	{"cli/dev", "server", "only node knows the server"},
 	{"cmd", "server", "only node knows the server"},
 	{"replica", "mvcc", "the raft loop knows the state machine through its own interface"},
 	{"replica", "lease", "the raft loop knows the state machine through its own interface"},
@@ -204,12 +208,12 @@ func TestFloorsCanFail(t *testing.T) {
 		{"mvcc", "store", false},
 		{"state", "lease", false},
 		{"server", "server/lockpb", false},
-		{"bench", "check/cluster", false},
-		{"store", "mvcc", true},   // upwards
-		{"mvcc", "lease", true},   // same floor
-		{"watch", "state", true},  // same floor
-		{"server", "check", true}, // beside the house
-		{"check", "mvcc", true},   // from beside the house
+		{"proof/bench", "proof/cluster", false},
+		{"store", "mvcc", true},         // upwards
+		{"mvcc", "lease", true},         // same floor
+		{"watch", "state", true},        // same floor
+		{"server", "proof/check", true}, // beside the house
+		{"proof/check", "mvcc", true},   // from beside the house
 		{"cmd/belay", "server", true},
 		{"replica", "transport", true},
 		{"newcomer", "store", true},
@@ -221,15 +225,14 @@ func TestFloorsCanFail(t *testing.T) {
 	}
 }
 
-// Names that say nothing. "util" is a sub-command's folder at the top of the
-// tree (belay util) and nowhere else.
+// Names that say nothing.
 var emptyNames = []string{"util", "utils", "common", "types", "base", "helper", "helpers", "manager", "impl", "misc", "lib", "shared"}
 
 func TestPackageNamesAndDocs(t *testing.T) {
 	for _, p := range packages(t) {
 		rel, _ := relative(p.ImportPath)
 		for _, part := range append(strings.Split(rel, "/"), p.Name) {
-			if slices.Contains(emptyNames, part) && rel != "util" {
+			if slices.Contains(emptyNames, part) {
 				t.Errorf("%s: a package called %q has no concept", rel, part)
 			}
 		}

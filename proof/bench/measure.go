@@ -1,0 +1,148 @@
+package main
+
+import (
+	"fmt"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/belaydb/belay/proof/cluster"
+)
+
+// result is one run of a case. Durations are in seconds, so that the JSON has
+// plain numbers.
+type result struct {
+	OpsPerSecond   float64 `json:"ops_per_second"`
+	P50            float64 `json:"p50_seconds"`
+	P99            float64 `json:"p99_seconds"`
+	CPUPerThousand float64 `json:"server_cpu_seconds_per_1000_ops"`
+	PeakRSSBytes   float64 `json:"peak_rss_bytes_of_largest_member"`
+	WrittenPerOp   float64 `json:"written_bytes_per_op"`
+	DevicePerOp    float64 `json:"device_bytes_per_op"`
+	ClientCPU      float64 `json:"client_cpu_seconds_per_1000_ops"`
+	Operations     int64   `json:"operations"`
+	Errors         int64   `json:"errors"`
+	// Restart case: from the start of the process to the first linearizable read.
+	RestartGraceful float64 `json:"restart_graceful_seconds,omitempty"`
+	RestartKilled   float64 `json:"restart_killed_seconds,omitempty"`
+	Failure         string  `json:"failure,omitempty"`
+}
+
+// histogram counts durations in buckets of 1/32 of a power of two: a quantile
+// is exact to 3 %. One goroutine writes it.
+type histogram struct {
+	buckets [64 * 32]uint32
+	n       int64
+	errors  int64
+}
+
+func (h *histogram) add(d time.Duration) {
+	h.buckets[bucketOf(uint64(d))]++
+	h.n++
+}
+
+func bucketOf(v uint64) int {
+	if v < 32 {
+		return int(v)
+	}
+	exp := bits.Len64(v) - 6 // v >> exp is in [32, 64)
+	return (exp+1)*32 + int(v>>exp) - 32
+}
+
+func bucketFloor(b int) time.Duration {
+	if b < 64 {
+		return time.Duration(b)
+	}
+	exp := b/32 - 1
+	return time.Duration(uint64(32+b%32) << exp)
+}
+
+func (h *histogram) merge(o *histogram) {
+	for i, n := range o.buckets {
+		h.buckets[i] += n
+	}
+	h.n += o.n
+	h.errors += o.errors
+}
+
+// quantile returns the duration below which a share q of the samples lie.
+func (h *histogram) quantile(q float64) time.Duration {
+	if h.n == 0 {
+		return 0
+	}
+	rank := int64(q * float64(h.n))
+	for i, n := range h.buckets {
+		if rank -= int64(n); rank < 0 {
+			return bucketFloor(i)
+		}
+	}
+	return bucketFloor(len(h.buckets) - 1)
+}
+
+// costs is what the members have used up to now.
+type costs struct {
+	cpu     time.Duration
+	written int64
+	peak    int64
+	client  time.Duration
+	device  int64
+}
+
+// deviceWritten is what was written to the disk that holds dir, by anybody.
+// The kernel charges a process for the whole folio that it dirties, which with
+// large folios can be a megabyte for a page; the disk gets only the page. 0 if
+// it can not be told (tmpfs, overlay).
+func deviceWritten(dir string) int64 {
+	var st syscall.Stat_t
+	if syscall.Stat(dir, &st) != nil {
+		return 0
+	}
+	dev := uint64(st.Dev)
+	major, minor := (dev>>8)&0xfff|(dev>>32)&^0xfff, dev&0xff|(dev>>12)&^0xff
+	data, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/stat", major, minor))
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(data))
+	if len(fields) < 7 {
+		return 0
+	}
+	sectors, _ := strconv.ParseInt(fields[6], 10, 64) // of 512 bytes, always
+	return sectors * 512
+}
+
+func costsOf(c *cluster.Cluster) (costs, error) {
+	var sum costs
+	for _, m := range c.Members {
+		u, err := m.Usage()
+		if err != nil {
+			return sum, err
+		}
+		sum.cpu += u.CPU
+		sum.written += u.WrittenBytes
+		sum.peak = max(sum.peak, u.PeakRSSBytes)
+	}
+	sum.client, sum.device = ownCPU(), deviceWritten(filepath.Dir(c.Members[0].LogPath))
+	return sum, nil
+}
+
+// resultOf puts together what was counted between two looks at the costs.
+func resultOf(h *histogram, window time.Duration, before, after costs) result {
+	n := float64(max(h.n, 1))
+	return result{
+		OpsPerSecond:   float64(h.n) / window.Seconds(),
+		P50:            h.quantile(0.50).Seconds(),
+		P99:            h.quantile(0.99).Seconds(),
+		CPUPerThousand: (after.cpu - before.cpu).Seconds() / n * 1000,
+		ClientCPU:      (after.client - before.client).Seconds() / n * 1000,
+		PeakRSSBytes:   float64(after.peak),
+		WrittenPerOp:   float64(after.written-before.written) / n,
+		DevicePerOp:    float64(after.device-before.device) / n,
+		Operations:     h.n,
+		Errors:         h.errors,
+	}
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/belaydb/belay/proof/cluster"
+)
+
+// What the readers of the case read, and how often the light client puts.
+const (
+	readKeys      = 10_000
+	readBytes     = 1000 // of a value
+	lightInterval = 25 * time.Millisecond
+)
+
+// readers measures what readers leave to others. So many clients, each with a
+// connection of its own, read 10 MB again and again, and a light client in a
+// process of its own puts. Its latencies are the result's, counted are the
+// ranges. Before that the light client is alone, which is how its clock and
+// connection are known to be well.
+func readers(clients int) func(context.Context, options, *cluster.Cluster) (result, error) {
+	return func(ctx context.Context, o options, cl *cluster.Cluster) (result, error) {
+		o.conns = clients
+		return withConns(o, cl, func(cs conns) (result, error) {
+			if err := fill(ctx, cs[:8], readKeys, readBytes); err != nil {
+				return result{}, err
+			}
+			began := time.Now()
+			light := make(chan lightResult, 1)
+			go func() { light <- runLight(ctx, cl.Members[0].Endpoint(), o.warmup, o.duration) }()
+			request := encode(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0xff, 0xff}})
+			res, err := loop(ctx, o, cl, clients, func(i int) (func(context.Context, uint64) error, error) {
+				return func(ctx context.Context, _ uint64) error {
+					return cs[i].Invoke(ctx, methodRange, request, nil, callRaw...)
+				}, nil
+			})
+			if err != nil {
+				return res, err
+			}
+			puts := <-light
+			if puts.err != nil {
+				return res, fmt.Errorf("the light client, after %v: %w", time.Since(began), puts.err)
+			}
+			res.P50, res.P99 = puts.latencies.quantile(0.50).Seconds(), puts.latencies.quantile(0.99).Seconds()
+			res.Errors += puts.latencies.errors
+			return res, nil
+		})
+	}
+}
+
+type lightResult struct {
+	latencies histogram
+	err       error
+}
+
+// runLight runs the light client and reads what it prints.
+func runLight(ctx context.Context, endpoint string, warmup, duration time.Duration) (res lightResult) {
+	exe, err := os.Executable()
+	if err != nil {
+		return lightResult{err: err}
+	}
+	cmd := exec.CommandContext(ctx, exe, "light-client", endpoint, warmup.String(), duration.String())
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return lightResult{err: err}
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		ns, err := strconv.ParseInt(lines.Text(), 10, 64)
+		if err != nil {
+			res.latencies.errors++
+			fmt.Fprintln(os.Stderr, "bench: light client:", lines.Text())
+			continue
+		}
+		res.latencies.add(time.Duration(ns))
+	}
+	if res.err = cmd.Wait(); res.err == nil && res.latencies.n == 0 {
+		res.err = fmt.Errorf("no put of it has ended")
+	}
+	return res
+}
+
+// lightClient puts each 25 ms, or when the put before is answered if that is
+// later, and prints how long each took in nanoseconds, or its error. args are an
+// endpoint, how long it is to warm up, and how long it is to measure.
+func lightClient(args []string) error {
+	if len(args) != 3 {
+		return fmt.Errorf("light-client wants an endpoint and two durations")
+	}
+	warmup, err := time.ParseDuration(args[1])
+	if err != nil {
+		return err
+	}
+	duration, err := time.ParseDuration(args[2])
+	if err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient("passthrough:///"+args[0], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	out := bufio.NewWriter(os.Stdout)
+	defer out.Flush()
+	k := newKeyed(encode(&pb.PutRequest{Key: keyMark, Value: value(valueBytes)}), 1)
+	begin := time.Now().Add(warmup)
+	end := begin.Add(duration)
+	tick := time.NewTicker(lightInterval)
+	defer tick.Stop()
+	for start := time.Now(); start.Before(end); start = <-tick.C {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		start = time.Now()
+		err := conn.Invoke(ctx, methodPut, k.next(1), nil, callRaw...)
+		took := time.Since(start)
+		cancel()
+		if start.Before(begin) {
+			continue
+		}
+		if err != nil {
+			fmt.Fprintln(out, firstLine(err))
+			continue
+		}
+		fmt.Fprintln(out, took.Nanoseconds())
+	}
+	return nil
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/belaydb/belay/proof/cluster"
+)
+
+// disk is a running slowfs, the disk of one member.
+type disk struct {
+	path string // where it is mounted
+
+	mu  sync.Mutex
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+// buildSlowfs builds the file system into dir and returns the program's path.
+func buildSlowfs(ctx context.Context, dir string) (string, error) {
+	root, err := cluster.Root()
+	if err != nil {
+		return "", err
+	}
+	out := filepath.Join(dir, "slowfs")
+	cmd := exec.CommandContext(ctx, "go", "build", "-C", filepath.Join(root, "proof", "faults", "slowfs"), "-o", out, ".")
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build slowfs: %w\n%s", err, msg)
+	}
+	return out, nil
+}
+
+// mountable says why slowfs can not be used here, nil if it can.
+func mountable() error {
+	if os.Geteuid() != 0 {
+		return errors.New("mounting a file system needs root")
+	}
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// mountDisk puts a slowfs at path; its files are kept in path + ".back".
+func mountDisk(program, path string) (*disk, error) {
+	back := path + ".back"
+	if err := errors.Join(os.MkdirAll(path, 0o700), os.MkdirAll(back, 0o700)); err != nil {
+		return nil, err
+	}
+	d := &disk{path: path, cmd: exec.Command(program, "-back", back, "-mount", path)}
+	// Its own group: Ctrl-C is for us, and we tell it when to end.
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	d.cmd.Stderr = os.Stderr
+	var err error
+	if d.in, err = d.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := d.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	d.out = bufio.NewReader(out)
+	if err := d.cmd.Start(); err != nil {
+		return nil, err
+	}
+	if _, err := d.answer(); err != nil {
+		d.close()
+		return nil, fmt.Errorf("slowfs on %s: %w", path, err)
+	}
+	return d, nil
+}
+
+func (d *disk) answer() (string, error) {
+	line, err := d.out.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	rest, ok := strings.CutPrefix(strings.TrimSpace(line), "ok")
+	if !ok {
+		return "", errors.New(strings.TrimSpace(line))
+	}
+	return strings.TrimSpace(rest), nil
+}
+
+// tell gives slowfs one command and returns its answer.
+func (d *disk) tell(format string, args ...any) (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, err := fmt.Fprintf(d.in, format+"\n", args...); err != nil {
+		return "", err
+	}
+	return d.answer()
+}
+
+// met counts the operations that a fault has met.
+func (d *disk) met() (int, error) {
+	text, err := d.tell("stats")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(text)
+}
+
+// close unmounts. What hangs goes on first, so the member can be killed.
+func (d *disk) close() {
+	d.in.Close()
+	ended := make(chan struct{})
+	go func() { _ = d.cmd.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		_ = d.cmd.Process.Kill()
+		<-ended
+	}
+	// It does so itself, unless it was killed.
+	_ = syscall.Unmount(d.path, syscall.MNT_DETACH)
+}
