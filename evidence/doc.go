@@ -25,6 +25,9 @@
 //
 // # What Judge goes by
 //
+// One table (causes): for each cause the grounds for which it is named, with their weight and the
+// evidence that they need, and the advice. Judge tries all of them and names the heaviest.
+//
 // A member's own word comes first: its last words (I/O error, stop), then a hand-over
 // with its reason, then what it measured of itself (it stood still, its disk, its
 // CPU), then what the two ends of a link say of each other. A link is blamed only if
@@ -38,8 +41,17 @@
 //
 // # Files
 //
-//	event.go     kinds of events, their JSON      sample.go     the process and its machine
-//	ring.go      the ring                         links.go      pings: round trips, silence
-//	file.go      the record on disk               inspector.go  incidents, collecting
-//	judge.go     from events to a verdict
+//	event.go            kinds of events, their JSON
+//	reason.go           the words in events that decide
+//	ring.go             the ring
+//	file.go             the record on disk
+//	sample.go           the process and its machine
+//	continued_unix.go   that a signal let the process go on
+//	continued_other.go  the same where there is no such signal
+//	links.go            pings: round trips, silence
+//	inspector.go        incidents, collecting
+//	judge.go            from events to a verdict
+//	causes.go           the table that it goes by
+//	grounds.go          the table's evidence about a member
+//	grounds_links.go    the table's evidence about links
 package evidence

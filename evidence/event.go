@@ -10,13 +10,13 @@ type Kind uint8
 
 const (
 	// The life of the process.
-	Started    Kind = iota + 1 // this process began; Note says how the one before it ended
+	Started    Kind = iota + 1 // this process began; Note is an End: how the one before it ended
 	Stopping                   // it ends on purpose; Note says why
 	Failing                    // it ends because it cannot go on; Note is the error
 	Paused                     // nothing of it ran for Took, and it had not asked for a CPU either; Note: how that is known
 	LateTick                   // the raft loop's tick came late by Took
-	CPUWait                    // its threads were ready to run and got no CPU, for Value percent of the time
-	Pressure                   // the machine's: Note is cpu, io or memory, Value the percent of the time that somebody waited
+	CPUWait                    // its threads were ready to run and got no CPU, for Value percent of the time; Note: noThreadRan, or none
+	Pressure                   // the machine's: Note is a Resource, Value the percent of the time that somebody waited
 	GCPause                    // the garbage collector stopped the process for Took, at most
 	LogStalled                 // an output of the log has not taken a line for Took
 	LogDropped                 // Value lines of the log were dropped: their output does not take them
@@ -30,7 +30,7 @@ const (
 	DiskFull     // less space is left than the bound; Value: bytes
 	// Its peers. Peer is the other member.
 	Silent      // nothing has come from Peer for Took
-	Unreachable // Peer has not answered for Took; Note: refused, closed or timeout
+	Unreachable // Peer has not answered for Took; Note is an Absence
 	SlowLink    // round trips to Peer take Took, Value of the last thirty came late
 	Dropped     // Value messages to Peer found no room or no connection
 	PeerFails   // Peer said, as its last words, that it cannot go on; Note: why
@@ -44,11 +44,11 @@ const (
 	// Raft.
 	LateHeartbeat // nothing came from the leader, Peer, for Took: more than half an election timeout
 	Campaign      // this member asks for votes, after Took without a leader's word
-	Elected       // this member leads; Peer led before; Note: why
+	Elected       // this member leads; Peer led before; Note: why, AskedToLead first after a hand-over
 	Followed      // this member follows Peer now; Note: why
 	LostLeader    // this member knows no leader; Peer led before
 	SteppedDown   // this member leads no more; Note: why; Peer: who made it
-	HandOver      // this member, the leader, hands over to Peer; Note: why (disk, stop, request)
+	HandOver      // this member, the leader, hands over to Peer; Note is a HandOverReason
 	Timeouts      // the election timeout is now Took
 	// What was made of all that.
 	Judged // Note is the verdict

@@ -48,7 +48,7 @@ type keptEvent struct {
 type Keeper struct {
 	ring *Ring
 	dir  string
-	note string // how the last life ended
+	last End // of the last life
 
 	stop   chan struct{}
 	done   chan struct{}
@@ -66,15 +66,15 @@ type Keeper struct {
 func Keep(ring *Ring, dir string) (*Keeper, error) {
 	k := &Keeper{ring: ring, dir: dir, stop: make(chan struct{}), done: make(chan struct{}), flush: make(chan chan struct{})}
 	var err error
-	k.note, err = k.readPast()
+	k.last, err = k.readPast()
 	go k.run()
 	return k, err
 }
 
 // LastEnd says how the process before this one ended, for the Started event.
-func (k *Keeper) LastEnd() string { return k.note }
+func (k *Keeper) LastEnd() End { return k.last }
 
-func (k *Keeper) readPast() (ended string, err error) {
+func (k *Keeper) readPast() (ended End, err error) {
 	var newest [2]time.Time
 	var past []Event
 	for i, name := range fileNames {
@@ -102,19 +102,19 @@ func (k *Keeper) readPast() (ended string, err error) {
 	}
 	k.ring.past = past
 	if len(past) == 0 {
-		return "first start", err
+		return FirstStart, err
 	}
 	for i := len(past) - 1; i >= 0; i-- {
 		switch past[i].Kind {
 		case Stopping:
-			return "after a stop", err
+			return AfterStop, err
 		case Failing:
-			return "after a failure: " + past[i].Note, err
+			return AfterFailure(past[i].Note), err
 		case Started:
-			return "after a crash", err
+			return AfterCrash, err
 		}
 	}
-	return "after a crash", err
+	return AfterCrash, err
 }
 
 func readEvents(path string) (events []Event, err error) {

@@ -198,14 +198,11 @@ func (i *Inspector) elected(e *Event) {
 		return // the first leader that this member knows of
 	case e.Peer == i.o.Self:
 		kind = SameLeaderAgain
-	case strings.HasPrefix(e.Note, AskedToLead):
+	case e.askedToLead():
 		kind = LeadershipPassed
 	}
 	i.setOpen(&openIncident{kind: kind, began: e.At, before: e.Peer, due: e.At.Add(electionSettles), deadline: e.At.Add(waitForAbsent)})
 }
-
-// AskedToLead begins the Note of an Elected event after a hand-over.
-const AskedToLead = "asked to lead"
 
 func (i *Inspector) nearMiss(began, now time.Time) {
 	if i.open == nil {

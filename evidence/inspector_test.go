@@ -250,10 +250,10 @@ func TestLinks(t *testing.T) {
 	if e := kinds[Silent]; e.Peer != 2 || e.Took < 3*time.Second {
 		t.Errorf("silent: %+v", e)
 	}
-	if e := kinds[Unreachable]; e.Note != whyTimeout || e.Took < 3*time.Second {
+	if e := kinds[Unreachable]; Absence(e.Note) != TimedOut || e.Took < 3*time.Second {
 		t.Errorf("unreachable: %+v", e)
 	}
-	if gone, why := l.Unanswered(2); gone < 3*time.Second || why != whyTimeout {
+	if gone, why := l.Unanswered(2); gone < 3*time.Second || why != TimedOut {
 		t.Errorf("%v %s", gone, why)
 	}
 	// This process stands still for a minute, which is not the peer's silence.
@@ -271,10 +271,10 @@ func TestLinks(t *testing.T) {
 func TestWhyNot(t *testing.T) {
 	for _, c := range []struct {
 		err  error
-		want string
+		want Absence
 	}{
-		{nil, ""}, {syscall.ECONNREFUSED, whyRefused}, {fmt.Errorf("x: %w", syscall.ECONNRESET), whyClosed},
-		{context.DeadlineExceeded, whyTimeout}, {fmt.Errorf("anything"), whyTimeout},
+		{nil, ""}, {syscall.ECONNREFUSED, Refused}, {fmt.Errorf("x: %w", syscall.ECONNRESET), Closed},
+		{context.DeadlineExceeded, TimedOut}, {fmt.Errorf("anything"), TimedOut},
 	} {
 		if got := WhyNot(c.err); got != c.want {
 			t.Errorf("%v: %q, want %q", c.err, got, c.want)

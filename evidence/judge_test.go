@@ -2,6 +2,8 @@ package evidence
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -40,6 +42,44 @@ func TestJudge(t *testing.T) {
 	})
 }
 
+// TestCauses holds the table of causes to its own rules: each stands there once, with grounds and advice, and
+// is the verdict of a scenario.
+func TestCauses(t *testing.T) {
+	files, err := filepath.Glob("testdata/judge/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var scenarios strings.Builder
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		scenarios.Write(text)
+	}
+	seen := make(map[Cause]bool)
+	for _, c := range causes {
+		if seen[c.cause] {
+			t.Errorf("%s stands twice in the table", c.cause)
+		}
+		seen[c.cause] = true
+		if len(c.grounds) == 0 || c.advice == "" {
+			t.Errorf("%s has no grounds or no advice", c.cause)
+		}
+		for _, g := range c.grounds {
+			if (g.evidence == nil) == (g.links == nil) || g.about < 0 || g.about >= topicCount {
+				t.Errorf("%s: a ground of weight %d has no evidence, or two kinds of it, or no topic", c.cause, g.weight)
+			}
+			if (g.swing == 0) != (g.handOver == "") {
+				t.Errorf("%s: a ground of weight %d has a swing without a reason, or the reverse", c.cause, g.weight)
+			}
+		}
+		if !strings.Contains(scenarios.String(), "\ncause: "+string(c.cause)+"\n") {
+			t.Errorf("no scenario has the verdict %s", c.cause)
+		}
+	}
+}
+
 func duration(t *testing.T, text string) time.Duration {
 	t.Helper()
 	d, err := time.ParseDuration(text)
@@ -66,7 +106,7 @@ func testMembers(t *testing.T, text string, now time.Time) []Testimony {
 		}
 		m := &members[testID(words[0])-1]
 		if why, ok := strings.CutPrefix(words[1], "absent="); ok {
-			m.Absent, m.Nameless = why, len(words) > 2 && words[2] == "nameless"
+			m.Absent, m.Nameless = Absence(why), len(words) > 2 && words[2] == "nameless"
 			continue
 		}
 		if peer, ok := strings.CutPrefix(words[1], "late-to="); ok {

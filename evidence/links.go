@@ -50,7 +50,7 @@ type LinkReport struct {
 	Late      int     `json:"late_of_last_30"`   // round trips
 	HeardAgo  float64 `json:"heard_seconds_ago"` // anything at all; -1: never
 	AnswerAgo float64 `json:"answered_seconds_ago"`
-	Why       string  `json:"why,omitempty"` // the last failure: refused, closed, timeout
+	Why       Absence `json:"why,omitempty"` // the last failure: refused, closed, timeout
 }
 
 // Links pings the peers and keeps how they answer. It records what is wrong, and
@@ -75,7 +75,7 @@ type link struct {
 	heard, answered time.Time
 	took            [roundTrips]time.Duration // of round trip n: at n % roundTrips
 	n               int
-	why             string
+	why             Absence
 	out             int // pings without an answer yet
 	life            string
 	nearMiss        uint64
@@ -164,10 +164,10 @@ func (l *Links) poll(now time.Time) (ping []uint64) {
 		}
 		if gone := now.Sub(k.answered); !k.answered.IsZero() && gone >= unreachableAfter {
 			why := k.why
-			if why == "" {
-				why = whyTimeout
+			if why == Answered {
+				why = TimedOut
 			}
-			l.ring.Record(Event{Kind: Unreachable, Peer: id, Took: gone, Note: why})
+			l.ring.Record(Event{Kind: Unreachable, Peer: id, Took: gone, Note: string(why)})
 		} else if median, late := k.recent(); median >= slowRoundTrip || late >= lossyCount {
 			l.ring.Record(Event{Kind: SlowLink, Peer: id, Took: median, Value: int64(late)})
 		}
@@ -268,7 +268,7 @@ func (k *link) tail() time.Duration {
 
 // Unanswered says for how long a peer has not answered, and why; 0: it does, or
 // never did.
-func (l *Links) Unanswered(id uint64) (time.Duration, string) {
+func (l *Links) Unanswered(id uint64) (time.Duration, Absence) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	k := l.peers[id]
@@ -330,26 +330,18 @@ func (l *Links) Report() []LinkReport {
 	return reports
 }
 
-// Why a peer does not answer. The first two say that its machine does and that
-// its process is not there; the last says nothing of where it is.
-const (
-	whyRefused = "refused"
-	whyClosed  = "closed"
-	whyTimeout = "timeout"
-)
-
 // WhyNot puts an error of the network into one of three words.
-func WhyNot(err error) string {
+func WhyNot(err error) Absence {
 	var timeout net.Error
 	switch {
 	case err == nil:
-		return ""
+		return Answered
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return whyRefused
+		return Refused
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, net.ErrClosed):
-		return whyClosed
+		return Closed
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return whyTimeout
+		return TimedOut
 	}
-	return whyTimeout
+	return TimedOut
 }

@@ -148,7 +148,7 @@ func keepOnce(t *testing.T, dir string, events ...Event) (past []Event, ended st
 	}
 	k.Flush(5 * time.Second)
 	k.Close(5 * time.Second)
-	return past, k.LastEnd()
+	return past, string(k.LastEnd())
 }
 
 func TestKeeper(t *testing.T) {

@@ -40,7 +40,7 @@ type Sampler struct {
 	second    time.Time // of the last slow sample
 	waited    time.Duration
 	ran       time.Duration
-	stalls    map[string]time.Duration // by file of /proc/pressure
+	stalls    map[Resource]time.Duration
 	dropped   uint64
 	gc        []metrics.Sample
 	gcCounts  []uint64
@@ -59,7 +59,7 @@ type SamplerOptions struct {
 // StartSampler begins to sample into ring.
 func StartSampler(ring *Ring, opts SamplerOptions) *Sampler {
 	s := &Sampler{
-		ring: ring, opts: opts, stalls: make(map[string]time.Duration), continued: make(chan os.Signal, 1),
+		ring: ring, opts: opts, stalls: make(map[Resource]time.Duration), continued: make(chan os.Signal, 1),
 		gc: []metrics.Sample{{Name: "/sched/pauses/total/gc:seconds"}},
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -116,17 +116,18 @@ func (s *Sampler) sample(now time.Time) {
 	}
 	s.waited, s.ran = waited, ran
 	for _, p := range []struct {
-		file, line string
-		least      int64
-	}{{"cpu", "some", cpuPressurePercent}, {"io", "some", ioPressurePercent}, {"memory", "full", memoryPressurePercent}} {
-		total, ok := pressure(p.file, p.line)
+		of    Resource
+		line  string
+		least int64
+	}{{CPU, "some", cpuPressurePercent}, {IO, "some", ioPressurePercent}, {Memory, "full", memoryPressurePercent}} {
+		total, ok := pressure(p.of, p.line)
 		if !ok {
 			continue
 		}
-		if stalled := total - s.stalls[p.file]; !first && percent(stalled) >= p.least {
-			s.ring.Record(Event{Kind: Pressure, Took: elapsed, Value: percent(stalled), Note: p.file})
+		if stalled := total - s.stalls[p.of]; !first && percent(stalled) >= p.least {
+			s.ring.Record(Event{Kind: Pressure, Took: elapsed, Value: percent(stalled), Note: string(p.of)})
 		}
-		s.stalls[p.file] = total
+		s.stalls[p.of] = total
 	}
 	if s.opts.LogDropped != nil {
 		if n := s.opts.LogDropped(); n > s.dropped {
@@ -157,7 +158,7 @@ func (s *Sampler) stoodStill(gap time.Duration) {
 		return
 	}
 	if waited-s.waited >= gap/4 || ran-s.ran >= gap/2 {
-		s.ring.Record(Event{Kind: CPUWait, Took: gap, Value: int64(100 * (waited - s.waited) / gap), Note: "no thread of it ran"})
+		s.ring.Record(Event{Kind: CPUWait, Took: gap, Value: int64(100 * (waited - s.waited) / gap), Note: noThreadRan})
 		return
 	}
 	s.ring.Record(Event{Kind: Paused, Took: gap, Note: "no thread of it asked for a CPU: frozen, or its machine was"})
@@ -187,9 +188,9 @@ func cpuTimes() (waited, ran time.Duration) {
 	return waited, ran
 }
 
-// pressure reads the total of one line of /proc/pressure/file.
-func pressure(file, line string) (time.Duration, bool) {
-	text, err := os.ReadFile("/proc/pressure/" + file)
+// pressure reads the total of one line of a file of /proc/pressure.
+func pressure(of Resource, line string) (time.Duration, bool) {
+	text, err := os.ReadFile("/proc/pressure/" + string(of))
 	if err != nil {
 		return 0, false
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 func testSampler(ring *Ring, opts SamplerOptions) *Sampler {
-	return &Sampler{ring: ring, opts: opts, stalls: map[string]time.Duration{}, continued: make(chan os.Signal, 1),
+	return &Sampler{ring: ring, opts: opts, stalls: map[Resource]time.Duration{}, continued: make(chan os.Signal, 1),
 		gc: []metrics.Sample{{Name: "/sched/pauses/total/gc:seconds"}}}
 }
 

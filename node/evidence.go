@@ -64,16 +64,16 @@ func newWitness(n *Node) *witness {
 // keep goes on with the record on disk. It is called once the data directory is
 // there.
 func (w *witness) keep() {
-	note := "first start"
+	last := evidence.FirstStart
 	if w.n.cfg.FS == datadir.FS() {
 		var err error
 		w.keeper, err = evidence.Keep(w.ring, w.n.cfg.FS.PathJoin(w.n.cfg.DataDir, "member"))
 		if err != nil {
 			w.n.logger.Warn("the record of earlier events cannot be read", zap.Error(err))
 		}
-		note = w.keeper.LastEnd()
+		last = w.keeper.LastEnd()
 	}
-	w.ring.Record(evidence.Event{Kind: evidence.Started, Note: note})
+	w.ring.Record(evidence.Event{Kind: evidence.Started, Note: string(last)})
 }
 
 func (w *witness) start() {

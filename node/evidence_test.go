@@ -77,7 +77,7 @@ func TestAskAMemberOfAnotherKind(t *testing.T) {
 		t.Errorf("%+v, %v", report, err)
 	}
 	s.Close()
-	if _, err := w.collect(t.Context(), 2); evidence.WhyNot(err) != "refused" {
+	if _, err := w.collect(t.Context(), 2); evidence.WhyNot(err) != evidence.Refused {
 		t.Errorf("%v is %q", err, evidence.WhyNot(err))
 	}
 	if _, err := w.collect(t.Context(), 3); err == nil {

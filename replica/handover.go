@@ -287,11 +287,11 @@ func (l *loop) peerViews(now time.Time) (peers []peerView, voters int) {
 
 // The reasons under which belay_handovers_total counts.
 const (
-	reasonDisk    = "disk" // of the raft log
-	reasonStore   = "store"
-	reasonStop    = "stop"
-	reasonRequest = "request"
-	reasonRemoval = "removal" // this leader is to be removed
+	reasonDisk    = string(evidence.ForDisk)
+	reasonStore   = string(evidence.ForStore)
+	reasonStop    = string(evidence.ForStop)
+	reasonRequest = string(evidence.ForRequest)
+	reasonRemoval = string(evidence.ForRemoval)
 )
 
 func (l *loop) beginTransfer(now time.Time, to uint64, reason string) {

@@ -1,0 +1,194 @@
+package evidence
+
+import "time"
+
+// Cause is what a verdict names. It is the label of belay_verdicts_total.
+type Cause string
+
+const (
+	CauseDiskError    Cause = "disk-error"
+	CauseDiskFull     Cause = "disk-full"
+	CauseDiskDead     Cause = "disk-dead"
+	CauseDiskStalled  Cause = "disk-stalled"
+	CauseDiskSlow     Cause = "disk-slow"
+	CauseStoreStalled Cause = "store-stalled"
+	CauseFailed       Cause = "member-failed"
+	CauseKilled       Cause = "member-killed"
+	CauseNeverStarted Cause = "member-never-started"
+	CauseStopped      Cause = "member-stopped"
+	CauseTransfer     Cause = "transfer-requested"
+	CausePaused       Cause = "process-paused"
+	CauseCPU          Cause = "cpu-starved"
+	CauseMemory       Cause = "memory"
+	CausePartition    Cause = "partition"
+	CauseUnreachable  Cause = "unreachable"
+	CauseSlowLink     Cause = "slow-link"
+	CauseLossyLink    Cause = "lossy-link"
+	CauseSnapshot     Cause = "snapshot"
+	CauseLogOutput    Cause = "log-output"
+	CauseUnknown      Cause = "unknown"
+)
+
+// causes are all that a verdict can name. Judge is this table: for each cause the grounds for which it
+// is named, each with its weight and the evidence that it needs, and what to do about it.
+//
+// The heaviest cause found is the verdict's; what else was found is told beside it. What is known of
+// the end of a process weighs most, then what a member measured of itself, then what the two ends of
+// a link say of each other. Of the grounds about one topic only the heaviest that has its evidence
+// counts, so that one trouble is not told twice.
+var causes = []struct {
+	cause   Cause
+	grounds []ground
+	advice  string
+}{
+	{CauseFailed, []ground{
+		{about: itsEnd, weight: 100, evidence: failedBecause(CauseFailed)},
+	}, "its last log line says why it stopped"},
+
+	{CauseDiskError, []ground{
+		{about: itsEnd, weight: 100, evidence: failedBecause(CauseDiskError)},
+	}, "look at the kernel's log and the disk of that member; nothing acknowledged is lost; start it again when the disk is sound, or replace the member"},
+
+	{CauseDiskFull, []ground{
+		{about: itsEnd, weight: 100, evidence: failedBecause(CauseDiskFull)},
+		{about: itsSpace, weight: 88, handOver: ForDisk, swing: 20, evidence: hasLittleSpace},
+	}, "free space on that member or enlarge its volume, then disarm the NOSPACE alarm"},
+
+	{CauseStopped, []ground{
+		{about: itsEnd, weight: 95, evidence: saidThatItStops},
+		{about: itsEnd, weight: 90, evidence: startedAfterStop},
+		{about: itsHandOver, weight: 60, evidence: handedOverToStop},
+	}, "nothing: it was asked for"},
+
+	{CauseKilled, []ground{
+		{about: itsEnd, weight: 90, evidence: startedAfterCrash},
+		{about: itsEnd, weight: 90, evidence: doesNotRun},
+	}, "see why the process ended: the supervisor's log, the kernel's log (out of memory), a core file"},
+
+	{CauseNeverStarted, []ground{
+		{about: itsEnd, weight: 90, evidence: neverToldItsName},
+	}, "start it with the --initial-cluster that member add printed, or remove it: it counts for the quorum"},
+
+	{CauseUnreachable, []ground{
+		{about: itsEnd, weight: 62, evidence: doesNotAnswer},
+	}, "the machine is down, frozen or cut off: look whether it runs, then at its network"},
+
+	{CausePaused, []ground{
+		{about: itsPauses, weight: 85, evidence: stoodStillFor(decisive)},
+		{about: itsPauses, weight: 56, evidence: stoodStillFor(tellingPause)},
+	}, "see what stopped or froze the process: a debugger, a container runtime, a live migration or snapshot of its virtual machine"},
+
+	{CauseTransfer, []ground{
+		{about: itsHandOver, weight: 60, evidence: handedOverOnRequest},
+	}, "nothing: it was asked for"},
+
+	// A leader's disk costs the leadership only by a hand-over: nobody waits for it otherwise.
+	{CauseDiskDead, []ground{
+		{about: itsSyncs, weight: 78, handOver: ForDisk, swing: 40, evidence: syncInFlight(DiskDead)},
+	}, "look at that member's disk, its controller or its volume's service; if it does not come back replace the member"},
+
+	{CauseDiskStalled, []ground{
+		{about: itsSyncs, weight: 76, handOver: ForDisk, swing: 40, evidence: syncInFlight(DiskStalled)},
+	}, "look at that member's disk, its controller or its volume's service; if it does not come back replace the member"},
+
+	{CauseDiskSlow, []ground{
+		{about: itsSyncs, weight: 64, handOver: ForDisk, swing: 40, evidence: syncInFlight(DiskSlow)},
+	}, "nobody waits for it while a quorum of other disks is fast; find what else writes to that disk, or give the raft log its own with --wal-dir"},
+
+	{CauseStoreStalled, []ground{
+		{about: itsStore, weight: 74, handOver: ForStore, swing: 40, evidence: storeStalled},
+	}, "look at the disk under that member's data directory; if it does not come back replace the member"},
+
+	{CauseMemory, []ground{
+		{about: itsTicks, weight: 72, evidence: lateForMemory},
+	}, "give the member more memory, or see what else takes it; look at GOMEMLIMIT and the container's limit"},
+
+	// The later it was, the more likely it is the reason.
+	{CauseCPU, []ground{
+		{about: itsTicks, weight: 74, evidence: lateForCPU(2 * time.Second)},
+		{about: itsTicks, weight: 73, evidence: lateForCPU(1500 * time.Millisecond)},
+		{about: itsTicks, weight: 72, evidence: lateForCPU(time.Second)},
+		{about: itsTicks, weight: 71, evidence: lateForCPU(500 * time.Millisecond)},
+		{about: itsTicks, weight: 70, evidence: lateForCPU(decisive)},
+		{about: itsTicks, weight: 40, evidence: lateForCPU(tellingLate)},
+	}, "give that machine more CPU or the member a larger share (nice, cgroup weight or quota); see what else runs there"},
+
+	{CauseLogOutput, []ground{
+		{about: itsLogging, weight: 45, evidence: droppedLogLines},
+		{about: itsLogging, weight: 45, evidence: logOutputStalled},
+	}, "the output of the log (--log-outputs) does not take the lines; requests do not wait for it; look at the disk of the log files"},
+
+	{CauseSnapshot, []ground{
+		{about: itsSnapshots, weight: 35, evidence: movedSnapshot},
+	}, "a snapshot was on its way and took what others needed; give the members more bandwidth or disk"},
+
+	{CausePartition, []ground{
+		{about: theLinks, weight: 68, links: partition},
+	}, "look at the network between the members that are named: firewall, routes, switch, interface"},
+
+	{CauseSlowLink, []ground{
+		{about: theRoundTrips, weight: 50, links: slowLinks},
+	}, "look at the network between the members that are named; timeouts that were left at their defaults follow the measured round trips"},
+
+	{CauseLossyLink, []ground{
+		{about: theRoundTrips, weight: 50, links: lossyLinks},
+	}, "packets are lost between the members that are named: look at cables, interfaces' error counters, overloaded links"},
+
+	// What is told when nothing explains it: strange, and nothing to blame.
+	{CauseUnknown, []ground{
+		{about: itsTicks, weight: 0, evidence: late},
+	}, "the events of all members are at /debug/belay/events of each; please report what they show"},
+}
+
+// A ground is why a cause is named. Either evidence or links is set.
+type ground struct {
+	about  topic
+	weight int
+	// evidence looks for what it needs in what is known of a member, and says it in lines that begin
+	// with the member's name; without any there is no ground.
+	evidence func(h *hearing, m *Testimony) []string
+	// links does so with what all members say of each other; nil: no ground.
+	links func(h *hearing) *finding
+
+	// handOver is the reason that a leader gives if it hands over because of this, and swing by how
+	// much more the ground weighs then. If leadership moved without it, it weighs so much less. 0: it
+	// weighs the same whatever happened.
+	handOver HandOverReason
+	swing    int
+}
+
+// topic is what grounds are about. Causes of equal weight are told in this order.
+type topic int
+
+const (
+	itsEnd topic = iota
+	itsPauses
+	itsHandOver
+	itsSpace
+	itsStore
+	itsSyncs
+	itsTicks
+	itsLogging
+	itsSnapshots
+	theLinks // these two are about all members at once
+	theRoundTrips
+	topicCount
+)
+
+// Causes are all there are.
+func Causes() []Cause {
+	all := make([]Cause, len(causes))
+	for i := range causes {
+		all[i] = causes[i].cause
+	}
+	return all
+}
+
+func (c Cause) advice() string {
+	for i := range causes {
+		if causes[i].cause == c {
+			return causes[i].advice
+		}
+	}
+	return ""
+}
