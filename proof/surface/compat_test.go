@@ -639,8 +639,8 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// valueOf finds what a package's constant is, or what a field of options is by
-// default, written as the table writes it.
+// valueOf finds what a package's constant is, or what a field of options is by default or is set
+// to, written as the table writes it.
 func valueOf(t *testing.T, dir, name string) (text string, ok bool) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
@@ -648,8 +648,8 @@ func valueOf(t *testing.T, dir, name string) (text string, ok bool) {
 		t.Fatal(err)
 	}
 	found := func(e ast.Expr) {
-		if n, duration, is := number(e); is && !ok && n != 0 {
-			text, ok = written(n, duration), true
+		if n, duration, is := number(t, e); is && !ok && n != 0 {
+			text, ok = written(name, n, duration), true
 		}
 	}
 	for _, path := range files {
@@ -677,6 +677,10 @@ func valueOf(t *testing.T, dir, name string) (text string, ok bool) {
 						found(n.Rhs[i])
 					}
 				}
+			case *ast.KeyValueExpr: // Config{Field: value}
+				if id, is := n.Key.(*ast.Ident); is && id.Name == name {
+					found(n.Value)
+				}
 			case *ast.CallExpr: // setDefault(&c.Field, default)
 				if len(n.Args) != 2 {
 					break
@@ -693,21 +697,28 @@ func valueOf(t *testing.T, dir, name string) (text string, ok bool) {
 	return text, ok
 }
 
-// number computes a constant expression of numbers and units of time.
-func number(e ast.Expr) (n int64, duration, ok bool) {
+// number computes a constant expression of numbers, units of time, and constants of other packages.
+func number(t *testing.T, e ast.Expr) (n int64, duration, ok bool) {
+	t.Helper()
 	switch e := e.(type) {
 	case *ast.ParenExpr:
-		return number(e.X)
+		return number(t, e.X)
 	case *ast.BasicLit:
 		n, err := strconv.ParseInt(e.Value, 0, 64)
 		return n, false, err == nil
 	case *ast.SelectorExpr:
 		units := map[string]time.Duration{"Millisecond": time.Millisecond, "Second": time.Second, "Minute": time.Minute, "Hour": time.Hour}
-		d, ok := units[e.Sel.Name]
-		return int64(d), true, ok
+		if d, ok := units[e.Sel.Name]; ok {
+			return int64(d), true, true
+		}
+		if pkg, is := e.X.(*ast.Ident); is {
+			if value := constant(t, filepath.Join("../..", pkg.Name), e.Sel.Name); value != nil {
+				return number(t, value)
+			}
+		}
 	case *ast.BinaryExpr:
-		x, dx, okx := number(e.X)
-		y, dy, oky := number(e.Y)
+		x, dx, okx := number(t, e.X)
+		y, dy, oky := number(t, e.Y)
 		if !okx || !oky {
 			return 0, false, false
 		}
@@ -723,15 +734,45 @@ func number(e ast.Expr) (n int64, duration, ok bool) {
 	return 0, false, false
 }
 
-func written(n int64, duration bool) string {
+// constant is the expression behind a constant of the package in a folder; nil if there is none.
+func constant(t *testing.T, dir, name string) (value ast.Expr) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range f.Decls {
+			decl, is := d.(*ast.GenDecl)
+			if !is || decl.Tok != token.CONST {
+				continue
+			}
+			for _, s := range decl.Specs {
+				spec := s.(*ast.ValueSpec)
+				if i := slices.IndexFunc(spec.Names, func(id *ast.Ident) bool { return id.Name == name }); i >= 0 && i < len(spec.Values) {
+					return spec.Values[i]
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// written is a value as the table writes it: a number of things if the name says so, else of bytes.
+func written(name string, n int64, duration bool) string {
+	count := strings.HasSuffix(name, "Count") || strings.HasSuffix(name, "Messages")
 	switch {
 	case duration && n%int64(time.Second) == 0:
 		return fmt.Sprintf("%d s", n/int64(time.Second))
 	case duration:
 		return fmt.Sprintf("%d ms", n/int64(time.Millisecond))
-	case n >= 1<<20 && n%(1<<20) == 0:
+	case !count && n >= 1<<20 && n%(1<<20) == 0:
 		return fmt.Sprintf("%d MiB", n>>20)
-	case n >= 8<<10 && n%(1<<10) == 0:
+	case !count && n >= 8<<10 && n%(1<<10) == 0:
 		return fmt.Sprintf("%d KiB", n>>10)
 	case n >= 10_000:
 		return fmt.Sprintf("%d,%03d", n/1000, n%1000)
@@ -773,6 +814,11 @@ func TestTablesCanFail(t *testing.T) {
 	}
 	if names := registered(t); !slices.Contains(names, "etcd_server_has_leader") || len(names) < 50 {
 		t.Errorf("metrics are not found: %s", fmt.Sprint(names))
+	}
+	for name, want := range map[string]string{"BulkQueueBytes": "160 MiB", "QueueMessages": "131,072"} {
+		if have, ok := valueOf(t, "../../node", name); !ok || have != want {
+			t.Errorf("node.%s is read as %q, want %q", name, have, want)
+		}
 	}
 	if src := readSource(t); src.texts["no such text"] || !src.texts["slow fdatasync"] || !src.identifiers["ErrGRPCCompacted"] {
 		t.Error("the code was not read")
