@@ -42,7 +42,7 @@ func (m *Machine) publishPolicy() {
 // loadPolicy takes users and roles from the store. Tokens of users whom another history has deleted, or given another
 // password, end: the entries that would have ended them are not applied here.
 func (m *Machine) loadPolicy() error {
-	p, err := auth.Load(m.cfg.Store, m.lg)
+	p, err := auth.Load(m.cfg.Store, m.logger)
 	if err != nil {
 		return err
 	}

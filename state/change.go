@@ -14,7 +14,7 @@ import (
 // CheckChange says whether the change can be applied to the members as of the applied index. Every member judges the
 // same entry against the same members, so all agree; a change that is refused must be given to raft as a no-op. Any goroutine may ask.
 func (m *Machine) CheckChange(c *command.Change) error {
-	now := m.seen.Load() // between batches the same as the applier's
+	now := m.published.Load() // between batches the same as the applier's
 	if now.removed[c.MemberID] {
 		return ErrMemberNotFound
 	}
@@ -138,12 +138,12 @@ func (m *Machine) changeMembers(c *command.Change) {
 			member := m.work.members[id].Clone()
 			member.IsLearner = false
 			m.saveMember(member)
-			m.lg.Info("promote member", append(m.ids(), zap.String("promoted-member-id", hex(id)))...)
+			m.logger.Info("promote member", append(m.ids(), zap.String("promoted-member-id", hex(id)))...)
 			return
 		}
 		member := c.Member.Clone()
 		m.saveMember(member)
-		m.lg.Info("added member", append(m.ids(),
+		m.logger.Info("added member", append(m.ids(),
 			zap.String("added-peer-id", hex(id)),
 			zap.Strings("added-peer-peer-urls", member.PeerURLs),
 			zap.Bool("added-peer-is-learner", member.IsLearner))...)
@@ -154,7 +154,7 @@ func (m *Machine) changeMembers(c *command.Change) {
 		w.removed[id] = true
 		m.delete(store.MemberKey(id))
 		m.set(store.RemovedMemberKey(id), nil)
-		m.lg.Info("removed member", append(m.ids(),
+		m.logger.Info("removed member", append(m.ids(),
 			zap.String("removed-remote-peer-id", hex(id)),
 			zap.Strings("removed-remote-peer-urls", member.PeerURLs),
 			zap.Bool("removed-remote-peer-is-learner", member.IsLearner))...)
@@ -162,7 +162,7 @@ func (m *Machine) changeMembers(c *command.Change) {
 		member := m.work.members[id].Clone()
 		member.PeerURLs = slices.Clone(c.Member.PeerURLs) // nothing else of a member is updated this way
 		m.saveMember(member)
-		m.lg.Info("updated member", append(m.ids(),
+		m.logger.Info("updated member", append(m.ids(),
 			zap.String("updated-remote-peer-id", hex(id)),
 			zap.Strings("updated-remote-peer-urls", member.PeerURLs),
 			zap.Bool("updated-remote-peer-is-learner", member.IsLearner))...)

@@ -11,7 +11,7 @@ import (
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/store"
 	"github.com/coreos/go-semver/semver"
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/membershippb"
 	"go.etcd.io/etcd/api/v3/version"
 	"go.uber.org/zap"
@@ -42,7 +42,7 @@ type Downgrade struct {
 }
 
 type alarmKey struct {
-	alarm  etcdserverpb.AlarmType
+	alarm  pb.AlarmType
 	member uint64
 }
 
@@ -54,20 +54,20 @@ type raisedItself bool
 func (s alarmSet) any() bool { return len(s) > 0 }
 
 // list gives the alarms of one type, or of all for NONE, by type and member.
-func (s alarmSet) list(t etcdserverpb.AlarmType) []*etcdserverpb.AlarmMember {
-	var list []*etcdserverpb.AlarmMember
+func (s alarmSet) list(t pb.AlarmType) []*pb.AlarmMember {
+	var list []*pb.AlarmMember
 	for k := range s {
-		if t == etcdserverpb.AlarmType_NONE || t == k.alarm {
-			list = append(list, &etcdserverpb.AlarmMember{MemberID: k.member, Alarm: k.alarm})
+		if t == pb.AlarmType_NONE || t == k.alarm {
+			list = append(list, &pb.AlarmMember{MemberID: k.member, Alarm: k.alarm})
 		}
 	}
-	slices.SortFunc(list, func(a, b *etcdserverpb.AlarmMember) int {
+	slices.SortFunc(list, func(a, b *pb.AlarmMember) int {
 		return cmp.Or(cmp.Compare(a.Alarm, b.Alarm), cmp.Compare(a.MemberID, b.MemberID))
 	})
 	return list
 }
 
-func (c *cluster) alarmActive(t etcdserverpb.AlarmType) bool {
+func (c *cluster) alarmActive(t pb.AlarmType) bool {
 	for k := range c.alarms {
 		if k.alarm == t {
 			return true
@@ -92,7 +92,7 @@ func (c *cluster) sorted() []*command.Member {
 
 // change gives the applier's own copy to change; it becomes visible with the batch.
 func (m *Machine) change() *cluster {
-	if m.work == m.seen.Load() {
+	if m.work == m.published.Load() {
 		m.work = m.work.clone()
 	}
 	return m.work
@@ -100,11 +100,11 @@ func (m *Machine) change() *cluster {
 
 // publishCluster lets readers see the applier's copy and brings the metrics in line.
 func (m *Machine) publishCluster() {
-	old, c := m.seen.Load(), m.work
+	old, c := m.published.Load(), m.work
 	if old == c {
 		return
 	}
-	m.seen.Store(c)
+	m.published.Store(c)
 	if old == nil {
 		old = &cluster{}
 	}
@@ -119,28 +119,28 @@ func (m *Machine) publishCluster() {
 	for id := range c.members {
 		m.knownPeer(id, 1)
 	}
-	m.stats.isLearner.Set(0)
+	m.metrics.isLearner.Set(0)
 	if self := c.members[m.cfg.MemberID]; self != nil && self.IsLearner {
-		m.stats.isLearner.Set(1)
+		m.metrics.isLearner.Set(1)
 	}
 	if old.version != nil {
-		m.stats.clusterVersion.WithLabelValues(minorVersion(old.version)).Set(0)
+		m.metrics.clusterVersion.WithLabelValues(minorVersion(old.version)).Set(0)
 	}
 	if c.version != nil {
-		m.stats.clusterVersion.WithLabelValues(minorVersion(c.version)).Set(1)
+		m.metrics.clusterVersion.WithLabelValues(minorVersion(c.version)).Set(1)
 	}
 	for k := range old.alarms {
 		if _, ok := c.alarms[k]; !ok {
-			m.stats.alarms.WithLabelValues(hex(k.member), k.alarm.String()).Set(0)
+			m.metrics.alarms.WithLabelValues(hex(k.member), k.alarm.String()).Set(0)
 		}
 	}
 	for k := range c.alarms {
-		m.stats.alarms.WithLabelValues(hex(k.member), k.alarm.String()).Set(1)
+		m.metrics.alarms.WithLabelValues(hex(k.member), k.alarm.String()).Set(1)
 	}
 }
 
 func (m *Machine) knownPeer(id uint64, v float64) {
-	m.stats.knownPeers.WithLabelValues(hex(m.cfg.MemberID), hex(id)).Set(v)
+	m.metrics.knownPeers.WithLabelValues(hex(m.cfg.MemberID), hex(id)).Set(v)
 }
 
 // hex is how etcd writes a member id: lower case, not padded.
@@ -149,23 +149,23 @@ func hex(id uint64) string { return strconv.FormatUint(id, 16) }
 func minorVersion(v *semver.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
 
 // Members gives the members, sorted by ID. The caller may keep and change them.
-func (m *Machine) Members() []*command.Member { return m.seen.Load().sorted() }
+func (m *Machine) Members() []*command.Member { return m.published.Load().sorted() }
 
 // Member gives one member, or nil.
-func (m *Machine) Member(id uint64) *command.Member { return m.seen.Load().members[id].Clone() }
+func (m *Machine) Member(id uint64) *command.Member { return m.published.Load().members[id].Clone() }
 
 // IsLearner says whether a member is one that does not vote; false for an unknown one. It is asked with every request.
 func (m *Machine) IsLearner(id uint64) bool {
-	member := m.seen.Load().members[id]
+	member := m.published.Load().members[id]
 	return member != nil && member.IsLearner
 }
 
 // IsRemoved says whether a member with this id was removed; such an id never comes back.
-func (m *Machine) IsRemoved(id uint64) bool { return m.seen.Load().removed[id] }
+func (m *Machine) IsRemoved(id uint64) bool { return m.published.Load().removed[id] }
 
 // ClusterVersion is the version that all members understand, as the leader has determined it; nil before that.
 func (m *Machine) ClusterVersion() *semver.Version {
-	v := m.seen.Load().version
+	v := m.published.Load().version
 	if v == nil {
 		return nil
 	}
@@ -174,19 +174,19 @@ func (m *Machine) ClusterVersion() *semver.Version {
 }
 
 // DowngradeInfo is the downgrade in progress.
-func (m *Machine) DowngradeInfo() Downgrade { return m.seen.Load().downgrade }
+func (m *Machine) DowngradeInfo() Downgrade { return m.published.Load().downgrade }
 
 // Alarms gives the active alarms, by type and member.
-func (m *Machine) Alarms() []*etcdserverpb.AlarmMember {
-	return m.seen.Load().alarms.list(etcdserverpb.AlarmType_NONE)
+func (m *Machine) Alarms() []*pb.AlarmMember {
+	return m.published.Load().alarms.list(pb.AlarmType_NONE)
 }
 
 // AlarmActive says whether some member has raised the alarm.
-func (m *Machine) AlarmActive(t etcdserverpb.AlarmType) bool { return m.seen.Load().alarmActive(t) }
+func (m *Machine) AlarmActive(t pb.AlarmType) bool { return m.published.Load().alarmActive(t) }
 
 // Alarm says whether this alarm of a member is active, and whether the member raised it itself.
-func (m *Machine) Alarm(t etcdserverpb.AlarmType, member uint64) (active, itself bool) {
-	by, ok := m.seen.Load().alarms[alarmKey{t, member}]
+func (m *Machine) Alarm(t pb.AlarmType, member uint64) (active, itself bool) {
+	by, ok := m.published.Load().alarms[alarmKey{t, member}]
 	return ok, bool(by)
 }
 
@@ -227,7 +227,7 @@ func readCluster(r store.Reader) (*cluster, error) {
 		if !ok {
 			return fmt.Errorf("state: stored alarm has the key %x", key)
 		}
-		c.alarms[alarmKey{etcdserverpb.AlarmType(alarm), id}] = len(value) > 0
+		c.alarms[alarmKey{pb.AlarmType(alarm), id}] = len(value) > 0
 		return nil
 	}); err != nil {
 		return nil, err
@@ -254,15 +254,15 @@ func readCluster(r store.Reader) (*cluster, error) {
 }
 
 // alarm answers and applies AlarmRequest. An action or alarm that does nothing answers with no alarms.
-func (m *Machine) alarm(r *etcdserverpb.AlarmRequest, by raisedItself) *etcdserverpb.AlarmResponse {
-	resp := &etcdserverpb.AlarmResponse{Header: m.revisionHeader()}
+func (m *Machine) alarm(r *pb.AlarmRequest, by raisedItself) *pb.AlarmResponse {
+	resp := &pb.AlarmResponse{Header: m.revisionHeader()}
 	k := alarmKey{r.Alarm, r.MemberID}
-	member := &etcdserverpb.AlarmMember{MemberID: r.MemberID, Alarm: r.Alarm}
+	member := &pb.AlarmMember{MemberID: r.MemberID, Alarm: r.Alarm}
 	switch r.Action {
-	case etcdserverpb.AlarmRequest_GET:
+	case pb.AlarmRequest_GET:
 		resp.Alarms = m.work.alarms.list(r.Alarm)
-	case etcdserverpb.AlarmRequest_ACTIVATE:
-		if r.Alarm == etcdserverpb.AlarmType_NONE {
+	case pb.AlarmRequest_ACTIVATE:
+		if r.Alarm == pb.AlarmType_NONE {
 			break
 		}
 		if _, active := m.work.alarms[k]; !active {
@@ -274,7 +274,7 @@ func (m *Machine) alarm(r *etcdserverpb.AlarmRequest, by raisedItself) *etcdserv
 			m.set(store.AlarmKey(int32(k.alarm), k.member), value)
 		}
 		resp.Alarms = append(resp.Alarms, member)
-	case etcdserverpb.AlarmRequest_DEACTIVATE:
+	case pb.AlarmRequest_DEACTIVATE:
 		if _, active := m.work.alarms[k]; active {
 			delete(m.change().alarms, k)
 			m.delete(store.AlarmKey(int32(k.alarm), k.member))
@@ -290,15 +290,15 @@ func (m *Machine) setClusterVersion(r *membershippb.ClusterVersionSetRequest) er
 		return ErrBadVersion
 	}
 	if old := m.work.version; old != nil {
-		m.lg.Info("updated cluster version", append(m.ids(),
+		m.logger.Info("updated cluster version", append(m.ids(),
 			zap.String("from", minorVersion(old)), zap.String("to", minorVersion(v)))...)
 	} else {
-		m.lg.Info("set initial cluster version", append(m.ids(), zap.String("cluster-version", minorVersion(v)))...)
+		m.logger.Info("set initial cluster version", append(m.ids(), zap.String("cluster-version", minorVersion(v)))...)
 	}
 	m.SayCapabilities(v)
 	if own := semver.New(version.Version); (semver.Version{Major: own.Major, Minor: own.Minor}).LessThan(*v) {
 		// etcd stops here. We go on until an entry comes that we do not know; see the package's documentation.
-		m.lg.Error("invalid downgrade; server version is lower than determined cluster version",
+		m.logger.Error("invalid downgrade; server version is lower than determined cluster version",
 			zap.String("current-server-version", own.String()), zap.String("determined-cluster-version", minorVersion(v)))
 	}
 	m.change().version = v
@@ -308,7 +308,7 @@ func (m *Machine) setClusterVersion(r *membershippb.ClusterVersionSetRequest) er
 
 // SayCapabilities says that what a cluster version allows is on.
 func (m *Machine) SayCapabilities(v *semver.Version) {
-	m.lg.Info("enabled capabilities for version", zap.String("cluster-version", minorVersion(v)))
+	m.logger.Info("enabled capabilities for version", zap.String("cluster-version", minorVersion(v)))
 }
 
 // setMemberAttributes notes what a member published of itself: its name and client URLs.
@@ -316,7 +316,7 @@ func (m *Machine) setMemberAttributes(r *membershippb.ClusterMemberAttrSetReques
 	id := r.GetMember_ID()
 	old := m.work.members[id]
 	if old == nil {
-		m.lg.Warn("skipped attributes update of removed member", append(m.ids(), zap.String("updated-peer-id", hex(id)))...)
+		m.logger.Warn("skipped attributes update of removed member", append(m.ids(), zap.String("updated-peer-id", hex(id)))...)
 		if m.work.removed[id] {
 			return nil
 		}

@@ -27,7 +27,7 @@ func (m *Machine) applyEntry(e *command.Entry, out *command.Result, start time.T
 	}
 	end = time.Now()
 	took := end.Sub(start)
-	m.stats.observe(k, isRoutine(out.Err), took)
+	m.metrics.observe(k, isRoutine(out.Err), took)
 	if took > m.cfg.WarningApply {
 		m.warnSlow(took, e.Request, out)
 	}
@@ -61,7 +61,7 @@ func (c *cluster) refusal(k kind, r *pb.InternalRaftRequest) error {
 
 // AlarmRefusal is the error with which the alarms of now refuse a request; nil: they do not. Any goroutine may call it.
 func (m *Machine) AlarmRefusal(r *pb.InternalRaftRequest) error {
-	return m.seen.Load().refusal(kindOf(r), r)
+	return m.published.Load().refusal(kindOf(r), r)
 }
 
 func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {

@@ -23,8 +23,8 @@ func FuzzApply(f *testing.F) {
 	f.Add([]byte{0x22, 0x00})                   // an empty put
 	f.Add([]byte{0x32, 0x02, 0x12, 0x00})       // a transaction with an operation that is none
 	f.Add([]byte{0x32, 0x04, 0x12, 0x02, 0x22}) // cut short
-	lg, _ := observed()
-	r := newRig(f, Config{Logger: lg})
+	logger, _ := observed()
+	r := newRig(f, Config{Logger: logger})
 	for range 200 {
 		r.do(g.request())
 	}

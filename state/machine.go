@@ -67,18 +67,18 @@ type Config struct {
 
 // Machine is the state machine of one member.
 type Machine struct {
-	cfg   Config
-	lg    *zap.Logger
-	stats *Metrics
-	quota quota
+	cfg     Config
+	logger  *zap.Logger
+	metrics *Metrics
+	quota   quota
 
 	applied   atomic.Pointer[position]
 	confState atomic.Pointer[raftpb.ConfState]
 
-	// seen is what readers see of members, alarms and versions; it is immutable. work is the applier's: seen, or a changed
-	// copy of it that is in the open batch and becomes seen after the commit.
-	seen atomic.Pointer[cluster]
-	work *cluster
+	// published is what readers see of members, alarms and versions; it is immutable. work is the applier's: published, or a changed
+	// copy of it that is in the open batch and becomes published after the commit.
+	published atomic.Pointer[cluster]
+	work      *cluster
 
 	// policy is what readers see of users and roles; policyWork is the applier's, with the changes of the open batch.
 	policy     atomic.Pointer[policyNow]
@@ -113,9 +113,9 @@ func Open(cfg Config) (*Machine, error) {
 	if cfg.WarningApply <= 0 {
 		cfg.WarningApply = 100 * time.Millisecond
 	}
-	m := &Machine{cfg: cfg, lg: cfg.Logger, stats: cfg.Metrics, quota: newQuota(cfg.Store, cfg.QuotaBytes)}
-	if m.lg == nil {
-		m.lg = zap.NewNop()
+	m := &Machine{cfg: cfg, logger: cfg.Logger, metrics: cfg.Metrics, quota: newQuota(cfg.Store, cfg.QuotaBytes)}
+	if m.logger == nil {
+		m.logger = zap.NewNop()
 	}
 	if err := m.load(); err != nil {
 		return nil, err
@@ -164,8 +164,8 @@ func (m *Machine) Reload() error {
 
 // Install replaces the whole state by a received snapshot, durably, and reloads. REQUIRES: no Apply runs or starts meanwhile.
 func (m *Machine) Install(in *store.Incoming) error {
-	m.stats.snapshotRunning.Inc()
-	defer m.stats.snapshotRunning.Dec()
+	m.metrics.snapshotRunning.Inc()
+	defer m.metrics.snapshotRunning.Dec()
 	if err := m.cfg.Store.Install(in); err != nil {
 		return err
 	}
@@ -274,7 +274,7 @@ type fatalStop struct{ error }
 
 // stop ends the process: this member's state can no longer be trusted to equal the others'.
 func (m *Machine) stop(why string) {
-	m.lg.Fatal("cannot apply a committed entry; stopping, so that this member's data does not part from the cluster's",
+	m.logger.Fatal("cannot apply a committed entry; stopping, so that this member's data does not part from the cluster's",
 		zap.Uint64("index", m.now.index), zap.Stringer("kind", m.now.kind), zap.String("reason", why))
 	panic(fatalStop{fmt.Errorf("state: cannot apply entry %d (%s): %s", m.now.index, m.now.kind, why)})
 }

@@ -69,8 +69,8 @@ func TestStops(t *testing.T) {
 		{"panic inside", func(r *rig) { r.Machine.w = nil; r.cfg.Sink = nil; r.Machine.cfg.KV = nil; r.do(put("a", "b")) }, "broken invariant"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			lg, logs := observed()
-			r := newRig(t, Config{Logger: lg})
+			logger, logs := observed()
+			r := newRig(t, Config{Logger: logger})
 			r.do(put("a", "1"))
 			reason := stops(t, func() { c.f(r) })
 			if !strings.Contains(reason, c.want) {
@@ -97,9 +97,9 @@ func TestUnknownFieldBesideKnownRequest(t *testing.T) {
 }
 
 func TestSlowAndFailedRequestsAreLogged(t *testing.T) {
-	lg, logs := observed()
+	logger, logs := observed()
 	reg := prometheus.NewRegistry()
-	r := newRig(t, Config{Logger: lg, Metrics: NewMetrics(reg), WarningApply: time.Nanosecond})
+	r := newRig(t, Config{Logger: logger, Metrics: NewMetrics(reg), WarningApply: time.Nanosecond})
 	r.do(put("a", "very secret"))
 	slow := logs.FilterMessage("apply request took too long").All()
 	if len(slow) != 1 {

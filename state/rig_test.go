@@ -232,6 +232,6 @@ func put(key, value string) *pb.InternalRaftRequest {
 }
 
 // panicLogger is a logger whose fatal lines panic instead of ending the process, as they do without a logger.
-func panicLogger(lg *zap.Logger) *zap.Logger { return lg.WithOptions(zap.WithFatalHook(zapPanic{})) }
+func panicLogger(logger *zap.Logger) *zap.Logger { return logger.WithOptions(zap.WithFatalHook(zapPanic{})) }
 
 var _ = pebble.ErrNotFound

@@ -20,7 +20,7 @@ func (m *Machine) warnSlow(took time.Duration, r *pb.InternalRaftRequest, out *c
 }
 
 func (m *Machine) warnFailed(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
-	if line := m.lg.Check(zap.WarnLevel, "failed to apply request"); line != nil {
+	if line := m.logger.Check(zap.WarnLevel, "failed to apply request"); line != nil {
 		line.Write(
 			zap.Duration("took", took),
 			zap.String("request", RequestText(r)),
@@ -31,8 +31,8 @@ func (m *Machine) warnFailed(took time.Duration, r *pb.InternalRaftRequest, out 
 
 // warnSlowCommit tells of a batch whose write into the store took long; no single request of it is to blame.
 func (m *Machine) warnSlowCommit(took time.Duration, last uint64, entries int) {
-	m.stats.slowApplies.Inc()
-	m.lg.Warn("committing applied entries to the database took too long",
+	m.metrics.slowApplies.Inc()
+	m.logger.Warn("committing applied entries to the database took too long",
 		zap.Duration("took", took), zap.Duration("expected-duration", m.cfg.WarningApply),
 		zap.Int("entries", entries), zap.Uint64("last-index", last), zap.Int64("bytes", m.bytes))
 }
@@ -70,8 +70,8 @@ func (m *Machine) WarnSlowTxn(took, waited time.Duration, r *pb.TxnRequest, resp
 }
 
 func (m *Machine) slow(took, waited time.Duration, request proto.Message, prefix string, response func() string, err error) {
-	m.stats.slowApplies.Inc()
-	if line := m.lg.Check(zap.WarnLevel, "apply request took too long"); line != nil {
+	m.metrics.slowApplies.Inc()
+	if line := m.logger.Check(zap.WarnLevel, "apply request took too long"); line != nil {
 		fields := []zap.Field{
 			zap.Duration("took", took),
 			zap.Duration("expected-duration", m.cfg.WarningApply),
