@@ -27,13 +27,13 @@ func (m *Machine) PolicyUntil() (p *auth.Policy, replaced <-chan struct{}) {
 	return now.policy, now.replaced
 }
 
-// publishPolicy shows readers the applier's policy. It is called for every batch, and does nothing in nearly all.
-func (m *Machine) publishPolicy() {
+// publishPolicy shows readers a policy. It is called for every batch, and does nothing in nearly all.
+func (m *Machine) publishPolicy(p *auth.Policy) {
 	old := m.policy.Load()
-	if old != nil && old.policy == m.policyWork {
+	if old != nil && old.policy == p {
 		return
 	}
-	m.policy.Store(&policyNow{m.policyWork, make(chan struct{})})
+	m.policy.Store(&policyNow{p, make(chan struct{})})
 	if old != nil {
 		close(old.replaced)
 	}
@@ -49,19 +49,18 @@ func (m *Machine) loadPolicy() error {
 	if old := m.policy.Load(); old != nil && m.cfg.Tokens != nil {
 		m.cfg.Tokens.Keep(func(user string) bool { return p.Enabled() && p.SameUser(old.policy, user) })
 	}
-	m.policyWork = p
-	m.publishPolicy()
+	m.publishPolicy(p)
 	return nil
 }
 
 // leaseKeys are the keys of a lease as the open batch has them.
-func (m *Machine) leaseKeys(id int64) ([][]byte, error) {
-	if !m.cfg.Leases.Exists(lease.ID(id)) {
+func (a *application) leaseKeys(id int64) ([][]byte, error) {
+	if !a.m.cfg.Leases.Exists(lease.ID(id)) {
 		return nil, nil
 	}
-	keys, err := m.cfg.Leases.Keys(m.b, lease.ID(id))
+	keys, err := a.m.cfg.Leases.Keys(a.b, lease.ID(id))
 	if err != nil {
-		m.stop(fmt.Sprintf("keys of a lease: %v", err))
+		a.stop(fmt.Sprintf("keys of a lease: %v", err))
 	}
 	return keys, nil
 }
@@ -105,34 +104,34 @@ func (w *writers) attached(id int64) {
 }
 
 // keysToWrite are the keys of a lease that are to be checked for a put.
-func (m *Machine) keysToWrite(id int64) ([][]byte, error) {
-	if user, ok := m.writers.may[id]; ok && user == m.writers.user {
+func (a *application) keysToWrite(id int64) ([][]byte, error) {
+	if user, ok := a.m.writers.may[id]; ok && user == a.m.writers.user {
 		return nil, nil
 	}
-	m.writers.asked = append(m.writers.asked, id)
-	return m.leaseKeys(id)
+	a.m.writers.asked = append(a.m.writers.asked, id)
+	return a.leaseKeys(id)
 }
 
 // authorize judges the user and the auth revision in a request's header, whatever the member that proposed it believed:
 // rules may have changed while the request was on its way.
-func (m *Machine) authorize(k kind, r *pb.InternalRaftRequest) error {
-	p := m.policyWork
+func (a *application) authorize(k kind, r *pb.InternalRaftRequest) error {
+	p := a.policy
 	if !p.Enabled() {
 		return nil
 	}
 	who := auth.Identity{User: r.Header.GetUsername(), Revision: r.Header.GetAuthRevision()}
-	m.writers.begin(p, who.User)
+	a.m.writers.begin(p, who.User)
 	switch k {
 	case kindPut:
-		return m.writers.learn(p.Put(who, r.Put, m.keysToWrite))
+		return a.m.writers.learn(p.Put(who, r.Put, a.keysToWrite))
 	case kindRange:
 		return p.Read(who, r.Range.GetKey(), r.Range.GetRangeEnd())
 	case kindDeleteRange:
 		return p.DeleteRange(who, r.DeleteRange)
 	case kindTxn:
-		return m.writers.learn(p.Txn(who, r.Txn, m.keysToWrite))
+		return a.m.writers.learn(p.Txn(who, r.Txn, a.keysToWrite))
 	case kindLeaseRevoke:
-		return p.WriteLease(who, r.LeaseRevoke.GetID(), m.leaseKeys)
+		return p.WriteLease(who, r.LeaseRevoke.GetID(), a.leaseKeys)
 	}
 	if k.isAuth() && auth.NeedsAdmin(r) {
 		return p.Admin(who)
@@ -141,54 +140,54 @@ func (m *Machine) authorize(k kind, r *pb.InternalRaftRequest) error {
 }
 
 // applyAuth applies a request of the Auth service.
-func (m *Machine) applyAuth(e *command.Entry) command.Result {
+func (a *application) applyAuth(e *command.Entry) command.Result {
 	r := e.Request
 	if r.Authenticate != nil {
-		return m.authenticate(e.Index, r.Authenticate)
+		return a.authenticate(e.Index, r.Authenticate)
 	}
 	who := auth.Identity{User: r.Header.GetUsername(), Revision: r.Header.GetAuthRevision()}
-	out, err := m.policyWork.Change(who, r)
+	out, err := a.policy.Change(who, r)
 	if err != nil {
 		return command.Result{Err: err}
 	}
 	for _, rec := range out.Records {
 		if rec.Value == nil {
-			m.delete(rec.Key())
+			a.delete(rec.Key())
 		} else {
-			m.set(rec.Key(), rec.Value)
+			a.set(rec.Key(), rec.Value)
 		}
 	}
 	if out.Next != nil {
-		m.policyWork = out.Next
+		a.policy = out.Next
 	}
-	if m.cfg.Tokens != nil && (out.ForgetAll || out.Forget != "") {
-		m.cfg.Tokens.Keep(func(user string) bool { return !out.ForgetAll && user != out.Forget })
+	if a.m.cfg.Tokens != nil && (out.ForgetAll || out.Forget != "") {
+		a.m.cfg.Tokens.Keep(func(user string) bool { return !out.ForgetAll && user != out.Forget })
 	}
-	setRevision(out.Response, m.w.Rev())
+	setRevision(out.Response, a.w.Rev())
 	return command.Result{Response: out.Response}
 }
 
 // authenticate gives a token to a user whose password the proposer found right. The token is this member's memory alone;
 // nothing is stored.
-func (m *Machine) authenticate(index uint64, r *pb.InternalAuthenticateRequest) command.Result {
-	if err := m.policyWork.MayAuthenticate(r.Name); err != nil {
+func (a *application) authenticate(index uint64, r *pb.InternalAuthenticateRequest) command.Result {
+	if err := a.policy.MayAuthenticate(r.Name); err != nil {
 		return command.Result{Err: err}
 	}
-	if m.cfg.Tokens == nil {
+	if a.m.cfg.Tokens == nil {
 		return command.Result{Err: auth.ErrAuthFailed}
 	}
-	if !m.cfg.Tokens.Replicated() {
+	if !a.m.cfg.Tokens.Replicated() {
 		// Whoever was asked signs it: a signature takes a millisecond, which no member should spend here.
-		return command.Result{Response: &pb.AuthenticateResponse{Header: m.revisionHeader()}}
+		return command.Result{Response: &pb.AuthenticateResponse{Header: a.revisionHeader()}}
 	}
-	if index <= m.cfg.OldTokens { // nobody waits for it: who asked spoke to a process that is gone
-		return command.Result{Response: &pb.AuthenticateResponse{Header: m.revisionHeader()}}
+	if index <= a.m.cfg.OldTokens { // nobody waits for it: who asked spoke to a process that is gone
+		return command.Result{Response: &pb.AuthenticateResponse{Header: a.revisionHeader()}}
 	}
-	token, err := m.cfg.Tokens.Assign(r.Name, m.policyWork.Revision(), r.SimpleToken, index)
+	token, err := a.m.cfg.Tokens.Assign(r.Name, a.policy.Revision(), r.SimpleToken, index)
 	if err != nil {
 		return command.Result{Err: err}
 	}
-	return command.Result{Response: &pb.AuthenticateResponse{Header: m.revisionHeader(), Token: token}}
+	return command.Result{Response: &pb.AuthenticateResponse{Header: a.revisionHeader(), Token: token}}
 }
 
 // setRevision gives a response of the Auth service a header with a revision.

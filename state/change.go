@@ -100,26 +100,26 @@ func (m *Machine) ApplyChange(e command.Entry) command.Result {
 	if e.Index <= index {
 		return command.Result{}
 	}
-	defer m.stopOnPanic()
-	m.now.index, m.now.kind = e.Index, kindNone
+	a := m.begin(e.Index, e.Term)
+	defer a.stopOnPanic()
+	a.at.index, a.at.kind = e.Index, kindNone
 	if e.Index != index+1 {
-		m.stop(fmt.Sprintf("member change %d is to be applied after entry %d", e.Index, index))
+		a.stop(fmt.Sprintf("member change %d is to be applied after entry %d", e.Index, index))
 	}
 	if e.Change == nil {
-		m.stop("an entry of a batch is among the member changes")
+		a.stop("an entry of a batch is among the member changes")
 	}
-	m.open(e.Index, e.Term)
 	if e.Refused == nil {
-		m.changeMembers(e.Change)
+		a.changeMembers(e.Change)
 	}
 	if e.ConfState != nil {
 		b, err := proto.Marshal(e.ConfState)
 		if err != nil {
-			m.stop(fmt.Sprintf("encode raft's configuration: %v", err))
+			a.stop(fmt.Sprintf("encode raft's configuration: %v", err))
 		}
-		m.set(store.ConfStateKey(), b)
+		a.set(store.ConfStateKey(), b)
 	}
-	m.commit(e.Index, e.Term, 1)
+	a.commit(e.Index, e.Term, 1)
 	if e.ConfState != nil {
 		m.confState.Store(e.ConfState)
 	}
@@ -130,39 +130,39 @@ func (m *Machine) ApplyChange(e command.Entry) command.Result {
 }
 
 // changeMembers writes a change that CheckChange let pass.
-func (m *Machine) changeMembers(c *command.Change) {
+func (a *application) changeMembers(c *command.Change) {
 	id := c.MemberID
 	switch c.Type {
 	case raftpb.ConfChangeAddNode, raftpb.ConfChangeAddLearnerNode:
 		if c.IsPromote {
-			member := m.work.members[id].Clone()
+			member := a.cluster.members[id].Clone()
 			member.IsLearner = false
-			m.saveMember(member)
-			m.logger.Info("promote member", append(m.ids(), zap.String("promoted-member-id", hex(id)))...)
+			a.saveMember(member)
+			a.m.logger.Info("promote member", append(a.m.ids(), zap.String("promoted-member-id", hex(id)))...)
 			return
 		}
 		member := c.Member.Clone()
-		m.saveMember(member)
-		m.logger.Info("added member", append(m.ids(),
+		a.saveMember(member)
+		a.m.logger.Info("added member", append(a.m.ids(),
 			zap.String("added-peer-id", hex(id)),
 			zap.Strings("added-peer-peer-urls", member.PeerURLs),
 			zap.Bool("added-peer-is-learner", member.IsLearner))...)
 	case raftpb.ConfChangeRemoveNode:
-		member := m.work.members[id]
-		w := m.change()
+		member := a.cluster.members[id]
+		w := a.change()
 		delete(w.members, id)
 		w.removed[id] = true
-		m.delete(store.MemberKey(id))
-		m.set(store.RemovedMemberKey(id), nil)
-		m.logger.Info("removed member", append(m.ids(),
+		a.delete(store.MemberKey(id))
+		a.set(store.RemovedMemberKey(id), nil)
+		a.m.logger.Info("removed member", append(a.m.ids(),
 			zap.String("removed-remote-peer-id", hex(id)),
 			zap.Strings("removed-remote-peer-urls", member.PeerURLs),
 			zap.Bool("removed-remote-peer-is-learner", member.IsLearner))...)
 	case raftpb.ConfChangeUpdateNode:
-		member := m.work.members[id].Clone()
+		member := a.cluster.members[id].Clone()
 		member.PeerURLs = slices.Clone(c.Member.PeerURLs) // nothing else of a member is updated this way
-		m.saveMember(member)
-		m.logger.Info("updated member", append(m.ids(),
+		a.saveMember(member)
+		a.m.logger.Info("updated member", append(a.m.ids(),
 			zap.String("updated-remote-peer-id", hex(id)),
 			zap.Strings("updated-remote-peer-urls", member.PeerURLs),
 			zap.Bool("updated-remote-peer-is-learner", member.IsLearner))...)

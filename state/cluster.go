@@ -90,17 +90,17 @@ func (c *cluster) sorted() []*command.Member {
 	return list
 }
 
-// change gives the applier's own copy to change; it becomes visible with the batch.
-func (m *Machine) change() *cluster {
-	if m.work == m.published.Load() {
-		m.work = m.work.clone()
+// change gives the batch's own copy to change; it becomes visible with the batch.
+func (a *application) change() *cluster {
+	if a.cluster == a.m.published.Load() {
+		a.cluster = a.cluster.clone()
 	}
-	return m.work
+	return a.cluster
 }
 
-// publishCluster lets readers see the applier's copy and brings the metrics in line.
-func (m *Machine) publishCluster() {
-	old, c := m.published.Load(), m.work
+// publishCluster lets readers see c and brings the metrics in line.
+func (m *Machine) publishCluster(c *cluster) {
+	old := m.published.Load()
 	if old == c {
 		return
 	}
@@ -254,55 +254,55 @@ func readCluster(r store.Reader) (*cluster, error) {
 }
 
 // alarm answers and applies AlarmRequest. An action or alarm that does nothing answers with no alarms.
-func (m *Machine) alarm(r *pb.AlarmRequest, by raisedItself) *pb.AlarmResponse {
-	resp := &pb.AlarmResponse{Header: m.revisionHeader()}
+func (a *application) alarm(r *pb.AlarmRequest, by raisedItself) *pb.AlarmResponse {
+	resp := &pb.AlarmResponse{Header: a.revisionHeader()}
 	k := alarmKey{r.Alarm, r.MemberID}
 	member := &pb.AlarmMember{MemberID: r.MemberID, Alarm: r.Alarm}
 	switch r.Action {
 	case pb.AlarmRequest_GET:
-		resp.Alarms = m.work.alarms.list(r.Alarm)
+		resp.Alarms = a.cluster.alarms.list(r.Alarm)
 	case pb.AlarmRequest_ACTIVATE:
 		if r.Alarm == pb.AlarmType_NONE {
 			break
 		}
-		if _, active := m.work.alarms[k]; !active {
-			m.change().alarms[k] = by
+		if _, active := a.cluster.alarms[k]; !active {
+			a.change().alarms[k] = by
 			var value []byte
 			if by {
 				value = []byte{1}
 			}
-			m.set(store.AlarmKey(int32(k.alarm), k.member), value)
+			a.set(store.AlarmKey(int32(k.alarm), k.member), value)
 		}
 		resp.Alarms = append(resp.Alarms, member)
 	case pb.AlarmRequest_DEACTIVATE:
-		if _, active := m.work.alarms[k]; active {
-			delete(m.change().alarms, k)
-			m.delete(store.AlarmKey(int32(k.alarm), k.member))
+		if _, active := a.cluster.alarms[k]; active {
+			delete(a.change().alarms, k)
+			a.delete(store.AlarmKey(int32(k.alarm), k.member))
 			resp.Alarms = append(resp.Alarms, member)
 		}
 	}
 	return resp
 }
 
-func (m *Machine) setClusterVersion(r *membershippb.ClusterVersionSetRequest) error {
+func (a *application) setClusterVersion(r *membershippb.ClusterVersionSetRequest) error {
 	v, err := semver.NewVersion(r.Ver)
 	if err != nil {
 		return ErrBadVersion
 	}
-	if old := m.work.version; old != nil {
-		m.logger.Info("updated cluster version", append(m.ids(),
+	if old := a.cluster.version; old != nil {
+		a.m.logger.Info("updated cluster version", append(a.m.ids(),
 			zap.String("from", minorVersion(old)), zap.String("to", minorVersion(v)))...)
 	} else {
-		m.logger.Info("set initial cluster version", append(m.ids(), zap.String("cluster-version", minorVersion(v)))...)
+		a.m.logger.Info("set initial cluster version", append(a.m.ids(), zap.String("cluster-version", minorVersion(v)))...)
 	}
-	m.SayCapabilities(v)
+	a.m.SayCapabilities(v)
 	if own := semver.New(version.Version); (semver.Version{Major: own.Major, Minor: own.Minor}).LessThan(*v) {
 		// etcd stops here. We go on until an entry comes that we do not know; see the package's documentation.
-		m.logger.Error("invalid downgrade; server version is lower than determined cluster version",
+		a.m.logger.Error("invalid downgrade; server version is lower than determined cluster version",
 			zap.String("current-server-version", own.String()), zap.String("determined-cluster-version", minorVersion(v)))
 	}
-	m.change().version = v
-	m.set(store.ClusterKey(clusterVersionName), []byte(v.String()))
+	a.change().version = v
+	a.set(store.ClusterKey(clusterVersionName), []byte(v.String()))
 	return nil
 }
 
@@ -312,12 +312,12 @@ func (m *Machine) SayCapabilities(v *semver.Version) {
 }
 
 // setMemberAttributes notes what a member published of itself: its name and client URLs.
-func (m *Machine) setMemberAttributes(r *membershippb.ClusterMemberAttrSetRequest) error {
+func (a *application) setMemberAttributes(r *membershippb.ClusterMemberAttrSetRequest) error {
 	id := r.GetMember_ID()
-	old := m.work.members[id]
+	old := a.cluster.members[id]
 	if old == nil {
-		m.logger.Warn("skipped attributes update of removed member", append(m.ids(), zap.String("updated-peer-id", hex(id)))...)
-		if m.work.removed[id] {
+		a.m.logger.Warn("skipped attributes update of removed member", append(a.m.ids(), zap.String("updated-peer-id", hex(id)))...)
+		if a.cluster.removed[id] {
 			return nil
 		}
 		return ErrMemberNotFound // etcd panics; no member of ours proposes it before it was added
@@ -325,22 +325,22 @@ func (m *Machine) setMemberAttributes(r *membershippb.ClusterMemberAttrSetReques
 	member := old.Clone()
 	member.Name = r.GetMemberAttributes().GetName()
 	member.ClientURLs = slices.Clone(r.GetMemberAttributes().GetClientUrls())
-	m.saveMember(member)
+	a.saveMember(member)
 	return nil
 }
 
-func (m *Machine) setDowngrade(r *membershippb.DowngradeInfoSetRequest) {
+func (a *application) setDowngrade(r *membershippb.DowngradeInfoSetRequest) {
 	d := Downgrade{}
 	if r.Enabled {
 		d = Downgrade{TargetVersion: r.Ver, Enabled: true}
 	}
-	m.change().downgrade = d
-	m.set(store.ClusterKey(downgradeName), mustJSON(d))
+	a.change().downgrade = d
+	a.set(store.ClusterKey(downgradeName), mustJSON(d))
 }
 
-func (m *Machine) saveMember(member *command.Member) {
-	m.change().members[member.ID] = member
-	m.set(store.MemberKey(member.ID), mustJSON(member))
+func (a *application) saveMember(member *command.Member) {
+	a.change().members[member.ID] = member
+	a.set(store.MemberKey(member.ID), mustJSON(member))
 }
 
 // ids are the fields that etcd puts into every line about members.

@@ -12,27 +12,27 @@ import (
 
 // applyEntry applies one entry as one transaction of the open batch. The clock is read once for each: the end of one is
 // the start of the next.
-func (m *Machine) applyEntry(e *command.Entry, out *command.Result, start time.Time) (end time.Time) {
+func (a *application) applyEntry(e *command.Entry, out *command.Result, start time.Time) (end time.Time) {
 	k := kindOf(e.Request)
-	m.now.kind = k
+	a.at.kind = k
 	if k == kindNone && len(e.Request.ProtoReflect().GetUnknown()) > 0 {
-		m.stop("it asks for something that this version does not know; a newer member wrote it: upgrade this member")
+		a.stop("it asks for something that this version does not know; a newer member wrote it: upgrade this member")
 	}
-	m.w.Begin()
-	*out = m.dispatch(k, e)
-	if events, rev := m.w.End(); len(events) > 0 {
-		if m.cfg.Sink != nil {
-			m.changes = append(m.changes, transaction{rev, events})
+	a.w.Begin()
+	*out = a.dispatch(k, e)
+	if events, rev := a.w.End(); len(events) > 0 {
+		if a.m.cfg.Sink != nil {
+			a.changes = append(a.changes, transaction{rev, events})
 		}
 	}
 	end = time.Now()
 	took := end.Sub(start)
-	m.metrics.observe(k, isRoutine(out.Err), took)
-	if took > m.cfg.WarningApply {
-		m.warnSlow(took, e.Request, out)
+	a.m.metrics.observe(k, isRoutine(out.Err), took)
+	if took > a.m.cfg.WarningApply {
+		a.warnSlow(took, e.Request, out)
 	}
 	if !isRoutine(out.Err) {
-		m.warnFailed(took, e.Request, out)
+		a.warnFailed(took, e.Request, out)
 	}
 	return end
 }
@@ -64,61 +64,61 @@ func (m *Machine) AlarmRefusal(r *pb.InternalRaftRequest) error {
 	return m.published.Load().refusal(kindOf(r), r)
 }
 
-func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
+func (a *application) dispatch(k kind, e *command.Entry) command.Result {
 	r := e.Request
-	if m.work.alarms.any() { // asked before the caller's rights, as in etcd
-		if err := m.work.refusal(k, r); err != nil {
+	if a.cluster.alarms.any() { // asked before the caller's rights, as in etcd
+		if err := a.cluster.refusal(k, r); err != nil {
 			return command.Result{Err: err}
 		}
 	}
-	if err := m.authorize(k, r); err != nil {
+	if err := a.authorize(k, r); err != nil {
 		return command.Result{Err: err}
 	}
 	if k.isAuth() {
-		return m.applyAuth(e)
+		return a.applyAuth(e)
 	}
 	switch k {
 	case kindPut:
 		cost := costPut(r.Put)
-		fits := m.quota.fits(m.bytes + cost)
-		m.bytes += cost
-		resp, err := m.put(r.Put, e.Unawaited)
-		return m.fitting(result(resp, resp != nil, err, fits), fits)
+		fits := a.m.quota.fits(a.bytes + cost)
+		a.bytes += cost
+		resp, err := a.put(r.Put, e.Unawaited)
+		return a.fitting(result(resp, resp != nil, err, fits), fits)
 	case kindTxn:
 		cost := costTxn(r.Txn)
-		fits := cost == 0 || m.quota.fits(m.bytes+cost)
-		m.bytes += cost
-		resp, err := m.txn(e)
-		return m.fitting(result(resp, resp != nil, err, fits), fits)
+		fits := cost == 0 || a.m.quota.fits(a.bytes+cost)
+		a.bytes += cost
+		resp, err := a.txn(e)
+		return a.fitting(result(resp, resp != nil, err, fits), fits)
 	case kindLeaseGrant:
-		fits := m.quota.fits(m.bytes + leaseOverheadBytes)
-		m.bytes += leaseOverheadBytes
-		resp, err := m.leaseGrant(r.LeaseGrant)
-		return m.fitting(result(resp, resp != nil, err, fits), fits)
+		fits := a.m.quota.fits(a.bytes + leaseOverheadBytes)
+		a.bytes += leaseOverheadBytes
+		resp, err := a.leaseGrant(r.LeaseGrant)
+		return a.fitting(result(resp, resp != nil, err, fits), fits)
 	case kindDeleteRange:
-		resp, err := m.deleteRange(r.DeleteRange, e.Awaited())
+		resp, err := a.deleteRange(r.DeleteRange, e.Awaited())
 		return result(resp, resp != nil, err, true)
 	case kindRange:
 		if !e.Awaited() {
 			return command.Result{}
 		}
-		resp, err := RangeWithin(context.Background(), m.w, r.Range, m.cfg.MaxAnswerBytes)
-		return result(resp, resp != nil, m.orStop("range", err), true)
+		resp, err := RangeWithin(context.Background(), a.w, r.Range, a.m.cfg.MaxAnswerBytes)
+		return result(resp, resp != nil, a.orStop("range", err), true)
 	case kindCompaction:
-		return m.compact(r.Compaction)
+		return a.compact(r.Compaction)
 	case kindLeaseRevoke:
-		resp, err := m.leaseRevoke(r.LeaseRevoke)
+		resp, err := a.leaseRevoke(r.LeaseRevoke)
 		return result(resp, true, err, true)
 	case kindLeaseCheckpoint:
-		return command.Result{Response: m.leaseCheckpoint(r.LeaseCheckpoint)}
+		return command.Result{Response: a.leaseCheckpoint(r.LeaseCheckpoint)}
 	case kindAlarm:
-		return command.Result{Response: m.alarm(r.Alarm, raisedItself(r.Header.GetUsername() == command.Itself))}
+		return command.Result{Response: a.alarm(r.Alarm, raisedItself(r.Header.GetUsername() == command.Itself))}
 	case kindClusterVersionSet:
-		return command.Result{Err: m.setClusterVersion(r.ClusterVersionSet)}
+		return command.Result{Err: a.setClusterVersion(r.ClusterVersionSet)}
 	case kindClusterMemberAttrSet:
-		return command.Result{Err: m.setMemberAttributes(r.ClusterMemberAttrSet)}
+		return command.Result{Err: a.setMemberAttributes(r.ClusterMemberAttrSet)}
 	case kindDowngradeInfoSet:
-		m.setDowngrade(r.DowngradeInfoSet)
+		a.setDowngrade(r.DowngradeInfoSet)
 		return command.Result{}
 	case kindDowngradeVersionTest: // exists for etcd's tests; does nothing
 		return command.Result{}
@@ -127,9 +127,9 @@ func (m *Machine) dispatch(k kind, e *command.Entry) command.Result {
 }
 
 // fitting tells of a write that was applied although it does not fit.
-func (m *Machine) fitting(r command.Result, fits bool) command.Result {
-	if !fits && errors.Is(r.Err, ErrNoSpace) && m.cfg.OnNoSpace != nil {
-		m.cfg.OnNoSpace()
+func (a *application) fitting(r command.Result, fits bool) command.Result {
+	if !fits && errors.Is(r.Err, ErrNoSpace) && a.m.cfg.OnNoSpace != nil {
+		a.m.cfg.OnNoSpace()
 	}
 	return r
 }

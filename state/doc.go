@@ -31,13 +31,18 @@
 //
 // # Goroutines
 //
-// Apply, ApplyChange, CheckChange, Install and Reload belong to the applier goroutine. Everything else, the readers of members,
-// alarms, versions, quota and applied index, may be called from anywhere and does not wait for the applier.
+// Apply, ApplyChange, Install and Reload belong to the applier goroutine. What they do to an open batch is done by an
+// application, which begin makes and commit ends: whoever has one has an open batch. Everything else of a Machine, the
+// readers of members, alarms, versions, quota and applied index, may be called from anywhere and does not wait for the
+// applier.
 //
 // # Files
 //
-//	machine.go     Open, Apply and its batch, Reload, the stop
+//	machine.go     Open, Apply, Reload, what is published
+//	application.go the open batch, the stop
 //	dispatch.go    one request: alarms' refusals, dispatch, metrics, slow requests
+//	kind.go        the kinds of requests
+//	auth.go        who may do what; users and roles
 //	kv.go          put, delete, compaction
 //	txn.go         transactions, in the batch and read-only
 //	rangeread.go   RangeRequest to RangeResponse, for the server too
@@ -46,6 +51,11 @@
 //	change.go      changes of the member list
 //	quota.go       the space quota
 //	slow.go        the log lines of etcd's names about slow and failed requests
+//	logtext.go     requests as text in log lines
+//	metrics.go     the metrics
+//	errors.go      the errors
+//	export.go      what a store holds of the cluster, for who copies it
+//	restore.go     the members of a new cluster, written before a Machine is opened
 //
 // Sources: etcd server/etcdserver/apply, server/etcdserver/txn, server/etcdserver/api/membership (behaviour), reference surface
 // 1.3, 1.5, 1.6, 1.7, 1.10, 1.11.

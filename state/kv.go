@@ -15,35 +15,35 @@ type putAnswer struct {
 	header pb.ResponseHeader
 }
 
-func (m *Machine) put(r *pb.PutRequest, unawaited bool) (*pb.PutResponse, error) {
-	if err := m.checkPut(r); err != nil {
+func (a *application) put(r *pb.PutRequest, unawaited bool) (*pb.PutResponse, error) {
+	if err := a.checkPut(r); err != nil {
 		return nil, err
 	}
 	if unawaited && !r.IgnoreValue && !r.IgnoreLease {
-		if _, err := m.write(r.Key, r.Value, r.Lease); err != nil {
-			m.stop(fmt.Sprintf("put: %v", err))
+		if _, err := a.write(r.Key, r.Value, r.Lease); err != nil {
+			a.stop(fmt.Sprintf("put: %v", err))
 		}
 		return nil, nil
 	}
-	resp, err := m.runPut(r)
+	resp, err := a.runPut(r)
 	if err != nil {
-		m.stop(fmt.Sprintf("put: %v", err))
+		a.stop(fmt.Sprintf("put: %v", err))
 	}
 	return resp, nil
 }
 
 // checkPut refuses a put that cannot be done. It changes nothing.
-func (m *Machine) checkPut(r *pb.PutRequest) error {
+func (a *application) checkPut(r *pb.PutRequest) error {
 	if len(r.GetKey()) == 0 {
 		return ErrEmptyKey
 	}
-	if r.Lease != 0 && !m.cfg.Leases.Exists(lease.ID(r.Lease)) {
+	if r.Lease != 0 && !a.m.cfg.Leases.Exists(lease.ID(r.Lease)) {
 		return lease.ErrNotFound
 	}
 	if r.IgnoreValue || r.IgnoreLease {
-		prev, err := m.w.Prev(r.Key, false)
+		prev, err := a.w.Prev(r.Key, false)
 		if err != nil {
-			m.stop(fmt.Sprintf("put: %v", err))
+			a.stop(fmt.Sprintf("put: %v", err))
 		}
 		if prev == nil {
 			return ErrKeyNotFound
@@ -53,12 +53,12 @@ func (m *Machine) checkPut(r *pb.PutRequest) error {
 }
 
 // runPut does a checked put.
-func (m *Machine) runPut(r *pb.PutRequest) (*pb.PutResponse, error) {
+func (a *application) runPut(r *pb.PutRequest) (*pb.PutResponse, error) {
 	answer := &putAnswer{}
 	answer.resp.Header = &answer.header
 	value, leaseID := r.Value, r.Lease
 	if r.PrevKv || r.IgnoreValue || r.IgnoreLease {
-		prev, err := m.w.Prev(r.Key, r.PrevKv || r.IgnoreValue)
+		prev, err := a.w.Prev(r.Key, r.PrevKv || r.IgnoreValue)
 		if err != nil {
 			return nil, err
 		}
@@ -72,14 +72,14 @@ func (m *Machine) runPut(r *pb.PutRequest) (*pb.PutResponse, error) {
 			answer.resp.PrevKv = prev
 		}
 	}
-	rev, err := m.write(r.Key, value, leaseID)
+	rev, err := a.write(r.Key, value, leaseID)
 	answer.header.Revision = rev
 	return &answer.resp, err
 }
 
 // write puts one key and moves it from its old lease to the new one.
-func (m *Machine) write(key, value []byte, leaseID int64) (rev int64, err error) {
-	prev, rev, err := m.w.Put(key, value, leaseID)
+func (a *application) write(key, value []byte, leaseID int64) (rev int64, err error) {
+	prev, rev, err := a.w.Put(key, value, leaseID)
 	if err != nil {
 		return 0, err
 	}
@@ -88,25 +88,25 @@ func (m *Machine) write(key, value []byte, leaseID int64) (rev int64, err error)
 		return rev, nil
 	}
 	if old != 0 {
-		if err := m.cfg.Leases.Detach(m.b, lease.ID(old), key); err != nil {
+		if err := a.m.cfg.Leases.Detach(a.b, lease.ID(old), key); err != nil {
 			return 0, err
 		}
 	}
 	if leaseID != 0 {
-		m.writers.attached(leaseID)
-		return rev, m.cfg.Leases.Attach(m.b, lease.ID(leaseID), key)
+		a.m.writers.attached(leaseID)
+		return rev, a.m.cfg.Leases.Attach(a.b, lease.ID(leaseID), key)
 	}
 	return rev, nil
 }
 
 // deleteRange deletes a range. Beside a response the error may be ErrTxnAnswerTooLarge.
-func (m *Machine) deleteRange(r *pb.DeleteRangeRequest, awaited bool) (*pb.DeleteRangeResponse, error) {
+func (a *application) deleteRange(r *pb.DeleteRangeRequest, awaited bool) (*pb.DeleteRangeResponse, error) {
 	if len(r.Key) == 0 {
 		return nil, ErrEmptyKey
 	}
-	resp, whole, err := m.runDeleteRange(r, awaited, m.cfg.MaxAnswerBytes)
+	resp, whole, err := a.runDeleteRange(r, awaited, a.m.cfg.MaxAnswerBytes)
 	if err != nil {
-		m.stop(fmt.Sprintf("delete: %v", err))
+		a.stop(fmt.Sprintf("delete: %v", err))
 	}
 	if !whole {
 		return resp, ErrTxnAnswerTooLarge
@@ -116,12 +116,12 @@ func (m *Machine) deleteRange(r *pb.DeleteRangeRequest, awaited bool) (*pb.Delet
 
 // runDeleteRange does a delete that has a key. The previous values are read for who waits for them, and as long as they
 // have no more than maxBytes, if that is not 0; otherwise whole is false.
-func (m *Machine) runDeleteRange(r *pb.DeleteRangeRequest, awaited bool, maxBytes int64) (resp *pb.DeleteRangeResponse, whole bool, err error) {
-	n, prevs, whole, err := m.remove(r.Key, r.RangeEnd, r.PrevKv && awaited, maxBytes)
+func (a *application) runDeleteRange(r *pb.DeleteRangeRequest, awaited bool, maxBytes int64) (resp *pb.DeleteRangeResponse, whole bool, err error) {
+	n, prevs, whole, err := a.remove(r.Key, r.RangeEnd, r.PrevKv && awaited, maxBytes)
 	if err != nil {
 		return nil, false, err
 	}
-	resp = &pb.DeleteRangeResponse{Header: m.revisionHeader(), Deleted: n}
+	resp = &pb.DeleteRangeResponse{Header: a.revisionHeader(), Deleted: n}
 	if r.PrevKv && awaited && whole {
 		resp.PrevKvs = prevs
 	}
@@ -129,14 +129,14 @@ func (m *Machine) runDeleteRange(r *pb.DeleteRangeRequest, awaited bool, maxByte
 }
 
 // remove deletes a range and detaches its keys from their leases.
-func (m *Machine) remove(key, end []byte, wantPrev bool, maxBytes int64) (n int64, prevs []*mvccpb.KeyValue, whole bool, err error) {
-	n, prevs, whole, err = m.w.DeleteWithin(key, end, wantPrev, maxBytes)
+func (a *application) remove(key, end []byte, wantPrev bool, maxBytes int64) (n int64, prevs []*mvccpb.KeyValue, whole bool, err error) {
+	n, prevs, whole, err = a.w.DeleteWithin(key, end, wantPrev, maxBytes)
 	if err != nil {
 		return 0, nil, false, err
 	}
 	for _, kv := range prevs {
 		if kv.Lease != 0 {
-			if err := m.cfg.Leases.Detach(m.b, lease.ID(kv.Lease), kv.Key); err != nil {
+			if err := a.m.cfg.Leases.Detach(a.b, lease.ID(kv.Lease), kv.Key); err != nil {
 				return 0, nil, false, err
 			}
 		}
@@ -145,12 +145,12 @@ func (m *Machine) remove(key, end []byte, wantPrev bool, maxBytes int64) (n int6
 }
 
 // compact notes the revision below which history may go; the removal itself follows in the background.
-func (m *Machine) compact(r *pb.CompactionRequest) command.Result {
-	if err := m.w.Compact(r.Revision); err != nil {
-		return command.Result{Err: m.orStop("compaction", err)}
+func (a *application) compact(r *pb.CompactionRequest) command.Result {
+	if err := a.w.Compact(r.Revision); err != nil {
+		return command.Result{Err: a.orStop("compaction", err)}
 	}
 	return command.Result{
-		Response: &pb.CompactionResponse{Header: m.revisionHeader()},
-		Done:     m.cfg.KV.Compacted(r.Revision),
+		Response: &pb.CompactionResponse{Header: a.revisionHeader()},
+		Done:     a.m.cfg.KV.Compacted(r.Revision),
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/store"
 	"github.com/cockroachdb/pebble/v2"
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
@@ -65,45 +63,31 @@ type Config struct {
 	OnMembership func()
 }
 
-// Machine is the state machine of one member.
+// Machine is the state machine of one member: what it publishes of itself, for any goroutine, and where the applier
+// goroutine begins. What is done to an open batch is done by an application.
 type Machine struct {
 	cfg     Config
 	logger  *zap.Logger
 	metrics *Metrics
 	quota   quota
 
+	// applied is the last entry whose effects can be read: the applied index of the last committed batch. It moves after
+	// all else of that batch is published.
 	applied   atomic.Pointer[position]
-	confState atomic.Pointer[raftpb.ConfState]
+	confState atomic.Pointer[raftpb.ConfState] // raft's configuration as of applied; nil before the first change
 
-	// published is what readers see of members, alarms and versions; it is immutable. work is the applier's: published, or a changed
-	// copy of it that is in the open batch and becomes published after the commit.
+	// published and policy are members, alarms and versions, and users and roles, as of the last committed batch. What they
+	// point to never changes. They are never nil once Open has returned.
 	published atomic.Pointer[cluster]
-	work      *cluster
+	policy    atomic.Pointer[policyNow]
 
-	// policy is what readers see of users and roles; policyWork is the applier's, with the changes of the open batch.
-	policy     atomic.Pointer[policyNow]
-	policyWork *auth.Policy
-	writers    writers
+	// The rest is the applier goroutine's alone.
 
-	// The open batch; nil between batches.
-	b     *store.Batch
-	w     *mvcc.Writer
-	bytes int64 // rough bytes in it, for the quota
-	now   struct {
-		index uint64
-		kind  kind
-	} // what is being applied, for the message of a stop
-
-	// changes collects the transactions of the open batch for the sink.
-	changes []transaction
+	writers writers     // across batches; what it has learned holds for its policy only
+	spare   application // the memory of every batch in turn; begin hands it out
 }
 
 type position struct{ index, term uint64 }
-
-type transaction struct {
-	rev    int64
-	events []*mvccpb.Event
-}
 
 // Open reads what the store holds.
 func Open(cfg Config) (*Machine, error) {
@@ -136,8 +120,7 @@ func (m *Machine) load() error {
 	if err := m.loadPolicy(); err != nil {
 		return err
 	}
-	m.work = c
-	m.publishCluster()
+	m.publishCluster(c)
 	m.confState.Store(cs)
 	index, term := m.cfg.Store.Applied()
 	m.applied.Store(&position{index, term})
@@ -205,26 +188,26 @@ func (m *Machine) Apply(entries []command.Entry) []command.Result {
 	}
 	last := fresh[len(fresh)-1]
 
-	defer m.stopOnPanic()
+	a := m.begin(last.Index, last.Term)
+	defer a.stopOnPanic()
 	start := time.Now()
-	m.open(last.Index, last.Term)
-	m.b.Expect(expectedBytes(fresh))
+	a.b.Expect(expectedBytes(fresh))
 	for i := range fresh {
 		e := &fresh[i]
 		index++
-		m.now.index, m.now.kind = e.Index, kindNone
+		a.at.index, a.at.kind = e.Index, kindNone
 		switch {
 		case e.Index != index:
-			m.stop(fmt.Sprintf("entry %d is to be applied after entry %d", e.Index, index-1))
+			a.stop(fmt.Sprintf("entry %d is to be applied after entry %d", e.Index, index-1))
 		case e.Change != nil:
-			m.stop("a member change is among the entries of a batch")
+			a.stop("a member change is among the entries of a batch")
 		}
 		if e.Request == nil {
 			continue
 		}
-		start = m.applyEntry(e, &out[i], start)
+		start = a.applyEntry(e, &out[i], start)
 	}
-	m.commit(last.Index, last.Term, len(fresh))
+	a.commit(last.Index, last.Term, len(fresh))
 	return results
 }
 
@@ -236,69 +219,6 @@ func expectedBytes(entries []command.Entry) (n int) {
 		}
 	}
 	return n
-}
-
-// open starts a batch.
-func (m *Machine) open(index, term uint64) {
-	m.b = m.cfg.Store.NewBatch(index, term)
-	m.w = m.cfg.KV.NewWriter(m.b)
-	m.bytes = 0
-}
-
-// commit makes the open batch permanent, then visible, then known; the order is part of the package's promise.
-func (m *Machine) commit(index, term uint64, entries int) {
-	start := time.Now()
-	if err := m.b.Commit(); err != nil {
-		m.stop(fmt.Sprintf("cannot write to the database: %v", err))
-	}
-	if took := time.Since(start); took > m.cfg.WarningApply {
-		m.warnSlowCommit(took, index, entries)
-	}
-	// Before the keys: who reads what this batch wrote, and looks at the policy afterwards, must see its rules too.
-	m.publishPolicy()
-	m.w.Publish()
-	m.b, m.w = nil, nil
-	m.publishCluster()
-	m.applied.Store(&position{index, term})
-	if m.cfg.Sink != nil {
-		for i := range m.changes {
-			m.cfg.Sink.Notify(m.changes[i].rev, m.changes[i].events)
-		}
-	}
-	clear(m.changes)
-	m.changes = m.changes[:0]
-}
-
-// fatalStop is what stop panics with when the logger did not end the process, so that stopOnPanic lets it pass.
-type fatalStop struct{ error }
-
-// stop ends the process: this member's state can no longer be trusted to equal the others'.
-func (m *Machine) stop(why string) {
-	m.logger.Fatal("cannot apply a committed entry; stopping, so that this member's data does not part from the cluster's",
-		zap.Uint64("index", m.now.index), zap.Stringer("kind", m.now.kind), zap.String("reason", why))
-	panic(fatalStop{fmt.Errorf("state: cannot apply entry %d (%s): %s", m.now.index, m.now.kind, why)})
-}
-
-func (m *Machine) stopOnPanic() {
-	switch p := recover().(type) {
-	case nil:
-	case fatalStop:
-		panic(p)
-	default:
-		m.stop(fmt.Sprintf("broken invariant: %v\n%s", p, debug.Stack()))
-	}
-}
-
-// orStop lets an error for the client pass and stops for any other: those come from reading the store.
-func (m *Machine) orStop(what string, err error) error {
-	switch {
-	case err == nil:
-	case errors.Is(err, mvcc.ErrCompacted), errors.Is(err, mvcc.ErrFutureRev),
-		errors.Is(err, ErrEmptyKey), errors.Is(err, ErrInvalidSortOption), errors.Is(err, mvcc.ErrTooLarge):
-	default:
-		m.stop(fmt.Sprintf("%s: %v", what, err))
-	}
-	return err
 }
 
 // ConfStateOf is raft's configuration as a view of the store has it: of the same moment as the view's applied index.
@@ -314,21 +234,6 @@ func readConfState(r store.Reader) (*raftpb.ConfState, error) {
 		return nil, fmt.Errorf("state: stored raft configuration: %w", err)
 	}
 	return cs, nil
-}
-
-// revisionHeader is a header as Apply fills it.
-func (m *Machine) revisionHeader() *pb.ResponseHeader { return &pb.ResponseHeader{Revision: m.w.Rev()} }
-
-func (m *Machine) set(key, value []byte) {
-	if err := m.b.Set(key, value); err != nil {
-		m.stop(fmt.Sprintf("cannot write to the batch: %v", err))
-	}
-}
-
-func (m *Machine) delete(key []byte) {
-	if err := m.b.Delete(key); err != nil {
-		m.stop(fmt.Sprintf("cannot write to the batch: %v", err))
-	}
 }
 
 // eachKey calls fn for every key of a span; key and value are valid during the call only.

@@ -66,7 +66,7 @@ func TestStops(t *testing.T) {
 		{"change in batch", func(r *rig) { r.Apply([]command.Entry{{Index: 2, Term: 1, Change: &command.Change{}}}) }, "member change"},
 		{"gap before change", func(r *rig) { r.ApplyChange(command.Entry{Index: 9, Term: 1, Change: &command.Change{}}) }, "member change 9"},
 		{"no change", func(r *rig) { r.ApplyChange(command.Entry{Index: 2, Term: 1}) }, "among the member changes"},
-		{"panic inside", func(r *rig) { r.Machine.w = nil; r.cfg.Sink = nil; r.Machine.cfg.KV = nil; r.do(put("a", "b")) }, "broken invariant"},
+		{"panic inside", func(r *rig) { r.cfg.Sink = nil; r.Machine.cfg.KV = nil; r.do(put("a", "b")) }, "broken invariant"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			logger, logs := observed()
@@ -79,8 +79,8 @@ func TestStops(t *testing.T) {
 			if n := logs.FilterLevelExact(zap.FatalLevel).Len(); n != 1 {
 				t.Errorf("%d fatal lines", n)
 			}
-			if r.Machine.b != nil {
-				r.Machine.b.Close()
+			if r.Machine.spare.b != nil {
+				r.Machine.spare.b.Close()
 			}
 		})
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/store"
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -232,6 +231,6 @@ func put(key, value string) *pb.InternalRaftRequest {
 }
 
 // panicLogger is a logger whose fatal lines panic instead of ending the process, as they do without a logger.
-func panicLogger(logger *zap.Logger) *zap.Logger { return logger.WithOptions(zap.WithFatalHook(zapPanic{})) }
-
-var _ = pebble.ErrNotFound
+func panicLogger(logger *zap.Logger) *zap.Logger {
+	return logger.WithOptions(zap.WithFatalHook(zapPanic{}))
+}

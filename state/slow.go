@@ -15,12 +15,12 @@ import (
 // only for what is written (a flood of such lines is sampled), and never more of it than RequestText's bound: the applier
 // makes it, on every member.
 
-func (m *Machine) warnSlow(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
-	m.slow(took, 0, r, "", func() string { return sizeText(out.Response) }, out.Err)
+func (a *application) warnSlow(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
+	a.m.slow(took, 0, r, "", func() string { return sizeText(out.Response) }, out.Err)
 }
 
-func (m *Machine) warnFailed(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
-	if line := m.logger.Check(zap.WarnLevel, "failed to apply request"); line != nil {
+func (a *application) warnFailed(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
+	if line := a.m.logger.Check(zap.WarnLevel, "failed to apply request"); line != nil {
 		line.Write(
 			zap.Duration("took", took),
 			zap.String("request", RequestText(r)),
@@ -30,11 +30,11 @@ func (m *Machine) warnFailed(took time.Duration, r *pb.InternalRaftRequest, out 
 }
 
 // warnSlowCommit tells of a batch whose write into the store took long; no single request of it is to blame.
-func (m *Machine) warnSlowCommit(took time.Duration, last uint64, entries int) {
-	m.metrics.slowApplies.Inc()
-	m.logger.Warn("committing applied entries to the database took too long",
-		zap.Duration("took", took), zap.Duration("expected-duration", m.cfg.WarningApply),
-		zap.Int("entries", entries), zap.Uint64("last-index", last), zap.Int64("bytes", m.bytes))
+func (a *application) warnSlowCommit(took time.Duration, last uint64, entries int) {
+	a.m.metrics.slowApplies.Inc()
+	a.m.logger.Warn("committing applied entries to the database took too long",
+		zap.Duration("took", took), zap.Duration("expected-duration", a.m.cfg.WarningApply),
+		zap.Int("entries", entries), zap.Uint64("last-index", last), zap.Int64("bytes", a.bytes))
 }
 
 // WarnSlowRange logs a read-only range that took longer than the warning duration, waited of it for a turn to read. Any goroutine may call it.

@@ -223,22 +223,22 @@ func ReadTxn(ctx context.Context, v *mvcc.View, r *pb.TxnRequest, maxBytes int64
 }
 
 // txn applies a transaction to the batch. Beside a response the error may be ErrTxnAnswerTooLarge.
-func (m *Machine) txn(e *command.Entry) (*pb.TxnResponse, error) {
+func (a *application) txn(e *command.Entry) (*pb.TxnResponse, error) {
 	ctx, r := context.Background(), e.Request.Txn
 	var path txnPath
-	if err := path.judge(ctx, m.w, r); err != nil {
-		return nil, m.orStop("compare of a transaction", err)
+	if err := path.judge(ctx, a.w, r); err != nil {
+		return nil, a.orStop("compare of a transaction", err)
 	}
-	if err := path.check(r, m.w, m.checkPut); err != nil {
+	if err := path.check(r, a.w, a.checkPut); err != nil {
 		return nil, err
 	}
 	path.rewind()
-	run := txnRun{path: &path, rd: m.w, entry: e, left: m.cfg.MaxAnswerBytes}
-	resp, err := run.txn(ctx, r, m)
+	run := txnRun{path: &path, rd: a.w, entry: e, left: a.m.cfg.MaxAnswerBytes}
+	resp, err := run.txn(ctx, r, a)
 	if err != nil {
-		m.stop(fmt.Sprintf("a checked transaction failed half-way: %v", err))
+		a.stop(fmt.Sprintf("a checked transaction failed half-way: %v", err))
 	}
-	resp.Header.Revision = m.w.Rev()
+	resp.Header.Revision = a.w.Rev()
 	if run.tooLarge {
 		return resp, ErrTxnAnswerTooLarge
 	}
@@ -299,8 +299,8 @@ func (t *txnRun) has(whole bool, bytes int64) {
 }
 
 // txn runs one transaction. The header of its response stays empty, as a nested one does in etcd; the caller fills the
-// outermost. m writes; nil: there is nothing to write.
-func (t *txnRun) txn(ctx context.Context, r *pb.TxnRequest, m *Machine) (*pb.TxnResponse, error) {
+// outermost. a writes; nil: there is nothing to write.
+func (t *txnRun) txn(ctx context.Context, r *pb.TxnRequest, a *application) (*pb.TxnResponse, error) {
 	succeeded, ops := t.path.step(r)
 	resp := &pb.TxnResponse{
 		Header:    &pb.ResponseHeader{},
@@ -317,13 +317,13 @@ func (t *txnRun) txn(ctx context.Context, r *pb.TxnRequest, m *Machine) (*pb.Txn
 			}
 			out.Response = &pb.ResponseOp_ResponseRange{ResponseRange: rr}
 		case *pb.RequestOp_RequestPut:
-			pr, err := m.runPut(o.RequestPut)
+			pr, err := a.runPut(o.RequestPut)
 			if err != nil {
 				return nil, err
 			}
 			out.Response = &pb.ResponseOp_ResponsePut{ResponsePut: pr}
 		case *pb.RequestOp_RequestDeleteRange:
-			dr, whole, err := m.runDeleteRange(o.RequestDeleteRange, !t.tooLarge && t.entry.Awaited(), t.left)
+			dr, whole, err := a.runDeleteRange(o.RequestDeleteRange, !t.tooLarge && t.entry.Awaited(), t.left)
 			if err != nil {
 				return nil, err
 			}
@@ -333,7 +333,7 @@ func (t *txnRun) txn(ctx context.Context, r *pb.TxnRequest, m *Machine) (*pb.Txn
 			if o.RequestTxn == nil {
 				break
 			}
-			tr, err := t.txn(ctx, o.RequestTxn, m)
+			tr, err := t.txn(ctx, o.RequestTxn, a)
 			if err != nil {
 				return nil, err
 			}
