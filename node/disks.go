@@ -13,11 +13,6 @@ import (
 	"github.com/belaydb/belay/replica"
 )
 
-// pathDisk, on the peer port, says as JSON how the disks of a member do: a
-// replica.DiskReport. etcd has nothing like it and answers 404, which counts as
-// unknown.
-const pathDisk = "/belay/disk"
-
 // diskAnswerTimeout is how long a member may take to say how its disk does. One
 // that takes longer is not one to hand leadership to.
 const diskAnswerTimeout = time.Second
@@ -69,32 +64,17 @@ func (d *peerDisks) ask(id uint64) (report replica.DiskReport, err error) {
 	d.n.peersMu.Lock()
 	urls := slices.Clone(d.n.peers[id])
 	d.n.peersMu.Unlock()
-	err = peers.Ask(ctx, d.n.transport.Client(), urls, peers.Question{Path: pathDisk}, func(a peers.Answer) error {
+	err = peers.Ask(ctx, d.n.transport.Client(), urls, peers.Question{Path: peers.PathDisk}, func(a peers.Answer) error {
 		report = replica.DiskReport{}
 		return errors.Join(a.OK(), json.Unmarshal(a.Body, &report))
 	})
 	return report, err
 }
 
-// handler answers pathDisk and leaves the rest to next.
-func (d *peerDisks) handler(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != pathDisk {
-			next.ServeHTTP(w, r)
-			return
-		}
-		if r.Method != http.MethodGet {
-			w.Header().Set("Allow", http.MethodGet)
-			http.Error(w, "Method Not Allowed", http.StatusMethodNotAllowed)
-			return
-		}
-		body, err := json.Marshal(d.n.replica.Disk())
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(body)
+// register answers how the disks of this member do. Etcd answers 404, which counts as unknown.
+func (d *peerDisks) register(mux *peers.Mux) {
+	mux.Handle(peers.PathDisk, http.MethodGet, peers.NamedMembers, func(w http.ResponseWriter, _ *http.Request) {
+		peers.AnswerJSON(w, d.n.replica.Disk())
 	})
 }
 

@@ -20,16 +20,6 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
-// What members tell each other of their troubles, on the peer port. etcd has
-// nothing like it and answers 404, which counts as nothing to tell.
-const (
-	pathPing      = "/belay/ping"   // evidence.PingAnswer
-	pathEvents    = "/belay/events" // evidence.Report of the last evidence.TellWithin
-	pathLastWords = "/belay/last-words"
-
-	headerFrom = "X-Server-From" // who asks, as in the rest of the peer protocol
-)
-
 const (
 	// lastWordsTimeout is how long a member that ends may take to tell the others
 	// why; flushTimeout how long to write it down.
@@ -147,12 +137,12 @@ func (w *witness) ask(ctx context.Context, id uint64, method, path, body string,
 }
 
 func (w *witness) ping(ctx context.Context, id uint64) (answer evidence.PingAnswer, err error) {
-	answer.Fresh, err = w.ask(ctx, id, http.MethodGet, pathPing, "", &answer)
+	answer.Fresh, err = w.ask(ctx, id, http.MethodGet, peers.PathPing, "", &answer)
 	return answer, err
 }
 
 func (w *witness) collect(ctx context.Context, id uint64) (report evidence.Report, err error) {
-	_, err = w.ask(ctx, id, http.MethodGet, pathEvents, "", &report)
+	_, err = w.ask(ctx, id, http.MethodGet, peers.PathEvents, "", &report)
 	return report, err
 }
 
@@ -167,7 +157,7 @@ func (w *witness) lastWords(kind evidence.Kind, why string) {
 		for _, id := range w.links.Peers() {
 			telling.Go(func() {
 				// Who does not hear it finds out by asking.
-				_, _ = w.ask(ctx, id, http.MethodPost, pathLastWords, kind.String()+" "+why, nil)
+				_, _ = w.ask(ctx, id, http.MethodPost, peers.PathLastWords, kind.String()+" "+why, nil)
 			})
 		}
 		if w.keeper != nil {
@@ -186,43 +176,25 @@ func (w *witness) ends(err error) {
 	w.lastWords(evidence.Failing, err.Error())
 }
 
-// handler answers the questions of other members and leaves the rest to next.
-func (w *witness) handler(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		method := http.MethodGet
-		switch r.URL.Path {
-		case pathPing, pathEvents:
-		case pathLastWords:
-			method = http.MethodPost
-		default:
-			next.ServeHTTP(rw, r)
-			return
-		}
-		if r.Method != method {
-			rw.Header().Set("Allow", method)
-			http.Error(rw, "Method Not Allowed", http.StatusMethodNotAllowed)
-			return
-		}
-		from, _ := strconv.ParseUint(r.Header.Get(headerFrom), 16, 64) // 0: nobody that is known
-		w.links.Heard(from)
-		var answer any
-		switch r.URL.Path {
-		case pathPing:
-			answer = evidence.PingAnswer{Life: w.life, NearMiss: w.ring.NearMiss(), Leader: hexID(w.leader())}
-		case pathEvents:
-			answer = w.report(evidence.TellWithin)
-		case pathLastWords:
-			w.hearLastWords(from, r.Body)
-			rw.WriteHeader(http.StatusNoContent)
-			return
-		}
-		body, err := json.Marshal(answer)
-		if err != nil {
-			http.Error(rw, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		rw.Header().Set("Content-Type", "application/json")
-		_, _ = rw.Write(body)
+// register answers what members tell each other of their troubles. Etcd has nothing like it and
+// answers 404, which counts as nothing to tell.
+func (w *witness) register(mux *peers.Mux) {
+	handle := func(path, method string, answer func(w http.ResponseWriter, r *http.Request, from uint64)) {
+		mux.Handle(path, method, peers.NamedMembers, func(rw http.ResponseWriter, r *http.Request) {
+			from, _ := strconv.ParseUint(r.Header.Get(peers.HeaderFrom), 16, 64) // 0: nobody that is known
+			w.links.Heard(from)
+			answer(rw, r, from)
+		})
+	}
+	handle(peers.PathPing, http.MethodGet, func(rw http.ResponseWriter, _ *http.Request, _ uint64) {
+		peers.AnswerJSON(rw, evidence.PingAnswer{Life: w.life, NearMiss: w.ring.NearMiss(), Leader: hexID(w.leader())})
+	})
+	handle(peers.PathEvents, http.MethodGet, func(rw http.ResponseWriter, _ *http.Request, _ uint64) {
+		peers.AnswerJSON(rw, w.report(evidence.TellWithin))
+	})
+	handle(peers.PathLastWords, http.MethodPost, func(rw http.ResponseWriter, r *http.Request, from uint64) {
+		w.hearLastWords(from, r.Body)
+		rw.WriteHeader(http.StatusNoContent)
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/belaydb/belay/evidence"
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/transport"
 )
 
@@ -20,7 +21,9 @@ func TestLastWordsAndPings(t *testing.T) {
 	n.witness = w
 	w.leader = func() uint64 { return 0xab }
 	w.links.SetPeers([]uint64{0xab})
-	s := httptest.NewServer(w.handler(http.NotFoundHandler()))
+	mux := peers.NewMux(nil)
+	w.register(mux)
+	s := httptest.NewServer(mux)
 	defer s.Close()
 	do := func(method, path, from, body string, want int) string {
 		t.Helper()
@@ -28,7 +31,7 @@ func TestLastWordsAndPings(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.Header.Set(headerFrom, from)
+		req.Header.Set(peers.HeaderFrom, from)
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
@@ -40,12 +43,12 @@ func TestLastWordsAndPings(t *testing.T) {
 		}
 		return string(text)
 	}
-	do(http.MethodPost, pathLastWords, "ab", "failing the raft log cannot be written", http.StatusNoContent)
-	do(http.MethodPost, pathLastWords, "ab", "stopping asked to stop", http.StatusNoContent)
-	do(http.MethodPost, pathLastWords, "ab", "elected never", http.StatusNoContent)          // not last words
-	do(http.MethodPost, pathLastWords, "cd", "failing a stranger", http.StatusNoContent)     // not a member
-	do(http.MethodPost, pathLastWords, "", strings.Repeat("x", 1<<16), http.StatusNoContent) // not at all
-	do(http.MethodGet, pathLastWords, "ab", "", http.StatusMethodNotAllowed)
+	do(http.MethodPost, peers.PathLastWords, "ab", "failing the raft log cannot be written", http.StatusNoContent)
+	do(http.MethodPost, peers.PathLastWords, "ab", "stopping asked to stop", http.StatusNoContent)
+	do(http.MethodPost, peers.PathLastWords, "ab", "elected never", http.StatusNoContent)          // not last words
+	do(http.MethodPost, peers.PathLastWords, "cd", "failing a stranger", http.StatusNoContent)     // not a member
+	do(http.MethodPost, peers.PathLastWords, "", strings.Repeat("x", 1<<16), http.StatusNoContent) // not at all
+	do(http.MethodGet, peers.PathLastWords, "ab", "", http.StatusMethodNotAllowed)
 	do(http.MethodGet, "/other", "ab", "", http.StatusNotFound)
 	var got []string
 	for _, e := range w.ring.Tell(0) {
@@ -55,7 +58,7 @@ func TestLastWordsAndPings(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	var answer evidence.PingAnswer
-	if err := json.Unmarshal([]byte(do(http.MethodGet, pathPing, "ab", "", http.StatusOK)), &answer); err != nil || answer.Life != w.life || answer.NearMiss != 1 || answer.Leader != "ab" {
+	if err := json.Unmarshal([]byte(do(http.MethodGet, peers.PathPing, "ab", "", http.StatusOK)), &answer); err != nil || answer.Life != w.life || answer.NearMiss != 1 || answer.Leader != "ab" {
 		t.Errorf("%+v, %v", answer, err)
 	}
 	if r := w.links.Report(); len(r) != 1 || r[0].HeardAgo < 0 || r[0].AnswerAgo != -1 {

@@ -73,7 +73,7 @@ func (f *founder) hear(ctx context.Context, peer uint64) error {
 	knows := false
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	err := peers.Ask(ctx, f.client, urls, peers.Question{Path: "/members", MaxAnswer: maxMembersBytes}, func(a peers.Answer) error {
+	err := peers.Ask(ctx, f.client, urls, peers.Question{Path: peers.PathMembers, MaxAnswer: maxMembersBytes}, func(a peers.Answer) error {
 		var members []*command.Member
 		if err := errors.Join(a.OK(), json.Unmarshal(a.Body, &members)); err != nil {
 			return err

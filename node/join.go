@@ -165,13 +165,13 @@ func (j *joiner) sameURLs(ctx context.Context, a, b []string) error {
 // logged.
 func (j *joiner) ask(ctx context.Context, peerURLs []string, loud bool) (*running, error) {
 	for _, u := range peerURLs {
-		address := u + "/members"
+		address := u + peers.PathMembers
 		fail := func(what string, err error) {
 			if loud {
 				j.logger.Warn(what, zap.String("address", address), zap.Error(err))
 			}
 		}
-		a, err := j.get(ctx, u, "/members")
+		a, err := j.get(ctx, u, peers.PathMembers)
 		if err != nil {
 			fail("failed to get cluster response", err)
 			continue
@@ -181,7 +181,7 @@ func (j *joiner) ask(ctx context.Context, peerURLs []string, loud bool) (*runnin
 			fail("failed to unmarshal cluster response", err)
 			continue
 		}
-		id, err := strconv.ParseUint(a.Header.Get("X-Etcd-Cluster-ID"), 16, 64)
+		id, err := strconv.ParseUint(a.Header.Get(peers.HeaderCluster), 16, 64)
 		if err != nil {
 			fail("failed to parse cluster ID", err)
 			continue
@@ -227,7 +227,7 @@ func (j *joiner) compatible(ctx context.Context, own uint64, cluster *running) b
 		var told struct {
 			Cluster string `json:"etcdcluster"`
 		}
-		if err := j.askMember(ctx, m, "/version", func(body []byte) error { return json.Unmarshal(body, &told) }); err != nil {
+		if err := j.askMember(ctx, m, peers.PathVersion, func(body []byte) error { return json.Unmarshal(body, &told) }); err != nil {
 			j.logger.Warn("failed to get version", member, zap.Error(err))
 			continue
 		}
@@ -270,7 +270,7 @@ func (j *joiner) downgrading(ctx context.Context, own uint64, cluster *running) 
 		asked++
 		go func() {
 			a := answer{from: m.ID}
-			a.err = j.askMember(ctx, m, "/downgrade/enabled", func(body []byte) (err error) {
+			a.err = j.askMember(ctx, m, peers.PathDowngradeEnabled, func(body []byte) (err error) {
 				a.enabled, err = strconv.ParseBool(string(body))
 				return err
 			})

@@ -232,7 +232,7 @@ func (n *Node) assemble() (err error) {
 		Version: version.Belay, DataDir: n.cfg.DataDir, WALDir: n.cfg.WALDir, FreeBytes: n.freeBytes, NoSpaceDisarm: n.cfg.NoSpaceDisarm,
 		DowngradeInterval: n.cfg.DowngradeCheckTime,
 		Replica:           n.replica, Peers: n.transport, State: n.state, Store: n.store, KV: n.kv,
-		Leases: n.leases, Hub: n.hub, Admission: admission.New(admission.Options{}), Raft: n.transport.Handler(),
+		Leases: n.leases, Hub: n.hub, Admission: admission.New(admission.Options{}),
 		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics, BacklogBytes: n.log.BytesBetween,
 		Metrics:         server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features}),
 		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxTxnOps: n.cfg.MaxTxnOps, Limits: n.cfg.Limits,

@@ -386,21 +386,16 @@ func (n *Node) serveHTTP(p *port, s *http.Server) {
 	n.served(s.Serve(p.inner))
 }
 
-// peerHTTP is what the peer port serves. What changes something, or tells of a lease's keys, is for
-// members: Belay's own paths for those that say so, etcd's for all but those who say what they are not.
+// peerHTTP is what the peer port serves: each part registers what it answers.
 func (n *Node) peerHTTP() http.Handler {
-	all := n.witness.handler(n.disks.handler(n.server.PeerHandler()))
-	own, etcds := n.transport.Members(all, false), n.transport.Members(all, true)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch path := r.URL.Path; {
-		case strings.HasPrefix(path, "/belay/"):
-			own.ServeHTTP(w, r)
-		case path == "/leases", path == "/leases/internal", strings.HasPrefix(path, "/members/promote/"):
-			etcds.ServeHTTP(w, r)
-		default:
-			all.ServeHTTP(w, r)
-		}
-	})
+	mux := peers.NewMux(n.transport.Members)
+	raft := n.transport.Handler()
+	mux.Handle(peers.PathRaft, "", peers.Anyone, raft.ServeHTTP) // it judges by itself who may
+	mux.Handle(peers.PathRaft+"/", "", peers.Anyone, raft.ServeHTTP)
+	n.server.RegisterPeers(mux)
+	n.witness.register(mux)
+	n.disks.register(mux)
+	return mux
 }
 
 func (n *Node) servePeers() {

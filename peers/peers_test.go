@@ -2,12 +2,15 @@ package peers
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
+	"os"
 	"strings"
 	"testing"
 )
@@ -72,20 +75,60 @@ func TestNoRedirects(t *testing.T) {
 	}
 }
 
-// etcd's socket URLs have a name and a port, which are the file's name, or a name alone.
-func TestUnixURLs(t *testing.T) {
-	t.Chdir(t.TempDir())
-	for _, name := range []string{"localhost:20001", "localhost"} {
-		l, err := net.Listen("unix", filepath.Join(".", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.URL.Path) })}
-		go srv.Serve(l)
-		a, err := At(t.Context(), client(t), "unix://"+name, Question{Path: "/members"})
-		if err != nil || string(a.Body) != "/members" {
-			t.Errorf("%s: %q, %v", name, a.Body, err)
-		}
-		srv.Close()
+// Every URL that a member may have is asked alike, over a connection of its own and over one that is
+// kept. etcd's socket URLs have a name and a port, which are the file's name, or a name alone.
+func TestEachKindOfURL(t *testing.T) {
+	dir, err := os.MkdirTemp("", "peers") // t.TempDir may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Chdir(dir)
+	certs := httptest.NewTLSServer(nil)
+	defer certs.Close()
+	trusted := x509.NewCertPool()
+	trusted.AddCert(certs.Certificate())
+	clientTLS := &tls.Config{RootCAs: trusted, MinVersion: tls.VersionTLS12}
+	for _, c := range []struct {
+		network, address string // where it listens
+		secure           bool
+		url              string // %s: the address
+	}{
+		{"tcp", "127.0.0.1:0", false, "http://%s"},
+		{"tcp", "127.0.0.1:0", false, "http://%s/"},
+		{"tcp", "127.0.0.1:0", true, "https://%s"},
+		{"unix", "localhost:20001", false, "unix://%s"},
+		{"unix", "localhost", false, "unix://%s"},
+		{"unix", "127.0.0.1:20002", true, "unixs://%s"},
+		{"unix", "127.0.0.1", true, "unixs://%s"},
+	} {
+		t.Run(c.url+" at "+c.address, func(t *testing.T) {
+			l, err := net.Listen(c.network, c.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			address := l.Addr().String()
+			if c.secure {
+				l = tls.NewListener(l, &tls.Config{Certificates: certs.TLS.Certificates, MinVersion: tls.VersionTLS12})
+			}
+			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Method+" "+r.URL.Path) })}
+			go srv.Serve(l)
+			defer srv.Close()
+			for _, reuse := range []bool{false, true} {
+				rt := NewRoundTripper(Options{Reuse: reuse, TLS: func() *tls.Config { return clientTLS }})
+				defer rt.CloseIdleConnections()
+				for i := range 2 {
+					err := Ask(t.Context(), NewClient(rt), []string{fmt.Sprintf(c.url, address)}, Question{Path: PathMembers}, func(a Answer) error {
+						if string(a.Body) != "GET /members" || a.Fresh != (i == 0 || !reuse) {
+							return fmt.Errorf("answer %q, fresh %v", a.Body, a.Fresh)
+						}
+						return a.OK()
+					})
+					if err != nil {
+						t.Errorf("question %d, reuse %v: %v", i, reuse, err)
+					}
+				}
+			}
+		})
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/peers"
 )
 
 // What a message of a peer must be before raft may see it.
@@ -72,7 +73,7 @@ func checkForm(m *raftpb.Message, id uint64) error {
 	if len(m.GetResponses()) > 0 {
 		return errors.New("it holds responses, which are for local threads")
 	}
-	if refuses := typ == raftpb.MsgAppResp && bytes.HasPrefix(m.GetContext(), []byte(refusal)); refuses {
+	if refuses := typ == raftpb.MsgAppResp && bytes.HasPrefix(m.GetContext(), []byte(peers.ContextRefused)); refuses {
 		return nil // the loop reads it and raft does not; who sends it may not know the term yet
 	}
 	if (typ == raftpb.MsgProp || typ == raftpb.MsgReadIndex) != (m.GetTerm() == 0) {

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/peers"
 )
 
 func liars(c *testCluster) { c.lies = true }
@@ -78,7 +79,7 @@ func TestPoisonedEntriesAreRefused(t *testing.T) {
 
 // A member that has just started may refuse a proposal before it knows the term.
 func TestRefusalsOfNoTermAreTaken(t *testing.T) {
-	m := &raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Context: []byte(refusal + "12345678")}
+	m := &raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Context: []byte(peers.ContextRefused + "12345678")}
 	if err := checkForm(m, 1); err != nil {
 		t.Error(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/belaydb/belay/evidence"
+	"github.com/belaydb/belay/peers"
 )
 
 // What the loop records of itself (package evidence). It is called from the loop and
@@ -89,7 +90,7 @@ func (l *loop) recordMessage(m *raftpb.Message, now time.Time) {
 			lead.heard, lead.from = now, from
 		}
 	case raftpb.MsgTimeoutNow:
-		if string(m.GetContext()) == lostQuorum {
+		if string(m.GetContext()) == peers.ContextQuorum {
 			lead.left = from
 		} else {
 			lead.askedBy = from

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/evidence"
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/raftlog"
 )
 
@@ -371,10 +372,6 @@ func (l *loop) leaderChanged(now time.Time, before uint64) {
 		zap.String("transferee-member-id", idText(t.to)), zap.String("reason", t.reason), zap.Duration("took", now.Sub(t.began)))
 }
 
-// lostQuorum marks, as the context of a MsgTimeoutNow, that its sender leads no
-// more because too few members answered it.
-const lostQuorum = "belay-quorum"
-
 // noteHeir keeps which other voter has most of the log, for bequeath: when raft
 // has stepped down it has forgotten.
 func (l *loop) noteHeir() {
@@ -405,7 +402,7 @@ func (l *loop) bequeath() {
 	l.logger.Info("too few members answered this leader, so it stepped down; another is asked to lead",
 		zap.String("local-member-id", idText(l.cfg.ID)), zap.String("transferee-member-id", idText(l.heir)))
 	l.cfg.Network.Send([]*raftpb.Message{{
-		Type: raftpb.MsgTimeoutNow.Enum(), From: new(l.cfg.ID), To: new(l.heir), Term: new(l.term), Context: []byte(lostQuorum),
+		Type: raftpb.MsgTimeoutNow.Enum(), From: new(l.cfg.ID), To: new(l.heir), Term: new(l.term), Context: []byte(peers.ContextQuorum),
 	}})
 	l.heir = raft.None
 }
@@ -477,10 +474,6 @@ func (l *loop) bestHeir() (to uint64) {
 	return to
 }
 
-// earlyAck marks, as the context of a MsgAppResp, one that was sent because the
-// disk is slow, not because an append became durable.
-const earlyAck = "belay-early"
-
 // acknowledgeEarly tells the leader how much of its log this follower has on its
 // disk, when a sync takes long. It says what raft's own answers to the last
 // appends will say later, for a part of them: up to the lesser of what is
@@ -507,7 +500,7 @@ func (l *loop) acknowledgeEarly(s diskSample) {
 	l.disk.acknowledged = l.term
 	l.cfg.Network.Send([]*raftpb.Message{{
 		Type: raftpb.MsgAppResp.Enum(), From: new(l.cfg.ID), To: new(l.leader), Term: new(l.term),
-		Index: new(index), Context: []byte(earlyAck),
+		Index: new(index), Context: []byte(peers.ContextEarly),
 	}})
 }
 

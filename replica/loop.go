@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/raftlog"
 )
 
@@ -438,10 +439,10 @@ func (l *loop) step() {
 				continue
 			}
 		case raftpb.MsgAppResp:
-			if string(m.GetContext()) == earlyAck && !l.takesEarlyAck(m) {
+			if string(m.GetContext()) == peers.ContextEarly && !l.takesEarlyAck(m) {
 				continue
 			}
-			if ids, ok := bytes.CutPrefix(m.GetContext(), []byte(refusal)); ok {
+			if ids, ok := bytes.CutPrefix(m.GetContext(), []byte(peers.ContextRefused)); ok {
 				l.refused(ids)
 				continue
 			}
@@ -503,21 +504,15 @@ func (l *loop) proposeForwarded() {
 	}
 }
 
-// refusal begins the context of a MsgAppResp by which a leader tells a follower
-// that it has not taken proposals that the follower forwarded; their ids follow,
-// eight bytes each. Raft has no word for it, and a member of etcd ignores it: there
-// the proposals' clients wait until the request timeout, as they do in etcd.
-const refusal = "belay-refused"
-
-// refuse answers a forwarded MsgProp that is not taken. Any goroutine.
+// refuse answers a forwarded MsgProp that is not taken (peers.ContextRefused). Any goroutine.
 func (r *Replica) refuse(m *raftpb.Message) {
-	context := []byte(refusal)
+	context := []byte(peers.ContextRefused)
 	for _, e := range m.GetEntries() {
 		if id := command.RequestID(e.GetData()); e.GetType() == raftpb.EntryNormal && id != 0 {
 			context = binary.BigEndian.AppendUint64(context, id)
 		}
 	}
-	if m.GetFrom() == raft.None || m.GetFrom() == r.cfg.ID || len(context) == len(refusal) {
+	if m.GetFrom() == raft.None || m.GetFrom() == r.cfg.ID || len(context) == len(peers.ContextRefused) {
 		return
 	}
 	r.cfg.Network.Send([]*raftpb.Message{{

@@ -40,24 +40,13 @@ import (
 //
 // A false alarm would stop a healthy cluster, so the periodic check alarms only
 // for what it finds twice, and hashes are compared only when both members say
-// that they cover the same: see pathHashKV's header hashOfHeader.
+// that they cover the same: see peers.HeaderHashOf.
 
 // CorruptionChecks of Config. A check whose interval is 0 is not made.
 type CorruptionChecks struct {
 	Interval           time.Duration // of the periodic check, of the leader
 	CompactionInterval time.Duration // of the compaction check, of the leader
 }
-
-// hashOfHeader asks a Belay peer for one kind of hash alone. The hash of a
-// compaction can differ from that of the same revisions as they are stored
-// (etcd's rule for a tombstone at the compaction's revision), and computing one
-// because no compaction's is kept would cost a pass over all keys for nothing.
-// etcd's members do not know it and answer with either.
-const (
-	hashOfHeader     = "X-Belay-Hash-Of"
-	hashOfState      = "state"
-	hashOfCompaction = "compaction"
-)
 
 // covered is a hash and what it covers: the keys and their history as of rev,
 // after a compaction of compactRev.
@@ -131,7 +120,7 @@ func (c *corruption) initial(ctx context.Context) error {
 		c.outcomes(checkInitial, outcomeFailed)
 		return fmt.Errorf("%s failed to fetch hash (%w)", idText(c.local), err)
 	}
-	peers := c.member.hashesThere(ctx, own.rev, hashOfState, c.patience(time.Since(start)))
+	peers := c.member.hashesThere(ctx, own.rev, peers.HashOfState, c.patience(time.Since(start)))
 	same, different, unknown := 1, 0, 0
 	for _, p := range peers {
 		fields := []zap.Field{
@@ -235,7 +224,7 @@ func (c *corruption) compare(ctx context.Context) (checked, total int, found []f
 		return 0, 0, nil, err
 	}
 	patience := c.patience(time.Since(start))
-	peers := c.member.hashesThere(ctx, h.rev, hashOfState, patience)
+	peers := c.member.hashesThere(ctx, h.rev, peers.HashOfState, patience)
 	// What a peer had applied when it answered is committed; after the barrier
 	// it is applied here.
 	bounded, cancel := context.WithTimeout(ctx, c.timeout)
@@ -332,7 +321,7 @@ func (c *corruption) compaction(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		peers := c.member.hashesThere(ctx, h.Revision, hashOfCompaction, c.timeout)
+		peers := c.member.hashesThere(ctx, h.Revision, peers.HashOfCompaction, c.timeout)
 		if len(peers) == 0 {
 			continue
 		}
@@ -515,7 +504,7 @@ func (s *Server) hashesThere(ctx context.Context, rev int64, of string, patience
 				}
 				// That a member did not keep a compaction's hash, or that it is behind, is no failure of asking.
 				say := s.logger.Warn
-				if of == hashOfCompaction {
+				if of == peers.HashOfCompaction {
 					say = s.logger.Debug
 				}
 				say("failed hash kv request", zap.String("local-member-id", idText(s.cfg.MemberID)),
@@ -538,9 +527,9 @@ func (s *Server) hashAt(ctx context.Context, peerURL string, rev int64, of strin
 	}
 	header := http.Header{}
 	header.Set("Content-Type", "application/json")
-	header.Set(clusterIDHeader, idText(s.cfg.ClusterID))
-	header.Set(hashOfHeader, of)
-	a, err := peers.At(ctx, s.cfg.Peers.Client(), peerURL, peers.Question{Path: pathHashKV, Header: header, Body: body})
+	header.Set(peers.HeaderCluster, idText(s.cfg.ClusterID))
+	header.Set(peers.HeaderHashOf, of)
+	a, err := peers.At(ctx, s.cfg.Peers.Client(), peerURL, peers.Question{Path: peers.PathHashKV, Header: header, Body: body})
 	if err != nil {
 		return h, 0, err
 	}
@@ -571,7 +560,7 @@ var errNoCompactionHash = errors.New("no hash of a compaction of this revision i
 // hashFor answers another member; its header has the revision alone.
 func (s *Server) hashFor(ctx context.Context, rev int64, of string) (*pb.HashKVResponse, error) {
 	switch of {
-	case hashOfState:
+	case peers.HashOfState:
 		hash, compactRev, current, err := s.kvStore.HashState(yielding{ctx}, rev)
 		if err != nil {
 			return nil, err
@@ -579,7 +568,7 @@ func (s *Server) hashFor(ctx context.Context, rev int64, of string) (*pb.HashKVR
 		return &pb.HashKVResponse{
 			Header: &pb.ResponseHeader{Revision: current}, Hash: hash, CompactRevision: compactRev, HashRevision: rev,
 		}, nil
-	case hashOfCompaction:
+	case peers.HashOfCompaction:
 		if !slices.ContainsFunc(s.kvStore.CompactionHashes(), func(h mvcc.CompactionHash) bool { return h.Revision == rev }) {
 			return nil, errNoCompactionHash
 		}

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/peers"
 )
 
 // fakeHasher is member 1 of a cluster whose others answer as told.
@@ -201,7 +202,7 @@ func TestCompactionCheck(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := &fakeHasher{compactions: three}
 			f.peers = func(_ int, rev int64, of string) []peerHash {
-				if of != hashOfCompaction {
+				if of != peers.HashOfCompaction {
 					t.Errorf("asked for %q", of)
 				}
 				if rev == 9 {
@@ -255,24 +256,24 @@ func TestHashForPeers(t *testing.T) {
 	for i := range 5 {
 		m.put(fmt.Sprintf("k%d", i), "v")
 	}
-	if _, err := m.hashFor(t.Context(), 4, hashOfCompaction); !errors.Is(err, errNoCompactionHash) {
+	if _, err := m.hashFor(t.Context(), 4, peers.HashOfCompaction); !errors.Is(err, errNoCompactionHash) {
 		t.Errorf("without a compaction: %v", err)
 	}
 	plain, err := m.hashFor(t.Context(), 4, "")
 	must(t, err)
-	state, err := m.hashFor(t.Context(), 4, hashOfState)
+	state, err := m.hashFor(t.Context(), 4, peers.HashOfState)
 	must(t, err)
 	if state.CompactRevision != -1 || state.HashRevision != 4 || state.Header.Revision != 6 || state.Hash != plain.Hash {
 		t.Errorf("%v, %v", state, plain)
 	}
 	_, err = m.kv.Compact(t.Context(), &pb.CompactionRequest{Revision: 4, Physical: true})
 	must(t, err)
-	kept, err := m.hashFor(t.Context(), 4, hashOfCompaction)
+	kept, err := m.hashFor(t.Context(), 4, peers.HashOfCompaction)
 	must(t, err)
 	if kept.CompactRevision != -1 || kept.Hash != plain.Hash {
 		t.Errorf("%v, want the hash of before the compaction %v", kept, plain)
 	}
-	if state, err = m.hashFor(t.Context(), 4, hashOfState); err != nil || state.CompactRevision != 4 {
+	if state, err = m.hashFor(t.Context(), 4, peers.HashOfState); err != nil || state.CompactRevision != 4 {
 		t.Errorf("%v %v", state, err)
 	}
 }

@@ -26,12 +26,6 @@ import (
 // learners) is asked of it over HTTP on the peer port, in etcd's form, so that
 // the members may be etcd's on either side. peerhttp.go serves these paths.
 
-const (
-	pathLeases         = "/leases"
-	pathLeasesInternal = "/leases/internal"
-	pathPromote        = "/members/promote/"
-)
-
 // forwardPause lies between two rounds of asking, while there is no leader or
 // it does not answer.
 const forwardPause = 50 * time.Millisecond
@@ -125,7 +119,7 @@ func (s *Server) forwardRenew(ctx context.Context, peerURL string, id lease.ID) 
 	if err != nil {
 		return 0, err
 	}
-	answer, err := s.postLease(ctx, peerURL, pathLeases, body)
+	answer, err := s.postLease(ctx, peerURL, peers.PathLeases, body)
 	if err != nil {
 		return 0, err
 	}
@@ -144,7 +138,7 @@ func (s *Server) forwardTimeToLive(ctx context.Context, peerURL string, r *pb.Le
 	if err != nil {
 		return nil, err
 	}
-	answer, err := s.postLease(ctx, peerURL, pathLeasesInternal, wrapLease(inner))
+	answer, err := s.postLease(ctx, peerURL, peers.PathLeasesInternal, wrapLease(inner))
 	if err != nil {
 		return nil, err
 	}
@@ -219,7 +213,7 @@ func (s *Server) forwardPromote(ctx context.Context, peerURL string, id uint64) 
 			break
 		}
 	}
-	code, answer, err := s.post(ctx, peerURL, fmt.Sprintf("%s%d", pathPromote, id), "", nil, header)
+	code, answer, err := s.post(ctx, peerURL, fmt.Sprintf("%s%d", peers.PathPromote, id), "", nil, header)
 	text := string(answer)
 	switch {
 	case err != nil:

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/belaydb/belay/internal/show"
+	"github.com/belaydb/belay/peers"
 )
 
 // HTTPHandler serves the client port's HTTP: versions, health, metrics,
@@ -26,7 +27,7 @@ import (
 func (s *Server) HTTPHandler(gateway *grpc.ClientConn) (http.Handler, error) {
 	mux := http.NewServeMux()
 	s.handleMetricsAndHealth(mux)
-	mux.HandleFunc("/version", s.serveVersion)
+	mux.HandleFunc(peers.PathVersion, s.serveVersion)
 	mux.HandleFunc("/debug/vars", s.serveVars)
 	if s.cfg.EnablePprof || s.debug {
 		handleProfiles(mux)

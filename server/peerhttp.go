@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -18,37 +17,24 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/state"
 )
 
-const clusterIDHeader = "X-Etcd-Cluster-ID"
-
-// PeerHandler serves the peer port: what members ask each other, and raft.
-func (s *Server) PeerHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("/", http.NotFound)
-	if s.cfg.Raft != nil {
-		mux.Handle("/raft", s.cfg.Raft)
-		mux.Handle("/raft/", s.cfg.Raft)
-	}
-	mux.HandleFunc("/members", s.serveMembers)
-	mux.HandleFunc(pathPromote, s.servePromote)
-	mux.HandleFunc(pathHashKV, s.serveHashKV)
-	mux.HandleFunc(pathLeases, s.serveLease(s.answerRenew))
-	mux.HandleFunc(pathLeasesInternal, s.serveLease(s.answerTimeToLive))
-	mux.HandleFunc("/downgrade/enabled", s.serveDowngradeEnabled)
-	mux.HandleFunc("/version", s.serveVersion)
-	return mux
+// RegisterPeers registers what the server answers on the peer port, in etcd's form.
+func (s *Server) RegisterPeers(mux *peers.Mux) {
+	mux.Handle(peers.PathMembers, http.MethodGet, peers.Anyone, s.serveMembers)
+	mux.Handle(peers.PathPromote, http.MethodPost, peers.Members, s.servePromote)
+	mux.Handle(peers.PathHashKV, http.MethodGet, peers.Anyone, s.serveHashKV)
+	mux.Handle(peers.PathLeases, "", peers.Members, s.serveLease(s.answerRenew))
+	mux.Handle(peers.PathLeasesInternal, "", peers.Members, s.serveLease(s.answerTimeToLive))
+	mux.Handle(peers.PathDowngradeEnabled, http.MethodGet, peers.Anyone, s.serveDowngradeEnabled)
+	mux.Handle(peers.PathVersion, http.MethodGet, peers.Anyone, s.serveVersion)
 }
 
-const pathHashKV = "/members/hashkv"
-
-func (s *Server) serveMembers(w http.ResponseWriter, r *http.Request) {
-	if !allowMethod(w, r, http.MethodGet) {
-		return
-	}
-	w.Header().Set(clusterIDHeader, idText(s.cfg.ClusterID))
+func (s *Server) serveMembers(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set(peers.HeaderCluster, idText(s.cfg.ClusterID))
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(s.state.Members()); err != nil {
 		s.logger.Warn("failed to encode membership members", zap.Error(err))
@@ -59,11 +45,8 @@ func (s *Server) serveMembers(w http.ResponseWriter, r *http.Request) {
 // pass the question on: two members that each take the other for the leader
 // would send it back and forth.
 func (s *Server) servePromote(w http.ResponseWriter, r *http.Request) {
-	if !allowMethod(w, r, http.MethodPost) {
-		return
-	}
-	w.Header().Set(clusterIDHeader, idText(s.cfg.ClusterID))
-	text := strings.TrimPrefix(r.URL.Path, pathPromote)
+	w.Header().Set(peers.HeaderCluster, idText(s.cfg.ClusterID))
+	text := strings.TrimPrefix(r.URL.Path, peers.PathPromote)
 	id, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
 		http.Error(w, fmt.Sprintf("member %s not found in cluster", text), http.StatusNotFound)
@@ -98,14 +81,11 @@ func (s *Server) servePromote(w http.ResponseWriter, r *http.Request) {
 // serveHashKV is a GET with a JSON body, as etcd's leader asks when it compares
 // the members.
 func (s *Server) serveHashKV(w http.ResponseWriter, r *http.Request) {
-	if !allowMethod(w, r, http.MethodGet) {
-		return
-	}
-	if id := r.Header.Get(clusterIDHeader); id != "" && id != idText(s.cfg.ClusterID) {
+	if id := r.Header.Get(peers.HeaderCluster); id != "" && id != idText(s.cfg.ClusterID) {
 		http.Error(w, "cluster ID mismatch", http.StatusPreconditionFailed)
 		return
 	}
-	body, ok := readBody(w, r)
+	body, ok := peers.ReadQuestion(w, r, peers.MaxQuestionBytes)
 	if !ok {
 		return
 	}
@@ -115,7 +95,7 @@ func (s *Server) serveHashKV(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "error unmarshalling request", http.StatusBadRequest)
 		return
 	}
-	resp, err := s.hashFor(r.Context(), req.Revision, r.Header.Get(hashOfHeader))
+	resp, err := s.hashFor(r.Context(), req.Revision, r.Header.Get(peers.HeaderHashOf))
 	if err != nil {
 		if errors.Is(err, errNoCompactionHash) {
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -125,46 +105,29 @@ func (s *Server) serveHashKV(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	w.Header().Set(clusterIDHeader, idText(s.cfg.ClusterID))
-	writeJSON(w, resp)
-}
-
-// maxPeerRequestBytes bounds the small questions of other members.
-const maxPeerRequestBytes = 64 << 10
-
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxPeerRequestBytes))
-	if err == nil {
-		return body, true
-	}
-	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
-		http.Error(w, "request body too large", http.StatusRequestEntityTooLarge)
-	} else {
-		http.Error(w, "error reading body", http.StatusBadRequest)
-	}
-	return nil, false
+	w.Header().Set(peers.HeaderCluster, idText(s.cfg.ClusterID))
+	peers.AnswerJSON(w, resp)
 }
 
 // errBadBody answers a question that is not what its path asks for.
 var errBadBody = errors.New("error unmarshalling request")
 
-// serveLease answers a question about a lease for a member that does not lead.
+// serveLease answers a question about a lease for a member that does not lead. Its 405 names no
+// method, as etcd's does not.
 func (s *Server) serveLease(answer func(r *http.Request, body []byte) ([]byte, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
 			http.Error(w, "Method Not Allowed", http.StatusMethodNotAllowed)
 			return
 		}
-		body, ok := readBody(w, r)
+		body, ok := peers.ReadQuestion(w, r, peers.MaxQuestionBytes)
 		if !ok {
 			return
 		}
 		out, err := answer(r, body)
 		switch {
 		case err == nil:
-			w.Header().Set("Content-Type", "application/protobuf")
-			_, _ = w.Write(out) // the asker left: nobody to tell
+			peers.AnswerProto(w, out)
 		case errors.Is(err, lease.ErrNotFound):
 			http.Error(w, "lease not found", http.StatusNotFound)
 		case errors.Is(err, replica.ErrTimeoutWaitApplied):
@@ -210,10 +173,7 @@ func (s *Server) answerTimeToLive(r *http.Request, body []byte) ([]byte, error) 
 const downgradeBarrier = 150 * time.Millisecond
 
 func (s *Server) serveDowngradeEnabled(w http.ResponseWriter, r *http.Request) {
-	if !allowMethod(w, r, http.MethodGet) {
-		return
-	}
-	w.Header().Set(clusterIDHeader, idText(s.cfg.ClusterID))
+	w.Header().Set(peers.HeaderCluster, idText(s.cfg.ClusterID))
 	// Who asks is about to join. If it makes the second member of two, there is no quorum until it has: it gets what is
 	// known here, rather than that everybody waits for nobody.
 	ctx, cancel := context.WithTimeout(r.Context(), downgradeBarrier)

@@ -92,8 +92,6 @@ type Config struct {
 	// Tokens are the ones that State was given.
 	Tokens    auth.Tokens
 	Admission *admission.Gate
-	// Raft serves the peer port's /raft paths; nil: 404.
-	Raft http.Handler
 
 	Logger   *zap.Logger
 	Metrics  *Metrics

@@ -30,6 +30,7 @@ import (
 	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/server/lockpb"
 	"github.com/belaydb/belay/state"
@@ -1099,9 +1100,16 @@ func TestSlowRequestIsLogged(t *testing.T) {
 	}
 }
 
+// peerPort is what a member's peer port serves of the server.
+func peerPort(m *member) http.Handler {
+	mux := peers.NewMux(nil)
+	m.RegisterPeers(mux)
+	return mux
+}
+
 func TestPeerHTTP(t *testing.T) {
 	m := newMember(t)
-	h := m.PeerHandler()
+	h := peerPort(m)
 	do := func(method, target, body string, header ...string) *httptest.ResponseRecorder {
 		r := httptest.NewRequest(method, target, strings.NewReader(body))
 		if len(header) == 2 {
@@ -1125,7 +1133,7 @@ func TestPeerHTTP(t *testing.T) {
 			want: "etcdserver: can only promote a learner member\n"},
 		{name: "hash", method: "GET", target: "/members/hashkv", body: `{"revision":9}`, code: 400,
 			want: "mvcc: required revision is a future revision\n"},
-		{name: "hash of another cluster", method: "GET", target: "/members/hashkv", body: `{}`, header: []string{clusterIDHeader, "1"}, code: 412,
+		{name: "hash of another cluster", method: "GET", target: "/members/hashkv", body: `{}`, header: []string{peers.HeaderCluster, "1"}, code: 412,
 			want: "cluster ID mismatch\n"},
 		{name: "hash with nonsense", method: "GET", target: "/members/hashkv", body: `x`, code: 400, want: "error unmarshalling request\n"},
 		{name: "leases by GET", method: "GET", target: "/leases", code: 405, want: "Method Not Allowed\n"},
@@ -1144,7 +1152,7 @@ func TestPeerHTTP(t *testing.T) {
 			}
 		})
 	}
-	if id := do("GET", "/members", "").Header().Get(clusterIDHeader); id != fmt.Sprintf("%x", uint64(testCluster)) {
+	if id := do("GET", "/members", "").Header().Get(peers.HeaderCluster); id != fmt.Sprintf("%x", uint64(testCluster)) {
 		t.Fatalf("cluster id %q", id)
 	}
 }
@@ -1154,7 +1162,7 @@ func TestDowngradeIsToldWithoutQuorum(t *testing.T) {
 	m := newMember(t)
 	m.replica.set(func(r *solo) { r.barrierErr = context.DeadlineExceeded })
 	w := httptest.NewRecorder()
-	m.PeerHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/downgrade/enabled", nil))
+	peerPort(m).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/downgrade/enabled", nil))
 	if w.Code != http.StatusOK || w.Body.String() != "false" {
 		t.Fatalf("%d %q", w.Code, w.Body)
 	}
@@ -1164,7 +1172,7 @@ func TestDowngradeIsToldWithoutQuorum(t *testing.T) {
 // leader's answer.
 func TestFollowerAsksTheLeader(t *testing.T) {
 	leader := newMember(t)
-	peer := httptest.NewServer(leader.PeerHandler())
+	peer := httptest.NewServer(peerPort(leader))
 	defer peer.Close()
 	follower := newMember(t)
 	const leaderID = 2

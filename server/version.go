@@ -213,7 +213,7 @@ func (s *Server) versionOf(ctx context.Context, m *command.Member) (*versions, e
 		if err == nil {
 			return v, nil
 		}
-		s.logger.Warn("failed to reach the peer URL", zap.String("address", strings.TrimSuffix(u, "/")+"/version"),
+		s.logger.Warn("failed to reach the peer URL", zap.String("address", strings.TrimSuffix(u, "/")+peers.PathVersion),
 			zap.String("remote-member-id", idText(m.ID)), zap.Error(err))
 		lastErr = err
 	}
@@ -221,7 +221,7 @@ func (s *Server) versionOf(ctx context.Context, m *command.Member) (*versions, e
 }
 
 func (s *Server) versionAt(ctx context.Context, peerURL string) (*versions, error) {
-	a, err := peers.At(ctx, s.cfg.Peers.Client(), peerURL, peers.Question{Path: "/version"})
+	a, err := peers.At(ctx, s.cfg.Peers.Client(), peerURL, peers.Question{Path: peers.PathVersion})
 	if err != nil {
 		return nil, err
 	}

@@ -75,7 +75,7 @@ var (
 
 // senderOf is the member that a request says it is from. The error is nil if it is one, as far as is known.
 func (t *Transport) senderOf(h http.Header) (id uint64, err error) {
-	id, err = strconv.ParseUint(h.Get(headerFrom), 16, 64)
+	id, err = strconv.ParseUint(h.Get(peers.HeaderFrom), 16, 64)
 	if err != nil || id == 0 || id == t.cfg.MemberID {
 		return 0, errNoSender
 	}
@@ -89,12 +89,12 @@ func (t *Transport) senderOf(h http.Header) (id uint64, err error) {
 // answered when it returns false.
 func (t *Transport) admitSender(w http.ResponseWriter, r *http.Request) (id uint64, ok bool) {
 	w.Header().Set("Connection", "close") // net/http would read a body of up to 256 KiB to its end
-	if to := r.Header.Get(headerTo); to != "" && to != t.id {
+	if to := r.Header.Get(peers.HeaderTo); to != "" && to != t.id {
 		t.logRefused(r, refusedReceiver, fmt.Errorf("it is for member %.32q", to))
 		refuse(w, forAnother)
 		return 0, false
 	}
-	if id, err := strconv.ParseUint(r.Header.Get(headerFrom), 16, 64); err == nil && t.cfg.Handler.IsRemoved(id) {
+	if id, err := strconv.ParseUint(r.Header.Get(peers.HeaderFrom), 16, 64); err == nil && t.cfg.Handler.IsRemoved(id) {
 		t.logRefused(r, refusedRemoved, errors.New(string(fromRemoved)))
 		refuse(w, fromRemoved)
 		return 0, false
@@ -115,7 +115,7 @@ func (t *Transport) logRefused(r *http.Request, why string, err error) {
 	if n, due := t.refusals.due(time.Now()); due {
 		t.lg.Warn("refused a request on the peer port", zap.String("local-member-id", t.id), zap.String("why", why), zap.Error(err),
 			zap.String("remote-addr", r.RemoteAddr), zap.String("path", r.URL.Path),
-			zap.String("remote-peer-server-name", fmt.Sprintf("%.32s", r.Header.Get(headerFrom))), zap.Int("refused-requests", n))
+			zap.String("remote-peer-server-name", fmt.Sprintf("%.32s", r.Header.Get(peers.HeaderFrom))), zap.Int("refused-requests", n))
 	}
 }
 
@@ -124,9 +124,9 @@ func (t *Transport) logRefused(r *http.Request, why string, err error) {
 func (t *Transport) Members(next http.Handler, anonymous bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		why, err := refusedSender, error(nil)
-		if cluster := r.Header.Get(headerCluster); cluster != "" && cluster != t.cluster {
+		if cluster := r.Header.Get(peers.HeaderCluster); cluster != "" && cluster != t.cluster {
 			why, err = refusedCluster, errClusterIDMismatch
-		} else if !anonymous || r.Header.Get(headerFrom) != "" {
+		} else if !anonymous || r.Header.Get(peers.HeaderFrom) != "" {
 			_, err = t.senderOf(r.Header)
 		}
 		if err != nil {
@@ -155,7 +155,7 @@ func (t *Transport) meet(id uint64, h http.Header) bool {
 		return false
 	}
 	var urls []string
-	if s := h.Get(headerPeerURLs); s != "" {
+	if s := h.Get(peers.HeaderPeerURLs); s != "" {
 		urls = strings.Split(s, ",")
 	}
 	known := slices.DeleteFunc(slices.Collect(maps.Values(*t.peers.Load())), func(p *peer) bool { return p.urls.pick() == nil })
@@ -212,7 +212,7 @@ func (t *Transport) ask(id uint64, known []*peer) (answered bool, urls []string)
 			if u == nil {
 				return
 			}
-			a, err := peers.At(ctx, t.Client(), u.String(), peers.Question{Path: "/members", MaxAnswer: maxMembersBytes})
+			a, err := peers.At(ctx, t.Client(), u.String(), peers.Question{Path: peers.PathMembers, MaxAnswer: maxMembersBytes})
 			var members []struct {
 				ID       uint64   `json:"id"`
 				PeerURLs []string `json:"peerURLs"`

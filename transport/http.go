@@ -12,16 +12,18 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/peers"
 )
 
 // Handler serves /raft and all below it. It must be reached on the peer listener, beside whatever
 // else is served there; the server should have no read or write timeout of its own.
 func (t *Transport) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/raft", t.servePipeline)
-	mux.HandleFunc("/raft/stream/", t.serveStream)
-	mux.HandleFunc("/raft/snapshot", t.serveSnapshot)
-	mux.HandleFunc("/raft/probing", t.serveProbing)
+	mux.HandleFunc(peers.PathRaft, t.servePipeline)
+	mux.HandleFunc(peers.PathRaftStream, t.serveStream)
+	mux.HandleFunc(peers.PathRaftSnapshot, t.serveSnapshot)
+	mux.HandleFunc(peers.PathRaftProbing, t.serveProbing)
 	return mux
 }
 
@@ -54,9 +56,9 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 			zap.String("local-member-cluster-id", t.cluster),
 			zap.String("local-member-server-version", etcdVersion),
 			zap.String("local-member-server-minimum-cluster-version", minClusterVersion),
-			zap.String("remote-peer-server-name", r.Header.Get(headerFrom)),
-			zap.String("remote-peer-server-version", r.Header.Get(headerVersion)),
-			zap.String("remote-peer-server-minimum-cluster-version", r.Header.Get(headerMinCluster)),
+			zap.String("remote-peer-server-name", r.Header.Get(peers.HeaderFrom)),
+			zap.String("remote-peer-server-version", r.Header.Get(peers.HeaderVersion)),
+			zap.String("remote-peer-server-minimum-cluster-version", r.Header.Get(peers.HeaderMinCluster)),
 		}, more...)...)
 	}
 	if err := checkVersion(r.Header); err != nil {
@@ -65,13 +67,13 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 		http.Error(w, errIncompatibleVersion.Error(), http.StatusPreconditionFailed)
 		return false
 	}
-	if got := r.Header.Get(headerCluster); got != t.cluster {
+	if got := r.Header.Get(peers.HeaderCluster); got != t.cluster {
 		refused(refusedCluster, "request cluster ID mismatch", zap.String("remote-peer-cluster-id", got))
 		w.Header().Set("Connection", "close")
 		http.Error(w, errClusterIDMismatch.Error(), http.StatusPreconditionFailed)
 		return false
 	}
-	if id, err := strconv.ParseUint(r.Header.Get(headerFrom), 16, 64); err == nil {
+	if id, err := strconv.ParseUint(r.Header.Get(peers.HeaderFrom), 16, 64); err == nil {
 		if p := t.peer(id); p != nil {
 			p.sawHeaders(r.Header)
 		}
@@ -186,7 +188,7 @@ func (t *Transport) servePipeline(w http.ResponseWriter, r *http.Request) {
 }
 
 func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set(headerVersion, etcdVersion)
+	w.Header().Set(peers.HeaderVersion, etcdVersion)
 	if !t.admit(w, r, http.MethodGet) {
 		return
 	}
@@ -229,13 +231,13 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, errSenderUnknown.Error(), http.StatusNotFound)
 		return
 	}
-	if to := r.Header.Get(headerTo); to != t.id {
+	if to := r.Header.Get(peers.HeaderTo); to != t.id {
 		t.lg.Warn("ignored streaming request; ID mismatch", append(ids, zap.String("remote-peer-id-header", to),
 			zap.String("remote-peer-id-from", idString(from)), zap.String("cluster-id", t.cluster))...)
 		http.Error(w, "to field mismatch", http.StatusPreconditionFailed)
 		return
 	}
-	if header := r.Header.Get(headerFrom); header != p.name {
+	if header := r.Header.Get(peers.HeaderFrom); header != p.name {
 		t.logRefused(r, refusedSender, fmt.Errorf("a stream for member %s is asked for by member %.32q", p.name, header))
 		http.Error(w, "from field mismatch", http.StatusPreconditionFailed)
 		return

@@ -11,6 +11,8 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/peers"
 )
 
 // A peer is one member as this one talks to it. It has
@@ -43,7 +45,7 @@ type peer struct {
 
 	sendingSnapshot atomic.Bool
 	kind            atomic.Value              // Kind
-	you             atomic.Pointer[string]    // headerYou of its last request; nil: none said
+	you             atomic.Pointer[string]    // peers.HeaderYou of its last request; nil: none said
 	rtt             atomic.Int64              // smoothed, ns
 	dropped         atomic.Int64              // messages since the last log line about drops
 	dropLogged      atomic.Pointer[time.Time] // when that line was written
@@ -215,7 +217,7 @@ func (p *peer) process(m *raftpb.Message) {
 // sawHeaders notes what software the peer runs, and what it says of this member.
 func (p *peer) sawHeaders(h http.Header) {
 	p.kind.Store(kindOf(h))
-	if you := h.Get(headerYou); you != "" {
+	if you := h.Get(peers.HeaderYou); you != "" {
 		p.you.Store(&you)
 	}
 }

@@ -112,7 +112,7 @@ func (l *pipeline) work() {
 func (l *pipeline) post(data []byte) error {
 	ctx, cancel := context.WithTimeout(l.p.ctx, postTimeout)
 	defer cancel()
-	return l.p.post(ctx, l.p.t.requestRT, "/raft", "application/protobuf", bytes.NewReader(data), nil)
+	return l.p.post(ctx, l.p.t.requestRT, peers.PathRaft, "application/protobuf", bytes.NewReader(data), nil)
 }
 
 // post sends a POST of the peer protocol and judges the answer.
@@ -135,7 +135,7 @@ func (p *peer) post(ctx context.Context, rt *peers.RoundTripper, path, contentTy
 		return unsent(err)
 	}
 	p.t.setRequestHeaders(req.Header, p.id)
-	req.Header.Set(headerTo, p.name)
+	req.Header.Set(peers.HeaderTo, p.name)
 	req.Header.Set("Content-Type", contentType)
 	for k, v := range header {
 		req.Header[k] = v
@@ -178,7 +178,7 @@ func (p *peer) checkPost(resp *http.Response, target *url.URL) error {
 			return errIncompatibleVersion
 		case errClusterIDMismatch.Error():
 			p.lg.Error("request sent was ignored due to cluster ID mismatch", zap.String("remote-peer-id", p.name),
-				zap.String("remote-peer-cluster-id", resp.Header.Get(headerCluster)), zap.String("local-member-cluster-id", p.t.cluster))
+				zap.String("remote-peer-cluster-id", resp.Header.Get(peers.HeaderCluster)), zap.String("local-member-cluster-id", p.t.cluster))
 			return errClusterIDMismatch
 		}
 		if strings.Contains(text, string(forAnother)) {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/peers"
 )
 
 const (
@@ -71,7 +73,7 @@ func (p *peer) probeOnce() (rtt, drift time.Duration, err error) {
 		return 0, 0, errNoURL
 	}
 	target := *u
-	target.Path = "/raft/probing"
+	target.Path = peers.PathRaftProbing
 	ctx, cancel := context.WithTimeout(p.ctx, probeInterval)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)

@@ -14,6 +14,8 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/peers"
 )
 
 // POST /raft/snapshot:
@@ -114,7 +116,7 @@ func (p *peer) runSnapshot(m *raftpb.Message) error {
 		_ = src.Close() // nothing was read
 		return fail(fmt.Errorf("peer %s runs etcd, which cannot read Belay's snapshot stream", p.name))
 	case format == KindBelay:
-		header.Set(headerSnapshot, "1")
+		header.Set(peers.HeaderSnapshot, "1")
 	}
 	p.lg.Info("sending database snapshot", fields(zap.String("format", format))...)
 
@@ -124,7 +126,7 @@ func (p *peer) runSnapshot(m *raftpb.Message) error {
 	defer cancel(nil)
 	body = &snapshotBody{ctx: ctx, cancel: cancel, src: src,
 		sentBytes: p.m.sentBytes, head: bytes.NewReader(append(head, envelope...))}
-	err = p.post(ctx, t.snapshotRT, "/raft/snapshot", "application/octet-stream", body, header)
+	err = p.post(ctx, t.snapshotRT, peers.PathRaftSnapshot, "application/octet-stream", body, header)
 	body.finish()
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && p.ctx.Err() == nil {
@@ -264,7 +266,7 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	defer receiving.Dec()
 
 	kind := KindEtcd
-	if r.Header.Get(headerSnapshot) != "" {
+	if r.Header.Get(peers.HeaderSnapshot) != "" {
 		kind = KindBelay
 	}
 	index := zap.Uint64("incoming-snapshot-index", m.GetSnapshot().GetMetadata().GetIndex())

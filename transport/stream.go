@@ -14,6 +14,8 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/peers"
 )
 
 // A streamKind is one of the two streams that a peer is written to.
@@ -33,9 +35,9 @@ func (k streamKind) String() string {
 
 func (k streamKind) path() string {
 	if k == streamBulk {
-		return "/raft/stream/msgapp/"
+		return peers.PathRaftAppends
 	}
-	return "/raft/stream/message/"
+	return peers.PathRaftMessages
 }
 
 const (
@@ -340,7 +342,7 @@ func (p *peer) dialStream(kind streamKind) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("failed to make http request to %v (%w)", u, err)
 	}
 	p.t.setRequestHeaders(req.Header, p.id)
-	req.Header.Set(headerTo, p.name)
+	req.Header.Set(peers.HeaderTo, p.name)
 	p.lg.Debug("dial stream reader", zap.String("from", p.t.id), zap.String("to", p.name), zap.String("address", target.String()))
 	resp, err := p.t.streamRT.RoundTrip(req)
 	if err != nil {
@@ -367,7 +369,7 @@ func (p *peer) dialStream(kind streamKind) (io.ReadCloser, error) {
 			return nil, errIncompatibleVersion
 		case errClusterIDMismatch.Error():
 			p.lg.Warn("request sent was ignored by remote peer due to cluster ID mismatch",
-				zap.String("remote-peer-id", p.name), zap.String("remote-peer-cluster-id", resp.Header.Get(headerCluster)),
+				zap.String("remote-peer-id", p.name), zap.String("remote-peer-cluster-id", resp.Header.Get(peers.HeaderCluster)),
 				zap.String("local-member-id", p.t.id), zap.String("local-member-cluster-id", p.t.cluster), zap.Error(errClusterIDMismatch))
 			return nil, errClusterIDMismatch
 		}

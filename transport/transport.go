@@ -182,10 +182,10 @@ func (t *Transport) Client() *http.Client { return peers.NewClient(named{t}) }
 type named struct{ t *Transport }
 
 func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.Header.Get(headerFrom) == "" {
+	if r.Header.Get(peers.HeaderFrom) == "" {
 		r = r.Clone(r.Context()) // a RoundTripper leaves its request as it is
-		r.Header.Set(headerFrom, n.t.id)
-		r.Header.Set(headerCluster, n.t.cluster)
+		r.Header.Set(peers.HeaderFrom, n.t.id)
+		r.Header.Set(peers.HeaderCluster, n.t.cluster)
 	}
 	return n.t.requestRT.RoundTrip(r)
 }
@@ -354,51 +354,32 @@ func (t *Transport) Stop() {
 
 func (t *Transport) removed(err error) { t.cfg.Removed(err) }
 
-// The headers of the peer protocol.
-const (
-	headerFrom       = "X-Server-From"
-	headerVersion    = "X-Server-Version"
-	headerMinCluster = "X-Min-Cluster-Version"
-	headerCluster    = "X-Etcd-Cluster-Id" // canonical form of X-Etcd-Cluster-ID
-	headerTo         = "X-Raft-To"         // of streams; of POSTs it is ours
-	headerPeerURLs   = "X-Peerurls"        // canonical form of X-PeerURLs
-	headerBelay      = "X-Belay-Version"   // ours: in every request and response
-	headerYou        = "X-Belay-You"       // ours: in every request: whether the sender knows the receiver as one that has run
-	headerSnapshot   = "X-Belay-Snapshot"  // ours: the body after the MsgSnap is Belay's store stream
-)
-
-// What headerYou says.
-const (
-	youStarted = "started"
-	youNew     = "new"
-)
-
 func (t *Transport) setRequestHeaders(h http.Header, to uint64) {
-	h.Set(headerFrom, t.id)
-	h.Set(headerVersion, etcdVersion)
-	h.Set(headerMinCluster, minClusterVersion)
-	h.Set(headerCluster, t.cluster)
-	h.Set(headerBelay, t.cfg.Version)
+	h.Set(peers.HeaderFrom, t.id)
+	h.Set(peers.HeaderVersion, etcdVersion)
+	h.Set(peers.HeaderMinCluster, minClusterVersion)
+	h.Set(peers.HeaderCluster, t.cluster)
+	h.Set(peers.HeaderBelay, t.cfg.Version)
 	if t.cfg.Started != nil {
-		you := youNew
+		you := peers.YouNew
 		if t.cfg.Started(to) {
-			you = youStarted
+			you = peers.YouStarted
 		}
-		h.Set(headerYou, you)
+		h.Set(peers.HeaderYou, you)
 	}
 	if len(t.cfg.URLs) > 0 {
-		h.Set(headerPeerURLs, strings.Join(t.cfg.URLs, ","))
+		h.Set(peers.HeaderPeerURLs, strings.Join(t.cfg.URLs, ","))
 	}
 }
 
 func (t *Transport) setResponseHeaders(h http.Header) {
-	h.Set(headerCluster, t.cluster)
-	h.Set(headerBelay, t.cfg.Version)
+	h.Set(peers.HeaderCluster, t.cluster)
+	h.Set(peers.HeaderBelay, t.cfg.Version)
 }
 
 // kindOf reads the marker of Belay in a peer's headers.
 func kindOf(h http.Header) Kind {
-	if h.Get(headerBelay) != "" {
+	if h.Get(peers.HeaderBelay) != "" {
 		return KindBelay
 	}
 	return KindEtcd
@@ -471,5 +452,5 @@ func (t *Transport) KnownBy(id uint64) (started, said bool) {
 	if you == nil {
 		return false, false
 	}
-	return *you == youStarted, true
+	return *you == peers.YouStarted, true
 }

@@ -7,6 +7,8 @@ import (
 
 	"github.com/coreos/go-semver/semver"
 	"go.etcd.io/etcd/api/v3/version"
+
+	"github.com/belaydb/belay/peers"
 )
 
 // What we tell peers: the etcd version whose protocol we speak, and the oldest cluster we join.
@@ -17,16 +19,16 @@ var etcdVersion = version.Version
 // checkVersion refuses a peer whose major and minor version is below the oldest that we work with,
 // or that asks for a newer cluster than we can be part of.
 func checkVersion(h http.Header) error {
-	server, err := headerSemver(h, headerVersion)
+	server, err := headerSemver(h, peers.HeaderVersion)
 	if err != nil {
 		return err
 	}
-	minCluster, err := headerSemver(h, headerMinCluster)
+	minCluster, err := headerSemver(h, peers.HeaderMinCluster)
 	if err != nil {
 		return err
 	}
 	local, localMin := semver.New(etcdVersion), semver.New(minClusterVersion)
-	name := h.Get(headerFrom)
+	name := h.Get(peers.HeaderFrom)
 	if compareMinor(server, localMin) < 0 {
 		return fmt.Errorf("remote version is too low: remote[%s]=%s, local=%s", name, server, local)
 	}

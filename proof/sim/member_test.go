@@ -28,6 +28,7 @@ import (
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/raftlog"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/server"
@@ -235,19 +236,21 @@ func (m *member) start() (err error) {
 		ID: l.id, Log: l.log, State: gatedMachine{l}, Network: gatedNetwork{l}, Logger: l.logger,
 		TickInterval: tickInterval, ElectionTicks: l.flags.electionTicks, PreVote: l.flags.preVote, AdvanceTicks: l.flags.advanceTicks,
 		FlushEntries: l.flags.flushEntries, KeepBytes: l.flags.keepBytes, HoldBytes: l.flags.holdBytes, MaxUnsyncedBytes: l.flags.maxUnsynced,
-		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: peers{l}, StoreDisk: l.storeDisk, TuneTimeouts: l.flags.tuneTimeouts, RoundTrips: roundTrips{m.w},
+		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: otherMembers{l}, StoreDisk: l.storeDisk, TuneTimeouts: l.flags.tuneTimeouts, RoundTrips: roundTrips{m.w},
 	}); err != nil {
 		return err
 	}
 	if l.server, err = server.New(server.Config{
 		MemberID: l.id, ClusterID: clusterID, Name: fmt.Sprintf("m%d", l.id), ClientURLs: []string{"http://client"}, Version: "0",
-		Replica: l.replica, Peers: peers{l}, State: l.machine, Store: l.store, KV: l.kv, Leases: l.leases, Hub: l.hub, Logger: l.logger,
+		Replica: l.replica, Peers: otherMembers{l}, State: l.machine, Store: l.store, KV: l.kv, Leases: l.leases, Hub: l.hub, Logger: l.logger,
 		FreeBytes:       func() (uint64, error) { return 1 << 40, nil },
 		ElectionTimeout: election, HeartbeatInterval: tickInterval,
 	}); err != nil {
 		return err
 	}
-	l.peerHTTP = l.server.PeerHandler()
+	mux := peers.NewMux(nil)
+	l.server.RegisterPeers(mux)
+	l.peerHTTP = mux
 	for _, other := range m.peers {
 		if other != l.id {
 			l.endpoint.AddPeer(other, nil)
@@ -543,7 +546,7 @@ func (g gatedNetwork) Send(ms []*raftpb.Message) {
 	}
 	for _, m := range ms {
 		g.l.w.elections.sent(g.l, m)
-		if string(m.GetContext()) == earlyAnswer {
+		if string(m.GetContext()) == peers.ContextEarly {
 			g.l.w.count("early answers")
 			if g.l.w.o.mutation == earlyCount {
 				last, _ := g.l.log.LastIndex()
@@ -556,11 +559,11 @@ func (g gatedNetwork) Send(ms []*raftpb.Message) {
 
 func (g gatedNetwork) ActiveSince(id uint64) time.Time { return g.l.endpoint.ActiveSince(id) }
 
-// peers is HTTP between members.
-type peers struct{ l *life }
+// otherMembers is HTTP between members.
+type otherMembers struct{ l *life }
 
-func (p peers) ActiveSince(id uint64) time.Time { return p.l.endpoint.ActiveSince(id) }
-func (p peers) Client() *http.Client            { return &http.Client{Transport: p} }
+func (p otherMembers) ActiveSince(id uint64) time.Time { return p.l.endpoint.ActiveSince(id) }
+func (p otherMembers) Client() *http.Client            { return &http.Client{Transport: p} }
 
 // roundTrips are what the links between the members make it, at worst.
 type roundTrips struct{ w *world }
@@ -571,7 +574,7 @@ func (t roundTrips) RoundTrip(uint64) (median, tail time.Duration, ok bool) {
 }
 
 // AskDisks is node's: each member is asked in a goroutine of its own.
-func (p peers) AskDisks(ids []uint64) {
+func (p otherMembers) AskDisks(ids []uint64) {
 	for _, id := range ids {
 		p.l.w.background(func() {
 			if to, err := p.reach(context.Background(), id); err == nil {
@@ -583,7 +586,7 @@ func (p peers) AskDisks(ids []uint64) {
 
 var errDown = errors.New("the member is down")
 
-func (p peers) RoundTrip(r *http.Request) (*http.Response, error) {
+func (p otherMembers) RoundTrip(r *http.Request) (*http.Response, error) {
 	id, err := strconv.ParseUint(strings.TrimPrefix(r.URL.Host, "m"), 10, 64)
 	if err != nil {
 		return nil, err
@@ -605,7 +608,7 @@ func (p peers) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // pass waits as long as something takes on its way between this member and id.
-func (p peers) pass(ctx context.Context, id uint64) error {
+func (p otherMembers) pass(ctx context.Context, id uint64) error {
 	p.l.paused.pass()
 	if p.l.dead.Load() || p.l.endpoint.ActiveSince(id).IsZero() {
 		time.Sleep(tickInterval)
@@ -616,7 +619,7 @@ func (p peers) pass(ctx context.Context, id uint64) error {
 }
 
 // reach is pass, and gives the life of id that is to answer.
-func (p peers) reach(ctx context.Context, id uint64) (*life, error) {
+func (p otherMembers) reach(ctx context.Context, id uint64) (*life, error) {
 	if err := p.pass(ctx, id); err != nil {
 		return nil, err
 	}
@@ -631,10 +634,6 @@ func (p peers) reach(ctx context.Context, id uint64) (*life, error) {
 	to.paused.pass()
 	return to, nil
 }
-
-// earlyAnswer is replica's mark of an answer that a follower gives before its
-// disk has all of an append.
-const earlyAnswer = "belay-early"
 
 // logger keeps a member's lines for the trace; one that would stop the process
 // ends the life instead.
