@@ -166,7 +166,7 @@ func BenchmarkPage(b *testing.B) {
 	r.put(keys, make([]byte, 256), benchKey)
 	r.flush()
 	ctx := context.Background()
-	<-r.counts.ready
+	<-r.keyCounts.ready
 	key, rev := benchKey(0), int64(0)
 	b.ReportAllocs()
 	defer cpuPerOp(b)()

@@ -38,7 +38,7 @@ func (s *Store) startCompactor() {
 	c.queue, c.work, c.cancel, c.stopped = nil, make(chan struct{}, 1), cancel, make(chan struct{})
 	c.mu.Unlock()
 	if scheduled, finished := s.compact.Load(), s.finished.Load(); scheduled > finished {
-		s.lg.Info("resume scheduled compaction", zap.Int64("scheduled-compact-revision", scheduled))
+		s.logger.Info("resume scheduled compaction", zap.Int64("scheduled-compact-revision", scheduled))
 		s.enqueue([]compactionRequest{{rev: scheduled, previous: finished}})
 	}
 	go s.compactLoop(ctx, c.work, c.stopped)
@@ -94,7 +94,7 @@ func (s *Store) compactLoop(ctx context.Context, work <-chan struct{}, stopped c
 		}
 		for r, ok := s.compactor.take(); ok; r, ok = s.compactor.take() {
 			for wait := s.opts.compactionRetry; ; wait = min(2*wait, compactionRetryMax) {
-				err := s.remove(ctx, r)
+				err := s.runCompaction(ctx, r)
 				if err == nil {
 					break
 				}
@@ -104,7 +104,7 @@ func (s *Store) compactLoop(ctx context.Context, work <-chan struct{}, stopped c
 				// What its first steps removed is not to be hashed again: the hash would be
 				// that of no other member.
 				r.whole = false
-				s.lg.Warn("Failed compaction", zap.Int64("compact-revision", r.rev), zap.Error(err), zap.Duration("retry-in", wait))
+				s.logger.Warn("Failed compaction", zap.Int64("compact-revision", r.rev), zap.Error(err), zap.Duration("retry-in", wait))
 				// Without this one the next would leave behind what it should have removed: there is nothing to go on with.
 				if sleep(ctx, wait) != nil {
 					return
@@ -144,7 +144,7 @@ func (s *Store) finishWaiters() {
 	s.waiters = rest
 }
 
-// remove does one compaction, of revision C, after one of revision F was finished.
+// runCompaction does one compaction, of revision C, after one of revision F was finished.
 //
 // A version at or below C is removed if the key has a newer one at or below C, or if it is a tombstone below C. (A
 // tombstone at C itself stays until the next compaction, as in etcd, so that a watcher that begins at C sees it.) What F's
@@ -152,7 +152,7 @@ func (s *Store) finishWaiters() {
 // removed if it is not the newest at or below C, and if it is, what F left of its key is removed.
 //
 // Each step reads and removes in one small batch, and notes how far it came. Readers are not disturbed: see Store.open.
-func (s *Store) remove(ctx context.Context, req compactionRequest) error {
+func (s *Store) runCompaction(ctx context.Context, req compactionRequest) error {
 	start := time.Now()
 	hash, hashed := uint32(0), false
 	if req.whole && !s.opts.NoCompactionHash {
@@ -185,9 +185,9 @@ func (s *Store) remove(ctx context.Context, req compactionRequest) error {
 	}
 	switch {
 	case hashed:
-		s.hashes.put(s.lg, CompactionHash{req.rev, req.previous, hash})
+		s.hashes.put(s.logger, CompactionHash{req.rev, req.previous, hash})
 	case !req.whole:
-		s.lg.Info("previous compaction was interrupted, skip storing compaction hash value")
+		s.logger.Info("previous compaction was interrupted, skip storing compaction hash value")
 	}
 	s.finished.Store(req.rev)
 	s.st.Reclaim()
@@ -203,7 +203,7 @@ func (s *Store) remove(ctx context.Context, req compactionRequest) error {
 	if hashed {
 		fields = append(fields, zap.Uint32("hash", hash))
 	}
-	s.lg.Info("finished scheduled compaction", fields...)
+	s.logger.Info("finished scheduled compaction", fields...)
 	return nil
 }
 

@@ -16,7 +16,7 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// counts knows how many keys exist in each of many small blocks of the key space, so that the count of a range costs two
+// keyCounts knows how many keys exist in each of many small blocks of the key space, so that the count of a range costs two
 // block ends and not the range: a client that pages through 100,000 keys gets the count with every page.
 //
 // It is in memory alone. A goroutine builds it after Open, in the background; until then ranges are counted by reading
@@ -24,11 +24,11 @@ import (
 // than what readers see, but may be newer. For a reader at an older revision R, log has the keys created and deleted lately:
 // what came after R is taken off again. A reader older than log reads the range.
 //
-// The same pass over all keys fills the filter of keys that exist: see known.
+// The same pass over all keys fills the filter of keys that exist: see existsFilter.
 //
 // Only the goroutine moves the bounds of blocks: it splits those that have grown (it reads their keys for that, as of
 // some revision, and adds what log has after it) and merges those that have shrunk.
-type counts struct {
+type keyCounts struct {
 	blockKeys int // a new block has this many
 
 	mu     sync.Mutex
@@ -40,10 +40,10 @@ type counts struct {
 	log     []change
 	logFrom int64
 	arena   []byte
-	size    int // bytes of keys in log
-	odd     map[string]struct{}
+	size    int                 // bytes of keys in log
+	resize  map[string]struct{} // starts of blocks to split or to merge
 
-	work    chan struct{} // one token: odd may have something
+	work    chan struct{} // one token: resize may have something
 	ready   chan struct{} // closed when built
 	stopped chan struct{} // closed when the goroutine has ended
 }
@@ -82,27 +82,27 @@ const (
 
 // startCounting begins to build. It goes on until ctx ends.
 func (s *Store) startCounting(ctx context.Context) {
-	c := &s.counts
+	c := &s.keyCounts
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stopped, c.ready = make(chan struct{}), make(chan struct{})
 	c.groups, c.total, c.log, c.arena, c.size = nil, 0, nil, nil, 0
 	c.rev = s.rev.Load()
 	c.logFrom = c.rev
-	s.known.reset(s.opts.KnownBytes, s.opts.NoCounts || s.opts.NoKnown)
+	s.exists.reset(s.opts.ExistsFilterBytes, s.opts.NoCounts || s.opts.NoExistsFilter)
 	if s.opts.NoCounts {
 		c.state = countsOff
 		close(c.stopped)
 		return
 	}
-	c.state, c.odd, c.work = countsBuilding, map[string]struct{}{}, make(chan struct{}, 1)
+	c.state, c.resize, c.work = countsBuilding, map[string]struct{}{}, make(chan struct{}, 1)
 	if c.blockKeys = s.opts.countBlockKeys; c.blockKeys == 0 {
 		c.blockKeys = countBlockKeys
 	}
 	go s.countLoop(ctx, c.work, c.stopped)
 }
 
-func (s *Store) stopCounting() { <-s.counts.stopped }
+func (s *Store) stopCounting() { <-s.keyCounts.stopped }
 
 func (s *Store) countLoop(ctx context.Context, work <-chan struct{}, stopped chan<- struct{}) {
 	defer close(stopped)
@@ -111,7 +111,7 @@ func (s *Store) countLoop(ctx context.Context, work <-chan struct{}, stopped cha
 		select {
 		case <-work:
 			if err = s.tidyCounts(ctx); err == nil {
-				err = s.renewKnown(ctx)
+				err = s.renewExists(ctx)
 			}
 		case <-ctx.Done():
 			return
@@ -121,24 +121,24 @@ func (s *Store) countLoop(ctx context.Context, work <-chan struct{}, stopped cha
 		<-ctx.Done() // Reload is about to begin anew
 	}
 	if ctx.Err() == nil {
-		s.known.done(err)
-		s.counts.mu.Lock()
-		s.counts.state, s.counts.groups, s.counts.log = countsOff, nil, nil
-		s.counts.mu.Unlock()
-		s.lg.Warn("keys are no longer counted ahead; ranges are counted by reading them", zap.Error(err))
+		s.exists.done(err)
+		s.keyCounts.mu.Lock()
+		s.keyCounts.state, s.keyCounts.groups, s.keyCounts.log = countsOff, nil, nil
+		s.keyCounts.mu.Unlock()
+		s.logger.Warn("keys are no longer counted ahead; ranges are counted by reading them", zap.Error(err))
 	}
 }
 
 // count takes what a batch has changed, up to revision rev. REQUIRES: the batch is committed and not yet published.
 func (s *Store) count(changes []change, rev int64) {
-	c := &s.counts
+	c := &s.keyCounts
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rev = rev
 	if c.state == countsOff || len(changes) == 0 {
 		return
 	}
-	s.known.created(changes)
+	s.exists.created(changes)
 	for _, ch := range changes {
 		if cap(c.arena)-len(c.arena) < len(ch.key) {
 			c.arena = make([]byte, 0, max(64<<10, len(ch.key)))
@@ -152,7 +152,7 @@ func (s *Store) count(changes []change, rev int64) {
 			c.add(ch)
 		}
 	}
-	if c.state == countsBuilt && s.known.stale(c.total) {
+	if c.state == countsBuilt && s.exists.stale(c.total) {
 		c.wake()
 	}
 	if c.state == countsBuilt && (len(c.log) > countLogMax || c.size > countLogBytesMax) {
@@ -166,14 +166,14 @@ func (s *Store) count(changes []change, rev int64) {
 }
 
 // find gives the block that a key belongs to.
-func (c *counts) find(key []byte) (gi, bi int) {
+func (c *keyCounts) find(key []byte) (gi, bi int) {
 	gi = sort.Search(len(c.groups), func(i int) bool { return bytes.Compare(c.groups[i].blocks[0].start, key) > 0 }) - 1
 	blocks := c.groups[gi].blocks
 	bi = sort.Search(len(blocks), func(i int) bool { return bytes.Compare(blocks[i].start, key) > 0 }) - 1
 	return gi, bi
 }
 
-func (c *counts) add(ch change) {
+func (c *keyCounts) add(ch change) {
 	gi, bi := c.find(ch.key)
 	g := &c.groups[gi]
 	b := &g.blocks[bi]
@@ -185,12 +185,12 @@ func (c *counts) add(ch change) {
 		panic(fmt.Sprintf("mvcc: a block of keys at %q counts %d", b.start, b.n))
 	}
 	if big := int64(2 * c.blockKeys); delta > 0 && b.n == big+1 || delta < 0 && b.n == int64(c.blockKeys/4) {
-		c.odd[string(b.start)] = struct{}{}
+		c.resize[string(b.start)] = struct{}{}
 		c.wake()
 	}
 }
 
-func (c *counts) wake() {
+func (c *keyCounts) wake() {
 	select {
 	case c.work <- struct{}{}:
 	default:
@@ -198,7 +198,7 @@ func (c *counts) wake() {
 }
 
 // next gives the start of the following block; nil: there is none.
-func (c *counts) next(gi, bi int) []byte {
+func (c *keyCounts) next(gi, bi int) []byte {
 	if blocks := c.groups[gi].blocks; bi+1 < len(blocks) {
 		return blocks[bi+1].start
 	}
@@ -208,9 +208,9 @@ func (c *counts) next(gi, bi int) []byte {
 	return nil
 }
 
-// whole counts, as of a revision, the keys of all blocks that lie within [from, to); to nil: no bound. They are the keys of
+// wholeBlocks counts, as of a revision, the keys of all blocks that lie within [from, to); to nil: no bound. They are the keys of
 // [first, last). ok is false where counts cannot help.
-func (c *counts) whole(from, to []byte, rev int64) (n int64, first, last []byte, ok bool) {
+func (c *keyCounts) wholeBlocks(from, to []byte, rev int64) (n int64, first, last []byte, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.state != countsBuilt || rev < c.logFrom || rev > c.rev {
@@ -258,7 +258,7 @@ func (c *counts) whole(from, to []byte, rev int64) (n int64, first, last []byte,
 }
 
 // keys is how many keys exist, if it is known.
-func (c *counts) keys() int64 {
+func (c *keyCounts) keys() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.total
@@ -274,14 +274,14 @@ func (s *Store) Estimate(key, end []byte) (keys int64, ok bool) {
 	} else if bytes.Compare(key, end) >= 0 {
 		return 0, true
 	}
-	c := &s.counts
+	c := &s.keyCounts
 	c.mu.Lock()
 	built := c.state == countsBuilt
 	c.mu.Unlock()
 	if !built {
 		return 0, false
 	}
-	n, _, _, _ := c.whole(key, end, s.rev.Load())
+	n, _, _, _ := c.wholeBlocks(key, end, s.rev.Load())
 	return n + 2*countBlockKeys, true // of the blocks at its ends
 }
 
@@ -299,7 +299,7 @@ func (s *Store) counterWith(end []byte, rev, base int64, own []change) func(w *p
 		if isAll(end) {
 			to = nil
 		}
-		n, first, last, ok := s.counts.whole(from, to, min(rev, base))
+		n, first, last, ok := s.keyCounts.wholeBlocks(from, to, min(rev, base))
 		if !ok || rev > base && int64(len(own)) > n {
 			return 0, false, nil
 		}
@@ -343,7 +343,7 @@ func (s *Store) counterWith(end []byte, rev, base int64, own []change) func(w *p
 // readForCounts calls fn for each key of [from, to) that exists at c.rev, and gives that revision. rest: it is a long way,
 // to be gone slowly. It fails with errMoved if the revision was compacted meanwhile.
 func (s *Store) readForCounts(ctx context.Context, from, to []byte, rest bool, fn func(key []byte)) (rev int64, err error) {
-	c := &s.counts
+	c := &s.keyCounts
 	c.mu.Lock()
 	rev = c.rev
 	c.mu.Unlock()
@@ -394,10 +394,10 @@ func (sp *split) add(key []byte) {
 
 // buildCounts reads all keys once.
 func (s *Store) buildCounts(ctx context.Context) error {
-	c := &s.counts
+	c := &s.keyCounts
 	for {
 		sp := split{int64(c.blockKeys), []block{{}}}
-		know, flush := s.known.scan()
+		know, flush := s.exists.scan()
 		rev, err := s.readForCounts(ctx, nil, nil, true, func(key []byte) {
 			sp.add(key)
 			know(key)
@@ -409,7 +409,7 @@ func (s *Store) buildCounts(ctx context.Context) error {
 			return err
 		}
 		flush()
-		s.known.done(nil)
+		s.exists.done(nil)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.groups = groupsOf(sp.blocks)
@@ -428,14 +428,14 @@ func (s *Store) buildCounts(ctx context.Context) error {
 	}
 }
 
-// renewKnown builds the filter of keys anew if it is full of keys that do not exist any more.
-func (s *Store) renewKnown(ctx context.Context) error {
-	if !s.known.stale(s.counts.keys()) {
+// renewExists builds the filter of keys anew if it is full of keys that do not exist any more.
+func (s *Store) renewExists(ctx context.Context) error {
+	if !s.exists.stale(s.keyCounts.keys()) {
 		return nil
 	}
 	for {
-		s.known.renew()
-		know, flush := s.known.scan()
+		s.exists.renew()
+		know, flush := s.exists.scan()
 		_, err := s.readForCounts(ctx, nil, nil, true, know)
 		if errors.Is(err, errMoved) {
 			continue
@@ -444,7 +444,7 @@ func (s *Store) renewKnown(ctx context.Context) error {
 			return err
 		}
 		flush()
-		s.known.done(nil)
+		s.exists.done(nil)
 		return nil
 	}
 }
@@ -462,14 +462,14 @@ func groupsOf(blocks []block) (groups []group) {
 
 // tidyCounts splits and merges the blocks that call for it.
 func (s *Store) tidyCounts(ctx context.Context) error {
-	c := &s.counts
+	c := &s.keyCounts
 	for ctx.Err() == nil {
 		c.mu.Lock()
 		var start []byte
 		found := false
-		for k := range c.odd {
+		for k := range c.resize {
 			start, found = []byte(k), true
-			delete(c.odd, k)
+			delete(c.resize, k)
 			break
 		}
 		if !found {
@@ -496,7 +496,7 @@ func (s *Store) tidyCounts(ctx context.Context) error {
 }
 
 // merge joins a block with the one before or after it, if the result is not large.
-func (c *counts) merge(gi, bi int) {
+func (c *keyCounts) merge(gi, bi int) {
 	g := &c.groups[gi]
 	for _, at := range []int{bi, bi - 1} { // the left one of two
 		if at < 0 || at+1 >= len(g.blocks) || g.blocks[at].n+g.blocks[at+1].n > int64(c.blockKeys) {
@@ -517,7 +517,7 @@ func (c *counts) merge(gi, bi int) {
 
 // splitBlock splits the block [start, to) into as many as it takes.
 func (s *Store) splitBlock(ctx context.Context, start, to []byte) error {
-	c := &s.counts
+	c := &s.keyCounts
 	for {
 		sp := split{int64(c.blockKeys), []block{{start: start}}}
 		rev, err := s.readForCounts(ctx, start, to, false, sp.add)
@@ -545,7 +545,7 @@ func (s *Store) splitBlock(ctx context.Context, start, to []byte) error {
 		for _, b := range sp.blocks {
 			sum += b.n
 			if b.n > int64(2*c.blockKeys) {
-				c.odd[string(b.start)] = struct{}{} // it has grown while it was read; add noticed nothing
+				c.resize[string(b.start)] = struct{}{} // it has grown while it was read; add noticed nothing
 			}
 		}
 		if sum != g.blocks[bi].n {

@@ -41,7 +41,7 @@ func TestCounts(t *testing.T) {
 						return
 					}
 				}
-				if _, _, _, ok := r.counts.whole([]byte(from), []byte(to), rev); ok {
+				if _, _, _, ok := r.keyCounts.wholeBlocks([]byte(from), []byte(to), rev); ok {
 					counted.Add(1)
 				}
 			}
@@ -81,8 +81,8 @@ func TestCounts(t *testing.T) {
 	}
 	stop.Store(true)
 	wg.Wait()
-	<-r.counts.ready
-	if n := r.counts.keys(); n != int64(len(live)) {
+	<-r.keyCounts.ready
+	if n := r.keyCounts.keys(); n != int64(len(live)) {
 		t.Errorf("%d keys counted, %d exist", n, len(live))
 	}
 	if counted.Load() == 0 {
@@ -111,7 +111,7 @@ func TestCountsInABatch(t *testing.T) {
 		all.ops = append(all.ops, op{key: countKey(i)})
 	}
 	r.apply(all)
-	<-r.counts.ready
+	<-r.keyCounts.ready
 	index, _ := r.st.Applied()
 	w := r.NewWriter(r.st.NewBatch(index+1, 1))
 	ahead := 0
@@ -141,7 +141,7 @@ func TestCountsInABatch(t *testing.T) {
 					t.Fatalf("range %q %q %+v counts %d, has %d: %v", from, to, o, got.Count, len(res.KVs), err)
 				}
 			}
-			if _, _, _, ok := r.counts.whole(from, to, min(rev, w.base)); ok && len(res.KVs) > len(w.changes) {
+			if _, _, _, ok := r.keyCounts.wholeBlocks(from, to, min(rev, w.base)); ok && len(res.KVs) > len(w.changes) {
 				ahead++
 			}
 		}
@@ -156,7 +156,7 @@ func TestCountsInABatch(t *testing.T) {
 // nothing more comes to it.
 func TestBlocksThatGrowWhileSplit(t *testing.T) {
 	r := newRig(t, Options{countBlockKeys: 2, CompactionSleep: -1})
-	<-r.counts.ready
+	<-r.keyCounts.ready
 	n := 0
 	for range 100 {
 		var cmds []command
@@ -171,11 +171,11 @@ func TestBlocksThatGrowWhileSplit(t *testing.T) {
 		r.apply(cmds...)
 	}
 	large := func() (key string, n int64) {
-		r.counts.mu.Lock()
-		defer r.counts.mu.Unlock()
-		for _, g := range r.counts.groups {
+		r.keyCounts.mu.Lock()
+		defer r.keyCounts.mu.Unlock()
+		for _, g := range r.keyCounts.groups {
 			for _, b := range g.blocks {
-				if b.n > int64(2*r.counts.blockKeys) {
+				if b.n > int64(2*r.keyCounts.blockKeys) {
 					return string(b.start), b.n
 				}
 			}

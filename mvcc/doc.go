@@ -24,7 +24,7 @@
 //
 // A version lives at (user key, revision), newest first, and an index leads from each revision to its key: record.go
 // draws both. The newest versions of hot keys are in memory too (cache.go): they answer point reads, and give puts the
-// create revision and version to go on from. Which keys certainly do not exist is known too (known.go): their
+// create revision and version to go on from. Which keys certainly do not exist is known too (exists.go): their
 // first put looks nothing up. How many keys a range holds is known without reading them (counts.go).
 //
 // # Sources

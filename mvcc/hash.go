@@ -389,8 +389,8 @@ func (hs *hashes) get(rev int64) (CompactionHash, bool) {
 	return CompactionHash{}, false
 }
 
-func (hs *hashes) put(lg *zap.Logger, h CompactionHash) {
-	lg.Info("storing new hash", zap.Uint32("hash", h.Hash), zap.Int64("revision", h.Revision), zap.Int64("compact-revision", h.CompactRevision))
+func (hs *hashes) put(logger *zap.Logger, h CompactionHash) {
+	logger.Info("storing new hash", zap.Uint32("hash", h.Hash), zap.Int64("revision", h.Revision), zap.Int64("compact-revision", h.CompactRevision))
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	hs.list = append(hs.list, h)

@@ -66,7 +66,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			return 0
 		}))
 	}
-	revision("keys_total", "Keys that exist; 0 while they are first counted, in the background after a start.", func(s *Store) int64 { return s.counts.keys() })
+	revision("keys_total", "Keys that exist; 0 while they are first counted, in the background after a start.", func(s *Store) int64 { return s.keyCounts.keys() })
 	revision("current_revision", "Newest revision that can be read.", (*Store).Revision)
 	revision("compact_revision", "Revision of the last compaction that was asked for.", (*Store).CompactRevision)
 	if reg != nil {

@@ -46,9 +46,9 @@ func TestWalksAskTheirPacer(t *testing.T) {
 	const early = 3
 	r.apply(command{ops: []op{{key: "gone/", end: "gone0", del: true}}})
 	r.flush()
-	r.counts.mu.Lock()
-	r.counts.logFrom = r.Revision() // so that early is not known without a walk
-	r.counts.mu.Unlock()
+	r.keyCounts.mu.Lock()
+	r.keyCounts.logFrom = r.Revision() // so that early is not known without a walk
+	r.keyCounts.mu.Unlock()
 	view := r.View()
 	defer view.Close()
 	over := func(rd interface {

@@ -64,7 +64,7 @@ func metamorphic(t *testing.T, seed uint64) {
 			opts.CacheBytes = 1 // nothing stays
 		}
 		if rng.IntN(3) > 0 {
-			opts.KnownBytes = (1 + rng.IntN(3)) * bloomBlockBytes // full at once, and built anew often
+			opts.ExistsFilterBytes = (1 + rng.IntN(3)) * bloomBlockBytes // full at once, and built anew often
 		}
 		r := newRig(t, opts)
 		m := newModel()
@@ -120,7 +120,7 @@ func metamorphic(t *testing.T, seed uint64) {
 			}
 			if rng.IntN(4) == 0 {
 				if rng.IntN(2) == 0 {
-					<-r.counts.ready // what is counted ahead takes part
+					<-r.keyCounts.ready // what is counted ahead takes part
 				}
 				r.check(m, rng)
 			}

@@ -461,7 +461,7 @@ func (r *rig) checkRange(m *model, rd interface {
 // checkCounts holds every block of keys that are counted ahead against the model.
 func (r *rig) checkCounts(m *model) {
 	r.t.Helper()
-	c := &r.counts
+	c := &r.keyCounts
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.state != countsBuilt {

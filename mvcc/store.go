@@ -47,11 +47,11 @@ type Options struct {
 	// NoCounts leaves out the counted index of keys, as if it never got built.
 	NoCounts bool
 
-	// KnownBytes bounds the filter that tells keys which certainly do not exist, so that putting them looks for no previous
+	// ExistsFilterBytes bounds the filter that tells keys which certainly do not exist, so that putting them looks for no previous
 	// version; twice as much for short times. 0: 32 MiB, enough for 22 million keys.
-	KnownBytes int
-	// NoKnown leaves the filter out. NoCounts does, too.
-	NoKnown bool
+	ExistsFilterBytes int
+	// NoExistsFilter leaves the filter out. NoCounts does, too.
+	NoExistsFilter bool
 
 	// For tests, which want small ones:
 	countBlockKeys int // size of a block of keys that are counted together
@@ -70,7 +70,7 @@ const (
 // Store: see the package's comment.
 type Store struct {
 	st      *store.Store
-	lg      *zap.Logger
+	logger  *zap.Logger
 	metrics *Metrics
 	opts    Options
 	cache   *cache
@@ -84,9 +84,9 @@ type Store struct {
 	// finished is up to where compactions have removed what they should; -1: none. finished <= compact.
 	finished atomic.Int64
 
-	hashes hashes
-	counts counts
-	known  known
+	hashes    hashes
+	keyCounts keyCounts
+	exists    existsFilter
 
 	mu       sync.Mutex
 	reloaded chan struct{} // closed and replaced by Reload
@@ -134,14 +134,14 @@ func Open(st *store.Store, opts Options) (*Store, error) {
 	if opts.compactionRetry <= 0 {
 		opts.compactionRetry = compactionRetry
 	}
-	if opts.KnownBytes <= 0 {
-		opts.KnownBytes = defaultKnownBytes
+	if opts.ExistsFilterBytes <= 0 {
+		opts.ExistsFilterBytes = defaultExistsFilterBytes
 	}
 	if opts.hashParts <= 0 {
 		opts.hashParts = defaultHashParts
 	}
 	s := &Store{
-		st: st, lg: opts.Logger, metrics: opts.Metrics, opts: opts, cache: newCache(opts.CacheBytes),
+		st: st, logger: opts.Logger, metrics: opts.Metrics, opts: opts, cache: newCache(opts.CacheBytes),
 		reloaded: make(chan struct{}), closed: make(chan struct{}), scratch: overlay{},
 	}
 	if err := s.load(); err != nil {
@@ -150,9 +150,9 @@ func Open(st *store.Store, opts Options) (*Store, error) {
 	s.metrics.store.Store(s)
 	s.startCompactor()
 	if rev := s.CompactRevision(); rev >= 0 {
-		s.lg.Info("restored last compact revision", zap.String("meta-bucket-name-key", metaFinished), zap.Int64("restored-compact-revision", s.finished.Load()))
+		s.logger.Info("restored last compact revision", zap.String("meta-bucket-name-key", metaFinished), zap.Int64("restored-compact-revision", s.finished.Load()))
 	}
-	s.lg.Info("kvstore restored", zap.Int64("current-rev", s.Revision()))
+	s.logger.Info("kvstore restored", zap.Int64("current-rev", s.Revision()))
 	return s, nil
 }
 
@@ -207,7 +207,7 @@ func (s *Store) Reload() error {
 	s.mu.Unlock()
 	s.finishWaiters()
 	s.startCompactor()
-	s.lg.Info("kvstore restored", zap.Int64("current-rev", s.Revision()))
+	s.logger.Info("kvstore restored", zap.Int64("current-rev", s.Revision()))
 	return nil
 }
 

@@ -182,7 +182,7 @@ func (w *Writer) Prev(key []byte, withValue bool) (*mvccpb.KeyValue, error) {
 	if !ok {
 		var whole bool
 		kv, whole, ok = w.s.cache.get(key)
-		if !ok && w.s.known.never(key) {
+		if !ok && w.s.exists.never(key) {
 			return nil, nil
 		}
 		if !ok || withValue && !whole && kv.Version != 0 {

@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-// known tells which keys certainly do not exist, so that the put of a new key, the most usual one, need not look for a
+// existsFilter tells which keys certainly do not exist, so that the put of a new key, the most usual one, need not look for a
 // previous version in Pebble's memtable and levels. It is a Bloom filter of the keys that exist or did: never is right
 // when it says so, and may say no where yes was true, which costs the look-up that it was to spare.
 //
 // # Why it holds every key that exists
 //
 // A key exists as of the applier's next batch if it existed at some revision R or was created after R. The goroutine of
-// counts reads all keys that exist at R and adds them. The applier adds the keys that each batch creates, between commit
+// keyCounts reads all keys that exist at R and adds them. The applier adds the keys that each batch creates, between commit
 // and publication, under the same lock under which counts.rev is raised (Store.count); R is counts.rev, read after the
 // filter was put in place. So a batch beyond R finds the filter in place, and one up to R is what the goroutine reads.
 // Until it has read all, the filter is not asked. Deleting and compacting take nothing out.
@@ -22,7 +22,7 @@ import (
 // Layers are added as keys come, each twice as large as the one before, up to limit bytes. What is deleted stays in; when
 // no layer can be added and less than half of what fits exists, the filter is built anew beside the old one, which
 // answers meanwhile: for this time there are two. Where more keys exist than fit, it stays as it is and errs more often.
-type known struct {
+type existsFilter struct {
 	seed  maphash.Seed
 	limit int
 
@@ -48,7 +48,7 @@ type bloomLayer struct {
 }
 
 const (
-	defaultKnownBytes = 32 << 20
+	defaultExistsFilterBytes = 32 << 20
 
 	bloomBlockBytes  = 64
 	bloomBlockKeys   = 42 // 12 bits a key: about 0.5 % of a layer's answers are wrong
@@ -124,7 +124,7 @@ func (f *bloom) grow() bool {
 }
 
 // reset begins anew with an empty filter, which is not asked; off: with none.
-func (k *known) reset(limit int, off bool) {
+func (k *existsFilter) reset(limit int, off bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.limit == 0 {
@@ -138,14 +138,14 @@ func (k *known) reset(limit int, off bool) {
 }
 
 // never says that a key certainly does not exist. REQUIRES: every batch committed so far was given to Store.count.
-func (k *known) never(key []byte) bool {
+func (k *existsFilter) never(key []byte) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.complete && !k.filter.has(maphash.Bytes(k.seed, key))
 }
 
 // created adds the keys that a batch created.
-func (k *known) created(changes []change) {
+func (k *existsFilter) created(changes []change) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.filter == nil {
@@ -164,21 +164,21 @@ func (k *known) created(changes []change) {
 }
 
 // stale says that the filter is full, though much fewer keys exist than fit into it.
-func (k *known) stale(exist int64) bool {
+func (k *existsFilter) stale(exist int64) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.complete && k.next == nil && k.filter.full && exist <= int64(k.filter.capacity/2)
 }
 
 // renew puts an empty filter beside the present one; done(nil) puts it in its place.
-func (k *known) renew() {
+func (k *existsFilter) renew() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.next = newBloom(k.limit)
 }
 
 // done ends the adding of the keys that exist. After an error the filter is off.
-func (k *known) done(err error) {
+func (k *existsFilter) done(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
@@ -195,7 +195,7 @@ func (k *known) done(err error) {
 
 // scan gives a function that takes the keys that exist, and one to be called after the last. They are added many at a
 // time, so that the applier seldom waits.
-func (k *known) scan() (add func(key []byte), flush func()) {
+func (k *existsFilter) scan() (add func(key []byte), flush func()) {
 	hashes := make([]uint64, 0, 512)
 	flush = func() {
 		k.mu.Lock()

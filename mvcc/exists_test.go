@@ -15,52 +15,52 @@ func (r *rig) checkKnown() {
 		r.t.Fatal(err)
 	}
 	for _, kv := range res.KVs {
-		if r.known.never(kv.Key) {
+		if r.exists.never(kv.Key) {
 			r.t.Fatalf("the filter says that %q does not exist", kv.Key)
 		}
 	}
 }
 
-func TestKnownSparesLookUps(t *testing.T) {
+func TestExistsSparesLookUps(t *testing.T) {
 	r := newRig(t, Options{CacheBytes: 1})
 	for i := range 100 {
 		r.do(op{key: fmt.Sprint("before", i), value: "v"})
 	}
 	r.close()
 	r.open()
-	<-r.counts.ready
+	<-r.keyCounts.ready
 	r.do(op{key: "after", value: "v"})
 	r.do(op{key: "after", del: true})
 	r.checkKnown()
 	wrong := 0
 	for i := range 1000 {
-		if !r.known.never(fmt.Append(nil, "other", i)) {
+		if !r.exists.never(fmt.Append(nil, "other", i)) {
 			wrong++
 		}
 	}
 	if wrong > 50 {
 		t.Errorf("the filter is wrong about %d of 1000 keys that never were", wrong)
 	}
-	if r.known.never([]byte("after")) {
+	if r.exists.never([]byte("after")) {
 		t.Error("a key that was created after the filter was complete is not in it")
 	}
 }
 
-// TestKnownStaysBounded deletes what it puts, so that a small filter is built anew beside the traffic, again and again.
-func TestKnownStaysBounded(t *testing.T) {
-	r := newRig(t, Options{CacheBytes: 1, KnownBytes: 4 * bloomBlockBytes, CompactionSleep: -1})
-	<-r.counts.ready
-	first := r.known.filter
+// TestExistsStaysBounded deletes what it puts, so that a small filter is built anew beside the traffic, again and again.
+func TestExistsStaysBounded(t *testing.T) {
+	r := newRig(t, Options{CacheBytes: 1, ExistsFilterBytes: 4 * bloomBlockBytes, CompactionSleep: -1})
+	<-r.keyCounts.ready
+	first := r.exists.filter
 	r.do(op{key: "stays", value: "v"})
 	deadline := time.Now().Add(30 * time.Second)
 	for i := 0; ; i++ {
 		r.do(op{key: fmt.Sprint("goes", i), value: "v"})
 		r.do(op{key: fmt.Sprint("goes", i), del: true})
-		r.known.mu.Lock()
-		renewed, bytes := r.known.filter != first, r.known.filter.bytes
-		r.known.mu.Unlock()
-		if bytes > r.opts.KnownBytes {
-			t.Fatalf("the filter has %d bytes, %d are allowed", bytes, r.opts.KnownBytes)
+		r.exists.mu.Lock()
+		renewed, bytes := r.exists.filter != first, r.exists.filter.bytes
+		r.exists.mu.Unlock()
+		if bytes > r.opts.ExistsFilterBytes {
+			t.Fatalf("the filter has %d bytes, %d are allowed", bytes, r.opts.ExistsFilterBytes)
 		}
 		if renewed {
 			break
@@ -72,13 +72,13 @@ func TestKnownStaysBounded(t *testing.T) {
 	r.checkKnown()
 }
 
-// TestKnownWhileBuilding creates, deletes and compacts while the pass over all keys is under way, after Open and when a
+// TestExistsWhileBuilding creates, deletes and compacts while the pass over all keys is under way, after Open and when a
 // filter is renewed. After each transaction, no key that exists may be missing.
-func TestKnownWhileBuilding(t *testing.T) {
+func TestExistsWhileBuilding(t *testing.T) {
 	for _, seed := range seeds(t, 4) {
 		t.Run(name(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 7))
-			r := newRig(t, Options{CacheBytes: 1, KnownBytes: 40 * bloomBlockBytes, CompactionSleep: -1})
+			r := newRig(t, Options{CacheBytes: 1, ExistsFilterBytes: 40 * bloomBlockBytes, CompactionSleep: -1})
 			exists := map[string]bool{}
 			key := func() string { return fmt.Sprint("k", rng.IntN(2000)) }
 			step := func() {
@@ -103,7 +103,7 @@ func TestKnownWhileBuilding(t *testing.T) {
 					r.apply(command{compact: r.Revision()})
 				}
 				for k, there := range exists {
-					if there && r.known.never([]byte(k)) {
+					if there && r.exists.never([]byte(k)) {
 						t.Fatalf("the filter says that %q does not exist", k)
 					}
 				}
@@ -113,27 +113,27 @@ func TestKnownWhileBuilding(t *testing.T) {
 					step()
 				}
 				if rng.IntN(2) == 0 {
-					<-r.counts.ready
+					<-r.keyCounts.ready
 				}
 				r.flush()
 				r.close()
 				r.open()
 			}
-			<-r.counts.ready
+			<-r.keyCounts.ready
 			r.checkKnown()
 		})
 	}
 }
 
-// TestKnownCreatedWhileRenewed: what is created while a filter is built anew must be in the new one, though the pass over
+// TestExistsCreatedWhileRenewed: what is created while a filter is built anew must be in the new one, though the pass over
 // all keys began before.
-func TestKnownCreatedWhileRenewed(t *testing.T) {
+func TestExistsCreatedWhileRenewed(t *testing.T) {
 	r := newRig(t, Options{CacheBytes: 1})
-	<-r.counts.ready
-	r.known.renew()
+	<-r.keyCounts.ready
+	r.exists.renew()
 	r.do(op{key: "meanwhile", value: "v"})
-	r.known.done(nil)
-	if r.known.never([]byte("meanwhile")) {
+	r.exists.done(nil)
+	if r.exists.never([]byte("meanwhile")) {
 		t.Error("a key that was created while the filter was built anew is not in it")
 	}
 }
