@@ -42,7 +42,7 @@ func (s *Store) startCompactor() {
 		s.enqueue([]compactionRequest{{rev: scheduled, previous: finished}})
 	}
 	go s.compactLoop(ctx, c.work, c.stopped)
-	s.startCounting(ctx)
+	s.keyCounts.start(ctx)
 }
 
 // stopCompactor ends the goroutine and waits for it. What it has not finished is found again by startCompactor.
@@ -50,7 +50,7 @@ func (s *Store) stopCompactor() {
 	c := &s.compactor
 	c.cancel()
 	<-c.stopped
-	s.stopCounting()
+	s.keyCounts.stop()
 }
 
 func (s *Store) enqueue(requests []compactionRequest) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -29,6 +30,8 @@ import (
 // Only the goroutine moves the bounds of blocks: it splits those that have grown (it reads their keys for that, as of
 // some revision, and adds what log has after it) and merges those that have shrunk.
 type keyCounts struct {
+	env countsEnv
+
 	blockKeys int // a new block has this many
 
 	mu     sync.Mutex
@@ -46,6 +49,17 @@ type keyCounts struct {
 	work    chan struct{} // one token: resize may have something
 	ready   chan struct{} // closed when built
 	stopped chan struct{} // closed when the goroutine has ended
+}
+
+// countsEnv is what keyCounts needs of its Store; see there.
+type countsEnv struct {
+	store      *store.Store
+	opts       *Options
+	logger     *zap.Logger
+	generation *atomic.Uint64
+	rev        *atomic.Int64
+	compact    *atomic.Int64
+	exists     *existsFilter // filled and renewed by the same passes
 }
 
 type countState int
@@ -80,38 +94,37 @@ const (
 	buildRest     = time.Millisecond
 )
 
-// startCounting begins to build. It goes on until ctx ends.
-func (s *Store) startCounting(ctx context.Context) {
-	c := &s.keyCounts
+// start begins to build. It goes on until ctx ends.
+func (c *keyCounts) start(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stopped, c.ready = make(chan struct{}), make(chan struct{})
 	c.groups, c.total, c.log, c.arena, c.size = nil, 0, nil, nil, 0
-	c.rev = s.rev.Load()
+	c.rev = c.env.rev.Load()
 	c.logFrom = c.rev
-	s.exists.reset(s.opts.ExistsFilterBytes, s.opts.NoCounts || s.opts.NoExistsFilter)
-	if s.opts.NoCounts {
+	c.env.exists.reset(c.env.opts.ExistsFilterBytes, c.env.opts.NoCounts || c.env.opts.NoExistsFilter)
+	if c.env.opts.NoCounts {
 		c.state = countsOff
 		close(c.stopped)
 		return
 	}
 	c.state, c.resize, c.work = countsBuilding, map[string]struct{}{}, make(chan struct{}, 1)
-	if c.blockKeys = s.opts.countBlockKeys; c.blockKeys == 0 {
+	if c.blockKeys = c.env.opts.countBlockKeys; c.blockKeys == 0 {
 		c.blockKeys = countBlockKeys
 	}
-	go s.countLoop(ctx, c.work, c.stopped)
+	go c.loop(ctx, c.work, c.stopped)
 }
 
-func (s *Store) stopCounting() { <-s.keyCounts.stopped }
+func (c *keyCounts) stop() { <-c.stopped }
 
-func (s *Store) countLoop(ctx context.Context, work <-chan struct{}, stopped chan<- struct{}) {
+func (c *keyCounts) loop(ctx context.Context, work <-chan struct{}, stopped chan<- struct{}) {
 	defer close(stopped)
-	err := s.buildCounts(ctx)
+	err := c.build(ctx)
 	for err == nil {
 		select {
 		case <-work:
-			if err = s.tidyCounts(ctx); err == nil {
-				err = s.renewExists(ctx)
+			if err = c.tidy(ctx); err == nil {
+				err = c.renewExists(ctx)
 			}
 		case <-ctx.Done():
 			return
@@ -121,24 +134,23 @@ func (s *Store) countLoop(ctx context.Context, work <-chan struct{}, stopped cha
 		<-ctx.Done() // Reload is about to begin anew
 	}
 	if ctx.Err() == nil {
-		s.exists.done(err)
-		s.keyCounts.mu.Lock()
-		s.keyCounts.state, s.keyCounts.groups, s.keyCounts.log = countsOff, nil, nil
-		s.keyCounts.mu.Unlock()
-		s.logger.Warn("keys are no longer counted ahead; ranges are counted by reading them", zap.Error(err))
+		c.env.exists.done(err)
+		c.mu.Lock()
+		c.state, c.groups, c.log = countsOff, nil, nil
+		c.mu.Unlock()
+		c.env.logger.Warn("keys are no longer counted ahead; ranges are counted by reading them", zap.Error(err))
 	}
 }
 
-// count takes what a batch has changed, up to revision rev. REQUIRES: the batch is committed and not yet published.
-func (s *Store) count(changes []change, rev int64) {
-	c := &s.keyCounts
+// take takes what a batch has changed, up to revision rev. REQUIRES: the batch is committed and not yet published.
+func (c *keyCounts) take(changes []change, rev int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rev = rev
 	if c.state == countsOff || len(changes) == 0 {
 		return
 	}
-	s.exists.created(changes)
+	c.env.exists.created(changes)
 	for _, ch := range changes {
 		if cap(c.arena)-len(c.arena) < len(ch.key) {
 			c.arena = make([]byte, 0, max(64<<10, len(ch.key)))
@@ -152,7 +164,7 @@ func (s *Store) count(changes []change, rev int64) {
 			c.add(ch)
 		}
 	}
-	if c.state == countsBuilt && s.exists.stale(c.total) {
+	if c.state == countsBuilt && c.env.exists.stale(c.total) {
 		c.wake()
 	}
 	if c.state == countsBuilt && (len(c.log) > countLogMax || c.size > countLogBytesMax) {
@@ -287,19 +299,19 @@ func (s *Store) Estimate(key, end []byte) (keys int64, ok bool) {
 
 // counter gives what counts the keys of [from, end) that exist at a revision, with an iterator that shows them, whose
 // bounds it changes. ok is false where it cannot.
-func (s *Store) counter(end []byte, rev int64) func(w *paced, it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
-	return s.counterWith(end, rev, rev, nil)
+func (c *keyCounts) counter(end []byte, rev int64) func(w *paced, it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
+	return c.counterWith(end, rev, rev, nil)
 }
 
 // counterWith is counter for a batch that is being written: own are its changes after the revision base, up to which all is
 // committed. It gives up where there are more of them than keys to count.
-func (s *Store) counterWith(end []byte, rev, base int64, own []change) func(w *paced, it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
+func (c *keyCounts) counterWith(end []byte, rev, base int64, own []change) func(w *paced, it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
 	return func(w *paced, it *pebble.Iterator, from []byte) (int64, bool, error) {
 		to := end
 		if isAll(end) {
 			to = nil
 		}
-		n, first, last, ok := s.keyCounts.wholeBlocks(from, to, min(rev, base))
+		n, first, last, ok := c.wholeBlocks(from, to, min(rev, base))
 		if !ok || rev > base && int64(len(own)) > n {
 			return 0, false, nil
 		}
@@ -340,10 +352,9 @@ func (s *Store) counterWith(end []byte, rev, base int64, own []change) func(w *p
 	}
 }
 
-// readForCounts calls fn for each key of [from, to) that exists at c.rev, and gives that revision. rest: it is a long way,
+// read calls fn for each key of [from, to) that exists at c.rev, and gives that revision. rest: it is a long way,
 // to be gone slowly. It fails with errMoved if the revision was compacted meanwhile.
-func (s *Store) readForCounts(ctx context.Context, from, to []byte, rest bool, fn func(key []byte)) (rev int64, err error) {
-	c := &s.keyCounts
+func (c *keyCounts) read(ctx context.Context, from, to []byte, rest bool, fn func(key []byte)) (rev int64, err error) {
 	c.mu.Lock()
 	rev = c.rev
 	c.mu.Unlock()
@@ -352,15 +363,15 @@ func (s *Store) readForCounts(ctx context.Context, from, to []byte, rest bool, f
 	if to != nil {
 		upper = store.AppendUserKeyPrefix(nil, to)
 	}
-	it, err := s.st.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	it, err := c.env.store.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 	if err != nil {
 		return rev, err
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
-	if s.st.Generation() != s.generation.Load() {
+	if c.env.store.Generation() != c.env.generation.Load() {
 		return rev, store.ErrReplaced
 	}
-	if rev < s.compact.Load() {
+	if rev < c.env.compact.Load() {
 		return rev, errMoved
 	}
 	v := visible{it: it, rev: uint64(rev)}
@@ -392,13 +403,12 @@ func (sp *split) add(key []byte) {
 	last.n++
 }
 
-// buildCounts reads all keys once.
-func (s *Store) buildCounts(ctx context.Context) error {
-	c := &s.keyCounts
+// build reads all keys once.
+func (c *keyCounts) build(ctx context.Context) error {
 	for {
 		sp := split{int64(c.blockKeys), []block{{}}}
-		know, flush := s.exists.scan()
-		rev, err := s.readForCounts(ctx, nil, nil, true, func(key []byte) {
+		know, flush := c.env.exists.scan()
+		rev, err := c.read(ctx, nil, nil, true, func(key []byte) {
 			sp.add(key)
 			know(key)
 		})
@@ -409,7 +419,7 @@ func (s *Store) buildCounts(ctx context.Context) error {
 			return err
 		}
 		flush()
-		s.exists.done(nil)
+		c.env.exists.done(nil)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.groups = groupsOf(sp.blocks)
@@ -429,14 +439,14 @@ func (s *Store) buildCounts(ctx context.Context) error {
 }
 
 // renewExists builds the filter of keys anew if it is full of keys that do not exist any more.
-func (s *Store) renewExists(ctx context.Context) error {
-	if !s.exists.stale(s.keyCounts.keys()) {
+func (c *keyCounts) renewExists(ctx context.Context) error {
+	if !c.env.exists.stale(c.keys()) {
 		return nil
 	}
 	for {
-		s.exists.renew()
-		know, flush := s.exists.scan()
-		_, err := s.readForCounts(ctx, nil, nil, true, know)
+		c.env.exists.renew()
+		know, flush := c.env.exists.scan()
+		_, err := c.read(ctx, nil, nil, true, know)
 		if errors.Is(err, errMoved) {
 			continue
 		}
@@ -444,7 +454,7 @@ func (s *Store) renewExists(ctx context.Context) error {
 			return err
 		}
 		flush()
-		s.exists.done(nil)
+		c.env.exists.done(nil)
 		return nil
 	}
 }
@@ -460,9 +470,8 @@ func groupsOf(blocks []block) (groups []group) {
 	return groups
 }
 
-// tidyCounts splits and merges the blocks that call for it.
-func (s *Store) tidyCounts(ctx context.Context) error {
-	c := &s.keyCounts
+// tidy splits and merges the blocks that call for it.
+func (c *keyCounts) tidy(ctx context.Context) error {
 	for ctx.Err() == nil {
 		c.mu.Lock()
 		var start []byte
@@ -485,7 +494,7 @@ func (s *Store) tidyCounts(ctx context.Context) error {
 			c.merge(gi, bi)
 		case b.n > int64(2*c.blockKeys):
 			c.mu.Unlock()
-			if err := s.splitBlock(ctx, start, to); err != nil {
+			if err := c.splitBlock(ctx, start, to); err != nil {
 				return err
 			}
 			continue
@@ -516,11 +525,10 @@ func (c *keyCounts) merge(gi, bi int) {
 }
 
 // splitBlock splits the block [start, to) into as many as it takes.
-func (s *Store) splitBlock(ctx context.Context, start, to []byte) error {
-	c := &s.keyCounts
+func (c *keyCounts) splitBlock(ctx context.Context, start, to []byte) error {
 	for {
 		sp := split{int64(c.blockKeys), []block{{start: start}}}
-		rev, err := s.readForCounts(ctx, start, to, false, sp.add)
+		rev, err := c.read(ctx, start, to, false, sp.add)
 		if errors.Is(err, errMoved) {
 			continue
 		}

@@ -13,7 +13,7 @@ import (
 //
 // A key exists as of the applier's next batch if it existed at some revision R or was created after R. The goroutine of
 // keyCounts reads all keys that exist at R and adds them. The applier adds the keys that each batch creates, between commit
-// and publication, under the same lock under which counts.rev is raised (Store.count); R is counts.rev, read after the
+// and publication, under the same lock under which counts.rev is raised (keyCounts.take); R is counts.rev, read after the
 // filter was put in place. So a batch beyond R finds the filter in place, and one up to R is what the goroutine reads.
 // Until it has read all, the filter is not asked. Deleting and compacting take nothing out.
 //
@@ -137,7 +137,7 @@ func (k *existsFilter) reset(limit int, off bool) {
 	}
 }
 
-// never says that a key certainly does not exist. REQUIRES: every batch committed so far was given to Store.count.
+// never says that a key certainly does not exist. REQUIRES: every batch committed so far was given to keyCounts.take.
 func (k *existsFilter) never(key []byte) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

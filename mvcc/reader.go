@@ -53,7 +53,7 @@ func (s *Store) Range(ctx context.Context, key, end []byte, o RangeOptions) (Ran
 	if err != nil {
 		return RangeResult{Rev: current}, err
 	}
-	res, err := rangeOf(ctx, it, key, rev, o, s.counter(end, rev))
+	res, err := rangeOf(ctx, it, key, rev, o, s.keyCounts.counter(end, rev))
 	res.Rev = current
 	return res, errors.Join(err, it.Close())
 }

@@ -144,6 +144,9 @@ func Open(st *store.Store, opts Options) (*Store, error) {
 		st: st, logger: opts.Logger, metrics: opts.Metrics, opts: opts, cache: newCache(opts.CacheBytes),
 		reloaded: make(chan struct{}), closed: make(chan struct{}), scratch: overlay{},
 	}
+	s.keyCounts.env = countsEnv{
+		store: st, opts: &s.opts, logger: s.logger, generation: &s.generation, rev: &s.rev, compact: &s.compact, exists: &s.exists,
+	}
 	if err := s.load(); err != nil {
 		return nil, err
 	}

@@ -98,7 +98,7 @@ func (v *View) Range(ctx context.Context, key, end []byte, o RangeOptions) (Rang
 	if err != nil {
 		return res, err
 	}
-	res, err = rangeOf(ctx, it, key, rev, o, v.s.counter(end, rev))
+	res, err = rangeOf(ctx, it, key, rev, o, v.s.keyCounts.counter(end, rev))
 	res.Rev = v.rev
 	return res, errors.Join(err, it.Close())
 }

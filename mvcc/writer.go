@@ -281,7 +281,7 @@ func (w *Writer) rangeOf(ctx context.Context, key, end []byte, o RangeOptions) (
 	if err != nil {
 		return res, err
 	}
-	res, err = rangeOf(ctx, it, key, rev, o, w.s.counterWith(end, rev, w.base, w.changes))
+	res, err = rangeOf(ctx, it, key, rev, o, w.s.keyCounts.counterWith(end, rev, w.base, w.changes))
 	res.Rev = w.Rev()
 	return res, errors.Join(err, it.Close())
 }
@@ -328,7 +328,7 @@ func (w *Writer) Publish() {
 	for _, o := range w.overlay {
 		s.cache.put(o.kv, o.sub)
 	}
-	s.count(w.changes, w.rev)
+	s.keyCounts.take(w.changes, w.rev)
 	s.compact.Store(w.compact)
 	s.rev.Store(w.rev)
 	clear(w.overlay)
