@@ -21,7 +21,7 @@ import (
 )
 
 func empty() *Policy {
-	return &Policy{lg: zap.NewNop(), revision: 1, users: map[string]*user{}, roles: map[string]*authpb.Role{}}
+	return &Policy{logger: zap.NewNop(), revision: 1, users: map[string]*user{}, roles: map[string]*authpb.Role{}}
 }
 
 // change applies a request as root, and stops the test if it is refused.

@@ -56,39 +56,40 @@ func (p *Policy) Judge(who Identity, r *pb.InternalRaftRequest, keys LeaseKeys) 
 // Change gives what a request for users and roles does, Authenticate excepted. It depends on p and the request alone.
 // REQUIRES: the caller checked Admin if NeedsAdmin.
 func (p *Policy) Change(who Identity, r *pb.InternalRaftRequest) (Outcome, error) {
+	e := edit{of: p}
 	switch {
 	case r.AuthEnable != nil:
-		return p.enable()
+		return e.enable()
 	case r.AuthDisable != nil:
-		return p.disable(), nil
+		return e.disable(), nil
 	case r.AuthStatus != nil:
 		return Outcome{Response: &pb.AuthStatusResponse{Enabled: p.enabled, AuthRevision: p.revision}}, nil
 	case r.AuthUserAdd != nil:
-		return p.userAdd(r.AuthUserAdd)
+		return e.userAdd(r.AuthUserAdd)
 	case r.AuthUserDelete != nil:
-		return p.userDelete(r.AuthUserDelete)
+		return e.userDelete(r.AuthUserDelete)
 	case r.AuthUserChangePassword != nil:
-		return p.userChangePassword(r.AuthUserChangePassword)
+		return e.userChangePassword(r.AuthUserChangePassword)
 	case r.AuthUserGrantRole != nil:
-		return p.userGrantRole(r.AuthUserGrantRole)
+		return e.userGrantRole(r.AuthUserGrantRole)
 	case r.AuthUserRevokeRole != nil:
-		return p.userRevokeRole(r.AuthUserRevokeRole)
+		return e.userRevokeRole(r.AuthUserRevokeRole)
 	case r.AuthUserGet != nil:
-		return p.userGet(who, r.AuthUserGet)
+		return e.userGet(who, r.AuthUserGet)
 	case r.AuthUserList != nil:
 		return Outcome{Response: &pb.AuthUserListResponse{Users: p.userNames()}}, nil
 	case r.AuthRoleAdd != nil:
-		return p.roleAdd(r.AuthRoleAdd)
+		return e.roleAdd(r.AuthRoleAdd)
 	case r.AuthRoleDelete != nil:
-		return p.roleDelete(r.AuthRoleDelete)
+		return e.roleDelete(r.AuthRoleDelete)
 	case r.AuthRoleGet != nil:
-		return p.roleGet(who, r.AuthRoleGet)
+		return e.roleGet(who, r.AuthRoleGet)
 	case r.AuthRoleList != nil:
 		return Outcome{Response: &pb.AuthRoleListResponse{Roles: p.roleNames()}}, nil
 	case r.AuthRoleGrantPermission != nil:
-		return p.grant(r.AuthRoleGrantPermission)
+		return e.grant(r.AuthRoleGrantPermission)
 	case r.AuthRoleRevokePermission != nil:
-		return p.revoke(r.AuthRoleRevokePermission)
+		return e.revoke(r.AuthRoleRevokePermission)
 	}
 	return Outcome{}, ErrInvalidAuthMgmt
 }
@@ -132,35 +133,38 @@ func (p *Policy) withRole(name string, role *authpb.Role) (*Policy, []Record) {
 	return n, []Record{roleRecord(role), revisionRecord(n.revision)}
 }
 
-func (p *Policy) enable() (Outcome, error) {
+// edit is what requests do to a policy, which stays as it is: each gives the next one.
+type edit struct{ of *Policy }
+
+func (e edit) enable() (Outcome, error) {
 	out := Outcome{Response: &pb.AuthEnableResponse{}}
-	if p.enabled {
-		p.lg.Info("authentication is already enabled; ignored auth enable request")
+	if e.of.enabled {
+		e.of.logger.Info("authentication is already enabled; ignored auth enable request")
 		return out, nil
 	}
-	root := p.users[Root]
+	root := e.of.users[Root]
 	if root == nil {
 		return Outcome{}, ErrRootUserNotExist
 	}
 	if !root.root {
 		return Outcome{}, ErrRootRoleNotExist
 	}
-	n := *p // the revision stays, as in etcd
+	n := *e.of // the revision stays, as in etcd
 	n.enabled = true
 	out.Next, out.Records = &n, []Record{enabledRecord(true)}
-	p.lg.Info("enabled authentication")
+	e.of.logger.Info("enabled authentication")
 	return out, nil
 }
 
-func (p *Policy) disable() Outcome {
+func (e edit) disable() Outcome {
 	out := Outcome{Response: &pb.AuthDisableResponse{}}
-	if !p.enabled {
+	if !e.of.enabled {
 		return out
 	}
-	n := p.next()
+	n := e.of.next()
 	n.enabled = false
 	out.Next, out.Records, out.ForgetAll = n, []Record{enabledRecord(false), revisionRecord(n.revision)}, true
-	p.lg.Info("disabled authentication")
+	e.of.logger.Info("disabled authentication")
 	return out
 }
 
@@ -177,11 +181,11 @@ func hashOf(password, hashed string) ([]byte, error) {
 	return b, nil
 }
 
-func (p *Policy) userAdd(r *pb.AuthUserAddRequest) (Outcome, error) {
+func (e edit) userAdd(r *pb.AuthUserAddRequest) (Outcome, error) {
 	if r.Name == "" {
 		return Outcome{}, ErrUserEmpty
 	}
-	if p.users[r.Name] != nil {
+	if e.of.users[r.Name] != nil {
 		return Outcome{}, ErrUserAlreadyExist
 	}
 	options := r.Options
@@ -196,23 +200,23 @@ func (p *Policy) userAdd(r *pb.AuthUserAddRequest) (Outcome, error) {
 		}
 	}
 	out := Outcome{Response: &pb.AuthUserAddResponse{}}
-	out.Next, out.Records = p.withUser(r.Name, u)
-	p.lg.Info("added a user", zap.String("user-name", r.Name))
+	out.Next, out.Records = e.of.withUser(r.Name, u)
+	e.of.logger.Info("added a user", zap.String("user-name", r.Name))
 	return out, nil
 }
 
-func (p *Policy) userDelete(r *pb.AuthUserDeleteRequest) (Outcome, error) {
-	if p.enabled && r.Name == Root {
-		p.lg.Error("cannot delete 'root' user", zap.String("user-name", r.Name))
+func (e edit) userDelete(r *pb.AuthUserDeleteRequest) (Outcome, error) {
+	if e.of.enabled && r.Name == Root {
+		e.of.logger.Error("cannot delete 'root' user", zap.String("user-name", r.Name))
 		return Outcome{}, ErrInvalidAuthMgmt
 	}
-	u := p.users[r.Name]
+	u := e.of.users[r.Name]
 	if u == nil {
 		return Outcome{}, ErrUserNotFound
 	}
 	out := Outcome{Response: &pb.AuthUserDeleteResponse{}, Forget: r.Name}
-	out.Next, out.Records = p.withUser(r.Name, nil)
-	p.lg.Info("deleted a user", zap.String("user-name", r.Name), zap.Strings("user-roles", u.record.Roles))
+	out.Next, out.Records = e.of.withUser(r.Name, nil)
+	e.of.logger.Info("deleted a user", zap.String("user-name", r.Name), zap.Strings("user-roles", u.record.Roles))
 	return out, nil
 }
 
@@ -221,8 +225,8 @@ func with(u *authpb.User, roles []string, password []byte) *authpb.User {
 	return &authpb.User{Name: u.Name, Password: password, Roles: roles, Options: u.Options}
 }
 
-func (p *Policy) userChangePassword(r *pb.AuthUserChangePasswordRequest) (Outcome, error) {
-	u := p.users[r.Name]
+func (e edit) userChangePassword(r *pb.AuthUserChangePasswordRequest) (Outcome, error) {
+	u := e.of.users[r.Name]
 	if u == nil {
 		return Outcome{}, ErrUserNotFound
 	}
@@ -234,29 +238,29 @@ func (p *Policy) userChangePassword(r *pb.AuthUserChangePasswordRequest) (Outcom
 		}
 	}
 	out := Outcome{Response: &pb.AuthUserChangePasswordResponse{}, Forget: r.Name}
-	out.Next, out.Records = p.withUser(r.Name, with(u.record, u.record.Roles, password))
-	p.lg.Info("changed a password of a user", zap.String("user-name", r.Name), zap.Strings("user-roles", u.record.Roles))
+	out.Next, out.Records = e.of.withUser(r.Name, with(u.record, u.record.Roles, password))
+	e.of.logger.Info("changed a password of a user", zap.String("user-name", r.Name), zap.Strings("user-roles", u.record.Roles))
 	return out, nil
 }
 
-func (p *Policy) userGrantRole(r *pb.AuthUserGrantRoleRequest) (Outcome, error) {
-	u := p.users[r.User]
+func (e edit) userGrantRole(r *pb.AuthUserGrantRoleRequest) (Outcome, error) {
+	u := e.of.users[r.User]
 	if u == nil {
 		return Outcome{}, ErrUserNotFound
 	}
-	if r.Role != Root && p.roles[r.Role] == nil {
+	if r.Role != Root && e.of.roles[r.Role] == nil {
 		return Outcome{}, ErrRoleNotFound
 	}
 	out := Outcome{Response: &pb.AuthUserGrantRoleResponse{}}
 	if u.has(r.Role) {
-		p.lg.Warn("ignored grant role request to a user", zap.String("user-name", r.User),
+		e.of.logger.Warn("ignored grant role request to a user", zap.String("user-name", r.User),
 			zap.Strings("user-roles", u.record.Roles), zap.String("duplicate-role-name", r.Role))
 		return out, nil
 	}
 	roles := append(slices.Clone(u.record.Roles), r.Role)
 	slices.Sort(roles)
-	out.Next, out.Records = p.withUser(r.User, with(u.record, roles, u.record.Password))
-	p.lg.Info("granted a role to a user", zap.String("user-name", r.User),
+	out.Next, out.Records = e.of.withUser(r.User, with(u.record, roles, u.record.Password))
+	e.of.logger.Info("granted a role to a user", zap.String("user-name", r.User),
 		zap.Strings("user-roles", roles), zap.String("added-role-name", r.Role))
 	return out, nil
 }
@@ -271,12 +275,12 @@ func without(roles []string, role string) []string {
 	return out
 }
 
-func (p *Policy) userRevokeRole(r *pb.AuthUserRevokeRoleRequest) (Outcome, error) {
-	if p.enabled && r.Name == Root && r.Role == Root {
-		p.lg.Error("'root' user cannot revoke 'root' role", zap.String("user-name", r.Name), zap.String("role-name", r.Role))
+func (e edit) userRevokeRole(r *pb.AuthUserRevokeRoleRequest) (Outcome, error) {
+	if e.of.enabled && r.Name == Root && r.Role == Root {
+		e.of.logger.Error("'root' user cannot revoke 'root' role", zap.String("user-name", r.Name), zap.String("role-name", r.Role))
 		return Outcome{}, ErrInvalidAuthMgmt
 	}
-	u := p.users[r.Name]
+	u := e.of.users[r.Name]
 	if u == nil {
 		return Outcome{}, ErrUserNotFound
 	}
@@ -285,8 +289,8 @@ func (p *Policy) userRevokeRole(r *pb.AuthUserRevokeRoleRequest) (Outcome, error
 		return Outcome{}, ErrRoleNotGranted
 	}
 	out := Outcome{Response: &pb.AuthUserRevokeRoleResponse{}}
-	out.Next, out.Records = p.withUser(r.Name, with(u.record, roles, u.record.Password))
-	p.lg.Info("revoked a role from a user", zap.String("user-name", r.Name), zap.Strings("old-user-roles", u.record.Roles),
+	out.Next, out.Records = e.of.withUser(r.Name, with(u.record, roles, u.record.Password))
+	e.of.logger.Info("revoked a role from a user", zap.String("user-name", r.Name), zap.Strings("old-user-roles", u.record.Roles),
 		zap.Strings("new-user-roles", roles), zap.String("revoked-role-name", r.Role))
 	return out, nil
 }
@@ -299,50 +303,50 @@ func (p *Policy) mayGetUser(who Identity, r *pb.AuthUserGetRequest) error {
 	return p.Admin(who)
 }
 
-func (p *Policy) userGet(who Identity, r *pb.AuthUserGetRequest) (Outcome, error) {
-	if err := p.mayGetUser(who, r); err != nil {
+func (e edit) userGet(who Identity, r *pb.AuthUserGetRequest) (Outcome, error) {
+	if err := e.of.mayGetUser(who, r); err != nil {
 		return Outcome{}, err
 	}
-	u := p.users[r.Name]
+	u := e.of.users[r.Name]
 	if u == nil {
 		return Outcome{}, ErrUserNotFound
 	}
 	return Outcome{Response: &pb.AuthUserGetResponse{Roles: slices.Clone(u.record.Roles)}}, nil
 }
 
-func (p *Policy) roleAdd(r *pb.AuthRoleAddRequest) (Outcome, error) {
+func (e edit) roleAdd(r *pb.AuthRoleAddRequest) (Outcome, error) {
 	if r.Name == "" {
 		return Outcome{}, ErrRoleEmpty
 	}
-	if p.roles[r.Name] != nil {
+	if e.of.roles[r.Name] != nil {
 		return Outcome{}, ErrRoleAlreadyExist
 	}
 	out := Outcome{Response: &pb.AuthRoleAddResponse{}}
-	out.Next, out.Records = p.withRole(r.Name, &authpb.Role{Name: []byte(r.Name)})
-	p.lg.Info("created a role", zap.String("role-name", r.Name))
+	out.Next, out.Records = e.of.withRole(r.Name, &authpb.Role{Name: []byte(r.Name)})
+	e.of.logger.Info("created a role", zap.String("role-name", r.Name))
 	return out, nil
 }
 
-func (p *Policy) roleDelete(r *pb.AuthRoleDeleteRequest) (Outcome, error) {
-	if p.enabled && r.Role == Root {
-		p.lg.Error("cannot delete 'root' role", zap.String("role-name", r.Role))
+func (e edit) roleDelete(r *pb.AuthRoleDeleteRequest) (Outcome, error) {
+	if e.of.enabled && r.Role == Root {
+		e.of.logger.Error("cannot delete 'root' role", zap.String("role-name", r.Role))
 		return Outcome{}, ErrInvalidAuthMgmt
 	}
-	if p.roles[r.Role] == nil {
+	if e.of.roles[r.Role] == nil {
 		return Outcome{}, ErrRoleNotFound
 	}
-	n := p.next()
-	n.roles, n.users = maps.Clone(p.roles), maps.Clone(p.users)
+	n := e.of.next()
+	n.roles, n.users = maps.Clone(e.of.roles), maps.Clone(e.of.users)
 	delete(n.roles, r.Role)
 	records := []Record{{kind: kindRole, name: r.Role}}
-	for _, name := range p.userNames() {
-		if u := p.users[name].record; p.users[name].has(r.Role) {
+	for _, name := range e.of.userNames() {
+		if u := e.of.users[name].record; e.of.users[name].has(r.Role) {
 			changed := with(u, without(u.Roles, r.Role), u.Password)
 			n.users[name] = newUser(changed)
 			records = append(records, userRecord(changed))
 		}
 	}
-	p.lg.Info("deleted a role", zap.String("role-name", r.Role))
+	e.of.logger.Info("deleted a role", zap.String("role-name", r.Role))
 	return Outcome{Response: &pb.AuthRoleDeleteResponse{}, Next: n, Records: append(records, revisionRecord(n.revision))}, nil
 }
 
@@ -355,11 +359,11 @@ func (p *Policy) mayGetRole(who Identity, r *pb.AuthRoleGetRequest) error {
 	return err
 }
 
-func (p *Policy) roleGet(who Identity, r *pb.AuthRoleGetRequest) (Outcome, error) {
-	if err := p.mayGetRole(who, r); err != nil {
+func (e edit) roleGet(who Identity, r *pb.AuthRoleGetRequest) (Outcome, error) {
+	if err := e.of.mayGetRole(who, r); err != nil {
 		return Outcome{}, err
 	}
-	role := p.roles[r.Role]
+	role := e.of.roles[r.Role]
 	if role == nil {
 		return Outcome{}, ErrRoleNotFound
 	}
@@ -373,20 +377,20 @@ func (p *Policy) roleGet(who Identity, r *pb.AuthRoleGetRequest) (Outcome, error
 func (p *Policy) hasRole(name, role string) bool {
 	u := p.users[name]
 	if u == nil {
-		p.lg.Warn("'has-role' requested for non-existing user", zap.String("user-name", name), zap.String("role-name", role))
+		p.logger.Warn("'has-role' requested for non-existing user", zap.String("user-name", name), zap.String("role-name", role))
 		return false
 	}
 	return u.has(role)
 }
 
-func (p *Policy) grant(r *pb.AuthRoleGrantPermissionRequest) (Outcome, error) {
+func (e edit) grant(r *pb.AuthRoleGrantPermissionRequest) (Outcome, error) {
 	if r.Perm == nil {
 		return Outcome{}, ErrPermissionNotGiven
 	}
 	if !validRange(r.Perm.Key, r.Perm.RangeEnd) {
 		return Outcome{}, ErrInvalidAuthMgmt
 	}
-	role := p.roles[r.Name]
+	role := e.of.roles[r.Name]
 	if role == nil {
 		return Outcome{}, ErrRoleNotFound
 	}
@@ -401,8 +405,8 @@ func (p *Policy) grant(r *pb.AuthRoleGrantPermissionRequest) (Outcome, error) {
 		sort.Sort(byKey(perms))
 	}
 	out := Outcome{Response: &pb.AuthRoleGrantPermissionResponse{}}
-	out.Next, out.Records = p.withRole(r.Name, &authpb.Role{Name: role.Name, KeyPermission: perms})
-	p.lg.Info("granted/updated a permission to a user", zap.String("user-name", r.Name),
+	out.Next, out.Records = e.of.withRole(r.Name, &authpb.Role{Name: role.Name, KeyPermission: perms})
+	e.of.logger.Info("granted/updated a permission to a user", zap.String("user-name", r.Name),
 		zap.String("permission-name", authpb.Permission_Type_name[int32(perm.PermType)]),
 		zap.ByteString("key", perm.Key), zap.ByteString("range-end", perm.RangeEnd))
 	return out, nil
@@ -414,8 +418,8 @@ func (b byKey) Len() int           { return len(b) }
 func (b byKey) Less(i, j int) bool { return bytes.Compare(b[i].Key, b[j].Key) < 0 }
 func (b byKey) Swap(i, j int)      { b[i], b[j] = b[j], b[i] }
 
-func (p *Policy) revoke(r *pb.AuthRoleRevokePermissionRequest) (Outcome, error) {
-	role := p.roles[r.Role]
+func (e edit) revoke(r *pb.AuthRoleRevokePermissionRequest) (Outcome, error) {
+	role := e.of.roles[r.Role]
 	if role == nil {
 		return Outcome{}, ErrRoleNotFound
 	}
@@ -429,8 +433,8 @@ func (p *Policy) revoke(r *pb.AuthRoleRevokePermissionRequest) (Outcome, error) 
 		return Outcome{}, ErrPermissionNotGranted
 	}
 	out := Outcome{Response: &pb.AuthRoleRevokePermissionResponse{}}
-	out.Next, out.Records = p.withRole(r.Role, &authpb.Role{Name: role.Name, KeyPermission: kept})
-	p.lg.Info("revoked a permission on range", zap.String("role-name", r.Role),
+	out.Next, out.Records = e.of.withRole(r.Role, &authpb.Role{Name: role.Name, KeyPermission: kept})
+	e.of.logger.Info("revoked a permission on range", zap.String("role-name", r.Role),
 		zap.ByteString("key", r.Key), zap.ByteString("range-end", r.RangeEnd))
 	return out, nil
 }

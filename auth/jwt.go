@@ -19,7 +19,7 @@ const defaultJWTTTL = 5 * time.Minute
 
 // signed gives tokens that any member with the key verifies. Its claims are username, revision and exp.
 type signed struct {
-	lg     *zap.Logger
+	logger *zap.Logger
 	method jwt.SigningMethod
 	sign   any // nil: this member can only verify
 	verify any
@@ -39,11 +39,11 @@ type knownToken struct {
 // maxKnownTokens bounds the memory; beyond it all are verified again.
 const maxKnownTokens = 4096
 
-func newJWT(lg *zap.Logger, opts map[string]string) (*signed, error) {
-	t := &signed{lg: lg, ttl: defaultJWTTTL, known: make(map[string]knownToken)}
+func newJWT(logger *zap.Logger, opts map[string]string) (*signed, error) {
+	t := &signed{logger: logger, ttl: defaultJWTTTL, known: make(map[string]knownToken)}
 	public, private, err := t.parse(opts)
 	if err != nil {
-		lg.Error("problem loading JWT options", zap.Error(err))
+		logger.Error("problem loading JWT options", zap.Error(err))
 		return nil, ErrInvalidAuthOpts
 	}
 	var unknown []string
@@ -55,7 +55,7 @@ func newJWT(lg *zap.Logger, opts map[string]string) (*signed, error) {
 		}
 	}
 	if len(unknown) > 0 {
-		lg.Warn("unknown JWT options", zap.Strings("keys", unknown))
+		logger.Warn("unknown JWT options", zap.Strings("keys", unknown))
 	}
 	return t, t.load(public, private)
 }
@@ -162,10 +162,10 @@ func (t *signed) Assign(user string, revision uint64, _ string, _ uint64) (strin
 		"username": user, "revision": revision, "exp": time.Now().Add(t.ttl).Unix(),
 	}).SignedString(t.sign)
 	if err != nil {
-		t.lg.Debug("failed to sign a JWT token", zap.String("user-name", user), zap.Uint64("revision", revision), zap.Error(err))
+		t.logger.Debug("failed to sign a JWT token", zap.String("user-name", user), zap.Uint64("revision", revision), zap.Error(err))
 		return "", err
 	}
-	if ce := t.lg.Check(zap.DebugLevel, "created/assigned a new JWT token"); ce != nil {
+	if ce := t.logger.Check(zap.DebugLevel, "created/assigned a new JWT token"); ce != nil {
 		ce.Write(zap.String("user-name", user), zap.Uint64("revision", revision), zap.String("token-fingerprint", Fingerprint(token)))
 	}
 	return token, nil
@@ -201,22 +201,22 @@ func (t *signed) examine(token string) (knownToken, bool) {
 		return t.verify, nil
 	})
 	if err != nil {
-		t.lg.Warn("failed to parse a JWT token", zap.Error(err))
+		t.logger.Warn("failed to parse a JWT token", zap.Error(err))
 		return knownToken{}, false
 	}
 	claims, ok := parsed.Claims.(jwt.MapClaims)
 	if !parsed.Valid || !ok {
-		t.lg.Warn("failed to obtain claims from a JWT token")
+		t.logger.Warn("failed to obtain claims from a JWT token")
 		return knownToken{}, false
 	}
 	user, ok := claims["username"].(string)
 	if !ok {
-		t.lg.Warn("failed to obtain user claims from jwt token")
+		t.logger.Warn("failed to obtain user claims from jwt token")
 		return knownToken{}, false
 	}
 	revision, ok := claims["revision"].(float64)
 	if !ok {
-		t.lg.Warn("failed to obtain revision claims from jwt token")
+		t.logger.Warn("failed to obtain revision claims from jwt token")
 		return knownToken{}, false
 	}
 	known := knownToken{who: Identity{User: user, Revision: uint64(revision)}}

@@ -188,7 +188,7 @@ func BenchmarkJWT(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := &signed{method: jwt.SigningMethodRS256, sign: key, verify: key.Public(), ttl: time.Hour, known: map[string]knownToken{}, lg: zap.NewNop()}
+	s := &signed{method: jwt.SigningMethodRS256, sign: key, verify: key.Public(), ttl: time.Hour, known: map[string]knownToken{}, logger: zap.NewNop()}
 	token, err := s.Assign("alice", 5, "", 0)
 	if err != nil {
 		b.Fatal(err)

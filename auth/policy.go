@@ -24,7 +24,7 @@ type Identity struct {
 
 // Policy is immutable.
 type Policy struct {
-	lg       *zap.Logger
+	logger   *zap.Logger
 	enabled  bool
 	revision uint64 // counts changes; 1 before the first
 	users    map[string]*user
@@ -110,7 +110,7 @@ func (p *Policy) check(who Identity, key, end []byte, write bool) error {
 		return ErrUserEmpty
 	}
 	if who.Revision < p.revision {
-		p.lg.Warn("request auth revision is less than current node auth revision",
+		p.logger.Warn("request auth revision is less than current node auth revision",
 			zap.Uint64("current node auth revision", p.revision),
 			zap.Uint64("request auth revision", who.Revision),
 			zap.ByteString("request key", key),
@@ -119,7 +119,7 @@ func (p *Policy) check(who Identity, key, end []byte, write bool) error {
 	}
 	u := p.users[who.User]
 	if u == nil {
-		p.lg.Error("cannot find a user for permission check", zap.String("user-name", who.User))
+		p.logger.Error("cannot find a user for permission check", zap.String("user-name", who.User))
 		return ErrPermissionDenied
 	}
 	if u.root {
@@ -248,7 +248,7 @@ func (p *Policy) CheckPassword(name, password string) (revision uint64, err erro
 		return 0, ErrNoPasswordUser
 	}
 	if bcrypt.CompareHashAndPassword(u.record.Password, []byte(password)) != nil {
-		p.lg.Info("invalid password", zap.String("user-name", name))
+		p.logger.Info("invalid password", zap.String("user-name", name))
 		return 0, ErrAuthFailed
 	}
 	return p.revision, nil

@@ -113,11 +113,11 @@ func recordsOf(r store.Reader, kind byte, each func(Record) error) (err error) {
 }
 
 // Load reads the policy that a store holds.
-func Load(r store.Reader, lg *zap.Logger) (*Policy, error) {
-	if lg == nil {
-		lg = zap.NewNop()
+func Load(r store.Reader, logger *zap.Logger) (*Policy, error) {
+	if logger == nil {
+		logger = zap.NewNop()
 	}
-	p := &Policy{lg: lg, revision: 1, users: make(map[string]*user), roles: make(map[string]*authpb.Role)}
+	p := &Policy{logger: logger, revision: 1, users: make(map[string]*user), roles: make(map[string]*authpb.Role)}
 	err := Records(r, func(rec Record) error {
 		switch {
 		case rec.kind == kindUser:

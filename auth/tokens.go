@@ -32,38 +32,38 @@ type Tokens interface {
 const DefaultTokenTTL = 300 * time.Second
 
 // NewTokens makes what --auth-token asks for: "simple", "jwt" with its options, or "" for none. Errors are etcd's.
-func NewTokens(lg *zap.Logger, options string, ttl time.Duration) (Tokens, error) {
-	if lg == nil {
-		lg = zap.NewNop()
+func NewTokens(logger *zap.Logger, options string, ttl time.Duration) (Tokens, error) {
+	if logger == nil {
+		logger = zap.NewNop()
 	}
-	kind, opts, err := splitOptions(lg, options)
+	kind, opts, err := splitOptions(logger, options)
 	if err != nil {
 		return nil, err
 	}
 	switch kind {
 	case "simple":
-		lg.Warn("simple token is not cryptographically signed")
-		return newSimple(lg, ttl), nil
+		logger.Warn("simple token is not cryptographically signed")
+		return newSimple(logger, ttl), nil
 	case "jwt":
-		return newJWT(lg, opts)
+		return newJWT(logger, opts)
 	case "":
 		return none{}, nil
 	}
-	lg.Warn("unknown token type", zap.String("type", kind), zap.Error(ErrInvalidAuthOpts))
+	logger.Warn("unknown token type", zap.String("type", kind), zap.Error(ErrInvalidAuthOpts))
 	return nil, ErrInvalidAuthOpts
 }
 
-func splitOptions(lg *zap.Logger, options string) (kind string, opts map[string]string, err error) {
+func splitOptions(logger *zap.Logger, options string) (kind string, opts map[string]string, err error) {
 	parts := strings.Split(options, ",")
 	opts = make(map[string]string)
 	for _, part := range parts[1:] {
 		pair := strings.Split(part, "=")
 		if len(pair) != 2 {
-			lg.Error("invalid token option", zap.String("option", options))
+			logger.Error("invalid token option", zap.String("option", options))
 			return "", nil, ErrInvalidAuthOpts
 		}
 		if _, ok := opts[pair[0]]; ok {
-			lg.Error("invalid token option", zap.String("option", options), zap.String("duplicate-parameter", pair[0]))
+			logger.Error("invalid token option", zap.String("option", options), zap.String("duplicate-parameter", pair[0]))
 			return "", nil, ErrInvalidAuthOpts
 		}
 		opts[pair[0]] = pair[1]
@@ -82,9 +82,9 @@ func (none) Keep(func(string) bool)                                {}
 
 // simple keeps random tokens in memory. Each use gives a token its full time again.
 type simple struct {
-	lg  *zap.Logger
-	ttl time.Duration
-	now func() time.Time
+	logger *zap.Logger
+	ttl    time.Duration
+	now    func() time.Time
 
 	mu     sync.Mutex
 	tokens map[string]*simpleToken
@@ -100,11 +100,11 @@ type simpleToken struct {
 // which bcrypt bounds.
 const sweepInterval = time.Second
 
-func newSimple(lg *zap.Logger, ttl time.Duration) *simple {
+func newSimple(logger *zap.Logger, ttl time.Duration) *simple {
 	if ttl <= 0 {
 		ttl = DefaultTokenTTL
 	}
-	return &simple{lg: lg, ttl: ttl, now: time.Now, tokens: make(map[string]*simpleToken)}
+	return &simple{logger: logger, ttl: ttl, now: time.Now, tokens: make(map[string]*simpleToken)}
 }
 
 const (
@@ -136,7 +136,7 @@ func (s *simple) Assign(user string, _ uint64, prefix string, index uint64) (str
 	defer s.mu.Unlock()
 	s.sweep(now)
 	s.tokens[token] = &simpleToken{user: user, end: now.Add(s.ttl)}
-	if ce := s.lg.Check(zap.DebugLevel, "authenticated a user"); ce != nil {
+	if ce := s.logger.Check(zap.DebugLevel, "authenticated a user"); ce != nil {
 		ce.Write(zap.String("user-name", user), zap.String("token-fingerprint", Fingerprint(token)))
 	}
 	return token, nil
@@ -163,7 +163,7 @@ func (s *simple) sweep(now time.Time) {
 	for token, t := range s.tokens {
 		if now.After(t.end) {
 			delete(s.tokens, token)
-			s.lg.Debug("deleted a simple token", zap.String("user-name", t.user), zap.String("token-fingerprint", Fingerprint(token)))
+			s.logger.Debug("deleted a simple token", zap.String("user-name", t.user), zap.String("token-fingerprint", Fingerprint(token)))
 		}
 	}
 }

@@ -61,19 +61,19 @@ const prefix = "/_etcd/registry"
 // Join registers a member (own: name=url,...) and waits, until ctx ends, for as many as the cluster
 // has; it returns them in the form of own. valid says whether a text is of that form. All errors but
 // those of ctx and of the configuration are of type *Error.
-func Join(ctx context.Context, lg *zap.Logger, cfg Config, id uint64, own string, valid func(string) error) (initialCluster string, err error) {
-	if lg == nil {
-		lg = zap.NewNop()
+func Join(ctx context.Context, logger *zap.Logger, cfg Config, id uint64, own string, valid func(string) error) (initialCluster string, err error) {
+	if logger == nil {
+		logger = zap.NewNop()
 	}
-	lg = lg.With(zap.String("discovery-token", cfg.Token), zap.String("discovery-endpoints", strings.Join(cfg.Endpoints, ",")))
-	client, err := cfg.dial(ctx, lg)
+	logger = logger.With(zap.String("discovery-token", cfg.Token), zap.String("discovery-endpoints", strings.Join(cfg.Endpoints, ",")))
+	client, err := cfg.dial(ctx, logger)
 	if err != nil {
 		return "", &Error{err}
 	}
 	defer client.Close()
 	root := path.Join(prefix, cfg.Token)
 	r := &registry{
-		kv: client, watcher: client, lg: lg, timeout: cfg.RequestTimeout, backoff: time.Second,
+		kv: client, watcher: client, logger: logger, timeout: cfg.RequestTimeout, backoff: time.Second,
 		sizeKey: path.Join(root, "_config/size"), members: path.Join(root, "members"),
 	}
 	initialCluster, err = r.join(ctx, path.Join(r.members, strconv.FormatUint(id, 16)), own)
@@ -81,17 +81,17 @@ func Join(ctx context.Context, lg *zap.Logger, cfg Config, id uint64, own string
 		err = ErrInvalidURL
 	}
 	if err != nil {
-		lg.Error("discovery failed to join cluster", zap.String("cluster", initialCluster), zap.Error(err))
+		logger.Error("discovery failed to join cluster", zap.String("cluster", initialCluster), zap.Error(err))
 		return "", &Error{err}
 	}
-	lg.Info("discovery joined cluster successfully", zap.String("cluster", initialCluster))
+	logger.Info("discovery joined cluster successfully", zap.String("cluster", initialCluster))
 	return initialCluster, nil
 }
 
-func (c Config) dial(ctx context.Context, lg *zap.Logger) (*clientv3.Client, error) {
+func (c Config) dial(ctx context.Context, logger *zap.Logger) (*clientv3.Client, error) {
 	var secure *tls.Config
 	if c.Cert != "" || c.Key != "" || c.CACert != "" || c.ServerName != "" {
-		files := transport.TLSInfo{CertFile: c.Cert, KeyFile: c.Key, TrustedCAFile: c.CACert, ServerName: c.ServerName, Logger: lg}
+		files := transport.TLSInfo{CertFile: c.Cert, KeyFile: c.Key, TrustedCAFile: c.CACert, ServerName: c.ServerName, Logger: logger}
 		var err error
 		if secure, err = files.ClientConfig(); err != nil {
 			return nil, err
@@ -103,9 +103,9 @@ func (c Config) dial(ctx context.Context, lg *zap.Logger) (*clientv3.Client, err
 	if c.InsecureSkipVerify {
 		secure.InsecureSkipVerify = true
 	}
-	quiet := lg
-	if lg.Core().Enabled(zap.InfoLevel) { // of a logger that is quieter already zap would complain itself
-		quiet = lg.WithOptions(zap.IncreaseLevel(zap.WarnLevel))
+	quiet := logger
+	if logger.Core().Enabled(zap.InfoLevel) { // of a logger that is quieter already zap would complain itself
+		quiet = logger.WithOptions(zap.IncreaseLevel(zap.WarnLevel))
 	}
 	return clientv3.New(clientv3.Config{
 		Context: ctx, Endpoints: c.Endpoints, Logger: quiet,
@@ -119,7 +119,7 @@ func (c Config) dial(ctx context.Context, lg *zap.Logger) (*clientv3.Client, err
 type registry struct {
 	kv      clientv3.KV
 	watcher clientv3.Watcher
-	lg      *zap.Logger
+	logger  *zap.Logger
 
 	timeout          time.Duration // of a request
 	backoff          time.Duration // before the second try is twice this, then twice as long each time
@@ -141,7 +141,7 @@ func (r *registry) join(ctx context.Context, ownKey, own string) (string, error)
 	}
 	err := r.retry(ctx, "register member itself", func(ctx context.Context) error {
 		if _, err := r.kv.Put(ctx, ownKey, own); err != nil {
-			r.lg.Warn("failed to register members itself to the discovery service", zap.String("memberKey", ownKey), zap.Error(err))
+			r.logger.Warn("failed to register members itself to the discovery service", zap.String("memberKey", ownKey), zap.Error(err))
 			return err
 		}
 		return nil
@@ -149,7 +149,7 @@ func (r *registry) join(ctx context.Context, ownKey, own string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	r.lg.Info("register member itself successfully", zap.String("memberKey", ownKey), zap.String("memberInfo", own))
+	r.logger.Info("register member itself successfully", zap.String("memberKey", ownKey), zap.String("memberInfo", own))
 	found, size, revision, err := r.look(ctx, ownKey)
 	if err != nil {
 		return "", err
@@ -181,7 +181,7 @@ func (r *registry) retry(ctx context.Context, step string, try func(context.Cont
 			return err
 		}
 		pause := r.backoff << doublings
-		r.lg.Warn("retry connecting to discovery service", zap.String("reason", step), zap.Duration("backoff", pause))
+		r.logger.Warn("retry connecting to discovery service", zap.String("reason", step), zap.Duration("backoff", pause))
 		select {
 		case <-ctx.Done():
 			return err
@@ -195,7 +195,7 @@ func (r *registry) look(ctx context.Context, ownKey string) (found []registered,
 	err = r.retry(ctx, "cluster status check", func(ctx context.Context) error {
 		resp, err := r.kv.Get(ctx, r.sizeKey)
 		if err != nil {
-			r.lg.Warn("failed to get cluster size from discovery service", zap.String("clusterSizeKey", r.sizeKey), zap.Error(err))
+			r.logger.Warn("failed to get cluster size from discovery service", zap.String("clusterSizeKey", r.sizeKey), zap.Error(err))
 			return err
 		}
 		if len(resp.Kvs) == 0 {
@@ -205,7 +205,7 @@ func (r *registry) look(ctx context.Context, ownKey string) (found []registered,
 			return ErrBadSize
 		}
 		if resp, err = r.kv.Get(ctx, r.members, clientv3.WithPrefix()); err != nil {
-			r.lg.Warn("failed to get cluster members from discovery service", zap.String("membersKeyPrefix", r.members), zap.Error(err))
+			r.logger.Warn("failed to get cluster members from discovery service", zap.String("membersKeyPrefix", r.members), zap.Error(err))
 			return err
 		}
 		found, revision = nil, resp.Header.Revision
@@ -231,13 +231,13 @@ func (r *registry) add(found []registered, m registered) []registered {
 	fields := []zap.Field{zap.String("memberKey", m.key), zap.String("memberInfo", m.urls)}
 	switch {
 	case !strings.Contains(m.urls, "="):
-		r.lg.Warn("invalid peer info returned from discovery service", fields...)
+		r.logger.Warn("invalid peer info returned from discovery service", fields...)
 		return found
 	case slices.ContainsFunc(found, func(o registered) bool { return o.key == m.key }):
-		r.lg.Warn("found duplicate peer from discovery service", fields...)
+		r.logger.Warn("found duplicate peer from discovery service", fields...)
 		return found
 	}
-	r.lg.Info("found peer from discovery service", fields...)
+	r.logger.Info("found peer from discovery service", fields...)
 	found = append(found, m)
 	slices.SortStableFunc(found, func(a, b registered) int { return cmp.Compare(a.created, b.created) })
 	return found
@@ -246,7 +246,7 @@ func (r *registry) add(found []registered, m registered) []registered {
 // wait watches the members that come after revision, until there are size of them or the watch
 // ends.
 func (r *registry) wait(ctx context.Context, found []registered, size int, revision int64) ([]registered, error) {
-	r.lg.Info("waiting for peers from discovery service", zap.Int("clusterSize", size), zap.Int("found-peers", len(found)))
+	r.logger.Info("waiting for peers from discovery service", zap.Int("clusterSize", size), zap.Int("found-peers", len(found)))
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for resp := range r.watcher.Watch(watching, r.members, clientv3.WithPrefix(), clientv3.WithRev(revision+1)) {
@@ -257,7 +257,7 @@ func (r *registry) wait(ctx context.Context, found []registered, size int, revis
 			found = r.add(found, registered{string(event.Kv.Key), string(event.Kv.Value), event.Kv.CreateRevision})
 		}
 		if len(found) >= size {
-			r.lg.Info("found all needed peers from discovery service", zap.Int("clusterSize", size), zap.Int("found-peers", len(found)))
+			r.logger.Info("found all needed peers from discovery service", zap.Int("clusterSize", size), zap.Int("found-peers", len(found)))
 			return found, nil
 		}
 	}

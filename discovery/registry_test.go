@@ -107,7 +107,7 @@ func (k *keys) Watch(ctx context.Context, _ string, opts ...clientv3.OpOption) c
 }
 
 func (k *keys) join(ctx context.Context, id string) (string, error) {
-	r := &registry{kv: k, watcher: k, lg: zap.NewNop(), timeout: time.Second, backoff: time.Second, sizeKey: "/size", members: "/members"}
+	r := &registry{kv: k, watcher: k, logger: zap.NewNop(), timeout: time.Second, backoff: time.Second, sizeKey: "/size", members: "/members"}
 	return r.join(ctx, "/members/"+id, id+"=http://"+id+":1")
 }
 
@@ -201,8 +201,8 @@ func TestJoinRefused(t *testing.T) {
 func TestDialIsSilent(t *testing.T) {
 	var out strings.Builder
 	core := zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{}), zapcore.AddSync(&out), zap.ErrorLevel)
-	for _, lg := range []*zap.Logger{zap.New(core, zap.ErrorOutput(zapcore.AddSync(&out))), zap.NewNop()} {
-		client, err := Config{Endpoints: []string{"127.0.0.1:1"}, InsecureTransport: true}.dial(t.Context(), lg)
+	for _, logger := range []*zap.Logger{zap.New(core, zap.ErrorOutput(zapcore.AddSync(&out))), zap.NewNop()} {
+		client, err := Config{Endpoints: []string{"127.0.0.1:1"}, InsecureTransport: true}.dial(t.Context(), logger)
 		if err != nil {
 			t.Fatal(err)
 		}

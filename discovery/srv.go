@@ -30,9 +30,9 @@ type Records struct {
 
 // SRV is the cluster that DNS knows, as a text of --initial-cluster; "" and the errors of all
 // queries if it knows none. An error beside a cluster is one that left others to be found.
-func SRV(ctx context.Context, lg *zap.Logger, dns Lookup, r Records) (initialCluster string, err error) {
-	if lg == nil {
-		lg = zap.NewNop()
+func SRV(ctx context.Context, logger *zap.Logger, dns Lookup, r Records) (initialCluster string, err error) {
+	if logger == nil {
+		logger = zap.NewNop()
 	}
 	suffix := ""
 	if r.Suffix != "" {
@@ -45,17 +45,17 @@ func SRV(ctx context.Context, lg *zap.Logger, dns Lookup, r Records) (initialClu
 		members, err := r.query(ctx, dns, q.scheme, service)
 		found = append(found, members...)
 		errs = append(errs, err)
-		lg.Info("get cluster for "+q.service+" SRV",
+		logger.Info("get cluster for "+q.service+" SRV",
 			zap.String("service-scheme", q.scheme), zap.String("service-name", service),
 			zap.String("server-name", r.Name), zap.String("discovery-srv", r.Domain),
 			zap.Strings("advertise-peer-urls", texts(r.Advertise)), zap.Strings("found-cluster", found), zap.Error(err))
 	}
 	err = errors.Join(errs...)
 	if err != nil {
-		lg.Warn("failed to resolve during SRV discovery", zap.Error(err))
+		logger.Warn("failed to resolve during SRV discovery", zap.Error(err))
 	}
 	for _, member := range found {
-		lg.Info("got bootstrap from DNS for etcd-server", zap.String("node", member))
+		logger.Info("got bootstrap from DNS for etcd-server", zap.String("node", member))
 	}
 	return strings.Join(found, ","), err
 }

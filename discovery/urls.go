@@ -13,9 +13,9 @@ import (
 )
 
 // SameURLs says why a and b are not the same addresses.
-func SameURLs(ctx context.Context, lg *zap.Logger, a, b []url.URL) error {
-	if lg == nil {
-		lg = zap.NewNop()
+func SameURLs(ctx context.Context, logger *zap.Logger, a, b []url.URL) error {
+	if logger == nil {
+		logger = zap.NewNop()
 	}
 	if len(a) != len(b) {
 		return fmt.Errorf("len(%q) != len(%q)", sorted(a), sorted(b))
@@ -26,7 +26,7 @@ func SameURLs(ctx context.Context, lg *zap.Logger, a, b []url.URL) error {
 	var resolved [2][]url.URL
 	for side, urls := range [][]url.URL{a, b} {
 		for _, u := range urls {
-			v, err := resolveURL(ctx, lg, u)
+			v, err := resolveURL(ctx, logger, u)
 			if err != nil {
 				return fmt.Errorf("failed to resolve %q (%w)", u.String(), err)
 			}
@@ -58,7 +58,7 @@ func normal(urls []url.URL) (all []string) {
 
 // resolveURL replaces the host of u by its address; it tries again each second till ctx ends, because
 // the name of a pod may appear later than the pod.
-func resolveURL(ctx context.Context, lg *zap.Logger, u url.URL) (url.URL, error) {
+func resolveURL(ctx context.Context, logger *zap.Logger, u url.URL) (url.URL, error) {
 	const retryInterval = time.Second
 	if u.Scheme == "unix" || u.Scheme == "unixs" || u.Hostname() == "localhost" {
 		return u, nil
@@ -77,10 +77,10 @@ func resolveURL(ctx context.Context, lg *zap.Logger, u url.URL) (url.URL, error)
 		if err == nil {
 			addr := net.TCPAddr{IP: ips[0].IP, Port: number, Zone: ips[0].Zone}
 			u.Host = addr.String()
-			lg.Info("resolved URL Host", append(fields, zap.String("resolved-addr", u.Host))...)
+			logger.Info("resolved URL Host", append(fields, zap.String("resolved-addr", u.Host))...)
 			return u, nil
 		}
-		lg.Warn("failed to resolve URL Host", append(fields, zap.Duration("retry-interval", retryInterval), zap.Error(err))...)
+		logger.Warn("failed to resolve URL Host", append(fields, zap.Duration("retry-interval", retryInterval), zap.Error(err))...)
 		select {
 		case <-ctx.Done():
 			return u, err

@@ -27,6 +27,23 @@
 // create revision and version to go on from. Which keys certainly do not exist is known too (exists.go): their
 // first put looks nothing up. How many keys a range holds is known without reading them (counts.go).
 //
+// # Files
+//
+//	store.go    Open, Reload, what readers go by
+//	record.go   the stored forms
+//	writer.go   one batch of transactions
+//	reader.go   ranges, as of a revision
+//	view.go     several ranges at one revision
+//	pace.go     long walks that give way
+//	history.go  events of the past, for watchers
+//	cache.go    the newest versions of hot keys
+//	exists.go   which keys certainly do not exist
+//	counts.go   how many keys a range holds
+//	compact.go  compactions and their goroutine
+//	hash.go     HashKV, and what members compare
+//	restore.go  keys of a snapshot file, written before a Store is opened
+//	metrics.go  the metrics
+//
 // # Sources
 //
 // etcd's server/storage/mvcc for what must be equal: revision and compaction rules (kvstore.go, key_index.go,

@@ -67,7 +67,8 @@ const (
 	defaultCompactionSleep      = 10 * time.Millisecond
 )
 
-// Store: see the package's comment.
+// Store is every version of every key: what readers go by, the cache, the filter and the counts beside the versions in
+// package store, and the goroutines that compact and count. Writing goes through a Writer.
 type Store struct {
 	st      *store.Store
 	logger  *zap.Logger
@@ -88,9 +89,9 @@ type Store struct {
 	keyCounts keyCounts
 	exists    existsFilter
 
-	mu       sync.Mutex
-	reloaded chan struct{} // closed and replaced by Reload
-	waiters  []compactionWaiter
+	mu       sync.Mutex         // of these two
+	reloaded chan struct{}      // closed and replaced by Reload
+	waiters  []compactionWaiter // those of revisions beyond finished
 
 	compactor compactor
 

@@ -74,7 +74,7 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 		t.trim(t.trimPoint(index, l.opts.MemoryBytes))
 		return false, nil
 	}
-	l.lg.Info("the store is ahead of the raft log, which is replaced",
+	l.logger.Info("the store is ahead of the raft log, which is replaced",
 		zap.String("path", l.dir),
 		zap.Uint64("applied-index", index), zap.Uint64("applied-term", term),
 		zap.Uint64("log-first-index", t.base+1), zap.Uint64("log-last-index", t.last), zap.Uint64("log-last-term", t.lastTerm))

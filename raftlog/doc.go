@@ -28,7 +28,7 @@
 //
 // # Who may call
 //
-// Append, the methods of raft.Storage, SetConfState and SetSnapshotMeta: the raft loop;
+// Append, the methods of raft.Storage and SetSnapshotMeta: the raft loop;
 // they never wait for the disk. Compact: one flusher, it renames and removes files.
 // Unsynced and Stats, which take no lock, Bytes, BytesAfter, Sync, Close: anybody. Released and Failed are called by the
 // writer goroutine, and so is Install; while one of them runs nothing is written.

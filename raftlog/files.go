@@ -179,7 +179,7 @@ func (l *Log) prepareSpares() {
 		}
 		switch {
 		case err != nil:
-			l.lg.Warn("cannot prepare the next segment of the raft log in advance", zap.String("path", p.path), zap.Error(err))
+			l.logger.Warn("cannot prepare the next segment of the raft log in advance", zap.String("path", p.path), zap.Error(err))
 			f.giveUp()
 			_ = l.fs.Remove(p.path) // a next attempt takes another name; Open removes what stays
 			p = nil
@@ -211,7 +211,7 @@ type preparing struct {
 // file it was.
 func (l *Log) beginSpare(size int64) (*preparing, error) {
 	if !l.roomFor(size) {
-		l.lg.Info("the disk is too full to prepare the next segment of the raft log in advance", zap.String("path", l.dir))
+		l.logger.Info("the disk is too full to prepare the next segment of the raft log in advance", zap.String("path", l.dir))
 		return nil, nil
 	}
 	p := &preparing{spare: spare{l.sparePath(), size}, zeros: make([]byte, min(sparePieceBytes, size))}

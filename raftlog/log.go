@@ -88,8 +88,8 @@ func (o *Options) fill() error {
 		o.Released = func([]*raftpb.Message) {}
 	}
 	if o.Failed == nil {
-		lg := o.Logger
-		o.Failed = func(err error) { lg.Error("raft log failed", zap.Error(err)) }
+		logger := o.Logger
+		o.Failed = func(err error) { logger.Error("raft log failed", zap.Error(err)) }
 	}
 	if o.groupBytes == 0 {
 		o.groupBytes = defaultGroupBytes
@@ -154,13 +154,13 @@ type item struct {
 // none of them waits for a disk. Unsynced, Stats, Bytes, BytesAfter, Compact, Sync and
 // Close may be called from any goroutine.
 type Log struct {
-	dir  string
-	opts Options
-	fs   vfs.FS
-	lg   *zap.Logger
-	meta meta
-	lock io.Closer
-	root vfs.File // the directory, for syncing it
+	dir    string
+	opts   Options
+	fs     vfs.FS
+	logger *zap.Logger
+	meta   meta
+	lock   io.Closer
+	root   vfs.File // the directory, for syncing it
 
 	// mu guards what the raft loop sees. It is never held across I/O, except
 	// by Adopt, before the loop starts.

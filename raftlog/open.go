@@ -53,7 +53,7 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 	if err := opts.fill(); err != nil {
 		return nil, err
 	}
-	l := &Log{dir: dir, opts: opts, fs: opts.FS, lg: opts.Logger, writerDone: make(chan struct{})}
+	l := &Log{dir: dir, opts: opts, fs: opts.FS, logger: opts.Logger, writerDone: make(chan struct{})}
 	l.wake.L = &l.mu
 	l.holdAfter.Store(NoHold)
 	now := time.Now()
@@ -200,7 +200,7 @@ func (l *Log) load(ls listing) error {
 		return &OldError{Dir: l.dir, Group: r.group, Least: l.opts.LeastGroup}
 	}
 	if r.cut != nil {
-		l.lg.Warn("the raft log ends in a group that nothing proves durable, as after a write that a crash interrupted; it is cut",
+		l.logger.Warn("the raft log ends in a group that nothing proves durable, as after a write that a crash interrupted; it is cut",
 			zap.String("path", r.cut.path), zap.Int64("offset", r.cut.offset),
 			zap.Uint64("group", r.cut.group), zap.String("reason", r.cut.reason))
 	}

@@ -9,7 +9,7 @@ import (
 )
 
 // InitialState returns the hard state, nil if there never was one, and the
-// configuration given to Adopt or SetConfState.
+// configuration given to Adopt.
 func (l *Log) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -88,14 +88,6 @@ func (l *Log) SetSnapshotMeta(index, term uint64, cs *raftpb.ConfState) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.snapshot = s
-}
-
-// SetConfState sets what InitialState returns. The log keeps its own copy.
-func (l *Log) SetConfState(cs *raftpb.ConfState) {
-	cs = cloneConfState(cs)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.confState = cs
 }
 
 func cloneConfState(cs *raftpb.ConfState) *raftpb.ConfState {

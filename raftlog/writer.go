@@ -231,7 +231,7 @@ func (l *Log) writeGroup(reset bool) error {
 		l.opts.Metrics.fsync.Observe(took.Seconds())
 		l.syncs.end(wrote.Add(took), took)
 		if took > slowSync {
-			l.lg.Warn("slow fdatasync", zap.Duration("took", took), zap.Duration("expected-duration", slowSync))
+			l.logger.Warn("slow fdatasync", zap.Duration("took", took), zap.Duration("expected-duration", slowSync))
 		}
 		w.synced = w.group
 	} else {
@@ -291,7 +291,7 @@ func (l *Log) startSegment() error {
 		if err := file.Preallocate(0, size); err != nil {
 			// It is an optimisation, and not every file system can. A disk that is
 			// full will say so again at the write.
-			l.lg.Debug("cannot preallocate", zap.String("path", path), zap.Error(err))
+			l.logger.Debug("cannot preallocate", zap.String("path", path), zap.Error(err))
 		}
 	}
 	w.nextNumber = number + 1

@@ -48,7 +48,7 @@ func (s *Store) backgroundError(err error) {
 		return
 	}
 	s.background.lastLogged.Store(&now)
-	s.lg.Warn("a flush or compaction of the store failed and will be tried again",
+	s.logger.Warn("a flush or compaction of the store failed and will be tried again",
 		zap.Error(explain(err)), zap.String("dir", s.dir), zap.Int64("further-failures", s.background.suppressed.Swap(0)))
 }
 

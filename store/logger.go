@@ -13,16 +13,16 @@ import (
 func isNotExist(err error) bool { return errors.Is(err, os.ErrNotExist) }
 
 // pebbleLogger takes the engine's own words. What an operator should see comes as an event instead (eventListener).
-type pebbleLogger struct{ lg *zap.Logger }
+type pebbleLogger struct{ logger *zap.Logger }
 
 func (l pebbleLogger) Infof(format string, args ...any) {
-	if l.lg.Core().Enabled(zap.DebugLevel) {
-		l.lg.Debug("storage engine", zap.String("detail", fmt.Sprintf(format, args...)))
+	if l.logger.Core().Enabled(zap.DebugLevel) {
+		l.logger.Debug("storage engine", zap.String("detail", fmt.Sprintf(format, args...)))
 	}
 }
 
 func (l pebbleLogger) Errorf(format string, args ...any) {
-	l.lg.Warn("storage engine", zap.String("detail", fmt.Sprintf(format, args...)))
+	l.logger.Warn("storage engine", zap.String("detail", fmt.Sprintf(format, args...)))
 }
 
 // Fatalf is for errors after which the engine cannot go on, such as a failed write of its manifest: the process ends. The
@@ -30,7 +30,7 @@ func (l pebbleLogger) Errorf(format string, args ...any) {
 func (l pebbleLogger) Fatalf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	// Without a stack, which tells an operator nothing.
-	l.lg.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Fatal("the storage engine cannot go on; check the disk, then start the member again: nothing acknowledged is lost",
+	l.logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Fatal("the storage engine cannot go on; check the disk, then start the member again: nothing acknowledged is lost",
 		zap.String("reason", text))
 	panic("store: " + text)
 }
@@ -40,7 +40,7 @@ func (s *Store) eventListener() pebble.EventListener {
 		BackgroundError: s.backgroundError,
 		DataCorruption:  func(info pebble.DataCorruptionInfo) { s.tellCorrupt(info.Path, info.Details) },
 		DiskSlow: func(info pebble.DiskSlowInfo) {
-			s.lg.Warn("slow disk under the store", zap.String("path", info.Path),
+			s.logger.Warn("slow disk under the store", zap.String("path", info.Path),
 				zap.String("operation", info.OpType.String()), zap.Int("bytes", info.WriteSize), zap.Duration("took", info.Duration))
 		},
 		FlushBegin: func(pebble.FlushInfo) { s.sizes.flushBegins() },
@@ -59,22 +59,22 @@ func (s *Store) eventListener() pebble.EventListener {
 			s.debug("compacted", func() string { return info.String() })
 		},
 		WriteStallBegin: func(info pebble.WriteStallBeginInfo) {
-			s.lg.Warn("applying waits for the disk under the store", zap.String("reason", info.Reason))
+			s.logger.Warn("applying waits for the disk under the store", zap.String("reason", info.Reason))
 		},
-		WriteStallEnd: func() { s.lg.Info("applying no longer waits for the disk under the store") },
+		WriteStallEnd: func() { s.logger.Info("applying no longer waits for the disk under the store") },
 	}
 }
 
 // tellCorrupt is called each time that a file turns out to be corrupt.
 func (s *Store) tellCorrupt(path string, err error) {
-	s.lg.Error("a file of the store is corrupt; restore this member from its peers", zap.String("path", path), zap.Error(err))
+	s.logger.Error("a file of the store is corrupt; restore this member from its peers", zap.String("path", path), zap.Error(err))
 	if s.corrupt != nil {
 		s.corrupt(corruptFile(path, err))
 	}
 }
 
 func (s *Store) debug(what string, detail func() string) {
-	if s.lg.Core().Enabled(zap.DebugLevel) {
-		s.lg.Debug("storage engine "+what, zap.String("detail", detail()))
+	if s.logger.Core().Enabled(zap.DebugLevel) {
+		s.logger.Debug("storage engine "+what, zap.String("detail", detail()))
 	}
 }

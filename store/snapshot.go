@@ -128,7 +128,7 @@ func (in *Incoming) Discard() {
 
 func (s *Store) removeIncoming(dir string) {
 	if err := s.fs.RemoveAll(dir); err != nil {
-		s.lg.Sugar().Warnf("cannot remove %s: %v", dir, err)
+		s.logger.Sugar().Warnf("cannot remove %s: %v", dir, err)
 	}
 }
 

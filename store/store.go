@@ -49,13 +49,13 @@ type Options struct {
 	manifestBytes int64
 }
 
-// Store: see the package's comment.
+// Store is the open database of a member. What it promises, and who may call what, is said in the package's comment.
 type Store struct {
 	db      *pebble.DB
 	dir     string
 	fs      vfs.FS
 	opts    *pebble.Options
-	lg      *zap.Logger
+	logger  *zap.Logger
 	metrics *Metrics
 	failed  func(error)
 	corrupt func(error)
@@ -111,9 +111,9 @@ func Open(dir string, opts Options) (*Store, error) {
 	}
 	disk := newDiskWatch()
 	fs = watchedFS{fs, disk}
-	s := &Store{dir: dir, fs: fs, disk: disk, lg: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, appliedKey: MetaKey("applied"), write: newGate(), closing: make(chan struct{})}
-	if s.lg == nil {
-		s.lg = zap.NewNop()
+	s := &Store{dir: dir, fs: fs, disk: disk, logger: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, appliedKey: MetaKey("applied"), write: newGate(), closing: make(chan struct{})}
+	if s.logger == nil {
+		s.logger = zap.NewNop()
 	}
 	if s.metrics == nil {
 		s.metrics = NewMetrics(nil)
@@ -180,7 +180,7 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		MaxOpenFiles:               maxOpenFiles,
 		MaxManifestFileSize:        opts.manifestBytes,
 		EventListener:              &listener,
-		Logger:                     pebbleLogger{s.lg},
+		Logger:                     pebbleLogger{s.logger},
 	}
 	o.TargetFileSizes[0] = 4 << 20
 	// A flushable ingest is made durable by the write-ahead log, and there is none: Install must wait for the manifest.
