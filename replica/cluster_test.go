@@ -209,6 +209,12 @@ type testCluster struct {
 
 	// drop, where set, loses messages.
 	drop func(*raftpb.Message) bool
+	// mail, where set, takes what members send, and the test delivers it.
+	mail func(*raftpb.Message)
+	// calm: members start without hastening their first election.
+	calm bool
+	// loggerOf is a logger of each member's own; nil: logger is everybody's.
+	loggerOf func(id uint64) *zap.Logger
 
 	mu  sync.Mutex
 	cut map[[2]uint64]bool // from, to
@@ -235,8 +241,10 @@ func newTestCluster(t *testing.T, n int, options ...func(*testCluster)) *testClu
 		entries = append(entries, &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Term: new(uint64(1)), Index: new(id), Data: data})
 	}
 	for id := uint64(1); id <= uint64(n); id++ {
-		m := &testMember{id: id, c: c, disk: vfs.NewCrashableMem(), state: newMemoryState(), ring: evidence.NewRing(0)}
-		c.members[id] = m
+		c.members[id] = &testMember{id: id, c: c, disk: vfs.NewCrashableMem(), state: newMemoryState(), ring: evidence.NewRing(0)}
+	}
+	for id := uint64(1); id <= uint64(n); id++ { // once all are there: they look at each other
+		m := c.members[id]
 		m.openLog()
 		m.log.Append(raftlog.Append{
 			HardState: &raftpb.HardState{Term: new(uint64(1)), Vote: new(uint64(0)), Commit: new(uint64(n))},
@@ -304,10 +312,14 @@ func (m *testMember) start() {
 	if _, err := m.log.Adopt(index, term, m.state.ConfState()); err != nil {
 		m.c.t.Fatal(err)
 	}
+	logger := m.c.logger
+	if m.c.loggerOf != nil {
+		logger = m.c.loggerOf(m.id)
+	}
 	r, err := New(Config{
-		ID: m.id, Log: m.log, State: m.state, Network: m, PreVote: true, AdvanceTicks: true,
+		ID: m.id, Log: m.log, State: m.state, Network: m, PreVote: true, AdvanceTicks: !m.c.calm,
 		FlushEntries: 50, KeepBytes: m.c.keepBytes, HoldBytes: max(m.c.keepBytes, m.c.holdBytes), HoldDiskBytes: m.c.holdDiskBytes, Failed: func(err error) { m.failed.Store(&err) },
-		PeerDisks: m, StoreDisk: m.storeDisk, MaxUnsyncedBytes: m.c.maxUnsynced, Logger: m.c.logger,
+		PeerDisks: m, StoreDisk: m.storeDisk, MaxUnsyncedBytes: m.c.maxUnsynced, Logger: logger,
 		TuneTimeouts: m.c.tune, RoundTrips: m.c.roundTrips, Evidence: m.ring,
 		MembersChanged: m.tellRemoved,
 	})
@@ -340,65 +352,74 @@ func (m *testMember) Send(ms []*raftpb.Message) {
 		if err := proto.Unmarshal(data, msg); err != nil {
 			panic(err)
 		}
-		m.c.mu.Lock()
-		to := m.c.members[msg.GetTo()]
-		cut := to == nil || m.c.cut[[2]uint64{m.id, msg.GetTo()}] || (m.c.drop != nil && m.c.drop(msg))
-		lost := m.c.lose != nil && msg.GetType() != raftpb.MsgSnap && m.c.lose(msg)
-		m.c.mu.Unlock()
-		if lost {
+		if m.c.mail != nil {
+			m.c.mail(msg)
 			continue
 		}
-		if msg.GetType() == raftpb.MsgSnap {
-			if cut {
-				m.replica().ReportSnapshot(msg.GetTo(), false)
-				continue
-			}
-			m.state.mu.Lock()
-			content := m.state.clone()
-			m.state.mu.Unlock()
-			msg.Snapshot.Metadata.Index, msg.Snapshot.Metadata.Term = new(content.index), new(content.term)
-			msg.Snapshot.Metadata.ConfState = content.confState
-			m.c.snapshotsSent.Add(1)
-			deliver := func() {
-				if err := to.replica().CheckMessage(msg); err != nil {
-					m.c.t.Errorf("member %d refuses the snapshot of member %d: %v", to.id, m.id, err)
-				}
-				to.replica().ProcessSnapshot(msg, func() error {
-					if gate := to.installStalled.Load(); gate != nil {
-						<-*gate
-					}
-					to.state.replace(content)
-					return nil
-				}, func() {})
-				m.replica().ReportSnapshot(msg.GetTo(), true)
-			}
-			if m.c.snapshotTakes == 0 {
-				deliver()
-			} else {
-				time.AfterFunc(m.c.snapshotTakes, deliver)
-			}
-			continue
-		}
-		if cut {
-			m.replica().ReportUnreachable(msg.GetTo())
-			continue
-		}
-		if to.tell(m) {
-			continue
-		}
-		m.count(msg)
-		process := func() {
-			if err := to.replica().Process(msg); errors.Is(err, ErrRefused) {
-				m.c.t.Errorf("member %d refuses what member %d sends: %v", to.id, m.id, err)
-			}
-		}
-		if m.c.latency == nil {
-			process()
-			continue
-		}
-		now := time.Now()
-		time.AfterFunc(m.c.latency(now).Sub(now), process)
+		m.deliver(msg)
 	}
+}
+
+// deliver gives another member what m has sent, unless it is lost.
+func (m *testMember) deliver(msg *raftpb.Message) {
+	m.c.mu.Lock()
+	to := m.c.members[msg.GetTo()]
+	cut := to == nil || m.c.cut[[2]uint64{m.id, msg.GetTo()}] || (m.c.drop != nil && m.c.drop(msg))
+	lost := m.c.lose != nil && msg.GetType() != raftpb.MsgSnap && m.c.lose(msg)
+	m.c.mu.Unlock()
+	if lost {
+		return
+	}
+	if msg.GetType() == raftpb.MsgSnap {
+		if cut {
+			m.replica().ReportSnapshot(msg.GetTo(), false)
+			return
+		}
+		m.state.mu.Lock()
+		content := m.state.clone()
+		m.state.mu.Unlock()
+		msg.Snapshot.Metadata.Index, msg.Snapshot.Metadata.Term = new(content.index), new(content.term)
+		msg.Snapshot.Metadata.ConfState = content.confState
+		m.c.snapshotsSent.Add(1)
+		deliver := func() {
+			if err := to.replica().CheckMessage(msg); err != nil {
+				m.c.t.Errorf("member %d refuses the snapshot of member %d: %v", to.id, m.id, err)
+			}
+			to.replica().ProcessSnapshot(msg, func() error {
+				if gate := to.installStalled.Load(); gate != nil {
+					<-*gate
+				}
+				to.state.replace(content)
+				return nil
+			}, func() {})
+			m.replica().ReportSnapshot(msg.GetTo(), true)
+		}
+		if m.c.snapshotTakes == 0 {
+			deliver()
+		} else {
+			time.AfterFunc(m.c.snapshotTakes, deliver)
+		}
+		return
+	}
+	if cut {
+		m.replica().ReportUnreachable(msg.GetTo())
+		return
+	}
+	if to.tell(m) {
+		return
+	}
+	m.count(msg)
+	process := func() {
+		if err := to.replica().Process(msg); errors.Is(err, ErrRefused) {
+			m.c.t.Errorf("member %d refuses what member %d sends: %v", to.id, m.id, err)
+		}
+	}
+	if m.c.latency == nil {
+		process()
+		return
+	}
+	now := time.Now()
+	time.AfterFunc(m.c.latency(now).Sub(now), process)
 }
 
 // tell is a transport's 403 and 410: it tells another member that it was removed.
@@ -560,10 +581,12 @@ func (c *testCluster) others(m *testMember) []*testMember {
 	return out
 }
 
+func putRequest(key, value string) *etcdserverpb.InternalRaftRequest {
+	return &etcdserverpb.InternalRaftRequest{Put: &etcdserverpb.PutRequest{Key: []byte(key), Value: []byte(value)}}
+}
+
 func (m *testMember) put(ctx context.Context, key, value string) error {
-	result, err := m.replica().Propose(ctx, &etcdserverpb.InternalRaftRequest{
-		Put: &etcdserverpb.PutRequest{Key: []byte(key), Value: []byte(value)},
-	})
+	result, err := m.replica().Propose(ctx, putRequest(key, value))
 	if err != nil {
 		return err
 	}
