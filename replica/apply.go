@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"context"
 	"fmt"
 	"sync"
 
@@ -186,20 +187,11 @@ func (r *Replica) applyChange(e *raftpb.Entry) bool {
 	if entry.Refused = r.cfg.State.CheckChange(change); entry.Refused != nil {
 		cc.NodeId = new(raft.None) // raft's own convention for a change that is none
 	}
-	done := make(chan struct{})
-	r.inbox.controlLoop(func(l *loop) {
-		entry.ConfState = l.node.ApplyConfChange(cc)
-		l.publishVoters()
-		if entry.Index >= l.removal && l.removal != 0 {
-			l.findRemoval(entry.Index + 1)
-		}
-		close(done)
-	})
-	select {
-	case <-done:
-	case <-r.stopped:
+	applying := &changeApplied{change: cc, index: entry.Index}
+	if r.inbox.ask(context.Background(), r.stopped, applying) != nil {
 		return false
 	}
+	entry.ConfState = applying.confState
 	applied := appliedChange{id: change.ID}
 	if change.Type == raftpb.ConfChangeRemoveNode && entry.Refused == nil {
 		applied.removes = change.MemberID
@@ -215,6 +207,21 @@ func (r *Replica) applyChange(e *raftpb.Entry) bool {
 	r.changes.add(applied)
 	r.flusher.note(1, int64(len(e.GetData())))
 	return true
+}
+
+// changeApplied has raft take a committed member change as its configuration.
+type changeApplied struct {
+	change    *raftpb.ConfChange
+	index     uint64            // of its entry
+	confState *raftpb.ConfState // the configuration with it
+}
+
+func (c *changeApplied) handle(l *loop) {
+	c.confState = l.node.ApplyConfChange(c.change)
+	l.publishVoters()
+	if c.index >= l.removal && l.removal != 0 {
+		l.findRemoval(c.index + 1)
+	}
 }
 
 func decodeChange(e *raftpb.Entry) (*raftpb.ConfChange, *command.Change, error) {

@@ -280,6 +280,11 @@ func (m *testMember) MaybeError(op errorfs.Op) error {
 	return nil
 }
 
+// loopFunc is a request of a test.
+type loopFunc func(*loop)
+
+func (f loopFunc) handle(l *loop) { f(l) }
+
 func (m *testMember) replica() *Replica { return m.running.Load() }
 
 func (m *testMember) String() string { return fmt.Sprintf("disk of member %d", m.id) }

@@ -69,10 +69,7 @@ func (l *loop) recordTick(now time.Time) {
 	if n := l.committed.Load() - min(l.applied.Load(), l.committed.Load()); n >= recordBacklog {
 		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.Backlog, Value: int64(n)})
 	}
-	l.inbox.mu.Lock()
-	waiting := l.inbox.bytes
-	l.inbox.mu.Unlock()
-	if waiting >= recordQueue {
+	if waiting := l.inbox.queued(); waiting >= recordQueue {
 		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.Queue, Value: waiting})
 	}
 }

@@ -168,6 +168,11 @@ func (l *loop) watchFeeds(now time.Time) {
 	}
 }
 
+// snapshotNeeded: the follower of a feed cannot do without a snapshot.
+type snapshotNeeded struct{ feed *feed }
+
+func (n snapshotNeeded) handle(l *loop) { l.sendSnapshot(n.feed) }
+
 // sendSnapshot gives the network the MsgSnap of a feed that could not do without. The
 // loop calls it.
 func (l *loop) sendSnapshot(f *feed) {
@@ -198,7 +203,7 @@ func (f *feed) run() {
 			r.logger.Warn("cannot read the raft log for a follower that is behind; it gets a snapshot",
 				zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Error(err))
 		}
-		r.inbox.controlLoop(func(l *loop) { l.sendSnapshot(f) })
+		r.inbox.request(snapshotNeeded{f})
 	default:
 		panic(err) // there are no others
 	}

@@ -114,12 +114,20 @@ func (r *Replica) CheckDisk() error {
 
 // TellDisk takes what a member said of its disk. Any goroutine.
 func (r *Replica) TellDisk(id uint64, d DiskReport) {
-	r.inbox.controlLoop(func(l *loop) {
-		if l.disk.reports == nil {
-			l.disk.reports = make(map[uint64]toldReport)
-		}
-		l.disk.reports[id] = toldReport{d, time.Now()}
-	})
+	r.inbox.request(diskTold{id, d})
+}
+
+// diskTold is what a member said of its disk.
+type diskTold struct {
+	id     uint64
+	report DiskReport
+}
+
+func (t diskTold) handle(l *loop) {
+	if l.disk.reports == nil {
+		l.disk.reports = make(map[uint64]toldReport)
+	}
+	l.disk.reports[t.id] = toldReport{t.report, time.Now()}
 }
 
 // sampleDisk reads how the log's disk does.
@@ -430,7 +438,10 @@ func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 				return 0, ErrBadLeaderTransferee
 			}
 		}
-		err = r.askLoop(ctx, func(l *loop) { to = l.bestHeir() })
+		var q successorRequest
+		if err = r.inbox.ask(ctx, r.stopped, &q); err == nil {
+			to = q.id
+		}
 	}
 	switch {
 	case err != nil:
@@ -440,6 +451,13 @@ func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 	}
 	return to, r.transfer(ctx, to, reasonStop)
 }
+
+// successorRequest asks who is best placed to lead.
+type successorRequest struct {
+	id uint64 // none: nobody
+}
+
+func (q *successorRequest) handle(l *loop) { q.id = l.bestHeir() }
 
 // activeTries is how many heartbeats a leader that stops waits for a member that
 // could lead.

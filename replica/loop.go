@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"sync"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -27,9 +26,8 @@ const (
 	// etcd has 512, which lasts a fraction of a second.
 	maxInflightCount  = 1 << 16
 	maxInflightBytes  = MaxInflightBytes
-	maxApplyingBytes  = 32 << 20 // committed entries handed to the applier and not applied yet
-	maxProposalBytes  = 4 << 20  // one MsgProp; more waiting proposals make more messages
-	maxInboxBytes     = 256 << 20
+	maxApplyingBytes  = 32 << 20               // committed entries handed to the applier and not applied yet
+	maxProposalBytes  = 4 << 20                // one MsgProp; more waiting proposals make more messages
 	readRetryInterval = 500 * time.Millisecond // etcd's readIndexRetryTime
 	// maxForwardedBytes bounds the proposals of other members that are held until
 	// there is a leader to give them to.
@@ -39,94 +37,6 @@ const (
 // MaxInflightBytes is how much may be on its way to one follower, its disk
 // included. A Network that queues less would drop what raft takes for sent.
 const MaxInflightBytes = 128 << 20
-
-// inbox is everything that others want of the loop. Senders append under the
-// mutex and wake the loop; the loop takes all of it at once.
-type inbox struct {
-	mu   sync.Mutex
-	wake chan struct{} // capacity 1: "the inbox is not empty"
-
-	proposals []*proposal
-	messages  []*raftpb.Message
-	controls  []func(*loop)
-	bytes     int64 // of messages
-}
-
-func (b *inbox) init() { b.wake = make(chan struct{}, 1) }
-
-func (b *inbox) signal() {
-	select {
-	case b.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (b *inbox) propose(p *proposal) {
-	b.mu.Lock()
-	b.proposals = append(b.proposals, p)
-	b.mu.Unlock()
-	b.signal()
-}
-
-// message queues a message of a peer; it is refused when the loop is too far
-// behind, which raft takes as a lost message.
-func (b *inbox) message(m *raftpb.Message, size int64) bool {
-	b.mu.Lock()
-	if b.bytes+size > maxInboxBytes && len(b.messages) > 0 {
-		b.mu.Unlock()
-		return false
-	}
-	b.messages = append(b.messages, m)
-	b.bytes += size
-	b.mu.Unlock()
-	b.signal()
-	return true
-}
-
-// local queues messages of this member's own threads; never refused.
-func (b *inbox) local(ms ...*raftpb.Message) {
-	if len(ms) == 0 {
-		return
-	}
-	b.mu.Lock()
-	b.messages = append(b.messages, ms...)
-	b.mu.Unlock()
-	b.signal()
-}
-
-func (b *inbox) control(f func(*raft.RawNode)) {
-	b.controlLoop(func(l *loop) { f(l.node) })
-}
-
-// controlLoop runs f in the loop.
-func (b *inbox) controlLoop(f func(*loop)) {
-	b.mu.Lock()
-	b.controls = append(b.controls, f)
-	b.mu.Unlock()
-	b.signal()
-}
-
-// take swaps the inbox's slices with the (empty) ones given.
-func (b *inbox) take(in *taken) {
-	b.mu.Lock()
-	b.proposals, in.proposals = in.proposals[:0], b.proposals
-	b.messages, in.messages = in.messages[:0], b.messages
-	b.controls, in.controls = in.controls[:0], b.controls
-	b.bytes = 0
-	b.mu.Unlock()
-}
-
-type taken struct {
-	proposals []*proposal
-	messages  []*raftpb.Message
-	controls  []func(*loop)
-}
-
-func (in *taken) clear() {
-	clear(in.proposals)
-	clear(in.messages)
-	clear(in.controls)
-}
 
 // loop is the state that only the raft goroutine touches.
 type loop struct {
@@ -403,8 +313,8 @@ const voteWaitTimeouts = 5
 // step feeds raft everything that waits in the inbox.
 func (l *loop) step() {
 	l.inbox.take(&l.taken)
-	for _, f := range l.taken.controls {
-		f(l)
+	for _, q := range l.taken.requests {
+		q.handle(l)
 	}
 	var now time.Time
 	if len(l.taken.messages) > 0 {
@@ -819,16 +729,24 @@ func (r *Replica) Process(m *raftpb.Message) error {
 // when raft accepts the snapshot; it must make the state durable and visible.
 // discard gets a goroutine of its own.
 func (r *Replica) ProcessSnapshot(m *raftpb.Message, install func() error, discard func()) {
-	index := m.GetSnapshot().GetMetadata().GetIndex()
-	r.inbox.controlLoop(func(l *loop) {
-		if old, ok := l.incoming[index]; ok {
-			l.discard(old)
-		}
-		l.incoming[index] = incomingSnapshot{install: install, discard: discard}
-		if l.takes(m, time.Now()) { // else it is discarded with those that raft does not want
-			_ = l.node.Step(m)
-		}
-	})
+	r.inbox.request(snapshotArrived{m, incomingSnapshot{install: install, discard: discard}})
+}
+
+// snapshotArrived is a MsgSnap whose state was received.
+type snapshotArrived struct {
+	message  *raftpb.Message
+	incoming incomingSnapshot
+}
+
+func (s snapshotArrived) handle(l *loop) {
+	index := s.message.GetSnapshot().GetMetadata().GetIndex()
+	if old, ok := l.incoming[index]; ok {
+		l.discard(old)
+	}
+	l.incoming[index] = s.incoming
+	if l.takes(s.message, time.Now()) { // else it is discarded with those that raft does not want
+		_ = l.node.Step(s.message)
+	}
 }
 
 // publish makes what changed in a Ready visible to other goroutines.

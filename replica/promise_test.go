@@ -115,7 +115,7 @@ func TestCampaignWhileReplaying(t *testing.T) {
 			time.Sleep(250 * time.Millisecond)
 			first, _ := behind.log.FirstIndex()
 			var told uint64
-			if err := behind.replica().askLoop(c.short(), func(l *loop) { told = l.node.BasicStatus().Applied }); err != nil {
+			if err := behind.replica().inbox.ask(c.short(), behind.replica().stopped, loopFunc(func(l *loop) { told = l.node.BasicStatus().Applied })); err != nil {
 				t.Fatal(err)
 			}
 			if first > told+1 {

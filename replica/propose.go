@@ -276,23 +276,31 @@ func (r *Replica) ProposeAs(ctx context.Context, term uint64, req *etcdserverpb.
 	}
 	p := &proposal{id: id, entry: &raftpb.Entry{Data: data}, request: req}
 	r.register(p)
-	r.inbox.controlLoop(func(l *loop) {
-		st := l.node.BasicStatus()
-		if st.RaftState == raft.StateLeader && st.GetTerm() == term && !l.leaving() && p.markProposed() {
-			if l.node.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(r.cfg.ID), Entries: []*raftpb.Entry{p.entry}}) == nil {
-				return
-			}
-			p.unmarkProposed()
-		}
-		if r.waiters.take(p.id) != nil {
-			p.abandon()
-			p.finish(command.Result{}, ErrNotLeader)
-		}
-	})
+	r.inbox.request(termProposal{p, term})
 	if err = r.await(ctx, p); err != nil {
 		return command.Result{}, err // the result may still be on its way into p
 	}
 	return p.result, nil
+}
+
+// termProposal is a proposal that only the leader of a term may make.
+type termProposal struct {
+	proposal *proposal
+	term     uint64
+}
+
+func (t termProposal) handle(l *loop) {
+	p, st := t.proposal, l.node.BasicStatus()
+	if st.RaftState == raft.StateLeader && st.GetTerm() == t.term && !l.leaving() && p.markProposed() {
+		if l.node.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(l.cfg.ID), Entries: []*raftpb.Entry{p.entry}}) == nil {
+			return
+		}
+		p.unmarkProposed()
+	}
+	if l.waiters.take(p.id) != nil {
+		p.abandon()
+		p.finish(command.Result{}, ErrNotLeader)
+	}
 }
 
 // ProposeChange replicates a member change and waits until it is applied and no crash

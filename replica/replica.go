@@ -349,8 +349,13 @@ func (r *Replica) NextID() uint64 { return r.ids.Next() }
 // ReportUnreachable tells raft that messages to a member are being lost, so
 // that it probes instead of streaming. Any goroutine.
 func (r *Replica) ReportUnreachable(id uint64) {
-	r.inbox.control(func(n *raft.RawNode) { n.ReportUnreachable(id) })
+	r.inbox.request(unreachable{id})
 }
+
+// unreachable: messages to a member are being lost.
+type unreachable struct{ id uint64 }
+
+func (u unreachable) handle(l *loop) { l.node.ReportUnreachable(u.id) }
 
 // ReportSnapshot tells raft how sending a snapshot ended. Any goroutine.
 func (r *Replica) ReportSnapshot(id uint64, ok bool) {
@@ -358,21 +363,41 @@ func (r *Replica) ReportSnapshot(id uint64, ok bool) {
 	if !ok {
 		status = raft.SnapshotFailure
 	}
-	r.inbox.control(func(n *raft.RawNode) { n.ReportSnapshot(id, status) })
+	r.inbox.request(snapshotSent{id, status})
 }
+
+// snapshotSent: a snapshot to a member has been sent, or could not be.
+type snapshotSent struct {
+	id     uint64
+	status raft.SnapshotStatus
+}
+
+func (s snapshotSent) handle(l *loop) { l.node.ReportSnapshot(s.id, s.status) }
 
 // Progress is how far a member's log is known to match the leader's; ok is
 // false when this member does not lead or does not know id.
 func (r *Replica) Progress(ctx context.Context, id uint64) (match uint64, ok bool) {
-	err := r.ask(ctx, func(n *raft.RawNode) {
-		if n.BasicStatus().RaftState != raft.StateLeader {
-			return
-		}
-		if p, found := n.Status().Progress[id]; found {
-			match, ok = p.Match, true
-		}
-	})
-	return match, ok && err == nil
+	q := &progressRequest{id: id}
+	if r.inbox.ask(ctx, r.stopped, q) != nil {
+		return 0, false
+	}
+	return q.match, q.known
+}
+
+// progressRequest asks how far a member's log matches the leader's.
+type progressRequest struct {
+	id    uint64
+	match uint64
+	known bool // this member leads and knows id
+}
+
+func (q *progressRequest) handle(l *loop) {
+	if l.node.BasicStatus().RaftState != raft.StateLeader {
+		return
+	}
+	if p, found := l.node.Status().Progress[q.id]; found {
+		q.match, q.known = p.Match, true
+	}
 }
 
 // learnerReadyPercent is how far a learner's log must have come, of what is
@@ -411,22 +436,12 @@ func (r *Replica) TransferLeader(ctx context.Context, to uint64) error {
 
 func (r *Replica) transfer(ctx context.Context, to uint64, reason string) error {
 	changed := r.LeaderChanged()
-	leads, voter := false, false
-	err := r.askLoop(ctx, func(l *loop) {
-		status := l.node.Status()
-		leads = status.RaftState == raft.StateLeader
-		_, voter = status.Config.Voters.IDs()[to]
-		if voter && leads && to != r.cfg.ID {
-			l.beginTransfer(time.Now(), to, reason)
-		}
-	})
-	switch {
-	case err != nil:
+	q := &transferRequest{to: to, reason: reason}
+	if err := r.inbox.ask(ctx, r.stopped, q); err != nil {
 		return err
-	case !leads:
-		return ErrNotLeader
-	case !voter:
-		return ErrBadLeaderTransferee
+	}
+	if q.err != nil {
+		return q.err
 	}
 	for r.Leader() != to {
 		select {
@@ -441,20 +456,22 @@ func (r *Replica) transfer(ctx context.Context, to uint64, reason string) error 
 	return nil
 }
 
-// ask runs f in the loop and waits for it.
-func (r *Replica) ask(ctx context.Context, f func(*raft.RawNode)) error {
-	return r.askLoop(ctx, func(l *loop) { f(l.node) })
+// transferRequest has leadership moved to a voter.
+type transferRequest struct {
+	to     uint64
+	reason string
+	err    error // ErrNotLeader or ErrBadLeaderTransferee: nothing was begun
 }
 
-func (r *Replica) askLoop(ctx context.Context, f func(*loop)) error {
-	done := make(chan struct{})
-	r.inbox.controlLoop(func(l *loop) { f(l); close(done) })
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-r.stopped:
-		return ErrStopped
+func (q *transferRequest) handle(l *loop) {
+	status := l.node.Status()
+	_, voter := status.Config.Voters.IDs()[q.to]
+	switch {
+	case status.RaftState != raft.StateLeader:
+		q.err = ErrNotLeader
+	case !voter:
+		q.err = ErrBadLeaderTransferee
+	case q.to != l.cfg.ID:
+		l.beginTransfer(time.Now(), q.to, q.reason)
 	}
 }

@@ -139,7 +139,7 @@ func (s *scenario) run(td *datadriven.TestData) string {
 	case "cluster":
 		s.cluster(td)
 	case "campaign":
-		s.member(td, 0).replica().inbox.controlLoop(func(l *loop) { _ = l.node.Campaign() })
+		s.member(td, 0).replica().inbox.request(loopFunc(func(l *loop) { _ = l.node.Campaign() }))
 	case "ask-to-lead":
 		m, from := s.member(td, 0), s.id(td, "from")
 		s.send(&raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), From: new(from), To: new(m.id), Term: new(m.replica().Term()), Context: []byte(lostQuorum)})
@@ -283,7 +283,7 @@ func (s *scenario) cluster(td *datadriven.TestData) {
 	s.quiet = true
 	s.rest()
 	if leader := s.id(td, "leader"); leader != 0 {
-		s.c.members[leader].replica().inbox.controlLoop(func(l *loop) { _ = l.node.Campaign() })
+		s.c.members[leader].replica().inbox.request(loopFunc(func(l *loop) { _ = l.node.Campaign() }))
 		s.deliver(1<<20, mailRule{})
 	}
 	s.quiet = false
@@ -443,7 +443,7 @@ func (s *scenario) status() {
 		last, _ := m.log.LastIndex()
 		line := fmt.Sprintf("%d: %s term=%d leader=%d last=%d commit=%d applied=%d", id,
 			strings.TrimPrefix(st.State.String(), "State"), st.Term, st.Leader, last, st.Committed, st.Applied)
-		_ = m.replica().askLoop(context.Background(), func(l *loop) {
+		_ = m.replica().inbox.ask(context.Background(), nil, loopFunc(func(l *loop) {
 			for _, waiting := range []struct {
 				what string
 				n    int
@@ -455,7 +455,7 @@ func (s *scenario) status() {
 			if to := l.node.BasicStatus().LeadTransferee; to != raft.None {
 				line += fmt.Sprintf(" transferee=%d", to)
 			}
-		})
+		}))
 		if unsynced := m.log.Unsynced().Entries; unsynced > 0 {
 			line += fmt.Sprintf(" unsynced=%d", unsynced)
 		}
