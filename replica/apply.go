@@ -35,6 +35,14 @@ type applyTask struct {
 // is bounded by raft, which hands out at most maxApplyingBytes of entries that
 // it was not told are applied.
 type applier struct {
+	*env
+	inbox   *inbox
+	waiters *waiters
+	reads   *reads
+	keeper  *keeper
+	flusher *flusher
+	work    *storeWork
+
 	mu    sync.Mutex
 	tasks []applyTask
 	wake  chan struct{} // capacity 1: tasks is not empty
@@ -47,7 +55,12 @@ type applier struct {
 	lastIndex uint64
 }
 
-func (a *applier) init() { a.wake = make(chan struct{}, 1) }
+func (a *applier) init(r *Replica) {
+	*a = applier{
+		env: r.env, inbox: &r.inbox, waiters: &r.waiters, reads: &r.reads, keeper: &r.keeper, flusher: &r.flusher, work: &r.work,
+		wake: make(chan struct{}, 1),
+	}
+}
 
 func (a *applier) enqueue(t applyTask) {
 	a.mu.Lock()
@@ -59,13 +72,12 @@ func (a *applier) enqueue(t applyTask) {
 	}
 }
 
-func (r *Replica) runApplier() {
-	a := &r.applier
-	a.lastIndex, a.lastTerm = r.cfg.State.Applied()
+func (a *applier) run() {
+	a.lastIndex, a.lastTerm = a.cfg.State.Applied()
 	var tasks []applyTask
 	for {
 		select {
-		case <-r.stopped:
+		case <-a.stopped:
 			return
 		case <-a.wake:
 		}
@@ -75,57 +87,56 @@ func (r *Replica) runApplier() {
 		for i := range tasks {
 			t := &tasks[i]
 			if t.install != nil {
-				r.applyBatch()
-				t.installed <- r.runInstall(t.install)
+				a.applyBatch()
+				t.installed <- a.runInstall(t.install)
 				continue
 			}
 			for _, e := range t.entries {
-				if !r.addEntry(e) {
+				if !a.addEntry(e) {
 					return
 				}
 			}
 			if i+1 == len(tasks) || tasks[i+1].install != nil || a.bytes >= maxApplyBatchBytes/2 {
-				r.applyBatch()
+				a.applyBatch()
 			}
 			// Told when queued entries are in the batch or applied: raft only
 			// uses it to bound what it hands out and to hold back a second
 			// member change, which addEntry applies at once.
-			r.inbox.local(t.responses...)
+			a.inbox.local(t.responses...)
 		}
 		clear(tasks)
-		r.metrics.Applied.Set(float64(r.applied.Load()))
+		a.metrics.Applied.Set(float64(a.pub.applied.Load()))
 	}
 }
 
 // addEntry puts an entry into the batch, applying what must not wait. It
 // returns false when the replica stops.
-func (r *Replica) addEntry(e *raftpb.Entry) bool {
-	a := &r.applier
+func (a *applier) addEntry(e *raftpb.Entry) bool {
 	index, term := e.GetIndex(), e.GetTerm()
 	if index <= a.lastIndex {
 		return true // the store was flushed ahead of the log, or came as a snapshot
 	}
 	if index != a.lastIndex+1 {
-		r.cfg.Failed(fmt.Errorf("replica: entry %d was handed to the applier after entry %d", index, a.lastIndex))
+		a.cfg.Failed(fmt.Errorf("replica: entry %d was handed to the applier after entry %d", index, a.lastIndex))
 		return false
 	}
 	a.lastIndex, a.lastTerm = index, term
 	if e.GetType() != raftpb.EntryNormal {
-		r.applyBatch()
-		return r.applyChange(e)
+		a.applyBatch()
+		return a.applyChange(e)
 	}
 	entry := command.Entry{Index: index, Term: term}
 	var p *proposal
 	if data := e.GetData(); len(data) > 0 {
 		if id := command.RequestID(data); id != 0 {
-			p = r.waiters.find(id)
+			p = a.waiters.find(id)
 		}
 		if p != nil && p.request != nil {
 			entry.Request = p.request
 		} else {
 			request, err := command.Decode(data)
 			if err != nil {
-				r.cfg.Failed(fmt.Errorf("replica: committed entry %d of term %d cannot be decoded: %w", index, term, err))
+				a.cfg.Failed(fmt.Errorf("replica: committed entry %d of term %d cannot be decoded: %w", index, term, err))
 				return false
 			}
 			entry.Request = request
@@ -138,27 +149,26 @@ func (r *Replica) addEntry(e *raftpb.Entry) bool {
 	a.batch = append(a.batch, entry)
 	a.waiting = append(a.waiting, p)
 	if a.bytes >= maxApplyBatchBytes || len(a.batch) >= maxApplyBatchEntries {
-		r.applyBatch()
+		a.applyBatch()
 	}
 	return true
 }
 
 // applyBatch applies what addEntry gathered and hands out the results.
-func (r *Replica) applyBatch() {
-	a := &r.applier
+func (a *applier) applyBatch() {
 	if len(a.batch) == 0 {
 		return
 	}
-	r.work.applying.start()
-	results := r.cfg.State.Apply(a.batch)
-	r.work.applying.stop()
-	r.nowApplied(a.batch[len(a.batch)-1].Index)
+	a.work.applying.start()
+	results := a.cfg.State.Apply(a.batch)
+	a.work.applying.stop()
+	a.nowApplied(a.batch[len(a.batch)-1].Index)
 	for i, p := range a.waiting {
 		if p != nil {
-			r.waiters.finish(p.id, results[i], nil)
+			a.waiters.finish(p.id, results[i], nil)
 		}
 	}
-	r.flusher.note(uint64(len(a.batch)), int64(a.bytes))
+	a.flusher.note(uint64(len(a.batch)), int64(a.bytes))
 	clear(a.batch)
 	clear(a.waiting)
 	a.batch, a.waiting, a.bytes = a.batch[:0], a.waiting[:0], 0
@@ -166,17 +176,17 @@ func (r *Replica) applyBatch() {
 
 // nowApplied publishes the applied index. It comes before any result is handed
 // out: whoever got a result may expect a read at this member to show it.
-func (r *Replica) nowApplied(index uint64) {
-	r.applied.Store(index)
-	r.reads.advance(index)
-	r.cfg.Log.SetSnapshotMeta(index, r.applier.lastTerm, r.cfg.State.ConfState())
+func (a *applier) nowApplied(index uint64) {
+	a.pub.applied.Store(index)
+	a.reads.advance(index)
+	a.cfg.Log.SetSnapshotMeta(index, a.lastTerm, a.cfg.State.ConfState())
 }
 
 // applyChange applies one member change: the state machine judges it, raft
 // takes the new configuration, the state machine stores both.
-func (r *Replica) applyChange(e *raftpb.Entry) bool {
+func (a *applier) applyChange(e *raftpb.Entry) bool {
 	fail := func(err error) bool {
-		r.cfg.Failed(fmt.Errorf("replica: committed member change at index %d: %w", e.GetIndex(), err))
+		a.cfg.Failed(fmt.Errorf("replica: committed member change at index %d: %w", e.GetIndex(), err))
 		return false
 	}
 	cc, change, err := decodeChange(e)
@@ -184,28 +194,28 @@ func (r *Replica) applyChange(e *raftpb.Entry) bool {
 		return fail(err)
 	}
 	entry := command.Entry{Index: e.GetIndex(), Term: e.GetTerm(), Change: change}
-	if entry.Refused = r.cfg.State.CheckChange(change); entry.Refused != nil {
+	if entry.Refused = a.cfg.State.CheckChange(change); entry.Refused != nil {
 		cc.NodeId = new(raft.None) // raft's own convention for a change that is none
 	}
 	applying := &changeApplied{change: cc, index: entry.Index}
-	if r.inbox.ask(context.Background(), r.stopped, applying) != nil {
+	if a.inbox.ask(context.Background(), a.stopped, applying) != nil {
 		return false
 	}
 	entry.ConfState = applying.confState
 	applied := appliedChange{id: change.ID}
 	if change.Type == raftpb.ConfChangeRemoveNode && entry.Refused == nil {
 		applied.removes = change.MemberID
-		r.changes.removing(change.MemberID) // before anyone can see that it is applied
+		a.keeper.removing(change.MemberID) // before anyone can see that it is applied
 	}
-	r.work.applying.start()
-	applied.result = r.cfg.State.ApplyChange(entry)
-	r.work.applying.stop()
-	r.nowApplied(entry.Index)
-	if r.cfg.MembersChanged != nil && entry.Refused == nil {
-		r.cfg.MembersChanged()
+	a.work.applying.start()
+	applied.result = a.cfg.State.ApplyChange(entry)
+	a.work.applying.stop()
+	a.nowApplied(entry.Index)
+	if a.cfg.MembersChanged != nil && entry.Refused == nil {
+		a.cfg.MembersChanged()
 	}
-	r.changes.add(applied)
-	r.flusher.note(1, int64(len(e.GetData())))
+	a.keeper.add(applied)
+	a.flusher.note(1, int64(len(e.GetData())))
 	return true
 }
 
@@ -238,59 +248,59 @@ func decodeChange(e *raftpb.Entry) (*raftpb.ConfChange, *command.Change, error) 
 
 // installSnapshot is called by the log's writer goroutine; the installation
 // itself is the applier's work, behind everything it was given before.
-func (r *Replica) installSnapshot(s *raftpb.Snapshot, install func() error) error {
+func (a *applier) installSnapshot(s *raftpb.Snapshot, install func() error) error {
 	meta := s.GetMetadata()
-	first, err := r.cfg.Log.FirstIndex()
+	first, err := a.cfg.Log.FirstIndex()
 	if err != nil {
 		return err
 	}
-	r.logger.Info("applying snapshot",
+	a.logger.Info("applying snapshot",
 		zap.Uint64("current-snapshot-index", first-1), // the base of the log
-		zap.Uint64("current-applied-index", r.applied.Load()),
+		zap.Uint64("current-applied-index", a.pub.applied.Load()),
 		zap.Uint64("incoming-leader-snapshot-index", meta.GetIndex()),
 		zap.Uint64("incoming-leader-snapshot-term", meta.GetTerm()))
-	r.installing.Store(true)
-	defer r.installing.Store(false)
+	a.pub.installing.Store(true)
+	defer a.pub.installing.Store(false)
 	t := applyTask{installed: make(chan error, 1)}
 	t.install = func() error {
-		if meta.GetIndex() <= r.applier.lastIndex {
-			return fmt.Errorf("replica: raft accepted a snapshot at index %d behind the applied index %d", meta.GetIndex(), r.applier.lastIndex)
+		if meta.GetIndex() <= a.lastIndex {
+			return fmt.Errorf("replica: raft accepted a snapshot at index %d behind the applied index %d", meta.GetIndex(), a.lastIndex)
 		}
 		if err := install(); err != nil {
 			return err
 		}
-		index, term := r.cfg.State.Applied()
+		index, term := a.cfg.State.Applied()
 		if index != meta.GetIndex() {
 			return fmt.Errorf("replica: installed a snapshot at index %d, raft accepted %d", index, meta.GetIndex())
 		}
-		r.applier.lastIndex, r.applier.lastTerm = index, term
-		r.raiseFlushed(index)
-		r.nowApplied(index)
-		if r.cfg.MembersChanged != nil {
-			r.cfg.MembersChanged()
+		a.lastIndex, a.lastTerm = index, term
+		a.pub.raiseFlushed(index)
+		a.nowApplied(index)
+		if a.cfg.MembersChanged != nil {
+			a.cfg.MembersChanged()
 		}
-		r.logger.Info("applied snapshot",
+		a.logger.Info("applied snapshot",
 			zap.Uint64("current-snapshot-index", index),
-			zap.Uint64("current-applied-index", r.applied.Load()),
+			zap.Uint64("current-applied-index", a.pub.applied.Load()),
 			zap.Uint64("incoming-leader-snapshot-index", meta.GetIndex()),
 			zap.Uint64("incoming-leader-snapshot-term", meta.GetTerm()))
 		return nil
 	}
-	r.applier.enqueue(t)
+	a.enqueue(t)
 	select {
 	case err := <-t.installed:
 		return err
-	case <-r.stopped:
+	case <-a.stopped:
 		return ErrStopped
 	}
 }
 
-func (r *Replica) runInstall(install func() error) error {
-	r.work.applying.start()
+func (a *applier) runInstall(install func() error) error {
+	a.work.applying.start()
 	err := install()
-	r.work.applying.stop()
+	a.work.applying.stop()
 	if err != nil {
-		r.cfg.Failed(fmt.Errorf("replica: install snapshot: %w", err))
+		a.cfg.Failed(fmt.Errorf("replica: install snapshot: %w", err))
 	}
 	return err
 }

@@ -38,9 +38,9 @@ func (b backlog) cause() string {
 
 func (l *loop) backlog() backlog {
 	log := l.cfg.Log
-	flushed := l.flushed.Load()
-	applied := max(l.applied.Load(), flushed)
-	committed := max(l.committed.Load(), applied)
+	flushed := l.pub.flushed.Load()
+	applied := max(l.pub.applied.Load(), flushed)
+	committed := max(l.pub.committed.Load(), applied)
 	last, _ := log.LastIndex() // the log in memory cannot fail
 	return backlog{
 		unsynced:    log.Unsynced().Bytes,
@@ -61,7 +61,7 @@ func (l *loop) checkBacklog() {
 	} else {
 		l.room = l.roomIn(l.backlog())
 	}
-	l.overload.Store(l.room <= 0)
+	l.pub.overload.Store(l.room <= 0)
 }
 
 // roomIn is how much more this member may take with a backlog; 0 or less: nothing.
@@ -96,7 +96,7 @@ func (l *loop) watchBacklog() {
 	l.metrics.Held.Set(float64(b.held()))
 	l.room = l.roomIn(b)
 	over := l.room <= 0
-	l.overload.Store(over)
+	l.pub.overload.Store(over)
 	if b.unflushed >= l.cfg.MaxUnsyncedBytes/4 {
 		l.flusher.wake()
 	}

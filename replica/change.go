@@ -36,8 +36,11 @@ import (
 //     its log when the removal is applied is then on the disks of a quorum, so that
 //     some member that stays can have its vote.
 
-// changes are the applied member changes that may not be durable yet.
-type changes struct {
+// keeper sees to it that applied member changes become durable, and then tells of them.
+type keeper struct {
+	*env
+	waiters *waiters
+
 	mu sync.Mutex
 	// applied wait for the disk, in order.
 	applied []appliedChange
@@ -55,24 +58,25 @@ type appliedChange struct {
 	result  command.Result
 }
 
-func (c *changes) init() {
-	c.removals, c.own, c.wake = make(map[uint64]bool), make(map[uint64]bool), make(chan struct{}, 1)
+func (k *keeper) init(e *env, w *waiters) {
+	k.env, k.waiters = e, w
+	k.removals, k.own, k.wake = make(map[uint64]bool), make(map[uint64]bool), make(chan struct{}, 1)
 }
 
 // removing is called before the removal of a member is applied.
-func (c *changes) removing(id uint64) {
-	c.mu.Lock()
-	c.removals[id] = true
-	c.mu.Unlock()
+func (k *keeper) removing(id uint64) {
+	k.mu.Lock()
+	k.removals[id] = true
+	k.mu.Unlock()
 }
 
 // add takes a change that was applied.
-func (c *changes) add(a appliedChange) {
-	c.mu.Lock()
-	c.applied = append(c.applied, a)
-	c.mu.Unlock()
+func (k *keeper) add(a appliedChange) {
+	k.mu.Lock()
+	k.applied = append(k.applied, a)
+	k.mu.Unlock()
 	select {
-	case c.wake <- struct{}{}:
+	case k.wake <- struct{}{}:
 	default:
 	}
 }
@@ -80,81 +84,82 @@ func (c *changes) add(a appliedChange) {
 // RemovalPending says whether a member's removal was applied and may still be
 // forgotten in a crash: nobody may be told of it, and the member is to be treated as
 // one that was not removed. Any goroutine.
-func (r *Replica) RemovalPending(id uint64) bool {
-	r.changes.mu.Lock()
-	defer r.changes.mu.Unlock()
-	return r.changes.removals[id]
+func (r *Replica) RemovalPending(id uint64) bool { return r.keeper.pending(id) }
+
+func (k *keeper) pending(id uint64) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.removals[id]
 }
 
 // ToldRemoved is called, perhaps often, when another member has said that this one
 // was removed. It answers those who asked for that here. Any goroutine.
-func (r *Replica) ToldRemoved() {
-	c := &r.changes
-	c.mu.Lock()
-	c.told = true
+func (r *Replica) ToldRemoved() { r.keeper.noteTold() }
+
+func (k *keeper) noteTold() {
+	k.mu.Lock()
+	k.told = true
 	var ids []uint64
-	for id := range c.own {
+	for id := range k.own {
 		ids = append(ids, id)
 	}
-	c.mu.Unlock()
+	k.mu.Unlock()
 	for _, id := range ids {
-		r.waiters.finish(id, command.Result{}, nil)
+		k.waiters.finish(id, command.Result{}, nil)
 	}
 }
 
 // ownRemoval notes that this member is asked for its own removal, until done.
-func (r *Replica) ownRemoval(id uint64) (done func()) {
-	c := &r.changes
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.own[id] = true
+func (k *keeper) ownRemoval(id uint64) (done func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.own[id] = true
 	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.own, id)
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		delete(k.own, id)
 	}
 }
 
-// runKeeper makes applied changes durable and then tells of them.
-func (r *Replica) runKeeper() {
+// run makes applied changes durable and then tells of them.
+func (k *keeper) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	go func() { // ends with runKeeper, or makes it end
+	go func() { // ends with run, or makes it end
 		select {
-		case <-r.stopped:
+		case <-k.stopped:
 			cancel()
 		case <-ctx.Done():
 		}
 	}()
-	c := &r.changes
 	for {
 		select {
-		case <-r.stopped:
+		case <-k.stopped:
 			return
-		case <-c.wake:
+		case <-k.wake:
 		}
-		c.mu.Lock()
-		batch := c.applied
-		c.applied = nil
-		c.mu.Unlock()
+		k.mu.Lock()
+		batch := k.applied
+		k.applied = nil
+		k.mu.Unlock()
 		// Raft gave the log the commit before it gave the applier what it covers.
-		if err := r.cfg.Log.Sync(ctx); err != nil {
+		if err := k.cfg.Log.Sync(ctx); err != nil {
 			return // the replica stops, or the log has failed, which stops the process
 		}
 		changed := false
-		c.mu.Lock()
+		k.mu.Lock()
 		for _, a := range batch {
-			delete(c.removals, a.removes)
+			delete(k.removals, a.removes)
 			changed = changed || a.result.Err == nil
 		}
-		told := c.told
-		c.mu.Unlock()
-		if changed && r.cfg.MembersChanged != nil {
-			r.cfg.MembersChanged()
+		told := k.told
+		k.mu.Unlock()
+		if changed && k.cfg.MembersChanged != nil {
+			k.cfg.MembersChanged()
 		}
 		for _, a := range batch {
-			if a.removes != r.cfg.ID || a.result.Err != nil || told {
-				r.waiters.finish(a.id, a.result, nil)
+			if a.removes != k.cfg.ID || a.result.Err != nil || told {
+				k.waiters.finish(a.id, a.result, nil)
 			}
 		}
 	}
@@ -222,7 +227,7 @@ func (l *loop) withoutRemoval(m *raftpb.Message) *raftpb.Message {
 	if index == 0 || m.GetCommit() < index || l.node.BasicStatus().GetCommit() >= index {
 		return m
 	}
-	if l.applied.Load() == index-1 && l.cfg.State.CheckChange(&command.Change{
+	if l.pub.applied.Load() == index-1 && l.cfg.State.CheckChange(&command.Change{
 		Type: raftpb.ConfChangeRemoveNode, MemberID: l.cfg.ID, Member: command.Member{ID: l.cfg.ID},
 	}) != nil {
 		return m
@@ -236,7 +241,7 @@ func (l *loop) withoutRemoval(m *raftpb.Message) *raftpb.Message {
 // leaving says whether this member leads although its own removal is in its log, or
 // was applied: nothing may be proposed behind it.
 func (l *loop) leaving() bool {
-	return (l.removal != 0 || l.removalProposed || !slices.Contains(*l.voters.Load(), l.cfg.ID)) &&
+	return (l.removal != 0 || l.removalProposed || !slices.Contains(*l.pub.voters.Load(), l.cfg.ID)) &&
 		l.node.BasicStatus().RaftState == raft.StateLeader
 }
 
@@ -254,7 +259,7 @@ const yieldTimeouts = 2
 // this member is removed.
 func (l *loop) yields(now time.Time) bool {
 	status := l.node.BasicStatus()
-	if status.RaftState != raft.StateLeader || len(*l.voters.Load()) == 1 {
+	if status.RaftState != raft.StateLeader || len(*l.pub.voters.Load()) == 1 {
 		return false
 	}
 	if l.yieldBegan.IsZero() || now.Sub(l.yieldBegan) >= l.cfg.RequestTimeout {

@@ -66,7 +66,7 @@ func (l *loop) recordTick(now time.Time) {
 			l.cfg.Evidence.Record(evidence.Event{Kind: evidence.LateHeartbeat, Peer: l.leader, Took: now.Sub(lead.heard)})
 		}
 	}
-	if n := l.committed.Load() - min(l.applied.Load(), l.committed.Load()); n >= recordBacklog {
+	if n := l.pub.committed.Load() - min(l.pub.applied.Load(), l.pub.committed.Load()); n >= recordBacklog {
 		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.Backlog, Value: int64(n)})
 	}
 	if waiting := l.inbox.queued(); waiting >= recordQueue {

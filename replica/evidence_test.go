@@ -96,7 +96,7 @@ func TestDiskEvents(t *testing.T) {
 // says nothing of its disk.
 func TestStandstillIsNoStall(t *testing.T) {
 	now := time.Unix(1000, 0)
-	l := &loop{Replica: &Replica{cfg: Config{TickInterval: 100 * time.Millisecond}, metrics: NewMetrics(nil)}}
+	l := &loop{env: &env{cfg: Config{TickInterval: 100 * time.Millisecond}, metrics: NewMetrics(nil)}, inbox: new(inbox)}
 	for range 5 {
 		l.recordTick(now)
 		l.lastTick = now

@@ -54,7 +54,9 @@ const (
 
 // feed is the catching up of one follower.
 type feed struct {
-	r    *Replica
+	*env
+	inbox *inbox
+
 	id   uint64
 	term uint64          // in which this member leads
 	snap *raftpb.Message // raft's MsgSnap, to be sent if need be
@@ -82,7 +84,7 @@ func (l *loop) startFeed(m *raftpb.Message) {
 	id := m.GetTo()
 	l.endFeed(id)
 	f := &feed{
-		r: l.Replica, id: id, term: m.GetTerm(), snap: m,
+		env: l.env, inbox: l.inbox, id: id, term: m.GetTerm(), snap: m,
 		stop: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	f.match.Store(l.progress(id).Match)
@@ -190,7 +192,6 @@ func (l *loop) sendSnapshot(f *feed) {
 }
 
 func (f *feed) run() {
-	r := f.r
 	at, err := f.probe()
 	for err == nil {
 		at, err = f.send(at)
@@ -200,10 +201,10 @@ func (f *feed) run() {
 	case errors.Is(err, errSnapshot), errors.Is(err, raftlog.ErrNotHeld):
 		if !errors.Is(err, errSnapshot) {
 			// Damage in what is kept for others alone does not end this member.
-			r.logger.Warn("cannot read the raft log for a follower that is behind; it gets a snapshot",
+			f.logger.Warn("cannot read the raft log for a follower that is behind; it gets a snapshot",
 				zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Error(err))
 		}
-		r.inbox.request(snapshotNeeded{f})
+		f.inbox.request(snapshotNeeded{f})
 	default:
 		panic(err) // there are no others
 	}
@@ -216,7 +217,7 @@ func (f *feed) wait(d time.Duration) error {
 	select {
 	case <-f.stop:
 		return errFeedEnded
-	case <-f.r.stopped:
+	case <-f.stopped:
 		return errFeedEnded
 	case <-f.wake:
 	case <-timer.C:
@@ -235,26 +236,24 @@ func (f *feed) rejected() (rejection, bool) {
 
 // append sends entries that follow the entry (index, term).
 func (f *feed) append(index, term uint64, entries []*raftpb.Entry) {
-	r := f.r
-	r.cfg.Network.Send([]*raftpb.Message{{
-		Type: raftpb.MsgApp.Enum(), From: new(r.cfg.ID), To: new(f.id), Term: new(f.term),
-		Index: new(index), LogTerm: new(term), Entries: entries, Commit: new(r.committed.Load()),
+	f.cfg.Network.Send([]*raftpb.Message{{
+		Type: raftpb.MsgApp.Enum(), From: new(f.cfg.ID), To: new(f.id), Term: new(f.term),
+		Index: new(index), LogTerm: new(term), Entries: entries, Commit: new(f.pub.committed.Load()),
 	}})
 }
 
 // probe finds an entry that the follower has and from which the files go on. errSnapshot:
 // there is none.
 func (f *feed) probe() (from uint64, err error) {
-	r := f.r
-	probed, _ := r.cfg.Log.Base()
+	probed, _ := f.cfg.Log.Base()
 	var sent time.Time
 	for {
-		if retry := r.cfg.electionTimeout(); time.Since(sent) >= retry {
-			base, term := r.cfg.Log.Base()
+		if retry := f.cfg.electionTimeout(); time.Since(sent) >= retry {
+			base, term := f.cfg.Log.Base()
 			f.append(base, term, nil)
 			sent = time.Now()
 		}
-		if err := f.wait(r.cfg.electionTimeout()); err != nil {
+		if err := f.wait(f.cfg.electionTimeout()); err != nil {
 			return 0, err
 		}
 		if hint, ok := f.rejected(); ok {
@@ -269,11 +268,11 @@ func (f *feed) probe() (from uint64, err error) {
 }
 
 // reaches says whether the files hold entry index, or have begun with the first of all.
-func (f *feed) reaches(index uint64) bool { return max(index, 1) >= f.r.cfg.Log.Oldest() }
+func (f *feed) reaches(index uint64) bool { return max(index, 1) >= f.cfg.Log.Oldest() }
 
 // check says whether the files go on from what a follower says it has.
 func (f *feed) check(hint rejection) (from uint64, err error) {
-	log := f.r.cfg.Log
+	log := f.cfg.Log
 	if match := f.match.Load(); match >= hint.index {
 		hint = rejection{index: match} // it has that
 	}
@@ -304,14 +303,14 @@ func (f *feed) check(hint rejection) (from uint64, err error) {
 // send sends what follows entry from, which the follower has, until it says that it lacks
 // what was sent, or nothing any more; then it gives from where to go on.
 func (f *feed) send(from uint64) (next uint64, err error) {
-	r, log := f.r, f.r.cfg.Log
+	log := f.cfg.Log
 	rd, err := log.Read(max(from, 1)) // from itself tells its term
 	if err != nil {
 		return 0, err
 	}
 	defer rd.Close()
 	var index, term uint64 // the last entry that was sent; 0: none yet
-	r.logger.Info("sending a follower the raft log on disk, which goes further back than that in memory",
+	f.logger.Info("sending a follower the raft log on disk, which goes further back than that in memory",
 		zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Uint64("from-index", from))
 
 	type chunk struct {
@@ -333,15 +332,15 @@ func (f *feed) send(from uint64) (next uint64, err error) {
 		}
 		if hint, ok := f.rejected(); ok {
 			// Each of the appends that follow a lost one is rejected. One of these is enough.
-			if hint.index != from || time.Since(began) > r.cfg.electionTimeout() {
+			if hint.index != from || time.Since(began) > f.cfg.electionTimeout() {
 				return f.check(hint)
 			}
 		}
-		if len(onWay) > 0 && time.Since(moved) > 2*r.cfg.electionTimeout() {
+		if len(onWay) > 0 && time.Since(moved) > 2*f.cfg.electionTimeout() {
 			return f.probe() // lost, or its disk stalls
 		}
 		if window >= limit {
-			if err := f.wait(r.cfg.electionTimeout()); err != nil {
+			if err := f.wait(f.cfg.electionTimeout()); err != nil {
 				return 0, err
 			}
 			continue
@@ -375,11 +374,11 @@ func (f *feed) send(from uint64) (next uint64, err error) {
 		}
 		window += size
 		onWay = append(onWay, chunk{index, size})
-		r.metrics.FedBytes.Add(float64(size))
+		f.metrics.FedBytes.Add(float64(size))
 		select {
 		case <-f.stop:
 			return 0, errFeedEnded
-		case <-r.stopped:
+		case <-f.stopped:
 			return 0, errFeedEnded
 		default:
 		}

@@ -20,6 +20,9 @@ const flushInterval = 60 * time.Second
 // flusher moves the durable applied index: it asks the state machine to flush
 // and lets the log drop what is then no longer needed.
 type flusher struct {
+	*env
+	work *storeWork
+
 	mu      sync.Mutex
 	entries uint64 // applied since the last flush began
 	bytes   int64
@@ -27,14 +30,10 @@ type flusher struct {
 
 	// hold: a follower still needs what the log would drop; set by the loop.
 	hold atomic.Bool
-
-	flushBytes   int64
-	flushEntries uint64
 }
 
-func (f *flusher) init(cfg *Config) {
-	f.due = make(chan struct{}, 1)
-	f.flushBytes, f.flushEntries = cfg.FlushBytes, cfg.FlushEntries
+func (f *flusher) init(e *env, work *storeWork) {
+	f.env, f.work, f.due = e, work, make(chan struct{}, 1)
 }
 
 // note is called by the applier for each batch.
@@ -42,7 +41,7 @@ func (f *flusher) note(entries uint64, bytes int64) {
 	f.mu.Lock()
 	f.entries += entries
 	f.bytes += bytes
-	due := f.entries >= f.flushEntries || f.bytes >= f.flushBytes
+	due := f.entries >= f.cfg.FlushEntries || f.bytes >= f.cfg.FlushBytes
 	f.mu.Unlock()
 	if due {
 		f.wake()
@@ -65,58 +64,49 @@ func (f *flusher) begin() (any bool) {
 	return any
 }
 
-func (r *Replica) runFlusher() {
+func (f *flusher) run() {
 	ticker := time.NewTicker(flushInterval)
 	defer ticker.Stop()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	go func() { <-r.stopped; cancel() }()
+	go func() { <-f.stopped; cancel() }()
 	for {
 		select {
-		case <-r.stopped:
+		case <-f.stopped:
 			return
 		case <-ticker.C:
-		case <-r.flusher.due:
+		case <-f.due:
 		}
-		if !r.flusher.begin() && r.cfg.Log.HeldBytes() == 0 {
+		if !f.begin() && f.cfg.Log.HeldBytes() == 0 {
 			continue
 		}
-		r.work.flushing.start()
-		index, done, err := r.cfg.State.Flush(ctx)
+		f.work.flushing.start()
+		index, done, err := f.cfg.State.Flush(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		if err != nil {
-			r.cfg.Failed(err)
+			f.cfg.Failed(err)
 			return
 		}
 		select {
 		case <-done:
-		case <-r.stopped:
+		case <-f.stopped:
 			return
 		}
-		r.work.flushing.stop()
-		r.raiseFlushed(index)
-		keep := r.cfg.KeepBytes
-		if r.flusher.hold.Load() {
-			keep = r.cfg.HoldBytes
+		f.work.flushing.stop()
+		f.pub.raiseFlushed(index)
+		keep := f.cfg.KeepBytes
+		if f.hold.Load() {
+			keep = f.cfg.HoldBytes
 		}
 		// The state machine may be ahead of what raft was told that it has applied, and
 		// raft reads what lies between before it campaigns.
-		if err := r.cfg.Log.Compact(min(index, r.raftApplied.Load()), keep); err != nil {
-			r.cfg.Failed(err)
+		if err := f.cfg.Log.Compact(min(index, f.pub.raftApplied.Load()), keep); err != nil {
+			f.cfg.Failed(err)
 			return
 		}
-		r.logger.Debug("compacted Raft logs", zap.Uint64("compact-index", index))
-	}
-}
-
-// raiseFlushed notes that a crash leaves everything up to index. Flusher and applier call it.
-func (r *Replica) raiseFlushed(index uint64) {
-	for old := r.flushed.Load(); old < index; old = r.flushed.Load() {
-		if r.flushed.CompareAndSwap(old, index) {
-			return
-		}
+		f.logger.Debug("compacted Raft logs", zap.Uint64("compact-index", index))
 	}
 }
 

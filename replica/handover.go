@@ -90,12 +90,9 @@ type transfer struct {
 	reason string
 }
 
-// durableMark says that the log, as it was in term, was durable up to index.
-type durableMark struct{ term, index uint64 }
-
 // Disk says how this member's disk does.
 func (r *Replica) Disk() DiskReport {
-	if d := r.diskReport.Load(); d != nil {
+	if d := r.pub.diskReport.Load(); d != nil {
 		return *d
 	}
 	return DiskReport{}
@@ -139,7 +136,7 @@ func (l *loop) sampleDisk() (diskSample, DiskReport) {
 	if stats.Syncs > 0 {
 		oldest = min(oldest, stats.SinceLast)
 	}
-	if l.installing.Load() {
+	if l.pub.installing.Load() {
 		oldest = 0 // it waits for a snapshot to be installed
 	}
 	s := diskSample{oldest: max(oldest, stats.InFlight)}
@@ -164,8 +161,8 @@ func (l *loop) watchDisk(now time.Time) {
 	}
 	l.recordDisk(before, w.state, s)
 	report.State = w.state
-	l.diskReport.Store(&report)
-	l.metrics.disk(report, l.committed.Load()-min(l.applied.Load(), l.committed.Load()))
+	l.pub.diskReport.Store(&report)
+	l.metrics.disk(report, l.pub.committed.Load()-min(l.pub.applied.Load(), l.pub.committed.Load()))
 
 	l.watchTransfer(now)
 	if l.node.BasicStatus().RaftState != raft.StateLeader {
@@ -191,7 +188,7 @@ func (l *loop) watchDisk(now time.Time) {
 	if l.cfg.PeerDisks != nil && now.Sub(l.disk.asked) >= diskAskInterval {
 		l.disk.asked = now
 		var ids []uint64
-		for _, id := range *l.voters.Load() {
+		for _, id := range *l.pub.voters.Load() {
 			if id != l.cfg.ID {
 				ids = append(ids, id)
 			}
@@ -421,7 +418,7 @@ func (l *loop) bequeath() {
 // ErrBadLeaderTransferee: there is nobody.
 func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 	if r.cfg.PeerDisks != nil {
-		r.cfg.PeerDisks.AskDisks(slices.DeleteFunc(slices.Clone(*r.voters.Load()), func(id uint64) bool { return id == r.cfg.ID }))
+		r.cfg.PeerDisks.AskDisks(slices.DeleteFunc(slices.Clone(*r.pub.voters.Load()), func(id uint64) bool { return id == r.cfg.ID }))
 		// Whoever has not answered by then counts as unknown.
 		select {
 		case <-time.After(r.cfg.TickInterval):
@@ -507,7 +504,7 @@ func (l *loop) acknowledgeEarly(s diskSample) {
 	if s.oldest < l.cfg.TickInterval || l.leader == raft.None || l.leader == l.cfg.ID {
 		return
 	}
-	mark := l.durable.Load()
+	mark := l.pub.durable.Load()
 	if mark == nil || mark.term < l.disk.truncated || l.disk.acceptedTerm != l.term {
 		return
 	}
@@ -528,7 +525,7 @@ func (l *loop) acknowledgeEarly(s diskSample) {
 // the entries beyond would be missing, and all that follow rejected.
 func (l *loop) withoutCommitted(m *raftpb.Message) *raftpb.Message {
 	n := uint64(len(m.GetEntries()))
-	if n == 0 || m.GetIndex() >= l.committed.Load() {
+	if n == 0 || m.GetIndex() >= l.pub.committed.Load() {
 		return m
 	}
 	// m.Index may have been passed since that was published, but not the other way.
@@ -562,30 +559,6 @@ func (l *loop) noteAppend(a *raftlog.Append) {
 		if m.GetTerm() == l.disk.acceptedTerm {
 			l.disk.acceptedIndex = max(l.disk.acceptedIndex, m.GetIndex())
 		}
-	}
-}
-
-// noteDurable keeps how far the log is durable. Only the log's writer goroutine
-// calls it.
-func (r *Replica) noteDurable(responses []*raftpb.Message) {
-	var mark durableMark
-	if old := r.durable.Load(); old != nil {
-		mark = *old
-	}
-	before := mark
-	for _, m := range responses {
-		if m.GetType() != raftpb.MsgAppResp || m.GetReject() {
-			continue
-		}
-		switch {
-		case m.GetTerm() > mark.term:
-			mark = durableMark{m.GetTerm(), m.GetIndex()}
-		case m.GetTerm() == mark.term:
-			mark.index = max(mark.index, m.GetIndex())
-		}
-	}
-	if mark != before {
-		r.durable.Store(&mark)
 	}
 }
 

@@ -40,8 +40,17 @@ const MaxInflightBytes = 128 << 20
 
 // loop is the state that only the raft goroutine touches.
 type loop struct {
-	*Replica
+	*env
 	node *raft.RawNode
+
+	// What it shares with others, and only by what these let it.
+	inbox   *inbox
+	waiters *waiters
+	buffers *buffers
+	reads   *reads
+	applier *applier
+	flusher *flusher
+	work    *storeWork
 
 	leader     uint64
 	lastLeader uint64 // the last one known, leader included
@@ -121,7 +130,7 @@ type incomingSnapshot struct {
 }
 
 func (r *Replica) newRawNode() (*raft.RawNode, error) {
-	applied := r.applied.Load()
+	applied := r.pub.applied.Load()
 	return raft.NewRawNode(&raft.Config{
 		ID:                       r.cfg.ID,
 		ElectionTick:             r.cfg.ElectionTicks,
@@ -140,10 +149,17 @@ func (r *Replica) newRawNode() (*raft.RawNode, error) {
 	})
 }
 
-func (r *Replica) runLoop(node *raft.RawNode) {
-	l := &loop{
-		Replica:   r,
+func (r *Replica) newLoop(node *raft.RawNode) *loop {
+	return &loop{
+		env:       r.env,
 		node:      node,
+		inbox:     &r.inbox,
+		waiters:   &r.waiters,
+		buffers:   &r.buffers,
+		reads:     &r.reads,
+		applier:   &r.applier,
+		flusher:   &r.flusher,
+		work:      &r.work,
 		byContext: make(map[uint64]*readRound),
 		questions: make(map[uint64]*raftpb.Message),
 		catching:  make(map[uint64]bool),
@@ -154,26 +170,30 @@ func (r *Replica) runLoop(node *raft.RawNode) {
 		incoming:  make(map[uint64]incomingSnapshot),
 		// Request contexts must not repeat across restarts of this member while
 		// a leader may still hold old ones.
-		lastRead: r.ids.Next(),
+		lastRead: r.proposer.ids.Next(),
 		timeouts: timeouts{auto: r.cfg.TuneTimeouts, base: r.cfg.electionTimeout()},
 		disk: diskLoop{
 			watch: diskWatch{handOverAfter: max(r.cfg.DiskStallHandOver, 0)},
 			store: diskWatch{handOverAfter: max(r.cfg.DiskStallHandOver, 0)},
 		},
 	}
+}
+
+// run is the loop's goroutine.
+func (l *loop) run() {
 	defer l.close()
-	l.findRemoval(r.applied.Load() + 1)
+	l.findRemoval(l.pub.applied.Load() + 1)
 	l.firstElection()
 
-	ticker := time.NewTicker(r.cfg.TickInterval)
+	ticker := time.NewTicker(l.cfg.TickInterval)
 	defer ticker.Stop()
 	for {
 		select {
-		case <-r.stopped:
+		case <-l.stopped:
 			return
 		case <-ticker.C:
 			l.tick()
-		case <-r.inbox.wake:
+		case <-l.inbox.wake:
 		}
 		l.step()
 		l.startReads()
@@ -210,7 +230,7 @@ func (l *loop) firstElection() {
 // could object, so there is nothing to wait for. Raft ignores it while member
 // changes wait to be applied; tick tries again.
 func (l *loop) campaignAlone() bool {
-	voters := *l.voters.Load()
+	voters := *l.pub.voters.Load()
 	if len(voters) != 1 || voters[0] != l.cfg.ID || l.leader != raft.None {
 		return false
 	}
@@ -247,7 +267,7 @@ func (l *loop) publishVoters() {
 	for id := range l.node.Status().Config.Voters.IDs() {
 		ids = append(ids, id)
 	}
-	l.voters.Store(&ids)
+	l.pub.voters.Store(&ids)
 }
 
 func (l *loop) tick() {
@@ -265,7 +285,7 @@ func (l *loop) tick() {
 	l.campaignReunited()
 	l.ticks++
 	if l.ticks%5 == 0 {
-		l.waiters.expire(l.Replica, time.Now())
+		l.waiters.expire(l.env, time.Now())
 		held := l.held
 		l.held = nil
 		l.hold(held)
@@ -294,7 +314,7 @@ func (l *loop) voteWaits(now time.Time) bool {
 	if l.leader != raft.None {
 		return false
 	}
-	if l.votePending > l.voteDurable.Load() {
+	if l.votePending > l.pub.voteDurable.Load() {
 		l.voteEnded = time.Time{}
 		return true
 	}
@@ -368,7 +388,7 @@ func (l *loop) step() {
 			l.noteFed(m)
 		}
 		if es := m.GetEntries(); m.GetType() == raftpb.MsgStorageApplyResp && len(es) > 0 {
-			l.raftApplied.Store(es[len(es)-1].GetIndex())
+			l.pub.raftApplied.Store(es[len(es)-1].GetIndex())
 		}
 	}
 	if len(l.taken.proposals) > 0 {
@@ -415,18 +435,18 @@ func (l *loop) proposeForwarded() {
 }
 
 // refuse answers a forwarded MsgProp that is not taken (peers.ContextRefused). Any goroutine.
-func (r *Replica) refuse(m *raftpb.Message) {
+func (e *env) refuse(m *raftpb.Message) {
 	context := []byte(peers.ContextRefused)
-	for _, e := range m.GetEntries() {
-		if id := command.RequestID(e.GetData()); e.GetType() == raftpb.EntryNormal && id != 0 {
+	for _, entry := range m.GetEntries() {
+		if id := command.RequestID(entry.GetData()); entry.GetType() == raftpb.EntryNormal && id != 0 {
 			context = binary.BigEndian.AppendUint64(context, id)
 		}
 	}
-	if m.GetFrom() == raft.None || m.GetFrom() == r.cfg.ID || len(context) == len(peers.ContextRefused) {
+	if m.GetFrom() == raft.None || m.GetFrom() == e.cfg.ID || len(context) == len(peers.ContextRefused) {
 		return
 	}
-	r.cfg.Network.Send([]*raftpb.Message{{
-		Type: raftpb.MsgAppResp.Enum(), From: new(r.cfg.ID), To: new(m.GetFrom()), Term: new(r.Term()), Context: context,
+	e.cfg.Network.Send([]*raftpb.Message{{
+		Type: raftpb.MsgAppResp.Enum(), From: new(e.cfg.ID), To: new(m.GetFrom()), Term: new(e.pub.status.Load().Term), Context: context,
 	}})
 }
 
@@ -651,7 +671,7 @@ func (l *loop) append(m *raftpb.Message, requests []*raftpb.Message) {
 		}
 		delete(l.incoming, index)
 		a.Snapshot = s
-		a.Install = func() error { return l.installSnapshot(s, in.install) }
+		a.Install = func() error { return l.applier.installSnapshot(s, in.install) }
 		l.snapshotPending = index
 		l.publishVoters() // raft has taken the snapshot's configuration already
 	}
@@ -686,10 +706,10 @@ func (l *loop) append(m *raftpb.Message, requests []*raftpb.Message) {
 // Released takes responses whose promise is now durable. The log's writer
 // goroutine calls it, in order.
 func (r *Replica) Released(responses []*raftpb.Message) {
-	r.noteDurable(responses)
+	r.pub.noteDurable(responses)
 	for _, m := range responses {
-		if m.GetType() == raftpb.MsgVoteResp && !m.GetReject() && m.GetTerm() > r.voteDurable.Load() {
-			r.voteDurable.Store(m.GetTerm()) // only this goroutine stores
+		if m.GetType() == raftpb.MsgVoteResp && !m.GetReject() && m.GetTerm() > r.pub.voteDurable.Load() {
+			r.pub.voteDurable.Store(m.GetTerm()) // only this goroutine stores
 		}
 	}
 	var own, others []*raftpb.Message
@@ -713,7 +733,7 @@ func (r *Replica) Process(m *raftpb.Message) error {
 	if err := r.CheckMessage(m); err != nil {
 		return err
 	}
-	if m.GetType() == raftpb.MsgProp && r.overload.Load() && r.IsLeader() && !proposesChange(m) {
+	if m.GetType() == raftpb.MsgProp && r.pub.overload.Load() && r.IsLeader() && !proposesChange(m) {
 		r.refuse(m)
 		return nil
 	}
@@ -753,8 +773,8 @@ func (s snapshotArrived) handle(l *loop) {
 func (l *loop) publish(rd *raft.Ready) {
 	if rd.HardState != nil && !raft.IsEmptyHardState(rd.HardState) {
 		l.term = rd.HardState.GetTerm()
-		if commit := rd.HardState.GetCommit(); commit > l.committed.Load() {
-			l.committed.Store(commit)
+		if commit := rd.HardState.GetCommit(); commit > l.pub.committed.Load() {
+			l.pub.committed.Store(commit)
 			l.metrics.Committed.Set(float64(commit))
 		}
 	}
@@ -764,12 +784,12 @@ func (l *loop) publish(rd *raft.Ready) {
 		changed = s.Lead != l.leader
 		l.leader, l.state = s.Lead, s.RaftState
 	}
-	old := l.status.Load()
+	old := l.pub.status.Load()
 	if old.Leader == l.leader && old.Term == l.term && old.State == l.state {
 		return
 	}
 	basic := l.node.BasicStatus()
-	l.status.Store(&Status{
+	l.pub.status.Store(&Status{
 		ID: l.cfg.ID, Leader: l.leader, Term: basic.GetTerm(), Vote: basic.GetVote(), State: l.state,
 		Transferee: basic.LeadTransferee,
 	})
@@ -783,13 +803,7 @@ func (l *loop) publish(rd *raft.Ready) {
 		return
 	}
 	l.logLeader(previous)
-	l.leadMu.Lock()
-	if l.leader != raft.None {
-		l.leadElected = time.Now()
-	}
-	close(l.leadSeen)
-	l.leadSeen = make(chan struct{})
-	l.leadMu.Unlock()
+	l.pub.lead.note(l.leader)
 	if l.state == raft.StateLeader {
 		// Changes of earlier leaders may wait in the log to be applied.
 		l.changeProposed(nil)

@@ -144,7 +144,7 @@ func TestVotersOfSnapshot(t *testing.T) {
 		c.partition(behind.id, false)
 		c.partition(gone.id, true)
 		behind.mustRead("k399", "v")
-		if got := *behind.replica().voters.Load(); len(got) != 3 {
+		if got := *behind.replica().pub.voters.Load(); len(got) != 3 {
 			t.Errorf("it counts %v as voters; %d was removed", got, gone.id)
 		}
 	})

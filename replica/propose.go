@@ -134,12 +134,12 @@ func (w *waiters) take(id uint64) *proposal {
 
 // expire ends the proposals that waited longer than the request timeout. One
 // sweep in half a second costs less than a timer for each request.
-func (w *waiters) expire(r *Replica, now time.Time) {
+func (w *waiters) expire(e *env, now time.Time) {
 	for i := range w.shards {
 		s := &w.shards[i]
 		s.mu.Lock()
 		for id, p := range s.byID {
-			if now.Sub(p.born) < r.cfg.RequestTimeout {
+			if now.Sub(p.born) < e.cfg.RequestTimeout {
 				continue
 			}
 			p.gone.Store(true)
@@ -149,7 +149,7 @@ func (w *waiters) expire(r *Replica, now time.Time) {
 				// context error here.
 				p.finish(command.Result{}, context.DeadlineExceeded)
 			} else {
-				p.finish(command.Result{}, r.timeoutCause(p.born))
+				p.finish(command.Result{}, e.timeoutCause(p.born))
 			}
 		}
 		s.mu.Unlock()
@@ -181,9 +181,9 @@ func (w *waiters) closeAll() {
 // that wait are kept small, by doing the work before and after in functions of
 // their own that are not inlined.
 func (r *Replica) Propose(ctx context.Context, req *etcdserverpb.InternalRaftRequest) (command.Result, error) {
-	p, err := r.submit(req)
+	p, err := r.proposer.submit(req)
 	if err == nil {
-		err = r.await(ctx, p)
+		err = r.proposer.await(ctx, p)
 	}
 	if err != nil {
 		return command.Result{}, err
@@ -191,11 +191,20 @@ func (r *Replica) Propose(ctx context.Context, req *etcdserverpb.InternalRaftReq
 	return p.result, nil
 }
 
+// proposer is the way of clients' requests into the inbox, and their wait. Any goroutine.
+type proposer struct {
+	*env
+	ids     *command.IDGenerator
+	inbox   *inbox
+	waiters *waiters
+	buffers *buffers
+}
+
 // submit makes a proposal of a request and puts it into the inbox.
 //
 //go:noinline
-func (r *Replica) submit(req *etcdserverpb.InternalRaftRequest) (*proposal, error) {
-	id := r.ids.Next()
+func (c *proposer) submit(req *etcdserverpb.InternalRaftRequest) (*proposal, error) {
+	id := c.ids.Next()
 	made := &struct {
 		proposal
 		entry  raftpb.Entry
@@ -207,18 +216,18 @@ func (r *Replica) submit(req *etcdserverpb.InternalRaftRequest) (*proposal, erro
 		req.Header = &made.header
 	}
 	req.Header.ID = id
-	if err := r.encode(p); err != nil {
+	if err := c.encode(p); err != nil {
 		return nil, err
 	}
-	if len(p.entry.Data) > r.cfg.MaxRequestBytes {
-		r.buffers.put(p)
+	if len(p.entry.Data) > c.cfg.MaxRequestBytes {
+		c.buffers.put(p)
 		return nil, ErrRequestTooLarge
 	}
-	return p, r.enter(p)
+	return p, c.enter(p)
 }
 
-func (r *Replica) encode(p *proposal) (err error) {
-	p.buffer = r.buffers.get(proto.Size(p.request.Put) + 64)
+func (c *proposer) encode(p *proposal) (err error) {
+	p.buffer = c.buffers.get(proto.Size(p.request.Put) + 64)
 	p.entry.Data, err = command.Append(*p.buffer, p.request)
 	return err
 }
@@ -265,7 +274,7 @@ func (b *buffers) put(p *proposal) {
 // term when raft takes the request it ends with ErrNotLeader and is never
 // applied; it is not held for, nor forwarded to, another leader.
 func (r *Replica) ProposeAs(ctx context.Context, term uint64, req *etcdserverpb.InternalRaftRequest) (command.Result, error) {
-	id := r.ids.Next()
+	id := r.proposer.ids.Next()
 	if req.Header == nil {
 		req.Header = &etcdserverpb.RequestHeader{}
 	}
@@ -275,9 +284,9 @@ func (r *Replica) ProposeAs(ctx context.Context, term uint64, req *etcdserverpb.
 		return command.Result{}, err
 	}
 	p := &proposal{id: id, entry: &raftpb.Entry{Data: data}, request: req}
-	r.register(p)
+	r.proposer.register(p)
 	r.inbox.request(termProposal{p, term})
-	if err = r.await(ctx, p); err != nil {
+	if err = r.proposer.await(ctx, p); err != nil {
 		return command.Result{}, err // the result may still be on its way into p
 	}
 	return p.result, nil
@@ -308,23 +317,23 @@ func (t termProposal) handle(l *loop) {
 // its own removal is answered when another has told it so; the result says nothing
 // then but that there was no error.
 func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command.Result, error) {
-	c.ID = r.ids.Next()
+	c.ID = r.proposer.ids.Next()
 	data, err := proto.Marshal(c.Encode())
 	if err != nil {
 		return command.Result{}, err
 	}
 	if c.Type == raftpb.ConfChangeRemoveNode && c.MemberID == r.cfg.ID {
-		defer r.ownRemoval(c.ID)()
+		defer r.keeper.ownRemoval(c.ID)()
 	}
 	p := &proposal{
 		id:     c.ID,
 		entry:  &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Data: data},
 		change: c,
 	}
-	if err := r.enter(p); err != nil {
+	if err := r.proposer.enter(p); err != nil {
 		return command.Result{}, err
 	}
-	if err = r.await(ctx, p); err != nil {
+	if err = r.proposer.await(ctx, p); err != nil {
 		return command.Result{}, err // the result may still be on its way into p
 	}
 	return p.result, nil
@@ -332,39 +341,39 @@ func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command
 
 // enter registers a proposal and puts it into the inbox, unless there is too
 // much before it.
-func (r *Replica) enter(p *proposal) error {
-	if r.overload.Load() && p.change == nil {
-		r.metrics.Failed.Inc()
+func (c *proposer) enter(p *proposal) error {
+	if c.pub.overload.Load() && p.change == nil {
+		c.metrics.Failed.Inc()
 		return ErrTooManyRequests
 	}
-	r.register(p)
-	r.inbox.propose(p)
+	c.register(p)
+	c.inbox.propose(p)
 	return nil
 }
 
 // register makes p known to those who may end it.
-func (r *Replica) register(p *proposal) {
+func (c *proposer) register(p *proposal) {
 	p.born = time.Now()
-	if p.done, _ = r.buffers.done.Get().(chan struct{}); p.done == nil {
+	if p.done, _ = c.buffers.done.Get().(chan struct{}); p.done == nil {
 		p.done = make(chan struct{}, 1)
 	}
-	r.waiters.add(p)
-	r.metrics.Pending.Add(1)
+	c.waiters.add(p)
+	c.metrics.Pending.Add(1)
 }
 
 // await waits for the end of a registered proposal. It does not watch the
 // stopped channel: a select of a thousand goroutines on one channel spends
 // its time on that channel's lock. Stop ends every proposal instead.
-func (r *Replica) await(ctx context.Context, p *proposal) error {
+func (c *proposer) await(ctx context.Context, p *proposal) error {
 	select {
 	case <-p.done:
 	case <-ctx.Done():
-		return r.giveUp(ctx, p)
+		return c.giveUp(ctx, p)
 	}
-	r.buffers.done.Put(p.done) // empty again, and finish is called once
-	r.metrics.Pending.Add(-1)
+	c.buffers.done.Put(p.done) // empty again, and finish is called once
+	c.metrics.Pending.Add(-1)
 	if p.err != nil {
-		r.metrics.Failed.Inc()
+		c.metrics.Failed.Inc()
 	}
 	return p.err
 }
@@ -373,62 +382,44 @@ func (r *Replica) await(ctx context.Context, p *proposal) error {
 // had its result.
 //
 //go:noinline
-func (r *Replica) giveUp(ctx context.Context, p *proposal) error {
-	defer r.metrics.Pending.Add(-1)
-	if r.waiters.take(p.id) == nil {
+func (c *proposer) giveUp(ctx context.Context, p *proposal) error {
+	defer c.metrics.Pending.Add(-1)
+	if c.waiters.take(p.id) == nil {
 		<-p.done // whoever took it hands over the end at once
 		if p.err != nil {
-			r.metrics.Failed.Inc()
+			c.metrics.Failed.Inc()
 		}
 		return p.err
 	}
 	p.gone.Store(true)
-	r.metrics.Failed.Inc()
+	c.metrics.Failed.Inc()
 	if p.abandon() {
 		return ctx.Err()
 	}
 	if ctx.Err() == context.Canceled {
 		return ErrCanceled
 	}
-	return r.timeoutCause(p.born)
+	return c.timeoutCause(p.born)
 }
 
 // timeoutCause picks, as etcd does, the error that says why a proposal made at
 // start has had no result for the whole request timeout.
-func (r *Replica) timeoutCause(start time.Time) error {
-	r.leadMu.Lock()
-	elected := r.leadElected
-	r.leadMu.Unlock()
-	lost := elected.Add(-2 * r.cfg.electionTimeout())
+func (e *env) timeoutCause(start time.Time) error {
+	elected := e.pub.lead.electedAt()
+	lost := elected.Add(-2 * e.cfg.electionTimeout())
 	if start.After(lost) && start.Before(elected) {
 		return ErrTimeoutLeaderFail
 	}
-	switch lead := r.Leader(); lead {
+	switch lead := e.pub.leader(); lead {
 	case raft.None:
-	case r.cfg.ID:
-		if !r.quorumActiveSince(start) {
+	case e.cfg.ID:
+		if !e.quorumActiveSince(start) {
 			return ErrTimeoutConnectionLost
 		}
 	default:
-		if !r.activeSince(lead, start) {
+		if !e.activeSince(lead, start) {
 			return ErrTimeoutConnectionLost
 		}
 	}
 	return ErrTimeout
-}
-
-func (r *Replica) activeSince(id uint64, t time.Time) bool {
-	since := r.cfg.Network.ActiveSince(id)
-	return !since.IsZero() && since.Before(t)
-}
-
-func (r *Replica) quorumActiveSince(t time.Time) bool {
-	voters := *r.voters.Load()
-	active := 0
-	for _, id := range voters {
-		if id == r.cfg.ID || r.activeSince(id, t) {
-			active++
-		}
-	}
-	return active > len(voters)/2
 }

@@ -37,8 +37,6 @@ type reads struct {
 	closed   bool
 }
 
-func (q *reads) init() {}
-
 // ReadBarrier returns when this member has applied every write that was
 // acknowledged, by any member, before the call. It touches no disk. A change of
 // leader, and what is not applied yet, is waited for within the request timeout;
@@ -103,7 +101,7 @@ func (l *loop) sendRead(round *readRound) {
 // questions without asking anybody where one voter is left, even if that is another
 // member, which may have elected itself by now.
 func (l *loop) removed() bool {
-	return l.node.BasicStatus().RaftState == raft.StateLeader && !slices.Contains(*l.voters.Load(), l.cfg.ID)
+	return l.node.BasicStatus().RaftState == raft.StateLeader && !slices.Contains(*l.pub.voters.Load(), l.cfg.ID)
 }
 
 // leadsWithCommit says whether this member, if it leads, has committed an entry
@@ -153,7 +151,7 @@ func (l *loop) readIndexKnown(rs *raft.ReadState) {
 	}
 	l.forget(round)
 	round.index = rs.Index
-	l.reads.await(round, l.applied.Load)
+	l.reads.await(round, l.pub.applied.Load)
 	l.startReads()
 }
 

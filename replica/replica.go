@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -187,46 +186,22 @@ func (c *Config) electionTimeout() time.Duration {
 // Replica is one member of the raft group. Its exported methods may be called
 // from any goroutine between Start and Stop.
 type Replica struct {
-	cfg     Config
-	logger  *zap.Logger
-	metrics *Metrics
-	ids     *command.IDGenerator
+	*env
 
-	inbox   inbox
-	waiters waiters
-	buffers buffers
-	reads   reads
+	// Queues, and what is common to those at their ends.
+	inbox   inbox   // to the loop
+	waiters waiters // proposals without a result: of clients, the applier, the keeper and the loop
+	buffers buffers // of clients and the loop
+	reads   reads   // of readers, the loop and the applier
+
+	// Each of these has a goroutine, beside the loop.
 	applier applier
-	changes changes
+	keeper  keeper
 	flusher flusher
-	work    storeWork
 
-	// Published by the loop, read by anyone.
-	status   atomic.Pointer[Status]
-	voters   atomic.Pointer[[]uint64]
-	leadMu   sync.Mutex
-	leadSeen chan struct{} // closed and replaced at each change of leader
-	// leadElected is when the current leader was first seen; guarded by leadMu.
-	leadElected time.Time
-
-	// overload: MaxUnsyncedBytes is reached, new proposals are refused.
-	overload atomic.Bool
-	// electionNow is the election timeout as tuned, in nanoseconds; 0: not tuned.
-	electionNow atomic.Int64
-	// diskReport is how the disk did at the last tick.
-	diskReport  atomic.Pointer[DiskReport]
-	durable     atomic.Pointer[durableMark]
-	voteDurable atomic.Uint64 // term of the last vote that is on the disk
-	installing  atomic.Bool   // a snapshot; the log's writer waits for it
-
-	flushed     atomic.Uint64 // what of the applied entries survives a crash
-	raftApplied atomic.Uint64 // what raft was told of applied, which may be later
-	applied     atomic.Uint64 // index of the last applied entry, visible to readers
-	committed   atomic.Uint64
-
-	stopped  chan struct{} // closed by Stop; every wait watches it
+	proposer proposer
+	work     storeWork // of applier and flusher, seen by the loop
 	stopOnce sync.Once
-	running  sync.WaitGroup
 }
 
 // Status is what the loop last published of raft's state. Applied and
@@ -254,28 +229,23 @@ func New(cfg Config) (*Replica, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	r := &Replica{
-		cfg:      cfg,
-		logger:   cfg.Logger,
-		metrics:  cfg.Metrics,
-		ids:      command.NewIDGenerator(cfg.ID),
-		leadSeen: make(chan struct{}),
-		stopped:  make(chan struct{}),
-	}
+	e := &env{cfg: cfg, logger: cfg.Logger, metrics: cfg.Metrics, stopped: make(chan struct{})}
+	r := &Replica{env: e}
 	r.metrics.ElectionTimeout.Set(cfg.electionTimeout().Seconds())
 	r.metrics.Heartbeat.Set(cfg.TickInterval.Seconds())
+	r.pub.lead.init()
 	r.inbox.init()
 	r.waiters.init()
-	r.reads.init()
-	r.applier.init()
-	r.changes.init()
-	r.flusher.init(&cfg)
+	r.proposer = proposer{env: e, ids: command.NewIDGenerator(cfg.ID), inbox: &r.inbox, waiters: &r.waiters, buffers: &r.buffers}
+	r.applier.init(r)
+	r.keeper.init(e, &r.waiters)
+	r.flusher.init(e, &r.work)
 	index, term := cfg.State.Applied()
-	r.applied.Store(index)
-	r.raftApplied.Store(index)
-	r.flushed.Store(index) // an opened store shows what is durable
-	r.status.Store(&Status{ID: cfg.ID, Applied: index})
-	r.voters.Store(&[]uint64{})
+	r.pub.applied.Store(index)
+	r.pub.raftApplied.Store(index)
+	r.pub.flushed.Store(index) // an opened store shows what is durable
+	r.pub.status.Store(&Status{ID: cfg.ID, Applied: index})
+	r.pub.voters.Store(&[]uint64{})
 	if index > 0 {
 		cfg.Log.SetSnapshotMeta(index, term, cfg.State.ConfState())
 	}
@@ -289,10 +259,10 @@ func (r *Replica) Start() error {
 		return fmt.Errorf("replica: %w", err)
 	}
 	r.running.Add(4)
-	go func() { defer r.running.Done(); r.runLoop(node) }()
-	go func() { defer r.running.Done(); r.runApplier() }()
-	go func() { defer r.running.Done(); r.runKeeper() }()
-	go func() { defer r.running.Done(); r.runFlusher() }()
+	go func() { defer r.running.Done(); r.newLoop(node).run() }()
+	go func() { defer r.running.Done(); r.applier.run() }()
+	go func() { defer r.running.Done(); r.keeper.run() }()
+	go func() { defer r.running.Done(); r.flusher.run() }()
 	return nil
 }
 
@@ -309,42 +279,33 @@ func (r *Replica) Stop() {
 func (r *Replica) Stopped() <-chan struct{} { return r.stopped }
 
 // Status returns the member's raft state.
-func (r *Replica) Status() Status {
-	s := *r.status.Load()
-	s.Applied = r.applied.Load()
-	s.Committed = max(r.committed.Load(), s.Applied)
-	return s
-}
+func (r *Replica) Status() Status { return r.pub.now() }
 
 // ID is this member's.
 func (r *Replica) ID() uint64 { return r.cfg.ID }
 
 // Leader returns the leader's id as this member knows it, 0 if none.
-func (r *Replica) Leader() uint64 { return r.status.Load().Leader }
+func (r *Replica) Leader() uint64 { return r.pub.leader() }
 
 // Term returns the current term.
-func (r *Replica) Term() uint64 { return r.status.Load().Term }
+func (r *Replica) Term() uint64 { return r.pub.status.Load().Term }
 
 // IsLeader says whether this member believes it leads; see Status.IsLeader.
-func (r *Replica) IsLeader() bool { return r.status.Load().IsLeader() }
+func (r *Replica) IsLeader() bool { return r.pub.status.Load().IsLeader() }
 
 // AppliedIndex is the index of the newest applied entry.
-func (r *Replica) AppliedIndex() uint64 { return r.applied.Load() }
+func (r *Replica) AppliedIndex() uint64 { return r.pub.applied.Load() }
 
 // CommittedIndex is the index of the newest entry known to be committed.
-func (r *Replica) CommittedIndex() uint64 { return max(r.committed.Load(), r.applied.Load()) }
+func (r *Replica) CommittedIndex() uint64 { return max(r.pub.committed.Load(), r.pub.applied.Load()) }
 
 // LeaderChanged returns a channel that is closed at the next change of leader,
 // to or from none included.
-func (r *Replica) LeaderChanged() <-chan struct{} {
-	r.leadMu.Lock()
-	defer r.leadMu.Unlock()
-	return r.leadSeen
-}
+func (r *Replica) LeaderChanged() <-chan struct{} { return r.pub.lead.changed() }
 
 // NextID returns a request id that is unique in the cluster; server takes lease
 // ids from it.
-func (r *Replica) NextID() uint64 { return r.ids.Next() }
+func (r *Replica) NextID() uint64 { return r.proposer.ids.Next() }
 
 // ReportUnreachable tells raft that messages to a member are being lost, so
 // that it probes instead of streaming. Any goroutine.

@@ -23,6 +23,7 @@ import (
 
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
+	"github.com/belaydb/belay/peers"
 )
 
 // TestScenarios plays the files of testdata/loop: what the loop decides, as text. The members
@@ -142,7 +143,7 @@ func (s *scenario) run(td *datadriven.TestData) string {
 		s.member(td, 0).replica().inbox.request(loopFunc(func(l *loop) { _ = l.node.Campaign() }))
 	case "ask-to-lead":
 		m, from := s.member(td, 0), s.id(td, "from")
-		s.send(&raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), From: new(from), To: new(m.id), Term: new(m.replica().Term()), Context: []byte(lostQuorum)})
+		s.send(&raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), From: new(from), To: new(m.id), Term: new(m.replica().Term()), Context: []byte(peers.ContextQuorum)})
 	case "advance":
 		s.advance(td)
 	case "deliver":
@@ -490,9 +491,9 @@ func describe(m *raftpb.Message) string {
 		fmt.Fprintf(&b, " index=%d", m.GetSnapshot().GetMetadata().GetIndex())
 	}
 	switch context := string(m.GetContext()); {
-	case strings.HasPrefix(context, refusal):
-		fmt.Fprintf(&b, " refuses=%d", (len(context)-len(refusal))/8)
-	case context == earlyAck || context == lostQuorum:
+	case strings.HasPrefix(context, peers.ContextRefused):
+		fmt.Fprintf(&b, " refuses=%d", (len(context)-len(peers.ContextRefused))/8)
+	case context == peers.ContextEarly || context == peers.ContextQuorum:
 		b.WriteString(" " + context)
 	}
 	if m.GetType() != raftpb.MsgReadIndex && m.GetType() != raftpb.MsgReadIndexResp {

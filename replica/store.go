@@ -64,7 +64,7 @@ func (l *loop) watchStore(now time.Time, report *DiskReport) diskSample {
 	w := &l.disk.store
 	since := w.since
 	before := w.observe(now, s)
-	report.Store, report.StoreOldest, report.Applied = w.state, s.oldest, l.applied.Load()
+	report.Store, report.StoreOldest, report.Applied = w.state, s.oldest, l.pub.applied.Load()
 	if w.state >= DiskStalled && s.oldest >= diskSlow {
 		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.StoreStalled, Took: s.oldest})
 	}
@@ -153,6 +153,6 @@ func (l *loop) handOverStalled(now time.Time, log, store diskSample) (to uint64,
 		to, why = w.decide(now, log, last, voters, peers)
 		return to, reasonDisk, why
 	}
-	to, why = w.decideStore(now, store, l.committed.Load(), voters, peers)
+	to, why = w.decideStore(now, store, l.pub.committed.Load(), voters, peers)
 	return to, reasonStore, why
 }

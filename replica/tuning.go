@@ -178,7 +178,7 @@ func (l *loop) tune(now time.Time) {
 			zap.Duration("round-trip", l.roundTrip()), zap.Duration("longest-gap-between-heartbeats", t.worstGap(now)),
 			zap.Duration("configured", t.base))
 	}
-	l.electionNow.Store(int64(t.current))
+	l.pub.electionNow.Store(int64(t.current))
 }
 
 // roundTrip is the one that counts: to the leader, and for a leader or a member
@@ -187,7 +187,7 @@ func (l *loop) roundTrip() time.Duration {
 	if l.cfg.RoundTrips == nil {
 		return 0
 	}
-	voters := *l.voters.Load()
+	voters := *l.pub.voters.Load()
 	var tails []time.Duration
 	toLeader := time.Duration(0)
 	for _, id := range voters {
@@ -218,7 +218,7 @@ func (l *loop) roundTrip() time.Duration {
 
 // ElectionTimeout is this member's, as tuned by now.
 func (r *Replica) ElectionTimeout() time.Duration {
-	if d := r.electionNow.Load(); d > 0 {
+	if d := r.pub.electionNow.Load(); d > 0 {
 		return time.Duration(d)
 	}
 	return r.cfg.electionTimeout()
