@@ -154,13 +154,6 @@ func (l *loop) recordState(was raft.StateType, previous uint64, now time.Time) {
 	lead.heard, lead.from = now, l.leader
 }
 
-// withoutStandstill takes from the age of a sync the time before this process went on:
-// one that was stopped for 10 s has no disk that stalled for so long.
-func (l *loop) withoutStandstill(now time.Time, s diskSample) diskSample {
-	ran := now.Sub(l.leadership.ran)
-	return diskSample{oldest: min(s.oldest, ran), took: min(s.took, ran)}
-}
-
 // recordDisk is called at each tick with what the disk watch saw.
 func (l *loop) recordDisk(before, state DiskState, s diskSample) {
 	r := l.cfg.Evidence

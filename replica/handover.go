@@ -13,7 +13,6 @@ import (
 
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/peers"
-	"github.com/belaydb/belay/raftlog"
 )
 
 // defaultDiskStallHandOver is Config.DiskStallHandOver's default. A group that
@@ -90,25 +89,6 @@ type transfer struct {
 	reason string
 }
 
-// Disk says how this member's disk does.
-func (r *Replica) Disk() DiskReport {
-	if d := r.pub.diskReport.Load(); d != nil {
-		return *d
-	}
-	return DiskReport{}
-}
-
-// CheckDisk returns what is wrong with the disk of the raft log, or with the store, when
-// it has stalled for longer than a leader would go on leading.
-func (r *Replica) CheckDisk() error {
-	d := r.Disk()
-	if d.State < DiskStalled {
-		return d.checkStore()
-	}
-	return fmt.Errorf("the disk of the raft log is %s: no sync has ended for %v, %d bytes wait; replace the disk or the member if it stays so",
-		d.State, d.Oldest.Round(100*time.Millisecond), d.UnsyncedBytes)
-}
-
 // TellDisk takes what a member said of its disk. Any goroutine.
 func (r *Replica) TellDisk(id uint64, d DiskReport) {
 	r.inbox.request(diskTold{id, d})
@@ -127,136 +107,7 @@ func (t diskTold) handle(l *loop) {
 	l.disk.reports[t.id] = toldReport{t.report, time.Now()}
 }
 
-// sampleDisk reads how the log's disk does.
-func (l *loop) sampleDisk() (diskSample, DiskReport) {
-	stats, unsynced := l.cfg.Log.Stats(), l.cfg.Log.Unsynced()
-	// The sync in flight tells most. But a writer that hangs in making a new
-	// segment file has none, and is seen by what waits although no sync ends.
-	oldest := unsynced.Oldest
-	if stats.Syncs > 0 {
-		oldest = min(oldest, stats.SinceLast)
-	}
-	if l.pub.installing.Load() {
-		oldest = 0 // it waits for a snapshot to be installed
-	}
-	s := diskSample{oldest: max(oldest, stats.InFlight)}
-	if stats.Syncs != l.disk.syncs {
-		l.disk.syncs, s.took = stats.Syncs, stats.Last
-	}
-	return s, DiskReport{Oldest: s.oldest, Median: stats.Median, UnsyncedBytes: unsynced.Bytes}
-}
-
-// watchDisk runs at each tick.
-func (l *loop) watchDisk(now time.Time) {
-	s, report := l.sampleDisk()
-	s = l.withoutStandstill(now, s)
-	report.Oldest = s.oldest
-	store := l.watchStore(now, &report)
-	l.disk.sample = s
-	w := &l.disk.watch
-	since := w.since
-	before := w.observe(now, s)
-	if before != w.state {
-		l.logDisk(before, s, report, now.Sub(since))
-	}
-	l.recordDisk(before, w.state, s)
-	report.State = w.state
-	l.pub.diskReport.Store(&report)
-	l.metrics.disk(report, l.pub.committed.Load()-min(l.pub.applied.Load(), l.pub.committed.Load()))
-
-	l.watchTransfer(now)
-	if l.node.BasicStatus().RaftState != raft.StateLeader {
-		w.calmed()
-		l.disk.why, l.disk.ends = "", l.disk.ends[:0]
-		l.lagging = time.Time{}
-		clear(l.catching)
-		l.flusher.hold.Store(false)
-		l.releaseDisk()
-		l.acknowledgeEarly(s)
-		return
-	}
-	last, _ := l.cfg.Log.LastIndex() // the log in memory cannot fail
-	l.disk.noteEnd(now, last)
-	l.noteHeir()
-	l.noteLagging(now)
-	l.watchFeeds(now)
-	l.holdDisk(now)
-	if s.oldest < diskSlow/2 && w.state == DiskHealthy && store.oldest < diskSlow {
-		w.calmed()
-		return
-	}
-	if l.cfg.PeerDisks != nil && now.Sub(l.disk.asked) >= diskAskInterval {
-		l.disk.asked = now
-		var ids []uint64
-		for _, id := range *l.pub.voters.Load() {
-			if id != l.cfg.ID {
-				ids = append(ids, id)
-			}
-		}
-		l.cfg.PeerDisks.AskDisks(ids)
-	}
-	if l.disk.transfer != nil {
-		return
-	}
-	to, reason, why := l.handOverStalled(now, s, store)
-	if to != raft.None {
-		l.logger.Warn("the disk of this leader has stalled; handing leadership over",
-			zap.String("local-member-id", idText(l.cfg.ID)), zap.String("transferee-member-id", idText(to)), zap.String("of", reason),
-			zap.Duration("oldest-sync", s.oldest), zap.Duration("oldest-work-of-store", store.oldest), zap.Int64("unsynced-bytes", report.UnsyncedBytes))
-		l.beginTransfer(now, to, reason)
-		return
-	}
-	// Not at once: raft forgets for a moment, at each election timeout, who is active.
-	if why == "" {
-		l.disk.whyNot = time.Time{}
-	} else if l.disk.whyNot.IsZero() {
-		l.disk.whyNot = now
-	}
-	if why != "" && now.Sub(l.disk.whyNot) < l.cfg.electionTimeout() {
-		return
-	}
-	if why != "" && why != l.disk.why {
-		l.logger.Warn("the disk of this leader has stalled, but it goes on leading",
-			zap.String("local-member-id", idText(l.cfg.ID)), zap.Duration("oldest-sync", s.oldest),
-			zap.Duration("oldest-work-of-store", store.oldest), zap.String("reason", string(why)))
-	}
-	if why != "" || max(s.oldest, store.oldest) < diskSlow {
-		l.disk.why = why
-	}
-}
-
 func idText(id uint64) string { return fmt.Sprintf("%x", id) }
-
-func (l *loop) logDisk(before DiskState, s diskSample, report DiskReport, lasted time.Duration) {
-	w := &l.disk.watch
-	fields := []zap.Field{
-		zap.String("local-member-id", idText(l.cfg.ID)),
-		zap.Stringer("was", before), zap.Duration("was-for", lasted),
-		zap.Duration("oldest-sync", s.oldest), zap.Duration("last-sync-took", s.took), zap.Duration("median-sync", report.Median),
-		zap.Int64("unsynced-bytes", report.UnsyncedBytes),
-	}
-	if w.state < before {
-		fields = append(fields, zap.Duration("worst", w.worst))
-		if w.state == DiskHealthy {
-			l.logger.Info("the disk of the raft log is healthy again", fields...)
-			w.healthyAgain()
-		} else {
-			l.logger.Warn("the disk of the raft log does better but is still "+w.state.String(), fields...)
-		}
-		return
-	}
-	switch w.state {
-	case DiskSlow:
-		l.logger.Warn("the disk of the raft log is slow", append(fields,
-			zap.String("advice", "nobody waits for it while a quorum of other disks is fast; find what else writes to this disk, or give the raft log its own with --wal-dir"))...)
-	case DiskStalled:
-		l.logger.Error("the disk of the raft log has stalled", append(fields,
-			zap.String("advice", "this member promises nothing until its disk answers, and a leader hands over if another member can; look at the disk and at the kernel's log"))...)
-	case DiskDead:
-		l.logger.Error("the disk of the raft log does not answer any more", append(fields,
-			zap.String("advice", "if it does not come back, remove this member and add a new one; the cluster has no disk to lose meanwhile unless it has five members"))...)
-	}
-}
 
 // peerViews are the other voters, and how many vote in all. With a joint
 // configuration there are none: leadership stays until it is over.
@@ -293,11 +144,11 @@ func (l *loop) peerViews(now time.Time) (peers []peerView, voters int) {
 
 // The reasons under which belay_handovers_total counts.
 const (
-	reasonDisk    = string(evidence.ForDisk)
-	reasonStore   = string(evidence.ForStore)
-	reasonStop    = string(evidence.ForStop)
-	reasonRequest = string(evidence.ForRequest)
-	reasonRemoval = string(evidence.ForRemoval)
+	reasonDisk    = "disk" // of the raft log
+	reasonStore   = "store"
+	reasonStop    = "stop"
+	reasonRequest = "request"
+	reasonRemoval = "removal" // this leader is to be removed
 )
 
 func (l *loop) beginTransfer(now time.Time, to uint64, reason string) {
@@ -489,83 +340,102 @@ func (l *loop) bestHeir() (to uint64) {
 	return to
 }
 
-// acknowledgeEarly tells the leader how much of its log this follower has on its
-// disk, when a sync takes long. It says what raft's own answers to the last
-// appends will say later, for a part of them: up to the lesser of what is
-// durable and what matches the leader's log. So it promises nothing that is
-// not durable.
-//
-// What it is for: a leader that has heard nothing yet of a follower, since it
-// leads only since a moment ago, sends it one append and waits for the answer,
-// which here waits for the disk. So a follower with a stalled disk would get
-// nothing new, apply nothing, and its clients would wait: those of a leader
-// that handed over because of its disk, say. Any answer makes raft stream.
-func (l *loop) acknowledgeEarly(s diskSample) {
-	if s.oldest < l.cfg.TickInterval || l.leader == raft.None || l.leader == l.cfg.ID {
+// handOverStalled says to whom a leader should hand over now because of its disks, and by
+// which reason; 0: to nobody, and why not if that is to be told.
+func (l *loop) handOverStalled(now time.Time, log, store diskSample) (to uint64, reason string, why noHandOver) {
+	w := &l.disk.watch
+	peers, voters := l.peerViews(now)
+	if log.oldest >= diskSlow || store.oldest < diskSlow {
+		last, _ := l.cfg.Log.LastIndex() // the log in memory cannot fail
+		to, why = w.decide(now, log, last, voters, peers)
+		return to, reasonDisk, why
+	}
+	to, why = w.decideStore(now, store, l.pub.committed.Load(), voters, peers)
+	return to, reasonStore, why
+}
+
+// TransferLeader hands leadership to a voter and returns once it leads. No
+// election timeout passes. Errors: ErrNotLeader, ErrBadLeaderTransferee (not a
+// voter), ErrTimeoutLeaderTransfer.
+func (r *Replica) TransferLeader(ctx context.Context, to uint64) error {
+	return r.transfer(ctx, to, reasonRequest)
+}
+
+func (r *Replica) transfer(ctx context.Context, to uint64, reason string) error {
+	changed := r.LeaderChanged()
+	q := &transferRequest{to: to, reason: reason}
+	if err := r.inbox.ask(ctx, r.stopped, q); err != nil {
+		return err
+	}
+	if q.err != nil {
+		return q.err
+	}
+	for r.Leader() != to {
+		select {
+		case <-changed:
+			changed = r.LeaderChanged()
+		case <-ctx.Done():
+			return ErrTimeoutLeaderTransfer
+		case <-r.stopped:
+			return ErrStopped
+		}
+	}
+	return nil
+}
+
+// transferRequest has leadership moved to a voter.
+type transferRequest struct {
+	to     uint64
+	reason string
+	err    error // ErrNotLeader or ErrBadLeaderTransferee: nothing was begun
+}
+
+func (q *transferRequest) handle(l *loop) {
+	status := l.node.Status()
+	_, voter := status.Config.Voters.IDs()[q.to]
+	switch {
+	case status.RaftState != raft.StateLeader:
+		q.err = ErrNotLeader
+	case !voter:
+		q.err = ErrBadLeaderTransferee
+	case q.to != l.cfg.ID:
+		l.beginTransfer(time.Now(), q.to, q.reason)
+	}
+}
+
+// yieldTimeouts is for how many election timeouts a leader tries to hand over before
+// it proposes its own removal itself.
+const yieldTimeouts = 2
+
+// yields hands leadership over, if this member has it, and says whether that is
+// under way: the successor, to whom the change is forwarded then, is to propose that
+// this member is removed.
+func (l *loop) yields(now time.Time) bool {
+	status := l.node.BasicStatus()
+	if status.RaftState != raft.StateLeader || len(*l.pub.voters.Load()) == 1 {
+		return false
+	}
+	if l.yieldBegan.IsZero() || now.Sub(l.yieldBegan) >= l.cfg.RequestTimeout {
+		l.yieldBegan = now
+	}
+	if now.Sub(l.yieldBegan) >= yieldTimeouts*l.cfg.electionTimeout() {
+		l.logger.Warn("nobody took leadership over; this leader proposes its own removal", zap.String("local-member-id", idText(l.cfg.ID)))
+		if status.LeadTransferee != raft.None {
+			l.node.TransferLeader(l.cfg.ID) // which is how raft is told to drop one to another
+		}
+		return false
+	}
+	l.passOn(now)
+	return true
+}
+
+// passOn hands leadership over because of this member's removal, unless a transfer
+// is under way.
+func (l *loop) passOn(now time.Time) {
+	if l.disk.transfer != nil || l.node.BasicStatus().LeadTransferee != raft.None {
 		return
 	}
-	mark := l.pub.durable.Load()
-	if mark == nil || mark.term < l.disk.truncated || l.disk.acceptedTerm != l.term {
-		return
+	if to := l.bestHeir(); to != raft.None {
+		l.beginTransfer(now, to, reasonRemoval)
 	}
-	index := min(mark.index, l.disk.acceptedIndex)
-	if index == 0 || index == l.disk.acceptedIndex {
-		return // nothing, or raft's own answer is out
-	}
-	l.disk.acknowledged = l.term
-	l.cfg.Network.Send([]*raftpb.Message{{
-		Type: raftpb.MsgAppResp.Enum(), From: new(l.cfg.ID), To: new(l.leader), Term: new(l.term),
-		Index: new(index), Context: []byte(peers.ContextEarly),
-	}})
-}
-
-// withoutCommitted cuts off what of an append is committed here already. Raft takes
-// nothing of an append that begins below the commit index: it answers with that
-// index, and the leader goes on from there. Where that answer waits for the disk,
-// the entries beyond would be missing, and all that follow rejected.
-func (l *loop) withoutCommitted(m *raftpb.Message) *raftpb.Message {
-	n := uint64(len(m.GetEntries()))
-	if n == 0 || m.GetIndex() >= l.pub.committed.Load() {
-		return m
-	}
-	// m.Index may have been passed since that was published, but not the other way.
-	commit := l.node.BasicStatus().GetCommit()
-	if m.GetIndex()+n <= commit {
-		return m
-	}
-	term, err := l.cfg.Log.Term(commit)
-	if err != nil {
-		return m // a snapshot that is not in the log yet
-	}
-	return &raftpb.Message{
-		Type: m.Type, To: m.To, From: m.From, Term: m.Term, Commit: m.Commit,
-		Index: new(commit), LogTerm: new(term), Entries: m.GetEntries()[commit-m.GetIndex():],
-	}
-}
-
-// noteAppend keeps what acknowledgeEarly needs to know of an append.
-func (l *loop) noteAppend(a *raftlog.Append) {
-	last, _ := l.cfg.Log.LastIndex() // the log in memory cannot fail
-	if a.Snapshot != nil || (len(a.Entries) > 0 && a.Entries[0].GetIndex() <= last) {
-		l.disk.truncated = l.node.BasicStatus().GetTerm()
-	}
-	for _, m := range a.Responses {
-		if m.GetType() != raftpb.MsgAppResp || m.GetReject() {
-			continue
-		}
-		if m.GetTerm() > l.disk.acceptedTerm {
-			l.disk.acceptedTerm, l.disk.acceptedIndex = m.GetTerm(), 0
-		}
-		if m.GetTerm() == l.disk.acceptedTerm {
-			l.disk.acceptedIndex = max(l.disk.acceptedIndex, m.GetIndex())
-		}
-	}
-}
-
-// takesEarlyAck says whether a leader should give raft an early answer. One from
-// before the first entry that the leader still has in memory would have raft send a
-// snapshot to a disk that stalls.
-func (l *loop) takesEarlyAck(m *raftpb.Message) bool {
-	first, err := l.cfg.Log.FirstIndex()
-	return err == nil && m.GetIndex()+1 >= first
 }

@@ -2,7 +2,9 @@ package replica
 
 import (
 	"context"
+	"fmt"
 	"sync"
+	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 )
@@ -136,4 +138,54 @@ func (in *taken) clear() {
 	clear(in.requests)
 	clear(in.messages)
 	clear(in.proposals)
+}
+
+// Process takes a message of a peer. It does not block; an error means that
+// the message was not taken, which raft tolerates; ErrRefused: no member sends such a one.
+func (r *Replica) Process(m *raftpb.Message) error {
+	if err := r.CheckMessage(m); err != nil {
+		return err
+	}
+	if m.GetType() == raftpb.MsgProp && r.pub.overload.Load() && r.IsLeader() && !proposesChange(m) {
+		r.refuse(m)
+		return nil
+	}
+	if !r.inbox.message(m, entryBytes(m)) {
+		return fmt.Errorf("replica: %d MiB of messages wait for the raft loop, dropped one from %x", maxInboxBytes>>20, m.GetFrom())
+	}
+	return nil
+}
+
+// ProcessSnapshot takes a MsgSnap whose state has been received completely.
+// REQUIRES: CheckMessage finds nothing wrong with it.
+// Exactly one of install and discard is called later: install, by the applier,
+// when raft accepts the snapshot; it must make the state durable and visible.
+// discard gets a goroutine of its own.
+func (r *Replica) ProcessSnapshot(m *raftpb.Message, install func() error, discard func()) {
+	r.inbox.request(snapshotArrived{m, incomingSnapshot{install: install, discard: discard}})
+}
+
+// snapshotArrived is a MsgSnap whose state was received.
+type snapshotArrived struct {
+	message  *raftpb.Message
+	incoming incomingSnapshot
+}
+
+func (s snapshotArrived) handle(l *loop) {
+	index := s.message.GetSnapshot().GetMetadata().GetIndex()
+	if old, ok := l.incoming[index]; ok {
+		l.discard(old)
+	}
+	l.incoming[index] = s.incoming
+	if l.takes(s.message, time.Now()) { // else it is discarded with those that raft does not want
+		_ = l.node.Step(s.message)
+	}
+}
+
+func entryBytes(m *raftpb.Message) int64 {
+	size := int64(64)
+	for _, e := range m.GetEntries() {
+		size += int64(len(e.GetData())) + 32
+	}
+	return size
 }

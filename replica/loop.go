@@ -2,17 +2,13 @@ package replica
 
 import (
 	"bytes"
-	"encoding/binary"
-	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
-	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/raftlog"
 )
@@ -398,198 +394,6 @@ func (l *loop) step() {
 	l.taken.clear()
 }
 
-// heldMessage is a proposal that a follower forwarded.
-type heldMessage struct {
-	message *raftpb.Message
-	since   time.Time
-}
-
-// proposeFor gives raft a proposal of another member, or holds it.
-func (l *loop) proposeFor(p heldMessage) {
-	if !l.leaving() {
-		if err := l.node.Step(p.message); !errors.Is(err, raft.ErrProposalDropped) {
-			return
-		}
-	}
-	size := entryBytes(p.message)
-	if l.forwardedBytes+size > maxForwardedBytes {
-		l.refuse(p.message)
-		return
-	}
-	l.forwarded = append(l.forwarded, p)
-	l.forwardedBytes += size
-}
-
-// proposeForwarded tries again what proposeFor held.
-func (l *loop) proposeForwarded() {
-	if len(l.forwarded) == 0 {
-		return
-	}
-	held := l.forwarded
-	l.forwarded, l.forwardedBytes = nil, 0
-	for _, p := range held {
-		if time.Since(p.since) < l.cfg.RequestTimeout {
-			l.proposeFor(p)
-		}
-	}
-}
-
-// refuse answers a forwarded MsgProp that is not taken (peers.ContextRefused). Any goroutine.
-func (e *env) refuse(m *raftpb.Message) {
-	context := []byte(peers.ContextRefused)
-	for _, entry := range m.GetEntries() {
-		if id := command.RequestID(entry.GetData()); entry.GetType() == raftpb.EntryNormal && id != 0 {
-			context = binary.BigEndian.AppendUint64(context, id)
-		}
-	}
-	if m.GetFrom() == raft.None || m.GetFrom() == e.cfg.ID || len(context) == len(peers.ContextRefused) {
-		return
-	}
-	e.cfg.Network.Send([]*raftpb.Message{{
-		Type: raftpb.MsgAppResp.Enum(), From: new(e.cfg.ID), To: new(m.GetFrom()), Term: new(e.pub.status.Load().Term), Context: context,
-	}})
-}
-
-// refused ends proposals of this member that the leader did not take.
-func (l *loop) refused(ids []byte) {
-	for ; len(ids) >= 8; ids = ids[8:] {
-		l.waiters.finish(binary.BigEndian.Uint64(ids), command.Result{}, ErrTooManyRequests)
-	}
-}
-
-func entryBytes(m *raftpb.Message) int64 {
-	size := int64(64)
-	for _, e := range m.GetEntries() {
-		size += int64(len(e.GetData())) + 32
-	}
-	return size
-}
-
-func proposesChange(m *raftpb.Message) bool {
-	for _, e := range m.GetEntries() {
-		if e.GetType() != raftpb.EntryNormal {
-			return true
-		}
-	}
-	return false
-}
-
-// changeFits says whether raft would take a member change now. A leader with
-// another one that may not be applied yet would write an empty entry in its
-// place, and who proposed it would never hear of it: so we hold it back.
-func (l *loop) changeFits() bool {
-	// Raft's own word: an election may have been won by a message of this round, and
-	// what it brought is known when its Ready was handled.
-	status := l.node.BasicStatus()
-	return status.RaftState != raft.StateLeader || (l.state == raft.StateLeader && l.term == status.GetTerm() && status.Applied >= l.changeBarrier)
-}
-
-// proposeChanges gives raft the member changes that followers forwarded, one
-// at a time.
-func (l *loop) proposeChanges() {
-	for len(l.changes) > 0 {
-		c := l.changes[0]
-		if time.Since(c.since) < l.cfg.RequestTimeout {
-			e := c.message.GetEntries()[0]
-			if !l.mayChange(e) {
-				return
-			}
-			if err := l.node.Step(c.message); errors.Is(err, raft.ErrProposalDropped) {
-				return // no leader just now
-			}
-			l.changeProposed(e)
-		}
-		l.changes = l.changes[1:]
-	}
-}
-
-// changeProposed notes that no further change fits until all of the log as it
-// is now is applied. How far the log reaches is known once raft has handed its
-// new entries out, so handleReady sets the barrier. e is the change, nil if it is one
-// of an earlier leader.
-func (l *loop) changeProposed(e *raftpb.Entry) {
-	l.changeBarrier = unknownBarrier
-	l.removalProposed = e != nil && removedBy(e) == l.cfg.ID
-}
-
-const unknownBarrier = math.MaxUint64
-
-// proposeAll hands raft the held proposals and then the new ones, as few
-// MsgProps with many entries.
-func (l *loop) proposeAll(fresh []*proposal) {
-	if len(l.held) > 0 {
-		fresh = append(l.held, fresh...)
-		l.held = nil
-	}
-	if l.leader == raft.None {
-		l.hold(fresh)
-		return
-	}
-	for len(fresh) > 0 {
-		var entries []*raftpb.Entry
-		size, n := 0, 0
-		if l.leaving() {
-			l.hold(fresh) // until another member leads
-			return
-		}
-		if fresh[0].change != nil && !l.mayChange(fresh[0].entry) {
-			l.hold(fresh[:1]) // until the next tick
-			fresh = fresh[1:]
-			continue
-		}
-		for ; n < len(fresh) && (size == 0 || size < maxProposalBytes); n++ {
-			if n > 0 && fresh[0].change != nil {
-				break
-			}
-			if fresh[n].change != nil && n > 0 {
-				break // alone in its message
-			}
-			// An abandoned proposal's caller has been told that it was never
-			// proposed, so it must not be.
-			if p := fresh[n]; p.markProposed() {
-				entries = append(entries, p.entry)
-				size += len(p.entry.Data)
-			}
-		}
-		if len(entries) > 0 {
-			err := l.node.Step(&raftpb.Message{
-				Type:    raftpb.MsgProp.Enum(),
-				From:    new(l.cfg.ID),
-				Entries: entries,
-			})
-			if err != nil {
-				for _, p := range fresh[:n] {
-					p.unmarkProposed()
-				}
-				l.hold(fresh)
-				return
-			}
-			// Raft has copied the entries if it leads; forwarded ones it has not.
-			// Its own word counts: l.state is that of the last Ready, and a
-			// message stepped since may have ended the leadership.
-			if l.node.BasicStatus().RaftState == raft.StateLeader {
-				for _, p := range fresh[:n] {
-					l.buffers.put(p)
-				}
-				if fresh[0].change != nil {
-					l.changeProposed(fresh[0].entry)
-				}
-			}
-		}
-		fresh = fresh[n:]
-	}
-}
-
-// hold keeps proposals until there is a leader, dropping those that nobody
-// waits for any more.
-func (l *loop) hold(ps []*proposal) {
-	for _, p := range ps {
-		if !p.abandoned() {
-			l.held = append(l.held, p)
-		}
-	}
-}
-
 // handleReady does what raft asks for until it asks for nothing more. Nothing
 // in here waits.
 func (l *loop) handleReady() {
@@ -727,48 +531,6 @@ func (r *Replica) Released(responses []*raftpb.Message) {
 	}
 }
 
-// Process takes a message of a peer. It does not block; an error means that
-// the message was not taken, which raft tolerates; ErrRefused: no member sends such a one.
-func (r *Replica) Process(m *raftpb.Message) error {
-	if err := r.CheckMessage(m); err != nil {
-		return err
-	}
-	if m.GetType() == raftpb.MsgProp && r.pub.overload.Load() && r.IsLeader() && !proposesChange(m) {
-		r.refuse(m)
-		return nil
-	}
-	if !r.inbox.message(m, entryBytes(m)) {
-		return fmt.Errorf("replica: %d MiB of messages wait for the raft loop, dropped one from %x", maxInboxBytes>>20, m.GetFrom())
-	}
-	return nil
-}
-
-// ProcessSnapshot takes a MsgSnap whose state has been received completely.
-// REQUIRES: CheckMessage finds nothing wrong with it.
-// Exactly one of install and discard is called later: install, by the applier,
-// when raft accepts the snapshot; it must make the state durable and visible.
-// discard gets a goroutine of its own.
-func (r *Replica) ProcessSnapshot(m *raftpb.Message, install func() error, discard func()) {
-	r.inbox.request(snapshotArrived{m, incomingSnapshot{install: install, discard: discard}})
-}
-
-// snapshotArrived is a MsgSnap whose state was received.
-type snapshotArrived struct {
-	message  *raftpb.Message
-	incoming incomingSnapshot
-}
-
-func (s snapshotArrived) handle(l *loop) {
-	index := s.message.GetSnapshot().GetMetadata().GetIndex()
-	if old, ok := l.incoming[index]; ok {
-		l.discard(old)
-	}
-	l.incoming[index] = s.incoming
-	if l.takes(s.message, time.Now()) { // else it is discarded with those that raft does not want
-		_ = l.node.Step(s.message)
-	}
-}
-
 // publish makes what changed in a Ready visible to other goroutines.
 func (l *loop) publish(rd *raft.Ready) {
 	if rd.HardState != nil && !raft.IsEmptyHardState(rd.HardState) {
@@ -840,9 +602,4 @@ func (l *loop) close() {
 		l.discard(in)
 	}
 	l.reads.closeAll(l.rounds)
-}
-
-func (l *loop) nextReadContext() (uint64, []byte) {
-	l.lastRead++
-	return l.lastRead, binary.BigEndian.AppendUint64(nil, l.lastRead)
 }

@@ -261,3 +261,8 @@ func (q *reads) closeAll(asked []*readRound) {
 		close(round.done)
 	}
 }
+
+func (l *loop) nextReadContext() (uint64, []byte) {
+	l.lastRead++
+	return l.lastRead, binary.BigEndian.AppendUint64(nil, l.lastRead)
+}

@@ -142,17 +142,3 @@ func (w *diskWatch) decideStore(now time.Time, s diskSample, committed uint64, v
 	w.tried, w.attempts = now, w.attempts+1
 	return best.id, ""
 }
-
-// handOverStalled says to whom a leader should hand over now because of its disks, and by
-// which reason; 0: to nobody, and why not if that is to be told.
-func (l *loop) handOverStalled(now time.Time, log, store diskSample) (to uint64, reason string, why noHandOver) {
-	w := &l.disk.watch
-	peers, voters := l.peerViews(now)
-	if log.oldest >= diskSlow || store.oldest < diskSlow {
-		last, _ := l.cfg.Log.LastIndex() // the log in memory cannot fail
-		to, why = w.decide(now, log, last, voters, peers)
-		return to, reasonDisk, why
-	}
-	to, why = w.decideStore(now, store, l.pub.committed.Load(), voters, peers)
-	return to, reasonStore, why
-}
