@@ -6,18 +6,15 @@ import (
 	"time"
 )
 
-// ErrTooManyRequests refuses a request that could only have made things worse.
-// The text is etcd's.
+// ErrTooManyRequests refuses a request that could only have made things worse. The text is etcd's.
 var ErrTooManyRequests = errors.New("etcdserver: too many requests")
 
 // Options bounds what may be inside. Zero means the default.
 type Options struct {
-	// MaxInFlightBytes bounds the proposals that entered and did not leave.
-	// A byte in flight is held about three times (request, encoded entry, log
-	// in memory). Default 256 MiB.
+	// MaxInFlightBytes bounds the proposals that entered and did not leave. A byte in flight is
+	// held about three times (request, encoded entry, log in memory). Default 256 MiB.
 	MaxInFlightBytes int64
-	// MaxBacklogBytes bounds what is committed and not applied on this member.
-	// Default 512 MiB.
+	// MaxBacklogBytes bounds what is committed and not applied on this member. Default 512 MiB.
 	MaxBacklogBytes int64
 	// MaxBacklogAge bounds how long a committed entry may have waited to be
 	// applied. Default 5 s: with etcd's request timeout of 7 s a request that
@@ -93,10 +90,9 @@ func (g *Gate) InFlight() int64 { return g.inFlight.Load() }
 // Refused counts the requests that were turned away.
 func (g *Gate) Refused() uint64 { return g.refused.Load() }
 
-// Observe takes one sample of this member's apply backlog: the committed and
-// applied index and the bytes between them as far as known (0: unknown).
-// Samples must come from one goroutine with now not going back. It returns the
-// backlog's age for those who want to tell of it.
+// Observe takes one sample of this member's apply backlog: the committed and applied index and the
+// bytes between them as far as known (0: unknown). Samples must come from one goroutine with now
+// not going back. It returns the backlog's age for those who want to tell of it.
 func (g *Gate) Observe(now time.Time, committed, applied uint64, backlogBytes int64) (age time.Duration) {
 	age = g.samples.observe(now, committed, applied)
 	verdict := backlogFine

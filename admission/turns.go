@@ -10,8 +10,9 @@ import (
 // ErrTooManyWaiting is what a client gets that has as many calls waiting as it may.
 var ErrTooManyWaiting = errors.New("etcdserver: too many calls of this client wait for their turn")
 
-// Turns lets a few at a time do what costs much of a processor. Those who wait are let in client by client, each client's
-// calls in their order: whoever asks a hundred times waits for a hundred, and the others do not.
+// Turns lets a few at a time do what costs much of a processor. Those who wait are let in client by
+// client, each client's calls in their order: whoever asks a hundred times waits for a hundred, and
+// the others do not.
 type Turns struct {
 	most int // calls of one client that may wait
 	all  int // clients that may wait
@@ -33,7 +34,8 @@ func NewTurns(n, most, clients int) *Turns {
 	return &Turns{most: most, all: clients, free: n, clients: make(map[string]*list.Element), queue: list.New()}
 }
 
-// Take waits for a turn; release must be called once it is over. The error is the context's, or ErrTooManyWaiting at once.
+// Take waits for a turn; release must be called once it is over. The error is the context's, or
+// ErrTooManyWaiting at once.
 func (t *Turns) Take(ctx context.Context, client string) (release func(), err error) {
 	t.mu.Lock()
 	if t.free > 0 { // then nobody waits

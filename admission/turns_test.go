@@ -9,7 +9,8 @@ import (
 	"testing/synctest"
 )
 
-// TestTurnsAreFair: a client with one call waits for one call of each other client, whatever they have waiting.
+// TestTurnsAreFair: a client with one call waits for one call of each other client, whatever they
+// have waiting.
 func TestTurnsAreFair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turns := NewTurns(1, 100, 10)
@@ -50,7 +51,8 @@ func TestTurnsAreFair(t *testing.T) {
 	})
 }
 
-// TestTurnsAreBounded: a client that has much waiting is refused, others are not; who gives up leaves nothing behind.
+// TestTurnsAreBounded: a client that has much waiting is refused, others are not; who gives up
+// leaves nothing behind.
 func TestTurnsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turns := NewTurns(2, 3, 2)

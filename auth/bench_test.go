@@ -9,8 +9,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// many has one user with so many roles, each of which opens a prefix of its own; authentication is on. Built in one go:
-// each change copies the maps.
+// many has one user with so many roles, each of which opens a prefix of its own; authentication is
+// on. Built in one go: each change copies the maps.
 func many(b *testing.B, roles int) (*Policy, Identity) {
 	p := addUser(b, empty(), Root, Root)
 	p = change(b, p, &pb.InternalRaftRequest{AuthEnable: &pb.AuthEnableRequest{}})
@@ -42,7 +42,8 @@ func BenchmarkPut(b *testing.B) {
 	}
 }
 
-// BenchmarkFirstCheck is the first check after a role of the user changed: its ranges are merged anew.
+// BenchmarkFirstCheck is the first check after a role of the user changed: its ranges are merged
+// anew.
 func BenchmarkFirstCheck(b *testing.B) {
 	for _, roles := range []int{1, 100, 10_000} {
 		b.Run(fmt.Sprintf("roles=%d", roles), func(b *testing.B) {

@@ -31,8 +31,8 @@ func NeedsAdmin(r *pb.InternalRaftRequest) bool {
 		r.AuthRoleDelete != nil || r.AuthUserList != nil || r.AuthRoleList != nil
 }
 
-// Judge says whether the caller may make a request, as Change and the state machine will judge it, but for what depends on
-// the keys of leases: keys gives those where they matter.
+// Judge says whether the caller may make a request, as Change and the state machine will judge it,
+// but for what depends on the keys of leases: keys gives those where they matter.
 func (p *Policy) Judge(who Identity, r *pb.InternalRaftRequest, keys LeaseKeys) error {
 	switch {
 	case !p.enabled:
@@ -53,8 +53,8 @@ func (p *Policy) Judge(who Identity, r *pb.InternalRaftRequest, keys LeaseKeys) 
 	return nil
 }
 
-// Change gives what a request for users and roles does, Authenticate excepted. It depends on p and the request alone.
-// REQUIRES: the caller checked Admin if NeedsAdmin.
+// Change gives what a request for users and roles does, Authenticate excepted. It depends on p and
+// the request alone. REQUIRES: the caller checked Admin if NeedsAdmin.
 func (p *Policy) Change(who Identity, r *pb.InternalRaftRequest) (Outcome, error) {
 	e := edit{of: p}
 	switch {
@@ -168,8 +168,8 @@ func (e edit) disable() Outcome {
 	return out
 }
 
-// password is the hash that a request brings. A password in the clear is of a member older than 3.5: hashing it here
-// would give each member another hash.
+// password is the hash that a request brings. A password in the clear is of a member older than
+// 3.5: hashing it here would give each member another hash.
 func hashOf(password, hashed string) ([]byte, error) {
 	if password != "" && hashed == "" {
 		return nil, ErrNoPasswordUser
@@ -401,7 +401,8 @@ func (e edit) grant(r *pb.AuthRoleGrantPermissionRequest) (Outcome, error) {
 		perms[i] = perm
 	} else {
 		perms = append(perms, perm)
-		// Not stable on purpose: etcd sorts by the key alone with this very function, and members must agree.
+		// Not stable on purpose: etcd sorts by the key alone with this very function, and members
+		// must agree.
 		sort.Sort(byKey(perms))
 	}
 	out := Outcome{Response: &pb.AuthRoleGrantPermissionResponse{}}

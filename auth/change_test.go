@@ -30,8 +30,8 @@ func TestChangedRoleReachesItsUsers(t *testing.T) {
 	}
 }
 
-// BenchmarkChangeWith10000Roles is what one change costs the applier, and the first check after it, while 1,000 users have
-// 10,000 roles each.
+// BenchmarkChangeWith10000Roles is what one change costs the applier, and the first check after it,
+// while 1,000 users have 10,000 roles each.
 func BenchmarkChangeWith10000Roles(b *testing.B) {
 	p := addUser(b, empty(), Root, Root)
 	names := make([]string, 10000)

@@ -17,7 +17,8 @@ import (
 
 const defaultJWTTTL = 5 * time.Minute
 
-// signed gives tokens that any member with the key verifies. Its claims are username, revision and exp.
+// signed gives tokens that any member with the key verifies. Its claims are username, revision and
+// exp.
 type signed struct {
 	logger *zap.Logger
 	method jwt.SigningMethod
@@ -26,8 +27,9 @@ type signed struct {
 	ttl    time.Duration
 
 	mu sync.Mutex
-	// known are tokens that were verified, so that a client that calls often has its signature checked once: with RS256 or
-	// ES256 that costs as much as all else of a put. A token that was good stays so until its end.
+	// known are tokens that were verified, so that a client that calls often has its signature
+	// checked once: with RS256 or ES256 that costs as much as all else of a put. A token that was
+	// good stays so until its end.
 	known map[string]knownToken
 }
 
@@ -194,7 +196,8 @@ func (t *signed) Info(token string, _ uint64) (Identity, bool) {
 // examine verifies a token and reads it.
 func (t *signed) examine(token string) (knownToken, bool) {
 	parsed, err := jwt.Parse(token, func(token *jwt.Token) (any, error) {
-		// The method is ours, never what the token names: a public key must not be taken for an HMAC secret.
+		// The method is ours, never what the token names: a public key must not be taken for an
+		// HMAC secret.
 		if token.Method.Alg() != t.method.Alg() {
 			return nil, errors.New("invalid signing method")
 		}

@@ -47,7 +47,8 @@ func tokensOf(t *testing.T, options string) Tokens {
 	return tokens
 }
 
-// Every signing method that etcd takes: a member with the public key alone knows what another has signed, and nothing else.
+// Every signing method that etcd takes: a member with the public key alone knows what another has
+// signed, and nothing else.
 func TestJWTMethods(t *testing.T) {
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {

@@ -11,14 +11,16 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// Root is the name of the user without whom authentication cannot be on, and of the role that may do everything.
+// Root is the name of the user without whom authentication cannot be on, and of the role that may
+// do everything.
 const Root = "root"
 
 // Identity is who asks. The zero value: nobody said who they are.
 type Identity struct {
 	User string
-	// Revision is that of the policy under which the identity was established. A check under a later one fails, so
-	// that a request on its way through the log is not judged by other rules than its token.
+	// Revision is that of the policy under which the identity was established. A check under a
+	// later one fails, so that a request on its way through the log is not judged by other rules
+	// than its token.
 	Revision uint64
 }
 
@@ -31,8 +33,8 @@ type Policy struct {
 	roles    map[string]*authpb.Role
 }
 
-// user is immutable but for the merged ranges, which are made when first asked for. A changed role gives its users new
-// ones.
+// user is immutable but for the merged ranges, which are made when first asked for. A changed role
+// gives its users new ones.
 type user struct {
 	record *authpb.User
 	root   bool
@@ -88,7 +90,8 @@ func (p *Policy) Admin(who Identity) error {
 	return nil
 }
 
-// Current checks that the caller's token is of this revision, or a later one: who is let in by name alone must pass it too.
+// Current checks that the caller's token is of this revision, or a later one: who is let in by name
+// alone must pass it too.
 func (p *Policy) Current(who Identity) error {
 	if p.enabled && who.Revision < p.revision {
 		return ErrAuthOldRevision
@@ -166,7 +169,8 @@ func (p *Policy) DeleteRange(who Identity, r *pb.DeleteRangeRequest) error {
 	return p.Read(who, r.Key, r.RangeEnd)
 }
 
-// Txn checks all of a transaction, both branches, as deep as it is nested: which branch is taken tells of keys, too.
+// Txn checks all of a transaction, both branches, as deep as it is nested: which branch is taken
+// tells of keys, too.
 func (p *Policy) Txn(who Identity, r *pb.TxnRequest, keys LeaseKeys) error {
 	if !p.enabled {
 		return nil
@@ -208,7 +212,8 @@ func (p *Policy) op(who Identity, op *pb.RequestOp, keys LeaseKeys) error {
 	return nil
 }
 
-// WriteLease checks that the caller may write every key of a lease: who renews, revokes or attaches decides over them.
+// WriteLease checks that the caller may write every key of a lease: who renews, revokes or attaches
+// decides over them.
 func (p *Policy) WriteLease(who Identity, id int64, keys LeaseKeys) error {
 	return p.lease(who, id, keys, p.Write)
 }
@@ -234,8 +239,8 @@ func (p *Policy) lease(who Identity, id int64, keys LeaseKeys, check func(Identi
 	return nil
 }
 
-// CheckPassword compares a password with the user's hash, which takes some 50 ms of CPU at the default cost. The
-// revision is that of the policy that was asked.
+// CheckPassword compares a password with the user's hash, which takes some 50 ms of CPU at the
+// default cost. The revision is that of the policy that was asked.
 func (p *Policy) CheckPassword(name, password string) (revision uint64, err error) {
 	if !p.enabled {
 		return 0, ErrAuthNotEnabled
@@ -254,14 +259,15 @@ func (p *Policy) CheckPassword(name, password string) (revision uint64, err erro
 	return p.revision, nil
 }
 
-// HasPassword says whether there is a user with a password to compare: CheckPassword answers at once for any other name.
+// HasPassword says whether there is a user with a password to compare: CheckPassword answers at
+// once for any other name.
 func (p *Policy) HasPassword(name string) bool {
 	u := p.users[name]
 	return p.enabled && u != nil && !u.record.Options.GetNoPassword()
 }
 
-// SameUser says whether a user has the same password in both policies: tokens given under one may be used under the
-// other.
+// SameUser says whether a user has the same password in both policies: tokens given under one may
+// be used under the other.
 func (p *Policy) SameUser(other *Policy, name string) bool {
 	a, b := p.users[name], other.users[name]
 	return a != nil && b != nil && string(a.record.Password) == string(b.record.Password)

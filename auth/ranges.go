@@ -81,8 +81,9 @@ func mergeRoles(names []string, roles map[string]*authpb.Role) *ranges {
 	return r
 }
 
-// contains says whether all keys of a request's range are within. A range that ends before it begins has no keys; as in
-// etcd it is within if its key is. (With several permissions etcd refuses some of these too, as its tree happens to lie.)
+// contains says whether all keys of a request's range are within. A range that ends before it
+// begins has no keys; as in etcd it is within if its key is. (With several permissions etcd refuses
+// some of these too, as its tree happens to lie.)
 func (s spans) contains(key, end []byte) bool {
 	// The last span that begins at or before the key.
 	i := sort.Search(len(s), func(i int) bool { return bytes.Compare(s[i].begin, key) > 0 }) - 1

@@ -12,8 +12,8 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// Records in the store, by kind and name (store.AuthKey). They are etcd's own, so that a snapshot file takes them as
-// they are:
+// Records in the store, by kind and name (store.AuthKey). They are etcd's own, so that a snapshot
+// file takes them as they are:
 //
 //	kindSetting  "authEnabled"   1 byte, 0 or 1
 //	kindSetting  "authRevision"  8 bytes, big endian

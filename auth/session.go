@@ -2,9 +2,9 @@ package auth
 
 import "bytes"
 
-// Session is who a stream was opened by, in a form that outlives the policy and the token that said so: a stream goes on
-// when its token has ended, or is of an older revision, but not when the user is gone or somebody else by now. The zero
-// Session is nobody's.
+// Session is who a stream was opened by, in a form that outlives the policy and the token that said
+// so: a stream goes on when its token has ended, or is of an older revision, but not when the user
+// is gone or somebody else by now. The zero Session is nobody's.
 type Session struct {
 	user     string
 	known    bool
@@ -12,7 +12,8 @@ type Session struct {
 	password []byte // the hash, of a user whom a token named
 }
 
-// NewSession remembers who, whom the policy p has let in; token says whether a token named the user.
+// NewSession remembers who, whom the policy p has let in; token says whether a token named the
+// user.
 func (p *Policy) NewSession(who Identity, token bool) Session {
 	s := Session{user: who.User, known: true, token: token}
 	if u := p.users[who.User]; u != nil && token {
@@ -24,8 +25,9 @@ func (p *Policy) NewSession(who Identity, token bool) Session {
 // Known says whether s is somebody's.
 func (s Session) Known() bool { return s.known }
 
-// Resume is who has the session under p, a policy that follows the one that made it. ErrInvalidAuthToken: the user whom the
-// token named was deleted or has another password, so that a new stream would be refused, too. Rights are not looked at.
+// Resume is who has the session under p, a policy that follows the one that made it.
+// ErrInvalidAuthToken: the user whom the token named was deleted or has another password, so that a
+// new stream would be refused, too. Rights are not looked at.
 func (p *Policy) Resume(s Session) (Identity, error) {
 	if s.token {
 		if u := p.users[s.user]; u == nil || !bytes.Equal(u.record.Password, s.password) {
@@ -35,8 +37,8 @@ func (p *Policy) Resume(s Session) (Identity, error) {
 	return Identity{User: s.user, Revision: p.revision}, nil
 }
 
-// SameRights says that nothing has changed for the session between two policies: a cheap way to know it for the many whom a
-// change does not concern. False may mean that it is not known.
+// SameRights says that nothing has changed for the session between two policies: a cheap way to
+// know it for the many whom a change does not concern. False may mean that it is not known.
 func (p *Policy) SameRights(old *Policy, s Session) bool {
 	return s.known && p.enabled == old.enabled && p.users[s.user] != nil && p.users[s.user] == old.users[s.user]
 }

@@ -15,10 +15,11 @@ import (
 
 // Tokens makes and recognises tokens. Simple and JWT are the two kinds.
 type Tokens interface {
-	// Replicated says that every member must assign each token, when it applies the entry for it. Otherwise the member
-	// that was asked assigns it, for index 0.
+	// Replicated says that every member must assign each token, when it applies the entry for it.
+	// Otherwise the member that was asked assigns it, for index 0.
 	Replicated() bool
-	// Prefix is what a token begins with, to be replicated with the request for it; empty if tokens have none.
+	// Prefix is what a token begins with, to be replicated with the request for it; empty if tokens
+	// have none.
 	Prefix() string
 	// Assign makes the token of a user, whom entry index has authenticated under a revision.
 	Assign(user string, revision uint64, prefix string, index uint64) (string, error)
@@ -31,7 +32,8 @@ type Tokens interface {
 // DefaultTokenTTL is how long an unused simple token lives.
 const DefaultTokenTTL = 300 * time.Second
 
-// NewTokens makes what --auth-token asks for: "simple", "jwt" with its options, or "" for none. Errors are etcd's.
+// NewTokens makes what --auth-token asks for: "simple", "jwt" with its options, or "" for none.
+// Errors are etcd's.
 func NewTokens(logger *zap.Logger, options string, ttl time.Duration) (Tokens, error) {
 	if logger == nil {
 		logger = zap.NewNop()
@@ -96,8 +98,8 @@ type simpleToken struct {
 	end  time.Time
 }
 
-// sweepInterval is how often at most expired tokens are looked for. It bounds the memory by the rate of Authenticate,
-// which bcrypt bounds.
+// sweepInterval is how often at most expired tokens are looked for. It bounds the memory by the
+// rate of Authenticate, which bcrypt bounds.
 const sweepInterval = time.Second
 
 func newSimple(logger *zap.Logger, ttl time.Duration) *simple {
@@ -178,7 +180,8 @@ func (s *simple) Keep(keep func(user string) bool) {
 	}
 }
 
-// TokenIndex is the log index that a simple token ends with: a member that has not applied it cannot know the token.
+// TokenIndex is the log index that a simple token ends with: a member that has not applied it
+// cannot know the token.
 func TokenIndex(token string) (index uint64, ok bool) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 2 {

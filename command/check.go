@@ -11,11 +11,13 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Check says whether Decode will accept the payload of a normal entry: its error is nil for exactly what proto.Unmarshal
-// accepts. It makes no message, so it can be asked of every entry before there is a promise to apply it.
+// Check says whether Decode will accept the payload of a normal entry: its error is nil for exactly
+// what proto.Unmarshal accepts. It makes no message, so it can be asked of every entry before there
+// is a promise to apply it.
 func Check(data []byte) error {
 	if !requestShape().accepts(data, 0) {
-		// Package proto has the last word: it says what is wrong, and knows what is nested deeper than we look.
+		// Package proto has the last word: it says what is wrong, and knows what is nested deeper
+		// than we look.
 		if err := proto.Unmarshal(data, new(pb.InternalRaftRequest)); err != nil {
 			return fmt.Errorf("command: %w", err)
 		}
@@ -26,13 +28,15 @@ func Check(data []byte) error {
 // maxCheckedDepth is how deep accepts follows nested messages; package proto goes to 10,000.
 const maxCheckedDepth = 100
 
-// shape is what of a message type can make its decoding fail: fields with a type of their own inside.
+// shape is what of a message type can make its decoding fail: fields with a type of their own
+// inside.
 type shape struct {
 	fields map[protowire.Number]*fieldShape
 	low    [64]*fieldShape // the same, of small numbers
 }
 
-// fieldShape is one field. At most one of its members is set; with none, only the wire format counts.
+// fieldShape is one field. At most one of its members is set; with none, only the wire format
+// counts.
 type fieldShape struct {
 	message *shape
 	text    bool // must be UTF-8

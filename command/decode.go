@@ -8,8 +8,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Decode reads the payload of a normal entry. The request may refer to data, which must not change afterwards.
-// It accepts exactly what proto.Unmarshal accepts and gives an equal message.
+// Decode reads the payload of a normal entry. The request may refer to data, which must not change
+// afterwards. It accepts exactly what proto.Unmarshal accepts and gives an equal message.
 func Decode(data []byte) (*pb.InternalRaftRequest, error) {
 	if req := decodePlainPut(data); req != nil {
 		return req, nil
@@ -21,8 +21,9 @@ func Decode(data []byte) (*pb.InternalRaftRequest, error) {
 	return req, nil
 }
 
-// RequestID gives the id by which a proposer waits for the entry: that of the request itself (field 1, older etcd), or
-// else that of its header (field 100.1). It looks at nothing else; 0 where there is none or data is not a request.
+// RequestID gives the id by which a proposer waits for the entry: that of the request itself (field
+// 1, older etcd), or else that of its header (field 100.1). It looks at nothing else; 0 where there
+// is none or data is not a request.
 func RequestID(data []byte) uint64 {
 	var own, header uint64
 	for len(data) > 0 {
@@ -41,7 +42,8 @@ func RequestID(data []byte) uint64 {
 			if sub, n = protowire.ConsumeBytes(data); n < 0 {
 				return 0
 			}
-			// A message field that occurs twice is merged: a later id wins, a missing one leaves the earlier.
+			// A message field that occurs twice is merged: a later id wins, a missing one leaves
+			// the earlier.
 			id, found, ok := headerID(sub)
 			if !ok {
 				return 0
@@ -90,9 +92,9 @@ type plainPut struct {
 	put     pb.PutRequest
 }
 
-// decodePlainPut reads the one form that isPlainPut describes: fields in ascending order, each at most once, of the
-// expected wire type. For anything else, correct or not, it gives nil and leaves the judgement to package proto.
-// Keys and values refer to data.
+// decodePlainPut reads the one form that isPlainPut describes: fields in ascending order, each at
+// most once, of the expected wire type. For anything else, correct or not, it gives nil and leaves
+// the judgement to package proto. Keys and values refer to data.
 func decodePlainPut(data []byte) *pb.InternalRaftRequest {
 	var id uint64
 	if len(data) > 0 && data[0] == fieldRequestID<<3|byte(protowire.VarintType) {

@@ -98,8 +98,8 @@ func isPlainPut(r *pb.InternalRaftRequest) bool {
 	return utf8.ValidString(r.Header.Username) && len(r.Header.ProtoReflect().GetUnknown()) == 0
 }
 
-// hasOtherThanPut names every other field of the message. TestEncodeEqualsProto sets each field in turn, so that a
-// field added by a newer API is not forgotten here.
+// hasOtherThanPut names every other field of the message. TestEncodeEqualsProto sets each field in
+// turn, so that a field added by a newer API is not forgotten here.
 func hasOtherThanPut(r *pb.InternalRaftRequest) bool {
 	return r.Range != nil || r.DeleteRange != nil || r.Txn != nil || r.Compaction != nil ||
 		r.LeaseGrant != nil || r.LeaseRevoke != nil || r.Alarm != nil || r.LeaseCheckpoint != nil ||
@@ -112,8 +112,8 @@ func hasOtherThanPut(r *pb.InternalRaftRequest) bool {
 		r.DowngradeVersionTest != nil
 }
 
-// The size and append functions below are for fields numbered 1 to 15 (a tag of one byte) and leave out zero values, as
-// proto3 does.
+// The size and append functions below are for fields numbered 1 to 15 (a tag of one byte) and leave
+// out zero values, as proto3 does.
 
 func sizeBytes(v []byte) int {
 	if len(v) == 0 {

@@ -16,23 +16,26 @@ import (
 type Entry struct {
 	Index, Term uint64
 
-	// Request is what to do. It is read-only from here on: its byte slices end up in results, events and caches.
+	// Request is what to do. It is read-only from here on: its byte slices end up in results,
+	// events and caches.
 	Request *pb.InternalRaftRequest
 
-	// Unawaited says that nobody on this member waits for the result, so that the machine may leave out work which
-	// changes nothing but the answer (a range inside a transaction, the previous value of a put).
+	// Unawaited says that nobody on this member waits for the result, so that the machine may leave
+	// out work which changes nothing but the answer (a range inside a transaction, the previous
+	// value of a put).
 	Unawaited bool
 
-	// GivenUp, where it is not nil, becomes true when whoever waited does not any longer, at any time while the entry is
-	// applied. From then on the machine may leave out the same.
+	// GivenUp, where it is not nil, becomes true when whoever waited does not any longer, at any
+	// time while the entry is applied. From then on the machine may leave out the same.
 	GivenUp *atomic.Bool
 
-	// Change is a change of the member list; ConfState is raft's configuration after it and is stored in the same batch.
+	// Change is a change of the member list; ConfState is raft's configuration after it and is
+	// stored in the same batch.
 	Change    *Change
 	ConfState *raftpb.ConfState
 
-	// Refused, with Change, is what the check of the change said: raft was given a no-op and only the applied index
-	// advances. It becomes the result's error.
+	// Refused, with Change, is what the check of the change said: raft was given a no-op and only
+	// the applied index advances. It becomes the result's error.
 	Refused error
 }
 
@@ -41,7 +44,8 @@ func (e *Entry) Awaited() bool { return !e.Unawaited && (e.GivenUp == nil || !e.
 
 // Result is what applying one entry gave.
 type Result struct {
-	// Response is the message of the API that answers the request, its header filled with the revision alone.
+	// Response is the message of the API that answers the request, its header filled with the
+	// revision alone.
 	Response proto.Message
 	Err      error
 
@@ -52,28 +56,30 @@ type Result struct {
 	Done <-chan struct{}
 }
 
-// Change is a decoded raftpb.ConfChange of etcd's kind: one member added, removed, updated or promoted.
+// Change is a decoded raftpb.ConfChange of etcd's kind: one member added, removed, updated or
+// promoted.
 type Change struct {
 	// ID is the id of the request, by which its proposer finds the result.
 	ID       uint64
 	Type     raftpb.ConfChangeType
 	MemberID uint64
 
-	// Member is what the change says of the member; for a removal it is empty but for the ID, for a promotion etcd
-	// sets the ID alone.
+	// Member is what the change says of the member; for a removal it is empty but for the ID, for a
+	// promotion etcd sets the ID alone.
 	Member Member
 
 	// IsPromote tells a promotion from an addition: both are of type ConfChangeAddNode.
 	IsPromote bool
 
-	// MaxLearners, with a learner that is added, is how many learners there may be then: the limit of the member that
-	// proposed it, so that all members judge it alike, whatever their own flags say. 0: any number (etcd's form, and that
-	// of Belay's first versions, does not tell it); below 0: none.
+	// MaxLearners, with a learner that is added, is how many learners there may be then: the limit
+	// of the member that proposed it, so that all members judge it alike, whatever their own flags
+	// say. 0: any number (etcd's form, and that of Belay's first versions, does not tell it); below
+	// 0: none.
 	MaxLearners int
 }
 
-// changeContext is etcd's membership.ConfigChangeContext, the member's fields beside isPromote, and a limit that etcd
-// ignores.
+// changeContext is etcd's membership.ConfigChangeContext, the member's fields beside isPromote, and
+// a limit that etcd ignores.
 type changeContext struct {
 	Member
 	IsPromote   bool `json:"isPromote"`
@@ -96,8 +102,8 @@ func (c *Change) Encode() *raftpb.ConfChange {
 	return &raftpb.ConfChange{Id: new(c.ID), Type: new(c.Type), NodeId: new(c.MemberID), Context: context}
 }
 
-// DecodeChange reads what Encode or a real etcd member wrote. It refuses a type it does not know, a context that is
-// not JSON and one that speaks of another member than the change does.
+// DecodeChange reads what Encode or a real etcd member wrote. It refuses a type it does not know, a
+// context that is not JSON and one that speaks of another member than the change does.
 func DecodeChange(cc *raftpb.ConfChange) (*Change, error) {
 	c := &Change{ID: cc.GetId(), Type: cc.GetType(), MemberID: cc.GetNodeId()}
 	switch c.Type {
@@ -118,6 +124,7 @@ func DecodeChange(cc *raftpb.ConfChange) (*Change, error) {
 	return c, nil
 }
 
-// Itself is the user in the header of an AlarmRequest by which a member raises an alarm of its own accord; what clients ask
-// for has none. It tells the alarms that a member may disarm itself. Members of etcd do not look at it.
+// Itself is the user in the header of an AlarmRequest by which a member raises an alarm of its own
+// accord; what clients ask for has none. It tells the alarms that a member may disarm itself.
+// Members of etcd do not look at it.
 const Itself = "\x00member"

@@ -6,16 +6,18 @@ import (
 	"sync/atomic"
 )
 
-// IDGenerator makes request ids that no other request of the cluster has while it is in flight, without asking anybody.
+// IDGenerator makes request ids that no other request of the cluster has while it is in flight,
+// without asking anybody.
 //
 //	+------------------+-----------------------------------------+
 //	| member id, low   | counter, 48 bits, from a random number  |
 //	| 16 bits          |                                         |
 //	+------------------+-----------------------------------------+
 //
-// An id must not come again after a restart either: an entry of the life before may still be applied, and its result
-// would be taken for that of the new request. etcd begins at the time of day, which a machine without a battery for its
-// clock repeats at each boot; a random number does not depend on any clock.
+// An id must not come again after a restart either: an entry of the life before may still be
+// applied, and its result would be taken for that of the new request. etcd begins at the time of
+// day, which a machine without a battery for its clock repeats at each boot; a random number does
+// not depend on any clock.
 type IDGenerator struct {
 	prefix uint64
 	suffix atomic.Uint64

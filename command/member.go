@@ -10,8 +10,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// Member is one member of the cluster. Its JSON is etcd's (membership.Member), as stored in etcd's `members` bucket
-// and as carried by conf changes.
+// Member is one member of the cluster. Its JSON is etcd's (membership.Member), as stored in etcd's
+// `members` bucket and as carried by conf changes.
 type Member struct {
 	ID         uint64   `json:"id"`
 	PeerURLs   []string `json:"peerURLs"`
@@ -39,8 +39,8 @@ func (m *Member) Proto() *pb.Member {
 	return &pb.Member{ID: m.ID, Name: m.Name, PeerURLs: m.PeerURLs, ClientURLs: m.ClientURLs, IsLearner: m.IsLearner}
 }
 
-// MemberID is etcd's id of a member: the first eight bytes of the SHA-1 of its sorted peer URLs, the cluster token and,
-// for a member added to a running cluster, the time in decimal Unix seconds.
+// MemberID is etcd's id of a member: the first eight bytes of the SHA-1 of its sorted peer URLs,
+// the cluster token and, for a member added to a running cluster, the time in decimal Unix seconds.
 func MemberID(peerURLs []string, clusterToken string, now *time.Time) uint64 {
 	var b []byte
 	for _, u := range slices.Sorted(slices.Values(peerURLs)) {
@@ -54,7 +54,8 @@ func MemberID(peerURLs []string, clusterToken string, now *time.Time) uint64 {
 	return binary.BigEndian.Uint64(sum[:8])
 }
 
-// ClusterID is etcd's id of a cluster: the first eight bytes of the SHA-1 of the sorted ids of its first members.
+// ClusterID is etcd's id of a cluster: the first eight bytes of the SHA-1 of the sorted ids of its
+// first members.
 func ClusterID(memberIDs []uint64) uint64 {
 	var b []byte
 	for _, id := range slices.Sorted(slices.Values(memberIDs)) {

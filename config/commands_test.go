@@ -15,9 +15,10 @@ import (
 	"testing"
 )
 
-// The scenario: testdata/commands.txt has command lines as etcd's shell scripts have them, each with
-// what etcd makes of it (asked from the real binary with BELAY_ETCD, written down with -rewrite), and
-// where Belay answers otherwise, a line "belay" with that and a comment with the reason above it.
+// The scenario: testdata/commands.txt has command lines as etcd's shell scripts have them, each
+// with what etcd makes of it (asked from the real binary with BELAY_ETCD, written down with
+// -rewrite), and where Belay answers otherwise, a line "belay" with that and a comment with the
+// reason above it.
 //
 //	VAR=value --flag=value ...    a command line; "file " begins a configuration file in its place
 //	    accepted | CODE TEXT      the outcome

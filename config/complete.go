@@ -8,7 +8,8 @@ import (
 // A Choice is what may stand in a command line, and what it is.
 type Choice struct{ Text, About string }
 
-// Complete is what the last of words, the flags of a server, may become. files: it is a value that may be a file's name.
+// Complete is what the last of words, the flags of a server, may become. files: it is a value that
+// may be a file's name.
 func Complete(words []string) (choices []Choice, files bool) {
 	if len(words) == 0 {
 		words = []string{""}

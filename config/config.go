@@ -14,8 +14,8 @@ import (
 	"github.com/belaydb/belay/node"
 )
 
-// Program is the name that the process goes by: it decides over the default data directory, the help
-// and the version text.
+// Program is the name that the process goes by: it decides over the default data directory, the
+// help and the version text.
 type Program string
 
 const (

@@ -182,7 +182,8 @@ func TestFailuresAreTold(t *testing.T) {
 	}
 }
 
-// TestExplain: of what was given, that which an error shows; no word that only happens to be the same.
+// TestExplain: of what was given, that which an error shows; no word that only happens to be the
+// same.
 func TestExplain(t *testing.T) {
 	o := load(t, Belay, nil, "--name=m1", "--data-dir=/data/m1", "--cert-file=/etc/m1.pem", "--key-file=/etc/m1.pem", "--trusted-ca-file=/etc/m1",
 		"--initial-cluster-state=new", "--initial-cluster=m1=http://localhost:2380", "--auth-token=foo", "--log-outputs=stderr,/var/log/m1")
@@ -477,7 +478,8 @@ func TestAllOfEtcd(t *testing.T) {
 		}
 		seen[name] = true
 	}
-	// 113 live flags and 15 ignored ones; version, config-file and discovery-fallback are defined apart.
+	// 113 live flags and 15 ignored ones; version, config-file and discovery-fallback are defined
+	// apart.
 	if len(seen)+3 != 113+15 {
 		t.Errorf("%d flags", len(seen)+3)
 	}

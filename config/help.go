@@ -157,7 +157,8 @@ func nearestOf(name string, known []string) string {
 	return ""
 }
 
-// editDistance counts the letters to insert, delete, replace or exchange with the next between a and b.
+// editDistance counts the letters to insert, delete, replace or exchange with the next between a
+// and b.
 func editDistance(a, b string) int {
 	rows := make([][]int, len(a)+1)
 	for i := range rows {

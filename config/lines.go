@@ -25,7 +25,8 @@ type fileKey struct {
 	twice bool   // it stands there a second time: this one counts
 }
 
-// fileKeys are the keys of a configuration file in their order. A file that cannot be read has none.
+// fileKeys are the keys of a configuration file in their order. A file that cannot be read has
+// none.
 func fileKeys(data []byte) (keys []fileKey) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(data, &doc); err != nil || len(doc.Content) == 0 {

@@ -104,8 +104,8 @@ func (p *parser) flags() {
 	p.fs.BoolVar(&p.version, "version", false, "")
 }
 
-// forPerson has the log in lines for a person if it goes to a terminal and nobody asked for a format. By the name of
-// etcd it looks as etcd's wherever it goes.
+// forPerson has the log in lines for a person if it goes to a terminal and nobody asked for a
+// format. By the name of etcd it looks as etcd's wherever it goes.
 func (p *parser) forPerson(l logsink.Config) logsink.Config {
 	if p.o.Program == Etcd || p.o.LogWriter != nil || p.asked("log-format") || p.cfg.Explicit["log-format"] || len(l.Outputs) > 1 {
 		return l

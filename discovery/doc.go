@@ -1,6 +1,6 @@
 // Package discovery finds the members of a cluster that is to be made, when nobody has written them
-// down: by DNS SRV records (SRV), or in another cluster's keys (Join). It is used once in a member's
-// life, before it has data, from one goroutine.
+// down: by DNS SRV records (SRV), or in another cluster's keys (Join). It is used once in a
+// member's life, before it has data, from one goroutine.
 //
 // # DNS
 //

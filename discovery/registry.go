@@ -59,8 +59,8 @@ func (e *Error) Unwrap() error { return e.Err }
 const prefix = "/_etcd/registry"
 
 // Join registers a member (own: name=url,...) and waits, until ctx ends, for as many as the cluster
-// has; it returns them in the form of own. valid says whether a text is of that form. All errors but
-// those of ctx and of the configuration are of type *Error.
+// has; it returns them in the form of own. valid says whether a text is of that form. All errors
+// but those of ctx and of the configuration are of type *Error.
 func Join(ctx context.Context, logger *zap.Logger, cfg Config, id uint64, own string, valid func(string) error) (initialCluster string, err error) {
 	if logger == nil {
 		logger = zap.NewNop()

@@ -56,8 +56,8 @@ func normal(urls []url.URL) (all []string) {
 	return all
 }
 
-// resolveURL replaces the host of u by its address; it tries again each second till ctx ends, because
-// the name of a pod may appear later than the pod.
+// resolveURL replaces the host of u by its address; it tries again each second till ctx ends,
+// because the name of a pod may appear later than the pod.
 func resolveURL(ctx context.Context, logger *zap.Logger, u url.URL) (url.URL, error) {
 	const retryInterval = time.Second
 	if u.Scheme == "unix" || u.Scheme == "unixs" || u.Hostname() == "localhost" {

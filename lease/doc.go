@@ -1,13 +1,14 @@
-// Package lease is the lease table: which leases there are, which keys hang on them, and, on the leader, when each
-// expires. It deletes no key and proposes nothing: package state deletes the keys of a revoked lease, package server
-// turns what Expired and Checkpoints report into raft entries.
+// Package lease is the lease table: which leases there are, which keys hang on them, and, on the
+// leader, when each expires. It deletes no key and proposes nothing: package state deletes the keys
+// of a revoked lease, package server turns what Expired and Checkpoints report into raft entries.
 //
 // # What is replicated, what is not
 //
-// A lease's id, TTL and checkpointed remaining TTL, and the attachments (lease, key), are replicated: they change only
-// through Grant, Revoke, Checkpoint, Attach and Detach, which the applier goroutine calls and which write into the store
-// batch that also carries the applied index. Expiry times are not: they live in memory, by the local clock, and exist
-// only while this member is primary. So the replicated part is a function of the log alone.
+// A lease's id, TTL and checkpointed remaining TTL, and the attachments (lease, key), are
+// replicated: they change only through Grant, Revoke, Checkpoint, Attach and Detach, which the
+// applier goroutine calls and which write into the store batch that also carries the applied index.
+// Expiry times are not: they live in memory, by the local clock, and exist only while this member
+// is primary. So the replicated part is a function of the log alone.
 //
 //	lease record        +---------+---------------+---------------------+
 //	                    | 1 byte  | zigzag varint | zigzag varint       |
@@ -15,40 +16,45 @@
 //	                    +---------+---------------+---------------------+
 //	attachment          key: (lease id, user key), no value
 //
-// The TTL is stored as it was asked for; the minimum (a local setting, it follows the election timeout) is put on top
-// where it is used. Attachments live in the store alone, so a lease with a million keys costs no memory.
+// The TTL is stored as it was asked for; the minimum (a local setting, it follows the election
+// timeout) is put on top where it is used. Attachments live in the store alone, so a lease with a
+// million keys costs no memory.
 //
-// The tables in memory change at once, the batch a moment later. Both follow from a committed entry, so the difference
-// cannot be told from an answer that came a moment earlier or later.
+// The tables in memory change at once, the batch a moment later. Both follow from a committed
+// entry, so the difference cannot be told from an answer that came a moment earlier or later.
 //
 // # Primary, term and fencing
 //
-// The leader calls Promote with its term when it has applied the first entry of that term, and Demote when it
-// ceases to lead. A Promote that comes too late (its term was demoted already) is ignored. Expired reports the term
-// along with the leases: whoever proposes their revocation must do so only as leader of that very term. That is what keeps a
-// leader that comes back from a stall from revoking, through its successor, leases which the successor renewed.
+// The leader calls Promote with its term when it has applied the first entry of that term, and
+// Demote when it ceases to lead. A Promote that comes too late (its term was demoted already) is
+// ignored. Expired reports the term along with the leases: whoever proposes their revocation must
+// do so only as leader of that very term. That is what keeps a leader that comes back from a stall
+// from revoking, through its successor, leases which the successor renewed.
 //
-// Between an expiry that Expired reported and the revocation a lease cannot be renewed: Renew waits until the lease
-// is gone, or this member is no longer primary. A renewal is either answered and kept, or not answered.
+// Between an expiry that Expired reported and the revocation a lease cannot be renewed: Renew waits
+// until the lease is gone, or this member is no longer primary. A renewal is either answered and
+// kept, or not answered.
 //
 // # TTLs over elections
 //
-// A new leader cannot know which leases were renewed a moment before the old one died, so it gives each the full TTL (or
-// what a checkpoint left of it) and one election timeout. Without more, leaders that change often would keep dead
-// leases alive for ever. Checkpoints reports leases that nobody has renewed for half their TTL, or for the interval
-// if that is shorter; a live client renews after a third and so costs no entry. A renewed lease that has a checkpoint must
-// have it cleared by an entry before the renewal is answered: Renew says when.
-// Checkpoints must not be proposed while real etcd members without the LeaseCheckpoint gate are in the cluster: they would never
-// clear one.
+// A new leader cannot know which leases were renewed a moment before the old one died, so it gives
+// each the full TTL (or what a checkpoint left of it) and one election timeout. Without more,
+// leaders that change often would keep dead leases alive for ever. Checkpoints reports leases that
+// nobody has renewed for half their TTL, or for the interval if that is shorter; a live client
+// renews after a third and so costs no entry. A renewed lease that has a checkpoint must have it
+// cleared by an entry before the renewal is answered: Renew says when. Checkpoints must not be
+// proposed while real etcd members without the LeaseCheckpoint gate are in the cluster: they would
+// never clear one.
 //
 // # Goroutines
 //
-// Lookup, List, Renew, Keys, Promote, Demote, Expired and Checkpoints may be called from any goroutine. Renew and Lookup take a
-// read lock and touch one lease; the expiry heap is lazy: a renewal leaves its lease where it stands in the heap, and
-// when the old time has come the lease is put back in its new place.
+// Lookup, List, Renew, Keys, Promote, Demote, Expired and Checkpoints may be called from any
+// goroutine. Renew and Lookup take a read lock and touch one lease; the expiry heap is lazy: a
+// renewal leaves its lease where it stands in the heap, and when the old time has come the lease is
+// put back in its new place.
 //
-// Files: table.go (the table and its replicated part), expiry.go (renewal, expiry, checkpoints, promotion), record.go
-// (the stored form), heap.go, metrics.go.
+// Files: table.go (the table and its replicated part), expiry.go (renewal, expiry, checkpoints,
+// promotion), record.go (the stored form), heap.go, metrics.go.
 //
 // Sources: etcd server/lease/lessor.go (what clients see), reference surface 1.5.
 package lease

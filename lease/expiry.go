@@ -18,11 +18,11 @@ type Checkpoint struct {
 
 // Renew gives the lease its full TTL from now and tells that TTL in seconds.
 //
-// Where checkpointed is true the caller must have the checkpoint taken back by an entry (Checkpoint with 0) before it
-// answers its client; else the next leader would let the lease expire too early.
+// Where checkpointed is true the caller must have the checkpoint taken back by an entry (Checkpoint
+// with 0) before it answers its client; else the next leader would let the lease expire too early.
 //
-// A lease that has expired already is about to be revoked; Renew then waits for the revocation and gives ErrNotFound, or
-// ErrNotPrimary if this member is demoted first, or the context's error.
+// A lease that has expired already is about to be revoked; Renew then waits for the revocation and
+// gives ErrNotFound, or ErrNotPrimary if this member is demoted first, or the context's error.
 func (t *Table) Renew(ctx context.Context, id ID) (ttl int64, checkpointed bool, err error) {
 	for {
 		t.mu.RLock()
@@ -81,9 +81,10 @@ func (t *Table) Primary() (term uint64, ok bool) {
 	return t.term, t.primary
 }
 
-// Promote makes this member primary for a term that it leads. Each lease is given what was left of it and extend (an
-// election timeout) on top; where more leases would expire in a second than may be revoked in one, they are spread.
-// It says whether it took place: not if this term, or a later one, was demoted already.
+// Promote makes this member primary for a term that it leads. Each lease is given what was left of
+// it and extend (an election timeout) on top; where more leases would expire in a second than may
+// be revoked in one, they are spread. It says whether it took place: not if this term, or a later
+// one, was demoted already.
 func (t *Table) Promote(term uint64, extend time.Duration) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -102,8 +103,8 @@ func (t *Table) Promote(term uint64, extend time.Duration) bool {
 	return true
 }
 
-// Demote ends the primacy: this member does not lead, or no longer, in term. Leases stop expiring here. A later Promote
-// for this term or an earlier one will be ignored.
+// Demote ends the primacy: this member does not lead, or no longer, in term. Leases stop expiring
+// here. A later Promote for this term or an earlier one will be ignored.
 func (t *Table) Demote(term uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -152,8 +153,9 @@ func (t *Table) left(e *entry) int64 {
 	return full
 }
 
-// spread moves expiries apart so that in no second more than three quarters of the revoke rate fall due: leases that
-// piled up while there was no leader must not use up the whole rate. REQUIRES: mu and lookMu held.
+// spread moves expiries apart so that in no second more than three quarters of the revoke rate fall
+// due: leases that piled up while there was no leader must not use up the whole rate. REQUIRES: mu
+// and lookMu held.
 func (t *Table) spread(now int64, extend time.Duration) {
 	all := make([]*entry, 0, len(t.leases))
 	for _, e := range t.leases {
@@ -163,7 +165,8 @@ func (t *Table) spread(now int64, extend time.Duration) {
 		return cmp.Or(cmp.Compare(a.expiry.Load(), b.expiry.Load()), cmp.Compare(a.id, b.id))
 	})
 	perSecond := max(1, t.opts.RevokeRate*3/4)
-	// Leases are dealt into windows of a second each; what does not fit into one expires at the start of the next.
+	// Leases are dealt into windows of a second each; what does not fit into one expires at the
+	// start of the next.
 	windowStart, inWindow := all[0].expiry.Load(), 0
 	for _, e := range all {
 		at := e.expiry.Load()
@@ -183,8 +186,9 @@ func (t *Table) spread(now int64, extend time.Duration) {
 	}
 }
 
-// Expired reports up to limit leases that have expired, and the term as whose leader alone they may be revoked. Each is
-// reported once in RetryInterval until it is gone. On a member that is not primary there are none.
+// Expired reports up to limit leases that have expired, and the term as whose leader alone they may
+// be revoked. Each is reported once in RetryInterval until it is gone. On a member that is not
+// primary there are none.
 func (t *Table) Expired(limit int) (term uint64, ids []ID) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -210,12 +214,13 @@ func (t *Table) Expired(limit int) (term uint64, ids []ID) {
 	return t.term, ids
 }
 
-// Checkpoints reports up to limit leases whose remaining TTL should be noted by an entry, and the term as whose leader
-// alone it may be proposed. A lease is reported when nobody has renewed it for half its TTL, or CheckpointInterval, and
-// then again after as much of what is left. Remaining 0 takes an earlier note back.
+// Checkpoints reports up to limit leases whose remaining TTL should be noted by an entry, and the
+// term as whose leader alone it may be proposed. A lease is reported when nobody has renewed it for
+// half its TTL, or CheckpointInterval, and then again after as much of what is left. Remaining 0
+// takes an earlier note back.
 //
-// The caller must call Noted with what it got once the entry is applied or it has given up on it; until then renewals of
-// these leases wait.
+// The caller must call Noted with what it got once the entry is applied or it has given up on it;
+// until then renewals of these leases wait.
 func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -244,8 +249,8 @@ func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 			t.checkpoints.set(e, next)
 			continue
 		}
-		// First the mark, then the expiry once more, while Renew moves the expiry and then looks for the mark: of the two
-		// at least one sees the other.
+		// First the mark, then the expiry once more, while Renew moves the expiry and then looks
+		// for the mark: of the two at least one sees the other.
 		noting := make(chan struct{})
 		e.noting.Store(&noting)
 		if at = e.expiry.Load(); at <= now || t.checkpointAt(e, at) > now {
@@ -266,8 +271,9 @@ func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 	return t.term, due
 }
 
-// Noted ends the wait of those who renew leases that Checkpoints has reported. applied: the entry was. One that timed out
-// may still be, by the next leader: until a note of 0 is applied every renewal must have it taken back.
+// Noted ends the wait of those who renew leases that Checkpoints has reported. applied: the entry
+// was. One that timed out may still be, by the next leader: until a note of 0 is applied every
+// renewal must have it taken back.
 func (t *Table) Noted(due []Checkpoint, applied bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -283,9 +289,10 @@ func (t *Table) Noted(due []Checkpoint, applied bool) {
 	}
 }
 
-// takeBackIfUnderstated looks at a checkpoint that was just applied on the primary. A lease that was renewed between the
-// report and its entry has been promised more than the note says, and its renewal did not know that there would be one:
-// so the note is to be taken back with the next report. REQUIRES: mu held, e in the table.
+// takeBackIfUnderstated looks at a checkpoint that was just applied on the primary. A lease that
+// was renewed between the report and its entry has been promised more than the note says, and its
+// renewal did not know that there would be one: so the note is to be taken back with the next
+// report. REQUIRES: mu held, e in the table.
 func (t *Table) takeBackIfUnderstated(e *entry, remaining int64) {
 	now, at := t.now(), e.expiry.Load()
 	if at == expiring || remaining >= t.fullTTL(e) || at-now <= (remaining+1)*int64(time.Second) {
@@ -299,7 +306,8 @@ func (t *Table) takeBackIfUnderstated(e *entry, remaining int64) {
 	}
 }
 
-// checkpointAt is when a lease that expires at the given time and is not renewed should be checkpointed first.
+// checkpointAt is when a lease that expires at the given time and is not renewed should be
+// checkpointed first.
 func (t *Table) checkpointAt(e *entry, expiry int64) int64 {
 	full := t.fullTTL(e) * int64(time.Second)
 	return expiry - full + min(full/2, int64(t.opts.CheckpointInterval))

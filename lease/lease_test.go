@@ -247,11 +247,10 @@ func TestRenewWaits(t *testing.T) {
 	}
 }
 
-// Whatever the interleaving: a renewal that was answered is not followed by an expiry before its TTL is over, and a
-// lease that was reported as expired is not renewed.
-// A renewal that comes while a checkpoint is on its way is answered only when
-// that has been applied, and then has it taken back: else a next leader would
-// know of less than was promised (found by sim, seed 2106448567).
+// Whatever the interleaving: a renewal that was answered is not followed by an expiry before its
+// TTL is over, and a lease that was reported as expired is not renewed. A renewal that comes while
+// a checkpoint is on its way is answered only when that has been applied, and then has it taken
+// back: else a next leader would know of less than was promised (found by sim, seed 2106448567).
 func TestRenewWaitsForACheckpoint(t *testing.T) {
 	r := newRig(t, Options{})
 	r.apply(func(b *store.Batch) error { _, err := r.Grant(b, 1, 100); return err })
@@ -366,7 +365,8 @@ func TestRenewAgainstExpiry(t *testing.T) {
 	}
 }
 
-// Leaders that change every 70 s must not keep a dead lease of 100 s alive for ever, and must not let a living one die.
+// Leaders that change every 70 s must not keep a dead lease of 100 s alive for ever, and must not
+// let a living one die.
 func TestFlappingLeaders(t *testing.T) {
 	for _, checkpoints := range []bool{true, false} {
 		r := newRig(t, Options{})
@@ -421,7 +421,8 @@ func TestFlappingLeaders(t *testing.T) {
 	}
 }
 
-// When a leader is elected after a long time without one, no second may see more expiries than can be revoked.
+// When a leader is elected after a long time without one, no second may see more expiries than can
+// be revoked.
 func TestPromoteSpreads(t *testing.T) {
 	r := newRig(t, Options{RevokeRate: 100})
 	for id := range 1000 {

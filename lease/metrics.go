@@ -7,7 +7,8 @@ type Metrics struct {
 	granted, revoked, renewed prometheus.Counter
 	ttl                       prometheus.Histogram
 
-	// Expired counts leases revoked because they expired; whoever proposes the revocations counts those that were applied.
+	// Expired counts leases revoked because they expired; whoever proposes the revocations counts
+	// those that were applied.
 	Expired prometheus.Counter
 }
 

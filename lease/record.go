@@ -58,8 +58,8 @@ func readRecords(r store.Reader, fn func(id ID, ttl, remaining int64)) error {
 	})
 }
 
-// Attach hangs a key on a lease, which must exist, and Detach takes it off again. Both are idempotent. A key hangs on at most one
-// lease: the caller detaches it from the old one.
+// Attach hangs a key on a lease, which must exist, and Detach takes it off again. Both are
+// idempotent. A key hangs on at most one lease: the caller detaches it from the old one.
 func (t *Table) Attach(b *store.Batch, id ID, key []byte) error {
 	return b.Set(store.LeaseAttachmentKey(int64(id), key), nil)
 }
@@ -69,7 +69,8 @@ func (t *Table) Detach(b *store.Batch, id ID, key []byte) error {
 	return b.Delete(store.LeaseAttachmentKey(int64(id), key))
 }
 
-// Keys gives the keys that hang on a lease, in key order. r is the open batch for the applier, a view or the store for a reader.
+// Keys gives the keys that hang on a lease, in key order. r is the open batch for the applier, a
+// view or the store for a reader.
 func (t *Table) Keys(r store.Reader, id ID) ([][]byte, error) {
 	var keys [][]byte
 	lower, upper := store.LeaseAttachmentsSpan(int64(id))

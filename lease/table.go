@@ -30,18 +30,21 @@ var (
 
 // Options are the settings of a table; zero values have the defaults named.
 type Options struct {
-	// MinTTL in seconds replaces every shorter TTL. etcd: the election timeout times 1.5, rounded up. Default 0.
+	// MinTTL in seconds replaces every shorter TTL. etcd: the election timeout times 1.5, rounded
+	// up. Default 0.
 	MinTTL int64
 
-	// RevokeRate is how many leases per second the server revokes at most; Promote spreads expiries accordingly.
-	// Default 1000.
+	// RevokeRate is how many leases per second the server revokes at most; Promote spreads expiries
+	// accordingly. Default 1000.
 	RevokeRate int
 
-	// RetryInterval is after what time Expired reports a lease again that is still there. Default 3 s.
+	// RetryInterval is after what time Expired reports a lease again that is still there. Default 3
+	// s.
 	RetryInterval time.Duration
 
-	// CheckpointInterval is the longest time that a lease runs on without its remaining TTL being checkpointed. Default
-	// 5 min. Leases shorter than twice that are checkpointed at half their TTL.
+	// CheckpointInterval is the longest time that a lease runs on without its remaining TTL being
+	// checkpointed. Default 5 min. Leases shorter than twice that are checkpointed at half their
+	// TTL.
 	CheckpointInterval time.Duration
 
 	// Clock is where the time comes from. It must not go backwards. Default time.Now.
@@ -55,7 +58,8 @@ type Info struct {
 	ID  ID
 	TTL int64 // granted, seconds
 
-	// Remaining is the time to expiry: negative where that has passed, math.MaxInt64 on a member that is not primary.
+	// Remaining is the time to expiry: negative where that has passed, math.MaxInt64 on a member
+	// that is not primary.
 	Remaining time.Duration
 }
 
@@ -87,8 +91,8 @@ type entry struct {
 	// remaining is the last checkpoint in seconds; 0: none.
 	remaining atomic.Int64
 
-	// expiry is when the lease expires, or one of the two values below. Renew moves it, Expired marks it; both by
-	// compare and swap, so that a lease is never renewed and revoked.
+	// expiry is when the lease expires, or one of the two values below. Renew moves it, Expired
+	// marks it; both by compare and swap, so that a lease is never renewed and revoked.
 	expiry atomic.Int64
 
 	// doubt: a checkpoint was proposed, and whether it will be applied is not known.
@@ -223,8 +227,9 @@ func (t *Table) Revoke(b *store.Batch, id ID) error {
 	return nil
 }
 
-// Checkpoint notes what was left of a lease's TTL, in seconds, for the next primary; 0 or less takes the note back. It
-// does not touch the running expiry. A lease that is not there is no error: it may have been revoked since.
+// Checkpoint notes what was left of a lease's TTL, in seconds, for the next primary; 0 or less
+// takes the note back. It does not touch the running expiry. A lease that is not there is no error:
+// it may have been revoked since.
 func (t *Table) Checkpoint(b *store.Batch, id ID, remaining int64) error {
 	t.mu.RLock()
 	defer t.mu.RUnlock()

@@ -8,15 +8,17 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// What a client says gets into many lines: keys, names, addresses, metadata, errors that quote them. A line may cost no more
-// than its bound whatever they are, so the bound is here, where every line passes, rather than where lines are made. Only
-// text that has to be made first needs care there: it must be made small, and only for a line that is written (zap's
-// Check).
+// What a client says gets into many lines: keys, names, addresses, metadata, errors that quote
+// them. A line may cost no more than its bound whatever they are, so the bound is here, where every
+// line passes, rather than where lines are made. Only text that has to be made first needs care
+// there: it must be made small, and only for a line that is written (zap's Check).
 const (
-	// MaxFieldBytes is how long a text may be. Of a longer one the first cutBytes are written, and how long it was.
+	// MaxFieldBytes is how long a text may be. Of a longer one the first cutBytes are written, and
+	// how long it was.
 	MaxFieldBytes = 2 << 10
-	// MaxLineBytes is how long a line may be as it is written; control characters take six bytes of JSON each. Panic and
-	// fatal lines, which are the last ones and bring stacks of goroutines, may have MaxUrgentBytes.
+	// MaxLineBytes is how long a line may be as it is written; control characters take six bytes of
+	// JSON each. Panic and fatal lines, which are the last ones and bring stacks of goroutines, may
+	// have MaxUrgentBytes.
 	MaxLineBytes   = 16 << 10
 	MaxUrgentBytes = 256 << 10
 
@@ -35,7 +37,8 @@ func Cut[Text ~string | ~[]byte](s Text, keep int) string {
 	return fmt.Sprintf("%s...(%d bytes)", string(s[:n]), len(s))
 }
 
-// bounded cuts texts of more than most bytes among fields, to keep bytes. What it is given stays as it is.
+// bounded cuts texts of more than most bytes among fields, to keep bytes. What it is given stays as
+// it is.
 func bounded(fields []zapcore.Field, most, keep int) []zapcore.Field {
 	copied := false
 	for i, f := range fields {
@@ -51,8 +54,8 @@ func bounded(fields []zapcore.Field, most, keep int) []zapcore.Field {
 	return fields
 }
 
-// boundedField gives what to write in place of a field that holds a text of more than most bytes. Kinds that have to be
-// encoded to know are left to whoever sees how long the line became.
+// boundedField gives what to write in place of a field that holds a text of more than most bytes.
+// Kinds that have to be encoded to know are left to whoever sees how long the line became.
 func boundedField(f zapcore.Field, most, keep int) (zapcore.Field, bool) {
 	switch f.Type {
 	case zapcore.StringType:
@@ -79,7 +82,8 @@ func boundedField(f zapcore.Field, most, keep int) (zapcore.Field, bool) {
 	return f, false
 }
 
-// textOf is "" where making the text panics, as that of a nil pointer does: zap has its own words for that.
+// textOf is "" where making the text panics, as that of a nil pointer does: zap has its own words
+// for that.
 func textOf(text func() string) (s string) {
 	defer func() {
 		if recover() != nil {
@@ -89,7 +93,8 @@ func textOf(text func() string) (s string) {
 	return text()
 }
 
-// shortened makes whatever is left of a line that became too long small: each field as it was written, cut.
+// shortened makes whatever is left of a line that became too long small: each field as it was
+// written, cut.
 func shortened(fields []zapcore.Field, keep int) []zapcore.Field {
 	out := make([]zapcore.Field, 0, len(fields))
 	for _, f := range bounded(fields, keep, keep) {

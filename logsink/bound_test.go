@@ -15,8 +15,8 @@ type shouting struct{ text string }
 
 func (s *shouting) String() string { return s.text }
 
-// TestLinesAreBounded: whatever a line is given, and however it is encoded, it is no longer than its bound and still one
-// that programs can read.
+// TestLinesAreBounded: whatever a line is given, and however it is encoded, it is no longer than
+// its bound and still one that programs can read.
 func TestLinesAreBounded(t *testing.T) {
 	const size = 1 << 20
 	for name, unit := range map[string]string{"letters": "a", "control": "\x01", "quotes": "\"", "broken": "\xff", "runes": "\u20ac"} {

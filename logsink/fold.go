@@ -11,18 +11,22 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// FoldInterval is how often at most a line that says again that a peer is lost, or that there is no leader, is written.
+// FoldInterval is how often at most a line that says again that a peer is lost, or that there is no
+// leader, is written.
 const FoldInterval = time.Minute
 
-// RepeatsKey is the field that says how many lines of the kind were not written since the one before.
+// RepeatsKey is the field that says how many lines of the kind were not written since the one
+// before.
 const RepeatsKey = "repeats-not-logged"
 
-// A folder keeps what members say over and over while others are lost from filling the log: raft's lines of each election
-// that nobody answers, seven a second, and those of probes and connections that are tried again. The first line of a kind
-// is written as it is; later ones, word for word the same, once a minute, with how many were left out; and when what was
-// lost is back, a last one, if there were any since.
+// A folder keeps what members say over and over while others are lost from filling the log: raft's
+// lines of each election that nobody answers, seven a second, and those of probes and connections
+// that are tried again. The first line of a kind is written as it is; later ones, word for word the
+// same, once a minute, with how many were left out; and when what was lost is back, a last one, if
+// there were any since.
 //
-// All members of a log share it: zap's clones of a core have one folder. Time is that of the entries.
+// All members of a log share it: zap's clones of a core have one folder. Time is that of the
+// entries.
 type folder struct {
 	mu   sync.Mutex
 	told map[string]*told
@@ -62,7 +66,8 @@ var (
 // elected is in raft's line about a new leader.
 const elected = " elected leader "
 
-// pass says whether an entry is to be written, with which fields, and what is to be written before it.
+// pass says whether an entry is to be written, with which fields, and what is to be written before
+// it.
 func (f *folder) pass(c *core, ent zapcore.Entry, fields []zapcore.Field) (with []zapcore.Field, write bool, before []*told) {
 	raft := func(part string) bool { return strings.Contains(ent.Message, part) }
 	switch {
@@ -110,7 +115,8 @@ func (f *folder) end(of func(*told) bool) (unwritten []*told) {
 	return unwritten
 }
 
-// kindOf is what lines have in common that say the same: an error counts, but for its numbers, as of a port.
+// kindOf is what lines have in common that say the same: an error counts, but for its numbers, as
+// of a port.
 func kindOf(ent zapcore.Entry, fields []zapcore.Field) string {
 	var kind strings.Builder
 	kind.WriteString(ent.Message)

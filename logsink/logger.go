@@ -54,7 +54,8 @@ type Logger struct {
 	files []io.Closer
 }
 
-// ErrLevel wraps the error of a level that does not exist. etcd panics on it, so its exit code is 2.
+// ErrLevel wraps the error of a level that does not exist. etcd panics on it, so its exit code is
+// 2.
 var ErrLevel = errors.New("unrecognized level")
 
 type levelError string

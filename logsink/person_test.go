@@ -10,7 +10,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// TestPersonLines: what a terminal shows; nothing in a field can move the cursor or begin a line of its own.
+// TestPersonLines: what a terminal shows; nothing in a field can move the cursor or begin a line of
+// its own.
 func TestPersonLines(t *testing.T) {
 	var b bytes.Buffer
 	l, err := New(Config{Person: true, Writer: &b})

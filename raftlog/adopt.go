@@ -21,11 +21,10 @@ import (
 // had it durably, and no vote or acknowledgement of ours ever left before it was durable
 // here, so what the log does not know was never promised.
 //
-// A replaced log is durable when Adopt returns, and a crash at any point leaves either
-// the old log, for which the next Adopt decides the same, or the new one: a new segment
-// that says "what came before does not count" is made durable before the old ones go.
-// What was raised in a log that stays is written with the next group: until then the
-// next Adopt would raise it again.
+// A replaced log is durable when Adopt returns, and a crash at any point leaves either the old log,
+// for which the next Adopt decides the same, or the new one: a new segment that says "what came
+// before does not count" is made durable before the old ones go. What was raised in a log that
+// stays is written with the next group: until then the next Adopt would raise it again.
 //
 // REQUIRES: called once, after Open and before the first Append or Sync.
 func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, err error) {
@@ -98,9 +97,9 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 	return true, nil
 }
 
-// Mark writes an empty group, with what Adopt has raised, and gives its number once it is durable: from
-// then on this log can be told from every copy that was made of it before (Options.LeastGroup). With
-// NoSync nothing is durable, and it does nothing and gives 0.
+// Mark writes an empty group, with what Adopt has raised, and gives its number once it is durable:
+// from then on this log can be told from every copy that was made of it before
+// (Options.LeastGroup). With NoSync nothing is durable, and it does nothing and gives 0.
 //
 // REQUIRES: called after Adopt and before the first Append or Sync.
 func (l *Log) Mark() (group uint64, err error) {

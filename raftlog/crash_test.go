@@ -23,8 +23,7 @@ var (
 	roundFlag = flag.Int("rounds", 6, "crashes of each randomised test")
 )
 
-// keepAll makes a clone with everything, synced or not: the machine stays, the
-// process dies.
+// keepAll makes a clone with everything, synced or not: the machine stays, the process dies.
 func keepAll() vfs.CrashCloneCfg {
 	return vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))}
 }
@@ -264,8 +263,7 @@ func (r *run) check(fs *vfs.MemFS, released int64) (recovered model, at int) {
 	return after, found
 }
 
-// checkFiles reads all committed entries that the files of l hold and compares them with
-// the model.
+// checkFiles reads all committed entries that the files of l hold and compares them with the model.
 func (r *run) checkFiles(l *Log, want model) {
 	r.t.Helper()
 	base, baseTerm := l.Base()
@@ -342,10 +340,9 @@ func nextAppend(rng *rand.Rand, m model, n int) Append {
 	return a
 }
 
-// TestCrash runs random Appends and Compacts on a file system that may crash. Before
-// every single file operation it takes a copy of what a crash would leave, once with
-// nothing and once with a random part of what was not synced, and checks it. Then it
-// goes on with one of them.
+// TestCrash runs random Appends and Compacts on a file system that may crash. Before every single
+// file operation it takes a copy of what a crash would leave, once with nothing and once with a
+// random part of what was not synced, and checks it. Then it goes on with one of them.
 func TestCrash(t *testing.T) {
 	for _, small := range []bool{false, true} {
 		t.Run(map[bool]string{false: "atomic", true: "split"}[small], func(t *testing.T) {

@@ -2,11 +2,10 @@
 //
 // # What for
 //
-// Memory is the log, the disk follows, and only promises wait for the disk. Append takes
-// entries and hard state into memory at once, so that raft goes on; a writer goroutine
-// puts all that waits on disk with one write and one fdatasync, and only then releases
-// the responses that promise it: votes, and acknowledgements of entries. Log is raft's
-// Storage, and answers from memory alone.
+// Memory is the log, the disk follows, and only promises wait for the disk. Append takes entries
+// and hard state into memory at once, so that raft goes on; a writer goroutine puts all that waits
+// on disk with one write and one fdatasync, and only then releases the responses that promise it:
+// votes, and acknowledgements of entries. Log is raft's Storage, and answers from memory alone.
 //
 // # Promises
 //
@@ -28,10 +27,10 @@
 //
 // # Who may call
 //
-// Append, the methods of raft.Storage and SetSnapshotMeta: the raft loop;
-// they never wait for the disk. Compact: one flusher, it renames and removes files.
-// Unsynced and Stats, which take no lock, Bytes, BytesAfter, Sync, Close: anybody. Released and Failed are called by the
-// writer goroutine, and so is Install; while one of them runs nothing is written.
+// Append, the methods of raft.Storage and SetSnapshotMeta: the raft loop; they never wait for the
+// disk. Compact: one flusher, it renames and removes files. Unsynced and Stats, which take no lock,
+// Bytes, BytesAfter, Sync, Close: anybody. Released and Failed are called by the writer goroutine,
+// and so is Install; while one of them runs nothing is written.
 //
 // The goroutines: the writer, which owns the end of the log on disk, and one that
 // prepares the next segment.
@@ -57,30 +56,27 @@
 //
 // # Torn or damaged?
 //
-// A group that does not check out may be a write that a crash interrupted: then it was
-// never acknowledged, and the log ends before it. Or it was durable and acknowledged and
-// is damaged now: then cutting it would break a promise. With many records in a
-// group and a disk that writes sectors in any order, "a valid record follows" proves
-// nothing. So every group carries the number of the last group that was durable when it was
-// written (the one before it, since a group is written only after the sync of the
-// last). If the header of any later group, or of a segment, checks out and says that
-// the bad group was durable, it is damage: CorruptError, nothing is changed. If there is no such witness, the
-// group is cut, with a line in the log that says where. If anything valid lies beyond the
-// cut, the log goes on in a new segment, whose header says with which group it starts;
-// otherwise it goes on in place.
+// A group that does not check out may be a write that a crash interrupted: then it was never
+// acknowledged, and the log ends before it. Or it was durable and acknowledged and is damaged now:
+// then cutting it would break a promise. With many records in a group and a disk that writes
+// sectors in any order, "a valid record follows" proves nothing. So every group carries the number
+// of the last group that was durable when it was written (the one before it, since a group is
+// written only after the sync of the last). If the header of any later group, or of a segment,
+// checks out and says that the bad group was durable, it is damage: CorruptError, nothing is
+// changed. If there is no such witness, the group is cut, with a line in the log that says where.
+// If anything valid lies beyond the cut, the log goes on in a new segment, whose header says with
+// which group it starts; otherwise it goes on in place.
 //
 // Close writes a last, empty group as a witness for the one before. So what cannot be told
 // is this: damage to the very last group after a crash looks like a torn write, as does a
 // last segment that somebody removed.
 //
-// With NoSync groups witness nothing, and damage anywhere is cut. That is what the
-// option buys.
+// With NoSync groups witness nothing, and damage anywhere is cut. That is what the option buys.
 //
-// What we assume of the disk: after fdatasync has returned, the file's data is there, and
-// after fsync of the directory its names are; a sector of 512 bytes is written whole or
-// not at all, and writing one does not harm its neighbours (a group never shares a
-// sector with another). We do not assume that sectors of one write arrive in order, nor that
-// unsynced renames do.
+// What we assume of the disk: after fdatasync has returned, the file's data is there, and after
+// fsync of the directory its names are; a sector of 512 bytes is written whole or not at all, and
+// writing one does not harm its neighbours (a group never shares a sector with another). We do not
+// assume that sectors of one write arrive in order, nor that unsynced renames do.
 //
 // # The restart rule
 //
@@ -115,8 +111,9 @@
 // log's own 128 included (BenchmarkOpen, same day and machine; 145 ms and 320 MB before
 // entries aliased what was read).
 //
-// Writes are padded to the page (4096 bytes), not only to the sector, so that the kernel
-// need not read the rest of the page of a recycled segment; that cost nothing beyond the noise (100-122 µs for 512 bytes).
+// Writes are padded to the page (4096 bytes), not only to the sector, so that the kernel need not
+// read the rest of the page of a recycled segment; that cost nothing beyond the noise (100-122 µs
+// for 512 bytes).
 //
 // # Ways not taken
 //

@@ -41,8 +41,8 @@ func (e *IdentityError) Error() string {
 		e.Dir, e.HaveMember, e.HaveCluster, e.WantMember, e.WantCluster)
 }
 
-// OldError says that a log ends before a group that it once held durably: it is an older copy, or its
-// end is lost, and with it perhaps votes and acknowledgements. Nothing was changed.
+// OldError says that a log ends before a group that it once held durably: it is an older copy, or
+// its end is lost, and with it perhaps votes and acknowledgements. Nothing was changed.
 type OldError struct {
 	Dir          string
 	Group, Least uint64

@@ -269,10 +269,9 @@ func (l *Log) sparePath() string {
 
 func (l *Log) path(name string) string { return l.fs.PathJoin(l.dir, name) }
 
-// retire takes the file of a segment that is no longer part of the log out of it,
-// durably, before anything else may happen to it: the oldest segments must vanish in
-// their order, and a file must not be overwritten while a crash could bring back its
-// old name.
+// retire takes the file of a segment that is no longer part of the log out of it, durably, before
+// anything else may happen to it: the oldest segments must vanish in their order, and a file must
+// not be overwritten while a crash could bring back its old name.
 func (l *Log) retire(s segment) error {
 	f := &l.files
 	path := l.path(segmentName(s.number))

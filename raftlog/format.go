@@ -14,9 +14,8 @@ import (
 const formatVersion = 1
 
 const (
-	// sectorBytes is the unit that we assume a disk writes whole or not at all.
-	// Groups start on it, so that a write never touches a sector that holds
-	// something already promised.
+	// sectorBytes is the unit that we assume a disk writes whole or not at all. Groups start on it,
+	// so that a write never touches a sector that holds something already promised.
 	sectorBytes = 512
 	// pageBytes: a write is padded with zeros to the end of its page, so that the
 	// kernel never has to read a page of a recycled segment before changing it.
@@ -46,8 +45,7 @@ type hard struct {
 
 func (h hard) empty() bool { return h == hard{} }
 
-// META: whose log this is. One file, written once, by rename, after the first
-// segment is durable.
+// META: whose log this is. One file, written once, by rename, after the first segment is durable.
 //
 //	+---------+-------+---------+----------+-----------+--------+----------+
 //	| magic 8 | crc 4 | version | member 8 | cluster 8 | log id | zero 8   |
@@ -195,12 +193,11 @@ func decodeSegmentHeader(b []byte, logID, number uint64) (segmentHeader, error) 
 // crc covers the rest of the header and is seeded with the log id and the segment's
 // number: a header that the file held under an earlier name never passes.
 //
-// number counts groups over the whole life of the log without a gap. synced is the
-// highest group of which fdatasync had returned before this one was written: number-1,
-// or 0 with NoSync. It is the proof by which recovery tells a torn write
-// from damage (see doc.go). epoch is drawn anew whenever the log is opened and seeds
-// the records' checksums, so that what remains of a torn group cannot mix with the
-// group that is later written over it.
+// number counts groups over the whole life of the log without a gap. synced is the highest group of
+// which fdatasync had returned before this one was written: number-1, or 0 with NoSync. It is the
+// proof by which recovery tells a torn write from damage (see doc.go). epoch is drawn anew whenever
+// the log is opened and seeds the records' checksums, so that what remains of a torn group cannot
+// mix with the group that is later written over it.
 type groupHeader struct {
 	number  uint64
 	synced  uint64

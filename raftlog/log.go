@@ -26,9 +26,8 @@ const (
 type Options struct {
 	// FS is the file system; default vfs.Default. All I/O goes through it.
 	FS vfs.FS
-	// SegmentBytes is the size of a segment file; default 64 MiB. The first ones of a
-	// log are smaller, those with a group larger than that are larger. It may change
-	// between runs.
+	// SegmentBytes is the size of a segment file; default 64 MiB. The first ones of a log are
+	// smaller, those with a group larger than that are larger. It may change between runs.
 	SegmentBytes int64
 	// MemoryBytes bounds the entries held in memory, but for those that the store
 	// has not made durable: they stay. Default 256 MiB. Applied by Adopt and Compact.
@@ -41,7 +40,8 @@ type Options struct {
 	// existing one. Zero: not compared.
 	MemberID, ClusterID uint64
 	// LeastGroup is what Mark or Seal gave of this log earlier: a log that ends before it is an
-	// older copy, or was cut, and Open fails with *OldError and changes nothing. Zero: not compared.
+	// older copy, or was cut, and Open fails with *OldError and changes nothing. Zero: not
+	// compared.
 	LeastGroup uint64
 	Logger     *zap.Logger // default: none
 	Metrics    *Metrics    // default: not exported
@@ -113,9 +113,8 @@ type Append struct {
 	Entries []*raftpb.Entry
 	// Snapshot, nil for none, replaces the log by the base (its index, its term).
 	Snapshot *raftpb.Snapshot
-	// Install, with Snapshot, makes the snapshot's state durable. The writer
-	// goroutine calls it after all earlier Appends are durable and before it
-	// writes the new base. nil: nothing to do.
+	// Install, with Snapshot, makes the snapshot's state durable. The writer goroutine calls it
+	// after all earlier Appends are durable and before it writes the new base. nil: nothing to do.
 	Install func() error
 	// Responses are released when all of the above, and all before it, is durable.
 	Responses []*raftpb.Message
@@ -123,8 +122,7 @@ type Append struct {
 
 // Unsynced is what the disk does not have yet.
 type Unsynced struct {
-	// Bytes and Entries appended and not yet durable (a snapshot being installed
-	// counts no bytes).
+	// Bytes and Entries appended and not yet durable (a snapshot being installed counts no bytes).
 	Bytes   int64
 	Entries int
 	// Oldest is the age of the oldest Append that waits for the disk, whether it
@@ -203,10 +201,9 @@ var ErrClosed = errors.New("raftlog: the log is closed")
 
 // Append takes a into memory at once and queues it for the disk. It never waits.
 //
-// REQUIRES, and panics otherwise, since going on would break a promise: entries
-// follow each other and the log without a gap; they do not replace a committed
-// entry; terms do not go back; the vote of a term does not change; Close was not
-// called.
+// REQUIRES, and panics otherwise, since going on would break a promise: entries follow each other
+// and the log without a gap; they do not replace a committed entry; terms do not go back; the vote
+// of a term does not change; Close was not called.
 func (l *Log) Append(a Append) {
 	it := item{responses: a.Responses, entries: a.Entries, at: time.Now()}
 	l.mu.Lock()
@@ -299,8 +296,7 @@ func (l *Log) Bytes() (mem, disk int64) {
 	return mem, l.diskBytes.Load()
 }
 
-// BytesAfter estimates, to about a thousand entries, the bytes of the entries
-// after index.
+// BytesAfter estimates, to about a thousand entries, the bytes of the entries after index.
 func (l *Log) BytesAfter(index uint64) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -344,8 +340,8 @@ func (l *Log) Sync(ctx context.Context) error {
 }
 
 // Seal writes what waits and the last group, whose number it gives (0 with NoSync), and keeps the
-// directory locked until Close. It waits for the disk. It returns the failure of the log if there was
-// one. REQUIRES: no Append from now on.
+// directory locked until Close. It waits for the disk. It returns the failure of the log if there
+// was one. REQUIRES: no Append from now on.
 func (l *Log) Seal() (group uint64, err error) {
 	l.mu.Lock()
 	l.closing = true
@@ -355,8 +351,8 @@ func (l *Log) Seal() (group uint64, err error) {
 	return l.w.synced, l.failure // the writer is gone
 }
 
-// Close seals the log, if Seal has not, and releases the directory. It returns the failure of the log
-// if there was one. Closed again, it does nothing.
+// Close seals the log, if Seal has not, and releases the directory. It returns the failure of the
+// log if there was one. Closed again, it does nothing.
 func (l *Log) Close() error {
 	_, err := l.Seal()
 	l.compactMu.Lock() // a Compact that still runs must not outlive the lock on the directory

@@ -47,8 +47,9 @@ func Peek(dir string, fs vfs.FS) (Metadata, bool, error) {
 // Open opens the log in dir, or makes a new one. What it returns is durable: entries
 // that a crashed process had written but not synced are either synced now or not there.
 //
-// All entries above Options.Applied are in memory afterwards, and some below it; Adopt then
-// drops what MemoryBytes does not allow. Errors: *CorruptError, *IdentityError, *OldError, or I/O with the file's name.
+// All entries above Options.Applied are in memory afterwards, and some below it; Adopt then drops
+// what MemoryBytes does not allow. Errors: *CorruptError, *IdentityError, *OldError, or I/O with
+// the file's name.
 func Open(dir string, opts Options) (_ *Log, err error) {
 	if err := opts.fill(); err != nil {
 		return nil, err
@@ -105,8 +106,7 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 // create makes a new log: first a segment, then, by rename, META, whose presence
 // promises the segment.
 func (l *Log) create(ls listing) error {
-	// Without META, segments can only be what a crash of create has left: one, with
-	// no group in it.
+	// Without META, segments can only be what a crash of create has left: one, with no group in it.
 	for _, n := range ls.segments {
 		path := l.path(segmentName(n))
 		info, err := l.fs.Stat(path)
@@ -178,8 +178,7 @@ func (l *Log) create(ls listing) error {
 	return l.syncDir()
 }
 
-// load reads an existing log, makes what it found durable, and removes what is not
-// part of it.
+// load reads an existing log, makes what it found durable, and removes what is not part of it.
 func (l *Log) load(ls listing) error {
 	var err error
 	if l.meta, err = readMeta(l.fs, l.dir); err != nil {
@@ -239,8 +238,7 @@ func (l *Log) load(ls listing) error {
 			return fileError("close", path, err)
 		}
 	}
-	// Names too, and before any other name goes: a new segment may be what makes the
-	// others dead.
+	// Names too, and before any other name goes: a new segment may be what makes the others dead.
 	if err := l.syncDir(); err != nil {
 		return err
 	}

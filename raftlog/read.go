@@ -8,11 +8,11 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-// Hold keeps entry after and those that follow it in the files for a follower that has
-// that entry and has yet to get the others, whatever Compact is told to keep, as long as the segments that are held for this
-// reason alone take at most limit bytes, and at most a quarter of what they take and the
-// disk has free together. NoHold: nobody needs any. Memory is not concerned: Read reads
-// the files.
+// Hold keeps entry after and those that follow it in the files for a follower that has that entry
+// and has yet to get the others, whatever Compact is told to keep, as long as the segments that are
+// held for this reason alone take at most limit bytes, and at most a quarter of what they take and
+// the disk has free together. NoHold: nobody needs any. Memory is not concerned: Read reads the
+// files.
 //
 // The next Compact goes by it. Any goroutine.
 func (l *Log) Hold(after uint64, limit int64) {
@@ -23,8 +23,7 @@ func (l *Log) Hold(after uint64, limit int64) {
 // NoHold is the index of Hold that holds nothing.
 const NoHold = ^uint64(0)
 
-// holdShare: what is held takes at most one part in so many of what it takes and what is
-// free.
+// holdShare: what is held takes at most one part in so many of what it takes and what is free.
 const holdShare = 4
 
 // mayHold is how much of held bytes of segments, which are needed by nobody but who reads
@@ -37,8 +36,7 @@ func (l *Log) mayHold(held int64) int64 {
 	return limit
 }
 
-// HeldBytes is the size of the segments that stayed, at the last Compact, only because of
-// Hold.
+// HeldBytes is the size of the segments that stayed, at the last Compact, only because of Hold.
 func (l *Log) HeldBytes() int64 { return l.heldBytes.Load() }
 
 // Base is the entry before the first one in memory. It is committed.
@@ -60,15 +58,14 @@ func (l *Log) Oldest() uint64 {
 var ErrNotHeld = errors.New("raftlog: the files do not hold these entries")
 
 const (
-	// undecidedBytes bounds what a Reader holds of entries that nothing has shown yet to be
-	// final.
+	// undecidedBytes bounds what a Reader holds of entries that nothing has shown yet to be final.
 	undecidedBytes = 128 << 20
 )
 
-// Reader reads entries from the files, in order, each one as it finally is: in the files
-// an entry may be followed by another one of the same index, which replaced it. An entry
-// is final if a later hard state, or the header of the segment, calls it committed; or if it has the term of a committed
-// entry at its own index or above, since the leader of a term has one log only.
+// Reader reads entries from the files, in order, each one as it finally is: in the files an entry
+// may be followed by another one of the same index, which replaced it. An entry is final if a later
+// hard state, or the header of the segment, calls it committed; or if it has the term of a
+// committed entry at its own index or above, since the leader of a term has one log only.
 //
 // It verifies all that it reads. While it reads, Compact may take the files away, and the
 // writer may use them again under other numbers, by which the checksums are seeded: the
@@ -94,8 +91,7 @@ type Reader struct {
 	slots        []slot
 }
 
-// Read reads the entries from index on. The caller closes it. ErrNotHeld: they begin
-// later.
+// Read reads the entries from index on. The caller closes it. ErrNotHeld: they begin later.
 func (l *Log) Read(index uint64) (*Reader, error) {
 	l.files.mu.Lock()
 	segs := l.files.segments
@@ -129,8 +125,8 @@ func notHeld(err error) error { return fmt.Errorf("%w: %w", ErrNotHeld, err) }
 // nil error, if the files hold no further one that is final. Then it may be called again
 // later. They alias what was read and must not be changed.
 //
-// committed is an entry that is committed, with its term: the Base, say. After an error, which is an ErrNotHeld, the
-// Reader is of no use.
+// committed is an entry that is committed, with its term: the Base, say. After an error, which is
+// an ErrNotHeld, the Reader is of no use.
 func (r *Reader) Next(maxBytes int64, committed, committedTerm uint64) ([]*raftpb.Entry, error) {
 	for {
 		n, bytes := 0, int64(0)

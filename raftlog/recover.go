@@ -40,9 +40,8 @@ type replay struct {
 	cut    *cut      // a torn end, nil if there is none
 	stale  bool      // something valid of this log lies beyond the end
 
-	// The last group accepted, as it was read, and where; nil if the last segment has
-	// none. Nothing proves it durable. header is that of its segment, if it is the first
-	// group there.
+	// The last group accepted, as it was read, and where; nil if the last segment has none. Nothing
+	// proves it durable. header is that of its segment, if it is the first group there.
 	lastGroup  []byte
 	lastOffset int64
 	lastHeader []byte
@@ -159,8 +158,7 @@ func scanSegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) ([]*sca
 
 // replaySegments reads the log. It changes no file.
 //
-// Segments of which the store has applied every entry, up to applied, it does not read; see
-// skip.
+// Segments of which the store has applied every entry, up to applied, it does not read; see skip.
 //
 // The rule (doc.go, "Torn or damaged?"): where a group is missing or bad, the log
 // ends there if nothing proves that the group was durable; if a later header, of a
@@ -199,8 +197,7 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID, applied uint
 	r.hard = h.hard
 	r.group = h.first - 1
 
-	// A segment without a valid header is never reached: the one before it decides,
-	// in endAt.
+	// A segment without a valid header is never reached: the one before it decides, in endAt.
 	var src, ahead *source
 	defer func() {
 		for _, s := range []*source{src, ahead} {
@@ -328,8 +325,7 @@ func (r *replay) replaySegment(fs vfs.FS, src *source, segs []*scanned, next uin
 // after it proves that the next group was durable.
 func (r *replay) endAt(fs vfs.FS, segs []*scanned, off int64, reason string) error {
 	missing := r.group + 1
-	// If it is damage: where? The group may be missing because the next segment cannot
-	// be read.
+	// If it is damage: where? The group may be missing because the next segment cannot be read.
 	damage := &CorruptError{File: segs[0].path, Offset: off, Reason: reason}
 	for i, s := range segs {
 		from := off

@@ -390,8 +390,8 @@ func TestCrashBehindInstall(t *testing.T) {
 	}
 }
 
-// A mark tells a log from every copy that was made of it before; the end of a sealed log tells it from a log whose end was
-// lost. Nothing of a log that is refused is changed.
+// A mark tells a log from every copy that was made of it before; the end of a sealed log tells it
+// from a log whose end was lost. Nothing of a log that is refused is changed.
 func TestMarkedLogKnowsOlderCopies(t *testing.T) {
 	mem := vfs.NewCrashableMem()
 	open := func(fs vfs.FS, least uint64) (*Log, error) {

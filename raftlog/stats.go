@@ -14,8 +14,7 @@ const recentSyncs = 64
 type Stats struct {
 	// Syncs since Open.
 	Syncs uint64
-	// Last, Median and Max of the time that the last 64 syncs took; 0 before
-	// the first.
+	// Last, Median and Max of the time that the last 64 syncs took; 0 before the first.
 	Last, Median, Max time.Duration
 	// SinceLast is the time since the last sync ended: without load the figures above
 	// are old. 0 before the first.
@@ -25,8 +24,7 @@ type Stats struct {
 	InFlight time.Duration
 }
 
-// Stats tells how the disk does. It takes no lock; its fields may be of slightly different
-// moments.
+// Stats tells how the disk does. It takes no lock; its fields may be of slightly different moments.
 func (l *Log) Stats() Stats {
 	s := Stats{Syncs: l.syncs.count.Load(), InFlight: l.syncs.started.age(), SinceLast: l.syncs.ended.age()}
 	n := min(s.Syncs, recentSyncs)

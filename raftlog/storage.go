@@ -20,9 +20,8 @@ func (l *Log) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
 	return h, cloneConfState(l.confState), nil
 }
 
-// Entries returns the entries [lo, hi) as far as they fit in maxSize encoded bytes,
-// but at least one; raft.ErrCompacted if lo is no longer in memory,
-// raft.ErrUnavailable if hi is beyond the end.
+// Entries returns the entries [lo, hi) as far as they fit in maxSize encoded bytes, but at least
+// one; raft.ErrCompacted if lo is no longer in memory, raft.ErrUnavailable if hi is beyond the end.
 //
 // The slice shares the log's memory and stays as it is whatever happens to the log.
 func (l *Log) Entries(lo, hi, maxSize uint64) ([]*raftpb.Entry, error) {

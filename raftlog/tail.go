@@ -173,8 +173,8 @@ func (t *tail) bytesAfter(index uint64) int64 {
 	return n
 }
 
-// bytesBetween is the size in memory of the entries of (lo, hi] that are here. It looks at fewer than 2*chunkEntries
-// entries, whatever lies between.
+// bytesBetween is the size in memory of the entries of (lo, hi] that are here. It looks at fewer
+// than 2*chunkEntries entries, whatever lies between.
 func (t *tail) bytesBetween(lo, hi uint64) (n int64) {
 	lo, hi = max(lo, t.base), min(hi, t.last)
 	for i := lo + 1; i <= hi; {
@@ -190,9 +190,8 @@ func (t *tail) bytesBetween(lo, hi uint64) (n int64) {
 	return n
 }
 
-// slice returns the entries [lo, hi), as many from lo as fit in maxSize encoded
-// bytes, but at least one. REQUIRES base < lo < hi <= last+1.
-// What it returns is never changed afterwards.
+// slice returns the entries [lo, hi), as many from lo as fit in maxSize encoded bytes, but at least
+// one. REQUIRES base < lo < hi <= last+1. What it returns is never changed afterwards.
 func (t *tail) slice(lo, hi, maxSize uint64) []*raftpb.Entry {
 	size := encodedSize(t.at(lo))
 	end := lo + 1

@@ -13,9 +13,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// TestAgainstMemoryStorage makes the same random steps on the log and on raft's own
-// MemoryStorage and compares what raft would see. Slices handed out early must stay as
-// they were.
+// TestAgainstMemoryStorage makes the same random steps on the log and on raft's own MemoryStorage
+// and compares what raft would see. Slices handed out early must stay as they were.
 func TestAgainstMemoryStorage(t *testing.T) {
 	seed, rng := newSeed(t)
 	l := mustOpen(t, "log", testOptions(vfs.NewMem(), &sink{}))

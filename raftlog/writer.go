@@ -45,8 +45,7 @@ type writer struct {
 
 const groupStart = segmentHeaderBytes // of a group in buf
 
-// write is the writer goroutine: it takes all that waits, writes it in groups,
-// syncs, releases.
+// write is the writer goroutine: it takes all that waits, writes it in groups, syncs, releases.
 func (l *Log) write() {
 	defer close(l.writerDone)
 	var batch []item
@@ -305,8 +304,7 @@ func (l *Log) startSegment() error {
 	return nil
 }
 
-// release hands out the responses of items that are durable. rest is what remains of
-// the batch.
+// release hands out the responses of items that are durable. rest is what remains of the batch.
 func (l *Log) release(items, rest []item) {
 	var responses []*raftpb.Message
 	var bytes int64

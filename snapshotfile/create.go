@@ -34,16 +34,15 @@ type Content struct {
 	Revisions func(ctx context.Context, each func(main, sub int64, tombstone bool, value []byte) error) error
 	// Leases calls each for every lease, by ascending id.
 	Leases func(each func(id, ttl, remaining int64) error) error
-	// Auth calls each for every record of package auth, with the bucket that etcd keeps it in, in ascending order within
-	// each bucket; nil: authentication was never used.
+	// Auth calls each for every record of package auth, with the bucket that etcd keeps it in, in
+	// ascending order within each bucket; nil: authentication was never used.
 	Auth func(each func(bucket, name string, value []byte) error) error
 }
 
 // StorageVersion is the schema that the file has.
 const StorageVersion = "3.7.0"
 
-// Batches bound the memory: bbolt holds what a transaction writes until its
-// end.
+// Batches bound the memory: bbolt holds what a transaction writes until its end.
 const (
 	maxBatchBytes   = 4 << 20
 	maxBatchEntries = 10_000
@@ -261,8 +260,7 @@ func revisionKey(main, sub int64, tombstone bool) []byte {
 	return k
 }
 
-// leaseRecord is leasepb.Lease (not part of etcd's API module): three varints,
-// zeros left out.
+// leaseRecord is leasepb.Lease (not part of etcd's API module): three varints, zeros left out.
 func leaseRecord(id, ttl, remaining int64) []byte {
 	b := []byte{}
 	for field, v := range []int64{id, ttl, remaining} {

@@ -26,8 +26,7 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// content has n keys of valueBytes each, a deleted key, two leases and
-// everything else once.
+// content has n keys of valueBytes each, a deleted key, two leases and everything else once.
 func content(n, valueBytes int) Content {
 	return Content{
 		Index: 42, Term: 7,

@@ -27,11 +27,10 @@
 //
 // # Promises
 //
-// All of it is of one moment, that of the view it is made from, while the
-// member serves on. Memory is bounded by one batch of writes whatever the size
-// of the database; what it takes is disk: the file is built beside the data,
-// then unlinked and read from its descriptor, so that a process that dies while
-// it streams leaves nothing. One that dies while it builds leaves a file that
+// All of it is of one moment, that of the view it is made from, while the member serves on. Memory
+// is bounded by one batch of writes whatever the size of the database; what it takes is disk: the
+// file is built beside the data, then unlinked and read from its descriptor, so that a process that
+// dies while it streams leaves nothing. One that dies while it builds leaves a file that
 // RemoveLeftovers takes away at the next start.
 //
 // bbolt's file cannot be streamed as it is built: its first pages name the
@@ -41,8 +40,7 @@
 //
 // # Goroutines
 //
-// Create and Files are independent of each other; a File belongs to one
-// goroutine.
+// Create and Files are independent of each other; a File belongs to one goroutine.
 //
 // Sources: reference surface 8.4 and 8.6; etcd server/storage/schema,
 // etcdserver/api/v3rpc/maintenance.go (Snapshot), etcdutl/snapshot.

@@ -13,8 +13,7 @@ import (
 // namePattern is of the files being built; RemoveLeftovers removes what matches.
 const namePattern = "etcd-snapshot-*.db.tmp"
 
-// File is a finished database. It has no name in the file system any more and
-// is gone with Close.
+// File is a finished database. It has no name in the file system any more and is gone with Close.
 type File struct {
 	f    *os.File
 	size int64
@@ -26,16 +25,14 @@ func (f *File) Size() int64 { return f.size }
 // Close frees the file's space.
 func (f *File) Close() error { return f.f.Close() }
 
-// Reader reads the database from its start, without a trailer: what etcd's
-// members send each other.
+// Reader reads the database from its start, without a trailer: what etcd's members send each other.
 func (f *File) Reader() io.Reader { return io.NewSectionReader(f.f, 0, f.size) }
 
 // chunkBytes is the most that one message of a snapshot stream carries.
 const chunkBytes = 32 << 10
 
-// Send gives the database in chunks of at most 32 KiB to send, with what
-// remains of it after each, and then its SHA-256 as a chunk of its own. send
-// may keep the chunks.
+// Send gives the database in chunks of at most 32 KiB to send, with what remains of it after each,
+// and then its SHA-256 as a chunk of its own. send may keep the chunks.
 func (f *File) Send(send func(chunk []byte, remaining int64) error) error {
 	h := sha256.New()
 	for off := int64(0); off < f.size; {

@@ -124,9 +124,8 @@ func parseRevision(k []byte) (main, sub int64, tombstone bool, err error) {
 	return int64(m), int64(s), len(k) == 18, nil
 }
 
-// Revisions calls each for every revision, in ascending order. kv is nil where a
-// restore has only raised the revision; else it may be kept. A tombstone's has no
-// more than the key.
+// Revisions calls each for every revision, in ascending order. kv is nil where a restore has only
+// raised the revision; else it may be kept. A tombstone's has no more than the key.
 func (r *Reader) Revisions(each func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error) error {
 	return r.each("key", func(k, v []byte) error {
 		main, sub, tombstone, err := parseRevision(k)
@@ -144,8 +143,7 @@ func (r *Reader) Revisions(each func(main, sub int64, tombstone bool, kv *mvccpb
 	})
 }
 
-// Compactions are the newest that was asked for and the newest that was done; -1:
-// there was none.
+// Compactions are the newest that was asked for and the newest that was done; -1: there was none.
 func (r *Reader) Compactions() (scheduled, finished int64, err error) {
 	read := func(name string) (int64, error) {
 		v := r.get("meta", name)

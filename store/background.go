@@ -29,11 +29,10 @@ type background struct {
 	stopped    atomic.Bool // Options.Failed was called
 }
 
-// backgroundError is told of a flush or compaction that failed. Everything it
-// would have written is still in memory and in the raft log. A full disk is worth
-// waiting for: somebody makes room. Any other error of the disk is not: what was
-// written around it cannot be relied on, and a member that goes on keeps ever more
-// in memory. The engine holds its mutex.
+// backgroundError is told of a flush or compaction that failed. Everything it would have written is
+// still in memory and in the raft log. A full disk is worth waiting for: somebody makes room. Any
+// other error of the disk is not: what was written around it cannot be relied on, and a member that
+// goes on keeps ever more in memory. The engine holds its mutex.
 func (s *Store) backgroundError(err error) {
 	s.background.failing.Store(true)
 	if full := errors.Is(err, syscall.ENOSPC); !full && !pebble.IsCorruptionError(err) && !errors.Is(err, errBlobDamaged) && s.failed != nil {
@@ -52,8 +51,7 @@ func (s *Store) backgroundError(err error) {
 		zap.Error(explain(err)), zap.String("dir", s.dir), zap.Int64("further-failures", s.background.suppressed.Swap(0)))
 }
 
-// pacedFS makes the engine wait before it creates a file while its flushes or
-// compactions fail.
+// pacedFS makes the engine wait before it creates a file while its flushes or compactions fail.
 type pacedFS struct {
 	vfs.FS
 	background *background

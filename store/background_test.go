@@ -103,8 +103,9 @@ func TestFailedDisk(t *testing.T) {
 	})
 }
 
-// TestFlushBesideWriterThatWaits: a disk that stalls for so long that writers wait for it holds up whoever wants a flush
-// for as long as that one likes, and no longer; a snapshot that is to be installed waits its turn.
+// TestFlushBesideWriterThatWaits: a disk that stalls for so long that writers wait for it holds up
+// whoever wants a flush for as long as that one likes, and no longer; a snapshot that is to be
+// installed waits its turn.
 func TestFlushBesideWriterThatWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // time stands still in here while somebody waits for a mutex
 		stalled := make(chan struct{})

@@ -10,14 +10,16 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// ErrReplaced is what committing a local batch gives when a snapshot was installed since the batch was made.
+// ErrReplaced is what committing a local batch gives when a snapshot was installed since the batch
+// was made.
 var ErrReplaced = errors.New("store: the content was replaced by a snapshot")
 
 // Batch collects writes that happen together or not at all. It belongs to one goroutine.
 //
-// A batch starts as a plain list of writes, the cheapest form. The first read through it (Get, NewIter) turns it into one
-// that is indexed, so that reads see its own writes; writes after that cost about twice as much. Package mvcc looks its
-// own writes up in a map and reads through the batch only for ranges.
+// A batch starts as a plain list of writes, the cheapest form. The first read through it (Get,
+// NewIter) turns it into one that is indexed, so that reads see its own writes; writes after that
+// cost about twice as much. Package mvcc looks its own writes up in a map and reads through the
+// batch only for ranges.
 type Batch struct {
 	s           *Store
 	b           *pebble.Batch // nil: committed or closed
@@ -29,8 +31,8 @@ type Batch struct {
 	deleted     deleted // the same, of versions of users' keys
 }
 
-// NewBatch begins the batch of the entries that end with index, of the given term. It panics unless index is beyond the
-// applied index, or if the applier has another batch open.
+// NewBatch begins the batch of the entries that end with index, of the given term. It panics unless
+// index is beyond the applied index, or if the applier has another batch open.
 func (s *Store) NewBatch(index, term uint64) *Batch {
 	if applied, _ := s.Applied(); index <= applied {
 		panic(fmt.Sprintf("store: a batch for index %d, but %d is applied", index, applied))
@@ -41,8 +43,8 @@ func (s *Store) NewBatch(index, term uint64) *Batch {
 	return &Batch{s: s, b: s.db.NewBatch(), index: index, term: term, generation: s.Generation()}
 }
 
-// Expect makes room for so many bytes of keys and values, before anything was written. Without it a batch of large values grows
-// by doubling, and copies them each time.
+// Expect makes room for so many bytes of keys and values, before anything was written. Without it a
+// batch of large values grows by doubling, and copies them each time.
 func (b *Batch) Expect(bytes int) {
 	if bytes < expectBytes {
 		return
@@ -51,11 +53,13 @@ func (b *Batch) Expect(bytes int) {
 	b.b = b.s.db.NewBatchWithSize(bytes)
 }
 
-// expectBytes is from where on Expect is worth it: what the engine keeps of a batch for the next one.
+// expectBytes is from where on Expect is worth it: what the engine keeps of a batch for the next
+// one.
 const expectBytes = 1 << 20
 
-// NewLocalBatch begins a batch outside the replicated order: it does not touch the applied index. It is for the physical
-// removal of what compactions have made unreachable, and may run beside the applier.
+// NewLocalBatch begins a batch outside the replicated order: it does not touch the applied index.
+// It is for the physical removal of what compactions have made unreachable, and may run beside the
+// applier.
 func (s *Store) NewLocalBatch() *Batch {
 	return &Batch{s: s, b: s.db.NewBatch(), local: true, generation: s.Generation()}
 }
@@ -63,17 +67,19 @@ func (s *Store) NewLocalBatch() *Batch {
 // Set writes a key; both slices are copied.
 func (b *Batch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
 
-// SetDeferred makes room for a key and a value that the caller writes in place, and then calls Finish on the result. No other
-// call on the batch may come between.
+// SetDeferred makes room for a key and a value that the caller writes in place, and then calls
+// Finish on the result. No other call on the batch may come between.
 func (b *Batch) SetDeferred(keyLen, valueLen int) *pebble.DeferredBatchOp {
 	return b.b.SetDeferred(keyLen, valueLen)
 }
 
-// Delete removes a key. There is no removal of a range: no reader then has to be right about range tombstones.
+// Delete removes a key. There is no removal of a range: no reader then has to be right about range
+// tombstones.
 func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }
 
-// DeleteSized is Delete of a key that was written once, with a value of so many bytes: the engine then knows how much room
-// the delete gives back, and Size leaves it out of what is in use. A wrong size costs only the estimate.
+// DeleteSized is Delete of a key that was written once, with a value of so many bytes: the engine
+// then knows how much room the delete gives back, and Size leaves it out of what is in use. A wrong
+// size costs only the estimate.
 func (b *Batch) DeleteSized(key []byte, valueBytes int) error {
 	b.shadows += int64(len(key) + valueBytes + memTableEntryBytes)
 	if key[0] == spaceUser {
@@ -90,7 +96,8 @@ func (b *Batch) Get(key []byte) ([]byte, bool, error) {
 	return get(b.b, key)
 }
 
-// NewIter iterates over the store as this batch leaves it. Writes made after the call are not seen by the iterator.
+// NewIter iterates over the store as this batch leaves it. Writes made after the call are not seen
+// by the iterator.
 func (b *Batch) NewIter(o *pebble.IterOptions) (*pebble.Iterator, error) {
 	if err := b.makeReadable(); err != nil {
 		return nil, err
@@ -116,8 +123,8 @@ func (b *Batch) makeReadable() error {
 // BeforeCommit has fn called at the start of Commit, to write what is known only at the end.
 func (b *Batch) BeforeCommit(fn func(*Batch) error) { b.before = append(b.before, fn) }
 
-// Commit makes the writes visible, all at once, and with them the applied index. The batch is closed afterwards. On error
-// nothing was written.
+// Commit makes the writes visible, all at once, and with them the applied index. The batch is
+// closed afterwards. On error nothing was written.
 func (b *Batch) Commit() error {
 	start := time.Now()
 	defer b.Close()

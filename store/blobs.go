@@ -14,9 +14,10 @@ import (
 // errBlobDamaged: the end of a file of values is not what was written, or the file is not there.
 var errBlobDamaged = errors.New("a file of values is damaged")
 
-// blobFS looks at a file of values before the engine opens it, and gives another error than the engine would. The
-// engine (Pebble 2.1.7) panics when it finds by itself that it cannot open one for damage; here that is an error of who
-// reads, and told like any other damage. Damage further inside the engine reports as it should.
+// blobFS looks at a file of values before the engine opens it, and gives another error than the
+// engine would. The engine (Pebble 2.1.7) panics when it finds by itself that it cannot open one
+// for damage; here that is an error of who reads, and told like any other damage. Damage further
+// inside the engine reports as it should.
 type blobFS struct {
 	vfs.FS
 	s *Store // is told; the engine compares file systems, and functions cannot be
@@ -60,9 +61,10 @@ func blobsIn(fs vfs.FS, dir string) (map[string]bool, error) {
 	return blobs, nil
 }
 
-// checkBlobs says whether the store that was just opened lacks files of values. The engine looks only for its tables, and
-// panics at the first read of a value that is not there. It does not tell which files it has, only how many: one that is
-// missing beside one that is left over is not noticed here. before is what there was before it was opened.
+// checkBlobs says whether the store that was just opened lacks files of values. The engine looks
+// only for its tables, and panics at the first read of a value that is not there. It does not tell
+// which files it has, only how many: one that is missing beside one that is left over is not
+// noticed here. before is what there was before it was opened.
 func (s *Store) checkBlobs(before map[string]bool) error {
 	live := s.db.Metrics().BlobFiles.LiveCount
 	now, err := blobsIn(s.fs, s.dir) // it may have made some already

@@ -1,33 +1,38 @@
-// Package store is the one database of a member: a Pebble LSM without a write-ahead log, since the raft log is one already.
+// Package store is the one database of a member: a Pebble LSM without a write-ahead log, since the
+// raft log is one already.
 //
 // # What it promises
 //
-// Data and applied index cannot part. A Batch is made for a raft index and term and writes both, under one key of the
-// meta space, in the same Pebble batch as the data. Pebble puts a batch into one memtable and a memtable into the
-// manifest with one edit, in the order of commits; so after any crash the store is as it was after some batch, and
-// Applied tells which. (etcd 3.5 kept the index in a transaction of its own, and lost data that way.)
+// Data and applied index cannot part. A Batch is made for a raft index and term and writes both,
+// under one key of the meta space, in the same Pebble batch as the data. Pebble puts a batch into
+// one memtable and a memtable into the manifest with one edit, in the order of commits; so after
+// any crash the store is as it was after some batch, and Applied tells which. (etcd 3.5 kept the
+// index in a transaction of its own, and lost data that way.)
 //
-// Nothing is durable when Commit returns. AsyncFlush names an index and closes a channel when everything up to it is;
-// only then may the raft log drop those entries. Flushes that Pebble starts by itself make data durable too, which is
-// harmless: DurableIndex is a lower bound.
+// Nothing is durable when Commit returns. AsyncFlush names an index and closes a channel when
+// everything up to it is; only then may the raft log drop those entries. Flushes that Pebble starts
+// by itself make data durable too, which is harmless: DurableIndex is a lower bound.
 //
-// A received snapshot replaces the whole content in one manifest edit (IngestAndExcise over all keys). After a crash the
-// store holds either all of the old content or all of the new.
+// A received snapshot replaces the whole content in one manifest edit (IngestAndExcise over all
+// keys). After a crash the store holds either all of the old content or all of the new.
 //
 // # Who may call
 //
-// NewBatch and its batch: one goroutine, the applier, one batch at a time. NewLocalBatch: any goroutine, beside the
-// applier. Everything that reads: any goroutine, without waiting for writers. A View and an Iterator belong to one
-// goroutine at a time. Install: when no batch is open and none will be made until it returns.
+// NewBatch and its batch: one goroutine, the applier, one batch at a time. NewLocalBatch: any
+// goroutine, beside the applier. Everything that reads: any goroutine, without waiting for writers.
+// A View and an Iterator belong to one goroutine at a time. Install: when no batch is open and none
+// will be made until it returns.
 //
-// Generation counts installed snapshots. A reader that remembers something of the content (package mvcc does) compares
-// it after it made its iterator or view: if it is as before, what it remembers and what it reads belong together.
+// Generation counts installed snapshots. A reader that remembers something of the content (package
+// mvcc does) compares it after it made its iterator or view: if it is as before, what it remembers
+// and what it reads belong together.
 //
 // # Keys
 //
-// Every key is a key of Pebble's cockroachkvs schema: a prefix, the byte 0, and for user keys a version. The first byte
-// names the key space; keys.go lists them. User keys are versioned by revision: walltime is main, logical is sub, so
-// newer versions of a key come first, a seek for "newest at or below R" is one step, and bloom filters work by user key.
+// Every key is a key of Pebble's cockroachkvs schema: a prefix, the byte 0, and for user keys a
+// version. The first byte names the key space; keys.go lists them. User keys are versioned by
+// revision: walltime is main, logical is sub, so newer versions of a key come first, a seek for
+// "newest at or below R" is one step, and bloom filters work by user key.
 //
 //	user key      k <key> 00 <main:8> [<sub:4>] <suffix length:1>     sub is left out when 0
 //	revision      r <main:8> <sub:4> 00
@@ -48,10 +53,13 @@
 //	incoming/     snapshots being received; removed at Open
 //	the rest      Pebble's (LOCK, MANIFEST-*, OPTIONS-*, *.sst, *.blob, marker.*)
 //
-// Large values live in blob files (Pebble's value separation), so that compactions do not rewrite them.
+// Large values live in blob files (Pebble's value separation), so that compactions do not rewrite
+// them.
 //
-// Pebble 2.1.7 moves its markers in an order that a power failure can break; marker.go mends it below Pebble. It panics when it
-// meets a blob file that is damaged at its end or missing; blobs.go makes errors of that.
+// Pebble 2.1.7 moves its markers in an order that a power failure can break; marker.go mends it
+// below Pebble. It panics when it meets a blob file that is damaged at its end or missing; blobs.go
+// makes errors of that.
 //
-// What we assume of the disk: a rename, create or link is durable after a sync of the directory; synced bytes stay.
+// What we assume of the disk: a rename, create or link is durable after a sync of the directory;
+// synced bytes stay.
 package store

@@ -38,7 +38,8 @@ func prepareDir(fs vfs.FS, dir string) error {
 		if strings.Trim(string(text), "\x00") != "" {
 			return checkFormat(name, string(text))
 		}
-		// A crash cut off the very first write, whole or in content alone; there is no database yet.
+		// A crash cut off the very first write, whole or in content alone; there is no database
+		// yet.
 	case !isNotExist(err):
 		return fmt.Errorf("store: open %s: %w", name, err)
 	}
@@ -98,7 +99,8 @@ func syncDir(fs vfs.FS, dir string) error {
 
 // openError says what to do about an error of pebble.Open.
 func openError(dir string, err error) error {
-	// Pebble calls a table that is missing or has the wrong size no corruption, but its start is the same.
+	// Pebble calls a table that is missing or has the wrong size no corruption, but its start is
+	// the same.
 	if pebble.IsCorruptionError(err) || oserror.IsNotExist(err) || strings.Contains(err.Error(), "object size mismatch") {
 		return fmt.Errorf("store: the database in %s is damaged (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", dir, explain(oneLine{err}))
 	}

@@ -73,8 +73,8 @@ func AppendUserKey(dst, key []byte, main uint64, sub uint32) []byte {
 	return append(binary.BigEndian.AppendUint32(dst, sub), suffixMainSub)
 }
 
-// AppendUserKeyPrefix appends what all versions of a user key begin with. As a bound or the target of a seek it stands
-// before all of them.
+// AppendUserKeyPrefix appends what all versions of a user key begin with. As a bound or the target
+// of a seek it stands before all of them.
 func AppendUserKeyPrefix(dst, key []byte) []byte {
 	dst = append(dst, spaceUser)
 	dst = append(dst, key...)
@@ -84,7 +84,8 @@ func AppendUserKeyPrefix(dst, key []byte) []byte {
 // UserKeysSpan holds all versions of all user keys.
 func UserKeysSpan() (lower, upper []byte) { return span(spaceUser) }
 
-// ParseUserKey takes the key of a version apart. The parts refer to k: prefix as AppendUserKeyPrefix made it, and key.
+// ParseUserKey takes the key of a version apart. The parts refer to k: prefix as
+// AppendUserKeyPrefix made it, and key.
 func ParseUserKey(k []byte) (prefix, key []byte, main uint64, sub uint32, ok bool) {
 	if len(k) < 2+suffixMain || k[0] != spaceUser {
 		return nil, nil, 0, 0, false
@@ -245,8 +246,9 @@ func AlarmsSpan() (lower, upper []byte) { return span(spaceAlarm) }
 // ClusterKey is where a property of the whole cluster lives.
 func ClusterKey(name string) []byte { return nameKey(spaceCluster, name) }
 
-// MetaKey is where a part of the state machine keeps a number of its own. Names in use: "applied" (this package),
-// "confState" (state), "revision", "scheduledCompactRev", "finishedCompactRev", "compactProgress" (mvcc).
+// MetaKey is where a part of the state machine keeps a number of its own. Names in use: "applied"
+// (this package), "confState" (state), "revision", "scheduledCompactRev", "finishedCompactRev",
+// "compactProgress" (mvcc).
 func MetaKey(name string) []byte { return nameKey(spaceMeta, name) }
 
 // ConfStateKey is where raft's configuration as of the applied index lives.

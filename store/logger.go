@@ -12,7 +12,8 @@ import (
 
 func isNotExist(err error) bool { return errors.Is(err, os.ErrNotExist) }
 
-// pebbleLogger takes the engine's own words. What an operator should see comes as an event instead (eventListener).
+// pebbleLogger takes the engine's own words. What an operator should see comes as an event instead
+// (eventListener).
 type pebbleLogger struct{ logger *zap.Logger }
 
 func (l pebbleLogger) Infof(format string, args ...any) {
@@ -25,8 +26,8 @@ func (l pebbleLogger) Errorf(format string, args ...any) {
 	l.logger.Warn("storage engine", zap.String("detail", fmt.Sprintf(format, args...)))
 }
 
-// Fatalf is for errors after which the engine cannot go on, such as a failed write of its manifest: the process ends. The
-// raft log has everything that was not flushed.
+// Fatalf is for errors after which the engine cannot go on, such as a failed write of its manifest:
+// the process ends. The raft log has everything that was not flushed.
 func (l pebbleLogger) Fatalf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	// Without a stack, which tells an operator nothing.

@@ -7,12 +7,13 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// markerFS makes Pebble's markers safe. A marker is an empty file whose name says which manifest, or which format, holds;
-// Pebble makes the new one, removes the old one, and syncs the folder once, at the end. A crash before that sync may leave
-// any of these names and not the others: a marker of a manifest whose own name is lost, with which the store does not open;
-// or no marker at all, with which Pebble makes an empty store in the same place. So the folder is synced before a
-// marker appears, for what it names, and after, before the old one goes. (Pebble mended this after v2.1.7, the last of v2
-// so far.)
+// markerFS makes Pebble's markers safe. A marker is an empty file whose name says which manifest,
+// or which format, holds; Pebble makes the new one, removes the old one, and syncs the folder once,
+// at the end. A crash before that sync may leave any of these names and not the others: a marker of
+// a manifest whose own name is lost, with which the store does not open; or no marker at all, with
+// which Pebble makes an empty store in the same place. So the folder is synced before a marker
+// appears, for what it names, and after, before the old one goes. (Pebble mended this after v2.1.7,
+// the last of v2 so far.)
 type markerFS struct{ vfs.FS }
 
 const markerPrefix = "marker."

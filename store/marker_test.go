@@ -12,9 +12,9 @@ import (
 	"github.com/belaydb/belay/internal/crash"
 )
 
-// TestCrashAtEveryOperation opens a store, has its manifest rotated by each flush, closes it and opens it again, and
-// lets the power fail before each operation on the file system: whatever of the names and pages that were not synced is
-// left, the store opens and has all that was durable.
+// TestCrashAtEveryOperation opens a store, has its manifest rotated by each flush, closes it and
+// opens it again, and lets the power fail before each operation on the file system: whatever of the
+// names and pages that were not synced is left, the store opens and has all that was durable.
 func TestCrashAtEveryOperation(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

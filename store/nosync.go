@@ -2,8 +2,8 @@ package store
 
 import "github.com/cockroachdb/pebble/v2/vfs"
 
-// noSyncFS is a file system whose syncs do nothing: for tests and throw-away members. A crash of the machine, though not
-// of the process, may then leave anything.
+// noSyncFS is a file system whose syncs do nothing: for tests and throw-away members. A crash of
+// the machine, though not of the process, may then leave anything.
 type noSyncFS struct{ vfs.FS }
 
 type noSyncFile struct{ vfs.File }

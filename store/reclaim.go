@@ -6,9 +6,10 @@ import (
 	"sync"
 )
 
-// reclaim gives back what deletes made free in files. The engine compacts by an estimate of that, which falls short where
-// deletes meet what was written shortly before, and where values are in files of their own: those are free only when the
-// tables that point to them were compacted, and these are so small that the engine sees no need.
+// reclaim gives back what deletes made free in files. The engine compacts by an estimate of that,
+// which falls short where deletes meet what was written shortly before, and where values are in
+// files of their own: those are free only when the tables that point to them were compacted, and
+// these are so small that the engine sees no need.
 type reclaim struct {
 	mu      sync.Mutex
 	deleted deleted
@@ -71,15 +72,17 @@ func (r *reclaim) end(left deleted) {
 const (
 	// reclaimBytes is from how much garbage on compacting for it is considered.
 	reclaimBytes = 1 << 20
-	// reclaimShare: compacting is worth it when the garbage is at least 1/reclaimShare of what is to be rewritten.
+	// reclaimShare: compacting is worth it when the garbage is at least 1/reclaimShare of what is
+	// to be rewritten.
 	reclaimShare = 4
 	// reclaimMost bounds what is rewritten at once. A store with more has compactions all the time.
 	reclaimMost = 1 << 30
 )
 
-// Reclaim is called when a compaction of the history has deleted what it should: what it made free in memory comes back by
-// a flush, and what it made free in files by a compaction of their keys. Both are begun here where they are
-// worth it, and the sizes are looked at again. It waits for nothing.
+// Reclaim is called when a compaction of the history has deleted what it should: what it made free
+// in memory comes back by a flush, and what it made free in files by a compaction of their keys.
+// Both are begun here where they are worth it, and the sizes are looked at again. It waits for
+// nothing.
 func (s *Store) Reclaim() {
 	if d, ok := s.reclaim.begin(); ok {
 		s.sizes.stopped.Go(func() { s.reclaim.end(s.reclaimSpan(d)) })
@@ -109,7 +112,8 @@ func (s *Store) reclaimSpan(d deleted) deleted {
 	return deleted{}
 }
 
-// tableBytes is about how large the tables of the keys from..end are, without values in files of their own.
+// tableBytes is about how large the tables of the keys from..end are, without values in files of
+// their own.
 func (s *Store) tableBytes(from, end []byte) (bytes int64) {
 	m := s.db.Metrics()
 	for i := range m.Levels {

@@ -7,20 +7,22 @@ import (
 	"time"
 )
 
-// sizes knows how large the store is, without asking the engine: the engine answers under the lock of its manifest, which is
-// held while the manifest is synced, and those who want to know (the applier at every write, /metrics, Status) must not
-// wait for a disk. A goroutine asks instead: after each flush and each compaction, and sampleInterval apart in any case,
-// because files go later than what was in them. What was written since its last answer is added.
+// sizes knows how large the store is, without asking the engine: the engine answers under the lock
+// of its manifest, which is held while the manifest is synced, and those who want to know (the
+// applier at every write, /metrics, Status) must not wait for a disk. A goroutine asks instead:
+// after each flush and each compaction, and sampleInterval apart in any case, because files go
+// later than what was in them. What was written since its last answer is added.
 type sizes struct {
 	sample atomic.Pointer[sample]
 	asking sync.Mutex // held while the engine is asked, so that answers come in order
 
-	// unflushed is about how many bytes the memtables hold: what batches added, less what flushes took.
+	// unflushed is about how many bytes the memtables hold: what batches added, less what flushes
+	// took.
 	unflushed atomic.Int64
 	// written is what batches added since Open; it never falls.
 	written atomic.Int64
-	// shadowed is how much of unflushed, and of what lies below it, sized deletes that are still in memtables have made
-	// garbage. Of those that are in files the engine knows it.
+	// shadowed is how much of unflushed, and of what lies below it, sized deletes that are still in
+	// memtables have made garbage. Of those that are in files the engine knows it.
 	shadowed atomic.Int64
 	flushing int64 // shadowed when the current flush began; of the engine's flushes, one at a time
 
@@ -39,7 +41,8 @@ type sample struct {
 const (
 	sampleInterval = 500 * time.Millisecond
 
-	// flushShadowed is from how much garbage in memtables on Reclaim has them flushed: that alone gives the memory back.
+	// flushShadowed is from how much garbage in memtables on Reclaim has them flushed: that alone
+	// gives the memory back.
 	flushShadowed = 1 << 20
 )
 
@@ -75,7 +78,8 @@ func (s *Store) stopSampling() {
 	s.sizes.stopped.Wait()
 }
 
-// resample has the next sample taken at once. It does not wait, and may be called under the engine's locks.
+// resample has the next sample taken at once. It does not wait, and may be called under the
+// engine's locks.
 func (z *sizes) resample() {
 	select {
 	case z.nudge <- struct{}{}:
@@ -101,9 +105,10 @@ func (s *Store) takeSample() {
 	z.sample.Store(next)
 }
 
-// Size is what the store takes, on disk and in memory before the next flush, and the part of it that holds current
-// data. total is never 0. The answer is an estimate, at most a second old but for what was written since, which it
-// counts in full. It waits for nothing: while a disk hangs it is the last that was known, and what was written since.
+// Size is what the store takes, on disk and in memory before the next flush, and the part of it
+// that holds current data. total is never 0. The answer is an estimate, at most a second old but
+// for what was written since, which it counts in full. It waits for nothing: while a disk hangs it
+// is the last that was known, and what was written since.
 func (s *Store) Size() (total, inUse int64) {
 	last := s.sizes.sample.Load()
 	since := s.sizes.written.Load() - last.written

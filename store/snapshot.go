@@ -25,8 +25,9 @@ import (
 //	         payload: (uvarint key length, uvarint value length, key, value) repeated, in key order
 //	trailer  0:4 | count of keys:8 | crc:4
 //
-// Numbers are little-endian, crc is CRC-32C. The crc of header and trailer covers what stands before it in the same part;
-// that of the trailer goes on from the crcs of all blocks, so that none can be missing or moved.
+// Numbers are little-endian, crc is CRC-32C. The crc of header and trailer covers what stands
+// before it in the same part; that of the trailer goes on from the crcs of all blocks, so that none
+// can be missing or moved.
 const (
 	snapshotMagic   = "BELAYSNP"
 	snapshotVersion = 1
@@ -132,8 +133,9 @@ func (s *Store) removeIncoming(dir string) {
 	}
 }
 
-// ReceiveSnapshot writes a stream made by WriteSnapshot to tables beside the database and verifies all of it. Memory is
-// bounded by the largest value. The store's content does not change, and the store works on meanwhile.
+// ReceiveSnapshot writes a stream made by WriteSnapshot to tables beside the database and verifies
+// all of it. Memory is bounded by the largest value. The store's content does not change, and the
+// store works on meanwhile.
 func (s *Store) ReceiveSnapshot(ctx context.Context, r io.Reader) (*Incoming, error) {
 	in := &Incoming{s: s}
 	in.dir = s.fs.PathJoin(s.dir, incomingDir, strconv.FormatUint(s.incoming.Add(1), 10))
@@ -324,11 +326,13 @@ func (rc *receiver) abort() {
 	}
 }
 
-// Install replaces the whole content by a received snapshot, in one step that is durable when it returns; Applied is then
-// the snapshot's. Iterators and views made before keep showing the old content.
+// Install replaces the whole content by a received snapshot, in one step that is durable when it
+// returns; Applied is then the snapshot's. Iterators and views made before keep showing the old
+// content.
 //
-// REQUIRES: no batch of the applier is open, and in is newer than what is applied. On error the old content is intact,
-// unless the error came from the manifest, after which the engine stops the process.
+// REQUIRES: no batch of the applier is open, and in is newer than what is applied. On error the old
+// content is intact, unless the error came from the manifest, after which the engine stops the
+// process.
 func (s *Store) Install(in *Incoming) error {
 	if s.writing.Load() {
 		panic("store: a snapshot is installed while a batch is open")

@@ -25,8 +25,8 @@ type Options struct {
 	// CacheBytes bounds the cache of uncompressed blocks. 0: 128 MiB.
 	CacheBytes int64
 
-	// MemTableBytes is how much is written before a flush begins by itself. 0: 32 MiB. When flushes stall, up to sixteen times
-	// as much waits in memory before commits block.
+	// MemTableBytes is how much is written before a flush begins by itself. 0: 32 MiB. When flushes
+	// stall, up to sixteen times as much waits in memory before commits block.
 	MemTableBytes int64
 
 	// MaxOpenFiles bounds the tables that are kept open; Pebble wants some 70 at least. 0: 4096.
@@ -34,22 +34,27 @@ type Options struct {
 
 	Metrics *Metrics // default: not registered
 
-	// Failed is called once, in a goroutine of its own, when the disk has failed in a way that does not pass: the process
-	// should end. A full disk is not one. Default: the store tries again for ever.
+	// Failed is called once, in a goroutine of its own, when the disk has failed in a way that does
+	// not pass: the process should end. A full disk is not one. Default: the store tries again for
+	// ever.
 	Failed func(error)
 
-	// Corrupt is called each time that a file turns out to be corrupt, with an error that names it. It may be called while
-	// the store is opened, from any goroutine, and must not wait. Default: the reads that meet it fail, and nothing else.
+	// Corrupt is called each time that a file turns out to be corrupt, with an error that names it.
+	// It may be called while the store is opened, from any goroutine, and must not wait. Default:
+	// the reads that meet it fail, and nothing else.
 	Corrupt func(error)
 
-	// NoSync leaves out every sync: a crash of the machine, though not of the process, may destroy the store.
+	// NoSync leaves out every sync: a crash of the machine, though not of the process, may destroy
+	// the store.
 	NoSync bool
 
-	// manifestBytes, for tests, is how large a manifest gets before the next one is begun. 0: Pebble's default.
+	// manifestBytes, for tests, is how large a manifest gets before the next one is begun. 0:
+	// Pebble's default.
 	manifestBytes int64
 }
 
-// Store is the open database of a member. What it promises, and who may call what, is said in the package's comment.
+// Store is the open database of a member. What it promises, and who may call what, is said in the
+// package's comment.
 type Store struct {
 	db      *pebble.DB
 	dir     string
@@ -70,8 +75,9 @@ type Store struct {
 	durable atomic.Uint64
 	writing atomic.Bool // the applier's batch is open
 
-	// write is held by whoever changes what the store holds, or has the engine begin a new memtable. The engine makes
-	// writers wait for a disk that has stalled for long; here others wait for them in a way that can be given up.
+	// write is held by whoever changes what the store holds, or has the engine begin a new
+	// memtable. The engine makes writers wait for a disk that has stalled for long; here others
+	// wait for them in a way that can be given up.
 	write      gate
 	closing    chan struct{} // closed by Close
 	generation atomic.Uint64
@@ -91,16 +97,17 @@ const (
 	defaultMemTableBytes = 32 << 20
 	defaultMaxOpenFiles  = 4096
 
-	// stalledMemTables is how many full memtables may wait for a stalled disk. Reaching it blocks the applier, and with it
-	// reads; the raft log's own bound on what is not yet durable should be reached first.
+	// stalledMemTables is how many full memtables may wait for a stalled disk. Reaching it blocks
+	// the applier, and with it reads; the raft log's own bound on what is not yet durable should be
+	// reached first.
 	stalledMemTables = 16
 
 	separateBytes = 4 << 10 // values from this size on go to blob files
 	blockBytes    = 16 << 10
 )
 
-// Open opens the store in dir and creates it where there is nothing. It fails, changing nothing, if dir holds another
-// program's Pebble database or a newer Belay's store.
+// Open opens the store in dir and creates it where there is nothing. It fails, changing nothing, if
+// dir holds another program's Pebble database or a newer Belay's store.
 func Open(dir string, opts Options) (*Store, error) {
 	fs := opts.FS
 	if fs == nil {
@@ -165,7 +172,8 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		Comparer:           &cockroachkvs.Comparer,
 		KeySchema:          cockroachkvs.KeySchema.Name,
 		KeySchemas:         sstable.MakeKeySchemas(&cockroachkvs.KeySchema),
-		// Pebble takes its memtables out of the cache: two, one of them being flushed, are added to what was asked for.
+		// Pebble takes its memtables out of the cache: two, one of them being flushed, are added to
+		// what was asked for.
 		CacheSize:    cacheBytes + 2*memTableBytes,
 		MemTableSize: uint64(memTableBytes),
 
@@ -183,10 +191,12 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		Logger:                     pebbleLogger{s.logger},
 	}
 	o.TargetFileSizes[0] = 4 << 20
-	// A flushable ingest is made durable by the write-ahead log, and there is none: Install must wait for the manifest.
+	// A flushable ingest is made durable by the write-ahead log, and there is none: Install must
+	// wait for the manifest.
 	o.Experimental.DisableIngestAsFlushable = func() bool { return true }
 	o.Experimental.EnableColumnarBlocks = func() bool { return true }
-	// Pebble's default reads 1 KB in 16 of every iterator for statistics; compactions for reads do not pay here.
+	// Pebble's default reads 1 KB in 16 of every iterator for statistics; compactions for reads do
+	// not pay here.
 	o.Experimental.ReadSamplingMultiplier = -1
 	o.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy {
 		return pebble.ValueSeparationPolicy{
@@ -239,13 +249,13 @@ func (s *Store) Applied() (index, term uint64) {
 // DurableIndex: the effects of all entries up to it survive a crash.
 func (s *Store) DurableIndex() uint64 { return s.durable.Load() }
 
-// Generation grows with each snapshot that is installed: before the first key is replaced, and again after the last. What
-// was read in one generation is of one content.
+// Generation grows with each snapshot that is installed: before the first key is replaced, and
+// again after the last. What was read in one generation is of one content.
 func (s *Store) Generation() uint64 { return s.generation.Load() }
 
-// AsyncFlush starts to make everything applied so far durable. When done closes, everything up to index is. While the
-// disk stalls or fails, done stays open. A disk that has stalled for so long that writers wait for it is waited for here,
-// too, until ctx ends or the store closes.
+// AsyncFlush starts to make everything applied so far durable. When done closes, everything up to
+// index is. While the disk stalls or fails, done stays open. A disk that has stalled for so long
+// that writers wait for it is waited for here, too, until ctx ends or the store closes.
 func (s *Store) AsyncFlush(ctx context.Context) (index uint64, done <-chan struct{}, err error) {
 	select {
 	case s.write <- struct{}{}:
@@ -345,8 +355,8 @@ func (s *Store) CompactAll(ctx context.Context) error {
 // Pebble gives the metrics of the engine, for diagnosis.
 func (s *Store) Pebble() *pebble.Metrics { return s.db.Metrics() }
 
-// Close closes the store. What was not flushed is forgotten: the raft log has it. REQUIRES: all batches, iterators and
-// views are closed.
+// Close closes the store. What was not flushed is forgotten: the raft log has it. REQUIRES: all
+// batches, iterators and views are closed.
 func (s *Store) Close() error {
 	if !s.closed.CompareAndSwap(false, true) {
 		return nil
@@ -362,7 +372,8 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// oneLine is an error of Pebble whose text has no lines and no names of Go types in it: it goes into one line of the log.
+// oneLine is an error of Pebble whose text has no lines and no names of Go types in it: it goes
+// into one line of the log.
 type oneLine struct{ error }
 
 func (e oneLine) Error() string {

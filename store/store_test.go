@@ -193,7 +193,8 @@ func TestReopenFindsWhatWasFlushed(t *testing.T) {
 	}
 }
 
-// TestCrash crashes at any moment: data and applied index agree, and nothing that was said to be durable is missing.
+// TestCrash crashes at any moment: data and applied index agree, and nothing that was said to be
+// durable is missing.
 func TestCrash(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -372,8 +373,8 @@ func TestSnapshot(t *testing.T) {
 	flush(t, to)
 }
 
-// TestInstallCrash crashes before every operation on the file system that an install does: the content is all old or all
-// new.
+// TestInstallCrash crashes before every operation on the file system that an install does: the
+// content is all old or all new.
 func TestInstallCrash(t *testing.T) {
 	stream := snapshot(t, filled(t, vfs.NewMem(), "new", 200))
 	seed := uint64(time.Now().UnixNano())

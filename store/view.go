@@ -46,10 +46,11 @@ func (s *Store) NewIter(o *pebble.IterOptions) (*pebble.Iterator, error) {
 	return it, nil
 }
 
-// View is the store as it was at one moment, between two batches. It belongs to one goroutine at a time.
+// View is the store as it was at one moment, between two batches. It belongs to one goroutine at a
+// time.
 //
-// It holds an iterator, from which it clones others, and not a Pebble snapshot: an installed snapshot takes keys away from
-// the latter, while the former keeps the files it reads.
+// It holds an iterator, from which it clones others, and not a Pebble snapshot: an installed
+// snapshot takes keys away from the latter, while the former keeps the files it reads.
 type View struct {
 	s           *Store
 	base        *pebble.Iterator
@@ -58,7 +59,8 @@ type View struct {
 	err         error
 }
 
-// View opens a view of what is committed now. It must be closed. An error shows in the first use of the view.
+// View opens a view of what is committed now. It must be closed. An error shows in the first use of
+// the view.
 func (s *Store) View() *View {
 	v := &View{s: s}
 	s.metrics.views.Add(1)

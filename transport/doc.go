@@ -4,16 +4,17 @@
 //
 // # Promises
 //
-//   - Send never blocks and never calls the Handler: it may be called from the raft loop. Queues are
-//     bounded in messages and in bytes; what finds no room is dropped and its peer reported.
+//   - Send never blocks and never calls the Handler: it may be called from the raft loop. Queues
+//     are bounded in messages and in bytes; what finds no room is dropped and its peer reported.
 //   - A large value never delays a heartbeat. Appends and forwarded proposals travel on one stream
 //     (msgapp), everything else on another (message); each has its own queue, goroutine and TCP
 //     connection at both ends. etcd puts proposals on the second; receivers take them on either.
 //   - No decoder allocates by a length that was only announced.
 //   - A snapshot is streamed in bounded memory over a connection of its own.
-//   - Messages of a removed member, of another cluster or for another member never reach the Handler,
-//     nor those of a stranger or in another member's name, as far as can be told without certificates
-//     (door.go). What is announced by POST costs nothing, and what has come is bounded.
+//   - Messages of a removed member, of another cluster or for another member never reach the
+//     Handler, nor those of a stranger or in another member's name, as far as can be told without
+//     certificates (door.go). What is announced by POST costs nothing, and what has come is
+//     bounded.
 //
 // Delivery is not promised: messages may be lost, and overtake each other when a connection is
 // replaced. raft allows both.
@@ -23,8 +24,8 @@
 // The receiver dials. GET /raft/stream/msgapp/<own id> and /raft/stream/message/<own id> ask a peer
 // for its two streams; the peer writes on the response body until the connection breaks. Until a
 // stream stands, single messages are POSTed to /raft. A member that we got a request from and do
-// not know (we are behind) becomes a "remote", reachable by POST only, once another one says that it
-// is a member.
+// not know (we are behind) becomes a "remote", reachable by POST only, once another one says that
+// it is a member.
 //
 //	headers of requests    X-Server-From, X-Server-Version, X-Min-Cluster-Version, X-Etcd-Cluster-ID,
 //	                       X-PeerURLs, X-Raft-To (etcd: on streams); ours: X-Belay-Version, X-Belay-Snapshot
@@ -55,6 +56,6 @@
 //	door.go       who may send what, and how much probe.go     round trip, clock drift
 //	roundtrip.go  dialling, timeouts, URLs        memory.go    the in-memory twin for tests
 //
-// Sources: etcd server/etcdserver/api/rafthttp (v3.7.3) for the format, the answers and the texts of
-// the log; xiang90/probing for the probe.
+// Sources: etcd server/etcdserver/api/rafthttp (v3.7.3) for the format, the answers and the texts
+// of the log; xiang90/probing for the probe.
 package transport

@@ -73,7 +73,8 @@ var (
 	errSenderUnknown = errors.New("error sender not found") // etcd's text
 )
 
-// senderOf is the member that a request says it is from. The error is nil if it is one, as far as is known.
+// senderOf is the member that a request says it is from. The error is nil if it is one, as far as
+// is known.
 func (t *Transport) senderOf(h http.Header) (id uint64, err error) {
 	id, err = strconv.ParseUint(h.Get(peers.HeaderFrom), 16, 64)
 	if err != nil || id == 0 || id == t.cfg.MemberID {
@@ -85,8 +86,8 @@ func (t *Transport) senderOf(h http.Header) (id uint64, err error) {
 	return id, nil
 }
 
-// admitSender does what every POST of the protocol begins with after admit: it finds the sender. It has
-// answered when it returns false.
+// admitSender does what every POST of the protocol begins with after admit: it finds the sender. It
+// has answered when it returns false.
 func (t *Transport) admitSender(w http.ResponseWriter, r *http.Request) (id uint64, ok bool) {
 	w.Header().Set("Connection", "close") // net/http would read a body of up to 256 KiB to its end
 	if to := r.Header.Get(peers.HeaderTo); to != "" && to != t.id {
@@ -119,8 +120,8 @@ func (t *Transport) logRefused(r *http.Request, why string, err error) {
 	}
 }
 
-// Members serves to members alone, by what the headers of a request say, what next serves. A request
-// without an id is let in if anonymous: members of etcd do not give it on each path.
+// Members serves to members alone, by what the headers of a request say, what next serves. A
+// request without an id is let in if anonymous: members of etcd do not give it on each path.
 func (t *Transport) Members(next http.Handler, anonymous bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		why, err := refusedSender, error(nil)
@@ -147,9 +148,10 @@ func (t *Transport) Members(next http.Handler, anonymous bool) http.Handler {
 	})
 }
 
-// meet decides about a sender that is no peer: a member that joined after the last entry of this one,
-// which was away, or a stranger. If nobody is known who could tell, it is believed, as etcd believes
-// all; it becomes a remote. Else the known members are asked, and the sender may try again: raft does.
+// meet decides about a sender that is no peer: a member that joined after the last entry of this
+// one, which was away, or a stranger. If nobody is known who could tell, it is believed, as etcd
+// believes all; it becomes a remote. Else the known members are asked, and the sender may try
+// again: raft does.
 func (t *Transport) meet(id uint64, h http.Header) bool {
 	if t.cfg.Handler.IsRemoved(id) {
 		return false
@@ -199,8 +201,8 @@ const (
 	maxMembersBytes = 1 << 20
 )
 
-// ask asks known members for their lists, all at once, and returns the URLs of member id in the first
-// that has it; answered: somebody did, at least.
+// ask asks known members for their lists, all at once, and returns the URLs of member id in the
+// first that has it; answered: somebody did, at least.
 func (t *Transport) ask(id uint64, known []*peer) (answered bool, urls []string) {
 	ctx, cancel := context.WithTimeout(t.ctx, askTimeout)
 	defer cancel()
@@ -322,7 +324,8 @@ type receivedBody struct {
 	bytes int64
 }
 
-// receive reads the body of a POST of peer id. It makes room as the bytes come, not as they are announced.
+// receive reads the body of a POST of peer id. It makes room as the bytes come, not as they are
+// announced.
 func (c *reception) receive(id uint64, w http.ResponseWriter, r *http.Request) (*receivedBody, error) {
 	if !c.begin(id) {
 		return nil, errReceiving
@@ -375,9 +378,9 @@ func (c *reception) receive(id uint64, w http.ResponseWriter, r *http.Request) (
 
 func (b *receivedBody) release() { b.c.end(b.id, b.bytes) }
 
-// checkSender says what is wrong with a message that member sender sent: its type, or who it is from.
-// A follower passes on what was meant for the leader as it came; so of proposals, questions for a read index
-// and requests to hand over, the origin may be any member.
+// checkSender says what is wrong with a message that member sender sent: its type, or who it is
+// from. A follower passes on what was meant for the leader as it came; so of proposals, questions
+// for a read index and requests to hand over, the origin may be any member.
 func checkSender(m *raftpb.Message, sender, local uint64, known func(id uint64) bool) error {
 	if _, ok := raftpb.MessageType_name[int32(m.GetType())]; !ok {
 		return fmt.Errorf("a message of type %d, which is unknown", int32(m.GetType()))
@@ -412,10 +415,11 @@ func (t *Transport) checkSender(m *raftpb.Message, sender uint64) error {
 	return err
 }
 
-// Streams that are taken over. A member that dials again replaces its stream, and must: this end may not
-// have noticed that the one before is gone. Whoever claims to be that member can do the same. Nothing here tells
-// them apart (the addresses of members behind NAT or proxies vary, and certificates are often shared and are
-// renewed), so it is told, and bounded: two that fight over a stream would else leave it to nobody.
+// Streams that are taken over. A member that dials again replaces its stream, and must: this end
+// may not have noticed that the one before is gone. Whoever claims to be that member can do the
+// same. Nothing here tells them apart (the addresses of members behind NAT or proxies vary, and
+// certificates are often shared and are renewed), so it is told, and bounded: two that fight over a
+// stream would else leave it to nobody.
 
 // streamHold is for how long a stream that stands is not given to another address.
 const streamHold = time.Second

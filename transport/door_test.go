@@ -206,7 +206,8 @@ func TestUnknownSenders(t *testing.T) {
 	})
 }
 
-// What is announced costs nothing, what has come is bounded for each sender and in all, and others go on.
+// What is announced costs nothing, what has come is bounded for each sender and in all, and others
+// go on.
 func TestPostsAreBounded(t *testing.T) {
 	const perPeer, inAll = 4 << 20, 6 << 20
 	a := startNode(t, 1, func(c *Config) { c.PostBytes, c.PostBytesInAll = perPeer, inAll })
@@ -295,7 +296,8 @@ type deadlines struct {
 
 func (d *deadlines) SetReadDeadline(t time.Time) error { d.set = append(d.set, t); return nil }
 
-// Who sends a byte now and then does not keep the place for snapshots; a slow disk here does not lose it.
+// Who sends a byte now and then does not keep the place for snapshots; a slow disk here does not
+// lose it.
 func TestTricklingSnapshotEnds(t *testing.T) {
 	d := &deadlines{ResponseWriter: httptest.NewRecorder()}
 	s := &stallReader{r: zeros{}, rc: http.NewResponseController(d)}
@@ -383,7 +385,8 @@ func TestStreamedMessagesAreOfTheirSender(t *testing.T) {
 	}
 }
 
-// A stream goes to whoever asks for it as its member; that is told, and not more often than once a second.
+// A stream goes to whoever asks for it as its member; that is told, and not more often than once a
+// second.
 func TestStreamsTakenOver(t *testing.T) {
 	a := startNode(t, 1, nil)
 	a.AddPeer(2, []string{"http://127.0.0.1:1"})

@@ -37,9 +37,10 @@ import (
 )
 
 // TestInteropEtcd puts our transport into one raft group with a real etcd: three members, of which
-// one is the etcd binary named by BELAY_ETCD, or built by make tools, and two are a RawNode behind a Transport. It sees each
-// side lead the other, entries of 1 MB, forwarded proposals, and etcd's snapshot to a member that
-// fell behind: plain, and with certificates that both sides want of each other.
+// one is the etcd binary named by BELAY_ETCD, or built by make tools, and two are a RawNode behind
+// a Transport. It sees each side lead the other, entries of 1 MB, forwarded proposals, and etcd's
+// snapshot to a member that fell behind: plain, and with certificates that both sides want of each
+// other.
 func TestInteropEtcd(t *testing.T) {
 	for name, g := range map[string]*guard{"plain": nil, "TLS": newGuard(t)} {
 		t.Run(name, func(t *testing.T) {

@@ -23,9 +23,9 @@ type Link struct {
 }
 
 // Memory is a network inside one process. Messages are copied through their encoding, so members
-// share no memory; it uses nothing but time and channels, so it runs inside a synctest bubble. Every
-// direction between two members has a random source of its own, made from the seed: what happens to
-// the n-th message from A to B does not depend on what others send.
+// share no memory; it uses nothing but time and channels, so it runs inside a synctest bubble.
+// Every direction between two members has a random source of its own, made from the seed: what
+// happens to the n-th message from A to B does not depend on what others send.
 //
 // All methods may be called from any goroutine.
 type Memory struct {
@@ -105,8 +105,8 @@ func (n *Memory) Isolate(id uint64) {
 	n.setCut(true, n.directions(func(a, b uint64) bool { return a == id || b == id })...)
 }
 
-// Partition cuts all directions between members of different groups, and mends those inside a group.
-// A member in no group is a group of its own.
+// Partition cuts all directions between members of different groups, and mends those inside a
+// group. A member in no group is a group of its own.
 func (n *Memory) Partition(groups ...[]uint64) {
 	group := map[uint64]int{}
 	for i, g := range groups {
@@ -200,7 +200,8 @@ const (
 	memoryQueueBytes    = 64 << 20
 )
 
-// A lane is one stream of one direction: like the real transport, a large append delays no heartbeat.
+// A lane is one stream of one direction: like the real transport, a large append delays no
+// heartbeat.
 type lane struct {
 	n    *Memory
 	d    direction
@@ -271,7 +272,8 @@ func mix(x uint64) uint64 {
 func (l *lane) put(link Link, data []byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	// Always the same number of draws for each message, so that a change of link changes only itself.
+	// Always the same number of draws for each message, so that a change of link changes only
+	// itself.
 	loss, jitter := l.rnd.Float64(), l.rnd.Float64()
 	if loss < link.Loss {
 		return true
@@ -341,8 +343,8 @@ func (l *lane) run() {
 	}
 }
 
-// Endpoint is one member's side of a Memory. It has Transport's methods for messages and peers, with
-// the same meaning; URLs are ignored.
+// Endpoint is one member's side of a Memory. It has Transport's methods for messages and peers,
+// with the same meaning; URLs are ignored.
 type Endpoint struct {
 	n       *Memory
 	id      uint64

@@ -159,7 +159,8 @@ func TestMemoryLanes(t *testing.T) {
 	})
 }
 
-// TestMemoryRestart: a member that joins again gets what is sent from then on; the old endpoint is dead.
+// TestMemoryRestart: a member that joins again gets what is sent from then on; the old endpoint is
+// dead.
 func TestMemoryRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n, a, b, ha, hb := pair(1)

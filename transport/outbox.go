@@ -6,8 +6,8 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-// messageOverhead is what a message without payload counts for in a queue's bytes, and entryOverhead
-// what an entry does: about their size in memory.
+// messageOverhead is what a message without payload counts for in a queue's bytes, and
+// entryOverhead what an entry does: about their size in memory.
 const (
 	messageOverhead = 256
 	entryOverhead   = 128

@@ -6,7 +6,8 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-// TestOutboxBounded: what was taken and is not written yet counts, and a batch is freed when it is settled.
+// TestOutboxBounded: what was taken and is not written yet counts, and a batch is freed when it is
+// settled.
 func TestOutboxBounded(t *testing.T) {
 	big := message(raftpb.MsgApp, 1, 2, 1, make([]byte, 1000))
 	size := queuedBytes(big)

@@ -21,9 +21,9 @@ import (
 //	control  the message stream: heartbeats, votes, acknowledgements, read indexes: small and urgent
 //	pipeline POST /raft for what has no stream (yet)
 //
-// and for each stream a writer (the peer dialled us) and a reader (we dialled the peer), each with a
-// goroutine of its own. etcd sends proposals on the message stream; a receiver takes any message on
-// either, so we keep the megabytes of a forwarded proposal away from the heartbeats.
+// and for each stream a writer (the peer dialled us) and a reader (we dialled the peer), each with
+// a goroutine of its own. etcd sends proposals on the message stream; a receiver takes any message
+// on either, so we keep the megabytes of a forwarded proposal away from the heartbeats.
 //
 // A remote is a peer with a pipeline only.
 type peer struct {

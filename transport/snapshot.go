@@ -26,7 +26,8 @@ import (
 //
 // The body of etcd is a bbolt file. Ours is the store's own stream, and the header X-Belay-Snapshot
 // says so. Both ends hold only their copy buffers. A snapshot has a connection of its own, so what
-// it shares with the appends is the bandwidth and the CPU, of which the source is to leave them some.
+// it shares with the appends is the bandwidth and the CPU, of which the source is to leave them
+// some.
 const (
 	// snapshotStall is how long a snapshot may make no progress at all, either way.
 	snapshotStall = 30 * time.Second
@@ -292,12 +293,12 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	metrics.snapshotReceiveSecs.WithLabelValues(from).Observe(time.Since(start).Seconds())
 }
 
-// snapshotStep is how much must come of a snapshot within snapshotStall: only one is received at a time,
-// and who sends a byte now and then must not keep it for ever.
+// snapshotStep is how much must come of a snapshot within snapshotStall: only one is received at a
+// time, and who sends a byte now and then must not keep it for ever.
 const snapshotStep = 64 << 10
 
-// A stallReader fails when less than snapshotStep comes for snapshotStall, and counts. The handler that reads it
-// must not read after ReceiveSnapshot has returned.
+// A stallReader fails when less than snapshotStep comes for snapshotStall, and counts. The handler
+// that reads it must not read after ReceiveSnapshot has returned.
 type stallReader struct {
 	r  io.Reader
 	rc *http.ResponseController

@@ -26,7 +26,8 @@ type Handler interface {
 	// by that stream of that peer only. Proposals have a goroutine of their own, because they may
 	// wait for a leader.
 	Process(ctx context.Context, m *raftpb.Message) error
-	// ReportUnreachable and ReportSnapshot are called from a goroutine of their own, never from Send.
+	// ReportUnreachable and ReportSnapshot are called from a goroutine of their own, never from
+	// Send.
 	ReportUnreachable(id uint64)
 	ReportSnapshot(id uint64, ok bool)
 	// IsRemoved says that a member was removed for good. It is asked for every message.
@@ -79,8 +80,8 @@ type Config struct {
 	MaxSnapshots      int   // [4] snapshots sent at the same time
 
 	// Started says whether this member knows another as one that has run: every request to that
-	// member tells it. One that has lost its data, and whose own questions get no answer, hears of it
-	// in this way before it heeds the request. [requests do not say]
+	// member tells it. One that has lost its data, and whose own questions get no answer, hears of
+	// it in this way before it heeds the request. [requests do not say]
 	Started func(id uint64) bool
 
 	// Removed is called, perhaps often and from any goroutine, when a peer says that this member

@@ -253,8 +253,8 @@ func messagesArriveInOrder(t *testing.T, a, b *node) {
 	}
 }
 
-// TestHeartbeatsOvertakeAppends: a member that is stuck in appends still gets heartbeats, and a queue
-// full of appends refuses none.
+// TestHeartbeatsOvertakeAppends: a member that is stuck in appends still gets heartbeats, and a
+// queue full of appends refuses none.
 func TestHeartbeatsOvertakeAppends(t *testing.T) {
 	a, b := startNode(t, 1, func(c *Config) { c.BulkQueueBytes = 1 << 20 }), startNode(t, 2, nil)
 	stuck := make(chan struct{})
@@ -270,8 +270,8 @@ func TestHeartbeatsOvertakeAppends(t *testing.T) {
 	}
 	join(t, a, b)
 	// Far more than the queue, the sockets' buffers and the reader hold. What is refused is counted
-	// within Send: to wait for the report of it would mean to send as fast as possible until another
-	// goroutine gets its turn.
+	// within Send: to wait for the report of it would mean to send as fast as possible until
+	// another goroutine gets its turn.
 	data := make([]byte, 1<<20)
 	const most = 256
 	refused := func() int { return int(valueOf(a.peer(2).m.sentFailures)) }
@@ -480,7 +480,8 @@ func TestStatusCodes(t *testing.T) {
 	}
 }
 
-// TestAnotherMemberAnswers: members have changed places, so messages reach the wrong one. Nobody was removed.
+// TestAnotherMemberAnswers: members have changed places, so messages reach the wrong one. Nobody
+// was removed.
 func TestAnotherMemberAnswers(t *testing.T) {
 	etcds := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { // what etcd answers
 		w.Header().Set("X-Etcd-Cluster-ID", "c1")

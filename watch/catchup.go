@@ -58,10 +58,9 @@ type catchUp struct {
 	lost  []*watcher // of the group: what they need is compacted
 }
 
-// window serves one window of revisions: it takes the watcher that has waited
-// longest, and all whose next revision is within the same window, reads the window
-// once for all of them, and puts each where it belongs now. more tells whether
-// anybody was served.
+// window serves one window of revisions: it takes the watcher that has waited longest, and all
+// whose next revision is within the same window, reads the window once for all of them, and puts
+// each where it belongs now. more tells whether anybody was served.
 func (c *catchUp) window() (more bool, err error) {
 	h := c.h
 	h.mu.Lock()
@@ -72,8 +71,7 @@ func (c *catchUp) window() (more bool, err error) {
 		return false, nil
 	}
 
-	// What the ring still holds is served though it was compacted since the watchers
-	// were made.
+	// What the ring still holds is served though it was compacted since the watchers were made.
 	var compacted int64
 	if !h.recent.covers(from) {
 		compacted = h.kv.CompactRevision()

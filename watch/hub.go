@@ -330,10 +330,9 @@ type fan struct {
 	slots   []slot
 }
 
-// deliver queues one revision for the watchers of x that match. head, if larger,
-// is the revision to tell in the response's header: those who catch up are told
-// the current one, as etcd does. REQUIRES: the caller owns the watchers of x (with
-// mu held, or as the catch-up goroutine).
+// deliver queues one revision for the watchers of x that match. head, if larger, is the revision to
+// tell in the response's header: those who catch up are told the current one, as etcd does.
+// REQUIRES: the caller owns the watchers of x (with mu held, or as the catch-up goroutine).
 func (h *Hub) deliver(f *fan, x *index, rev, head int64, events []*mvccpb.Event, onFull func(*watcher)) {
 	touched := f.touched[:0]
 	var whole int64
@@ -571,11 +570,10 @@ func (h *Hub) goLive(w *watcher) {
 // joinRevisions is how many revisions may be replayed with Hub.mu held.
 const joinRevisions = 1024
 
-// join makes watchers that are behind live, by replaying the ring up to done, and
-// empties x. Those for whom the ring does not reach back go to the catch-up
-// goroutine. ws are the watchers of x in the order they shall wait there, and
-// maybe others, which are left alone. REQUIRES: mu held; the caller owns the
-// watchers of x, none is ended.
+// join makes watchers that are behind live, by replaying the ring up to done, and empties x. Those
+// for whom the ring does not reach back go to the catch-up goroutine. ws are the watchers of x in
+// the order they shall wait there, and maybe others, which are left alone. REQUIRES: mu held; the
+// caller owns the watchers of x, none is ended.
 func (h *Hub) join(x *index, ws []*watcher) {
 	from := int64(math.MaxInt64)
 	x.all(func(w *watcher) { from = min(from, w.next) })
@@ -603,9 +601,8 @@ func (h *Hub) join(x *index, ws []*watcher) {
 	}
 }
 
-// endCompacted ends a watcher that is behind because its next revision is
-// compacted. Its id stays taken until the client cancels it, as in etcd.
-// REQUIRES: mu held, w in no index.
+// endCompacted ends a watcher that is behind because its next revision is compacted. Its id stays
+// taken until the client cancels it, as in etcd. REQUIRES: mu held, w in no index.
 func (h *Hub) endCompacted(w *watcher, compactRev int64) {
 	h.caughtUp(w)
 	h.end(w)
@@ -695,8 +692,9 @@ func (s *Stream) Ranges() []Range {
 	return out
 }
 
-// End ends the watcher from this side and queues the canceled response with the reason. Events that wait for it are
-// dropped. Its id stays taken until the client cancels it, like that of a watcher that a compaction ends.
+// End ends the watcher from this side and queues the canceled response with the reason. Events that
+// wait for it are dropped. Its id stays taken until the client cancels it, like that of a watcher
+// that a compaction ends.
 func (s *Stream) End(id int64, reason string) {
 	h := s.hub
 	h.mu.Lock()

@@ -143,9 +143,8 @@ func (x *index) random() uint64 { // splitmix64
 	return z ^ z>>31
 }
 
-// node of the interval treap: ordered by (start, end), a heap by prio, and max is
-// the largest end in the subtree, so that a search skips the subtrees whose
-// ranges all end before the key.
+// node of the interval treap: ordered by (start, end), a heap by prio, and max is the largest end
+// in the subtree, so that a search skips the subtrees whose ranges all end before the key.
 type node struct {
 	list        *watchList
 	left, right *node

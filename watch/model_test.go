@@ -120,8 +120,7 @@ func (c *client) receive(r *Response) error {
 	return nil
 }
 
-// modelStore is a history that the random test can write, and the list of all
-// that was written.
+// modelStore is a history that the random test can write, and the list of all that was written.
 type modelStore interface {
 	History
 	commit(...write) (int64, []*mvccpb.Event)

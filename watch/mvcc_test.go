@@ -11,8 +11,7 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// realHistory is the real store of revisions; the fake beside it is the model of
-// what was written.
+// realHistory is the real store of revisions; the fake beside it is the model of what was written.
 type realHistory struct {
 	*mvcc.Store
 	st    *store.Store

@@ -66,8 +66,7 @@ func (r *recent) add(rev int64, events []*mvccpb.Event) (consecutive bool) {
 	return consecutive
 }
 
-// trim drops old revisions until the bounds hold. The newest always stays.
-// REQUIRES: mu held.
+// trim drops old revisions until the bounds hold. The newest always stays. REQUIRES: mu held.
 func (r *recent) trim() {
 	for r.first < r.rev && (r.bytes > r.maxBytes || r.bytes > r.keepBytes && r.first <= r.done) {
 		r.dropFirst()
@@ -81,8 +80,7 @@ func (r *recent) dropFirst() {
 	r.first++
 }
 
-// clear forgets everything; the next revision is rev+1.
-// REQUIRES: mu held.
+// clear forgets everything; the next revision is rev+1. REQUIRES: mu held.
 func (r *recent) clear(rev int64) {
 	for r.first <= r.rev {
 		r.dropFirst()

@@ -149,18 +149,16 @@ type pile struct {
 // Ready is signalled when Drain has something to do. It is closed never.
 func (s *Stream) Ready() <-chan struct{} { return s.ready }
 
-// push queues the events sel of r for w. It reports false, and queues nothing, if
-// the stream has no room; the stream will then call hub.roomy once it has.
-// The caller owns w: the dispatcher with hub.mu held for a live watcher, the
-// catch-up goroutine for one that is behind.
+// push queues the events sel of r for w. It reports false, and queues nothing, if the stream has no
+// room; the stream will then call hub.roomy once it has. The caller owns w: the dispatcher with
+// hub.mu held for a live watcher, the catch-up goroutine for one that is behind.
 func (s *Stream) push(w *watcher, r *revision, head int64, sel []int32, bytes int64) bool {
 	if r.rev <= w.last || r.rev < w.start {
 		panic("watch: revision delivered twice or out of order")
 	}
 	if !s.reserve(bytes) {
 		s.wantRoom.Store(true)
-		// The sender may have made room between the two lines above, and then missed
-		// the flag.
+		// The sender may have made room between the two lines above, and then missed the flag.
 		if !s.reserve(bytes) {
 			return false
 		}
@@ -243,13 +241,13 @@ func (s *Stream) Room() <-chan struct{} {
 	return s.roomC
 }
 
-// SetReview has fn called each time that events are about to be handed to Drain's send, after they have left the queue; it
-// may End watchers, whose events are dropped then. REQUIRES: Drain is not running.
+// SetReview has fn called each time that events are about to be handed to Drain's send, after they
+// have left the queue; it may End watchers, whose events are dropped then. REQUIRES: Drain is not
+// running.
 func (s *Stream) SetReview(fn func()) { s.review = fn }
 
-// Drain hands everything queued to send, merged into as few responses as the
-// bounds allow, and returns when the queue is empty or send fails. After an error
-// the stream can only be closed.
+// Drain hands everything queued to send, merged into as few responses as the bounds allow, and
+// returns when the queue is empty or send fails. After an error the stream can only be closed.
 func (s *Stream) Drain(send func(*Response) error) error {
 	for {
 		if more, err := s.drainBatch(send); !more || err != nil {

@@ -43,9 +43,9 @@ func (c *ctl) optionsCommand() *cobra.Command {
 	}
 }
 
-// completionCommand prints a script for a shell. The script calls this program back, as `<program> __complete ...`, so
-// it need not be renewed when commands change. For "belay ctl" it is the script of belay, which is to hand
-// `belay __complete ctl ...` on to Main as `__complete ...`.
+// completionCommand prints a script for a shell. The script calls this program back, as `<program>
+// __complete ...`, so it need not be renewed when commands change. For "belay ctl" it is the script
+// of belay, which is to hand `belay __complete ctl ...` on to Main as `__complete ...`.
 func (c *ctl) completionCommand() *cobra.Command {
 	program, _, _ := strings.Cut(c.name, " ")
 	return &cobra.Command{

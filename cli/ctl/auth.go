@@ -60,8 +60,8 @@ func enableAuth(ctx context.Context, cli *clientv3.Client) error {
 	}
 }
 
-// askCluster makes a command of one call. count is how many arguments it takes; complaint says so. In place of the
-// reply it prints done, if that is not empty.
+// askCluster makes a command of one call. count is how many arguments it takes; complaint says so.
+// In place of the reply it prints done, if that is not empty.
 func (c *ctl) askCluster(use, short string, count int, complaint string, ask func(context.Context, *clientv3.Client, []string) (reply, error), done string) *cobra.Command {
 	return &cobra.Command{
 		Use:   use,

@@ -344,8 +344,7 @@ func (s *tally) add(took time.Duration, err error) {
 	s.seconds = append(s.seconds, took.Seconds())
 }
 
-// summary gives writes per second, and the slowest write and the standard
-// deviation in seconds.
+// summary gives writes per second, and the slowest write and the standard deviation in seconds.
 func (s *tally) summary() (rate, slowest, deviation float64) {
 	count := float64(len(s.seconds))
 	if count == 0 {
@@ -361,9 +360,8 @@ func (s *tally) summary() (rate, slowest, deviation float64) {
 	return count / s.total.Seconds(), slices.Max(s.seconds), math.Sqrt(deviation / count)
 }
 
-// write puts random keys, all clients at once, as long as next(number of the
-// write, from 0) says so, until ctx ends or a server is gone. next is called by
-// one goroutine.
+// write puts random keys, all clients at once, as long as next(number of the write, from 0) says
+// so, until ctx ends or a server is gone. next is called by one goroutine.
 func write(ctx context.Context, gone time.Duration, clients []*clientv3.Client, prefix string, keyBytes, valueBytes int, next func(n int) bool) *tally {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -19,7 +19,8 @@ import (
 	"google.golang.org/grpc/grpclog"
 )
 
-// globalFlags are the flags every command takes; each may also come from the environment as ETCDCTL_<NAME>.
+// globalFlags are the flags every command takes; each may also come from the environment as
+// ETCDCTL_<NAME>.
 type globalFlags struct {
 	endpoints          []string
 	debug              bool
@@ -73,8 +74,9 @@ func choices(values ...string) cobra.CompletionFunc {
 	}
 }
 
-// fromEnvironment sets the flags of cmd that ETCDCTL_* variables name. A variable beside its flag is refused, as etcdctl
-// does: silently preferring one of them has sent commands to the wrong cluster.
+// fromEnvironment sets the flags of cmd that ETCDCTL_* variables name. A variable beside its flag
+// is refused, as etcdctl does: silently preferring one of them has sent commands to the wrong
+// cluster.
 func (c *ctl) fromEnvironment(cmd *cobra.Command) error {
 	const prefix = "ETCDCTL_"
 	fs := cmd.InheritedFlags()
@@ -176,7 +178,8 @@ func (c *ctl) client(cmd *cobra.Command) (*clientv3.Client, *output, error) {
 	return cli, out, err
 }
 
-// dial makes a client, closed when the command ends. No connection is awaited: an unreachable server shows at the first RPC.
+// dial makes a client, closed when the command ends. No connection is awaited: an unreachable
+// server shows at the first RPC.
 func (c *ctl) dial(ctx context.Context, spec *clientv3.ConfigSpec) (*clientv3.Client, error) {
 	lg := zap.NewNop()
 	if c.global.debug {
@@ -201,7 +204,8 @@ func (c *ctl) dial(ctx context.Context, spec *clientv3.ConfigSpec) (*clientv3.Cl
 	return cli, nil
 }
 
-// timeout is the context of a short command. To be called after configure, which may set the timeout from the environment.
+// timeout is the context of a short command. To be called after configure, which may set the
+// timeout from the environment.
 func (c *ctl) timeout(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(cmd.Context(), c.global.commandTimeout)
 }
@@ -253,8 +257,8 @@ func (c *ctl) credentials() (*clientv3.AuthConfig, error) {
 	return &clientv3.AuthConfig{Username: g.user, Password: password}, nil
 }
 
-// askPassword reads one line from standard input, without echo if that is a terminal, and no byte more: what follows may
-// be a value. An input that ends is an empty line, as with etcdctl.
+// askPassword reads one line from standard input, without echo if that is a terminal, and no byte
+// more: what follows may be a value. An input that ends is an empty line, as with etcdctl.
 func (c *ctl) askPassword(prompt string) (string, error) {
 	fmt.Fprint(c.out, prompt)
 	defer fmt.Fprintln(c.out)

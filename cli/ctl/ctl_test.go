@@ -24,7 +24,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// TestPrint shows how each kind of response looks in each format: `print <response> [hex] [value-only]`.
+// TestPrint shows how each kind of response looks in each format: `print <response> [hex]
+// [value-only]`.
 func TestPrint(t *testing.T) {
 	datadriven.RunTest(t, "testdata/print", func(t *testing.T, d *datadriven.TestData) string {
 		name := d.CmdArgs[0].Key
@@ -128,8 +129,8 @@ func samples(out *output) map[string]reply {
 	}
 }
 
-// TestCommandLine runs what needs no server: wrong arguments, text that is not understood, servers that are not there.
-// One word a line after `run`; an optional part behind "<<<" is standard input.
+// TestCommandLine runs what needs no server: wrong arguments, text that is not understood, servers
+// that are not there. One word a line after `run`; an optional part behind "<<<" is standard input.
 func TestCommandLine(t *testing.T) {
 	for _, kv := range os.Environ() {
 		if name, _, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "ETCDCTL_") {

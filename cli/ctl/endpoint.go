@@ -28,7 +28,8 @@ func (c *ctl) endpointCommand() *cobra.Command {
 	return cmd
 }
 
-// targets are the endpoints to ask one by one. The member list's client URLs are as the members advertise them.
+// targets are the endpoints to ask one by one. The member list's client URLs are as the members
+// advertise them.
 func (c *ctl) targets(cmd *cobra.Command, spec *clientv3.ConfigSpec, cluster bool) ([]string, error) {
 	if !cluster {
 		return spec.Endpoints, nil

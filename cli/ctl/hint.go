@@ -17,15 +17,16 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The look at each endpoint after a command has failed already is bounded by probeTimeout for the connection and
-// greetTimeout for a handshake.
+// The look at each endpoint after a command has failed already is bounded by probeTimeout for the
+// connection and greetTimeout for a handshake.
 const (
 	probeTimeout = 500 * time.Millisecond
 	greetTimeout = 2 * time.Second
 )
 
-// unreachable explains an error that may mean that nobody answered: it tries to connect once more to those that each has
-// asked in vain, else to each endpoint, and says what it saw. Empty if err tells of something else.
+// unreachable explains an error that may mean that nobody answered: it tries to connect once more
+// to those that each has asked in vain, else to each endpoint, and says what it saw. Empty if err
+// tells of something else.
 func (c *ctl) unreachable(err error) string {
 	code := status.Code(err)
 	if !errors.Is(err, context.DeadlineExceeded) && code != codes.Unavailable && code != codes.DeadlineExceeded {
@@ -76,12 +77,14 @@ func hintOf(endpoint string, perr error) string {
 	return fmt.Sprintf("Hint: no server at %s: %v", endpoint, perr)
 }
 
-// tlsError is what a server that listens has against this connection, or this client against the server.
+// tlsError is what a server that listens has against this connection, or this client against the
+// server.
 type tlsError struct{ text string }
 
 func (e *tlsError) Error() string { return e.text }
 
-// probe connects to an endpoint as the client did, and hangs up. A *tlsError is from a server that is there.
+// probe connects to an endpoint as the client did, and hangs up. A *tlsError is from a server that
+// is there.
 func (c *ctl) probe(endpoint string) error {
 	network, address, scheme := "tcp", endpoint, ""
 	switch u, err := url.Parse(endpoint); {
@@ -133,8 +136,8 @@ func (c *ctl) probe(endpoint string) error {
 	return nil
 }
 
-// greet makes a TLS handshake and waits a moment for the server's word: with TLS 1.3 it rejects a client's certificate
-// only after the client is content. speaks: the server knows TLS.
+// greet makes a TLS handshake and waits a moment for the server's word: with TLS 1.3 it rejects a
+// client's certificate only after the client is content. speaks: the server knows TLS.
 func greet(conn net.Conn, cfg *tls.Config) (speaks bool, err error) {
 	cfg.NextProtos = []string{"h2"}
 	secured := tls.Client(conn, cfg)

@@ -23,8 +23,8 @@ import (
 	"github.com/belaydb/belay/internal/interrupt"
 )
 
-// half is a server that answers reads and grants, with nothing, and is silent about all else: it takes commands as far as
-// to their first write.
+// half is a server that answers reads and grants, with nothing, and is silent about all else: it
+// takes commands as far as to their first write.
 type half struct {
 	address string
 	server  *grpc.Server
@@ -113,8 +113,8 @@ func start(t *testing.T, line string) *running {
 	return r
 }
 
-// reached starts a command with as many arguments as it takes to come to a call without an answer; nil if it never does
-// and ends by itself instead.
+// reached starts a command with as many arguments as it takes to come to a call without an answer;
+// nil if it never does and ends by itself instead.
 func reached(t *testing.T, h *half, command string) *running {
 	t.Helper()
 	for _, arguments := range []string{"", " 1", " 1 1", " 1 1 1", " 1 1 1 1", " validate 1", " enable 1.0"} {
@@ -130,7 +130,8 @@ func reached(t *testing.T, h *half, command string) *running {
 	return nil
 }
 
-// TestFirstSignalEnds: each command ends at the first SIGINT or SIGTERM, while its server is silent.
+// TestFirstSignalEnds: each command ends at the first SIGINT or SIGTERM, while its server is
+// silent.
 func TestFirstSignalEnds(t *testing.T) {
 	t.Parallel()
 	for i, command := range leaves(t) {
@@ -153,10 +154,12 @@ func TestFirstSignalEnds(t *testing.T) {
 	}
 }
 
-// waits are the commands that wait for a server to come back, as etcdctl's do, and so does what they are for.
+// waits are the commands that wait for a server to come back, as etcdctl's do, and so does what
+// they are for.
 var waits = []string{"watch", "lock", "elect", "make-mirror", "lease keep-alive"}
 
-// TestServerGone: each other command ends by itself when its server goes while it waits for an answer.
+// TestServerGone: each other command ends by itself when its server goes while it waits for an
+// answer.
 func TestServerGone(t *testing.T) {
 	t.Parallel()
 	for _, command := range leaves(t) {

@@ -19,9 +19,10 @@ import (
 	"time"
 )
 
-// TestLikeEtcdctl runs testdata/like_etcdctl through etcdctl and through this package and compares standard output, exit
-// code and the "Error:" line. Both talk to an etcd that starts empty on the same ports, so that member and cluster IDs,
-// revisions and hashes are equal; what cannot be (leases, durations, sizes) is masked.
+// TestLikeEtcdctl runs testdata/like_etcdctl through etcdctl and through this package and compares
+// standard output, exit code and the "Error:" line. Both talk to an etcd that starts empty on the
+// same ports, so that member and cluster IDs, revisions and hashes are equal; what cannot be
+// (leases, durations, sizes) is masked.
 func TestLikeEtcdctl(t *testing.T) {
 	etcdctl, etcd := os.Getenv("BELAY_ETCDCTL"), os.Getenv("BELAY_ETCD")
 	if etcdctl == "" || etcd == "" {
@@ -293,7 +294,8 @@ func (s *etcdSession) mask(text string) string {
 		text = regexp.MustCompile(m.pattern).ReplaceAllString(text, m.with)
 	}
 	if strings.Contains(text, "MEMBER") || strings.Contains(text, `"isLearner":true`) {
-		// IDs of added members hold the time, and lists are ordered by ID: compare them as bags of words.
+		// IDs of added members hold the time, and lists are ordered by ID: compare them as bags of
+		// words.
 		words := regexp.MustCompile(`[^,\n{}\[\]"]+`).FindAllString(text, -1)
 		slices.Sort(words)
 		text = strings.Join(words, "\n")

@@ -58,14 +58,16 @@ func ExitCode(err error) int {
 	return codeError // cobra's own: an unknown command or flag
 }
 
-// Main runs one command line. name is what the program is called in help and messages ("etcdctl" or "belay ctl"), args
-// the arguments behind it. It returns the exit code; failures have been printed to stderr by then. What holds
-// something (elect, lock, check) gives it back on SIGINT or SIGTERM; other commands leave signals alone.
+// Main runs one command line. name is what the program is called in help and messages ("etcdctl" or
+// "belay ctl"), args the arguments behind it. It returns the exit code; failures have been printed
+// to stderr by then. What holds something (elect, lock, check) gives it back on SIGINT or SIGTERM;
+// other commands leave signals alone.
 func Main(name string, args []string, stdin io.Reader, stdout, stderr io.Writer) (exitCode int) {
 	return MainContext(context.Background(), name, args, stdin, stdout, stderr)
 }
 
-// MainContext is Main for a caller that may want to stop the command: when ctx ends, so do its RPCs and watches.
+// MainContext is Main for a caller that may want to stop the command: when ctx ends, so do its RPCs
+// and watches.
 func MainContext(ctx context.Context, name string, args []string, stdin io.Reader, stdout, stderr io.Writer) (exitCode int) {
 	root := Command(name, stdin, stdout, stderr)
 	root.InitDefaultHelpCmd()
@@ -80,7 +82,8 @@ func MainContext(ctx context.Context, name string, args []string, stdin io.Reade
 	return ExitCode(err)
 }
 
-// A ctl is one command line being run: where it reads and writes, its global flags and the clients it has opened.
+// A ctl is one command line being run: where it reads and writes, its global flags and the clients
+// it has opened.
 type ctl struct {
 	name    string
 	in      io.Reader
@@ -92,8 +95,9 @@ type ctl struct {
 	silent  []string           // endpoints that each has asked in vain
 }
 
-// Command builds the command tree. Executing it returns an error for ExitCode; the error has been printed.
-// Abbreviated command names are Main's doing, because cobra's own switch for them is a global variable.
+// Command builds the command tree. Executing it returns an error for ExitCode; the error has been
+// printed. Abbreviated command names are Main's doing, because cobra's own switch for them is a
+// global variable.
 func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
 	var lock sync.Mutex // stdout and stderr may be one file, and interactive watches print concurrently
 	c := &ctl{name: name, in: stdin, out: &lockedWriter{&lock, stdout}, err: &lockedWriter{&lock, stderr}}
@@ -146,7 +150,8 @@ const (
 	groupUtility     = "utility"
 )
 
-// run adapts a command's body: it prints its failure the way etcdctl does and closes the clients it opened.
+// run adapts a command's body: it prints its failure the way etcdctl does and closes the clients it
+// opened.
 func (c *ctl) run(body func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		cmd.SilenceErrors, cmd.SilenceUsage = true, true
@@ -177,7 +182,8 @@ func (c *ctl) run(body func(cmd *cobra.Command, args []string) error) func(*cobr
 	}
 }
 
-// unabbreviate spells out command names given by a unique prefix (`mem li`), and leaves all else as it is.
+// unabbreviate spells out command names given by a unique prefix (`mem li`), and leaves all else as
+// it is.
 func unabbreviate(root *cobra.Command, args []string) []string {
 	args = slices.Clone(args)
 	at := root

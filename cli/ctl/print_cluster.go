@@ -252,8 +252,8 @@ func statusReply(list []endpointStatus) reply {
 	}
 }
 
-// percentFree is the share of the database file that holds nothing. A server that reports no size has none free;
-// etcdctl divides by zero there.
+// percentFree is the share of the database file that holds nothing. A server that reports no size
+// has none free; etcdctl divides by zero there.
 func percentFree(size, inUse int64) int64 {
 	if size <= 0 {
 		return 0
@@ -289,8 +289,8 @@ func alarmReply(r *pb.AlarmResponse) reply {
 		raw: r,
 		simple: func(p *page) {
 			for _, a := range r.GetAlarms() {
-				// The message's text form, fields of value zero left out, but always with one space: the
-				// library's own varies from build to build.
+				// The message's text form, fields of value zero left out, but always with one
+				// space: the library's own varies from build to build.
 				var parts []string
 				if a.GetMemberID() != 0 {
 					parts = append(parts, fmt.Sprintf("memberID:%d", a.GetMemberID()))

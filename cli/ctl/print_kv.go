@@ -30,7 +30,8 @@ func hexEscape(b []byte) string {
 	return s.String()
 }
 
-// header prints a response header for the fields format. Responses that have nothing to do with keys carry no revision.
+// header prints a response header for the fields format. Responses that have nothing to do with
+// keys carry no revision.
 func (p *page) header(h *pb.ResponseHeader) {
 	p.id("ClusterID", h.GetClusterId())
 	p.id("MemberID", h.GetMemberId())
@@ -165,7 +166,8 @@ func opReply(op *pb.ResponseOp) reply {
 	}
 }
 
-// txnJSON is a TxnResponse for encoding/json. The message's own oneof would come out under Go's names; scripts know these.
+// txnJSON is a TxnResponse for encoding/json. The message's own oneof would come out under Go's
+// names; scripts know these.
 type txnJSON struct {
 	Header    *pb.ResponseHeader `json:"header,omitempty"`
 	Succeeded bool               `json:"succeeded,omitempty"`

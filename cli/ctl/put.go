@@ -114,7 +114,8 @@ func (f *delFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.isRange, "range", false, "a range is meant: do not wait before deleting [key, range_end)")
 }
 
-// parse also returns whether the two seconds' grace before deleting a range apply: people have typed two keys and meant both.
+// parse also returns whether the two seconds' grace before deleting a range apply: people have
+// typed two keys and meant both.
 func (f *delFlags) parse(args []string) (key string, opts []clientv3.OpOption, grace bool, err error) {
 	if len(args) == 0 || len(args) > 2 {
 		return "", nil, false, failf(codeBadArgs, "del command needs one argument as key and an optional argument as range_end")
@@ -145,7 +146,8 @@ func errRangeAndPrefix() error {
 	return errors.New("too many arguments, only accept one argument when `--prefix` or `--from-key` is set")
 }
 
-// prefixOrFrom adds the range that --prefix or --from-key mean; of the empty key both mean every key.
+// prefixOrFrom adds the range that --prefix or --from-key mean; of the empty key both mean every
+// key.
 func prefixOrFrom(key string, opts []clientv3.OpOption, prefix, fromKey bool) (string, []clientv3.OpOption) {
 	switch {
 	case (prefix || fromKey) && key == "":

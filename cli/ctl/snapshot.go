@@ -69,8 +69,9 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 	return cmd
 }
 
-// saveSnapshot streams a snapshot to path.part and, once it is complete, verified and durable, renames it to path. So
-// there is never a half backup under the final name. It returns the server's storage version.
+// saveSnapshot streams a snapshot to path.part and, once it is complete, verified and durable,
+// renames it to path. So there is never a half backup under the final name. It returns the server's
+// storage version.
 func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string) (version string, err error) {
 	part := path + ".part"
 	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -118,7 +119,8 @@ func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string) (versi
 	return resp.Version, nil
 }
 
-// A trailingDigest sees a stream whose last 32 bytes are the SHA-256 of all before, without knowing where it ends.
+// A trailingDigest sees a stream whose last 32 bytes are the SHA-256 of all before, without knowing
+// where it ends.
 type trailingDigest struct {
 	sum interface {
 		io.Writer

@@ -43,7 +43,8 @@ type process struct {
 // defaultColumns is the width of a terminal that does not tell it.
 const defaultColumns = 80
 
-// Run starts a cluster and returns when all of it has ended: nil if it was stopped and no member failed.
+// Run starts a cluster and returns when all of it has ended: nil if it was stopped and no member
+// failed.
 func Run(opts Options) error {
 	if err := opts.validate(); err != nil {
 		return err
@@ -152,8 +153,8 @@ func (c *cluster) start(i int) error {
 		c.ended <- p
 	}()
 	go func() {
-		// A member logs each time that /health finds it without a leader, and a new one has none: first its cluster's
-		// version, which is agreed on with the first leader.
+		// A member logs each time that /health finds it without a leader, and a new one has none:
+		// first its cluster's version, which is agreed on with the first leader.
 		client := c.opts.healthClient()
 		if await(ctx, client, p.clientURL()+"/version", func(body []byte) bool { return !bytes.Contains(body, []byte("not_decided")) }) &&
 			await(ctx, client, p.clientURL()+"/health", func(body []byte) bool { return bytes.Contains(body, []byte(`"true"`)) }) {
@@ -407,7 +408,8 @@ func (c *cluster) startAgain(i int) {
 	c.say("%s starts, with pid %d", c.processes[i].name, c.processes[i].cmd.Process.Pid)
 }
 
-// note records that a process ended, says so unless the cluster is being stopped, and starts it again if that was asked for.
+// note records that a process ended, says so unless the cluster is being stopped, and starts it
+// again if that was asked for.
 func (c *cluster) note(p *process) {
 	p.ended = true
 	p.stopped()
@@ -458,7 +460,8 @@ func short(path string) string {
 // logFile has the member's whole log, if what is shown has not.
 func (p *process) logFile() string { return p.dataDir + ".log" }
 
-// stop ends all members, the last started first, each before the next: the others see it leave in order.
+// stop ends all members, the last started first, each before the next: the others see it leave in
+// order.
 func (c *cluster) stop() {
 	c.stopping = true
 	for _, p := range c.processes {

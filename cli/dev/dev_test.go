@@ -19,8 +19,9 @@ import (
 	"time"
 )
 
-// The test binary, run again with fakeEnv set, is the member: it logs, answers /health and dies as told. The value
-// names a behaviour, which a member has if it is followed by the member's name: "deaf:m2" for one deaf to SIGTERM.
+// The test binary, run again with fakeEnv set, is the member: it logs, answers /health and dies as
+// told. The value names a behaviour, which a member has if it is followed by the member's name:
+// "deaf:m2" for one deaf to SIGTERM.
 const fakeEnv = "BELAY_DEV_TEST_MEMBER"
 
 func TestMain(m *testing.M) {
@@ -376,7 +377,8 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// freePorts finds n consecutive ports that are free now, below the ephemeral ones, which an outgoing connection may take.
+// freePorts finds n consecutive ports that are free now, below the ephemeral ones, which an
+// outgoing connection may take.
 func freePorts(t *testing.T, n int) int {
 	t.Helper()
 	for range 50 {

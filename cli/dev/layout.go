@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// markerName is the file that makes a directory ours. It holds the layout, because members remember their peers' URLs:
-// the same data cannot run with other ports or another number of members.
+// markerName is the file that makes a directory ours. It holds the layout, because members remember
+// their peers' URLs: the same data cannot run with other ports or another number of members.
 const markerName = "belay-dev.json"
 
 // authoritiesName is the file with the certificates that members made for themselves.
@@ -85,8 +85,8 @@ func (o *Options) args(members []member, i int) []string {
 	return append(args, o.ServerArgs...)
 }
 
-// environ is our environment for a member, less the ETCD_* variables for flags it is started with: a member refuses to
-// choose between the two.
+// environ is our environment for a member, less the ETCD_* variables for flags it is started with:
+// a member refuses to choose between the two.
 func environ(args []string) []string {
 	given := map[string]bool{}
 	for _, arg := range args {
@@ -177,8 +177,8 @@ func readMarker(path string) (*marker, error) {
 	return m, nil
 }
 
-// clean removes the members' directories and the marker, and nothing that somebody else may have put beside them. The
-// marker goes last: until then the rest can be cleaned by another run.
+// clean removes the members' directories and the marker, and nothing that somebody else may have
+// put beside them. The marker goes last: until then the rest can be cleaned by another run.
 func clean(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

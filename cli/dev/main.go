@@ -48,8 +48,8 @@ type Options struct {
 	Stderr     io.Writer // the members' logs and errors
 }
 
-// Main runs `belay dev` with the arguments behind "dev" and returns the exit code: 0 when it was stopped, 1 when the
-// cluster could not start or a member failed, 2 for flags that make no sense.
+// Main runs `belay dev` with the arguments behind "dev" and returns the exit code: 0 when it was
+// stopped, 1 when the cluster could not start or a member failed, 2 for flags that make no sense.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) (exitCode int) {
 	opts, err := parse(args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -135,7 +135,8 @@ func (o *Options) validate() error {
 	return nil
 }
 
-// takesCommands is whether somebody may be at the other end of r: a terminal or a pipe, not /dev/null or a file.
+// takesCommands is whether somebody may be at the other end of r: a terminal or a pipe, not
+// /dev/null or a file.
 func takesCommands(r io.Reader) bool {
 	f, ok := r.(*os.File)
 	if !ok {

@@ -9,8 +9,9 @@ import (
 // maxLineBytes is how much of a line without end is held back before it is printed anyway.
 const maxLineBytes = 64 << 10
 
-// A prefixer copies whole lines, each behind a prefix. Several share one lock and one writer, so that lines of different
-// members do not mix. Each belongs to one stream and is written to by one goroutine.
+// A prefixer copies whole lines, each behind a prefix. Several share one lock and one writer, so
+// that lines of different members do not mix. Each belongs to one stream and is written to by one
+// goroutine.
 type prefixer struct {
 	mu      *sync.Mutex // held for each write to w
 	w       io.Writer

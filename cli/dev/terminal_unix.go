@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminalColumns is the width of a terminal, 0 if it does not tell it; ok is false for what is no terminal.
+// terminalColumns is the width of a terminal, 0 if it does not tell it; ok is false for what is no
+// terminal.
 func terminalColumns(f *os.File) (n int, ok bool) {
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil {
@@ -19,5 +20,6 @@ func terminalColumns(f *os.File) (n int, ok bool) {
 	return int(size.Col), true
 }
 
-// mayRead keeps the terminal from stopping us when we read from it in the background: the read fails instead.
+// mayRead keeps the terminal from stopping us when we read from it in the background: the read
+// fails instead.
 func mayRead() { signal.Ignore(syscall.SIGTTIN) }

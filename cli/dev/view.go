@@ -9,8 +9,9 @@ import (
 	"unicode/utf8"
 )
 
-// A view makes of a member's log what a person wants to see of it on a terminal: warnings and errors, one row each, and
-// what repeats itself once a minute. All of it is in a file (see cluster.start).
+// A view makes of a member's log what a person wants to see of it on a terminal: warnings and
+// errors, one row each, and what repeats itself once a minute. All of it is in a file (see
+// cluster.start).
 type view struct {
 	colour bool
 	width  func() int // of the terminal, in columns
@@ -65,7 +66,8 @@ func (r record) kind() string {
 // verdictText is the message of the log's line that says what an incident was.
 const verdictText = "verdict on an incident"
 
-// rows is what is shown of a line behind the member's prefix, of which it takes columns; none: nothing.
+// rows is what is shown of a line behind the member's prefix, of which it takes columns; none:
+// nothing.
 func (v *view) rows(line string, prefix int) []string {
 	r, ok := parseRecord(line)
 	if !ok {

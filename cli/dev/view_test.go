@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// What a terminal shows of a member's log: a row for each event, what repeats itself once a minute, verdicts whole.
+// What a terminal shows of a member's log: a row for each event, what repeats itself once a minute,
+// verdicts whole.
 func TestView(t *testing.T) {
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.Local)
 	var out, full strings.Builder

@@ -5,10 +5,8 @@
 //	snapshot status   what such a file holds
 //	raftlog           a member's raft log, group by group
 //
-// Commands, flags, output and exit codes are etcdutl's where it has them; its
-// defrag, hashkv and migrate have no counterpart, since there is no database file
-// that they could work on.
+// Commands, flags, output and exit codes are etcdutl's where it has them; its defrag, hashkv and
+// migrate have no counterpart, since there is no database file that they could work on.
 //
-// Sources: etcd's etcdutl/etcdutl and etcdutl/snapshot, read for facts and compared
-// live.
+// Sources: etcd's etcdutl/etcdutl and etcdutl/snapshot, read for facts and compared live.
 package offline

@@ -145,9 +145,10 @@ may also be the database of a stopped etcd member (member/snap/db), with
 	return cmd
 }
 
-// verify is what a start of the new cluster verifies, which is what etcdutl does: that --initial-cluster knows the
-// member under the URLs that it advertises, as texts or as the addresses that they resolve to. What keeps it waiting,
-// a name that cannot be resolved, goes to stderr.
+// verify is what a start of the new cluster verifies, which is what etcdutl does: that
+// --initial-cluster knows the member under the URLs that it advertises, as texts or as the
+// addresses that they resolve to. What keeps it waiting, a name that cannot be resolved, goes to
+// stderr.
 func verify(ctx context.Context, f restoreFlags, stderr io.Writer) error {
 	urls, err := config.ParseURLs(f.peerURLs)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestRestoreURLs: --initial-cluster and --initial-advertise-peer-urls may say the same address in two ways, and of
-// every scheme that a member takes. What is let through fails at the file.
+// TestRestoreURLs: --initial-cluster and --initial-advertise-peer-urls may say the same address in
+// two ways, and of every scheme that a member takes. What is let through fails at the file.
 func TestRestoreURLs(t *testing.T) {
 	const name = "localhost." // with the dot no case of its own, but a name to resolve
 	ips, err := net.DefaultResolver.LookupIPAddr(t.Context(), name)

@@ -33,7 +33,8 @@ func completion(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// complete answers a shell. how is __complete or __completeNoDesc; words stand behind "belay", the last is to be completed.
+// complete answers a shell. how is __complete or __completeNoDesc; words stand behind "belay", the
+// last is to be completed.
 func complete(how string, words []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	describe := how == "__complete"
 	if len(words) < 2 {

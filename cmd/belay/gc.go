@@ -26,8 +26,7 @@ func boundGarbage() {
 	(&garbage{percent: maxGCPercent, set: debug.SetGCPercent, live: liveBytes}).afterEachCollection()
 }
 
-// garbage sets the percentage after each collection, in the runtime's goroutine
-// for cleanups.
+// garbage sets the percentage after each collection, in the runtime's goroutine for cleanups.
 type garbage struct {
 	percent int
 	set     func(percent int) (old int)

@@ -12,7 +12,8 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// TestLogGRPCIsSilent: at no level does zap complain that the logger is quieter than what grpc is to be.
+// TestLogGRPCIsSilent: at no level does zap complain that the logger is quieter than what grpc is
+// to be.
 func TestLogGRPCIsSilent(t *testing.T) {
 	for level := zapcore.DebugLevel; level <= zapcore.FatalLevel; level++ {
 		var out bytes.Buffer

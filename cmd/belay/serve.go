@@ -246,9 +246,8 @@ func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 	}
 }
 
-// notifySystemd tells systemd, if it asked by NOTIFY_SOCKET, that the member
-// serves (a unit of Type=notify waits for it). Said without systemd too, as by
-// etcd.
+// notifySystemd tells systemd, if it asked by NOTIFY_SOCKET, that the member serves (a unit of
+// Type=notify waits for it). Said without systemd too, as by etcd.
 func notifySystemd(logger *zap.Logger) {
 	logger.Info("notifying init daemon")
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
@@ -258,8 +257,8 @@ func notifySystemd(logger *zap.Logger) {
 	logger.Info("successfully notified init daemon")
 }
 
-// tryLine is a command that works when it is pasted. It sets variables rather than flags: the shell may have them already,
-// and a flag beside its variable is refused, as by etcdctl.
+// tryLine is a command that works when it is pasted. It sets variables rather than flags: the shell
+// may have them already, and a flag beside its variable is refused, as by etcdctl.
 func tryLine(cfg *config.Config) string {
 	words := []string{"ETCDCTL_ENDPOINTS=" + clientEndpoint(cfg)}
 	if urls := cfg.AdvertiseClientURLs; len(urls) > 0 && (urls[0].Scheme == "https" || urls[0].Scheme == "unixs") {

@@ -1,8 +1,10 @@
-// Package crash makes of a file system in memory what a power failure may leave of it. It is for tests.
+// Package crash makes of a file system in memory what a power failure may leave of it. It is for
+// tests.
 //
-// What was synced is there. Of the rest each page of a file, each new name and each removed name is kept or lost by
-// itself, in any combination: a disk writes in the order that it likes, and a journal may hold half of what a folder
-// went through. (vfs.MemFS's own CrashClone never loses a removed name.)
+// What was synced is there. Of the rest each page of a file, each new name and each removed name is
+// kept or lost by itself, in any combination: a disk writes in the order that it likes, and a
+// journal may hold half of what a folder went through. (vfs.MemFS's own CrashClone never loses a
+// removed name.)
 package crash
 
 import (
@@ -14,8 +16,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Clone is what a crash may leave of fs. Of what was not synced it keeps about percent, chosen by rng; rng may be nil
-// for 0.
+// Clone is what a crash may leave of fs. Of what was not synced it keeps about percent, chosen by
+// rng; rng may be nil for 0.
 func Clone(fs *vfs.MemFS, percent int, rng *rand.Rand) (*vfs.MemFS, error) {
 	clone := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})
 	if percent == 0 {
@@ -60,8 +62,8 @@ func loseRemoved(fs, clone *vfs.MemFS, dir string, percent int, rng *rand.Rand) 
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// Kinds are ways in which the same moment may be left: nothing that was not synced, everything, and n mixtures. each
-// is called with every one of them, until it fails.
+// Kinds are ways in which the same moment may be left: nothing that was not synced, everything, and
+// n mixtures. each is called with every one of them, until it fails.
 func Kinds(fs *vfs.MemFS, n int, rng *rand.Rand, each func(left *vfs.MemFS) error) error {
 	percents := []int{0, 100}
 	for range n {

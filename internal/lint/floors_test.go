@@ -259,8 +259,7 @@ func generated(t testing.TB, p goPackage) bool {
 	return true
 }
 
-// TestNoInit: wiring is in node; a package that acts at import time can not be
-// given its parts.
+// TestNoInit: wiring is in node; a package that acts at import time can not be given its parts.
 func TestNoInit(t *testing.T) {
 	for _, p := range packages(t) {
 		for _, name := range p.GoFiles {

@@ -26,8 +26,9 @@ func isLogger(typ ast.Expr) bool {
 	return ok && pkg.Name == "zap"
 }
 
-// nilLoggers are the exported functions of a package, and its exported structs, that take a logger and never ask
-// whether it is nil, which panics with the first line. Of a struct it is enough that the package asks somewhere.
+// nilLoggers are the exported functions of a package, and its exported structs, that take a logger
+// and never ask whether it is nil, which panics with the first line. Of a struct it is enough that
+// the package asks somewhere.
 func nilLoggers(files map[string][]byte) (faults []string, err error) {
 	asks := func(body []byte, name string) bool { return bytes.Contains(body, []byte(name+" == nil")) }
 	anywhere := slices.ContainsFunc([]string{"Logger", "lg", "logger"}, func(name string) bool {

@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// Table draws rows in a box, the first row as the header: upper case and centred, the others to the right. A table
-// without data has no line below its header, as etcdctl's has none.
+// Table draws rows in a box, the first row as the header: upper case and centred, the others to the
+// right. A table without data has no line below its header, as etcdctl's has none.
 //
 //	┌────┬───────┐
 //	│ ID │ NAME  │

@@ -5,22 +5,19 @@
 //	go run ./proof/abuse -attacks 'peer-*' -kinds belay
 //	go run ./proof/abuse -list
 //
-// Each attack is a row: what the attacker must have (a TCP connection, a token,
-// the right to read some keys), and what it does to the first member for some
-// seconds. It runs in a process of its own, at low priority, as a client on
-// another machine would. Beside it a light client speaks to each member: a put
-// each 25 ms, and each 200 ms a read on a new connection. Then the attack ends,
+// Each attack is a row: what the attacker must have (a TCP connection, a token, the right to read
+// some keys), and what it does to the first member for some seconds. It runs in a process of its
+// own, at low priority, as a client on another machine would. Beside it a light client speaks to
+// each member: a put each 25 ms, and each 200 ms a read on a new connection. Then the attack ends,
 // and the members are asked until all is as before.
 //
-// What is wanted of Belay, in each row: the members live; the one that is
-// attacked stays under the bound of memory that the row tells; the light
-// clients' requests take less than a second, on the other members as well, whose
-// memory stays as it was; all is back to normal some seconds after the attack.
-// Some rows want more: that nothing was written, that a password is not told.
+// What is wanted of Belay, in each row: the members live; the one that is attacked stays under the
+// bound of memory that the row tells; the light clients' requests take less than a second, on the
+// other members as well, whose memory stays as it was; all is back to normal some seconds after the
+// attack. Some rows want more: that nothing was written, that a password is not told.
 //
-// TestAbuse runs the same attacks for half a second each on a single member,
-// with bounds that a busy machine keeps: memory, and that the member lives and
-// answers in the end.
+// TestAbuse runs the same attacks for half a second each on a single member, with bounds that a
+// busy machine keeps: memory, and that the member lives and answers in the end.
 //
 // Files: main.go (the table), run.go (one attack on one kind), light.go (the
 // light clients), attacks.go (the rows), grpc.go, http2.go, http1.go (what they

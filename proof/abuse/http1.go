@@ -18,8 +18,8 @@ import (
 
 // What is done with HTTP/1 and plain connections, on each port.
 
-// silent holds connections on which nothing is said, more than the member has descriptors, while it must
-// make files.
+// silent holds connections on which nothing is said, more than the member has descriptors, while it
+// must make files.
 func silent(port string) func(ctx context.Context, t *target, c *counter) error {
 	return func(ctx context.Context, t *target, c *counter) error {
 		address := map[string]string{"client": t.Client, "peer": t.Peer, "metrics": t.Metrics}[port]

@@ -62,8 +62,7 @@ func (t *target) framer(ctx context.Context, reading bool) (*http2.Framer, io.Cl
 	return f, conn, f.WriteSettings()
 }
 
-// flood has some connections, each of which repeats step until it fails, and is
-// made anew then.
+// flood has some connections, each of which repeats step until it fails, and is made anew then.
 func flood(ctx context.Context, t *target, c *counter, conns int, reading bool, step func(f *http2.Framer, n uint32) error) error {
 	c.swarm(ctx, conns, func(ctx context.Context, _ int) error {
 		f, conn, err := t.framer(ctx, reading)
@@ -128,8 +127,7 @@ func settingsFlood(ctx context.Context, t *target, c *counter) error {
 	})
 }
 
-// headerBomb names one long header again and again by its place in the table of
-// the compression.
+// headerBomb names one long header again and again by its place in the table of the compression.
 func headerBomb(ctx context.Context, t *target, c *counter) error {
 	var b bytes.Buffer
 	b.Write(request())

@@ -304,12 +304,11 @@ func (r *run) assail(ctx context.Context, res *result) error {
 	return nil
 }
 
-// others is how much the memory of members that are not attacked may grow: by
-// what they replicate.
+// others is how much the memory of members that are not attacked may grow: by what they replicate.
 func (r *run) others() int64 { return max(r.written, 100<<20) }
 
-// normal waits until each member answers a put and a read on a new connection
-// within half a second again, and says when that was, from the attack's end; -1: not within a minute.
+// normal waits until each member answers a put and a read on a new connection within half a second
+// again, and says when that was, from the attack's end; -1: not within a minute.
 func (r *run) normal(ctx context.Context, ended time.Time) time.Duration {
 	for _, m := range r.c.Members {
 		l := &light{m: m, token: r.tokens[admin]}

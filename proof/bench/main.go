@@ -1,10 +1,9 @@
 // Command bench measures Belay beside etcd, in one run and on one machine.
 //
-// For each case, number of nodes and kind of server it starts fresh members
-// on loopback, loads what the case needs, runs clients for a while and prints
-// throughput, latency, and what the servers cost: CPU seconds for each 1,000
-// operations, peak resident memory, bytes sent to the disk. Kinds alternate
-// within a case, so that a slow minute of the machine hits both.
+// For each case, number of nodes and kind of server it starts fresh members on loopback, loads what
+// the case needs, runs clients for a while and prints throughput, latency, and what the servers
+// cost: CPU seconds for each 1,000 operations, peak resident memory, bytes sent to the disk. Kinds
+// alternate within a case, so that a slow minute of the machine hits both.
 //
 //	go run ./proof/bench                          everything: about a quarter of an hour
 //	go run ./proof/bench -cases put-1000 -nodes 1 -repeat 5
@@ -18,9 +17,8 @@
 // The kind empty is a gRPC server that answers every call with nothing: the
 // floor that any server built on grpc-go stands on.
 //
-// Files: main.go (flags, order), cases.go (what is run), client.go (the lean
-// client), measure.go (histogram, costs), report.go (table, JSON), restart.go,
-// readers.go, empty.go.
+// Files: main.go (flags, order), cases.go (what is run), client.go (the lean client), measure.go
+// (histogram, costs), report.go (table, JSON), restart.go, readers.go, empty.go.
 package main
 
 import (

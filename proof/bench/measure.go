@@ -13,8 +13,7 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// result is one run of a case. Durations are in seconds, so that the JSON has
-// plain numbers.
+// result is one run of a case. Durations are in seconds, so that the JSON has plain numbers.
 type result struct {
 	OpsPerSecond   float64 `json:"ops_per_second"`
 	P50            float64 `json:"p50_seconds"`
@@ -92,10 +91,9 @@ type costs struct {
 	device  int64
 }
 
-// deviceWritten is what was written to the disk that holds dir, by anybody.
-// The kernel charges a process for the whole folio that it dirties, which with
-// large folios can be a megabyte for a page; the disk gets only the page. 0 if
-// it can not be told (tmpfs, overlay).
+// deviceWritten is what was written to the disk that holds dir, by anybody. The kernel charges a
+// process for the whole folio that it dirties, which with large folios can be a megabyte for a
+// page; the disk gets only the page. 0 if it can not be told (tmpfs, overlay).
 func deviceWritten(dir string) int64 {
 	var st syscall.Stat_t
 	if syscall.Stat(dir, &st) != nil {

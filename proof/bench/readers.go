@@ -23,11 +23,10 @@ const (
 	lightInterval = 25 * time.Millisecond
 )
 
-// readers measures what readers leave to others. So many clients, each with a
-// connection of its own, read 10 MB again and again, and a light client in a
-// process of its own puts. Its latencies are the result's, counted are the
-// ranges. Before that the light client is alone, which is how its clock and
-// connection are known to be well.
+// readers measures what readers leave to others. So many clients, each with a connection of its
+// own, read 10 MB again and again, and a light client in a process of its own puts. Its latencies
+// are the result's, counted are the ranges. Before that the light client is alone, which is how its
+// clock and connection are known to be well.
 func readers(clients int) func(context.Context, options, *cluster.Cluster) (result, error) {
 	return func(ctx context.Context, o options, cl *cluster.Cluster) (result, error) {
 		o.conns = clients

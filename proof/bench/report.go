@@ -15,8 +15,7 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// report collects results and prints them as a markdown table, a row as soon
-// as its case is done.
+// report collects results and prints them as a markdown table, a row as soon as its case is done.
 type report struct {
 	opts  options
 	kinds []cluster.Kind

@@ -21,9 +21,10 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestAuthThreeMembers: users, roles, permissions and the auth revision survive restarts, elections, a snapshot and the
-// death of all members at once; a token is good on all members and ends with the process that knows it. What three
-// members of Belay say on the way is what three of etcd say.
+// TestAuthThreeMembers: users, roles, permissions and the auth revision survive restarts,
+// elections, a snapshot and the death of all members at once; a token is good on all members and
+// ends with the process that knows it. What three members of Belay say on the way is what three of
+// etcd say.
 func TestAuthThreeMembers(t *testing.T) {
 	t.Parallel()
 	var stories [2][]string
@@ -83,7 +84,8 @@ func authStory(t *testing.T, kind cluster.Kind) (story []string) {
 			for _, p := range ps {
 				p.tokens[name] = token
 				if kind == cluster.Etcd {
-					// A member of etcd that lags behind does not know the token; Belay's catches up first.
+					// A member of etcd that lags behind does not know the token; Belay's catches up
+					// first.
 					must(eventually(ctx, func() error {
 						if got := ask(p, name, "mine"); strings.HasPrefix(got, "Unauthenticated") {
 							return errors.New(got)
@@ -200,8 +202,8 @@ func authStory(t *testing.T, kind cluster.Kind) (story []string) {
 	ps[1].tokens["old"] = old
 	say("the first token, where it was given: %s", ask(ps[1], "old", "secret"))
 
-	// All are killed, a moment after the last login is in their logs: what a member has applied and not written it
-	// applies anew when it has it from the others, as etcd does.
+	// All are killed, a moment after the last login is in their logs: what a member has applied and
+	// not written it applies anew when it has it from the others, as etcd does.
 	time.Sleep(500 * time.Millisecond)
 	for _, p := range ps {
 		must(p.Kill())
@@ -244,8 +246,8 @@ func authStory(t *testing.T, kind cluster.Kind) (story []string) {
 	return story
 }
 
-// TestAuthSnapshotForEtcd: a snapshot taken with authentication on is restored by etcdutl, and real etcd serves the same
-// users with the same passwords and rights.
+// TestAuthSnapshotForEtcd: a snapshot taken with authentication on is restored by etcdutl, and real
+// etcd serves the same users with the same passwords and rights.
 func TestAuthSnapshotForEtcd(t *testing.T) {
 	t.Parallel()
 	tools := EtcdTools(t)
@@ -327,8 +329,8 @@ func TestAuthSnapshotForEtcd(t *testing.T) {
 	}
 }
 
-// TestAuthenticateLetsOthersWork: while many log in at the default cost of bcrypt, which takes all processors and more,
-// and others send wrong passwords, puts go on and every login is answered.
+// TestAuthenticateLetsOthersWork: while many log in at the default cost of bcrypt, which takes all
+// processors and more, and others send wrong passwords, puts go on and every login is answered.
 func TestAuthenticateLetsOthersWork(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, cluster.Config{Kind: checkKind(t), Size: 1, Args: []string{"--unsafe-no-fsync"}})
@@ -364,8 +366,8 @@ func TestAuthenticateLetsOthersWork(t *testing.T) {
 	}
 }
 
-// A client of etcd's own library with a name and password goes on when its token ends: with the member, by a change of
-// the password, by being switched off and on.
+// A client of etcd's own library with a name and password goes on when its token ends: with the
+// member, by a change of the password, by being switched off and on.
 func TestAuthClientLogsInAgain(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, cluster.Config{Kind: checkKind(t), Size: 1, Args: []string{"--bcrypt-cost=4"}})

@@ -17,8 +17,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// authCommandLines are run one after the other. What follows <<< is standard input; \n in it ends a line. A line that
-// begins with = sets ETCDCTL_ variables for the next ones.
+// authCommandLines are run one after the other. What follows <<< is standard input; \n in it ends a
+// line. A line that begins with = sets ETCDCTL_ variables for the next ones.
 const authCommandLines = `
 auth status
 auth enable
@@ -181,8 +181,8 @@ get secret
 auth disable
 `
 
-// TestAuthCommandLines runs them by etcdctl against etcd, by etcdctl against Belay and by belay ctl against Belay: the
-// same output, the same last error and the same exit code.
+// TestAuthCommandLines runs them by etcdctl against etcd, by etcdctl against Belay and by belay ctl
+// against Belay: the same output, the same last error and the same exit code.
 func TestAuthCommandLines(t *testing.T) {
 	t.Parallel()
 	belay, etcdctl := Belay(t), EtcdTools(t).Etcdctl
@@ -236,7 +236,8 @@ var (
 	ctlIDs   = regexp.MustCompile(`\b[0-9a-f]{15,16}\b|127\.0\.0\.1:\d+`)
 )
 
-// runLine gives standard output, the lines of standard error that begin with Error, and the exit code.
+// runLine gives standard output, the lines of standard error that begin with Error, and the exit
+// code.
 func runLine(t *testing.T, program, env []string, line string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()

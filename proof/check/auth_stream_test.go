@@ -24,8 +24,9 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestAuthDifferential sends one stream of requests by many users, while users, roles and passwords change, to Belay and
-// to etcd, and wants equal answers: every field and every error, of every service.
+// TestAuthDifferential sends one stream of requests by many users, while users, roles and passwords
+// change, to Belay and to etcd, and wants equal answers: every field and every error, of every
+// service.
 func TestAuthDifferential(t *testing.T) {
 	requests := envInt(t, "BELAY_AUTH_REQUESTS", 2000)
 	if testing.Short() {
@@ -35,8 +36,8 @@ func TestAuthDifferential(t *testing.T) {
 	runAuthStream(t, "TestAuthDifferential", requests, "simple")
 }
 
-// TestAuthDifferentialJWT is the same with tokens that carry the revision of users and roles, so that nearly all become
-// old all the time, and with tokens that nobody handed out.
+// TestAuthDifferentialJWT is the same with tokens that carry the revision of users and roles, so
+// that nearly all become old all the time, and with tokens that nobody handed out.
 func TestAuthDifferentialJWT(t *testing.T) {
 	requests := envInt(t, "BELAY_AUTH_REQUESTS", 2000) / 2
 	if testing.Short() {
@@ -232,7 +233,8 @@ func (d *authDifferential) authenticateAll() (steps []step) {
 	return steps
 }
 
-// authenticate asks for a token, which each side remembers for the user; the one before becomes "old".
+// authenticate asks for a token, which each side remembers for the user; the one before becomes
+// "old".
 func (d *authDifferential) authenticate(name, password string) step {
 	st := auth("Authenticate", &pb.AuthenticateRequest{Name: name, Password: password}, pb.AuthClient.Authenticate)
 	st.learn = func(s *side, m proto.Message) {
@@ -328,8 +330,8 @@ func (d *authDifferential) credentials(ctx context.Context, s *side, who string,
 	return metadata.AppendToOutgoingContext(ctx, "token", token)
 }
 
-// turnAround gives ranges that end before they begin the other order. They have no keys; whether etcd lets a user ask for
-// one depends on how its tree of permissions happens to lie.
+// turnAround gives ranges that end before they begin the other order. They have no keys; whether
+// etcd lets a user ask for one depends on how its tree of permissions happens to lie.
 func turnAround(m proto.Message) {
 	turn := func(key, end *[]byte) {
 		if len(*end) > 0 && !bytes.Equal(*end, []byte{0}) && bytes.Compare(*end, *key) < 0 && len(*key) > 0 {
@@ -430,7 +432,8 @@ func (d *authDifferential) next() []step {
 	return steps
 }
 
-// authSteps are requests for users and roles, and what only root may ask that the generator does not.
+// authSteps are requests for users and roles, and what only root may ask that the generator does
+// not.
 func (d *authDifferential) authSteps() []step {
 	g := d.gen
 	who := d.someone()

@@ -56,8 +56,9 @@ func (p *party) must(err error) {
 	}
 }
 
-// populate makes root, and mallory, who may read and write the key "mine" and nothing else; turns authentication on and
-// logs both in. The key "secret" and lease 7, to which it is attached, are root's; lease 8 has "mine".
+// populate makes root, and mallory, who may read and write the key "mine" and nothing else; turns
+// authentication on and logs both in. The key "secret" and lease 7, to which it is attached, are
+// root's; lease 8 has "mine".
 func (p *party) populate() {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
@@ -157,7 +158,8 @@ func attacks() []attack {
 	mine, secret := []byte("mine"), []byte("secret")
 	txn := func(name string, r *pb.TxnRequest) attack { return kv(name, "Txn", "txn", r, &pb.TxnResponse{}) }
 	return []attack{
-		// GHSA-rfx7-8w68-q57q, CVE-2026-33343: a transaction within a transaction was not looked at.
+		// GHSA-rfx7-8w68-q57q, CVE-2026-33343: a transaction within a transaction was not looked
+		// at.
 		txn("nested transaction (GHSA-rfx7-8w68-q57q): read", nestedIn(1, txnOf(rangeOp(&pb.RangeRequest{Key: secret})))),
 		txn("nested transaction (GHSA-rfx7-8w68-q57q): read deeper", nestedIn(5, txnOf(rangeOp(&pb.RangeRequest{Key: secret})))),
 		txn("nested transaction (GHSA-rfx7-8w68-q57q): write", nestedIn(2, txnOf(putOp(&pb.PutRequest{Key: secret})))),
@@ -221,8 +223,9 @@ func attacks() []attack {
 	}
 }
 
-// TestAuthAttacks makes the calls by which users came past their rights in some version of etcd, and those like them, at
-// the gRPC port and at the gateway, as a user, as nobody and with a made-up token. All are refused, in etcd's words.
+// TestAuthAttacks makes the calls by which users came past their rights in some version of etcd,
+// and those like them, at the gRPC port and at the gateway, as a user, as nobody and with a made-up
+// token. All are refused, in etcd's words.
 func TestAuthAttacks(t *testing.T) {
 	t.Parallel()
 	parties := startAuth(t)
@@ -326,8 +329,9 @@ func overWebsocket(p *party, path, token string, cookie bool, messages int, requ
 	return out.String(), nil
 }
 
-// GHSA-xg4h-6gfc-h4m8: who may read one key could watch all keys from it on. A watch is judged for exactly its range: the
-// first of each group is refused, and what root then writes is not told to anybody but a watch of "mine".
+// GHSA-xg4h-6gfc-h4m8: who may read one key could watch all keys from it on. A watch is judged for
+// exactly its range: the first of each group is refused, and what root then writes is not told to
+// anybody but a watch of "mine".
 func watchAttacks(t *testing.T, parties [2]*party) {
 	create := func(key, end string) *pb.WatchRequest {
 		return &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte(key), RangeEnd: []byte(end), StartRevision: 1, PrevKv: true}}}
@@ -462,7 +466,8 @@ func snapshotAttacks(t *testing.T, parties [2]*party) {
 
 // Lock, Election and the others that act in the caller's name.
 func lockAttacks(t *testing.T, parties [2]*party) {
-	// etcd ends an Observe that may not read without an answer and without an error; here it is told.
+	// etcd ends an Observe that may not read without an answer and without an error; here it is
+	// told.
 	for _, who := range []string{"mallory", "", "forged"} {
 		c := httpCase{path: "/v3/election/observe", body: `{"name":"c2VjcmV0"}`}
 		if who != "" {
@@ -521,7 +526,8 @@ func underAlarm(t *testing.T, parties [2]*party) {
 	}
 }
 
-// Passwords are in no log line and on no page of a member that says all it can (CVE-2021-28235: they were).
+// Passwords are in no log line and on no page of a member that says all it can (CVE-2021-28235:
+// they were).
 func TestAuthPasswordsAreNotTold(t *testing.T) {
 	t.Parallel()
 	belay, _ := startBoth(t, func(c *cluster.Config) {
@@ -570,7 +576,8 @@ func TestAuthTokenTTL(t *testing.T) {
 		running.Go(func() {
 			kv := pb.NewKVClient(p.conn)
 			idle := p.tokens["root"]
-			// As long as half a TTL passes between two uses, mallory's lives, while root's, which nobody uses, is past its end.
+			// As long as half a TTL passes between two uses, mallory's lives, while root's, which
+			// nobody uses, is past its end.
 			p.login("mallory")
 			used := time.Now()
 			for begin := used; time.Since(begin) < 4*time.Second; time.Sleep(100 * time.Millisecond) {

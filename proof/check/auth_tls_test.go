@@ -29,12 +29,13 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestAuthCertificateNames: with --client-cert-auth the name in a client's certificate is a user, with or without a
-// password, at the gRPC port alone. Belay and etcd are asked the same.
+// TestAuthCertificateNames: with --client-cert-auth the name in a client's certificate is a user,
+// with or without a password, at the gRPC port alone. Belay and etcd are asked the same.
 func TestAuthCertificateNames(t *testing.T) {
 	t.Parallel()
 	a := newIssuer(t, "check")
-	// The server's own certificate has root's name: the gateway must not act in it (CVE-2018-16886).
+	// The server's own certificate has root's name: the gateway must not act in it
+	// (CVE-2018-16886).
 	a.issue("root", nil)
 	a.issue("mallory", nil)
 	a.issue("carol", nil)
@@ -89,7 +90,8 @@ func TestAuthCertificateNames(t *testing.T) {
 		// CVE-2018-16886: what a grpc-gateway passes on comes with the gateway's own certificate.
 		{"root's name, through somebody's gateway", "root", []string{"grpcgateway-accept", "application/json"}, secret, "InvalidArgument"},
 		{"root's name and a user's token, through somebody's gateway", "root", []string{"grpcgateway-accept", "x", "token", "mallory"}, mine, ""},
-		// GHSA-3wh4-j44w-pg92: the list of revoked certificates was not asked at the gRPC port when HTTP had its own.
+		// GHSA-3wh4-j44w-pg92: the list of revoked certificates was not asked at the gRPC port when
+		// HTTP had its own.
 		{"a revoked certificate (GHSA-3wh4-j44w-pg92)", "gone", nil, secret, "Unavailable"},
 		{"no certificate", "", nil, secret, "Unavailable"},
 	} {
@@ -133,8 +135,8 @@ func TestAuthCertificateNames(t *testing.T) {
 		{"gateway: root's name", "root", "", "secret", "400 Bad Request CommonName of client", "*/*", false},
 		{"gateway: root's name and root's token", "root", "root", "secret", "400 Bad Request CommonName of client", "*/*", false},
 		{"gateway: no name (CVE-2018-16886)", "nameless", "", "secret", "400 Bad Request {\"code\":3,\"message\":\"etcdserver: user name is empty\"", "*/*", false},
-		// Without an Accept header etcd 3.7.3 still takes its own certificate for the caller's, and answers as root. To Belay
-		// the caller is somebody without a name, as over gRPC.
+		// Without an Accept header etcd 3.7.3 still takes its own certificate for the caller's, and
+		// answers as root. To Belay the caller is somebody without a name, as over gRPC.
 		{"gateway: no name and nothing accepted (CVE-2018-16886)", "nameless", "", "secret", "403 Forbidden", "", true},
 		{"gateway: no name and a user's token", "nameless", "mallory", "secret", "403 Forbidden", "*/*", false},
 		{"gateway: no name and root's token", "nameless", "root", "secret", "200 OK", "*/*", false},
@@ -230,8 +232,8 @@ func jwtKeys(t *testing.T, dir, kind string) (private any, pub, priv string) {
 	return key, pub, write(".priv", "PRIVATE KEY", der, err)
 }
 
-// TestAuthJWT: with the same keys each of Belay and etcd takes the other's tokens, and neither takes one that is forged,
-// old, of another key or of another method.
+// TestAuthJWT: with the same keys each of Belay and etcd takes the other's tokens, and neither
+// takes one that is forged, old, of another key or of another method.
 func TestAuthJWT(t *testing.T) {
 	t.Parallel()
 	for kind, method := range map[string]string{"RS": "RS256", "PS": "PS384", "ES": "ES256", "Ed": "EdDSA", "HS": "HS512"} {
@@ -341,7 +343,8 @@ func TestAuthJWTVerifyOnly(t *testing.T) {
 	}
 }
 
-// TestAuthFlagErrors: what --auth-token and --bcrypt-cost cannot mean ends both with the same code and cause.
+// TestAuthFlagErrors: what --auth-token and --bcrypt-cost cannot mean ends both with the same code
+// and cause.
 func TestAuthFlagErrors(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -385,7 +388,8 @@ func TestAuthFlagErrors(t *testing.T) {
 	}
 }
 
-// TestAuthBcryptCost: a cost that bcrypt does not have is warned of in etcd's words, and the default is taken: users log in.
+// TestAuthBcryptCost: a cost that bcrypt does not have is warned of in etcd's words, and the
+// default is taken: users log in.
 func TestAuthBcryptCost(t *testing.T) {
 	t.Parallel()
 	belay, etcd := startBoth(t, func(c *cluster.Config) { c.Args = []string{"--bcrypt-cost=3"} })

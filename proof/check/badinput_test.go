@@ -25,9 +25,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// refused starts a member that can not start and returns what it said. It
-// wants an exit with another code than 0, each of the texts in the output, and
-// no trace of a panic.
+// refused starts a member that can not start and returns what it said. It wants an exit with
+// another code than 0, each of the texts in the output, and no trace of a panic.
 func refused(t *testing.T, m *cluster.Member, texts ...string) string {
 	t.Helper()
 	before := logSize(m)
@@ -210,8 +209,7 @@ func (s *served) complete(t testing.TB) {
 	}
 }
 
-// read compares all keys with what was acknowledged. An error of the server is
-// returned as it is.
+// read compares all keys with what was acknowledged. An error of the server is returned as it is.
 func (s *served) read(ctx context.Context) error {
 	conn, err := s.m.Dial()
 	if err != nil {
@@ -607,9 +605,8 @@ func mountTmpfs(t *testing.T, options string) string {
 	return dir
 }
 
-// TestDiskFull writes until the disk is full. The server may refuse writes
-// (NOSPACE) or stop with a message that names its directory; with more room it
-// must have everything that it acknowledged.
+// TestDiskFull writes until the disk is full. The server may refuse writes (NOSPACE) or stop with a
+// message that names its directory; with more room it must have everything that it acknowledged.
 func TestDiskFull(t *testing.T) {
 	onlyBelay(t)
 	dir := mountTmpfs(t, "size=400m")

@@ -40,8 +40,7 @@ func (c ctl) command(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, c.program, append([]string{"--endpoints", c.endpoints}, args...)...)
 }
 
-// run runs one command and returns its output; it fails the test unless the
-// command succeeds.
+// run runs one command and returns its output; it fails the test unless the command succeeds.
 func (c ctl) run(stdin string, args ...string) string {
 	c.t.Helper()
 	out, err := c.try(stdin, args...)
@@ -333,8 +332,7 @@ func each(clients []*clientv3.Client, fn func(i int, c *clientv3.Client) error) 
 	return errors.Join(errs...)
 }
 
-// recipeMutex counts with read and write under a mutex: a lost count is two
-// holders.
+// recipeMutex counts with read and write under a mutex: a lost count is two holders.
 func recipeMutex(ctx context.Context, clients []*clientv3.Client) error {
 	const times = 8
 	err := each(clients, func(_ int, c *clientv3.Client) error {

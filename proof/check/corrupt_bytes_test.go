@@ -15,8 +15,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestCorruptBytes alters one byte in the middle of each table that a member's store consists of, as a
-// bad disk would, and lets it run on among healthy ones that are compared with it.
+// TestCorruptBytes alters one byte in the middle of each table that a member's store consists of,
+// as a bad disk would, and lets it run on among healthy ones that are compared with it.
 func TestCorruptBytes(t *testing.T) {
 	onlyBelay(t)
 	t.Parallel()
@@ -98,7 +98,8 @@ func TestCorruptBytesAlone(t *testing.T) {
 	}
 }
 
-// fillAndCorrupt writes 2,000 keys, stops m, and alters one byte in the middle of each of its tables.
+// fillAndCorrupt writes 2,000 keys, stops m, and alters one byte in the middle of each of its
+// tables.
 func fillAndCorrupt(ctx context.Context, t *testing.T, c *cluster.Cluster, m *cluster.Member) (tables []string) {
 	t.Helper()
 	client := newClient(t, c.Endpoints())

@@ -35,9 +35,8 @@ const (
 	corruptRevKept = 50 // every key has a version after it
 )
 
-// newCorrupted starts a cluster, writes, and alters what the chosen member has
-// stored. The member is stopped, or its file could not be opened; it is started
-// again.
+// newCorrupted starts a cluster, writes, and alters what the chosen member has stored. The member
+// is stopped, or its file could not be opened; it is started again.
 func newCorrupted(ctx context.Context, t *testing.T, badLeads bool, args ...string) *corrupted {
 	t.Helper()
 	c := startCluster(t, cluster.Config{Kind: cluster.Belay, Binary: binaryOf(t, cluster.Belay), Size: 3, Dir: t.TempDir(), Args: args})

@@ -29,10 +29,9 @@ func withFewDescriptors(t *testing.T, binary string, limit int) string {
 	return path
 }
 
-// Connections that say nothing, three times as many as the process may open files,
-// lie on each port of a member while log segments and tables are made: it lives, the
-// other members get through to it, new clients and scrapers are served, and it says
-// what happens.
+// Connections that say nothing, three times as many as the process may open files, lie on each port
+// of a member while log segments and tables are made: it lives, the other members get through to
+// it, new clients and scrapers are served, and it says what happens.
 func TestConnectionsLeaveFilesAlone(t *testing.T) {
 	t.Parallel()
 	const limit = 400

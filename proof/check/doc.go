@@ -34,7 +34,7 @@
 //	BELAY_BIN=path            a belay binary to check, instead of building one
 //	BELAY_ETCD, BELAY_ETCDCTL, BELAY_ETCDUTL   etcd's programs, instead of building them
 //
-// The folder cluster starts and stops the processes; fuzzrpc sends random
-// messages to every method; abuse attacks a member and looks at its light clients. Nothing outside of the
-// tests imports this package.
+// The folder cluster starts and stops the processes; fuzzrpc sends random messages to every method;
+// abuse attacks a member and looks at its light clients. Nothing outside of the tests imports this
+// package.
 package check

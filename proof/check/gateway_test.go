@@ -85,7 +85,8 @@ func gatewayCases() []httpCase {
 			{path: "/v3/watch", body: `{"createRequest":{"key":"Zm9v","startRevision":"-3"}}`, lines: 1},
 			{path: "/v3/watch", body: `{"create_request":{"key":"Zm9v","range_end":"Zm8="}}`, lines: 1},
 			{path: "/v3/watch"},
-			// As JSON: what a page sends without being asked about it is refused, which etcd does not.
+			// As JSON: what a page sends without being asked about it is refused, which etcd does
+			// not.
 			{path: "/v3/kv/range", body: foo, header: "Origin: http://a.example\nContent-Type: application/json"},
 			{path: "/v3/kv/range", body: foo, header: "Accept: text/plain"},
 			{path: "/v3/kv/range", body: foo, header: "Content-Type: application/x"},
@@ -176,7 +177,8 @@ func (c httpCase) ask(client *http.Client, url string) (string, error) {
 	return out.String(), nil
 }
 
-// plainJSON takes out spaces, which protobuf changes with each build on purpose, and what is the server's own.
+// plainJSON takes out spaces, which protobuf changes with each build on purpose, and what is the
+// server's own.
 func plainJSON(line string) string {
 	var compact bytes.Buffer
 	if json.Compact(&compact, []byte(line)) == nil {

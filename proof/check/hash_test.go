@@ -10,8 +10,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestHashAfterDeleteAndPut: a key that one revision deletes and makes again counts in etcd's hash like one that does
-// not exist (found by TestAuthDifferential with seed 77).
+// TestHashAfterDeleteAndPut: a key that one revision deletes and makes again counts in etcd's hash
+// like one that does not exist (found by TestAuthDifferential with seed 77).
 func TestHashAfterDeleteAndPut(t *testing.T) {
 	t.Parallel()
 	var hashes [2][]uint32

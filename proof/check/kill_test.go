@@ -18,8 +18,7 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// killArgs keep elections short and make members drop their log and send
-// snapshots within a run.
+// killArgs keep elections short and make members drop their log and send snapshots within a run.
 var killArgs = []string{"--heartbeat-interval", "50", "--election-timeout", "500", "--snapshot-count", "1000"}
 
 // TestKillThree kills each of three members in turn, then all at once, under
@@ -95,8 +94,7 @@ func TestPauseLeader(t *testing.T) {
 	t.Logf("%d acknowledged writes, %d of unknown outcome, %d operations judged", len(k.writes), k.unknown, k.judged)
 }
 
-// TestKillCanFail gives etcd its data directory of some writes ago and wants
-// the loss to be found.
+// TestKillCanFail gives etcd its data directory of some writes ago and wants the loss to be found.
 func TestKillCanFail(t *testing.T) {
 	if testing.Short() {
 		t.Skip("validates the harness, not Belay")

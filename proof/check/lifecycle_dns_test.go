@@ -21,8 +21,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// nameServer answers questions for SRV records, by their whole name, and says of every host that it is
-// at 127.0.0.1. It listens on port 53 of a loopback address that it returns.
+// nameServer answers questions for SRV records, by their whole name, and says of every host that it
+// is at 127.0.0.1. It listens on port 53 of a loopback address that it returns.
 func nameServer(t *testing.T, services func(name string) []string) string {
 	t.Helper()
 	var conn net.PacketConn
@@ -173,8 +173,8 @@ func TestDiscoverySRV(t *testing.T) {
 	}
 }
 
-// TestDiscoverySRVSecure has members and clients find each other by the records for TLS: members ask each other for
-// certificates of their hosts, clients for one of the domain.
+// TestDiscoverySRVSecure has members and clients find each other by the records for TLS: members
+// ask each other for certificates of their hosts, clients for one of the domain.
 func TestDiscoverySRVSecure(t *testing.T) {
 	t.Parallel()
 	a := newIssuer(t, "check")

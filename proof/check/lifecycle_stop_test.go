@@ -23,8 +23,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestStopUnderLoad stops each leader of three in order, by SIGTERM, under a load on all members: the
-// leader hands over first and lets open calls end, so that no client gets an error.
+// TestStopUnderLoad stops each leader of three in order, by SIGTERM, under a load on all members:
+// the leader hands over first and lets open calls end, so that no client gets an error.
 func TestStopUnderLoad(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, cluster.Config{Kind: checkKind(t), Size: 3})
@@ -130,8 +130,9 @@ func TestStopUnderLoad(t *testing.T) {
 	t.Logf("%d calls, the longest %v", done.Load(), longest.Round(time.Millisecond))
 }
 
-// TestAsUnit runs Belay in etcd's place as systemd runs etcd: Type=notify, settings in the environment
-// alone, SIGTERM to stop it. What it warns of is what etcd does not know either, or what has no effect here.
+// TestAsUnit runs Belay in etcd's place as systemd runs etcd: Type=notify, settings in the
+// environment alone, SIGTERM to stop it. What it warns of is what etcd does not know either, or
+// what has no effect here.
 func TestAsUnit(t *testing.T) {
 	onlyBelay(t)
 	t.Parallel()
@@ -201,8 +202,8 @@ func TestAsUnit(t *testing.T) {
 	}
 }
 
-// TestStopBesideASlowFollower: a leader that stops waits until a member that slept through the election knows of it.
-// Until then that one forwards its clients' writes to it.
+// TestStopBesideASlowFollower: a leader that stops waits until a member that slept through the
+// election knows of it. Until then that one forwards its clients' writes to it.
 func TestStopBesideASlowFollower(t *testing.T) {
 	onlyBelay(t)
 	t.Parallel()

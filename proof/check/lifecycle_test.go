@@ -38,8 +38,8 @@ func byTheNameOfEtcd(t testing.TB) string {
 	return link
 }
 
-// bothSides runs f for Belay by the name of etcd and for etcd, at the same time, and compares what it
-// returns line by line.
+// bothSides runs f for Belay by the name of etcd and for etcd, at the same time, and compares what
+// it returns line by line.
 func bothSides(t *testing.T, f func(t *testing.T, binary string) []string) {
 	t.Helper()
 	names := []string{"belay", "etcd"}
@@ -196,7 +196,8 @@ func TestBootstrapFails(t *testing.T) {
 	})
 }
 
-// TestDowngradeRPCs compares validate, enable and cancel, and what members tell of it: one, and the last of three.
+// TestDowngradeRPCs compares validate, enable and cancel, and what members tell of it: one, and the
+// last of three.
 func TestDowngradeRPCs(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{1, 3} {
@@ -334,9 +335,9 @@ func existing(args []string) []string {
 	return args
 }
 
-// TestMembersComeAndGo walks three members through what may happen to one: it is removed while it is
-// down, loses its data, is added again as a learner, promoted; two are lost for good, and the third
-// goes on alone by --force-new-cluster; one of the lost comes back.
+// TestMembersComeAndGo walks three members through what may happen to one: it is removed while it
+// is down, loses its data, is added again as a learner, promoted; two are lost for good, and the
+// third goes on alone by --force-new-cluster; one of the lost comes back.
 func TestMembersComeAndGo(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, cluster.Config{Kind: checkKind(t), Size: 3})
@@ -676,8 +677,8 @@ func TestDiscovery(t *testing.T) {
 	}
 }
 
-// TestOtherToken starts a third member with another token than the two that run: neither side takes it
-// for one of its own, and both say why, with both clusters' ids.
+// TestOtherToken starts a third member with another token than the two that run: neither side takes
+// it for one of its own, and both say why, with both clusters' ids.
 func TestOtherToken(t *testing.T) {
 	t.Parallel()
 	bothSides(t, func(t *testing.T, binary string) (lines []string) {
@@ -738,9 +739,9 @@ func TestOtherToken(t *testing.T) {
 	})
 }
 
-// TestWipedAlone empties a member's data directory while no other member runs that could tell it so.
-// It starts as one of a new cluster, but the first peer that it meets ends it: it must not vote in a
-// term in which it may have voted before. etcd lets it in.
+// TestWipedAlone empties a member's data directory while no other member runs that could tell it
+// so. It starts as one of a new cluster, but the first peer that it meets ends it: it must not vote
+// in a term in which it may have voted before. etcd lets it in.
 func TestWipedAlone(t *testing.T) {
 	onlyBelay(t)
 	t.Parallel()
@@ -799,9 +800,9 @@ func TestWipedAlone(t *testing.T) {
 	}
 }
 
-// TestFoundersLoseLeader kills the leader of a new cluster. The followers have never heard of each other
-// until then, and by then each knows the other as a member that runs: they must not take each other for
-// members that lost their data (both once ended, and with them the cluster).
+// TestFoundersLoseLeader kills the leader of a new cluster. The followers have never heard of each
+// other until then, and by then each knows the other as a member that runs: they must not take each
+// other for members that lost their data (both once ended, and with them the cluster).
 func TestFoundersLoseLeader(t *testing.T) {
 	onlyBelay(t)
 	t.Parallel()

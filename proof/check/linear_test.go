@@ -104,8 +104,7 @@ func checkLinearizable(t testing.TB, history []porcupine.Operation) error {
 	return fmt.Errorf("a history of %d operations is not linearizable; see %s", len(history), path)
 }
 
-// TestRegisterModel shows that the judge accepts what is right and refuses
-// what is wrong.
+// TestRegisterModel shows that the judge accepts what is right and refuses what is wrong.
 func TestRegisterModel(t *testing.T) {
 	op := func(kind opKind, old, new string, call, ret int64, out regOutput) porcupine.Operation {
 		return porcupine.Operation{Input: regInput{kind: kind, key: "k", old: old, new: new}, Call: call, Return: ret, Output: out}

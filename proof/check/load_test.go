@@ -19,9 +19,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// load is clients that write and read while members die. One load lasts one
-// round; its keys are its own, so an operation of unknown outcome can not
-// reach into the history of a later round.
+// load is clients that write and read while members die. One load lasts one round; its keys are its
+// own, so an operation of unknown outcome can not reach into the history of a later round.
 type load struct {
 	round   int
 	clients []*clientv3.Client
@@ -112,8 +111,7 @@ func (l *load) unique(c *clientv3.Client, key, value string) {
 	l.acked.Add(1)
 }
 
-// do runs one operation of a register and records it. ok is false when the
-// outcome is not known.
+// do runs one operation of a register and records it. ok is false when the outcome is not known.
 func (l *load) do(client int, c *clientv3.Client, in regInput) (out regOutput, ok bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()

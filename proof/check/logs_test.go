@@ -25,10 +25,9 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestOperatorsView plays the same day on a cluster of Belay and on one of
-// etcd, and compares what an operator sees of it: the log lines with their
-// fields, and the metrics. What etcd shows and Belay does not stands in a table
-// below, with the reason.
+// TestOperatorsView plays the same day on a cluster of Belay and on one of etcd, and compares what
+// an operator sees of it: the log lines with their fields, and the metrics. What etcd shows and
+// Belay does not stands in a table below, with the reason.
 func TestOperatorsView(t *testing.T) {
 	kinds := []cluster.Kind{cluster.Etcd, cluster.Belay}
 	days := make([]*day, len(kinds))
@@ -56,8 +55,7 @@ type day struct {
 
 type lineKey struct{ level, logger, text string }
 
-// playDay runs the scenario. Everything in it is what operators do, or what
-// happens to them.
+// playDay runs the scenario. Everything in it is what operators do, or what happens to them.
 func playDay(t *testing.T, kind cluster.Kind) *day {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()

@@ -20,10 +20,9 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestMembersChange replaces each of three members under load, the leader last:
-// removed while it runs, its data thrown away, added again as a learner,
-// promoted, made the leader. Between them one loses its data without having been
-// removed, which must not let it vote again under its old name.
+// TestMembersChange replaces each of three members under load, the leader last: removed while it
+// runs, its data thrown away, added again as a learner, promoted, made the leader. Between them one
+// loses its data without having been removed, which must not let it vote again under its old name.
 func TestMembersChange(t *testing.T) {
 	rounds := 3
 	if testing.Short() {
@@ -199,9 +198,10 @@ func eventually(ctx context.Context, try func() error) error {
 // misses: once dead, once only paused, so that its process wakes up to an old
 // world. It must come back by a snapshot from the leader, under load.
 func TestLag(t *testing.T) {
-	// More than the leader keeps of its log in memory (32 MiB), and on disk for a dead member. Nothing is on its way to that, so
-	// it must need a snapshot; to a paused one there may be 128 MiB and more, so it
-	// may catch up without, unless BELAY_LAG_ENTRIES asks for a lag beyond that.
+	// More than the leader keeps of its log in memory (32 MiB), and on disk for a dead member.
+	// Nothing is on its way to that, so it must need a snapshot; to a paused one there may be 128
+	// MiB and more, so it may catch up without, unless BELAY_LAG_ENTRIES asks for a lag beyond
+	// that.
 	entries, valueBytes := envInt(t, "BELAY_LAG_ENTRIES", 3000), envInt(t, "BELAY_LAG_VALUE_BYTES", 16<<10)
 	beyond := entries*valueBytes > 192<<20
 	if testing.Short() {
@@ -270,8 +270,8 @@ func TestLag(t *testing.T) {
 		len(k.writes), k.unknown, k.judged, k.rev, time.Since(k.start).Round(time.Millisecond))
 }
 
-// TestOneSnapshotUnderLoad: while a member gets a snapshot of 200 MB, more is written than the leader keeps of its log
-// in memory (32 MiB). It must not need another one.
+// TestOneSnapshotUnderLoad: while a member gets a snapshot of 200 MB, more is written than the
+// leader keeps of its log in memory (32 MiB). It must not need another one.
 func TestOneSnapshotUnderLoad(t *testing.T) {
 	onlyBelay(t)
 	t.Parallel()

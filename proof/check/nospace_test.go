@@ -38,9 +38,9 @@ func toEndNoSpace(t *testing.T) string {
 	return "set -e\n" + block
 }
 
-// TestNoSpaceEnds fills a store up to its quota with values of a size that is kept apart, and of one that is not; all is
-// deleted, and writes are taken again: by what the page says, word for word, and by a compaction alone where members
-// take the alarm back by themselves.
+// TestNoSpaceEnds fills a store up to its quota with values of a size that is kept apart, and of
+// one that is not; all is deleted, and writes are taken again: by what the page says, word for
+// word, and by a compaction alone where members take the alarm back by themselves.
 func TestNoSpaceEnds(t *testing.T) {
 	t.Parallel()
 	const quota = 24 << 20

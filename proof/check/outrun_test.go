@@ -9,9 +9,9 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// outrun writes, by calls of put with about 1 MB each, until the leader, of Belay, has nothing any more of the log
-// that there is now: a member that has ended then needs a snapshot. A leader keeps its log for a while for a member that
-// may be started again.
+// outrun writes, by calls of put with about 1 MB each, until the leader, of Belay, has nothing any
+// more of the log that there is now: a member that has ended then needs a snapshot. A leader keeps
+// its log for a while for a member that may be started again.
 func outrun(ctx context.Context, t *testing.T, c *cluster.Cluster, put func() error) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)

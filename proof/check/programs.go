@@ -21,9 +21,8 @@ func EtcdTools(t testing.TB) cluster.Tools {
 	return tools
 }
 
-// built remembers the one build of a test run. The folder is shared by all
-// tests of a process and left to the cache: go's build cache makes the next
-// build of the same source a matter of linking.
+// built remembers the one build of a test run. The folder is shared by all tests of a process and
+// left to the cache: go's build cache makes the next build of the same source a matter of linking.
 var built struct {
 	once sync.Once
 	path string

@@ -23,9 +23,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// alert is one of the community's alerts on etcd (contrib/mixin): its
-// expression, cut before the comparison that makes an alert of it, and how long
-// it must hold.
+// alert is one of the community's alerts on etcd (contrib/mixin): its expression, cut before the
+// comparison that makes an alert of it, and how long it must hold.
 type alert struct {
 	name, severity, holds string
 	measures              string // must return series

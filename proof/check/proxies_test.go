@@ -14,7 +14,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestEtcdProxies puts etcd's own grpc-proxy and gateway before a Belay: a client sees no difference.
+// TestEtcdProxies puts etcd's own grpc-proxy and gateway before a Belay: a client sees no
+// difference.
 func TestEtcdProxies(t *testing.T) {
 	onlyBelay(t)
 	t.Parallel()

@@ -21,10 +21,9 @@ import (
 // A side is one of the two servers that are compared, with the raw gRPC stubs
 // (clientv3 would retry and rewrite) and the names of what it calls its own.
 //
-// Requests and answers are written in symbols: a number in place of a lease id
-// or member id that the server made up. Requests are translated from symbols
-// to this side's real ids before they are sent, answers back before they are
-// compared.
+// Requests and answers are written in symbols: a number in place of a lease id or member id that
+// the server made up. Requests are translated from symbols to this side's real ids before they are
+// sent, answers back before they are compared.
 type side struct {
 	member *cluster.Member
 	conn   *grpc.ClientConn
@@ -209,7 +208,8 @@ type watchStream struct {
 	err      error
 }
 
-// openStream opens Watch stream n. parent outlives the stream; it has the caller's credentials, if any.
+// openStream opens Watch stream n. parent outlives the stream; it has the caller's credentials, if
+// any.
 func (s *side) openStream(parent context.Context, n int) error {
 	ctx, cancel := context.WithCancel(parent)
 	stream, err := s.watch.Watch(ctx)

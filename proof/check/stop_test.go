@@ -11,9 +11,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestStop wants an orderly end from SIGTERM, also when it comes twice at
-// once, as timeout(1) and some supervisors send it: to the process and again
-// to its group.
+// TestStop wants an orderly end from SIGTERM, also when it comes twice at once, as timeout(1) and
+// some supervisors send it: to the process and again to its group.
 func TestStop(t *testing.T) {
 	for name, last := range map[string]time.Duration{"one signal": 0, "the same signal again and again": 200 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {

@@ -430,10 +430,9 @@ func (g *generator) compare() *pb.Compare {
 	return c
 }
 
-// txn returns a transaction that etcd survives: it checks that a put which
-// keeps the value or the lease finds its key before the transaction begins,
-// and panics, at each start again, if the transaction itself deletes the key
-// first.
+// txn returns a transaction that etcd survives: it checks that a put which keeps the value or the
+// lease finds its key before the transaction begins, and panics, at each start again, if the
+// transaction itself deletes the key first.
 func (g *generator) txn(depth int) *pb.TxnRequest {
 	r := g.anyTxn(depth)
 	if depth == 0 {
@@ -525,8 +524,8 @@ func (g *generator) compact() step {
 	default:
 		req.Revision = pick(g, int64(-3), 0, g.rev+1000)
 	}
-	// A watch that still reads history would be cancelled, or not. Where it shares its stream with one of the future,
-	// sync cannot wait for it: no progress request is answered there.
+	// A watch that still reads history would be cancelled, or not. Where it shares its stream with
+	// one of the future, sync cannot wait for it: no progress request is answered there.
 	for _, s := range g.streams {
 		if len(s.watches) > 1 && s.future > g.rev {
 			req.Revision = pick(g, int64(-3), g.rev+1000)
@@ -706,10 +705,9 @@ func (g *generator) watchSteps() []step {
 	}
 }
 
-// compactedWatch starts a watch before the compacted revision: the server
-// creates it and then cancels it by itself. It gets a stream of its own: etcd
-// keeps such a watch in mind as not synced, and answers no progress request on
-// its stream from then on.
+// compactedWatch starts a watch before the compacted revision: the server creates it and then
+// cancels it by itself. It gets a stream of its own: etcd keeps such a watch in mind as not synced,
+// and answers no progress request on its stream from then on.
 func (g *generator) compactedWatch() []step {
 	open := g.openStream()
 	n := g.nStreams

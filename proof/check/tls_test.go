@@ -241,8 +241,7 @@ func TestTLSLikeEtcd(t *testing.T) {
 	}
 }
 
-// mixedConnection asks for the health, makes a call, and asks again on the same
-// HTTP/2 connection.
+// mixedConnection asks for the health, makes a call, and asks again on the same HTTP/2 connection.
 func mixedConnection(t *testing.T, m *cluster.Member, cfg *tls.Config) error {
 	t.Helper()
 	dials := 0
@@ -604,8 +603,7 @@ func TestRenewUnderLoad(t *testing.T) {
 	t.Logf("%d calls, %d certificates", calls.Load(), len(seen))
 }
 
-// Sockets of the file system, plain and with TLS; what a dead member left there
-// is in nobody's way.
+// Sockets of the file system, plain and with TLS; what a dead member left there is in nobody's way.
 func TestUnixSockets(t *testing.T) {
 	t.Parallel()
 	a := newIssuer(t, "check")
@@ -676,9 +674,8 @@ func dialWith(m *cluster.Member, cfg *tls.Config) (*grpc.ClientConn, error) {
 	return m.Dial(grpc.WithTransportCredentials(credentials.NewTLS(cfg)))
 }
 
-// Who shows a certificate without a name is known on the gateway as he is in
-// calls: he may ask for the members, as Patroni does before it logs in, and
-// nothing that takes rights.
+// Who shows a certificate without a name is known on the gateway as he is in calls: he may ask for
+// the members, as Patroni does before it logs in, and nothing that takes rights.
 func TestNamelessCertificateAtGateway(t *testing.T) {
 	t.Parallel()
 	a := newIssuer(t, "check")
@@ -865,7 +862,8 @@ func clientHello(t *testing.T, cfg *tls.Config) []byte {
 	return buf[:n]
 }
 
-// TestCtlSaysWhatIsWrongWithTLS: a failed call tells of the handshake, and only of endpoints that failed.
+// TestCtlSaysWhatIsWrongWithTLS: a failed call tells of the handshake, and only of endpoints that
+// failed.
 func TestCtlSaysWhatIsWrongWithTLS(t *testing.T) {
 	onlyBelay(t)
 	t.Parallel()

@@ -116,8 +116,8 @@ func tryLines(text string) (exports, commands []string) {
 	return exports, commands
 }
 
-// Each command that belay dev and its members tell people to try works when it is pasted: with the variables that dev tells
-// to export, with and without certificates.
+// Each command that belay dev and its members tell people to try works when it is pasted: with the
+// variables that dev tells to export, with and without certificates.
 func TestTryLines(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "with a space")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -201,8 +201,8 @@ func TestDevCommands(t *testing.T) {
 	}
 }
 
-// dev and server end at the first SIGINT or SIGTERM, whenever it comes: before they serve, too. (Commands of ctl and util:
-// ctl.TestFirstSignalEnds.)
+// dev and server end at the first SIGINT or SIGTERM, whenever it comes: before they serve, too.
+// (Commands of ctl and util: ctl.TestFirstSignalEnds.)
 func TestServersEndAtTheFirstSignal(t *testing.T) {
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		for _, command := range []string{"server", "server that waits for the others", "dev"} {

@@ -38,8 +38,7 @@ type entry struct {
 
 func (e entry) String() string { return fmt.Sprintf("%d %s", e.size, e.in.name) }
 
-// entries are the clusters that each client is run against: the secured ones
-// when all is asked for.
+// entries are the clusters that each client is run against: the secured ones when all is asked for.
 func entries() []entry {
 	list := []entry{{1, plain}, {3, plain}}
 	if all() {
@@ -52,9 +51,8 @@ func entries() []entry {
 type door struct {
 	*cluster.Cluster
 	in access
-	// ca has the certificates "client" for clients and "root" for the test's own
-	// calls, which are root's by that name, and "nameless", which has no common
-	// name. nil without TLS.
+	// ca has the certificates "client" for clients and "root" for the test's own calls, which are
+	// root's by that name, and "nameless", which has no common name. nil without TLS.
 	ca *cluster.Authority
 	// user and password of the client; "" without users.
 	user, password string
@@ -103,8 +101,7 @@ func open(t testing.TB, kind cluster.Kind, size int, in access, args ...string) 
 	return d, err
 }
 
-// enter is open with a user who may read and write below the prefixes, and
-// no more.
+// enter is open with a user who may read and write below the prefixes, and no more.
 func enter(t testing.TB, e entry, prefixes ...string) *door {
 	t.Helper()
 	d, err := open(t, checkKind(t), e.size, e.in)

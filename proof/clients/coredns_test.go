@@ -18,9 +18,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestCoreDNS serves a zone that lies in Belay and asks for it as a resolver
-// does: every kind of record, then changes, a lease that ends, and the loss of
-// the leader.
+// TestCoreDNS serves a zone that lies in Belay and asks for it as a resolver does: every kind of
+// record, then changes, a lease that ends, and the loss of the leader.
 func TestCoreDNS(t *testing.T) {
 	wantAll(t)
 	program := builtFrom(t, "coredns", ".", "coredns")
@@ -86,8 +85,7 @@ func TestCoreDNS(t *testing.T) {
 	}
 }
 
-// serveZone starts CoreDNS for the zone cluster.local and returns a resolver
-// that asks it.
+// serveZone starts CoreDNS for the zone cluster.local and returns a resolver that asks it.
 func serveZone(t *testing.T, program string, d *door) *net.Resolver {
 	dir := t.TempDir()
 	port, err := cluster.FreePort()
@@ -129,8 +127,7 @@ func serveZone(t *testing.T, program string, d *door) *net.Resolver {
 	}}
 }
 
-// wantDNS asks until the answer is the wanted one. No answer and no such name
-// are the empty list.
+// wantDNS asks until the answer is the wanted one. No answer and no such name are the empty list.
 func wantDNS(ctx context.Context, t *testing.T, what string, ask func() ([]string, error), want ...string) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; {

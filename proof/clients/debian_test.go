@@ -19,9 +19,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestPatroni has two Patronis, as Debian ships them, elect a leader among two
-// PostgreSQL servers through Belay's JSON gateway; Belay's own leader is
-// killed, and then PostgreSQL's.
+// TestPatroni has two Patronis, as Debian ships them, elect a leader among two PostgreSQL servers
+// through Belay's JSON gateway; Belay's own leader is killed, and then PostgreSQL's.
 func TestPatroni(t *testing.T) {
 	wantAll(t)
 	program := tool(t, "patroni", "patroni")
@@ -94,8 +93,7 @@ func postgresBin(t *testing.T) string {
 }
 
 func newPatroni(t *testing.T, program, bin string, d *door, name string) *patroni {
-	// Not t.TempDir: PostgreSQL refuses to run as root, and another user cannot
-	// enter that.
+	// Not t.TempDir: PostgreSQL refuses to run as root, and another user cannot enter that.
 	dir, err := os.MkdirTemp("", "belay-patroni-")
 	if err != nil {
 		t.Fatal(err)

@@ -17,9 +17,8 @@
 //	benchmark_test.go   etcd's own benchmark tool, every sub-command
 //	debian_test.go      Patroni, and other programs that Debian has
 //
-// Folders below with a go.mod are modules of their own: the clients' many
-// dependencies stay out of Belay's. The folder etcdserver stands in for an
-// embedded etcd.
+// Folders below with a go.mod are modules of their own: the clients' many dependencies stay out of
+// Belay's. The folder etcdserver stands in for an embedded etcd.
 //
 // `go test ./proof/clients` runs a part that takes about a minute; the rest
 // runs when it is asked for, as `make clients` does:

@@ -21,13 +21,12 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestEtcdctlSideBySide runs etcdctl's commands against Belay and against etcd,
-// line by line as testdata/etcdctl says, and wants equal output, on standard
-// output and behind "Error:", and equal exit codes: on one member and on three,
-// plain, over TLS with a client's certificate, and with users on. What differs
-// by nature is masked: addresses, member IDs, leases, durations, sizes, raft's
-// indexes. Without BELAY_CLIENTS=all only the strictest way in is tried, on one
-// member, with the lines about users and some of the others.
+// TestEtcdctlSideBySide runs etcdctl's commands against Belay and against etcd, line by line as
+// testdata/etcdctl says, and wants equal output, on standard output and behind "Error:", and equal
+// exit codes: on one member and on three, plain, over TLS with a client's certificate, and with
+// users on. What differs by nature is masked: addresses, member IDs, leases, durations, sizes,
+// raft's indexes. Without BELAY_CLIENTS=all only the strictest way in is tried, on one member, with
+// the lines about users and some of the others.
 func TestEtcdctlSideBySide(t *testing.T) {
 	wantTime(t)
 	if !all() {
@@ -136,9 +135,8 @@ func TestBelayCtlSideBySide(t *testing.T) {
 	}
 }
 
-// TestCheckPerf runs `check perf` of both clients. Whether it passes is the
-// machine's affair; the words and the exit code must be those of the verdict,
-// and nothing may fail.
+// TestCheckPerf runs `check perf` of both clients. Whether it passes is the machine's affair; the
+// words and the exit code must be those of the verdict, and nothing may fail.
 func TestCheckPerf(t *testing.T) {
 	wantAll(t)
 	t.Parallel() // most of it is waiting

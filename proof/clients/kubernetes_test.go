@@ -16,8 +16,7 @@ import (
 
 const kubernetesStorage = "k8s.io/apiserver/pkg/storage/"
 
-// slowInKubernetes are tests of the etcd3 storage that wait for clocks; they
-// run with all.
+// slowInKubernetes are tests of the etcd3 storage that wait for clocks; they run with all.
 const slowInKubernetes = `^TestWatchChanSync|^TestWatchWithShardSelector$|^TestCreateWithTTL$|^TestGuaranteedUpdateWithTTL$|^TestWatch$/^(WatchDispatchBookmarkEvents|RangeStream=false|WatchFromZero|DelayedWatchDelivery)$`
 
 // serverEnv tells the stand-in for an embedded etcd what to start.
@@ -54,11 +53,10 @@ func TestKubernetesOwnTests(t *testing.T) {
 	}
 }
 
-// TestKubernetesObjects takes some thousands of objects through their life in
-// the storage layer, and wants Belay's transcript equal to etcd's: versions,
-// pages and their tokens, events, errors. It tells what each step took, and the
-// servers' CPU time; with all, the servers wait for their disks and there is an
-// etcd of three, too.
+// TestKubernetesObjects takes some thousands of objects through their life in the storage layer,
+// and wants Belay's transcript equal to etcd's: versions, pages and their tokens, events, errors.
+// It tells what each step took, and the servers' CPU time; with all, the servers wait for their
+// disks and there is an etcd of three, too.
 func TestKubernetesObjects(t *testing.T) {
 	wantTime(t)
 	t.Parallel() // much of it is waiting

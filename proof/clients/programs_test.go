@@ -97,8 +97,7 @@ func binary(t testing.TB, kind cluster.Kind) string {
 	return belay(t)
 }
 
-// start starts a cluster that ends with the test; its logs are shown if the
-// test fails.
+// start starts a cluster that ends with the test; its logs are shown if the test fails.
 func start(t testing.TB, kind cluster.Kind, size int, args ...string) *cluster.Cluster {
 	t.Helper()
 	c, err := startWith(t, cluster.Config{Kind: kind, Size: size, Args: args})

@@ -117,8 +117,7 @@ func (s *stage) failover() {
 	<-s.loss.killed
 }
 
-// failover kills the leader and starts it again as soon as the others have a
-// new one.
+// failover kills the leader and starts it again as soon as the others have a new one.
 func failover(ctx context.Context, t *testing.T, cl *cluster.Cluster) {
 	m, err := leader(ctx, cl)
 	if err != nil {
@@ -311,8 +310,7 @@ func election(s *stage) error {
 	return err
 }
 
-// mutex lets clients take turns; a key that only the holder may make shows a
-// second holder.
+// mutex lets clients take turns; a key that only the holder may make shows a second holder.
 func mutex(s *stage) error {
 	var turns atomic.Int32
 	return s.each(func(i int, c *clientv3.Client) error {
@@ -359,8 +357,7 @@ func mutex(s *stage) error {
 	})
 }
 
-// errBehind: the lower levels read what a member has, which may not be the accounts
-// yet.
+// errBehind: the lower levels read what a member has, which may not be the accounts yet.
 var errBehind = errors.New("a member that has no account yet was read")
 
 func account(value string) (int, error) {

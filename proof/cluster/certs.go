@@ -15,8 +15,7 @@ import (
 	"time"
 )
 
-// Authority issues certificates into files: ca.pem, and name.pem with
-// name-key.pem for each.
+// Authority issues certificates into files: ca.pem, and name.pem with name-key.pem for each.
 type Authority struct {
 	Dir     string
 	cert    *x509.Certificate

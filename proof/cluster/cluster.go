@@ -196,8 +196,7 @@ func (m *Member) SetArgs(edit func(args []string) []string) {
 	m.args = edit(append([]string(nil), m.args...))
 }
 
-// Start starts the process and returns at once.
-// REQUIRES: the member is not running.
+// Start starts the process and returns at once. REQUIRES: the member is not running.
 func (m *Member) Start() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

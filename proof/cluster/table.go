@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// Choose finds the rows of a table that patterns name, in the order of the patterns; each is chosen once. flag and
-// noun are how an error calls the patterns and a row: "rows" and "row". The program has a flag -list.
+// Choose finds the rows of a table that patterns name, in the order of the patterns; each is chosen
+// once. flag and noun are how an error calls the patterns and a row: "rows" and "row". The program
+// has a flag -list.
 func Choose[T any](all []T, name func(T) string, patterns, flag, noun string) (chosen []T, err error) {
 	for _, p := range strings.Split(patterns, ",") {
 		found := false

@@ -1,6 +1,5 @@
-// Command etcdtools builds etcd's own programs into the user's cache, unless
-// they are there, and prints their paths: for `make tools` and for trying
-// things by hand.
+// Command etcdtools builds etcd's own programs into the user's cache, unless they are there, and
+// prints their paths: for `make tools` and for trying things by hand.
 package main
 
 import (

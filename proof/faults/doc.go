@@ -1,20 +1,17 @@
-// Command faults breaks things under three real members and says what their
-// clients saw: a table, Belay beside etcd, by the same script on the same
-// machine.
+// Command faults breaks things under three real members and says what their clients saw: a table,
+// Belay beside etcd, by the same script on the same machine.
 //
 //	go run ./proof/faults                         every row, both kinds
 //	go run ./proof/faults -rows 'leader-*' -kinds belay
 //	go run ./proof/faults -list
 //	go run ./proof/faults -verdicts               what Belay's members say was wrong, scored
 //
-// The load of every row: 8 writers with a timeout of 2 s that put keys of their
-// own, 4 linearizable readers, a lease kept alive, a watcher of all writes.
-// Each of these clients knows all three members, as etcd's clients do. A row
-// runs 5 s without the fault, 10 s (some 20 s) with it, and 5 s after it. Then
-// all is read back: an acknowledged write must be there once, at its revision;
-// the watcher must have seen each write once and in order; no read may have
-// been answered from before a write that was acknowledged when it began; the
-// members' HashKV must be equal.
+// The load of every row: 8 writers with a timeout of 2 s that put keys of their own, 4 linearizable
+// readers, a lease kept alive, a watcher of all writes. Each of these clients knows all three
+// members, as etcd's clients do. A row runs 5 s without the fault, 10 s (some 20 s) with it, and 5
+// s after it. Then all is read back: an acknowledged write must be there once, at its revision; the
+// watcher must have seen each write once and in order; no read may have been answered from before a
+// write that was acknowledged when it began; the members' HashKV must be equal.
 //
 // How the faults are made:
 //
@@ -35,7 +32,7 @@
 // Everything is undone on the way out, also after Ctrl-C; slowfs unmounts
 // itself when this program dies otherwise. It needs Linux, root and /dev/fuse.
 //
-// Files: main.go (the table), scenario.go (the rows), run.go (one run of one
-// row), load.go (the clients), verify.go (what they may expect), verdicts.go (labels and score), disk.go,
-// relay.go, burn.go (the tools of destruction).
+// Files: main.go (the table), scenario.go (the rows), run.go (one run of one row), load.go (the
+// clients), verify.go (what they may expect), verdicts.go (labels and score), disk.go, relay.go,
+// burn.go (the tools of destruction).
 package main

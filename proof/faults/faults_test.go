@@ -42,8 +42,7 @@ func slowfsProgram(t *testing.T) string {
 	return program
 }
 
-// row runs one row, shorter than the table's; Belay's members are asked for their
-// verdict.
+// row runs one row, shorter than the table's; Belay's members are asked for their verdict.
 func row(t *testing.T, name string, kind cluster.Kind) *result {
 	t.Helper()
 	if testing.Short() {

@@ -152,8 +152,7 @@ func errText(err error) string {
 	return volatile.ReplaceAllString(err.Error(), "ADDR")
 }
 
-// write puts keys that nobody else puts, so that one that is there twice, or
-// not at all, tells.
+// write puts keys that nobody else puts, so that one that is there twice, or not at all, tells.
 func (l *load) write(ctx context.Context, id int, c *clientv3.Client) {
 	for seq := 0; ctx.Err() == nil; seq++ {
 		w := ackedWrite{key: fmt.Sprintf("%s%d/%07d", writePrefix, id, seq), value: fmt.Sprintf("%d.%d %0200d", id, seq, seq)}

@@ -285,8 +285,7 @@ func (r *run) keepLogs() {
 	}
 }
 
-// findLeader asks the members until one says that it leads, and tells the
-// network who is who.
+// findLeader asks the members until one says that it leads, and tells the network who is who.
 func (r *run) findLeader(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

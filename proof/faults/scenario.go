@@ -238,10 +238,9 @@ func hangAndDown(ctx context.Context, r *run) error {
 	return errors.Join(hang(leader)(ctx, r), m.Start())
 }
 
-// full fills the disk in two steps, as a log or a backup of somebody else
-// would: to 100 MB, where a member has time to say NOSPACE, and in the second
-// half of the time to the last byte. Meanwhile a delete and a compaction are
-// tried. Afterwards the space comes back and the alarm is taken away.
+// full fills the disk in two steps, as a log or a backup of somebody else would: to 100 MB, where a
+// member has time to say NOSPACE, and in the second half of the time to the last byte. Meanwhile a
+// delete and a compaction are tried. Afterwards the space comes back and the alarm is taken away.
 func full(w who) func(context.Context, *run) error {
 	return func(ctx context.Context, r *run) error {
 		filler := filepath.Join(r.diskRoot(w(r)[0]), "filler")

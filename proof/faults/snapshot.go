@@ -94,7 +94,8 @@ func fillAndRemove(ctx context.Context, r *run) error {
 	return os.RemoveAll(m.DataDir)
 }
 
-// newMember starts a new member without data, and waits until it serves. Meanwhile it looks at the memory of sender and receiver.
+// newMember starts a new member without data, and waits until it serves. Meanwhile it looks at the
+// memory of sender and receiver.
 func newMember(ctx context.Context, r *run) error {
 	m := r.c.Members[r.free]
 	cl, err := newClient([]string{r.c.Members[r.leader].Endpoint()})

@@ -12,8 +12,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// history is what the canary was given, and what its watcher saw. It goes
-// through all rounds.
+// history is what the canary was given, and what its watcher saw. It goes through all rounds.
 type history struct {
 	mu      sync.Mutex
 	values  int              // given so far, acknowledged or not

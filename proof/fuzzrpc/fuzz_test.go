@@ -437,7 +437,8 @@ func (f *fuzz) gateway(ctx context.Context, to *member, m method, token string, 
 	}
 	resp, err := f.http.Do(r)
 	if err != nil {
-		// EOF: the server ended a connection whose last body it had not read to its end, just as it was used again.
+		// EOF: the server ended a connection whose last body it had not read to its end, just as it
+		// was used again.
 		if ctx.Err() == nil && !strings.Contains(err.Error(), "connection") && !errors.Is(err, io.EOF) {
 			f.t.Errorf("%s: %v", m.path, err)
 		}

@@ -192,8 +192,7 @@ func (g *generator) value() []byte {
 	return fmt.Appendf(nil, "%0*d", g.IntN(200), g.IntN(1000))
 }
 
-// message fills a message by its descriptor. depth is how many levels it may
-// still have.
+// message fills a message by its descriptor. depth is how many levels it may still have.
 func (g *generator) message(m protoreflect.Message, depth int) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
@@ -400,9 +399,8 @@ func (g *generator) json(m method, privileged bool) []byte {
 	return nil
 }
 
-// obeyed says whether a message would be right to obey and would end the run
-// or spoil what it looks at: a member that goes, the root that we are, a write to the
-// canary.
+// obeyed says whether a message would be right to obey and would end the run or spoil what it looks
+// at: a member that goes, the root that we are, a write to the canary.
 func obeyed(k *known, msg proto.Message) bool {
 	k.mu.Lock()
 	members := k.members

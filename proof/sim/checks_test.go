@@ -16,8 +16,7 @@ import (
 
 func newRecorder() *httptest.ResponseRecorder { return httptest.NewRecorder() }
 
-// oracle is what the members applied: one sequence of events, or there is a
-// violation.
+// oracle is what the members applied: one sequence of events, or there is a violation.
 type oracle struct {
 	w       *world
 	mu      sync.Mutex
@@ -78,8 +77,7 @@ type version struct {
 	value string
 }
 
-// judge compares what clients were told with the oracle. No goroutine of the
-// world runs any more.
+// judge compares what clients were told with the oracle. No goroutine of the world runs any more.
 func (w *world) judge() {
 	o := &w.oracle
 	versions := map[string][]version{}

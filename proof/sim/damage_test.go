@@ -16,16 +16,14 @@ import (
 	"github.com/belaydb/belay/raftlog"
 )
 
-// A damaged world has one member at a time whose disk has lost a file or flipped
-// bits while it was down. What it may do: say so and stop, at the start or when it
-// meets the damage, or be right all the same. A member that has stopped is taken
-// out of the cluster by its operator, here changeOnce or settle. What it may not
-// do is serve, acknowledge or vote by what is wrong; for that everything else
-// that is checked is there.
+// A damaged world has one member at a time whose disk has lost a file or flipped bits while it was
+// down. What it may do: say so and stop, at the start or when it meets the damage, or be right all
+// the same. A member that has stopped is taken out of the cluster by its operator, here changeOnce
+// or settle. What it may not do is serve, acknowledge or vote by what is wrong; for that everything
+// else that is checked is there.
 //
-// Not damaged is what cannot be told from a write that a crash interrupted: the
-// last group of the raft log, and its last segment as a whole (raftlog, "Torn or
-// damaged?").
+// Not damaged is what cannot be told from a write that a crash interrupted: the last group of the
+// raft log, and its last segment as a whole (raftlog, "Torn or damaged?").
 
 // damage flips a byte of a file of the log or of the store, or loses the file.
 func damage(mem *vfs.MemFS, r *rand.Rand) (what string, err error) {

@@ -3,23 +3,21 @@
 //
 // # What runs
 //
-// A member is what node builds, without gRPC: raftlog and store (Pebble) on a
-// crashable file system in memory, mvcc, lease, state, watch hub, replica, and
-// server for its loops (lease expiry, checkpoints, publishing, version) and
-// its peer HTTP handler, which answers lease renewals. The network is
-// transport.Memory; HTTP between members goes where its links go.
+// A member is what node builds, without gRPC: raftlog and store (Pebble) on a crashable file system
+// in memory, mvcc, lease, state, watch hub, replica, and server for its loops (lease expiry,
+// checkpoints, publishing, version) and its peer HTTP handler, which answers lease renewals. The
+// network is transport.Memory; HTTP between members goes where its links go.
 //
 // # What is broken
 //
-// Syncs hang, for seconds or for so long that leadership is handed over, or are slow; crashes lose what was not synced, by blocks and
-// directory entries; processes are killed; the log's disk gives EIO or ENOSPC,
-// and the member stops and starts again; so does the store's (EIO ends a member,
-// ENOSPC is waited for); the store is flushed ahead of the log
-// and the member crashes; members are cut off, one way or both, once or
-// flapping; messages are lost, late and reordered; members are paused (loop,
-// applier and disk stand still, as with SIGSTOP); leadership is handed over;
-// learners are added, promoted, and members removed. Logs keep a few KiB, so
-// a member that lags gets a snapshot.
+// Syncs hang, for seconds or for so long that leadership is handed over, or are slow; crashes lose
+// what was not synced, by blocks and directory entries; processes are killed; the log's disk gives
+// EIO or ENOSPC, and the member stops and starts again; so does the store's (EIO ends a member,
+// ENOSPC is waited for); the store is flushed ahead of the log and the member crashes; members are
+// cut off, one way or both, once or flapping; messages are lost, late and reordered; members are
+// paused (loop, applier and disk stand still, as with SIGSTOP); leadership is handed over; learners
+// are added, promoted, and members removed. Logs keep a few KiB, so a member that lags gets a
+// snapshot.
 //
 // # Kinds
 //
@@ -59,18 +57,15 @@
 //   - A call ends by its deadline, or by the request timeout, whatever hangs.
 //   - The raft loop answers at once, whatever the files do, at each tick of each member.
 //   - What a member holds of its log in memory stays below the sum of its bounds.
-//   - In every fourth plain world nothing but disks is broken, heaped on each other and
-//     for as long as it likes: nobody loses its leader there, ever. Leadership
-//     may be handed over on purpose.
-//   - When the faults end: every member serves within a bound, all get to the
-//     same index, HashKV, Hash, members and raft's configuration are equal, and
-//     there is no further election.
+//   - In every fourth plain world nothing but disks is broken, heaped on each other and for as long
+//     as it likes: nobody loses its leader there, ever. Leadership may be handed over on purpose.
+//   - When the faults end: every member serves within a bound, all get to the same index, HashKV,
+//     Hash, members and raft's configuration are equal, and there is no further election.
 //
-// Every violation has a name (finding). Mutations break a rule in the wiring (the disk
-// says "synced" and is not, or not yet; the restart rule is skipped, or keeps a
-// conflicting tail); TestMutations shows that the checks notice each, by a finding
-// that this rule's breach should cause: neither a run that hangs nor another
-// finding counts.
+// Every violation has a name (finding). Mutations break a rule in the wiring (the disk says
+// "synced" and is not, or not yet; the restart rule is skipped, or keeps a conflicting tail);
+// TestMutations shows that the checks notice each, by a finding that this rule's breach should
+// cause: neither a run that hangs nor another finding counts.
 //
 // # What a seed repeats
 //
@@ -80,10 +75,9 @@
 //
 // # Not covered
 //
-// gRPC and the real transport (package check has them), tokens and the rights to read, clocks that drift
-// (the bubble has one clock, and only lease tables are given a date that jumps:
-// internal/lint holds that little else reads it), a manifest of the store that cannot
-// be written (the process ends), damage to the last group of the raft log or the
-// loss of its last segment, which look like an interrupted write, damage to files
-// in use, members of etcd, more than one version.
+// gRPC and the real transport (package check has them), tokens and the rights to read, clocks that
+// drift (the bubble has one clock, and only lease tables are given a date that jumps: internal/lint
+// holds that little else reads it), a manifest of the store that cannot be written (the process
+// ends), damage to the last group of the raft log or the loss of its last segment, which look like
+// an interrupted write, damage to files in use, members of etcd, more than one version.
 package sim

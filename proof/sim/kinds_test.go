@@ -78,8 +78,7 @@ func (ks kinds) names() []string {
 
 func (ks kinds) String() string { return strings.Join(ks.names(), ",") }
 
-// ran is how much virtual time worlds of each kind took; a world of two kinds
-// counts for both.
+// ran is how much virtual time worlds of each kind took; a world of two kinds counts for both.
 type ran map[string]time.Duration
 
 func (r ran) add(ks kinds, d time.Duration) {

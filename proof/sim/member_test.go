@@ -266,9 +266,8 @@ func (m *member) start() (err error) {
 	return nil
 }
 
-// maxLoopDelay is how long the raft loop may take to come to something new. It
-// waits for nothing but a pause of the whole process, and computing takes no
-// virtual time.
+// maxLoopDelay is how long the raft loop may take to come to something new. It waits for nothing
+// but a pause of the whole process, and computing takes no virtual time.
 const maxLoopDelay = tickInterval / 2
 
 // watchLoop asks the raft loop at each tick how it does.
@@ -532,8 +531,7 @@ func (g gatedMachine) Flush(ctx context.Context) (uint64, <-chan struct{}, error
 	return g.l.machine.Flush(ctx)
 }
 
-// gatedNetwork stops the raft loop while the member is paused, and watches what
-// leaves.
+// gatedNetwork stops the raft loop while the member is paused, and watches what leaves.
 type gatedNetwork struct{ l *life }
 
 func (g gatedNetwork) Send(ms []*raftpb.Message) {

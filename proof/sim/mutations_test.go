@@ -59,9 +59,8 @@ var mutants = []struct {
 // that hides best (early-count) needs ten on average.
 const mutationRuns = 300
 
-// TestMutations shows that the simulation notices rules that are broken on
-// purpose, by the findings that each should cause. What they break may panic, so
-// each runs in a process of its own.
+// TestMutations shows that the simulation notices rules that are broken on purpose, by the findings
+// that each should cause. What they break may panic, so each runs in a process of its own.
 func TestMutations(t *testing.T) {
 	if testing.Short() {
 		t.Skip("slow")

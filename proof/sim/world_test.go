@@ -337,8 +337,7 @@ func (e *elections) term() uint64 {
 	return e.newest
 }
 
-// inject breaks something from time to time until the duration is over, then
-// repairs everything.
+// inject breaks something from time to time until the duration is over, then repairs everything.
 func (w *world) inject() {
 	r := w.faults
 	type fault struct {
@@ -747,8 +746,7 @@ func (w *world) changeOnce(ctx context.Context, r *rand.Rand, l *life) {
 	}
 }
 
-// settle waits until the cluster works again and checks that all members are
-// alike.
+// settle waits until the cluster works again and checks that all members are alike.
 func (w *world) settle(changes <-chan struct{}) {
 	<-changes // the last one may be under way
 	if w.failed() {
@@ -868,8 +866,7 @@ func (w *world) equalApplied(members []uint64) bool {
 	return true
 }
 
-// compareMembers checks that members which have applied the same entries hold
-// the same.
+// compareMembers checks that members which have applied the same entries hold the same.
 func (w *world) compareMembers(members []uint64) {
 	first := ""
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)

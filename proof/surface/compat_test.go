@@ -82,8 +82,7 @@ func (r row) absent() bool { return r.state == never || r.state == notYet }
 
 var backticks = regexp.MustCompile("`([^`]+)`")
 
-// readTables gives the rows of each section, by the number that its heading
-// begins with.
+// readTables gives the rows of each section, by the number that its heading begins with.
 func readTables(t *testing.T) map[string][]row {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/compatibility.md")

@@ -38,8 +38,8 @@ type subject struct {
 	dir  string
 }
 
-// A probe asks for what a row promises, and gives an error when the answer is another. Probes whose name begins with "no-"
-// look for what is said to be missing: an error says that it is there now.
+// A probe asks for what a row promises, and gives an error when the answer is another. Probes whose
+// name begins with "no-" look for what is said to be missing: an error says that it is there now.
 type probe func(s *subject) error
 
 func want(what string, have, want any) error {
@@ -96,7 +96,8 @@ func (s *subject) get(base, path, body string) (int, string, error) {
 	return resp.StatusCode, string(text), err
 }
 
-// starts wants the flags to be taken with these variables, and the texts in what was logged; or, with code above 0, refused.
+// starts wants the flags to be taken with these variables, and the texts in what was logged; or,
+// with code above 0, refused.
 func starts(code int, environ, args []string, texts ...string) error {
 	var out, errs, lines bytes.Buffer
 	_, lg, have, ok := config.Load(config.Options{

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// costs are the figures of a case in benchmarks.md, Belay's as a part of etcd's, on one node and on three.
+// costs are the figures of a case in benchmarks.md, Belay's as a part of etcd's, on one node and on
+// three.
 type costs struct{ cpu, rss []float64 }
 
 // benchmarked reads the tables of benchmarks.md.
@@ -46,7 +47,8 @@ func benchmarked(t *testing.T) map[string]*costs {
 	return of
 }
 
-// agrees tells whether a figure of the README is one of benchmarks.md, rounded as the README has it: 0.6 is 0.55 to 0.65.
+// agrees tells whether a figure of the README is one of benchmarks.md, rounded as the README has
+// it: 0.6 is 0.55 to 0.65.
 func agrees(said string, measured float64) bool {
 	f, err := strconv.ParseFloat(said, 64)
 	if err != nil {

@@ -48,7 +48,8 @@ func readTrials(t *testing.T) (trials []trial) {
 	return trials
 }
 
-// trialsOf gives the rows of compatibility.md what tries them, and complains of lines that are for no row.
+// trialsOf gives the rows of compatibility.md what tries them, and complains of lines that are for
+// no row.
 func trialsOf(t *testing.T, sections map[string][]row, trials []trial) map[int][]string {
 	t.Helper()
 	by := map[int][]string{}
@@ -73,7 +74,8 @@ func trialsOf(t *testing.T, sections map[string][]row, trials []trial) map[int][
 	return by
 }
 
-// testsOf gives the names of all test functions, as package.TestName, where the package is the folder's name, and their folder.
+// testsOf gives the names of all test functions, as package.TestName, where the package is the
+// folder's name, and their folder.
 func testsOf(t *testing.T) map[string]string {
 	t.Helper()
 	tests := map[string]string{}
@@ -98,8 +100,8 @@ func testsOf(t *testing.T) map[string]string {
 	return tests
 }
 
-// judge says which state a row has by the results of its probes: "" for the one that it has. A probe does not know
-// whether what works differs.
+// judge says which state a row has by the results of its probes: "" for the one that it has. A
+// probe does not know whether what works differs.
 func judge(r row, by []string, results map[string]error) (state, why string) {
 	for _, name := range by {
 		probe, ok := strings.CutPrefix(name, "probe:")
@@ -167,8 +169,8 @@ func TestTried(t *testing.T) {
 	}
 }
 
-// contradict complains of a row whose state is not what was found or, with -update, corrects it. A row of several names
-// may be wrong about one of them only: it must be split by hand.
+// contradict complains of a row whose state is not what was found or, with -update, corrects it. A
+// row of several names may be wrong about one of them only: it must be split by hand.
 func contradict(t *testing.T, r row, state, why string) {
 	t.Helper()
 	if !*update || len(r.names) != 1 {
@@ -237,7 +239,8 @@ func runTests(t *testing.T, named map[string]bool, tests map[string]string) {
 	}
 }
 
-// TestTriedCanFail shows that rows without a test, and states that probes contradict, would be found.
+// TestTriedCanFail shows that rows without a test, and states that probes contradict, would be
+// found.
 func TestTriedCanFail(t *testing.T) {
 	failed := map[string]error{"a": os.ErrNotExist, "b": nil, "no-c": nil, "no-d": os.ErrExist}
 	for _, tc := range []struct{ state, by, want string }{

@@ -35,11 +35,10 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// TestObjects drives one store through the life of BELAY_CLIENTS_OBJECTS (2000)
-// objects. All that does not depend on time is written, a line each, to the
-// file BELAY_CLIENTS_TRANSCRIPT: resource versions, continue tokens, counts,
-// events, texts of errors. Two servers are alike if their files are equal. The
-// log says how long each step took. The servers wait for their disks only with
+// TestObjects drives one store through the life of BELAY_CLIENTS_OBJECTS (2000) objects. All that
+// does not depend on time is written, a line each, to the file BELAY_CLIENTS_TRANSCRIPT: resource
+// versions, continue tokens, counts, events, texts of errors. Two servers are alike if their files
+// are equal. The log says how long each step took. The servers wait for their disks only with
 // BELAY_CLIENTS_FSYNC.
 func TestObjects(t *testing.T) {
 	if os.Getenv("BELAY_CLIENTS_SERVER") == "" {

@@ -1,11 +1,9 @@
-// Command slowfs is a disk that can be made to misbehave: a FUSE file system
-// that passes everything through to another folder, and delays, hangs or fails
-// what it is told to.
+// Command slowfs is a disk that can be made to misbehave: a FUSE file system that passes everything
+// through to another folder, and delays, hangs or fails what it is told to.
 //
 //	slowfs -back DIR -mount DIR
 //
-// It reads commands from its standard input, one a line, and answers each with
-// one line:
+// It reads commands from its standard input, one a line, and answers each with one line:
 //
 //	set KINDS delay DURATION   each such operation takes that much longer
 //	set KINDS hang             each such operation waits until the next clear
@@ -221,9 +219,8 @@ func (n *node) Setattr(ctx context.Context, f fs.FileHandle, in *fuse.SetAttrIn,
 	return n.LoopbackNode.Setattr(ctx, f, in, out)
 }
 
-// Fsync passes fdatasync through as fdatasync (the library's own would make it
-// an fsync), since a log that overwrites preallocated blocks lives from the
-// difference.
+// Fsync passes fdatasync through as fdatasync (the library's own would make it an fsync), since a
+// log that overwrites preallocated blocks lives from the difference.
 func (n *node) Fsync(ctx context.Context, f fs.FileHandle, flags uint32) syscall.Errno {
 	if e := n.disk.meet("sync"); e != 0 {
 		return e

@@ -1,7 +1,6 @@
-// Package embed stands in for etcd's package of the same name, so that tests
-// which were written elsewhere for an embedded etcd run, without a change,
-// against another server: StartEtcd starts processes in place of an etcd in
-// this process.
+// Package embed stands in for etcd's package of the same name, so that tests which were written
+// elsewhere for an embedded etcd run, without a change, against another server: StartEtcd starts
+// processes in place of an etcd in this process.
 //
 // A module takes it with
 //
@@ -16,6 +15,5 @@
 //	BELAY_CLIENTS_LOGS    a folder that keeps the members' logs (none: they go
 //	                      with the test's data directory)
 //
-// Every call of StartEtcd gives a new, empty cluster, as etcd's does, and
-// Close kills it.
+// Every call of StartEtcd gives a new, empty cluster, as etcd's does, and Close kills it.
 package embed

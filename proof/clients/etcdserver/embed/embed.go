@@ -127,9 +127,8 @@ func (e *Etcd) Close() {
 	})
 }
 
-// tellUsage adds a line to the file BELAY_CLIENTS_USAGE, if there is one named:
-// the seconds of CPU time that the members took in all.
-// REQUIRES: all members have exited.
+// tellUsage adds a line to the file BELAY_CLIENTS_USAGE, if there is one named: the seconds of CPU
+// time that the members took in all. REQUIRES: all members have exited.
 func (e *Etcd) tellUsage() {
 	file := os.Getenv("BELAY_CLIENTS_USAGE")
 	if file == "" {
@@ -300,8 +299,7 @@ func (m *member) start(program []string, cfg *Config, initial string) error {
 	return nil
 }
 
-// awaitReady waits until each member is healthy, which takes a linearizable
-// read.
+// awaitReady waits until each member is healthy, which takes a linearizable read.
 func (e *Etcd) awaitReady(cfg *Config) error {
 	config, err := cfg.ClientTLSInfo.ClientConfig()
 	if err != nil {
