@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/belaydb/belay/cli/connect"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -208,14 +209,14 @@ func (c *ctl) newPassword(user string, interactive bool) (string, error) {
 		_, _ = fmt.Fscanf(c.in, "%s", &password) // none is empty, as with etcdctl
 		return password, nil
 	}
-	first, err := c.askPassword(fmt.Sprintf("Password of %s: ", user))
+	first, err := connect.AskPassword(c.in, c.out, fmt.Sprintf("Password of %s: ", user))
 	if err != nil {
 		return "", failf(codeBadArgs, "failed to ask password: %w", err)
 	}
 	if first == "" {
 		return "", failf(codeBadArgs, "empty password")
 	}
-	second, err := c.askPassword(fmt.Sprintf("Type password of %s again for confirmation: ", user))
+	second, err := connect.AskPassword(c.in, c.out, fmt.Sprintf("Type password of %s again for confirmation: ", user))
 	if err != nil {
 		return "", failf(codeBadArgs, "failed to ask password: %w", err)
 	}

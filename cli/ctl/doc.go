@@ -31,7 +31,7 @@
 // # Files
 //
 //	main.go       Main, Command, exit codes, abbreviated command names
-//	config.go     global flags, environment, the client made from them
+//	config.go     global flags (those of cli/connect and the output's), the client made from them
 //	hint.go       what to say when no server answers
 //	output.go     the five output formats; table.go draws the tables
 //	print_*.go    how each response looks in each format

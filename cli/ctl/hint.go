@@ -32,7 +32,7 @@ func (c *ctl) unreachable(err error) string {
 	if !errors.Is(err, context.DeadlineExceeded) && code != codes.Unavailable && code != codes.DeadlineExceeded {
 		return ""
 	}
-	all, eerr := c.endpoints()
+	all, eerr := c.global.Targets(c.err)
 	if eerr != nil || len(all) == 0 {
 		return ""
 	}

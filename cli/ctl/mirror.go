@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/belaydb/belay/cli/connect"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -104,7 +105,7 @@ func (c *ctl) destCredentials(m *mirrorFlags) (*clientv3.AuthConfig, error) {
 	if name, password, ok := strings.Cut(m.user, ":"); ok {
 		return &clientv3.AuthConfig{Username: name, Password: password}, nil
 	}
-	password, err := c.askPassword("Destination Password: ")
+	password, err := connect.AskPassword(c.in, c.out, "Destination Password: ")
 	if err != nil {
 		return nil, err
 	}

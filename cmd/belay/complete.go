@@ -7,6 +7,7 @@ import (
 
 	"github.com/belaydb/belay/cli/ctl"
 	"github.com/belaydb/belay/cli/dev"
+	"github.com/belaydb/belay/cli/doctor"
 	"github.com/belaydb/belay/cli/offline"
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/internal/show"
@@ -43,6 +44,8 @@ func complete(how string, words []string, stdin io.Reader, stdout, stderr io.Wri
 	switch rest := words[1:]; words[0] {
 	case "ctl":
 		return ctl.Main("belay ctl", append([]string{how}, rest...), stdin, stdout, stderr)
+	case "doctor":
+		return doctor.Main(append([]string{how}, rest...), stdin, stdout, stderr)
 	case "util":
 		return offline.Main("belay util", append([]string{how}, rest...), stdout, stderr)
 	case "server":
@@ -64,7 +67,7 @@ func complete(how string, words []string, stdin io.Reader, stdout, stderr io.Wri
 func commandChoices(words []string) (choices []config.Choice) {
 	for _, c := range []config.Choice{
 		{Text: "completion", About: "print a completion script for a shell"}, {Text: "ctl", About: "talk to a cluster"},
-		{Text: "dev", About: "run a cluster on this machine"}, {Text: "help", About: "print what there is"},
+		{Text: "dev", About: "run a cluster on this machine"}, {Text: "doctor", About: "say what is wrong with a cluster"}, {Text: "help", About: "print what there is"},
 		{Text: "server", About: "run one member"}, {Text: "util", About: "work on files"}, {Text: "version", About: "print versions"},
 	} {
 		if len(words) == 0 || strings.HasPrefix(c.Text, words[0]) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/belaydb/belay/cli/ctl"
 	"github.com/belaydb/belay/cli/dev"
+	"github.com/belaydb/belay/cli/doctor"
 	"github.com/belaydb/belay/cli/offline"
 	"github.com/belaydb/belay/config"
 )
@@ -21,6 +22,7 @@ Usage:
   belay server [flags]    run one member (etcd's flags and ETCD_* variables; --help lists them)
   belay dev [flags]       run a cluster of three members on this machine
   belay ctl COMMAND       talk to a cluster (etcdctl's commands, flags and output)
+  belay doctor            look at a cluster, Belay's or etcd's: which member is in trouble, why, what to do
   belay util COMMAND      work on files: restore a snapshot of etcd's, look into one, look into a raft log
   belay completion SHELL  print a completion script: source <(belay completion bash)
   belay version           print versions
@@ -55,6 +57,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return dev.Main(args[2:], stdin, stdout, stderr)
 	case "ctl":
 		return ctl.Main("belay ctl", args[2:], stdin, stdout, stderr)
+	case "doctor":
+		return doctor.Main(args[2:], stdin, stdout, stderr)
 	case "util":
 		return offline.Main("belay util", args[2:], stdout, stderr)
 	case "__complete", "__completeNoDesc": // what a shell asks whose completion came from `belay completion`

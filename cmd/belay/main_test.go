@@ -28,7 +28,7 @@ func TestLogGRPCIsSilent(t *testing.T) {
 
 func TestComplete(t *testing.T) {
 	for line, want := range map[string]string{
-		"belay __completeNoDesc ":                             "completion\nctl\ndev\nhelp\nserver\nutil\nversion\n:4\n",
+		"belay __completeNoDesc ":                             "completion\nctl\ndev\ndoctor\nhelp\nserver\nutil\nversion\n:4\n",
 		"belay __complete ct":                                 "ctl\ttalk to a cluster\n:4\n",
 		"belay __completeNoDesc server --na":                  "--name\n:4\n",
 		"belay __completeNoDesc server --log-l":               "--log-level\n:4\n",

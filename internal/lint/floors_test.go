@@ -30,10 +30,11 @@ const floors = `
 	< store, raftlog, transport, listen, admission, logsink, evidence, discovery
 	< mvcc, lease, auth
 	< state, watch, replica
-	< snapshotfile, leader
+	< snapshotfile
 	< server, datadir
 	< node
 	< config
+	< cli/connect
 	< cli/ctl, cli/offline, cli/dev, cli/doctor, cli/proxy
 	< cmd
 `

@@ -1,0 +1,192 @@
+package live
+
+import (
+	"slices"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/cli/doctor/metrics"
+)
+
+// A Cluster is what its members told.
+type Cluster struct {
+	At        time.Time
+	Endpoints []string
+	ID        uint64
+	User      string
+	TLS       bool
+	Members   []*Member
+	Errors    []string // endpoints that did not tell who the members are, with why
+	Strangers []string // endpoints that are no member's and do not answer, with why
+	Alarms    []*etcdserverpb.AlarmMember
+	AlarmsErr error
+	AuthKnown bool // whether Auth was told
+	Auth      bool
+}
+
+// A Member is one of them. What it did not tell is nil or zero.
+type Member struct {
+	ID           uint64
+	Name         string // or its id, if it has none
+	PeerURLs     []string
+	ClientURLs   []string
+	Learner      bool
+	Started      bool // it has told the cluster its name once
+	Endpoint     string
+	Status       *clientv3.StatusResponse
+	Later        *clientv3.StatusResponse // Status, after Options.Between
+	Err          error                    // why there is no Status
+	Health       string                   // what /health says where Status does not answer
+	Read         Answer                   // of a linearizable read
+	MetricsURL   string
+	Before       *metrics.Scrape
+	After        *metrics.Scrape // nil if only one scrape was answered
+	MetricsErr   error
+	Clock        Clock
+	RTT          []time.Duration // from here
+	Certificates []Certificate
+	Belay        *Events // nil for etcd
+}
+
+// An Answer is that of one request.
+type Answer struct {
+	Took time.Duration
+	Err  error
+}
+
+// A Clock is how far a member's is ahead of that here, with the uncertainty to either side.
+type Clock struct {
+	Known  bool
+	Ahead  time.Duration
+	Within time.Duration
+}
+
+// A Certificate is one that a member shows, its own first.
+type Certificate struct {
+	Subject             string
+	NotBefore, NotAfter time.Time
+	CA                  bool
+}
+
+// Events are what a member of Belay remembers of its troubles (docs/operations.md, Incidents).
+type Events struct {
+	MemberID string  `json:"member_id"`
+	Name     string  `json:"name"`
+	Uptime   float64 `json:"uptime_seconds"`
+	Now      string  `json:"now"` // by its own clock
+	Verdicts []struct {
+		Time     string   `json:"time"`
+		Incident string   `json:"incident"`
+		Cause    string   `json:"cause"`
+		Members  []string `json:"members"`
+		Links    []string `json:"links"`
+		Evidence []string `json:"evidence"`
+		Advice   string   `json:"advice"`
+	} `json:"verdicts"`
+	Links []struct {
+		Peer string  `json:"peer"`
+		RTT  float64 `json:"rtt_seconds"`
+		Tail float64 `json:"rtt_tail_seconds"`
+		Late int     `json:"late_of_last_30"`
+	} `json:"links"`
+}
+
+// silent tells whether no member answers at all.
+func (c *Cluster) silent() bool {
+	return !slices.ContainsFunc(c.Members, func(m *Member) bool { return m.Status != nil || m.Before != nil })
+}
+
+// voters are the members that vote.
+func (c *Cluster) voters() (all []*Member) {
+	for _, m := range c.Members {
+		if !m.Learner {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+// leader is the member that most answers name; nil if none does.
+func (c *Cluster) leader() *Member {
+	votes := map[uint64]int{}
+	for _, m := range c.Members {
+		if st := m.latest(); st != nil && st.Leader != 0 {
+			votes[st.Leader]++
+		}
+	}
+	var leader *Member
+	for _, m := range c.Members {
+		if votes[m.ID] > 0 && (leader == nil || votes[m.ID] > votes[leader.ID]) {
+			leader = m
+		}
+	}
+	return leader
+}
+
+// byID is nil for an id that is no member's.
+func (c *Cluster) byID(id uint64) *Member {
+	if at := slices.IndexFunc(c.Members, func(m *Member) bool { return m.ID == id }); at >= 0 {
+		return c.Members[at]
+	}
+	return nil
+}
+
+// latest is the last status that the member told.
+func (m *Member) latest() *clientv3.StatusResponse {
+	if m.Later != nil {
+		return m.Later
+	}
+	return m.Status
+}
+
+// scrape is the last one.
+func (m *Member) scrape() *metrics.Scrape {
+	if m.After != nil {
+		return m.After
+	}
+	return m.Before
+}
+
+// between is the time between the two scrapes; 0 if there are not two.
+func (m *Member) between() time.Duration {
+	if m.Before == nil || m.After == nil {
+		return 0
+	}
+	return m.After.At.Sub(m.Before.At)
+}
+
+// grown is by how much a counter grew between the scrapes; ok is false if that cannot be told.
+func (m *Member) grown(name string) (by float64, ok bool) {
+	if m.between() == 0 {
+		return 0, false
+	}
+	a, ok1 := m.Before.Value(name)
+	b, ok2 := m.After.Value(name)
+	return b - a, ok1 && ok2 && b >= a
+}
+
+// uptime is how long the process has run; 0 if it does not tell.
+func (m *Member) uptime() time.Duration {
+	s := m.scrape()
+	if start, ok := s.Value("process_start_time_seconds"); ok && start > 0 {
+		return max(0, s.At.Sub(time.Unix(0, int64(start*1e9))))
+	}
+	return 0
+}
+
+// histogram is a member's over the time between the scrapes if that holds at least few observations, else since its
+// start; over says which. It is not told of fewer.
+func (m *Member) histogram(name string, few float64) (h metrics.Histogram, over string, ok bool) {
+	now, ok := m.scrape().Histogram(name)
+	if !ok || now.Count < few {
+		return h, "", false
+	}
+	if before, ok := m.Before.Histogram(name); ok && m.After != nil {
+		if diff, ok := now.Since(before); ok && diff.Count >= few {
+			return diff, "in " + metrics.Seconds(m.between().Seconds()), true
+		}
+	}
+	return now, "since its start", true
+}

@@ -1,0 +1,203 @@
+package live
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/cli/doctor/metrics"
+	"github.com/belaydb/belay/cli/doctor/report"
+)
+
+var now = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+
+// page is a member's metrics; fsync is how many syncs there were of 1 ms and of 2 s.
+func page(t *testing.T, at time.Time, quick, slow int, more string) *metrics.Scrape {
+	t.Helper()
+	text := fmt.Sprintf(`# TYPE etcd_disk_wal_fsync_duration_seconds histogram
+etcd_disk_wal_fsync_duration_seconds_bucket{le="0.001"} %[1]d
+etcd_disk_wal_fsync_duration_seconds_bucket{le="1.024"} %[1]d
+etcd_disk_wal_fsync_duration_seconds_bucket{le="2.048"} %[2]d
+etcd_disk_wal_fsync_duration_seconds_bucket{le="+Inf"} %[2]d
+etcd_disk_wal_fsync_duration_seconds_sum 1
+etcd_disk_wal_fsync_duration_seconds_count %[2]d
+# TYPE etcd_server_leader_changes_seen_total counter
+etcd_server_leader_changes_seen_total 1
+# TYPE etcd_server_quota_backend_bytes gauge
+etcd_server_quota_backend_bytes 2e9
+# TYPE process_start_time_seconds gauge
+process_start_time_seconds %[3]d
+%[4]s`, quick, quick+slow, now.Add(-time.Hour).Unix(), more)
+	s, err := metrics.Parse(strings.NewReader(text), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// fresh is another status like st.
+func fresh(st *clientv3.StatusResponse) *clientv3.StatusResponse {
+	return &clientv3.StatusResponse{Header: st.Header, Version: st.Version, Leader: st.Leader, RaftTerm: st.RaftTerm, RaftIndex: st.RaftIndex, RaftAppliedIndex: st.RaftAppliedIndex, DbSize: st.DbSize, DbSizeInUse: st.DbSizeInUse}
+}
+
+// three is a cluster of etcd's that is well.
+func three(t *testing.T) *Cluster {
+	c := &Cluster{At: now, Endpoints: []string{"10.0.0.1:2379"}, ID: 7, TLS: true, AuthKnown: true}
+	for i := uint64(1); i <= 3; i++ {
+		m := &Member{
+			ID: i, Name: fmt.Sprintf("m%d", i), Started: true, Endpoint: fmt.Sprintf("10.0.0.%d:2379", i),
+			PeerURLs: []string{fmt.Sprintf("https://10.0.0.%d:2380", i)}, ClientURLs: []string{fmt.Sprintf("https://10.0.0.%d:2379", i)},
+			Before: page(t, now, 1000, 0, ""), After: page(t, now.Add(5*time.Second), 1200, 0, ""),
+			Clock: Clock{Known: true, Within: 10 * time.Millisecond}, RTT: []time.Duration{time.Millisecond},
+			Certificates: []Certificate{{NotAfter: now.AddDate(1, 0, 0)}},
+		}
+		m.Status = &clientv3.StatusResponse{Header: &etcdserverpb.ResponseHeader{MemberId: i}, Version: "3.6.5", Leader: 1, RaftTerm: 4, RaftIndex: 1000, RaftAppliedIndex: 1000, DbSize: 1e8, DbSizeInUse: 9e7}
+		m.Later = m.Status
+		c.Members = append(c.Members, m)
+	}
+	return c
+}
+
+// TestJudge breaks a cluster that is well in one way each time: the finding has to be there, be about that member, and be
+// the only one.
+func TestJudge(t *testing.T) {
+	for _, tc := range []struct {
+		id, member string
+		severity   report.Severity
+		code       int
+		does       func(*testing.T, *Cluster)
+	}{
+		{"", "", report.Good, report.CodeGood, func(*testing.T, *Cluster) {}},
+		{"member-unreachable", "m2", report.Warning, report.CodeWarning, func(_ *testing.T, c *Cluster) {
+			c.Members[1].Err, c.Members[1].Status, c.Members[1].Later = errors.New("refused"), nil, nil
+		}},
+		{"member-unreachable", "m3", report.Warning, report.CodeWarning, func(_ *testing.T, c *Cluster) {
+			m := c.Members[2]
+			m.Started, m.Status, m.Later, m.Before, m.After, m.Endpoint = false, nil, nil, nil, nil, ""
+		}},
+		{"disk-slow", "m2", report.Critical, report.CodeCritical, func(t *testing.T, c *Cluster) {
+			c.Members[1].After = page(t, now.Add(5*time.Second), 1060, 10, "")
+		}},
+		{"disk-slow", "", report.Unknown, report.CodeUnknown, func(t *testing.T, c *Cluster) {
+			c.Members[0].Before, c.Members[0].After = page(t, now, 2, 0, ""), page(t, now.Add(5*time.Second), 3, 0, "")
+		}},
+		{"leader-changes", "m3", report.Critical, report.CodeCritical, func(t *testing.T, c *Cluster) {
+			c.Members[2].After = page(t, now.Add(5*time.Second), 1200, 0, "")
+			c.Members[2].Before = page(t, now, 1000, 0, "")
+			s := strings.NewReader("# TYPE etcd_server_leader_changes_seen_total counter\netcd_server_leader_changes_seen_total 0\n")
+			c.Members[2].Before, _ = metrics.Parse(s, now)
+		}},
+		{"alarm", "m1", report.Critical, report.CodeCritical, func(_ *testing.T, c *Cluster) {
+			c.Alarms = []*etcdserverpb.AlarmMember{{MemberID: 1, Alarm: etcdserverpb.AlarmType_NOSPACE}}
+		}},
+		{"quota", "m2", report.Critical, report.CodeCritical, func(_ *testing.T, c *Cluster) {
+			st := fresh(c.Members[1].Status)
+			st.DbSize = 1.99e9
+			c.Members[1].Later = st
+		}},
+		{"quota", "m3", report.Warning, report.CodeWarning, func(_ *testing.T, c *Cluster) {
+			st := fresh(c.Members[2].Status)
+			st.DbSize = 1e9 // nine tenths of it free
+			c.Members[2].Later = st
+		}},
+		{"member-behind", "m2", report.Critical, report.CodeCritical, func(_ *testing.T, c *Cluster) {
+			st := fresh(c.Members[1].Status)
+			st.RaftIndex, st.RaftAppliedIndex = 9000, 4100
+			c.Members[1].Later = st
+		}},
+		{"certificate-expiry", "m1", report.Critical, report.CodeCritical, func(_ *testing.T, c *Cluster) {
+			c.Members[0].Certificates[0].NotAfter = now.Add(48 * time.Hour)
+		}},
+		{"clock-differs", "", report.Warning, report.CodeWarning, func(_ *testing.T, c *Cluster) { c.Members[1].Clock.Ahead = 3 * time.Second }},
+		{"version", "", report.Warning, report.CodeWarning, func(_ *testing.T, c *Cluster) {
+			st := fresh(c.Members[1].Status)
+			st.Version = "3.5.21"
+			c.Members[1].Status, c.Members[1].Later = st, st
+		}},
+		{"version", "m1", report.Critical, report.CodeCritical, func(_ *testing.T, c *Cluster) {
+			for _, m := range c.Members {
+				st := fresh(m.Status)
+				st.Version = "3.5.9"
+				m.Status, m.Later = st, st
+			}
+			c.Members[0].Status.Version, c.Members[1].Status.Version, c.Members[2].Status.Version = "3.5.2", "3.5.2", "3.5.2"
+		}},
+		{"membership-one-machine", "", report.Warning, report.CodeWarning, func(_ *testing.T, c *Cluster) { c.Members[1].PeerURLs = c.Members[0].PeerURLs }},
+		{"membership-learner", "m3", report.Warning, report.CodeWarning, func(t *testing.T, c *Cluster) {
+			c.Members[2].Learner = true
+			more := *c.Members[0]
+			more.ID, more.Name, more.PeerURLs = 4, "m4", []string{"https://10.0.0.4:2380"}
+			c.Members = append(c.Members, &more)
+		}},
+		{"read-slow", "m2", report.Warning, report.CodeWarning, func(_ *testing.T, c *Cluster) { c.Members[1].Read.Took = time.Second }},
+		{"slow-watchers", "m1", report.Warning, report.CodeWarning, func(t *testing.T, c *Cluster) {
+			c.Members[0].Before = page(t, now, 1000, 0, "etcd_debugging_mvcc_slow_watcher_total 3\netcd_debugging_mvcc_watcher_total 10\n")
+			c.Members[0].After = page(t, now.Add(5*time.Second), 1200, 0, "etcd_debugging_mvcc_slow_watcher_total 2\netcd_debugging_mvcc_watcher_total 10\n")
+		}},
+		{"descriptors", "m1", report.Critical, report.CodeCritical, func(t *testing.T, c *Cluster) {
+			c.Members[0].After = page(t, now.Add(5*time.Second), 1200, 0, "process_open_fds 1000\nprocess_max_fds 1024\n")
+		}},
+		{"open-to-all", "", report.Warning, report.CodeWarning, func(_ *testing.T, c *Cluster) {
+			c.TLS = false
+			for _, m := range c.Members {
+				m.ClientURLs = []string{strings.Replace(m.ClientURLs[0], "https", "http", 1)}
+			}
+		}},
+	} {
+		c := three(t)
+		tc.does(t, c)
+		r := Judge(c)
+		found := false
+		for _, f := range r.Findings {
+			switch {
+			case f.Severity == report.Good:
+			case f.ID == tc.id && (f.Member == tc.member || tc.id == "version"):
+				found = true
+				if f.Severity != tc.severity {
+					t.Errorf("%s at %q is %s, want %s: %s", f.ID, f.Member, f.Severity, tc.severity, f.What)
+				}
+				if f.Severity != report.Unknown && len(f.Do) == 0 {
+					t.Errorf("%s has no advice", f.ID)
+				}
+			default:
+				t.Errorf("%s at %q: also found %s at %q: %s %v", tc.id, tc.member, f.ID, f.Member, f.What, f.Evidence)
+			}
+		}
+		if tc.id != "" && !found {
+			t.Errorf("%s at %q was not found", tc.id, tc.member)
+		}
+		if code := r.ExitCode(); code != tc.code {
+			t.Errorf("%s at %q: exit code %d, want %d", tc.id, tc.member, code, tc.code)
+		}
+		var text strings.Builder
+		if err := r.Text(&text, report.Style{}); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(text.String()) {
+			if n := len([]rune(strings.TrimRight(line, "\n"))); n > 80 {
+				t.Errorf("%s: a line of %d columns: %s", tc.id, n, line)
+			}
+		}
+	}
+}
+
+func TestNobody(t *testing.T) {
+	r := Judge(&Cluster{At: now, Endpoints: []string{"x:1"}, Errors: []string{"x:1: refused"}})
+	if r.ExitCode() != report.CodeCritical || !r.Blind || len(r.Findings) != 1 {
+		t.Errorf("%+v", r)
+	}
+	// Metrics that nobody answers are no good news.
+	c := three(t)
+	for _, m := range c.Members {
+		m.Before, m.After, m.MetricsErr = nil, nil, errors.New("403")
+	}
+	r = Judge(c)
+	if r.ExitCode() != report.CodeUnknown {
+		t.Errorf("without metrics: exit code %d", r.ExitCode())
+	}
+}

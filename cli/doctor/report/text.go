@@ -1,0 +1,177 @@
+package report
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Style is how text is laid out.
+type Style struct {
+	Width  int  // columns; 0: 80
+	Colour bool // ANSI colours for severities
+}
+
+// Text writes the report for people. Lines are at most style.Width wide, but for tables and for words that are longer.
+func (r *Report) Text(w io.Writer, style Style) error {
+	if style.Width <= 0 {
+		style.Width = 80
+	}
+	r.Sort()
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "belay %s: %s, %s\n", r.Command, printable(r.Subject), r.At.Format("2006-01-02 15:04:05 MST"))
+	for _, p := range r.Summary {
+		b.WriteByte('\n')
+		wrap(&b, style.Width, "", "", p)
+	}
+	good := 0
+	for _, f := range r.Findings {
+		if f.Severity == Good {
+			good++
+			continue
+		}
+		b.WriteByte('\n')
+		f.text(&b, style)
+	}
+	if good > 0 {
+		b.WriteString("\nLooked at, and well:\n")
+		for _, f := range r.Findings {
+			if f.Severity == Good {
+				text := f.What
+				if len(f.Evidence) > 0 {
+					text += " (" + strings.Join(f.Evidence, "; ") + ")"
+				}
+				wrap(&b, style.Width, "  - ", "    ", f.of()+text)
+			}
+		}
+	}
+	for _, t := range r.Tables {
+		b.WriteByte('\n')
+		t.text(&b, style.Width)
+	}
+	b.WriteString("\n" + r.verdict() + "\n")
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// verdict is the last line.
+func (r *Report) verdict() string {
+	count := map[Severity]int{}
+	for _, f := range r.Findings {
+		count[f.Severity]++
+	}
+	switch {
+	case r.Blind:
+		return "Nothing could be looked at, so nothing can be said."
+	case count[Critical]+count[Warning]+count[Unknown] == 0:
+		return "Nothing is wrong that doctor can see."
+	}
+	var parts []string
+	for _, s := range []Severity{Critical, Warning, Unknown} {
+		if n := count[s]; n > 0 {
+			part := fmt.Sprintf("%d %s", n, s)
+			if s == Warning && n > 1 {
+				part += "s"
+			}
+			parts = append(parts, part)
+		}
+	}
+	return "In all: " + strings.Join(parts, ", ") + "."
+}
+
+// of names the member, if there is one.
+func (f Finding) of() string {
+	if f.Member == "" {
+		return ""
+	}
+	return f.Member + ": "
+}
+
+func (f Finding) text(b *bytes.Buffer, style Style) {
+	label := strings.ToUpper(string(f.Severity))
+	if colour := map[Severity]string{Critical: "31;1", Warning: "33", Unknown: "36"}[f.Severity]; style.Colour && colour != "" {
+		label = "\x1b[" + colour + "m" + label + "\x1b[0m"
+	}
+	var what bytes.Buffer
+	wrap(&what, style.Width, strings.Repeat(" ", len(f.Severity)+2), "  ", f.of()+f.What)
+	b.WriteString(label + "  ")
+	b.WriteString(what.String()[len(f.Severity)+2:])
+	part := func(title, text string) {
+		if text != "" {
+			wrap(b, style.Width, "  "+title+strings.Repeat(" ", 10-len(title)), strings.Repeat(" ", 12), text)
+		}
+	}
+	for i, e := range f.Evidence {
+		part(map[bool]string{true: "evidence", false: ""}[i == 0], e)
+	}
+	part("matters", f.Why)
+	for i, d := range f.Do {
+		part(map[bool]string{true: "do", false: ""}[i == 0], d)
+	}
+	part("sure", string(f.Confidence)+" ["+f.ID+"]")
+}
+
+// text draws the table with as few columns of space as it needs.
+func (t Table) text(b *bytes.Buffer, width int) {
+	if t.Title != "" {
+		b.WriteString(printable(t.Title) + "\n")
+	}
+	widths := make([]int, len(t.Header))
+	rows := append([][]string{t.Header}, t.Rows...)
+	for _, row := range rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(printable(cell)))
+		}
+	}
+	for n, row := range rows {
+		var line strings.Builder
+		line.WriteString("  ")
+		for i, cell := range row {
+			cell = printable(cell)
+			line.WriteString(cell + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
+		}
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+		if n == 0 {
+			total := 0
+			for _, w := range widths {
+				total += w + 2
+			}
+			b.WriteString("  " + strings.Repeat("-", min(max(total-2, 0), width-2)) + "\n")
+		}
+	}
+	for _, note := range t.Notes {
+		wrap(b, width, "  ", "  ", note)
+	}
+}
+
+// wrap writes text in lines of at most width columns: first begins the first, next the others.
+func wrap(b *bytes.Buffer, width int, first, next, text string) {
+	line, used := first, false
+	for _, word := range strings.Fields(printable(text)) {
+		if used && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
+			b.WriteString(strings.TrimRight(line, " ") + "\n")
+			line, used = next, false
+		}
+		if used {
+			line += " "
+		}
+		line, used = line+word, true
+	}
+	b.WriteString(strings.TrimRight(line, " ") + "\n")
+}
+
+// printable replaces what a terminal would obey: names, keys and lines of logs come from others.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' {
+			return ' '
+		}
+		if !unicode.IsPrint(r) {
+			return '\uFFFD'
+		}
+		return r
+	}, text)
+}
