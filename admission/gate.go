@@ -6,23 +6,22 @@ import (
 	"time"
 )
 
-// ErrTooManyRequests refuses a request that could only have made things worse. The text is etcd's.
+// ErrTooManyRequests refuses a request that would only make things worse. The text is etcd's.
 var ErrTooManyRequests = errors.New("etcdserver: too many requests")
 
-// Options bounds what may be inside. Zero means the default.
+// Options bounds what may be in progress. Zero means the default.
 type Options struct {
-	// MaxInFlightBytes bounds the proposals that entered and did not leave. A byte in flight is
+	// MaxInFlightBytes bounds the proposals that entered and have not left. A byte in flight is
 	// held about three times (request, encoded entry, log in memory). Default 256 MiB.
 	MaxInFlightBytes int64
 	// MaxBacklogBytes bounds what is committed and not applied on this member. Default 512 MiB.
 	MaxBacklogBytes int64
-	// MaxBacklogAge bounds how long a committed entry may have waited to be
-	// applied. Default 5 s: with etcd's request timeout of 7 s a request that
-	// enters behind more than this has little hope.
+	// MaxBacklogAge bounds how long a committed entry may have waited to be applied. Default 5 s:
+	// with etcd's request timeout of 7 s a request behind more than this has little chance.
 	MaxBacklogAge time.Duration
 }
 
-// priorityFactor is how much more room a priority request finds.
+// priorityFactor is how many times the limit a priority request may fill.
 const priorityFactor = 2
 
 // Verdicts about the backlog, from the last sample.
@@ -39,7 +38,7 @@ type Gate struct {
 	backlog  atomic.Int32 // one of the verdicts above
 	refused  atomic.Uint64
 
-	samples lagMeter // the sampler's alone
+	samples lagMeter // used only by the sampler
 }
 
 // New makes an open gate.
@@ -56,8 +55,8 @@ func New(opts Options) *Gate {
 	return &Gate{opts: opts}
 }
 
-// Enter lets a request of n bytes in or refuses it with ErrTooManyRequests.
-// Who was let in must call Leave with the same n.
+// Enter lets a request of n bytes in or refuses it with ErrTooManyRequests. A caller that was let
+// in must call Leave with the same n.
 func (g *Gate) Enter(n int, priority bool) error {
 	limit, verdict := g.opts.MaxInFlightBytes, backlogFine
 	if priority {
@@ -77,22 +76,22 @@ func (g *Gate) Enter(n int, priority bool) error {
 	return nil
 }
 
-// Leave takes out a request that Enter let in.
+// Leave ends a request that Enter let in.
 func (g *Gate) Leave(n int) {
 	if g.inFlight.Add(int64(-n)) < 0 {
 		panic("admission: more left than entered")
 	}
 }
 
-// InFlight is the sum of the bytes that entered and did not leave.
+// InFlight is the sum of the bytes that entered and have not left.
 func (g *Gate) InFlight() int64 { return g.inFlight.Load() }
 
 // Refused counts the requests that were turned away.
 func (g *Gate) Refused() uint64 { return g.refused.Load() }
 
 // Observe takes one sample of this member's apply backlog: the committed and applied index and the
-// bytes between them as far as known (0: unknown). Samples must come from one goroutine with now
-// not going back. It returns the backlog's age for those who want to tell of it.
+// bytes between them (0: unknown). Samples must come from one goroutine, and now must not go back.
+// It returns the backlog's age, for metrics.
 func (g *Gate) Observe(now time.Time, committed, applied uint64, backlogBytes int64) (age time.Duration) {
 	age = g.samples.observe(now, committed, applied)
 	verdict := backlogFine
@@ -106,9 +105,9 @@ func (g *Gate) Observe(now time.Time, committed, applied uint64, backlogBytes in
 	return age
 }
 
-// lagMeter turns samples of two indexes into an age: what was committed at an
-// earlier sample and is still not applied has waited since then at least. That
-// needs no clock reading for each entry, only one for each sample.
+// lagMeter turns samples of two indexes into an age: what was committed at an earlier sample and is
+// still not applied has waited at least since then. This needs one clock reading for each sample
+// rather than for each entry.
 type lagMeter struct {
 	// marks holds (time, committed index) of past samples in order, oldest
 	// first; only marks with index > applied are kept. When full, every other

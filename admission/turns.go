@@ -7,12 +7,12 @@ import (
 	"sync"
 )
 
-// ErrTooManyWaiting is what a client gets that has as many calls waiting as it may.
+// ErrTooManyWaiting refuses a call of a client that already has as many calls waiting as it may.
 var ErrTooManyWaiting = errors.New("etcdserver: too many calls of this client wait for their turn")
 
-// Turns lets a few at a time do what costs much of a processor. Those who wait are let in client by
-// client, each client's calls in their order: whoever asks a hundred times waits for a hundred, and
-// the others do not.
+// Turns lets only a few calls at a time do work that is expensive for the CPU. Clients take turns,
+// each with its calls in order: a client with a hundred calls waits for its own hundred, and the
+// others do not.
 type Turns struct {
 	most int // calls of one client that may wait
 	all  int // clients that may wait
@@ -23,19 +23,20 @@ type Turns struct {
 	queue   *list.List               // of *waiting; the first has the next turn. None is empty
 }
 
-// waiting is a client's calls.
+// waiting holds the calls of one client.
 type waiting struct {
 	client string
 	calls  *list.List // of chan struct{}, closed when it is their turn
 }
 
-// NewTurns makes n turns. most calls of one client may wait, and those of no more than clients.
+// NewTurns makes n turns. At most `most` calls of one client may wait, and calls of at most
+// `clients` clients.
 func NewTurns(n, most, clients int) *Turns {
 	return &Turns{most: most, all: clients, free: n, clients: make(map[string]*list.Element), queue: list.New()}
 }
 
-// Take waits for a turn; release must be called once it is over. The error is the context's, or
-// ErrTooManyWaiting at once.
+// Take waits for a turn; the caller must call release when it is done. The error is
+// ErrTooManyWaiting, at once, or the context's.
 func (t *Turns) Take(ctx context.Context, client string) (release func(), err error) {
 	t.mu.Lock()
 	if t.free > 0 { // then nobody waits
@@ -80,7 +81,7 @@ func (t *Turns) Take(ctx context.Context, client string) (release func(), err er
 	return nil, ctx.Err()
 }
 
-// Waiting is how many calls wait.
+// Waiting is the number of calls that wait.
 func (t *Turns) Waiting() (n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -90,7 +91,7 @@ func (t *Turns) Waiting() (n int) {
 	return n
 }
 
-// Contended says that somebody waits.
+// Contended reports whether any call waits.
 func (t *Turns) Contended() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -103,7 +104,7 @@ func (t *Turns) release() {
 	t.next()
 }
 
-// next gives a turn on. REQUIRES: t.mu is held, and the caller has a turn.
+// next passes a turn on. REQUIRES: t.mu is held, and the caller has a turn.
 func (t *Turns) next() {
 	first := t.queue.Front()
 	if first == nil {

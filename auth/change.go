@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Outcome is what an administrative request gives.
+// Outcome is the result of an administrative request.
 type Outcome struct {
 	Response proto.Message // its header is nil
 	Next     *Policy       // nil: nothing changed
@@ -23,7 +23,7 @@ type Outcome struct {
 	ForgetAll bool
 }
 
-// NeedsAdmin says whether a request is root's alone.
+// NeedsAdmin reports whether a request is root's alone.
 func NeedsAdmin(r *pb.InternalRaftRequest) bool {
 	return r.AuthEnable != nil || r.AuthDisable != nil || r.AuthUserAdd != nil || r.AuthUserDelete != nil ||
 		r.AuthUserChangePassword != nil || r.AuthUserGrantRole != nil || r.AuthUserRevokeRole != nil ||
@@ -31,8 +31,8 @@ func NeedsAdmin(r *pb.InternalRaftRequest) bool {
 		r.AuthRoleDelete != nil || r.AuthUserList != nil || r.AuthRoleList != nil
 }
 
-// Judge says whether the caller may make a request, as Change and the state machine will judge it,
-// but for what depends on the keys of leases: keys gives those where they matter.
+// Judge reports whether the caller may make a request, with the error that Change and the state
+// machine would give. keys supplies the keys of leases where they matter.
 func (p *Policy) Judge(who Identity, r *pb.InternalRaftRequest, keys LeaseKeys) error {
 	switch {
 	case !p.enabled:
@@ -115,7 +115,7 @@ func (p *Policy) withUser(name string, u *authpb.User) (*Policy, []Record) {
 	return n, []Record{rec, revisionRecord(n.revision)}
 }
 
-// withRole is p with one role set; the users that have it merge their ranges anew.
+// withRole is p with one role set; the users that have it merge their ranges again.
 func (p *Policy) withRole(name string, role *authpb.Role) (*Policy, []Record) {
 	n := p.next()
 	n.roles = maps.Clone(p.roles)
@@ -168,8 +168,8 @@ func (e edit) disable() Outcome {
 	return out
 }
 
-// password is the hash that a request brings. A password in the clear is of a member older than
-// 3.5: hashing it here would give each member another hash.
+// hashOf is the hash in a request. A password in the clear comes from a member older than 3.5:
+// hashing it here would give each member a different hash.
 func hashOf(password, hashed string) ([]byte, error) {
 	if password != "" && hashed == "" {
 		return nil, ErrNoPasswordUser
@@ -440,7 +440,7 @@ func (e edit) revoke(r *pb.AuthRoleRevokePermissionRequest) (Outcome, error) {
 	return out, nil
 }
 
-// MayAuthenticate says whether a token may be given to a user whose password was found right.
+// MayAuthenticate reports whether a user whose password was correct may get a token.
 func (p *Policy) MayAuthenticate(name string) error {
 	if !p.enabled {
 		return ErrAuthNotEnabled

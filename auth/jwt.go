@@ -17,8 +17,8 @@ import (
 
 const defaultJWTTTL = 5 * time.Minute
 
-// signed gives tokens that any member with the key verifies. Its claims are username, revision and
-// exp.
+// signed issues tokens that any member with the key can verify. Its claims are username, revision
+// and exp.
 type signed struct {
 	logger *zap.Logger
 	method jwt.SigningMethod
@@ -27,9 +27,9 @@ type signed struct {
 	ttl    time.Duration
 
 	mu sync.Mutex
-	// known are tokens that were verified, so that a client that calls often has its signature
-	// checked once: with RS256 or ES256 that costs as much as all else of a put. A token that was
-	// good stays so until its end.
+	// known are tokens that were verified, so that the signature of a client that calls often is
+	// checked once: with RS256 or ES256 a check costs as much as the rest of a put. A valid token
+	// stays valid until it expires.
 	known map[string]knownToken
 }
 
@@ -38,7 +38,7 @@ type knownToken struct {
 	end time.Time // zero: never
 }
 
-// maxKnownTokens bounds the memory; beyond it all are verified again.
+// maxKnownTokens bounds the memory; when it is reached all are verified again.
 const maxKnownTokens = 4096
 
 func newJWT(logger *zap.Logger, opts map[string]string) (*signed, error) {
@@ -153,7 +153,7 @@ func (t *signed) Replicated() bool { return false }
 
 func (t *signed) Prefix() string { return "" }
 
-// Keep does nothing: a JWT ends by its time, or because the revision that it carries is old.
+// Keep does nothing: a JWT expires, or the revision that it carries becomes old.
 func (t *signed) Keep(func(string) bool) {}
 
 func (t *signed) Assign(user string, revision uint64, _ string, _ uint64) (string, error) {
@@ -196,8 +196,8 @@ func (t *signed) Info(token string, _ uint64) (Identity, bool) {
 // examine verifies a token and reads it.
 func (t *signed) examine(token string) (knownToken, bool) {
 	parsed, err := jwt.Parse(token, func(token *jwt.Token) (any, error) {
-		// The method is ours, never what the token names: a public key must not be taken for an
-		// HMAC secret.
+		// The method is the configured one, never the one the token names: a public key must not be
+		// used as an HMAC secret.
 		if token.Method.Alg() != t.method.Alg() {
 			return nil, errors.New("invalid signing method")
 		}

@@ -11,16 +11,16 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// Root is the name of the user without whom authentication cannot be on, and of the role that may
-// do everything.
+// Root is the name of the user that must exist for authentication to be on, and of the role that
+// may do everything.
 const Root = "root"
 
-// Identity is who asks. The zero value: nobody said who they are.
+// Identity is the caller. The zero value means that the caller gave no identity.
 type Identity struct {
 	User string
 	// Revision is that of the policy under which the identity was established. A check under a
-	// later one fails, so that a request on its way through the log is not judged by other rules
-	// than its token.
+	// later policy fails, so that a request on its way through the log is not judged by other rules
+	// than its token was.
 	Revision uint64
 }
 
@@ -33,8 +33,8 @@ type Policy struct {
 	roles    map[string]*authpb.Role
 }
 
-// user is immutable but for the merged ranges, which are made when first asked for. A changed role
-// gives its users new ones.
+// user is immutable except for the merged ranges, which are made on first use. When a role changes,
+// its users are replaced.
 type user struct {
 	record *authpb.User
 	root   bool
@@ -46,7 +46,7 @@ func newUser(record *authpb.User) *user {
 	return &user{record: record, root: slices.Contains(record.Roles, Root), sorted: slices.IsSorted(record.Roles)}
 }
 
-// unmerged is the same user when its roles may open other ranges.
+// unmerged is the same user after a change of its roles: its ranges are merged again on next use.
 func (u *user) unmerged() *user { return &user{record: u.record, root: u.root, sorted: u.sorted} }
 
 func (u *user) has(role string) bool {
@@ -66,7 +66,7 @@ func (p *Policy) rangesOf(u *user) *ranges {
 	return r
 }
 
-// Enabled says whether anything is checked at all.
+// Enabled reports whether authentication is on.
 func (p *Policy) Enabled() bool { return p.enabled }
 
 // Revision counts the changes; it starts at 1.
@@ -90,8 +90,8 @@ func (p *Policy) Admin(who Identity) error {
 	return nil
 }
 
-// Current checks that the caller's token is of this revision, or a later one: who is let in by name
-// alone must pass it too.
+// Current checks that the caller's token has this revision or a later one: callers that are let in
+// by name alone must pass it too.
 func (p *Policy) Current(who Identity) error {
 	if p.enabled && who.Revision < p.revision {
 		return ErrAuthOldRevision
@@ -139,10 +139,11 @@ func (p *Policy) check(who Identity, key, end []byte, write bool) error {
 	return nil
 }
 
-// LeaseKeys gives the keys that are attached to a lease; none for a lease that does not exist.
+// LeaseKeys returns the keys that are attached to a lease; none for a lease that does not exist.
 type LeaseKeys func(id int64) ([][]byte, error)
 
-// Put checks a put. A lease may be attached only by who may write all keys that it would take away.
+// Put checks a put. Attaching a lease requires the right to write every key that is attached to it,
+// since its expiry deletes them all.
 func (p *Policy) Put(who Identity, r *pb.PutRequest, keys LeaseKeys) error {
 	if !p.enabled {
 		return nil
@@ -169,8 +170,8 @@ func (p *Policy) DeleteRange(who Identity, r *pb.DeleteRangeRequest) error {
 	return p.Read(who, r.Key, r.RangeEnd)
 }
 
-// Txn checks all of a transaction, both branches, as deep as it is nested: which branch is taken
-// tells of keys, too.
+// Txn checks a whole transaction, both branches, at every depth: which branch is taken reveals
+// something about keys, too.
 func (p *Policy) Txn(who Identity, r *pb.TxnRequest, keys LeaseKeys) error {
 	if !p.enabled {
 		return nil
@@ -212,8 +213,8 @@ func (p *Policy) op(who Identity, op *pb.RequestOp, keys LeaseKeys) error {
 	return nil
 }
 
-// WriteLease checks that the caller may write every key of a lease: who renews, revokes or attaches
-// decides over them.
+// WriteLease checks that the caller may write every key of a lease: renewing, revoking or attaching
+// it affects them all.
 func (p *Policy) WriteLease(who Identity, id int64, keys LeaseKeys) error {
 	return p.lease(who, id, keys, p.Write)
 }
@@ -240,7 +241,7 @@ func (p *Policy) lease(who Identity, id int64, keys LeaseKeys, check func(Identi
 }
 
 // CheckPassword compares a password with the user's hash, which takes some 50 ms of CPU at the
-// default cost. The revision is that of the policy that was asked.
+// default cost. The revision is that of the policy that was used.
 func (p *Policy) CheckPassword(name, password string) (revision uint64, err error) {
 	if !p.enabled {
 		return 0, ErrAuthNotEnabled
@@ -259,15 +260,15 @@ func (p *Policy) CheckPassword(name, password string) (revision uint64, err erro
 	return p.revision, nil
 }
 
-// HasPassword says whether there is a user with a password to compare: CheckPassword answers at
+// HasPassword reports whether there is a user with a password to compare: CheckPassword answers at
 // once for any other name.
 func (p *Policy) HasPassword(name string) bool {
 	u := p.users[name]
 	return p.enabled && u != nil && !u.record.Options.GetNoPassword()
 }
 
-// SameUser says whether a user has the same password in both policies: tokens given under one may
-// be used under the other.
+// SameUser reports whether a user has the same password in both policies: tokens given under one
+// may be used under the other.
 func (p *Policy) SameUser(other *Policy, name string) bool {
 	a, b := p.users[name], other.users[name]
 	return a != nil && b != nil && string(a.record.Password) == string(b.record.Password)

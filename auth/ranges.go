@@ -8,19 +8,19 @@ import (
 	"go.etcd.io/etcd/api/v3/authpb"
 )
 
-// span is the keys from begin up to, without, end. A nil end is beyond every key.
+// span is the keys in [begin, end). A nil end is beyond every key.
 type span struct{ begin, end []byte }
 
 // spans are sorted and disjoint, and do not touch.
 type spans []span
 
-// ranges is what a user's roles open.
+// ranges are what a user's roles grant.
 type ranges struct{ read, write spans }
 
-// openEnd says whether a range's end means "all keys from here on".
+// openEnd reports whether a range's end means "all keys from here on".
 func openEnd(end []byte) bool { return len(end) == 1 && end[0] == 0 }
 
-// endBefore says whether end a lies before end b.
+// endBefore reports whether end a lies before end b.
 func endBefore(a, b []byte) bool {
 	switch {
 	case a == nil:
@@ -57,7 +57,7 @@ func merge(all spans) spans {
 	return slices.Clip(out)
 }
 
-// mergeRoles joins what roles open.
+// mergeRoles joins the ranges of roles.
 func mergeRoles(names []string, roles map[string]*authpb.Role) *ranges {
 	r := &ranges{}
 	for _, name := range names {
@@ -81,9 +81,9 @@ func mergeRoles(names []string, roles map[string]*authpb.Role) *ranges {
 	return r
 }
 
-// contains says whether all keys of a request's range are within. A range that ends before it
+// contains reports whether all keys of a request's range are within. A range that ends before it
 // begins has no keys; as in etcd it is within if its key is. (With several permissions etcd refuses
-// some of these too, as its tree happens to lie.)
+// some of these too, depending on the shape of its tree.)
 func (s spans) contains(key, end []byte) bool {
 	// The last span that begins at or before the key.
 	i := sort.Search(len(s), func(i int) bool { return bytes.Compare(s[i].begin, key) > 0 }) - 1
@@ -99,7 +99,7 @@ func (s spans) contains(key, end []byte) bool {
 	return !endBefore(s[i].end, end)
 }
 
-// validRange says whether a permission may be given for a range.
+// validRange reports whether a permission may be given for a range.
 func validRange(key, end []byte) bool {
 	if len(key) == 0 {
 		return false

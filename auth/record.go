@@ -28,17 +28,17 @@ const (
 	nameRevision = "authRevision"
 )
 
-// Record is one of them. A nil value means that it goes.
+// Record is one of them. A nil value deletes it.
 type Record struct {
 	kind  byte
 	name  string
 	Value []byte
 }
 
-// Key is where the record lives in the store.
+// Key is the record's key in the store.
 func (r Record) Key() []byte { return store.AuthKey(r.kind, r.name) }
 
-// Bucket is where etcd keeps it.
+// Bucket is the name of etcd's bucket for it.
 func (r Record) Bucket() string {
 	switch r.kind {
 	case kindUser:
@@ -75,7 +75,7 @@ func enabledRecord(on bool) Record {
 	return Record{kindSetting, nameEnabled, value}
 }
 
-// Records gives all records of a store in the order of their keys.
+// Records returns all records of a store in the order of their keys.
 func Records(r store.Reader, each func(Record) error) error {
 	for _, kind := range []byte{kindRole, kindSetting, kindUser} {
 		if err := recordsOf(r, kind, each); err != nil {

@@ -2,8 +2,8 @@ package auth
 
 import "fmt"
 
-// RecordOf is the record that etcd keeps in a bucket by a name, Record.Bucket and
-// Record.Name the other way round.
+// RecordOf is the record that etcd keeps in a bucket under a name: the inverse of Record.Bucket and
+// Record.Name.
 func RecordOf(bucket, name string, value []byte) (Record, error) {
 	for _, kind := range []byte{kindUser, kindRole, kindSetting} {
 		if r := (Record{kind, name, value}); r.Bucket() == bucket {

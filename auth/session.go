@@ -2,9 +2,9 @@ package auth
 
 import "bytes"
 
-// Session is who a stream was opened by, in a form that outlives the policy and the token that said
-// so: a stream goes on when its token has ended, or is of an older revision, but not when the user
-// is gone or somebody else by now. The zero Session is nobody's.
+// Session is the user who opened a stream, in a form that outlives the policy and the token that
+// identified them: a stream survives the expiry of its token and a newer revision, but not the
+// deletion of the user or a new password. The zero Session belongs to nobody.
 type Session struct {
 	user     string
 	known    bool
@@ -12,8 +12,7 @@ type Session struct {
 	password []byte // the hash, of a user whom a token named
 }
 
-// NewSession remembers who, whom the policy p has let in; token says whether a token named the
-// user.
+// NewSession remembers a caller that p has let in; token says whether a token named the user.
 func (p *Policy) NewSession(who Identity, token bool) Session {
 	s := Session{user: who.User, known: true, token: token}
 	if u := p.users[who.User]; u != nil && token {
@@ -22,12 +21,12 @@ func (p *Policy) NewSession(who Identity, token bool) Session {
 	return s
 }
 
-// Known says whether s is somebody's.
+// Known reports whether s belongs to anybody.
 func (s Session) Known() bool { return s.known }
 
-// Resume is who has the session under p, a policy that follows the one that made it.
-// ErrInvalidAuthToken: the user whom the token named was deleted or has another password, so that a
-// new stream would be refused, too. Rights are not looked at.
+// Resume is the identity of the session under p, a later policy than the one that made it.
+// ErrInvalidAuthToken: the user that the token named was deleted or has another password, so a new
+// stream would be refused, too. Resume does not check rights.
 func (p *Policy) Resume(s Session) (Identity, error) {
 	if s.token {
 		if u := p.users[s.user]; u == nil || !bytes.Equal(u.record.Password, s.password) {
@@ -37,8 +36,8 @@ func (p *Policy) Resume(s Session) (Identity, error) {
 	return Identity{User: s.user, Revision: p.revision}, nil
 }
 
-// SameRights says that nothing has changed for the session between two policies: a cheap way to
-// know it for the many whom a change does not concern. False may mean that it is not known.
+// SameRights reports whether nothing has changed for the session between two policies: a cheap test
+// for the many that a change does not affect. False may also mean that it is not known.
 func (p *Policy) SameRights(old *Policy, s Session) bool {
 	return s.known && p.enabled == old.enabled && p.users[s.user] != nil && p.users[s.user] == old.users[s.user]
 }

@@ -13,7 +13,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// Tokens makes and recognises tokens. Simple and JWT are the two kinds.
+// Tokens issues and recognises tokens. Simple and JWT are the two kinds.
 type Tokens interface {
 	// Replicated says that every member must assign each token, when it applies the entry for it.
 	// Otherwise the member that was asked assigns it, for index 0.
@@ -21,19 +21,19 @@ type Tokens interface {
 	// Prefix is what a token begins with, to be replicated with the request for it; empty if tokens
 	// have none.
 	Prefix() string
-	// Assign makes the token of a user, whom entry index has authenticated under a revision.
+	// Assign makes the token of a user that the entry at index has authenticated under a revision.
 	Assign(user string, revision uint64, prefix string, index uint64) (string, error)
-	// Info says whose token it is; current is the revision of now.
+	// Info returns the owner of a token; current is the present revision.
 	Info(token string, current uint64) (Identity, bool)
-	// Keep ends the tokens of all users of whom keep says no.
+	// Keep ends the tokens of all users for which keep returns false.
 	Keep(keep func(user string) bool)
 }
 
 // DefaultTokenTTL is how long an unused simple token lives.
 const DefaultTokenTTL = 300 * time.Second
 
-// NewTokens makes what --auth-token asks for: "simple", "jwt" with its options, or "" for none.
-// Errors are etcd's.
+// NewTokens makes the Tokens that --auth-token asks for: "simple", "jwt" with its options, or ""
+// for none. Errors are etcd's.
 func NewTokens(logger *zap.Logger, options string, ttl time.Duration) (Tokens, error) {
 	if logger == nil {
 		logger = zap.NewNop()
@@ -73,7 +73,7 @@ func splitOptions(logger *zap.Logger, options string) (kind string, opts map[str
 	return parts[0], opts, nil
 }
 
-// none gives and knows no token.
+// none issues and knows no token.
 type none struct{}
 
 func (none) Replicated() bool                                      { return true }
@@ -82,7 +82,7 @@ func (none) Assign(string, uint64, string, uint64) (string, error) { return "", 
 func (none) Info(string, uint64) (Identity, bool)                  { return Identity{}, false }
 func (none) Keep(func(string) bool)                                {}
 
-// simple keeps random tokens in memory. Each use gives a token its full time again.
+// simple keeps random tokens in memory. Each use resets a token's time to live.
 type simple struct {
 	logger *zap.Logger
 	ttl    time.Duration
@@ -98,8 +98,8 @@ type simpleToken struct {
 	end  time.Time
 }
 
-// sweepInterval is how often at most expired tokens are looked for. It bounds the memory by the
-// rate of Authenticate, which bcrypt bounds.
+// sweepInterval is the shortest time between two searches for expired tokens. Memory is bounded by
+// the rate of Authenticate, which bcrypt bounds.
 const sweepInterval = time.Second
 
 func newSimple(logger *zap.Logger, ttl time.Duration) *simple {
@@ -191,7 +191,7 @@ func TokenIndex(token string) (index uint64, ok bool) {
 	return index, err == nil
 }
 
-// Fingerprint is what of a token may be logged.
+// Fingerprint is the form of a token that may be logged.
 func Fingerprint(token string) string {
 	sum := sha256.Sum256([]byte(token))
 	return hex.EncodeToString(sum[:])[:12]

@@ -11,13 +11,13 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Check says whether Decode will accept the payload of a normal entry: its error is nil for exactly
-// what proto.Unmarshal accepts. It makes no message, so it can be asked of every entry before there
-// is a promise to apply it.
+// Check reports whether Decode will accept the payload of a normal entry: its error is nil for
+// exactly what proto.Unmarshal accepts. It builds no message, so it is cheap enough for every entry
+// before anything is promised about it.
 func Check(data []byte) error {
 	if !requestShape().accepts(data, 0) {
-		// Package proto has the last word: it says what is wrong, and knows what is nested deeper
-		// than we look.
+		// Package proto has the last word: it says what is wrong, and handles messages nested
+		// deeper than we look.
 		if err := proto.Unmarshal(data, new(pb.InternalRaftRequest)); err != nil {
 			return fmt.Errorf("command: %w", err)
 		}
@@ -28,8 +28,7 @@ func Check(data []byte) error {
 // maxCheckedDepth is how deep accepts follows nested messages; package proto goes to 10,000.
 const maxCheckedDepth = 100
 
-// shape is what of a message type can make its decoding fail: fields with a type of their own
-// inside.
+// shape is the part of a message type that can make decoding fail: its fields with inner structure.
 type shape struct {
 	fields map[protowire.Number]*fieldShape
 	low    [64]*fieldShape // the same, of small numbers
@@ -90,7 +89,7 @@ func wireType(kind protoreflect.Kind) protowire.Type {
 	return protowire.VarintType
 }
 
-// accepts is false for what cannot be decoded, and where it does not know.
+// accepts is false for what cannot be decoded, and where it cannot decide.
 func (s *shape) accepts(data []byte, depth int) bool {
 	if depth > maxCheckedDepth {
 		return false

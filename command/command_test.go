@@ -24,7 +24,7 @@ func putRequest(n int) *pb.InternalRaftRequest {
 	}
 }
 
-// requests gives a request of every kind the message knows (each field of it set alone), and the
+// requests returns a request of every kind the message knows (each field of it set alone), and the
 // shapes of a put.
 func requests(t testing.TB) map[string]*pb.InternalRaftRequest {
 	all := map[string]*pb.InternalRaftRequest{

@@ -21,9 +21,9 @@ func Decode(data []byte) (*pb.InternalRaftRequest, error) {
 	return req, nil
 }
 
-// RequestID gives the id by which a proposer waits for the entry: that of the request itself (field
-// 1, older etcd), or else that of its header (field 100.1). It looks at nothing else; 0 where there
-// is none or data is not a request.
+// RequestID returns the id by which a proposer waits for the entry: that of the request itself
+// (field 1, older etcd), or else that of its header (field 100.1). It looks at nothing else; it is
+// 0 if there is none or data is not a request.
 func RequestID(data []byte) uint64 {
 	var own, header uint64
 	for len(data) > 0 {
@@ -93,8 +93,8 @@ type plainPut struct {
 }
 
 // decodePlainPut reads the one form that isPlainPut describes: fields in ascending order, each at
-// most once, of the expected wire type. For anything else, correct or not, it gives nil and leaves
-// the judgement to package proto. Keys and values refer to data.
+// most once, of the expected wire type. For anything else, valid or not, it returns nil and leaves
+// the decision to package proto. Keys and values refer to data.
 func decodePlainPut(data []byte) *pb.InternalRaftRequest {
 	var id uint64
 	if len(data) > 0 && data[0] == fieldRequestID<<3|byte(protowire.VarintType) {

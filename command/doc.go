@@ -1,16 +1,16 @@
-// Package command is Belay's replicated vocabulary: what one entry of the raft log says, and how it
-// is written.
+// Package command is Belay's replicated vocabulary: what an entry of the raft log says, and how it
+// is encoded.
 //
-// It lies on the lowest floor and knows nothing of raft's loop, of the store or of the network;
-// every other package may import it. It holds no state and starts no goroutine. All functions may
-// be called from any goroutine; an IDGenerator too.
+// It is on the lowest floor and knows nothing of raft's loop, the store or the network; every other
+// package may import it. It holds no state and starts no goroutine. All functions, and the methods
+// of an IDGenerator, may be called from any goroutine.
 //
 // # Payloads
 //
 // A normal entry carries an etcdserverpb.InternalRaftRequest in protobuf, exactly as etcd writes
-// it, so that a real etcd member reads our entries and we read its. A leader's empty entry carries
-// nothing. A conf change entry carries a raftpb.ConfChange (V1) whose context is the JSON of a
-// member, as etcd's membership package writes it:
+// it, so that etcd's members and Belay's can read each other's entries. A leader's empty entry
+// carries nothing. A conf change entry carries a raftpb.ConfChange (V1) whose context is the JSON
+// of a member, as etcd's membership package writes it:
 //
 //	add, add learner   {"id":N,"peerURLs":[...],"isLearner":true?,"name":"..."?,"clientURLs":[...]?,"isPromote":false}
 //	promote            {"id":N,"peerURLs":null,"isPromote":true}   (type: add node)
@@ -19,15 +19,15 @@
 //
 // # Speed
 //
-// Puts are most of what a cluster replicates, so Encode and Decode know one form by heart: an
-// optional id, one put and a header, each in the order and with the fields protobuf would use.
+// Puts are most of what a cluster replicates, so Encode and Decode have a fast path for one form:
+// an optional id, one put and a header, each in the order and with the fields protobuf would use.
 // Anything else - another request, an unknown field, a field out of order, twice or of a wrong wire
-// type - goes to package proto. Both ways give the same bytes and the same messages; FuzzDecode and
-// TestEncodeEqualsProto hold them to it.
+// type - goes to package proto. Both paths give the same bytes and the same messages, as FuzzDecode
+// and TestEncodeEqualsProto check.
 //
 // Files: entry.go (Entry, Result, Change), member.go (Member, its ids and JSON), encode.go,
 // decode.go (payloads), check.go (whether a payload can be decoded), id.go (request ids).
 //
-// Sources: reference surface 8.4 and 8.7; etcd server/etcdserver/api/membership (JSON forms),
+// Sources: docs/compatibility.md, section 8; etcd server/etcdserver/api/membership (JSON forms),
 // pkg/idutil (ids).
 package command

@@ -27,11 +27,11 @@ const (
 	fieldPutIgnoreLease = 6
 )
 
-// Encode gives the payload of a normal entry: the same bytes as proto.Marshal.
-// The error is proto's: a string that is not UTF-8.
+// Encode returns the payload of a normal entry: the same bytes as proto.Marshal. The error is
+// proto's: a string that is not UTF-8.
 func Encode(req *pb.InternalRaftRequest) ([]byte, error) { return Append(nil, req) }
 
-// Append is Encode onto dst, which it reallocates only when it has no room.
+// Append appends the encoding to dst, reallocating it only if it has no room.
 func Append(dst []byte, req *pb.InternalRaftRequest) ([]byte, error) {
 	if !isPlainPut(req) {
 		return proto.MarshalOptions{}.MarshalAppend(dst, req)
@@ -79,12 +79,12 @@ func Append(dst []byte, req *pb.InternalRaftRequest) ([]byte, error) {
 		b = appendVarint(b, fieldHeaderAuthRevision, header.AuthRevision)
 	}
 	if len(b)-before != size {
-		panic("command: Encode foretold another size than it wrote") // the formulas above disagree with the appends
+		panic("command: Encode foretold another size than it wrote") // the sizes computed above disagree with the appends
 	}
 	return b, nil
 }
 
-// isPlainPut says whether the request is a put and a header and nothing else at all.
+// isPlainPut reports whether the request is a put and a header and nothing else at all.
 func isPlainPut(r *pb.InternalRaftRequest) bool {
 	if r.Put == nil || hasOtherThanPut(r) {
 		return false

@@ -12,7 +12,7 @@ import (
 
 // Entry is one committed raft entry, decoded, as the applier hands it to the state machine.
 //
-// At most one of Request and Change is set. With neither the entry is a leader's empty one.
+// At most one of Request and Change is set. With neither, the entry is a leader's empty one.
 type Entry struct {
 	Index, Term uint64
 
@@ -20,13 +20,13 @@ type Entry struct {
 	// events and caches.
 	Request *pb.InternalRaftRequest
 
-	// Unawaited says that nobody on this member waits for the result, so that the machine may leave
-	// out work which changes nothing but the answer (a range inside a transaction, the previous
-	// value of a put).
+	// Unawaited says that nobody on this member waits for the result, so that the machine may skip
+	// work that changes only the answer (a range inside a transaction, the previous value of a
+	// put).
 	Unawaited bool
 
-	// GivenUp, where it is not nil, becomes true when whoever waited does not any longer, at any
-	// time while the entry is applied. From then on the machine may leave out the same.
+	// GivenUp, if not nil, becomes true when the waiter gives up, possibly while the entry is being
+	// applied. From then on the machine may skip the same work.
 	GivenUp *atomic.Bool
 
 	// Change is a change of the member list; ConfState is raft's configuration after it and is
@@ -34,15 +34,15 @@ type Entry struct {
 	Change    *Change
 	ConfState *raftpb.ConfState
 
-	// Refused, with Change, is what the check of the change said: raft was given a no-op and only
-	// the applied index advances. It becomes the result's error.
+	// Refused, with Change, is the error of the check of the change: raft was given a no-op and
+	// only the applied index advances. It becomes the result's error.
 	Refused error
 }
 
-// Awaited says whether somebody on this member still waits for the result.
+// Awaited reports whether somebody on this member still waits for the result.
 func (e *Entry) Awaited() bool { return !e.Unawaited && (e.GivenUp == nil || !e.GivenUp.Load()) }
 
-// Result is what applying one entry gave.
+// Result is the outcome of applying one entry.
 type Result struct {
 	// Response is the message of the API that answers the request, its header filled with the
 	// revision alone.
@@ -64,29 +64,29 @@ type Change struct {
 	Type     raftpb.ConfChangeType
 	MemberID uint64
 
-	// Member is what the change says of the member; for a removal it is empty but for the ID, for a
-	// promotion etcd sets the ID alone.
+	// Member is what the change says about the member; for a removal and, in etcd, for a promotion
+	// only the ID is set.
 	Member Member
 
 	// IsPromote tells a promotion from an addition: both are of type ConfChangeAddNode.
 	IsPromote bool
 
-	// MaxLearners, with a learner that is added, is how many learners there may be then: the limit
+	// MaxLearners, with a learner that is added, is how many learners there may then be: the limit
 	// of the member that proposed it, so that all members judge it alike, whatever their own flags
-	// say. 0: any number (etcd's form, and that of Belay's first versions, does not tell it); below
-	// 0: none.
+	// say. 0: any number (etcd's form, and that of Belay's first versions, does not carry it);
+	// below 0: none.
 	MaxLearners int
 }
 
-// changeContext is etcd's membership.ConfigChangeContext, the member's fields beside isPromote, and
-// a limit that etcd ignores.
+// changeContext is etcd's membership.ConfigChangeContext: the member's fields and isPromote, plus a
+// limit that etcd ignores.
 type changeContext struct {
 	Member
 	IsPromote   bool `json:"isPromote"`
 	MaxLearners int  `json:"maxLearners,omitempty"`
 }
 
-// Encode gives the raft form of the change.
+// Encode returns the raft form of the change.
 func (c *Change) Encode() *raftpb.ConfChange {
 	var context []byte
 	var err error
@@ -102,8 +102,8 @@ func (c *Change) Encode() *raftpb.ConfChange {
 	return &raftpb.ConfChange{Id: new(c.ID), Type: new(c.Type), NodeId: new(c.MemberID), Context: context}
 }
 
-// DecodeChange reads what Encode or a real etcd member wrote. It refuses a type it does not know, a
-// context that is not JSON and one that speaks of another member than the change does.
+// DecodeChange reads what Encode or a real etcd member wrote. It refuses an unknown type, a context
+// that is not JSON, and one that is about another member than the change.
 func DecodeChange(cc *raftpb.ConfChange) (*Change, error) {
 	c := &Change{ID: cc.GetId(), Type: cc.GetType(), MemberID: cc.GetNodeId()}
 	switch c.Type {
@@ -124,7 +124,7 @@ func DecodeChange(cc *raftpb.ConfChange) (*Change, error) {
 	return c, nil
 }
 
-// Itself is the user in the header of an AlarmRequest by which a member raises an alarm of its own
-// accord; what clients ask for has none. It tells the alarms that a member may disarm itself.
-// Members of etcd do not look at it.
+// Itself is the user in the header of an AlarmRequest by which a member raises an alarm by itself;
+// requests of clients have none. It marks the alarms that a member may disarm by itself. etcd's
+// members ignore it.
 const Itself = "\x00member"

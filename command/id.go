@@ -14,10 +14,10 @@ import (
 //	| 16 bits          |                                         |
 //	+------------------+-----------------------------------------+
 //
-// An id must not come again after a restart either: an entry of the life before may still be
-// applied, and its result would be taken for that of the new request. etcd begins at the time of
-// day, which a machine without a battery for its clock repeats at each boot; a random number does
-// not depend on any clock.
+// Nor may an id repeat after a restart: an entry of the previous life may still be applied, and its
+// result would be taken for that of the new request. etcd starts from the time of day, which a
+// machine without a battery for its clock repeats at each boot; a random number does not depend on
+// a clock.
 type IDGenerator struct {
 	prefix uint64
 	suffix atomic.Uint64
@@ -25,7 +25,7 @@ type IDGenerator struct {
 
 const idSuffixBits = 48
 
-// NewIDGenerator gives the generator of one life of a member.
+// NewIDGenerator returns the generator of one life of a member.
 func NewIDGenerator(memberID uint64) *IDGenerator {
 	var start [8]byte
 	_, _ = rand.Read(start[:]) // never fails: the process would end
@@ -38,7 +38,7 @@ func newIDGenerator(memberID, start uint64) *IDGenerator {
 	return g
 }
 
-// Next gives the next id. Any goroutine may call it.
+// Next returns the next id. Any goroutine may call it.
 func (g *IDGenerator) Next() uint64 {
 	return g.prefix | g.suffix.Add(1)&(1<<idSuffixBits-1)
 }

@@ -20,7 +20,7 @@ type Member struct {
 	ClientURLs []string `json:"clientURLs,omitempty"`
 }
 
-// Clone gives a copy that shares no memory; nil for nil.
+// Clone returns a copy that shares no memory; nil for nil.
 func (m *Member) Clone() *Member {
 	if m == nil {
 		return nil
@@ -31,7 +31,7 @@ func (m *Member) Clone() *Member {
 	return &c
 }
 
-// IsStarted says whether the member has ever published itself.
+// IsStarted reports whether the member has ever published its name and URLs.
 func (m *Member) IsStarted() bool { return m.Name != "" }
 
 // Proto is the member as the Cluster service answers it. It shares memory with m.

@@ -38,8 +38,8 @@ func flagsOfText() map[string][]string {
 	return map[string][]string{"auth: invalid auth options": {"auth-token"}}
 }
 
-// shows tells if a text shows a value: in quotes, as a path or what a path begins
-// with, or behind a colon. Anything less would find "new" and "m1" everywhere.
+// shows reports whether a text shows a value: in quotes, as a path or what a path begins with, or
+// behind a colon. Anything less would find "new" and "m1" everywhere.
 func shows(text, value string) bool {
 	if value == "" {
 		return false

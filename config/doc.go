@@ -8,12 +8,12 @@
 //
 // # Rules
 //
-//   - A flag may have one dash or two. Wrong syntax, an unknown flag or a bad value: code 2 and the
-//     error on stderr. A configuration that makes no sense: code 1 and one log line.
+//   - A flag may have one dash or two. Wrong syntax, an unknown flag or an invalid value: exit code
+//     2 and the error on stderr. An inconsistent configuration: exit code 1 and one log line.
 //   - ETCD_ + the flag's name in capitals sets a flag. A flag that is set both ways is fatal, since
-//     one of the two would silently lose. An empty variable counts as unset.
-//   - A flag that configures a part of etcd that Belay has not (bbolt, the v2 store) is
-//     accepted with a warning. Nothing about security is ever ignored.
+//     one of the two would be ignored silently. An empty variable counts as unset.
+//   - A flag for a part of etcd that Belay does not have (bbolt, the v2 store) is accepted with a
+//     warning. A flag that concerns security is never ignored.
 //
 // # Files
 //

@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// A fileURLError is a bad URL in a configuration file. etcd says it without its log.
+// A fileURLError is an invalid URL in a configuration file. etcd reports it outside its log.
 type fileURLError struct {
 	key    string
 	called string // by etcd
@@ -24,11 +24,11 @@ func (e *fileURLError) Error() string {
 	return fmt.Sprintf("unexpected error setting up %s: %v", e.called, e.err)
 }
 
-// readFile takes a configuration file, YAML or JSON, in the place of flags: all keys that etcd
-// knows, and Belay's own flags. As in etcd a key that is not known is ignored, and durations are
-// numbers of nanoseconds. The texts of errors name the types that are decoded into, which is why
-// these here are called as etcd's. Given are the keys that stand in it, for what is found wrong
-// later, and what is strange about them.
+// readFile reads a configuration file, YAML or JSON, in place of flags: all keys that etcd knows,
+// and Belay's own flags. As in etcd, unknown keys are ignored, and durations are numbers of
+// nanoseconds. Error texts name the types that are decoded into, which is why those here have
+// etcd's names. It returns the keys of the file, for errors that are found later, and warnings
+// about them.
 func (c *Config) readFile(path string) (keys []fileKey, warnings []fileWarning, err error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -46,7 +46,7 @@ func (c *Config) readFile(path string) (keys []fileKey, warnings []fileWarning, 
 	return keys, strangeKeys(path, keys, known), nil
 }
 
-// inFileError reads as etcd says it, and knows what etcd does not say.
+// inFileError has etcd's text, and also knows what etcd does not report.
 type inFileError struct {
 	error
 	where []zap.Field
@@ -54,7 +54,7 @@ type inFileError struct {
 
 func (e *inFileError) Unwrap() error { return e.error }
 
-// takeFile decodes a configuration file, and gives the keys that there are.
+// takeFile decodes a configuration file, and returns the keys that exist.
 func (c *Config) takeFile(data []byte) (known []string, err error) {
 	type SecureConfig struct {
 		Cert               *string `json:"cert"`
@@ -196,8 +196,8 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		Config
 		configJSON
 	}
-	// What decodes into a pointer decodes into the field that it points to, whose value stays if
-	// the key is absent.
+	// A pointer is decoded into the field that it points to, which keeps its value if the key is
+	// absent.
 	d := &c.Discovery
 	file := configYAML{Config: Config{
 		Name: &c.Name, DataDir: &c.DataDir, WALDir: &c.WALDir, SnapshotCount: &c.SnapshotCount, CatchupEntries: &c.SnapshotCatchupEntries,
@@ -311,7 +311,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 	return keysOf(reflect.TypeOf(file), ""), nil
 }
 
-// likeEtcds names types in the package that etcd has them in.
+// likeEtcds names types as if they were in etcd's package.
 type likeEtcds struct{ error }
 
 func (e *likeEtcds) Error() string {

@@ -28,7 +28,7 @@ type flagDef struct {
 	group group
 	name  string
 	usage string
-	shown string // in place of the default value in the help text
+	shown string // shown in the help text instead of the default value
 	inert string // why it does nothing here; "" if it does something
 	bind  func(fs *flag.FlagSet, c *Config, name string)
 }
@@ -73,7 +73,7 @@ func millisecondsFlag(field func(*Config) *time.Duration) func(*flag.FlagSet, *C
 	return valueFlag(func(c *Config) flag.Value { return millisecondsValue{field(c)} })
 }
 
-// flagDefs are all flags but the ignored ones, in the order of the help text.
+// flagDefs are all flags except the ignored ones, in the order of the help text.
 func flagDefs() []flagDef {
 	return slices.Concat(memberFlags(), portFlags(), clusterFlags(), discoveryFlags(), securityFlags(), authFlags(), monitoringFlags(), tracingFlags(), behaviourFlags(), inertFlags())
 }

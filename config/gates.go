@@ -13,7 +13,8 @@ type gate struct {
 	name  string
 	stage string // ALPHA or BETA
 	def   bool   // etcd's default
-	// fixed is what Belay does whatever the gate says, with the reason; nil: the gate works.
+	// fixed is what Belay does whatever the gate's value is, with the reason; nil: the gate has its
+	// effect.
 	fixed  *bool
 	reason string
 }
@@ -48,11 +49,11 @@ func gates() []gate {
 	}
 }
 
-// Gates is --feature-gates: what was said of each gate, with the two for whole stages spread over
-// the gates of their stage that were not named.
+// Gates is --feature-gates: the value given for each gate. The two gates for whole stages are
+// applied to the gates of their stage that were not named.
 type Gates map[string]bool
 
-// Enabled is a gate's state in etcd's sense: as said, or etcd's default.
+// Enabled is a gate's state in etcd's sense: the given value, or etcd's default.
 func (g Gates) Enabled(name string) bool {
 	if on, said := g[name]; said {
 		return on
@@ -108,7 +109,7 @@ func (c *Config) checkGates() error {
 	return nil
 }
 
-// Features are the gates that do something here, for the metric that tells of them.
+// Features are the gates that have an effect here, for the metric that reports them.
 func (c *Config) Features() map[string]bool {
 	all := map[string]bool{GateCompactHashCheck: c.CompactHashCheck}
 	for _, name := range []string{gateAllAlpha, gateAllBeta, GateInitialCorruptCheck, GateSetMemberLocalAddr} {
@@ -117,10 +118,10 @@ func (c *Config) Features() map[string]bool {
 	return all
 }
 
-// gatesWithoutEffect are the gates that were set to what Belay does not do.
+// gatesWithoutEffect are the gates that were set to something that Belay does not do.
 func (c *Config) gatesWithoutEffect() (all []gate) {
 	for _, k := range gates() {
-		// AllAlpha says something of each; only what is named can be meant.
+		// AllAlpha sets every gate of its stage; only a gate that is named can be meant.
 		if on, said := c.Gates[k.name]; said && k.fixed != nil && on != *k.fixed && !c.Gates[gateAllAlpha] && !c.Gates[gateAllBeta] {
 			all = append(all, k)
 		}

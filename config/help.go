@@ -97,7 +97,7 @@ func (p *parser) usageError(text string) {
 	p.usage(w)
 }
 
-// formerFlags are flags that left under another name, and names that people try first.
+// formerFlags are flags that were renamed, and names that people try first.
 func formerFlags() map[string]string {
 	return map[string]string{
 		"discovery":                                      "discovery-endpoints",
@@ -128,12 +128,12 @@ func nearest(name string) string {
 	for _, d := range flagDefs() {
 		known = append(known, d.name)
 	}
-	// Flags that left the experiment kept the rest of their name.
+	// Flags that are no longer experimental kept the rest of their name.
 	return nearestOf(strings.TrimPrefix(name, "experimental-"), append(known, "config-file"))
 }
 
-// nearestOf is the one of the known names that a name was most likely meant to be: one or two
-// slips away, or begun or ended in the same words.
+// nearestOf is the known name that was most likely meant: one or two typing errors away, or with
+// the same first or last words.
 func nearestOf(name string, known []string) string {
 	best, distance := "", max(1, len(name)/3)+1
 	for _, candidate := range known {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Inert are the values of etcd's flags about parts that Belay has not. They are read as etcd reads
-// them, and warned of, but nothing depends on them.
+// Inert are the values of etcd's flags for parts that Belay does not have. They are parsed as in
+// etcd and give a warning, but nothing depends on them.
 type Inert struct {
 	MaxSnapshots, MaxWALs    uint
 	FreelistType             string
@@ -27,7 +27,7 @@ func defaultInert() Inert {
 
 const groupInert group = "Without effect here"
 
-// inertFlags are those flags; why goes into the warning.
+// inertFlags are those flags; the warning says why each has no effect.
 func inertFlags() []flagDef {
 	const noBolt = "the data is not in bbolt"
 	return []flagDef{
@@ -61,7 +61,7 @@ func ignoredFlags() []string {
 	}
 }
 
-// deprecated are flags that etcd warns of when they are given.
+// deprecated are flags for which etcd logs a warning when they are given.
 func deprecated() map[string]string {
 	return map[string]string{
 		"max-snapshots":  "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8.",
@@ -86,7 +86,7 @@ func (v ignoredValue) String() string {
 	return *v.text
 }
 
-// deprecationValue is --v2-deprecation: some of a few words.
+// deprecationValue is --v2-deprecation: a few fixed words.
 type deprecationValue struct{ words *[]string }
 
 func (v deprecationValue) Set(s string) error {

@@ -11,18 +11,18 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// What is said of strange keys. etcd is silent about them.
+// Warnings about unexpected keys, about which etcd is silent.
 const (
 	unknownKey = "unknown key in the configuration file - ignoring"
 	keyTwice   = "a key stands twice in the configuration file; the last one counts"
 )
 
-// A fileKey is a key of the configuration file, where it stands: "a.b" is b in the part a.
+// A fileKey is a key of the configuration file and its place: "a.b" is b in the part a.
 type fileKey struct {
 	path  string
 	line  int
 	value string // of a scalar
-	twice bool   // it stands there a second time: this one counts
+	twice bool   // it occurs a second time: this one counts
 }
 
 // fileKeys are the keys of a configuration file in their order. A file that cannot be read has
@@ -49,7 +49,7 @@ func fileKeys(data []byte) (keys []fileKey) {
 	return keys
 }
 
-// lineOf is where a key stands; 0: nowhere.
+// lineOf is the line of a key; 0: it is not there.
 func lineOf(keys []fileKey, path string) int {
 	for _, k := range slices.Backward(keys) {
 		if k.path == path {
@@ -59,7 +59,7 @@ func lineOf(keys []fileKey, path string) int {
 	return 0
 }
 
-// keysOf are the keys that decode into a struct. As in encoding/json capitals make no difference.
+// keysOf are the keys that decode into a struct. As in encoding/json, case does not matter.
 func keysOf(t reflect.Type, prefix string) (keys []string) {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -80,10 +80,10 @@ func keysOf(t reflect.Type, prefix string) (keys []string) {
 	return keys
 }
 
-// strangeKeys are warnings of keys that nothing is made of, which etcd says nothing about, and of
-// those that stand there twice.
+// strangeKeys are warnings about keys that have no effect, about which etcd is silent, and about
+// repeated keys.
 func strangeKeys(path string, present []fileKey, known []string) (warnings []fileWarning) {
-	var unknown []string // parts: what is in them needs no word
+	var unknown []string // parts, whose contents need no warning of their own
 	for _, k := range present {
 		at := []zap.Field{zap.String("path", path), zap.Int("line", k.line), zap.String("key", k.path)}
 		switch {
@@ -106,7 +106,7 @@ type fileWarning struct {
 	fields []zap.Field
 }
 
-// keyError is about one key of the configuration file. It reads as etcd says it.
+// keyError is an error about one key of the configuration file, with etcd's text.
 type keyError struct {
 	key string
 	err error
@@ -115,8 +115,8 @@ type keyError struct {
 func (e *keyError) Error() string { return e.err.Error() }
 func (e *keyError) Unwrap() error { return e.err }
 
-// whereInFile says which key of the configuration file an error is about, as far as that can be
-// told; etcd's texts leave that to the reader.
+// whereInFile returns which key of the configuration file an error is about, as far as that is
+// known; etcd's texts leave that to the reader.
 func whereInFile(path string, present []fileKey, err error) []zap.Field {
 	fields := []zap.Field{zap.String("path", path)}
 	found := func(is func(k fileKey) bool) bool {
@@ -147,7 +147,7 @@ func whereInFile(path string, present []fileKey, err error) []zap.Field {
 	return fields
 }
 
-// names says whether a text speaks of a flag.
+// names reports whether a text mentions a flag.
 func names(text, flag string) bool {
 	_, after, ok := strings.Cut(text, "--"+flag)
 	return ok && (after == "" || !strings.ContainsRune("-abcdefghijklmnopqrstuvwxyz", rune(after[0])))

@@ -13,7 +13,7 @@ import (
 	"github.com/belaydb/belay/listen"
 )
 
-// Listeners are what the flags say of ports, TLS, HTTP and tracing.
+// Listeners are the settings for ports, TLS, HTTP and tracing.
 type Listeners struct {
 	ListenClientHTTPURLs []url.URL // if any, the client URLs serve gRPC alone
 	ListenMetricsURLs    []url.URL

@@ -34,18 +34,18 @@ type Options struct {
 
 	Stdout, Stderr io.Writer
 
-	// LogWriter takes the log in place of --log-outputs, if not nil.
+	// LogWriter, if not nil, takes the log instead of --log-outputs.
 	LogWriter io.Writer
 	Sink      logsink.Options
 
-	// terminal says whether a stream is one; a seam for tests, nil: as the system says.
+	// terminal reports whether a stream is a terminal; a seam for tests. Nil asks the system.
 	terminal func(io.Writer) bool
 	// defaultHost finds the address of this machine; a seam for tests.
 	defaultHost func() (string, error)
 }
 
-// Load reads the command line and the environment. If there is a server to run, ok is true, and cfg
-// and lg are there; else the process should end with code, and everything has been said.
+// Load reads the command line and the environment. If there is a server to run, ok is true and cfg
+// and lg are set; otherwise everything has been reported and the process should exit with code.
 func Load(o Options) (cfg *Config, lg *logsink.Logger, code int, ok bool) {
 	if o.terminal == nil {
 		o.terminal = isTerminal
@@ -104,8 +104,8 @@ func (p *parser) flags() {
 	p.fs.BoolVar(&p.version, "version", false, "")
 }
 
-// forPerson has the log in lines for a person if it goes to a terminal and nobody asked for a
-// format. By the name of etcd it looks as etcd's wherever it goes.
+// forPerson selects lines made for people if the log goes to a terminal and no format was given.
+// Under the name etcd the log looks like etcd's wherever it goes.
 func (p *parser) forPerson(l logsink.Config) logsink.Config {
 	if p.o.Program == Etcd || p.o.LogWriter != nil || p.asked("log-format") || p.cfg.Explicit["log-format"] || len(l.Outputs) > 1 {
 		return l
@@ -126,13 +126,14 @@ func (p *parser) forPerson(l logsink.Config) logsink.Config {
 	return l
 }
 
-// asked says whether a flag was given by argument or variable.
+// asked reports whether a flag was given by argument or variable.
 func (p *parser) asked(name string) (yes bool) {
 	p.fs.Visit(func(f *flag.Flag) { yes = yes || f.Name == name })
 	return yes || p.variable(envName(name)) != ""
 }
 
-// isTerminal knows character devices: a terminal, or /dev/null, for which it does not matter.
+// isTerminal reports whether w is a character device: a terminal, or /dev/null, where it does not
+// matter.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -171,7 +172,7 @@ func (p *parser) load() (code int, ok bool) {
 	}
 	var fileWarnings []fileWarning
 	if p.file != "" {
-		// All else that was given is ignored, and does not show in what the file leaves open.
+		// Everything else that was given is ignored, also where the file leaves a value open.
 		path := p.file
 		p.cfg = Default()
 		p.flags()
@@ -247,7 +248,7 @@ func (p *parser) load() (code int, ok bool) {
 	return 0, true
 }
 
-// applyGates makes fields of the gates that work.
+// applyGates sets the fields of the gates that have an effect.
 func (p *parser) applyGates() {
 	c := p.cfg
 	c.InitialCorruptCheck = c.Gates.Enabled(GateInitialCorruptCheck)
@@ -256,7 +257,7 @@ func (p *parser) applyGates() {
 	}
 }
 
-// warn says which of what was given does nothing, and what is dangerous.
+// warn logs which of the given flags have no effect and which are dangerous.
 func (p *parser) warn() {
 	const noEffect = "flag has no effect in Belay - ignoring"
 	for _, d := range flagDefs() {
@@ -286,7 +287,7 @@ func (p *parser) warn() {
 	}
 }
 
-// variable is the value of one variable of the environment; as with os.Getenv the first counts.
+// variable is the value of an environment variable; the first one counts, as with os.Getenv.
 func (p *parser) variable(name string) string {
 	for _, kv := range p.o.Environ {
 		if value, ok := strings.CutPrefix(kv, name+"="); ok {
@@ -296,7 +297,7 @@ func (p *parser) variable(name string) string {
 	return ""
 }
 
-// failed says what is wrong with the configuration, as etcd does.
+// failed logs what is wrong with the configuration, as etcd does.
 func (p *parser) failed(err error) (int, bool) {
 	p.lg.Info("Running: ", zap.Strings("args", show.CommandLine(p.o.Command)))
 	fields := []zap.Field{zap.Error(err)}
@@ -315,7 +316,7 @@ func (p *parser) failed(err error) (int, bool) {
 	return codeFailed, false
 }
 
-// environment sets flags from variables. fatal: a variable and a flag say the same thing.
+// environment sets flags from variables. fatal: a flag and its variable are both set.
 func (p *parser) environment() (err error, fatal bool) {
 	given := map[string]bool{} // variables of flags that were given
 	p.fs.Visit(func(f *flag.Flag) { given[envName(f.Name)] = true })
@@ -364,7 +365,7 @@ func (p *parser) environment() (err error, fatal bool) {
 	return err, false
 }
 
-// stay lets a fatal line be written and the process live: Load's caller ends it.
+// stay lets a fatal line be written without ending the process: Load's caller ends it.
 type stay struct{}
 
 func (stay) OnWrite(*zapcore.CheckedEntry, []zapcore.Field) {}
@@ -386,7 +387,7 @@ func (p *parser) derive() {
 	p.floorTimeouts()
 }
 
-// floorTimeouts raises what is too little.
+// floorTimeouts raises timeouts that are too short.
 func (p *parser) floorTimeouts() {
 	if p.cfg.RaftReadTimeout < minRaftTimeout {
 		p.cfg.RaftReadTimeout = minRaftTimeout

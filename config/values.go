@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// ParseURLs reads a comma list of URLs to listen on or to advertise: http, https, unix or unixs;
-// sorted, each once.
+// ParseURLs reads a comma-separated list of URLs to listen on or to advertise: http, https, unix or
+// unixs. The result is sorted and has each URL once.
 func ParseURLs(list string) ([]url.URL, error) {
 	if list == "" {
 		return nil, nil

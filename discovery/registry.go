@@ -17,7 +17,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// Config says where members of a new cluster find each other. The zero Config asks nobody.
+// Config says where the members of a new cluster find each other. The zero Config means no
+// discovery.
 type Config struct {
 	Endpoints []string // of the cluster that serves the keys
 	Token     string   // names the new cluster there
@@ -41,7 +42,7 @@ func Default() Config {
 	}
 }
 
-// These end a discovery; all else is tried again.
+// These end a discovery; all other errors are retried.
 var (
 	ErrSizeNotFound = errors.New("discovery: size key not found")
 	ErrBadSize      = errors.New("discovery: size key is bad")
@@ -49,7 +50,7 @@ var (
 	ErrInvalidURL   = errors.New("discovery: invalid peer URL")
 )
 
-// Error is a discovery that ended without a cluster.
+// Error wraps the error of a discovery that ended without a cluster.
 type Error struct{ Err error }
 
 func (e *Error) Error() string { return fmt.Sprintf("failed to join discovery cluster (%v)", e.Err) }
@@ -58,9 +59,9 @@ func (e *Error) Unwrap() error { return e.Err }
 // prefix is where all clusters' keys are.
 const prefix = "/_etcd/registry"
 
-// Join registers a member (own: name=url,...) and waits, until ctx ends, for as many as the cluster
-// has; it returns them in the form of own. valid says whether a text is of that form. All errors
-// but those of ctx and of the configuration are of type *Error.
+// Join registers a member (own: name=url,...) and waits until as many have registered as the
+// cluster has members, or ctx ends; it returns them in the form of own. valid reports whether a
+// text has that form. All errors but those of ctx and of the configuration are of type *Error.
 func Join(ctx context.Context, logger *zap.Logger, cfg Config, id uint64, own string, valid func(string) error) (initialCluster string, err error) {
 	if logger == nil {
 		logger = zap.NewNop()
@@ -171,7 +172,7 @@ func (r *registry) join(ctx context.Context, ownKey, own string) (string, error)
 	return strings.Join(all, ","), nil
 }
 
-// retry tries until it works, is refused for good, or ctx ends.
+// retry repeats a step until it works, is refused for good, or ctx ends.
 func (r *registry) retry(ctx context.Context, step string, try func(context.Context) error) error {
 	for doublings := 1; ; doublings = min(doublings+1, maxDoublings) {
 		bounded, cancel := context.WithTimeout(ctx, r.timeout)
@@ -190,7 +191,7 @@ func (r *registry) retry(ctx context.Context, step string, try func(context.Cont
 	}
 }
 
-// look reads the cluster's size and members. ErrFull: there are as many without the one of ownKey.
+// look reads the cluster's size and members. ErrFull: there are enough without the one of ownKey.
 func (r *registry) look(ctx context.Context, ownKey string) (found []registered, size int, revision int64, err error) {
 	err = r.retry(ctx, "cluster status check", func(ctx context.Context) error {
 		resp, err := r.kv.Get(ctx, r.sizeKey)
@@ -224,8 +225,8 @@ func (r *registry) look(ctx context.Context, ownKey string) (found []registered,
 	return found, size, revision, nil
 }
 
-// add keeps found in the order of creation: when more register at once than have room, all agree
-// on who is in.
+// add keeps found in the order of creation: when too many register at once, all agree on which are
+// in.
 func (r *registry) add(found []registered, m registered) []registered {
 	m.key, m.urls = strings.TrimSpace(m.key), strings.TrimSpace(m.urls)
 	fields := []zap.Field{zap.String("memberKey", m.key), zap.String("memberInfo", m.urls)}
@@ -261,7 +262,7 @@ func (r *registry) wait(ctx context.Context, found []registered, size int, revis
 			return found, nil
 		}
 	}
-	// A watch that ends at once, again and again, must not be a busy loop.
+	// A watch that keeps ending at once must not become a busy loop.
 	select {
 	case <-ctx.Done():
 		return found, ctx.Err()

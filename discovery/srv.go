@@ -20,7 +20,7 @@ type Lookup interface {
 	LookupPort(ctx context.Context, network, service string) (port int, err error)
 }
 
-// Records say whose SRV records to look for.
+// Records names the SRV records to look up.
 type Records struct {
 	Domain    string
 	Suffix    string    // --discovery-srv-name; "": none
@@ -28,8 +28,8 @@ type Records struct {
 	Advertise []url.URL // its peer URLs
 }
 
-// SRV is the cluster that DNS knows, as a text of --initial-cluster; "" and the errors of all
-// queries if it knows none. An error beside a cluster is one that left others to be found.
+// SRV is the cluster that DNS lists, in the form of --initial-cluster; "" and the errors of all
+// queries if it lists none. With a cluster, an error means that one of the queries failed.
 func SRV(ctx context.Context, logger *zap.Logger, dns Lookup, r Records) (initialCluster string, err error) {
 	if logger == nil {
 		logger = zap.NewNop()

@@ -12,7 +12,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// SameURLs says why a and b are not the same addresses.
+// SameURLs returns an error that says why a and b are not the same addresses; nil if they are.
 func SameURLs(ctx context.Context, logger *zap.Logger, a, b []url.URL) error {
 	if logger == nil {
 		logger = zap.NewNop()
@@ -56,8 +56,8 @@ func normal(urls []url.URL) (all []string) {
 	return all
 }
 
-// resolveURL replaces the host of u by its address; it tries again each second till ctx ends,
-// because the name of a pod may appear later than the pod.
+// resolveURL replaces the host of u by its address; it retries each second until ctx ends, because
+// the name of a pod may appear later than the pod.
 func resolveURL(ctx context.Context, logger *zap.Logger, u url.URL) (url.URL, error) {
 	const retryInterval = time.Second
 	if u.Scheme == "unix" || u.Scheme == "unixs" || u.Hostname() == "localhost" {

@@ -1,6 +1,7 @@
-// Package lease is the lease table: which leases there are, which keys hang on them, and, on the
-// leader, when each expires. It deletes no key and proposes nothing: package state deletes the keys
-// of a revoked lease, package server turns what Expired and Checkpoints report into raft entries.
+// Package lease is the lease table: which leases exist, which keys are attached to them, and, on
+// the leader, when each expires. It deletes no key and proposes nothing: package state deletes the
+// keys of a revoked lease, and the leader's loop turns what Expired and Checkpoints report into
+// raft entries.
 //
 // # What is replicated, what is not
 //
@@ -16,45 +17,45 @@
 //	                    +---------+---------------+---------------------+
 //	attachment          key: (lease id, user key), no value
 //
-// The TTL is stored as it was asked for; the minimum (a local setting, it follows the election
-// timeout) is put on top where it is used. Attachments live in the store alone, so a lease with a
-// million keys costs no memory.
+// The TTL is stored as requested; the minimum (a local setting that follows the election timeout)
+// is applied where it is used. Attachments live only in the store, so a lease with a million keys
+// costs no memory.
 //
 // The tables in memory change at once, the batch a moment later. Both follow from a committed
-// entry, so the difference cannot be told from an answer that came a moment earlier or later.
+// entry, so the difference looks like an answer that came a moment earlier or later.
 //
 // # Primary, term and fencing
 //
 // The leader calls Promote with its term when it has applied the first entry of that term, and
-// Demote when it ceases to lead. A Promote that comes too late (its term was demoted already) is
-// ignored. Expired reports the term along with the leases: whoever proposes their revocation must
-// do so only as leader of that very term. That is what keeps a leader that comes back from a stall
-// from revoking, through its successor, leases which the successor renewed.
+// Demote when it stops leading. A late Promote, for a term that was demoted already, is ignored.
+// Expired reports the term with the leases: their revocation must be proposed only as leader of
+// that very term. This keeps a leader that comes back from a stall from revoking, through its
+// successor, leases that the successor renewed.
 //
-// Between an expiry that Expired reported and the revocation a lease cannot be renewed: Renew waits
-// until the lease is gone, or this member is no longer primary. A renewal is either answered and
-// kept, or not answered.
+// Between the report of an expiry and the revocation a lease cannot be renewed: Renew waits until
+// the lease is gone or this member is no longer primary. A renewal is either answered and kept, or
+// not answered.
 //
 // # TTLs over elections
 //
 // A new leader cannot know which leases were renewed a moment before the old one died, so it gives
-// each the full TTL (or what a checkpoint left of it) and one election timeout. Without more,
-// leaders that change often would keep dead leases alive for ever. Checkpoints reports leases that
-// nobody has renewed for half their TTL, or for the interval if that is shorter; a live client
-// renews after a third and so costs no entry. A renewed lease that has a checkpoint must have it
-// cleared by an entry before the renewal is answered: Renew says when. Checkpoints must not be
-// proposed while real etcd members without the LeaseCheckpoint gate are in the cluster: they would
-// never clear one.
+// each the full TTL (or what a checkpoint left of it) and one election timeout. With nothing else,
+// frequent changes of leader would keep dead leases alive for ever. So Checkpoints reports leases
+// that nobody has renewed for half their TTL, or for the interval if that is shorter; a live client
+// renews after a third and costs no entry. If a renewed lease has a checkpoint, an entry must clear
+// it before the renewal is answered: Renew says when. Checkpoints must not be proposed while the
+// cluster has real etcd members without the LeaseCheckpoint gate: they would never clear one.
 //
 // # Goroutines
 //
 // Lookup, List, Renew, Keys, Promote, Demote, Expired and Checkpoints may be called from any
-// goroutine. Renew and Lookup take a read lock and touch one lease; the expiry heap is lazy: a
-// renewal leaves its lease where it stands in the heap, and when the old time has come the lease is
-// put back in its new place.
+// goroutine. Renew and Lookup take a read lock and touch one lease. The expiry heap is lazy: a
+// renewal leaves its lease where it is in the heap, and the lease moves to its new place when the
+// old time has come.
 //
 // Files: table.go (the table and its replicated part), expiry.go (renewal, expiry, checkpoints,
-// promotion), record.go (the stored form), heap.go, metrics.go.
+// promotion), record.go (the stored form), export.go and restore.go (to and from snapshot files),
+// heap.go, metrics.go.
 //
-// Sources: etcd server/lease/lessor.go (what clients see), reference surface 1.5.
+// Sources: etcd server/lease/lessor.go (what clients see); docs/compatibility.md, section 1.5.
 package lease

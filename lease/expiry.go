@@ -16,13 +16,13 @@ type Checkpoint struct {
 	Remaining int64 // seconds, rounded up
 }
 
-// Renew gives the lease its full TTL from now and tells that TTL in seconds.
+// Renew gives the lease its full TTL from now on and returns that TTL in seconds.
 //
-// Where checkpointed is true the caller must have the checkpoint taken back by an entry (Checkpoint
-// with 0) before it answers its client; else the next leader would let the lease expire too early.
+// If checkpointed is true the caller must clear the checkpoint by an entry (Checkpoint with 0)
+// before it answers its client; otherwise the next leader would let the lease expire too early.
 //
-// A lease that has expired already is about to be revoked; Renew then waits for the revocation and
-// gives ErrNotFound, or ErrNotPrimary if this member is demoted first, or the context's error.
+// A lease that has expired is about to be revoked; Renew then waits for the revocation and returns
+// ErrNotFound, or ErrNotPrimary if this member is demoted first, or the context's error.
 func (t *Table) Renew(ctx context.Context, id ID) (ttl int64, checkpointed bool, err error) {
 	for {
 		t.mu.RLock()
@@ -46,8 +46,8 @@ func (t *Table) Renew(ctx context.Context, id ID) (ttl int64, checkpointed bool,
 				continue // another renewal, or Expired was faster
 			}
 			if noting != nil {
-				// A note of what was left before this renewal is on its way through the
-				// log. To answer now would promise more than a next leader would know of.
+				// A checkpoint of what was left before this renewal is on its way through the log.
+				// An answer now would promise more than the next leader would know.
 				select {
 				case <-*noting:
 					checkpointed = e.remaining.Load() > 0 || e.doubt.Load()
@@ -74,17 +74,17 @@ func (t *Table) Renew(ctx context.Context, id ID) (ttl int64, checkpointed bool,
 	}
 }
 
-// Primary tells whether this member decides expiries, and as leader of which term.
+// Primary reports whether this member decides expiries, and as leader of which term.
 func (t *Table) Primary() (term uint64, ok bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.term, t.primary
 }
 
-// Promote makes this member primary for a term that it leads. Each lease is given what was left of
-// it and extend (an election timeout) on top; where more leases would expire in a second than may
-// be revoked in one, they are spread. It says whether it took place: not if this term, or a later
-// one, was demoted already.
+// Promote makes this member primary for a term that it leads. Each lease gets what was left of it
+// plus extend (an election timeout); where more leases would expire in a second than may be revoked
+// in one, they are spread. It returns false, and does nothing, if this term or a later one was
+// demoted already.
 func (t *Table) Promote(term uint64, extend time.Duration) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -92,7 +92,7 @@ func (t *Table) Promote(term uint64, extend time.Duration) bool {
 		return false
 	}
 	if t.primary {
-		close(t.demoted) // those who wait for a revocation of the earlier term must ask again
+		close(t.demoted) // callers that wait for a revocation of the earlier term must try again
 	}
 	t.primary, t.term, t.demoted = true, term, make(chan struct{})
 	t.lookMu.Lock()
@@ -103,8 +103,8 @@ func (t *Table) Promote(term uint64, extend time.Duration) bool {
 	return true
 }
 
-// Demote ends the primacy: this member does not lead, or no longer, in term. Leases stop expiring
-// here. A later Promote for this term or an earlier one will be ignored.
+// Demote says that this member does not lead in term, or no longer. Leases stop expiring here. A
+// later Promote for this term or an earlier one is ignored.
 func (t *Table) Demote(term uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -153,9 +153,9 @@ func (t *Table) left(e *entry) int64 {
 	return full
 }
 
-// spread moves expiries apart so that in no second more than three quarters of the revoke rate fall
-// due: leases that piled up while there was no leader must not use up the whole rate. REQUIRES: mu
-// and lookMu held.
+// spread moves expiries apart so that no second has more than three quarters of the revoke rate:
+// leases that piled up while there was no leader must not use up the whole rate. REQUIRES: mu and
+// lookMu held.
 func (t *Table) spread(now int64, extend time.Duration) {
 	all := make([]*entry, 0, len(t.leases))
 	for _, e := range t.leases {
@@ -165,7 +165,7 @@ func (t *Table) spread(now int64, extend time.Duration) {
 		return cmp.Or(cmp.Compare(a.expiry.Load(), b.expiry.Load()), cmp.Compare(a.id, b.id))
 	})
 	perSecond := max(1, t.opts.RevokeRate*3/4)
-	// Leases are dealt into windows of a second each; what does not fit into one expires at the
+	// Leases are assigned to windows of one second each; what does not fit into one expires at the
 	// start of the next.
 	windowStart, inWindow := all[0].expiry.Load(), 0
 	for _, e := range all {
@@ -186,9 +186,9 @@ func (t *Table) spread(now int64, extend time.Duration) {
 	}
 }
 
-// Expired reports up to limit leases that have expired, and the term as whose leader alone they may
-// be revoked. Each is reported once in RetryInterval until it is gone. On a member that is not
-// primary there are none.
+// Expired reports up to limit leases that have expired, and the term; only the leader of that term
+// may revoke them. Each is reported once in RetryInterval until it is gone. A member that is not
+// primary reports none.
 func (t *Table) Expired(limit int) (term uint64, ids []ID) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -214,13 +214,13 @@ func (t *Table) Expired(limit int) (term uint64, ids []ID) {
 	return t.term, ids
 }
 
-// Checkpoints reports up to limit leases whose remaining TTL should be noted by an entry, and the
-// term as whose leader alone it may be proposed. A lease is reported when nobody has renewed it for
-// half its TTL, or CheckpointInterval, and then again after as much of what is left. Remaining 0
-// takes an earlier note back.
+// Checkpoints reports up to limit leases whose remaining TTL should be recorded by an entry, and
+// the term; only the leader of that term may propose it. A lease is reported when nobody has
+// renewed it for half its TTL, or CheckpointInterval, and again after half of what is then left.
+// Remaining 0 clears an earlier checkpoint.
 //
-// The caller must call Noted with what it got once the entry is applied or it has given up on it;
-// until then renewals of these leases wait.
+// The caller must call Noted with the result once the entry is applied or given up; until then
+// renewals of these leases wait.
 func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -249,8 +249,8 @@ func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 			t.checkpoints.set(e, next)
 			continue
 		}
-		// First the mark, then the expiry once more, while Renew moves the expiry and then looks
-		// for the mark: of the two at least one sees the other.
+		// Set the mark first, then read the expiry again, while Renew moves the expiry and then
+		// looks for the mark: at least one of the two sees the other.
 		noting := make(chan struct{})
 		e.noting.Store(&noting)
 		if at = e.expiry.Load(); at <= now || t.checkpointAt(e, at) > now {
@@ -271,9 +271,9 @@ func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 	return t.term, due
 }
 
-// Noted ends the wait of those who renew leases that Checkpoints has reported. applied: the entry
-// was. One that timed out may still be, by the next leader: until a note of 0 is applied every
-// renewal must have it taken back.
+// Noted ends the wait of renewals of leases that Checkpoints has reported. applied says whether the
+// entry was applied. One that timed out may still be applied, by the next leader: until a
+// checkpoint of 0 is applied, every renewal must clear it.
 func (t *Table) Noted(due []Checkpoint, applied bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -289,10 +289,10 @@ func (t *Table) Noted(due []Checkpoint, applied bool) {
 	}
 }
 
-// takeBackIfUnderstated looks at a checkpoint that was just applied on the primary. A lease that
-// was renewed between the report and its entry has been promised more than the note says, and its
-// renewal did not know that there would be one: so the note is to be taken back with the next
-// report. REQUIRES: mu held, e in the table.
+// takeBackIfUnderstated checks a checkpoint that was just applied on the primary. A lease that was
+// renewed between the report and its entry has been promised more than the checkpoint says, and its
+// renewal did not know of the checkpoint: so the next report must clear it. REQUIRES: mu held, e in
+// the table.
 func (t *Table) takeBackIfUnderstated(e *entry, remaining int64) {
 	now, at := t.now(), e.expiry.Load()
 	if at == expiring || remaining >= t.fullTTL(e) || at-now <= (remaining+1)*int64(time.Second) {

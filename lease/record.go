@@ -58,8 +58,8 @@ func readRecords(r store.Reader, fn func(id ID, ttl, remaining int64)) error {
 	})
 }
 
-// Attach hangs a key on a lease, which must exist, and Detach takes it off again. Both are
-// idempotent. A key hangs on at most one lease: the caller detaches it from the old one.
+// Attach attaches a key to a lease, which must exist, and Detach detaches it. Both are idempotent.
+// A key is attached to at most one lease: the caller detaches it from the old one.
 func (t *Table) Attach(b *store.Batch, id ID, key []byte) error {
 	return b.Set(store.LeaseAttachmentKey(int64(id), key), nil)
 }

@@ -2,8 +2,8 @@ package lease
 
 import "github.com/belaydb/belay/store"
 
-// Restore writes a lease as a snapshot file tells of it, TTL and what remained of it in seconds,
-// and RestoreKey that a key is attached to one. For a store that no Table was opened on yet.
+// Restore writes a lease from a snapshot file, with its TTL and remaining TTL in seconds;
+// RestoreKey writes that a key is attached to one. REQUIRES: no Table was opened on the store yet.
 func Restore(b *store.Batch, id ID, ttl, remaining int64) error {
 	return writeRecord(b, id, ttl, remaining)
 }

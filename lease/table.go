@@ -24,13 +24,13 @@ var (
 	ErrExists      = errors.New("etcdserver: lease already exists")
 	ErrTTLTooLarge = errors.New("etcdserver: too large lease TTL")
 
-	// ErrNotPrimary says that only the leader can tell or renew; ask it.
+	// ErrNotPrimary means that only the leader can answer or renew; ask it.
 	ErrNotPrimary = errors.New("not a primary lessor")
 )
 
 // Options are the settings of a table; zero values have the defaults named.
 type Options struct {
-	// MinTTL in seconds replaces every shorter TTL. etcd: the election timeout times 1.5, rounded
+	// MinTTL, in seconds, replaces every shorter TTL. etcd: the election timeout times 1.5, rounded
 	// up. Default 0.
 	MinTTL int64
 
@@ -38,16 +38,15 @@ type Options struct {
 	// accordingly. Default 1000.
 	RevokeRate int
 
-	// RetryInterval is after what time Expired reports a lease again that is still there. Default 3
-	// s.
+	// RetryInterval is the time after which Expired reports a lease again that still exists.
+	// Default 3 s.
 	RetryInterval time.Duration
 
-	// CheckpointInterval is the longest time that a lease runs on without its remaining TTL being
-	// checkpointed. Default 5 min. Leases shorter than twice that are checkpointed at half their
-	// TTL.
+	// CheckpointInterval is the longest time between two checkpoints of a lease that nobody renews.
+	// Default 5 min. Leases shorter than twice that are checkpointed at half their TTL.
 	CheckpointInterval time.Duration
 
-	// Clock is where the time comes from. It must not go backwards. Default time.Now.
+	// Clock is the source of time. It must not go backwards. Default time.Now.
 	Clock func() time.Time
 
 	Metrics *Metrics // default: not registered
@@ -75,7 +74,7 @@ type Table struct {
 	primary bool
 	term    uint64
 	demoted chan struct{}
-	// demotedTerm is the highest term that is known to be over for this member as leader.
+	// demotedTerm is the highest term in which this member is known not to lead, or no longer.
 	demotedTerm uint64
 
 	lookMu      sync.Mutex
@@ -91,8 +90,8 @@ type entry struct {
 	// remaining is the last checkpoint in seconds; 0: none.
 	remaining atomic.Int64
 
-	// expiry is when the lease expires, or one of the two values below. Renew moves it, Expired
-	// marks it; both by compare and swap, so that a lease is never renewed and revoked.
+	// expiry is when the lease expires, or one of the two values below. Renew moves it and Expired
+	// marks it, both by compare-and-swap, so that a lease is never both renewed and revoked.
 	expiry atomic.Int64
 
 	// doubt: a checkpoint was proposed, and whether it will be applied is not known.
@@ -148,7 +147,7 @@ func newEntry(id ID, ttl, remaining int64) *entry {
 	return e
 }
 
-// fullTTL is the TTL that clients are told, in seconds.
+// fullTTL is the TTL that clients see, in seconds.
 func (t *Table) fullTTL(e *entry) int64 { return max(e.ttl, t.opts.MinTTL) }
 
 // Reload forgets everything and reads the leases from the store, after a snapshot was installed.
@@ -177,7 +176,7 @@ func (t *Table) Reload(r store.Reader) error {
 	return nil
 }
 
-// Grant adds a lease and tells its TTL, which is at least MinTTL.
+// Grant adds a lease and returns its TTL, which is at least MinTTL.
 func (t *Table) Grant(b *store.Batch, id ID, ttl int64) (granted int64, err error) {
 	switch {
 	case id == 0:
@@ -227,9 +226,9 @@ func (t *Table) Revoke(b *store.Batch, id ID) error {
 	return nil
 }
 
-// Checkpoint notes what was left of a lease's TTL, in seconds, for the next primary; 0 or less
-// takes the note back. It does not touch the running expiry. A lease that is not there is no error:
-// it may have been revoked since.
+// Checkpoint records what was left of a lease's TTL, in seconds, for the next primary; 0 or less
+// clears the record. It does not touch the running expiry. An unknown lease is no error: it may
+// have been revoked since.
 func (t *Table) Checkpoint(b *store.Batch, id ID, remaining int64) error {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -247,14 +246,14 @@ func (t *Table) Checkpoint(b *store.Batch, id ID, remaining int64) error {
 	return t.writeRecord(b, e)
 }
 
-// Exists says whether there is such a lease. The applier asks before it attaches a key.
+// Exists reports whether the lease exists. The applier asks before it attaches a key.
 func (t *Table) Exists(id ID) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.leases[id] != nil
 }
 
-// Lookup tells what is known of a lease.
+// Lookup returns what is known about a lease.
 func (t *Table) Lookup(id ID) (Info, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -265,7 +264,7 @@ func (t *Table) Lookup(id ID) (Info, bool) {
 	return t.info(e, t.now()), true
 }
 
-// List tells of all leases, the one that expires first first; those of one expiry by id.
+// List returns all leases in the order of their expiry, those of one expiry by id.
 func (t *Table) List() []Info {
 	t.mu.RLock()
 	now := t.now()

@@ -25,7 +25,7 @@ const (
 	cutBytes = 256
 )
 
-// Cut gives a text of little more than keep bytes: its beginning, and how many bytes there were.
+// Cut returns a text of little more than keep bytes: its beginning, and how many bytes there were.
 func Cut[Text ~string | ~[]byte](s Text, keep int) string {
 	if len(s) <= keep {
 		return string(s)
@@ -54,7 +54,7 @@ func bounded(fields []zapcore.Field, most, keep int) []zapcore.Field {
 	return fields
 }
 
-// boundedField gives what to write in place of a field that holds a text of more than most bytes.
+// boundedField returns what to write in place of a field that holds a text of more than most bytes.
 // Kinds that have to be encoded to know are left to whoever sees how long the line became.
 func boundedField(f zapcore.Field, most, keep int) (zapcore.Field, bool) {
 	switch f.Type {

@@ -66,8 +66,8 @@ var (
 // elected is in raft's line about a new leader.
 const elected = " elected leader "
 
-// pass says whether an entry is to be written, with which fields, and what is to be written before
-// it.
+// pass reports whether an entry is to be written, with which fields, and what is to be written
+// before it.
 func (f *folder) pass(c *core, ent zapcore.Entry, fields []zapcore.Field) (with []zapcore.Field, write bool, before []*told) {
 	raft := func(part string) bool { return strings.Contains(ent.Message, part) }
 	switch {

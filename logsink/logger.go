@@ -353,7 +353,7 @@ func (c *core) write(ent zapcore.Entry, fields []zapcore.Field) error {
 	return nil
 }
 
-// encode gives a line that is no longer than its bound; see bound.go.
+// encode returns a line that is no longer than its bound; see bound.go.
 func (c *core) encode(ent zapcore.Entry, fields []zapcore.Field, urgent bool) (*buffer.Buffer, error) {
 	most := MaxLineBytes
 	if urgent {

@@ -55,8 +55,8 @@ func (e *OldError) Error() string {
 		e.Dir, e.Group, e.Least)
 }
 
-// fileError says what was tried with which file. Most file systems name the file in their
-// errors as well; once is enough.
+// fileError returns what was tried with which file. Most file systems name the file in their errors
+// as well; once is enough.
 func fileError(op, path string, err error) error {
 	if at := (*fs.PathError)(nil); errors.As(err, &at) && at.Path == path {
 		return fmt.Errorf("raftlog: %s %s: %w", op, path, at.Err)

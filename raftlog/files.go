@@ -253,8 +253,8 @@ func (l *Log) fillSpare(p *preparing, upTo int64) (err error) {
 	return err
 }
 
-// roomFor says whether so much of the disk is free that size bytes may be set aside
-// before they are needed. A file system that cannot tell has room.
+// roomFor reports whether so much of the disk is free that size bytes may be set aside before they
+// are needed. A file system that cannot tell has room.
 func (l *Log) roomFor(size int64) bool {
 	usage, err := l.fs.GetDiskUsage(l.dir)
 	return err != nil || usage.AvailBytes >= uint64(size)*freeFactor

@@ -277,8 +277,8 @@ func (l *Log) takeEntries(entries []*raftpb.Entry) int64 {
 	return l.tail.bytes - before
 }
 
-// Unsynced tells what the disk does not have yet. It takes no lock and may be called in
-// each round of a loop; its fields may be of slightly different moments.
+// Unsynced returns what the disk does not have yet. It takes no lock and may be called in each
+// round of a loop; its fields may be of slightly different moments.
 func (l *Log) Unsynced() Unsynced {
 	return Unsynced{
 		Bytes:   l.unsyncedBytes.Load(),

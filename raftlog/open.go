@@ -25,7 +25,7 @@ func (m meta) metadata() Metadata {
 	return Metadata{Version: m.version, MemberID: m.member, ClusterID: m.cluster, LogID: m.logID}
 }
 
-// Peek says whether dir holds a log, and whose. fs may be nil for the default.
+// Peek reports whether dir holds a log, and whose. fs may be nil for the default.
 func Peek(dir string, fs vfs.FS) (Metadata, bool, error) {
 	if fs == nil {
 		fs = vfs.Default

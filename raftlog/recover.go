@@ -245,10 +245,10 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID, applied uint
 	return r, nil
 }
 
-// skip says how many of the segments, from the oldest on, need not be read, since the store
-// has applied all of their entries: they were kept for followers (Hold), and could as
-// well have been dropped. What holds where Compact has dropped them holds here. The header
-// of the first one that is read proves them durable.
+// skip returns how many of the segments, from the oldest on, need not be read, since the store has
+// applied all of their entries: they were kept for followers (Hold), and could as well have been
+// dropped. What holds where Compact has dropped them holds here. The header of the first one that
+// is read proves them durable.
 func skip(segs []*scanned, applied uint64) (n int) {
 	for i := 1; i < len(segs); i++ {
 		s := segs[i]

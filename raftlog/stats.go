@@ -24,7 +24,8 @@ type Stats struct {
 	InFlight time.Duration
 }
 
-// Stats tells how the disk does. It takes no lock; its fields may be of slightly different moments.
+// Stats returns how the disk does. It takes no lock; its fields may be of slightly different
+// moments.
 func (l *Log) Stats() Stats {
 	s := Stats{Syncs: l.syncs.count.Load(), InFlight: l.syncs.started.age(), SinceLast: l.syncs.ended.age()}
 	n := min(s.Syncs, recentSyncs)

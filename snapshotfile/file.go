@@ -31,7 +31,7 @@ func (f *File) Reader() io.Reader { return io.NewSectionReader(f.f, 0, f.size) }
 // chunkBytes is the most that one message of a snapshot stream carries.
 const chunkBytes = 32 << 10
 
-// Send gives the database in chunks of at most 32 KiB to send, with what remains of it after each,
+// Send passes the database in chunks of at most 32 KiB to send, with what remains of it after each,
 // and then its SHA-256 as a chunk of its own. send may keep the chunks.
 func (f *File) Send(send func(chunk []byte, remaining int64) error) error {
 	h := sha256.New()

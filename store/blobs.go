@@ -46,7 +46,7 @@ func (fs blobFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
 	return nil, err
 }
 
-// blobsIn gives the names of the files of values.
+// blobsIn returns the names of the files of values.
 func blobsIn(fs vfs.FS, dir string) (map[string]bool, error) {
 	names, err := fs.List(dir)
 	if err != nil {
@@ -61,7 +61,7 @@ func blobsIn(fs vfs.FS, dir string) (map[string]bool, error) {
 	return blobs, nil
 }
 
-// checkBlobs says whether the store that was just opened lacks files of values. The engine looks
+// checkBlobs reports whether the store that was just opened lacks files of values. The engine looks
 // only for its tables, and panics at the first read of a value that is not there. It does not tell
 // which files it has, only how many: one that is missing beside one that is left over is not
 // noticed here. before is what there was before it was opened.

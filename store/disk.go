@@ -49,9 +49,9 @@ func (d *diskWatch) ended(slot *atomic.Int64, err error) {
 	}
 }
 
-// Disk tells how the disk under the store does: for how long the oldest operation on a file
-// has been under way, 0 if none is, and how long ago a write or sync last ended well, 0 if none
-// has yet. It takes no lock and waits for nothing.
+// Disk returns how the disk under the store does: for how long the oldest operation on a file has
+// been under way, 0 if none is, and how long ago a write or sync last ended well, 0 if none has
+// yet. It takes no lock and waits for nothing.
 func (s *Store) Disk() (oldest, sinceProgress time.Duration) {
 	d := s.disk
 	now := d.now()

@@ -97,7 +97,7 @@ func syncDir(fs vfs.FS, dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// openError says what to do about an error of pebble.Open.
+// openError returns what to do about an error of pebble.Open.
 func openError(dir string, err error) error {
 	// Pebble calls a table that is missing or has the wrong size no corruption, but its start is
 	// the same.

@@ -40,7 +40,7 @@ func knownSpace(b byte) bool {
 	return false
 }
 
-// validKey says whether key has the form that doc.go draws.
+// validKey reports whether key has the form that doc.go draws.
 func validKey(key []byte) bool {
 	if len(key) < 2 || !knownSpace(key[0]) {
 		return false
@@ -162,7 +162,7 @@ func ParseLeaseKey(k []byte) (id int64, ok bool) {
 // LeasesSpan holds all lease records.
 func LeasesSpan() (lower, upper []byte) { return span(spaceLease) }
 
-// LeaseAttachmentKey says that a user key hangs on a lease.
+// LeaseAttachmentKey marks a user key as attached to a lease.
 func LeaseAttachmentKey(id int64, key []byte) []byte {
 	return numberKey(spaceAttachment, uint64(id), key)
 }
@@ -216,7 +216,7 @@ func ParseMemberKey(k []byte) (id uint64, ok bool) { return parseIDKey(spaceMemb
 // MembersSpan holds all members.
 func MembersSpan() (lower, upper []byte) { return span(spaceMember) }
 
-// RemovedMemberKey says that a member was removed and may not come back.
+// RemovedMemberKey marks a member as removed, so that it may not come back.
 func RemovedMemberKey(id uint64) []byte { return numberKey(spaceRemoved, id, nil) }
 
 // ParseRemovedMemberKey is the inverse of RemovedMemberKey.
@@ -225,7 +225,7 @@ func ParseRemovedMemberKey(k []byte) (id uint64, ok bool) { return parseIDKey(sp
 // RemovedMembersSpan holds all removed members.
 func RemovedMembersSpan() (lower, upper []byte) { return span(spaceRemoved) }
 
-// AlarmKey says that a member has raised an alarm.
+// AlarmKey exists while a member has raised an alarm.
 func AlarmKey(alarm int32, memberID uint64) []byte {
 	k := make([]byte, 0, 1+4+8+1)
 	k = binary.BigEndian.AppendUint32(append(k, spaceAlarm), uint32(alarm))

@@ -76,7 +76,8 @@ func TestCrashAtEveryOperation(t *testing.T) {
 	}
 }
 
-// opensWith says whether a store that is left after a crash opens and has applied at least index.
+// opensWith reports whether a store that is left after a crash opens and has applied at least
+// index.
 func opensWith(left *vfs.MemFS, index uint64) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -92,7 +92,7 @@ func (s *Store) Reclaim() {
 	s.sizes.resample()
 }
 
-// reclaimSpan gives what it left undone.
+// reclaimSpan returns what it left undone.
 func (s *Store) reclaimSpan(d deleted) deleted {
 	ctx := s.sizes.ctx
 	if s.Flush(ctx) != nil {

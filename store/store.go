@@ -352,7 +352,7 @@ func (s *Store) CompactAll(ctx context.Context) error {
 	return nil
 }
 
-// Pebble gives the metrics of the engine, for diagnosis.
+// Pebble returns the metrics of the engine, for diagnosis.
 func (s *Store) Pebble() *pebble.Metrics { return s.db.Metrics() }
 
 // Close closes the store. What was not flushed is forgotten: the raft log has it. REQUIRES: all
@@ -395,7 +395,7 @@ func corruptFile(path string, err error) error {
 	return fmt.Errorf("file %s is corrupt (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", path, oneLine{err})
 }
 
-// Explain gives an error of an iterator with the name of the corrupt file, if that is what it is.
+// Explain returns an error of an iterator with the name of the corrupt file, if that is what it is.
 func Explain(err error) error {
 	if err == nil {
 		return nil

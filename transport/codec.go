@@ -148,8 +148,8 @@ func appendScalar(buf []byte, field int, v *uint64) []byte {
 	return protowire.AppendVarint(buf, *v)
 }
 
-// byHand says whether message knows all of m's fields. Snapshots are rare; responses never leave a
-// member.
+// byHand reports whether message knows all of m's fields. Snapshots are rare; responses never leave
+// a member.
 func byHand(m *raftpb.Message) bool { return m.Snapshot == nil && len(m.Responses) == 0 }
 
 // messageSize is the length of m in protobuf's wire format.
@@ -288,7 +288,7 @@ func (enc *msgappEncoder) encode(b *batch, m *raftpb.Message) {
 
 func (enc *msgappEncoder) linkHeartbeat(b *batch) { b.buf = append(b.buf, frameLinkHeartbeat) }
 
-// consecutive says whether entries continue index. The receiver counts entries rather than read
+// consecutive reports whether entries continue index. The receiver counts entries rather than read
 // their index, so a gap would put both ends out of step.
 func consecutive(index uint64, entries []*raftpb.Entry) bool {
 	return len(entries) == 0 || entries[len(entries)-1].GetIndex() == index+uint64(len(entries))

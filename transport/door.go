@@ -378,7 +378,7 @@ func (c *reception) receive(id uint64, w http.ResponseWriter, r *http.Request) (
 
 func (b *receivedBody) release() { b.c.end(b.id, b.bytes) }
 
-// checkSender says what is wrong with a message that member sender sent: its type, or who it is
+// checkSender returns what is wrong with a message that member sender sent: its type, or who it is
 // from. A follower passes on what was meant for the leader as it came; so of proposals, questions
 // for a read index and requests to hand over, the origin may be any member.
 func checkSender(m *raftpb.Message, sender, local uint64, known func(id uint64) bool) error {
@@ -456,7 +456,7 @@ func (s *standing) stands() bool {
 	}
 }
 
-// holds says whether the stream is not to be given to another one now.
+// holds reports whether the stream is not to be given to another one now.
 func (s *standing) holds(by *standing) bool {
 	return s.stands() && s.host != by.host && by.since.Sub(s.since) < streamHold
 }

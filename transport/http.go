@@ -81,7 +81,7 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 	return true
 }
 
-// logFailed says that a message of a peer was not taken, but not for each.
+// logFailed logs that a message of a peer was not accepted, but not every time.
 func (t *Transport) logFailed(sender uint64, err error) {
 	if n, due := t.badMessages.due(time.Now()); due {
 		t.lg.Warn("failed to process Raft message", zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(sender)),
@@ -107,7 +107,7 @@ func (r rejection) code() int {
 	return http.StatusPreconditionFailed
 }
 
-// accept says why m is not for us, and logs it; "" if it is.
+// accept returns why m is not for us, and logs it; "" if it is.
 func (t *Transport) accept(m *raftpb.Message) rejection {
 	if t.cfg.Handler.IsRemoved(m.GetFrom()) {
 		t.lg.Warn("rejected Raft message from removed member",

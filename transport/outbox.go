@@ -72,7 +72,7 @@ func (o *outbox) take(spare []*raftpb.Message) []*raftpb.Message {
 	return taken
 }
 
-// settle says that what take returned is written or given up.
+// settle records that what take returned was written or given up.
 func (o *outbox) settle() {
 	o.mu.Lock()
 	o.bytes -= o.inHand

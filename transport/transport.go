@@ -273,7 +273,7 @@ func (t *Transport) add(id uint64, urls []string, remote bool) {
 	t.lg.Info(msg, zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(id)), zap.Strings("remote-peer-urls", urls))
 }
 
-// UpdatePeer gives a peer other URLs. Streams that stand are kept.
+// UpdatePeer replaces a peer's URLs. Established streams are kept.
 func (t *Transport) UpdatePeer(id uint64, urls []string) {
 	p := t.peer(id)
 	if p == nil {
@@ -326,8 +326,8 @@ func (t *Transport) RTT(id uint64) time.Duration {
 	return 0
 }
 
-// PeerKind says what software a peer runs, as its last handshake told: every request and answer of
-// Belay carries a header of its own.
+// PeerKind returns what software a peer runs, as its last handshake told: every request and answer
+// of Belay carries a header of its own.
 func (t *Transport) PeerKind(id uint64) Kind {
 	if p := t.peer(id); p != nil {
 		return p.kindNow()
@@ -442,7 +442,7 @@ func (r *reporter) run(ctx context.Context) {
 	}
 }
 
-// KnownBy tells what a peer's last request said of this member: whether the peer knows it as one
+// KnownBy returns what a peer's last request said of this member: whether the peer knows it as one
 // that has run. said is false for a peer that has sent no request, or is no Belay.
 func (t *Transport) KnownBy(id uint64) (started, said bool) {
 	p := t.peer(id)

@@ -45,7 +45,7 @@ func (c *ctl) authCommand() *cobra.Command {
 	return cmd
 }
 
-// enableAuth gives the user root the role root where that is all that is missing.
+// enableAuth grants the user root the role root if that is all that is missing.
 func enableAuth(ctx context.Context, cli *clientv3.Client) error {
 	for {
 		_, err := cli.AuthEnable(ctx)

@@ -69,7 +69,7 @@ func (c *ctl) unreachable(err error) string {
 	return strings.Join(lines, "\n")
 }
 
-// hintOf says what probe found wrong with an endpoint.
+// hintOf returns what probe found wrong with an endpoint.
 func hintOf(endpoint string, perr error) string {
 	if _, ok := errors.AsType[*tlsError](perr); ok {
 		return fmt.Sprintf("Hint: %s %v", endpoint, perr)

@@ -209,7 +209,7 @@ func unabbreviate(root *cobra.Command, args []string) []string {
 	return args
 }
 
-// takesNext says whether the flag in arg has its value in the next argument.
+// takesNext reports whether the flag in arg has its value in the next argument.
 func takesNext(root, at *cobra.Command, arg string) bool {
 	if strings.Contains(arg, "=") {
 		return false

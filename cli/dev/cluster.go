@@ -251,7 +251,7 @@ func (c *cluster) allHealthy() bool {
 	return true
 }
 
-// greet says how to use the cluster.
+// greet prints how to use the cluster.
 func (c *cluster) greet() { c.say("%s", "\nThe cluster is ready:\n"+c.overview()) }
 
 // overview is which members there are, what to try, and what may be typed.

@@ -103,7 +103,7 @@ func packages(t testing.TB) []goPackage {
 	}
 }
 
-// rooms gives each room its floor, counted from below.
+// rooms maps each room to its floor, counted from below.
 func rooms(text string) map[string]int {
 	floor := make(map[string]int)
 	for i, line := range strings.Split(text, "<") {
@@ -134,7 +134,7 @@ func besideOf(rel string) (string, bool) {
 	return "", false
 }
 
-// judge says what is wrong with package from importing package to; "" if nothing.
+// judge returns what is wrong with package from importing package to; "" if nothing.
 func judge(from, to string, floor map[string]int) string {
 	if outside, ok := besideOf(from); ok {
 		allowed := beside[outside]
@@ -246,7 +246,7 @@ func TestPackageNamesAndDocs(t *testing.T) {
 	}
 }
 
-// generated tells whether all files of a package are.
+// generated reports whether all files of a package are.
 func generated(t testing.TB, p goPackage) bool {
 	for _, name := range p.GoFiles {
 		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, parser.ParseComments|parser.PackageClauseOnly)

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// isLogger says whether a type is *zap.Logger.
+// isLogger reports whether a type is *zap.Logger.
 func isLogger(typ ast.Expr) bool {
 	pointer, ok := typ.(*ast.StarExpr)
 	if !ok {

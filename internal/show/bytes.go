@@ -5,7 +5,7 @@ import (
 	"math"
 )
 
-// Bytes gives a size in powers of 1000 with two digits or more: 9 B, 1.5 kB, 20 kB, 2.1 GB. A
+// Bytes returns a size in powers of 1000 with two digits or more: 9 B, 1.5 kB, 20 kB, 2.1 GB. A
 // negative size (a quota that is off) comes out as the unsigned number it is in etcdctl.
 func Bytes(size int64) string {
 	n := uint64(size)

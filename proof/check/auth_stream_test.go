@@ -312,7 +312,7 @@ func (d *authDifferential) someone() string {
 	}
 }
 
-// credentials gives the context of somebody's call.
+// credentials returns the context of somebody's call.
 func (d *authDifferential) credentials(ctx context.Context, s *side, who string, authorization bool) context.Context {
 	if who == "" {
 		return ctx
@@ -592,7 +592,7 @@ func (d *authDifferential) off() []step {
 	return append(steps, d.authenticateAll()...)
 }
 
-// snapshotHeads says whether a snapshot is sent; what is in it is tried elsewhere.
+// snapshotHeads reports whether a snapshot is sent; what is in it is tried elsewhere.
 func (s *side) snapshotHeads(ctx context.Context, r *pb.SnapshotRequest) (proto.Message, error) {
 	stream, err := s.maint.Snapshot(ctx, r)
 	if err != nil {

@@ -147,9 +147,9 @@ func newDifferential(t *testing.T, second cluster.Kind, seed uint64) (*different
 	return d, nil
 }
 
-// etcdFell says whether etcd ended by itself, which its answers cannot be compared with: 3.7.3 does
-// so when it reads, at an older revision, a key whose entry in a transaction of many operations a
-// compaction took away ("range failed to find revision pair"; seed 331250138).
+// etcdFell reports whether etcd ended by itself, which its answers cannot be compared with: 3.7.3
+// does so when it reads, at an older revision, a key whose entry in a transaction of many
+// operations a compaction took away ("range failed to find revision pair"; seed 331250138).
 func (d *differential) etcdFell(t *testing.T) bool {
 	select {
 	case <-d.sides[0].member.Exited():
@@ -456,7 +456,7 @@ func seedOf(t testing.TB, test string) uint64 {
 	return seed
 }
 
-// checkKind says which kind of server is under test.
+// checkKind returns which kind of server is under test.
 func checkKind(t testing.TB) cluster.Kind {
 	switch k := cluster.Kind(os.Getenv("BELAY_CHECK_KIND")); k {
 	case "", cluster.Belay:

@@ -415,7 +415,7 @@ func compareLogs(t *testing.T, etcd, belay *day) {
 	t.Logf("etcd said %d different things, Belay %d", len(etcd.lines), len(belay.lines))
 }
 
-// hasFields says whether one of the sets has all of these fields.
+// hasFields reports whether one of the sets has all of these fields.
 func hasFields(sets map[string]bool, fields string) bool {
 	for set := range sets {
 		have := strings.Split(set, ",")

@@ -205,7 +205,7 @@ func (p *prometheus) get(ctx context.Context, path string, into any) error {
 	return json.Unmarshal(answer.Data, into)
 }
 
-// query gives the values of the series that an expression returns now.
+// query returns the values of the series that an expression returns now.
 func (p *prometheus) query(ctx context.Context, expr string) (values []float64, err error) {
 	var data struct {
 		Result []struct{ Value [2]any }
@@ -224,7 +224,7 @@ func (p *prometheus) query(ctx context.Context, expr string) (values []float64, 
 	return values, nil
 }
 
-// firing gives the names of the alerts that fire, as name/severity.
+// firing returns the names of the alerts that fire, as name/severity.
 func (p *prometheus) firing(ctx context.Context) (names []string, err error) {
 	var data struct {
 		Alerts []struct {

@@ -16,7 +16,7 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// all says whether the long part is asked for, too.
+// all reports whether the long part is asked for, too.
 func all() bool { return os.Getenv("BELAY_CLIENTS") == "all" }
 
 // wantAll skips a test that only `make clients` runs.

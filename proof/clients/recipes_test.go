@@ -167,7 +167,7 @@ func leader(ctx context.Context, cl *cluster.Cluster) (*cluster.Member, error) {
 	}
 }
 
-// passing says whether an error is what a failover causes.
+// passing reports whether an error is what a failover causes.
 func passing(err error) bool {
 	var etcd rpctypes.EtcdError
 	if errors.As(err, &etcd) {

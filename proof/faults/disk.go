@@ -42,7 +42,7 @@ func buildSlowfs(ctx context.Context, dir string) (string, error) {
 	return out, nil
 }
 
-// mountable says why slowfs can not be used here, nil if it can.
+// mountable returns why slowfs can not be used here, nil if it can.
 func mountable() error {
 	if os.Geteuid() != 0 {
 		return errors.New("mounting a file system needs root")

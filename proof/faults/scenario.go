@@ -192,7 +192,7 @@ func leaderHandedOver(r *result) string {
 	return ""
 }
 
-// diskFault gives the disks of some members a command for the time of ctx.
+// diskFault sends a command to the disks of some members, and undoes it when ctx ends.
 func diskFault(w who, command string) func(context.Context, *run) error {
 	return func(ctx context.Context, r *run) (err error) {
 		return faultOn(ctx, r, w, r.disks, command)

@@ -255,7 +255,7 @@ func (r *run) awaitVerdicts(ctx context.Context, from time.Time) (all []verdict)
 	return all
 }
 
-// matches says whether a verdict is what the label says.
+// matches reports whether a verdict is what the label says.
 func (l *label) matches(r *run, v *verdict) bool {
 	if l == nil {
 		return false
@@ -271,7 +271,7 @@ func (l *label) matches(r *run, v *verdict) bool {
 	return slices.Contains(l.causes, v.Cause) && slices.Equal(wanted, got) || l.or.matches(r, v) || l.and.matches(r, v)
 }
 
-// mentions says whether a verdict that names something else tells of it as well.
+// mentions reports whether a verdict that names something else tells of it as well.
 func (l *label) mentions(r *run, v *verdict) bool {
 	for _, also := range v.Also {
 		for _, c := range l.causes {
@@ -283,7 +283,7 @@ func (l *label) mentions(r *run, v *verdict) bool {
 	return false
 }
 
-// judge says whether the right verdict was given, and counts those that are wrong.
+// judge reports whether the right verdict was given, and counts those that are wrong.
 func (l *label) judge(r *run, all []verdict) (right bool, wrong int) {
 	one, other := l.quiet, l.and == nil
 	for i := range all {
@@ -371,7 +371,7 @@ func (r *run) labelText() string {
 	return strings.Join(text, ", ")
 }
 
-// renice gives all threads of a process another priority.
+// renice sets the priority of all threads of a process.
 func renice(pid, nice int) error {
 	threads, err := threadsOf(pid)
 	if err != nil {

@@ -37,7 +37,7 @@ func (h *history) fault(format string, args ...any) {
 	}
 }
 
-// write gives the canary a new value again and again, until ctx ends.
+// write gives the canary new values until ctx ends.
 func (h *history) write(ctx context.Context, f *fuzz) {
 	for n := 0; ctx.Err() == nil; n++ {
 		h.put(ctx, f, n%len(f.members))

@@ -337,7 +337,7 @@ func (f *fuzz) call(ctx context.Context, g *generator, worker int) {
 	f.judge(m, err)
 }
 
-// waits says whether a unary method waits for others as it should.
+// waits reports whether a unary method waits for others as it should.
 func waits(m method) bool {
 	return m.desc.Name() == "Campaign" || m.desc.Name() == "Lock"
 }

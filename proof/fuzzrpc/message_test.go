@@ -399,8 +399,8 @@ func (g *generator) json(m method, privileged bool) []byte {
 	return nil
 }
 
-// obeyed says whether a message would be right to obey and would end the run or spoil what it looks
-// at: a member that goes, the root that we are, a write to the canary.
+// obeyed reports whether a message would be right to obey and would end the run or spoil what it
+// looks at: a member that goes, the root that we are, a write to the canary.
 func obeyed(k *known, msg proto.Message) bool {
 	k.mu.Lock()
 	members := k.members
@@ -472,7 +472,7 @@ func writesCanary(msg proto.Message) bool {
 	return false
 }
 
-// covers says whether a range, in etcd's form, has the canary in it.
+// covers reports whether a range, in etcd's form, has the canary in it.
 func covers(key, end []byte) bool {
 	switch {
 	case len(end) == 0:

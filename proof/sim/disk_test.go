@@ -44,7 +44,7 @@ func (g *gate) open() {
 	}
 }
 
-// shutAfter says whether the gate was shut at any time after t.
+// shutAfter reports whether the gate was shut at any time after t.
 func (g *gate) shutAfter(t time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -129,7 +129,7 @@ func (d *disk) quick() {
 	}
 }
 
-// troubledAfter says whether syncs of the log were kept waiting after t.
+// troubledAfter reports whether syncs of the log were kept waiting after t.
 func (d *disk) troubledAfter(t time.Time) bool {
 	return d.logSync.shutAfter(t) || d.logOps.shutAfter(t) || d.slow.Load() > 0 || d.slowUntil.Load() > t.UnixNano()
 }

@@ -316,7 +316,7 @@ func (l *life) corrupt(err error) {
 
 var errPanics = errors.New("start panics")
 
-// ofStop tells what raft says of entries that cannot be from other stops.
+// ofStop separates what raft says of entries that cannot be from other stops.
 func ofStop(err error) finding {
 	for _, text := range []string{"out of range", "out of bound", "conflict", "unavailable"} {
 		if strings.Contains(err.Error(), text) {
@@ -679,7 +679,7 @@ func (c *traceCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 }
 func (c *traceCore) Sync() error { return nil }
 
-// storeDisk says how the disk under the store does.
+// storeDisk returns how the disk under the store does.
 func (l *life) storeDisk() replica.StoreDisk {
 	oldest, sinceProgress := l.store.Disk()
 	return replica.StoreDisk{Oldest: oldest, SinceProgress: sinceProgress}

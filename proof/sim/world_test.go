@@ -311,9 +311,9 @@ func (e *elections) sent(l *life, m *raftpb.Message) {
 	}
 }
 
-// handOverMet says whether there was a hand-over just now, and the disks of a
-// quorum had trouble shortly before it or since: an election takes a quorum of
-// disks, and no leader can know what will be.
+// handOverMet reports whether there was a hand-over just now, and the disks of a quorum had trouble
+// shortly before it or since: an election takes a quorum of disks, and no leader can know what will
+// be.
 func (e *elections) handOverMet() bool {
 	if e.handed.IsZero() || time.Since(e.handed) > 30*time.Second {
 		return false

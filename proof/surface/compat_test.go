@@ -77,12 +77,12 @@ type row struct {
 	note  string
 }
 
-// absent says whether the row is about what is not there.
+// absent reports whether the row is about what is not there.
 func (r row) absent() bool { return r.state == never || r.state == notYet }
 
 var backticks = regexp.MustCompile("`([^`]+)`")
 
-// readTables gives the rows of each section, by the number that its heading begins with.
+// readTables returns the rows of each section, by the number that its heading begins with.
 func readTables(t *testing.T) map[string][]row {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/compatibility.md")
@@ -125,7 +125,7 @@ func readTables(t *testing.T) map[string][]row {
 	return sections
 }
 
-// byName gives the rows of a section by name; each name may be in one row only.
+// byName returns the rows of a section by name; each name may be in one row only.
 func byName(t *testing.T, section string) map[string]row {
 	t.Helper()
 	all := map[string]row{}
@@ -262,7 +262,7 @@ func TestFlags(t *testing.T) {
 	sameNames(t, "working flag", have, listed)
 }
 
-// registered gives the names of all families that the packages register.
+// registered returns the names of all families that the packages register.
 func registered(t *testing.T) []string {
 	reg := prometheus.NewRegistry()
 	raftlog.NewMetrics(reg)

@@ -47,7 +47,7 @@ func benchmarked(t *testing.T) map[string]*costs {
 	return of
 }
 
-// agrees tells whether a figure of the README is one of benchmarks.md, rounded as the README has
+// agrees reports whether a figure of the README is one of benchmarks.md, rounded as the README has
 // it: 0.6 is 0.55 to 0.65.
 func agrees(said string, measured float64) bool {
 	f, err := strconv.ParseFloat(said, 64)

@@ -48,8 +48,8 @@ func readTrials(t *testing.T) (trials []trial) {
 	return trials
 }
 
-// trialsOf gives the rows of compatibility.md what tries them, and complains of lines that are for
-// no row.
+// trialsOf maps the rows of compatibility.md, by line, to what tries them, and reports lines that
+// match no row.
 func trialsOf(t *testing.T, sections map[string][]row, trials []trial) map[int][]string {
 	t.Helper()
 	by := map[int][]string{}
@@ -74,7 +74,7 @@ func trialsOf(t *testing.T, sections map[string][]row, trials []trial) map[int][
 	return by
 }
 
-// testsOf gives the names of all test functions, as package.TestName, where the package is the
+// testsOf returns the names of all test functions, as package.TestName, where the package is the
 // folder's name, and their folder.
 func testsOf(t *testing.T) map[string]string {
 	t.Helper()
@@ -100,7 +100,7 @@ func testsOf(t *testing.T) map[string]string {
 	return tests
 }
 
-// judge says which state a row has by the results of its probes: "" for the one that it has. A
+// judge returns which state a row has by the results of its probes: "" for the one that it has. A
 // probe does not know whether what works differs.
 func judge(r row, by []string, results map[string]error) (state, why string) {
 	for _, name := range by {

@@ -196,7 +196,7 @@ func StartEtcd(cfg *Config) (*Etcd, error) {
 	return e, nil
 }
 
-// layOut gives each member a name, a folder and addresses.
+// layOut assigns each member a name, a folder and addresses.
 func layOut(cfg *Config, size int) ([]*member, error) {
 	logs := os.Getenv("BELAY_CLIENTS_LOGS")
 	if logs == "" {
