@@ -69,8 +69,8 @@ func (t *Table) Detach(b *store.Batch, id ID, key []byte) error {
 	return b.Delete(store.LeaseAttachmentKey(int64(id), key))
 }
 
-// Keys gives the keys that hang on a lease, in key order. r is the open batch for the applier, a
-// view or the store for a reader.
+// Keys returns the keys that are attached to a lease, in key order. r is the open batch for the
+// applier, a view or the store for a reader.
 func (t *Table) Keys(r store.Reader, id ID) ([][]byte, error) {
 	var keys [][]byte
 	lower, upper := store.LeaseAttachmentsSpan(int64(id))

@@ -8,16 +8,16 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// What a client says gets into many lines: keys, names, addresses, metadata, errors that quote
-// them. A line may cost no more than its bound whatever they are, so the bound is here, where every
-// line passes, rather than where lines are made. Only text that has to be made first needs care
-// there: it must be made small, and only for a line that is written (zap's Check).
+// Text from clients gets into many lines: keys, names, addresses, metadata, errors that quote them.
+// No line may cost more than its bound whatever they are, so the bound is here, where every line
+// passes, rather than where lines are made. Only text that must be built first needs care there: it
+// must be built small, and only for a line that is written (zap's Check).
 const (
-	// MaxFieldBytes is how long a text may be. Of a longer one the first cutBytes are written, and
-	// how long it was.
+	// MaxFieldBytes is how long a text may be. A longer one is cut to its first cutBytes and its
+	// length.
 	MaxFieldBytes = 2 << 10
-	// MaxLineBytes is how long a line may be as it is written; control characters take six bytes of
-	// JSON each. Panic and fatal lines, which are the last ones and bring stacks of goroutines, may
+	// MaxLineBytes is how long a line may be as written; a control character takes six bytes of
+	// JSON. Panic and fatal lines, which are the last ones and carry the stacks of goroutines, may
 	// have MaxUrgentBytes.
 	MaxLineBytes   = 16 << 10
 	MaxUrgentBytes = 256 << 10
@@ -25,7 +25,7 @@ const (
 	cutBytes = 256
 )
 
-// Cut returns a text of little more than keep bytes: its beginning, and how many bytes there were.
+// Cut shortens a text to little more than keep bytes: its beginning, and how many bytes it had.
 func Cut[Text ~string | ~[]byte](s Text, keep int) string {
 	if len(s) <= keep {
 		return string(s)
@@ -37,8 +37,8 @@ func Cut[Text ~string | ~[]byte](s Text, keep int) string {
 	return fmt.Sprintf("%s...(%d bytes)", string(s[:n]), len(s))
 }
 
-// bounded cuts texts of more than most bytes among fields, to keep bytes. What it is given stays as
-// it is.
+// bounded cuts texts of more than most bytes among fields to keep bytes. It does not change its
+// argument.
 func bounded(fields []zapcore.Field, most, keep int) []zapcore.Field {
 	copied := false
 	for i, f := range fields {
@@ -55,7 +55,7 @@ func bounded(fields []zapcore.Field, most, keep int) []zapcore.Field {
 }
 
 // boundedField returns what to write in place of a field that holds a text of more than most bytes.
-// Kinds that have to be encoded to know are left to whoever sees how long the line became.
+// Kinds that must be encoded first are left to the caller, which sees how long the line became.
 func boundedField(f zapcore.Field, most, keep int) (zapcore.Field, bool) {
 	switch f.Type {
 	case zapcore.StringType:
@@ -82,8 +82,7 @@ func boundedField(f zapcore.Field, most, keep int) (zapcore.Field, bool) {
 	return f, false
 }
 
-// textOf is "" where making the text panics, as that of a nil pointer does: zap has its own words
-// for that.
+// textOf is "" where making the text panics, as with a nil pointer: zap has its own text for that.
 func textOf(text func() string) (s string) {
 	defer func() {
 		if recover() != nil {
@@ -93,8 +92,7 @@ func textOf(text func() string) (s string) {
 	return text()
 }
 
-// shortened makes whatever is left of a line that became too long small: each field as it was
-// written, cut.
+// shortened makes a line fit that is still too long: it cuts each field as written.
 func shortened(fields []zapcore.Field, keep int) []zapcore.Field {
 	out := make([]zapcore.Field, 0, len(fields))
 	for _, f := range bounded(fields, keep, keep) {

@@ -11,19 +11,18 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// FoldInterval is how often at most a line that says again that a peer is lost, or that there is no
-// leader, is written.
+// FoldInterval is the shortest time between two lines that repeat that a peer is lost or that there
+// is no leader.
 const FoldInterval = time.Minute
 
-// RepeatsKey is the field that says how many lines of the kind were not written since the one
-// before.
+// RepeatsKey is the field that says how many lines of the kind were left out since the last one.
 const RepeatsKey = "repeats-not-logged"
 
-// A folder keeps what members say over and over while others are lost from filling the log: raft's
-// lines of each election that nobody answers, seven a second, and those of probes and connections
-// that are tried again. The first line of a kind is written as it is; later ones, word for word the
-// same, once a minute, with how many were left out; and when what was lost is back, a last one, if
-// there were any since.
+// A folder keeps lines that members repeat while others are lost from filling the log: raft's lines
+// about elections that nobody answers, seven a second, and those about probes and connections that
+// are retried. The first line of a kind is written as it is; later ones, word for word the same,
+// once a minute, with the number left out; and when what was lost is back, a last one, if any were
+// left out since.
 //
 // All members of a log share it: zap's clones of a core have one folder. Time is that of the
 // entries.
@@ -32,7 +31,7 @@ type folder struct {
 	told map[string]*told
 }
 
-// told is a kind of line that was written.
+// told is a kind of line that was written, and what was left out since.
 type told struct {
 	at    time.Time // of the last line that was written
 	count int       // not written since
@@ -56,7 +55,7 @@ var (
 		" is starting a new election at term ", " became pre-candidate at term ", " sent MsgPreVote request to ",
 		" received MsgPreVoteResp from ", " MsgPreVoteResp votes and ",
 	}
-	// back are messages that say that a peer is there again.
+	// back are messages that say that a peer is back.
 	back = []string{"peer became active", "established TCP streaming connection with remote peer"}
 	// peerKeys are the fields that name a peer, otherKeys those that tell lines about it apart.
 	peerKeys  = []string{"remote-peer-id", "remote-member-id", "peer-id"}
@@ -98,7 +97,7 @@ func (f *folder) pass(c *core, ent zapcore.Entry, fields []zapcore.Field) (with 
 	return fields, true, nil
 }
 
-// end forgets kinds, and gives those of which something was not written.
+// end forgets kinds, and returns those with lines left out.
 func (f *folder) end(of func(*told) bool) (unwritten []*told) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -115,8 +114,8 @@ func (f *folder) end(of func(*told) bool) (unwritten []*told) {
 	return unwritten
 }
 
-// kindOf is what lines have in common that say the same: an error counts, but for its numbers, as
-// of a port.
+// kindOf is what lines that say the same have in common: an error counts, except for its numbers,
+// such as a port.
 func kindOf(ent zapcore.Entry, fields []zapcore.Field) string {
 	var kind strings.Builder
 	kind.WriteString(ent.Message)

@@ -15,8 +15,8 @@ type Lines struct {
 // NewLines makes Lines on out.
 func NewLines(out io.Writer) *Lines { return &Lines{out: out} }
 
-// Prefix is a writer that puts prefix before each line. Each Write to it must carry whole lines, as
-// a Sink's do.
+// Prefix is a writer that puts prefix before each line. Each Write to it must consist of whole
+// lines, as a Sink's do.
 func (l *Lines) Prefix(prefix string) io.Writer { return &prefixed{l: l, prefix: []byte(prefix)} }
 
 type prefixed struct {

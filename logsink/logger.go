@@ -30,11 +30,11 @@ const DefaultRotation = `{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localti
 
 // Config describes a logger. Zero values mean the default in brackets.
 type Config struct {
-	Logger  string   // ["zap"] etcd's --logger: nothing else is there
+	Logger  string   // ["zap"] etcd's --logger, which has no other value
 	Level   string   // ["info"] debug, info, warn, error, dpanic, panic, fatal
 	Format  string   // ["json"] json or console
 	Outputs []string // ["default"]
-	// Person has lines for someone at a terminal instead of Format, in colours if Colour.
+	// Person replaces Format by lines for people at a terminal, in colour if Colour is set.
 	Person, Colour bool
 	Rotate         bool   // rotate the one file among Outputs
 	Rotation       string // [DefaultRotation] lumberjack's settings as JSON
@@ -45,7 +45,7 @@ type Config struct {
 	Sink Options
 }
 
-// Logger is a zap logger and what must be flushed and closed behind it.
+// Logger is a zap logger with the sinks and files that must be flushed and closed after it.
 type Logger struct {
 	*zap.Logger
 	Level zap.AtomicLevel // may be changed while the logger is used
@@ -63,7 +63,7 @@ type levelError string
 func (e levelError) Error() string        { return fmt.Sprintf("unrecognized level: %q", string(e)) }
 func (e levelError) Is(target error) bool { return target == ErrLevel }
 
-// New builds the logger. Its errors have etcd's texts; in their order.
+// New builds the logger. Its errors have etcd's texts, in etcd's order.
 func New(cfg Config) (*Logger, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -85,7 +85,7 @@ func New(cfg Config) (*Logger, error) {
 	l := &Logger{Level: level}
 	writers, err := l.open(cfg)
 	if err != nil {
-		_ = l.Close() // the error of opening is the one to tell
+		_ = l.Close() // the error of opening is the one to report
 		return nil, err
 	}
 	for _, w := range writers {
@@ -176,7 +176,7 @@ func (l *Logger) open(cfg Config) ([]io.Writer, error) {
 		slices.Sort(outputs)
 		return nil, fmt.Errorf("running with systemd/journal but other '--log-outputs' values (%q) are configured with 'default'; override 'default' value with something else", outputs)
 	}
-	if slices.Contains(outputs, "/dev/null") { // all is to be thrown away, says etcd
+	if slices.Contains(outputs, "/dev/null") { // as in etcd: discard everything
 		return []io.Writer{io.Discard}, nil
 	}
 	slices.Sort(outputs)
@@ -232,7 +232,7 @@ func (l *Logger) Dropped() (n uint64) {
 	return n
 }
 
-// Stalled is how long an output has not taken what it was given, at worst.
+// Stalled is the longest time that an output has been taking for its present write.
 func (l *Logger) Stalled() (worst time.Duration) {
 	for _, s := range l.sinks {
 		worst = max(worst, s.Stalled())
@@ -289,7 +289,7 @@ func plainNotice(dropped uint64) []byte {
 	return fmt.Appendf(nil, "logsink: dropped %d log lines since the log output was too slow\n", dropped)
 }
 
-// core is zapcore's own core, but that it tells the sinks which lines are urgent.
+// core is like zapcore's own core, but tells the sinks which lines are urgent.
 type core struct {
 	zapcore.LevelEnabler
 	enc   zapcore.Encoder

@@ -14,9 +14,9 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// personEncoder writes lines for someone who sits before a terminal: the time of day, the level,
-// the message, then key=value. Callers and stack traces are left out: they are for who has the
-// source open, and JSON keeps them.
+// personEncoder writes lines for people at a terminal: the time of day, the level, the message,
+// then key=value. Callers and stack traces are left out; JSON keeps them for readers who have the
+// source open.
 type personEncoder struct {
 	*zapcore.MapObjectEncoder // what With added
 	pool                      buffer.Pool

@@ -62,7 +62,7 @@ type Sink struct {
 	closed   bool
 }
 
-// NewSink starts a Sink before out. Each Write to out carries whole lines.
+// NewSink starts a Sink before out. Each Write to out consists of whole lines.
 func NewSink(out io.Writer, opts Options) *Sink {
 	if opts.BufferBytes <= 0 {
 		opts.BufferBytes = defaultBufferBytes
@@ -81,14 +81,13 @@ func NewSink(out io.Writer, opts Options) *Sink {
 	return s
 }
 
-// Write queues one or more whole lines. It always says that all was written: a log must not fail
-// whoever logs.
+// Write queues one or more whole lines. It always reports success: a log must not fail its callers.
 func (s *Sink) Write(line []byte) (int, error) {
 	s.put(line, 0)
 	return len(line), nil
 }
 
-// WriteUrgent is Write for a line that should come out even when the buffer is full.
+// WriteUrgent is Write for a line that should be written even when the buffer is full.
 func (s *Sink) WriteUrgent(line []byte) (int, error) {
 	s.put(line, reserveBytes)
 	return len(line), nil
@@ -114,7 +113,7 @@ func (s *Sink) Dropped() uint64 {
 	return s.lost
 }
 
-// Stalled is how long the output has not taken what it was given last; 0: it has.
+// Stalled is how long the write under way has taken; 0 if there is none.
 func (s *Sink) Stalled() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -16,15 +16,15 @@ import (
 //   - The log holds entry index with that term (or it is the log's base): the log stays.
 //   - Otherwise the log is replaced by the base (index, term).
 //
-// In both cases commit and term are raised to at least these, and the vote is forgotten
-// if the term rose. This is safe: entry index was committed, so a quorum other than us
-// had it durably, and no vote or acknowledgement of ours ever left before it was durable
-// here, so what the log does not know was never promised.
+// In both cases commit and term are raised to at least these, and the vote is forgotten if the term
+// rose. This is safe: entry index was committed, so a quorum other than us had it durably, and no
+// vote or acknowledgement of ours ever left before it was durable here, so what the log lacks was
+// never promised.
 //
 // A replaced log is durable when Adopt returns, and a crash at any point leaves either the old log,
 // for which the next Adopt decides the same, or the new one: a new segment that says "what came
-// before does not count" is made durable before the old ones go. What was raised in a log that
-// stays is written with the next group: until then the next Adopt would raise it again.
+// before does not count" is made durable before the old ones are removed. What was raised in a log
+// that stays is written with the next group; until then the next Adopt would raise it again.
 //
 // REQUIRES: called once, after Open and before the first Append or Sync.
 func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, err error) {
@@ -79,7 +79,7 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 		zap.Uint64("log-first-index", t.base+1), zap.Uint64("log-last-index", t.last), zap.Uint64("log-last-term", t.lastTerm))
 	t.reset(index, term)
 	w.last, w.lastTerm = index, term
-	// The header alone must say it all: it may be on disk without the group after it.
+	// The header must be sufficient by itself: it may be on disk without the group after it.
 	w.written = h
 	l.beginGroup()
 	if err := l.writeGroup(true); err != nil {
@@ -97,9 +97,9 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 	return true, nil
 }
 
-// Mark writes an empty group, with what Adopt has raised, and gives its number once it is durable:
-// from then on this log can be told from every copy that was made of it before
-// (Options.LeastGroup). With NoSync nothing is durable, and it does nothing and gives 0.
+// Mark writes an empty group, with what Adopt has raised, and returns its number once it is
+// durable: from then on this log can be told apart from every copy that was made of it before
+// (Options.LeastGroup). With NoSync nothing is durable, so it does nothing and returns 0.
 //
 // REQUIRES: called after Adopt and before the first Append or Sync.
 func (l *Log) Mark() (group uint64, err error) {

@@ -7,8 +7,8 @@ import (
 	"os"
 )
 
-// CorruptError says that the log on disk is damaged where it was durable: entries
-// that were promised are lost or altered. Nothing was cut or changed.
+// CorruptError means that the log on disk is damaged where it was durable: entries that were
+// promised are lost or altered. Nothing was cut or changed.
 type CorruptError struct {
 	File   string
 	Offset int64
@@ -23,7 +23,7 @@ func (e *CorruptError) Error() string {
 		e.File, e.Offset, e.Reason)
 }
 
-// IdentityError says that a directory holds the log of somebody else.
+// IdentityError means that a directory holds the log of another member or cluster.
 type IdentityError struct {
 	Dir                      string
 	HaveMember, HaveCluster  uint64
@@ -41,7 +41,7 @@ func (e *IdentityError) Error() string {
 		e.Dir, e.HaveMember, e.HaveCluster, e.WantMember, e.WantCluster)
 }
 
-// OldError says that a log ends before a group that it once held durably: it is an older copy, or
+// OldError means that a log ends before a group that it once held durably: it is an older copy, or
 // its end is lost, and with it perhaps votes and acknowledgements. Nothing was changed.
 type OldError struct {
 	Dir          string
@@ -55,8 +55,8 @@ func (e *OldError) Error() string {
 		e.Dir, e.Group, e.Least)
 }
 
-// fileError returns what was tried with which file. Most file systems name the file in their errors
-// as well; once is enough.
+// fileError adds the operation and the file to an error. Most file systems name the file in their
+// errors as well; once is enough.
 func fileError(op, path string, err error) error {
 	if at := (*fs.PathError)(nil); errors.As(err, &at) && at.Path == path {
 		return fmt.Errorf("raftlog: %s %s: %w", op, path, at.Err)

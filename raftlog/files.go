@@ -50,12 +50,12 @@ type segment struct {
 }
 
 const (
-	// The first segment of a log is small and the next ones grow, so that a member that
-	// has little to write neither writes nor reserves much.
+	// The first segment of a log is small and the next ones grow, so that a member with little to
+	// write neither writes nor reserves much.
 	firstSegmentBytes = 4 << 20
 	segmentGrowth     = 4
 	sparePieceBytes   = 256 << 10
-	// freeFactor: space is set aside for a segment only if so many of its size are free.
+	// freeFactor: space is reserved for a segment only if this many times its size is free.
 	freeFactor = 8
 )
 
@@ -73,23 +73,23 @@ type spare struct {
 	size int64
 }
 
-// maxSpares is how many segments wait to be used. One would do; a second one
-// takes what Compact frees while the first is not used yet.
+// maxSpares is how many segments wait to be used. One would be enough; a second one takes what
+// Compact frees while the first is still unused.
 const maxSpares = 2
 
-// files knows the segments in order, and the spares. The writer adds segments at
-// the end, Compact takes them from the front; neither waits for the other's I/O.
+// files holds the segments in order, and the spares. The writer adds segments at the end, Compact
+// takes them from the front; neither waits for the other's I/O.
 //
-// A spare is a file of which every block has been written: zeros by prepare, or an
-// old segment. Its content stays readable until it is overwritten, which is
-// harmless: it was written under lower segment numbers, so no checksum in it
-// passes. That holds because Open removes the spares that it finds.
+// A spare is a file of which every block has been written: zeros by prepare, or an old segment. Its
+// content stays readable until it is overwritten, which is harmless: it was written under lower
+// segment numbers, so no checksum in it matches. That holds because Open removes the spares that it
+// finds.
 type files struct {
 	mu        sync.Mutex
 	segments  []segment
 	spares    []spare
 	nextSpare int
-	gaveUp    bool // preparing failed, or there was no room; not tried again in this segment
+	gaveUp    bool // preparing failed, or there was no room; not retried in this segment
 	// The spare that is wanted, and how much of it may be written by now.
 	wantSize, wantBytes int64
 	want                chan struct{} // capacity 1: there is something to prepare
@@ -120,9 +120,9 @@ func (f *files) tryAgain() {
 	f.gaveUp = false
 }
 
-// wantSpare tells the preparing goroutine how full the last segment is: at half it
-// begins, at seven eighths it should be done. So it writes little beside the log,
-// whatever the speed of either, and nothing while the log is idle or waits for its disk.
+// wantSpare tells the preparing goroutine how full the last segment is: at half it begins, at seven
+// eighths it should be done. So it writes little at a time beside the log, whatever the speed of
+// either, and nothing while the log is idle or waits for its disk.
 func (f *files) wantSpare(size, used, limit int64) {
 	part := min(1, float64(used-limit/2)/float64(limit*3/8))
 	f.mu.Lock()
@@ -146,8 +146,8 @@ func (f *files) stopPreparing() {
 	}
 }
 
-// prepareSpares is a goroutine: it makes a spare whenever one is wanted and there is
-// none. Failing is not fatal: a segment can be started without.
+// prepareSpares is a goroutine: it makes a spare whenever one is wanted and there is none. A
+// failure is not fatal: a segment can be started without a spare.
 func (l *Log) prepareSpares() {
 	f := &l.files
 	defer close(f.stopped)
@@ -165,7 +165,7 @@ func (l *Log) prepareSpares() {
 		enough, size, upTo := f.gaveUp || len(f.spares) > 0, f.wantSize, f.wantBytes
 		f.mu.Unlock()
 		if enough {
-			continue // what was begun goes on when the next one is wanted
+			continue // what was begun continues when the next one is wanted
 		}
 		var err error
 		if p == nil {
@@ -207,8 +207,7 @@ type preparing struct {
 	zeros []byte
 }
 
-// beginSpare returns nil if the disk is too full for it. With an error too it says which
-// file it was.
+// beginSpare returns nil if the disk is too full. With an error it also returns the file concerned.
 func (l *Log) beginSpare(size int64) (*preparing, error) {
 	if !l.roomFor(size) {
 		l.logger.Info("the disk is too full to prepare the next segment of the raft log in advance", zap.String("path", l.dir))
@@ -220,9 +219,9 @@ func (l *Log) beginSpare(size int64) (*preparing, error) {
 	return p, err
 }
 
-// fillSpare writes zeros up to upTo, in pieces that are sent to the disk one by one, so
-// that the writer's syncs never wait for much; and syncs and closes the whole file when
-// it is full. SyncTo where it can makes no journal commit, which the log would wait for.
+// fillSpare writes zeros up to upTo, in pieces that are sent to the disk one by one, so that the
+// writer's syncs never wait for much; and syncs and closes the whole file when it is full. SyncTo,
+// where it is supported, makes no journal commit, for which the log would have to wait.
 func (l *Log) fillSpare(p *preparing, upTo int64) (err error) {
 	for p.off < p.size && p.off < upTo {
 		select {
@@ -235,7 +234,7 @@ func (l *Log) fillSpare(p *preparing, upTo int64) (err error) {
 			_, err = p.file.SyncTo(p.off + n)
 		}
 		if err != nil {
-			_ = p.file.Close() // the first error is the one to tell
+			_ = p.file.Close() // the first error is the one to report
 			return err
 		}
 		p.off += n
@@ -253,8 +252,8 @@ func (l *Log) fillSpare(p *preparing, upTo int64) (err error) {
 	return err
 }
 
-// roomFor reports whether so much of the disk is free that size bytes may be set aside before they
-// are needed. A file system that cannot tell has room.
+// roomFor reports whether enough of the disk is free to reserve size bytes before they are needed.
+// A file system that cannot tell has room.
 func (l *Log) roomFor(size int64) bool {
 	usage, err := l.fs.GetDiskUsage(l.dir)
 	return err != nil || usage.AvailBytes >= uint64(size)*freeFactor
@@ -269,9 +268,9 @@ func (l *Log) sparePath() string {
 
 func (l *Log) path(name string) string { return l.fs.PathJoin(l.dir, name) }
 
-// retire takes the file of a segment that is no longer part of the log out of it, durably, before
-// anything else may happen to it: the oldest segments must vanish in their order, and a file must
-// not be overwritten while a crash could bring back its old name.
+// retire removes the file of a segment from the log, durably, before anything else may happen to
+// it: the oldest segments must disappear in order, and a file must not be overwritten while a crash
+// could bring back its old name.
 func (l *Log) retire(s segment) error {
 	f := &l.files
 	path := l.path(segmentName(s.number))
@@ -300,12 +299,12 @@ func (l *Log) retire(s segment) error {
 	return nil
 }
 
-// Compact drops entries that the store holds durably, from memory and from the
-// files, and keeps the newest of them, keepBytes of the log in all, for followers
-// that lag; the bound MemoryBytes holds as well. The files keep more if Hold says so.
+// Compact drops entries that the store holds durably, from memory and from the files, and keeps the
+// newest of them, keepBytes of log in all, for lagging followers; the bound MemoryBytes applies as
+// well. The files keep more if Hold says so.
 //
-// durable is the store's durable index: at least that must be flushed. Entries above
-// it are never dropped, so the log may exceed its bounds while the store lags.
+// durable is the store's durable index, or a lower one. Entries above it are never dropped, so the
+// log may exceed its bounds while the store lags.
 //
 // It renames and removes files, in the caller's goroutine.
 func (l *Log) Compact(durable uint64, keepBytes int64) error {
@@ -321,15 +320,15 @@ func (l *Log) Compact(durable uint64, keepBytes int64) error {
 	if limit > l.tail.base {
 		l.tail.trim(l.tail.trimPoint(limit, min(keepBytes, l.opts.MemoryBytes)))
 	}
-	// A snapshot may have moved the base in memory beyond what the store has yet.
+	// A snapshot may have moved the base in memory beyond what the store has so far.
 	drop := min(l.tail.base, durable)
 	l.mu.Unlock()
 
 	l.files.mu.Lock()
 	segs := l.files.segments
 	l.files.mu.Unlock()
-	var held int64 // of those that could go, what Hold keeps
-	free := 0      // how many can go
+	var held int64 // bytes of droppable segments that Hold keeps
+	free := 0      // how many can be dropped
 	after := l.holdAfter.Load()
 	for free+1 < len(segs) && segs[free+1].prevIndex <= drop && segs[free+1].prevIndex < after {
 		free++

@@ -45,7 +45,8 @@ type hard struct {
 
 func (h hard) empty() bool { return h == hard{} }
 
-// META: whose log this is. One file, written once, by rename, after the first segment is durable.
+// META says whose log this is. One file, written once, by rename, after the first segment is
+// durable.
 //
 //	+---------+-------+---------+----------+-----------+--------+----------+
 //	| magic 8 | crc 4 | version | member 8 | cluster 8 | log id | zero 8   |
@@ -110,9 +111,9 @@ func decodeMeta(b []byte) (meta, error) {
 //	| term 8 | vote 8 | commit 8 | zeros up to 512 |
 //	+--------+--------+----------+-----------------+
 //
-// prev is the last entry of the log before this segment and term, vote, commit
-// the hard state then: the oldest segment needs nothing that came before it.
-// With flagReset, prev is a new base: all that came before does not count.
+// prev is the last entry of the log before this segment and term, vote, commit the hard state then:
+// the oldest segment needs nothing that came before it. With flagReset, prev is a new base: nothing
+// that came before counts.
 type segmentHeader struct {
 	version             uint32
 	logID               uint64
@@ -178,8 +179,8 @@ func decodeSegmentHeader(b []byte, logID, number uint64) (segmentHeader, error) 
 	return h, nil
 }
 
-// groupHeader starts each group: what one write and one fdatasync made durable
-// together. A group counts whole or not at all.
+// groupHeader starts each group: what one write and one fdatasync made durable together. A group is
+// valid as a whole or not at all.
 //
 //	+-------+---------+----------+----------+---------+-----------+-----------+--------+
 //	| crc 4 | magic 4 | number 8 | synced 8 | epoch 8 | payload 4 | records 4 | zero 8 |
@@ -326,7 +327,7 @@ type record struct {
 	hard        hard
 }
 
-// decodeRecord reads the record at the start of b and says how many bytes it took.
+// decodeRecord reads the record at the start of b and returns its length in bytes.
 func decodeRecord(b []byte, seed uint32) (record, int, error) {
 	if len(b) < recordHeaderBytes {
 		return record{}, 0, errTooShort
@@ -365,9 +366,8 @@ func parseRecord(b []byte, n int) (record, int, error) {
 	return r, n, nil
 }
 
-// decodeGroup checks the group at the start of b whole, and calls fn for each of its
-// records. REQUIRES: fn was not called for a group that is refused, so records are
-// checked before the first call.
+// decodeGroup checks the whole group at the start of b, then calls fn for each of its records: fn
+// is never called for a group that is refused.
 func decodeGroup(b []byte, logID uint64, seed uint32, fn func(record)) (groupHeader, int, error) {
 	h, err := decodeGroupHeader(b, seed)
 	if err != nil {

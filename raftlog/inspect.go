@@ -8,9 +8,9 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Inspect writes what the files of a log hold to w, one line for each segment, group
-// and record, and how recovery would judge it. It changes nothing and takes no lock, so
-// the end of a log that is in use may look torn. fs may be nil for the default.
+// Inspect writes what the files of a log hold to w, one line for each segment, group and record,
+// and how recovery would judge it. It changes nothing and takes no lock, so the end of a log in use
+// may look torn. fs may be nil for the default.
 func Inspect(dir string, fs vfs.FS, w io.Writer) (err error) {
 	if fs == nil {
 		fs = vfs.Default

@@ -27,26 +27,26 @@ type Options struct {
 	// FS is the file system; default vfs.Default. All I/O goes through it.
 	FS vfs.FS
 	// SegmentBytes is the size of a segment file; default 64 MiB. The first ones of a log are
-	// smaller, those with a group larger than that are larger. It may change between runs.
+	// smaller, and one with a larger group is larger. It may change between runs.
 	SegmentBytes int64
-	// MemoryBytes bounds the entries held in memory, but for those that the store
-	// has not made durable: they stay. Default 256 MiB. Applied by Adopt and Compact.
+	// MemoryBytes bounds the entries held in memory, except those that the store has not made
+	// durable: they stay. Default 256 MiB. Applied by Adopt and Compact.
 	MemoryBytes int64
-	// Applied is the store's applied entry, which Adopt will be called with: segments whose
-	// entries are all applied are not read, so that neither the time nor the memory of Open
-	// grows with what is kept for followers. 0: all are read.
+	// Applied is the store's applied entry, which Adopt will be called with: segments whose entries
+	// are all applied are not read, so that neither the time nor the memory of Open grows with what
+	// is kept for followers. 0: all are read. (Unread segments are not checked.)
 	Applied uint64
 	// MemberID and ClusterID are written into a new log and compared with an
 	// existing one. Zero: not compared.
 	MemberID, ClusterID uint64
-	// LeastGroup is what Mark or Seal gave of this log earlier: a log that ends before it is an
+	// LeastGroup is what Mark or Seal of this log returned earlier: a log that ends before it is an
 	// older copy, or was cut, and Open fails with *OldError and changes nothing. Zero: not
 	// compared.
 	LeastGroup uint64
 	Logger     *zap.Logger // default: none
 	Metrics    *Metrics    // default: not exported
-	// NoSync never calls fsync or fdatasync (--unsafe-no-fsync). A crash of the
-	// machine may then lose what was promised.
+	// NoSync skips every fsync and fdatasync (--unsafe-no-fsync). A crash of the machine may then
+	// lose what was promised.
 	NoSync bool
 	// Released gets the responses of each group, in the order of the Appends, when
 	// that group is durable. Called by the writer goroutine; it may keep the slice.
@@ -108,15 +108,15 @@ type Append struct {
 	// HardState, nil for unchanged. A change of Term or Vote is a promise and is
 	// synced; a change of Commit alone is written with the next group, or by Sync.
 	HardState *raftpb.HardState
-	// Entries continue the log or, if the first one's index is already held,
-	// replace it from there. They are shared, not copied, and must not change.
+	// Entries continue the log or, if the log already holds the first one's index, replace it from
+	// there on. They are shared, not copied, and must not change.
 	Entries []*raftpb.Entry
 	// Snapshot, nil for none, replaces the log by the base (its index, its term).
 	Snapshot *raftpb.Snapshot
 	// Install, with Snapshot, makes the snapshot's state durable. The writer goroutine calls it
 	// after all earlier Appends are durable and before it writes the new base. nil: nothing to do.
 	Install func() error
-	// Responses are released when all of the above, and all before it, is durable.
+	// Responses are released when all of the above, and everything before it, is durable.
 	Responses []*raftpb.Message
 }
 
@@ -201,9 +201,9 @@ var ErrClosed = errors.New("raftlog: the log is closed")
 
 // Append takes a into memory at once and queues it for the disk. It never waits.
 //
-// REQUIRES, and panics otherwise, since going on would break a promise: entries follow each other
-// and the log without a gap; they do not replace a committed entry; terms do not go back; the vote
-// of a term does not change; Close was not called.
+// REQUIRES, and panics otherwise, since to continue would break a promise: entries follow each
+// other and the log without a gap; they do not replace a committed entry; terms do not go back; the
+// vote of a term does not change; Close was not called.
 func (l *Log) Append(a Append) {
 	it := item{responses: a.Responses, entries: a.Entries, at: time.Now()}
 	l.mu.Lock()
@@ -250,7 +250,7 @@ func (l *Log) Append(a Append) {
 		l.oldest.set(it.at)
 	}
 	if l.failure != nil {
-		return // nobody will write it; Unsynced goes on counting
+		return // nobody will write it; Unsynced keeps counting
 	}
 	l.queue = append(l.queue, it)
 	l.wake.Signal()
@@ -339,9 +339,9 @@ func (l *Log) Sync(ctx context.Context) error {
 	}
 }
 
-// Seal writes what waits and the last group, whose number it gives (0 with NoSync), and keeps the
-// directory locked until Close. It waits for the disk. It returns the failure of the log if there
-// was one. REQUIRES: no Append from now on.
+// Seal writes what waits and a last group, returns the group's number (0 with NoSync), and keeps
+// the directory locked until Close. It waits for the disk. It returns the failure of the log if
+// there was one. REQUIRES: no Append from now on.
 func (l *Log) Seal() (group uint64, err error) {
 	l.mu.Lock()
 	l.closing = true
@@ -355,7 +355,7 @@ func (l *Log) Seal() (group uint64, err error) {
 // log if there was one. Closed again, it does nothing.
 func (l *Log) Close() error {
 	_, err := l.Seal()
-	l.compactMu.Lock() // a Compact that still runs must not outlive the lock on the directory
+	l.compactMu.Lock() // a running Compact must not outlive the lock on the directory
 	defer l.compactMu.Unlock()
 	if l.released {
 		return nil

@@ -10,7 +10,7 @@ type Metrics struct {
 	writeBytes prometheus.Gauge
 }
 
-// NewMetrics makes the metrics and registers them; with a nil reg they work but nobody sees them.
+// NewMetrics makes the metrics and registers them; with a nil reg they work unregistered.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	buckets := prometheus.ExponentialBuckets(0.001, 2, 14)
 	m := &Metrics{

@@ -16,8 +16,8 @@ type Metadata struct {
 	Version   uint32 // of the format
 	MemberID  uint64
 	ClusterID uint64
-	// LogID is random, drawn when the log was made, and never 0: what is kept beside the log knows
-	// it by this.
+	// LogID is random, drawn when the log was made, and never 0: data kept beside the log
+	// identifies it by this.
 	LogID uint64
 }
 
@@ -44,8 +44,8 @@ func Peek(dir string, fs vfs.FS) (Metadata, bool, error) {
 	return m.metadata(), true, nil
 }
 
-// Open opens the log in dir, or makes a new one. What it returns is durable: entries
-// that a crashed process had written but not synced are either synced now or not there.
+// Open opens the log in dir, or makes a new one. What it returns is durable: entries that a crashed
+// process had written but not synced are either synced now or gone.
 //
 // All entries above Options.Applied are in memory afterwards, and some below it; Adopt then drops
 // what MemoryBytes does not allow. Errors: *CorruptError, *IdentityError, *OldError, or I/O with
@@ -123,8 +123,8 @@ func (l *Log) create(ls listing) error {
 			return fileError("remove", path, err)
 		}
 	}
-	// The directory's own name must be durable too, and those above it may be as new.
-	// Those that we may not open we have not made.
+	// The directory's own name must be durable too, and those above it may be as new. We have not
+	// made those that we may not open.
 	for dir := l.fs.PathDir(l.dir); ; dir = l.fs.PathDir(dir) {
 		err := l.syncDirOf(dir)
 		if errors.Is(err, os.ErrPermission) {
@@ -178,7 +178,8 @@ func (l *Log) create(ls listing) error {
 	return l.syncDir()
 }
 
-// load reads an existing log, makes what it found durable, and removes what is not part of it.
+// load reads an existing log, makes what it found durable, and removes files that are not part of
+// it.
 func (l *Log) load(ls listing) error {
 	var err error
 	if l.meta, err = readMeta(l.fs, l.dir); err != nil {
@@ -238,7 +239,8 @@ func (l *Log) load(ls listing) error {
 			return fileError("close", path, err)
 		}
 	}
-	// Names too, and before any other name goes: a new segment may be what makes the others dead.
+	// Names too, and before any other name is removed: a new segment may be what makes the others
+	// dead.
 	if err := l.syncDir(); err != nil {
 		return err
 	}
@@ -273,11 +275,11 @@ func (l *Log) load(ls listing) error {
 	return nil
 }
 
-// rewriteLast writes the last group again, as it is. If the process before this one died of
-// a failed fdatasync, the kernel shows us pages that it counts as clean although they
-// never reached the disk, and has told the error already: Sync alone would do nothing and
-// report success. Only a write makes them dirty again. The groups before it are
-// proven durable by it. A crash meanwhile is harmless: each sector gets what it has.
+// rewriteLast writes the last group again, as it is. If the process before this one died of a
+// failed fdatasync, the kernel shows us pages that it counts as clean although they never reached
+// the disk, and has reported the error already: Sync alone would do nothing and report success.
+// Only a write makes them dirty again. The groups before it are proven durable by it. A crash in
+// the meantime is harmless: each sector gets the content that it has.
 func rewriteLast(f vfs.File, r *replay) error {
 	if len(r.lastHeader) > 0 {
 		if _, err := f.WriteAt(r.lastHeader, 0); err != nil {

@@ -8,26 +8,24 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-// Hold keeps entry after and those that follow it in the files for a follower that has that entry
-// and has yet to get the others, whatever Compact is told to keep, as long as the segments that are
-// held for this reason alone take at most limit bytes, and at most a quarter of what they take and
-// the disk has free together. NoHold: nobody needs any. Memory is not concerned: Read reads the
-// files.
+// Hold keeps the entry at index after, and those that follow it, in the files for a follower that
+// still needs them, whatever Compact is told to keep, as long as the segments held only for this
+// reason take at most limit bytes, and at most a quarter of the sum of their size and the free
+// space. NoHold: no follower needs any. It does not concern memory: Read reads the files.
 //
-// The next Compact goes by it. Any goroutine.
+// It takes effect with the next Compact. Any goroutine may call it.
 func (l *Log) Hold(after uint64, limit int64) {
 	l.holdAfter.Store(after)
 	l.holdLimit.Store(limit)
 }
 
-// NoHold is the index of Hold that holds nothing.
+// NoHold is the index with which Hold holds nothing.
 const NoHold = ^uint64(0)
 
-// holdShare: what is held takes at most one part in so many of what it takes and what is free.
+// holdShare: what is held takes at most 1/holdShare of the sum of its size and the free space.
 const holdShare = 4
 
-// mayHold is how much of held bytes of segments, which are needed by nobody but who reads
-// them with Read, may stay.
+// mayHold is how many of held bytes of segments, needed only by readers, may stay.
 func (l *Log) mayHold(held int64) int64 {
 	limit := l.holdLimit.Load()
 	if usage, err := l.fs.GetDiskUsage(l.dir); err == nil {
@@ -53,12 +51,12 @@ func (l *Log) Oldest() uint64 {
 	return l.files.segments[0].prevIndex + 1
 }
 
-// ErrNotHeld is an error of Read and Reader: the files do not hold the entries, or no
-// longer, without a gap.
+// ErrNotHeld is an error of Read and Reader: the files do not hold the entries without a gap, or no
+// longer do.
 var ErrNotHeld = errors.New("raftlog: the files do not hold these entries")
 
 const (
-	// undecidedBytes bounds what a Reader holds of entries that nothing has shown yet to be final.
+	// undecidedBytes bounds the entries that a Reader holds and that are not yet known to be final.
 	undecidedBytes = 128 << 20
 )
 
@@ -67,9 +65,9 @@ const (
 // hard state, or the header of the segment, calls it committed; or if it has the term of a
 // committed entry at its own index or above, since the leader of a term has one log only.
 //
-// It verifies all that it reads. While it reads, Compact may take the files away, and the
-// writer may use them again under other numbers, by which the checksums are seeded: the
-// Reader then fails and never gives what was not in the log.
+// It verifies everything that it reads. In the meantime Compact may remove the files, and the
+// writer may reuse them under other numbers, which seed the checksums: the Reader then fails, and
+// never returns what was not in the log.
 //
 // It belongs to one goroutine.
 type Reader struct {
@@ -91,12 +89,13 @@ type Reader struct {
 	slots        []slot
 }
 
-// Read reads the entries from index on. The caller closes it. ErrNotHeld: they begin later.
+// Read returns a Reader of the entries from index on, which the caller must close. ErrNotHeld: the
+// files begin later.
 func (l *Log) Read(index uint64) (*Reader, error) {
 	l.files.mu.Lock()
 	segs := l.files.segments
 	l.files.mu.Unlock()
-	// The last one that begins before it. An entry is final in the last place where it is,
+	// The last segment that begins before it: an entry is final in the last place where it occurs,
 	// and no later segment holds a replacement without beginning before it as well.
 	i := len(segs) - 1
 	for i >= 0 && segs[i].prevIndex >= index {
@@ -121,12 +120,12 @@ func (l *Log) Read(index uint64) (*Reader, error) {
 
 func notHeld(err error) error { return fmt.Errorf("%w: %w", ErrNotHeld, err) }
 
-// Next gives the next entries, at most about maxBytes of them, at least one; none, with a
-// nil error, if the files hold no further one that is final. Then it may be called again
-// later. They alias what was read and must not be changed.
+// Next returns the next entries, at least one and at most about maxBytes; none, with a nil error,
+// if the files hold no further final entry. Then it may be called again later. The entries alias
+// what was read and must not be changed.
 //
-// committed is an entry that is committed, with its term: the Base, say. After an error, which is
-// an ErrNotHeld, the Reader is of no use.
+// committed is the index of a committed entry, and committedTerm its term, such as Base returns.
+// After an error, which is an ErrNotHeld, the Reader cannot be used any more.
 func (r *Reader) Next(maxBytes int64, committed, committedTerm uint64) ([]*raftpb.Entry, error) {
 	for {
 		n, bytes := 0, int64(0)
@@ -138,7 +137,7 @@ func (r *Reader) Next(maxBytes int64, committed, committedTerm uint64) ([]*raftp
 		if n > 0 && (n < len(r.pending) || bytes >= maxBytes) {
 			return r.give(n, bytes), nil
 		}
-		// All of what was read would fit: more of it makes a better message.
+		// Everything that was read would fit: read more, for a larger message.
 		more, err := r.readGroup()
 		if err != nil {
 			return nil, err
@@ -214,7 +213,7 @@ func (r *Reader) readGroup() (bool, error) {
 	}
 }
 
-// readGroupOf reads the next group from the segment at hand. If there is none, ends says why.
+// readGroupOf reads the next group from the present segment. If there is none, ends says why.
 func (r *Reader) readGroupOf(s segment) (bool, error) {
 	l, path := r.l, r.l.path(segmentName(s.number))
 	ends := func(reason string) (bool, error) {
@@ -298,7 +297,7 @@ func (r *Reader) take(rec record) error {
 	return nil
 }
 
-// dropFrom forgets the pending entries from index on.
+// dropFrom drops the pending entries from index on.
 func (r *Reader) dropFrom(index uint64) {
 	for n := len(r.pending); n > 0 && r.pending[n-1].GetIndex() >= index; n-- {
 		r.pendingBytes -= entryBytes(r.pending[n-1])

@@ -22,7 +22,7 @@ type scanned struct {
 	headerErr error // why header is not valid
 }
 
-// replay is what reading the segments gave.
+// replay is the result of reading the segments.
 type replay struct {
 	logID uint64
 	tail  tail
@@ -49,7 +49,7 @@ type replay struct {
 	slots []slot // for entries to come
 }
 
-// cut tells of a group that was dropped because it was never durable.
+// cut describes a group that was dropped because it was never durable.
 type cut struct {
 	path   string
 	offset int64
@@ -158,7 +158,7 @@ func scanSegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) ([]*sca
 
 // replaySegments reads the log. It changes no file.
 //
-// Segments of which the store has applied every entry, up to applied, it does not read; see skip.
+// It does not read segments whose entries, up to applied, the store has all applied; see skip.
 //
 // The rule (doc.go, "Torn or damaged?"): where a group is missing or bad, the log
 // ends there if nothing proves that the group was durable; if a later header, of a
@@ -173,7 +173,7 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID, applied uint
 		return nil, &CorruptError{File: dir, Reason: "there is a " + metaName + " file but no segment: segments were removed"}
 	}
 	r.number = segs[len(segs)-1].number
-	// What came before the last reset does not count, however it looks.
+	// What came before the last reset does not count, whatever it looks like.
 	for i := len(segs) - 1; i > 0; i-- {
 		if segs[i].headerErr == nil && segs[i].header.flags&flagReset != 0 {
 			for _, s := range segs[:i] {
@@ -247,8 +247,8 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID, applied uint
 
 // skip returns how many of the segments, from the oldest on, need not be read, since the store has
 // applied all of their entries: they were kept for followers (Hold), and could as well have been
-// dropped. What holds where Compact has dropped them holds here. The header of the first one that
-// is read proves them durable.
+// dropped. The situation is then the same as if Compact had dropped them. The header of the first
+// one that is read proves them durable.
 func skip(segs []*scanned, applied uint64) (n int) {
 	for i := 1; i < len(segs); i++ {
 		s := segs[i]
@@ -308,7 +308,7 @@ func (r *replay) replaySegment(fs vfs.FS, src *source, segs []*scanned, next uin
 			bad = fmt.Errorf("commit %d is beyond the last entry %d", r.hard.commit, r.last)
 		}
 		if bad != nil {
-			// All checksums are right, so we wrote it: a bug, not a torn write.
+			// All checksums match, so we wrote it: a bug, not a torn write.
 			return true, &CorruptError{File: s.path, Offset: off, Reason: bad.Error()}
 		}
 		r.group = h.number
@@ -325,7 +325,8 @@ func (r *replay) replaySegment(fs vfs.FS, src *source, segs []*scanned, next uin
 // after it proves that the next group was durable.
 func (r *replay) endAt(fs vfs.FS, segs []*scanned, off int64, reason string) error {
 	missing := r.group + 1
-	// If it is damage: where? The group may be missing because the next segment cannot be read.
+	// If it is damage, find where: the group may be missing because the next segment cannot be
+	// read.
 	damage := &CorruptError{File: segs[0].path, Offset: off, Reason: reason}
 	for i, s := range segs {
 		from := off

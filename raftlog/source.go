@@ -14,10 +14,10 @@ const (
 	slotsAtATime = 128 // entries allocated together; they are freed together too
 )
 
-// source reads a segment's file from front to back in pieces, ahead of who parses it:
-// copying out of the page cache costs as much as checking and parsing.
+// source reads a segment's file from front to back in pieces, ahead of the parser: copying out of
+// the page cache costs as much as checking and parsing.
 //
-// What at returned is never changed unless recycle gives it back: entries alias it.
+// Memory that at returned never changes unless recycle returns it: entries alias it.
 type source struct {
 	path   string
 	size   int64
@@ -92,8 +92,8 @@ func (s *source) next() error {
 
 // at returns n bytes at offset off, fewer at the end of the file.
 //
-// REQUIRES: off does not go back, except to where a call began that asked for no more
-// than to the end of its sector.
+// REQUIRES: off does not go back, except to the start of a call that asked for no more than the
+// rest of its sector.
 func (s *source) at(off, n int64) ([]byte, error) {
 	n = min(n, s.size-off)
 	if n <= 0 {
@@ -118,7 +118,7 @@ func (s *source) at(off, n int64) ([]byte, error) {
 	return joined, nil
 }
 
-// recycle gives the piece at hand back: nothing keeps what at returned of it.
+// recycle returns the present piece for reuse. REQUIRES: nothing keeps what at returned of it.
 func (s *source) recycle() {
 	if cap(s.cur) == pieceBytes {
 		select {

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// recentSyncs is how many syncs Stats looks back.
+// recentSyncs is how many syncs Stats covers.
 const recentSyncs = 64
 
-// Stats tells how the disk does. It counts syncs of groups only, not those of Open,
-// Compact or the preparation of segments.
+// Stats describes the disk. It counts syncs of groups only, not those of Open, Compact or the
+// preparation of segments.
 type Stats struct {
 	// Syncs since Open.
 	Syncs uint64
@@ -24,7 +24,7 @@ type Stats struct {
 	InFlight time.Duration
 }
 
-// Stats returns how the disk does. It takes no lock; its fields may be of slightly different
+// Stats returns figures about the disk. It takes no lock; its fields may be from slightly different
 // moments.
 func (l *Log) Stats() Stats {
 	s := Stats{Syncs: l.syncs.count.Load(), InFlight: l.syncs.started.age(), SinceLast: l.syncs.ended.age()}

@@ -67,8 +67,8 @@ func (l *Log) LastIndex() (uint64, error) {
 	return l.tail.last, nil
 }
 
-// Snapshot returns what SetSnapshotMeta last offered, without data: who sends it
-// streams the state. raft.ErrSnapshotTemporarilyUnavailable if nothing was offered.
+// Snapshot returns what SetSnapshotMeta last offered, without data: the sender streams the state.
+// raft.ErrSnapshotTemporarilyUnavailable if nothing was offered.
 func (l *Log) Snapshot() (*raftpb.Snapshot, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -9,7 +9,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// slowSync is when etcd, and so we, call a sync slow.
+// slowSync is the time from which a sync is called slow, as in etcd.
 const slowSync = time.Second
 
 // writer is what the writer goroutine owns: the end of the log on disk.
@@ -45,7 +45,8 @@ type writer struct {
 
 const groupStart = segmentHeaderBytes // of a group in buf
 
-// write is the writer goroutine: it takes all that waits, writes it in groups, syncs, releases.
+// write is the writer goroutine: it takes everything that waits, writes it in groups, syncs,
+// releases.
 func (l *Log) write() {
 	defer close(l.writerDone)
 	var batch []item
@@ -157,8 +158,8 @@ func (l *Log) beginGroup() {
 	w.prevIndex, w.prevTerm, w.prevHard = w.last, w.lastTerm, w.written
 }
 
-// writeGroup writes the group in buf, with the hard state if that changed, and syncs.
-// With reset, what the log held before does not count any more.
+// writeGroup writes the group in buf, with the hard state if that changed, and syncs. With reset,
+// what the log held before no longer counts.
 func (l *Log) writeGroup(reset bool) error {
 	w := &l.w
 	h := w.hard
@@ -288,8 +289,8 @@ func (l *Log) startSegment() error {
 	}
 	if !ok && l.roomFor(size) {
 		if err := file.Preallocate(0, size); err != nil {
-			// It is an optimisation, and not every file system can. A disk that is
-			// full will say so again at the write.
+			// It is an optimisation, and not every file system can. A full disk will fail again at
+			// the write.
 			l.logger.Debug("cannot preallocate", zap.String("path", path), zap.Error(err))
 		}
 	}

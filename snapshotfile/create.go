@@ -18,7 +18,7 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// Content is what goes into a file besides the keys and leases.
+// Content is what goes into a file.
 type Content struct {
 	Index, Term    uint64 // applied
 	ConfState      *raftpb.ConfState
@@ -34,15 +34,15 @@ type Content struct {
 	Revisions func(ctx context.Context, each func(main, sub int64, tombstone bool, value []byte) error) error
 	// Leases calls each for every lease, by ascending id.
 	Leases func(each func(id, ttl, remaining int64) error) error
-	// Auth calls each for every record of package auth, with the bucket that etcd keeps it in, in
-	// ascending order within each bucket; nil: authentication was never used.
+	// Auth calls each for every record of package auth, with its bucket in etcd, in ascending order
+	// within each bucket; nil: authentication was never used.
 	Auth func(each func(bucket, name string, value []byte) error) error
 }
 
 // StorageVersion is the schema that the file has.
 const StorageVersion = "3.7.0"
 
-// Batches bound the memory: bbolt holds what a transaction writes until its end.
+// Batches bound the memory: bbolt holds everything that a transaction writes until its end.
 const (
 	maxBatchBytes   = 4 << 20
 	maxBatchEntries = 10_000
@@ -59,7 +59,7 @@ func Create(ctx context.Context, dir string, c Content) (*File, error) {
 		return nil, fmt.Errorf("snapshotfile: %w", err)
 	}
 	path := tmp.Name()
-	// The name goes in any case: on success the descriptor keeps the file.
+	// The name is removed in any case: on success the descriptor keeps the file.
 	defer os.Remove(path)
 	size, err := build(ctx, path, &c)
 	if err != nil {

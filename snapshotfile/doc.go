@@ -27,11 +27,11 @@
 //
 // # Promises
 //
-// All of it is of one moment, that of the view it is made from, while the member serves on. Memory
-// is bounded by one batch of writes whatever the size of the database; what it takes is disk: the
+// A file shows one moment, that of the view it is made from; the member serves in the meantime.
+// Memory is bounded by one batch of writes whatever the size of the database. The cost is disk: the
 // file is built beside the data, then unlinked and read from its descriptor, so that a process that
 // dies while it streams leaves nothing. One that dies while it builds leaves a file that
-// RemoveLeftovers takes away at the next start.
+// RemoveLeftovers removes at the next start.
 //
 // bbolt's file cannot be streamed as it is built: its first pages name the
 // root of a tree whose inner pages are known last.
@@ -42,6 +42,6 @@
 //
 // Create and Files are independent of each other; a File belongs to one goroutine.
 //
-// Sources: reference surface 8.4 and 8.6; etcd server/storage/schema,
+// Sources: docs/compatibility.md, section 8; etcd server/storage/schema,
 // etcdserver/api/v3rpc/maintenance.go (Snapshot), etcdutl/snapshot.
 package snapshotfile

@@ -10,10 +10,11 @@ import (
 	"path/filepath"
 )
 
-// namePattern is of the files being built; RemoveLeftovers removes what matches.
+// namePattern matches the files being built, which RemoveLeftovers removes.
 const namePattern = "etcd-snapshot-*.db.tmp"
 
-// File is a finished database. It has no name in the file system any more and is gone with Close.
+// File is a finished database. It no longer has a name in the file system and disappears with
+// Close.
 type File struct {
 	f    *os.File
 	size int64

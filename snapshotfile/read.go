@@ -22,16 +22,16 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// A Reader gives what a snapshot file holds, whether a Belay or an etcd wrote it,
-// or what etcd's own database file does (member/snap/db of a stopped member). It
-// lives as long as the function that Read calls.
+// A Reader reads the content of a snapshot file, written by Belay or by etcd, or of etcd's own
+// database file (member/snap/db of a stopped member). It lives as long as the function that Read
+// calls.
 type Reader struct{ tx *bolt.Tx }
 
-// lockWait is how long a file that a running etcd has locked is waited for.
+// lockWait is how long Read waits for a file that a running etcd has locked.
 const lockWait = time.Second
 
-// Read checks the file and calls fn. skipHash leaves out the check of the SHA-256
-// at the end, which a database file has not got. The file is not changed.
+// Read checks the file and calls fn. skipHash skips the check of the SHA-256 at the end, which a
+// database file does not have. The file is not changed.
 func Read(path string, skipHash bool, fn func(*Reader) error) (err error) {
 	if err := checkFile(path, skipHash); err != nil {
 		return err
@@ -90,8 +90,8 @@ func checkFile(path string, skipHash bool) error {
 	return nil
 }
 
-// each calls fn for every entry of a bucket, in order; a bucket that is not there
-// is empty. What fn gets is valid during the call.
+// each calls fn for every entry of a bucket, in order; a missing bucket counts as empty. The slices
+// that fn gets are valid during the call.
 func (r *Reader) each(bucket string, fn func(k, v []byte) error) error {
 	b := r.tx.Bucket([]byte(bucket))
 	if b == nil {
@@ -125,7 +125,7 @@ func parseRevision(k []byte) (main, sub int64, tombstone bool, err error) {
 }
 
 // Revisions calls each for every revision, in ascending order. kv is nil where a restore has only
-// raised the revision; else it may be kept. A tombstone's has no more than the key.
+// raised the revision; otherwise it may be kept. A tombstone's has only the key.
 func (r *Reader) Revisions(each func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error) error {
 	return r.each("key", func(k, v []byte) error {
 		main, sub, tombstone, err := parseRevision(k)
@@ -143,7 +143,8 @@ func (r *Reader) Revisions(each func(main, sub int64, tombstone bool, kv *mvccpb
 	})
 }
 
-// Compactions are the newest that was asked for and the newest that was done; -1: there was none.
+// Compactions are the revisions of the newest compaction that was requested and of the newest that
+// was done; -1: there was none.
 func (r *Reader) Compactions() (scheduled, finished int64, err error) {
 	read := func(name string) (int64, error) {
 		v := r.get("meta", name)
@@ -200,7 +201,7 @@ func (r *Reader) Auth(each func(bucket, name string, value []byte) error) error 
 	return nil
 }
 
-// Alarms are those that were raised.
+// Alarms are the active alarms.
 func (r *Reader) Alarms() (alarms []*pb.AlarmMember, err error) {
 	err = r.each("alarm", func(k, _ []byte) error {
 		a := new(pb.AlarmMember)
@@ -210,7 +211,7 @@ func (r *Reader) Alarms() (alarms []*pb.AlarmMember, err error) {
 	return alarms, err
 }
 
-// Status is what etcdutl tells of a file.
+// Status is what etcdutl prints about a file.
 type Status struct {
 	Hash      uint32 `json:"hash"` // CRC-32C over all names, keys and values
 	Revision  int64  `json:"revision"`

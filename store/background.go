@@ -14,14 +14,14 @@ import (
 )
 
 const (
-	// retryPause is how long the engine waits before it tries a failed flush or
-	// compaction again. By itself it does not wait at all.
+	// retryPause is how long the engine waits before it retries a failed flush or compaction. By
+	// itself it would not wait at all.
 	retryPause = 500 * time.Millisecond
-	// retryLogInterval is how often a failure that lasts is logged.
+	// retryLogInterval is how often a lasting failure is logged.
 	retryLogInterval = 10 * time.Second
 )
 
-// background is what the store knows of its flushes and compactions.
+// background is what the store knows about its flushes and compactions.
 type background struct {
 	failing    atomic.Bool // the last one that ended failed
 	lastLogged atomic.Pointer[time.Time]
@@ -29,10 +29,10 @@ type background struct {
 	stopped    atomic.Bool // Options.Failed was called
 }
 
-// backgroundError is told of a flush or compaction that failed. Everything it would have written is
-// still in memory and in the raft log. A full disk is worth waiting for: somebody makes room. Any
-// other error of the disk is not: what was written around it cannot be relied on, and a member that
-// goes on keeps ever more in memory. The engine holds its mutex.
+// backgroundError is called for a flush or compaction that failed. Everything it would have written
+// is still in memory and in the raft log. A full disk is worth waiting for: somebody may make room.
+// Any other error of the disk is not: what was written around it cannot be trusted, and a member
+// that continues keeps ever more in memory. It must not wait: the engine holds its mutex.
 func (s *Store) backgroundError(err error) {
 	s.background.failing.Store(true)
 	if full := errors.Is(err, syscall.ENOSPC); !full && !pebble.IsCorruptionError(err) && !errors.Is(err, errBlobDamaged) && s.failed != nil {

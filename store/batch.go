@@ -10,8 +10,8 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// ErrReplaced is what committing a local batch gives when a snapshot was installed since the batch
-// was made.
+// ErrReplaced is the error of committing a local batch after a snapshot was installed since the
+// batch was made.
 var ErrReplaced = errors.New("store: the content was replaced by a snapshot")
 
 // Batch collects writes that happen together or not at all. It belongs to one goroutine.
@@ -31,8 +31,8 @@ type Batch struct {
 	deleted     deleted // the same, of versions of users' keys
 }
 
-// NewBatch begins the batch of the entries that end with index, of the given term. It panics unless
-// index is beyond the applied index, or if the applier has another batch open.
+// NewBatch begins the batch of the entries that end with index, of the given term. It panics if
+// index is not beyond the applied index, or if the applier has another batch open.
 func (s *Store) NewBatch(index, term uint64) *Batch {
 	if applied, _ := s.Applied(); index <= applied {
 		panic(fmt.Sprintf("store: a batch for index %d, but %d is applied", index, applied))
@@ -43,8 +43,8 @@ func (s *Store) NewBatch(index, term uint64) *Batch {
 	return &Batch{s: s, b: s.db.NewBatch(), index: index, term: term, generation: s.Generation()}
 }
 
-// Expect makes room for so many bytes of keys and values, before anything was written. Without it a
-// batch of large values grows by doubling, and copies them each time.
+// Expect reserves room for this many bytes of keys and values. REQUIRES: nothing was written yet.
+// Without it a batch of large values grows by doubling, and copies them each time.
 func (b *Batch) Expect(bytes int) {
 	if bytes < expectBytes {
 		return
@@ -53,13 +53,13 @@ func (b *Batch) Expect(bytes int) {
 	b.b = b.s.db.NewBatchWithSize(bytes)
 }
 
-// expectBytes is from where on Expect is worth it: what the engine keeps of a batch for the next
-// one.
+// expectBytes is the size from which Expect is worth it: what the engine keeps of a batch for the
+// next one.
 const expectBytes = 1 << 20
 
 // NewLocalBatch begins a batch outside the replicated order: it does not touch the applied index.
-// It is for the physical removal of what compactions have made unreachable, and may run beside the
-// applier.
+// It is for the physical removal of what compactions have made unreachable, and may be used
+// concurrently with the applier.
 func (s *Store) NewLocalBatch() *Batch {
 	return &Batch{s: s, b: s.db.NewBatch(), local: true, generation: s.Generation()}
 }
@@ -73,13 +73,13 @@ func (b *Batch) SetDeferred(keyLen, valueLen int) *pebble.DeferredBatchOp {
 	return b.b.SetDeferred(keyLen, valueLen)
 }
 
-// Delete removes a key. There is no removal of a range: no reader then has to be right about range
+// Delete removes a key. There is no removal of a range, so no reader has to handle range
 // tombstones.
 func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }
 
-// DeleteSized is Delete of a key that was written once, with a value of so many bytes: the engine
-// then knows how much room the delete gives back, and Size leaves it out of what is in use. A wrong
-// size costs only the estimate.
+// DeleteSized is Delete for a key that was written once, with a value of valueBytes: the engine
+// then knows how much room the delete frees, and Size no longer counts it as in use. A wrong size
+// affects only the estimate.
 func (b *Batch) DeleteSized(key []byte, valueBytes int) error {
 	b.shadows += int64(len(key) + valueBytes + memTableEntryBytes)
 	if key[0] == spaceUser {
@@ -120,7 +120,8 @@ func (b *Batch) makeReadable() error {
 	return err
 }
 
-// BeforeCommit has fn called at the start of Commit, to write what is known only at the end.
+// BeforeCommit registers fn to be called at the start of Commit, to write what is known only at the
+// end.
 func (b *Batch) BeforeCommit(fn func(*Batch) error) { b.before = append(b.before, fn) }
 
 // Commit makes the writes visible, all at once, and with them the applied index. The batch is

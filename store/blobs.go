@@ -11,13 +11,12 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// errBlobDamaged: the end of a file of values is not what was written, or the file is not there.
+// errBlobDamaged: the end of a file of values is not what was written, or the file is missing.
 var errBlobDamaged = errors.New("a file of values is damaged")
 
-// blobFS looks at a file of values before the engine opens it, and gives another error than the
-// engine would. The engine (Pebble 2.1.7) panics when it finds by itself that it cannot open one
-// for damage; here that is an error of who reads, and told like any other damage. Damage further
-// inside the engine reports as it should.
+// blobFS checks a file of values before the engine opens it, so that damage gives an error. The
+// engine (Pebble 2.1.7) panics when it cannot open such a file; here the read fails, and the damage
+// is reported like any other. Damage further inside the engine reports by itself.
 type blobFS struct {
 	vfs.FS
 	s *Store // is told; the engine compares file systems, and functions cannot be
@@ -61,10 +60,10 @@ func blobsIn(fs vfs.FS, dir string) (map[string]bool, error) {
 	return blobs, nil
 }
 
-// checkBlobs reports whether the store that was just opened lacks files of values. The engine looks
-// only for its tables, and panics at the first read of a value that is not there. It does not tell
-// which files it has, only how many: one that is missing beside one that is left over is not
-// noticed here. before is what there was before it was opened.
+// checkBlobs returns an error if the store that was just opened lacks files of values. The engine
+// checks only its tables, and panics at the first read of a missing value. It does not say which
+// files it has, only how many: a missing file beside a leftover one is not noticed here. before are
+// the files from before it was opened.
 func (s *Store) checkBlobs(before map[string]bool) error {
 	live := s.db.Metrics().BlobFiles.LiveCount
 	now, err := blobsIn(s.fs, s.dir) // it may have made some already
@@ -85,7 +84,7 @@ const (
 	blobMagic       = "\xf0\x9f\xaa\xb3\xf0\x9f\xa6\x80"
 )
 
-// checkBlob looks at what the engine looks at when it opens a file: the footer.
+// checkBlob checks what the engine checks when it opens a file: the footer.
 func checkBlob(f vfs.File) error {
 	info, err := f.Stat()
 	if err != nil {

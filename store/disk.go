@@ -8,11 +8,11 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// maxWatched is how many operations on files are watched at a time; of more, some are not.
+// maxWatched is how many operations on files are watched at a time; beyond that some are not.
 const maxWatched = 256
 
-// diskWatch knows the operations on the store's files that are under way, and when one last
-// got somewhere. The engine's own check of slow disks tells a log line, and not whether it is over.
+// diskWatch knows the operations on the store's files that are under way, and when one last made
+// progress. The engine's own check for slow disks logs a line, but not when it is over.
 type diskWatch struct {
 	epoch    time.Time
 	began    [maxWatched]atomic.Int64 // nanoseconds since epoch, plus one; 0: the slot is free
@@ -24,7 +24,7 @@ func newDiskWatch() *diskWatch { return &diskWatch{epoch: time.Now()} }
 
 func (d *diskWatch) now() int64 { return int64(time.Since(d.epoch)) + 1 }
 
-// begin notes that an operation begins; its end is told to end, nil included.
+// begin records that an operation begins; the result, even nil, must be passed to end.
 func (d *diskWatch) begin() *atomic.Int64 {
 	now, at := d.now(), d.next.Add(1)
 	for i := range uint64(maxWatched) {
@@ -49,8 +49,8 @@ func (d *diskWatch) ended(slot *atomic.Int64, err error) {
 	}
 }
 
-// Disk returns how the disk under the store does: for how long the oldest operation on a file has
-// been under way, 0 if none is, and how long ago a write or sync last ended well, 0 if none has
+// Disk returns the state of the disk under the store: for how long the oldest operation on a file
+// has been under way, 0 if none is, and how long ago a write or sync last succeeded, 0 if none has
 // yet. It takes no lock and waits for nothing.
 func (s *Store) Disk() (oldest, sinceProgress time.Duration) {
 	d := s.disk
@@ -66,7 +66,7 @@ func (s *Store) Disk() (oldest, sinceProgress time.Duration) {
 	return oldest, sinceProgress
 }
 
-// watchedFS tells a diskWatch of every operation.
+// watchedFS reports every operation to a diskWatch.
 type watchedFS struct {
 	vfs.FS
 	disk *diskWatch

@@ -1,12 +1,12 @@
-// Package store is the one database of a member: a Pebble LSM without a write-ahead log, since the
-// raft log is one already.
+// Package store is the database of a member: a Pebble LSM without a write-ahead log, since the raft
+// log is one already.
 //
 // # What it promises
 //
-// Data and applied index cannot part. A Batch is made for a raft index and term and writes both,
+// Data and applied index cannot diverge. A Batch is made for a raft index and term and writes both,
 // under one key of the meta space, in the same Pebble batch as the data. Pebble puts a batch into
 // one memtable and a memtable into the manifest with one edit, in the order of commits; so after
-// any crash the store is as it was after some batch, and Applied tells which. (etcd 3.5 kept the
+// any crash the store is as it was after some batch, and Applied says which. (etcd 3.5 kept the
 // index in a transaction of its own, and lost data that way.)
 //
 // Nothing is durable when Commit returns. AsyncFlush names an index and closes a channel when
@@ -23,9 +23,9 @@
 // A View and an Iterator belong to one goroutine at a time. Install: when no batch is open and none
 // will be made until it returns.
 //
-// Generation counts installed snapshots. A reader that remembers something of the content (package
-// mvcc does) compares it after it made its iterator or view: if it is as before, what it remembers
-// and what it reads belong together.
+// Generation counts installed snapshots. A reader that remembers something about the content
+// (package mvcc does) compares it after making its iterator or view: if it has not changed, what
+// the reader remembers and what it reads belong together.
 //
 // # Keys
 //
@@ -45,7 +45,7 @@
 //	cluster       c <name> 00
 //	meta          z <name> 00
 //
-// Numbers are big-endian. The order of the spaces means nothing.
+// Numbers are big-endian. The order of the spaces has no meaning.
 //
 // # Files
 //
@@ -56,9 +56,9 @@
 // Large values live in blob files (Pebble's value separation), so that compactions do not rewrite
 // them.
 //
-// Pebble 2.1.7 moves its markers in an order that a power failure can break; marker.go mends it
-// below Pebble. It panics when it meets a blob file that is damaged at its end or missing; blobs.go
-// makes errors of that.
+// Pebble 2.1.7 moves its markers in an order that a power failure can break; marker.go corrects
+// that below Pebble. Pebble panics on a blob file that is missing or damaged at its end; blobs.go
+// turns that into an error.
 //
 // What we assume of the disk: a rename, create or link is durable after a sync of the directory;
 // synced bytes stay.

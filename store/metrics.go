@@ -6,8 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics are the storage metrics of etcd's names. Defragmentation and the snapshots for clients
-// are counted by package server, which decides on them.
+// Metrics are the storage metrics, under etcd's names. Defragmentation and the snapshots for
+// clients are counted by package server, which decides on them.
 type Metrics struct {
 	commitSeconds prometheus.Histogram
 	writeSeconds  prometheus.Histogram
@@ -46,7 +46,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}
 	}
 	reg.MustRegister(m.commitSeconds, m.writeSeconds,
-		// etcd's B+tree has these two phases, an LSM has not; dashboards find them empty rather
+		// etcd's B+tree has these two phases, an LSM does not; dashboards find them empty rather
 		// than missing.
 		histogram("etcd_debugging", "backend_commit_rebalance_duration_seconds", "Always empty: the store has no pages to rebalance.", 0.001, 14),
 		histogram("etcd_debugging", "backend_commit_spill_duration_seconds", "Always empty: the store has no pages to spill.", 0.001, 14),

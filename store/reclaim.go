@@ -6,17 +6,17 @@ import (
 	"sync"
 )
 
-// reclaim gives back what deletes made free in files. The engine compacts by an estimate of that,
-// which falls short where deletes meet what was written shortly before, and where values are in
-// files of their own: those are free only when the tables that point to them were compacted, and
-// these are so small that the engine sees no need.
+// reclaim frees what deletes made garbage in files. The engine compacts by an estimate of it, which
+// is too low where deletes meet recent writes, and where values are in files of their own: those
+// are freed only when the tables that point to them are compacted, and these are so small that the
+// engine sees no need.
 type reclaim struct {
 	mu      sync.Mutex
 	deleted deleted
 	busy    bool
 }
 
-// deleted is what sized deletes made garbage: how many bytes, and between which keys.
+// deleted is the garbage that sized deletes made: how many bytes, and between which keys.
 type deleted struct {
 	bytes     int64
 	from, end []byte // both inclusive
@@ -51,7 +51,7 @@ func (r *reclaim) note(d deleted) {
 	}
 }
 
-// begin takes what there is to do, unless somebody is at it.
+// begin takes the work there is, unless somebody is doing it already.
 func (r *reclaim) begin() (d deleted, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -70,19 +70,18 @@ func (r *reclaim) end(left deleted) {
 }
 
 const (
-	// reclaimBytes is from how much garbage on compacting for it is considered.
+	// reclaimBytes is the least garbage for which a compaction is considered.
 	reclaimBytes = 1 << 20
-	// reclaimShare: compacting is worth it when the garbage is at least 1/reclaimShare of what is
-	// to be rewritten.
+	// reclaimShare: a compaction is worth it when the garbage is at least 1/reclaimShare of what it
+	// rewrites.
 	reclaimShare = 4
 	// reclaimMost bounds what is rewritten at once. A store with more has compactions all the time.
 	reclaimMost = 1 << 30
 )
 
-// Reclaim is called when a compaction of the history has deleted what it should: what it made free
-// in memory comes back by a flush, and what it made free in files by a compaction of their keys.
-// Both are begun here where they are worth it, and the sizes are looked at again. It waits for
-// nothing.
+// Reclaim is called when a compaction of the history has deleted what it should. Garbage in memory
+// is freed by a flush, garbage in files by a compaction of their keys; Reclaim starts both where
+// they are worth it, and has the sizes sampled again. It waits for nothing.
 func (s *Store) Reclaim() {
 	if d, ok := s.reclaim.begin(); ok {
 		s.sizes.stopped.Go(func() { s.reclaim.end(s.reclaimSpan(d)) })
@@ -106,7 +105,7 @@ func (s *Store) reclaimSpan(d deleted) deleted {
 		return d
 	}
 	if err := s.db.Compact(ctx, from, d.end, false); err != nil {
-		return d // a disk that fails, or is full, is told of where the engine works by itself
+		return d // a disk that fails or is full is reported by the engine's own work
 	}
 	s.takeSample()
 	return deleted{}

@@ -8,10 +8,10 @@ import (
 )
 
 // sizes knows how large the store is, without asking the engine: the engine answers under the lock
-// of its manifest, which is held while the manifest is synced, and those who want to know (the
-// applier at every write, /metrics, Status) must not wait for a disk. A goroutine asks instead:
-// after each flush and each compaction, and sampleInterval apart in any case, because files go
-// later than what was in them. What was written since its last answer is added.
+// of its manifest, which is held while the manifest is synced, and callers (the applier at every
+// write, /metrics, Status) must not wait for a disk. A goroutine asks instead: after each flush and
+// compaction, and every sampleInterval, because files are removed later than their content. What
+// was written since its last answer is added.
 type sizes struct {
 	sample atomic.Pointer[sample]
 	asking sync.Mutex // held while the engine is asked, so that answers come in order
@@ -21,8 +21,8 @@ type sizes struct {
 	unflushed atomic.Int64
 	// written is what batches added since Open; it never falls.
 	written atomic.Int64
-	// shadowed is how much of unflushed, and of what lies below it, sized deletes that are still in
-	// memtables have made garbage. Of those that are in files the engine knows it.
+	// shadowed is the garbage, in unflushed and below it, that sized deletes still in memtables
+	// have made. The engine knows the garbage of those in files.
 	shadowed atomic.Int64
 	flushing int64 // shadowed when the current flush began; of the engine's flushes, one at a time
 
@@ -41,12 +41,12 @@ type sample struct {
 const (
 	sampleInterval = 500 * time.Millisecond
 
-	// flushShadowed is from how much garbage in memtables on Reclaim has them flushed: that alone
-	// gives the memory back.
+	// flushShadowed is the garbage in memtables from which Reclaim has them flushed: nothing else
+	// frees that memory.
 	flushShadowed = 1 << 20
 )
 
-// init comes before the engine is opened: it may flush and compact at once.
+// init must be called before the engine is opened, which may flush and compact at once.
 func (z *sizes) init() {
 	z.nudge = make(chan struct{}, 1)
 	z.ctx, z.stop = context.WithCancel(context.Background())
@@ -78,8 +78,7 @@ func (s *Store) stopSampling() {
 	s.sizes.stopped.Wait()
 }
 
-// resample has the next sample taken at once. It does not wait, and may be called under the
-// engine's locks.
+// resample triggers the next sample. It does not wait, and may be called under the engine's locks.
 func (z *sizes) resample() {
 	select {
 	case z.nudge <- struct{}{}:
@@ -105,10 +104,10 @@ func (s *Store) takeSample() {
 	z.sample.Store(next)
 }
 
-// Size is what the store takes, on disk and in memory before the next flush, and the part of it
-// that holds current data. total is never 0. The answer is an estimate, at most a second old but
-// for what was written since, which it counts in full. It waits for nothing: while a disk hangs it
-// is the last that was known, and what was written since.
+// Size is the size of the store in bytes, on disk and in memory before the next flush, and the part
+// of it that holds current data. total is never 0. The answer is an estimate, at most a second old,
+// plus everything written since. It waits for nothing: while a disk hangs it is the last known size
+// plus what was written since.
 func (s *Store) Size() (total, inUse int64) {
 	last := s.sizes.sample.Load()
 	since := s.sizes.written.Load() - last.written

@@ -25,9 +25,9 @@ import (
 //	         payload: (uvarint key length, uvarint value length, key, value) repeated, in key order
 //	trailer  0:4 | count of keys:8 | crc:4
 //
-// Numbers are little-endian, crc is CRC-32C. The crc of header and trailer covers what stands
-// before it in the same part; that of the trailer goes on from the crcs of all blocks, so that none
-// can be missing or moved.
+// Numbers are little-endian, crc is CRC-32C. The crc of header and trailer covers what precedes it
+// in the same part; that of the trailer continues the crcs of all blocks, so that none can be
+// missing or moved.
 const (
 	snapshotMagic   = "BELAYSNP"
 	snapshotVersion = 1
@@ -110,7 +110,7 @@ func (s *Store) WriteSnapshot(ctx context.Context, v *View, w io.Writer) (err er
 
 func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
-// Incoming is a received snapshot, whole and verified, that waits on disk to be installed.
+// Incoming is a received snapshot, complete and verified, that waits on disk to be installed.
 type Incoming struct {
 	Index, Term uint64
 
@@ -135,7 +135,7 @@ func (s *Store) removeIncoming(dir string) {
 
 // ReceiveSnapshot writes a stream made by WriteSnapshot to tables beside the database and verifies
 // all of it. Memory is bounded by the largest value. The store's content does not change, and the
-// store works on meanwhile.
+// store remains usable.
 func (s *Store) ReceiveSnapshot(ctx context.Context, r io.Reader) (*Incoming, error) {
 	in := &Incoming{s: s}
 	in.dir = s.fs.PathJoin(s.dir, incomingDir, strconv.FormatUint(s.incoming.Add(1), 10))
@@ -346,7 +346,7 @@ func (s *Store) Install(in *Incoming) error {
 	s.write.enter()
 	defer s.write.leave()
 	s.generation.Add(1)
-	defer s.generation.Add(1) // for who begins while the old content can still be read
+	defer s.generation.Add(1) // for readers that begin while the old content can still be read
 	lower, upper := allKeys()
 	if _, err := s.db.IngestAndExcise(context.Background(), in.tables, nil, nil, pebble.KeyRange{Start: lower, End: upper}); err != nil {
 		return fmt.Errorf("store: install a snapshot: %w", explain(err))

@@ -17,7 +17,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// Options of a store. The zero value is good.
+// Options of a store. The zero value is usable.
 type Options struct {
 	FS     vfs.FS      // default: the operating system's
 	Logger *zap.Logger // default: none
@@ -34,18 +34,17 @@ type Options struct {
 
 	Metrics *Metrics // default: not registered
 
-	// Failed is called once, in a goroutine of its own, when the disk has failed in a way that does
-	// not pass: the process should end. A full disk is not one. Default: the store tries again for
-	// ever.
+	// Failed is called once, in a goroutine of its own, when the disk has failed permanently: the
+	// process should end. A full disk does not count. Default: the store retries for ever.
 	Failed func(error)
 
-	// Corrupt is called each time that a file turns out to be corrupt, with an error that names it.
-	// It may be called while the store is opened, from any goroutine, and must not wait. Default:
-	// the reads that meet it fail, and nothing else.
+	// Corrupt is called each time a file turns out to be corrupt, with an error that names it. It
+	// may be called while the store is opened, from any goroutine, and must not wait. Default: the
+	// reads that meet it fail, and nothing else happens.
 	Corrupt func(error)
 
-	// NoSync leaves out every sync: a crash of the machine, though not of the process, may destroy
-	// the store.
+	// NoSync skips every sync: a crash of the machine, though not of the process, may destroy the
+	// store.
 	NoSync bool
 
 	// manifestBytes, for tests, is how large a manifest gets before the next one is begun. 0:
@@ -53,8 +52,8 @@ type Options struct {
 	manifestBytes int64
 }
 
-// Store is the open database of a member. What it promises, and who may call what, is said in the
-// package's comment.
+// Store is the open database of a member. The package comment says what it promises, and which
+// goroutine may call what.
 type Store struct {
 	db      *pebble.DB
 	dir     string
@@ -71,13 +70,13 @@ type Store struct {
 
 	// applied is the last committed batch. It is set after the batch can be read.
 	applied atomic.Pointer[position]
-	// durable <= applied is what a crash leaves at least.
+	// durable is the index that survives a crash at least; durable <= applied.
 	durable atomic.Uint64
 	writing atomic.Bool // the applier's batch is open
 
-	// write is held by whoever changes what the store holds, or has the engine begin a new
-	// memtable. The engine makes writers wait for a disk that has stalled for long; here others
-	// wait for them in a way that can be given up.
+	// write is held by whoever changes the content or makes the engine begin a new memtable. The
+	// engine makes writers wait for a disk that has stalled for long; here others can wait for the
+	// writers and still give up.
 	write      gate
 	closing    chan struct{} // closed by Close
 	generation atomic.Uint64
@@ -106,8 +105,8 @@ const (
 	blockBytes    = 16 << 10
 )
 
-// Open opens the store in dir and creates it where there is nothing. It fails, changing nothing, if
-// dir holds another program's Pebble database or a newer Belay's store.
+// Open opens the store in dir, and creates it if there is none. It fails, changing nothing, if dir
+// holds another program's Pebble database or a newer Belay's store.
 func Open(dir string, opts Options) (*Store, error) {
 	fs := opts.FS
 	if fs == nil {
@@ -173,17 +172,17 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		KeySchema:          cockroachkvs.KeySchema.Name,
 		KeySchemas:         sstable.MakeKeySchemas(&cockroachkvs.KeySchema),
 		// Pebble takes its memtables out of the cache: two, one of them being flushed, are added to
-		// what was asked for.
+		// the requested size.
 		CacheSize:    cacheBytes + 2*memTableBytes,
 		MemTableSize: uint64(memTableBytes),
 
 		MemTableStopWritesThreshold: stalledMemTables,
 		L0CompactionThreshold:       4,
-		// Writers never wait for compactions: reads get slower before that helps anybody.
+		// Writers never wait for compactions: reads would get slower before that helped anybody.
 		L0StopWritesThreshold: 1000,
 		LBaseMaxBytes:         128 << 20,
 		FlushSplitBytes:       4 << 20,
-		// One compaction as a rule, a second when they fall behind.
+		// One compaction normally, a second one when compactions fall behind.
 		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 2 },
 		MaxOpenFiles:               maxOpenFiles,
 		MaxManifestFileSize:        opts.manifestBytes,
@@ -191,8 +190,8 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		Logger:                     pebbleLogger{s.logger},
 	}
 	o.TargetFileSizes[0] = 4 << 20
-	// A flushable ingest is made durable by the write-ahead log, and there is none: Install must
-	// wait for the manifest.
+	// The write-ahead log makes a flushable ingest durable, and there is none: Install must wait
+	// for the manifest.
 	o.Experimental.DisableIngestAsFlushable = func() bool { return true }
 	o.Experimental.EnableColumnarBlocks = func() bool { return true }
 	// Pebble's default reads 1 KB in 16 of every iterator for statistics; compactions for reads do
@@ -249,13 +248,13 @@ func (s *Store) Applied() (index, term uint64) {
 // DurableIndex: the effects of all entries up to it survive a crash.
 func (s *Store) DurableIndex() uint64 { return s.durable.Load() }
 
-// Generation grows with each snapshot that is installed: before the first key is replaced, and
-// again after the last. What was read in one generation is of one content.
+// Generation grows with each installed snapshot: before the first key is replaced, and again after
+// the last. What was read in one generation comes from one content.
 func (s *Store) Generation() uint64 { return s.generation.Load() }
 
-// AsyncFlush starts to make everything applied so far durable. When done closes, everything up to
-// index is. While the disk stalls or fails, done stays open. A disk that has stalled for so long
-// that writers wait for it is waited for here, too, until ctx ends or the store closes.
+// AsyncFlush starts to make everything applied so far durable. When done is closed, everything up
+// to index is durable. While the disk stalls or fails, done stays open. If the disk has stalled for
+// so long that writers wait for it, AsyncFlush waits, too, until ctx ends or the store closes.
 func (s *Store) AsyncFlush(ctx context.Context) (index uint64, done <-chan struct{}, err error) {
 	select {
 	case s.write <- struct{}{}:
@@ -315,7 +314,7 @@ func (s *Store) Flush(ctx context.Context) error {
 
 var errClosed = errors.New("store: closed")
 
-// A gate lets one in at a time. Unlike a mutex it can be waited for among other things.
+// A gate lets one in at a time. Unlike a mutex it can be used in a select.
 type gate chan struct{}
 
 func newGate() gate   { return make(gate, 1) }
@@ -330,7 +329,7 @@ func (s *Store) raiseDurable(index uint64) {
 	}
 }
 
-// FreeBytes is how much the file system of the store can still take.
+// FreeBytes is the free space of the store's file system.
 func (s *Store) FreeBytes() (uint64, error) {
 	usage, err := s.fs.GetDiskUsage(s.dir)
 	if err != nil {
@@ -339,7 +338,7 @@ func (s *Store) FreeBytes() (uint64, error) {
 	return usage.AvailBytes, nil
 }
 
-// CompactAll rewrites the whole store so that it takes the least space. Reads and writes go on.
+// CompactAll rewrites the whole store so that it takes the least space. Reads and writes continue.
 func (s *Store) CompactAll(ctx context.Context) error {
 	if err := s.Flush(ctx); err != nil {
 		return err
@@ -355,7 +354,7 @@ func (s *Store) CompactAll(ctx context.Context) error {
 // Pebble returns the metrics of the engine, for diagnosis.
 func (s *Store) Pebble() *pebble.Metrics { return s.db.Metrics() }
 
-// Close closes the store. What was not flushed is forgotten: the raft log has it. REQUIRES: all
+// Close closes the store. What was not flushed is lost here: the raft log has it. REQUIRES: all
 // batches, iterators and views are closed.
 func (s *Store) Close() error {
 	if !s.closed.CompareAndSwap(false, true) {
@@ -372,8 +371,8 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// oneLine is an error of Pebble whose text has no lines and no names of Go types in it: it goes
-// into one line of the log.
+// oneLine is an error of Pebble whose text has no line breaks and no names of Go types, for the
+// log.
 type oneLine struct{ error }
 
 func (e oneLine) Error() string {
@@ -383,7 +382,7 @@ func (e oneLine) Error() string {
 
 func (e oneLine) Unwrap() error { return e.error }
 
-// explain puts the name of the corrupt file, where Pebble knows one, in front of an error.
+// explain prefixes an error with the name of the corrupt file, where Pebble knows it.
 func explain(err error) error {
 	if info := pebble.ExtractDataCorruptionInfo(err); info != nil {
 		return corruptFile(info.Path, err)

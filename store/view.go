@@ -10,7 +10,7 @@ import (
 
 // Reader reads keys. Store, View and Batch are readers.
 type Reader interface {
-	// Get gives a copy of the value.
+	// Get returns a copy of the value.
 	Get(key []byte) (value []byte, ok bool, err error)
 	// NewIter iterates over one consistent state. The caller closes it.
 	NewIter(*pebble.IterOptions) (*pebble.Iterator, error)
@@ -50,7 +50,7 @@ func (s *Store) NewIter(o *pebble.IterOptions) (*pebble.Iterator, error) {
 // time.
 //
 // It holds an iterator, from which it clones others, and not a Pebble snapshot: an installed
-// snapshot takes keys away from the latter, while the former keeps the files it reads.
+// snapshot removes keys from the latter, while the former keeps the files it reads.
 type View struct {
 	s           *Store
 	base        *pebble.Iterator

@@ -37,10 +37,10 @@ const (
 var errTooLarge = errors.New("transport: message exceeds the size limit")
 
 // A batch collects the encoded frames of one flush. Small parts are copied into buf; payloads of
-// borrowBytes and more stay where they are and are only referred to, so a 1 MB value is not copied
-// on its way to the socket.
+// borrowBytes and more stay where they are and are only referred to, so that a 1 MB value is not
+// copied on its way to the socket.
 //
-// INVARIANT: borrowed slices belong to raft entries, which nobody changes after they were appended.
+// INVARIANT: borrowed slices belong to raft entries, which never change after they were appended.
 type batch struct {
 	buf  []byte
 	cuts []cut
@@ -148,8 +148,8 @@ func appendScalar(buf []byte, field int, v *uint64) []byte {
 	return protowire.AppendVarint(buf, *v)
 }
 
-// byHand reports whether message knows all of m's fields. Snapshots are rare; responses never leave
-// a member.
+// byHand reports whether the hand-written encoder knows all of m's fields. Snapshots are rare;
+// responses never leave a member.
 func byHand(m *raftpb.Message) bool { return m.Snapshot == nil && len(m.Responses) == 0 }
 
 // messageSize is the length of m in protobuf's wire format.
@@ -229,7 +229,7 @@ func marshalMessage(m *raftpb.Message) []byte {
 }
 
 // A frameEncoder appends messages to a batch in the format of its stream. An encoder belongs to one
-// connection: msgappv2 remembers what the other end can foresee.
+// connection: msgappv2 remembers what the other end can predict.
 type frameEncoder interface {
 	encode(b *batch, m *raftpb.Message)
 	linkHeartbeat(b *batch)
@@ -259,14 +259,15 @@ func (messageEncoder) linkHeartbeat(b *batch) {
 //	AppEntries      | 01 | count, 8 B BE | { length, 8 B BE | raftpb.Entry } * count | commit, 8 B BE |
 //	whole message   | 02 | length, 8 B BE | raftpb.Message |
 //
-// AppEntries leaves out what the receiver can foresee from the frame before: the append follows
-// directly on the entries sent last, in the same term.
+// AppEntries leaves out what the receiver can predict from the previous frame: the append directly
+// follows the entries sent last, in the same term.
 type msgappEncoder struct {
 	term, index uint64 // what the receiver holds after the frames so far
 }
 
 func (enc *msgappEncoder) encode(b *batch, m *raftpb.Message) {
-	// A message with anything that AppEntries cannot carry goes whole, even if it is foreseeable.
+	// A message with anything that AppEntries cannot carry is sent whole, even if it is
+	// predictable.
 	if m.GetType() == raftpb.MsgApp && enc.index == m.GetIndex() && enc.term == m.GetLogTerm() &&
 		m.GetLogTerm() == m.GetTerm() && len(m.Entries) <= maxFrameEntries && enc.term != 0 &&
 		consecutive(m.GetIndex(), m.Entries) {
@@ -288,13 +289,13 @@ func (enc *msgappEncoder) encode(b *batch, m *raftpb.Message) {
 
 func (enc *msgappEncoder) linkHeartbeat(b *batch) { b.buf = append(b.buf, frameLinkHeartbeat) }
 
-// consecutive reports whether entries continue index. The receiver counts entries rather than read
-// their index, so a gap would put both ends out of step.
+// consecutive reports whether entries continue index. The receiver counts entries rather than
+// reading their index, so a gap would put both ends out of step.
 func consecutive(index uint64, entries []*raftpb.Entry) bool {
 	return len(entries) == 0 || entries[len(entries)-1].GetIndex() == index+uint64(len(entries))
 }
 
-// foreseen is the term and index that both ends remember after a whole message.
+// foreseen returns the term and index that both ends remember after a whole message.
 func foreseen(m *raftpb.Message) (term, index uint64) {
 	index = m.GetIndex()
 	if n := len(m.Entries); n > 0 {
@@ -392,9 +393,9 @@ type appMessage struct {
 	commit                         uint64
 }
 
-// entryBox is an entry with its numbers beside it. Boxes are made in slabs: the entries of a
-// message go out of the log together, so a slab pins nothing for long. Data has an allocation of
-// its own, because a cache may keep one value for ever.
+// entryBox is an entry with its numbers beside it. Boxes are allocated in slabs: the entries of a
+// message leave the log together, so a slab pins nothing for long. Data has its own allocation,
+// because a cache may keep one value for ever.
 type entryBox struct {
 	e           raftpb.Entry
 	typ         raftpb.EntryType
@@ -452,7 +453,7 @@ func (dec *msgappDecoder) appEntries() (*raftpb.Message, int, error) {
 	return m, n + 8, nil
 }
 
-// readBytes reads exactly size bytes into memory of their own.
+// readBytes reads exactly size bytes into a new slice.
 func readBytes(r io.Reader, size int) ([]byte, error) {
 	buf := make([]byte, min(size, readAtOnce))
 	at := 0
@@ -477,7 +478,7 @@ func unexpected(err error) error {
 	return err
 }
 
-// unmarshalEntry decodes buf, which the entry then owns. What it does not know it leaves to proto.
+// unmarshalEntry decodes buf, which the entry then owns. Unknown fields are left to proto.
 func unmarshalEntry(buf []byte, box *entryBox) error {
 	e := &box.e
 	for rest := buf; len(rest) > 0; {

@@ -23,17 +23,17 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
-// Who may send what. Without client certificates whoever reaches the peer port can say that it is a
-// member: ids are no secret. So nothing here makes such a port safe. It keeps out those who have
-// the wrong cluster, a stale configuration, or nothing to say at all, before anything of theirs is
-// read, and it bounds what those who are let in can make this member hold:
+// Who may send what. Without client certificates anybody who reaches the peer port can claim to be
+// a member: ids are no secret. So nothing here makes such a port safe. It turns away the wrong
+// cluster, a stale configuration and strangers before anything of theirs is read, and it bounds
+// what those who are let in can make this member hold:
 //
-//   - A request says by its headers who sends it. It must be a member, by this member's own list or
-//     by that of one that it knows (meet).
-//   - Bodies in reception are bounded for each member and in all (reception).
-//   - A message is from who sent it (checkSender). What else is wrong with it the Handler finds.
+//   - A request names its sender in its headers. That must be a member, by this member's own list
+//     or by that of a member it knows (meet).
+//   - Bodies being received are bounded for each member and in all (reception).
+//   - A message comes from the member that sent it (checkSender). The Handler checks the rest.
 
-// Why a request was refused, as the metric says it.
+// Why a request was refused: the values of the metric's label.
 const (
 	refusedCluster  = "cluster"  // another cluster
 	refusedVersion  = "version"  // one that we do not speak to
@@ -47,7 +47,7 @@ const (
 
 func (t *Transport) count(why string) { t.cfg.Metrics.refused.WithLabelValues(why).Inc() }
 
-// occasionally says whether a line about refusals is due: strangers must not fill the log.
+// occasionally decides when a line about refusals is due: strangers must not fill the log.
 type occasionally struct {
 	mu   sync.Mutex
 	last time.Time
@@ -73,8 +73,8 @@ var (
 	errSenderUnknown = errors.New("error sender not found") // etcd's text
 )
 
-// senderOf is the member that a request says it is from. The error is nil if it is one, as far as
-// is known.
+// senderOf is the member that a request names as its sender. The error is nil if it is a member, as
+// far as is known.
 func (t *Transport) senderOf(h http.Header) (id uint64, err error) {
 	id, err = strconv.ParseUint(h.Get(peers.HeaderFrom), 16, 64)
 	if err != nil || id == 0 || id == t.cfg.MemberID {
@@ -86,8 +86,8 @@ func (t *Transport) senderOf(h http.Header) (id uint64, err error) {
 	return id, nil
 }
 
-// admitSender does what every POST of the protocol begins with after admit: it finds the sender. It
-// has answered when it returns false.
+// admitSender is the second step of every POST of the protocol, after admit: it finds the sender.
+// If it returns false, it has answered the request.
 func (t *Transport) admitSender(w http.ResponseWriter, r *http.Request) (id uint64, ok bool) {
 	w.Header().Set("Connection", "close") // net/http would read a body of up to 256 KiB to its end
 	if to := r.Header.Get(peers.HeaderTo); to != "" && to != t.id {
@@ -110,7 +110,7 @@ func (t *Transport) admitSender(w http.ResponseWriter, r *http.Request) (id uint
 	return id, true
 }
 
-// logRefused counts a refused request and says so in the log, not for each.
+// logRefused counts a refused request and logs it, but not every one.
 func (t *Transport) logRefused(r *http.Request, why string, err error) {
 	t.count(why)
 	if n, due := t.refusals.due(time.Now()); due {
@@ -120,8 +120,8 @@ func (t *Transport) logRefused(r *http.Request, why string, err error) {
 	}
 }
 
-// Members serves to members alone, by what the headers of a request say, what next serves. A
-// request without an id is let in if anonymous: members of etcd do not give it on each path.
+// Members restricts next to members, by the headers of a request. A request without an id is let in
+// if anonymous: etcd's members do not send it on every path.
 func (t *Transport) Members(next http.Handler, anonymous bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		why, err := refusedSender, error(nil)
@@ -149,8 +149,8 @@ func (t *Transport) Members(next http.Handler, anonymous bool) http.Handler {
 }
 
 // meet decides about a sender that is no peer: a member that joined after the last entry of this
-// one, which was away, or a stranger. If nobody is known who could tell, it is believed, as etcd
-// believes all; it becomes a remote. Else the known members are asked, and the sender may try
+// one, which was away, or a stranger. If no other member is known, the sender is believed, as etcd
+// believes all, and becomes a remote. Otherwise the known members are asked, and the sender may try
 // again: raft does.
 func (t *Transport) meet(id uint64, h http.Header) bool {
 	if t.cfg.Handler.IsRemoved(id) {
@@ -194,7 +194,7 @@ func (t *Transport) believe(id uint64, urls []string) bool {
 }
 
 const (
-	// askInterval is the pause between questions about senders that are not known.
+	// askInterval is the pause between requests about unknown senders.
 	askInterval = 100 * time.Millisecond
 	askTimeout  = time.Second
 	// maxMembersBytes bounds a list of members.
@@ -202,7 +202,7 @@ const (
 )
 
 // ask asks known members for their lists, all at once, and returns the URLs of member id in the
-// first that has it; answered: somebody did, at least.
+// first that has it; answered: at least one member answered.
 func (t *Transport) ask(id uint64, known []*peer) (answered bool, urls []string) {
 	ctx, cancel := context.WithTimeout(t.ctx, askTimeout)
 	defer cancel()
@@ -244,7 +244,7 @@ type reception struct {
 	mu    sync.Mutex
 	bytes int64
 	posts int
-	by    map[uint64]*receptionOf // nothing is kept of a peer of which nothing is received
+	by    map[uint64]*receptionOf // only peers from which something is being received
 }
 
 type receptionOf struct {
@@ -253,13 +253,14 @@ type receptionOf struct {
 }
 
 const (
-	// A peer sends from 4 connections; those of its life before may be there yet.
+	// A peer sends on 4 connections; those of its previous life may still exist.
 	maxPeerPosts = 16
 	maxPosts     = 256
-	// postStall and postWithin bound how long a body may make no progress, and take.
+	// postStall and postWithin bound how long a body may make no progress, and how long it may
+	// take.
 	postStall  = 10 * time.Second
 	postWithin = time.Minute
-	// postChunk is the first piece of a body that is made room for.
+	// postChunk is the first piece of a body for which room is reserved.
 	postChunk = 64 << 10
 )
 
@@ -280,7 +281,7 @@ func (c *reception) begin(id uint64) bool {
 	return true
 }
 
-// grow makes room for n more bytes of a POST that has begun.
+// grow reserves n more bytes for a POST that has begun.
 func (c *reception) grow(id uint64, n int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -300,7 +301,7 @@ func (c *reception) shrink(id uint64, n int64) {
 	c.by[id].bytes -= n
 }
 
-// end gives the slot of a POST back, with the bytes that it still had.
+// end releases the slot of a POST and the bytes that it still had.
 func (c *reception) end(id uint64, bytes int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -316,7 +317,7 @@ func (c *reception) end(id uint64, bytes int64) {
 // errReceiving says that there is no room now.
 var errReceiving = errors.New("too much is being received")
 
-// A receivedBody is a POST's body in memory, and what it counts for until release.
+// A receivedBody is a POST's body in memory, with the bytes that it reserves until release.
 type receivedBody struct {
 	c     *reception
 	id    uint64
@@ -324,8 +325,8 @@ type receivedBody struct {
 	bytes int64
 }
 
-// receive reads the body of a POST of peer id. It makes room as the bytes come, not as they are
-// announced.
+// receive reads the body of a POST of peer id. It reserves room as the bytes arrive, not as they
+// are announced.
 func (c *reception) receive(id uint64, w http.ResponseWriter, r *http.Request) (*receivedBody, error) {
 	if !c.begin(id) {
 		return nil, errReceiving
@@ -379,8 +380,8 @@ func (c *reception) receive(id uint64, w http.ResponseWriter, r *http.Request) (
 func (b *receivedBody) release() { b.c.end(b.id, b.bytes) }
 
 // checkSender returns what is wrong with a message that member sender sent: its type, or who it is
-// from. A follower passes on what was meant for the leader as it came; so of proposals, questions
-// for a read index and requests to hand over, the origin may be any member.
+// from. A follower passes on unchanged what was meant for the leader; so proposals, read index
+// requests and transfer requests may come from any member.
 func checkSender(m *raftpb.Message, sender, local uint64, known func(id uint64) bool) error {
 	if _, ok := raftpb.MessageType_name[int32(m.GetType())]; !ok {
 		return fmt.Errorf("a message of type %d, which is unknown", int32(m.GetType()))
@@ -401,7 +402,7 @@ func checkSender(m *raftpb.Message, sender, local uint64, known func(id uint64) 
 	return fmt.Errorf("a %s from %s, sent by %s", m.GetType(), idString(m.GetFrom()), idString(sender))
 }
 
-// checkSender counts and logs what the function of this name finds.
+// checkSender counts and logs what the function of the same name finds.
 func (t *Transport) checkSender(m *raftpb.Message, sender uint64) error {
 	err := checkSender(m, sender, t.cfg.MemberID, func(id uint64) bool { return t.peer(id) != nil })
 	if err == nil {
@@ -416,15 +417,15 @@ func (t *Transport) checkSender(m *raftpb.Message, sender uint64) error {
 }
 
 // Streams that are taken over. A member that dials again replaces its stream, and must: this end
-// may not have noticed that the one before is gone. Whoever claims to be that member can do the
-// same. Nothing here tells them apart (the addresses of members behind NAT or proxies vary, and
-// certificates are often shared and are renewed), so it is told, and bounded: two that fight over a
-// stream would else leave it to nobody.
+// may not have noticed that the previous one is gone. Anybody who claims to be that member can do
+// the same. Nothing tells them apart (the addresses of members behind NAT or proxies vary, and
+// certificates are often shared and renewed), so it is reported, and limited: otherwise two that
+// fight over a stream would leave it to neither.
 
-// streamHold is for how long a stream that stands is not given to another address.
+// streamHold is how long a new stream is not given to another address.
 const streamHold = time.Second
 
-// standing is who a stream was given to.
+// standing is the owner of a stream.
 type standing struct {
 	host        string // of the remote address
 	address     string
@@ -456,12 +457,12 @@ func (s *standing) stands() bool {
 	}
 }
 
-// holds reports whether the stream is not to be given to another one now.
+// holds reports whether the stream must not be given to another owner now.
 func (s *standing) holds(by *standing) bool {
 	return s.stands() && s.host != by.host && by.since.Sub(s.since) < streamHold
 }
 
-// sayTakenOver tells that a stream that stood goes to another connection.
+// sayTakenOver logs that an established stream goes to another connection.
 func (w *streamWriter) sayTakenOver(from, to *standing) {
 	if !from.stands() {
 		return

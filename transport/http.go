@@ -16,7 +16,7 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
-// Handler serves /raft and all below it. It must be reached on the peer listener, beside whatever
+// Handler serves /raft and all below it. It must be served on the peer listener, beside whatever
 // else is served there; the server should have no read or write timeout of its own.
 func (t *Transport) Handler() http.Handler {
 	mux := http.NewServeMux()
@@ -37,8 +37,8 @@ func (t *Transport) serveProbing(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(append(b, '\n')) // the prober sees a failed write itself
 }
 
-// admit does what every request of the protocol but a probe begins with: method, headers of the
-// answer, version and cluster. It has answered when it returns false.
+// admit is the first step of every request of the protocol except a probe: method, headers of the
+// answer, version and cluster. If it returns false, it has answered the request.
 func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string) bool {
 	if r.Method != method {
 		w.Header().Set("Allow", method)
@@ -48,7 +48,7 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 	t.setResponseHeaders(w.Header())
 	refused := func(why, msg string, more ...zap.Field) {
 		t.count(why)
-		if _, due := t.refusals.due(time.Now()); !due { // how many were not logged the metric tells: the lines are etcd's
+		if _, due := t.refusals.due(time.Now()); !due { // the metric counts those not logged: the lines are etcd's
 			return
 		}
 		t.lg.Warn(msg, append([]zap.Field{
@@ -89,9 +89,9 @@ func (t *Transport) logFailed(sender uint64, err error) {
 	}
 }
 
-// A rejection is why a message is not for this member. The first is answered with 403 and ends
-// its sender, so nothing else may be: etcd answers 403 to the second, too, but then members that
-// have changed places would believe that they were removed.
+// A rejection is why a message is not for this member. The first one is answered with 403, which
+// ends its sender, so no other may be: etcd answers 403 to the second, too, but then members that
+// have swapped addresses would believe that they were removed.
 type rejection string
 
 const (
@@ -165,7 +165,7 @@ func (t *Transport) servePipeline(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if m.GetType() == raftpb.MsgSnap {
-		// Its data would be missing: a snapshot has a path of its own.
+		// Its data would be missing: snapshots have their own path.
 		failed("unexpected Raft message type", "wrong raft message type", errors.New("MsgSnap without a body"))
 		return
 	}
@@ -268,9 +268,9 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// takeOver answers 200 and returns the connection to stream on. Where the server lets us have its
-// connection, the body goes out as it is, ended by closing, without the chunks and the three
-// buffers of net/http; where not (HTTP/2), the handler must wait for the stream's end.
+// takeOver answers 200 and returns the connection to stream on. Where the server hands over its
+// connection, the body is sent as it is, ended by closing, without the chunks and the three buffers
+// of net/http; where it does not (HTTP/2), the handler must wait for the end of the stream.
 func (t *Transport) takeOver(w http.ResponseWriter) (o *outgoing, wait bool, err error) {
 	rc := http.NewResponseController(w)
 	conn, _, err := rc.Hijack()

@@ -149,7 +149,7 @@ func (n *Memory) setCut(cut bool, directions ...direction) {
 	})
 }
 
-// change changes links, and notes which directions it mended.
+// change changes links, and records which directions it mended.
 func (n *Memory) change(fn func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -268,7 +268,7 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// put takes data on its way; false if the queue is full.
+// put queues data; false if the queue is full.
 func (l *lane) put(link Link, data []byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -306,7 +306,7 @@ func (l *lane) put(link Link, data []byte) bool {
 	return true
 }
 
-// next pops the first parcel that is due, or says how long until there is one; -1: none waits.
+// next pops the first parcel that is due, or returns how long until one is; -1: none waits.
 func (l *lane) next() (data []byte, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -361,7 +361,7 @@ type Endpoint struct {
 	removed func(error)
 }
 
-// OnRemoved sets what Config.Removed is for a Transport.
+// OnRemoved sets what corresponds to Config.Removed of a Transport.
 func (e *Endpoint) OnRemoved(fn func(error)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -414,8 +414,8 @@ func (e *Endpoint) deliver(data []byte) {
 		e.n.tellRemoved(m.GetFrom())
 		return
 	}
-	// As the real one, which learns its address from the request: a member that
-	// does not know its leader yet must be able to answer it.
+	// As in the real transport, which learns the address from the request: a member that does not
+	// know its leader yet must be able to answer it.
 	e.AddRemote(m.GetFrom(), nil)
 	if m.GetTo() == e.id {
 		_ = e.h.Process(e.ctx, m) // the real transport logs it
@@ -556,7 +556,8 @@ func (e *Endpoint) RemovePeer(id uint64) {
 	delete(e.peers, id)
 }
 
-// ActiveSince is since when both directions to a peer have been whole, with both members there.
+// ActiveSince is the time since which both directions to a peer have worked, with both members
+// present.
 func (e *Endpoint) ActiveSince(id uint64) time.Time {
 	e.mu.Lock()
 	since, known := e.peers[id]
@@ -575,7 +576,7 @@ func (e *Endpoint) ActiveSince(id uint64) time.Time {
 	return since
 }
 
-// RTT is what the two links say; 0 if the peer is not reached.
+// RTT is the delay of the two links; 0 if the peer is not reachable.
 func (e *Endpoint) RTT(id uint64) time.Duration {
 	if e.ActiveSince(id).IsZero() {
 		return 0

@@ -6,8 +6,8 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-// messageOverhead is what a message without payload counts for in a queue's bytes, and
-// entryOverhead what an entry does: about their size in memory.
+// messageOverhead is what a message without payload counts in a queue's bytes, and entryOverhead
+// what an entry does: about their size in memory.
 const (
 	messageOverhead = 256
 	entryOverhead   = 128
@@ -39,8 +39,8 @@ func newOutbox(maxMessages int, maxBytes int64) *outbox {
 	return &outbox{maxMessages: maxMessages, maxBytes: maxBytes, ready: make(chan struct{}, 1)}
 }
 
-// put queues m, or says that there is no room. A single message larger than all the room is taken
-// when nothing else is there: else it could never be sent.
+// put queues m, or reports that there is no room. A message larger than the bound is accepted when
+// the queue is empty: otherwise it could never be sent.
 func (o *outbox) put(m *raftpb.Message) bool {
 	size := queuedBytes(m)
 	o.mu.Lock()
@@ -80,7 +80,7 @@ func (o *outbox) settle() {
 	o.mu.Unlock()
 }
 
-// drop forgets what waits and says how many messages that were.
+// drop discards what waits and returns the number of messages.
 func (o *outbox) drop() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -15,15 +15,15 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
-// A peer is one member as this one talks to it. It has
+// A peer is the connection to one other member. It has
 //
 //	bulk     the msgapp stream: appends and proposals, which may be large
 //	control  the message stream: heartbeats, votes, acknowledgements, read indexes: small and urgent
 //	pipeline POST /raft for what has no stream (yet)
 //
 // and for each stream a writer (the peer dialled us) and a reader (we dialled the peer), each with
-// a goroutine of its own. etcd sends proposals on the message stream; a receiver takes any message
-// on either, so we keep the megabytes of a forwarded proposal away from the heartbeats.
+// a goroutine of its own. etcd sends proposals on the message stream; a receiver accepts any
+// message on either, so we keep the megabytes of a forwarded proposal away from the heartbeats.
 //
 // A remote is a peer with a pipeline only.
 type peer struct {
@@ -89,7 +89,7 @@ func (p *peer) start() {
 	p.lg.Info("started remote peer", zap.String("remote-peer-id", p.name))
 }
 
-// stop makes the peer's goroutines end and does not wait for them.
+// stop ends the peer's goroutines and does not wait for them.
 func (p *peer) stop() {
 	if !p.remote {
 		p.lg.Info("stopping remote peer", zap.String("remote-peer-id", p.name))
@@ -103,7 +103,7 @@ func (p *peer) stop() {
 	}
 }
 
-// send queues m on the way it should go. It never blocks.
+// send queues m on the right stream, or for a POST. It never blocks.
 func (p *peer) send(m *raftpb.Message) {
 	if m.GetType() == raftpb.MsgSnap {
 		p.sendSnapshot(m)
@@ -130,7 +130,7 @@ func (p *peer) send(m *raftpb.Message) {
 	}
 }
 
-// smallBytes is the weight up to which an append may go out on the control stream.
+// smallBytes is the size up to which an append may be sent on the control stream.
 const smallBytes = 16 << 10
 
 // dropLogInterval is how often drops to one peer are logged.
@@ -162,7 +162,7 @@ func (p *peer) received(m *raftpb.Message) {
 		return
 	}
 	if m.GetType() == raftpb.MsgSnap {
-		// Its data would be missing: a snapshot has a path of its own.
+		// Its data would be missing: snapshots have their own path.
 		p.m.receivedFailures.Inc()
 		p.lg.Warn("unexpected Raft message type", zap.String("local-member-id", p.t.id),
 			zap.String("remote-snapshot-sender-id", p.name), zap.Stringer("message-type", m.GetType()))
@@ -214,7 +214,7 @@ func (p *peer) process(m *raftpb.Message) {
 	}
 }
 
-// sawHeaders notes what software the peer runs, and what it says of this member.
+// sawHeaders records what software the peer runs, and what it says about this member.
 func (p *peer) sawHeaders(h http.Header) {
 	p.kind.Store(kindOf(h))
 	if you := h.Get(peers.HeaderYou); you != "" {

@@ -27,8 +27,8 @@ const (
 	postTimeout = 10 * time.Second
 )
 
-// A pipeline POSTs single messages: to a peer whose streams do not stand yet, and to a remote. Its
-// goroutines come with the work and go with it.
+// A pipeline POSTs single messages: to a peer whose streams are not established yet, and to a
+// remote. Its goroutines exist only while there is work.
 type pipeline struct {
 	p *peer
 
@@ -115,10 +115,10 @@ func (l *pipeline) post(data []byte) error {
 	return l.p.post(ctx, l.p.t.requestRT, peers.PathRaft, "application/protobuf", bytes.NewReader(data), nil)
 }
 
-// post sends a POST of the peer protocol and judges the answer.
+// post sends a POST of the peer protocol and turns the answer into an error.
 func (p *peer) post(ctx context.Context, rt *peers.RoundTripper, path, contentType string, body io.Reader, header http.Header) error {
 	unsent := func(err error) error {
-		if c, ok := body.(io.Closer); ok { // else net/http closes it
+		if c, ok := body.(io.Closer); ok { // otherwise net/http closes it
 			_ = c.Close()
 		}
 		return err
@@ -165,7 +165,7 @@ func (p *peer) checkPost(resp *http.Response, target *url.URL) error {
 	case http.StatusNoContent:
 		return nil
 	case http.StatusForbidden:
-		if !strings.Contains(text, string(fromRemoved)) { // etcd says so to a message for another member, too
+		if !strings.Contains(text, string(fromRemoved)) { // etcd gives this answer to a message for another member, too
 			return fmt.Errorf("%s refused the message: %s", target.Host, text)
 		}
 		return errMemberRemoved

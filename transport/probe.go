@@ -17,9 +17,9 @@ const (
 	probeInterval = 4 * time.Second
 	// probeName is etcd's name of the prober for raft messages.
 	probeName = "ROUND_TRIPPER_RAFT_MESSAGE"
-	// maxClockDrift is the difference of clocks that is worth a line.
+	// maxClockDrift is the difference of clocks from which it is logged.
 	maxClockDrift = time.Second
-	// An unhealthy peer is logged at most this often, clock drift likewise.
+	// The shortest time between two lines about an unhealthy peer, or about clock drift.
 	unhealthyLogInterval = 5 * time.Second
 	driftLogInterval     = 30 * time.Second
 )
@@ -66,7 +66,7 @@ func (p *peer) probe() {
 	}
 }
 
-// probeOnce asks once. drift is how far the peer's clock is behind ours.
+// probeOnce sends one probe. drift is how far the peer's clock is behind ours.
 func (p *peer) probeOnce() (rtt, drift time.Duration, err error) {
 	u := p.urls.pick()
 	if u == nil {

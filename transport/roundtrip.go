@@ -63,7 +63,7 @@ func (p *urlPicker) pick() *url.URL {
 	return p.urls[p.picked]
 }
 
-// unreachable turns to the next URL, if u is the one in use.
+// unreachable switches to the next URL, if u is the one in use.
 func (p *urlPicker) unreachable(u *url.URL) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -24,18 +24,17 @@ import (
 //	| length, 8 B BE | MsgSnap           | body, to the end of the request|
 //	+----------------+-------------------+--------------------------------+
 //
-// The body of etcd is a bbolt file. Ours is the store's own stream, and the header X-Belay-Snapshot
-// says so. Both ends hold only their copy buffers. A snapshot has a connection of its own, so what
-// it shares with the appends is the bandwidth and the CPU, of which the source is to leave them
-// some.
+// etcd's body is a bbolt file. Ours is the store's own stream, and the header X-Belay-Snapshot says
+// so. Both ends hold only their copy buffers. A snapshot has its own connection, so it shares only
+// bandwidth and CPU with the appends; the source should leave them some.
 const (
-	// snapshotStall is how long a snapshot may make no progress at all, either way.
+	// snapshotStall is how long a snapshot may make no progress, in either direction.
 	snapshotStall = 30 * time.Second
 	// snapshotAnswer is how long the receiver may take to install what it received.
 	snapshotAnswer = 10 * time.Minute
 )
 
-// sendSnapshot starts sending what belongs to m, a MsgSnap. raft waits for the report.
+// sendSnapshot starts sending the data of m, a MsgSnap. raft waits for the report.
 func (p *peer) sendSnapshot(m *raftpb.Message) {
 	t := p.t
 	if p.remote || t.cfg.Source == nil {
@@ -43,7 +42,7 @@ func (p *peer) sendSnapshot(m *raftpb.Message) {
 		return
 	}
 	if !p.sendingSnapshot.CompareAndSwap(false, true) {
-		return // one is under way, and its report will do for this one too
+		return // one is under way, and its report serves for this one too
 	}
 	select {
 	case t.snapshots <- struct{}{}:
@@ -151,7 +150,7 @@ type snapshotBody struct {
 	cancel    context.CancelCauseFunc
 	sentBytes interface{ Add(float64) }
 
-	// mu guards the rest: net/http may still read or close while the answer is already there.
+	// mu guards the rest: net/http may still read or close after the answer has arrived.
 	mu     sync.Mutex
 	head   *bytes.Reader
 	src    io.ReadCloser
@@ -193,7 +192,7 @@ func (b *snapshotBody) Close() error {
 	return b.src.Close()
 }
 
-// finish is called when the answer is there.
+// finish is called when the answer has arrived.
 func (b *snapshotBody) finish() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -222,7 +221,7 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	}
 	from := idString(sender)
 	if !t.receiving.CompareAndSwap(false, true) {
-		// Two at once would need twice the disk; the sender tries again.
+		// Two at once would need twice the disk; the sender will try again.
 		t.count(refusedBusy)
 		w.Header().Set("Connection", "close")
 		http.Error(w, errBusy.Error(), http.StatusServiceUnavailable)
@@ -293,19 +292,19 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	metrics.snapshotReceiveSecs.WithLabelValues(from).Observe(time.Since(start).Seconds())
 }
 
-// snapshotStep is how much must come of a snapshot within snapshotStall: only one is received at a
-// time, and who sends a byte now and then must not keep it for ever.
+// snapshotStep is how many bytes of a snapshot must arrive within snapshotStall: only one is
+// received at a time, and a sender of a byte now and then must not occupy it for ever.
 const snapshotStep = 64 << 10
 
-// A stallReader fails when less than snapshotStep comes for snapshotStall, and counts. The handler
-// that reads it must not read after ReceiveSnapshot has returned.
+// A stallReader fails when less than snapshotStep arrives within snapshotStall, and counts the
+// bytes. It must not be read after ReceiveSnapshot has returned.
 type stallReader struct {
 	r  io.Reader
 	rc *http.ResponseController
 	n  int64
 
 	step int64         // bytes that must come
-	left time.Duration // in so much time of waiting: what the handler takes to store them does not count
+	left time.Duration // waiting time left for it; the time that the handler takes to store them does not count
 }
 
 func (s *stallReader) Read(b []byte) (int, error) {

@@ -18,7 +18,7 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
-// A streamKind is one of the two streams that a peer is written to.
+// A streamKind is one of the two streams on which we write to a peer.
 type streamKind int
 
 const (
@@ -43,7 +43,7 @@ func (k streamKind) path() string {
 const (
 	// redialInterval is the pause between attempts to open a stream.
 	redialInterval = 100 * time.Millisecond
-	// flushBytes is when a batch goes out although more messages wait.
+	// flushBytes is the size at which a batch is sent although more messages wait.
 	flushBytes = 256 << 10
 	// writeAtOnce is the most that one write deadline covers.
 	writeAtOnce = 256 << 10
@@ -55,11 +55,11 @@ type outgoing struct {
 	lost    chan struct{} // closed when the peer has hung up
 	closed  chan struct{}
 	once    sync.Once
-	// standing is who it was given to; set before attach.
+	// standing is its owner; set before attach.
 	standing *standing
 
 	conn net.Conn // nil when the server could not give us its connection
-	// vecConn is conn, or the TCP connection inside, for writes alone.
+	// vecConn is conn, or the TCP connection inside it, only for writes.
 	vecConn net.Conn
 	vec     net.Buffers
 
@@ -67,12 +67,12 @@ type outgoing struct {
 	rc *http.ResponseController
 }
 
-// hijacked takes over conn. Whatever the peer might still send is not ours to read: the first byte
-// or error means that it has hung up.
+// hijacked takes over conn. The peer should send nothing more: the first byte or error means that
+// it has hung up.
 func hijacked(conn net.Conn, timeout time.Duration) *outgoing {
 	o := &outgoing{timeout: timeout, conn: conn, vecConn: conn, lost: make(chan struct{}), closed: make(chan struct{})}
 	if c, ok := conn.(interface{ Inner() net.Conn }); ok {
-		o.vecConn = c.Inner() // the kernel takes many buffers at once of a bare connection alone
+		o.vecConn = c.Inner() // the kernel takes many buffers at once only on a bare connection
 	}
 	go func() {
 		var b [1]byte
@@ -146,7 +146,7 @@ type streamWriter struct {
 	p    *peer
 	kind streamKind
 	box  *outbox
-	// attached says that there is a connection. Only run changes it.
+	// attached reports whether there is a connection. Only run changes it.
 	attached atomic.Bool
 	conns    chan *outgoing           // connections to switch to
 	standing atomic.Pointer[standing] // who has the stream, or had it last; only run changes it
@@ -186,7 +186,7 @@ func (w *streamWriter) run() {
 		spare []*raftpb.Message
 		idle  bool // nothing was written since the last tick
 	)
-	// lose ends conn. What waits in the box is dropped: raft will send better.
+	// lose ends conn. What waits in the box is dropped: raft will send something newer.
 	lose := func(action string, err error) {
 		p.status.deactivate(action, w.kind.String(), err)
 		p.lg.Warn("lost TCP streaming connection with remote peer", w.fields(zap.Error(err))...)
@@ -219,7 +219,7 @@ func (w *streamWriter) run() {
 				}
 			}
 			out.reset()
-			clear(msgs) // before settle: what it frees must not be held here till the next batch
+			clear(msgs) // before settle: what it frees must not be held here until the next batch
 			w.box.settle()
 			spare = msgs
 			if cap(spare) > 1024 {
@@ -287,7 +287,7 @@ var (
 	errNoURL               = errors.New("the peer has no valid URL")
 )
 
-// readStream dials the peer for one stream, reads it till it breaks, and again.
+// readStream dials the peer for one stream, reads it until it breaks, and starts again.
 func (p *peer) readStream(kind streamKind) {
 	fields := func(more ...zap.Field) []zap.Field {
 		return append([]zap.Field{

@@ -21,25 +21,25 @@ import (
 // Handler is what the transport needs of the member it serves. All methods may be called from many
 // goroutines at once.
 type Handler interface {
-	// Process takes one raft message that a peer sent. It owns m and all that m refers to. Each
-	// stream of each peer is read by one goroutine, which waits for Process: a slow Process is felt
-	// by that stream of that peer only. Proposals have a goroutine of their own, because they may
-	// wait for a leader.
+	// Process takes one raft message that a peer sent. It owns m and everything that m refers to.
+	// Each stream of each peer is read by one goroutine, which waits for Process: a slow Process
+	// delays only that stream of that peer. Proposals have a goroutine of their own, because they
+	// may wait for a leader.
 	Process(ctx context.Context, m *raftpb.Message) error
 	// ReportUnreachable and ReportSnapshot are called from a goroutine of their own, never from
 	// Send.
 	ReportUnreachable(id uint64)
 	ReportSnapshot(id uint64, ok bool)
-	// IsRemoved says that a member was removed for good. It is asked for every message.
+	// IsRemoved reports whether a member was removed for good. It is called for every message.
 	IsRemoved(id uint64) bool
-	// ReceiveSnapshot stores the stream body, then steps m. kind is KindBelay or KindEtcd: whose
-	// format the body has. An error fails the sender's request, which then tries again.
+	// ReceiveSnapshot stores the stream body, then steps m. kind is KindBelay or KindEtcd: the
+	// format of the body. An error fails the sender's request; the sender tries again.
 	ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.Reader, kind string) error
 }
 
 // SnapshotSource opens the body that goes with a MsgSnap. It may replace the snapshot metadata in m
-// by exactly what it streams. It is called in the goroutine that sends the snapshot. A body that
-// has a method SnapshotKind() string tells its format by it; else it is KindBelay.
+// by exactly what it streams. It is called in the goroutine that sends the snapshot. A body with a
+// method SnapshotKind() string names its format by it; any other has KindBelay.
 type SnapshotSource interface {
 	OpenSnapshot(m *raftpb.Message) (body io.ReadCloser, err error)
 }
@@ -53,7 +53,7 @@ const (
 	KindEtcd    Kind = "etcd"
 )
 
-// Config is what a Transport is made of. Zero values mean the default in brackets.
+// Config configures a Transport. Zero values mean the default in brackets.
 type Config struct {
 	MemberID  uint64
 	ClusterID uint64
@@ -79,13 +79,13 @@ type Config struct {
 	PostBytesInAll    int64 // [128 MiB] the same, of all peers
 	MaxSnapshots      int   // [4] snapshots sent at the same time
 
-	// Started says whether this member knows another as one that has run: every request to that
-	// member tells it. One that has lost its data, and whose own questions get no answer, hears of
-	// it in this way before it heeds the request. [requests do not say]
+	// Started reports whether this member knows another one as having run: every request to that
+	// member carries the answer. A member that has lost its data, and whose own requests get no
+	// answer, learns it in this way before it handles the request. [requests do not carry it]
 	Started func(id uint64) bool
 
 	// Removed is called, perhaps often and from any goroutine, when a peer says that this member
-	// was removed from the cluster. It must not call Stop itself.
+	// was removed from the cluster. It must not call Stop.
 	Removed func(err error)
 }
 
@@ -133,7 +133,7 @@ type Transport struct {
 
 	ctx    context.Context
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // every goroutine of the transport but those of the HTTP server
+	wg     sync.WaitGroup // every goroutine of the transport except those of the HTTP server
 
 	reports   *reporter
 	snapshots chan struct{} // a slot for each snapshot being sent
@@ -142,11 +142,11 @@ type Transport struct {
 
 	refusals, badMessages occasionally // lines of the log about them
 
-	// peers is replaced, never changed: Send reads it without a lock.
+	// peers is replaced, never modified: Send reads it without a lock.
 	peers   atomic.Pointer[map[uint64]*peer]
 	mu      sync.Mutex // guards replacing peers, and the rest
 	stopped bool
-	asking  bool      // members are being asked about a sender that is not known
+	asking  bool      // members are being asked about an unknown sender
 	asked   time.Time // when that ended last
 }
 
@@ -175,11 +175,11 @@ func New(cfg Config) *Transport {
 }
 
 // Client is an HTTP client for the peers' other paths (/members, /version, /leases, ...). It has no
-// timeout of its own: use a request with a context. Its requests say who asks, as all of
-// the peer protocol do: they share connections with those.
+// timeout of its own: use a request with a context. Its requests name the sender, as all of the
+// peer protocol do, and share connections with those.
 func (t *Transport) Client() *http.Client { return peers.NewClient(named{t}) }
 
-// named is requestRT for requests that do not say who asks.
+// named adds the sender to requests that lack it, and passes them to requestRT.
 type named struct{ t *Transport }
 
 func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -191,15 +191,15 @@ func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
 	return n.t.requestRT.RoundTrip(r)
 }
 
-// Send queues messages to their peers and returns at once. What finds no room is dropped, and its
-// peer reported unreachable; so raft learns to slow down. The transport reads the messages until
+// Send queues messages to their peers and returns at once. A message without room is dropped and
+// its peer reported unreachable, so that raft slows down. The transport reads the messages until
 // they are written: neither they nor their entries may change any more.
 func (t *Transport) Send(msgs []*raftpb.Message) {
 	peers := *t.peers.Load()
 	for _, m := range msgs {
 		to := m.GetTo()
 		if to == 0 {
-			continue // dropped on purpose by whoever made it
+			continue // left out on purpose by its maker
 		}
 		p := peers[to]
 		if p == nil {
@@ -217,11 +217,11 @@ func (t *Transport) Send(msgs []*raftpb.Message) {
 // AddPeer starts talking to a member. Adding it again changes nothing.
 func (t *Transport) AddPeer(id uint64, urls []string) { t.add(id, urls, false) }
 
-// AddRemote makes a member reachable that this one does not know as a member yet: it got a request
-// from it. A remote has no streams. AddPeer replaces it.
+// AddRemote makes a member reachable from which a request came and which this one does not know as
+// a member yet. A remote has no streams. AddPeer replaces it.
 func (t *Transport) AddRemote(id uint64, urls []string) { t.add(id, urls, true) }
 
-// maxRemotes bounds the members that requests alone can make us remember.
+// maxRemotes bounds the members that we remember only because of their requests.
 const maxRemotes = 64
 
 func (t *Transport) add(id uint64, urls []string, remote bool) {
@@ -309,8 +309,8 @@ func (t *Transport) RemovePeer(id uint64) {
 
 func (t *Transport) peer(id uint64) *peer { return (*t.peers.Load())[id] }
 
-// ActiveSince says since when the connection to a peer has worked without a break; the zero time if
-// it does not work now.
+// ActiveSince is the time since which the connection to a peer has worked without a break; the zero
+// time if it does not work now.
 func (t *Transport) ActiveSince(id uint64) time.Time {
 	if p := t.peer(id); p != nil {
 		return p.status.activeSince()
@@ -326,8 +326,8 @@ func (t *Transport) RTT(id uint64) time.Duration {
 	return 0
 }
 
-// PeerKind returns what software a peer runs, as its last handshake told: every request and answer
-// of Belay carries a header of its own.
+// PeerKind returns what software a peer runs, by its last handshake: every request and answer of
+// Belay carries a header of its own.
 func (t *Transport) PeerKind(id uint64) Kind {
 	if p := t.peer(id); p != nil {
 		return p.kindNow()
@@ -386,8 +386,8 @@ func kindOf(h http.Header) Kind {
 	return KindEtcd
 }
 
-// A reporter calls the handler about peers from its own goroutine, so that Send may be called from
-// the loop that the handler reports to.
+// A reporter calls the handler's Report methods from its own goroutine, so that Send may be called
+// from the loop that they report to.
 type reporter struct {
 	h    Handler
 	wake chan struct{} // capacity 1
@@ -442,8 +442,8 @@ func (r *reporter) run(ctx context.Context) {
 	}
 }
 
-// KnownBy returns what a peer's last request said of this member: whether the peer knows it as one
-// that has run. said is false for a peer that has sent no request, or is no Belay.
+// KnownBy returns what a peer's last request said about this member: whether the peer knows it as
+// having run. said is false for a peer that has sent no request, or does not run Belay.
 func (t *Transport) KnownBy(id uint64) (started, said bool) {
 	p := t.peer(id)
 	if p == nil {

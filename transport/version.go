@@ -16,8 +16,8 @@ const minClusterVersion = "3.0.0"
 
 var etcdVersion = version.Version
 
-// checkVersion refuses a peer whose major and minor version is below the oldest that we work with,
-// or that asks for a newer cluster than we can be part of.
+// checkVersion refuses a peer whose major and minor version is below the oldest that we support, or
+// that requires a newer cluster than we can be part of.
 func checkVersion(h http.Header) error {
 	server, err := headerSemver(h, peers.HeaderVersion)
 	if err != nil {

@@ -15,7 +15,7 @@ const (
 	catchUpMaxBackoff = 5 * time.Second
 )
 
-// errNobodyLeft stops a scan whose watchers all ran out of room.
+// errNobodyLeft stops a scan when all its watchers have run out of room.
 var errNobodyLeft = errors.New("watch: nobody left to scan for")
 
 // catchUpLoop serves the watchers that are behind and whose stream has room.
@@ -59,8 +59,8 @@ type catchUp struct {
 }
 
 // window serves one window of revisions: it takes the watcher that has waited longest, and all
-// whose next revision is within the same window, reads the window once for all of them, and puts
-// each where it belongs now. more tells whether anybody was served.
+// whose next revision is within the same window, reads the window once for all of them, and moves
+// each to its new state. more reports whether any watcher was served.
 func (c *catchUp) window() (more bool, err error) {
 	h := c.h
 	h.mu.Lock()
@@ -71,7 +71,7 @@ func (c *catchUp) window() (more bool, err error) {
 		return false, nil
 	}
 
-	// What the ring still holds is served though it was compacted since the watchers were made.
+	// What the ring still holds is served even if it was compacted since the watchers were made.
 	var compacted int64
 	if !h.recent.covers(from) {
 		compacted = h.kv.CompactRevision()
@@ -179,7 +179,7 @@ func (c *catchUp) read(x *index, from, to, head int64) error {
 		case errors.Is(err, errNobodyLeft):
 			err = nil
 		case h.kv.CompactRevision() > from:
-			err = nil // nothing of it was read; it was compacted under our feet; the next window ends those it concerns
+			err = nil // nothing of it was read: it was compacted in the meantime; the next window ends the watchers concerned
 		}
 	}
 	x.all(func(w *watcher) { w.next = max(w.next, next) })

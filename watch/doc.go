@@ -1,6 +1,6 @@
-// Package watch tells clients what changed: it fans the events of the state
-// machine out to watchers, in order, completely and without doubles, and lets no
-// slow reader delay the writer or another reader.
+// Package watch tells clients what changed: it distributes the events of the state machine to
+// watchers, in order, completely and without duplicates, and lets no slow reader delay the writer
+// or another reader.
 //
 // # Promises
 //
@@ -24,10 +24,10 @@
 //	                                                        |           |
 //	                      mvcc history --> catch-up scan ---+-----------+
 //
-// Notify only notes the events of a revision in a ring (package-private type recent) and, if
-// somebody watches, wakes the dispatcher. The dispatcher looks the watchers of each event up (exact
-// keys in a map, ranges in an interval treap) and appends to the queue of each stream. Whoever owns
-// a stream calls Drain, which merges what waits for a watcher into few responses.
+// Notify only records the events of a revision in a ring (type recent) and, if anybody watches,
+// wakes the dispatcher. The dispatcher looks the watchers of each event up (exact keys in a map,
+// ranges in an interval treap) and appends to the queue of each stream. The owner of a stream calls
+// Drain, which merges what waits for a watcher into few responses.
 //
 // The way not taken: etcd looks watchers up and writes to their channels inside
 // the write transaction, so that a put pays for all watchers of its key.
@@ -55,8 +55,8 @@
 // nothing of R was queued), when the ring ran over before the dispatcher had read it, or when a
 // snapshot replaced the state (Reload): then w.next = max(w.next, done+1).
 //
-// Each push asserts that revisions of a watcher ascend and that none is below its
-// next; a violation panics, as events lost or doubled silently are worse.
+// Each push asserts that revisions of a watcher ascend and that none is below its next; a violation
+// panics, since silently lost or duplicated events are worse.
 //
 // # Catching up
 //
@@ -67,10 +67,10 @@
 //
 // # Goroutines
 //
-// Notify: the applier's goroutine only. Reload: whoever installs a snapshot, while
-// the applier rests. Stream.Watch, Cancel, Refuse, Progress: any, in practice the
-// one that receives. Stream.Drain, Tick and Close: the one goroutine that sends.
-// Hub owns two goroutines: the dispatcher and the catch-up.
+// Notify: only the applier's goroutine. Reload: whoever installs a snapshot, while the applier is
+// idle. Stream.Watch, Cancel, Refuse, Progress: any, in practice the one that receives.
+// Stream.Drain, Tick and Close: the one goroutine that sends. Hub owns two goroutines: the
+// dispatcher and the catch-up.
 //
 // Lock order: Hub.mu, then recent.mu or Stream.mu. Neither of the latter is held
 // while anything blocks.

@@ -27,8 +27,8 @@ var (
 	ErrClosed = errors.New("watch: stream is closed")
 )
 
-// History is what the hub needs of the store of revisions; *mvcc.Store has it.
-// All methods may be called from any goroutine.
+// History is what the hub needs of the store of revisions; *mvcc.Store implements it. All methods
+// may be called from any goroutine.
 type History interface {
 	// Revision is the newest revision visible to readers, >= every revision notified.
 	Revision() int64
@@ -40,12 +40,12 @@ type History interface {
 	// pass to fn. It reads one consistent view and fails, before the first call of
 	// fn, if from is below the compact revision of that view. The events are fn's to keep.
 	Events(ctx context.Context, from, to int64, maxBytes int, fn func(rev int64, events []*mvccpb.Event) error) (next int64, err error)
-	// PrevKV is the event's key as it was before the event; nil if it was not there
-	// or is compacted.
+	// PrevKV is the event's key as it was before the event; nil if it did not exist or is
+	// compacted.
 	PrevKV(ev *mvccpb.Event) (*mvccpb.KeyValue, error)
 }
 
-// Options of a hub. The zero value is good.
+// Options of a hub. The zero value is usable.
 type Options struct {
 	Logger  *zap.Logger // nil: none
 	Metrics *Metrics    // nil: unregistered
@@ -138,9 +138,9 @@ type watcher struct {
 	span   span
 	req    Request
 	start  int64 // first revision to deliver, > 0
-	// tellFrom is the lowest revision at which progress is told: the start asked
-	// for, as a client that resumes from less would see too much, or, if none was
-	// asked for, the revision current then.
+	// tellFrom is the lowest revision at which progress is reported: the requested start, since a
+	// client that resumes from less would see too much, or, if none was requested, the revision
+	// that was current then.
 	tellFrom int64
 
 	// Guarded by Hub.mu; of the catch-up goroutine while scanning.
@@ -180,7 +180,7 @@ type Request struct {
 	Fragment       bool // passed through to Response
 }
 
-// NewHub starts a hub over kv. REQUIRES: nothing is being applied meanwhile.
+// NewHub starts a hub over kv. REQUIRES: nothing is applied during the call.
 func NewHub(kv History, opts Options) *Hub {
 	opts = opts.withDefaults()
 	rev := kv.Revision()
@@ -209,9 +209,8 @@ func (h *Hub) Close() {
 	h.wg.Wait()
 }
 
-// Notify takes the events of revision rev. The applier calls it after the
-// revision is committed and visible to readers of the history, in revision order.
-// It keeps the events, and does not wait for anybody.
+// Notify takes the events of revision rev. The applier calls it after the revision is committed and
+// visible to readers of the history, in revision order. It keeps the events, and never waits.
 func (h *Hub) Notify(rev int64, events []*mvccpb.Event) {
 	r := &h.recent
 	r.mu.Lock()
@@ -219,8 +218,8 @@ func (h *Hub) Notify(rev int64, events []*mvccpb.Event) {
 		r.mu.Unlock()
 		panic("watch: revision notified twice or out of order")
 	}
-	// A hole is healed as an overrun is: the dispatcher finds that the ring does not
-	// reach back to done+1, and everybody reads the hole from history.
+	// A gap is closed like an overrun: the dispatcher finds that the ring does not reach back to
+	// done+1, and all watchers read the gap from history.
 	consecutive := r.add(rev, events)
 	wake := r.parked && h.active.Load() > 0
 	if wake {
@@ -235,9 +234,9 @@ func (h *Hub) Notify(rev int64, events []*mvccpb.Event) {
 	}
 }
 
-// Reload tells that a snapshot replaced the state: the store is at a revision
-// that was never notified. Watchers go on from history, or end if it is compacted.
-// REQUIRES: nothing is applied or notified meanwhile.
+// Reload says that a snapshot replaced the state: the store is at a revision that was never
+// notified. Watchers continue from history, or end if it is compacted. REQUIRES: nothing is applied
+// or notified during the call.
 func (h *Hub) Reload() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -330,9 +329,9 @@ type fan struct {
 	slots   []slot
 }
 
-// deliver queues one revision for the watchers of x that match. head, if larger, is the revision to
-// tell in the response's header: those who catch up are told the current one, as etcd does.
-// REQUIRES: the caller owns the watchers of x (with mu held, or as the catch-up goroutine).
+// deliver queues one revision for the watchers of x that match. head, if larger, is the revision
+// for the response's header: watchers that catch up get the current one, as in etcd. REQUIRES: the
+// caller owns the watchers of x (with mu held, or as the catch-up goroutine).
 func (h *Hub) deliver(f *fan, x *index, rev, head int64, events []*mvccpb.Event, onFull func(*watcher)) {
 	touched := f.touched[:0]
 	var whole int64
@@ -405,7 +404,7 @@ func (h *Hub) caughtUp(w *watcher) {
 	h.metrics.behind.Add(-1)
 }
 
-// roomy is called by a stream of which half is free and for which somebody waits.
+// roomy is called by a stream that is half free and that a watcher waits for.
 func (h *Hub) roomy(s *Stream) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -572,8 +571,8 @@ const joinRevisions = 1024
 
 // join makes watchers that are behind live, by replaying the ring up to done, and empties x. Those
 // for whom the ring does not reach back go to the catch-up goroutine. ws are the watchers of x in
-// the order they shall wait there, and maybe others, which are left alone. REQUIRES: mu held; the
-// caller owns the watchers of x, none is ended.
+// the order in which they are to wait there, and possibly others, which are left alone. REQUIRES:
+// mu held; the caller owns the watchers of x, none is ended.
 func (h *Hub) join(x *index, ws []*watcher) {
 	from := int64(math.MaxInt64)
 	x.all(func(w *watcher) { from = min(from, w.next) })
@@ -759,8 +758,8 @@ func (h *Hub) tryProgressOf(s *Stream) bool {
 	return true
 }
 
-// hasFuture reports whether a watcher of s starts after done: progress told now
-// would be below its start, and a client that resumes there would see too much.
+// hasFuture reports whether a watcher of s starts after done: progress reported now would be below
+// its start, and a client that resumes there would see too much.
 func (h *Hub) hasFuture(s *Stream) bool {
 	for w := range s.future {
 		if w.tellFrom > h.done {
@@ -788,8 +787,8 @@ func (s *Stream) Tick() {
 // closeChunk is how many watchers of a stream are ended before others get Hub.mu.
 const closeChunk = 1000
 
-// Close ends the stream's watchers and forgets what is queued.
-// REQUIRES: Drain is not running and not called again.
+// Close ends the stream's watchers and discards what is queued. REQUIRES: Drain is not running and
+// not called again.
 func (s *Stream) Close() {
 	h := s.hub
 	s.mu.Lock()

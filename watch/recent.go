@@ -31,7 +31,7 @@ type recent struct {
 	parked    bool // the dispatcher waits on its wake channel
 }
 
-// eventBytes is what an event is counted with, in queues and in the ring.
+// eventBytes is how many bytes an event counts, in queues and in the ring.
 func eventBytes(ev *mvccpb.Event) int64 {
 	n := int64(eventOverhead)
 	if kv := ev.Kv; kv != nil {
@@ -43,8 +43,8 @@ func eventBytes(ev *mvccpb.Event) int64 {
 // eventOverhead is about the size of the structs of an Event and its KeyValue.
 const eventOverhead = 128
 
-// add notes a revision. It reports whether the revision follows the last one.
-// REQUIRES: mu held, rev > r.rev.
+// add records a revision. It reports whether the revision follows the last one. REQUIRES: mu held,
+// rev > r.rev.
 func (r *recent) add(rev int64, events []*mvccpb.Event) (consecutive bool) {
 	var n int64
 	for _, ev := range events {
@@ -80,7 +80,7 @@ func (r *recent) dropFirst() {
 	r.first++
 }
 
-// clear forgets everything; the next revision is rev+1. REQUIRES: mu held.
+// clear drops everything; the next revision is rev+1. REQUIRES: mu held.
 func (r *recent) clear(rev int64) {
 	for r.first <= r.rev {
 		r.dropFirst()

@@ -10,9 +10,9 @@ import (
 const (
 	// maxResponseRevs is etcd's bound on the revisions in one response.
 	maxResponseRevs = 1000
-	// maxResponseBytes is about where events of further revisions go into another
-	// response. Clients in other languages refuse messages over 4 MiB by default; a
-	// single revision may still be larger.
+	// maxResponseBytes is the approximate size from which events of further revisions go into
+	// another response. Clients in other languages refuse messages over 4 MiB by default; a single
+	// revision may still be larger.
 	maxResponseBytes = 1 << 20
 	// maxControls is how many control responses (created, canceled, progress) may
 	// wait in a stream before requests on it have to wait (see Stream.Room).
@@ -24,8 +24,8 @@ const (
 // by many streams and must not be changed.
 type Response struct {
 	ID int64 // of the watcher; InvalidID: of none, or of the whole stream
-	// Rev is for the header. Of events, the newest event's revision or, while the
-	// watcher catches up, the hub's; without events, what the response speaks for; 0
+	// Rev is the revision for the header. With events, that of the newest event or, while the
+	// watcher catches up, the hub's; without events, the revision that the response vouches for; 0
 	// when compaction ended the watcher.
 	Rev int64
 	// Events by ascending revision; all events of a revision that match, never a part.
@@ -55,8 +55,8 @@ func (it *item) len() int {
 	return len(it.rev.events)
 }
 
-// revision is what one transaction changed, shared by every queue it waits in.
-// Nobody changes events.
+// revision is what one transaction changed, shared by every queue it waits in. Its events never
+// change.
 type revision struct {
 	rev    int64
 	events []*mvccpb.Event
@@ -69,7 +69,7 @@ type revision struct {
 // those that do, uncounted, for each revision.
 const sharedBytes = 1 << 10
 
-// part is a revision of some of its events alone, which holds no others in memory.
+// part is a revision with only some of its events, which keeps no others in memory.
 func (r *revision) part(sel []int32) *revision {
 	p := &revision{rev: r.rev, events: make([]*mvccpb.Event, len(sel))}
 	for to, from := range sel {
@@ -146,7 +146,7 @@ type pile struct {
 	bytes int64
 }
 
-// Ready is signalled when Drain has something to do. It is closed never.
+// Ready is signalled when Drain has something to do. It is never closed.
 func (s *Stream) Ready() <-chan struct{} { return s.ready }
 
 // push queues the events sel of r for w. It reports false, and queues nothing, if the stream has no
@@ -186,8 +186,8 @@ func (s *Stream) reserve(bytes int64) bool {
 	}
 }
 
-// release gives bytes back, and tells the hub when half of the bound is free and
-// somebody waits for it.
+// release returns bytes, and tells the hub when half of the bound is free and a watcher waits for
+// it.
 func (s *Stream) release(bytes int64) {
 	if c := s.charged.Add(-bytes); c < 0 {
 		panic("watch: stream released more than it held")
@@ -226,9 +226,9 @@ func (s *Stream) enqueue(it item, events int) {
 	}
 }
 
-// Room returns nil, or, when too many control responses wait, a channel that is
-// closed once they have been taken. Who reads requests waits for it, so that a
-// client which sends requests but reads no responses is held back.
+// Room returns nil, or, when too many control responses wait, a channel that is closed once they
+// have been taken. The reader of requests waits for it, so that a client that sends requests but
+// reads no responses is held back.
 func (s *Stream) Room() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,9 +241,9 @@ func (s *Stream) Room() <-chan struct{} {
 	return s.roomC
 }
 
-// SetReview has fn called each time that events are about to be handed to Drain's send, after they
-// have left the queue; it may End watchers, whose events are dropped then. REQUIRES: Drain is not
-// running.
+// SetReview registers fn to be called each time events are about to be handed to Drain's send,
+// after they have left the queue; it may End watchers, whose events are dropped then. REQUIRES:
+// Drain is not running.
 func (s *Stream) SetReview(fn func()) { s.review = fn }
 
 // Drain hands everything queued to send, merged into as few responses as the bounds allow, and
@@ -256,7 +256,7 @@ func (s *Stream) Drain(send func(*Response) error) error {
 	}
 }
 
-// drainBatch hands on what is queued now; more is false if that was nothing.
+// drainBatch sends what is queued now; more is false if that was nothing.
 func (s *Stream) drainBatch(send func(*Response) error) (more bool, err error) {
 	s.mu.Lock()
 	if len(s.queue) == 0 {
