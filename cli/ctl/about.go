@@ -11,7 +11,7 @@ import (
 	"github.com/belaydb/belay/internal/show"
 )
 
-// versionCommand names the etcd release whose behaviour this client has: scripts compare it.
+// versionCommand prints the etcd release whose behaviour this client has: scripts compare it.
 func (c *ctl) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "version",
@@ -44,8 +44,8 @@ func (c *ctl) optionsCommand() *cobra.Command {
 }
 
 // completionCommand prints a script for a shell. The script calls this program back, as `<program>
-// __complete ...`, so it need not be renewed when commands change. For "belay ctl" it is the script
-// of belay, which is to hand `belay __complete ctl ...` on to Main as `__complete ...`.
+// __complete ...`, so it stays valid when commands change. For "belay ctl" it is the script of
+// belay, which must pass `belay __complete ctl ...` on to Main as `__complete ...`.
 func (c *ctl) completionCommand() *cobra.Command {
 	program, _, _ := strings.Cut(c.name, " ")
 	return &cobra.Command{

@@ -61,8 +61,8 @@ func enableAuth(ctx context.Context, cli *clientv3.Client) error {
 	}
 }
 
-// askCluster makes a command of one call. count is how many arguments it takes; complaint says so.
-// In place of the reply it prints done, if that is not empty.
+// askCluster makes a command that is a single call. count is how many arguments it takes, complaint
+// the error for any other number. If done is not empty, it prints done instead of the reply.
 func (c *ctl) askCluster(use, short string, count int, complaint string, ask func(context.Context, *clientv3.Client, []string) (reply, error), done string) *cobra.Command {
 	return &cobra.Command{
 		Use:   use,
@@ -202,7 +202,7 @@ func (c *ctl) userPasswdCommand() *cobra.Command {
 	return cmd
 }
 
-// newPassword asks for a password twice, or reads one word.
+// newPassword prompts for a password twice, or reads one word.
 func (c *ctl) newPassword(user string, interactive bool) (string, error) {
 	if !interactive {
 		var password string
@@ -307,7 +307,7 @@ func (f *permissionFlags) register(cmd *cobra.Command, verb string) {
 	cmd.Flags().BoolVar(&f.fromKey, "from-key", false, verb+" all keys that are greater than or equal to the key")
 }
 
-// keys is the range that the arguments name.
+// keys returns the range that the arguments name.
 func (f *permissionFlags) keys(args []string) (key, end string, err error) {
 	both := f.prefix && f.fromKey
 	switch {
@@ -403,7 +403,7 @@ func (c *ctl) roleRevokeCommand() *cobra.Command {
 	return cmd
 }
 
-// authReply is a line, and in the fields format the header alone.
+// authReply is one line; in the fields format only the header.
 func authReply[R interface{ GetHeader() *pb.ResponseHeader }](r R, line string) reply {
 	return reply{raw: r, simple: func(p *page) { p.line(line) }, fields: func(p *page) { p.header(r.GetHeader()) }}
 }
@@ -478,7 +478,7 @@ func roleGetReply(role string, r *clientv3.AuthRoleGetResponse) reply {
 		}}
 }
 
-// permissions prints all but those of one type.
+// permissions prints all permissions except those of one type.
 func (p *page) permissions(perms []*authpb.Permission, except authpb.Permission_Type) {
 	for _, perm := range perms {
 		key, end := string(perm.GetKey()), string(perm.GetRangeEnd())

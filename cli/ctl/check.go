@@ -40,7 +40,7 @@ const (
 	perfSlowest     = 0.5              // seconds, of any write
 	perfDeviation   = 0.1              // seconds, standard deviation of all writes
 	checkAfterwards = 30 * time.Second // for each of deleting, compacting, defragmenting
-	perfGone        = 30 * time.Second // a write that took as long is one to a server that is gone
+	perfGone        = 30 * time.Second // a write that takes this long means that the server is gone
 )
 
 func perfLoads() map[string]workload {
@@ -62,7 +62,7 @@ func scaleLoads() map[string]workload {
 	}
 }
 
-// loadOf finds a workload by its name, short or long.
+// loadOf returns the workload with a name, short or long.
 func loadOf(loads map[string]workload, name string) (workload, error) {
 	if short, ok := map[string]string{"small": "s", "medium": "m", "large": "l", "xLarge": "xl"}[name]; ok {
 		name = short
@@ -149,7 +149,7 @@ func (c *ctl) checkPerfCommand(loads map[string]workload) *cobra.Command {
 	return cmd
 }
 
-// judge prints the verdict on a perf check line by line.
+// judge prints the verdict of a perf check line by line.
 func (c *ctl) judge(s *tally, w workload) bool {
 	good := c.errorsOf(s)
 	verdict := func(ok bool, pass, fail string, value any) {
@@ -205,7 +205,7 @@ func (c *ctl) checkDatascaleCommand(loads map[string]workload) *cobra.Command {
 			return n < w.keys
 		})
 		progress(-1)
-		if ctx.Err() != nil { // what was written goes; nothing can be said of it
+		if ctx.Err() != nil { // what was written is deleted; there is no verdict on it
 			err := c.cleanUp(clients[0], &f, false)
 			return errors.Join(context.Cause(ctx), err)
 		}
@@ -226,7 +226,7 @@ func (c *ctl) checkDatascaleCommand(loads map[string]workload) *cobra.Command {
 	return cmd
 }
 
-// checkClients makes the clients of a check and sees that its prefix is free.
+// checkClients makes the clients of a check and checks that its prefix is unused.
 func (c *ctl) checkClients(cmd *cobra.Command, count int, prefix, remedy string) (*clientv3.ConfigSpec, []*clientv3.Client, error) {
 	spec, _, err := c.configure(cmd)
 	if err != nil {
@@ -266,8 +266,8 @@ func (c *ctl) progress(total int, unit string) func(done int) {
 	}
 }
 
-// cleanUp deletes what a check wrote. If that fails, perf goes on to its
-// verdict, datascale does not.
+// cleanUp deletes what a check wrote. If that fails, perf continues to its verdict, datascale does
+// not.
 func (c *ctl) cleanUp(cli *clientv3.Client, f *checkFlags, goOn bool) error {
 	// Not the command's context: the check may have been interrupted.
 	bounded := func(fn func(ctx context.Context) error) error {
@@ -314,7 +314,7 @@ func (c *ctl) cleanUp(cli *clientv3.Client, f *checkFlags, goOn bool) error {
 	return nil
 }
 
-// errorsOf prints what went wrong and says whether nothing did.
+// errorsOf prints the errors and reports whether there were none.
 func (c *ctl) errorsOf(s *tally) bool {
 	if len(s.errors) == 0 {
 		return true
@@ -326,7 +326,7 @@ func (c *ctl) errorsOf(s *tally) bool {
 	return false
 }
 
-// tally is what the writes of a check came to.
+// tally is the result of the writes of a check.
 type tally struct {
 	mu      sync.Mutex
 	seconds []float64 // of each write that succeeded
@@ -360,8 +360,8 @@ func (s *tally) summary() (rate, slowest, deviation float64) {
 	return count / s.total.Seconds(), slices.Max(s.seconds), math.Sqrt(deviation / count)
 }
 
-// write puts random keys, all clients at once, as long as next(number of the write, from 0) says
-// so, until ctx ends or a server is gone. next is called by one goroutine.
+// write puts random keys from all clients at once until next(number of the write, from 0) returns
+// false, ctx ends or a server is gone. next is called by one goroutine.
 func write(ctx context.Context, gone time.Duration, clients []*clientv3.Client, prefix string, keyBytes, valueBytes int, next func(n int) bool) *tally {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -374,8 +374,8 @@ func write(ctx context.Context, gone time.Duration, clients []*clientv3.Client, 
 		wg.Go(func() {
 			for key := range keys {
 				start := time.Now()
-				// Slow writes are to be measured, not ended; but who is gone answers none, and
-				// the client waits for it.
+				// Slow writes are to be measured, not ended; but a server that is gone answers
+				// none, and the client would wait for it.
 				within, done := context.WithTimeout(ctx, gone)
 				_, err := cli.Put(within, key, value)
 				if within.Err() != nil {

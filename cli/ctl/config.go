@@ -72,7 +72,7 @@ func (c *ctl) configure(cmd *cobra.Command) (*clientv3.ConfigSpec, *output, erro
 	return g.Spec(endpoints, auth), &output{out: c.out, err: c.err, format: g.format, hex: g.hex}, nil
 }
 
-// client is configure and dial in one, for the commands that talk to the cluster as a whole.
+// client combines configure and dial, for the commands that talk to the cluster as a whole.
 func (c *ctl) client(cmd *cobra.Command) (*clientv3.Client, *output, error) {
 	spec, out, err := c.configure(cmd)
 	if err != nil {
@@ -82,7 +82,8 @@ func (c *ctl) client(cmd *cobra.Command) (*clientv3.Client, *output, error) {
 	return cli, out, err
 }
 
-// dial makes a client, closed when the command ends. No connection is awaited: an unreachable server shows at the first RPC.
+// dial makes a client, closed when the command ends. It does not wait for a connection: an
+// unreachable server shows at the first RPC.
 func (c *ctl) dial(ctx context.Context, spec *clientv3.ConfigSpec) (*clientv3.Client, error) {
 	lg := zap.NewNop()
 	if c.global.Debug {
@@ -107,7 +108,8 @@ func (c *ctl) dial(ctx context.Context, spec *clientv3.ConfigSpec) (*clientv3.Cl
 	return cli, nil
 }
 
-// timeout is the context of a short command. To be called after configure, which may set the timeout from the environment.
+// timeout is the context of a short command. Call it after configure, which may set the timeout
+// from the environment.
 func (c *ctl) timeout(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(cmd.Context(), c.global.CommandTimeout)
 }

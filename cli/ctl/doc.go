@@ -5,9 +5,9 @@
 // # Promises
 //
 //   - Standard output, the line "Error: ..." and the exit code are etcdctl's, for every command
-//     that is here, with the few differences listed below. A test runs a script of commands through
-//     both and compares.
-//   - Nothing here ends the process: Main returns the exit code. Nothing is kept in package
+//     that exists here, with the few differences listed below. A test runs a script of commands
+//     through both and compares.
+//   - Nothing here ends the process: Main returns the exit code. There is no state in package
 //     variables: each call of Main or Command builds its own flags, so tests run several at once in
 //     one process.
 //
@@ -19,11 +19,10 @@
 //     and how to start one.
 //   - ETCDCTL_COMMAND_TIMEOUT is obeyed by every command, and the timeout covers txn and the lease
 //     commands too; etcdctl reads it too late for some and waits for ever in others.
-//   - Text that makes etcdctl panic or hang is refused or works: lease("k") compares (lease IDs are
-//     hexadecimal, as elsewhere), unknown compare operators, `help` inside txn, a status with a
+//   - Input that makes etcdctl panic or hang is refused or works: lease("k") compares (lease IDs
+//     are hexadecimal, as elsewhere), unknown compare operators, `help` inside txn, a status with a
 //     database size of 0.
-//   - `snapshot save` verifies the SHA-256 that ends the stream, rather than only seeing that
-//     something is there.
+//   - `snapshot save` verifies the SHA-256 that ends the stream, not only that one is present.
 //   - endpoint health lists endpoints in the order given.
 //   - check shows its progress as a percentage on standard error, not as a bar, and verifies the
 //     certificate of the server whose metrics it reads.
@@ -32,8 +31,8 @@
 //
 //	main.go       Main, Command, exit codes, abbreviated command names
 //	config.go     global flags (those of cli/connect and the output's), the client made from them
-//	hint.go       what to say when no server answers
-//	output.go     the five output formats; table.go draws the tables
+//	hint.go       explanations when no server answers
+//	output.go     the five output formats
 //	print_*.go    how each response looks in each format
 //	the rest      one file for each command or family of commands
 //

@@ -55,13 +55,13 @@ func (c *ctl) electCommand() *cobra.Command {
 	return cmd
 }
 
-// untilSignal ends at the first SIGINT or SIGTERM, so that what is held can be given back, for as
-// long as the process may take then.
+// untilSignal returns a context that ends at the first SIGINT or SIGTERM, so that what is held can
+// be released within interrupt.Grace.
 func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
 	return interrupt.Context(ctx)
 }
 
-// giveBack is the context of giving back what is held, when ctx has ended.
+// giveBack returns the context for releasing what is held after ctx has ended.
 func giveBack(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), interrupt.Grace)
 }
@@ -148,8 +148,8 @@ in ETCD_LOCK_KEY and ETCD_LOCK_REV; its exit code becomes this command's.`,
 	return cmd
 }
 
-// runLocked runs a command. The first signal is the command's: a terminal sends SIGINT to both,
-// SIGTERM is passed on. The second ends this process.
+// runLocked runs a command. The first signal is for the command: a terminal sends SIGINT to both,
+// and SIGTERM is passed on. The second ends this process.
 func (c *ctl) runLocked(mutex *concurrency.Mutex, command []string) error {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Env = append(os.Environ(), "ETCD_LOCK_KEY="+mutex.Key(), fmt.Sprintf("ETCD_LOCK_REV=%d", mutex.Header().GetRevision()))

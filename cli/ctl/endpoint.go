@@ -89,7 +89,7 @@ func (c *ctl) endpointHealthCommand(cluster *bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			// All at once: each may take the whole timeout to fail.
+			// All at the same time: each may take the whole timeout to fail.
 			list := make([]endpointHealth, len(endpoints))
 			var wg sync.WaitGroup
 			for i, ep := range endpoints {
@@ -145,7 +145,7 @@ func health(ctx context.Context, cli *clientv3.Client, ep string) endpointHealth
 	start := time.Now()
 	_, err := cli.Get(ctx, "health")
 	h := endpointHealth{Endpoint: ep, Took: time.Since(start).String()}
-	// Who may not read the key has been told so by the cluster: it works.
+	// The cluster works if it has denied us the right to read the key.
 	if err != nil && !errors.Is(err, rpctypes.ErrPermissionDenied) {
 		h.Error = err.Error()
 		return h

@@ -169,7 +169,7 @@ func (c *ctl) getCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		// etcdctl asks the server first and complains about these afterwards; a missing server is
+		// etcdctl asks the server first and reports these afterwards, so that a missing server is
 		// reported first.
 		if flags.countOnly && out.format != "fields" {
 			return failf(codeBadArgs, "--count-only is only for `--write-out=fields`")

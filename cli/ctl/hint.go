@@ -17,16 +17,16 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The look at each endpoint after a command has failed already is bounded by probeTimeout for the
+// After a command has failed, the probe of each endpoint is bounded by probeTimeout for the
 // connection and greetTimeout for a handshake.
 const (
 	probeTimeout = 500 * time.Millisecond
 	greetTimeout = 2 * time.Second
 )
 
-// unreachable explains an error that may mean that nobody answered: it tries to connect once more
-// to those that each has asked in vain, else to each endpoint, and says what it saw. Empty if err
-// tells of something else.
+// unreachable explains an error that may mean that no server answered: it tries to connect once
+// more to the endpoints that each found silent, or else to every endpoint, and returns what it
+// found. Empty if err has another cause.
 func (c *ctl) unreachable(err error) string {
 	code := status.Code(err)
 	if !errors.Is(err, context.DeadlineExceeded) && code != codes.Unavailable && code != codes.DeadlineExceeded {
@@ -63,7 +63,7 @@ func (c *ctl) unreachable(err error) string {
 	if dead == len(endpoints) && dead >= len(all) {
 		lines = append(lines, `Hint: start one with "belay server" (one member) or "belay dev" (three), or name a running one with --endpoints or ETCDCTL_ENDPOINTS`)
 	} else if mute > 0 {
-		// Not --cluster: to learn the members takes a leader, too.
+		// Not --cluster: listing the members needs a leader, too.
 		lines = append(lines, fmt.Sprintf(`Hint: a cluster without a leader answers like this; "%s endpoint status" with all members in --endpoints shows who leads and what each lacks, and the servers' logs say who is missing`, c.name))
 	}
 	return strings.Join(lines, "\n")
@@ -77,14 +77,13 @@ func hintOf(endpoint string, perr error) string {
 	return fmt.Sprintf("Hint: no server at %s: %v", endpoint, perr)
 }
 
-// tlsError is what a server that listens has against this connection, or this client against the
-// server.
+// tlsError is the reason why a listening server rejects this connection, or this client the server.
 type tlsError struct{ text string }
 
 func (e *tlsError) Error() string { return e.text }
 
-// probe connects to an endpoint as the client did, and hangs up. A *tlsError is from a server that
-// is there.
+// probe connects to an endpoint as the client did, and hangs up. A *tlsError means that a server
+// listens.
 func (c *ctl) probe(endpoint string) error {
 	network, address, scheme := "tcp", endpoint, ""
 	switch u, err := url.Parse(endpoint); {
@@ -136,8 +135,8 @@ func (c *ctl) probe(endpoint string) error {
 	return nil
 }
 
-// greet makes a TLS handshake and waits a moment for the server's word: with TLS 1.3 it rejects a
-// client's certificate only after the client is content. speaks: the server knows TLS.
+// greet makes a TLS handshake and waits briefly for an alert: with TLS 1.3 the server rejects a
+// client's certificate only after the client has finished. speaks: the server speaks TLS.
 func greet(conn net.Conn, cfg *tls.Config) (speaks bool, err error) {
 	cfg.NextProtos = []string{"h2"}
 	secured := tls.Client(conn, cfg)
@@ -151,7 +150,7 @@ func greet(conn net.Conn, cfg *tls.Config) (speaks bool, err error) {
 	return true, nil
 }
 
-// plainly leaves out the addresses, which the hint names already.
+// plainly removes the addresses, which the hint names already.
 func plainly(err error) error {
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Err != nil {
 		return op.Err

@@ -19,7 +19,7 @@ import (
 const (
 	codeError         = 1   // an RPC or the command failed
 	codeBadConnection = 2   // no client could be made; also failures of some lease commands
-	codeInvalidInput  = 3   // text on standard input that is not understood (txn, interactive watch)
+	codeInvalidInput  = 3   // text on standard input that cannot be parsed (txn, interactive watch)
 	codeBadFeature    = 4   // a flag's value that is not supported
 	codeInterrupted   = 5   // the server ended a watch; a snapshot failed
 	codeBadArgs       = 128 // arguments
@@ -28,7 +28,7 @@ const (
 // exitError ends a command with a code.
 type exitError struct {
 	code int
-	err  error  // printed after "Error: "; nil: the command has said all there is to say
+	err  error  // printed after "Error: "; nil: the command has printed everything
 	hint string // lines printed after the error; empty: none
 }
 
@@ -47,7 +47,7 @@ func failf(code int, format string, args ...any) error {
 	return &exitError{code: code, err: fmt.Errorf(format, args...)}
 }
 
-// ExitCode is the process exit code for what executing a Command returned.
+// ExitCode is the process exit code for the error of executing a Command.
 func ExitCode(err error) int {
 	if err == nil {
 		return 0
@@ -59,15 +59,15 @@ func ExitCode(err error) int {
 }
 
 // Main runs one command line. name is what the program is called in help and messages ("etcdctl" or
-// "belay ctl"), args the arguments behind it. It returns the exit code; failures have been printed
-// to stderr by then. What holds something (elect, lock, check) gives it back on SIGINT or SIGTERM;
-// other commands leave signals alone.
+// "belay ctl"), args the arguments after it. It returns the exit code; failures have been printed
+// to stderr. Commands that hold something (elect, lock, check) release it on SIGINT or SIGTERM;
+// other commands do not handle signals.
 func Main(name string, args []string, stdin io.Reader, stdout, stderr io.Writer) (exitCode int) {
 	return MainContext(context.Background(), name, args, stdin, stdout, stderr)
 }
 
-// MainContext is Main for a caller that may want to stop the command: when ctx ends, so do its RPCs
-// and watches.
+// MainContext is Main for a caller that may stop the command: when ctx ends, so do its RPCs and
+// watches.
 func MainContext(ctx context.Context, name string, args []string, stdin io.Reader, stdout, stderr io.Writer) (exitCode int) {
 	root := Command(name, stdin, stdout, stderr)
 	root.InitDefaultHelpCmd()
@@ -92,12 +92,12 @@ type ctl struct {
 	global  globalFlags
 	clients []*clientv3.Client // closed when the command ends
 	tls     *tls.Config        // of the last client; nil: none
-	silent  []string           // endpoints that each has asked in vain
+	silent  []string           // endpoints that did not answer each
 }
 
 // Command builds the command tree. Executing it returns an error for ExitCode; the error has been
-// printed. Abbreviated command names are Main's doing, because cobra's own switch for them is a
-// global variable.
+// printed. Main handles abbreviated command names, because cobra's own switch for them is a global
+// variable.
 func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
 	var lock sync.Mutex // stdout and stderr may be one file, and interactive watches print concurrently
 	c := &ctl{name: name, in: stdin, out: &lockedWriter{&lock, stdout}, err: &lockedWriter{&lock, stderr}}
@@ -182,8 +182,8 @@ func (c *ctl) run(body func(cmd *cobra.Command, args []string) error) func(*cobr
 	}
 }
 
-// unabbreviate spells out command names given by a unique prefix (`mem li`), and leaves all else as
-// it is.
+// unabbreviate spells out command names given by a unique prefix (`mem li`), and changes nothing
+// else.
 func unabbreviate(root *cobra.Command, args []string) []string {
 	args = slices.Clone(args)
 	at := root

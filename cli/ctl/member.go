@@ -215,7 +215,7 @@ func (c *ctl) moveLeaderCommand() *cobra.Command {
 			ctx, cancel := c.timeout(cmd)
 			defer cancel()
 
-			// Only the leader can hand its office over.
+			// Only the leader can transfer leadership.
 			for _, ep := range spec.Endpoints {
 				one := spec.Clone()
 				one.Endpoints = []string{ep}

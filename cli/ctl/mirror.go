@@ -112,7 +112,7 @@ func (c *ctl) destCredentials(m *mirrorFlags) (*clientv3.AuthConfig, error) {
 	return &clientv3.AuthConfig{Username: m.user, Password: password}, nil
 }
 
-// run copies until ctx ends or something fails; it never ends well.
+// run copies until ctx ends or something fails; it always returns an error.
 func (m *mirrorFlags) run(ctx context.Context, source, dest *clientv3.Client, copied *atomic.Int64) error {
 	from := max(m.rev-1, 0)
 	syncer := mirror.NewSyncer(source, m.prefix, from)
@@ -169,8 +169,8 @@ func (m *mirrorFlags) run(ctx context.Context, source, dest *clientv3.Client, co
 	return ctx.Err()
 }
 
-// rename is the key of the copy. With --rev and no --dest-prefix the prefix is
-// taken away, as etcdctl does.
+// rename is the key of the copy. With --rev and no --dest-prefix the prefix is removed, as in
+// etcdctl.
 func (m *mirrorFlags) rename(key []byte) string {
 	return strings.Replace(string(key), m.prefix, m.destPrefix, 1)
 }

@@ -22,8 +22,8 @@ type output struct {
 	valueOnly bool   // get --print-value-only; simple format only
 }
 
-// A reply tells how one response looks in each format. Formats differ in which responses they can
-// show, and etcdctl's gaps are kept, for example: "fields" shows no answer of member add.
+// A reply describes one response in each format. Not every format can show every response, and
+// etcdctl's gaps are kept: "fields", for example, does not show the answer of member add.
 type reply struct {
 	simple func(p *page)            // never nil
 	fields func(p *page)            // nil: the format is refused

@@ -27,7 +27,7 @@ type hexMember struct {
 	IsLearner  bool     `json:"isLearner,omitempty"`
 }
 
-// hexMembers is any answer of the member commands.
+// hexMembers is the answer of any member command.
 type hexMembers struct {
 	Header  *hexHeader   `json:"header"`
 	Member  *hexMember   `json:"member,omitempty"` // of member add
@@ -77,7 +77,7 @@ func (o *output) memberAdd(name, peerURLs string, r *pb.MemberAddResponse) reply
 			}
 			p.printf("Member %16x added%sto cluster %16x\n", r.GetMember().GetID(), as, r.GetHeader().GetClusterId())
 
-			// What the new member's environment has to hold.
+			// The environment that the new member needs.
 			var initial []string
 			for _, m := range r.GetMembers() {
 				n := m.GetName()
@@ -252,8 +252,8 @@ func statusReply(list []endpointStatus) reply {
 	}
 }
 
-// percentFree is the share of the database file that holds nothing. A server that reports no size
-// has none free; etcdctl divides by zero there.
+// percentFree is the unused share of the database file: 0 for a server that reports no size, where
+// etcdctl divides by zero.
 func percentFree(size, inUse int64) int64 {
 	if size <= 0 {
 		return 0
@@ -289,8 +289,8 @@ func alarmReply(r *pb.AlarmResponse) reply {
 		raw: r,
 		simple: func(p *page) {
 			for _, a := range r.GetAlarms() {
-				// The message's text form, fields of value zero left out, but always with one
-				// space: the library's own varies from build to build.
+				// The message's text form without zero fields, always with one space: the library's
+				// own varies from build to build.
 				var parts []string
 				if a.GetMemberID() != 0 {
 					parts = append(parts, fmt.Sprintf("memberID:%d", a.GetMemberID()))

@@ -50,7 +50,7 @@ func (p *page) id(name string, id uint64) {
 	}
 }
 
-// pairFields prints a key and all about it for the fields format.
+// pairFields prints a key and everything about it for the fields format.
 func (p *page) pairFields(prefix string, kv *mvccpb.KeyValue) {
 	p.quoted(prefix+"Key", string(kv.GetKey()))
 	p.field(prefix+"CreateRevision", kv.GetCreateRevision())

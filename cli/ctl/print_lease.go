@@ -7,7 +7,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// clientv3's lease answers embed the header, so they pass for proto.Messages that are only a
+// clientv3's lease answers embed the header, so they count as proto.Messages that are only a
 // header; that is what etcdctl prints for them in the protobuf format. Revoke's answer does not,
 // and is refused there.
 

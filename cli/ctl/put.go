@@ -114,7 +114,7 @@ func (f *delFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.isRange, "range", false, "a range is meant: do not wait before deleting [key, range_end)")
 }
 
-// parse also returns whether the two seconds' grace before deleting a range apply: people have
+// parse also reports whether the grace of two seconds before deleting a range applies: people have
 // typed two keys and meant both.
 func (f *delFlags) parse(args []string) (key string, opts []clientv3.OpOption, grace bool, err error) {
 	if len(args) == 0 || len(args) > 2 {

@@ -70,8 +70,8 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 }
 
 // saveSnapshot streams a snapshot to path.part and, once it is complete, verified and durable,
-// renames it to path. So there is never a half backup under the final name. It returns the server's
-// storage version.
+// renames it to path. So there is never a partial backup under the final name. It returns the
+// server's storage version.
 func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string) (version string, err error) {
 	part := path + ".part"
 	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -119,7 +119,7 @@ func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string) (versi
 	return resp.Version, nil
 }
 
-// A trailingDigest sees a stream whose last 32 bytes are the SHA-256 of all before, without knowing
+// A trailingDigest checks a stream whose last 32 bytes are the SHA-256 of the rest, without knowing
 // where it ends.
 type trailingDigest struct {
 	sum interface {

@@ -102,8 +102,8 @@ put key2 "some extra key"
 	return cmd
 }
 
-// readSection hands each line up to the next empty one to parse. An input that ends before the
-// empty line is refused: half a transaction is another transaction.
+// readSection hands each line up to the next empty one to parse. Input that ends before the empty
+// line is refused: half a transaction is a different transaction.
 func readSection(in *bufio.Reader, parse func(line string) error) error {
 	for {
 		line, err := in.ReadString('\n')
@@ -217,7 +217,7 @@ func parseCompare(line string) (clientv3.Cmp, error) {
 }
 
 // splitWords cuts a line into words as txn and interactive watch do: "..." with Go's escapes, '...'
-// as it stands, or up to the next space.
+// literally, or up to the next space.
 func splitWords(line string) ([]string, error) {
 	words := regexp.MustCompile(`"(?:[^"\\]|\\.)*"|'[^']*'|[^'"\s]\S*[^'"\s]?`).FindAllString(line, -1)
 	for i, word := range words {

@@ -38,7 +38,7 @@ type watchRequest struct {
 	exec []string // command to run for each event; empty: none
 }
 
-// request makes a request of the words before and behind the "--". The key may come from
+// request makes a request from the words before and after the "--". The key may come from
 // ETCDCTL_WATCH_KEY (and ETCDCTL_WATCH_RANGE_END) instead, but not from both.
 func (f watchFlags) request(keys, command []string, dash, lastIsDash bool) (watchRequest, error) {
 	envKey, envEnd := os.Getenv("ETCDCTL_WATCH_KEY"), os.Getenv("ETCDCTL_WATCH_RANGE_END")
@@ -159,8 +159,8 @@ func (c *ctl) follow(ctx context.Context, events clientv3.WatchChan, out *output
 	return nil
 }
 
-// watchInteractively starts a watch for each line of standard input; they all print until the input
-// ends.
+// watchInteractively starts a watch for each line of standard input; all of them print until the
+// input ends.
 func (c *ctl) watchInteractively(cmd *cobra.Command) error {
 	cli, out, err := c.client(cmd)
 	if err != nil {

@@ -21,10 +21,10 @@ import (
 
 const (
 	healthInterval = 100 * time.Millisecond // between two looks at a member that is not healthy yet
-	slowStart      = 30 * time.Second       // after which the user is told what is being waited for
+	slowStart      = 30 * time.Second       // after which the user is told what the start waits for
 )
 
-// A process is a member that was started. Its fields belong to the loop, supervise.
+// A process is a member that was started. Its fields are owned by the loop, supervise.
 type process struct {
 	member
 	args    []string
@@ -40,7 +40,7 @@ type process struct {
 	file    *os.File // the whole log, with a view
 }
 
-// defaultColumns is the width of a terminal that does not tell it.
+// defaultColumns is the width of a terminal that does not report it.
 const defaultColumns = 80
 
 // Run starts a cluster and returns when all of it has ended: nil if it was stopped and no member
@@ -92,7 +92,7 @@ type cluster struct {
 	ended     chan *process // a process ended
 	healthy   chan *process // a process answered its first health check
 	stopping  bool
-	failures  int // processes that ended unasked, or had to be killed
+	failures  int // processes that ended by themselves, or had to be killed
 }
 
 // say prints a line of our own.
@@ -153,8 +153,8 @@ func (c *cluster) start(i int) error {
 		c.ended <- p
 	}()
 	go func() {
-		// A member logs each time that /health finds it without a leader, and a new one has none:
-		// first its cluster's version, which is agreed on with the first leader.
+		// A member logs each /health request that finds it without a leader, and a new one has
+		// none. So ask first for the cluster's version, which is agreed on with the first leader.
 		client := c.opts.healthClient()
 		if await(ctx, client, p.clientURL()+"/version", func(body []byte) bool { return !bytes.Contains(body, []byte("not_decided")) }) &&
 			await(ctx, client, p.clientURL()+"/health", func(body []byte) bool { return bytes.Contains(body, []byte(`"true"`)) }) {
@@ -241,7 +241,7 @@ func (c *cluster) running() (n int) {
 	return n
 }
 
-// allHealthy is whether all members that run are healthy.
+// allHealthy reports whether all running members are healthy.
 func (c *cluster) allHealthy() bool {
 	for _, p := range c.processes {
 		if !p.ended && !p.healthy {
@@ -254,7 +254,7 @@ func (c *cluster) allHealthy() bool {
 // greet prints how to use the cluster.
 func (c *cluster) greet() { c.say("%s", "\nThe cluster is ready:\n"+c.overview()) }
 
-// overview is which members there are, what to try, and what may be typed.
+// overview lists the members, commands to try, and what may be typed.
 func (c *cluster) overview() string {
 	var text strings.Builder
 	var endpoints []string
@@ -289,7 +289,8 @@ func (c *cluster) overview() string {
 	return text.String()
 }
 
-// CommandName is how a shell calls the belay of a path: by its name, if that is what it would find.
+// CommandName is how a shell would call the belay at a path: by its name, if the shell would find
+// it so.
 func CommandName(program string) string {
 	const name = "belay"
 	if found, err := exec.LookPath(name); err == nil {
@@ -302,7 +303,7 @@ func CommandName(program string) string {
 	return program
 }
 
-// state is which members run, in a few words.
+// state says in a few words which members run.
 func (c *cluster) state() string {
 	var words []string
 	for _, p := range c.processes {
@@ -318,7 +319,7 @@ func (c *cluster) state() string {
 	return strings.Join(words, ", ")
 }
 
-// event is something after which the logs say things anew that they had said before.
+// event marks a point after which lines that were shown before are shown again.
 func (c *cluster) event() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -348,7 +349,7 @@ const help = `  kill m2     end m2 at once, as a crash would (SIGKILL)
   status      which members run, and how to reach them
   quit        stop all, as Ctrl-C does`
 
-// command does what was typed, and says whether that was to end.
+// command does what was typed, and reports whether that was quit.
 func (c *cluster) command(line string) (quit bool) {
 	words := strings.Fields(line)
 	if len(words) == 0 {
@@ -408,8 +409,8 @@ func (c *cluster) startAgain(i int) {
 	c.say("%s starts, with pid %d", c.processes[i].name, c.processes[i].cmd.Process.Pid)
 }
 
-// note records that a process ended, says so unless the cluster is being stopped, and starts it
-// again if that was asked for.
+// note records that a process ended, reports it unless the cluster is being stopped, and starts it
+// again if a restart was requested.
 func (c *cluster) note(p *process) {
 	p.ended = true
 	p.stopped()
@@ -447,7 +448,7 @@ func (c *cluster) note(p *process) {
 	c.say("\n%s %s; its log is %s. %s.\nTo start it again, in another terminal:\n  %s\n", p.name, how, log, rest, commandLine(c.opts.Program, p.args))
 }
 
-// short is a path as one would type it here.
+// short is a path as one would type it in the present directory.
 func short(path string) string {
 	if dir, err := os.Getwd(); err == nil {
 		if rel, err := filepath.Rel(dir, path); err == nil && len(rel) < len(path) {
@@ -457,7 +458,7 @@ func short(path string) string {
 	return path
 }
 
-// logFile has the member's whole log, if what is shown has not.
+// logFile is the file with the member's whole log, where only part of it is shown.
 func (p *process) logFile() string { return p.dataDir + ".log" }
 
 // stop ends all members, the last started first, each before the next: the others see it leave in
@@ -531,7 +532,7 @@ func commandLine(program string, args []string) string {
 	return strings.Join(words, " ")
 }
 
-// Quoted is a word as a shell takes it for one.
+// Quoted is a word quoted for a shell, if necessary.
 func Quoted(word string) string {
 	if word != "" && !strings.ContainsAny(word, " \t\n\"'\\$`&|;<>()*?[]#~!{}") {
 		return word

@@ -9,16 +9,17 @@
 //   - each line of a member's log is printed whole, with the member's name before it;
 //   - on SIGINT or SIGTERM members stop one after the other, the last first, and are waited for; a
 //     second signal, or a member that takes too long, is answered with SIGKILL. Members are in
-//     process groups of their own, so the terminal's Ctrl-C reaches them through us only. On Linux
-//     they also end when we vanish;
+//     process groups of their own, so the terminal's Ctrl-C reaches them only through us. On Linux
+//     they also end when this process dies;
 //   - a member that ends by itself is reported, with the command that starts it again, and the
-//     others go on;
-//   - what is typed kills, stops, starts and restarts members;
-//   - on a terminal the logs are made short: warnings and errors, a row each, what repeats itself
-//     once a minute, and verdicts whole. Files beside the data directories have all of it;
-//   - each command that is printed to be tried works when it is pasted, with certificates too.
+//     others keep running;
+//   - typed commands kill, stop, start and restart members;
+//   - on a terminal the logs are shortened: warnings and errors in a row each, repeated lines once
+//     a minute, and verdicts in full. Files beside the data directories have the whole logs;
+//   - each command that it suggests works when pasted, with certificates too.
 //
 // Files: main.go (flags), layout.go (ports and data directory), cluster.go (processes and
-// commands), prefix.go (log lines), view.go (what of them is shown on a terminal), secure.go
-// (certificates), terminal_*.go.
+// commands), prefix.go (log lines), view.go (how they are shown on a terminal), secure.go
+// (certificates), complete.go (flags for shells), process_linux.go and process_other.go,
+// terminal_unix.go and terminal_other.go (what differs between systems).
 package dev

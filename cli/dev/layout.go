@@ -43,7 +43,7 @@ func (m member) clientURL() string {
 }
 func (m member) peerURL() string { return fmt.Sprintf("%s://127.0.0.1:%d", m.peerScheme, m.peerPort) }
 
-// members lays the cluster out: m1, m2, ...
+// members plans the cluster: m1, m2, ...
 func (o *Options) members() []member {
 	var all []member
 	for i := range o.Members {
@@ -85,8 +85,8 @@ func (o *Options) args(members []member, i int) []string {
 	return append(args, o.ServerArgs...)
 }
 
-// environ is our environment for a member, less the ETCD_* variables for flags it is started with:
-// a member refuses to choose between the two.
+// environ is our environment for a member, without the ETCD_* variables for flags that it is
+// started with: a member refuses to choose between the two.
 func environ(args []string) []string {
 	given := map[string]bool{}
 	for _, arg := range args {
@@ -177,8 +177,8 @@ func readMarker(path string) (*marker, error) {
 	return m, nil
 }
 
-// clean removes the members' directories and the marker, and nothing that somebody else may have
-// put beside them. The marker goes last: until then the rest can be cleaned by another run.
+// clean removes the members' directories and the marker, and nothing that others may have put
+// beside them. The marker goes last: until then another run can clean the rest.
 func clean(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -42,7 +42,7 @@ type Options struct {
 	Interrupts <-chan os.Signal // the first stops the cluster, the second kills it
 	Grace      time.Duration    // how long a member may take to stop; 0: 10 s
 	Colour     bool
-	Compact    bool      // show of logs what a person wants to see of them, and keep them in files
+	Compact    bool      // show only what a person wants to see of the logs, and keep them whole in files
 	Input      io.Reader // commands, a line each; nil: there are none
 	Stdout     io.Writer // what belay dev itself says
 	Stderr     io.Writer // the members' logs and errors
@@ -94,7 +94,7 @@ func parse(args []string) (Options, error) {
 	fs.IntVar(&opts.BasePort, "base-port", 0, "")
 	fs.BoolVar(&plain, "no-color", os.Getenv("NO_COLOR") != "", "")
 	fs.BoolVar(&full, "full-log", false, "")
-	// What stands behind "--" is the members'; flag would not tell it from a forgotten dash.
+	// What follows "--" is for the members; package flag cannot tell it from a forgotten dash.
 	own, theirs := args, []string(nil)
 	for i, arg := range args {
 		if arg == "--" {
@@ -135,8 +135,8 @@ func (o *Options) validate() error {
 	return nil
 }
 
-// takesCommands is whether somebody may be at the other end of r: a terminal or a pipe, not
-// /dev/null or a file.
+// takesCommands reports whether commands may come from r: a terminal or a pipe, not /dev/null or a
+// file.
 func takesCommands(r io.Reader) bool {
 	f, ok := r.(*os.File)
 	if !ok {
@@ -149,7 +149,7 @@ func takesCommands(r io.Reader) bool {
 	return err == nil && info.Mode()&os.ModeNamedPipe != 0
 }
 
-// columns is the width of the terminal that w is.
+// columns is the width of the terminal w.
 func columns(w io.Writer) int {
 	if f, ok := w.(*os.File); ok {
 		if n, ok := terminalColumns(f); ok && n > 0 {

@@ -6,10 +6,10 @@ import (
 	"sync"
 )
 
-// maxLineBytes is how much of a line without end is held back before it is printed anyway.
+// maxLineBytes is how much of an unfinished line is held back before it is printed anyway.
 const maxLineBytes = 64 << 10
 
-// A prefixer copies whole lines, each behind a prefix. Several share one lock and one writer, so
+// A prefixer copies whole lines, each after a prefix. Several share one lock and one writer, so
 // that lines of different members do not mix. Each belongs to one stream and is written to by one
 // goroutine.
 type prefixer struct {
@@ -22,7 +22,7 @@ type prefixer struct {
 	columns int       // of the prefix on a terminal
 	full    io.Writer // with a view: gets the lines as they are; nil: nothing does
 
-	// While the cluster stops nobody wants to read how; mu guards these.
+	// For an orderly stop, during which lines are held back. Guarded by mu.
 	quiet bool   // log lines below error are held back
 	held  []byte // the last of them, with their prefixes
 }
@@ -30,14 +30,14 @@ type prefixer struct {
 // maxHeldBytes is how much of what was held back is kept.
 const maxHeldBytes = 64 << 10
 
-// hush holds back from now on what is said of an orderly stop.
+// hush starts to hold back the lines of an orderly stop.
 func (p *prefixer) hush() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.quiet = true
 }
 
-// reveal prints what was held back, and holds back no more: the stop is not orderly.
+// reveal prints what was held back, and stops holding back: the stop is not orderly.
 func (p *prefixer) reveal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -45,7 +45,7 @@ func (p *prefixer) reveal() {
 	p.quiet, p.held = false, nil
 }
 
-// chatter is whether a line of a log is no error.
+// chatter reports whether a log line is below level error.
 func chatter(line []byte) bool {
 	for _, level := range []string{"info", "warn", "debug"} {
 		if bytes.Contains(line, []byte("\t"+level+"\t")) || bytes.HasPrefix(line, []byte(`{"level":"`+level+`"`)) {
@@ -72,7 +72,7 @@ func (p *prefixer) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// flush prints a last line that has no end.
+// flush prints a last line without a line break.
 func (p *prefixer) flush() {
 	if len(p.pending) > 0 {
 		// Nobody is left to hear of an error.

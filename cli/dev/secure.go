@@ -11,8 +11,8 @@ import (
 	"github.com/belaydb/belay/listen"
 )
 
-// Members are given certificates as any server is, by the flags behind "--": with --auto-tls or
-// --cert-file clients use https, with --peer-auto-tls or --peer-cert-file peers do.
+// Members get certificates like any server, by the flags after "--": with --auto-tls or --cert-file
+// clients use https, with --peer-auto-tls or --peer-cert-file peers do.
 
 // serverArg is the value of a flag for the members; that of a flag without one is "true".
 func (o *Options) serverArg(name string) (value string, given bool) {
@@ -59,8 +59,8 @@ func (o *Options) certificates() listen.TLSInfo {
 	}
 }
 
-// clientVariables are those that a client of all members needs. Certificates that each member made
-// for itself are put together in one file.
+// clientVariables are the environment variables that a client of all members needs. Certificates
+// that the members made for themselves are collected in one file.
 func (o *Options) clientVariables(members []member) ([]string, error) {
 	info := o.certificates()
 	if info.CertFile == "" && o.serverSwitch("auto-tls") {
@@ -80,7 +80,7 @@ func (o *Options) clientVariables(members []member) ([]string, error) {
 
 // healthClient asks members, which are on this machine, for their health.
 func (o *Options) healthClient() *http.Client {
-	config := &tls.Config{InsecureSkipVerify: true} // nothing is told to them, and what they say is shown at most
+	config := &tls.Config{InsecureSkipVerify: true} // nothing secret is sent, and the answers are only shown
 	info := o.certificates()
 	cert, key := info.CertFile, info.KeyFile
 	if info.ClientCertFile != "" {

@@ -4,7 +4,7 @@ package dev
 
 import "os"
 
-// terminalColumns knows character devices, and no width.
+// terminalColumns recognises character devices, but no width.
 func terminalColumns(f *os.File) (n int, ok bool) {
 	info, err := f.Stat()
 	return 0, err == nil && info.Mode()&os.ModeCharDevice != 0

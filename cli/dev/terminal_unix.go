@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminalColumns is the width of a terminal, 0 if it does not tell it; ok is false for what is no
+// terminalColumns is the width of a terminal, 0 if it does not report it; ok is false if f is no
 // terminal.
 func terminalColumns(f *os.File) (n int, ok bool) {
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)

@@ -9,9 +9,8 @@ import (
 	"unicode/utf8"
 )
 
-// A view makes of a member's log what a person wants to see of it on a terminal: warnings and
-// errors, one row each, and what repeats itself once a minute. All of it is in a file (see
-// cluster.start).
+// A view turns a member's log into what a person wants to see on a terminal: warnings and errors,
+// one row each, and repeated lines once a minute. A file has the whole log (see cluster.start).
 type view struct {
 	colour bool
 	width  func() int // of the terminal, in columns
@@ -19,7 +18,7 @@ type view struct {
 	told   map[string]*repeats // what was shown in the last foldTime
 }
 
-// repeats are the lines of a kind that were not shown.
+// repeats counts the lines of a kind that were not shown.
 type repeats struct {
 	shown time.Time
 	count int
@@ -34,7 +33,7 @@ type record struct {
 	fields             map[string]any
 }
 
-// parseRecord reads a line; ok is false for what is none, a panic's trace say.
+// parseRecord parses a line; ok is false for anything else, such as the trace of a panic.
 func parseRecord(line string) (r record, ok bool) {
 	parts := strings.Split(strings.TrimRight(line, "\n"), "\t")
 	if len(parts) < 4 {
@@ -52,7 +51,7 @@ func parseRecord(line string) (r record, ok bool) {
 	return r, r.text != ""
 }
 
-// kind is what a line repeats that says the same of the same.
+// kind is what lines that say the same about the same thing have in common.
 func (r record) kind() string {
 	kind := r.level + " " + r.text
 	for _, name := range []string{"remote-peer-id", "remote-member-id", "address"} {
@@ -66,7 +65,7 @@ func (r record) kind() string {
 // verdictText is the message of the log's line that says what an incident was.
 const verdictText = "verdict on an incident"
 
-// rows is what is shown of a line behind the member's prefix, of which it takes columns; none:
+// rows is what is shown of a line after the member's prefix, which is prefix columns wide; nil:
 // nothing.
 func (v *view) rows(line string, prefix int) []string {
 	r, ok := parseRecord(line)
@@ -118,7 +117,7 @@ func (v *view) rows(line string, prefix int) []string {
 	return []string{r.clock + " " + v.paint(r.level, r.level) + " " + text}
 }
 
-// verdict is shown whole: it is what one wants to know.
+// verdict shows a verdict in full: it is what one wants to know.
 func (v *view) verdict(r record, prefix int) (rows []string) {
 	list := func(name string) string {
 		values, _ := r.fields[name].([]any)
@@ -142,7 +141,7 @@ func (v *view) verdict(r record, prefix int) (rows []string) {
 	return rows
 }
 
-// paint colours a text as a level is.
+// paint colours a text by level.
 func (v *view) paint(level, text string) string {
 	colour := map[string]string{"warn": "33", "verdict": "1"}[level] // yellow, bold
 	if colour == "" {
@@ -154,7 +153,7 @@ func (v *view) paint(level, text string) string {
 	return "\x1b[" + colour + "m" + text + "\x1b[0m"
 }
 
-// cut shortens a text to a row of n columns; at least some of it is left.
+// cut shortens a text to a row of n columns, leaving at least some of it.
 func cut(text string, n int) string {
 	n = max(n, 20)
 	if utf8.RuneCountInString(text) <= n {

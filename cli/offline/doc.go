@@ -1,12 +1,12 @@
-// Package offline is what `belay util` does, and the program that Belay is by the
-// name etcdutl: work on files, with no member running.
+// Package offline is `belay util`, and what Belay does under the name etcdutl: work on files, with
+// no member running.
 //
 //	snapshot restore  a member's data directory from etcd's snapshot file
 //	snapshot status   what such a file holds
 //	raftlog           a member's raft log, group by group
 //
 // Commands, flags, output and exit codes are etcdutl's where it has them; its defrag, hashkv and
-// migrate have no counterpart, since there is no database file that they could work on.
+// migrate have no counterpart, since there is no database file for them to work on.
 //
 // Sources: etcd's etcdutl/etcdutl and etcdutl/snapshot, read for facts and compared live.
 package offline

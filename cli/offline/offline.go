@@ -117,7 +117,8 @@ may also be the database of a stopped etcd member (member/snap/db), with
 			if len(args) != 1 {
 				return failf(codeBadArgs, "snapshot restore requires exactly one argument")
 			}
-			// What is half made is removed. Nothing else here holds anything.
+			// A partly made directory is removed on a signal. Nothing else here has anything to
+			// release.
 			ctx, stop := interrupt.Context(cmd.Context())
 			defer stop()
 			return restore(ctx, f, args[0], stdout, cmd.ErrOrStderr())
@@ -145,10 +146,9 @@ may also be the database of a stopped etcd member (member/snap/db), with
 	return cmd
 }
 
-// verify is what a start of the new cluster verifies, which is what etcdutl does: that
-// --initial-cluster knows the member under the URLs that it advertises, as texts or as the
-// addresses that they resolve to. What keeps it waiting, a name that cannot be resolved, goes to
-// stderr.
+// verify checks what a start of the new cluster checks, as etcdutl does: that --initial-cluster has
+// the member with the URLs that it advertises, as texts or as the addresses that they resolve to.
+// It reports on stderr a name that cannot be resolved and keeps it waiting.
 func verify(ctx context.Context, f restoreFlags, stderr io.Writer) error {
 	urls, err := config.ParseURLs(f.peerURLs)
 	if err != nil {

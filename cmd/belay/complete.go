@@ -13,13 +13,14 @@ import (
 	"github.com/belaydb/belay/internal/show"
 )
 
-// What a shell does besides the candidates it gets, in cobra's numbers.
+// What a shell should do besides offering the candidates, in cobra's numbers.
 const (
 	completeFiles = 0 // complete names of files if there is no candidate
 	completeNone  = 4
 )
 
-// completion prints the scripts of a shell for belay and for the names that a link to it may have.
+// completion prints a shell's completion scripts for belay and for the names that a link to it may
+// have.
 func completion(args []string, stdout, stderr io.Writer) int {
 	if len(args) != 1 {
 		fmt.Fprintln(stderr, "belay completion: which shell? bash, zsh, fish or powershell, as in: source <(belay completion bash)")
@@ -34,8 +35,8 @@ func completion(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// complete answers a shell. how is __complete or __completeNoDesc; words stand behind "belay", the
-// last is to be completed.
+// complete answers a shell. how is __complete or __completeNoDesc; words are those after "belay",
+// of which the last is to be completed.
 func complete(how string, words []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	describe := how == "__complete"
 	if len(words) < 2 {
@@ -85,7 +86,7 @@ func completeServer(w io.Writer, describe bool, words []string) int {
 	return offer(w, describe, choices, completeNone)
 }
 
-// completeDev knows the flags of dev, and behind -- those of its members.
+// completeDev completes the flags of dev, and after -- those of its members.
 func completeDev(w io.Writer, describe bool, words []string) int {
 	for i, word := range words[:len(words)-1] {
 		if word == "--" {
@@ -104,7 +105,7 @@ func completeDev(w io.Writer, describe bool, words []string) int {
 	return offer(w, describe, choices, completeNone)
 }
 
-// offer prints candidates in cobra's form: one a line, then what else the shell does.
+// offer prints candidates in cobra's form: one on each line, then what else the shell should do.
 func offer(w io.Writer, describe bool, choices []config.Choice, directive int) int {
 	for _, c := range choices {
 		if describe && c.About != "" {

@@ -8,17 +8,17 @@ import (
 )
 
 const (
-	// garbageBytes is how much garbage may lie beside what is alive before the
-	// next collection. Go's own rule is as much as is alive: with large values in
-	// flight that is a gigabyte, and each page of it that is touched for the first
-	// time costs the kernel more than the collection would have cost.
+	// garbageBytes is how much garbage may accumulate beside the live heap before the next
+	// collection. Go's own rule is as much as is live: with large values in flight that is a
+	// gigabyte, and each page of it that is touched for the first time costs the kernel more than
+	// the collection would have cost.
 	garbageBytes = 192 << 20
 	maxGCPercent = 100 // Go's own default
-	minGCPercent = 15  // however much is alive
+	minGCPercent = 15  // however large the live heap is
 )
 
-// boundGarbage keeps the garbage of this process within garbageBytes from now on,
-// unless the environment has an opinion (GOGC, GOMEMLIMIT).
+// boundGarbage keeps the garbage of this process within garbageBytes from now on, unless the
+// environment says otherwise (GOGC, GOMEMLIMIT).
 func boundGarbage() {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return

@@ -1,5 +1,5 @@
-// Command belay is the whole of Belay in one binary. Its first argument names what it does; called
-// by the name etcd, etcdctl or etcdutl, through a link, it behaves as that program.
+// Command belay is the whole of Belay in one binary. Its first argument selects what it does;
+// called through a link named etcd, etcdctl or etcdutl, it behaves like that program.
 package main
 
 import (

@@ -31,13 +31,13 @@ import (
 	"github.com/belaydb/belay/node"
 )
 
-// stopTimeout bounds an ordered stop. A disk that does not answer must not keep
-// the process: nothing that it acknowledged depends on an orderly end.
+// stopTimeout bounds an orderly stop. A disk that does not answer must not keep the process alive:
+// nothing that it acknowledged depends on an orderly end.
 const stopTimeout = 20 * time.Second
 
-// sameSignal is how long after a signal another one is taken for the same
-// wish: timeout(1), a shell that runs a script and some supervisors signal the
-// process and its group at once, and that is nobody's second Ctrl-C.
+// sameSignal is how long after a signal another one counts as the same request: timeout(1), a shell
+// that runs a script and some supervisors signal the process and its group at once, and that is not
+// a second Ctrl-C.
 const sameSignal = time.Second
 
 // serve runs one member until a signal or a failure ends it.
@@ -91,12 +91,12 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 			stop(n, logger)
 			return 0
 		}
-		// No orderly stop: what failed may be the disk that it would wait for.
+		// No orderly stop: it might wait for the disk that has failed.
 		return fail(program, cfg, logger, stderr, err, "the member cannot run", zap.String("error", err.Error()))
 	}
 }
 
-// notADataDir is why a directory cannot hold a member's data, as etcd says it.
+// notADataDir is the reason why a directory cannot hold a member's data, with etcd's text.
 type notADataDir struct {
 	says   string
 	fields []zap.Field
@@ -104,8 +104,8 @@ type notADataDir struct {
 	code   int   // what etcd exits with
 }
 
-// lookAtDataDir warns of what does not belong into a data directory; nil: it can
-// be one, or does not exist yet.
+// lookAtDataDir warns about files that do not belong in a data directory; nil: it can be one, or
+// does not exist yet.
 func lookAtDataDir(dir string, logger *zap.Logger) *notADataDir {
 	d, err := os.Open(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -138,8 +138,8 @@ func lookAtDataDir(dir string, logger *zap.Logger) *notADataDir {
 	return nil
 }
 
-// logGRPC has grpc, and the gateway, say what they have to say in the member's
-// log. By themselves they write to stderr, and wait for whoever reads it.
+// logGRPC sends the log lines of grpc and the gateway to the member's log. By default they write to
+// stderr, and wait for its reader.
 func logGRPC(logger *zap.Logger) {
 	switch {
 	case logger.Core().Enabled(zapcore.DebugLevel):
@@ -186,7 +186,7 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 	}
 }
 
-// seeds finds the cluster's members for a member without data.
+// seeds runs discovery for a member without data.
 func seeds(ctx context.Context, cfg *config.Config, logger *logsink.Logger) (node.Seeds, error) {
 	found, err := cfg.Seeds(ctx, logger.Logger, nil)
 	return node.Seeds(found), err
@@ -199,7 +199,8 @@ func tracing(cfg *config.Config) *node.Tracing {
 	return &node.Tracing{Address: cfg.TracingAddress, ServiceName: cfg.TracingServiceName, InstanceID: cfg.TracingInstanceID, PerMillion: cfg.TracingPerMillion}
 }
 
-// orNever turns the flags' 0, for never, into that of the parts, whose 0 is the default.
+// orNever turns the flags' 0, meaning never, into a negative value: 0 means the default in the
+// packages' options.
 func orNever(d time.Duration) time.Duration {
 	if d == 0 {
 		return -1
@@ -215,7 +216,7 @@ func onlyIf(on bool, d time.Duration) time.Duration {
 	return d
 }
 
-// announce says in words, once the member serves, how to reach it.
+// announce logs, once the member serves, how to reach it.
 func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 	dataDir := cfg.DataDir
 	if abs, err := filepath.Abs(dataDir); err == nil {
@@ -237,7 +238,7 @@ func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 	logger.Info("ready to serve client requests",
 		zap.String("try", tryLine(cfg)))
 	notifySystemd(logger.Logger)
-	if cfg.LogForPerson { // the last line on the screen says what to do with it
+	if cfg.LogForPerson { // the last line on the screen says what to do next
 		for tick, tries := time.NewTicker(100*time.Millisecond), 0; !n.Versioned() && tries < 50; tries++ {
 			<-tick.C
 		}
@@ -246,8 +247,8 @@ func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 	}
 }
 
-// notifySystemd tells systemd, if it asked by NOTIFY_SOCKET, that the member serves (a unit of
-// Type=notify waits for it). Said without systemd too, as by etcd.
+// notifySystemd tells systemd, if NOTIFY_SOCKET asks for it, that the member serves (a unit of
+// Type=notify waits for it). It logs the same without systemd, as etcd does.
 func notifySystemd(logger *zap.Logger) {
 	logger.Info("notifying init daemon")
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
@@ -258,7 +259,7 @@ func notifySystemd(logger *zap.Logger) {
 }
 
 // tryLine is a command that works when it is pasted. It sets variables rather than flags: the shell
-// may have them already, and a flag beside its variable is refused, as by etcdctl.
+// may have them already, and a flag together with its variable is refused, as in etcdctl.
 func tryLine(cfg *config.Config) string {
 	words := []string{"ETCDCTL_ENDPOINTS=" + clientEndpoint(cfg)}
 	if urls := cfg.AdvertiseClientURLs; len(urls) > 0 && (urls[0].Scheme == "https" || urls[0].Scheme == "unixs") {
@@ -296,7 +297,7 @@ func stop(n *node.Node, logger *logsink.Logger) {
 	}
 }
 
-// failStart is fail for a member that did not get so far as to run.
+// failStart is fail for a member that could not start.
 func failStart(program config.Program, cfg *config.Config, logger *logsink.Logger, stderr io.Writer, err error) int {
 	var failed *discovery.Error
 	if errors.As(err, &failed) {
@@ -312,9 +313,8 @@ func failStart(program config.Program, cfg *config.Config, logger *logsink.Logge
 	return fail(program, cfg, logger, stderr, err, "discovery failed", zap.String("error", err.Error()))
 }
 
-// fail logs why the member cannot run and gives the exit code. By the name of
-// etcd it says so in etcd's words, which those who watch it look for; else in
-// plain ones, and again where a person looks.
+// fail logs why the member cannot run and returns the exit code. Under the name etcd it uses etcd's
+// texts, which monitoring looks for; otherwise plain ones, repeated on stderr for people.
 func fail(program config.Program, cfg *config.Config, logger *logsink.Logger, stderr io.Writer, err error, etcdSays string, fields ...zap.Field) int {
 	// Without a stack: the text says what is wrong and what to do.
 	plain := logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel), zap.WithFatalHook(stay{}))
@@ -330,13 +330,13 @@ func fail(program config.Program, cfg *config.Config, logger *logsink.Logger, st
 	return 1
 }
 
-// stay lets a fatal line be written and the process live: serve's caller ends it.
+// stay lets a fatal line be written without ending the process: serve's caller ends it.
 type stay struct{}
 
 func (stay) OnWrite(*zapcore.CheckedEntry, []zapcore.Field) {}
 
-// endBySignal ends the process as etcd does: by the same signal, so that who
-// waits for it sees 128+signal; process 1 of a container ends with 0.
+// endBySignal ends the process as etcd does: by the same signal, so that the parent sees
+// 128+signal; process 1 of a container ends with 0.
 func endBySignal(s os.Signal, logger *logsink.Logger) int {
 	logger.Close()
 	if os.Getpid() == 1 {

@@ -1,10 +1,9 @@
-// Package crash makes of a file system in memory what a power failure may leave of it. It is for
+// Package crash computes what a power failure may leave of a file system in memory. It is for
 // tests.
 //
-// What was synced is there. Of the rest each page of a file, each new name and each removed name is
-// kept or lost by itself, in any combination: a disk writes in the order that it likes, and a
-// journal may hold half of what a folder went through. (vfs.MemFS's own CrashClone never loses a
-// removed name.)
+// What was synced is kept. Of the rest each page of a file, each new name and each removed name is
+// kept or lost independently: a disk writes in any order, and a journal may hold half of the
+// changes to a folder. (vfs.MemFS's own CrashClone never loses a removed name.)
 package crash
 
 import (
@@ -16,7 +15,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Clone is what a crash may leave of fs. Of what was not synced it keeps about percent, chosen by
+// Clone is what a crash may leave of fs. It keeps about percent of what was not synced, chosen by
 // rng; rng may be nil for 0.
 func Clone(fs *vfs.MemFS, percent int, rng *rand.Rand) (*vfs.MemFS, error) {
 	clone := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})
@@ -26,7 +25,7 @@ func Clone(fs *vfs.MemFS, percent int, rng *rand.Rand) (*vfs.MemFS, error) {
 	return clone, loseRemoved(fs, clone, "/", percent, rng)
 }
 
-// loseRemoved takes names away from clone that fs does not have any more.
+// loseRemoved removes names from clone that fs no longer has.
 func loseRemoved(fs, clone *vfs.MemFS, dir string, percent int, rng *rand.Rand) error {
 	had, err := clone.List(dir)
 	if err != nil {
@@ -62,8 +61,8 @@ func loseRemoved(fs, clone *vfs.MemFS, dir string, percent int, rng *rand.Rand) 
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// Kinds are ways in which the same moment may be left: nothing that was not synced, everything, and
-// n mixtures. each is called with every one of them, until it fails.
+// Kinds calls each with several results of a crash at the same moment, until it fails: with nothing
+// that was not synced, with everything, and with n mixtures.
 func Kinds(fs *vfs.MemFS, n int, rng *rand.Rand, each func(left *vfs.MemFS) error) error {
 	percents := []int{0, 100}
 	for range n {

@@ -1,10 +1,10 @@
-// Package interrupt ends a command on the first SIGINT or SIGTERM, whatever keeps it.
+// Package interrupt ends a command on the first SIGINT or SIGTERM, whatever it waits for.
 //
-// A command that holds nothing needs none of it: without a handler a signal ends the process. One
-// that has something to give back (a lock, a half-made directory) asks for a context that ends with
-// the signal. From then on nothing catches signals any more, so a second one ends the process at
-// once; and a command that is still there after Grace, because a server or a disk does not answer,
-// ends as if it had never caught the first.
+// A command that holds nothing does not need it: without a handler a signal ends the process. One
+// that has something to release (a lock, a partly made directory) uses a context that ends with the
+// signal. After that signals are no longer caught, so a second one ends the process at once; and a
+// command that still runs after Grace, because a server or a disk does not answer, ends as if it
+// had never caught the first.
 //
 // Files: interrupt.go; raise_unix.go and raise_windows.go, how a process ends by a signal.
 package interrupt
@@ -18,11 +18,11 @@ import (
 	"time"
 )
 
-// Grace is how long a command may take to give back what it holds.
+// Grace is how long a command may take to release what it holds.
 const Grace = 5 * time.Second
 
-// Context ends with parent, or at the first SIGINT or SIGTERM. Behind the signal the process has
-// Grace to end, unless stop is called before: then it is nobody's concern any more.
+// Context ends with parent, or at the first SIGINT or SIGTERM. After the signal the process has
+// Grace to end, unless stop is called before.
 func Context(parent context.Context) (ctx context.Context, stop context.CancelFunc) {
 	return within(parent, Grace)
 }

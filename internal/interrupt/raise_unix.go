@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Raise ends the process by the signal, so that who waits for it sees which.
+// Raise ends the process by the signal, so that the parent sees which.
 func Raise(s os.Signal) {
 	signal.Reset(s)
 	if sig, ok := s.(syscall.Signal); ok {

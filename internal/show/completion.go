@@ -8,8 +8,8 @@ import (
 )
 
 // Completion prints the script by which a shell completes a program's commands and flags: it calls
-// the program back, as `PROGRAM __complete ...`, so it need not be renewed when they change. shell
-// is bash, zsh, fish or powershell.
+// the program back, as `PROGRAM __complete ...`, so it stays valid when they change. shell is bash,
+// zsh, fish or powershell.
 func Completion(w io.Writer, shell, program string) error {
 	root := &cobra.Command{Use: program}
 	switch shell {

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Secret is the value of a flag as a log or a page may have it: all but a password.
-// etcd's log has the password of --discovery-password, too.
+// Secret is the value of a flag as it may appear in a log or on a page: hidden if it is a password.
+// etcd's log shows even the value of --discovery-password.
 func Secret(name, value string) string {
 	if strings.HasSuffix(name, "password") && value != "" {
 		return "***"
@@ -14,7 +14,7 @@ func Secret(name, value string) string {
 	return value
 }
 
-// CommandLine is a command line as a log or a page may have it.
+// CommandLine is a command line as it may appear in a log or on a page.
 func CommandLine(args []string) []string {
 	args = slices.Clone(args)
 	for i, arg := range args {

@@ -7,7 +7,7 @@ import (
 )
 
 // Table draws rows in a box, the first row as the header: upper case and centred, the others to the
-// right. A table without data has no line below its header, as etcdctl's has none.
+// right. A table without data has no line below its header, as in etcdctl.
 //
 //	┌────┬───────┐
 //	│ ID │ NAME  │

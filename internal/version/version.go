@@ -1,4 +1,4 @@
-// Package version says what this build calls itself.
+// Package version has the versions that this build reports.
 package version
 
 import "runtime/debug"
@@ -6,7 +6,7 @@ import "runtime/debug"
 // Belay is the version of this source tree.
 const Belay = "0.1.0"
 
-// Etcd is the version of etcd whose surface Belay has; clients switch features on by it.
+// Etcd is the version of etcd whose surface Belay has; clients enable features by it.
 const Etcd = "3.7.3"
 
 // Commit returns the revision that the binary was built from, as the Go

@@ -22,17 +22,17 @@ type attack struct {
 
 	args  []string // flags of the members besides the usual ones
 	users bool     // authentication is on
-	token string   // whose token the attacker has; "": nobody's
+	token string   // the user whose token the attacker has; "": none
 	tls   bool     // the client port speaks TLS
 	few   int      // limit of the members' file descriptors; 0: the usual one
 
 	memory  int64 // bytes that the attacked member may hold resident; 0: 400 MiB
 	written int64 // bytes that the attack writes, and all members hold for a while
 	watched string
-	// unfit says why the row is not part of the quick test.
+	// unfit is the reason why the row is not part of the quick test.
 	unfit string
 
-	prepare   func(ctx context.Context, r *run) error                // may be done twice
+	prepare   func(ctx context.Context, r *run) error                // may be called twice
 	do        func(ctx context.Context, t *target, c *counter) error // in the attacker's process, until ctx ends
 	meanwhile func(ctx context.Context, r *run)                      // beside the light client
 	verify    func(ctx context.Context, r *run) []string             // what else is wrong
@@ -101,7 +101,7 @@ func attacks() []attack {
 	}
 }
 
-// idle does nothing: the row is about what is there without an attack.
+// idle does nothing: the row is about what exists without an attack.
 func idle(ctx context.Context, _ *target, _ *counter) error {
 	<-ctx.Done()
 	return nil
@@ -138,7 +138,7 @@ func filesPrivate(_ context.Context, r *run) (faults []string) {
 	loose := 0
 	err := filepath.WalkDir(r.c.Members[0].DataDir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
-			return nil // files go while we look
+			return nil // files disappear while we look
 		}
 		if info, err := d.Info(); err == nil && info.Mode().Perm()&0o077 != 0 {
 			loose++

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// target is what the attacker's process knows.
+// target is what the attacker's process is told.
 type target struct {
 	Attack    string
 	Client    string   // host:port of the member that is attacked
@@ -25,10 +25,10 @@ type target struct {
 	Token     string   // of the attacker, if the row gives it one
 	ClusterID uint64
 	Members   []uint64 // the attacked one first
-	Quick     bool     // less of all, for a second
+	Quick     bool     // less of everything, for a second
 }
 
-// sized is how many of something the attack uses.
+// sized is full, or quick in the quick test.
 func (t *target) sized(full, quick int) int {
 	if t.Quick {
 		return quick
@@ -36,7 +36,7 @@ func (t *target) sized(full, quick int) int {
 	return full
 }
 
-// outcome is what the attacker's process tells at its end.
+// outcome is what the attacker's process reports at its end.
 type outcome struct {
 	Done    int64  // how often the attacker did what it does
 	Refused int64  // how often it could not
@@ -80,7 +80,7 @@ func (c *counter) swarm(ctx context.Context, n int, do func(ctx context.Context,
 	wg.Wait()
 }
 
-// paced starts do so many times a second until ctx ends, whether the former ones have ended or not.
+// paced starts do perSecond times a second until ctx ends, whether earlier calls have ended or not.
 func (c *counter) paced(ctx context.Context, perSecond int, do func(ctx context.Context) error) {
 	tick := time.NewTicker(time.Second / time.Duration(perSecond))
 	defer tick.Stop()
@@ -104,8 +104,8 @@ func pause(ctx context.Context, d time.Duration) {
 
 const childVariable = "BELAY_ABUSE_CHILD"
 
-// beChild is the attacker's process, if this is one. It attacks until its standard
-// input ends, which it does when its parent does.
+// beChild runs the attack, if this is the attacker's process, until its standard input ends, which
+// happens when its parent ends.
 func beChild() {
 	text := os.Getenv(childVariable)
 	if text == "" {
@@ -127,7 +127,7 @@ func beChild() {
 		select {
 		case err = <-ended:
 		case <-ctx.Done():
-			select { // what hangs ends with the process
+			select { // calls that hang end with the process
 			case err = <-ended:
 			case <-time.After(2 * time.Second):
 			}

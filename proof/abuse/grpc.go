@@ -16,7 +16,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// What is done with gRPC's own client.
+// Attacks with gRPC's own client.
 
 func dial(address string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+address, append(opts,
@@ -24,7 +24,7 @@ func dial(address string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30), grpc.MaxCallSendMsgSize(1<<30)))...)
 }
 
-// as makes ctx that of the attacker's token.
+// as adds the attacker's token to ctx.
 func (t *target) as(ctx context.Context) context.Context {
 	if t.Token == "" {
 		return ctx
@@ -104,7 +104,7 @@ func pub(change func(r *pb.RangeRequest)) *pb.RangeRequest {
 	return r
 }
 
-// nested is a transaction of outer transactions of inner ranges each.
+// nested is a transaction of outer transactions with inner ranges each.
 func nested(outer, inner int, r *pb.RangeRequest) *pb.TxnRequest {
 	in, out := &pb.TxnRequest{}, &pb.TxnRequest{}
 	for range inner {
@@ -204,7 +204,7 @@ func unreadSnapshots(ctx context.Context, t *target, c *counter) error {
 	}, grpc.WithInitialConnWindowSize(64<<10), grpc.WithInitialWindowSize(64<<10))
 }
 
-// writes puts values of 1 MiB, so many a second.
+// writes puts values of 1 MiB, perSecond of them.
 func writes(ctx context.Context, t *target, perSecond int) {
 	conn, err := dial(t.Client)
 	if err != nil {

@@ -16,10 +16,10 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// What is done with HTTP/1 and plain connections, on each port.
+// Attacks with HTTP/1 and plain connections, on each port.
 
-// silent holds connections on which nothing is said, more than the member has descriptors, while it
-// must make files.
+// silent holds connections that send nothing, more than the member has descriptors, while the
+// member must create files.
 func silent(port string) func(ctx context.Context, t *target, c *counter) error {
 	return func(ctx context.Context, t *target, c *counter) error {
 		address := map[string]string{"client": t.Client, "peer": t.Peer, "metrics": t.Metrics}[port]
@@ -89,7 +89,7 @@ func scrapes(ctx context.Context, t *target, c *counter) error {
 	return nil
 }
 
-// plainPost is what a page of any origin may send without asking first.
+// plainPost is what a page of any origin may send without a preflight.
 func plainPost(ctx context.Context, t *target, c *counter) error {
 	_, err := send(ctx, "http://"+t.Client+"/v3/kv/put", "text/plain", strings.NewReader(`{"key":"cGxhaW4=","value":"eA=="}`), "Origin", "http://evil.example")
 	c.count(err)
@@ -97,7 +97,7 @@ func plainPost(ctx context.Context, t *target, c *counter) error {
 	return nil
 }
 
-// evilSocket opens a websocket as a page of another origin would, and says whether it could.
+// evilSocket opens a websocket as a page of another origin would, and reports whether that worked.
 func evilSocket(ctx context.Context, address string) bool {
 	conn, resp, err := websocket.DefaultDialer.DialContext(ctx, "ws://"+address+"/v3/watch", http.Header{"Origin": {"http://evil.example"}})
 	if resp != nil {
@@ -162,15 +162,15 @@ func peerForged(ctx context.Context, t *target, c *counter) error {
 	return message(ctx, t, c, &raftpb.Message{Type: raftpb.MsgProp.Enum(), From: proto.Uint64(stranger), Entries: []*raftpb.Entry{{Data: data}}})
 }
 
-// member is another one's id, for the attacker to speak in its name.
+// member is the id of another member, in whose name the attacker sends.
 func (t *target) member() *uint64 { return &t.Members[len(t.Members)-1] }
 
 func peerPoison(ctx context.Context, t *target, c *counter) error {
 	return message(ctx, t, c, &raftpb.Message{Type: raftpb.MsgProp.Enum(), From: t.member(), Entries: []*raftpb.Entry{{Data: []byte("\xff\xff\xff\xff")}}})
 }
 
-// peerTerm names a transfer of leadership as its reason: a member that hears a leader
-// heeds no other request.
+// peerTerm claims a transfer of leadership: a member that hears a leader ignores any other vote
+// request.
 func peerTerm(ctx context.Context, t *target, c *counter) error {
 	return message(ctx, t, c, &raftpb.Message{Type: raftpb.MsgVote.Enum(), From: t.member(), Context: []byte("CampaignTransfer"), Term: proto.Uint64(math.MaxUint64), Index: proto.Uint64(1 << 40), LogTerm: proto.Uint64(1 << 40)})
 }

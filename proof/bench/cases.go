@@ -162,7 +162,7 @@ func gets(clients int, serializable bool) func(context.Context, options, *cluste
 			if err := fill(ctx, cs, filled, valueBytes); err != nil {
 				return result{}, err
 			}
-			// Answers are not looked at below: see once that keys are found.
+			// Answers are not checked below, so check once that keys are found.
 			resp, err := pb.NewKVClient(cs[0]).Range(ctx, &pb.RangeRequest{Key: newKeyed(encode(&pb.RangeRequest{Key: keyMark}), 1).next(filled)[2:]})
 			if err == nil && len(resp.Kvs) != 1 && resp.Header.GetRevision() != emptyRevision {
 				err = fmt.Errorf("a loaded key is not found")
@@ -235,9 +235,8 @@ func keepAlives(clients int) func(context.Context, options, *cluster.Cluster) (r
 	}
 }
 
-// watches measures fan-out. Writers put to keys of their own and wait until
-// every watcher has the event, so the servers' queues stay short and the time
-// of an operation is that of the slowest watcher.
+// watches measures fan-out. Writers put to keys of their own and wait until every watcher has the
+// event, so the servers' queues stay short and an operation takes as long as the slowest watcher.
 func watches(ctx context.Context, o options, cl *cluster.Cluster) (result, error) {
 	return withConns(o, cl, func(cs conns) (result, error) {
 		ctx, fail := context.WithCancelCause(ctx)
@@ -312,7 +311,7 @@ func watches(ctx context.Context, o options, cl *cluster.Cluster) (result, error
 		if err != nil {
 			return res, err
 		}
-		// An operation is an event at a watcher.
+		// An operation is one event at one watcher.
 		res.OpsPerSecond *= watchers
 		res.Operations *= watchers
 		res.CPUPerThousand /= watchers

@@ -79,9 +79,9 @@ func encode(m proto.Message) []byte {
 	return b
 }
 
-// loop runs clients in a closed loop: each sends its next operation when the
-// one before is answered. make(i) returns client i's operation. Operations
-// that end within the window are counted.
+// loop runs clients in a closed loop: each sends its next operation when the previous one is
+// answered. make(i) returns client i's operation. Operations that end within the window are
+// counted.
 func loop(ctx context.Context, o options, cl *cluster.Cluster, clients int, make func(i int) (func(ctx context.Context, n uint64) error, error)) (result, error) {
 	ops := []func(context.Context, uint64) error{}
 	for i := range clients {

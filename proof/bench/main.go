@@ -9,13 +9,13 @@
 //	go run ./proof/bench -cases put-1000 -nodes 1 -repeat 5
 //	go run ./proof/bench -cases restart -keys 1000000
 //
-// Clients and servers share the machine, so the client is lean: requests are
-// encoded once and patched, answers are not decoded, connections are few. Its
-// own cost is therefore small but not nil, and a throughput on two cores is
-// not that of a server which has them to itself; the CPU column is.
+// Clients and servers share the machine, so the client is lean: requests are encoded once and
+// patched, answers are not decoded, connections are few. Its own cost is therefore small but not
+// zero, and the throughput on two cores is not that of a server that has them to itself; the CPU
+// column is.
 //
-// The kind empty is a gRPC server that answers every call with nothing: the
-// floor that any server built on grpc-go stands on.
+// The kind empty is a gRPC server that answers every call with nothing: the lower bound for any
+// server built on grpc-go.
 //
 // Files: main.go (flags, order), cases.go (what is run), client.go (the lean client), measure.go
 // (histogram, costs), report.go (table, JSON), restart.go, readers.go, empty.go.

@@ -91,9 +91,9 @@ type costs struct {
 	device  int64
 }
 
-// deviceWritten is what was written to the disk that holds dir, by anybody. The kernel charges a
-// process for the whole folio that it dirties, which with large folios can be a megabyte for a
-// page; the disk gets only the page. 0 if it can not be told (tmpfs, overlay).
+// deviceWritten is the number of bytes written, by any process, to the disk that holds dir. The
+// kernel charges a process for the whole folio that it dirties, which with large folios can be a
+// megabyte for a page; the disk gets only the page. 0 if it can not be told (tmpfs, overlay).
 func deviceWritten(dir string) int64 {
 	var st syscall.Stat_t
 	if syscall.Stat(dir, &st) != nil {
@@ -128,7 +128,7 @@ func costsOf(c *cluster.Cluster) (costs, error) {
 	return sum, nil
 }
 
-// resultOf puts together what was counted between two looks at the costs.
+// resultOf combines what was counted between two readings of the costs.
 func resultOf(h *histogram, window time.Duration, before, after costs) result {
 	n := float64(max(h.n, 1))
 	return result{

@@ -23,10 +23,10 @@ const (
 	lightInterval = 25 * time.Millisecond
 )
 
-// readers measures what readers leave to others. So many clients, each with a connection of its
-// own, read 10 MB again and again, and a light client in a process of its own puts. Its latencies
-// are the result's, counted are the ranges. Before that the light client is alone, which is how its
-// clock and connection are known to be well.
+// readers measures what readers leave for other clients. Many clients, each with its own
+// connection, read 10 MB again and again, and a light client in a process of its own puts. The
+// result has the latencies of the light client and the number of ranges. The light client first
+// runs alone, to check its clock and connection.
 func readers(clients int) func(context.Context, options, *cluster.Cluster) (result, error) {
 	return func(ctx context.Context, o options, cl *cluster.Cluster) (result, error) {
 		o.conns = clients
@@ -92,9 +92,9 @@ func runLight(ctx context.Context, endpoint string, warmup, duration time.Durati
 	return res
 }
 
-// lightClient puts each 25 ms, or when the put before is answered if that is
-// later, and prints how long each took in nanoseconds, or its error. args are an
-// endpoint, how long it is to warm up, and how long it is to measure.
+// lightClient puts every 25 ms, or when the previous put is answered if that is later, and prints
+// how long each took in nanoseconds, or its error. args are an endpoint, how long it is to warm up,
+// and how long it is to measure.
 func lightClient(args []string) error {
 	if len(args) != 3 {
 		return fmt.Errorf("light-client wants an endpoint and two durations")

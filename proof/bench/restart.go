@@ -48,7 +48,7 @@ func restart(ctx context.Context, o options, cl *cluster.Cluster) (result, error
 	if err != nil {
 		return res, fmt.Errorf("after SIGTERM: %w", err)
 	}
-	// Give the kill something that is not flushed yet.
+	// Write something that is not flushed yet, for the kill.
 	if _, err := withConns(o, cl, func(cs conns) (result, error) {
 		return result{}, fill(ctx, cs, min(o.keys, 50_000), valueBytes)
 	}); err != nil {
@@ -75,7 +75,7 @@ func startToRead(ctx context.Context, m *cluster.Member, keys int) (time.Duratio
 	if err := m.Start(); err != nil {
 		return 0, err
 	}
-	// Look for the open port closely: gRPC's own retries are too coarse here.
+	// Poll the port frequently: gRPC's own retries are too coarse here.
 	for {
 		conn, err := net.Dial("tcp", m.Endpoint())
 		if err == nil {

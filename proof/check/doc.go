@@ -1,5 +1,5 @@
-// Package check holds Belay to its promises from the outside: it starts real
-// processes and speaks to them as any client would.
+// Package check tests Belay's promises from the outside: it starts real processes and talks to them
+// as any client would.
 //
 // The checks, each in a file of its own:
 //
@@ -20,8 +20,8 @@
 //	logs_test.go          one day of Belay and of etcd: the same lines and metrics
 //	prometheus_*_test.go  the community's alerts on the real Prometheus
 //
-// A check that cannot fail is a defect, so most of them can also be pointed at
-// etcd, or at a side that is made to be wrong:
+// A check that cannot fail is worthless, so most of them can also be pointed at etcd, or at a side
+// that is made to be wrong:
 //
 //	BELAY_CHECK_KIND=etcd     run the checks against etcd instead of Belay
 //	BELAY_CHECK_SEED=n        repeat a run of the random checks
@@ -34,7 +34,7 @@
 //	BELAY_BIN=path            a belay binary to check, instead of building one
 //	BELAY_ETCD, BELAY_ETCDCTL, BELAY_ETCDUTL   etcd's programs, instead of building them
 //
-// The folder cluster starts and stops the processes; fuzzrpc sends random messages to every method;
-// abuse attacks a member and looks at its light clients. Nothing outside of the tests imports this
-// package.
+// Package proof/cluster starts and stops the processes; proof/fuzzrpc sends random messages to
+// every method; proof/abuse attacks a member and watches its light clients. Nothing outside the
+// tests imports this package.
 package check

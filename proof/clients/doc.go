@@ -1,9 +1,9 @@
-// Package clients runs programs and libraries that no one here wrote against
-// Belay, as their users would run them.
+// Package clients runs programs and libraries written by others against Belay, as their users would
+// run them.
 //
-// Each test gets its client from where its users get it (the Go module proxy,
-// npm, Debian), builds it, and runs it against one member and three; where the
-// client can tell what it saw, the same run on a real etcd must tell the same.
+// Each test gets its client from where users get it (the Go module proxy, npm, Debian), builds it,
+// and runs it against one member and three; where the client can report what it saw, the same run
+// on a real etcd must report the same.
 //
 //	kubernetes_test.go  the storage layer of Kubernetes: its own tests, unchanged,
 //	                    and the life of some thousands of objects
@@ -20,8 +20,8 @@
 // Folders below with a go.mod are modules of their own: the clients' many dependencies stay out of
 // Belay's. The folder etcdserver stands in for an embedded etcd.
 //
-// `go test ./proof/clients` runs a part that takes about a minute; the rest
-// runs when it is asked for, as `make clients` does:
+// `go test ./proof/clients` runs a part that takes about a minute; the rest runs on request, as
+// with `make clients`:
 //
 //	BELAY_CLIENTS=all         run everything
 //	BELAY_CHECK_KIND=etcd     run against etcd, to see that a test is right

@@ -20,7 +20,7 @@ type Tools struct {
 	Etcd, Etcdctl, Etcdutl string
 }
 
-// Root returns the top folder of Belay's module, found upwards from the working directory.
+// Root returns the root folder of Belay's module, searching upwards from the working directory.
 func Root() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {

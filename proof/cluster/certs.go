@@ -70,8 +70,8 @@ func (a *Authority) write(name, kind string, der []byte) error {
 	return os.Rename(a.Path(name+".new"), a.Path(name))
 }
 
-// Issue makes (or renews) a certificate for 127.0.0.1 and localhost with the
-// common name name, for servers and clients, good for a day, as change has it.
+// Issue makes (or renews) a certificate for 127.0.0.1 and localhost with the common name name, for
+// servers and clients, valid for a day; change, if not nil, may modify it.
 func (a *Authority) Issue(name string, change func(*x509.Certificate)) (*big.Int, error) {
 	a.serial++
 	template := &x509.Certificate{
@@ -116,8 +116,8 @@ func (a *Authority) Revoke(serials ...*big.Int) error {
 	return a.write("crl.der", "", der)
 }
 
-// Client is what a client with the certificate name dials with; name "" shows
-// none. The certificate is shown whatever authorities the server names.
+// Client is the TLS configuration of a client with the certificate name; "" presents none. The
+// certificate is presented whatever authorities the server names.
 func (a *Authority) Client(name string) (*tls.Config, error) {
 	cfg := &tls.Config{RootCAs: x509.NewCertPool()}
 	cfg.RootCAs.AddCert(a.cert)

@@ -43,7 +43,7 @@ type Config struct {
 	Args []string
 	// Env is added to every member's environment, as KEY=value.
 	Env []string
-	// TLS, if set, is how clients speak to the members: the client URLs are https.
+	// TLS, if set, is the clients' configuration, and the client URLs are https.
 	TLS *tls.Config
 	// PeerTLS makes the peer URLs https.
 	PeerTLS bool
@@ -319,7 +319,7 @@ func (m *Member) WaitReady(ctx context.Context) error {
 		call, cancel := context.WithTimeout(ctx, time.Second)
 		_, last = kv.Range(call, &pb.RangeRequest{Key: []byte("ready?")}, grpc.WaitForReady(true))
 		cancel()
-		// Nobody's read is refused with authentication on, after the barrier of the read.
+		// With authentication on, an anonymous read is refused after its read barrier.
 		if last == nil || strings.Contains(last.Error(), rpctypes.ErrorDesc(rpctypes.ErrGRPCUserEmpty)) {
 			return nil
 		}
@@ -377,8 +377,8 @@ func (m *Member) LogTail(lines int) string {
 	return strings.Join(all, "\n")
 }
 
-// LastWords is the last line of the member's output that says something grave,
-// or the last one of all.
+// LastWords is the last line of the member's output that reports something serious, or else the
+// last line.
 func (m *Member) LastWords() string {
 	lines := strings.Split(m.LogTail(60), "\n")
 	for _, line := range slices.Backward(lines) {

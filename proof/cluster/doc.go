@@ -2,8 +2,8 @@
 // checks and the benchmark.
 //
 // A [Cluster] is one or more [Member]s on loopback ports. Both kinds are given the same flags; only
-// the program and its first argument differ, so whatever holds for one kind can be asked of the
-// other. That is how a harness shows that it is itself right: it must pass against etcd.
+// the program and its first argument differ, so every check can run against either. That is how a
+// harness shows that it is correct itself: it must pass against etcd.
 //
 // The package promises:
 //   - a member's process never outlives the process that started it (Linux:
@@ -17,6 +17,7 @@
 // A Cluster and its Members may be used from several goroutines, except that
 // Start, Stop and Kill of one member are not called at the same time.
 //
-// Files: cluster.go (processes), port.go, build.go (programs under test), usage.go (what a process
-// cost: CPU, memory, bytes written), table.go (rows of the tables that harnesses print).
+// Files: cluster.go (processes), parent_linux.go and parent_other.go (no process outlives us),
+// port.go, certs.go (an authority), build.go (programs under test), usage.go (what a process cost:
+// CPU, memory, bytes written), table.go (rows of the tables that harnesses print).
 package cluster

@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// setParentDeath has the kernel kill the member when we die, however we die.
+// setParentDeath makes the kernel kill the member when this process dies, however it dies.
 func setParentDeath(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }

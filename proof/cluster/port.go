@@ -20,7 +20,7 @@ type ports struct {
 	next int
 }
 
-// The one allocator of a process: two clusters in one process must not meet.
+// The only allocator of a process: two clusters in one process must not collide.
 var allPorts = &ports{next: portLow + (os.Getpid()*61)%(portHigh-portLow)}
 
 // FreePort returns a loopback TCP port on which nobody listens now and which

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// Choose finds the rows of a table that patterns name, in the order of the patterns; each is chosen
-// once. flag and noun are how an error calls the patterns and a row: "rows" and "row". The program
-// has a flag -list.
+// Choose returns the rows of a table that patterns match, in the order of the patterns, each once.
+// flag and noun name the patterns and a row in errors: "rows" and "row". REQUIRES: the program has
+// a flag -list, which errors mention.
 func Choose[T any](all []T, name func(T) string, patterns, flag, noun string) (chosen []T, err error) {
 	for _, p := range strings.Split(patterns, ",") {
 		found := false
@@ -31,7 +31,7 @@ func Choose[T any](all []T, name func(T) string, patterns, flag, noun string) (c
 	return chosen, nil
 }
 
-// Round leaves of a duration what a table shows.
+// Round rounds a duration to what a table shows.
 func Round(d time.Duration) time.Duration {
 	if d < 100*time.Millisecond {
 		return d.Round(100 * time.Microsecond)

@@ -24,8 +24,8 @@ func threadsOf(pid int) (ids []int, err error) {
 	return ids, err
 }
 
-// burnCPU keeps all CPUs busy with other processes, times over, until ctx ends; nice
-// is how little they ask for it.
+// burnCPU keeps all CPUs busy with other processes, times on each, until ctx ends; nice is their
+// nice value.
 func burnCPU(ctx context.Context, times, nice int) error {
 	var cmds []*exec.Cmd
 	defer func() {

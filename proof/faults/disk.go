@@ -61,7 +61,7 @@ func mountDisk(program, path string) (*disk, error) {
 		return nil, err
 	}
 	d := &disk{path: path, cmd: exec.Command(program, "-back", back, "-mount", path)}
-	// Its own group: Ctrl-C is for us, and we tell it when to end.
+	// Its own process group: Ctrl-C is for us, and we tell it when to end.
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	d.cmd.Stderr = os.Stderr
 	var err error
@@ -95,7 +95,7 @@ func (d *disk) answer() (string, error) {
 	return strings.TrimSpace(rest), nil
 }
 
-// tell gives slowfs one command and returns its answer.
+// tell sends slowfs one command and returns its answer.
 func (d *disk) tell(format string, args ...any) (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -114,7 +114,7 @@ func (d *disk) met() (int, error) {
 	return strconv.Atoi(text)
 }
 
-// close unmounts. What hangs goes on first, so the member can be killed.
+// close unmounts. Operations that hang are released first, so that the member can be killed.
 func (d *disk) close() {
 	d.in.Close()
 	ended := make(chan struct{})

@@ -1,5 +1,5 @@
-// Command faults breaks things under three real members and says what their clients saw: a table,
-// Belay beside etcd, by the same script on the same machine.
+// Command faults breaks things under three real members and reports what their clients saw: a
+// table, Belay beside etcd, by the same script on the same machine.
 //
 //	go run ./proof/faults                         every row, both kinds
 //	go run ./proof/faults -rows 'leader-*' -kinds belay
@@ -9,9 +9,9 @@
 // The load of every row: 8 writers with a timeout of 2 s that put keys of their own, 4 linearizable
 // readers, a lease kept alive, a watcher of all writes. Each of these clients knows all three
 // members, as etcd's clients do. A row runs 5 s without the fault, 10 s (some 20 s) with it, and 5
-// s after it. Then all is read back: an acknowledged write must be there once, at its revision; the
-// watcher must have seen each write once and in order; no read may have been answered from before a
-// write that was acknowledged when it began; the members' HashKV must be equal.
+// s after it. Then everything is read back: an acknowledged write must exist once, at its revision;
+// the watcher must have seen each write once and in order; no read may have missed a write that was
+// acknowledged before it began; the members' HashKV must be equal.
 //
 // How the faults are made:
 //
@@ -25,14 +25,14 @@
 //	full disk a tmpfs for each member, which another process fills.
 //	pause     SIGSTOP.
 //
-// With -verdicts the rows have labels: which member and which cause it is. After the
-// fault the members are asked for the verdicts that they gave (/debug/belay/events),
-// and each is right or wrong; a row is right if it has the right one and no other.
+// With -verdicts the rows have labels: the member and the cause. After the fault the members are
+// asked for their verdicts (/debug/belay/events), and each is right or wrong; a row is right if it
+// has the right one and no other.
 //
-// Everything is undone on the way out, also after Ctrl-C; slowfs unmounts
-// itself when this program dies otherwise. It needs Linux, root and /dev/fuse.
+// Everything is undone at the end, also after Ctrl-C; slowfs unmounts itself if this program dies
+// in another way. It needs Linux, root and /dev/fuse.
 //
-// Files: main.go (the table), scenario.go (the rows), run.go (one run of one row), load.go (the
-// clients), verify.go (what they may expect), verdicts.go (labels and score), disk.go, relay.go,
-// burn.go (the tools of destruction).
+// Files: main.go (the table), scenario.go (the rows), run.go (one run of one row), load.go and
+// heavy.go (the clients), snapshot.go (the rows with a new member), verify.go (what they may
+// expect), verdicts.go (labels and score), disk.go, relay.go, burn.go (the tools of destruction).
 package main

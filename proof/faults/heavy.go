@@ -29,8 +29,8 @@ type heavyLoad struct {
 	since   time.Time
 }
 
-// fillRemoveAndWrite prepares twice as large a store as fillAndRemove does, and starts a
-// heavyLoad that goes on until the run ends.
+// fillRemoveAndWrite prepares twice as large a store as fillAndRemove does, and starts a heavyLoad
+// that runs until the run ends.
 func fillRemoveAndWrite(ctx context.Context, r *run) error {
 	r.snapshotBytes *= 2
 	if err := fillAndRemove(ctx, r); err != nil {
@@ -88,8 +88,8 @@ func (h *heavyLoad) close() {
 	}
 }
 
-// newMemberUnderLoad is newMember, and waits until the new one is a voter's equal: it has
-// applied, three times in a row, what the leader had a second before.
+// newMemberUnderLoad is newMember, and waits until the new member has caught up: three times in a
+// row it has applied what the leader had a second before.
 func newMemberUnderLoad(ctx context.Context, r *run) error {
 	start, bytes := time.Now(), r.heavy.bytes.Load()
 	if err := newMember(ctx, r); err != nil {

@@ -21,14 +21,14 @@ import (
 const (
 	writerCount = 8
 	readerCount = 4
-	// Writers and readers think between two requests, so that the load does not
-	// itself fill the CPUs and what is measured is the fault.
+	// Writers and readers pause between two requests, so that the load does not fill the CPUs by
+	// itself and the measurement shows the fault.
 	writerThink = 4 * time.Millisecond
 	readerThink = 10 * time.Millisecond
 
 	requestTimeout = 2 * time.Second
-	// leaseTTL outlives the longest time for which a row silences one member: a
-	// client that keeps its lease alive through a silent member does not know.
+	// leaseTTL is longer than any row silences one member: a client that keeps its lease alive
+	// through a silent member does not notice.
 	leaseTTL = 20 // seconds
 
 	writePrefix = "f/"
@@ -54,9 +54,9 @@ type seenEvent struct {
 	version    int64
 }
 
-// A sighting is a leader, when a member first named it, and how many answers
-// did. A member reads its term and its leader one after the other, so that an
-// answer may hold the term of one and the leader of another.
+// A sighting is a leader, the time when a member first named it, and the number of answers that
+// did. A member reads its term and its leader one after the other, so an answer may have the term
+// of one and the leader of another.
 type sighting struct {
 	term, leader uint64
 	at           time.Time
@@ -74,7 +74,7 @@ type load struct {
 	mu       sync.Mutex
 	ops      []op
 	acked    []ackedWrite
-	stale    []string // reads that were answered from the past
+	stale    []string // reads with an answer that was too old
 	events   []seenEvent
 	watchErr string
 	leaders  []sighting
@@ -87,8 +87,8 @@ func newClient(endpoints []string) (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
 }
 
-// startLoad starts the clients; they go on until ctx ends. The watcher and the
-// lease go on until long ends, so that they can be asked after the writes.
+// startLoad starts the clients; they run until ctx ends. The watcher and the lease run until long
+// ends, so that they can be checked after the writes.
 func startLoad(ctx, long context.Context, c *cluster.Cluster) (*load, error) {
 	l := &load{}
 	add := func() (*clientv3.Client, error) {
@@ -152,7 +152,7 @@ func errText(err error) string {
 	return volatile.ReplaceAllString(err.Error(), "ADDR")
 }
 
-// write puts keys that nobody else puts, so that one that is there twice, or not at all, tells.
+// write puts keys that nobody else puts, so that a doubled or lost write is visible.
 func (l *load) write(ctx context.Context, id int, c *clientv3.Client) {
 	for seq := 0; ctx.Err() == nil; seq++ {
 		w := ackedWrite{key: fmt.Sprintf("%s%d/%07d", writePrefix, id, seq), value: fmt.Sprintf("%d.%d %0200d", id, seq, seq)}

@@ -118,7 +118,7 @@ func start() error {
 	return nil
 }
 
-// choose finds the rows that patterns name; labelled: those that have a verdict.
+// choose returns the rows that patterns match; labelled: only those with an expected verdict.
 func choose(patterns string, labelled bool) ([]scenario, error) {
 	all := scenarios()
 	if labelled {

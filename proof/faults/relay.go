@@ -13,7 +13,7 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// A link is what bytes from one member to another meet.
+// A link is the quality of one direction between two members.
 type link struct {
 	delay  time.Duration // one way
 	jitter time.Duration // added to it: a random part of this
@@ -27,13 +27,12 @@ const retransmit = 200 * time.Millisecond
 // longestRetransmit is where Linux stops doubling that time.
 const longestRetransmit = 2 * time.Minute
 
-// network is one relay in front of each member's peer port. A peer's
-// connection tells who it is in its first request (X-Server-From), so each
-// direction between each two members has a link of its own.
+// network is one relay in front of each member's peer port. A peer's connection names its member in
+// its first request (X-Server-From), so each direction between two members has its own link.
 //
-// What TCP does to lost packets is imitated: data comes late and in order, a
-// cut delivers nothing and closes nothing. The way not taken: netem is not in
-// every kernel, and iptables in network namespaces not on every machine.
+// It imitates what TCP does about lost packets: data arrives late and in order; a cut delivers
+// nothing and closes nothing. The way not taken: not every kernel has netem, and not every machine
+// iptables in network namespaces.
 type network struct {
 	mu    sync.Mutex
 	whole chan struct{} // closed and replaced at each change of a link
@@ -45,11 +44,11 @@ type network struct {
 	closed    bool
 }
 
-// unknown stands for a peer that has not told who it is.
+// unknown stands for a peer that has not named its member.
 const unknown = -1
 
-// newNetwork puts relays before the members of a cluster that is not started,
-// and makes the members find each other through them.
+// newNetwork puts relays in front of the members of a cluster that is not started, and makes the
+// members find each other through them.
 func newNetwork(c *cluster.Cluster) (*network, error) {
 	n := &network{whole: make(chan struct{}), links: make(map[[2]int]link), ids: make(map[string]int), conns: make(map[net.Conn]bool)}
 	var initial []string
@@ -155,7 +154,7 @@ func (n *network) relay(c net.Conn, to int, target string) {
 		n.drop(c)
 		return
 	}
-	// Who is it? The head of the first request says so.
+	// The head of the first request names the sender.
 	head := make([]byte, 0, 4096)
 	for len(head) < cap(head) && !bytes.Contains(head, []byte("\r\n\r\n")) {
 		k, err := c.Read(head[len(head):cap(head)])

@@ -47,10 +47,10 @@ type run struct {
 	heavy    *heavyLoad // nil: none
 	leader   int        // number of the member that led when the fault began
 
-	// Of the snapshot row: how much more the sender held in memory than before, and
-	// how much the receiver did at most.
+	// For the snapshot row: how much the sender's memory grew, and how much memory the receiver had
+	// at most.
 	senderGrowth, receiver int64
-	lateHeartbeats         int      // of more than half an election timeout, by any member's word
+	lateHeartbeats         int      // of more than half an election timeout, as reported by any member
 	free                   int      // the member that was taken out
 	freeURLs               []string // its peer URLs
 
@@ -88,7 +88,7 @@ func (r *run) note(format string, args ...any) {
 
 func (r *run) diskRoot(i int) string { return filepath.Join(r.dir, fmt.Sprintf("disk%d", i+1)) }
 
-// perform runs the scenario; all that it has started ends with it.
+// perform runs the scenario; everything that it has started ends with it.
 func perform(ctx context.Context, s settings, sc scenario, kind cluster.Kind) *result {
 	r := &run{settings: s, scenario: sc, kind: kind, during: cmp.Or(sc.during, s.during)}
 	res := &result{run: r, errors: make(map[string]int)}
@@ -108,7 +108,7 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 	if r.dir, err = os.MkdirTemp(r.settings.dir, r.name+"-"+string(r.kind)+"-"); err != nil {
 		return err
 	}
-	defer os.RemoveAll(r.dir) // last: all is unmounted by then
+	defer os.RemoveAll(r.dir) // last: everything is unmounted by then
 	defer r.unmount()
 	if err := r.mount(); err != nil {
 		return err
@@ -285,7 +285,7 @@ func (r *run) keepLogs() {
 	}
 }
 
-// findLeader asks the members until one says that it leads, and tells the network who is who.
+// findLeader asks the members until one says that it leads, and tells the network their ids.
 func (r *run) findLeader(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -324,7 +324,7 @@ func (r *run) revive(res *result) error {
 		}
 		res.exited = append(res.exited, i)
 		r.note("%s%s ended (%v): %s", m.Name, r.role(i), m.ExitErr(), m.LastWords())
-		_ = m.Kill() // only takes note that it has ended
+		_ = m.Kill() // only records that it has ended
 		if err := m.Start(); err != nil {
 			return err
 		}
@@ -339,7 +339,7 @@ func (r *run) role(i int) string {
 	return ""
 }
 
-// measure fills in what the clients saw. The fault was there from from to to.
+// measure fills in what the clients saw. The fault lasted from from to to.
 func (r *run) measure(res *result, began, from, to time.Time) {
 	l := r.load
 	l.mu.Lock()

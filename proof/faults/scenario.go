@@ -23,12 +23,12 @@ type scenario struct {
 	slowLogs    bool                                    // the members log to a slowfs of their own, at level debug
 	walApart    bool                                    // the raft logs are not on slowfs: --wal-dir
 	want        []want
-	label       *label                                  // what the verdict should be; nil: not asked
+	label       *label                                  // the expected verdict; nil: not checked
 	prepare     func(ctx context.Context, r *run) error // before the load begins
 	args        []string                                // more flags of the members
 }
 
-// A want is something that must hold of a result: "" or what was seen instead.
+// A want is a requirement on a result; it returns "" or what was seen instead.
 type want func(r *result) string
 
 func failedAtMost(n int) want {
@@ -67,8 +67,8 @@ func readsUnder(d time.Duration) want {
 	}
 }
 
-// replacedWithin wants a new leader within so many election timeouts (of 1 s, the
-// default), and half a second in which it is noticed.
+// replacedWithin requires a new leader within this many election timeouts (of 1 s, the default),
+// plus half a second for clients to notice.
 func replacedWithin(timeouts int) want {
 	return func(r *result) string {
 		switch {
@@ -99,7 +99,7 @@ func throughputAtLeast(part float64) want {
 	}
 }
 
-// The stall that issue etcd's users know: a sync of the disk takes this long.
+// A stall as in reports of etcd's users: each sync of the disk takes this long.
 const stall = 2140 * time.Millisecond
 
 func scenarios() []scenario {
@@ -134,7 +134,7 @@ func scenarios() []scenario {
 		{name: "leader-cut", about: "the leader is cut off from both others", fault: cut(leader, true, true), want: []want{changesAtMost(1), replacedWithin(2)}},
 		{name: "follower-cut", about: "one follower is cut off from both others", fault: cut(oneFollower, true, true), want: []want{changesAtMost(0)}},
 		{name: "leader-cut-out", about: "nothing that the leader sends arrives", fault: cut(leader, true, false), want: []want{changesAtMost(1), replacedWithin(2)}},
-		// The majority hears it until it has found out that nobody answers it.
+		// The majority hears it until it has noticed that nobody answers it.
 		{name: "leader-cut-in", about: "nothing that is sent to the leader arrives", fault: cut(leader, false, true), want: []want{changesAtMost(1), replacedWithin(2)}},
 		{name: "follower-cut-in", about: "nothing that is sent to one follower arrives", fault: cut(oneFollower, false, true), want: []want{changesAtMost(0)}},
 		{name: "follower-cut-out", about: "nothing that one follower sends arrives", fault: cut(oneFollower, true, false), want: []want{changesAtMost(0)}},
@@ -160,7 +160,7 @@ func scenarios() []scenario {
 	return list
 }
 
-// Who is meant: the numbers of members, by the leader of the moment before.
+// who selects members, by number, depending on the leader before the fault.
 type who func(r *run) []int
 
 func leader(r *run) []int      { return []int{r.leader} }
@@ -168,7 +168,7 @@ func followers(r *run) []int   { return []int{(r.leader + 1) % 3, (r.leader + 2)
 func oneFollower(r *run) []int { return []int{(r.leader + 1) % 3} }
 func everyone(*run) []int      { return []int{0, 1, 2} }
 
-// exited wants exactly these members to have ended.
+// exited requires that exactly these members have ended.
 func exited(w who) want {
 	return func(r *result) string {
 		if wanted := w(r.run); fmt.Sprint(r.exited) != fmt.Sprint(wanted) {
@@ -238,9 +238,10 @@ func hangAndDown(ctx context.Context, r *run) error {
 	return errors.Join(hang(leader)(ctx, r), m.Start())
 }
 
-// full fills the disk in two steps, as a log or a backup of somebody else would: to 100 MB, where a
-// member has time to say NOSPACE, and in the second half of the time to the last byte. Meanwhile a
-// delete and a compaction are tried. Afterwards the space comes back and the alarm is taken away.
+// full fills the disk in two steps, as another program's log or backup would: up to 100 MB free,
+// where a member has time to raise NOSPACE, and in the second half of the time to the last byte.
+// Meanwhile it tries a delete and a compaction. Afterwards it frees the space and disarms the
+// alarm.
 func full(w who) func(context.Context, *run) error {
 	return func(ctx context.Context, r *run) error {
 		filler := filepath.Join(r.diskRoot(w(r)[0]), "filler")
@@ -274,7 +275,7 @@ func full(w who) func(context.Context, *run) error {
 	}
 }
 
-// tryAll notes which kinds of request are still served.
+// tryAll records which kinds of request are still served.
 func (r *run) tryAll(ctx context.Context, cl *clientv3.Client, when string) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()

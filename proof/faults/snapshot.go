@@ -20,13 +20,13 @@ import (
 const (
 	bigPrefix = "big/"
 	bigValue  = 256 << 10
-	// What a snapshot may cost, whatever its size: the sender streams from a view of
-	// its store, the receiver writes table files as it reads.
+	// The memory that a snapshot may take, whatever its size: the sender streams from a view of its
+	// store, the receiver writes table files as it reads.
 	maxSenderGrowth = 512 << 20
 	maxReceiver     = 1 << 30
 )
 
-// fillStore puts so much into the cluster that a new member gets a snapshot of it.
+// fillStore puts enough into the cluster that a new member gets a snapshot.
 func fillStore(ctx context.Context, r *run) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Minute)
 	defer cancel()
@@ -94,7 +94,7 @@ func fillAndRemove(ctx context.Context, r *run) error {
 	return os.RemoveAll(m.DataDir)
 }
 
-// newMember starts a new member without data, and waits until it serves. Meanwhile it looks at the
+// newMember starts a new member without data, and waits until it serves. Meanwhile it samples the
 // memory of sender and receiver.
 func newMember(ctx context.Context, r *run) error {
 	m := r.c.Members[r.free]
@@ -177,8 +177,8 @@ func addMember(ctx context.Context, cl *clientv3.Client, urls []string) (added *
 	return nil, fmt.Errorf("add a member: %w", err)
 }
 
-// knownToAll waits until every other member has applied that there is a new one: a
-// program that asks one which has not ends at once, of either kind.
+// knownToAll waits until every other member has applied the addition of the new one: a new member,
+// of either kind, that asks one that has not ends at once.
 func knownToAll(ctx context.Context, r *run, id uint64) error {
 	for i, m := range r.c.Members {
 		if i == r.free {
@@ -228,7 +228,7 @@ func snapshotMemoryBounded(res *result) string {
 }
 
 func p99AtMostDoubled(res *result) string {
-	// What is below this nobody notices, and noise on a busy machine.
+	// Differences below this go unnoticed, and are noise on a busy machine.
 	const fine = 50 * time.Millisecond
 	if res.p99Write > max(fine, 2*res.p99Before) {
 		return fmt.Sprintf("p99 of writes went from %v to %v", cluster.Round(res.p99Before), cluster.Round(res.p99Write))

@@ -18,14 +18,14 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// A label says of a row what its verdict should be.
+// A label is the expected verdict of a row.
 type label struct {
-	members who      // whose fault it is; nil: nobody's, it lies with the links
+	members who      // the members at fault; nil: none, it is the links
 	causes  []string // one of these
-	// or is a second pair that does as well, or that has to be there too.
+	// or is a second pair that is accepted as well, and one that is required too.
 	or, and *label
-	// quiet: nothing happens that a verdict would be needed for, so there may be
-	// none; one that is given must be right all the same.
+	// quiet: nothing happens that calls for a verdict, so there may be none; one that is given must
+	// still be right.
 	quiet bool
 }
 
@@ -88,8 +88,7 @@ func labels() map[string]label {
 	}
 }
 
-// verdictRows are rows that are there for their verdict: the table of the
-// clients' view is not longer for them.
+// verdictRows are rows only for their verdict; the table of the clients' view leaves them out.
 func verdictRows() []scenario {
 	return []scenario{
 		{name: "leader-pause-3", about: "the leader is stopped (SIGSTOP) for 3 s", fault: pause(leader), during: 3 * time.Second},
@@ -153,8 +152,8 @@ func delayed(w who, d time.Duration) func(context.Context, *run) error {
 	}
 }
 
-// starve makes a member the least of all processes that want a CPU, for all its
-// threads, and has others want it, though less than the other members do.
+// starve gives all threads of a member the lowest priority, and makes other processes compete for
+// the CPU, at a lower priority than the other members.
 func starve(w who) func(context.Context, *run) error {
 	return func(ctx context.Context, r *run) error {
 		m := r.c.Members[w(r)[0]]
@@ -202,7 +201,7 @@ func eventsOf(ctx context.Context, m *cluster.Member) ([]event, error) {
 	return answer.Events, err
 }
 
-// verdictsOf asks a member for the verdicts that it gave.
+// verdictsOf asks a member for its verdicts.
 func verdictsOf(ctx context.Context, m *cluster.Member) ([]verdict, error) {
 	answer, err := ask(ctx, m, "?within=1s")
 	if err != nil {
@@ -214,14 +213,14 @@ func verdictsOf(ctx context.Context, m *cluster.Member) ([]verdict, error) {
 	return answer.Verdicts, nil
 }
 
-// What is waited for a verdict at most, and after the last one for another.
+// How long to wait for a verdict, and after the last one for another.
 const (
 	verdictWait  = 40 * time.Second
 	verdictQuiet = 9 * time.Second
 )
 
-// awaitVerdicts returns the verdicts given since from: when the right one is there
-// and none has come for a while, or after verdictWait.
+// awaitVerdicts returns the verdicts given since from, once the right one has come and none has
+// followed for a while, or after verdictWait.
 func (r *run) awaitVerdicts(ctx context.Context, from time.Time) (all []verdict) {
 	began := time.Now()
 	for ctx.Err() == nil {
@@ -271,7 +270,7 @@ func (l *label) matches(r *run, v *verdict) bool {
 	return slices.Contains(l.causes, v.Cause) && slices.Equal(wanted, got) || l.or.matches(r, v) || l.and.matches(r, v)
 }
 
-// mentions reports whether a verdict that names something else tells of it as well.
+// mentions reports whether a verdict with another cause mentions it as well.
 func (l *label) mentions(r *run, v *verdict) bool {
 	for _, also := range v.Also {
 		for _, c := range l.causes {
@@ -304,7 +303,7 @@ func (l *label) judge(r *run, all []verdict) (right bool, wrong int) {
 	return one && other, wrong
 }
 
-// score prints what the verdicts were, row by row, and how many were right.
+// score prints the verdicts, row by row, and how many were right.
 func score(out io.Writer, results []*result) (missed int) {
 	fmt.Fprintln(out, "| fault | label | verdicts | |")
 	fmt.Fprintln(out, "| --- | --- | --- | --- |")

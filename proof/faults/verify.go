@@ -12,10 +12,10 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// verify reads everything back. The members are all up and the load has ended;
-// only the watcher and the lease are still there.
+// verify reads everything back. All members are up and the load has ended; only the watcher and the
+// lease still run.
 //
-// lost and doubled count acknowledged writes; faults tells all that is wrong.
+// lost and doubled count acknowledged writes; faults lists everything that is wrong.
 func (l *load) verify(ctx context.Context, c *cluster.Cluster) (lost, doubled int, faults []string) {
 	say := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	cl, err := newClient(c.Endpoints())
@@ -24,7 +24,7 @@ func (l *load) verify(ctx context.Context, c *cluster.Cluster) (lost, doubled in
 	}
 	defer cl.Close()
 
-	// What is there, by the word of a linearizable read.
+	// What exists, according to a linearizable read.
 	there := make(map[string]seenEvent)
 	var rev int64
 	for from := writePrefix; ; {
@@ -53,7 +53,7 @@ func (l *load) verify(ctx context.Context, c *cluster.Cluster) (lost, doubled in
 		}
 	}
 
-	// The watcher: each write that is there once, in order, and no other.
+	// The watcher: each write that exists, once and in order, and no other.
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		l.mu.Lock()
@@ -114,7 +114,7 @@ func (l *load) verify(ctx context.Context, c *cluster.Cluster) (lost, doubled in
 	return lost, doubled, faults
 }
 
-// sameHash wants all members to hold the same history up to rev.
+// sameHash requires that all members hold the same history up to rev.
 func sameHash(ctx context.Context, c *cluster.Cluster, rev int64) []string {
 	var hashes []uint32
 	for _, m := range c.Members {

@@ -1,5 +1,5 @@
-// Package sim runs whole members in one process, in the time of a
-// testing/synctest bubble, and breaks everything around them from one seed.
+// Package sim runs whole members in one process, in the virtual time of a testing/synctest bubble,
+// and breaks everything around them as one seed decides.
 //
 // # What runs
 //
@@ -11,18 +11,18 @@
 // # What is broken
 //
 // Syncs hang, for seconds or for so long that leadership is handed over, or are slow; crashes lose
-// what was not synced, by blocks and directory entries; processes are killed; the log's disk gives
-// EIO or ENOSPC, and the member stops and starts again; so does the store's (EIO ends a member,
-// ENOSPC is waited for); the store is flushed ahead of the log and the member crashes; members are
-// cut off, one way or both, once or flapping; messages are lost, late and reordered; members are
-// paused (loop, applier and disk stand still, as with SIGSTOP); leadership is handed over; learners
-// are added, promoted, and members removed. Logs keep a few KiB, so a member that lags gets a
-// snapshot.
+// what was not synced, by blocks and directory entries; processes are killed; the log's disk
+// returns EIO or ENOSPC, and the member stops and starts again; so does the store's (EIO ends a
+// member, ENOSPC is waited for); the store is flushed ahead of the log and the member crashes;
+// members are cut off, one way or both, once or flapping; messages are lost, delayed and reordered;
+// members are paused (loop, applier and disk stop, as with SIGSTOP); leadership is transferred;
+// learners are added and promoted, and members removed. Logs keep only a few KiB, so a lagging
+// member gets a snapshot.
 //
 // # Kinds
 //
-// Besides, each seed draws what kinds its world is of, none (plain) or some, from the
-// table in kinds_test.go; -sim.kind fixes them. A run ends with the virtual hours of each.
+// In addition each seed draws the kinds of its world, none (plain) or some, from the table in
+// kinds_test.go; -sim.kind fixes them. A run ends with the virtual hours of each kind.
 //
 //	big      values of up to 1 MB, which the store keeps apart, and groups that are split
 //	clock    the date of each member jumps by seconds or years; what counts time goes on
@@ -42,42 +42,42 @@
 // # What is checked
 //
 //   - All members apply the same events at the same revision (oracle).
-//   - Every acknowledged write is in there, at the revision that it was told, once;
-//     what was told never to have been proposed is not.
-//   - Operations see at least the revision of every operation that ended before
-//     they began; reads, serializable ones too, show exactly the state of the
-//     revision in their header. With the oracle that is linearizability; porcupine
-//     judges the same history again, knowing nothing of revisions.
+//   - Every acknowledged write is among them, once, at the revision in its answer; one that was
+//     reported as never proposed is not.
+//   - Operations see at least the revision of every operation that ended before they began; reads,
+//     serializable ones too, show exactly the state of the revision in their header. With the
+//     oracle that is linearizability; porcupine checks the same history again, without knowledge of
+//     revisions.
 //   - A watcher, over restarts and members, gets each event once, in order, whole
 //     revisions, with the right previous value.
-//   - One leader in a term, one vote of a member in a term, judged by the messages
-//     that leave, over all lives of a member.
-//   - A lease does not end before its TTL since the sending of the last renewal
-//     that was answered, and ends some time after nobody renews it.
+//   - There is one leader in a term, and one vote of a member in a term, judged by the messages
+//     sent over all lives of a member.
+//   - A lease does not end before its TTL has passed since the last answered renewal was sent, and
+//     ends some time after nobody renews it.
 //   - A call ends by its deadline, or by the request timeout, whatever hangs.
-//   - The raft loop answers at once, whatever the files do, at each tick of each member.
-//   - What a member holds of its log in memory stays below the sum of its bounds.
-//   - In every fourth plain world nothing but disks is broken, heaped on each other and for as long
-//     as it likes: nobody loses its leader there, ever. Leadership may be handed over on purpose.
-//   - When the faults end: every member serves within a bound, all get to the same index, HashKV,
-//     Hash, members and raft's configuration are equal, and there is no further election.
+//   - The raft loop answers at once at each tick of each member, whatever the files do.
+//   - The log that a member holds in memory stays below the sum of its bounds.
+//   - In every fourth plain world only disks are broken, several at a time and for any length of
+//     time: no member ever loses its leader there. Leadership may be handed over on purpose.
+//   - When the faults end, every member serves within a bound, all reach the same index, their
+//     HashKV, Hash, members and raft configuration are equal, and there is no further election.
 //
-// Every violation has a name (finding). Mutations break a rule in the wiring (the disk says
-// "synced" and is not, or not yet; the restart rule is skipped, or keeps a conflicting tail);
-// TestMutations shows that the checks notice each, by a finding that this rule's breach should
+// Every violation has a name (finding). Mutations break a rule in the wiring (the disk reports a
+// sync that has not happened, or not yet; the restart rule is skipped, or keeps a conflicting
+// tail); TestMutations shows that the checks detect each, by a finding that the breach should
 // cause: neither a run that hangs nor another finding counts.
 //
 // # What a seed repeats
 //
-// The schedule of faults and every client's choices follow from the seed, and
-// time is virtual. What Go's scheduler, select and map order decide does not, so
-// a seed that failed may have to be run a number of times (-sim.runs).
+// The schedule of faults and every client's choices follow from the seed, and time is virtual. What
+// Go's scheduler, select and map order decide does not, so a failing seed may have to be run
+// several times (-sim.runs).
 //
 // # Not covered
 //
 // gRPC and the real transport (package check has them), tokens and the rights to read, clocks that
-// drift (the bubble has one clock, and only lease tables are given a date that jumps: internal/lint
-// holds that little else reads it), a manifest of the store that cannot be written (the process
+// drift (the bubble has one clock, and only lease tables get a wall clock that jumps: internal/lint
+// checks that little else reads it), a manifest of the store that cannot be written (the process
 // ends), damage to the last group of the raft log or the loss of its last segment, which look like
 // an interrupted write, damage to files in use, members of etcd, more than one version.
 package sim

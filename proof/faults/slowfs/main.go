@@ -1,5 +1,5 @@
 // Command slowfs is a disk that can be made to misbehave: a FUSE file system that passes everything
-// through to another folder, and delays, hangs or fails what it is told to.
+// through to another folder, and delays, hangs or fails operations on command.
 //
 //	slowfs -back DIR -mount DIR
 //
@@ -41,8 +41,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// A fault is what happens to the operations of some kinds. It never changes:
-// another fault takes its place.
+// A fault is what happens to operations of some kinds. It is immutable: another fault replaces it.
 type fault struct {
 	kinds   map[string]bool
 	delay   time.Duration
@@ -51,15 +50,14 @@ type fault struct {
 	cleared chan struct{} // closed when this fault is over
 }
 
-// disk holds the fault of the moment, nil if there is none.
+// disk holds the present fault, nil if there is none.
 type disk struct {
 	fault atomic.Pointer[fault]
 	met   atomic.Int64
 }
 
-// meet is called before each operation of the kind. It returns once the disk
-// "has got to it", and the error that the operation must return, if any.
-// Interrupts are not looked at: no real disk does.
+// meet is called before each operation of the kind. It returns when the disk would get to it, with
+// the error that the operation must return, if any. It ignores interrupts, as a real disk does.
 func (d *disk) meet(kind string) syscall.Errno {
 	f := d.fault.Load()
 	if f == nil || !f.kinds[kind] {
@@ -129,8 +127,8 @@ type node struct {
 	disk *disk
 }
 
-// file is an open file. It denies the kernel the file below: a write that goes
-// there directly would meet no fault.
+// file is an open file. It hides the file below from the kernel: a write that goes there directly
+// would meet no fault.
 type file struct{ *fs.LoopbackFile }
 
 func (*file) PassthroughFd() (int, bool) { return 0, false }
@@ -219,8 +217,8 @@ func (n *node) Setattr(ctx context.Context, f fs.FileHandle, in *fuse.SetAttrIn,
 	return n.LoopbackNode.Setattr(ctx, f, in, out)
 }
 
-// Fsync passes fdatasync through as fdatasync (the library's own would make it an fsync), since a
-// log that overwrites preallocated blocks lives from the difference.
+// Fsync passes fdatasync through as fdatasync (the library's own would make it an fsync), since the
+// difference matters to a log that overwrites preallocated blocks.
 func (n *node) Fsync(ctx context.Context, f fs.FileHandle, flags uint32) syscall.Errno {
 	if e := n.disk.meet("sync"); e != 0 {
 		return e
