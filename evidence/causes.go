@@ -29,13 +29,13 @@ const (
 	CauseUnknown      Cause = "unknown"
 )
 
-// causes are all that a verdict can name. Judge is this table: for each cause the grounds for which it
-// is named, each with its weight and the evidence that it needs, and what to do about it.
+// causes are all causes that a verdict can name. Judge follows this table: for each cause its
+// grounds, each with a weight and the evidence that it needs, and the advice.
 //
-// The heaviest cause found is the verdict's; what else was found is told beside it. What is known of
-// the end of a process weighs most, then what a member measured of itself, then what the two ends of
-// a link say of each other. Of the grounds about one topic only the heaviest that has its evidence
-// counts, so that one trouble is not told twice.
+// The verdict names the heaviest cause found; the others are listed beside it. What is known about
+// the end of a process weighs most, then a member's own measurements, then what the two ends of a
+// link report about each other. Of the grounds about one topic only the heaviest with evidence
+// counts, so that one problem is not reported twice.
 var causes = []struct {
 	cause   Cause
 	grounds []ground
@@ -82,7 +82,8 @@ var causes = []struct {
 		{about: itsHandOver, weight: 60, evidence: handedOverOnRequest},
 	}, "nothing: it was asked for"},
 
-	// A leader's disk costs the leadership only by a hand-over: nobody waits for it otherwise.
+	// A leader's disk costs it the leadership only by a hand-over: nothing waits for the disk
+	// otherwise.
 	{CauseDiskDead, []ground{
 		{about: itsSyncs, weight: 78, handOver: ForDisk, swing: 40, evidence: syncInFlight(DiskDead)},
 	}, "look at that member's disk, its controller or its volume's service; if it does not come back replace the member"},
@@ -103,7 +104,7 @@ var causes = []struct {
 		{about: itsTicks, weight: 72, evidence: lateForMemory},
 	}, "give the member more memory, or see what else takes it; look at GOMEMLIMIT and the container's limit"},
 
-	// The later it was, the more likely it is the reason.
+	// The longer the delay, the more likely it is the reason.
 	{CauseCPU, []ground{
 		{about: itsTicks, weight: 74, evidence: lateForCPU(2 * time.Second)},
 		{about: itsTicks, weight: 73, evidence: lateForCPU(1500 * time.Millisecond)},
@@ -134,30 +135,31 @@ var causes = []struct {
 		{about: theRoundTrips, weight: 50, links: lossyLinks},
 	}, "packets are lost between the members that are named: look at cables, interfaces' error counters, overloaded links"},
 
-	// What is told when nothing explains it: strange, and nothing to blame.
+	// For incidents that nothing explains.
 	{CauseUnknown, []ground{
 		{about: itsTicks, weight: 0, evidence: late},
 	}, "the events of all members are at /debug/belay/events of each; please report what they show"},
 }
 
-// A ground is why a cause is named. Either evidence or links is set.
+// A ground is a reason to name a cause. Either evidence or links is set.
 type ground struct {
 	about  topic
 	weight int
-	// evidence looks for what it needs in what is known of a member, and says it in lines that begin
-	// with the member's name; without any there is no ground.
+	// evidence returns what supports the ground in a member's testimony, in lines that begin with
+	// the member's name; with none the ground does not apply.
 	evidence func(h *hearing, m *Testimony) []string
-	// links does so with what all members say of each other; nil: no ground.
+	// links does the same for the reports of all members about each other; nil: the ground does not
+	// apply.
 	links func(h *hearing) *finding
 
-	// handOver is the reason that a leader gives if it hands over because of this, and swing by how
-	// much more the ground weighs then. If leadership moved without it, it weighs so much less. 0: it
-	// weighs the same whatever happened.
+	// handOver is the reason of a hand-over because of this ground, and swing how much more the
+	// ground then weighs. If leadership moved without one, it weighs as much less. 0: it always
+	// weighs the same.
 	handOver HandOverReason
 	swing    int
 }
 
-// topic is what grounds are about. Causes of equal weight are told in this order.
+// topic is what grounds are about. Causes of equal weight are listed in this order.
 type topic int
 
 const (
@@ -175,7 +177,7 @@ const (
 	topicCount
 )
 
-// Causes are all there are.
+// Causes returns all causes.
 func Causes() []Cause {
 	all := make([]Cause, len(causes))
 	for i := range causes {

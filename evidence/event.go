@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Kind is what an event tells of. Its name is what the endpoint shows.
+// Kind is the kind of an event. Its name is what the endpoint shows.
 type Kind uint8
 
 const (
@@ -16,7 +16,7 @@ const (
 	Paused                     // nothing of it ran for Took, and it had not asked for a CPU either; Note: how that is known
 	LateTick                   // the raft loop's tick came late by Took
 	CPUWait                    // its threads were ready to run and got no CPU, for Value percent of the time; Note: noThreadRan, or none
-	Pressure                   // the machine's: Note is a Resource, Value the percent of the time that somebody waited
+	Pressure                   // of the machine: Note is a Resource, Value the percent of the time that some task waited
 	GCPause                    // the garbage collector stopped the process for Took, at most
 	LogStalled                 // an output of the log has not taken a line for Took
 	LogDropped                 // Value lines of the log were dropped: their output does not take them
@@ -25,9 +25,9 @@ const (
 	DiskStalled  // the same, beyond the hand-over bound
 	DiskDead     // the same, so long that it may never end
 	DiskBetter   // the disk does better again; Note: its state
-	StoreStalled // the store has not got on with what it had to apply or to make durable for Took
-	StoreBetter  // it gets on again; Took: the longest that it had not
-	DiskFull     // less space is left than the bound; Value: bytes
+	StoreStalled // the store has made no progress in applying or in making durable for Took
+	StoreBetter  // it makes progress again; Took: the longest time without
+	DiskFull     // less space is free than the bound; Value: bytes
 	// Its peers. Peer is the other member.
 	Silent      // nothing has come from Peer for Took
 	Unreachable // Peer has not answered for Took; Note is an Absence
@@ -43,11 +43,11 @@ const (
 	Refusing         // writes, or appends, since Value bytes of the raft log wait in memory; Note: for what
 	// Raft.
 	LateHeartbeat // nothing came from the leader, Peer, for Took: more than half an election timeout
-	Campaign      // this member asks for votes, after Took without a leader's word
+	Campaign      // this member asks for votes, after Took without hearing from a leader
 	Elected       // this member leads; Peer led before; Note: why, AskedToLead first after a hand-over
 	Followed      // this member follows Peer now; Note: why
 	LostLeader    // this member knows no leader; Peer led before
-	SteppedDown   // this member leads no more; Note: why; Peer: who made it
+	SteppedDown   // this member no longer leads; Note: why; Peer: the member that caused it
 	HandOver      // this member, the leader, hands over to Peer; Note is a HandOverReason
 	Timeouts      // the election timeout is now Took
 	// What was made of all that.
@@ -74,7 +74,7 @@ func (k Kind) String() string {
 	return kindNames[k]
 }
 
-// kindOf finds a kind by its name; 0: of a later version.
+// kindOf returns the kind with a name; 0: one of a later version.
 func kindOf(name string) Kind {
 	for k, n := range kindNames {
 		if k > 0 && n == name {
@@ -84,9 +84,8 @@ func kindOf(name string) Kind {
 	return 0
 }
 
-// An Event is one thing that was seen. What its fields mean is said at its Kind;
-// those that mean nothing there are zero. An Event holds no pointer but Note,
-// which on hot paths is a constant.
+// An Event is one observation. The comment at its Kind says what its fields mean; unused ones are
+// zero. Note is its only pointer, and a constant on hot paths.
 type Event struct {
 	Kind  Kind
 	Peer  uint64
@@ -98,13 +97,13 @@ type Event struct {
 	// The ring sets these.
 	Seq   uint64        // counts the events of this life, from 1
 	At    time.Time     // when it was recorded, or last extended; with its monotonic clock if of this life
-	Count int64         // how many were put into one
+	Count int64         // how many events were merged into this one
 	First time.Duration // from the first of these to At
 	Past  bool          // of a life of this process before this one
 }
 
-// Near misses: what may cost a leader, and what a person wants to know of although
-// nobody noticed. Each opens an incident.
+// Near misses: events that may cost a leader its leadership, or that an operator should know about
+// although nobody noticed. Each opens an incident.
 func (k Kind) nearMiss() bool {
 	switch k {
 	case Failing, Paused, LogStalled, LogDropped, DiskSlow, DiskStalled, DiskDead, DiskFull, StoreStalled, Refusing,
@@ -114,8 +113,8 @@ func (k Kind) nearMiss() bool {
 	return false
 }
 
-// Told is an event as JSON carries it between members and to people: times are
-// ages, so that no clock has to agree with another.
+// Told is an event as JSON, for other members and for people: times are ages, so that clocks need
+// not agree.
 type Told struct {
 	Seq   uint64  `json:"seq,omitempty"`
 	Kind  string  `json:"kind"`
@@ -147,7 +146,7 @@ func (e *Event) told(now time.Time) Told {
 
 // event is the inverse, with At relative to now.
 func (t *Told) event(now time.Time) Event {
-	const longest = 1e8 // seconds; what a broken peer says must not overflow
+	const longest = 1e8 // seconds; values from a broken peer must not overflow
 	seconds := func(s float64) time.Duration {
 		return time.Duration(min(max(s, 0), longest) * float64(time.Second))
 	}
@@ -160,7 +159,7 @@ func (t *Told) event(now time.Time) Event {
 	return e
 }
 
-// Report is what a member tells of itself: the answer of both endpoints.
+// Report is what a member reports about itself: the answer of both endpoints.
 type Report struct {
 	Member   string  `json:"member_id"` // hexadecimal
 	Name     string  `json:"name"`
@@ -170,7 +169,7 @@ type Report struct {
 	Term     uint64  `json:"term"`
 	NearMiss uint64  `json:"near_miss_seq"` // of the newest near miss of this life; 0: none
 	Lost     uint64  `json:"events_overwritten"`
-	Unkept   uint64  `json:"events_not_on_disk"` // those that the file could not take
+	Unkept   uint64  `json:"events_not_on_disk"` // events that could not be written to the file
 
 	Links    []LinkReport `json:"links"`
 	Verdicts []Verdict    `json:"verdicts"` // that this member gave, the newest last

@@ -16,10 +16,10 @@ import (
 //
 //	{"at":"2026-11-21T05:41:15.123456789Z","kind":"disk-slow","took":1.2,...}
 //
-// Lines are appended to one until it is full; then the other is emptied and gets
-// the next. So the last 256 KiB at least are there, 512 KiB at most. Nothing is
-// ever synced: what a power failure takes is the last seconds of evidence, and a
-// sync is what a sick disk cannot do. A line that is torn is skipped.
+// Lines are appended to one until it is full; then the other is emptied and gets the next. So they
+// hold at least the last 256 KiB, at most 512 KiB. Nothing is ever synced: a power failure costs
+// the last seconds of evidence, and a sync is just what a failing disk cannot do. A torn line is
+// skipped.
 const (
 	fileBytes    = 256 << 10
 	keepInterval = 500 * time.Millisecond
@@ -42,9 +42,9 @@ type keptEvent struct {
 	Note  string        `json:"note,omitempty"`
 }
 
-// Keeper writes what a ring gets to disk, in a goroutine of its own that may hang
-// as long as the disk does: nobody waits for it. It uses the operating system
-// directly, not vfs: it must not share a health check or a budget with the store.
+// Keeper writes a ring's events to disk, in a goroutine of its own that may hang as long as the
+// disk does: nobody waits for it. It uses the operating system directly, not vfs: it must not share
+// a health check or a budget with the store.
 type Keeper struct {
 	ring *Ring
 	dir  string
@@ -60,9 +60,9 @@ type Keeper struct {
 	turn int // of fileNames
 }
 
-// Keep reads the record of earlier lives in dir into the ring, and goes on
-// writing there. A record that cannot be read is no error worth a start: it is
-// returned for the log, with a Keeper that works all the same.
+// Keep reads the record of earlier lives in dir into the ring, and continues writing there. A
+// record that cannot be read must not prevent a start: the error is returned for the log, with a
+// working Keeper.
 func Keep(ring *Ring, dir string) (*Keeper, error) {
 	k := &Keeper{ring: ring, dir: dir, stop: make(chan struct{}), done: make(chan struct{}), flush: make(chan chan struct{})}
 	var err error
@@ -71,7 +71,7 @@ func Keep(ring *Ring, dir string) (*Keeper, error) {
 	return k, err
 }
 
-// LastEnd says how the process before this one ended, for the Started event.
+// LastEnd is how the previous process ended, for the Started event.
 func (k *Keeper) LastEnd() End { return k.last }
 
 func (k *Keeper) readPast() (ended End, err error) {
@@ -141,7 +141,7 @@ func readEvents(path string) (events []Event, err error) {
 	}
 }
 
-// Flush has everything written that is there, and waits for it at most so long.
+// Flush writes everything that waits, and waits at most this long for it.
 func (k *Keeper) Flush(wait time.Duration) {
 	limit := time.After(wait)
 	written := make(chan struct{})
@@ -158,8 +158,8 @@ func (k *Keeper) Flush(wait time.Duration) {
 	}
 }
 
-// Close flushes and ends the writer, and waits for it at most so long: a writer
-// that hangs with its disk is left behind.
+// Close flushes and ends the writer, and waits at most this long: a writer that hangs with its disk
+// is left behind.
 func (k *Keeper) Close(wait time.Duration) {
 	k.Flush(wait)
 	close(k.stop)
@@ -183,7 +183,7 @@ func (k *Keeper) run() {
 		case <-k.stop:
 			return
 		case <-tick.C:
-			// What may yet be extended waits.
+			// An event that may still be extended waits.
 			k.write(mergeWithin)
 		case written := <-k.flush:
 			k.write(0)
@@ -192,7 +192,7 @@ func (k *Keeper) run() {
 	}
 }
 
-// write appends the events that are at least so old.
+// write appends the events that are at least age old.
 func (k *Keeper) write(age time.Duration) {
 	r := k.ring
 	now := r.now()
@@ -251,7 +251,7 @@ func (k *Keeper) append(text []byte) error {
 		}
 		k.file, k.size = f, st.Size()
 		if k.size > 0 {
-			// The last line may be torn: this one must begin on its own.
+			// The last line may be torn: this one must begin on a new line.
 			text = append([]byte{'\n'}, text...)
 		}
 	}

@@ -6,18 +6,19 @@ import (
 	"time"
 )
 
-// The evidence that the grounds of a cause need, in what is known of one member.
+// The evidence for grounds about one member, from its testimony.
 
 const (
-	// tellingPause and tellingLate are how long a member must have stood still, or its ticks must
-	// have been late, for it to explain anything.
+	// tellingPause and tellingLate are how long a pause must have been, or how late a member's
+	// ticks, to explain anything.
 	tellingPause = 300 * time.Millisecond
 	tellingLate  = 200 * time.Millisecond
-	// decisive: what lasts less explains no election by itself.
+	// decisive: anything shorter explains no election by itself.
 	decisive = 400 * time.Millisecond
-	// tellingSnapshot is how long a snapshot must take to be a burden.
+	// tellingSnapshot is how long a snapshot must take to matter.
 	tellingSnapshot = time.Second
-	// sampledLate: what is sampled once a second may come so much later than what it explains.
+	// sampledLate: a value that is sampled once a second may be recorded this much later than what
+	// it explains.
 	sampledLate = 2 * time.Second
 )
 
@@ -28,8 +29,8 @@ func line(m *Testimony, format string, args ...any) []string {
 
 // How its process ended.
 
-// lastWords are what is known of the end of a member's process: by its own word, by its last words to
-// others, and by what its next process found in the record.
+// lastWords is what is known about the end of a member's process: from its own report, from its
+// last words to others, and from what its next process found in the record.
 func (h *hearing) lastWords(m *Testimony) (failure string, stopped bool) {
 	for i := range m.Events {
 		switch e := &m.Events[i]; {
@@ -59,8 +60,8 @@ func (h *hearing) lastWords(m *Testimony) (failure string, stopped bool) {
 	return failure, stopped
 }
 
-// startedAgain is the last start of a member. One after the incident counts, too: it tells of an end
-// before it.
+// startedAgain is the last start of a member. One after the incident counts, too: it shows that the
+// process ended before.
 func (h *hearing) startedAgain(m *Testimony) (again *Event) {
 	for i := range m.Events {
 		if e := &m.Events[i]; e.Kind == Started && !e.Past && e.At.After(h.from) {
@@ -131,7 +132,7 @@ func doesNotAnswer(h *hearing, m *Testimony) []string {
 	return line(m, "does not answer, for %s by now: cut off, frozen, or its machine is down", short(gone))
 }
 
-// Whether it stood still, and why it handed over.
+// Pauses, and hand-overs with their reason.
 
 func stoodStillFor(least time.Duration) func(*hearing, *Testimony) []string {
 	return func(h *hearing, m *Testimony) []string {
@@ -143,7 +144,7 @@ func stoodStillFor(least time.Duration) func(*hearing, *Testimony) []string {
 	}
 }
 
-// handOver is the hand-over by which a member lost the leadership, if that was for this reason.
+// handOver is the hand-over by which a member gave up leadership, if it had this reason.
 func (h *hearing) handOver(m *Testimony, reason HandOverReason) *Event {
 	if h.in.Kind == NearMissOnly || m.ID != h.in.Before {
 		return nil
@@ -172,7 +173,7 @@ func handedOverToStop(h *hearing, m *Testimony) []string {
 
 // Its disks.
 
-// andHandedOver adds that a member handed over because of what the lines say, if it did.
+// andHandedOver adds that a member handed over for the reason in the lines, if it did.
 func (h *hearing) andHandedOver(m *Testimony, reason HandOverReason, lines []string) []string {
 	if e := h.handOver(m, reason); e != nil {
 		lines = append(lines, line(m, "handed over to %s because of it", h.name(e.Peer))...)
@@ -210,8 +211,8 @@ func syncInFlight(kind Kind) func(*hearing, *Testimony) []string {
 
 // Why its ticks were late.
 
-// lateness is how late the ticks of a member were; 0: not late enough to tell of, or because it stood
-// still, which is told already.
+// lateness is how late the ticks of a member were; 0: not late enough to matter, or late because of
+// a pause, which is reported already.
 func (h *hearing) lateness(m *Testimony) (lateness time.Duration) {
 	if late := h.worst(m, LateTick); late != nil {
 		lateness = late.Took
@@ -227,7 +228,7 @@ func (h *hearing) lateness(m *Testimony) (lateness time.Duration) {
 	return lateness
 }
 
-// pressed is the first time that a member's machine had too little of something.
+// pressed is the first event that a member's machine had too little of something.
 func (h *hearing) pressed(m *Testimony, what Resource) *Event {
 	for i := range m.Events {
 		if e := &m.Events[i]; e.Kind == Pressure && Resource(e.Note) == what && h.countsUntil(e, sampledLate) {
@@ -259,8 +260,8 @@ func lateForMemory(h *hearing, m *Testimony) []string {
 	return line(m, "was late by up to %s: its machine had too little memory", short(lateness))
 }
 
-// lateForCPU is the evidence of a member that was so late at least and got no CPU, unless it lacked
-// memory: that costs CPU, too.
+// lateForCPU is the evidence that a member was at least this late because it got no CPU, unless it
+// lacked memory, which costs CPU, too.
 func lateForCPU(least time.Duration) func(*hearing, *Testimony) []string {
 	return func(h *hearing, m *Testimony) []string {
 		lateness := h.lateness(m)

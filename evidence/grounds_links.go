@@ -6,18 +6,19 @@ import (
 	"time"
 )
 
-// The evidence that the grounds about links need: what the two ends say of each other.
+// The evidence for grounds about links: what the two ends report about each other.
 
-// disturbed: a member whose ticks were so late answers late, too, which is not the network's fault.
+// disturbed: a member whose ticks were this late answers late, too, which is not the network's
+// fault.
 const disturbed = 100 * time.Millisecond
 
-// index is the place of a member in the incident; -1: it is none.
+// index is the place of a member in the incident; -1: it is not among them.
 func (h *hearing) index(id uint64) int {
 	return slices.IndexFunc(h.in.Members, func(m Testimony) bool { return m.ID == id })
 }
 
-// stoodStillDuring says whether a member did not run, or began, while e lasted: then its silence was
-// its own.
+// stoodStillDuring reports whether a member did not run, or started, while e lasted: then the
+// silence was its own.
 func stoodStillDuring(m *Testimony, e *Event) bool {
 	from := e.At.Add(-span(e))
 	for i := range m.Events {
@@ -41,7 +42,7 @@ func stoodStillDuring(m *Testimony, e *Event) bool {
 	return false
 }
 
-// direction is one way of a link, from a member to a member, by their places in the incident.
+// direction is one direction of a link, from a member to a member, by their places in the incident.
 type direction struct{ from, to int }
 
 // blocked are the directions in which nothing arrived although both ends ran, with how long.
@@ -66,7 +67,8 @@ func (h *hearing) blocked() map[direction]time.Duration {
 	return blocked
 }
 
-// partition finds directions in which nothing arrived, and the member that most of them have in common.
+// partition finds directions in which nothing arrived, and the member that most of them have in
+// common.
 func partition(h *hearing) *finding {
 	blocked := h.blocked()
 	if len(blocked) == 0 {
@@ -111,8 +113,8 @@ func partition(h *hearing) *finding {
 }
 
 // mostTouched is the member that most of the blocked directions begin or end at; the old leader
-// before others, and at a near miss anyone before the leader. shared: it is no more to blame than
-// another, as at the ends of a single link of which neither leads or led.
+// before others, and at a near miss any other member before the leader. shared: it is no more to
+// blame than another, as with a single link neither end of which leads or led.
 func (h *hearing) mostTouched(touched []int) (worst int, shared bool) {
 	members := h.in.Members
 	for i, n := range touched {
@@ -149,8 +151,8 @@ func lossyLinks(h *hearing) *finding {
 	return f
 }
 
-// unevenLinks tells of the links whose round trips are long, or come late now and then, although both
-// ends were in time; nil: there are none. slow: one of them at least is long.
+// unevenLinks finds the links whose round trips are long, or sometimes late, although both ends
+// were on time; nil: there are none. slow: at least one of them is long.
 func (h *hearing) unevenLinks() (f *finding, slow bool) {
 	worst := h.worstRoundTrips()
 	if len(worst) == 0 {
@@ -178,7 +180,7 @@ func (h *hearing) unevenLinks() (f *finding, slow bool) {
 			f.evidence = append(f.evidence, text)
 		}
 	}
-	// One member whose links are all of those is the place to look.
+	// If one member is an end of all of them, it is the place to look.
 	for i, n := range touched {
 		if n == len(worst) && (len(worst) > 1 || len(members) == 2 || members[i].ID != h.in.Leader) {
 			f.member = members[i].ID
@@ -188,7 +190,7 @@ func (h *hearing) unevenLinks() (f *finding, slow bool) {
 	return f, slow
 }
 
-// worstRoundTrips are the worst that the ends of each link said of it, unless an end was late itself.
+// worstRoundTrips are the worst that the ends of each link reported, unless an end was late itself.
 func (h *hearing) worstRoundTrips() map[pair]*Event {
 	worst := make(map[pair]*Event)
 	members := h.in.Members
@@ -227,9 +229,9 @@ func (h *hearing) addLossy(worst map[pair]*Event) {
 	}
 }
 
-// late says whether a member was itself so late that it explains round trips that took so long, of
-// which so many came late. Late ticks explain those that are not much longer, and as many as there
-// were of them.
+// late reports whether a member was itself so late that this explains round trips of this length
+// and number of late ones. Late ticks explain round trips that are not much longer, and as many as
+// there were late ticks.
 func (h *hearing) late(m *Testimony, took time.Duration, lateCount int64) bool {
 	if m.Absent != Answered || h.worst(m, Paused) != nil {
 		return true

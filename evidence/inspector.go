@@ -13,22 +13,22 @@ import (
 )
 
 const (
-	// After an election it takes a moment until the members have recorded their
-	// side of it; a near miss may yet become an election or a hand-over, which
-	// for a disk takes its stall bound of 5 s.
+	// After an election it takes a moment until the members have recorded their side of it; a near
+	// miss may still become an election or a hand-over, which for a disk takes its stall bound of 5
+	// s.
 	electionSettles = 2500 * time.Millisecond
 	nearMissSettles = 6 * time.Second
-	// waitForAbsent is how long a verdict waits for a member that does not answer
-	// and whose word would count.
+	// waitForAbsent is how long a verdict waits for a member that does not answer and whose
+	// evidence would count.
 	waitForAbsent   = 30 * time.Second
 	collectTimeout  = 2 * time.Second
 	collectAgain    = time.Second
 	inspectInterval = 250 * time.Millisecond
-	// sameAgain: for so long a near miss with the same cause and members as a
-	// verdict before says nothing new.
+	// sameAgain is how long a near miss with the same cause and members as an earlier verdict is
+	// not news.
 	sameAgain    = 5 * time.Minute
 	keptVerdicts = 64
-	// TellWithin is how far back members tell each other.
+	// TellWithin is how far back the reports between members go.
 	TellWithin = 2 * time.Minute
 )
 
@@ -50,7 +50,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
-// InspectorOptions are what an Inspector is made of; all but Metrics and Logger are required.
+// InspectorOptions configure an Inspector; all but Metrics and Logger are required.
 type InspectorOptions struct {
 	Self    uint64
 	Ring    *Ring
@@ -61,14 +61,13 @@ type InspectorOptions struct {
 	// names; a name may be empty.
 	Members func() map[uint64]string
 	Leads   func() bool
-	// Collect asks another member for its report of the last TellWithin. A member
-	// that cannot tell any (etcd) gives an empty one and no error.
+	// Collect asks another member for its report of the last TellWithin. A member that has none
+	// (etcd) gives an empty one and no error.
 	Collect func(ctx context.Context, id uint64) (Report, error)
 }
 
-// Inspector opens an incident when something happened to the leadership of this
-// member, or nearly did, collects what the members recorded, and gives one verdict.
-// Only the leader does so.
+// Inspector opens an incident when something happened to the leadership of this member, or nearly
+// did, collects what the members recorded, and gives one verdict. Only the leader does this.
 type Inspector struct {
 	o       InspectorOptions
 	now     func() time.Time
@@ -79,7 +78,7 @@ type Inspector struct {
 	// Of its goroutine alone.
 	seen  uint64 // Seq of the last event looked at
 	peers map[uint64]peerSeen
-	gone  map[uint64]bool // peers that do not answer and have their incident
+	gone  map[uint64]bool // peers that do not answer and already have an incident
 	given map[string]time.Time
 
 	mu       sync.Mutex
@@ -137,8 +136,7 @@ func (i *Inspector) Stop() {
 	i.running.Wait()
 }
 
-// Verdicts are the last that were given, the newest last, and what is still open,
-// in words.
+// Verdicts returns the last verdicts, the newest last, and a description of the open incident.
 func (i *Inspector) Verdicts() (given []Verdict, open string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -183,7 +181,7 @@ func (i *Inspector) step() {
 		}
 	}
 	if !leads {
-		i.setOpen(nil) // whoever leads now has an incident of its own
+		i.setOpen(nil) // the present leader has an incident of its own
 		return
 	}
 	if i.open != nil && !now.Before(i.open.due) {
@@ -210,7 +208,7 @@ func (i *Inspector) nearMiss(began, now time.Time) {
 	}
 }
 
-// try collects and judges; it may find that it has to wait for somebody.
+// try collects and judges; it may have to wait for a member.
 func (i *Inspector) try() {
 	o := i.open
 	in := Incident{Kind: o.kind, Began: o.began, Leader: i.o.Self, Before: o.before, Members: i.collect()}
@@ -220,7 +218,7 @@ func (i *Inspector) try() {
 	now := i.now()
 	v := Judge(in, now)
 	missing := len(v.Missing) > 0
-	// Who was missing and is back has recorded why, or does so now.
+	// A member that was missing and is back has recorded why, or does so now.
 	if (missing || o.missing) && now.Before(o.deadline) {
 		o.missing, o.due = missing, now.Add(collectAgain)
 		return
@@ -237,7 +235,7 @@ func (i *Inspector) give(v Verdict, o *openIncident, now time.Time) {
 		return
 	}
 	if o.kind == NearMissOnly && v.Cause == CauseUnknown {
-		return // nothing happened, and there is nothing to say of it
+		return // nothing happened
 	}
 	for k, at := range i.given {
 		if now.Sub(at) >= sameAgain {
@@ -257,7 +255,7 @@ func (i *Inspector) give(v Verdict, o *openIncident, now time.Time) {
 		zap.Strings("did-not-answer", v.Missing), zap.String("advice", v.Advice))
 }
 
-// collect asks all members at once.
+// collect asks all members at the same time.
 func (i *Inspector) collect() []Testimony {
 	names := i.o.Members()
 	ctx, cancel := context.WithTimeout(i.ctx, collectTimeout)
@@ -277,7 +275,7 @@ func (i *Inspector) collect() []Testimony {
 			if err != nil {
 				t.Absent = WhyNot(err)
 			} else {
-				// Its ages count from when it wrote them down: half a round trip ago.
+				// Its ages count from when it wrote the report: half a round trip ago.
 				t.Events, t.Links = eventsOf(&report, end.Add(-end.Sub(start)/2)), report.Links
 			}
 			mu.Lock()

@@ -19,18 +19,18 @@ const (
 	SameLeaderAgain  IncidentKind = "leader re-elected" // the same leader in a later term
 )
 
-// Testimony is what is known of one member.
+// Testimony is what is known about one member.
 type Testimony struct {
 	ID     uint64
 	Name   string
 	Absent Absence // why it did not answer
-	// Nameless: it has never told the cluster its name, which is the first that a member does.
+	// Nameless: it has never published its name, which is the first thing that a member does.
 	Nameless bool
 	Events   []Event // At by the judge's clock; the oldest first
 	Links    []LinkReport
 }
 
-// Incident is what a verdict is asked for.
+// Incident is what needs a verdict.
 type Incident struct {
 	Kind           IncidentKind
 	Began          time.Time
@@ -38,41 +38,42 @@ type Incident struct {
 	Members        []Testimony
 }
 
-// Verdict says why.
+// Verdict is the explanation of an incident.
 type Verdict struct {
 	Time     string   `json:"time"`
 	Incident string   `json:"incident"`
 	Cause    Cause    `json:"cause"`
-	Members  []string `json:"members"` // names of those that the cause lies with; none: with the links
+	Members  []string `json:"members"` // names of the members at fault; empty: the links are
 	Links    []string `json:"links,omitempty"`
 	Evidence []string `json:"evidence"`
 	Also     []string `json:"also,omitempty"` // what else was seen at the time
 	Advice   string   `json:"advice"`
-	// Missing are members that did not answer although their word could count.
+	// Missing are members that did not answer although their evidence could count.
 	Missing []string `json:"missing,omitempty"`
 }
 
 const (
-	// lookback: what ended longer before an incident has nothing to do with it.
+	// lookback: what ended longer ago before an incident has nothing to do with it.
 	lookback = 6 * time.Second
 	// aftermath: what began longer after an election did not cause it.
 	aftermath = time.Second
 	// certainty: a verdict of this weight does not wait for members to come back.
 	certainty = 90
-	// ofOldLeader is how much more the old leader's troubles weigh than others' when leadership went
-	// away from it.
+	// ofOldLeader is how much more the old leader's problems weigh than others' when it lost the
+	// leadership.
 	ofOldLeader = 40
-	// alike: others with the same cause are named with the first if they weigh so little less.
+	// alike: others with the same cause are named with the first if they weigh at most this much
+	// less.
 	alike = 20
 )
 
-// hearing is what Judge goes through to reach a verdict.
+// hearing is the state of Judge on its way to a verdict.
 type hearing struct {
 	in       Incident
 	from, to time.Time // of events that count
 }
 
-// A finding is one cause that has its evidence.
+// A finding is a cause with evidence.
 type finding struct {
 	member   uint64 // 0: the links alone
 	cause    Cause
@@ -81,8 +82,8 @@ type finding struct {
 	evidence []string
 }
 
-// Judge looks for what explains an incident: for every ground of the table of causes whether its
-// evidence is there. It does no I/O and asks no clock.
+// Judge looks for what explains an incident: it checks the evidence for every ground in the table
+// of causes. It does no I/O and reads no clock.
 func Judge(in Incident, now time.Time) Verdict {
 	h := &hearing{in: in, from: in.Began.Add(-lookback), to: now}
 	if in.Kind != NearMissOnly {
@@ -96,7 +97,7 @@ func Judge(in Incident, now time.Time) Verdict {
 	return v
 }
 
-// findings are all causes that have their evidence, the heaviest first.
+// findings are all causes with evidence, the heaviest first.
 func (h *hearing) findings() (found []finding) {
 	for i := range h.in.Members {
 		for about := range topicCount {
@@ -120,7 +121,7 @@ func (h *hearing) findings() (found []finding) {
 	return found
 }
 
-// ofMember is the heaviest cause about one topic that a member gives evidence of; nil: none.
+// ofMember is the heaviest cause about one topic for which a member has evidence; nil: none.
 func (h *hearing) ofMember(about topic, m *Testimony) (heaviest *finding) {
 	for i := range causes {
 		for j := range causes[i].grounds {
@@ -138,7 +139,8 @@ func (h *hearing) ofMember(about topic, m *Testimony) (heaviest *finding) {
 	return heaviest
 }
 
-// ofLinks is the cause about one topic that the members' words of each other give evidence of; nil: none.
+// ofLinks is the cause about one topic for which the members' reports about each other are
+// evidence; nil: none.
 func (h *hearing) ofLinks(about topic) *finding {
 	for i := range causes {
 		for j := range causes[i].grounds {
@@ -166,7 +168,7 @@ func (h *hearing) weigh(g *ground, m *Testimony) int {
 	return g.weight - g.swing
 }
 
-// verdict names the heaviest cause, with all members that it lies with, and tells the others.
+// verdict names the heaviest cause, with all members concerned, and lists the others.
 func (h *hearing) verdict(found []finding) Verdict {
 	v := Verdict{Incident: h.title(), Cause: CauseUnknown, Evidence: h.story()}
 	var strange []string
@@ -192,7 +194,7 @@ func (h *hearing) verdict(found []finding) Verdict {
 	return v
 }
 
-// missing are the members that did not answer although their word could decide.
+// missing are the members that did not answer although their evidence could decide.
 func (h *hearing) missing(cause Cause) (names []string) {
 	for _, m := range h.in.Members {
 		if m.Absent == TimedOut &&
@@ -227,7 +229,7 @@ func (h *hearing) name(id uint64) string {
 	return fmt.Sprintf("%x", id)
 }
 
-// story is how the leadership went, by both sides' word.
+// story is how leadership moved, as both sides report it.
 func (h *hearing) story() (lines []string) {
 	if h.in.Kind == NearMissOnly {
 		return nil
@@ -252,13 +254,14 @@ func (h *hearing) story() (lines []string) {
 // span is how long an event lasted.
 func span(e *Event) time.Duration { return max(e.Took, e.First) }
 
-// counts says whether an event is of the time of the incident.
+// counts reports whether an event is of the time of the incident.
 func (h *hearing) counts(e *Event) bool { return h.countsUntil(e, 0) }
 
-// countsUntil is counts of an event that may have been recorded so much later than what it tells of.
+// countsUntil is counts for an event that may have been recorded this much later than what it
+// describes.
 func (h *hearing) countsUntil(e *Event, later time.Duration) bool {
 	if e.Past && e.Kind != Failing && e.Kind != Stopping {
-		return false // of what a member was before, only its end counts
+		return false // of a member's earlier life, only its end counts
 	}
 	return e.At.After(h.from) && e.At.Add(-span(e)).Before(h.to.Add(later))
 }

@@ -42,8 +42,8 @@ func TestJudge(t *testing.T) {
 	})
 }
 
-// TestCauses holds the table of causes to its own rules: each stands there once, with grounds and advice, and
-// is the verdict of a scenario.
+// TestCauses holds the table of causes to its own rules: each stands there once, with grounds and
+// advice, and is the verdict of a scenario.
 func TestCauses(t *testing.T) {
 	files, err := filepath.Glob("testdata/judge/*")
 	if err != nil {

@@ -15,34 +15,32 @@ import (
 const (
 	pingInterval = 500 * time.Millisecond
 	pingTimeout  = 2 * time.Second
-	// pingsAtOnce: a ping does not wait for the one before, so that a peer whose
-	// answers are lost is still heard from.
+	// pingsAtOnce: a ping does not wait for the previous one, so that a peer whose answers are lost
+	// is still heard from.
 	pingsAtOnce = int(pingTimeout / pingInterval)
-	// silentAfter and unreachableAfter: from when on it is worth an event.
+	// silentAfter and unreachableAfter: how long until it is worth an event.
 	silentAfter      = 1500 * time.Millisecond
 	unreachableAfter = 2 * time.Second
-	// slowRoundTrip is what makes a link slow: a quarter of the default election
-	// timeout.
+	// slowRoundTrip is what makes a link slow: a quarter of the default election timeout.
 	slowRoundTrip = 250 * time.Millisecond
-	// A round trip that takes so much longer than the usual one was late: something
-	// of it was lost and sent again, most likely. lossyCount of lateWindow make the
-	// link lossy.
+	// A round trip that takes this much longer than usual was late: most likely something was lost
+	// and retransmitted. lossyCount of lateWindow make the link lossy.
 	lateRoundTrip = 150 * time.Millisecond
 	lateWindow    = 30
 	lossyCount    = 3
 	roundTrips    = 120 // kept: those of a minute
 )
 
-// PingAnswer is what a peer says to a ping.
+// PingAnswer is a peer's answer to a ping.
 type PingAnswer struct {
 	Life     string `json:"life"`          // of the peer's process
 	NearMiss uint64 `json:"near_miss_seq"` // of the peer's ring
-	Leader   string `json:"leader"`        // whom the peer takes for the leader, in hexadecimal; 0: nobody
-	// Fresh: the connection had to be made first, so the time of it tells nothing.
+	Leader   string `json:"leader"`        // the leader as the peer knows it, in hexadecimal; 0: none
+	// Fresh: the connection had to be made first, so the time means nothing.
 	Fresh bool `json:"-"`
 }
 
-// LinkReport is how a link does, as one end sees it.
+// LinkReport is the state of a link, as one end sees it.
 type LinkReport struct {
 	Peer      string  `json:"peer"`
 	RTT       float64 `json:"rtt_seconds"`       // the median of the last thirty; 0: none yet
@@ -53,8 +51,8 @@ type LinkReport struct {
 	Why       Absence `json:"why,omitempty"` // the last failure: refused, closed, timeout
 }
 
-// Links pings the peers and keeps how they answer. It records what is wrong, and
-// it is what the election timeout is tuned from.
+// Links pings the peers and keeps their round trips. It records what is wrong, and the election
+// timeout is tuned from it.
 type Links struct {
 	ring *Ring
 	ask  func(ctx context.Context, id uint64) (PingAnswer, error)
@@ -81,8 +79,7 @@ type link struct {
 	nearMiss        uint64
 }
 
-// NewLinks makes Links without peers. ask pings one peer; it may take as long as
-// its context.
+// NewLinks makes Links without peers. ask pings one peer; it may take as long as its context.
 func NewLinks(ring *Ring, ask func(ctx context.Context, id uint64) (PingAnswer, error)) *Links {
 	l := &Links{ring: ring, ask: ask, now: time.Now, peers: make(map[uint64]*link)}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -116,7 +113,7 @@ func (l *Links) Stop() {
 	l.running.Wait()
 }
 
-// SetPeers says whom to ping.
+// SetPeers sets the peers to ping.
 func (l *Links) SetPeers(ids []uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -132,7 +129,7 @@ func (l *Links) SetPeers(ids []uint64) {
 	}
 }
 
-// Heard notes that something came from a peer: its ping.
+// Heard records that a ping came from a peer.
 func (l *Links) Heard(id uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -141,11 +138,11 @@ func (l *Links) Heard(id uint64) {
 	}
 }
 
-// poll records what is wrong and returns whom to ping.
+// poll records what is wrong and returns the peers to ping.
 func (l *Links) poll(now time.Time) (ping []uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	// While this process did not run it heard nobody, which says nothing of them.
+	// While this process did not run it heard nobody, which says nothing about them.
 	if gap := now.Sub(l.polled) - pingInterval; !l.polled.IsZero() && gap > pingInterval/2 {
 		for _, k := range l.peers {
 			if !k.heard.IsZero() {
@@ -158,7 +155,7 @@ func (l *Links) poll(now time.Time) (ping []uint64) {
 	}
 	l.polled = now
 	for id, k := range l.peers {
-		// A peer that was never there is one that has not started yet.
+		// A peer that was never heard from has not started yet.
 		if silent := now.Sub(k.heard); !k.heard.IsZero() && silent >= silentAfter {
 			l.ring.Record(Event{Kind: Silent, Peer: id, Took: silent})
 		}
@@ -201,15 +198,15 @@ func (l *Links) pinged(id uint64, start, end time.Time, answer PingAnswer, err e
 	}
 	k.answered, k.heard, k.why = end, end, ""
 	k.life, k.nearMiss = answer.Life, answer.NearMiss
-	// A time during which this process stood still is not the network's.
+	// A time during which this process was paused is not the network's.
 	if !answer.Fresh && end.Sub(l.polled) < 2*pingInterval {
 		k.took[k.n%roundTrips] = end.Sub(start)
 		k.n++
 	}
 }
 
-// recent is the median of the last round trips, and how many of them were late.
-// Few say nothing.
+// recent is the median of the last round trips, and how many of them were late. Too few mean
+// nothing.
 func (k *link) recent() (median time.Duration, late int) {
 	const few = 4
 	n := min(k.n, lateWindow)
@@ -220,7 +217,7 @@ func (k *link) recent() (median time.Duration, late int) {
 	for i := range n {
 		buf[i] = k.took[(k.n-1-i)%roundTrips]
 	}
-	// A link that got slow a moment ago is judged by that moment.
+	// A link that became slow a moment ago is judged by its newest round trips.
 	newest := slices.Clone(buf[:min(n, 8)])
 	slices.Sort(newest)
 	median = newest[len(newest)/2]
@@ -238,8 +235,8 @@ func (k *link) recent() (median time.Duration, late int) {
 	return median, late
 }
 
-// RoundTrip is how long a round trip to a peer takes: the median of the newest,
-// and the third longest of the last minute. ok: enough is known.
+// RoundTrip is the time of a round trip to a peer: the median of the newest, and the third longest
+// of the last minute. ok: there are enough of them.
 func (l *Links) RoundTrip(id uint64) (median, tail time.Duration, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -266,8 +263,7 @@ func (k *link) tail() time.Duration {
 	return worst[2]
 }
 
-// Unanswered says for how long a peer has not answered, and why; 0: it does, or
-// never did.
+// Unanswered is how long a peer has not answered, and why; 0: it answers, or never did.
 func (l *Links) Unanswered(id uint64) (time.Duration, Absence) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -281,7 +277,7 @@ func (l *Links) Unanswered(id uint64) (time.Duration, Absence) {
 	return 0, ""
 }
 
-// peerNearMiss is the newest near miss that a peer has told of.
+// peerNearMiss is the newest near miss that a peer has reported.
 func (l *Links) peerNearMiss(id uint64) (life string, seq uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -291,7 +287,7 @@ func (l *Links) peerNearMiss(id uint64) (life string, seq uint64) {
 	return "", 0
 }
 
-// Peers are those that are pinged.
+// Peers are the members that are pinged.
 func (l *Links) Peers() []uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -303,7 +299,7 @@ func (l *Links) Peers() []uint64 {
 	return ids
 }
 
-// Report tells of all links.
+// Report describes all links.
 func (l *Links) Report() []LinkReport {
 	ids := l.Peers()
 	l.mu.Lock()
@@ -330,7 +326,7 @@ func (l *Links) Report() []LinkReport {
 	return reports
 }
 
-// WhyNot puts an error of the network into one of three words.
+// WhyNot classifies an error of the network.
 func WhyNot(err error) Absence {
 	var timeout net.Error
 	switch {

@@ -2,23 +2,23 @@ package evidence
 
 import "strings"
 
-// Some events carry in their Note why it happened, in words of a fixed set, and the judge decides
-// by them. The words are part of the record on disk and of what members of other versions tell:
-// they stay. Whoever records such an event, and whoever reads it, takes them from here.
+// The Note of some events has the reason, from a fixed set of words, and the judge decides by it.
+// The words are part of the record on disk and of reports from members of other versions, so they
+// must not change. Code that records or reads such an event uses the constants here.
 
-// HandOverReason is why a leader hands over: the Note of HandOver, and the label of
+// HandOverReason is the reason of a hand-over: the Note of HandOver, and the label of
 // belay_handovers_total.
 type HandOverReason string
 
 const (
 	ForDisk    HandOverReason = "disk"    // of its raft log
-	ForStore   HandOverReason = "store"   // which does not get on
+	ForStore   HandOverReason = "store"   // which makes no progress
 	ForStop    HandOverReason = "stop"    // of this member
 	ForRequest HandOverReason = "request" // of a client
 	ForRemoval HandOverReason = "removal" // of this member
 )
 
-// End is how the process before this one ended: the Note of Started.
+// End is how the previous process ended: the Note of Started.
 type End string
 
 const (
@@ -37,8 +37,8 @@ func (e End) failure() (why string, ok bool) {
 	return strings.CutPrefix(string(e), string(afterFailure))
 }
 
-// Absence is why a peer does not answer: the Note of Unreachable. Refused and Closed say that its
-// machine does, and that its process is not there; TimedOut says nothing of where it is.
+// Absence is why a peer does not answer: the Note of Unreachable. Refused and Closed mean that its
+// machine answers and its process is gone; TimedOut does not say where it is.
 type Absence string
 
 const (
@@ -58,7 +58,8 @@ const (
 	Memory Resource = "memory"
 )
 
-// noThreadRan is the Note of a CPUWait during which this process stood still; the others have none.
+// noThreadRan is the Note of a CPUWait during which no thread of this process ran; other events of
+// this kind have none.
 const noThreadRan = "no thread of it ran"
 
 func (e *Event) stoodStill() bool { return e.Kind == CPUWait && e.Note != "" }
@@ -68,8 +69,8 @@ const AskedToLead = "asked to lead"
 
 func (e *Event) askedToLead() bool { return strings.HasPrefix(e.Note, AskedToLead) }
 
-// failures says which failures are a disk's, by the texts of the operating system and of package
-// raftlog: the text is all that is left of an error that has crossed the network or a restart.
+// failures maps failures to causes, by the texts of the operating system and of package raftlog:
+// the text is all that is left of an error after a restart or the network.
 var failures = []struct {
 	cause Cause
 	texts []string
@@ -78,7 +79,7 @@ var failures = []struct {
 	{CauseDiskError, []string{"input/output error", "raft log", "read-only file system"}},
 }
 
-// causeOfFailure is the cause that a failure's text tells of.
+// causeOfFailure is the cause that a failure's text names.
 func causeOfFailure(why string) Cause {
 	for _, f := range failures {
 		for _, text := range f.texts {

@@ -8,16 +8,16 @@ import (
 const (
 	// defaultEvents bounds the ring: 2048 events are some 300 KB.
 	defaultEvents = 2048
-	// mergeWithin: an event like the last one of its kind that comes within so long
-	// after it extends it. What goes on is one event, and cannot push all else out.
+	// mergeWithin: an event like the last one of its kind extends that one if it comes within this
+	// time. So a lasting condition is one event, and cannot push everything else out.
 	mergeWithin = 1500 * time.Millisecond
-	// mergeBack is how many events back is looked for one to extend.
+	// mergeBack is how many events back the ring looks for one to extend.
 	mergeBack = 16
 )
 
-// Ring is the record of one member. Record may be called from any goroutine, the
-// raft loop included: it takes a mutex that is held for copies in memory alone,
-// and allocates nothing. A nil Ring records nothing.
+// Ring is the record of one member. Record may be called from any goroutine, the raft loop
+// included: it takes a mutex that is held only for copies in memory, and allocates nothing. A nil
+// Ring records nothing.
 type Ring struct {
 	now func() time.Time
 
@@ -126,7 +126,7 @@ func (r *Ring) NearMiss() uint64 {
 	return r.nearMiss
 }
 
-// Tell gives the events of the last so long, earlier lives included; 0: all.
+// Tell returns the events within this time, earlier lives included; 0: all.
 func (r *Ring) Tell(within time.Duration) []Told {
 	if r == nil {
 		return nil
@@ -148,8 +148,8 @@ func (r *Ring) Tell(within time.Duration) []Told {
 	return told
 }
 
-// Report is the ring's part of a Report: the events of the last so long (0: all),
-// and what is missing of them.
+// Report is the ring's part of a Report: the events within this time (0: all), and how many are
+// missing.
 func (r *Ring) Report(within time.Duration) Report {
 	told := r.Tell(within)
 	r.mu.Lock()

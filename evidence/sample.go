@@ -15,19 +15,19 @@ const (
 	sampleInterval = 100 * time.Millisecond
 	// standstill is the shortest pause of the whole process that is recorded.
 	standstill = 300 * time.Millisecond
-	// The shares of a second from which on pressure and waiting are recorded.
+	// The shares of a second from which pressure and waiting are recorded.
 	cpuPressurePercent    = 60
 	ioPressurePercent     = 60
 	memoryPressurePercent = 10
 	cpuWaitPercent        = 50
 	longGCPause           = 20 * time.Millisecond
 	spaceInterval         = time.Second
-	// logStalls: an output of the log that takes nothing for so long.
+	// logStalls is how long an output of the log must take nothing for an event.
 	logStalls = 2 * time.Second
 )
 
-// Sampler looks at the process and its machine ten times a second. It reads /proc,
-// which no disk can delay; where there is none it sees pauses alone.
+// Sampler samples the process and its machine ten times a second. It reads /proc, which no disk can
+// delay; without it, it sees only pauses.
 type Sampler struct {
 	ring *Ring
 	opts SamplerOptions
@@ -47,12 +47,12 @@ type Sampler struct {
 	continued chan os.Signal
 }
 
-// SamplerOptions are what else it looks at; nil: not.
+// SamplerOptions are what else it samples; nil: it does not.
 type SamplerOptions struct {
 	LogDropped func() uint64          // lines, since the start
 	LogStalled func() time.Duration   // how long the log's output has not taken a line
 	FreeBytes  func() (uint64, error) // of the data directory's file system; may hang
-	// MinFreeBytes: less than this is worth an event.
+	// MinFreeBytes is the free space below which there is an event.
 	MinFreeBytes uint64
 }
 
@@ -79,7 +79,7 @@ func StartSampler(ring *Ring, opts SamplerOptions) *Sampler {
 		}
 	})
 	if opts.FreeBytes != nil {
-		// Not waited for at the end: the call hangs with its disk.
+		// Stop does not wait for it: the call hangs with its disk.
 		go s.watchSpace(ctx)
 	}
 	return s
@@ -98,7 +98,7 @@ func (s *Sampler) sample(now time.Time) {
 		now = time.Now()
 	} else {
 		select {
-		case <-s.continued: // too short a stop to tell of
+		case <-s.continued: // too short a stop to record
 		default:
 		}
 	}
@@ -143,8 +143,8 @@ func (s *Sampler) sample(now time.Time) {
 	s.sampleGC()
 }
 
-// stoodStill finds out why nothing ran for so long: the process was stopped (or its
-// machine), or it got no CPU.
+// stoodStill finds out why nothing ran for this long: the process (or its machine) was stopped, or
+// it got no CPU.
 func (s *Sampler) stoodStill(gap time.Duration) {
 	select {
 	case <-s.continued:
@@ -164,8 +164,8 @@ func (s *Sampler) stoodStill(gap time.Duration) {
 	s.ring.Record(Event{Kind: Paused, Took: gap, Note: "no thread of it asked for a CPU: frozen, or its machine was"})
 }
 
-// cpuTimes sums over all threads how long they waited for a CPU and how long they
-// had one. Both are 0 where the kernel does not tell.
+// cpuTimes sums over all threads how long they waited for a CPU and how long they had one. Both are
+// 0 where the kernel does not report them.
 func cpuTimes() (waited, ran time.Duration) {
 	dirs, err := os.ReadDir("/proc/self/task")
 	if err != nil {
@@ -209,7 +209,7 @@ func pressure(of Resource, line string) (time.Duration, bool) {
 	return 0, false
 }
 
-// sampleGC records stops of the world that were long.
+// sampleGC records long stops of the world.
 func (s *Sampler) sampleGC() {
 	metrics.Read(s.gc)
 	if s.gc[0].Value.Kind() != metrics.KindFloat64Histogram {

@@ -82,8 +82,7 @@ func TestSamplerCountsDroppedLines(t *testing.T) {
 	}
 }
 
-// TestSamplerDiskFull: the call that asks for free space may hang, and Stop does not wait
-// for it.
+// TestSamplerDiskFull: the call that asks for free space may hang, and Stop does not wait for it.
 func TestSamplerDiskFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := NewRing(0)

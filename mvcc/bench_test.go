@@ -25,7 +25,8 @@ func benchRig(b *testing.B, opts Options) *rig {
 
 const benchBatch = 200
 
-// cpuPerOp reports the CPU time of the process for each operation, which other load on the machine disturbs less.
+// cpuPerOp reports the CPU time of the process for each operation, which other load on the machine
+// disturbs less.
 func cpuPerOp(b *testing.B) func() {
 	used := func() time.Duration {
 		var u syscall.Rusage
@@ -244,7 +245,8 @@ func BenchmarkEvents(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/keys, "ns/event")
 }
 
-// BenchmarkLargeValues writes 100 KB values over and over and reports how many bytes reach the disk for each byte put.
+// BenchmarkLargeValues writes 100 KB values over and over and reports how many bytes reach the disk
+// for each byte put.
 func BenchmarkLargeValues(b *testing.B) {
 	r := benchRig(b, Options{})
 	value := make([]byte, 100<<10)

@@ -13,20 +13,21 @@ import (
 //
 // # Why it is never stale
 //
-// Publish, after a batch is committed and before its revisions can be read, puts the newest version of every key that
-// the batch wrote. Readers put what they read from the store. A reader may have read before such a write and put after
-// it, so it says as of which revision its version is the newest (asOf: the published revision when it began), and put
-// refuses if a later version of the key may have been here:
+// Publish, after a batch is committed and before its revisions can be read, puts the newest version
+// of every key that the batch wrote. Readers put what they read from the store. A reader may have
+// read before such a write and put after it, so it passes the revision as of which its version is
+// the newest (asOf: the published revision when it began), and put refuses if a later version of
+// the key may have been here:
 //
-//   - if the key is in the cache, what is there stays: it is as new or newer;
-//   - if not, any later version that was put has been evicted since. Each shard remembers the highest revision it ever
-//     evicted (dropped); unless dropped <= asOf, the put is refused.
+//   - if the key is in the cache, the entry stays: it is as new or newer;
+//   - if not, any later version that was put has been evicted since. Each shard remembers the
+//     highest revision it ever evicted (dropped); unless dropped <= asOf, the put is refused.
 //
-// A writer whose put comes after the reader's replaces what the reader put. So an entry always is the newest published
-// version, or a version newer than what is published; the reader at revision R takes it if its revision is <= R, since
-// then nothing between it and R exists, and else reads the store.
+// A writer whose put comes after the reader's replaces it. So an entry is always the newest
+// published version, or one newer than what is published. A reader at revision R takes it if its
+// revision is <= R, since then nothing between it and R exists; otherwise it reads the store.
 //
-// Entries are protobuf messages that are handed out to many; nobody may change them.
+// Entries are protobuf messages that are shared by many readers; nobody may change them.
 type cache struct {
 	seed   maphash.Seed
 	shards [cacheShards]shard
@@ -35,10 +36,12 @@ type cache struct {
 const (
 	cacheShards = 64
 
-	// cacheValueMax is from which size on a value is left out of an entry: the rest still tells a put what it needs.
+	// cacheValueMax is the size from which a value is left out of an entry: the rest is still
+	// enough for a put.
 	cacheValueMax = 32 << 10
 
-	// entryBytes is about what an entry costs besides key and value: the KeyValue, the entry, its place in the map.
+	// entryBytes estimates what an entry costs besides key and value: the KeyValue, the entry, its
+	// place in the map.
 	entryBytes = 320
 
 	subUnknown = math.MaxUint32
@@ -57,7 +60,7 @@ type shard struct {
 
 type entry struct {
 	kv         *mvccpb.KeyValue // Version 0: a tombstone
-	sub        uint32           // sub revision; subUnknown: nobody said
+	sub        uint32           // sub revision; subUnknown if it is not known
 	whole      bool             // the value is there, if there is one
 	used       bool             // read since it last was at the head
 	size       int32
@@ -73,14 +76,15 @@ func newCache(limit int64) *cache {
 	return c
 }
 
-// str views bytes as a string without copying. The keys of entries are the Key fields of messages that nobody changes.
+// str views bytes as a string without copying. The keys of entries are the Key fields of messages
+// that nobody changes.
 func str(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 func (c *cache) shard(key []byte) *shard {
 	return &c.shards[maphash.Bytes(c.seed, key)%cacheShards]
 }
 
-// get gives the newest version of a key, if it is here.
+// get returns the newest version of a key, if it is cached.
 func (c *cache) get(key []byte) (kv *mvccpb.KeyValue, whole, ok bool) {
 	sh := c.shard(key)
 	sh.mu.Lock()
@@ -92,7 +96,7 @@ func (c *cache) get(key []byte) (kv *mvccpb.KeyValue, whole, ok bool) {
 	return kv, whole, ok
 }
 
-// exactly gives the version of a key at a revision with its value, if it is here.
+// exactly returns the version of a key at a revision with its value, if it is cached.
 func (c *cache) exactly(key []byte, r Revision) (kv *mvccpb.KeyValue) {
 	sh := c.shard(key)
 	sh.mu.Lock()
@@ -103,7 +107,7 @@ func (c *cache) exactly(key []byte, r Revision) (kv *mvccpb.KeyValue) {
 	return kv
 }
 
-// put takes a version that has just been written.
+// put adds a version that has just been written.
 func (c *cache) put(kv *mvccpb.KeyValue, sub uint32) {
 	kv, whole := trim(kv)
 	sh := c.shard(kv.Key)
@@ -116,7 +120,7 @@ func (c *cache) put(kv *mvccpb.KeyValue, sub uint32) {
 	sh.mu.Unlock()
 }
 
-// fill takes a version that was read and was the newest as of a revision. See the comment of cache.
+// fill adds a version that was read and was the newest as of a revision. See the comment at cache.
 func (c *cache) fill(kv *mvccpb.KeyValue, asOf int64) {
 	kv, whole := trim(kv)
 	sh := c.shard(kv.Key)
@@ -141,7 +145,8 @@ func trim(kv *mvccpb.KeyValue) (_ *mvccpb.KeyValue, whole bool) {
 	}, false
 }
 
-// replace also gives the map the new version's key: the old one may share its memory with the old value.
+// replace also gives the map the new version's key: the old one may share its memory with the old
+// value.
 func (sh *shard) replace(e *entry, kv *mvccpb.KeyValue, sub uint32, whole bool) {
 	sh.unlink(e)
 	sh.bytes -= int64(e.size)
@@ -199,7 +204,7 @@ func (sh *shard) unlink(e *entry) {
 	e.prev, e.next = nil, nil
 }
 
-// reset forgets everything. Whoever read before rev may not put what it read.
+// reset drops everything. A reader that read before rev may not put what it read.
 func (c *cache) reset(rev int64) {
 	for i := range c.shards {
 		sh := &c.shards[i]

@@ -15,7 +15,8 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// compactor is the goroutine that removes what compactions have made unreachable, one compaction after the other.
+// compactor is the goroutine that removes what compactions have made unreachable, one compaction
+// after the other.
 type compactor struct {
 	mu      sync.Mutex
 	queue   []compactionRequest
@@ -24,7 +25,8 @@ type compactor struct {
 	stopped chan struct{} // closed when the goroutine has ended
 }
 
-// A compaction that fails (a block that cannot be read, a disk in trouble) is tried again after a pause, that doubles.
+// A compaction that fails (a block that cannot be read, a failing disk) is retried after a pause,
+// which doubles each time.
 const (
 	compactionRetry    = time.Second
 	compactionRetryMax = time.Minute
@@ -45,7 +47,7 @@ func (s *Store) startCompactor() {
 	s.keyCounts.start(ctx)
 }
 
-// stopCompactor ends the goroutine and waits for it. What it has not finished is found again by startCompactor.
+// stopCompactor ends the goroutine and waits for it. startCompactor finds what it has not finished.
 func (s *Store) stopCompactor() {
 	c := &s.compactor
 	c.cancel()
@@ -67,7 +69,7 @@ func (s *Store) enqueue(requests []compactionRequest) {
 	}
 }
 
-// take gives what is to be done next. Compactions that wait behind each other are done in one walk, unless an earlier one
+// take returns the next compaction. Several that wait are done in one walk, unless an earlier one
 // must leave its hash.
 func (c *compactor) take() (r compactionRequest, ok bool) {
 	c.mu.Lock()
@@ -101,11 +103,12 @@ func (s *Store) compactLoop(ctx context.Context, work <-chan struct{}, stopped c
 				if ctx.Err() != nil || errors.Is(err, store.ErrReplaced) {
 					return // Reload or the next Open begins again where this one stopped
 				}
-				// What its first steps removed is not to be hashed again: the hash would be
-				// that of no other member.
+				// After its first steps there must be no hash: it would differ from every other
+				// member's.
 				r.whole = false
 				s.logger.Warn("Failed compaction", zap.Int64("compact-revision", r.rev), zap.Error(err), zap.Duration("retry-in", wait))
-				// Without this one the next would leave behind what it should have removed: there is nothing to go on with.
+				// The next compaction relies on this one: without it, it would leave behind what
+				// this one should have removed.
 				if sleep(ctx, wait) != nil {
 					return
 				}
@@ -115,7 +118,8 @@ func (s *Store) compactLoop(ctx context.Context, work <-chan struct{}, stopped c
 	}
 }
 
-// Compacted gives a channel that is closed when everything that a compaction of this revision should remove is gone.
+// Compacted returns a channel that is closed when everything that a compaction of this revision
+// should remove is gone.
 func (s *Store) Compacted(rev int64) <-chan struct{} {
 	ch := make(chan struct{})
 	s.mu.Lock()
@@ -146,12 +150,14 @@ func (s *Store) finishWaiters() {
 
 // runCompaction does one compaction, of revision C, after one of revision F was finished.
 //
-// A version at or below C is removed if the key has a newer one at or below C, or if it is a tombstone below C. (A
-// tombstone at C itself stays until the next compaction, as in etcd, so that a watcher that begins at C sees it.) What F's
-// walk left is one version of each key at or below F; so it is enough to look at the revisions of [F, C]: each is
-// removed if it is not the newest at or below C, and if it is, what F left of its key is removed.
+// A version at or below C is removed if the key has a newer one at or below C, or if it is a
+// tombstone below C. (A tombstone at C itself stays until the next compaction, as in etcd, so that
+// a watcher that begins at C sees it.) F's walk left one version of each key at or below F, so it
+// is enough to look at the revisions of [F, C]: each is removed if it is not the newest at or below
+// C; if it is, what F left of its key is removed.
 //
-// Each step reads and removes in one small batch, and notes how far it came. Readers are not disturbed: see Store.open.
+// Each step reads and removes in one small batch, and records how far it came. Readers are not
+// disturbed: see Store.open.
 func (s *Store) runCompaction(ctx context.Context, req compactionRequest) error {
 	start := time.Now()
 	hash, hashed := uint32(0), false
@@ -214,9 +220,10 @@ func (s *Store) pause(ctx context.Context) error {
 	return sleep(ctx, s.opts.CompactionSleep)
 }
 
-// walkStart is where the walk begins: where an interrupted one of the same compaction stopped, or else at the last finished
-// compaction. An interrupted walk to an earlier C must not be gone on with: it left, before the point where it stopped,
-// versions that were the newest at its C and are not at ours.
+// walkStart is where the walk begins: where an interrupted one of the same compaction stopped, or
+// else at the last finished compaction. An interrupted walk to an earlier C must not be continued:
+// before the point where it stopped it left versions that were the newest at its C and are not at
+// ours.
 func (s *Store) walkStart(req compactionRequest) (Revision, error) {
 	b, ok, err := s.st.Get(store.MetaKey(metaProgress))
 	if err != nil {
@@ -237,7 +244,7 @@ func (s *Store) walkStart(req compactionRequest) (Revision, error) {
 	return Revision{max(req.previous, 0), 0}, nil
 }
 
-// hashForCompaction hashes what is there before the first step.
+// hashForCompaction computes the compaction's hash before the first step.
 func (s *Store) hashForCompaction(ctx context.Context, req compactionRequest) (hash uint32, err error) {
 	lower, upper := store.UserKeysSpan()
 	it, err := s.st.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
@@ -280,7 +287,8 @@ type walk struct {
 	s   *Store
 	req compactionRequest
 
-	// newest remembers the newest version at or below C of keys seen lately: a hot key has many revisions in a row.
+	// newest remembers the newest version at or below C of keys seen lately: a hot key has many
+	// revisions in a row.
 	newest map[string]newest
 
 	key, rkey []byte // scratch
@@ -288,8 +296,9 @@ type walk struct {
 
 const walkRemembers = 4096
 
-// newest is the newest version at or below C of a key, and how large some of those below it are, newest first: the store
-// is told the size of what it deletes. The iterator that found the newest finds them with a step each.
+// newest is the newest version at or below C of a key, and how large some of those below it are,
+// newest first: the store needs the size of what it deletes. The iterator that found the newest
+// finds each with one more step.
 type newest struct {
 	Revision
 	older []olderVersion
@@ -300,10 +309,12 @@ type olderVersion struct {
 	bytes int // of the stored version without its key
 }
 
-// walkMeasures is how many versions of one key are measured at once. Of what is not among them the size is looked up.
+// walkMeasures is how many versions of one key are measured at once. The sizes of others are looked
+// up.
 const walkMeasures = 16
 
-// step looks at some revisions from one on, and commits what to remove and how far it came. next is where to go on.
+// step processes some revisions starting at from, and commits the removals and how far it came.
+// next is where to continue.
 func (w *walk) step(from Revision) (next Revision, removed int, done bool, err error) {
 	s, c := w.s, w.req.rev
 	b := s.st.NewLocalBatch()
@@ -428,7 +439,7 @@ func (w *walk) seek(versions *pebble.Iterator, key []byte, rev int64) (Revision,
 	return Revision{int64(main), int64(sub)}, true, nil
 }
 
-// measure looks at the versions behind the one that the iterator is at.
+// measure returns the sizes of the versions after the one that the iterator is at.
 func measure(versions *pebble.Iterator) (older []olderVersion, err error) {
 	for len(older) < walkMeasures && versions.Next() {
 		_, _, main, sub, ok := store.ParseUserKey(versions.Key())
@@ -440,13 +451,14 @@ func measure(versions *pebble.Iterator) (older []olderVersion, err error) {
 	return older, store.Explain(versions.Error())
 }
 
-// valueBytes is the size of the version that the iterator is at. It does not read a value that is in a file of its own.
+// valueBytes is the size of the version that the iterator is at. It does not read values in files
+// of their own.
 func valueBytes(versions *pebble.Iterator) int {
 	value := versions.LazyValue()
 	return value.Len()
 }
 
-// sizeOf is the size of a version that is not the newest of its key, and 0 if it is not there.
+// sizeOf is the size of a version that is not the newest of its key; 0 if it does not exist.
 func (w *walk) sizeOf(versions *pebble.Iterator, top newest, key []byte, rev Revision) (int, error) {
 	for _, v := range top.older {
 		if v.rev == rev {
@@ -460,7 +472,7 @@ func (w *walk) sizeOf(versions *pebble.Iterator, top newest, key []byte, rev Rev
 	return valueBytes(versions), nil
 }
 
-// delete removes a version of so many bytes, and its revision.
+// delete removes a version of this size, and its revision.
 func (w *walk) delete(b *store.Batch, key []byte, rev Revision, versionBytes int) error {
 	w.key = store.AppendUserKey(w.key[:0], key, uint64(rev.Main), uint32(rev.Sub))
 	w.rkey = store.AppendRevisionKey(w.rkey[:0], uint64(rev.Main), uint32(rev.Sub))

@@ -15,7 +15,8 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// TestFailedCompactionGoesOn: a compaction that failed is tried again until it succeeds, and later ones follow.
+// TestFailedCompactionGoesOn: a compaction that failed is tried again until it succeeds, and later
+// ones follow.
 func TestFailedCompactionGoesOn(t *testing.T) {
 	core, logs := observer.New(zap.WarnLevel)
 	r := newRig(t, Options{Logger: zap.New(core), CompactionSleep: -1, compactionRetry: time.Millisecond})
@@ -50,8 +51,9 @@ func TestFailedCompactionGoesOn(t *testing.T) {
 	}
 }
 
-// TestRetriedCompactionHasNoHash: what a compaction removed before it failed cannot be hashed again, so no hash is kept for
-// it; that of a whole one would differ, and other members would call this one corrupt.
+// TestRetriedCompactionHasNoHash: what a compaction removed before it failed cannot be hashed
+// again, so no hash is kept for it; that of a whole one would differ, and other members would call
+// this one corrupt.
 func TestRetriedCompactionHasNoHash(t *testing.T) {
 	core, logs := observer.New(zap.WarnLevel)
 	r := newRig(t, Options{Logger: zap.New(core), CompactionSleep: -1, CompactionBatchLimit: 4, compactionRetry: time.Millisecond})
@@ -101,7 +103,8 @@ func heapBytes() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// TestCacheHoldsWhatItCounts: versions that are gone keep no memory alive through the keys of those that came after.
+// TestCacheHoldsWhatItCounts: versions that are gone keep no memory alive through the keys of those
+// that came after.
 func TestCacheHoldsWhatItCounts(t *testing.T) {
 	const n, valueBytes = 4000, 10 << 10
 	counted := func(c *cache) (bytes int64) {

@@ -17,18 +17,20 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// keyCounts knows how many keys exist in each of many small blocks of the key space, so that the count of a range costs two
-// block ends and not the range: a client that pages through 100,000 keys gets the count with every page.
+// keyCounts knows how many keys exist in each of many small blocks of the key space, so that the
+// count of a range costs two block ends and not the range: a client that pages through 100,000 keys
+// gets the count with every page.
 //
-// It is in memory alone. A goroutine builds it after Open, in the background; until then ranges are counted by reading
-// them. The applier adds the keys that a batch creates and deletes, before the batch is published; so counts is never older
-// than what readers see, but may be newer. For a reader at an older revision R, log has the keys created and deleted lately:
-// what came after R is taken off again. A reader older than log reads the range.
+// It exists only in memory. A goroutine builds it after Open, in the background; until then ranges
+// are counted by reading them. The applier adds the keys that a batch creates and deletes, before
+// the batch is published, so counts is never older than what readers see, but may be newer. For a
+// reader at an older revision R, log has the keys created and deleted recently: what came after R
+// is subtracted. A reader older than log reads the range.
 //
 // The same pass over all keys fills the filter of keys that exist: see existsFilter.
 //
-// Only the goroutine moves the bounds of blocks: it splits those that have grown (it reads their keys for that, as of
-// some revision, and adds what log has after it) and merges those that have shrunk.
+// Only the goroutine moves the bounds of blocks: it splits those that have grown (reading their
+// keys as of some revision, and adding what log has after it) and merges those that have shrunk.
 type keyCounts struct {
 	env countsEnv
 
@@ -76,7 +78,7 @@ type group struct {
 	n      int64
 }
 
-// block is the keys from start up to the next block's start. The first of all starts at "".
+// block is the keys from start up to the next block's start. The very first one starts at "".
 type block struct {
 	start []byte
 	n     int64
@@ -89,12 +91,13 @@ const (
 	countLogMax      = 1 << 16
 	countLogBytesMax = 8 << 20
 
-	// The first pass over all keys rests after each of these steps, to leave the machine to the traffic.
+	// The first pass over all keys pauses after each of these steps, to leave the machine to the
+	// traffic.
 	buildStepKeys = 4096
 	buildRest     = time.Millisecond
 )
 
-// start begins to build. It goes on until ctx ends.
+// start begins to build, and maintains the counts until ctx ends.
 func (c *keyCounts) start(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -131,7 +134,7 @@ func (c *keyCounts) loop(ctx context.Context, work <-chan struct{}, stopped chan
 		}
 	}
 	if errors.Is(err, store.ErrReplaced) {
-		<-ctx.Done() // Reload is about to begin anew
+		<-ctx.Done() // Reload is about to start over
 	}
 	if ctx.Err() == nil {
 		c.env.exists.done(err)
@@ -142,7 +145,8 @@ func (c *keyCounts) loop(ctx context.Context, work <-chan struct{}, stopped chan
 	}
 }
 
-// take takes what a batch has changed, up to revision rev. REQUIRES: the batch is committed and not yet published.
+// take adds what a batch has changed, up to revision rev. REQUIRES: the batch is committed and not
+// yet published.
 func (c *keyCounts) take(changes []change, rev int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -177,7 +181,7 @@ func (c *keyCounts) take(changes []change, rev int64) {
 	}
 }
 
-// find gives the block that a key belongs to.
+// find returns the block that a key belongs to.
 func (c *keyCounts) find(key []byte) (gi, bi int) {
 	gi = sort.Search(len(c.groups), func(i int) bool { return bytes.Compare(c.groups[i].blocks[0].start, key) > 0 }) - 1
 	blocks := c.groups[gi].blocks
@@ -209,7 +213,7 @@ func (c *keyCounts) wake() {
 	}
 }
 
-// next gives the start of the following block; nil: there is none.
+// next returns the start of the following block; nil: there is none.
 func (c *keyCounts) next(gi, bi int) []byte {
 	if blocks := c.groups[gi].blocks; bi+1 < len(blocks) {
 		return blocks[bi+1].start
@@ -220,8 +224,8 @@ func (c *keyCounts) next(gi, bi int) []byte {
 	return nil
 }
 
-// wholeBlocks counts, as of a revision, the keys of all blocks that lie within [from, to); to nil: no bound. They are the keys of
-// [first, last). ok is false where counts cannot help.
+// wholeBlocks counts, as of a revision, the keys of all blocks that lie within [from, to); to nil:
+// no bound. They are the keys of [first, last). ok is false if the counts cannot be used.
 func (c *keyCounts) wholeBlocks(from, to []byte, rev int64) (n int64, first, last []byte, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -269,14 +273,15 @@ func (c *keyCounts) wholeBlocks(from, to []byte, rev int64) (n int64, first, las
 	return n, first, last, true
 }
 
-// keys is how many keys exist, if it is known.
+// keys is the number of keys that exist, if it is known.
 func (c *keyCounts) keys() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.total
 }
 
-// Estimate is about how many keys [key, end) holds, end as in Range; ok is false while that is not known. It reads nothing.
+// Estimate estimates the number of keys in [key, end), end as in Range; ok is false while it is not
+// known. It reads nothing.
 func (s *Store) Estimate(key, end []byte) (keys int64, ok bool) {
 	if len(end) == 0 {
 		return 1, true
@@ -297,14 +302,14 @@ func (s *Store) Estimate(key, end []byte) (keys int64, ok bool) {
 	return n + 2*countBlockKeys, true // of the blocks at its ends
 }
 
-// counter gives what counts the keys of [from, end) that exist at a revision, with an iterator that shows them, whose
-// bounds it changes. ok is false where it cannot.
+// counter returns a function that counts the keys of [from, end) that exist at a revision, with an
+// iterator over them, whose bounds it changes. Its ok is false if it cannot.
 func (c *keyCounts) counter(end []byte, rev int64) func(w *paced, it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
 	return c.counterWith(end, rev, rev, nil)
 }
 
-// counterWith is counter for a batch that is being written: own are its changes after the revision base, up to which all is
-// committed. It gives up where there are more of them than keys to count.
+// counterWith is counter for a batch that is being written: own are its changes after the revision
+// base, up to which all is committed. It gives up if there are more of them than keys to count.
 func (c *keyCounts) counterWith(end []byte, rev, base int64, own []change) func(w *paced, it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
 	return func(w *paced, it *pebble.Iterator, from []byte) (int64, bool, error) {
 		to := end
@@ -352,8 +357,9 @@ func (c *keyCounts) counterWith(end []byte, rev, base int64, own []change) func(
 	}
 }
 
-// read calls fn for each key of [from, to) that exists at c.rev, and gives that revision. rest: it is a long way,
-// to be gone slowly. It fails with errMoved if the revision was compacted meanwhile.
+// read calls fn for each key of [from, to) that exists at c.rev, and returns that revision. With
+// rest it pauses now and then, for a long pass. It fails with errMoved if the revision was
+// compacted meanwhile.
 func (c *keyCounts) read(ctx context.Context, from, to []byte, rest bool, fn func(key []byte)) (rev int64, err error) {
 	c.mu.Lock()
 	rev = c.rev
@@ -388,7 +394,7 @@ func (c *keyCounts) read(ctx context.Context, from, to []byte, rest bool, fn fun
 
 var errMoved = errors.New("mvcc: compacted while keys were counted")
 
-// split makes blocks of the keys that it is given in order.
+// split makes blocks of keys, which it gets in order.
 type split struct {
 	blockKeys int64
 	blocks    []block
@@ -428,7 +434,7 @@ func (c *keyCounts) build(ctx context.Context) error {
 			c.total += g.n
 		}
 		c.state = countsBuilt
-		// Nothing was taken off the log while the state was countsBuilding.
+		// Nothing was removed from the log while the state was countsBuilding.
 		since := sort.Search(len(c.log), func(i int) bool { return c.log[i].rev > rev })
 		for _, ch := range c.log[since:] {
 			c.add(ch)
@@ -438,7 +444,7 @@ func (c *keyCounts) build(ctx context.Context) error {
 	}
 }
 
-// renewExists builds the filter of keys anew if it is full of keys that do not exist any more.
+// renewExists rebuilds the filter of keys if it is full of keys that no longer exist.
 func (c *keyCounts) renewExists(ctx context.Context) error {
 	if !c.env.exists.stale(c.keys()) {
 		return nil
@@ -470,7 +476,7 @@ func groupsOf(blocks []block) (groups []group) {
 	return groups
 }
 
-// tidy splits and merges the blocks that call for it.
+// tidy splits and merges the blocks that need it.
 func (c *keyCounts) tidy(ctx context.Context) error {
 	for ctx.Err() == nil {
 		c.mu.Lock()
@@ -515,7 +521,7 @@ func (c *keyCounts) merge(gi, bi int) {
 		g.blocks = slices.Delete(g.blocks, at+1, at+2)
 		break
 	}
-	// A group whose blocks are nearly gone goes to the one before it.
+	// A group with few blocks left is joined with the one before it.
 	if gi > 0 && len(g.blocks) <= groupBlocks/32 && len(c.groups[gi-1].blocks) <= groupBlocks/2 {
 		left := &c.groups[gi-1]
 		left.blocks = append(left.blocks, g.blocks...)
@@ -524,7 +530,7 @@ func (c *keyCounts) merge(gi, bi int) {
 	}
 }
 
-// splitBlock splits the block [start, to) into as many as it takes.
+// splitBlock splits the block [start, to) into as many as necessary.
 func (c *keyCounts) splitBlock(ctx context.Context, start, to []byte) error {
 	for {
 		sp := split{int64(c.blockKeys), []block{{start: start}}}

@@ -13,8 +13,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// TestCounts grows and shrinks thousands of keys, so that blocks and groups split and merge, while readers at old and new
-// revisions compare the counts with the keys.
+// TestCounts grows and shrinks thousands of keys, so that blocks and groups split and merge, while
+// readers at old and new revisions compare the counts with the keys.
 func TestCounts(t *testing.T) {
 	seed := seeds(t, 1)[0]
 	t.Logf("seed %d", seed)
@@ -99,8 +99,8 @@ func TestCounts(t *testing.T) {
 
 func countKey(i int) string { return fmt.Sprintf("k/%d", i) }
 
-// TestCountsInABatch: the counts of the transaction that is being written are those of its keys, at every revision, and are
-// known without walking over them.
+// TestCountsInABatch: the counts of the transaction that is being written are those of its keys, at
+// every revision, and are known without walking over them.
 func TestCountsInABatch(t *testing.T) {
 	seed := seeds(t, 1)[0]
 	t.Logf("seed %d", seed)
@@ -152,8 +152,8 @@ func TestCountsInABatch(t *testing.T) {
 	}
 }
 
-// TestBlocksThatGrowWhileSplit: a block that has grown beyond its size again while it was split is split again, though
-// nothing more comes to it.
+// TestBlocksThatGrowWhileSplit: a block that has grown beyond its size again while it was split is
+// split again, though nothing more comes to it.
 func TestBlocksThatGrowWhileSplit(t *testing.T) {
 	r := newRig(t, Options{countBlockKeys: 2, CompactionSleep: -1})
 	<-r.keyCounts.ready

@@ -14,8 +14,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// TestCrash crashes at random moments, with flushes and compactions going on, and applies what the crash took away once
-// more, as the raft log would. Everything must then equal the model.
+// TestCrash crashes at random moments, with flushes and compactions going on, and applies what the
+// crash took away once more, as the raft log would. Everything must then equal the model.
 func TestCrash(t *testing.T) {
 	for _, seed := range seeds(t, 6) {
 		t.Run(name(seed), func(t *testing.T) {
@@ -61,8 +61,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// TestReadersAndWriter has readers of every kind beside a writer, compactions, and a cache so small that it evicts all
-// the time. Each key's value is its revision, so a stale or torn read shows.
+// TestReadersAndWriter has readers of every kind beside a writer, compactions, and a cache so small
+// that it evicts all the time. Each key's value is its revision, so a stale or torn read shows.
 func TestReadersAndWriter(t *testing.T) {
 	r := newRig(t, Options{CacheBytes: cacheShards * 1000, CompactionBatchLimit: 50, CompactionSleep: -1})
 	const keys = 50
@@ -189,7 +189,8 @@ func TestReadersAndWriter(t *testing.T) {
 	wg.Wait()
 }
 
-// TestInstallUnderReaders installs snapshots while readers read: each sees the old content or the new, never parts.
+// TestInstallUnderReaders installs snapshots while readers read: each sees the old content or the
+// new, never parts.
 func TestInstallUnderReaders(t *testing.T) {
 	from, to := newRig(t, Options{}), newRig(t, Options{})
 	const keys = 20
@@ -242,8 +243,8 @@ func TestInstallUnderReaders(t *testing.T) {
 	wg.Wait()
 }
 
-// TestInterruptedCompaction stops a compaction of one revision on the way and goes on with a later one. What the first had
-// left because it was the newest at its revision must go with the second.
+// TestInterruptedCompaction stops a compaction of one revision on the way and goes on with a later
+// one. What the first had left because it was the newest at its revision must go with the second.
 func TestInterruptedCompaction(t *testing.T) {
 	r, m := newRig(t, Options{CompactionBatchLimit: 1, CompactionSleep: -1}), newModel()
 	apply := func(c command) {

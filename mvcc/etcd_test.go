@@ -17,8 +17,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// TestAgainstEtcd runs one random history here and on a real etcd, and wants the same ranges and hashes at every
-// revision, all the way. It needs BELAY_ETCD=<path of an etcd binary>.
+// TestAgainstEtcd runs one random history here and on a real etcd, and wants the same ranges and
+// hashes at every revision, all the way. It needs BELAY_ETCD=<path of an etcd binary>.
 func TestAgainstEtcd(t *testing.T) {
 	binary := os.Getenv("BELAY_ETCD")
 	if binary == "" {
@@ -104,7 +104,8 @@ const etcdLeases = 3 // of ids 1, 2, 3
 
 func apiKey(rng *rand.Rand) string { return fmt.Sprintf("key-%d", rng.IntN(12)) }
 
-// apiCommand is a random command that etcd's API lets pass: no key is written twice in a transaction.
+// apiCommand is a random command that etcd's API lets pass: no key is written twice in a
+// transaction.
 func apiCommand(rng *rand.Rand, rev, compact int64) (c command) {
 	if rng.IntN(8) == 0 {
 		// 0 once is allowed, but its cached hash then answers for "now" for ever.

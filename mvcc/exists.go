@@ -5,23 +5,26 @@ import (
 	"sync"
 )
 
-// existsFilter tells which keys certainly do not exist, so that the put of a new key, the most usual one, need not look for a
-// previous version in Pebble's memtable and levels. It is a Bloom filter of the keys that exist or did: never is right
-// when it says so, and may say no where yes was true, which costs the look-up that it was to spare.
+// existsFilter knows keys that certainly do not exist, so that the put of a new key, the most
+// common one, need not look for a previous version in Pebble's memtable and levels. It is a Bloom
+// filter of the keys that exist or did: if never is true, the key does not exist; if it is false,
+// the key may still not exist, which costs only the look-up.
 //
 // # Why it holds every key that exists
 //
-// A key exists as of the applier's next batch if it existed at some revision R or was created after R. The goroutine of
-// keyCounts reads all keys that exist at R and adds them. The applier adds the keys that each batch creates, between commit
-// and publication, under the same lock under which counts.rev is raised (keyCounts.take); R is counts.rev, read after the
-// filter was put in place. So a batch beyond R finds the filter in place, and one up to R is what the goroutine reads.
-// Until it has read all, the filter is not asked. Deleting and compacting take nothing out.
+// A key exists as of the applier's next batch if it existed at some revision R or was created after
+// R. The goroutine of keyCounts reads all keys that exist at R and adds them. The applier adds the
+// keys that each batch creates, between commit and publication, under the same lock under which
+// counts.rev is raised (keyCounts.take); R is counts.rev, read after the filter was put in place.
+// So a batch beyond R finds the filter in place, and the goroutine reads the batches up to R. Until
+// it has read all, the filter is not used. Deletions and compactions remove nothing from it.
 //
 // # How large it gets
 //
-// Layers are added as keys come, each twice as large as the one before, up to limit bytes. What is deleted stays in; when
-// no layer can be added and less than half of what fits exists, the filter is built anew beside the old one, which
-// answers meanwhile: for this time there are two. Where more keys exist than fit, it stays as it is and errs more often.
+// Layers are added as keys come, each twice as large as the one before, up to limit bytes. Deleted
+// keys stay in it. When no layer can be added and fewer than half of the keys that fit exist, the
+// filter is rebuilt beside the old one, which is used meanwhile: for this time there are two. If
+// more keys exist than fit, it stays as it is and is wrong more often.
 type existsFilter struct {
 	seed  maphash.Seed
 	limit int
@@ -41,7 +44,8 @@ type bloom struct {
 	full     bool
 }
 
-// bloomLayer is a split-block Bloom filter: a key's hash chooses one block, a cache line, and a bit in each of its words.
+// bloomLayer is a split-block Bloom filter: a key's hash chooses one block, a cache line, and a bit
+// in each of its words.
 type bloomLayer struct {
 	blocks [][8]uint64
 	n      int // keys added
@@ -57,7 +61,8 @@ const (
 
 func newBloom(limit int) *bloom { return &bloom{limit: limit} }
 
-// bloomBits draws the bits of a key in its block, six of the result's bits for each word, from all bits of its hash.
+// bloomBits draws the bits of a key in its block, six of the result's bits for each word, from all
+// bits of its hash.
 func bloomBits(h uint64) uint64 {
 	h ^= h >> 31
 	h *= 0x9e3779b97f4a7c15
@@ -111,7 +116,7 @@ func (f *bloom) add(h uint64) {
 	}
 }
 
-// grow adds a layer, if there is room. The first is made at any rate.
+// grow adds a layer, if there is room. The first is always made.
 func (f *bloom) grow() bool {
 	blocks := max(1, min(bloomFirstBlocks<<len(f.layers), (f.limit-f.bytes)/bloomBlockBytes))
 	if n := len(f.layers); n > 0 && (f.limit-f.bytes < bloomBlockBytes || blocks < len(f.layers[n-1].blocks)/4) {
@@ -123,7 +128,7 @@ func (f *bloom) grow() bool {
 	return true
 }
 
-// reset begins anew with an empty filter, which is not asked; off: with none.
+// reset starts over with an empty filter, which is not used yet; off: with none.
 func (k *existsFilter) reset(limit int, off bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -137,7 +142,8 @@ func (k *existsFilter) reset(limit int, off bool) {
 	}
 }
 
-// never says that a key certainly does not exist. REQUIRES: every batch committed so far was given to keyCounts.take.
+// never reports whether a key certainly does not exist. REQUIRES: every batch committed so far was
+// given to keyCounts.take.
 func (k *existsFilter) never(key []byte) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -163,7 +169,7 @@ func (k *existsFilter) created(changes []change) {
 	}
 }
 
-// stale says that the filter is full, though much fewer keys exist than fit into it.
+// stale reports whether the filter is full although far fewer keys exist than fit into it.
 func (k *existsFilter) stale(exist int64) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -177,7 +183,7 @@ func (k *existsFilter) renew() {
 	k.next = newBloom(k.limit)
 }
 
-// done ends the adding of the keys that exist. After an error the filter is off.
+// done is called after the last existing key was added. After an error the filter is off.
 func (k *existsFilter) done(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -193,8 +199,8 @@ func (k *existsFilter) done(err error) {
 	k.next = nil
 }
 
-// scan gives a function that takes the keys that exist, and one to be called after the last. They are added many at a
-// time, so that the applier seldom waits.
+// scan returns a function that takes the keys that exist, and one to be called after the last. They
+// are added in groups, so that the applier rarely waits.
 func (k *existsFilter) scan() (add func(key []byte), flush func()) {
 	hashes := make([]uint64, 0, 512)
 	flush = func() {

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// checkKnown fails if the filter says of a key that exists that it does not. REQUIRES: nothing is being written.
+// checkKnown fails if the filter says of a key that exists that it does not. REQUIRES: nothing is
+// being written.
 func (r *rig) checkKnown() {
 	r.t.Helper()
 	res, err := r.Range(r.t.Context(), []byte{0}, []byte{0}, RangeOptions{KeysOnly: true})
@@ -46,7 +47,8 @@ func TestExistsSparesLookUps(t *testing.T) {
 	}
 }
 
-// TestExistsStaysBounded deletes what it puts, so that a small filter is built anew beside the traffic, again and again.
+// TestExistsStaysBounded deletes what it puts, so that a small filter is built anew beside the
+// traffic, again and again.
 func TestExistsStaysBounded(t *testing.T) {
 	r := newRig(t, Options{CacheBytes: 1, ExistsFilterBytes: 4 * bloomBlockBytes, CompactionSleep: -1})
 	<-r.keyCounts.ready
@@ -72,8 +74,9 @@ func TestExistsStaysBounded(t *testing.T) {
 	r.checkKnown()
 }
 
-// TestExistsWhileBuilding creates, deletes and compacts while the pass over all keys is under way, after Open and when a
-// filter is renewed. After each transaction, no key that exists may be missing.
+// TestExistsWhileBuilding creates, deletes and compacts while the pass over all keys is under way,
+// after Open and when a filter is renewed. After each transaction, no key that exists may be
+// missing.
 func TestExistsWhileBuilding(t *testing.T) {
 	for _, seed := range seeds(t, 4) {
 		t.Run(name(seed), func(t *testing.T) {
@@ -125,8 +128,8 @@ func TestExistsWhileBuilding(t *testing.T) {
 	}
 }
 
-// TestExistsCreatedWhileRenewed: what is created while a filter is built anew must be in the new one, though the pass over
-// all keys began before.
+// TestExistsCreatedWhileRenewed: what is created while a filter is built anew must be in the new
+// one, though the pass over all keys began before.
 func TestExistsCreatedWhileRenewed(t *testing.T) {
 	r := newRig(t, Options{CacheBytes: 1})
 	<-r.keyCounts.ready

@@ -17,17 +17,18 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// HashKV hashes the keys and their history as of a revision (0: the newest) as etcd does, so that members of both kinds
-// can be compared: CRC-32C over the word "key" and then, in revision order, the 17 or 18 bytes that etcd's bucket "key" has
-// as key, and the KeyValue in protobuf. compactRev and the hash belong together: two members that were compacted
-// differently may differ in both.
+// HashKV hashes the keys and their history as of a revision (0: the newest) as etcd does, so that
+// members of both kinds can be compared: CRC-32C over the word "key" and then, in revision order,
+// the 17 or 18 bytes that etcd's bucket "key" has as key, and the KeyValue in protobuf. The hash
+// depends on compactRev: two members that were compacted differently may differ in both.
 //
-// As in etcd, the hash of a compaction (what was there between the one before and it) answers for its revision as long
-// as it is among the ten newest; and a compaction of revision 0 thereby answers for "the newest".
+// As in etcd, the hash of a compaction (over what existed between the previous one and it) is the
+// answer for its revision as long as it is among the ten newest; so a compaction of revision 0 is
+// the answer for "the newest".
 //
-// The history is stored by key, and reading it by revision would seek for each. CRCs can be joined: the CRC of A followed
-// by B is that of A moved on by len(B), plus that of B. So one pass in key order notes CRC and length of every version,
-// and they are joined in revision order.
+// The history is stored by key, and reading it by revision would need a seek for each. CRCs can be
+// joined: the CRC of A followed by B is that of A shifted by len(B), plus that of B. So one pass in
+// key order records CRC and length of every version, and they are joined in revision order.
 func (s *Store) HashKV(ctx context.Context, rev int64) (hash uint32, compactRev, currentRev int64, err error) {
 	if h, ok := s.hashes.get(rev); ok {
 		return h.Hash, h.CompactRevision, s.rev.Load(), nil
@@ -35,8 +36,8 @@ func (s *Store) HashKV(ctx context.Context, rev int64) (hash uint32, compactRev,
 	return s.HashState(ctx, rev)
 }
 
-// HashState is HashKV without the hashes of compactions: always of what is stored now. Two members whose compact revisions
-// are the same have the same hash of a revision.
+// HashState is HashKV without the hashes of compactions: always over what is stored now. Two
+// members whose compact revisions are the same have the same hash of a revision.
 func (s *Store) HashState(ctx context.Context, rev int64) (hash uint32, compactRev, currentRev int64, err error) {
 	start := time.Now()
 	lower, upper := store.UserKeysSpan()
@@ -46,7 +47,8 @@ func (s *Store) HashState(ctx context.Context, rev int64) (hash uint32, compactR
 		if err != nil {
 			return 0, 0, 0, err
 		}
-		// What the iterator shows is whole for the compaction that was asked for by then, and no older one.
+		// What the iterator shows is complete for the compaction requested by then, and for no
+		// older one.
 		compact, current := s.compact.Load(), s.rev.Load()
 		if s.st.Generation() != generation {
 			if err := errors.Join(it.Close(), s.awaitReload(ctx)); err != nil {
@@ -75,7 +77,8 @@ func (s *Store) HashState(ctx context.Context, rev int64) (hash uint32, compactR
 	}
 }
 
-// Hash hashes everything in the store that all members should have alike. Its value means nothing outside of Belay.
+// Hash hashes everything in the store that should be equal on all members. Its value means nothing
+// outside Belay.
 func (s *Store) Hash(ctx context.Context) (hash uint32, rev int64, err error) {
 	start := time.Now()
 	v := s.View()
@@ -116,16 +119,18 @@ func (s *Store) Hash(ctx context.Context) (hash uint32, rev int64, err error) {
 
 func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
-// hashRevisions is etcd's hash with "compact revision" compact and "revision" rev, over an iterator of user keys. What
-// counts, of each key's versions, newest first:
+// hashRevisions is etcd's hash with "compact revision" compact and "revision" rev, over an iterator
+// of user keys. What counts, of each key's versions, newest first:
 //
 //   - none above rev;
 //   - all above compact, tombstones too;
-//   - the newest at or below compact, unless it is a tombstone, if it still is the newest at rev; or, and this is what
-//     etcd's empty "keep" comes to, if no key exists at rev at all, see nothingKept.
+//   - the newest at or below compact, unless it is a tombstone, if it still is the newest at rev;
+//     or, which is the effect of etcd's empty "keep", if no key exists at rev at all, see
+//     nothingKept.
 //
-// tombstoneKeeps is for the hash of a compaction: there a tombstone at rev itself makes "keep" not empty. partsMax bounds the
-// memory of a pass over the keys, in versions; there are as many passes as that takes.
+// tombstoneKeeps is for the hash of a compaction: there a tombstone at rev itself makes "keep"
+// non-empty. partsMax bounds the memory of a pass over the keys, in versions; there are as many
+// passes as that takes.
 func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64, tombstoneKeeps bool, partsMax int) (uint32, error) {
 	keepEmpty := false
 	if !tombstoneKeeps {
@@ -148,10 +153,11 @@ func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64,
 	}
 }
 
-// nothingKept says whether etcd's "keep" is empty: no key exists at rev. One that rev itself deleted and made again, in a
-// nested transaction say, does not count there: etcd looks for the generation that ends at rev or later, finds the one
-// that rev ended, and leaves out its tombstone. Of the compact revision itself that cannot be told: such a tombstone goes
-// when the compaction gets there.
+// nothingKept reports whether etcd's "keep" is empty: no key exists at rev. A key that rev itself
+// deleted and created again, for example in a nested transaction, does not count there: etcd looks
+// for the generation that ends at rev or later, finds the one that rev ended, and leaves out its
+// tombstone. For the compact revision itself this cannot be known: such a tombstone is removed when
+// the compaction gets there.
 func nothingKept(ctx context.Context, it *pebble.Iterator, compact, rev int64) (bool, error) {
 	v := visible{it: it, rev: uint64(rev), walk: paced{ctx: ctx}}
 	for v.next() {
@@ -197,7 +203,8 @@ type part struct {
 // defaultHashParts bounds the memory of a pass to about 25 MB.
 const defaultHashParts = 1 << 19
 
-// pass joins the parts from a revision on, as many as memory allows. more is where the next pass must begin; nil: done.
+// pass joins the parts from a revision on, as many as memory allows. more is where the next pass
+// must begin; nil: done.
 func (h *joiner) pass(ctx context.Context, it *pebble.Iterator, from Revision, compact, rev int64, keepEmpty bool) (more *Revision, err error) {
 	h.parts, h.limit = h.parts[:0], nil
 	var prefix []byte
@@ -290,7 +297,8 @@ func (h *joiner) add(it *pebble.Iterator, key []byte, r Revision, tombstone bool
 	return nil
 }
 
-// appendBeforeValue appends what a KeyValue in protobuf has before the bytes of its value. After them comes the lease.
+// appendBeforeValue appends what a KeyValue in protobuf has before the bytes of its value. After
+// them comes the lease.
 func appendBeforeValue(b, key []byte, main int64, rec record) []byte {
 	b = appendBytesField(b, 1, key)
 	b = appendIntField(b, 2, rec.create)
@@ -337,7 +345,7 @@ func mul(a, b uint32) (product uint32) {
 	return product
 }
 
-// move is x to the power of 8 n: what moves a CRC on by n bytes.
+// move is x to the power of 8 n: the factor that shifts a CRC by n bytes.
 func (h *joiner) move(n uint32) uint32 {
 	if n < uint32(len(h.moves)) && h.moves[n] != 0 {
 		return h.moves[n]
@@ -356,14 +364,15 @@ func (h *joiner) move(n uint32) uint32 {
 	return p
 }
 
-// CompactionHash is the hash of what was there when a compaction of Revision began, after one of CompactRevision (-1:
-// after none). Members that compacted alike have the same.
+// CompactionHash is the hash of what existed when a compaction of Revision began, after one of
+// CompactRevision (-1: none). Members with the same compactions have the same hashes.
 type CompactionHash struct {
 	Revision, CompactRevision int64
 	Hash                      uint32
 }
 
-// CompactionHashes gives the hashes of the newest compactions that this process has done, ten at most, by revision.
+// CompactionHashes returns the hashes of the newest compactions that this process has done, ten at
+// most, by revision.
 func (s *Store) CompactionHashes() []CompactionHash {
 	s.hashes.mu.Lock()
 	defer s.hashes.mu.Unlock()

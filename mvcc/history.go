@@ -12,11 +12,13 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// Events calls fn with the changes of every revision of [from, to], in order, each revision whole. It stops when it has
-// passed maxBytes or more of keys and values, and gives the first revision that it did not pass to fn. It shows one
-// consistent state, up to the newest revision. The events are fn's to keep; PrevKv is not set (see PrevKV).
+// Events calls fn with the changes of every revision of [from, to], in order, each revision
+// complete. It stops when it has passed maxBytes or more of keys and values, and returns the first
+// revision that it did not pass to fn. It shows one consistent state, up to the newest revision.
+// The events are fn's to keep; PrevKv is not set (see PrevKV).
 //
-// Errors: ErrCompacted, before the first call of fn, if from is compacted; the context's; fn's; those of the disk.
+// Errors: ErrCompacted, before the first call of fn, if from is compacted; the context's; fn's;
+// those of the disk.
 func (s *Store) Events(ctx context.Context, from, to int64, maxBytes int, fn func(rev int64, events []*mvccpb.Event) error) (next int64, err error) {
 	from = max(from, 1)
 	lower := store.AppendRevisionKey(nil, uint64(from), 0)
@@ -121,7 +123,8 @@ func (s *Store) event(values *pebble.Iterator, r Revision, tombstone bool, key [
 	return &mvccpb.Event{Kv: kv}, nil
 }
 
-// PrevKV is the key of an event as it was before: nil if the event created it, or if it is compacted. It must not be changed.
+// PrevKV is the key of an event as it was before: nil if the event created it, or if it is
+// compacted. It must not be changed.
 func (s *Store) PrevKV(ev *mvccpb.Event) (*mvccpb.KeyValue, error) {
 	kv := ev.Kv
 	if ev.Type == mvccpb.Event_PUT && kv.CreateRevision == kv.ModRevision || kv.ModRevision <= 1 {

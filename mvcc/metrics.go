@@ -6,7 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics are the metrics of etcd's names about keys and their history; those about watchers belong to package watch.
+// Metrics are the metrics about keys and their history, under etcd's names; those about watchers
+// belong to package watch.
 type Metrics struct {
 	puts, deletes, ranges, txns prometheus.Counter
 	putBytes                    prometheus.Gauge

@@ -2,12 +2,13 @@ package mvcc
 
 import "context"
 
-// Pacer is a context that has a say in how fast a long walk over the store goes: Range, Revisions, Hash and HashState ask
-// it, in their own goroutine, whenever they have gone over some thousand keys or 64 KiB since they last did.
+// Pacer is a context that controls the pace of a long walk over the store: Range, Revisions, Hash
+// and HashState call it, in their own goroutine, after every few thousand keys or 64 KiB.
 type Pacer interface {
 	context.Context
-	// Pace is told what was gone over since it was last called: keys (versions and deleted ones are keys too) and bytes of
-	// values. It may wait: whoever walks holds an iterator meanwhile and no lock. An error ends the walk, which returns it.
+	// Pace gets what was read since the last call: keys (older versions and deleted keys count too)
+	// and bytes of values. It may wait: the caller holds an iterator and no lock. An error ends the
+	// walk, which returns it.
 	Pace(keys, bytes int64) error
 }
 
@@ -16,10 +17,10 @@ const (
 	paceBytes = 64 << 10
 )
 
-// paced is how far somebody has gone. The zero value asks nobody.
+// paced counts the progress of a walk. The zero value calls no Pacer.
 type paced struct {
 	ctx         context.Context
-	keys, bytes int64 // since the last question
+	keys, bytes int64 // since the last call
 	err         error // why it ends
 }
 

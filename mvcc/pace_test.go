@@ -28,7 +28,8 @@ func (c *counted) Pace(keys, bytes int64) error {
 	return nil
 }
 
-// TestWalksAskTheirPacer: every way to go over many keys asks, also where nothing is found, and ends with the answer.
+// TestWalksAskTheirPacer: every way to go over many keys asks, also where nothing is found, and
+// ends with the answer.
 func TestWalksAskTheirPacer(t *testing.T) {
 	const keys, valueBytes = 10_000, 300
 	r := newRig(t, Options{CompactionSleep: -1})

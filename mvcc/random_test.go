@@ -9,7 +9,7 @@ import (
 
 var seedFlag = flag.Uint64("seed", 0, "run the random tests with this seed alone")
 
-// seeds gives the seeds of a random test, and prints how to repeat one.
+// seeds returns the seeds of a random test, and prints how to repeat one.
 func seeds(t *testing.T, n int) []uint64 {
 	if *seedFlag != 0 {
 		return []uint64{*seedFlag}
@@ -27,9 +27,10 @@ func seeds(t *testing.T, n int) []uint64 {
 	return out
 }
 
-// TestMetamorphic applies one random history in different cuts of batches, with restarts, flushes, compactions of the
-// storage engine and snapshot transfers in between, with caches of different sizes. Every answer, every range at every
-// revision, every event and every hash must equal the model's each time.
+// TestMetamorphic applies one random history in different cuts of batches, with restarts, flushes,
+// compactions of the storage engine and snapshot transfers in between, with caches of different
+// sizes. Every answer, every range at every revision, every event and every hash must equal the
+// model's each time.
 func TestMetamorphic(t *testing.T) {
 	n := 12
 	if testing.Short() {
@@ -79,7 +80,8 @@ func metamorphic(t *testing.T, seed uint64) {
 				want = append(want, m.apply(c))
 				if m.compact != before {
 					if compacted >= 0 {
-						// The one before has not finished when this one is asked for: it leaves no hash.
+						// The one before has not finished when this one is asked for: it leaves no
+						// hash.
 						m.hashes = m.hashes[:len(m.hashes)-1]
 					}
 					compacted = m.compact

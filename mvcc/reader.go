@@ -17,29 +17,32 @@ type RangeOptions struct {
 	Limit     int64 // at most so many keys; 0 or less: all
 	Rev       int64 // as of this revision; 0 or less: the newest
 	CountOnly bool  // no keys, only how many there are
-	KeysOnly  bool  // values are not needed; they may be there all the same
+	KeysOnly  bool  // values are not needed; they may still be set
 
-	// MaxBytes bounds the keys and values that are read; more of them are ErrTooLarge. 0: no bound.
+	// MaxBytes bounds the keys and values that are read; beyond it the error is ErrTooLarge. 0: no
+	// bound.
 	MaxBytes int64
 
-	// NoCount spares the count: Count is then only exact if it is not greater than Limit.
+	// NoCount skips the count: Count is then exact only if it is not greater than Limit.
 	NoCount bool
 
-	// Each, where it is set and end is not empty, gets the keys one by one instead of KVs, and none after it has said no.
-	// Count is then how many it got. What it gets is the callee's until it returns.
+	// Each, if it is set and end is not empty, gets the keys one by one instead of KVs, and none
+	// after it has returned false. Count is then how many it got. Its argument is valid until it
+	// returns.
 	Each func(kv *mvccpb.KeyValue) (more bool)
 }
 
-// RangeResult is what a range holds. The KeyValues may be shared with the cache and with other callers: they must not be
-// changed.
+// RangeResult is the content of a range. The KeyValues may be shared with the cache and with other
+// callers: they must not be changed.
 type RangeResult struct {
 	KVs   []*mvccpb.KeyValue
 	Count int64 // keys in the whole range, whatever the limit
 	Rev   int64 // the newest revision when the range was read
 }
 
-// Range reads the keys of [key, end) in order. An empty end means key alone, "\0" every key from key on. Any goroutine may
-// call it; it waits for no writer. Errors: ErrCompacted, ErrFutureRev, the context's, and those of the disk.
+// Range reads the keys of [key, end) in order. An empty end means key alone, "\0" every key from
+// key on. Any goroutine may call it; it waits for no writer. Errors: ErrCompacted, ErrFutureRev,
+// the context's, and those of the disk.
 func (s *Store) Range(ctx context.Context, key, end []byte, o RangeOptions) (RangeResult, error) {
 	s.metrics.ranges.Inc()
 	if len(end) == 0 {
@@ -47,7 +50,7 @@ func (s *Store) Range(ctx context.Context, key, end []byte, o RangeOptions) (Ran
 	}
 	lower, upper, ok := bounds(key, end)
 	if !ok {
-		lower, upper = []byte{0xfe, 0}, []byte{0xff, 0} // nothing, but with the errors of the revision
+		lower, upper = []byte{0xfe, 0}, []byte{0xff, 0} // an empty range, but with the errors of the revision
 	}
 	it, rev, current, err := s.open(ctx, o.Rev, &pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 	if err != nil {
@@ -95,7 +98,8 @@ func pointResult(kv *mvccpb.KeyValue, o RangeOptions, current int64) RangeResult
 	return RangeResult{KVs: []*mvccpb.KeyValue{kv}, Count: 1, Rev: current}
 }
 
-// newestOf reads the newest version of a key at or below a revision: nil if there is none, Version 0 for a tombstone.
+// newestOf reads the newest version of a key at or below a revision: nil if there is none, Version
+// 0 for a tombstone.
 func newestOf(it *pebble.Iterator, key []byte, rev int64, withValue bool) (*mvccpb.KeyValue, error) {
 	var stack [128]byte
 	target := store.AppendUserKey(stack[:0], key, uint64(rev), store.MaxSub)
@@ -147,7 +151,7 @@ type visible struct {
 // nextsBeforeSeek is how many newer versions are stepped over before a seek is tried.
 const nextsBeforeSeek = 4
 
-// next goes to the next existing key.
+// next moves to the next existing key.
 func (v *visible) next() bool {
 	ok := false
 	if v.begun {
@@ -176,7 +180,7 @@ func (v *visible) next() bool {
 	return false
 }
 
-// skipNewer goes to the first version at or below the revision, or to the next key.
+// skipNewer moves to the first version at or below the revision, or to the next key.
 func (v *visible) skipNewer(prefix []byte) bool {
 	v.prefix = append(v.prefix[:0], prefix...)
 	for range nextsBeforeSeek {
@@ -194,7 +198,7 @@ func (v *visible) skipNewer(prefix []byte) bool {
 	return v.it.SeekGE(v.target)
 }
 
-// err is why next gave false, if not for the end of the keys.
+// err is why next returned false, if not for the end of the keys.
 func (v *visible) err() error {
 	if v.walk.err != nil {
 		return v.walk.err
@@ -212,8 +216,8 @@ func (v *visible) record() (record, error) {
 	return decodeRecord(b, v.main)
 }
 
-// rangeOf reads what is in the bounds of an iterator, from key on. counted, if not nil, may know how many keys there are from
-// some key on (see Store.counter).
+// rangeOf reads what is within the bounds of an iterator, from key on. counted, if not nil, may
+// know how many keys there are from some key on (see keyCounts.counter).
 func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o RangeOptions, counted func(w *paced, it *pebble.Iterator, from []byte) (int64, bool, error)) (res RangeResult, err error) {
 	v := visible{it: it, rev: uint64(rev), walk: paced{ctx: ctx}}
 	if o.CountOnly && counted != nil {
@@ -272,8 +276,9 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o 
 	return res, v.err()
 }
 
-// Weigh is how many keys [key, end) holds, end as in Range, and the bytes of them and their values, as of now. It stops
-// counting beyond either bound, and reads no values. Errors: the context's, and those of the disk.
+// Weigh counts the keys in [key, end), end as in Range, and the bytes of them and their values, as
+// of now. It stops beyond either bound, and reads no values. Errors: the context's, and those of
+// the disk.
 func (s *Store) Weigh(ctx context.Context, key, end []byte, maxKeys, maxBytes int64) (keys, bytes int64, err error) {
 	if len(end) == 0 {
 		end = append(append(make([]byte, 0, len(key)+1), key...), 0)
@@ -294,8 +299,8 @@ func (s *Store) Weigh(ctx context.Context, key, end []byte, maxKeys, maxBytes in
 	return keys, bytes, errors.Join(v.err(), it.Close())
 }
 
-// slab makes many KeyValues out of few allocations. One that is kept keeps its neighbours: it is for answers, which live
-// and die together.
+// slab makes many KeyValues with few allocations. One that stays reachable keeps its neighbours: it
+// is for answers, which live and die together.
 type slab struct {
 	out   []*mvccpb.KeyValue
 	kvs   []mvccpb.KeyValue

@@ -60,7 +60,7 @@ func appendHeader(dst []byte, main, create, version, lease int64) []byte {
 
 var errRecord = errors.New("mvcc: a stored version is malformed")
 
-// decodeRecord is for versions that are no tombstones. The value refers to b.
+// decodeRecord decodes a version that is no tombstone. The value refers to b.
 func decodeRecord(b []byte, main int64) (r record, err error) {
 	if len(b) < 3 || b[0]&^flagLease != 0 {
 		return r, errRecord
@@ -96,7 +96,7 @@ func decodeRevision(k, value []byte) (rev Revision, tombstone bool, key []byte, 
 	return Revision{int64(main), int64(sub)}, value[0]&flagTombstone != 0, value[1:], nil
 }
 
-// isAll says whether end is the API's "every key from here on".
+// isAll reports whether end is the API's "every key from here on".
 func isAll(end []byte) bool { return len(end) == 1 && end[0] == 0 }
 
 // bounds are the iterator bounds of the range [key, end). ok is false for an empty range.

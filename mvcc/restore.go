@@ -8,9 +8,9 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// Restore writes one version, or one tombstone, as a snapshot file tells of it,
-// with the revision that it had there. Every pair of main and sub comes once. For
-// a store that nobody has opened for reading yet; RestoreRevision ends it.
+// Restore writes one version, or one tombstone, from a snapshot file, with its revision there.
+// REQUIRES: every pair of main and sub comes once, and nobody has opened the store for reading yet.
+// RestoreRevision must be called at the end.
 func Restore(b *store.Batch, rev Revision, tombstone bool, kv *mvccpb.KeyValue) error {
 	main, sub := uint64(rev.Main), uint32(rev.Sub)
 	if rev.Main <= 0 || rev.Sub < 0 || int64(sub) != rev.Sub || len(kv.Key) == 0 {
@@ -31,9 +31,8 @@ func Restore(b *store.Batch, rev Revision, tombstone bool, kv *mvccpb.KeyValue) 
 	return b.Set(store.AppendRevisionKey(nil, main, sub), append([]byte{flags}, kv.Key...))
 }
 
-// RestoreRevision writes the current revision and how far compactions came;
-// -1: there was none. One that was asked for and not done goes on when the store
-// is opened.
+// RestoreRevision writes the current revision and how far compactions came; -1: there was none. One
+// that was requested and not done continues when the store is opened.
 func RestoreRevision(b *store.Batch, current, scheduled, finished int64) error {
 	for name, n := range map[string]int64{metaRevision: current, metaScheduled: scheduled, metaFinished: finished} {
 		if n < 0 {

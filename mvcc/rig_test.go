@@ -210,7 +210,8 @@ func eventsText(events []*mvccpb.Event) string {
 	return b.String()
 }
 
-// model is etcd's store, as simple as it can be: the bucket "key" as a list, with everything recomputed from it.
+// model is etcd's store, as simple as it can be: the bucket "key" as a list, with everything
+// recomputed from it.
 type model struct {
 	rev, compact int64
 	bucket       []modelEntry // in revision order
@@ -225,7 +226,8 @@ type modelEntry struct {
 
 func newModel() *model { return &model{rev: 1, compact: -1} }
 
-// at gives the newest entry of each key at or below a revision, tombstones included, in key order.
+// at returns the newest entry of each key at or below a revision, tombstones included, in key
+// order.
 func (m *model) at(rev int64) []modelEntry {
 	newest := map[string]modelEntry{}
 	for _, e := range m.bucket {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestSizeFollowsCompaction: what a compaction has removed is soon no longer in use, without a defragmentation and without
-// another write, whether it is in memory still or in files.
+// TestSizeFollowsCompaction: what a compaction has removed is soon no longer in use, without a
+// defragmentation and without another write, whether it is in memory still or in files.
 func TestSizeFollowsCompaction(t *testing.T) {
 	for _, c := range []struct {
 		name             string
@@ -58,7 +58,8 @@ func TestSizeFollowsCompaction(t *testing.T) {
 	}
 }
 
-// TestCompactionKnowsWhatItRemoves: the store is told the right size of every version and revision, however many a key has.
+// TestCompactionKnowsWhatItRemoves: the store is told the right size of every version and revision,
+// however many a key has.
 func TestCompactionKnowsWhatItRemoves(t *testing.T) {
 	r := newRig(t, Options{CompactionSleep: -1, CompactionBatchLimit: 7})
 	rng := rand.New(rand.NewPCG(2, 2))

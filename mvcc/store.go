@@ -27,30 +27,30 @@ var (
 	ErrClosed = errors.New("mvcc: closed")
 )
 
-// Options of a store. The zero value is good.
+// Options of a store. The zero value is usable.
 type Options struct {
 	Logger  *zap.Logger // default: none
 	Metrics *Metrics    // default: not registered
 
-	// CacheBytes bounds the newest versions of hot keys that are kept in memory. 0: 64 MiB.
+	// CacheBytes bounds the cache of the newest versions of hot keys. 0: 64 MiB.
 	CacheBytes int64
 
-	// CompactionBatchLimit is how many revisions a step of a compaction looks at. 0: 1000.
+	// CompactionBatchLimit is how many revisions a step of a compaction processes. 0: 1000.
 	CompactionBatchLimit int
 	// CompactionSleep is the pause between steps. 0: 10 ms; below 0: none.
 	CompactionSleep time.Duration
 
-	// NoCompactionHash leaves out the hash of what a compaction covers, which costs a pass over all keys. HashKV of a
-	// compacted revision then differs from etcd's.
+	// NoCompactionHash skips the hash of what a compaction covers, which costs a pass over all
+	// keys. HashKV of a compacted revision then differs from etcd's.
 	NoCompactionHash bool
 
-	// NoCounts leaves out the counted index of keys, as if it never got built.
+	// NoCounts disables the counted index of keys, as if it were never built.
 	NoCounts bool
 
-	// ExistsFilterBytes bounds the filter that tells keys which certainly do not exist, so that putting them looks for no previous
-	// version; twice as much for short times. 0: 32 MiB, enough for 22 million keys.
+	// ExistsFilterBytes bounds the filter of keys that exist, which spares the put of a new key the
+	// look-up; twice as much for short times. 0: 32 MiB, enough for 22 million keys.
 	ExistsFilterBytes int
-	// NoExistsFilter leaves the filter out. NoCounts does, too.
+	// NoExistsFilter disables the filter. NoCounts does, too.
 	NoExistsFilter bool
 
 	// For tests, which want small ones:
@@ -67,8 +67,9 @@ const (
 	defaultCompactionSleep      = 10 * time.Millisecond
 )
 
-// Store is every version of every key: what readers go by, the cache, the filter and the counts beside the versions in
-// package store, and the goroutines that compact and count. Writing goes through a Writer.
+// Store is every version of every key: the published revision, the cache, the filter and the counts
+// beside the versions in package store, and the goroutines that compact and count. Writing goes
+// through a Writer.
 type Store struct {
 	st      *store.Store
 	logger  *zap.Logger
@@ -76,13 +77,15 @@ type Store struct {
 	opts    Options
 	cache   *cache
 
-	// What readers go by. rev is the newest revision they see; compact the newest compaction asked for, -1: none. Publish
-	// sets compact before rev and never beyond it. generation is the store's that both belong to.
+	// What readers see. rev is the newest readable revision; compact the newest requested
+	// compaction, -1: none. Publish sets compact before rev and never beyond it. generation is the
+	// store's generation that both belong to.
 	rev        atomic.Int64
 	compact    atomic.Int64
 	generation atomic.Uint64
 
-	// finished is up to where compactions have removed what they should; -1: none. finished <= compact.
+	// finished is the newest compaction that has removed everything it should; -1: none. finished
+	// <= compact.
 	finished atomic.Int64
 
 	hashes    hashes
@@ -115,7 +118,8 @@ const (
 	metaProgress  = "compactProgress"
 )
 
-// Open reads the current revision. It does not look at keys. An interrupted compaction goes on in the background.
+// Open reads the current revision. It does not read keys. An interrupted compaction continues in
+// the background.
 func Open(st *store.Store, opts Options) (*Store, error) {
 	if opts.Logger == nil {
 		opts.Logger = zap.NewNop()
@@ -160,7 +164,7 @@ func Open(st *store.Store, opts Options) (*Store, error) {
 	return s, nil
 }
 
-// load takes over what the store's meta space says.
+// load reads the store's meta space.
 func (s *Store) load() error {
 	generation := s.st.Generation()
 	numbers := map[string]int64{metaRevision: 1, metaScheduled: -1, metaFinished: -1}
@@ -198,8 +202,8 @@ func readNumber(r store.Reader, name string) (n int64, ok bool, err error) {
 
 func number(n int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(n)) }
 
-// Reload forgets what is remembered of the content that an installed snapshot has replaced. Readers that came meanwhile
-// wait for it. REQUIRES: nothing is being written.
+// Reload drops everything remembered about the content that an installed snapshot has replaced.
+// Readers that arrive in the meantime wait for it. REQUIRES: nothing is being written.
 func (s *Store) Reload() error {
 	s.stopCompactor()
 	if err := s.load(); err != nil {
@@ -215,7 +219,7 @@ func (s *Store) Reload() error {
 	return nil
 }
 
-// awaitReload waits until what is remembered belongs to the store's content again.
+// awaitReload waits until what is remembered matches the store's content again.
 func (s *Store) awaitReload(ctx context.Context) error {
 	for {
 		s.mu.Lock()
@@ -237,7 +241,8 @@ func (s *Store) awaitReload(ctx context.Context) error {
 // Revision is the newest revision that can be read. The empty store has 1.
 func (s *Store) Revision() int64 { return s.rev.Load() }
 
-// CompactRevision is the newest compaction asked for: older revisions cannot be read. -1: there was none.
+// CompactRevision is the newest requested compaction: older revisions cannot be read. -1: there was
+// none.
 func (s *Store) CompactRevision() int64 { return s.compact.Load() }
 
 // Close stops the background work. Readers must have finished; the store itself stays open.
@@ -249,7 +254,7 @@ func (s *Store) Close() {
 	})
 }
 
-// at says what a reader reads: the revision asked for, or the newest.
+// at returns what a reader reads: the revision asked for, or the newest.
 func at(asked, current int64) (rev int64, err error) {
 	switch {
 	case asked > current:
@@ -260,9 +265,9 @@ func at(asked, current int64) (rev int64, err error) {
 	return asked, nil
 }
 
-// open makes an iterator that shows everything readable at a revision (asked, or the newest if asked <= 0), whatever
-// compactions do meanwhile: a compaction removes nothing before s.compact says so, and s.compact is looked at after the
-// iterator was made.
+// open makes an iterator that shows everything readable at a revision (asked, or the newest if
+// asked <= 0), whatever compactions do meanwhile: a compaction removes nothing before s.compact
+// says so, and s.compact is looked at after the iterator was made.
 func (s *Store) open(ctx context.Context, asked int64, o *pebble.IterOptions) (it *pebble.Iterator, rev, current int64, err error) {
 	for {
 		generation := s.generation.Load()
@@ -281,7 +286,7 @@ func (s *Store) open(ctx context.Context, asked int64, o *pebble.IterOptions) (i
 		case asked > 0:
 			err = ErrCompacted
 		}
-		// Else the newest revision has moved on, and past a compaction: take the new one.
+		// Otherwise the newest revision has moved on, past a compaction: take the new one.
 		if err = errors.Join(err, it.Close()); err != nil {
 			if errors.Is(err, ErrCompacted) {
 				err = ErrCompacted

@@ -11,8 +11,8 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// View is the store of revisions at one moment: everything read through it fits together, whatever is written or compacted
-// meanwhile. It belongs to one goroutine at a time and must be closed.
+// View is the store of revisions at one moment: everything read through it is consistent, whatever
+// is written or compacted meanwhile. It belongs to one goroutine at a time and must be closed.
 type View struct {
 	s       *Store
 	v       *store.View
@@ -36,7 +36,8 @@ func (s *Store) View() *View {
 		if v.err = v.load(); v.err != nil {
 			return v
 		}
-		// The batch that wrote this revision may not be published yet. Whoever reads here must not find less afterwards.
+		// The batch that wrote this revision may not be published yet. A later reader must not see
+		// less than this one.
 		for s.rev.Load() < v.rev && s.generation.Load() == generation {
 			runtime.Gosched()
 		}
@@ -53,8 +54,9 @@ func (v *View) load() error {
 	if ok {
 		v.rev = rev
 	}
-	// This is at or below what the view shows, so what it shows of later compactions cannot miss anything: they remove
-	// nothing before they are published, and a view made before that still shows all.
+	// This is at or below what the view shows, so the view cannot lack anything because of later
+	// compactions: they remove nothing before they are published, and a view made before that still
+	// shows everything.
 	v.compact, ok, err = readNumber(v.v, metaScheduled)
 	if !ok {
 		v.compact = -1
@@ -103,8 +105,9 @@ func (v *View) Range(ctx context.Context, key, end []byte, o RangeOptions) (Rang
 	return res, errors.Join(err, it.Close())
 }
 
-// Revisions calls each for every revision that compactions leave, in order. value is the KeyValue in protobuf, as etcd
-// stores it (a tombstone's has the key alone); it is the callee's to keep. The cost is a seek for each revision.
+// Revisions calls each for every revision that compactions leave, in order. value is the KeyValue
+// in protobuf, as etcd stores it (a tombstone's has only the key); the callee may keep it. The cost
+// is a seek for each revision.
 func (v *View) Revisions(ctx context.Context, each func(main, sub int64, tombstone bool, value []byte) error) (err error) {
 	if v.err != nil {
 		return v.err
@@ -134,7 +137,8 @@ func (v *View) Revisions(ctx context.Context, each func(main, sub int64, tombsto
 		if err != nil {
 			return err
 		}
-		// What a compaction will still remove is left out: it is not the newest at the compact revision.
+		// What a compaction will still remove is left out: it is not the newest at the compact
+		// revision.
 		at := Revision{max(rev.Main, v.compact), store.MaxSub}
 		if rev.Main > v.compact {
 			at = rev

@@ -13,7 +13,8 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// Writer writes transactions into one batch of the store. It belongs to the applier goroutine. The order of calls is
+// Writer writes transactions into one batch of the store. It belongs to the applier goroutine. The
+// order of calls is
 //
 //	NewWriter { Begin { Put DeleteRange Range Prev } End | Compact } Batch.Commit Publish
 //
@@ -30,7 +31,8 @@ type Writer struct {
 	ops    int
 	events []*mvccpb.Event
 
-	// overlay holds the newest version of every key that this batch wrote; kv.Version 0: a tombstone.
+	// overlay holds the newest version of every key that this batch wrote; kv.Version 0: a
+	// tombstone.
 	overlay overlay
 	// committed reads what was committed before this batch; nil before it is needed.
 	committed *pebble.Iterator
@@ -50,7 +52,7 @@ type written struct {
 	sub uint32
 }
 
-// change is a key that came to be (delta 1) or was deleted (delta -1) at a revision.
+// change is a key that was created (delta 1) or deleted (delta -1) at a revision.
 type change struct {
 	key   []byte
 	rev   int64
@@ -59,7 +61,8 @@ type change struct {
 
 type compactionRequest struct {
 	rev, previous int64
-	// whole: the previous compaction had finished when this one was asked for, so a hash can cover all in between.
+	// whole: the previous compaction had finished when this one was requested, so a hash can cover
+	// everything in between.
 	whole bool
 }
 
@@ -86,8 +89,9 @@ func (w *Writer) Rev() int64 {
 // CompactRevision is the newest compaction asked for, in this batch too.
 func (w *Writer) CompactRevision() int64 { return w.compact }
 
-// End ends the transaction: its events, in the order of its changes, and the newest revision. Without changes there is no
-// new revision. The events share memory with what was given to Put and DeleteRange.
+// End ends the transaction: its events, in the order of its changes, and the newest revision.
+// Without changes there is no new revision. The events share memory with what was given to Put and
+// DeleteRange.
 func (w *Writer) End() (events []*mvccpb.Event, rev int64) {
 	if w.ops > 1 {
 		w.stats.txns++
@@ -100,8 +104,8 @@ func (w *Writer) End() (events []*mvccpb.Event, rev int64) {
 	return events, w.rev
 }
 
-// Put writes a key and gives what was there before, or nil. prev may lack its value (see Prev) and must not be changed.
-// key and value must not be changed afterwards.
+// Put writes a key and returns the previous version, or nil. prev may lack its value (see Prev) and
+// must not be changed. key and value must not be changed afterwards.
 func (w *Writer) Put(key, value []byte, lease int64) (prev *mvccpb.KeyValue, rev int64, err error) {
 	if prev, err = w.Prev(key, false); err != nil {
 		return nil, 0, err
@@ -175,7 +179,8 @@ func (w *Writer) remove(key []byte) error {
 	return nil
 }
 
-// Prev is the newest version of a key as the transaction sees it; nil if it does not exist. It must not be changed.
+// Prev is the newest version of a key as the transaction sees it; nil if it does not exist. It must
+// not be changed.
 func (w *Writer) Prev(key []byte, withValue bool) (*mvccpb.KeyValue, error) {
 	own, ok := w.overlay[string(key)]
 	kv := own.kv
@@ -208,15 +213,15 @@ func (w *Writer) read(key []byte, withValue bool) (kv *mvccpb.KeyValue, err erro
 	return newestOf(w.committed, key, w.base, withValue)
 }
 
-// DeleteRange deletes the keys of [key, end) that exist, end as in Store.Range. prevs are what was there, in key order;
-// they lack their values unless wantPrev, and must not be changed.
+// DeleteRange deletes the keys of [key, end) that exist, end as in Store.Range. prevs are the
+// previous versions, in key order; they lack their values unless wantPrev, and must not be changed.
 func (w *Writer) DeleteRange(key, end []byte, wantPrev bool) (n int64, prevs []*mvccpb.KeyValue, err error) {
 	n, prevs, _, err = w.DeleteWithin(key, end, wantPrev, 0)
 	return n, prevs, err
 }
 
-// DeleteWithin is DeleteRange that reads previous values up to maxBytes, if that is not 0: with more of them whole is
-// false, and the prevs are those of a delete that does not want them. What it deletes is the same.
+// DeleteWithin is DeleteRange that reads previous values only up to maxBytes, if that is not 0:
+// beyond it whole is false, and the prevs lack their values. It deletes the same keys.
 func (w *Writer) DeleteWithin(key, end []byte, wantPrev bool, maxBytes int64) (n int64, prevs []*mvccpb.KeyValue, whole bool, err error) {
 	w.ops++
 	w.stats.deletes++
@@ -276,7 +281,8 @@ func (w *Writer) rangeOf(ctx context.Context, key, end []byte, o RangeOptions) (
 	if !ok {
 		return res, nil
 	}
-	// A revision compacted after this batch was begun is refused above, so nothing readable can be missing here.
+	// A revision compacted after this batch began is refused above, so nothing readable can be
+	// missing here.
 	it, err := w.b.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 	if err != nil {
 		return res, err
@@ -286,8 +292,9 @@ func (w *Writer) rangeOf(ctx context.Context, key, end []byte, o RangeOptions) (
 	return res, errors.Join(err, it.Close())
 }
 
-// Compact records that revisions before rev need not be readable any more. What they leave is removed in the background
-// after Publish. Errors: ErrCompacted if that or more was asked for before, ErrFutureRev.
+// Compact records that revisions before rev need not be readable any more. What they leave is
+// removed in the background after Publish. Errors: ErrCompacted if that or a newer one was
+// requested before, ErrFutureRev.
 func (w *Writer) Compact(rev int64) error {
 	switch {
 	case rev <= w.compact:

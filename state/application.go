@@ -14,8 +14,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// application is one batch of entries being applied: what is done to the store and what readers will see of it. A machine
-// makes one (begin) and it ends with commit; whoever has one has an open batch. It belongs to the applier goroutine.
+// application is one batch of entries being applied: what is done to the store and what readers
+// will see of it. A machine makes one (begin) and it ends with commit; so holding one means having
+// an open batch. It belongs to the applier goroutine.
 type application struct {
 	m *Machine
 	b *store.Batch
@@ -27,8 +28,8 @@ type application struct {
 		kind  kind
 	} // what is being applied, for the message of a stop
 
-	// cluster is what readers see, or a changed copy of it that is in the batch and is published after the commit; policy
-	// likewise.
+	// cluster is what readers see, or a changed copy of it that is in the batch and is published
+	// after the commit; policy likewise.
 	cluster *cluster
 	policy  *auth.Policy
 
@@ -53,15 +54,15 @@ func (m *Machine) begin(index, term uint64) *application {
 	return a
 }
 
-// end drops what a batch held, so that a use after its end is a nil pointer. What remains is the memory of changes, and
-// what a stop says.
+// end drops what a batch held, so that a use after its end meets a nil pointer. It keeps only the
+// memory of changes, and what the message of a stop needs.
 func (a *application) end() {
 	clear(a.changes)
 	*a = application{m: a.m, at: a.at, changes: a.changes[:0]}
 }
 
-// commit makes the batch permanent, then visible, then known; the order is part of the package's promise. It is the last
-// that is done to an application.
+// commit makes the batch permanent, then visible, then known; the order is part of the package's
+// promise. It is the last call on an application.
 func (a *application) commit(index, term uint64, entries int) {
 	start := time.Now()
 	if err := a.b.Commit(); err != nil {
@@ -70,7 +71,8 @@ func (a *application) commit(index, term uint64, entries int) {
 	if took := time.Since(start); took > a.m.cfg.WarningApply {
 		a.warnSlowCommit(took, index, entries)
 	}
-	// Before the keys: who reads what this batch wrote, and looks at the policy afterwards, must see its rules too.
+	// Before the keys: a reader that sees what this batch wrote, and then reads the policy, must
+	// see its rules too.
 	a.m.publishPolicy(a.policy)
 	a.w.Publish()
 	a.m.publishCluster(a.cluster)
@@ -83,7 +85,8 @@ func (a *application) commit(index, term uint64, entries int) {
 	a.end()
 }
 
-// fatalStop is what stop panics with when the logger did not end the process, so that stopOnPanic lets it pass.
+// fatalStop is what stop panics with if the logger did not end the process, so that stopOnPanic
+// lets it pass.
 type fatalStop struct{ error }
 
 // stop ends the process: this member's state can no longer be trusted to equal the others'.
@@ -103,7 +106,8 @@ func (a *application) stopOnPanic() {
 	}
 }
 
-// orStop lets an error for the client pass and stops for any other: those come from reading the store.
+// orStop lets an error for the client pass and stops for any other: those come from reading the
+// store.
 func (a *application) orStop(what string, err error) error {
 	switch {
 	case err == nil:

@@ -17,17 +17,18 @@ type policyNow struct {
 	replaced chan struct{}
 }
 
-// Policy is who may do what as of the applied index.
+// Policy is the users and roles as of the applied index.
 func (m *Machine) Policy() *auth.Policy { return m.policy.Load().policy }
 
-// PolicyUntil is Policy and a channel that is closed when another one has replaced it. Events of entries behind the change
-// go to the Sink only afterwards: who holds an event of theirs, and then looks at the policy, sees the new one.
+// PolicyUntil is Policy and a channel that is closed when another policy has replaced it. Events of
+// entries after the change go to the Sink only afterwards: a reader that has such an event, and
+// then reads the policy, sees the new one.
 func (m *Machine) PolicyUntil() (p *auth.Policy, replaced <-chan struct{}) {
 	now := m.policy.Load()
 	return now.policy, now.replaced
 }
 
-// publishPolicy shows readers a policy. It is called for every batch, and does nothing in nearly all.
+// publishPolicy publishes a policy. It is called for every batch, and nearly always does nothing.
 func (m *Machine) publishPolicy(p *auth.Policy) {
 	old := m.policy.Load()
 	if old != nil && old.policy == p {
@@ -39,8 +40,9 @@ func (m *Machine) publishPolicy(p *auth.Policy) {
 	}
 }
 
-// loadPolicy takes users and roles from the store. Tokens of users whom another history has deleted, or given another
-// password, end: the entries that would have ended them are not applied here.
+// loadPolicy reads users and roles from the store. Tokens of users whom another history has
+// deleted, or given another password, end: the entries that would have ended them are not applied
+// here.
 func (m *Machine) loadPolicy() error {
 	p, err := auth.Load(m.cfg.Store, m.logger)
 	if err != nil {
@@ -65,10 +67,10 @@ func (a *application) leaseKeys(id int64) ([][]byte, error) {
 	return keys, nil
 }
 
-// writers remembers who was found to be allowed to write all keys of a lease, so that attaching one more does not look
-// at them all: it made a lease of n keys cost n*n checks. What it answers must be what the checks would, because a member
-// that was restarted remembers nothing; so it is asked only by puts, whose own key was judged before, and with it the
-// user and the revision.
+// writers remembers which user was allowed to write all keys of a lease, so that attaching one more
+// key does not check them all: that made a lease of n keys cost n*n checks. Its answers must equal
+// those of the checks, because a restarted member remembers nothing; so only puts use it, whose own
+// key, user and revision were judged before.
 type writers struct {
 	policy *auth.Policy // under which all this holds
 	user   string       // whose request is applied
@@ -86,7 +88,7 @@ func (w *writers) begin(p *auth.Policy, user string) {
 	w.user, w.asked = user, w.asked[:0]
 }
 
-// learn remembers the leases asked for if their check went well.
+// learn remembers the leases asked about if their check succeeded.
 func (w *writers) learn(err error) error {
 	if err == nil {
 		for _, id := range w.asked {
@@ -96,7 +98,7 @@ func (w *writers) learn(err error) error {
 	return err
 }
 
-// attached is told of each key that gets a lease. It is one that the user of now may write.
+// attached is called for each key that is attached to a lease. The present user may write it.
 func (w *writers) attached(id int64) {
 	if user, ok := w.may[id]; ok && user != w.user {
 		delete(w.may, id)
@@ -112,8 +114,8 @@ func (a *application) keysToWrite(id int64) ([][]byte, error) {
 	return a.leaseKeys(id)
 }
 
-// authorize judges the user and the auth revision in a request's header, whatever the member that proposed it believed:
-// rules may have changed while the request was on its way.
+// authorize judges the user and the auth revision in a request's header, whatever the member that
+// proposed it believed: rules may have changed while the request was on its way.
 func (a *application) authorize(k kind, r *pb.InternalRaftRequest) error {
 	p := a.policy
 	if !p.Enabled() {
@@ -167,8 +169,8 @@ func (a *application) applyAuth(e *command.Entry) command.Result {
 	return command.Result{Response: out.Response}
 }
 
-// authenticate gives a token to a user whose password the proposer found right. The token is this member's memory alone;
-// nothing is stored.
+// authenticate issues a token to a user whose password the proposer has checked. The token exists
+// only in memory; nothing is stored.
 func (a *application) authenticate(index uint64, r *pb.InternalAuthenticateRequest) command.Result {
 	if err := a.policy.MayAuthenticate(r.Name); err != nil {
 		return command.Result{Err: err}
@@ -177,10 +179,11 @@ func (a *application) authenticate(index uint64, r *pb.InternalAuthenticateReque
 		return command.Result{Err: auth.ErrAuthFailed}
 	}
 	if !a.m.cfg.Tokens.Replicated() {
-		// Whoever was asked signs it: a signature takes a millisecond, which no member should spend here.
+		// The member that was asked signs it: a signature takes a millisecond, which no member
+		// should spend here.
 		return command.Result{Response: &pb.AuthenticateResponse{Header: a.revisionHeader()}}
 	}
-	if index <= a.m.cfg.OldTokens { // nobody waits for it: who asked spoke to a process that is gone
+	if index <= a.m.cfg.OldTokens { // nobody waits for it: the caller talked to a process that is gone
 		return command.Result{Response: &pb.AuthenticateResponse{Header: a.revisionHeader()}}
 	}
 	token, err := a.m.cfg.Tokens.Assign(r.Name, a.policy.Revision(), r.SimpleToken, index)

@@ -125,7 +125,8 @@ func TestMetamorphicAuth(t *testing.T) {
 	metamorphic(t, s, authHistory(s, 600))
 }
 
-// What a member remembers of who may write the keys of a lease never makes it judge otherwise than one that was restarted.
+// What a member remembers of who may write the keys of a lease never makes it judge otherwise than
+// one that was restarted.
 func TestWritersOfALease(t *testing.T) {
 	as := func(user string, r *pb.InternalRaftRequest) *pb.InternalRaftRequest {
 		r.Header = &pb.RequestHeader{Username: user, AuthRevision: 1 << 40}

@@ -13,7 +13,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// BenchmarkApply overwrites 256-byte values of 100,000 keys, in batches; the time is per put, making the requests included.
+// BenchmarkApply overwrites 256-byte values of 100,000 keys, in batches; the time is per put,
+// making the requests included.
 func BenchmarkApply(b *testing.B) {
 	const keyCount = 100_000
 	for _, size := range []int{1, 100, 500} {
@@ -67,7 +68,8 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
-// cpuTime is what the process has used so far, flushes in the background included: the figure that holds on a busy machine.
+// cpuTime is what the process has used so far, flushes in the background included: the figure that
+// holds on a busy machine.
 func cpuTime(b *testing.B) int64 {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

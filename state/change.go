@@ -11,8 +11,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// CheckChange says whether the change can be applied to the members as of the applied index. Every member judges the
-// same entry against the same members, so all agree; a change that is refused must be given to raft as a no-op. Any goroutine may ask.
+// CheckChange reports whether the change can be applied to the members as of the applied index.
+// Every member judges the same entry against the same members, so all agree; a change that is
+// refused must be given to raft as a no-op. Any goroutine may ask.
 func (m *Machine) CheckChange(c *command.Change) error {
 	now := m.published.Load() // between batches the same as the applier's
 	if now.removed[c.MemberID] {
@@ -42,7 +43,8 @@ func (m *Machine) CheckChange(c *command.Change) error {
 		if now.peerURLTaken(c) {
 			return ErrPeerURLExists
 		}
-		// The limit is the entry's, not this member's flag: members with different flags would part.
+		// The limit is the entry's, not this member's flag: members with different flags would
+		// diverge.
 		if c.Type == raftpb.ConfChangeAddLearnerNode && c.Member.IsLearner && c.MaxLearners != 0 && len(now.members)-now.voters() >= c.MaxLearners {
 			return ErrTooManyLearners
 		}
@@ -76,7 +78,7 @@ func (cl *cluster) voters() (n int) {
 	return n
 }
 
-// peerURLTaken says whether another member has one of the change's peer URLs.
+// peerURLTaken reports whether another member has one of the change's peer URLs.
 func (cl *cluster) peerURLTaken(c *command.Change) bool {
 	for id, member := range cl.members {
 		if id == c.MemberID {
@@ -91,10 +93,10 @@ func (cl *cluster) peerURLTaken(c *command.Change) bool {
 	return false
 }
 
-// ApplyChange applies one member change as a batch of its own; a refused one moves the applied index only. An entry at
-// or below the applied index gives a zero result.
+// ApplyChange applies one member change as a batch of its own; a refused one moves the applied
+// index only. An entry at or below the applied index gives a zero result.
 //
-// REQUIRES: e.Refused is what CheckChange said of it.
+// REQUIRES: e.Refused is what CheckChange returned for it.
 func (m *Machine) ApplyChange(e command.Entry) command.Result {
 	index, _ := m.Applied()
 	if e.Index <= index {
@@ -129,7 +131,7 @@ func (m *Machine) ApplyChange(e command.Entry) command.Result {
 	return command.Result{Err: e.Refused, Members: m.Members()}
 }
 
-// changeMembers writes a change that CheckChange let pass.
+// changeMembers writes a change that CheckChange accepted.
 func (a *application) changeMembers(c *command.Change) {
 	id := c.MemberID
 	switch c.Type {

@@ -25,8 +25,8 @@ import (
 //	cluster version   text, "3.7.0"
 //	downgrade         JSON {"target-version":"...","enabled":bool}, as in etcd's `cluster` bucket
 
-// cluster is all that is known of the cluster itself. A value that readers can see is never changed: the applier changes
-// a copy.
+// cluster is everything known about the cluster itself. A published value never changes: the
+// applier changes a copy.
 type cluster struct {
 	members   map[uint64]*command.Member
 	removed   map[uint64]bool
@@ -46,14 +46,15 @@ type alarmKey struct {
 	member uint64
 }
 
-// alarmSet holds the active alarms, and of each whether the member that it is of has raised it itself, rather than a client.
+// alarmSet holds the active alarms, and for each whether the member concerned raised it itself,
+// rather than a client.
 type alarmSet map[alarmKey]raisedItself
 
 type raisedItself bool
 
 func (s alarmSet) any() bool { return len(s) > 0 }
 
-// list gives the alarms of one type, or of all for NONE, by type and member.
+// list returns the alarms of one type, or of all for NONE, by type and member.
 func (s alarmSet) list(t pb.AlarmType) []*pb.AlarmMember {
 	var list []*pb.AlarmMember
 	for k := range s {
@@ -90,7 +91,7 @@ func (c *cluster) sorted() []*command.Member {
 	return list
 }
 
-// change gives the batch's own copy to change; it becomes visible with the batch.
+// change returns the batch's own copy, to be changed; it becomes visible with the batch.
 func (a *application) change() *cluster {
 	if a.cluster == a.m.published.Load() {
 		a.cluster = a.cluster.clone()
@@ -98,7 +99,7 @@ func (a *application) change() *cluster {
 	return a.cluster
 }
 
-// publishCluster lets readers see c and brings the metrics in line.
+// publishCluster publishes c and updates the metrics.
 func (m *Machine) publishCluster(c *cluster) {
 	old := m.published.Load()
 	if old == c {
@@ -148,22 +149,24 @@ func hex(id uint64) string { return strconv.FormatUint(id, 16) }
 
 func minorVersion(v *semver.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
 
-// Members gives the members, sorted by ID. The caller may keep and change them.
+// Members returns the members, sorted by ID. The caller may keep and change them.
 func (m *Machine) Members() []*command.Member { return m.published.Load().sorted() }
 
-// Member gives one member, or nil.
+// Member returns one member, or nil.
 func (m *Machine) Member(id uint64) *command.Member { return m.published.Load().members[id].Clone() }
 
-// IsLearner says whether a member is one that does not vote; false for an unknown one. It is asked with every request.
+// IsLearner reports whether a member is one that does not vote; false for an unknown one. It is
+// asked with every request.
 func (m *Machine) IsLearner(id uint64) bool {
 	member := m.published.Load().members[id]
 	return member != nil && member.IsLearner
 }
 
-// IsRemoved says whether a member with this id was removed; such an id never comes back.
+// IsRemoved reports whether a member with this id was removed; such an id never comes back.
 func (m *Machine) IsRemoved(id uint64) bool { return m.published.Load().removed[id] }
 
-// ClusterVersion is the version that all members understand, as the leader has determined it; nil before that.
+// ClusterVersion is the version that all members understand, as the leader has determined it; nil
+// before that.
 func (m *Machine) ClusterVersion() *semver.Version {
 	v := m.published.Load().version
 	if v == nil {
@@ -176,22 +179,22 @@ func (m *Machine) ClusterVersion() *semver.Version {
 // DowngradeInfo is the downgrade in progress.
 func (m *Machine) DowngradeInfo() Downgrade { return m.published.Load().downgrade }
 
-// Alarms gives the active alarms, by type and member.
+// Alarms returns the active alarms, by type and member.
 func (m *Machine) Alarms() []*pb.AlarmMember {
 	return m.published.Load().alarms.list(pb.AlarmType_NONE)
 }
 
-// AlarmActive says whether some member has raised the alarm.
+// AlarmActive reports whether some member has raised the alarm.
 func (m *Machine) AlarmActive(t pb.AlarmType) bool { return m.published.Load().alarmActive(t) }
 
-// Alarm says whether this alarm of a member is active, and whether the member raised it itself.
+// Alarm reports whether this alarm of a member is active, and whether the member raised it itself.
 func (m *Machine) Alarm(t pb.AlarmType, member uint64) (active, itself bool) {
 	by, ok := m.published.Load().alarms[alarmKey{t, member}]
 	return ok, bool(by)
 }
 
-// QuotaFits says whether a request fits into the space quota: the server's check before it proposes a PutRequest,
-// TxnRequest or LeaseGrantRequest. Everything else fits.
+// QuotaFits reports whether a request fits into the space quota: the server's check before it
+// proposes a PutRequest, TxnRequest or LeaseGrantRequest. Everything else fits.
 func (m *Machine) QuotaFits(req any) bool { return m.quota.fits(Cost(req)) }
 
 // QuotaBytes is the limit in force; below 0 there is none.
@@ -253,7 +256,8 @@ func readCluster(r store.Reader) (*cluster, error) {
 	return c, nil
 }
 
-// alarm answers and applies AlarmRequest. An action or alarm that does nothing answers with no alarms.
+// alarm answers and applies AlarmRequest. An action or alarm that does nothing answers with no
+// alarms.
 func (a *application) alarm(r *pb.AlarmRequest, by raisedItself) *pb.AlarmResponse {
 	resp := &pb.AlarmResponse{Header: a.revisionHeader()}
 	k := alarmKey{r.Alarm, r.MemberID}
@@ -297,7 +301,8 @@ func (a *application) setClusterVersion(r *membershippb.ClusterVersionSetRequest
 	}
 	a.m.SayCapabilities(v)
 	if own := semver.New(version.Version); (semver.Version{Major: own.Major, Minor: own.Minor}).LessThan(*v) {
-		// etcd stops here. We go on until an entry comes that we do not know; see the package's documentation.
+		// etcd stops here. We continue until an entry comes that we do not know; see the package
+		// comment.
 		a.m.logger.Error("invalid downgrade; server version is lower than determined cluster version",
 			zap.String("current-server-version", own.String()), zap.String("determined-cluster-version", minorVersion(v)))
 	}
@@ -306,12 +311,12 @@ func (a *application) setClusterVersion(r *membershippb.ClusterVersionSetRequest
 	return nil
 }
 
-// SayCapabilities says that what a cluster version allows is on.
+// SayCapabilities logs that what a cluster version allows is on.
 func (m *Machine) SayCapabilities(v *semver.Version) {
 	m.logger.Info("enabled capabilities for version", zap.String("cluster-version", minorVersion(v)))
 }
 
-// setMemberAttributes notes what a member published of itself: its name and client URLs.
+// setMemberAttributes stores what a member published about itself: its name and client URLs.
 func (a *application) setMemberAttributes(r *membershippb.ClusterMemberAttrSetRequest) error {
 	id := r.GetMember_ID()
 	old := a.cluster.members[id]

@@ -10,8 +10,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// applyEntry applies one entry as one transaction of the open batch. The clock is read once for each: the end of one is
-// the start of the next.
+// applyEntry applies one entry as one transaction of the open batch. The clock is read once for
+// each: the end of one is the start of the next.
 func (a *application) applyEntry(e *command.Entry, out *command.Result, start time.Time) (end time.Time) {
 	k := kindOf(e.Request)
 	a.at.kind = k
@@ -37,8 +37,8 @@ func (a *application) applyEntry(e *command.Entry, out *command.Result, start ti
 	return end
 }
 
-// refusal is the answer of the active alarms: CORRUPT stops all that depends on or changes the keys, NOSPACE all that grows
-// the database.
+// refusal is the error of the active alarms: CORRUPT refuses everything that depends on or changes
+// the keys, NOSPACE everything that grows the database.
 func (c *cluster) refusal(k kind, r *pb.InternalRaftRequest) error {
 	if c.alarmActive(pb.AlarmType_CORRUPT) {
 		switch k {
@@ -59,14 +59,15 @@ func (c *cluster) refusal(k kind, r *pb.InternalRaftRequest) error {
 	return nil
 }
 
-// AlarmRefusal is the error with which the alarms of now refuse a request; nil: they do not. Any goroutine may call it.
+// AlarmRefusal is the error with which the active alarms refuse a request; nil: they do not. Any
+// goroutine may call it.
 func (m *Machine) AlarmRefusal(r *pb.InternalRaftRequest) error {
 	return m.published.Load().refusal(kindOf(r), r)
 }
 
 func (a *application) dispatch(k kind, e *command.Entry) command.Result {
 	r := e.Request
-	if a.cluster.alarms.any() { // asked before the caller's rights, as in etcd
+	if a.cluster.alarms.any() { // checked before the caller's rights, as in etcd
 		if err := a.cluster.refusal(k, r); err != nil {
 			return command.Result{Err: err}
 		}
@@ -126,7 +127,7 @@ func (a *application) dispatch(k kind, e *command.Entry) command.Result {
 	return command.Result{Err: ErrUnknownRequest}
 }
 
-// fitting tells of a write that was applied although it does not fit.
+// fitting adds the error of a write that was applied although it does not fit.
 func (a *application) fitting(r command.Result, fits bool) command.Result {
 	if !fits && errors.Is(r.Err, ErrNoSpace) && a.m.cfg.OnNoSpace != nil {
 		a.m.cfg.OnNoSpace()
@@ -134,8 +135,9 @@ func (a *application) fitting(r command.Result, fits bool) command.Result {
 	return r
 }
 
-// result builds a result without an interface that holds a nil pointer. What was applied although it does not fit into the
-// quota is answered with ErrNoSpace, as etcd does: the server raises the alarm, on every member that sees it.
+// result builds a result without an interface that holds a nil pointer. A write that was applied
+// although it does not fit into the quota is answered with ErrNoSpace, as in etcd: the server
+// raises the alarm, on every member that sees it.
 func result(resp proto.Message, ok bool, err error, fits bool) command.Result {
 	r := command.Result{Err: err}
 	if ok {

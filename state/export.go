@@ -10,7 +10,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-// Stored is what a store holds of the cluster itself: members, alarms, versions.
+// Stored is what a store holds about the cluster itself: members, alarms, versions.
 type Stored struct {
 	Members   []*command.Member // by ID
 	Removed   []uint64          // ascending
@@ -20,8 +20,8 @@ type Stored struct {
 	ConfState *raftpb.ConfState // nil: no member change yet
 }
 
-// ReadStored reads it from a view, for whoever copies the state elsewhere: a machine's own methods tell of now, not of
-// the view's moment.
+// ReadStored reads it from a view, for copying the state elsewhere: a machine's own methods show
+// the present, not the moment of the view.
 func ReadStored(r store.Reader) (*Stored, error) {
 	c, err := readCluster(r)
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// Whatever an entry decodes from, applying it must neither panic nor stop: it would stop every member, for ever.
-// The one exception is told in doc.go.
+// Whatever an entry decodes from, applying it must neither panic nor stop: it would stop every
+// member, for ever. The one exception is told in doc.go.
 func FuzzApply(f *testing.F) {
 	g := newGenerator(1)
 	for range 300 {

@@ -131,7 +131,7 @@ func (g *generator) op(depth int) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: g.rangeRequest()}}
 }
 
-// request gives the next request; nil is a leader's empty entry.
+// request returns the next request; nil is a leader's empty entry.
 func (g *generator) request() *pb.InternalRaftRequest {
 	g.n++
 	r := &pb.InternalRaftRequest{Header: &pb.RequestHeader{ID: uint64(g.n)}}

@@ -50,7 +50,7 @@ var kindNames = [kindCount]string{
 	"AuthRoleAdd", "AuthRoleGrantPermission", "AuthRoleGet", "AuthRoleRevokePermission", "AuthRoleDelete", "AuthRoleList",
 }
 
-// isAuth says whether package auth applies it.
+// isAuth reports whether package auth applies it.
 func (k kind) isAuth() bool { return k >= kindAuthenticate && k <= kindAuthRoleList }
 
 // String is the label `op` of etcd_server_apply_duration_seconds.

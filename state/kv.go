@@ -114,8 +114,8 @@ func (a *application) deleteRange(r *pb.DeleteRangeRequest, awaited bool) (*pb.D
 	return resp, nil
 }
 
-// runDeleteRange does a delete that has a key. The previous values are read for who waits for them, and as long as they
-// have no more than maxBytes, if that is not 0; otherwise whole is false.
+// runDeleteRange does a delete that has a key. The previous values are read only if somebody waits
+// for them, and only up to maxBytes, if that is not 0; otherwise whole is false.
 func (a *application) runDeleteRange(r *pb.DeleteRangeRequest, awaited bool, maxBytes int64) (resp *pb.DeleteRangeResponse, whole bool, err error) {
 	n, prevs, whole, err := a.remove(r.Key, r.RangeEnd, r.PrevKv && awaited, maxBytes)
 	if err != nil {
@@ -144,7 +144,8 @@ func (a *application) remove(key, end []byte, wantPrev bool, maxBytes int64) (n 
 	return n, prevs, whole, nil
 }
 
-// compact notes the revision below which history may go; the removal itself follows in the background.
+// compact records the revision below which history may be removed; the removal follows in the
+// background.
 func (a *application) compact(r *pb.CompactionRequest) command.Result {
 	if err := a.w.Compact(r.Revision); err != nil {
 		return command.Result{Err: a.orStop("compaction", err)}

@@ -19,8 +19,8 @@ func (a *application) leaseGrant(r *pb.LeaseGrantRequest) (*pb.LeaseGrantRespons
 	return &pb.LeaseGrantResponse{Header: a.revisionHeader(), ID: r.ID, TTL: ttl}, nil
 }
 
-// leaseRevoke deletes the keys of the lease in key order, all in one revision, and the lease. An unknown lease gives a
-// response beside its error, as in etcd.
+// leaseRevoke deletes the keys of the lease in key order, all in one revision, and the lease. An
+// unknown lease gives a response beside its error, as in etcd.
 func (a *application) leaseRevoke(r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
 	id := lease.ID(r.ID)
 	if !a.m.cfg.Leases.Exists(id) {

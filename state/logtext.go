@@ -9,18 +9,19 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// What of a request gets into a log line. The text of a whole one may be a hundred megabytes and take seconds, in the
-// applier of every member; so it is made of a copy that is small: long keys and names are cut, and of many operations the
-// first few are taken. The cost is bounded by these, whatever the request is.
+// How requests get into log lines. The text of a whole request may have a hundred megabytes and
+// take seconds, in the applier of every member. So it is made from a small copy: long keys and
+// names are cut, and only the first few operations are taken. These constants bound the cost,
+// whatever the request is.
 const (
 	logKeyBytes = 256     // of one key or name
 	logBytes    = 1 << 10 // of all of them
 	logMessages = 24      // operations and whatever else is nested
 )
 
-// RequestText describes a request, or a part of one, in etcd's words: values and passwords are told by their size or not at
-// all. Of a simple token etcd shows the letters; the rest of it is an index that can be guessed. Make it only for a line
-// that will be written.
+// RequestText describes a request, or a part of one, as etcd does: values and passwords by their
+// size or not at all. (Of a simple token etcd shows the letters; the rest of it is an index that
+// can be guessed.) Call it only for a line that will be written.
 func RequestText(r proto.Message) string {
 	if !r.ProtoReflect().IsValid() {
 		return ""
@@ -88,7 +89,7 @@ func (c *clipper) value(fd protoreflect.FieldDescriptor, v protoreflect.Value) p
 	case fd.Kind() != protoreflect.BytesKind:
 		return v
 	case fd.FullName() == putValue || fd.FullName() == compareValue:
-		return v // its size alone is told, so it need not be copied
+		return v // only its size is shown, so it need not be copied
 	}
 	return protoreflect.ValueOfBytes([]byte(cut(c, v.Bytes())))
 }

@@ -19,8 +19,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Sink is told of every transaction that changed keys, in revision order, after it can be read. It must not block: the
-// applier waits for it.
+// Sink gets every transaction that changed keys, in revision order, after it can be read. It must
+// not block: the applier waits for it.
 type Sink interface {
 	Notify(rev int64, events []*mvccpb.Event)
 }
@@ -31,57 +31,60 @@ type Config struct {
 	KV     *mvcc.Store
 	Leases *lease.Table
 
-	// Logger is where the machine reports and, at level fatal, stops the process. Without one it panics instead.
+	// Logger takes the machine's lines and, at level fatal, stops the process. Without one it
+	// panics instead.
 	Logger  *zap.Logger
 	Metrics *Metrics // default: not registered
 	Sink    Sink     // default: none
 
 	// Tokens are this member's; nil: nobody gets one.
 	Tokens auth.Tokens
-	// OldTokens is the last entry of the log when the process started. A simple token of an entry up to it is not known
-	// again, however much of the log is applied anew: it may have ended, and would begin another whole life. A token that
-	// another member gave in place of an entry that was never committed is not known either; its user logs in again.
+	// OldTokens is the last entry of the log when the process started. Simple tokens of entries up
+	// to it are not valid again, however much of the log is reapplied: they may have ended, and
+	// would start another whole life. A token that another member issued for an entry at this index
+	// that was never committed is not known either; its user logs in again.
 	OldTokens uint64
 
 	MemberID, ClusterID uint64 // for log lines and metrics
 
-	// QuotaBytes is the size at which the database is full. 0: DefaultQuotaBytes; below 0: no limit.
+	// QuotaBytes is the size at which the database is full. 0: DefaultQuotaBytes; below 0: no
+	// limit.
 	QuotaBytes int64
 
 	// MaxAnswerBytes bounds the keys and values that one request may have read. 0: no bound.
 	MaxAnswerBytes int64
 
-	// OnNoSpace, where set, is called by the applier goroutine after a write was applied although this member's database is
-	// over its quota. It must not wait.
+	// OnNoSpace, where set, is called by the applier goroutine after a write was applied although
+	// this member's database is over its quota. It must not wait.
 	OnNoSpace func()
 
 	// WarningApply is from which duration a request is logged as slow. Default 100 ms.
 	WarningApply time.Duration
 
-	// OnMembership, where set, is called by the applier goroutine after the member list may have changed: a member change
-	// or a snapshot. Members and IsRemoved tell the news.
+	// OnMembership, if set, is called by the applier goroutine after the member list may have
+	// changed, by a member change or a snapshot. Members and IsRemoved then return the new state.
 	OnMembership func()
 }
 
-// Machine is the state machine of one member: what it publishes of itself, for any goroutine, and where the applier
-// goroutine begins. What is done to an open batch is done by an application.
+// Machine is the state machine of one member: what it publishes, for any goroutine, and the entry
+// points of the applier goroutine. An application does the work on an open batch.
 type Machine struct {
 	cfg     Config
 	logger  *zap.Logger
 	metrics *Metrics
 	quota   quota
 
-	// applied is the last entry whose effects can be read: the applied index of the last committed batch. It moves after
-	// all else of that batch is published.
+	// applied is the last entry whose effects can be read: the applied index of the last committed
+	// batch. It moves after everything else of that batch is published.
 	applied   atomic.Pointer[position]
 	confState atomic.Pointer[raftpb.ConfState] // raft's configuration as of applied; nil before the first change
 
-	// published and policy are members, alarms and versions, and users and roles, as of the last committed batch. What they
-	// point to never changes. They are never nil once Open has returned.
+	// published and policy are members, alarms and versions, and users and roles, as of the last
+	// committed batch. What they point to never changes. They are never nil once Open has returned.
 	published atomic.Pointer[cluster]
 	policy    atomic.Pointer[policyNow]
 
-	// The rest is the applier goroutine's alone.
+	// The rest belongs to the applier goroutine.
 
 	writers writers     // across batches; what it has learned holds for its policy only
 	spare   application // the memory of every batch in turn; begin hands it out
@@ -107,7 +110,7 @@ func Open(cfg Config) (*Machine, error) {
 	return m, nil
 }
 
-// load takes everything that is mirrored in memory from the store.
+// load reads everything that is mirrored in memory from the store.
 func (m *Machine) load() error {
 	c, err := readCluster(m.cfg.Store)
 	if err != nil {
@@ -127,8 +130,8 @@ func (m *Machine) load() error {
 	return nil
 }
 
-// Reload takes over what the store holds after a snapshot was installed: keys, leases, members, alarms. Package mvcc
-// and lease are reloaded from here too.
+// Reload reads the store again after a snapshot was installed: keys, leases, members, alarms. It
+// also reloads packages mvcc and lease.
 func (m *Machine) Reload() error {
 	if err := m.cfg.KV.Reload(); err != nil {
 		return err
@@ -145,7 +148,8 @@ func (m *Machine) Reload() error {
 	return nil
 }
 
-// Install replaces the whole state by a received snapshot, durably, and reloads. REQUIRES: no Apply runs or starts meanwhile.
+// Install replaces the whole state by a received snapshot, durably, and reloads. REQUIRES: no Apply
+// runs or starts meanwhile.
 func (m *Machine) Install(in *store.Incoming) error {
 	m.metrics.snapshotRunning.Inc()
 	defer m.metrics.snapshotRunning.Dec()
@@ -161,11 +165,12 @@ func (m *Machine) Applied() (index, term uint64) {
 	return p.index, p.term
 }
 
-// ConfState is raft's configuration as of the applied index; nil before the first change. It must not be modified.
+// ConfState is raft's configuration as of the applied index; nil before the first change. It must
+// not be modified.
 func (m *Machine) ConfState() *raftpb.ConfState { return m.confState.Load() }
 
-// Flush starts to make everything applied so far durable: when done closes, everything up to index survives a crash.
-// ctx bounds the start, which waits where the disk has stalled for long.
+// Flush starts to make everything applied so far durable: when done closes, everything up to index
+// survives a crash. ctx bounds the start, which may wait for a disk that has stalled for long.
 func (m *Machine) Flush(ctx context.Context) (index uint64, done <-chan struct{}, err error) {
 	return m.cfg.Store.AsyncFlush(ctx)
 }
@@ -173,8 +178,8 @@ func (m *Machine) Flush(ctx context.Context) (index uint64, done <-chan struct{}
 // ClusterID is the configured one.
 func (m *Machine) ClusterID() uint64 { return m.cfg.ClusterID }
 
-// Apply applies consecutive committed entries, none of them a member change, as one store batch, and gives one result
-// for each. Entries at or below the applied index give zero results.
+// Apply applies consecutive committed entries, none of them a member change, as one store batch,
+// and returns one result for each. Entries at or below the applied index have zero results.
 func (m *Machine) Apply(entries []command.Entry) []command.Result {
 	results := make([]command.Result, len(entries))
 	index, _ := m.Applied()
@@ -211,7 +216,7 @@ func (m *Machine) Apply(entries []command.Entry) []command.Result {
 	return results
 }
 
-// expectedBytes is about what the puts of entries will write.
+// expectedBytes estimates the bytes that the puts of entries will write.
 func expectedBytes(entries []command.Entry) (n int) {
 	for i := range entries {
 		if put := entries[i].Request.GetPut(); put != nil {
@@ -221,7 +226,8 @@ func expectedBytes(entries []command.Entry) (n int) {
 	return n
 }
 
-// ConfStateOf is raft's configuration as a view of the store has it: of the same moment as the view's applied index.
+// ConfStateOf is raft's configuration as a view of the store has it: of the same moment as the
+// view's applied index.
 func ConfStateOf(r store.Reader) (*raftpb.ConfState, error) { return readConfState(r) }
 
 func readConfState(r store.Reader) (*raftpb.ConfState, error) {

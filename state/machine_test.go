@@ -86,7 +86,8 @@ func TestStops(t *testing.T) {
 	}
 }
 
-// A field that an older version does not know beside a request that it knows is passed over, as protobuf means it.
+// A field that an older version does not know beside a request that it knows is passed over, as
+// protobuf means it.
 func TestUnknownFieldBesideKnownRequest(t *testing.T) {
 	r := newRig(t, Config{})
 	req := put("a", "1")
@@ -275,7 +276,8 @@ func TestReadTxn(t *testing.T) {
 	}
 }
 
-// TestReadTxnNested: transactions in transactions that only read are answered as the log would answer them.
+// TestReadTxnNested: transactions in transactions that only read are answered as the log would
+// answer them.
 func TestReadTxnNested(t *testing.T) {
 	r := newRig(t, Config{})
 	r.do(put("a", "1"))
@@ -309,8 +311,8 @@ func TestReadTxnNested(t *testing.T) {
 	}
 }
 
-// TestFewKeepFew: what a sorted or filtered range leaves out is not kept by what it answers, in whatever number such ranges
-// stand in one transaction.
+// TestFewKeepFew: what a sorted or filtered range leaves out is not kept by what it answers, in
+// whatever number such ranges stand in one transaction.
 func TestFewKeepFew(t *testing.T) {
 	r := newRig(t, Config{})
 	const keys, ranges = 2000, 300
@@ -348,7 +350,8 @@ func TestFewKeepFew(t *testing.T) {
 	}
 }
 
-// TestGivenUp: once nobody waits for a transaction its ranges are not read any more, and what it writes is the same.
+// TestGivenUp: once nobody waits for a transaction its ranges are not read any more, and what it
+// writes is the same.
 func TestGivenUp(t *testing.T) {
 	read := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("a")}}}
 	write := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: []byte("b"), Value: []byte("2")}}}
@@ -373,7 +376,8 @@ func TestGivenUp(t *testing.T) {
 	}
 }
 
-// TestAnswerTooLarge: a transaction that asks for too much is applied like on any other member, and says so.
+// TestAnswerTooLarge: a transaction that asks for too much is applied like on any other member, and
+// says so.
 func TestAnswerTooLarge(t *testing.T) {
 	r := newRig(t, Config{MaxAnswerBytes: 1000})
 	r.do(put("a", strings.Repeat("v", 900)))
@@ -395,8 +399,8 @@ func TestAnswerTooLarge(t *testing.T) {
 	}
 }
 
-// TestPreviousValues: those of a delete are read where somebody waits for them, and up to a bound; what is deleted is the
-// same.
+// TestPreviousValues: those of a delete are read where somebody waits for them, and up to a bound;
+// what is deleted is the same.
 func TestPreviousValues(t *testing.T) {
 	gone := new(atomic.Bool)
 	gone.Store(true)
@@ -459,7 +463,8 @@ func (k *keptRanger) Range(ctx context.Context, key, end []byte, o mvcc.RangeOpt
 	return res, err
 }
 
-// TestComparesKeepNothing: a compare of many keys ends at the first that decides it, and keeps none.
+// TestComparesKeepNothing: a compare of many keys ends at the first that decides it, and keeps
+// none.
 func TestComparesKeepNothing(t *testing.T) {
 	r := newRig(t, Config{})
 	for i := range 100 {

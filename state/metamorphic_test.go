@@ -52,7 +52,8 @@ func history(seed uint64, n int) []command.Entry {
 	return entries
 }
 
-// feed applies entries as the replica does, in batches of the sizes that cut gives, and appends what came out.
+// feed applies entries as the replica does, in batches of the sizes that cut gives, and appends
+// what came out.
 func (r *rig) feed(entries []command.Entry, cut func() int, results []string) []string {
 	for len(entries) > 0 {
 		if entries[0].Change != nil {
@@ -78,8 +79,8 @@ func (r *rig) fingerprint() string {
 	var b strings.Builder
 	index, term := r.Applied()
 	fmt.Fprintln(&b, index, term, "compacted", r.kv.CompactRevision())
-	// Not revision 0, nor the compacted one: for these etcd, and so package mvcc, answers from a cache of compaction hashes,
-	// which a restart empties.
+	// Not revision 0, nor the compacted one: for these etcd, and so package mvcc, answers from a
+	// cache of compaction hashes, which a restart empties.
 	if rev := r.kv.Revision(); rev > r.kv.CompactRevision() {
 		fmt.Fprintln(&b, r.hashKV(rev))
 	}
@@ -113,7 +114,8 @@ func diff(t *testing.T, what string, want, got []string) {
 	}
 }
 
-// The same log gives the same results, events and data, however it is cut, and whatever comes between.
+// The same log gives the same results, events and data, however it is cut, and whatever comes
+// between.
 func TestMetamorphic(t *testing.T) {
 	s := seed(t)
 	metamorphic(t, s, history(s, 600))
@@ -240,7 +242,8 @@ func metamorphic(t *testing.T, s uint64, entries []command.Entry) {
 	})
 }
 
-// Requests are read, never written: the proposer's message, the log's bytes and the events may be shared.
+// Requests are read, never written: the proposer's message, the log's bytes and the events may be
+// shared.
 func TestApplyLeavesRequestsAlone(t *testing.T) {
 	entries := history(seed(t), 300)
 	var before []string

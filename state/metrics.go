@@ -17,8 +17,9 @@ type Metrics struct {
 	isLearner       prometheus.Gauge
 	snapshotRunning prometheus.Gauge
 
-	// apply holds the series of applySeconds that have been used; only the applier goroutine touches it. A series is made
-	// at its first use, so that a scrape shows what happened and not every request there is.
+	// apply holds the series of applySeconds that have been used; only the applier goroutine
+	// touches it. A series is made at its first use, so that a scrape shows what happened and not
+	// every request there is.
 	apply [kindCount][2]prometheus.Observer
 }
 
@@ -61,7 +62,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
-// observe notes the time of one applied request. Only the applier goroutine calls it.
+// observe records the time of one applied request. Only the applier goroutine calls it.
 func (m *Metrics) observe(k kind, success bool, took time.Duration) {
 	i := 0
 	if success {

@@ -19,8 +19,8 @@ func versionSet(v string) *membershippb.ClusterVersionSetRequest {
 	return &membershippb.ClusterVersionSetRequest{Ver: v}
 }
 
-// model is the newest state of the keys as a plain map: enough to foretell transactions without old revisions, leases
-// and filters.
+// model is the newest state of the keys as a plain map: enough to foretell transactions without old
+// revisions, leases and filters.
 type model struct {
 	rev  int64
 	keys map[string]*mvccpb.KeyValue

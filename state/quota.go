@@ -14,8 +14,8 @@ const (
 	leaseOverheadBytes = 64
 )
 
-// Cost is by how many bytes a request is taken to grow the database; 0 for everything that must be allowed when it is
-// full.
+// Cost is the estimate of how many bytes a request adds to the database; 0 for everything that must
+// be allowed when it is full.
 func Cost(req any) int64 {
 	switch r := req.(type) {
 	case *pb.PutRequest:
@@ -32,7 +32,7 @@ func costPut(r *pb.PutRequest) int64 {
 	return kvOverheadBytes + int64(len(r.GetKey())) + int64(len(r.GetValue()))
 }
 
-// costTxn is the cost of the dearer branch.
+// costTxn is the cost of the more expensive branch.
 func costTxn(r *pb.TxnRequest) int64 {
 	return max(costOps(r.GetSuccess()), costOps(r.GetFailure()))
 }
@@ -49,8 +49,9 @@ func costOps(ops []*pb.RequestOp) (sum int64) {
 	return sum
 }
 
-// quota compares the size of the database with its limit. It keeps no figure of its own: the store's follows deletions,
-// compactions and the rewriting of files by itself, and is asked at every write.
+// quota compares the size of the database with its limit. It keeps no figure of its own: the
+// store's size follows deletions, compactions and the rewriting of files, and is read at every
+// write.
 type quota struct {
 	st    *store.Store
 	limit int64 // bytes; below 0: none
@@ -63,7 +64,7 @@ func newQuota(st *store.Store, limit int64) quota {
 	return quota{st: st, limit: limit}
 }
 
-// fits says whether the cost fits beside what is there. Any goroutine may ask.
+// fits reports whether the cost fits in addition to the present size. Any goroutine may ask.
 func (q quota) fits(cost int64) bool {
 	if cost == 0 || q.limit < 0 {
 		return true

@@ -11,24 +11,27 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// Ranger reads a range of keys: a *mvcc.Store, a *mvcc.View, or the *mvcc.Writer of the batch being applied.
+// Ranger reads a range of keys: a *mvcc.Store, a *mvcc.View, or the *mvcc.Writer of the batch being
+// applied.
 type Ranger interface {
 	Range(ctx context.Context, key, end []byte, o mvcc.RangeOptions) (mvcc.RangeResult, error)
 }
 
-// RangeResponse answers one RangeRequest as etcd does: filtered by revision, sorted, cut to the limit. The header holds
-// the revision alone.
+// RangeResponse answers one RangeRequest as etcd does: filtered by revision, sorted, cut to the
+// limit. The header holds the revision alone.
 //
-// etcd's quirks are kept: `count` ignores limit and filters; a sort target other than the key, without an order, sorts
-// ascending, but only the first limit+1 keys; equal sort values stand in the order which sort.Sort leaves them in;
-// keys_only (unless sorted by value) shows every lease as 0.
+// etcd's quirks are kept: `count` ignores limit and filters; a sort target other than the key,
+// without an order, sorts ascending, but only the first limit+1 keys; equal sort values are in the
+// order in which sort.Sort leaves them; keys_only (unless sorted by value) shows every lease as 0.
 //
-// It may be used by any goroutine. Errors: ErrInvalidSortOption, mvcc.ErrCompacted, mvcc.ErrFutureRev, the context's.
+// It may be used by any goroutine. Errors: ErrInvalidSortOption, mvcc.ErrCompacted,
+// mvcc.ErrFutureRev, the context's.
 func RangeResponse(ctx context.Context, rd Ranger, r *pb.RangeRequest) (*pb.RangeResponse, error) {
 	return RangeWithin(ctx, rd, r, 0)
 }
 
-// RangeWithin is RangeResponse that reads no more than maxBytes of keys and values, if that is not 0: mvcc.ErrTooLarge.
+// RangeWithin is RangeResponse with a bound of maxBytes on the keys and values that it reads, if
+// that is not 0; beyond it the error is mvcc.ErrTooLarge.
 func RangeWithin(ctx context.Context, rd Ranger, r *pb.RangeRequest, maxBytes int64) (*pb.RangeResponse, error) {
 	if err := checkSort(r); err != nil {
 		return nil, err
@@ -59,8 +62,8 @@ func checkSort(r *pb.RangeRequest) error {
 	return nil
 }
 
-// naturalOrder says whether keys may be taken in the order of the index. Order NONE counts as natural whatever the target:
-// that is the quirk by which only the first keys are sorted.
+// naturalOrder reports whether keys may be taken in the order of the index. Order NONE counts as
+// natural whatever the target: that is the quirk by which only the first keys are sorted.
 func naturalOrder(r *pb.RangeRequest) bool {
 	return r.SortOrder == pb.RangeRequest_NONE ||
 		(r.SortTarget == pb.RangeRequest_KEY && r.SortOrder == pb.RangeRequest_ASCEND)
@@ -70,7 +73,8 @@ func hasRevisionFilters(r *pb.RangeRequest) bool {
 	return r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
 }
 
-// pushedLimit is how many keys the store need give at most; one more than asked for, to know whether there is more.
+// pushedLimit is how many keys the store must return at most: one more than the limit, to know
+// whether there are more.
 func pushedLimit(r *pb.RangeRequest) int64 {
 	if r.Limit <= 0 || !naturalOrder(r) || hasRevisionFilters(r) {
 		return 0
@@ -81,7 +85,7 @@ func pushedLimit(r *pb.RangeRequest) int64 {
 	return r.Limit + 1
 }
 
-// MostKeys is how many keys are read to answer a range at most.
+// MostKeys is the largest number of keys read to answer a range.
 func MostKeys(r *pb.RangeRequest) int64 {
 	if n := pushedLimit(r); n > 0 {
 		return n
@@ -89,7 +93,7 @@ func MostKeys(r *pb.RangeRequest) int64 {
 	return math.MaxInt64
 }
 
-// stripsEarly says whether values are not even read: nobody sorts by them.
+// stripsEarly reports whether values are not even read: nobody sorts by them.
 func stripsEarly(r *pb.RangeRequest) bool {
 	return r.KeysOnly && r.SortTarget != pb.RangeRequest_VALUE
 }
@@ -127,8 +131,8 @@ func assembleRange(kvs []*mvccpb.KeyValue, rr mvcc.RangeResult, r *pb.RangeReque
 	}
 	resp.Kvs = kvs
 	if !r.KeysOnly && 2*len(kvs) < len(rr.KVs) {
-		// What was read lies together in memory, and all of it would be kept with the few that are answered: until they
-		// are sent, or until the transaction ends that asks for them a thousand times over.
+		// What was read is contiguous in memory, so the few that are returned would keep all of it:
+		// until they are sent, or until the end of a transaction that asks a thousand times.
 		resp.Kvs = copied(kvs)
 	}
 	if r.KeysOnly {
@@ -162,7 +166,7 @@ func copied(kvs []*mvccpb.KeyValue) []*mvccpb.KeyValue {
 	return out
 }
 
-// keyValuesBytes is about how much of an answer they will be.
+// keyValuesBytes estimates their size in an answer.
 func keyValuesBytes(kvs []*mvccpb.KeyValue) (n int64) {
 	for _, kv := range kvs {
 		n += int64(len(kv.Key) + len(kv.Value) + 16)
@@ -170,8 +174,8 @@ func keyValuesBytes(kvs []*mvccpb.KeyValue) (n int64) {
 	return n
 }
 
-// sortKVs sorts as the request asks. It uses sort.Sort and etcd's comparisons, since the order of equal elements, which
-// clients may have come to see, depends on both.
+// sortKVs sorts as the request asks. It uses sort.Sort and etcd's comparisons, since the order of
+// equal elements, which clients may depend on, follows from both.
 func sortKVs(kvs []*mvccpb.KeyValue, r *pb.RangeRequest) {
 	order := r.SortOrder
 	if r.SortTarget != pb.RangeRequest_KEY && order == pb.RangeRequest_NONE {
@@ -200,7 +204,8 @@ func sortKVs(kvs []*mvccpb.KeyValue, r *pb.RangeRequest) {
 	}
 }
 
-// SortChunk sorts one chunk of a streamed range by the request's target, as RangeResponse sorts a whole one.
+// SortChunk sorts one chunk of a streamed range by the request's target, as RangeResponse sorts a
+// whole one.
 func SortChunk(kvs []*mvccpb.KeyValue, r *pb.RangeRequest) { sortKVs(kvs, r) }
 
 type kvSorter struct {

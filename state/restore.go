@@ -11,8 +11,8 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// RestoreCluster writes the members of a new cluster, all of them voters, and the
-// alarms that a snapshot file had. For a store that no Machine was opened on yet.
+// RestoreCluster writes the members of a new cluster, all of them voters, and the alarms that a
+// snapshot file had. REQUIRES: no Machine was opened on the store yet.
 func RestoreCluster(b *store.Batch, members []*command.Member, alarms []*pb.AlarmMember) error {
 	cs := new(raftpb.ConfState)
 	for _, m := range members {

@@ -126,7 +126,8 @@ func (r *rig) hashKV(rev int64) string {
 	return fmt.Sprintf("%08x compact %d current %d", hash, compact, current)
 }
 
-// dump is everything in the store, key by key, but for revisions that a compaction has not yet removed everywhere.
+// dump is everything in the store, key by key, but for revisions that a compaction has not yet
+// removed everywhere.
 func (r *rig) dump() string {
 	r.t.Helper()
 	var out strings.Builder
@@ -230,7 +231,8 @@ func put(key, value string) *pb.InternalRaftRequest {
 	return &pb.InternalRaftRequest{Header: &pb.RequestHeader{ID: 1}, Put: &pb.PutRequest{Key: []byte(key), Value: []byte(value)}}
 }
 
-// panicLogger is a logger whose fatal lines panic instead of ending the process, as they do without a logger.
+// panicLogger is a logger whose fatal lines panic instead of ending the process, as they do without
+// a logger.
 func panicLogger(logger *zap.Logger) *zap.Logger {
 	return logger.WithOptions(zap.WithFatalHook(zapPanic{}))
 }

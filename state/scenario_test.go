@@ -13,8 +13,8 @@ import (
 	"google.golang.org/protobuf/encoding/prototext"
 )
 
-// Scenarios are text: `apply` is one batch, one request in prototext a line; `change` one member change; the rest shows
-// the state.
+// Scenarios are text: `apply` is one batch, one request in prototext a line; `change` one member
+// change; the rest shows the state.
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		cfg := Config{}

@@ -11,9 +11,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// The lines below have etcd's messages and fields; values and passwords are redacted as etcd redacts them. Text is made
-// only for what is written (a flood of such lines is sampled), and never more of it than RequestText's bound: the applier
-// makes it, on every member.
+// The lines below have etcd's messages and fields; values and passwords are redacted as etcd
+// redacts them. Text is made only for what is written (a flood of such lines is sampled), and never
+// more than RequestText's bound: the applier makes it, on every member.
 
 func (a *application) warnSlow(took time.Duration, r *pb.InternalRaftRequest, out *command.Result) {
 	a.m.slow(took, 0, r, "", func() string { return sizeText(out.Response) }, out.Err)
@@ -29,7 +29,8 @@ func (a *application) warnFailed(took time.Duration, r *pb.InternalRaftRequest, 
 	}
 }
 
-// warnSlowCommit tells of a batch whose write into the store took long; no single request of it is to blame.
+// warnSlowCommit logs a batch whose write into the store took long; no single request in it is to
+// blame.
 func (a *application) warnSlowCommit(took time.Duration, last uint64, entries int) {
 	a.m.metrics.slowApplies.Inc()
 	a.m.logger.Warn("committing applied entries to the database took too long",
@@ -37,7 +38,8 @@ func (a *application) warnSlowCommit(took time.Duration, last uint64, entries in
 		zap.Int("entries", entries), zap.Uint64("last-index", last), zap.Int64("bytes", a.bytes))
 }
 
-// WarnSlowRange logs a read-only range that took longer than the warning duration, waited of it for a turn to read. Any goroutine may call it.
+// WarnSlowRange logs a read-only range that took longer than the warning duration; waited is the
+// part of it spent waiting for a turn to read. Any goroutine may call it.
 func (m *Machine) WarnSlowRange(took, waited time.Duration, r *pb.RangeRequest, resp *pb.RangeResponse, err error) {
 	if took <= m.cfg.WarningApply {
 		return
@@ -50,7 +52,8 @@ func (m *Machine) WarnSlowRange(took, waited time.Duration, r *pb.RangeRequest, 
 	}, err)
 }
 
-// WarnSlowTxn logs a read-only transaction that took longer than the warning duration, as WarnSlowRange does. Any goroutine may call it.
+// WarnSlowTxn logs a read-only transaction that took longer than the warning duration, as
+// WarnSlowRange does. Any goroutine may call it.
 func (m *Machine) WarnSlowTxn(took, waited time.Duration, r *pb.TxnRequest, resp *pb.TxnResponse, err error) {
 	if took <= m.cfg.WarningApply {
 		return

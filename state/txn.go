@@ -13,7 +13,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// A transaction runs in three steps, so that it happens wholly or not at all:
+// A transaction runs in three steps, so that it happens completely or not at all:
 //
 //  1. All compares, those of nested transactions too, are judged by the state before it. That fixes the path: which
 //     branch each (nested) transaction takes, in the order in which a walk meets them.
@@ -22,7 +22,7 @@ import (
 //  3. The operations run in order. They cannot fail any more. (A put that ignores its value and follows a delete of its
 //     key could; the API refuses such a pair of operations. Here it writes an empty value.)
 
-// txnReader is the state that a transaction is judged by.
+// txnReader is the state against which a transaction is judged.
 type txnReader interface {
 	Ranger
 	Rev() int64
@@ -47,7 +47,8 @@ func (p *txnPath) step(r *pb.TxnRequest) (succeeded bool, ops []*pb.RequestOp) {
 
 func (p *txnPath) rewind() { p.next = 0 }
 
-// judge appends the outcome of the compares of a transaction and of those nested in the branch it takes.
+// judge appends the outcome of the compares of a transaction and of those nested in the branch it
+// takes.
 func (p *txnPath) judge(ctx context.Context, rd Ranger, r *pb.TxnRequest) error {
 	succeeded := true
 	for _, c := range r.Compare {
@@ -75,8 +76,9 @@ func (p *txnPath) judge(ctx context.Context, rd Ranger, r *pb.TxnRequest) error 
 	return nil
 }
 
-// compareHolds says whether every key of the compare's range satisfies it. A range without keys is compared once, as
-// a key with all numbers 0; but a value that is not there satisfies nothing, not even "not equal".
+// compareHolds reports whether every key of the compare's range satisfies it. A range without keys
+// is compared once, as a key with all numbers 0; but a value that does not exist satisfies nothing,
+// not even "not equal".
 func compareHolds(ctx context.Context, rd Ranger, c *pb.Compare) (bool, error) {
 	if len(c.GetKey()) == 0 {
 		return false, ErrEmptyKey
@@ -113,8 +115,8 @@ func holdsWithoutKey(c *pb.Compare) bool {
 	return c.Target != pb.Compare_VALUE && compareKV(c, &mvccpb.KeyValue{})
 }
 
-// compareKV follows etcd where the request is odd: an unknown target compares as equal, an unknown result holds, and
-// an operand that is missing or of another target is 0 or empty.
+// compareKV follows etcd where the request is malformed: an unknown target compares as equal, an
+// unknown result holds, and an operand that is missing or of another target is 0 or empty.
 func compareKV(c *pb.Compare, kv *mvccpb.KeyValue) bool {
 	var order int
 	switch c.Target {
@@ -168,8 +170,8 @@ func (p *txnPath) check(r *pb.TxnRequest, rd txnReader, checkPut func(*pb.PutReq
 	return nil
 }
 
-// checkRange refuses a range that could not be answered. A negative revision is one below every compaction, unless
-// there was none.
+// checkRange refuses a range that could not be answered. A negative revision is one below every
+// compaction, unless there was none.
 func checkRange(rd txnReader, r *pb.RangeRequest) error {
 	switch {
 	case len(r.GetKey()) == 0:
@@ -183,7 +185,8 @@ func checkRange(rd txnReader, r *pb.RangeRequest) error {
 	return checkSort(r)
 }
 
-// IsReadOnly says whether every operation of both branches is a range, those of nested transactions too.
+// IsReadOnly reports whether every operation of both branches is a range, those of nested
+// transactions too.
 func IsReadOnly(r *pb.TxnRequest) bool {
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		for _, op := range ops {
@@ -195,9 +198,9 @@ func IsReadOnly(r *pb.TxnRequest) bool {
 	return true
 }
 
-// ReadTxn answers a transaction all of whose operations are ranges, from one consistent view. maxBytes bounds what it
-// answers, unless it is 0: mvcc.ErrTooLarge. Any goroutine may call it. Errors: as RangeResponse, and ErrEmptyKey;
-// ErrNotReadOnly for a transaction that belongs into the log.
+// ReadTxn answers a transaction all of whose operations are ranges, from one consistent view.
+// maxBytes, unless it is 0, bounds the answer: mvcc.ErrTooLarge. Any goroutine may call it. Errors:
+// as RangeResponse, and ErrEmptyKey; ErrNotReadOnly for a transaction that must go through the log.
 func ReadTxn(ctx context.Context, v *mvcc.View, r *pb.TxnRequest, maxBytes int64) (*pb.TxnResponse, error) {
 	if !IsReadOnly(r) {
 		return nil, ErrNotReadOnly
@@ -245,8 +248,9 @@ func (a *application) txn(e *command.Entry) (*pb.TxnResponse, error) {
 	return resp, nil
 }
 
-// txnRun is step 3. What it writes depends on the path alone. What it reads changes nothing but the answer: once nobody
-// waits for that any longer, or it has become too large to be sent, no more is read.
+// txnRun is step 3. What it writes depends only on the path. What it reads affects only the answer:
+// once nobody waits for that any longer, or it has become too large to be sent, nothing more is
+// read.
 type txnRun struct {
 	path     *txnPath
 	rd       txnReader
@@ -289,7 +293,7 @@ func (t *txnRun) read(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRespons
 	return rr, err
 }
 
-// has counts what the answer has more, or that it could not have all.
+// has counts what is added to the answer, or that something did not fit.
 func (t *txnRun) has(whole bool, bytes int64) {
 	if t.left > 0 {
 		t.left -= bytes
@@ -298,8 +302,8 @@ func (t *txnRun) has(whole bool, bytes int64) {
 	t.tooLarge = t.tooLarge || !whole
 }
 
-// txn runs one transaction. The header of its response stays empty, as a nested one does in etcd; the caller fills the
-// outermost. a writes; nil: there is nothing to write.
+// txn runs one transaction. The header of its response stays empty, as a nested one does in etcd;
+// the caller fills the outermost. a writes; nil: there is nothing to write.
 func (t *txnRun) txn(ctx context.Context, r *pb.TxnRequest, a *application) (*pb.TxnResponse, error) {
 	succeeded, ops := t.path.step(r)
 	resp := &pb.TxnResponse{

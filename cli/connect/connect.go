@@ -1,8 +1,8 @@
-// Package connect is how the programs beside the house reach a cluster: etcdctl's global flags and
-// ETCDCTL_* variables, what they mean, and the client made from them. ctl, doctor and what else asks
-// a cluster take the same flags.
+// Package connect is how the command-line programs reach a cluster: etcdctl's global flags and
+// ETCDCTL_* variables, their meaning, and the client made from them. ctl, doctor and every other
+// program that asks a cluster take the same flags.
 //
-// Nothing is kept in package variables: each command line has its own Flags.
+// There is no state in package variables: each command line has its own Flags.
 package connect
 
 import (
@@ -21,8 +21,8 @@ import (
 // envPrefix begins the names of the variables that stand for flags.
 const envPrefix = "ETCDCTL_"
 
-// Flags say which cluster a command line is about and who asks. Each may also come from the environment, as
-// ETCDCTL_<NAME>.
+// Flags select the cluster of a command line and the user. Each may also come from the environment,
+// as ETCDCTL_<NAME>.
 type Flags struct {
 	Endpoints          []string
 	Debug              bool
@@ -69,8 +69,9 @@ func Variable(flag string) string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// FromEnvironment sets the flags of fs that ETCDCTL_* variables name; warnings go to stderr. A variable beside its flag
-// is refused, as etcdctl does: silently preferring one of them has sent commands to the wrong cluster.
+// FromEnvironment sets the flags of fs that ETCDCTL_* variables name; warnings go to stderr. A
+// variable and its flag together are refused, as in etcdctl: silently preferring one of them has
+// sent commands to the wrong cluster.
 func FromEnvironment(fs *pflag.FlagSet, stderr io.Writer) error {
 	known := map[string]bool{
 		// Read elsewhere, or meant for etcdctl 3.3 and older.
@@ -116,7 +117,8 @@ func (f *Flags) EmptyFile(fs *pflag.FlagSet) string {
 	return ""
 }
 
-// Targets are the endpoints: from DNS if a domain is given and its records name some, else from --endpoints.
+// Targets are the endpoints: from DNS if a domain is given and its records name some, else from
+// --endpoints.
 func (f *Flags) Targets(stderr io.Writer) ([]string, error) {
 	var found []string
 	if f.SRVDomain != "" {
@@ -141,8 +143,8 @@ func (f *Flags) Targets(stderr io.Writer) ([]string, error) {
 	return found, nil
 }
 
-// Credentials are nil when the command line names no user. A password that is missing is asked for on in, once for
-// each Flags.
+// Credentials are nil when the command line names no user. It prompts for a missing password, once
+// for each Flags, and reads it from in.
 func (f *Flags) Credentials(in io.Reader, out io.Writer) (*clientv3.AuthConfig, error) {
 	switch {
 	case f.Token != "":
@@ -185,8 +187,8 @@ func (f *Flags) Spec(endpoints []string, auth *clientv3.AuthConfig) *clientv3.Co
 	}
 }
 
-// AskPassword reads one line from in, without echo if that is a terminal, and no byte more: what follows may be a
-// value. An input that ends is an empty line, as with etcdctl.
+// AskPassword reads one line from in, without echo if that is a terminal, and not a byte more: what
+// follows may be a value. End of input counts as an empty line, as in etcdctl.
 func AskPassword(in io.Reader, out io.Writer, prompt string) (string, error) {
 	fmt.Fprint(out, prompt)
 	defer fmt.Fprintln(out)

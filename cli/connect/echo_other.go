@@ -4,5 +4,5 @@ package connect
 
 import "io"
 
-// echoOff knows only Linux's terminals; elsewhere a password is seen while it is typed.
+// echoOff supports only Linux's terminals; elsewhere a password is visible while it is typed.
 func echoOff(io.Reader) (restore func(), err error) { return nil, nil }
