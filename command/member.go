@@ -64,3 +64,9 @@ func ClusterID(memberIDs []uint64) uint64 {
 	sum := sha1.Sum(b)
 	return binary.BigEndian.Uint64(sum[:8])
 }
+
+// Quorum is how many of the voters decide: more than half of them.
+func Quorum(voters int) int { return voters/2 + 1 }
+
+// IDText is the id of a member or cluster as etcd's logs, metrics and headers have it: in hexadecimal.
+func IDText(id uint64) string { return strconv.FormatUint(id, 16) }

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/datadir"
+	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/server"
@@ -148,6 +149,17 @@ type AutoCompaction struct {
 	Mode      string        // "periodic" or "revision"
 	Period    time.Duration // periodic; 0: off
 	Revisions int64         // revision; 0: off
+}
+
+// leaders is what the leader goes by.
+func (a AutoCompaction) leaders() leader.AutoCompaction {
+	switch a.Mode {
+	case "periodic":
+		return leader.AutoCompaction{Period: a.Period}
+	case "revision":
+		return leader.AutoCompaction{Retained: a.Revisions}
+	}
+	return leader.AutoCompaction{}
 }
 
 // logDir is a folder of its own inside --wal-dir, which may be a mount point:

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/internal/crash"
 )
@@ -443,7 +444,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 	}))
 	for life := range 3 {
 		if life == 2 { // the data of an older version
-			data, err := json.Marshal(map[string]string{"member": hexID(l.member), "cluster": hexID(l.cluster)})
+			data, err := json.Marshal(map[string]string{"member": command.IDText(l.member), "cluster": command.IDText(l.cluster)})
 			if err != nil {
 				t.Fatal(err)
 			}

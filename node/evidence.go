@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/peers"
@@ -187,7 +188,7 @@ func (w *witness) register(mux *peers.Mux) {
 		})
 	}
 	handle(peers.PathPing, http.MethodGet, func(rw http.ResponseWriter, _ *http.Request, _ uint64) {
-		peers.AnswerJSON(rw, evidence.PingAnswer{Life: w.life, NearMiss: w.ring.NearMiss(), Leader: hexID(w.leader())})
+		peers.AnswerJSON(rw, evidence.PingAnswer{Life: w.life, NearMiss: w.ring.NearMiss(), Leader: command.IDText(w.leader())})
 	})
 	handle(peers.PathEvents, http.MethodGet, func(rw http.ResponseWriter, _ *http.Request, _ uint64) {
 		peers.AnswerJSON(rw, w.report(evidence.TellWithin))

@@ -68,7 +68,7 @@ func (n *Node) forceNewCluster() error {
 	}
 	commit := last + uint64(len(entries))
 	n.logger.Info("forcing restart member",
-		zap.String("cluster-id", hexID(n.id.cluster)), zap.String("local-member-id", hexID(n.id.member)),
+		zap.String("cluster-id", command.IDText(n.id.cluster)), zap.String("local-member-id", command.IDText(n.id.member)),
 		zap.Uint64("wal-commit-index", hard.GetCommit()), zap.Uint64("commit-index", commit))
 	n.log.Append(raftlog.Append{
 		HardState: &raftpb.HardState{Term: new(term), Vote: new(raft.None), Commit: new(commit)},

@@ -91,7 +91,7 @@ func (f *founder) hear(ctx context.Context, peer uint64) error {
 	}
 	if knows && !f.over.Load() && f.n.replica.Leader() == 0 {
 		f.n.logger.Warn("this member has run before and its data is gone: remove it from the cluster and add it again (belay ctl member remove, belay ctl member add)",
-			zap.String("local-member-id", hexID(f.n.id.member)), zap.String("remote-peer-id", hexID(peer)))
+			zap.String("local-member-id", command.IDText(f.n.id.member)), zap.String("remote-peer-id", command.IDText(peer)))
 		f.n.fail(fmt.Errorf("member %x has already been bootstrapped, says member %x", f.n.id.member, peer))
 		return errUnheard
 	}

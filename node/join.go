@@ -17,8 +17,9 @@ import (
 
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/discovery"
+	"github.com/belaydb/belay/internal/version"
+	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/peers"
-	"github.com/belaydb/belay/server"
 )
 
 const (
@@ -91,7 +92,7 @@ func (j *joiner) join(ctx context.Context, given []*command.Member) (identity, e
 		// It ran, and what it promised is gone with its data. etcd lets it in, and it
 		// dies of what the leader tells it.
 		j.logger.Warn("this member has run before and its data is gone: remove it from the cluster and add it again (belay ctl member remove, belay ctl member add)",
-			zap.String("local-member-id", hexID(own)))
+			zap.String("local-member-id", command.IDText(own)))
 		return identity{}, fmt.Errorf("member %x has already been bootstrapped", own)
 	}
 	return identity{member: own, cluster: cluster.id, members: cluster.members, fresh: true, joining: true}, nil
@@ -212,7 +213,7 @@ func (j *joiner) get(ctx context.Context, peerURL, path string) (peers.Answer, e
 // one member must say that its cluster's version is in range, and none that it
 // is not. Members may be down.
 func (j *joiner) compatible(ctx context.Context, own uint64, cluster *running) bool {
-	lowest, highest := semver.New(server.MinClusterVersion), semver.New(server.EtcdVersion)
+	lowest, highest := semver.New(leader.MinClusterVersion), semver.New(version.Etcd)
 	highest = &semver.Version{Major: highest.Major, Minor: highest.Minor}
 	if j.downgrading(ctx, own, cluster) {
 		highest.Minor++
@@ -223,7 +224,7 @@ func (j *joiner) compatible(ctx context.Context, own uint64, cluster *running) b
 		if m.ID == own {
 			continue
 		}
-		member := zap.String("remote-member-id", hexID(m.ID))
+		member := zap.String("remote-member-id", command.IDText(m.ID))
 		var told struct {
 			Cluster string `json:"etcdcluster"`
 		}
@@ -282,7 +283,7 @@ func (j *joiner) downgrading(ctx context.Context, own uint64, cluster *running) 
 		if a.err == nil {
 			return a.enabled
 		}
-		j.logger.Warn("failed to get downgrade enabled status", zap.String("remote-member-id", hexID(a.from)), zap.Error(a.err))
+		j.logger.Warn("failed to get downgrade enabled status", zap.String("remote-member-id", command.IDText(a.from)), zap.Error(a.err))
 	}
 	return false
 }
@@ -298,7 +299,7 @@ func (j *joiner) askMember(ctx context.Context, m *command.Member, path string, 
 		if err == nil {
 			return nil
 		}
-		j.logger.Warn("failed to reach the peer URL", zap.String("address", u+path), zap.String("remote-member-id", hexID(m.ID)), zap.Error(err))
+		j.logger.Warn("failed to reach the peer URL", zap.String("address", u+path), zap.String("remote-member-id", command.IDText(m.ID)), zap.Error(err))
 		last = err
 	}
 	return last

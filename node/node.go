@@ -21,6 +21,7 @@ import (
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/internal/version"
+	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/mvcc"
@@ -219,13 +220,6 @@ func (n *Node) assemble() (err error) {
 	if err != nil {
 		return err
 	}
-	mode := server.CompactNever
-	switch {
-	case n.cfg.AutoCompaction.Mode == "periodic" && n.cfg.AutoCompaction.Period > 0:
-		mode = server.CompactPeriodic
-	case n.cfg.AutoCompaction.Mode == "revision" && n.cfg.AutoCompaction.Revisions > 0:
-		mode = server.CompactRevision
-	}
 	n.server, err = server.New(server.Config{
 		MemberID: n.id.member, ClusterID: n.id.cluster,
 		Name: n.cfg.Name, ClientURLs: urlStrings(n.cfg.AdvertiseClientURLs),
@@ -246,8 +240,8 @@ func (n *Node) assemble() (err error) {
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
 		EnablePprof: n.cfg.EnablePprof, CORS: n.cfg.CORS, CORSSimpleRequests: n.cfg.CORSSimpleRequests, HostWhitelist: n.cfg.HostWhitelist,
 		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth, Tracing: n.tracing, WatchProgressInterval: n.cfg.ProgressInterval,
-		Compaction: mode, CompactPeriod: n.cfg.AutoCompaction.Period, CompactRetained: n.cfg.AutoCompaction.Revisions,
-		CorruptionChecks: server.CorruptionChecks{Interval: n.cfg.CorruptCheckTime, CompactionInterval: n.cfg.CompactHashCheckTime},
+		Compaction:       n.cfg.AutoCompaction.leaders(),
+		CorruptionChecks: leader.CorruptionChecks{Interval: n.cfg.CorruptCheckTime, CompactionInterval: n.cfg.CompactHashCheckTime},
 	})
 	if err != nil {
 		return err
@@ -435,7 +429,7 @@ func (n *Node) handOver() bool {
 	if n.replica == nil {
 		return false
 	}
-	ids := []zap.Field{zap.String("local-member-id", hexID(n.id.member)), zap.String("current-leader-member-id", hexID(n.replica.Leader()))}
+	ids := []zap.Field{zap.String("local-member-id", command.IDText(n.id.member)), zap.String("current-leader-member-id", command.IDText(n.replica.Leader()))}
 	if !n.replica.IsLeader() {
 		n.logger.Info("skipped leadership transfer; local server is not leader", ids...)
 		return false
@@ -450,13 +444,13 @@ func (n *Node) handOver() bool {
 	n.logger.Info("leadership transfer starting", ids...)
 	switch best, err := n.replica.HandOver(ctx); {
 	case errors.Is(err, replica.ErrBadLeaderTransferee):
-		n.logger.Info("leadership transfer skipped: no other member could lead", zap.String("local-member-id", hexID(n.id.member)))
+		n.logger.Info("leadership transfer skipped: no other member could lead", zap.String("local-member-id", command.IDText(n.id.member)))
 	case err != nil:
-		n.logger.Warn("leadership transfer failed", zap.String("local-member-id", hexID(n.id.member)),
-			zap.String("transferee-member-id", hexID(best)), zap.Error(err))
+		n.logger.Warn("leadership transfer failed", zap.String("local-member-id", command.IDText(n.id.member)),
+			zap.String("transferee-member-id", command.IDText(best)), zap.Error(err))
 	default:
-		n.logger.Info("leadership transfer finished", zap.String("local-member-id", hexID(n.id.member)),
-			zap.String("old-leader-member-id", hexID(n.id.member)), zap.String("new-leader-member-id", hexID(best)), zap.Duration("took", time.Since(start)))
+		n.logger.Info("leadership transfer finished", zap.String("local-member-id", command.IDText(n.id.member)),
+			zap.String("old-leader-member-id", command.IDText(n.id.member)), zap.String("new-leader-member-id", command.IDText(best)), zap.Duration("took", time.Since(start)))
 		return true
 	}
 	return false
@@ -470,7 +464,7 @@ func (n *Node) handOver() bool {
 func (n *Node) seeOthersFollow() {
 	ctx, cancel := context.WithTimeout(context.Background(), gracefulStop)
 	defer cancel()
-	own := hexID(n.id.member)
+	own := command.IDText(n.id.member)
 	var asking sync.WaitGroup
 	for _, m := range n.state.Members() {
 		if m.ID == n.id.member || n.transport.ActiveSince(m.ID).IsZero() {

@@ -10,14 +10,13 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/internal/version"
-	"github.com/belaydb/belay/server"
 )
 
 // What a member says of itself as it starts and stops, in etcd's words: these
 // lines are what operators look for first, and what scripts wait for.
-
-func hexID(id uint64) string { return fmt.Sprintf("%x", id) }
 
 func (n *Node) memberDir() string { return filepath.Join(n.cfg.DataDir, "member") }
 
@@ -44,7 +43,7 @@ func (n *Node) sayConfig() {
 		quota = 2 << 30
 	}
 	n.logger.Info("starting an etcd server",
-		zap.String("etcd-version", server.EtcdVersion),
+		zap.String("etcd-version", version.Etcd),
 		zap.String("belay-version", version.Belay),
 		zap.String("go-version", runtime.Version()),
 		zap.String("go-os", runtime.GOOS),
@@ -102,23 +101,23 @@ func (n *Node) sayStore(took time.Duration) {
 	}
 	total, inUse := n.store.Size()
 	n.logger.Info("recovered v3 backend",
-		zap.Int64("backend-size-bytes", total), zap.String("backend-size", server.HumanBytes(total)),
-		zap.Int64("backend-size-in-use-bytes", inUse), zap.String("backend-size-in-use", server.HumanBytes(inUse)))
+		zap.Int64("backend-size-bytes", total), zap.String("backend-size", show.LogBytes(total)),
+		zap.Int64("backend-size-in-use-bytes", inUse), zap.String("backend-size-in-use", show.LogBytes(inUse)))
 	if threshold := int64(n.cfg.BootstrapDefragMegabytes) << 20; threshold > 0 {
 		// Free space is given back all the time: there is never as much as is asked for.
 		n.logger.Info("Skipping defragmentation",
-			zap.Int64("current-db-size-bytes", total), zap.String("current-db-size", server.HumanBytes(total)),
-			zap.Int64("current-db-size-in-use-bytes", inUse), zap.String("current-db-size-in-use", server.HumanBytes(inUse)),
-			zap.Int64("bootstrap-defrag-threshold-bytes", threshold), zap.String("bootstrap-defrag-threshold", server.HumanBytes(threshold)))
+			zap.Int64("current-db-size-bytes", total), zap.String("current-db-size", show.LogBytes(total)),
+			zap.Int64("current-db-size-in-use-bytes", inUse), zap.String("current-db-size-in-use", show.LogBytes(inUse)),
+			zap.Int64("bootstrap-defrag-threshold-bytes", threshold), zap.String("bootstrap-defrag-threshold", show.LogBytes(threshold)))
 	}
 }
 
 // sayMember says who this member is, and what it knew of the others.
 func (n *Node) sayMember() {
-	cluster, member := zap.String("cluster-id", hexID(n.id.cluster)), zap.String("local-member-id", hexID(n.id.member))
+	cluster, member := zap.String("cluster-id", command.IDText(n.id.cluster)), zap.String("local-member-id", command.IDText(n.id.member))
 	for _, m := range n.state.Members() {
 		n.logger.Info("recovered/added member from store", cluster, member,
-			zap.String("recovered-remote-peer-id", hexID(m.ID)), zap.Strings("recovered-remote-peer-urls", m.PeerURLs),
+			zap.String("recovered-remote-peer-id", command.IDText(m.ID)), zap.Strings("recovered-remote-peer-urls", m.PeerURLs),
 			zap.Bool("recovered-remote-peer-is-learner", m.IsLearner))
 	}
 	v := n.state.ClusterVersion()
@@ -134,7 +133,7 @@ func (n *Node) sayMember() {
 			n.logger.Info("restarting local member", cluster, member, zap.Uint64("commit-index", hard.GetCommit()))
 		}
 	}
-	fields := []zap.Field{member, zap.String("local-server-version", server.EtcdVersion)}
+	fields := []zap.Field{member, zap.String("local-server-version", version.Etcd)}
 	if v != nil {
 		fields = append(fields, cluster, zap.String("cluster-version", fmt.Sprintf("%d.%d", v.Major, v.Minor)))
 	} else {
@@ -145,7 +144,7 @@ func (n *Node) sayMember() {
 
 // sayServing is said when every port answers.
 func (n *Node) sayServing() {
-	n.logger.Info("now serving peer/client/metrics", zap.String("local-member-id", hexID(n.id.member)),
+	n.logger.Info("now serving peer/client/metrics", zap.String("local-member-id", command.IDText(n.id.member)),
 		zap.Strings("initial-advertise-peer-urls", urlStrings(n.cfg.AdvertisePeerURLs)),
 		zap.Strings("listen-peer-urls", urlStrings(n.cfg.ListenPeerURLs)),
 		zap.Strings("advertise-client-urls", urlStrings(n.cfg.AdvertiseClientURLs)),

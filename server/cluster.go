@@ -154,8 +154,8 @@ func (c *clusterService) promoteHere(ctx context.Context, id uint64) (members []
 		voters, started := countStarted(c.voters(), 0)
 		if !c.enoughStarted("rejecting member promote; started member will be less than quorum", voters+1, started+1) {
 			c.logger.Warn("rejecting member promote request; not enough healthy members",
-				zap.String("local-member-id", idText(c.cfg.MemberID)),
-				zap.String("requested-member-remove-id", idText(id)), zap.Error(errNotEnoughStartedMembers))
+				zap.String("local-member-id", command.IDText(c.cfg.MemberID)),
+				zap.String("requested-member-remove-id", command.IDText(id)), zap.Error(errNotEnoughStartedMembers))
 			return nil, errNotEnoughStartedMembers
 		}
 	}
@@ -176,17 +176,15 @@ func (c *clusterService) configure(ctx context.Context, change *command.Change) 
 		return nil, err
 	}
 	c.logger.Info("applied a configuration change through raft",
-		zap.String("local-member-id", idText(c.cfg.MemberID)),
+		zap.String("local-member-id", command.IDText(c.cfg.MemberID)),
 		zap.String("raft-conf-change", change.Type.String()),
-		zap.String("raft-conf-change-node-id", idText(change.MemberID)))
+		zap.String("raft-conf-change-node-id", command.IDText(change.MemberID)))
 	if result.Members == nil && change.MemberID == c.cfg.MemberID {
 		// Another member has told this one that it was removed, before it could see it itself.
 		result.Members = slices.DeleteFunc(c.state.Members(), func(m *command.Member) bool { return m.ID == change.MemberID })
 	}
 	return result.Members, nil
 }
-
-func idText(id uint64) string { return fmt.Sprintf("%x", id) }
 
 // voters are the members that vote, this one included if it does.
 func (c *clusterService) voters() []*command.Member {
@@ -213,15 +211,13 @@ func countStarted(members []*command.Member, except uint64) (all, started int) {
 	return all, started
 }
 
-func quorum(n int) int { return n/2 + 1 }
-
 func (c *clusterService) enoughStarted(complaint string, voters, started int) bool {
-	if started >= quorum(voters) {
+	if started >= command.Quorum(voters) {
 		return true
 	}
 	c.logger.Warn(complaint,
-		zap.Int("number-of-started-member", started), zap.Int("quorum", quorum(voters)),
-		zap.String("cluster-id", idText(c.cfg.ClusterID)), zap.String("local-member-id", idText(c.cfg.MemberID)))
+		zap.Int("number-of-started-member", started), zap.Int("quorum", command.Quorum(voters)),
+		zap.String("cluster-id", command.IDText(c.cfg.ClusterID)), zap.String("local-member-id", command.IDText(c.cfg.MemberID)))
 	return false
 }
 
@@ -261,7 +257,7 @@ func (c *clusterService) mayAdd(m *command.Member) error {
 	}
 	voters := c.voters()
 	reject := func(why string, err error) error {
-		c.logger.Warn(why, zap.String("local-member-id", idText(c.cfg.MemberID)),
+		c.logger.Warn(why, zap.String("local-member-id", command.IDText(c.cfg.MemberID)),
 			zap.String("requested-member-add", fmt.Sprintf("%+v", *m)), zap.Error(err))
 		return err
 	}
@@ -273,7 +269,7 @@ func (c *clusterService) mayAdd(m *command.Member) error {
 			return reject("rejecting member add request; not enough healthy members", errNotEnoughStartedMembers)
 		}
 	}
-	if len(voters) > 1 && c.connected(voters) < quorum(len(voters)+1) {
+	if len(voters) > 1 && c.connected(voters) < command.Quorum(len(voters)+1) {
 		return reject("rejecting member add request; local member has not been connected to majority peers, reconfigure breaks active quorum", errUnhealthy)
 	}
 	return nil
@@ -292,8 +288,8 @@ func (c *clusterService) mayRemove(id uint64) error {
 	all, started := countStarted(voters, id)
 	if !c.enoughStarted("rejecting member remove; started member will be less than quorum", all, started) {
 		c.logger.Warn("rejecting member remove request; not enough healthy members",
-			zap.String("local-member-id", idText(c.cfg.MemberID)),
-			zap.String("requested-member-remove-id", idText(id)), zap.Error(errNotEnoughStartedMembers))
+			zap.String("local-member-id", command.IDText(c.cfg.MemberID)),
+			zap.String("requested-member-remove-id", command.IDText(id)), zap.Error(errNotEnoughStartedMembers))
 		return errNotEnoughStartedMembers
 	}
 	// A member that is down is no part of the active quorum.
@@ -302,7 +298,7 @@ func (c *clusterService) mayRemove(id uint64) error {
 	}
 	if active := c.connected(voters); active-1 < 1+(len(voters)-1)/2 {
 		c.logger.Warn("rejecting member remove request; local member has not been connected to all peers, reconfigure breaks active quorum",
-			zap.String("local-member-id", idText(c.cfg.MemberID)), zap.String("requested-member-remove", idText(id)),
+			zap.String("local-member-id", command.IDText(c.cfg.MemberID)), zap.String("requested-member-remove", command.IDText(id)),
 			zap.Int("active-peers", active), zap.Error(errUnhealthy))
 		return errUnhealthy
 	}

@@ -1,7 +1,8 @@
 // Package server is what clients and other members speak to: etcd's v3 gRPC
 // services and HTTP endpoints. It validates, asks whether the caller may,
 // proposes or reads, maps errors and fills headers; it decides nothing of the
-// data. Besides, it does what the leader does by itself.
+// data. What members do by themselves (package leader, and publishing this member) is started
+// here, and the requests that it takes are made here.
 //
 // # Promises
 //
@@ -28,9 +29,9 @@
 // # Goroutines
 //
 // All handlers run concurrently. Start runs one loop for each of: publishing
-// this member (version.go), the cluster version (version.go), leases (expire.go),
-// auto compaction (compactor.go), free space and the apply backlog (space.go),
-// streams that want a leader (interceptors.go), file descriptors (http.go).
+// this member (publish.go), the tasks of package leader (leading.go), the apply
+// backlog (space.go), streams that want a leader (interceptors.go), a lost quorum
+// (quorum.go), file descriptors (http.go).
 //
 // # Files
 //
@@ -44,7 +45,7 @@
 //	watch.go, election.go, lock.go
 //	http.go          /version /health /livez /readyz /metrics /debug
 //	peerhttp.go      the peer port; forward.go: asking it at the leader
-//	expire.go, compactor.go, version.go, space.go: the loops
+//	leading.go       what package leader needs; publish.go, quorum.go, space.go: other loops
 //
 // Sources: etcd server/etcdserver/api/{v3rpc,etcdhttp}, v3_server.go and
 // server.go for behaviour; reference surface 1, 2, 6, 7, 10.

@@ -17,7 +17,10 @@ import (
 	"golang.org/x/net/trace"
 	"google.golang.org/grpc"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/internal/show"
+	"github.com/belaydb/belay/internal/version"
+	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/peers"
 )
 
@@ -99,17 +102,8 @@ func allowMethod(w http.ResponseWriter, r *http.Request, method string) bool {
 	return false
 }
 
-// versions is the answer of /version. The first three are etcd's; clients and
-// members read them.
-type versions struct {
-	Server  string `json:"etcdserver"`
-	Cluster string `json:"etcdcluster"`
-	Storage string `json:"storage"`
-	Belay   string `json:"belay,omitempty"` // empty: not one of ours
-}
-
-func (s *Server) versions() versions {
-	v := versions{Server: EtcdVersion, Cluster: "not_decided", Storage: "unknown", Belay: s.cfg.Version}
+func (s *Server) versions() leader.Versions {
+	v := leader.Versions{Server: version.Etcd, Cluster: "not_decided", Storage: "unknown", Belay: s.cfg.Version}
 	if cluster := s.state.ClusterVersion(); cluster != nil {
 		v.Cluster = cluster.String()
 	}
@@ -154,8 +148,8 @@ func (s *Server) serveVars(w http.ResponseWriter, r *http.Request) {
 		{"file_descriptor_limit", DescriptorLimit()},
 		{"memstats", mem},
 		{"raft.status", map[string]any{
-			"id": idText(st.ID), "term": st.Term, "vote": idText(st.Vote), "commit": st.Committed,
-			"lead": idText(st.Leader), "raftState": st.State.String(), "applied": st.Applied,
+			"id": command.IDText(st.ID), "term": st.Term, "vote": command.IDText(st.Vote), "commit": st.Committed,
+			"lead": command.IDText(st.Leader), "raftState": st.State.String(), "applied": st.Applied,
 		}},
 	} {
 		b, err := json.Marshal(v.value)

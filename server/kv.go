@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"math"
 	"time"
 
@@ -258,6 +259,15 @@ func (k *kvService) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.C
 	}
 	k.fill(resp.Header)
 	return resp, nil
+}
+
+// compactTo compacts for auto compaction; what is compacted already is no error.
+func (k *kvService) compactTo(ctx context.Context, rev int64) error {
+	_, err := k.compact(ctx, &pb.CompactionRequest{Revision: rev})
+	if errors.Is(err, mvcc.ErrCompacted) {
+		return nil
+	}
+	return err
 }
 
 // compact also serves auto compaction.

@@ -14,6 +14,9 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/internal/version"
+	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/replica"
 )
 
@@ -64,7 +67,7 @@ func (m *maintenanceService) Status(ctx context.Context, r *pb.StatusRequest) (*
 	downgrade := m.state.DowngradeInfo()
 	resp := &pb.StatusResponse{
 		Header:           m.header(),
-		Version:          EtcdVersion,
+		Version:          version.Etcd,
 		DbSize:           max(total, 1), // 0 makes etcdctl divide by it
 		DbSizeInUse:      inUse,
 		DbSizeQuota:      m.state.QuotaBytes(),
@@ -105,14 +108,14 @@ func (s *Server) defragment() {
 	if !s.defragging.CompareAndSwap(false, true) {
 		return // one runs already
 	}
-	s.background(func() {
+	s.background(func(context.Context) {
 		defer s.defragging.Store(false)
 		s.metrics.defragInflight.Set(1)
 		defer s.metrics.defragInflight.Set(0)
 		start := time.Now()
 		before, inUseBefore := s.cfg.Store.Size()
 		path := filepath.Join(s.cfg.DataDir, "member", "store")
-		s.logger.Info("defragmenting", append([]zap.Field{zap.String("path", path)}, sizeFields(before, inUseBefore)...)...)
+		s.logger.Info("defragmenting", append([]zap.Field{zap.String("path", path)}, leader.SizeFields(before, inUseBefore)...)...)
 		err := s.cfg.Store.CompactAll(s.stopped)
 		took := time.Since(start)
 		s.metrics.defragSeconds.Observe(took.Seconds())
@@ -121,17 +124,10 @@ func (s *Server) defragment() {
 			s.logger.Warn("failed to defragment", zap.Error(err))
 			return
 		}
-		s.logger.Info("finished defragmenting directory", append(sizeFields(after, inUse), zap.String("path", path),
+		s.logger.Info("finished defragmenting directory", append(leader.SizeFields(after, inUse), zap.String("path", path),
 			zap.Int64("current-db-size-bytes-diff", after-before), zap.Int64("current-db-size-in-use-bytes-diff", inUse-inUseBefore),
 			zap.Duration("took", took))...)
 	})
-}
-
-func sizeFields(total, inUse int64) []zap.Field {
-	return []zap.Field{
-		zap.Int64("current-db-size-bytes", total), zap.String("current-db-size", HumanBytes(total)),
-		zap.Int64("current-db-size-in-use-bytes", inUse), zap.String("current-db-size-in-use", HumanBytes(inUse)),
-	}
 }
 
 func (m *maintenanceService) Hash(ctx context.Context, r *pb.HashRequest) (*pb.HashResponse, error) {
@@ -194,13 +190,13 @@ func (m *maintenanceService) MoveLeader(ctx context.Context, r *pb.MoveLeaderReq
 	}
 	if len(target.ClientURLs) == 0 && m.cfg.Peers.ActiveSince(r.TargetID).IsZero() {
 		// It was added and has never run: there is nobody to wait for.
-		m.logger.Warn("refused to transfer leadership to a member that has never started", zap.String("transferee-member-id", idText(r.TargetID)))
+		m.logger.Warn("refused to transfer leadership to a member that has never started", zap.String("transferee-member-id", command.IDText(r.TargetID)))
 		return nil, rpctypes.ErrGRPCBadLeaderTransferee
 	}
 	start := time.Now()
 	m.logger.Info("leadership transfer starting",
-		zap.String("local-member-id", idText(m.cfg.MemberID)), zap.String("current-leader-member-id", idText(m.cfg.MemberID)),
-		zap.String("transferee-member-id", idText(r.TargetID)))
+		zap.String("local-member-id", command.IDText(m.cfg.MemberID)), zap.String("current-leader-member-id", command.IDText(m.cfg.MemberID)),
+		zap.String("transferee-member-id", command.IDText(r.TargetID)))
 	bounded, cancel := context.WithTimeout(ctx, m.cfg.RequestTimeout)
 	defer cancel()
 	if err := m.replica.TransferLeader(bounded, r.TargetID); err != nil {
@@ -210,8 +206,8 @@ func (m *maintenanceService) MoveLeader(ctx context.Context, r *pb.MoveLeaderReq
 		return nil, toGRPC(err)
 	}
 	m.logger.Info("leadership transfer finished",
-		zap.String("local-member-id", idText(m.cfg.MemberID)), zap.String("old-leader-member-id", idText(m.cfg.MemberID)),
-		zap.String("new-leader-member-id", idText(r.TargetID)), zap.Duration("took", time.Since(start)))
+		zap.String("local-member-id", command.IDText(m.cfg.MemberID)), zap.String("old-leader-member-id", command.IDText(m.cfg.MemberID)),
+		zap.String("new-leader-member-id", command.IDText(r.TargetID)), zap.Duration("took", time.Since(start)))
 	return &pb.MoveLeaderResponse{}, nil
 }
 

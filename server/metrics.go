@@ -11,6 +11,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/belaydb/belay/internal/version"
 )
 
 // Metrics are the series that this package owns, under etcd's names and types.
@@ -136,7 +138,7 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 	m.streamVersions.init(m.clientRequests, "stream")
 	serverVersion := gaugeVec("server", "version", "1 for the etcd version that this member speaks.", "server_version")
 	goVersion := gaugeVec("server", "go_version", "1 for the Go version that this member was built with.", "server_go_version")
-	serverVersion.WithLabelValues(EtcdVersion).Set(1)
+	serverVersion.WithLabelValues(version.Etcd).Set(1)
 	goVersion.WithLabelValues(runtime.Version()).Set(1)
 	for _, f := range features() {
 		if on, said := o.Features[f.name]; said {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,7 +17,10 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/state"
@@ -34,7 +38,7 @@ func (s *Server) RegisterPeers(mux *peers.Mux) {
 }
 
 func (s *Server) serveMembers(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set(peers.HeaderCluster, idText(s.cfg.ClusterID))
+	w.Header().Set(peers.HeaderCluster, command.IDText(s.cfg.ClusterID))
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(s.state.Members()); err != nil {
 		s.logger.Warn("failed to encode membership members", zap.Error(err))
@@ -45,7 +49,7 @@ func (s *Server) serveMembers(w http.ResponseWriter, _ *http.Request) {
 // pass the question on: two members that each take the other for the leader
 // would send it back and forth.
 func (s *Server) servePromote(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set(peers.HeaderCluster, idText(s.cfg.ClusterID))
+	w.Header().Set(peers.HeaderCluster, command.IDText(s.cfg.ClusterID))
 	text := strings.TrimPrefix(r.URL.Path, peers.PathPromote)
 	id, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
@@ -67,7 +71,7 @@ func (s *Server) servePromote(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	s.logger.Warn("failed to promote a member", zap.String("member-id", idText(id)), zap.Error(err))
+	s.logger.Warn("failed to promote a member", zap.String("member-id", command.IDText(id)), zap.Error(err))
 	switch {
 	case errors.Is(err, state.ErrMemberNotFound):
 		http.Error(w, "membership: ID not found", http.StatusNotFound) // etcd's text here alone
@@ -81,7 +85,7 @@ func (s *Server) servePromote(w http.ResponseWriter, r *http.Request) {
 // serveHashKV is a GET with a JSON body, as etcd's leader asks when it compares
 // the members.
 func (s *Server) serveHashKV(w http.ResponseWriter, r *http.Request) {
-	if id := r.Header.Get(peers.HeaderCluster); id != "" && id != idText(s.cfg.ClusterID) {
+	if id := r.Header.Get(peers.HeaderCluster); id != "" && id != command.IDText(s.cfg.ClusterID) {
 		http.Error(w, "cluster ID mismatch", http.StatusPreconditionFailed)
 		return
 	}
@@ -97,7 +101,7 @@ func (s *Server) serveHashKV(w http.ResponseWriter, r *http.Request) {
 	}
 	resp, err := s.hashFor(r.Context(), req.Revision, r.Header.Get(peers.HeaderHashOf))
 	if err != nil {
-		if errors.Is(err, errNoCompactionHash) {
+		if errors.Is(err, leader.ErrNoCompactionHash) {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
@@ -105,8 +109,27 @@ func (s *Server) serveHashKV(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	w.Header().Set(peers.HeaderCluster, idText(s.cfg.ClusterID))
+	w.Header().Set(peers.HeaderCluster, command.IDText(s.cfg.ClusterID))
 	peers.AnswerJSON(w, resp)
+}
+
+// hashFor answers another member; its header has the revision alone.
+func (s *Server) hashFor(ctx context.Context, rev int64, of string) (*pb.HashKVResponse, error) {
+	switch of {
+	case peers.HashOfState:
+		hash, compactRev, current, err := s.kvStore.HashState(yielding{ctx}, rev)
+		if err != nil {
+			return nil, err
+		}
+		return &pb.HashKVResponse{
+			Header: &pb.ResponseHeader{Revision: current}, Hash: hash, CompactRevision: compactRev, HashRevision: rev,
+		}, nil
+	case peers.HashOfCompaction:
+		if !slices.ContainsFunc(s.kvStore.CompactionHashes(), func(h mvcc.CompactionHash) bool { return h.Revision == rev }) {
+			return nil, leader.ErrNoCompactionHash
+		}
+	}
+	return s.hashKV(yielding{ctx}, rev)
 }
 
 // errBadBody answers a question that is not what its path asks for.
@@ -173,7 +196,7 @@ func (s *Server) answerTimeToLive(r *http.Request, body []byte) ([]byte, error) 
 const downgradeBarrier = 150 * time.Millisecond
 
 func (s *Server) serveDowngradeEnabled(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set(peers.HeaderCluster, idText(s.cfg.ClusterID))
+	w.Header().Set(peers.HeaderCluster, command.IDText(s.cfg.ClusterID))
 	// Who asks is about to join. If it makes the second member of two, there is no quorum until it has: it gets what is
 	// known here, rather than that everybody waits for nobody.
 	ctx, cancel := context.WithTimeout(r.Context(), downgradeBarrier)

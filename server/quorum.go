@@ -36,7 +36,7 @@ func (s *Server) watchQuorum(ctx context.Context) {
 			switch told {
 			case quorumLost:
 				s.logger.Warn("the cluster has no quorum: writes and linearizable reads wait until enough members are back",
-					zap.String("missing", w.missingText(now)), zap.Int("voters", w.voters), zap.Int("needed", quorum(w.voters)), zap.Int("reachable", w.reachable),
+					zap.String("missing", w.missingText(now)), zap.Int("voters", w.voters), zap.Int("needed", command.Quorum(w.voters)), zap.Int("reachable", w.reachable),
 					zap.Duration("for", now.Sub(w.since).Round(time.Second)))
 			case quorumBack:
 				s.logger.Info("the cluster has a quorum and a leader again", zap.Duration("took", now.Sub(w.since).Round(time.Millisecond)))
@@ -92,7 +92,7 @@ func (w *quorumWatch) look(now time.Time, members []*command.Member, connected f
 		}
 		w.missing = append(w.missing, gone)
 	}
-	if leader != 0 || w.voters == 0 || w.reachable >= quorum(w.voters) && !w.told {
+	if leader != 0 || w.voters == 0 || w.reachable >= command.Quorum(w.voters) && !w.told {
 		told := w.told
 		w.told = false
 		if !told {
@@ -118,7 +118,7 @@ func (w *quorumWatch) missingText(now time.Time) string {
 		if name == "" {
 			name = "never started"
 		}
-		texts = append(texts, fmt.Sprintf("%s (%s) for %s", idText(m.id), name, now.Sub(m.since).Round(time.Second)))
+		texts = append(texts, fmt.Sprintf("%s (%s) for %s", command.IDText(m.id), name, now.Sub(m.since).Round(time.Second)))
 	}
 	return strings.Join(texts, ", ")
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
+	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/replica"
@@ -29,13 +30,6 @@ import (
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/store"
 	"github.com/belaydb/belay/watch"
-)
-
-// The versions that this member tells. Clients switch features on by the etcd
-// version; a mixed cluster negotiates by it.
-const (
-	EtcdVersion       = "3.7.3"
-	MinClusterVersion = "3.0.0"
 )
 
 // Replica is what the services need of the raft group; replica.Replica is one,
@@ -144,11 +138,8 @@ type Config struct {
 
 	WatchProgressInterval time.Duration // 10 min
 
-	Compaction      CompactionMode // off
-	CompactPeriod   time.Duration  // with CompactPeriodic
-	CompactRetained int64          // revisions, with CompactRevision
-
-	CorruptionChecks CorruptionChecks
+	Compaction       leader.AutoCompaction
+	CorruptionChecks leader.CorruptionChecks
 
 	Limits Limits
 }
@@ -238,16 +229,18 @@ type Server struct {
 	auth        *authService
 	health      *health.Server
 
+	// What this member does by itself; see lead.
+	version    *leader.ClusterVersion
+	expiry     *leader.Expiry
+	compactor  *leader.Compactor
+	corruption *leader.Corruption
+	space      *leader.Space
+
 	leaderStreams leaderStreams
 	versionKnown  atomic.Bool // the cluster version was seen once: it never goes away again
 	published     chan struct{}
-	wake          chan struct{} // capacity 1: the cluster version may have to change
-	defragging    atomic.Bool   // a compaction of the whole store runs
-	room          room          // watchSpace's own
-	quotaAlarm    atomic.Bool   // a NOSPACE alarm is being proposed
-	confirmed     atomicTime    // when the read barrier that last proved leadership was begun
-	onlyBelay     atomic.Bool   // all members are known to be Belay's
-	corruption    *corruption
+	defragging    atomic.Bool      // a compaction of the whole store runs
+	confirmed     atomicTime       // when the read barrier that last proved leadership was begun
 	hashing       *admission.Turns // of computing bcrypt
 	reading       *admission.Turns // of reading much; see turn
 	codec         *countingCodec
@@ -274,7 +267,6 @@ func New(cfg Config) (*Server, error) {
 		kvStore:   cfg.KV,
 		health:    health.NewServer(),
 		published: make(chan struct{}),
-		wake:      make(chan struct{}, 1),
 	}
 	s.hashing = admission.NewTurns(max(1, runtime.GOMAXPROCS(0)/2), maxHashingCalls, maxHashingClients)
 	s.reading = admission.NewTurns(max(1, runtime.GOMAXPROCS(0)-1), math.MaxInt, math.MaxInt)
@@ -288,7 +280,7 @@ func New(cfg Config) (*Server, error) {
 	s.cluster = &clusterService{Server: s}
 	s.maintenance = &maintenanceService{Server: s, snapshots: make(chan struct{}, maxSnapshots), snapshotStall: streamStall}
 	s.auth = &authService{Server: s}
-	s.corruption = &corruption{local: cfg.MemberID, timeout: cfg.RequestTimeout, member: s, logger: s.logger, outcomes: s.metrics.corruptionCheck}
+	s.lead()
 	if cfg.CorruptionChecks.CompactionInterval > 0 {
 		s.metrics.feature.WithLabelValues("CompactHashCheck", "ALPHA").Set(1)
 	}
@@ -320,22 +312,21 @@ func (s *Server) RegisterGRPC(g *grpc.Server) {
 // Start runs the loops of this member: publishing itself, and what a leader
 // does by itself. They end with Stop.
 func (s *Server) Start() {
-	ctx := s.stopped
 	for _, loop := range []func(context.Context){
-		s.publish, s.watchLeader, s.leadLeases, s.monitorVersion, s.autoCompact,
-		s.watchSpace, s.watchAdmission, s.watchDescriptors, s.watchCorruption, s.watchQuorum,
+		s.publish, s.watchLeader, s.expiry.Run, s.version.Run, s.compactor.Run,
+		s.space.Run, s.watchAdmission, s.watchDescriptors, s.corruption.Run, s.watchQuorum,
 	} {
-		s.background(func() { loop(ctx) })
+		s.background(loop)
 	}
 }
 
-// background runs f in a goroutine that Stop waits for; not at all once Stop
-// was called.
-func (s *Server) background(f func()) {
+// background runs f in a goroutine that Stop waits for, with a context that ends then; not at
+// all once Stop was called.
+func (s *Server) background(f func(stopped context.Context)) {
 	s.loopsMu.Lock()
 	defer s.loopsMu.Unlock()
 	if s.stopped.Err() == nil {
-		s.loops.Go(f)
+		s.loops.Go(func() { f(s.stopped) })
 	}
 }
 
@@ -355,12 +346,15 @@ func (s *Server) Published() <-chan struct{} { return s.published }
 
 // MembersChanged wakes what depends on the member list. replica calls it after
 // each member change; it never blocks.
-func (s *Server) MembersChanged() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
+func (s *Server) MembersChanged() { s.version.MembersChanged() }
+
+// OverQuota raises the NOSPACE alarm of this member: its database would be, or is, larger than
+// its quota. It does not wait.
+func (s *Server) OverQuota() { s.space.Exceeded() }
+
+// CheckInitial compares this member's data with the others' before it serves. It may run before
+// Start, once the peers' addresses are known; an error says that this member must not serve.
+func (s *Server) CheckInitial(ctx context.Context) error { return s.corruption.Initial(ctx) }
 
 // capable says whether requests may be served: the cluster has agreed on a
 // version.

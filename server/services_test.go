@@ -29,6 +29,7 @@ import (
 
 	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/replica"
@@ -239,7 +240,7 @@ func TestQuota(t *testing.T) {
 	checkStatus(t, err, codes.ResourceExhausted, text)
 	_, err = m.kv.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("a")})
 	must(t, err)
-	until(t, "the alarm", m.noSpaceOfOwn)
+	until(t, "the alarm", m.noSpace)
 	list, err := m.maintenance.Alarm(ctx, &pb.AlarmRequest{})
 	must(t, err)
 	if len(list.Alarms) != 1 || list.Alarms[0].Alarm != pb.AlarmType_NOSPACE || list.Alarms[0].MemberID != testMember {
@@ -610,7 +611,7 @@ func TestLeasesExpireOnTheLeader(t *testing.T) {
 	m.replica.setLeader(testMember, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); m.leadLeases(ctx) }()
+	go func() { defer close(done); m.expiry.Run(ctx) }()
 	defer func() { cancel(); <-done }()
 	until(t, "the table to become primary", func() bool { _, ok := m.cfg.Leases.Primary(); return ok })
 	_, err := m.lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: 7, TTL: 1}) // 2 s, the least
@@ -725,7 +726,7 @@ func TestMaintenance(t *testing.T) {
 	status, err := m.maintenance.Status(ctx, &pb.StatusRequest{})
 	must(t, err)
 	m.checkHeader(status.Header, 2)
-	if status.Version != EtcdVersion || status.StorageVersion != "3.7.0" || status.DbSize <= 0 || status.DbSizeQuota != 2<<30 ||
+	if status.Version != version.Etcd || status.StorageVersion != "3.7.0" || status.DbSize <= 0 || status.DbSizeQuota != 2<<30 ||
 		status.Leader != testMember || status.IsLearner || len(status.Errors) != 0 || status.DowngradeInfo.Enabled || status.RaftTerm != 2 {
 		t.Fatalf("%v", status)
 	}
@@ -810,13 +811,13 @@ func TestDowngrade(t *testing.T) {
 	if !status.DowngradeInfo.Enabled || status.DowngradeInfo.TargetVersion != "3.6.0" {
 		t.Fatalf("%v", status.DowngradeInfo)
 	}
-	m.updateVersion(t.Context(), m.replica.Term())
+	m.version.Update(t.Context(), m.replica.Term())
 	if v := m.state.ClusterVersion().String(); v != "3.6.0" {
 		t.Fatalf("cluster version %s after the downgrade was enabled", v)
 	}
 	_, err = do(pb.DowngradeRequest_CANCEL, "")
 	must(t, err)
-	m.updateVersion(t.Context(), m.replica.Term())
+	m.version.Update(t.Context(), m.replica.Term())
 	if v := m.state.ClusterVersion().String(); v != "3.7.0" {
 		t.Fatalf("cluster version %s after the downgrade was cancelled", v)
 	}
@@ -900,7 +901,7 @@ func TestLearnerServesLittle(t *testing.T) {
 	m := newBareMember(t)
 	m.addMember(2, "http://127.0.0.1:3380", false, true)
 	m.addMember(testMember, "http://127.0.0.1:2380", true, true)
-	m.updateVersionTo(EtcdVersion)
+	m.updateVersionTo(version.Etcd)
 	const text = "etcdserver: rpc not supported for learner"
 	_, err := m.kv.Range(t.Context(), &pb.RangeRequest{Key: []byte("a"), Serializable: true})
 	must(t, err)
@@ -939,7 +940,7 @@ func TestNothingBeforeTheClusterVersion(t *testing.T) {
 	must(t, err)
 	_, err = stream.Recv()
 	checkStatus(t, err, codes.FailedPrecondition, "etcdserver: not capable")
-	if v := m.get("/version").Body.String(); v != `{"etcdserver":"`+EtcdVersion+`","etcdcluster":"not_decided","storage":"unknown","belay":"0.1.0"}` {
+	if v := m.get("/version").Body.String(); v != `{"etcdserver":"`+version.Etcd+`","etcdcluster":"not_decided","storage":"unknown","belay":"0.1.0"}` {
 		t.Fatal(v)
 	}
 }
@@ -977,7 +978,7 @@ func TestHTTP(t *testing.T) {
 		code         int
 		body         string
 	}{
-		{name: "version", target: "/version", code: 200, body: `{"etcdserver":"` + EtcdVersion + `","etcdcluster":"3.7.0","storage":"3.7.0","belay":"0.1.0"}`},
+		{name: "version", target: "/version", code: 200, body: `{"etcdserver":"` + version.Etcd + `","etcdcluster":"3.7.0","storage":"3.7.0","belay":"0.1.0"}`},
 		{name: "health", target: "/health", code: 200, body: `{"health":"true","reason":""}`},
 		{name: "livez", target: "/livez", code: 200, body: "ok\n"},
 		{name: "livez verbose", target: "/livez?verbose", code: 200, body: "[+]serializable_read ok\nok\n"},
@@ -1044,7 +1045,7 @@ func TestMetrics(t *testing.T) {
 		`etcd_server_client_requests_total{client_api_version="unknown",type="unary"} 2`,
 		`etcd_server_request_duration_seconds_count{success="true",type="Put"} 1`,
 		`etcd_server_request_duration_seconds_count{success="true",type="Range"} 1`,
-		`etcd_server_version{server_version="` + EtcdVersion + `"} 1`,
+		`etcd_server_version{server_version="` + version.Etcd + `"} 1`,
 		fmt.Sprintf(`etcd_server_id{server_id="%x"} 1`, uint64(testMember)),
 		`etcd_server_quota_backend_bytes 2.147483648e+09`,
 		`etcd_server_health_failures 0`,
@@ -1142,7 +1143,7 @@ func TestPeerHTTP(t *testing.T) {
 		{name: "too large", method: "POST", target: "/leases", body: strings.Repeat("x", 70_000), code: 413, want: "request body too large\n"},
 		{name: "downgrade", method: "GET", target: "/downgrade/enabled", code: 200, want: "false"},
 		{name: "version", method: "GET", target: "/version", code: 200,
-			want: `{"etcdserver":"` + EtcdVersion + `","etcdcluster":"3.7.0","storage":"3.7.0","belay":"0.1.0"}`},
+			want: `{"etcdserver":"` + version.Etcd + `","etcdcluster":"3.7.0","storage":"3.7.0","belay":"0.1.0"}`},
 		{name: "no metrics here", method: "GET", target: "/metrics", code: 404, want: "404 page not found\n"},
 	}
 	for _, c := range cases {
@@ -1226,42 +1227,6 @@ func TestFollowerAsksTheLeader(t *testing.T) {
 	follower.Server.cfg.RequestTimeout = 50 * time.Millisecond
 	_, err = follower.lease.LeaseTimeToLive(t.Context(), &pb.LeaseTimeToLiveRequest{ID: 7})
 	checkStatus(t, err, codes.Unavailable, "etcdserver: no leader")
-}
-
-func TestClusterVersion(t *testing.T) {
-	m := newBareMember(t)
-	v := func(s string) *semver.Version {
-		if s == "" {
-			return nil
-		}
-		return semver.New(s)
-	}
-	cases := []struct {
-		name, current, lowest, target, want string
-	}{
-		{name: "first, all known", lowest: "3.7.1", want: "3.7.0"},
-		{name: "first, one unknown", want: "3.0.0"},
-		{name: "unknown member", current: "3.6.0"},
-		{name: "all newer", current: "3.6.0", lowest: "3.7.1", want: "3.7.0"},
-		{name: "same", current: "3.7.0", lowest: "3.7.1"},
-		{name: "an older member joins", current: "3.7.0", lowest: "3.6.9"},
-		{name: "another major", current: "3.7.0", lowest: "4.0.0"},
-		{name: "downgrade", current: "3.7.0", lowest: "3.7.1", target: "3.6.0", want: "3.6.0"},
-		{name: "downgrade done", current: "3.6.0", lowest: "3.6.1", target: "3.6.0"},
-		{name: "downgrade of two", current: "3.7.0", lowest: "3.7.1", target: "3.5.0"},
-		{name: "downgrade with a member that is there already", current: "3.7.0", lowest: "3.6.4", target: "3.6.0"},
-	}
-	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			got := ""
-			if d := m.decideVersion(v(c.current), v(c.lowest), c.target != "", c.target); d != nil {
-				got = d.String()
-			}
-			if got != c.want {
-				t.Fatalf("%q, want %q", got, c.want)
-			}
-		})
-	}
 }
 
 func TestSnapshotStream(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/replica"
@@ -83,7 +84,7 @@ func (m *maintenanceService) snapshot(ctx context.Context, may *streamRights, st
 
 	version := snapshotfile.StorageVersion
 	total := file.Size()
-	size := HumanBytes(total)
+	size := show.LogBytes(total)
 	m.logger.Info("sending database snapshot to client",
 		zap.Int64("total-bytes", total), zap.String("size", size), zap.String("storage-version", version))
 	var sent int64

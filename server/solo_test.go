@@ -213,7 +213,7 @@ func newMember(t testing.TB, edit ...func(*Config, *state.Config)) *member {
 		Member: command.Member{ID: testMember, PeerURLs: []string{"http://127.0.0.1:2380"}}})
 	ctx, cancel := context.WithCancel(context.Background())
 	m.publish(ctx)
-	m.updateVersion(ctx, m.replica.Term())
+	m.version.Update(ctx, m.replica.Term())
 	cancel()
 	if !m.cfg.Leases.Promote(m.replica.Term(), 0) {
 		t.Fatal("the lease table did not become primary")

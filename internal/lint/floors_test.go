@@ -30,7 +30,7 @@ const floors = `
 	< store, raftlog, transport, listen, admission, logsink, evidence, discovery
 	< mvcc, lease, auth
 	< state, watch, replica
-	< snapshotfile
+	< snapshotfile, leader
 	< server, datadir
 	< node
 	< config

@@ -20,3 +20,11 @@ func Bytes(size int64) string {
 	}
 	return fmt.Sprintf("%.0f %s", value, units[int(exponent)])
 }
+
+// LogBytes gives a size as etcd's log lines do: like Bytes, but a negative one has its sign.
+func LogBytes(size int64) string {
+	if size < 0 {
+		return "-" + Bytes(-size)
+	}
+	return Bytes(size)
+}

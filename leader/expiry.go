@@ -1,0 +1,191 @@
+package leader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/replica"
+)
+
+// The leader's part in leases: it alone decides that one has expired, and says
+// so by an entry that revokes it; and it notes the remaining time of leases
+// that nobody renews, so that elections do not give these their full time
+// again and again (etcd has that behind a gate; here it is always on, and
+// costs no entry for a lease that its client keeps alive).
+const (
+	expiryInterval     = 500 * time.Millisecond
+	maxRevokesPerTick  = 500 // 1,000 a second, as etcd
+	maxPendingRevokes  = 16
+	maxCheckpointBatch = 1000
+)
+
+// Leases is the clock of the leases; *lease.Table is one.
+type Leases interface {
+	Promote(term uint64, extend time.Duration) bool
+	Demote(term uint64)
+	// Expired and Checkpoints report for the term that the table was promoted in.
+	Expired(limit int) (term uint64, ids []lease.ID)
+	Checkpoints(limit int) (term uint64, due []lease.Checkpoint)
+	Noted(due []lease.Checkpoint, applied bool)
+}
+
+// ExpiryConfig is what Expiry needs.
+type ExpiryConfig struct {
+	MemberID uint64
+	Raft     Raft
+	Leases   Leases
+	// Revoke and Note propose as the leader of term.
+	Revoke func(ctx context.Context, term uint64, id lease.ID) error
+	Note   func(ctx context.Context, term uint64, due []lease.Checkpoint) error
+	// MayNote says whether remaining times may be noted. Not while a real etcd member is in
+	// the cluster: without its LeaseCheckpoint gate it never takes a note back when the lease
+	// is renewed.
+	MayNote func() bool
+	Revoked func()        // counts the leases that expired
+	Retry   time.Duration // between two tries of a term's first read barrier
+	Logger  *zap.Logger
+}
+
+// Expiry makes the lease table primary while this member leads, and proposes what follows from
+// its clock.
+type Expiry struct{ cfg ExpiryConfig }
+
+// NewExpiry makes it; the table is left as it is until Run.
+func NewExpiry(cfg ExpiryConfig) *Expiry { return &Expiry{cfg} }
+
+// tenure is what a member is to its lease table.
+type tenure struct {
+	leads bool
+	// term is the one that the member leads in, or, if it does not lead, the last one in which
+	// it never may any more: the table is demoted up to it.
+	term uint64
+}
+
+// tenureOf decides that by what raft says.
+func tenureOf(st replica.Status) tenure {
+	switch {
+	case st.IsLeader():
+		return tenure{true, st.Term}
+	case st.State == raft.StateCandidate:
+		// It does not lead in this term yet, but may: to demote that would
+		// refuse its promotion, and no lease would expire in all of the term.
+		return tenure{false, st.Term - 1}
+	}
+	return tenure{false, st.Term}
+}
+
+// holds says whether the member is still the leader of a term.
+func (t tenure) holds(term uint64) bool { return t.leads && t.term == term }
+
+// Run leads the table until ctx ends.
+func (e *Expiry) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		changed := e.cfg.Raft.LeaderChanged()
+		t := tenureOf(e.cfg.Raft.Status())
+		if t.leads {
+			e.lead(ctx, t.term, changed)
+			continue
+		}
+		e.cfg.Leases.Demote(t.term)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// lead runs the table as the leader of term until the leader changes.
+func (e *Expiry) lead(ctx context.Context, term uint64, changed <-chan struct{}) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-changed:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	// The barrier returns when this member has applied the first entry of its
+	// term, and with it all leases granted or renewed by entries before.
+	for e.cfg.Raft.ReadBarrier(ctx) != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(e.cfg.Retry):
+		}
+	}
+	if !tenureOf(e.cfg.Raft.Status()).holds(term) {
+		return // LeaderChanged is closed, or about to be
+	}
+	e.cfg.Leases.Promote(term, e.cfg.Raft.ElectionTimeout())
+	tick := time.NewTicker(expiryInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		e.revoke(ctx)
+		e.note(ctx)
+	}
+}
+
+// revoke proposes the revocation of what has expired. A leader that
+// comes back from a stall finds leases expired that its successor has renewed
+// since: so leadership is proved first, and each proposal is bound to the term.
+func (e *Expiry) revoke(ctx context.Context) {
+	term, ids := e.cfg.Leases.Expired(maxRevokesPerTick)
+	if len(ids) == 0 {
+		return
+	}
+	if err := e.cfg.Raft.ReadBarrier(ctx); err != nil {
+		e.cfg.Logger.Warn("Failed to check current member's leadership", zap.Error(err))
+		return
+	}
+	if !tenureOf(e.cfg.Raft.Status()).holds(term) {
+		e.cfg.Logger.Warn("Ignore the lease revoking request because current member isn't a leader",
+			zap.Uint64("local-member-id", e.cfg.MemberID))
+		return
+	}
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, maxPendingRevokes)
+	for _, id := range ids {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			err := e.cfg.Revoke(ctx, term, id)
+			switch {
+			case err == nil:
+				e.cfg.Revoked()
+			case errors.Is(err, lease.ErrNotFound): // revoked by its client meanwhile
+			case ctx.Err() == nil:
+				e.cfg.Logger.Warn("failed to revoke lease", zap.String("lease-id", fmt.Sprintf("%016x", uint64(id))), zap.Error(err))
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// note notes remaining times.
+func (e *Expiry) note(ctx context.Context) {
+	if !e.cfg.MayNote() {
+		return
+	}
+	term, due := e.cfg.Leases.Checkpoints(maxCheckpointBatch)
+	if len(due) == 0 {
+		return
+	}
+	err := e.cfg.Note(ctx, term, due)
+	e.cfg.Leases.Noted(due, err == nil)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, replica.ErrNotLeader) {
+		e.cfg.Logger.Warn("failed to note the remaining time of leases", zap.Int("leases", len(due)), zap.Error(err))
+	}
+}
