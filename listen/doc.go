@@ -42,6 +42,7 @@
 //	front.go     Front: accept, shake hands, sort by protocol
 //	preface.go   gRPC or plain HTTP/2
 //	receiving.go the bound on incomplete messages
+//	prelude.go   the bound on what comes before a request
 //	limit.go     the bound on connections
 //	memory.go    a listener inside the process
 //

@@ -137,17 +137,17 @@ func (f *Front) forget(e *list.Element) {
 func (f *Front) prepare(s *http.Server) {
 	// Above this net/http takes its own default of 250.
 	s.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: int(min(f.opts.MaxStreams, math.MaxInt32))}
-	if f.opts.Security == nil || !f.opts.GRPC {
+	if f.opts.Security == nil {
 		return
 	}
-	// A connection that was read from is no *tls.Conn any more: to net/http it is
-	// HTTP/2 without TLS, and the handlers hear of the TLS by way of the context.
+	// A connection of HTTP/2 whose frames are followed is no *tls.Conn any more: to net/http it
+	// is without TLS, and the handlers hear of the TLS by way of the context.
 	s.Protocols = new(http.Protocols)
 	s.Protocols.SetHTTP1(true)
 	s.Protocols.SetHTTP2(true)
 	s.Protocols.SetUnencryptedHTTP2(true)
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		if c, ok := c.(carriedConn); ok {
+		if c, ok := c.(*carriedConn); ok {
 			return context.WithValue(ctx, tlsState{}, &c.state)
 		}
 		return ctx
@@ -163,12 +163,6 @@ func (f *Front) prepare(s *http.Server) {
 
 // tlsState is the context's key of a carried connection's *tls.ConnectionState.
 type tlsState struct{}
-
-// carriedConn is a prefacedConn for net/http, which must not see that it is TLS.
-type carriedConn struct {
-	net.Conn
-	state tls.ConnectionState
-}
 
 // sort hands conn on; false: it is nobody's.
 func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
@@ -189,7 +183,9 @@ func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
 	if f.opts.Security == nil {
 		return f.sortPlain(conn, pending)
 	}
+	prelude := preludeOf(conn)
 	c, err := f.opts.Security.handshake(f.ctx, conn)
+	prelude.count(0)
 	if err == nil && (!f.opts.HTTP || c.ConnectionState().NegotiatedProtocol == "h2") {
 		f.awaitReady()
 	}
@@ -199,18 +195,21 @@ func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
 		return false
 	case !f.opts.HTTP:
 		return f.grpc.put(f.opts.Receiving.watch(c))
-	case !f.opts.GRPC || c.ConnectionState().NegotiatedProtocol != "h2":
+	case c.ConnectionState().NegotiatedProtocol != "h2":
 		return f.http.put(c)
+	case !f.opts.GRPC:
+		return f.http.put(carry(c, c.ConnectionState(), prelude))
 	}
 	stopped := context.AfterFunc(f.ctx, func() { conn.Close() })
-	prefaced, isGRPC, err := readPreface(c, f.opts.MaxStreams)
+	prefaced, isGRPC, err := readPreface(c, f.opts.MaxStreams, prelude)
 	switch {
 	case err != nil || !stopped():
 		return false
 	case isGRPC:
+		prelude.hold(0)
 		return f.grpc.put(f.opts.Receiving.watch(prefaced))
 	}
-	return f.http.put(carriedConn{prefaced, c.ConnectionState()})
+	return f.http.put(carry(prefaced, c.ConnectionState(), prelude))
 }
 
 // awaitReady returns when the member is ready, or the front is closed.
@@ -230,6 +229,7 @@ const tlsHandshake = 22
 // sortPlain reads the first bytes: only HTTP/2 begins with its preface.
 func (f *Front) sortPlain(conn net.Conn, pending *list.Element) bool {
 	if !f.opts.HTTP {
+		preludeOf(conn).count(0)
 		f.awaitReady()
 		f.forget(pending)
 		return f.grpc.put(f.opts.Receiving.watch(conn))
@@ -254,6 +254,7 @@ func (f *Front) sortPlain(conn net.Conn, pending *list.Element) bool {
 		f.awaitReady()
 	}
 	f.forget(pending)
+	preludeOf(conn).count(0)
 	sniffed := &sniffedConn{Conn: conn, head: head[:n]}
 	if !isHTTP2 {
 		return f.http.put(sniffed)
@@ -315,6 +316,9 @@ type sniffedConn struct {
 	net.Conn
 	head []byte
 }
+
+// NetConn is what preludeOf asks.
+func (c *sniffedConn) NetConn() net.Conn { return c.Conn }
 
 func (c *sniffedConn) Read(p []byte) (int, error) {
 	if len(c.head) > 0 {

@@ -51,6 +51,8 @@ type prefacedConn struct {
 	head   []byte    // read already
 	ackDue bool      // the acknowledgement is still to come, so frames are followed
 	left   int       // bytes of the current frame that are to be passed on, if ackDue
+
+	prelude *prelude // that head counts for while it grows
 }
 
 // sendSettings writes the server's first SETTINGS frame, for clients that wait
@@ -74,14 +76,14 @@ func writeFrame(conn *tls.Conn, kind http2.FrameType, flags http2.Flags, payload
 // readPreface reads until the first request's headers are complete, and says
 // whether it is a gRPC call. A connection may wait for its first request for
 // ever: gRPC clients connect before they have one. Until then it answers pings.
-func readPreface(conn *tls.Conn, maxStreams uint32) (c *prefacedConn, isGRPC bool, err error) {
+func readPreface(conn *tls.Conn, maxStreams uint32, p *prelude) (c *prefacedConn, isGRPC bool, err error) {
 	if err := conn.SetDeadline(time.Now().Add(sniffTimeout)); err != nil {
 		return nil, false, err
 	}
 	if err := sendSettings(conn, maxStreams); err != nil {
 		return nil, false, err
 	}
-	c = &prefacedConn{Conn: conn, in: conn, ackDue: true}
+	c = &prefacedConn{Conn: conn, in: conn, ackDue: true, prelude: p}
 	c.head = make([]byte, len(http2.ClientPreface), 512)
 	if _, err := io.ReadFull(conn, c.head); err != nil {
 		return nil, false, err
@@ -120,7 +122,7 @@ func readPreface(conn *tls.Conn, maxStreams uint32) (c *prefacedConn, isGRPC boo
 // readUntilHeaders keeps frames in head up to the end of the first header block,
 // and says whether they are a gRPC client's. answer is called for each ping.
 func (c *prefacedConn) readUntilHeaders(answer func(ping []byte) error) (isGRPC bool, err error) {
-	var block []byte // the header block as far as read
+	var block []span // of head: the header block as far as read
 	inBlock := false
 	for first := true; ; first = false {
 		at := len(c.head)
@@ -157,16 +159,19 @@ func (c *prefacedConn) readUntilHeaders(answer func(ping []byte) error) (isGRPC 
 		case kind == http2.FrameGoAway:
 			return false, io.EOF
 		case kind == http2.FrameHeaders:
-			if block, err = headerBlock(flags, payload); err != nil {
+			from, to, err := headerBlock(flags, payload)
+			if err != nil {
 				return false, err
 			}
-			inBlock = true
+			at += frameHeaderBytes
+			block, inBlock = append(block, span{at + from, at + to}), true
 		case kind == http2.FrameContinuation:
-			block = append(block, payload...)
+			block = append(block, span{at + frameHeaderBytes, len(c.head)})
 		}
 		if inBlock && flags.Has(http2.FlagHeadersEndHeaders) {
-			return fromGRPCClient(block)
+			return c.fromGRPCClient(block)
 		}
+		c.prelude.hold(int64(cap(c.head) + cap(block)*spanBytes))
 		if !inBlock && len(c.head) > len(http2.ClientPreface)+maxIdleBytes {
 			return false, fmt.Errorf("%w: more than %d bytes before a request", errNotHTTP2, maxIdleBytes)
 		}
@@ -175,6 +180,11 @@ func (c *prefacedConn) readUntilHeaders(answer func(ping []byte) error) (isGRPC 
 		}
 	}
 }
+
+// span is a piece of a prefacedConn's head, which may move while it grows.
+type span struct{ from, to int }
+
+const spanBytes = 16
 
 // readFrame appends the next frame to head and returns its parts; payload lies
 // in head.
@@ -202,6 +212,7 @@ func (c *prefacedConn) readFrame() (http2.FrameType, http2.Flags, []byte, error)
 	}
 	at = len(c.head)
 	c.head = append(c.head, make([]byte, size)...)
+	c.prelude.hold(int64(cap(c.head)))
 	if _, err := io.ReadFull(c.in, c.head[at:]); err != nil {
 		return 0, 0, nil, err
 	}
@@ -212,31 +223,28 @@ func payloadBytes(header []byte) int {
 	return int(header[0])<<16 | int(header[1])<<8 | int(header[2])
 }
 
-// headerBlock takes padding and priority off a HEADERS frame.
-func headerBlock(flags http2.Flags, payload []byte) ([]byte, error) {
-	padding := 0
+// headerBlock says where the payload of a HEADERS frame has the block, without padding and priority.
+func headerBlock(flags http2.Flags, payload []byte) (from, to int, err error) {
+	to = len(payload)
 	if flags.Has(http2.FlagHeadersPadded) {
 		if len(payload) < 1 {
-			return nil, errNotHTTP2
+			return 0, 0, errNotHTTP2
 		}
-		padding, payload = int(payload[0]), payload[1:]
+		from, to = 1, to-int(payload[0])
 	}
 	if flags.Has(http2.FlagHeadersPriority) {
-		if len(payload) < 5 {
-			return nil, errNotHTTP2
-		}
-		payload = payload[5:]
+		from += 5
 	}
-	if padding > len(payload) {
-		return nil, errNotHTTP2
+	if from > to {
+		return 0, 0, errNotHTTP2
 	}
-	return append([]byte(nil), payload[:len(payload)-padding]...), nil
+	return from, to, nil
 }
 
 // fromGRPCClient says whether a first request's headers are a gRPC call, and not
 // one that a proxy passes on: a proxy may send other requests on the same
 // connection, so net/http takes that one and gives it the calls among them.
-func fromGRPCClient(block []byte) (bool, error) {
+func (c *prefacedConn) fromGRPCClient(block []span) (bool, error) {
 	call, passedOn := false, false
 	d := hpack.NewDecoder(4096, func(f hpack.HeaderField) {
 		switch {
@@ -247,7 +255,11 @@ func fromGRPCClient(block []byte) (bool, error) {
 		}
 	})
 	d.SetMaxStringLength(maxPrefaceBytes)
-	if _, err := d.Write(block); err != nil {
+	var whole []byte
+	for _, s := range block {
+		whole = append(whole, c.head[s.from:s.to]...)
+	}
+	if _, err := d.Write(whole); err != nil {
 		return false, err
 	}
 	return call && !passedOn, d.Close()

@@ -146,7 +146,7 @@ func (r *Receiving) watch(conn net.Conn) net.Conn {
 	if r == nil {
 		return conn
 	}
-	c := &receivingConn{Conn: conn, r: r, skip: len(http2.ClientPreface)}
+	c := &receivingConn{Conn: conn, r: r, skip: len(http2.ClientPreface), block: fieldBlock{prelude: preludeOf(conn), most: maxCallHeaderBytes}}
 	if t, ok := conn.(interface{ ConnectionState() tls.ConnectionState }); ok {
 		return &receivingTLS{c, t}
 	}
@@ -173,6 +173,7 @@ type receivingConn struct {
 	r     *Receiving
 	given bool // of r, with its lock: it counts for nothing any more
 
+	block fieldBlock
 	head  [frameHeaderBytes]byte // of the frame that begins
 	heads int                    // bytes of head
 	skip  int                    // bytes to come that say nothing
@@ -317,9 +318,13 @@ func (c *receivingConn) passes(b []byte) bool {
 	if size > maxFrameBytes || len(b) < frameHeaderBytes+size {
 		return false
 	}
-	switch kind := http2.FrameType(b[3]); kind {
-	case http2.FrameData, http2.FrameHeaders:
-		return len(c.halves) == 0 && (kind == http2.FrameHeaders || http2.Flags(b[4]).Has(http2.FlagDataEndStream))
+	switch http2.FrameType(b[3]) {
+	case http2.FrameData:
+		return len(c.halves) == 0 && http2.Flags(b[4]).Has(http2.FlagDataEndStream)
+	case http2.FrameHeaders:
+		return len(c.halves) == 0 && http2.Flags(b[4]).Has(http2.FlagHeadersEndHeaders)
+	case http2.FrameContinuation:
+		return false
 	case http2.FrameRSTStream:
 		return len(c.halves) == 0
 	}
@@ -334,7 +339,9 @@ func (c *receivingConn) frame() {
 		c.blind = true
 		return
 	}
-	switch kind := http2.FrameType(c.head[3]); {
+	kind := http2.FrameType(c.head[3])
+	c.block.frame(kind, flags, size)
+	switch {
 	case kind == http2.FrameData:
 		c.stream, c.padding, c.ends = id, 0, flags.Has(http2.FlagDataEndStream)
 		if flags.Has(http2.FlagDataPadded) {

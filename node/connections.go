@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"net"
 	"sync"
 	"time"
 
@@ -13,9 +14,27 @@ import (
 
 // connections bound those of each kind of port.
 type connections struct {
-	client, peer, metrics *listen.Bound
+	client, peer, metrics portKind
 	storeFiles            int // that are left for the store
 }
+
+// portKind is what the ports of one kind share.
+type portKind struct {
+	*listen.Bound
+	preludes *listen.Preludes
+}
+
+// Listener bounds the connections of l.
+func (k portKind) Listener(l net.Listener) net.Listener {
+	return k.preludes.Listener(k.Bound.Listener(l))
+}
+
+const (
+	// What connections of the client ports may have sent before there is a request is this part of
+	// --max-receive-bytes, and of the peer and the metrics ports, a quarter of that, but no less than minPreludeBytes.
+	preludeShare    = 8
+	minPreludeBytes = 16 << 20
+)
 
 // refusedLogInterval lies between two lines about connections that were closed for
 // want of room.
@@ -31,14 +50,16 @@ func (n *Node) bound() error {
 		return err
 	}
 	n.connections.storeFiles = shares.StoreFiles
+	preludeBytes := n.cfg.Limits.MaxReceive() / preludeShare
 	for _, p := range []struct {
-		name  string
-		max   int
-		bound **listen.Bound
+		name     string
+		max      int
+		preludes int64
+		kind     *portKind
 	}{
-		{"client", shares.Clients, &n.connections.client},
-		{"peer", shares.Peers, &n.connections.peer},
-		{"metrics", shares.Metrics, &n.connections.metrics},
+		{"client", shares.Clients, preludeBytes, &n.connections.client},
+		{"peer", shares.Peers, preludeBytes / 4, &n.connections.peer},
+		{"metrics", shares.Metrics, preludeBytes / 4, &n.connections.metrics},
 	} {
 		fresh, silent := n.metrics.refused.WithLabelValues(p.name, "new"), n.metrics.refused.WithLabelValues(p.name, "silent")
 		log := &refusals{}
@@ -54,10 +75,24 @@ func (n *Node) bound() error {
 					zap.String("advice", "find out who opens them; raise the limit of file descriptors (LimitNOFILE, ulimit -n) if they are wanted"))
 			}
 		})
-		*p.bound = b
-		n.metrics.bounds.add(p.name, b)
+		*p.kind = portKind{b, n.newPreludes(p.name, max(p.preludes, minPreludeBytes))}
+		n.metrics.bounds.add(p.name, *p.kind)
 	}
 	return nil
+}
+
+// newPreludes bounds what connections of one kind of port have sent before there is a request.
+func (n *Node) newPreludes(port string, limit int64) *listen.Preludes {
+	closed := n.metrics.receivingRefused.WithLabelValues("headers")
+	told := &refusals{}
+	return listen.NewPreludes(limit, func(held int64, remote string) {
+		closed.Inc()
+		if count, due := told.due(time.Now()); due {
+			n.logger.Warn("closed connections that held most of what may have come of TLS handshakes and headers that are not complete", zap.String("port", port),
+				zap.Int("closed", count), zap.String("remote-addr", remote), zap.Int64("held-bytes", held), zap.Int64("bound-bytes", limit),
+				zap.String("advice", "find out who opens connections and does not end the headers of a request; --max-receive-bytes sets the bound"))
+		}
+	})
 }
 
 // newReceiving bounds what clients have sent of requests that are not complete, for all client ports.

@@ -15,7 +15,7 @@ type Metrics struct {
 	refused  *prometheus.CounterVec // connections, by port and state
 	bounds   *boundsCollector
 	// What clients have sent of requests that are not complete.
-	receivingRefused *prometheus.CounterVec // calls and connections
+	receivingRefused *prometheus.CounterVec // calls, connections, and connections for their headers
 	receiving        atomic.Pointer[listen.Receiving]
 }
 
@@ -34,14 +34,16 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		bounds: &boundsCollector{
 			open:  prometheus.NewDesc("belay_connections_open", "Connections that are open on that kind of port.", label, nil),
 			limit: prometheus.NewDesc("belay_connections_limit", "How many connections may be open on that kind of port.", label, nil),
-			of:    make(map[string]*listen.Bound),
+			preludes: prometheus.NewDesc("belay_prelude_bytes",
+				"Bytes that are kept of TLS handshakes and headers that are not complete, on that kind of port.", label, nil),
+			of: make(map[string]portKind),
 		},
 	}
 	m.receivingRefused = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "belay_receiving_refused_total",
-		Help: "Calls that were refused, and connections that were closed, because their connection held too many bytes of incomplete requests.",
+		Help: "Calls that were refused, and connections that were closed, because their connection held too many bytes of incomplete requests, or of incomplete headers.",
 	}, []string{"what"})
-	for _, what := range []string{"call", "connection"} {
+	for _, what := range []string{"call", "connection", "headers"} {
 		m.receivingRefused.WithLabelValues(what)
 	}
 	r.MustRegister(m.notAfter, m.refused, m.bounds, m.receivingRefused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -55,27 +57,32 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// boundsCollector reads the Bounds when it is asked.
+// boundsCollector reads what bounds each kind of port when it is asked.
 type boundsCollector struct {
-	open, limit *prometheus.Desc
+	open, limit, preludes *prometheus.Desc
 
 	mu sync.Mutex
-	of map[string]*listen.Bound // by port
+	of map[string]portKind // by port
 }
 
-func (c *boundsCollector) add(port string, b *listen.Bound) {
+func (c *boundsCollector) add(port string, k portKind) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.of[port] = b
+	c.of[port] = k
 }
 
-func (c *boundsCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.open; ch <- c.limit }
+func (c *boundsCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.open
+	ch <- c.limit
+	ch <- c.preludes
+}
 
 func (c *boundsCollector) Collect(ch chan<- prometheus.Metric) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for port, b := range c.of {
-		ch <- prometheus.MustNewConstMetric(c.open, prometheus.GaugeValue, float64(b.Open()), port)
-		ch <- prometheus.MustNewConstMetric(c.limit, prometheus.GaugeValue, float64(b.Max()), port)
+	for port, k := range c.of {
+		ch <- prometheus.MustNewConstMetric(c.open, prometheus.GaugeValue, float64(k.Open()), port)
+		ch <- prometheus.MustNewConstMetric(c.limit, prometheus.GaugeValue, float64(k.Max()), port)
+		ch <- prometheus.MustNewConstMetric(c.preludes, prometheus.GaugeValue, float64(k.preludes.Held()), port)
 	}
 }

@@ -200,12 +200,12 @@ func onlyLocal(u url.URL) bool {
 	return err == nil && address.Unmap().IsLoopback()
 }
 
-func (n *Node) open(u url.URL, flag string, bound *listen.Bound, grpc, http bool) (*port, error) {
+func (n *Node) open(u url.URL, flag string, kind portKind, grpc, http bool) (*port, error) {
 	l, err := listen.Open(u, flag, n.socketOptions())
 	if err != nil {
 		return nil, err
 	}
-	return &port{address: l.Addr().String(), secure: listen.Secure(u), plain: !listen.Secure(u), grpc: grpc, http: http, inner: bound.Listener(l)}, nil
+	return &port{address: l.Addr().String(), secure: listen.Secure(u), plain: !listen.Secure(u), grpc: grpc, http: http, inner: kind.Listener(l)}, nil
 }
 
 func (n *Node) listenClients() (err error) {
@@ -373,6 +373,7 @@ func (n *Node) otherServer(h http.Handler) *http.Server {
 
 func (n *Node) httpServer(h http.Handler) *http.Server {
 	s := &http.Server{Handler: h, ReadHeaderTimeout: clientHeaderTimeout, ErrorLog: quietLog(n.logger)}
+	listen.FollowHeaders(s)
 	n.ports.http = append(n.ports.http, s)
 	return s
 }
