@@ -229,8 +229,8 @@ type changeApplied struct {
 func (c *changeApplied) handle(l *loop) {
 	c.confState = l.node.ApplyConfChange(c.change)
 	l.publishVoters()
-	if c.index >= l.removal && l.removal != 0 {
-		l.findRemoval(c.index + 1)
+	if c.index >= l.removal.index && l.removal.index != 0 {
+		l.removal.find(c.index + 1)
 	}
 }
 

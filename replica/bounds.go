@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
@@ -36,11 +35,19 @@ func (b backlog) cause() string {
 	return "the disks of other members"
 }
 
-func (l *loop) backlog() backlog {
-	log := l.cfg.Log
-	flushed := l.pub.flushed.Load()
-	applied := max(l.pub.applied.Load(), flushed)
-	committed := max(l.pub.committed.Load(), applied)
+// room is how much more of the log this member may take.
+type room struct {
+	*core
+	flusher  *flusher
+	left     int64 // bytes; counted down as messages are admitted, and anew at each append and tick
+	refusing bool  // as last logged: there is none left
+}
+
+func (r *room) backlog() backlog {
+	log := r.cfg.Log
+	flushed := r.pub.flushed.Load()
+	applied := max(r.pub.applied.Load(), flushed)
+	committed := max(r.pub.committed.Load(), applied)
 	last, _ := log.LastIndex() // the log in memory cannot fail
 	return backlog{
 		unsynced:    log.Unsynced().Bytes,
@@ -50,73 +57,73 @@ func (l *loop) backlog() backlog {
 	}
 }
 
-// checkBacklog notes how much more of the log this member may take. It is called for each
+// check notes how much more of the log this member may take. It is called for each
 // append.
-func (l *loop) checkBacklog() {
-	bound := l.cfg.MaxUnsyncedBytes
-	l.room = bound - l.cfg.Log.Unsynced().Bytes
+func (r *room) check() {
+	bound := r.cfg.MaxUnsyncedBytes
+	r.left = bound - r.cfg.Log.Unsynced().Bytes
 	// What the log holds altogether tells that there is room without looking further.
-	if mem, _ := l.cfg.Log.Bytes(); mem <= bound/2 {
-		l.room = min(l.room, bound-mem)
+	if mem, _ := r.cfg.Log.Bytes(); mem <= bound/2 {
+		r.left = min(r.left, bound-mem)
 	} else {
-		l.room = l.roomIn(l.backlog())
+		r.left = r.in(r.backlog())
 	}
-	l.pub.overload.Store(l.room <= 0)
+	r.pub.overload.Store(r.left <= 0)
 }
 
-// roomIn is how much more this member may take with a backlog; 0 or less: nothing.
+// in is how much more this member may take with a backlog; 0 or less: nothing.
 //
 // A leader refuses proposals. A follower drops appends, which raft takes for lost: it is
 // behind then. It does not count what is not committed, which the leader bounds. Else two
 // followers that are full of it could not take the one entry of a new leader's term that
 // would commit it, and nothing would ever change. What is left gets smaller by this
 // member's own work alone; that it may, is said by heartbeats.
-func (l *loop) roomIn(b backlog) int64 {
+func (r *room) in(b backlog) int64 {
 	held := b.held()
-	if l.node.BasicStatus().RaftState != raft.StateLeader {
+	if !r.raftLeads() {
 		held -= b.uncommitted
 	}
-	return l.cfg.MaxUnsyncedBytes - max(held, b.unsynced)
+	return r.cfg.MaxUnsyncedBytes - max(held, b.unsynced)
 }
 
 // admit says whether a message with entries is taken, and counts it if so. An inbox holds
 // more than there may be room for.
-func (l *loop) admit(m *raftpb.Message) bool {
-	if l.room <= 0 {
+func (r *room) admit(m *raftpb.Message) bool {
+	if r.left <= 0 {
 		return false
 	}
-	l.room -= entryBytes(m)
+	r.left -= entryBytes(m)
 	return true
 }
 
-// watchBacklog runs at each tick: it tells of the backlog, and has the store flushed if that
+// watch runs at each tick: it tells of the backlog, and has the store flushed if that
 // is what would make it smaller.
-func (l *loop) watchBacklog() {
-	b := l.backlog()
-	l.metrics.Held.Set(float64(b.held()))
-	l.room = l.roomIn(b)
-	over := l.room <= 0
-	l.pub.overload.Store(over)
-	if b.unflushed >= l.cfg.MaxUnsyncedBytes/4 {
-		l.flusher.wake()
+func (r *room) watch() {
+	b := r.backlog()
+	r.metrics.Held.Set(float64(b.held()))
+	r.left = r.in(b)
+	over := r.left <= 0
+	r.pub.overload.Store(over)
+	if b.unflushed >= r.cfg.MaxUnsyncedBytes/4 {
+		r.flusher.wake()
 	}
 	if over {
-		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.Refusing, Value: max(b.held(), b.unsynced), Note: b.cause()})
+		r.cfg.Evidence.Record(evidence.Event{Kind: evidence.Refusing, Value: max(b.held(), b.unsynced), Note: b.cause()})
 	}
-	if over == l.refusing {
+	if over == r.refusing {
 		return
 	}
-	l.refusing = over
+	r.refusing = over
 	fields := []zap.Field{
-		zap.String("local-member-id", idText(l.cfg.ID)), zap.Int64("bound-bytes", l.cfg.MaxUnsyncedBytes),
+		zap.String("local-member-id", idText(r.cfg.ID)), zap.Int64("bound-bytes", r.cfg.MaxUnsyncedBytes),
 		zap.Int64("unsynced-bytes", b.unsynced), zap.Int64("unflushed-bytes", b.unflushed),
 		zap.Int64("unapplied-bytes", b.unapplied), zap.Int64("uncommitted-bytes", b.uncommitted),
 	}
 	if over {
-		l.metrics.Refusing.Set(1)
-		l.logger.Warn("too much of the raft log waits in memory; new writes are refused", append(fields, zap.String("waits-for", b.cause()))...)
+		r.metrics.Refusing.Set(1)
+		r.logger.Warn("too much of the raft log waits in memory; new writes are refused", append(fields, zap.String("waits-for", b.cause()))...)
 	} else {
-		l.metrics.Refusing.Set(0)
-		l.logger.Info("the raft log in memory is below its bound again; new writes are taken", fields...)
+		r.metrics.Refusing.Set(0)
+		r.logger.Info("the raft log in memory is below its bound again; new writes are taken", fields...)
 	}
 }

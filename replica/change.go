@@ -21,7 +21,7 @@ import (
 //     RemovalPending says so. The applier does not wait for that, the answer does.
 //   - Who is removed does not go by its own word. It votes and acknowledges until
 //     another member has told it (ToldRemoved), since that one has it on its disk.
-//   - A follower does not even hear that its own removal is committed (withoutRemoval):
+//   - A follower does not even hear that its own removal is committed (ownRemoval.hide):
 //     else it would not stand for election any more, and where its log is the longest
 //     nobody else could win one. Raft bears it, as it bears a lost message.
 //   - A leader hands leadership over before its own removal is proposed. Where nobody

@@ -195,7 +195,7 @@ const (
 // takes says whether raft may see a message of a peer, by what the loop knows.
 func (l *loop) takes(m *raftpb.Message, now time.Time) bool {
 	term := m.GetTerm()
-	if m.GetType() == raftpb.MsgTransferLeader && term != 0 && l.node.BasicStatus().RaftState != raft.StateLeader {
+	if m.GetType() == raftpb.MsgTransferLeader && term != 0 && !l.raftLeads() {
 		return false // it was forwarded already, which is no lie; raft panics when it is again
 	}
 	if m.GetFrom() == l.cfg.ID || raft.IsLocalMsgTarget(m.GetFrom()) {

@@ -25,8 +25,13 @@ const (
 	standstill = 500 * time.Millisecond
 )
 
-// leadership is what the loop keeps to say why the leader changed.
-type leadership struct {
+// recorder is what the loop keeps to say why the leader changed.
+type recorder struct {
+	*core
+	inbox    *inbox
+	timeouts *timeouts
+	handOver *handOver
+
 	heard    time.Time     // the leader's last message; or when it became the leader
 	from     uint64        // whose that was
 	inTime   time.Time     // since when the loop's own ticks come in time
@@ -40,123 +45,117 @@ type leadership struct {
 	higherType raftpb.MessageType
 }
 
-// recordTick is called at each tick, before raft hears of it.
-func (l *loop) recordTick(now time.Time) {
-	late := time.Duration(0)
-	if !l.lastTick.IsZero() {
-		late = max(0, now.Sub(l.lastTick)-l.cfg.TickInterval)
-	}
+// tick is called at each tick, before raft hears of it.
+func (rec *recorder) tick(now time.Time, late time.Duration) {
 	if late >= recordLateTick {
-		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.LateTick, Took: late})
+		rec.cfg.Evidence.Record(evidence.Event{Kind: evidence.LateTick, Took: late})
 	}
-	lead := &l.leadership
 	// While the loop stood still it could hear nobody.
-	if late >= l.cfg.TickInterval/2 || lead.inTime.IsZero() {
-		lead.inTime = now
+	if late >= rec.cfg.TickInterval/2 || rec.inTime.IsZero() {
+		rec.inTime = now
 	}
-	if late >= standstill || lead.ran.IsZero() {
-		lead.ran = now
+	if late >= standstill || rec.ran.IsZero() {
+		rec.ran = now
 	}
-	if l.leader != raft.None && l.leader != l.cfg.ID && lead.from == l.leader {
-		since := lead.heard
-		if since.Before(lead.inTime) {
-			since = lead.inTime
+	if rec.leader != raft.None && rec.leader != rec.cfg.ID && rec.from == rec.leader {
+		since := rec.heard
+		if since.Before(rec.inTime) {
+			since = rec.inTime
 		}
-		if silent := now.Sub(since); silent >= l.timeouts.election(l)/2 {
-			l.cfg.Evidence.Record(evidence.Event{Kind: evidence.LateHeartbeat, Peer: l.leader, Took: now.Sub(lead.heard)})
+		if silent := now.Sub(since); silent >= rec.timeouts.election()/2 {
+			rec.cfg.Evidence.Record(evidence.Event{Kind: evidence.LateHeartbeat, Peer: rec.leader, Took: now.Sub(rec.heard)})
 		}
 	}
-	if n := l.pub.committed.Load() - min(l.pub.applied.Load(), l.pub.committed.Load()); n >= recordBacklog {
-		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.Backlog, Value: int64(n)})
+	if n := rec.pub.committed.Load() - min(rec.pub.applied.Load(), rec.pub.committed.Load()); n >= recordBacklog {
+		rec.cfg.Evidence.Record(evidence.Event{Kind: evidence.Backlog, Value: int64(n)})
 	}
-	if waiting := l.inbox.queued(); waiting >= recordQueue {
-		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.Queue, Value: waiting})
+	if waiting := rec.inbox.queued(); waiting >= recordQueue {
+		rec.cfg.Evidence.Record(evidence.Event{Kind: evidence.Queue, Value: waiting})
 	}
 }
 
-// recordMessage is called for each message of a peer, before raft has it.
-func (l *loop) recordMessage(m *raftpb.Message, now time.Time) {
-	lead := &l.leadership
+// message is called for each message of a peer, before raft has it.
+func (rec *recorder) message(m *raftpb.Message, now time.Time) {
 	from := m.GetFrom()
 	switch m.GetType() {
 	case raftpb.MsgApp, raftpb.MsgHeartbeat, raftpb.MsgSnap:
-		if m.GetTerm() >= l.term {
-			if from == l.leader && lead.from == from && m.GetTerm() == l.term {
-				l.timeouts.heartbeat(l, now, now.Sub(lead.heard))
+		if m.GetTerm() >= rec.term {
+			if from == rec.leader && rec.from == from && m.GetTerm() == rec.term {
+				rec.timeouts.heartbeat(now, now.Sub(rec.heard), rec.cfg.TickInterval, rec.inTime)
 			}
-			lead.heard, lead.from = now, from
+			rec.heard, rec.from = now, from
 		}
 	case raftpb.MsgTimeoutNow:
 		if string(m.GetContext()) == peers.ContextQuorum {
-			lead.left = from
+			rec.left = from
 		} else {
-			lead.askedBy = from
+			rec.askedBy = from
 		}
 	}
-	if m.GetTerm() > l.term && m.GetType() != raftpb.MsgPreVote && m.GetType() != raftpb.MsgPreVoteResp && !raft.IsLocalMsgTarget(from) {
-		lead.higher, lead.higherType = from, m.GetType()
+	if m.GetTerm() > rec.term && m.GetType() != raftpb.MsgPreVote && m.GetType() != raftpb.MsgPreVoteResp && !raft.IsLocalMsgTarget(from) {
+		rec.higher, rec.higherType = from, m.GetType()
 	}
 }
 
-// recordState is called when the leader, the term or this member's role changed.
-func (l *loop) recordState(was raft.StateType, previous uint64, now time.Time) {
-	r, lead := l.cfg.Evidence, &l.leadership
+// roleChanged is called when the leader, the term or this member's role changed.
+func (rec *recorder) roleChanged(was raft.StateType, previous uint64, now time.Time) {
+	r := rec.cfg.Evidence
 	silent := time.Duration(0)
-	if !lead.heard.IsZero() && lead.from != raft.None {
-		silent = now.Sub(lead.heard)
+	if !rec.heard.IsZero() && rec.from != raft.None {
+		silent = now.Sub(rec.heard)
 	}
 	switch {
-	case l.state == raft.StatePreCandidate && was != raft.StatePreCandidate, l.state == raft.StateCandidate && was == raft.StateFollower:
+	case rec.state == raft.StatePreCandidate && was != raft.StatePreCandidate, rec.state == raft.StateCandidate && was == raft.StateFollower:
 		if previous == raft.None {
-			previous = l.lastLeader
+			previous = rec.lastLeader
 		}
-		lead.campaign = silent
-		if lead.askedBy == raft.None && lead.left == raft.None && l.lastLeader != raft.None {
-			r.Record(evidence.Event{Kind: evidence.Campaign, Peer: l.lastLeader, Took: silent, Term: l.term})
+		rec.campaign = silent
+		if rec.askedBy == raft.None && rec.left == raft.None && rec.lastLeader != raft.None {
+			r.Record(evidence.Event{Kind: evidence.Campaign, Peer: rec.lastLeader, Took: silent, Term: rec.term})
 		}
 	}
-	if was == raft.StateLeader && l.state != raft.StateLeader {
-		e := evidence.Event{Kind: evidence.SteppedDown, Peer: lead.higher, Term: l.term, Note: "too few members answered for an election timeout"}
-		switch t := l.disk.transfer; {
+	if was == raft.StateLeader && rec.state != raft.StateLeader {
+		e := evidence.Event{Kind: evidence.SteppedDown, Peer: rec.higher, Term: rec.term, Note: "too few members answered for an election timeout"}
+		switch t := rec.handOver.transfer; {
 		case t != nil:
 			e.Note = "it handed over, reason: " + t.reason
-		case lead.higher != raft.None:
-			e.Note = fmt.Sprintf("%x spoke in a higher term (%s)", lead.higher, lead.higherType)
+		case rec.higher != raft.None:
+			e.Note = fmt.Sprintf("%x spoke in a higher term (%s)", rec.higher, rec.higherType)
 		}
 		r.Record(e)
 	}
-	if l.leader == previous {
+	if rec.leader == previous {
 		return
 	}
-	switch l.leader {
+	switch rec.leader {
 	case raft.None:
 		if was != raft.StateLeader {
-			r.Record(evidence.Event{Kind: evidence.LostLeader, Peer: previous, Took: silent, Term: l.term})
+			r.Record(evidence.Event{Kind: evidence.LostLeader, Peer: previous, Took: silent, Term: rec.term})
 		}
 		return
-	case l.cfg.ID:
-		e := evidence.Event{Kind: evidence.Elected, Peer: l.lastLeader, Took: lead.campaign, Term: l.term, Note: "no leader was known"}
+	case rec.cfg.ID:
+		e := evidence.Event{Kind: evidence.Elected, Peer: rec.lastLeader, Took: rec.campaign, Term: rec.term, Note: "no leader was known"}
 		switch {
-		case lead.askedBy != raft.None:
-			e.Note = fmt.Sprintf("%s by %x", evidence.AskedToLead, lead.askedBy)
-		case lead.left != raft.None:
-			e.Note = fmt.Sprintf("%x had stepped down because too few members answered it", lead.left)
-		case l.lastLeader == l.cfg.ID:
+		case rec.askedBy != raft.None:
+			e.Note = fmt.Sprintf("%s by %x", evidence.AskedToLead, rec.askedBy)
+		case rec.left != raft.None:
+			e.Note = fmt.Sprintf("%x had stepped down because too few members answered it", rec.left)
+		case rec.lastLeader == rec.cfg.ID:
 			e.Note = "it had lost its quorum and found it again"
-		case l.lastLeader != raft.None:
-			e.Note = fmt.Sprintf("nothing had come from %x for %v", l.lastLeader, lead.campaign.Round(10*time.Millisecond))
+		case rec.lastLeader != raft.None:
+			e.Note = fmt.Sprintf("nothing had come from %x for %v", rec.lastLeader, rec.campaign.Round(10*time.Millisecond))
 		}
 		r.Record(e)
 	default:
-		r.Record(evidence.Event{Kind: evidence.Followed, Peer: l.leader, Took: silent, Term: l.term})
+		r.Record(evidence.Event{Kind: evidence.Followed, Peer: rec.leader, Took: silent, Term: rec.term})
 	}
-	lead.askedBy, lead.left, lead.higher = raft.None, raft.None, raft.None
-	lead.heard, lead.from = now, l.leader
+	rec.askedBy, rec.left, rec.higher = raft.None, raft.None, raft.None
+	rec.heard, rec.from = now, rec.leader
 }
 
-// recordDisk is called at each tick with what the disk watch saw.
-func (l *loop) recordDisk(before, state DiskState, s diskSample) {
-	r := l.cfg.Evidence
+// record is called at each tick with what the disk watch saw.
+func (d *disks) record(before, state DiskState, s diskSample) {
+	r := d.cfg.Evidence
 	if state < before {
 		r.Record(evidence.Event{Kind: evidence.DiskBetter, Note: state.String()})
 	}

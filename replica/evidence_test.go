@@ -96,25 +96,25 @@ func TestDiskEvents(t *testing.T) {
 // says nothing of its disk.
 func TestStandstillIsNoStall(t *testing.T) {
 	now := time.Unix(1000, 0)
-	l := &loop{env: &env{cfg: Config{TickInterval: 100 * time.Millisecond}, metrics: NewMetrics(nil)}, inbox: new(inbox)}
+	c := &core{env: &env{cfg: Config{TickInterval: 100 * time.Millisecond}, metrics: NewMetrics(nil)}}
+	rec := &recorder{core: c, inbox: new(inbox), timeouts: new(timeouts)}
+	d := &disks{core: c, rec: rec}
 	for range 5 {
-		l.recordTick(now)
-		l.lastTick = now
+		rec.tick(now, 0)
 		now = now.Add(100 * time.Millisecond)
 	}
 	s := diskSample{oldest: 400 * time.Millisecond}
-	if got := l.withoutStandstill(now, s); got != s {
+	if got := d.withoutStandstill(now, s); got != s {
 		t.Errorf("%v became %v", s, got)
 	}
 	now = now.Add(10 * time.Second)
-	l.recordTick(now)
-	l.lastTick = now
-	if got := l.withoutStandstill(now, diskSample{oldest: 10 * time.Second}); got.oldest != 0 {
+	rec.tick(now, 10*time.Second)
+	if got := d.withoutStandstill(now, diskSample{oldest: 10 * time.Second}); got.oldest != 0 {
 		t.Errorf("the disk has stalled for %v", got.oldest)
 	}
 	now = now.Add(100 * time.Millisecond)
-	l.recordTick(now)
-	if got := l.withoutStandstill(now, diskSample{oldest: 11 * time.Second}); got.oldest != 100*time.Millisecond {
+	rec.tick(now, 0)
+	if got := d.withoutStandstill(now, diskSample{oldest: 11 * time.Second}); got.oldest != 100*time.Millisecond {
 		t.Errorf("the disk has stalled for %v", got.oldest)
 	}
 }

@@ -79,62 +79,96 @@ var errSnapshot = errors.New("the log on disk does not reach back to what the fo
 
 var errFeedEnded = errors.New("replica: the feed was ended")
 
+// followers is what a leader keeps of members that are behind. All of it is empty where this
+// member does not lead, but fed, which may keep times of an earlier leadership.
+type followers struct {
+	*core
+	inbox   *inbox
+	flusher *flusher
+
+	// catching are the followers that get a snapshot, or got one and have yet to catch
+	// up; lagging is when one of them was last active, zero: none was.
+	catching map[uint64]bool
+	lagging  time.Time
+	// feeds are the followers that get what is on disk; fed is when they were heard of last.
+	feeds map[uint64]*feed
+	fed   map[uint64]time.Time
+	// wanted is the entry after which each follower needs the log, and heard when it was
+	// active: see holdDisk.
+	wanted map[uint64]uint64
+	heard  map[uint64]time.Time
+}
+
+func (fs *followers) init(c *core, in *inbox, f *flusher) {
+	*fs = followers{
+		core: c, inbox: in, flusher: f,
+		catching: make(map[uint64]bool), feeds: make(map[uint64]*feed), fed: make(map[uint64]time.Time),
+		wanted: make(map[uint64]uint64), heard: make(map[uint64]time.Time),
+	}
+}
+
+// watch runs at each tick of a leader.
+func (fs *followers) watch(now time.Time) {
+	fs.noteLagging(now)
+	fs.watchFeeds(now)
+	fs.holdDisk(now)
+}
+
+// notLeading runs at each tick of a member that does not lead.
+func (fs *followers) notLeading() {
+	fs.lagging = time.Time{}
+	clear(fs.catching)
+	fs.flusher.hold.Store(false)
+	fs.releaseDisk()
+}
+
 // startFeed takes a MsgSnap of raft.
-func (l *loop) startFeed(m *raftpb.Message) {
+func (fs *followers) startFeed(m *raftpb.Message) {
 	id := m.GetTo()
-	l.endFeed(id)
+	fs.endFeed(id)
 	f := &feed{
-		env: l.env, inbox: l.inbox, id: id, term: m.GetTerm(), snap: m,
+		env: fs.env, inbox: fs.inbox, id: id, term: m.GetTerm(), snap: m,
 		stop: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
-	f.match.Store(l.progress(id).Match)
-	l.feeds[id] = f
-	l.fed[id] = time.Now()
-	l.metrics.Feeds.Set(float64(len(l.feeds)))
-	l.running.Add(1)
+	f.match.Store(fs.progress(id).Match)
+	fs.feeds[id] = f
+	fs.fed[id] = time.Now()
+	fs.metrics.Feeds.Set(float64(len(fs.feeds)))
+	fs.running.Add(1)
 	go func() {
-		defer l.running.Done()
+		defer fs.running.Done()
 		f.run()
 	}()
 }
 
-func (l *loop) endFeed(id uint64) {
-	if f := l.feeds[id]; f != nil {
+func (fs *followers) endFeed(id uint64) {
+	if f := fs.feeds[id]; f != nil {
 		close(f.stop)
-		delete(l.feeds, id)
-		l.metrics.Feeds.Set(float64(len(l.feeds)))
+		delete(fs.feeds, id)
+		fs.metrics.Feeds.Set(float64(len(fs.feeds)))
 	}
 }
 
 // endFeeds ends those of an earlier leadership.
-func (l *loop) endFeeds() {
-	for id, f := range l.feeds {
-		if l.state != raft.StateLeader || f.term != l.term {
-			l.endFeed(id)
+func (fs *followers) endFeeds() {
+	for id, f := range fs.feeds {
+		if fs.state != raft.StateLeader || f.term != fs.term {
+			fs.endFeed(id)
 		}
 	}
-}
-
-func (l *loop) progress(id uint64) (p tracker.Progress) {
-	l.node.WithProgress(func(i uint64, _ raft.ProgressType, pr tracker.Progress) {
-		if i == id {
-			p = pr
-		}
-	})
-	return p
 }
 
 // noteFed tells the feed of who sent m, a MsgAppResp that raft has had, what it says.
-func (l *loop) noteFed(m *raftpb.Message) {
-	f := l.feeds[m.GetFrom()]
+func (fs *followers) noteFed(m *raftpb.Message) {
+	f := fs.feeds[m.GetFrom()]
 	if f == nil || m.GetTerm() != f.term {
 		return
 	}
-	l.fed[f.id] = time.Now()
-	p := l.progress(f.id)
+	fs.fed[f.id] = time.Now()
+	p := fs.progress(f.id)
 	if p.State != tracker.StateSnapshot {
-		l.logger.Info("a follower has caught up with the log in memory", zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Uint64("match", p.Match))
-		l.endFeed(f.id)
+		fs.logger.Info("a follower has caught up with the log in memory", zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Uint64("match", p.Match))
+		fs.endFeed(f.id)
 		return
 	}
 	if m.GetReject() {
@@ -155,17 +189,17 @@ func (f *feed) signal() {
 
 // watchFeeds runs at each tick of a leader: it ends the feeds of who is gone, or does not
 // answer, or has got on without.
-func (l *loop) watchFeeds(now time.Time) {
-	for id := range l.feeds {
-		p := l.progress(id)
+func (fs *followers) watchFeeds(now time.Time) {
+	for id := range fs.feeds {
+		p := fs.progress(id)
 		switch {
 		case p.State != tracker.StateSnapshot: // removed, too
-			l.endFeed(id)
+			fs.endFeed(id)
 		case p.RecentActive:
-			l.fed[id] = now
-		case now.Sub(l.fed[id]) > feedUseless*l.cfg.electionTimeout():
-			l.endFeed(id)
-			l.node.ReportSnapshot(id, raft.SnapshotFailure)
+			fs.fed[id] = now
+		case now.Sub(fs.fed[id]) > feedUseless*fs.cfg.electionTimeout():
+			fs.endFeed(id)
+			fs.node.ReportSnapshot(id, raft.SnapshotFailure)
 		}
 	}
 }
@@ -173,22 +207,22 @@ func (l *loop) watchFeeds(now time.Time) {
 // snapshotNeeded: the follower of a feed cannot do without a snapshot.
 type snapshotNeeded struct{ feed *feed }
 
-func (n snapshotNeeded) handle(l *loop) { l.sendSnapshot(n.feed) }
+func (n snapshotNeeded) handle(l *loop) { l.followers.sendSnapshot(n.feed) }
 
 // sendSnapshot gives the network the MsgSnap of a feed that could not do without. The
 // loop calls it.
-func (l *loop) sendSnapshot(f *feed) {
-	if l.feeds[f.id] != f {
+func (fs *followers) sendSnapshot(f *feed) {
+	if fs.feeds[f.id] != f {
 		return
 	}
-	l.endFeed(f.id)
-	p := l.progress(f.id)
-	if p.State != tracker.StateSnapshot || l.node.BasicStatus().RaftState != raft.StateLeader {
+	fs.endFeed(f.id)
+	p := fs.progress(f.id)
+	if p.State != tracker.StateSnapshot || !fs.raftLeads() {
 		return
 	}
 	// The state that is sent is that of now or later. What comes after it is needed next.
-	l.wanted[f.id] = max(l.wanted[f.id], f.snap.GetSnapshot().GetMetadata().GetIndex())
-	l.cfg.Network.Send([]*raftpb.Message{f.snap})
+	fs.wanted[f.id] = max(fs.wanted[f.id], f.snap.GetSnapshot().GetMetadata().GetIndex())
+	fs.cfg.Network.Send([]*raftpb.Message{f.snap})
 }
 
 func (f *feed) run() {

@@ -112,20 +112,20 @@ func (f *flusher) run() {
 
 // noteLagging tells the flusher whether a follower that answers gets a snapshot,
 // or got one and has yet to catch up.
-func (l *loop) noteLagging(now time.Time) {
-	l.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
+func (fs *followers) noteLagging(now time.Time) {
+	fs.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		switch {
 		case p.State == tracker.StateSnapshot:
-			l.catching[id] = true
-		case l.catching[id] && l.cfg.Log.BytesAfter(p.Match) <= l.cfg.KeepBytes/2:
-			delete(l.catching, id)
+			fs.catching[id] = true
+		case fs.catching[id] && fs.cfg.Log.BytesAfter(p.Match) <= fs.cfg.KeepBytes/2:
+			delete(fs.catching, id)
 		}
-		if l.catching[id] && p.RecentActive {
-			l.lagging = now
+		if fs.catching[id] && p.RecentActive {
+			fs.lagging = now
 		}
 	})
 	// Not at once: raft forgets for a moment, at each election timeout, who is active.
-	l.flusher.hold.Store(!l.lagging.IsZero() && now.Sub(l.lagging) < 2*l.cfg.electionTimeout())
+	fs.flusher.hold.Store(!fs.lagging.IsZero() && now.Sub(fs.lagging) < 2*fs.cfg.electionTimeout())
 }
 
 // holdInactive is how long the log on disk is held for a follower that is not heard of: it
@@ -134,42 +134,42 @@ const holdInactive = 10 * time.Second
 
 // holdDisk tells the log what of it the followers need from the files. It runs at each tick
 // of a leader.
-func (l *loop) holdDisk(now time.Time) {
-	after, known := uint64(raftlog.NoHold), make(map[uint64]bool, len(l.wanted))
-	l.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
-		if id == l.cfg.ID {
+func (fs *followers) holdDisk(now time.Time) {
+	after, known := uint64(raftlog.NoHold), make(map[uint64]bool, len(fs.wanted))
+	fs.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
+		if id == fs.cfg.ID {
 			return
 		}
 		known[id] = true
-		if p.RecentActive || l.heard[id].IsZero() { // a new leader has heard of nobody
-			l.heard[id] = now
+		if p.RecentActive || fs.heard[id].IsZero() { // a new leader has heard of nobody
+			fs.heard[id] = now
 		}
 		// A snapshot that is on its way raises it as well: sendSnapshot.
-		l.wanted[id] = max(l.wanted[id], p.Match)
-		if now.Sub(l.heard[id]) < holdInactive {
-			after = min(after, l.wanted[id])
+		fs.wanted[id] = max(fs.wanted[id], p.Match)
+		if now.Sub(fs.heard[id]) < holdInactive {
+			after = min(after, fs.wanted[id])
 		}
 	})
-	for id := range l.wanted {
+	for id := range fs.wanted {
 		if !known[id] {
-			delete(l.wanted, id)
-			delete(l.heard, id)
-			delete(l.fed, id)
+			delete(fs.wanted, id)
+			delete(fs.heard, id)
+			delete(fs.fed, id)
 		}
 	}
-	l.cfg.Log.Hold(after, l.cfg.HoldDiskBytes)
-	l.tellHeld()
+	fs.cfg.Log.Hold(after, fs.cfg.HoldDiskBytes)
+	fs.tellHeld()
 }
 
 // releaseDisk is for who does not lead.
-func (l *loop) releaseDisk() {
-	clear(l.wanted)
-	clear(l.heard)
-	l.cfg.Log.Hold(raftlog.NoHold, 0)
-	l.tellHeld()
+func (fs *followers) releaseDisk() {
+	clear(fs.wanted)
+	clear(fs.heard)
+	fs.cfg.Log.Hold(raftlog.NoHold, 0)
+	fs.tellHeld()
 }
 
-func (l *loop) tellHeld() {
-	l.metrics.KeptBytes.Set(float64(l.cfg.Log.HeldBytes()))
-	l.metrics.FirstKept.Set(float64(l.cfg.Log.Oldest()))
+func (fs *followers) tellHeld() {
+	fs.metrics.KeptBytes.Set(float64(fs.cfg.Log.HeldBytes()))
+	fs.metrics.FirstKept.Set(float64(fs.cfg.Log.Oldest()))
 }

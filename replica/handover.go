@@ -28,27 +28,27 @@ const (
 	slowTransfer = 300 * time.Millisecond
 )
 
-// diskLoop is what the raft loop keeps for the disk watch.
-type diskLoop struct {
-	watch   diskWatch
-	store   diskWatch // its state alone; who is handed over to is for watch to say
-	syncs   uint64    // ended, when last looked
-	asked   time.Time
-	reports map[uint64]toldReport
-	why     noHandOver // as last logged
-	whyNot  time.Time  // since when there is a reason not to hand over
-	// transfer under way, made by the watch or by HandOver.
-	transfer *transfer
+// handOver is leadership on its way from this member to another: the decision, and the
+// transfer by which raft carries it out.
+type handOver struct {
+	*core
+	disks *disks
 
-	// Of the last append of the leader that was accepted.
-	acceptedTerm, acceptedIndex uint64
-	// truncated is the term in which entries of the log were last replaced.
-	truncated uint64
-	// acknowledged is the last term in which acknowledgeEarly did so.
-	acknowledged uint64
-	sample       diskSample // of the last tick
-	// ends is where the log of this leader ended at the last ticks, the newest last.
+	reports map[uint64]toldReport // what the others said of their disks
+	asked   time.Time             // when they were asked last
+	why     noHandOver            // this leader's disk has stalled and it leads on; as last logged
+	whyNot  time.Time             // since when there is such a reason; zero: there is none
+	// transfer is the one under way, whoever began it; nil: none. It is set while raft has a
+	// transferee, and on until the new leader is known or nobody leads for too long.
+	transfer *transfer
+	// ends is where the log of this leader ended at the last ticks, the newest last; empty
+	// where it does not lead.
 	ends []logEnd
+	// successor is whom this leader would ask to lead if it lost its quorum; 0: nobody.
+	successor uint64
+	// yieldBegan is since when this leader tries to hand over because it is to be removed;
+	// zero: it does not.
+	yieldBegan time.Time
 }
 
 // logEnd says that the log ended with index at a time.
@@ -57,20 +57,20 @@ type logEnd struct {
 	index uint64
 }
 
-// maxLogEnds is how many ticks diskLoop.ends goes back.
+// maxLogEnds is how many ticks handOver.ends goes back.
 const maxLogEnds = 16
 
 // noteEnd keeps where the log of a leader ends.
-func (d *diskLoop) noteEnd(now time.Time, last uint64) {
-	if len(d.ends) == maxLogEnds {
-		d.ends = append(d.ends[:0], d.ends[1:]...)
+func (h *handOver) noteEnd(now time.Time, last uint64) {
+	if len(h.ends) == maxLogEnds {
+		h.ends = append(h.ends[:0], h.ends[1:]...)
 	}
-	d.ends = append(d.ends, logEnd{now, last})
+	h.ends = append(h.ends, logEnd{now, last})
 }
 
 // late is for how long the log has been longer than match.
-func (d *diskLoop) late(now time.Time, match uint64) time.Duration {
-	for _, end := range d.ends {
+func (h *handOver) late(now time.Time, match uint64) time.Duration {
+	for _, end := range h.ends {
 		if end.index > match {
 			return now.Sub(end.at)
 		}
@@ -101,39 +101,36 @@ type diskTold struct {
 }
 
 func (t diskTold) handle(l *loop) {
-	if l.disk.reports == nil {
-		l.disk.reports = make(map[uint64]toldReport)
-	}
-	l.disk.reports[t.id] = toldReport{t.report, time.Now()}
+	l.handOver.reports[t.id] = toldReport{t.report, time.Now()}
 }
 
 func idText(id uint64) string { return fmt.Sprintf("%x", id) }
 
 // peerViews are the other voters, and how many vote in all. With a joint
 // configuration there are none: leadership stays until it is over.
-func (l *loop) peerViews(now time.Time) (peers []peerView, voters int) {
-	config := l.node.Status().Config
+func (h *handOver) peerViews(now time.Time) (peers []peerView, voters int) {
+	config := h.node.Status().Config
 	if len(config.Voters[1]) > 0 {
 		return nil, 0
 	}
-	first, _ := l.cfg.Log.FirstIndex()
-	l.node.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
+	first, _ := h.cfg.Log.FirstIndex()
+	h.node.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
 		if kind != raft.ProgressTypePeer {
 			return
 		}
 		voters++
-		if id == l.cfg.ID {
+		if id == h.cfg.ID {
 			return
 		}
 		v := peerView{id: id, match: p.Match}
-		v.active = p.RecentActive && p.State != tracker.StateSnapshot && p.Match+1 >= first && !l.cfg.Network.ActiveSince(id).IsZero()
-		if told, ok := l.disk.reports[id]; ok && now.Sub(told.at) < diskReportLife {
+		v.active = p.RecentActive && p.State != tracker.StateSnapshot && p.Match+1 >= first && !h.cfg.Network.ActiveSince(id).IsZero()
+		if told, ok := h.reports[id]; ok && now.Sub(told.at) < diskReportLife {
 			v.report, v.known = told.DiskReport, true
 		}
-		v.behind = l.cfg.Log.BytesAfter(p.Match)
-		v.late = l.disk.late(now, p.Match)
-		if l.cfg.RoundTrips != nil {
-			if median, _, ok := l.cfg.RoundTrips.RoundTrip(id); ok {
+		v.behind = h.cfg.Log.BytesAfter(p.Match)
+		v.late = h.late(now, p.Match)
+		if h.cfg.RoundTrips != nil {
+			if median, _, ok := h.cfg.RoundTrips.RoundTrip(id); ok {
 				v.late = max(0, v.late-median)
 			}
 		}
@@ -151,116 +148,116 @@ const (
 	reasonRemoval = "removal" // this leader is to be removed
 )
 
-func (l *loop) beginTransfer(now time.Time, to uint64, reason string) {
-	l.disk.transfer = &transfer{to: to, began: now, reason: reason}
-	l.cfg.Evidence.Record(evidence.Event{Kind: evidence.HandOver, Peer: to, Note: reason})
-	l.node.TransferLeader(to)
+func (h *handOver) begin(now time.Time, to uint64, reason string) {
+	h.transfer = &transfer{to: to, began: now, reason: reason}
+	h.cfg.Evidence.Record(evidence.Event{Kind: evidence.HandOver, Peer: to, Note: reason})
+	h.node.TransferLeader(to)
 }
 
 // watchTransfer sees to it that a transfer ends, one way or the other. Raft
 // itself gives up after an election timeout.
-func (l *loop) watchTransfer(now time.Time) {
-	t := l.disk.transfer
+func (h *handOver) watchTransfer(now time.Time) {
+	t := h.transfer
 	if t == nil {
 		return
 	}
-	status := l.node.BasicStatus()
+	status := h.node.BasicStatus()
 	if status.RaftState != raft.StateLeader {
 		// It was taken. Who leads now is seen by leaderChanged.
-		if now.Sub(t.began) > 2*l.cfg.electionTimeout() {
-			l.transferFailed(now)
+		if now.Sub(t.began) > 2*h.cfg.electionTimeout() {
+			h.transferFailed(now)
 		}
 		return
 	}
 	if status.LeadTransferee != t.to {
-		l.transferFailed(now)
+		h.transferFailed(now)
 		return
 	}
 	if now.Sub(t.began) < slowTransfer || t.reason == reasonRequest {
 		return
 	}
-	last, _ := l.cfg.Log.LastIndex()
-	if p, ok := l.node.Status().Progress[t.to]; ok && p.Match < last {
+	last := h.lastIndex()
+	if p, ok := h.node.Status().Progress[t.to]; ok && p.Match < last {
 		// It was not told to campaign yet, so it will not: a transfer to ourselves
 		// is how raft is told to drop the one to another.
-		l.node.TransferLeader(l.cfg.ID)
-		l.transferFailed(now)
+		h.node.TransferLeader(h.cfg.ID)
+		h.transferFailed(now)
 	}
 }
 
-func (l *loop) transferFailed(now time.Time) {
-	t := l.disk.transfer
-	l.disk.transfer = nil
-	l.disk.watch.failed(now, t.to)
+func (h *handOver) transferFailed(now time.Time) {
+	t := h.transfer
+	h.transfer = nil
+	h.disks.log.failed(now, t.to)
 	if t.reason == reasonRequest {
 		return // who asked is told
 	}
-	l.logger.Warn("leadership was not handed over: the other member did not take it in time",
-		zap.String("local-member-id", idText(l.cfg.ID)), zap.String("transferee-member-id", idText(t.to)),
+	h.logger.Warn("leadership was not handed over: the other member did not take it in time",
+		zap.String("local-member-id", idText(h.cfg.ID)), zap.String("transferee-member-id", idText(t.to)),
 		zap.String("reason", t.reason), zap.Duration("took", now.Sub(t.began)))
 }
 
 // leaderChanged is called when the leader is another than before, or none.
 // before is who led last, of those known.
-func (l *loop) leaderChanged(now time.Time, before uint64) {
-	w := &l.disk.watch
-	if l.leader != raft.None {
-		l.yieldBegan = time.Time{}
+func (h *handOver) leaderChanged(now time.Time, before uint64) {
+	w := &h.disks.log
+	if h.leader != raft.None {
+		h.yieldBegan = time.Time{}
 	}
-	if l.leader == l.cfg.ID {
+	if h.leader == h.cfg.ID {
 		w.calmed()
-		l.disk.why = ""
-		if before != raft.None && before != l.cfg.ID {
+		h.why = ""
+		if before != raft.None && before != h.cfg.ID {
 			w.previous, w.previousEnd = before, now
 		}
 	}
-	t := l.disk.transfer
-	if t == nil || l.leader == raft.None || l.leader == l.cfg.ID {
+	t := h.transfer
+	if t == nil || h.leader == raft.None || h.leader == h.cfg.ID {
 		return
 	}
-	l.disk.transfer = nil
+	h.transfer = nil
 	if t.reason == reasonDisk || t.reason == reasonStore {
 		w.handedOver = now
 	}
-	l.metrics.HandOvers.WithLabelValues(t.reason).Inc()
-	l.logger.Info("leadership was handed over",
-		zap.String("local-member-id", idText(l.cfg.ID)), zap.String("new-leader-member-id", idText(l.leader)),
+	h.metrics.HandOvers.WithLabelValues(t.reason).Inc()
+	h.logger.Info("leadership was handed over",
+		zap.String("local-member-id", idText(h.cfg.ID)), zap.String("new-leader-member-id", idText(h.leader)),
 		zap.String("transferee-member-id", idText(t.to)), zap.String("reason", t.reason), zap.Duration("took", now.Sub(t.began)))
 }
 
-// noteHeir keeps which other voter has most of the log, for bequeath: when raft
+// noteSuccessor keeps which other voter has most of the log, for bequeath: when raft
 // has stepped down it has forgotten.
-func (l *loop) noteHeir() {
-	l.heir = raft.None
+func (h *handOver) noteSuccessor() {
+	h.successor = raft.None
 	var match uint64
-	l.node.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
-		if kind != raft.ProgressTypePeer || id == l.cfg.ID || p.Match < match {
+	h.node.WithProgress(func(id uint64, kind raft.ProgressType, p tracker.Progress) {
+		if kind != raft.ProgressTypePeer || id == h.cfg.ID || p.Match < match {
 			return
 		}
-		if told := l.disk.reports[id]; max(told.State, told.Store) >= DiskStalled && time.Since(told.at) < diskReportLife {
+		if told := h.reports[id]; max(told.State, told.Store) >= DiskStalled && time.Since(told.at) < diskReportLife {
 			return // its vote would wait, or its clients
 		}
-		if p.Match > match || l.heir == raft.None {
-			l.heir, match = id, p.Match
+		if p.Match > match || h.successor == raft.None {
+			h.successor, match = id, p.Match
 		}
 	})
 }
 
-// bequeath names another leader after this one has stepped down because too few
+// nameSuccessor names another leader after this one has stepped down because too few
 // members answered it. Where only what is sent to it is lost, the others have
 // heard its heartbeats up to now and would begin to wait for an election timeout.
 // It promises nothing, so the disk is not waited for; where the message is lost
 // too, the others elect a leader as they would have.
-func (l *loop) bequeath() {
-	if l.heir == raft.None {
+func (h *handOver) nameSuccessor() {
+	if h.successor == raft.None {
 		return
 	}
-	l.logger.Info("too few members answered this leader, so it stepped down; another is asked to lead",
-		zap.String("local-member-id", idText(l.cfg.ID)), zap.String("transferee-member-id", idText(l.heir)))
-	l.cfg.Network.Send([]*raftpb.Message{{
-		Type: raftpb.MsgTimeoutNow.Enum(), From: new(l.cfg.ID), To: new(l.heir), Term: new(l.term), Context: []byte(peers.ContextQuorum),
+	h.logger.Info("too few members answered this leader, so it stepped down; another is asked to lead",
+		zap.String("local-member-id", idText(h.cfg.ID)), zap.String("transferee-member-id", idText(h.successor)))
+	h.cfg.Network.Send([]*raftpb.Message{{
+		Type: raftpb.MsgTimeoutNow.Enum(), From: new(h.cfg.ID), To: new(h.successor), Term: new(h.term), Context: []byte(peers.ContextQuorum),
 	}})
-	l.heir = raft.None
+	h.successor = raft.None
 }
 
 // HandOver gives leadership to the member that is best placed to lead: it has
@@ -305,16 +302,16 @@ type successorRequest struct {
 	id uint64 // none: nobody
 }
 
-func (q *successorRequest) handle(l *loop) { q.id = l.bestHeir() }
+func (q *successorRequest) handle(l *loop) { q.id = l.handOver.best() }
 
 // activeTries is how many heartbeats a leader that stops waits for a member that
 // could lead.
 const activeTries = 5
 
-// bestHeir is the member that is best placed to lead, of those that answer and
+// best is the member that is best placed to lead, of those that answer and
 // whose disk does well; none: there is nobody.
-func (l *loop) bestHeir() (to uint64) {
-	peers, _ := l.peerViews(time.Now())
+func (h *handOver) best() (to uint64) {
+	peers, _ := h.peerViews(time.Now())
 	var best *peerView
 	for i := range peers {
 		p := &peers[i]
@@ -330,7 +327,7 @@ func (l *loop) bestHeir() (to uint64) {
 			}
 			return 0
 		}
-		if best == nil || far(p) < far(best) || (far(p) == far(best) && l.disk.watch.better(time.Now(), p, best)) {
+		if best == nil || far(p) < far(best) || (far(p) == far(best) && h.disks.log.better(time.Now(), p, best)) {
 			best = p
 		}
 	}
@@ -340,17 +337,71 @@ func (l *loop) bestHeir() (to uint64) {
 	return to
 }
 
-// handOverStalled says to whom a leader should hand over now because of its disks, and by
+// notLeading runs at each tick of a member that does not lead.
+func (h *handOver) notLeading() {
+	h.disks.log.calmed()
+	h.why, h.ends = "", h.ends[:0]
+}
+
+// watchDisks runs at each tick of a leader: it hands over if a disk of this member has
+// stalled and another member can do better, or says why not.
+func (h *handOver) watchDisks(now time.Time, log, store diskSample, unsynced int64) {
+	w := &h.disks.log
+	if log.oldest < diskSlow/2 && w.state == DiskHealthy && store.oldest < diskSlow {
+		w.calmed()
+		return
+	}
+	if h.cfg.PeerDisks != nil && now.Sub(h.asked) >= diskAskInterval {
+		h.asked = now
+		var ids []uint64
+		for _, id := range h.voters() {
+			if id != h.cfg.ID {
+				ids = append(ids, id)
+			}
+		}
+		h.cfg.PeerDisks.AskDisks(ids)
+	}
+	if h.transfer != nil {
+		return
+	}
+	to, reason, why := h.stalled(now, log, store)
+	if to != raft.None {
+		h.logger.Warn("the disk of this leader has stalled; handing leadership over",
+			zap.String("local-member-id", idText(h.cfg.ID)), zap.String("transferee-member-id", idText(to)), zap.String("of", reason),
+			zap.Duration("oldest-sync", log.oldest), zap.Duration("oldest-work-of-store", store.oldest), zap.Int64("unsynced-bytes", unsynced))
+		h.begin(now, to, reason)
+		return
+	}
+	// Not at once: raft forgets for a moment, at each election timeout, who is active.
+	if why == "" {
+		h.whyNot = time.Time{}
+	} else if h.whyNot.IsZero() {
+		h.whyNot = now
+	}
+	if why != "" && now.Sub(h.whyNot) < h.cfg.electionTimeout() {
+		return
+	}
+	if why != "" && why != h.why {
+		h.logger.Warn("the disk of this leader has stalled, but it goes on leading",
+			zap.String("local-member-id", idText(h.cfg.ID)), zap.Duration("oldest-sync", log.oldest),
+			zap.Duration("oldest-work-of-store", store.oldest), zap.String("reason", string(why)))
+	}
+	if why != "" || max(log.oldest, store.oldest) < diskSlow {
+		h.why = why
+	}
+}
+
+// stalled says to whom a leader should hand over now because of its disks, and by
 // which reason; 0: to nobody, and why not if that is to be told.
-func (l *loop) handOverStalled(now time.Time, log, store diskSample) (to uint64, reason string, why noHandOver) {
-	w := &l.disk.watch
-	peers, voters := l.peerViews(now)
+func (h *handOver) stalled(now time.Time, log, store diskSample) (to uint64, reason string, why noHandOver) {
+	w := &h.disks.log
+	peers, voters := h.peerViews(now)
 	if log.oldest >= diskSlow || store.oldest < diskSlow {
-		last, _ := l.cfg.Log.LastIndex() // the log in memory cannot fail
+		last := h.lastIndex()
 		to, why = w.decide(now, log, last, voters, peers)
 		return to, reasonDisk, why
 	}
-	to, why = w.decideStore(now, store, l.pub.committed.Load(), voters, peers)
+	to, why = w.decideStore(now, store, h.pub.committed.Load(), voters, peers)
 	return to, reasonStore, why
 }
 
@@ -399,7 +450,7 @@ func (q *transferRequest) handle(l *loop) {
 	case !voter:
 		q.err = ErrBadLeaderTransferee
 	case q.to != l.cfg.ID:
-		l.beginTransfer(time.Now(), q.to, q.reason)
+		l.handOver.begin(time.Now(), q.to, q.reason)
 	}
 }
 
@@ -410,32 +461,32 @@ const yieldTimeouts = 2
 // yields hands leadership over, if this member has it, and says whether that is
 // under way: the successor, to whom the change is forwarded then, is to propose that
 // this member is removed.
-func (l *loop) yields(now time.Time) bool {
-	status := l.node.BasicStatus()
-	if status.RaftState != raft.StateLeader || len(*l.pub.voters.Load()) == 1 {
+func (h *handOver) yields(now time.Time) bool {
+	status := h.node.BasicStatus()
+	if status.RaftState != raft.StateLeader || len(h.voters()) == 1 {
 		return false
 	}
-	if l.yieldBegan.IsZero() || now.Sub(l.yieldBegan) >= l.cfg.RequestTimeout {
-		l.yieldBegan = now
+	if h.yieldBegan.IsZero() || now.Sub(h.yieldBegan) >= h.cfg.RequestTimeout {
+		h.yieldBegan = now
 	}
-	if now.Sub(l.yieldBegan) >= yieldTimeouts*l.cfg.electionTimeout() {
-		l.logger.Warn("nobody took leadership over; this leader proposes its own removal", zap.String("local-member-id", idText(l.cfg.ID)))
+	if now.Sub(h.yieldBegan) >= yieldTimeouts*h.cfg.electionTimeout() {
+		h.logger.Warn("nobody took leadership over; this leader proposes its own removal", zap.String("local-member-id", idText(h.cfg.ID)))
 		if status.LeadTransferee != raft.None {
-			l.node.TransferLeader(l.cfg.ID) // which is how raft is told to drop one to another
+			h.node.TransferLeader(h.cfg.ID) // which is how raft is told to drop one to another
 		}
 		return false
 	}
-	l.passOn(now)
+	h.passOn(now)
 	return true
 }
 
 // passOn hands leadership over because of this member's removal, unless a transfer
 // is under way.
-func (l *loop) passOn(now time.Time) {
-	if l.disk.transfer != nil || l.node.BasicStatus().LeadTransferee != raft.None {
+func (h *handOver) passOn(now time.Time) {
+	if h.transfer != nil || h.node.BasicStatus().LeadTransferee != raft.None {
 		return
 	}
-	if to := l.bestHeir(); to != raft.None {
-		l.beginTransfer(now, to, reasonRemoval)
+	if to := h.best(); to != raft.None {
+		h.begin(now, to, reasonRemoval)
 	}
 }

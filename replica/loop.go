@@ -25,67 +25,34 @@ const (
 	maxApplyingBytes  = 32 << 20               // committed entries handed to the applier and not applied yet
 	maxProposalBytes  = 4 << 20                // one MsgProp; more waiting proposals make more messages
 	readRetryInterval = 500 * time.Millisecond // etcd's readIndexRetryTime
-	// maxForwardedBytes bounds the proposals of other members that are held until
-	// there is a leader to give them to.
-	maxForwardedBytes = 64 << 20
 )
 
 // MaxInflightBytes is how much may be on its way to one follower, its disk
 // included. A Network that queues less would drop what raft takes for sent.
 const MaxInflightBytes = 128 << 20
 
-// loop is the state that only the raft goroutine touches.
+// loop is the state that only the raft goroutine touches. Its parts each have a file; they share
+// core, and what a part needs of another it holds.
 type loop struct {
-	*env
-	node *raft.RawNode
+	core
 
-	// What it shares with others, and only by what these let it.
+	// What it shares with other goroutines, and only by what these let it.
 	inbox   *inbox
 	waiters *waiters
-	buffers *buffers
-	reads   *reads
 	applier *applier
-	flusher *flusher
-	work    *storeWork
 
-	leader     uint64
-	lastLeader uint64 // the last one known, leader included
-	apart      bool   // without a leader, this member, that led last, had no quorum in reach at the last tick
-	heir       uint64 // whom this leader would ask to lead; see bequeath
-	term       uint64
-	state      raft.StateType
-	disk       diskLoop
-	room       int64 // bytes of log that this member may still take; see checkBacklog
-	refusing   bool  // as last logged: there is no room
-	leadership leadership
-	timeouts   timeouts
+	pending   pending      // what waits before raft
+	questions questions    // ReadIndex: those of this member, and of others
+	disks     disks        // what the disks do
+	handOver  handOver     // of leadership
+	early     earlyAnswers // of a follower
+	followers followers    // that are behind
+	removal   ownRemoval   // of this member
+	room      room         // for more of the log
+	recorder  recorder     // what went wrong, for package evidence
+	timeouts  timeouts
 
-	held []*proposal // waiting for a leader, in order of arrival
-	// forwarded are proposals of followers that raft did not take: leadership was
-	// being handed over, or nobody led. Who proposed them believes that raft has
-	// them, so they must not be lost without need. Not in any log, so giving
-	// them to raft again doubles nothing.
-	forwarded      []heldMessage
-	forwardedBytes int64
-	// changes are member changes that followers forwarded and that do not fit yet.
-	changes []heldMessage
-	// changeBarrier is an index at or above that of the last member change in
-	// the log of this leader; see changeFits.
-	changeBarrier uint64
-	// removal is the index of this member's own removal in its log, 0 if none is in what
-	// is not applied; removalProposed: raft was given one that the log has not got yet.
-	removal         uint64
-	removalProposed bool
-	// yieldBegan is since when this leader tries to hand over because it is to be removed.
-	yieldBegan time.Time
-	rounds     []*readRound
-	// byContext finds a round by the request context of each ReadIndex that was
-	// sent for it.
-	byContext map[uint64]*readRound
-	// questions are other members' ReadIndex, the last of each, that cannot be answered yet.
-	questions map[uint64]*raftpb.Message
-	lastRead  uint64 // the last request context used
-	readTerm  uint64 // a term in which this member led and had committed an entry
+	apart bool // without a leader, this member, that led last, had no quorum in reach at the last tick
 
 	// incoming are snapshots that the transport has received and that raft was
 	// told of, by index, until raft asks to install them or ignores them.
@@ -97,18 +64,6 @@ type loop struct {
 	votePending uint64
 	// voteBegan and voteEnded are when it was given, and when it was seen on the disk.
 	voteBegan, voteEnded time.Time
-
-	// catching are the followers that get a snapshot, or got one and have yet to catch
-	// up; lagging is when one of them was last active, zero: none was.
-	catching map[uint64]bool
-	lagging  time.Time
-	// feeds are the followers that get what is on disk; fed is when they were heard of last.
-	feeds map[uint64]*feed
-	fed   map[uint64]time.Time
-	// wanted is the entry after which each follower needs the log, and heard when it was
-	// active: see holdDisk.
-	wanted map[uint64]uint64
-	heard  map[uint64]time.Time
 
 	// refusedLogged is when a refused message of a peer was last logged.
 	refusedLogged time.Time
@@ -145,40 +100,38 @@ func (r *Replica) newRawNode() (*raft.RawNode, error) {
 	})
 }
 
+// newLoop makes the loop, which nobody but its goroutine touches from then on.
 func (r *Replica) newLoop(node *raft.RawNode) *loop {
-	return &loop{
-		env:       r.env,
-		node:      node,
-		inbox:     &r.inbox,
-		waiters:   &r.waiters,
-		buffers:   &r.buffers,
-		reads:     &r.reads,
-		applier:   &r.applier,
-		flusher:   &r.flusher,
-		work:      &r.work,
-		byContext: make(map[uint64]*readRound),
-		questions: make(map[uint64]*raftpb.Message),
-		catching:  make(map[uint64]bool),
-		feeds:     make(map[uint64]*feed),
-		fed:       make(map[uint64]time.Time),
-		wanted:    make(map[uint64]uint64),
-		heard:     make(map[uint64]time.Time),
-		incoming:  make(map[uint64]incomingSnapshot),
-		// Request contexts must not repeat across restarts of this member while
-		// a leader may still hold old ones.
-		lastRead: r.proposer.ids.Next(),
+	l := &loop{
+		core:     core{env: r.env, node: node},
+		inbox:    &r.inbox,
+		waiters:  &r.waiters,
+		applier:  &r.applier,
+		incoming: make(map[uint64]incomingSnapshot),
 		timeouts: timeouts{auto: r.cfg.TuneTimeouts, base: r.cfg.electionTimeout()},
-		disk: diskLoop{
-			watch: diskWatch{handOverAfter: max(r.cfg.DiskStallHandOver, 0)},
-			store: diskWatch{handOverAfter: max(r.cfg.DiskStallHandOver, 0)},
-		},
 	}
+	c := &l.core
+	l.recorder = recorder{core: c, inbox: &r.inbox, timeouts: &l.timeouts, handOver: &l.handOver}
+	l.disks.init(c, &r.work, &l.recorder)
+	l.handOver = handOver{core: c, disks: &l.disks, reports: make(map[uint64]toldReport)}
+	l.early = earlyAnswers{core: c}
+	l.followers.init(c, &r.inbox, &r.flusher)
+	l.removal = ownRemoval{core: c}
+	l.room = room{core: c, flusher: &r.flusher}
+	// Request contexts must not repeat across restarts of this member while
+	// a leader may still hold old ones.
+	l.questions.init(c, &r.reads, r.proposer.ids.Next())
+	l.pending = pending{
+		door:    &raftDoor{core: c, removal: &l.removal, handOver: &l.handOver, buffers: &r.buffers},
+		timeout: r.cfg.RequestTimeout,
+	}
+	return l
 }
 
 // run is the loop's goroutine.
 func (l *loop) run() {
 	defer l.close()
-	l.findRemoval(l.pub.applied.Load() + 1)
+	l.removal.find(l.pub.applied.Load() + 1)
 	l.firstElection()
 
 	ticker := time.NewTicker(l.cfg.TickInterval)
@@ -192,7 +145,7 @@ func (l *loop) run() {
 		case <-l.inbox.wake:
 		}
 		l.step()
-		l.startReads()
+		l.questions.start()
 		l.handleReady()
 	}
 }
@@ -226,7 +179,7 @@ func (l *loop) firstElection() {
 // could object, so there is nothing to wait for. Raft ignores it while member
 // changes wait to be applied; tick tries again.
 func (l *loop) campaignAlone() bool {
-	voters := *l.pub.voters.Load()
+	voters := l.voters()
 	if len(voters) != 1 || voters[0] != l.cfg.ID || l.leader != raft.None {
 		return false
 	}
@@ -243,7 +196,7 @@ func (l *loop) campaignAlone() bool {
 // cluster of one that grows to two loses it until the second runs, and would wait for a random time up to two election
 // timeouts then. One member alone does so, or they would split the votes.
 func (l *loop) campaignReunited() {
-	if l.leader != raft.None || l.lastLeader != l.cfg.ID || l.node.BasicStatus().RaftState == raft.StateLeader {
+	if l.leader != raft.None || l.lastLeader != l.cfg.ID || l.raftLeads() {
 		l.apart = false
 		return
 	}
@@ -269,9 +222,9 @@ func (l *loop) publishVoters() {
 func (l *loop) tick() {
 	now := time.Now()
 	if !l.lastTick.IsZero() {
-		l.metrics.LoopDelay.Observe(max(0, now.Sub(l.lastTick)-l.cfg.TickInterval).Seconds())
+		l.metrics.LoopDelay.Observe(l.late(now).Seconds())
 	}
-	l.recordTick(now)
+	l.recorder.tick(now, l.late(now))
 	l.countLateHeartbeats(now)
 	l.lastTick = now
 	if !l.voteWaits(now) {
@@ -282,24 +235,23 @@ func (l *loop) tick() {
 	l.ticks++
 	if l.ticks%5 == 0 {
 		l.waiters.expire(l.env, time.Now())
-		held := l.held
-		l.held = nil
-		l.hold(held)
+		l.pending.dropAbandoned()
 	}
-	l.watchBacklog()
-	l.watchDisk(now)
+	l.room.watch()
+	l.watchDisks(now)
 	if l.removed() {
-		l.passOn(now)
+		l.handOver.passOn(now)
 	}
-	l.retryReads(now)
-	if l.leader != raft.None {
-		// Held although there is a leader: raft dropped them (a transfer was
-		// under way, say). Try again.
-		if len(l.held) > 0 {
-			l.proposeAll(nil)
-		}
-		l.proposeForwarded()
+	l.questions.retry(now)
+	l.pending.retry()
+}
+
+// late is by how much a tick that comes now is late.
+func (l *loop) late(now time.Time) time.Duration {
+	if l.lastTick.IsZero() {
+		return 0
 	}
+	return max(0, now.Sub(l.lastTick)-l.cfg.TickInterval)
 }
 
 // voteWaits says whether a vote of this member is on its way to its disk, or those
@@ -340,36 +292,35 @@ func (l *loop) step() {
 		if !l.takes(m, now) {
 			continue
 		}
-		l.recordMessage(m, now)
+		l.recorder.message(m, now)
 		switch m.GetType() {
 		case raftpb.MsgProp:
 			switch {
 			case proposesChange(m):
-				l.changes = append(l.changes, heldMessage{m, time.Now()})
-			case l.admit(m):
-				l.proposeFor(heldMessage{m, time.Now()})
+				l.pending.takeChange(m, now)
+			case l.room.admit(m):
+				l.pending.take(m, now)
 			default:
 				l.refuse(m)
 			}
 			continue
 		case raftpb.MsgApp:
-			if len(m.GetEntries()) > 0 && !l.admit(m) {
+			if len(m.GetEntries()) > 0 && !l.room.admit(m) {
 				continue // a lost message to raft, which will send it again
 			}
-			m = l.withoutRemoval(l.withoutCommitted(m))
+			m = l.removal.hide(l.early.withoutCommitted(m))
 		case raftpb.MsgHeartbeat:
-			m = l.withoutRemoval(m)
+			m = l.removal.hide(m)
 		case raftpb.MsgReadIndex:
-			if !l.leadsWithCommit() || l.removed() {
-				l.questions[m.GetFrom()] = m // it has one at a time: what it asked before it asks no more
+			if l.questions.holds(m) {
 				continue
 			}
 		case raftpb.MsgAppResp:
-			if string(m.GetContext()) == peers.ContextEarly && !l.takesEarlyAck(m) {
+			if string(m.GetContext()) == peers.ContextEarly && !l.early.takes(m) {
 				continue
 			}
 			if ids, ok := bytes.CutPrefix(m.GetContext(), []byte(peers.ContextRefused)); ok {
-				l.refused(ids)
+				l.waiters.refuse(ids)
 				continue
 			}
 		case raftpb.MsgStorageAppendResp:
@@ -380,17 +331,17 @@ func (l *loop) step() {
 		// Errors are of messages that need no answer: from a peer that raft does
 		// not know (any more).
 		_ = l.node.Step(m)
-		if m.GetType() == raftpb.MsgAppResp && len(l.feeds) > 0 {
-			l.noteFed(m)
+		if m.GetType() == raftpb.MsgAppResp && len(l.followers.feeds) > 0 {
+			l.followers.noteFed(m)
 		}
 		if es := m.GetEntries(); m.GetType() == raftpb.MsgStorageApplyResp && len(es) > 0 {
 			l.pub.raftApplied.Store(es[len(es)-1].GetIndex())
 		}
 	}
 	if len(l.taken.proposals) > 0 {
-		l.proposeAll(l.taken.proposals)
+		l.pending.propose(l.taken.proposals)
 	}
-	l.proposeChanges()
+	l.pending.proposeChanges()
 	l.taken.clear()
 }
 
@@ -400,9 +351,9 @@ func (l *loop) handleReady() {
 	for l.node.HasReady() {
 		rd := l.node.Ready()
 		l.publish(&rd)
-		l.endFeeds()
+		l.followers.endFeeds()
 		for i := range rd.ReadStates {
-			l.readIndexKnown(&rd.ReadStates[i])
+			l.questions.answered(&rd.ReadStates[i])
 		}
 		l.out = l.out[:0]
 		var requests []*raftpb.Message // for votes
@@ -422,7 +373,7 @@ func (l *loop) handleReady() {
 				l.applier.enqueue(applyTask{entries: m.GetEntries(), responses: m.GetResponses()})
 			default:
 				if m.GetType() == raftpb.MsgSnap {
-					l.startFeed(m)
+					l.followers.startFeed(m)
 					continue
 				}
 				l.out = append(l.out, m)
@@ -440,11 +391,11 @@ func (l *loop) handleReady() {
 		}
 		clear(l.stepNext)
 		l.stepNext = l.stepNext[:0]
-		l.sendHeldReads()
+		l.questions.sendHeld()
 	}
-	if l.changeBarrier == unknownBarrier {
-		l.changeBarrier, _ = l.cfg.Log.LastIndex() // the log in memory cannot fail
-		l.removalProposed = false
+	if l.pending.unsettled() {
+		l.pending.settle(l.lastIndex())
+		l.removal.proposed = false
 	}
 	for index, in := range l.incoming {
 		// Raft has seen it and did not want it: it was not newer than the log.
@@ -495,16 +446,16 @@ func (l *loop) append(m *raftpb.Message, requests []*raftpb.Message) {
 			a.Responses = append(a.Responses, response)
 		}
 	}
-	l.noteAppend(&a)
+	l.early.note(&a)
 	if a.Snapshot != nil {
-		l.removal = 0
+		l.removal.index = 0 // it is not in what comes behind the snapshot
 	}
-	l.noteRemoval(a.Entries)
-	if l.disk.acknowledged != l.term {
-		l.acknowledgeEarly(l.disk.sample) // the first append of a new leader: not only at the next tick
+	l.removal.note(a.Entries)
+	if l.early.acknowledged != l.term {
+		l.early.acknowledge(l.disks.sample) // the first append of a new leader: not only at the next tick
 	}
 	l.cfg.Log.Append(a)
-	l.checkBacklog()
+	l.room.check()
 }
 
 // Released takes responses whose promise is now durable. The log's writer
@@ -557,9 +508,9 @@ func (l *loop) publish(rd *raft.Ready) {
 	})
 	l.term = basic.GetTerm()
 	l.metrics.leader(l.leader, l.leader == l.cfg.ID, changed)
-	l.recordState(old.State, previous, time.Now())
+	l.recorder.roleChanged(old.State, previous, time.Now())
 	if old.State == raft.StateLeader && l.state == raft.StateFollower && old.Term == l.term && l.leader == raft.None {
-		l.bequeath()
+		l.handOver.nameSuccessor()
 	}
 	if !changed {
 		return
@@ -568,16 +519,16 @@ func (l *loop) publish(rd *raft.Ready) {
 	l.pub.lead.note(l.leader)
 	if l.state == raft.StateLeader {
 		// Changes of earlier leaders may wait in the log to be applied.
-		l.changeProposed(nil)
+		l.pending.changeProposed()
+		l.removal.proposed = false
 		// Not at the next tick only: a log that is compacted before goes without the followers.
-		l.holdDisk(time.Now())
+		l.followers.holdDisk(time.Now())
 	}
-	l.leaderChanged(time.Now(), l.lastLeader)
+	l.handOver.leaderChanged(time.Now(), l.lastLeader)
 	if l.leader != raft.None {
 		l.lastLeader = l.leader
-		l.proposeAll(nil)
-		l.proposeForwarded()
-		l.reissueReads()
+		l.pending.retry()
+		l.questions.reissue()
 	}
 }
 
@@ -601,5 +552,5 @@ func (l *loop) close() {
 	for _, in := range l.incoming {
 		l.discard(in)
 	}
-	l.reads.closeAll(l.rounds)
+	l.questions.reads.closeAll(l.questions.rounds)
 }

@@ -13,41 +13,266 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
+// What waits before raft.
+//
+// Raft takes a proposal or drops it. It drops what comes while no leader is known, or while
+// leadership is being transferred; and a leader that may have an unapplied member change in
+// its log puts an empty entry in the place of another one. Whoever proposed believes that
+// raft has it, this member's clients as well as other members, so none of these may be lost
+// without need: they wait here, and are given to raft again when a leader is known, at each
+// tick, and with the next proposals. None of them is in any log, so that doubles nothing.
+
+// maxForwardedBytes bounds the proposals of other members that are held until
+// there is a leader to give them to.
+const maxForwardedBytes = 64 << 20
+
+// pending is what waits before raft.
+type pending struct {
+	door    door
+	timeout time.Duration // what others forwarded is dropped after it; Config.RequestTimeout
+
+	// held are proposals of this member's clients, in order of arrival. Their state is
+	// waiting, or abandoned: raft has none of them. Who waits for one ends it (waiters.expire).
+	held []*proposal
+	// forwarded are proposals of other members, in order of arrival, none of them a change.
+	forwarded      []heldMessage
+	forwardedBytes int64 // of forwarded, as entryBytes counts; at most maxForwardedBytes
+	// changes are member changes that other members forwarded, in order of arrival.
+	changes []heldMessage
+	// barrier is an index at or above that of the last member change in the log of this
+	// leader: no other one is given to raft before it is applied. unknownBarrier: raft was
+	// given a change whose index is not known yet.
+	barrier uint64
+}
+
 // heldMessage is a proposal that a follower forwarded.
 type heldMessage struct {
 	message *raftpb.Message
 	since   time.Time
 }
 
-// proposeFor gives raft a proposal of another member, or holds it.
-func (l *loop) proposeFor(p heldMessage) {
-	if !l.leaving() {
-		if err := l.node.Step(p.message); !errors.Is(err, raft.ErrProposalDropped) {
+const unknownBarrier = math.MaxUint64
+
+// door is raft, as what waits before it sees it.
+type door interface {
+	// leaderKnown says whether raft would take a proposal or pass it on, as of the last Ready.
+	leaderKnown() bool
+	// closed: this member leads, and nothing may be proposed behind its own removal.
+	closed() bool
+	// mayChange says whether a member change may be given to raft now; not before what is
+	// up to the barrier is applied.
+	mayChange(e *raftpb.Entry, barrier uint64) bool
+	// propose gives raft a MsgProp. With an error raft has not got it. leads: it is in this
+	// member's log; else it is on its way to the leader, or lost.
+	propose(m *raftpb.Message) (leads bool, err error)
+	// proposed is called for a proposal of this member that is in its log: raft has copied it.
+	proposed(p *proposal)
+	// id is this member's.
+	id() uint64
+	// refuse tells the member that forwarded a proposal that it is not taken.
+	refuse(m *raftpb.Message)
+}
+
+// take gives raft a proposal that another member forwarded, or holds it; beyond
+// maxForwardedBytes it is refused.
+func (p *pending) take(m *raftpb.Message, now time.Time) { p.proposeFor(heldMessage{m, now}) }
+
+func (p *pending) proposeFor(h heldMessage) {
+	if !p.door.closed() {
+		if _, err := p.door.propose(h.message); !errors.Is(err, raft.ErrProposalDropped) {
 			return
 		}
 	}
-	size := entryBytes(p.message)
-	if l.forwardedBytes+size > maxForwardedBytes {
-		l.refuse(p.message)
+	size := entryBytes(h.message)
+	if p.forwardedBytes+size > maxForwardedBytes {
+		p.door.refuse(h.message)
 		return
 	}
-	l.forwarded = append(l.forwarded, p)
-	l.forwardedBytes += size
+	p.forwarded = append(p.forwarded, h)
+	p.forwardedBytes += size
 }
 
-// proposeForwarded tries again what proposeFor held.
-func (l *loop) proposeForwarded() {
-	if len(l.forwarded) == 0 {
+// takeChange takes a member change that another member forwarded; proposeChanges gives it
+// to raft.
+func (p *pending) takeChange(m *raftpb.Message, now time.Time) {
+	p.changes = append(p.changes, heldMessage{m, now})
+}
+
+// proposeChanges gives raft the member changes that followers forwarded, one
+// at a time.
+func (p *pending) proposeChanges() {
+	for len(p.changes) > 0 {
+		c := p.changes[0]
+		if time.Since(c.since) < p.timeout {
+			if !p.door.mayChange(c.message.GetEntries()[0], p.barrier) {
+				return
+			}
+			if _, err := p.door.propose(c.message); errors.Is(err, raft.ErrProposalDropped) {
+				return // no leader just now
+			}
+			p.changeProposed()
+		}
+		p.changes = p.changes[1:]
+	}
+}
+
+// changeProposed notes that no further change fits until all of the log as it
+// is now is applied. How far the log reaches is known once raft has handed its
+// new entries out: settle.
+func (p *pending) changeProposed() { p.barrier = unknownBarrier }
+
+// unsettled says whether raft was given a change and settle was not called since.
+func (p *pending) unsettled() bool { return p.barrier == unknownBarrier }
+
+// settle is called when raft has handed out all that it was given: last is where the log
+// ends.
+func (p *pending) settle(last uint64) { p.barrier = last }
+
+// retry gives raft again what is held, if a leader is known.
+func (p *pending) retry() {
+	if !p.door.leaderKnown() {
 		return
 	}
-	held := l.forwarded
-	l.forwarded, l.forwardedBytes = nil, 0
-	for _, p := range held {
-		if time.Since(p.since) < l.cfg.RequestTimeout {
-			l.proposeFor(p)
+	if len(p.held) > 0 {
+		p.propose(nil)
+	}
+	if len(p.forwarded) == 0 {
+		return
+	}
+	held := p.forwarded
+	p.forwarded, p.forwardedBytes = nil, 0
+	for _, h := range held {
+		if time.Since(h.since) < p.timeout {
+			p.proposeFor(h)
 		}
 	}
 }
+
+// propose hands raft the held proposals and then the fresh ones, as few
+// MsgProps with many entries, and holds what raft does not take. fresh is not kept.
+func (p *pending) propose(fresh []*proposal) {
+	if len(p.held) > 0 {
+		fresh = append(p.held, fresh...)
+		p.held = nil
+	}
+	if !p.door.leaderKnown() {
+		p.hold(fresh)
+		return
+	}
+	for len(fresh) > 0 {
+		if p.door.closed() {
+			p.hold(fresh) // until another member leads
+			return
+		}
+		if fresh[0].change != nil && !p.door.mayChange(fresh[0].entry, p.barrier) {
+			p.hold(fresh[:1]) // until the next tick
+			fresh = fresh[1:]
+			continue
+		}
+		entries, n := gather(fresh)
+		if len(entries) > 0 {
+			leads, err := p.door.propose(&raftpb.Message{
+				Type:    raftpb.MsgProp.Enum(),
+				From:    new(p.door.id()),
+				Entries: entries,
+			})
+			if err != nil {
+				for _, each := range fresh[:n] {
+					each.unmarkProposed()
+				}
+				p.hold(fresh)
+				return
+			}
+			// Raft has copied the entries if it leads; forwarded ones it has not.
+			if leads {
+				for _, each := range fresh[:n] {
+					p.door.proposed(each)
+				}
+				if fresh[0].change != nil {
+					p.changeProposed()
+				}
+			}
+		}
+		fresh = fresh[n:]
+	}
+}
+
+// gather marks as proposed the first n of some proposals, and gives the entries of those that
+// nobody has abandoned: a member change alone, else up to maxProposalBytes and the last one.
+func gather(fresh []*proposal) (entries []*raftpb.Entry, n int) {
+	size := 0
+	for ; n < len(fresh) && (size == 0 || size < maxProposalBytes); n++ {
+		if n > 0 && (fresh[0].change != nil || fresh[n].change != nil) {
+			break // alone in its message
+		}
+		// An abandoned proposal's caller has been told that it was never
+		// proposed, so it must not be.
+		if each := fresh[n]; each.markProposed() {
+			entries = append(entries, each.entry)
+			size += len(each.entry.Data)
+		}
+	}
+	return entries, n
+}
+
+// hold keeps proposals, but those that nobody waits for any more.
+func (p *pending) hold(ps []*proposal) {
+	for _, each := range ps {
+		if !each.abandoned() {
+			p.held = append(p.held, each)
+		}
+	}
+}
+
+// dropAbandoned drops what nobody waits for any more.
+func (p *pending) dropAbandoned() {
+	held := p.held
+	p.held = nil
+	p.hold(held)
+}
+
+// raftDoor is raft itself.
+type raftDoor struct {
+	*core
+	removal  *ownRemoval
+	handOver *handOver
+	buffers  *buffers
+}
+
+func (d *raftDoor) leaderKnown() bool { return d.leader != raft.None }
+
+func (d *raftDoor) closed() bool { return d.removal.leaving() }
+
+func (d *raftDoor) mayChange(e *raftpb.Entry, barrier uint64) bool {
+	return d.changeFits(barrier) && !d.removal.leaving() && (removedBy(e) != d.cfg.ID || !d.handOver.yields(time.Now()))
+}
+
+// changeFits says whether raft would take a member change now. A leader with
+// another one that may not be applied yet would write an empty entry in its
+// place, and who proposed it would never hear of it: so we hold it back.
+func (d *raftDoor) changeFits(barrier uint64) bool {
+	// Raft's own word: an election may have been won by a message of this round, and
+	// what it brought is known when its Ready was handled.
+	status := d.node.BasicStatus()
+	return status.RaftState != raft.StateLeader || (d.state == raft.StateLeader && d.term == status.GetTerm() && status.Applied >= barrier)
+}
+
+func (d *raftDoor) propose(m *raftpb.Message) (leads bool, err error) {
+	if err := d.node.Step(m); err != nil {
+		return false, err
+	}
+	// Its own word counts: core.state is that of the last Ready, and a message stepped since
+	// may have ended the leadership.
+	leads = d.raftLeads()
+	if e := m.GetEntries()[0]; leads && e.GetType() == raftpb.EntryConfChange {
+		d.removal.proposed = removedBy(e) == d.cfg.ID
+	}
+	return leads, nil
+}
+
+func (d *raftDoor) proposed(p *proposal) { d.buffers.put(p) }
+
+func (d *raftDoor) id() uint64 { return d.cfg.ID }
 
 // refuse answers a forwarded MsgProp that is not taken (peers.ContextRefused). Any goroutine.
 func (e *env) refuse(m *raftpb.Message) {
@@ -65,10 +290,11 @@ func (e *env) refuse(m *raftpb.Message) {
 	}})
 }
 
-// refused ends proposals of this member that the leader did not take.
-func (l *loop) refused(ids []byte) {
+// refuse ends proposals of this member that the leader did not take: ids follow each other,
+// eight bytes each.
+func (w *waiters) refuse(ids []byte) {
 	for ; len(ids) >= 8; ids = ids[8:] {
-		l.waiters.finish(binary.BigEndian.Uint64(ids), command.Result{}, ErrTooManyRequests)
+		w.finish(binary.BigEndian.Uint64(ids), command.Result{}, ErrTooManyRequests)
 	}
 }
 
@@ -79,125 +305,4 @@ func proposesChange(m *raftpb.Message) bool {
 		}
 	}
 	return false
-}
-
-// changeFits says whether raft would take a member change now. A leader with
-// another one that may not be applied yet would write an empty entry in its
-// place, and who proposed it would never hear of it: so we hold it back.
-func (l *loop) changeFits() bool {
-	// Raft's own word: an election may have been won by a message of this round, and
-	// what it brought is known when its Ready was handled.
-	status := l.node.BasicStatus()
-	return status.RaftState != raft.StateLeader || (l.state == raft.StateLeader && l.term == status.GetTerm() && status.Applied >= l.changeBarrier)
-}
-
-// proposeChanges gives raft the member changes that followers forwarded, one
-// at a time.
-func (l *loop) proposeChanges() {
-	for len(l.changes) > 0 {
-		c := l.changes[0]
-		if time.Since(c.since) < l.cfg.RequestTimeout {
-			e := c.message.GetEntries()[0]
-			if !l.mayChange(e) {
-				return
-			}
-			if err := l.node.Step(c.message); errors.Is(err, raft.ErrProposalDropped) {
-				return // no leader just now
-			}
-			l.changeProposed(e)
-		}
-		l.changes = l.changes[1:]
-	}
-}
-
-// changeProposed notes that no further change fits until all of the log as it
-// is now is applied. How far the log reaches is known once raft has handed its
-// new entries out, so handleReady sets the barrier. e is the change, nil if it is one
-// of an earlier leader.
-func (l *loop) changeProposed(e *raftpb.Entry) {
-	l.changeBarrier = unknownBarrier
-	l.removalProposed = e != nil && removedBy(e) == l.cfg.ID
-}
-
-const unknownBarrier = math.MaxUint64
-
-// proposeAll hands raft the held proposals and then the new ones, as few
-// MsgProps with many entries.
-func (l *loop) proposeAll(fresh []*proposal) {
-	if len(l.held) > 0 {
-		fresh = append(l.held, fresh...)
-		l.held = nil
-	}
-	if l.leader == raft.None {
-		l.hold(fresh)
-		return
-	}
-	for len(fresh) > 0 {
-		var entries []*raftpb.Entry
-		size, n := 0, 0
-		if l.leaving() {
-			l.hold(fresh) // until another member leads
-			return
-		}
-		if fresh[0].change != nil && !l.mayChange(fresh[0].entry) {
-			l.hold(fresh[:1]) // until the next tick
-			fresh = fresh[1:]
-			continue
-		}
-		for ; n < len(fresh) && (size == 0 || size < maxProposalBytes); n++ {
-			if n > 0 && fresh[0].change != nil {
-				break
-			}
-			if fresh[n].change != nil && n > 0 {
-				break // alone in its message
-			}
-			// An abandoned proposal's caller has been told that it was never
-			// proposed, so it must not be.
-			if p := fresh[n]; p.markProposed() {
-				entries = append(entries, p.entry)
-				size += len(p.entry.Data)
-			}
-		}
-		if len(entries) > 0 {
-			err := l.node.Step(&raftpb.Message{
-				Type:    raftpb.MsgProp.Enum(),
-				From:    new(l.cfg.ID),
-				Entries: entries,
-			})
-			if err != nil {
-				for _, p := range fresh[:n] {
-					p.unmarkProposed()
-				}
-				l.hold(fresh)
-				return
-			}
-			// Raft has copied the entries if it leads; forwarded ones it has not.
-			// Its own word counts: l.state is that of the last Ready, and a
-			// message stepped since may have ended the leadership.
-			if l.node.BasicStatus().RaftState == raft.StateLeader {
-				for _, p := range fresh[:n] {
-					l.buffers.put(p)
-				}
-				if fresh[0].change != nil {
-					l.changeProposed(fresh[0].entry)
-				}
-			}
-		}
-		fresh = fresh[n:]
-	}
-}
-
-// hold keeps proposals until there is a leader, dropping those that nobody
-// waits for any more.
-func (l *loop) hold(ps []*proposal) {
-	for _, p := range ps {
-		if !p.abandoned() {
-			l.held = append(l.held, p)
-		}
-	}
-}
-
-// mayChange says whether a member change may be given to raft now.
-func (l *loop) mayChange(e *raftpb.Entry) bool {
-	return l.changeFits() && !l.leaving() && (removedBy(e) != l.cfg.ID || !l.yields(time.Now()))
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 )
 
@@ -35,6 +36,25 @@ type reads struct {
 	// answered rounds wait for the applier, in index order.
 	answered []*readRound
 	closed   bool
+}
+
+// questions are the ReadIndex questions that the loop has sent or holds.
+type questions struct {
+	*core
+	reads *reads
+
+	rounds []*readRound // without an answer, the oldest first
+	// byContext finds a round by the request context of each ReadIndex that was
+	// sent for it. It holds no other rounds than those of rounds.
+	byContext map[uint64]*readRound
+	// others are other members' ReadIndex, the last of each, that cannot be answered yet.
+	others      map[uint64]*raftpb.Message
+	lastContext uint64 // the last request context used
+	readTerm    uint64 // a term in which this member led and had committed an entry
+}
+
+func (q *questions) init(c *core, r *reads, lastContext uint64) {
+	*q = questions{core: c, reads: r, byContext: make(map[uint64]*readRound), others: make(map[uint64]*raftpb.Message), lastContext: lastContext}
 }
 
 // ReadBarrier returns when this member has applied every write that was
@@ -65,43 +85,36 @@ func (r *Replica) ReadBarrier(ctx context.Context) error {
 	}
 }
 
-// startReads sends the question for the readers that wait. One question is
+// start sends the question for the readers that wait. One question is
 // under way at a time: those who come meanwhile share the next.
-func (l *loop) startReads() {
-	if len(l.rounds) > 0 {
+func (q *questions) start() {
+	if len(q.rounds) > 0 {
 		return
 	}
-	l.reads.mu.Lock()
-	round := l.reads.next
-	l.reads.next = nil
-	l.reads.mu.Unlock()
+	q.reads.mu.Lock()
+	round := q.reads.next
+	q.reads.next = nil
+	q.reads.mu.Unlock()
 	if round == nil {
 		return
 	}
 	round.born = time.Now() // as long as the round before was under way, nobody had asked for this one
-	l.rounds = append(l.rounds, round)
-	l.sendRead(round)
+	q.rounds = append(q.rounds, round)
+	q.send(round)
 }
 
-// sendRead asks the leader, or leaves it to reissueReads while there is none.
-func (l *loop) sendRead(round *readRound) {
+// send asks the leader, or leaves it to reissueReads while there is none.
+func (q *questions) send(round *readRound) {
 	round.asked = time.Now()
 	round.unasked = true
-	if l.leader == raft.None || !l.leadsWithCommit() || l.removed() {
+	if q.leader == raft.None || !q.leadsWithCommit() || q.removed() {
 		return
 	}
 	round.unasked = false
-	id, requestContext := l.nextReadContext()
+	id, requestContext := q.nextContext()
 	round.contexts = append(round.contexts, id)
-	l.byContext[id] = round
-	l.node.ReadIndex(requestContext)
-}
-
-// removed says whether this member leads although it votes no more. Raft answers
-// questions without asking anybody where one voter is left, even if that is another
-// member, which may have elected itself by now.
-func (l *loop) removed() bool {
-	return l.node.BasicStatus().RaftState == raft.StateLeader && !slices.Contains(*l.pub.voters.Load(), l.cfg.ID)
+	q.byContext[id] = round
+	q.node.ReadIndex(requestContext)
 }
 
 // leadsWithCommit says whether this member, if it leads, has committed an entry
@@ -109,92 +122,102 @@ func (l *loop) removed() bool {
 // acknowledged. Raft holds questions back until then, but answers at once where
 // the leader is the only voter: after a crash such a member would serve reads
 // from before its last writes.
-func (l *loop) leadsWithCommit() bool {
+func (q *questions) leadsWithCommit() bool {
 	// raft's own word, not that of the last Ready: an election may have been won
 	// by a message of this round.
-	status := l.node.BasicStatus()
-	if status.RaftState != raft.StateLeader || l.readTerm == status.GetTerm() {
+	status := q.node.BasicStatus()
+	if status.RaftState != raft.StateLeader || q.readTerm == status.GetTerm() {
 		return true
 	}
-	term, err := l.cfg.Log.Term(status.GetCommit())
+	term, err := q.cfg.Log.Term(status.GetCommit())
 	if err != nil || term != status.GetTerm() {
 		return false
 	}
-	l.readTerm = term
+	q.readTerm = term
 	return true
 }
 
-// sendHeldReads asks what sendRead could not ask before, and gives raft the questions
-// of other members that it would have answered too early.
-func (l *loop) sendHeldReads() {
-	if len(l.questions) > 0 && l.leadsWithCommit() && !l.removed() {
-		for _, m := range l.questions {
-			_ = l.node.Step(m)
-		}
-		clear(l.questions)
+// holds keeps another member's question that cannot be answered yet, and says so. Each member
+// has one question at a time: what it asked before it asks no more.
+func (q *questions) holds(m *raftpb.Message) bool {
+	if q.leadsWithCommit() && !q.removed() {
+		return false
 	}
-	for _, round := range l.rounds {
+	q.others[m.GetFrom()] = m
+	return true
+}
+
+// sendHeld asks what sendRead could not ask before, and gives raft the questions
+// of other members that it would have answered too early.
+func (q *questions) sendHeld() {
+	if len(q.others) > 0 && q.leadsWithCommit() && !q.removed() {
+		for _, m := range q.others {
+			_ = q.node.Step(m)
+		}
+		clear(q.others)
+	}
+	for _, round := range q.rounds {
 		if round.unasked {
-			l.sendRead(round)
+			q.send(round)
 		}
 	}
 }
 
-// readIndexKnown takes the leader's answer.
-func (l *loop) readIndexKnown(rs *raft.ReadState) {
+// answered takes the leader's answer.
+func (q *questions) answered(rs *raft.ReadState) {
 	if len(rs.RequestCtx) != 8 {
 		return
 	}
-	round := l.byContext[binary.BigEndian.Uint64(rs.RequestCtx)]
+	round := q.byContext[binary.BigEndian.Uint64(rs.RequestCtx)]
 	if round == nil {
 		return // a late answer to a question that was answered under another context
 	}
-	l.forget(round)
+	q.forget(round)
 	round.index = rs.Index
-	l.reads.await(round, l.pub.applied.Load)
-	l.startReads()
+	q.reads.await(round, q.pub.applied.Load)
+	q.start()
 }
 
-func (l *loop) forget(round *readRound) {
+func (q *questions) forget(round *readRound) {
 	for _, id := range round.contexts {
-		delete(l.byContext, id)
+		delete(q.byContext, id)
 	}
-	for i, other := range l.rounds {
+	for i, other := range q.rounds {
 		if other == round {
-			l.rounds = append(l.rounds[:i], l.rounds[i+1:]...)
+			q.rounds = append(q.rounds[:i], q.rounds[i+1:]...)
 			break
 		}
 	}
 }
 
-// retryReads asks again for rounds that got no answer: questions are not
+// retry asks again for rounds that got no answer: questions are not
 // acknowledged, so one may have been lost or sent to a leader that is no more.
-func (l *loop) retryReads(now time.Time) {
-	for i := 0; i < len(l.rounds); i++ {
-		round := l.rounds[i]
-		if now.Sub(round.born) >= l.cfg.RequestTimeout {
-			l.forget(round)
+func (q *questions) retry(now time.Time) {
+	for i := 0; i < len(q.rounds); i++ {
+		round := q.rounds[i]
+		if now.Sub(round.born) >= q.cfg.RequestTimeout {
+			q.forget(round)
 			i--
-			l.metrics.ReadIndexFailed.Inc()
+			q.metrics.ReadIndexFailed.Inc()
 			round.err = ErrTimeout
 			close(round.done)
 			continue
 		}
 		if now.Sub(round.asked) >= readRetryInterval {
-			l.metrics.ReadIndexSlow.Inc()
-			l.logger.Warn("waiting for ReadIndex response took too long, retrying",
-				zap.Uint64("sent-request-id", l.lastRead), zap.Duration("retry-timeout", readRetryInterval))
-			l.sendRead(round)
+			q.metrics.ReadIndexSlow.Inc()
+			q.logger.Warn("waiting for ReadIndex response took too long, retrying",
+				zap.Uint64("sent-request-id", q.lastContext), zap.Duration("retry-timeout", readRetryInterval))
+			q.send(round)
 		}
 	}
-	l.reads.expire(now.Add(-l.cfg.RequestTimeout))
-	l.startReads()
+	q.reads.expire(now.Add(-q.cfg.RequestTimeout))
+	q.start()
 }
 
-// reissueReads asks the new leader what the old one did not answer.
-func (l *loop) reissueReads() {
-	for _, round := range l.rounds {
-		l.sendRead(round)
+// reissue asks the new leader what the old one did not answer.
+func (q *questions) reissue() {
+	for _, round := range q.rounds {
+		q.send(round)
 	}
 }
 
@@ -262,7 +285,7 @@ func (q *reads) closeAll(asked []*readRound) {
 	}
 }
 
-func (l *loop) nextReadContext() (uint64, []byte) {
-	l.lastRead++
-	return l.lastRead, binary.BigEndian.AppendUint64(nil, l.lastRead)
+func (q *questions) nextContext() (uint64, []byte) {
+	q.lastContext++
+	return q.lastContext, binary.BigEndian.AppendUint64(nil, q.lastContext)
 }

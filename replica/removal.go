@@ -1,8 +1,6 @@
 package replica
 
 import (
-	"slices"
-
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
@@ -22,58 +20,65 @@ func removedBy(e *raftpb.Entry) uint64 {
 	return cc.GetNodeId()
 }
 
-// findRemoval looks for this member's own removal among the entries of the log
+// ownRemoval is what the loop knows of this member's own removal.
+type ownRemoval struct {
+	*core
+	index    uint64 // of the entry in the log that removes this member; 0: none is in what is not applied
+	proposed bool   // raft was given one, as leader, that the log has not got yet
+}
+
+// find looks for this member's own removal among the entries of the log
 // from index on.
-func (l *loop) findRemoval(from uint64) {
-	l.removal = 0
-	first, _ := l.cfg.Log.FirstIndex() // the log in memory cannot fail
-	last, _ := l.cfg.Log.LastIndex()
-	for next := max(from, first); next <= last && l.removal == 0; {
-		entries, err := l.cfg.Log.Entries(next, last+1, maxApplyingBytes)
+func (rm *ownRemoval) find(from uint64) {
+	rm.index = 0
+	first, _ := rm.cfg.Log.FirstIndex() // the log in memory cannot fail
+	last := rm.lastIndex()
+	for next := max(from, first); next <= last && rm.index == 0; {
+		entries, err := rm.cfg.Log.Entries(next, last+1, maxApplyingBytes)
 		if err != nil || len(entries) == 0 {
 			return
 		}
-		l.noteRemoval(entries)
+		rm.note(entries)
 		next += uint64(len(entries))
 	}
 }
 
-// noteRemoval looks for this member's own removal among entries that the log takes.
-func (l *loop) noteRemoval(entries []*raftpb.Entry) {
-	if len(entries) > 0 && entries[0].GetIndex() <= l.removal {
-		l.removal = 0 // it is replaced
+// note looks for this member's own removal among entries that the log takes.
+func (rm *ownRemoval) note(entries []*raftpb.Entry) {
+	if len(entries) > 0 && entries[0].GetIndex() <= rm.index {
+		rm.index = 0 // it is replaced
 	}
 	for _, e := range entries {
-		if l.removal != 0 {
+		if rm.index != 0 {
 			return
 		}
-		if removedBy(e) == l.cfg.ID {
-			l.removal = e.GetIndex()
+		if removedBy(e) == rm.cfg.ID {
+			rm.index = e.GetIndex()
 		}
 	}
 }
 
-// withoutRemoval keeps from raft that this member's own removal is committed, unless
+// hide keeps from raft that this member's own removal is committed, unless
 // it is one that will be refused. A leader that has applied it sends no more, so this
 // member learns it by being told.
-func (l *loop) withoutRemoval(m *raftpb.Message) *raftpb.Message {
-	index := l.removal
+func (rm *ownRemoval) hide(m *raftpb.Message) *raftpb.Message {
+	index := rm.index
 	if index == 0 {
 		for _, e := range m.GetEntries() {
 			if e.GetIndex() > m.GetCommit() {
 				break
 			}
-			if removedBy(e) == l.cfg.ID {
+			if removedBy(e) == rm.cfg.ID {
 				index = e.GetIndex()
 				break
 			}
 		}
 	}
-	if index == 0 || m.GetCommit() < index || l.node.BasicStatus().GetCommit() >= index {
+	if index == 0 || m.GetCommit() < index || rm.node.BasicStatus().GetCommit() >= index {
 		return m
 	}
-	if l.pub.applied.Load() == index-1 && l.cfg.State.CheckChange(&command.Change{
-		Type: raftpb.ConfChangeRemoveNode, MemberID: l.cfg.ID, Member: command.Member{ID: l.cfg.ID},
+	if rm.pub.applied.Load() == index-1 && rm.cfg.State.CheckChange(&command.Change{
+		Type: raftpb.ConfChangeRemoveNode, MemberID: rm.cfg.ID, Member: command.Member{ID: rm.cfg.ID},
 	}) != nil {
 		return m
 	}
@@ -85,7 +90,7 @@ func (l *loop) withoutRemoval(m *raftpb.Message) *raftpb.Message {
 
 // leaving says whether this member leads although its own removal is in its log, or
 // was applied: nothing may be proposed behind it.
-func (l *loop) leaving() bool {
-	return (l.removal != 0 || l.removalProposed || !slices.Contains(*l.pub.voters.Load(), l.cfg.ID)) &&
-		l.node.BasicStatus().RaftState == raft.StateLeader
+func (rm *ownRemoval) leaving() bool {
+	return (rm.index != 0 || rm.proposed || !rm.votes()) &&
+		rm.raftLeads()
 }

@@ -353,7 +353,7 @@ type progressRequest struct {
 }
 
 func (q *progressRequest) handle(l *loop) {
-	if l.node.BasicStatus().RaftState != raft.StateLeader {
+	if !l.raftLeads() {
 		return
 	}
 	if p, found := l.node.Status().Progress[q.id]; found {

@@ -448,7 +448,7 @@ func (s *scenario) status() {
 			for _, waiting := range []struct {
 				what string
 				n    int
-			}{{"held", len(l.held)}, {"forwarded", len(l.forwarded)}, {"changes", len(l.changes)}, {"reads", len(l.rounds)}, {"questions", len(l.questions)}} {
+			}{{"held", len(l.pending.held)}, {"forwarded", len(l.pending.forwarded)}, {"changes", len(l.pending.changes)}, {"reads", len(l.questions.rounds)}, {"questions", len(l.questions.others)}} {
 				if waiting.n > 0 {
 					line += fmt.Sprintf(" %s=%d", waiting.what, waiting.n)
 				}

@@ -45,46 +45,46 @@ func (s *stopwatch) age(now time.Time) time.Duration {
 }
 
 // sampleStore is for how long the store has had something to do and has not got on.
-func (l *loop) sampleStore(now time.Time) diskSample {
-	flushing := l.work.flushing.age(now)
-	oldest := l.work.applying.age(now)
-	if l.cfg.StoreDisk != nil {
-		disk := l.cfg.StoreDisk()
+func (d *disks) sampleStore(now time.Time) diskSample {
+	flushing := d.work.flushing.age(now)
+	oldest := d.work.applying.age(now)
+	if d.cfg.StoreDisk != nil {
+		disk := d.cfg.StoreDisk()
 		if disk.SinceProgress > 0 {
 			flushing = min(flushing, disk.SinceProgress)
 		}
 		oldest = max(oldest, disk.Oldest)
 	}
-	return l.withoutStandstill(now, diskSample{oldest: max(oldest, flushing)})
+	return d.withoutStandstill(now, diskSample{oldest: max(oldest, flushing)})
 }
 
 // watchStore runs at each tick, before the disk of the raft log is looked at.
-func (l *loop) watchStore(now time.Time, report *DiskReport) diskSample {
-	s := l.sampleStore(now)
-	w := &l.disk.store
+func (d *disks) watchStore(now time.Time, report *DiskReport) diskSample {
+	s := d.sampleStore(now)
+	w := &d.store
 	since := w.since
 	before := w.observe(now, s)
-	report.Store, report.StoreOldest, report.Applied = w.state, s.oldest, l.pub.applied.Load()
+	report.Store, report.StoreOldest, report.Applied = w.state, s.oldest, d.pub.applied.Load()
 	if w.state >= DiskStalled && s.oldest >= diskSlow {
-		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.StoreStalled, Took: s.oldest})
+		d.cfg.Evidence.Record(evidence.Event{Kind: evidence.StoreStalled, Took: s.oldest})
 	}
 	if before == w.state || max(before, w.state) < DiskStalled {
 		return s
 	}
 	fields := []zap.Field{
-		zap.String("local-member-id", idText(l.cfg.ID)), zap.Stringer("was", before), zap.Duration("was-for", now.Sub(since)),
-		zap.Duration("oldest-work", s.oldest), zap.Duration("oldest-batch", l.work.applying.age(now)), zap.Duration("oldest-flush", l.work.flushing.age(now)),
+		zap.String("local-member-id", idText(d.cfg.ID)), zap.Stringer("was", before), zap.Duration("was-for", now.Sub(since)),
+		zap.Duration("oldest-work", s.oldest), zap.Duration("oldest-batch", d.work.applying.age(now)), zap.Duration("oldest-flush", d.work.flushing.age(now)),
 	}
 	switch {
 	case w.state < DiskStalled:
-		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.StoreBetter, Took: w.worst})
-		l.logger.Info("the store gets on again", append(fields, zap.Duration("worst", w.worst))...)
+		d.cfg.Evidence.Record(evidence.Event{Kind: evidence.StoreBetter, Took: w.worst})
+		d.logger.Info("the store gets on again", append(fields, zap.Duration("worst", w.worst))...)
 		w.healthyAgain()
 	case w.state == DiskStalled && before < DiskStalled:
-		l.logger.Error("the store has stalled", append(fields,
+		d.logger.Error("the store has stalled", append(fields,
 			zap.String("advice", "nothing is applied, or what is applied does not become durable; a leader hands over if another member can; look at the disk under the data directory and at the kernel's log"))...)
 	case w.state == DiskDead:
-		l.logger.Error("the store does not get on any more", append(fields,
+		d.logger.Error("the store does not get on any more", append(fields,
 			zap.String("advice", "if its disk does not come back, remove this member and add a new one"))...)
 	}
 	return s

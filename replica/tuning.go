@@ -46,8 +46,8 @@ const (
 	worstGapLife = 2 * time.Minute
 )
 
-// timeouts chooses this member's election timeout. Its methods but election are
-// pure; the loop calls all of them.
+// timeouts chooses this member's election timeout. Its methods are pure; the loop calls
+// all of them.
 type timeouts struct {
 	auto    bool
 	base    time.Duration // the configured election timeout: the least
@@ -125,17 +125,18 @@ func (t *timeouts) choose(now time.Time, want time.Duration) (changed bool) {
 }
 
 // election is the election timeout as it is now.
-func (t *timeouts) election(l *loop) time.Duration {
+func (t *timeouts) election() time.Duration {
 	if t.current == 0 {
-		return l.cfg.electionTimeout()
+		return t.base
 	}
 	return t.current
 }
 
-// heartbeat is called when the leader speaks after took.
-func (t *timeouts) heartbeat(l *loop, now time.Time, took time.Duration) {
+// heartbeat is called when the leader speaks after took, where heartbeats leave at each
+// interval; since inTime this loop's ticks come in time.
+func (t *timeouts) heartbeat(now time.Time, took, interval time.Duration, inTime time.Time) {
 	// While this loop stood still nothing could come in.
-	if !t.auto || took <= 2*l.cfg.TickInterval || l.leadership.inTime.After(now.Add(-took)) {
+	if !t.auto || took <= 2*interval || inTime.After(now.Add(-took)) {
 		return
 	}
 	t.observeGap(now, took)
@@ -153,13 +154,13 @@ func (l *loop) tickRaft(now time.Time) {
 		l.tune(now)
 	}
 	t.credit += l.cfg.TickInterval
-	each := t.election(l) / time.Duration(l.cfg.ElectionTicks)
+	each := t.election() / time.Duration(l.cfg.ElectionTicks)
 	if t.credit >= each {
 		t.credit = min(t.credit-each, each)
 		l.node.Tick()
 		return
 	}
-	if l.node.BasicStatus().RaftState == raft.StateLeader {
+	if l.raftLeads() {
 		// The leader's clock stands for this tick, but its heartbeat goes out. A
 		// local message needs a local sender.
 		_ = l.node.Step(&raftpb.Message{Type: raftpb.MsgBeat.Enum(), From: new(raft.LocalAppendThread)})
@@ -169,7 +170,7 @@ func (l *loop) tickRaft(now time.Time) {
 func (l *loop) tune(now time.Time) {
 	t := &l.timeouts
 	want := t.want(l.roundTrip(), t.worstGap(now), l.cfg.TickInterval)
-	before := t.election(l)
+	before := t.election()
 	if t.choose(now, want) {
 		l.metrics.ElectionTimeout.Set(t.current.Seconds())
 		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.Timeouts, Took: t.current})
@@ -187,7 +188,7 @@ func (l *loop) roundTrip() time.Duration {
 	if l.cfg.RoundTrips == nil {
 		return 0
 	}
-	voters := *l.pub.voters.Load()
+	voters := l.voters()
 	var tails []time.Duration
 	toLeader := time.Duration(0)
 	for _, id := range voters {
