@@ -110,7 +110,8 @@ func (a *applier) run() {
 }
 
 // addEntry puts an entry into the batch, applying what must not wait. It
-// returns false when the replica stops.
+// returns false when the replica stops. The methods that follow are for the applier's
+// goroutine alone.
 func (a *applier) addEntry(e *raftpb.Entry) bool {
 	index, term := e.GetIndex(), e.GetTerm()
 	if index <= a.lastIndex {

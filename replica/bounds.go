@@ -48,12 +48,11 @@ func (r *room) backlog() backlog {
 	flushed := r.pub.flushed.Load()
 	applied := max(r.pub.applied.Load(), flushed)
 	committed := max(r.pub.committed.Load(), applied)
-	last, _ := log.LastIndex() // the log in memory cannot fail
 	return backlog{
 		unsynced:    log.Unsynced().Bytes,
 		unflushed:   log.BytesBetween(flushed, applied),
 		unapplied:   log.BytesBetween(applied, committed),
-		uncommitted: log.BytesBetween(committed, last),
+		uncommitted: log.BytesBetween(committed, r.lastIndex()),
 	}
 }
 

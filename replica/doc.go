@@ -5,7 +5,7 @@
 // # The one idea
 //
 // Memory is the log, the disk follows, and only promises wait for the disk
-// (DESIGN.md section 2). The loop owns a raft.RawNode with AsyncStorageWrites
+// (ARCHITECTURE.md). The loop owns a raft.RawNode with AsyncStorageWrites
 // and never touches a disk, a socket or a lock that is held across I/O. Of the
 // work that raft hands out:
 //
@@ -39,7 +39,7 @@
 // Nobody waits for a leader's disk, so nobody would notice that it is dead: the
 // leader would lead on with one copy less of each new write, until its unsynced
 // tail has filled memory. So the loop looks at its log's disk at each tick
-// (disk.go decides, handover.go does): through short stalls it serves; when no
+// (watchdisk.go; disk.go decides, handover.go does): through short stalls it serves; when no
 // sync has ended for Config.DiskStallHandOver it hands leadership, without an
 // election timeout, to a member that says that its disk works and has proved it
 // by acknowledging what was appended during the stall. It leads on where none has,
@@ -49,7 +49,7 @@
 // it, and raft sends little to a follower that acknowledges nothing; then it
 // would apply nothing, and its clients would wait. Hence many appends may be in
 // flight (maxInflightCount); a follower whose disk stalls tells a new leader how
-// much of its log is durable (acknowledgeEarly), which is what makes raft stream
+// much of its log is durable (earlyAnswers), which is what makes raft stream
 // to it; rejections, which promise nothing, do not wait for the disk. What a
 // follower holds in memory is bounded by Config.MaxUnsyncedBytes: it drops what
 // comes beyond.
@@ -58,10 +58,30 @@
 //
 //	loop       owns raft.RawNode; wakes for the inbox or a tick
 //	applier    owns the state machine's write side; takes entries in order
+//	keeper     makes applied member changes durable, and answers them then
 //	flusher    asks the state machine to become durable, lets the log drop
+//	feeds      send the log on disk to one follower each
 //
 // plus the log's writer goroutine, which calls Released. Clients call Propose,
 // ProposeChange and ReadBarrier from any goroutine.
+//
+// What all of them have is env: the configuration, and what they let each other know
+// (published, whose fields name their writers). The rest belongs to one goroutine, and
+// others reach it by a queue: the loop by its inbox, which carries messages of raft,
+// proposals, and requests, each of which is a type with a handler.
+//
+// The loop is made of parts that share core, raft and what it last said. Each decides about
+// one thing and has the fields for it:
+//
+//	pending       what raft does not take now       questions    ReadIndex, ours and others'
+//	disks         what the disks do                 earlyAnswers a follower's, before its disk
+//	handOver      who is to lead, and the transfer  followers    those that are behind
+//	ownRemoval    this member's, in its log         room         for more of the log
+//	recorder      what went wrong                   timeouts     as the network needs them
+//
+// A transfer is raft's act: MsgTimeoutNow to a transferee that has the log. A hand-over is
+// this package's decision to have one, and to whom; a request of a client is a transfer
+// without one.
 //
 // # Invariants
 //
@@ -75,18 +95,36 @@
 //
 // # Files
 //
-//	replica.go   the type, its life, status
-//	loop.go      the raft loop
-//	apply.go     the applier and snapshot installation
-//	propose.go   proposals and their waiters
-//	read.go      the read barrier
-//	disk.go      the disk watch: what it decides
-//	handover.go  the disk watch: what it sees and does; followers with slow disks
-//	tuning.go    the election timeout, which follows the network
-//	evidence.go  what the loop records of itself (package evidence)
-//	flush.go     durable applied index, dropping the log
-//	feed.go      followers further behind than the log in memory
-//	errors.go    what callers can see
+//	replica.go    the type, its configuration and life, status
+//	published.go  what the goroutines have in common and let each other know
+//	inbox.go      what comes to the loop
+//	core.go       raft, as the parts of the loop share it
+//	loop.go       the raft loop
+//	check.go      which messages of peers raft may see
+//	propose.go    proposals and their waiters
+//	pending.go    what waits before raft
+//	read.go       the read barrier
+//	apply.go      the applier and snapshot installation
+//	change.go     member changes, and what a crash must not take back
+//	removal.go    this member's own removal
+//	watchdisk.go  the disks: what the loop sees of them
+//	disk.go       the disk of the raft log: what is decided because of it
+//	store.go      the disk of the store: the same
+//	handover.go   leadership: who gets it, and the transfer
+//	earlyack.go   followers with slow disks
+//	bounds.go     how much of the log a member takes
+//	followers.go  what a leader keeps of followers that are behind, and for them
+//	feed.go       followers further behind than the log in memory
+//	flush.go      durable applied index, dropping the log
+//	tuning.go     the election timeout, which follows the network
+//	heartbeat.go  heartbeats that leave late
+//	evidence.go   what the loop records of itself (package evidence)
+//	metrics.go    etcd's metrics of raft, and Belay's own
+//	logger.go     raft's lines in the log
+//	errors.go     what callers can see
+//
+// testdata/loop holds scenarios of what the loop decides, as text; testdata/disk those of
+// the disk watch alone.
 //
 // Sources: Ongaro's thesis sections 3.8 (persisted state), 6.4 (read-only
 // queries), 10.2.1 (writing to the leader's disk in parallel); raft v3's

@@ -53,7 +53,7 @@ func (ea *earlyAnswers) acknowledge(s diskSample) {
 	}})
 }
 
-// note keeps what acknowledgeEarly needs to know of an append.
+// note keeps what acknowledge needs to know of an append. REQUIRES: the log has not got it yet.
 func (ea *earlyAnswers) note(a *raftlog.Append) {
 	last := ea.lastIndex()
 	if a.Snapshot != nil || (len(a.Entries) > 0 && a.Entries[0].GetIndex() <= last) {

@@ -46,9 +46,9 @@ type handOver struct {
 	ends []logEnd
 	// successor is whom this leader would ask to lead if it lost its quorum; 0: nobody.
 	successor uint64
-	// yieldBegan is since when this leader tries to hand over because it is to be removed;
+	// removalBegan is since when this leader tries to hand over because it is to be removed;
 	// zero: it does not.
-	yieldBegan time.Time
+	removalBegan time.Time
 }
 
 // logEnd says that the log ended with index at a time.
@@ -108,7 +108,7 @@ func idText(id uint64) string { return fmt.Sprintf("%x", id) }
 
 // peerViews are the other voters, and how many vote in all. With a joint
 // configuration there are none: leadership stays until it is over.
-func (h *handOver) peerViews(now time.Time) (peers []peerView, voters int) {
+func (h *handOver) peerViews(now time.Time) (others []peerView, voters int) {
 	config := h.node.Status().Config
 	if len(config.Voters[1]) > 0 {
 		return nil, 0
@@ -134,9 +134,9 @@ func (h *handOver) peerViews(now time.Time) (peers []peerView, voters int) {
 				v.late = max(0, v.late-median)
 			}
 		}
-		peers = append(peers, v)
+		others = append(others, v)
 	})
-	return peers, voters
+	return others, voters
 }
 
 // The reasons under which belay_handovers_total counts.
@@ -202,7 +202,7 @@ func (h *handOver) transferFailed(now time.Time) {
 func (h *handOver) leaderChanged(now time.Time, before uint64) {
 	w := &h.disks.log
 	if h.leader != raft.None {
-		h.yieldBegan = time.Time{}
+		h.removalBegan = time.Time{}
 	}
 	if h.leader == h.cfg.ID {
 		w.calmed()
@@ -225,7 +225,7 @@ func (h *handOver) leaderChanged(now time.Time, before uint64) {
 		zap.String("transferee-member-id", idText(t.to)), zap.String("reason", t.reason), zap.Duration("took", now.Sub(t.began)))
 }
 
-// noteSuccessor keeps which other voter has most of the log, for bequeath: when raft
+// noteSuccessor keeps which other voter has most of the log, for nameSuccessor: when raft
 // has stepped down it has forgotten.
 func (h *handOver) noteSuccessor() {
 	h.successor = raft.None
@@ -454,35 +454,35 @@ func (q *transferRequest) handle(l *loop) {
 	}
 }
 
-// yieldTimeouts is for how many election timeouts a leader tries to hand over before
+// removalTimeouts is for how many election timeouts a leader tries to hand over before
 // it proposes its own removal itself.
-const yieldTimeouts = 2
+const removalTimeouts = 2
 
-// yields hands leadership over, if this member has it, and says whether that is
-// under way: the successor, to whom the change is forwarded then, is to propose that
-// this member is removed.
-func (h *handOver) yields(now time.Time) bool {
+// beforeRemoval hands leadership over, if this member has it, and says whether that is
+// under way: the new leader, to whom the change is forwarded then, is to propose that
+// this member is removed. It is called, again and again, by what would propose the removal.
+func (h *handOver) beforeRemoval(now time.Time) bool {
 	status := h.node.BasicStatus()
 	if status.RaftState != raft.StateLeader || len(h.voters()) == 1 {
 		return false
 	}
-	if h.yieldBegan.IsZero() || now.Sub(h.yieldBegan) >= h.cfg.RequestTimeout {
-		h.yieldBegan = now
+	if h.removalBegan.IsZero() || now.Sub(h.removalBegan) >= h.cfg.RequestTimeout {
+		h.removalBegan = now
 	}
-	if now.Sub(h.yieldBegan) >= yieldTimeouts*h.cfg.electionTimeout() {
+	if now.Sub(h.removalBegan) >= removalTimeouts*h.cfg.electionTimeout() {
 		h.logger.Warn("nobody took leadership over; this leader proposes its own removal", zap.String("local-member-id", idText(h.cfg.ID)))
 		if status.LeadTransferee != raft.None {
 			h.node.TransferLeader(h.cfg.ID) // which is how raft is told to drop one to another
 		}
 		return false
 	}
-	h.passOn(now)
+	h.forRemoval(now)
 	return true
 }
 
-// passOn hands leadership over because of this member's removal, unless a transfer
+// forRemoval hands leadership over because of this member's removal, unless a transfer
 // is under way.
-func (h *handOver) passOn(now time.Time) {
+func (h *handOver) forRemoval(now time.Time) {
 	if h.transfer != nil || h.node.BasicStatus().LeadTransferee != raft.None {
 		return
 	}

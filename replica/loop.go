@@ -69,8 +69,8 @@ type loop struct {
 	refusedLogged time.Time
 
 	ticks    int
-	lastTick time.Time
-	taken    taken
+	lastTick time.Time         // zero: there was none
+	taken    taken             // of the inbox; empty but in step
 	out      []*raftpb.Message // scratch: messages of one Ready for the network
 	stepNext []*raftpb.Message // responses to step before the next Ready
 }
@@ -240,7 +240,7 @@ func (l *loop) tick() {
 	l.room.watch()
 	l.watchDisks(now)
 	if l.removed() {
-		l.handOver.passOn(now)
+		l.handOver.forRemoval(now)
 	}
 	l.questions.retry(now)
 	l.pending.retry()
@@ -411,7 +411,7 @@ func (l *loop) discard(in incomingSnapshot) { l.running.Go(in.discard) }
 
 // append gives one MsgStorageAppend to the log. What only says "readable" is
 // stepped before the next Ready; what promises something is left to the log, and
-// so are requests for votes in the term that it stores.
+// so are requests for votes in the term that it stores. REQUIRES: raft's order.
 func (l *loop) append(m *raftpb.Message, requests []*raftpb.Message) {
 	a := raftlog.Append{Entries: m.GetEntries(), Responses: requests}
 	if m.Term != nil || m.Vote != nil || m.Commit != nil {

@@ -244,7 +244,7 @@ func (d *raftDoor) leaderKnown() bool { return d.leader != raft.None }
 func (d *raftDoor) closed() bool { return d.removal.leaving() }
 
 func (d *raftDoor) mayChange(e *raftpb.Entry, barrier uint64) bool {
-	return d.changeFits(barrier) && !d.removal.leaving() && (removedBy(e) != d.cfg.ID || !d.handOver.yields(time.Now()))
+	return d.changeFits(barrier) && !d.removal.leaving() && (removedBy(e) != d.cfg.ID || !d.handOver.beforeRemoval(time.Now()))
 }
 
 // changeFits says whether raft would take a member change now. A leader with

@@ -40,14 +40,14 @@ func TestCandidateStoresItsTermFirst(t *testing.T) {
 		c := newTestCluster(t, 3, keepLog)
 		defer c.close()
 		old := c.leader()
-		heir := c.others(old)[0]
+		next := c.others(old)[0]
 		old.mustPut("before", "v")
-		release := heir.stall()
-		go func() { _ = old.replica().TransferLeader(c.short(), heir.id) }() // it may fail
+		release := next.stall()
+		go func() { _ = old.replica().TransferLeader(c.short(), next.id) }() // it may fail
 		for range 50 {
 			time.Sleep(10 * time.Millisecond)
-			if heir.replica().IsLeader() {
-				t.Fatalf("it leads term %d, which its disk does not know", heir.replica().Term())
+			if next.replica().IsLeader() {
+				t.Fatalf("it leads term %d, which its disk does not know", next.replica().Term())
 			}
 		}
 		release()
@@ -55,7 +55,7 @@ func TestCandidateStoresItsTermFirst(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		c.leader().mustPut("k", "v")
-		heir.mustRead("k", "v")
+		next.mustRead("k", "v")
 	})
 }
 

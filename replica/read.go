@@ -103,7 +103,7 @@ func (q *questions) start() {
 	q.send(round)
 }
 
-// send asks the leader, or leaves it to reissueReads while there is none.
+// send asks the leader, or leaves it to reissue while there is none.
 func (q *questions) send(round *readRound) {
 	round.asked = time.Now()
 	round.unasked = true
@@ -147,7 +147,7 @@ func (q *questions) holds(m *raftpb.Message) bool {
 	return true
 }
 
-// sendHeld asks what sendRead could not ask before, and gives raft the questions
+// sendHeld asks what send could not ask before, and gives raft the questions
 // of other members that it would have answered too early.
 func (q *questions) sendHeld() {
 	if len(q.others) > 0 && q.leadsWithCommit() && !q.removed() {

@@ -91,6 +91,5 @@ func (rm *ownRemoval) hide(m *raftpb.Message) *raftpb.Message {
 // leaving says whether this member leads although its own removal is in its log, or
 // was applied: nothing may be proposed behind it.
 func (rm *ownRemoval) leaving() bool {
-	return (rm.index != 0 || rm.proposed || !rm.votes()) &&
-		rm.raftLeads()
+	return (rm.index != 0 || rm.proposed || !rm.votes()) && rm.raftLeads()
 }

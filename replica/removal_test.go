@@ -184,7 +184,7 @@ func TestRemovedFollowerStaysElectable(t *testing.T) {
 
 // A leader that is to be removed hands over first, whoever is asked, and the member that
 // is asked answers without an error.
-func TestLeaderYieldsBeforeItsRemoval(t *testing.T) {
+func TestLeaderHandsOverBeforeItsRemoval(t *testing.T) {
 	for voters := 2; voters <= 4; voters++ {
 		for _, who := range []string{"leader", "follower"} {
 			t.Run(fmt.Sprint(voters, " ", who), func(t *testing.T) {
