@@ -79,49 +79,6 @@ var errSnapshot = errors.New("the log on disk does not reach back to what the fo
 
 var errFeedEnded = errors.New("replica: the feed was ended")
 
-// followers is what a leader keeps of members that are behind. All of it is empty where this
-// member does not lead, but fed, which may keep times of an earlier leadership.
-type followers struct {
-	*core
-	inbox   *inbox
-	flusher *flusher
-
-	// catching are the followers that get a snapshot, or got one and have yet to catch
-	// up; lagging is when one of them was last active, zero: none was.
-	catching map[uint64]bool
-	lagging  time.Time
-	// feeds are the followers that get what is on disk; fed is when they were heard of last.
-	feeds map[uint64]*feed
-	fed   map[uint64]time.Time
-	// wanted is the entry after which each follower needs the log, and heard when it was
-	// active: see holdDisk.
-	wanted map[uint64]uint64
-	heard  map[uint64]time.Time
-}
-
-func (fs *followers) init(c *core, in *inbox, f *flusher) {
-	*fs = followers{
-		core: c, inbox: in, flusher: f,
-		catching: make(map[uint64]bool), feeds: make(map[uint64]*feed), fed: make(map[uint64]time.Time),
-		wanted: make(map[uint64]uint64), heard: make(map[uint64]time.Time),
-	}
-}
-
-// watch runs at each tick of a leader.
-func (fs *followers) watch(now time.Time) {
-	fs.noteLagging(now)
-	fs.watchFeeds(now)
-	fs.holdDisk(now)
-}
-
-// notLeading runs at each tick of a member that does not lead.
-func (fs *followers) notLeading() {
-	fs.lagging = time.Time{}
-	clear(fs.catching)
-	fs.flusher.hold.Store(false)
-	fs.releaseDisk()
-}
-
 // startFeed takes a MsgSnap of raft.
 func (fs *followers) startFeed(m *raftpb.Message) {
 	id := m.GetTo()

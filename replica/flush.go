@@ -6,11 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.etcd.io/raft/v3"
-	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
-
-	"github.com/belaydb/belay/raftlog"
 )
 
 // flushInterval is how long applied entries may stay unflushed on a quiet
@@ -108,68 +104,4 @@ func (f *flusher) run() {
 		}
 		f.logger.Debug("compacted Raft logs", zap.Uint64("compact-index", index))
 	}
-}
-
-// noteLagging tells the flusher whether a follower that answers gets a snapshot,
-// or got one and has yet to catch up.
-func (fs *followers) noteLagging(now time.Time) {
-	fs.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
-		switch {
-		case p.State == tracker.StateSnapshot:
-			fs.catching[id] = true
-		case fs.catching[id] && fs.cfg.Log.BytesAfter(p.Match) <= fs.cfg.KeepBytes/2:
-			delete(fs.catching, id)
-		}
-		if fs.catching[id] && p.RecentActive {
-			fs.lagging = now
-		}
-	})
-	// Not at once: raft forgets for a moment, at each election timeout, who is active.
-	fs.flusher.hold.Store(!fs.lagging.IsZero() && now.Sub(fs.lagging) < 2*fs.cfg.electionTimeout())
-}
-
-// holdInactive is how long the log on disk is held for a follower that is not heard of: it
-// may be started again.
-const holdInactive = 10 * time.Second
-
-// holdDisk tells the log what of it the followers need from the files. It runs at each tick
-// of a leader.
-func (fs *followers) holdDisk(now time.Time) {
-	after, known := uint64(raftlog.NoHold), make(map[uint64]bool, len(fs.wanted))
-	fs.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
-		if id == fs.cfg.ID {
-			return
-		}
-		known[id] = true
-		if p.RecentActive || fs.heard[id].IsZero() { // a new leader has heard of nobody
-			fs.heard[id] = now
-		}
-		// A snapshot that is on its way raises it as well: sendSnapshot.
-		fs.wanted[id] = max(fs.wanted[id], p.Match)
-		if now.Sub(fs.heard[id]) < holdInactive {
-			after = min(after, fs.wanted[id])
-		}
-	})
-	for id := range fs.wanted {
-		if !known[id] {
-			delete(fs.wanted, id)
-			delete(fs.heard, id)
-			delete(fs.fed, id)
-		}
-	}
-	fs.cfg.Log.Hold(after, fs.cfg.HoldDiskBytes)
-	fs.tellHeld()
-}
-
-// releaseDisk is for who does not lead.
-func (fs *followers) releaseDisk() {
-	clear(fs.wanted)
-	clear(fs.heard)
-	fs.cfg.Log.Hold(raftlog.NoHold, 0)
-	fs.tellHeld()
-}
-
-func (fs *followers) tellHeld() {
-	fs.metrics.KeptBytes.Set(float64(fs.cfg.Log.HeldBytes()))
-	fs.metrics.FirstKept.Set(float64(fs.cfg.Log.Oldest()))
 }
