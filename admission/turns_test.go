@@ -51,8 +51,8 @@ func TestTurnsAreFair(t *testing.T) {
 	})
 }
 
-// TestTurnsAreBounded: a client that has much waiting is refused, others are not; who gives up
-// leaves nothing behind.
+// TestTurnsAreBounded: a client with many waiting calls is refused, others are not; a call that
+// gives up leaves nothing behind.
 func TestTurnsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turns := NewTurns(2, 3, 2)

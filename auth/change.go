@@ -133,7 +133,7 @@ func (p *Policy) withRole(name string, role *authpb.Role) (*Policy, []Record) {
 	return n, []Record{roleRecord(role), revisionRecord(n.revision)}
 }
 
-// edit is what requests do to a policy, which stays as it is: each gives the next one.
+// edit makes the next policy from a request; the policy itself does not change.
 type edit struct{ of *Policy }
 
 func (e edit) enable() (Outcome, error) {

@@ -68,7 +68,7 @@ type Change struct {
 	// only the ID is set.
 	Member Member
 
-	// IsPromote tells a promotion from an addition: both are of type ConfChangeAddNode.
+	// IsPromote distinguishes a promotion from an addition: both are of type ConfChangeAddNode.
 	IsPromote bool
 
 	// MaxLearners, with a learner that is added, is how many learners there may then be: the limit

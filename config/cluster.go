@@ -79,7 +79,7 @@ func hasMember(members []Member, name string) bool {
 	return slices.ContainsFunc(members, func(m Member) bool { return m.Name == name })
 }
 
-// unique refuses a URL that stands twice; what: in what.
+// unique refuses a repeated URL; what names the list, for the error.
 func unique(what, initialCluster string) error {
 	members, err := parseMembers(initialCluster)
 	if err != nil {

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// A Choice is what may stand in a command line, and what it is.
+// A Choice is a word that may be in a command line, and its description.
 type Choice struct{ Text, About string }
 
 // Complete is what the last of words, the flags of a server, may become. files: it is a value that

@@ -119,7 +119,7 @@ type Config struct {
 	Logger         string
 	LogLevel       string
 	LogFormat      string
-	LogForPerson   bool // Load: the log goes to a terminal, and nobody asked for a format
+	LogForPerson   bool // Load: the log goes to a terminal, and no format was given
 	LogOutputs     []string
 	LogRotation    bool
 	LogRotationSet string // lumberjack's settings as JSON
@@ -263,8 +263,8 @@ func (c *Config) Validate() error {
 	if err := c.checkTLS(); err != nil {
 		return err
 	}
-	// From here on etcd finds out only when it starts its parts, after it listens. A wrong flag is
-	// better told before.
+	// etcd checks the rest only when it starts its parts, after it listens. A wrong flag is better
+	// reported before.
 	if err := c.compaction(); err != nil {
 		return err
 	}

@@ -413,7 +413,7 @@ func TestSuggestions(t *testing.T) {
 	}
 }
 
-// TestFileLines: what is wrong or strange in a configuration file is told with its line and key.
+// TestFileLines: errors and warnings about a configuration file name its line and key.
 func TestFileLines(t *testing.T) {
 	for _, c := range []struct{ file, want string }{
 		{"name: a\nheartbeat-interval: fast\n", `"line":2,"key":"heartbeat-interval"`},

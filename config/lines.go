@@ -132,7 +132,7 @@ func whereInFile(path string, present []fileKey, err error) []zap.Field {
 	var ofKey *keyError
 	switch {
 	case errors.As(err, &wrongType):
-		// The names of the types stand before the key's.
+		// The names of the types precede the key's.
 		if found(func(k fileKey) bool { return strings.HasSuffix("."+wrongType.Field, "."+k.path) }) &&
 			strings.HasSuffix(wrongType.Type.String(), "Duration") {
 			fields = append(fields, zap.String("hint", "durations here are numbers of nanoseconds, as in etcd: 10s is 10000000000"))

@@ -13,8 +13,8 @@ import (
 	"github.com/belaydb/belay/logsink"
 )
 
-// TestLogForPerson: lines for a person on a terminal alone, unless a format was asked for, and
-// never by the name of etcd.
+// TestLogForPerson: lines made for people only on a terminal, unless a format was given, and never
+// under the name etcd.
 func TestLogForPerson(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "belay.yaml")
 	if err := os.WriteFile(file, []byte("name: m\nlog-format: json\n"), 0o600); err != nil {

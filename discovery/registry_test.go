@@ -149,8 +149,8 @@ func TestJoin(t *testing.T) {
 	})
 }
 
-// TestJoinAtOnce: more register at the same moment than have room; those who came first are in, and
-// the others are told.
+// TestJoinAtOnce: too many register at the same moment; the first ones are in, and the others get
+// an error.
 func TestJoinAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKeys("2")

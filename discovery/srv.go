@@ -13,7 +13,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// Lookup is what SRV asks of DNS; *net.Resolver has it.
+// Lookup is what SRV needs of DNS; *net.Resolver implements it.
 type Lookup interface {
 	LookupSRV(ctx context.Context, service, proto, name string) (cname string, addrs []*net.SRV, err error)
 	LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error)

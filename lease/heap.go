@@ -1,7 +1,7 @@
 package lease
 
-// heap is a binary min-heap of leases by the time at which each must be looked at next. A lease is
-// in it at most once and knows its place, so that a revoked lease can be removed at once.
+// heap is a binary min-heap of leases by the time at which each must be checked next. A lease is in
+// it at most once and knows its place, so that a revoked lease can be removed at once.
 //
 // The time is a lower bound: a renewed lease keeps its old place until that time comes.
 type heap struct {

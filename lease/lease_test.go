@@ -249,8 +249,8 @@ func TestRenewWaits(t *testing.T) {
 
 // Whatever the interleaving: a renewal that was answered is not followed by an expiry before its
 // TTL is over, and a lease that was reported as expired is not renewed. A renewal that comes while
-// a checkpoint is on its way is answered only when that has been applied, and then has it taken
-// back: else a next leader would know of less than was promised (found by sim, seed 2106448567).
+// a checkpoint is on its way is answered only when that has been applied, and then has it cleared:
+// otherwise the next leader would know less than was promised (found by sim, seed 2106448567).
 func TestRenewWaitsForACheckpoint(t *testing.T) {
 	r := newRig(t, Options{})
 	r.apply(func(b *store.Batch) error { _, err := r.Grant(b, 1, 100); return err })

@@ -254,7 +254,7 @@ func (s *Store) Close() {
 	})
 }
 
-// at returns what a reader reads: the revision asked for, or the newest.
+// at returns the revision that a reader reads: the requested one, or the newest.
 func at(asked, current int64) (rev int64, err error) {
 	switch {
 	case asked > current:

@@ -70,7 +70,7 @@ func newSeed(t testing.TB) (uint64, *rand.Rand) {
 	return seed, rand.New(rand.NewPCG(seed, 0))
 }
 
-// modelEntry is an entry by what tells it from others.
+// modelEntry is what distinguishes an entry from others.
 type modelEntry struct {
 	term uint64
 	data string
@@ -149,9 +149,9 @@ func (want model) holds(got model, dropped uint64) string {
 	case want.last() < got.base && got.base <= dropped && len(got.entries) == 0:
 		return ""
 	case want.last() < got.base && got.base <= dropped && len(got.entries) == 0:
-		// All that was written lies below the start of the oldest segment, which began
-		// where the tail of a deposed leader ended: see replay.apply. The store has it
-		// all, and Adopt, which is given no less than dropped, replaces the log.
+		// Everything written is below the start of the oldest segment, which began where the tail
+		// of a deposed leader ended: see replay.apply. The store has all of it, and Adopt, called
+		// with at least dropped, replaces the log.
 		return ""
 	case got.last() != want.last() || got.lastTerm() != want.lastTerm():
 		return fmt.Sprintf("last %d/%d", got.lastTerm(), got.last())
@@ -342,7 +342,7 @@ func nextAppend(rng *rand.Rand, m model, n int) Append {
 
 // TestCrash runs random Appends and Compacts on a file system that may crash. Before every single
 // file operation it takes a copy of what a crash would leave, once with nothing and once with a
-// random part of what was not synced, and checks it. Then it goes on with one of them.
+// random part of what was not synced, and checks it. Then it continues with one of them.
 func TestCrash(t *testing.T) {
 	for _, small := range []bool{false, true} {
 		t.Run(map[bool]string{false: "atomic", true: "split"}[small], func(t *testing.T) {
@@ -437,9 +437,9 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// TestFailedOperation lets each file operation of a fixed run fail in turn. Nothing that
-// was not durable may be released; the failure is told once; what was released is there
-// when the disk works again.
+// TestFailedOperation lets each file operation of a fixed run fail in turn. Nothing that was not
+// durable may be released; the failure is reported once; what was released exists when the disk
+// works again.
 func TestFailedOperation(t *testing.T) {
 	injected := []error{syscall.EIO, syscall.ENOSPC}
 	for n := int32(0); ; n++ {

@@ -163,7 +163,7 @@ func TestRealDisk(t *testing.T) {
 	}
 }
 
-// TestStall holds back one fdatasync. Append must go on, raft must see everything, nothing
+// TestStall holds back one fdatasync. Append must keep working, raft must see everything, nothing
 // may be released, and all of it is released in order, by one more group, afterwards.
 func TestStall(t *testing.T) {
 	var s sink

@@ -111,8 +111,8 @@ func TestHold(t *testing.T) {
 	}
 }
 
-// What the store has applied is not read at the start: it takes no memory, and damage in it
-// stops nobody, but who reads it hears of it.
+// What the store has applied is not read at the start: it takes no memory, and damage in it stops
+// nothing, but a reader gets an error.
 func TestHeldLogIsNotReadAtStart(t *testing.T) {
 	fs := vfs.NewMem()
 	var s sink

@@ -15,9 +15,9 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-// forgetfulFS is what Linux does when a sync fails: the error is told once, and the pages
-// that did not reach the disk stay readable and count as clean, so that a later sync of
-// the file returns nil and writes nothing. Only writing a page again makes it dirty.
+// forgetfulFS is what Linux does when a sync fails: the error is reported once, and the pages that
+// did not reach the disk stay readable and count as clean, so that a later sync of the file returns
+// nil and writes nothing. Only writing a page again makes it dirty.
 type forgetfulFS struct {
 	vfs.FS
 	mu       sync.Mutex
@@ -390,8 +390,8 @@ func TestCrashBehindInstall(t *testing.T) {
 	}
 }
 
-// A mark tells a log from every copy that was made of it before; the end of a sealed log tells it
-// from a log whose end was lost. Nothing of a log that is refused is changed.
+// A mark distinguishes a log from every copy that was made of it before; the end of a sealed log
+// distinguishes it from a log whose end was lost. A log that is refused is not changed.
 func TestMarkedLogKnowsOlderCopies(t *testing.T) {
 	mem := vfs.NewCrashableMem()
 	open := func(fs vfs.FS, least uint64) (*Log, error) {

@@ -63,7 +63,7 @@ func TestFullDisk(t *testing.T) {
 	})
 }
 
-// TestFailedDisk: any other error is told once, and names the directory.
+// TestFailedDisk: any other error is reported once, and names the directory.
 func TestFailedDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var broken atomic.Bool
@@ -107,7 +107,7 @@ func TestFailedDisk(t *testing.T) {
 // whoever wants a flush for as long as that one likes, and no longer; a snapshot that is to be
 // installed waits its turn.
 func TestFlushBesideWriterThatWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) { // time stands still in here while somebody waits for a mutex
+	synctest.Test(t, func(t *testing.T) { // virtual time stops while a goroutine waits for a mutex
 		stalled := make(chan struct{})
 		var stalls atomic.Bool
 		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {

@@ -19,7 +19,7 @@ var errBlobDamaged = errors.New("a file of values is damaged")
 // is reported like any other. Damage further inside the engine reports by itself.
 type blobFS struct {
 	vfs.FS
-	s *Store // is told; the engine compares file systems, and functions cannot be
+	s *Store // gets the damage; not a function, since the engine compares file systems
 }
 
 func (fs blobFS) Unwrap() vfs.FS { return fs.FS }

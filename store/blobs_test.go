@@ -8,8 +8,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// TestDamagedFileOfValues: a file of values whose end is damaged, or that is not there, is an error
-// of who reads it, and is told with its name. The engine alone panicked.
+// TestDamagedFileOfValues: a file of values whose end is damaged, or that is missing, fails the
+// reads that need it, and is reported with its name. The engine alone panics.
 func TestDamagedFileOfValues(t *testing.T) {
 	key := AppendUserKey(nil, []byte("k"), 2, 0)
 	for name, damage := range map[string]func(fs *vfs.MemFS, path string) error{

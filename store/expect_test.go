@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestExpect: what a batch was told to expect changes nothing but its room.
+// TestExpect: Expect changes nothing but the capacity of a batch.
 func TestExpect(t *testing.T) {
 	s, err := Open(t.TempDir(), Options{NoSync: true})
 	if err != nil {

@@ -74,7 +74,7 @@ func AppendUserKey(dst, key []byte, main uint64, sub uint32) []byte {
 }
 
 // AppendUserKeyPrefix appends what all versions of a user key begin with. As a bound or the target
-// of a seek it stands before all of them.
+// of a seek it sorts before all of them.
 func AppendUserKeyPrefix(dst, key []byte) []byte {
 	dst = append(dst, spaceUser)
 	dst = append(dst, key...)

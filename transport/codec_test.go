@@ -201,7 +201,7 @@ func TestFrames(t *testing.T) {
 	})
 }
 
-// TestLimits gives every decoder a length that nobody could mean.
+// TestLimits gives every decoder an absurd length.
 func TestLimits(t *testing.T) {
 	huge := binary.BigEndian.AppendUint64(nil, 1<<62)
 	over := binary.BigEndian.AppendUint64(nil, maxMessageBytes+1)

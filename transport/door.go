@@ -37,7 +37,7 @@ import (
 const (
 	refusedCluster  = "cluster"  // another cluster
 	refusedVersion  = "version"  // one that we do not speak to
-	refusedSender   = "sender"   // who sends it is no member, or does not say
+	refusedSender   = "sender"   // the sender is no member, or is not named
 	refusedRemoved  = "removed"  // it was one
 	refusedReceiver = "receiver" // for another member
 	refusedMessage  = "message"  // from another member than its sender, or of a type that none sends

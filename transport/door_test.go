@@ -105,7 +105,7 @@ func membersServer(t *testing.T, members string) *httptest.Server {
 	return s
 }
 
-// Who is no member is answered although not a byte of the body has come.
+// A sender that is no member is answered before a byte of the body has come.
 func TestStrangersAreRefusedByHeaders(t *testing.T) {
 	a := startNode(t, 1, nil)
 	a.AddPeer(2, []string{membersServer(t, `[{"id":1,"peerURLs":["http://127.0.0.1:1"]},{"id":2}]`).URL})
@@ -206,8 +206,8 @@ func TestUnknownSenders(t *testing.T) {
 	})
 }
 
-// What is announced costs nothing, what has come is bounded for each sender and in all, and others
-// go on.
+// Announced bytes cost nothing, received bytes are bounded for each sender and in all, and others
+// are not affected.
 func TestPostsAreBounded(t *testing.T) {
 	const perPeer, inAll = 4 << 20, 6 << 20
 	a := startNode(t, 1, func(c *Config) { c.PostBytes, c.PostBytesInAll = perPeer, inAll })
@@ -263,7 +263,7 @@ func TestPostsAreBounded(t *testing.T) {
 	}
 }
 
-// One snapshot is received at a time, and who sends it has the place before it sends.
+// One snapshot is received at a time, and its sender has the place before it sends.
 func TestSnapshotSlot(t *testing.T) {
 	a := startNode(t, 1, nil)
 	a.AddPeer(2, []string{membersServer(t, `[]`).URL})
@@ -296,7 +296,7 @@ type deadlines struct {
 
 func (d *deadlines) SetReadDeadline(t time.Time) error { d.set = append(d.set, t); return nil }
 
-// Who sends a byte now and then does not keep the place for snapshots; a slow disk here does not
+// A sender of a byte now and then does not keep the place for snapshots; a slow disk here does not
 // lose it.
 func TestTricklingSnapshotEnds(t *testing.T) {
 	d := &deadlines{ResponseWriter: httptest.NewRecorder()}
@@ -320,7 +320,7 @@ func TestTricklingSnapshotEnds(t *testing.T) {
 	}
 }
 
-// A message is from who sends it, unless it was meant for the leader and passed on.
+// A message comes from the member that sends it, unless it was meant for the leader and passed on.
 func TestMessagesAreOfTheirSender(t *testing.T) {
 	a := startNode(t, 1, nil)
 	a.AddPeer(2, []string{"http://127.0.0.1:1"})
@@ -385,8 +385,7 @@ func TestStreamedMessagesAreOfTheirSender(t *testing.T) {
 	}
 }
 
-// A stream goes to whoever asks for it as its member; that is told, and not more often than once a
-// second.
+// A stream goes to whoever asks for it as its member; that is logged, at most once a second.
 func TestStreamsTakenOver(t *testing.T) {
 	a := startNode(t, 1, nil)
 	a.AddPeer(2, []string{"http://127.0.0.1:1"})

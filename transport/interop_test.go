@@ -50,7 +50,7 @@ func TestInteropEtcd(t *testing.T) {
 	}
 }
 
-// guard is one certificate that trusts itself and stands for every member.
+// guard is one certificate that trusts itself and serves every member.
 type guard struct {
 	cert, key string // files
 	cfg       *tls.Config

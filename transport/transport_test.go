@@ -122,7 +122,7 @@ func startNodeOn(t *testing.T, id uint64, change func(*Config), serve func(http.
 	return n
 }
 
-// join makes nodes peers of each other and waits until all streams stand.
+// join makes nodes peers of each other and waits until all streams are established.
 func join(t *testing.T, nodes ...*node) {
 	t.Helper()
 	for _, a := range nodes {
@@ -685,7 +685,7 @@ func TestSnapshotForEtcd(t *testing.T) {
 	}
 }
 
-// TestStop: nothing is left running, whatever was going on.
+// TestStop: nothing is left running, whatever was under way.
 func TestStop(t *testing.T) {
 	a, b := startNode(t, 1, nil), startNode(t, 2, nil)
 	join(t, a, b)

@@ -32,8 +32,8 @@ var (
 type History interface {
 	// Revision is the newest revision visible to readers, >= every revision notified.
 	Revision() int64
-	// CompactRevision is the newest compaction asked for; history before it is gone
-	// or going. Negative or 0: there was none.
+	// CompactRevision is the newest requested compaction; history before it is or will be removed.
+	// Negative or 0: there was none.
 	CompactRevision() int64
 	// Events calls fn with each revision in [from, to] in order, each complete. It
 	// stops early after about maxBytes, and returns the first revision it did not

@@ -297,8 +297,8 @@ func randomWatchers(t *testing.T, seed int64, kv modelStore, writes int) {
 	stop.Store(true)
 	users.Wait()
 
-	// Everybody is to arrive: the manual progress of a stream says that he has. A
-	// watcher with a start in the future is passed by writing on.
+	// Every watcher must arrive: the manual progress of its stream says that it has. A watcher with
+	// a start in the future is reached by further writes.
 	final := kv.Revision()
 	for range 40 {
 		rev, evs := kv.commit(write{key: "zzz", value: "end"})

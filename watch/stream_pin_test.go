@@ -8,8 +8,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// TestSlowWatcherHoldsWhatItIsCharged: of transactions with large values under other keys a stream
-// that nobody reads keeps only what its watcher asked for.
+// TestSlowWatcherHoldsWhatItIsCharged: of transactions with large values under other keys, an
+// unread stream keeps only what its watcher asked for.
 func TestSlowWatcherHoldsWhatItIsCharged(t *testing.T) {
 	h := &fakeHistory{}
 	hub := NewHub(h, Options{})

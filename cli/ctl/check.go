@@ -344,7 +344,7 @@ func (s *tally) add(took time.Duration, err error) {
 	s.seconds = append(s.seconds, took.Seconds())
 }
 
-// summary gives writes per second, and the slowest write and the standard deviation in seconds.
+// summary returns writes per second, and the slowest write and the standard deviation in seconds.
 func (s *tally) summary() (rate, slowest, deviation float64) {
 	count := float64(len(s.seconds))
 	if count == 0 {

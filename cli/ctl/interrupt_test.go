@@ -23,8 +23,8 @@ import (
 	"github.com/belaydb/belay/internal/interrupt"
 )
 
-// half is a server that answers reads and grants, with nothing, and is silent about all else: it
-// takes commands as far as to their first write.
+// half is a server that answers reads and grants with empty answers and nothing else: commands get
+// as far as their first write.
 type half struct {
 	address string
 	server  *grpc.Server

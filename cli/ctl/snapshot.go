@@ -35,7 +35,7 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			// A big store takes long: only a timeout that was asked for applies.
+			// A large store takes long: only a timeout given by flag applies.
 			ctx, cancel := context.WithCancel(cmd.Context())
 			if cmd.Flags().Changed("command-timeout") {
 				ctx, cancel = c.timeout(cmd)

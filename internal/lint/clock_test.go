@@ -12,9 +12,9 @@ import (
 	"testing"
 )
 
-// wallClock are the calls by which a program gets the date, which an operator, NTP
-// or a virtual machine that moves may set forward and back. What time.Now returns
-// goes on evenly as long as it is compared as it is; these take that away.
+// wallClock reports the calls by which a program reads the wall clock, which an operator, NTP or
+// the migration of a virtual machine may move forward and back. The times that time.Now returns are
+// monotonic as long as they are compared unchanged; these calls remove that.
 func wallClock(name string) bool {
 	switch name {
 	case "Unix", "UnixMilli", "UnixMicro", "UnixNano", "UTC", "Local", "Date", "Weekday", "YearDay":

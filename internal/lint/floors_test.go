@@ -39,8 +39,8 @@ const floors = `
 	< cmd
 `
 
-// beside are the packages that stand beside the house: no room imports them.
-// They see a running server from outside, and of the house only what is named.
+// beside are the packages beside the house: no room imports them. They see a running server from
+// outside, and import from the house only what is listed.
 var beside = map[string][]string{
 	"internal/lint":   {},
 	"proof/cluster":   {},

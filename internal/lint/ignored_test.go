@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// made are the names that the commands of a page make in the folder they are typed in. What a
-// member keeps its data in when no flag says where, and what dev keeps, stands in no command.
+// made are the names that the commands of a page create in the current folder. The default data
+// directories, of a member and of dev, appear in no command.
 func made(page string) []string {
 	names := []string{"default.belay/", "default.etcd/", "belay-dev/"}
 	for _, command := range []struct {

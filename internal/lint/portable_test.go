@@ -44,7 +44,7 @@ type listed struct {
 	}
 }
 
-// checkTypes checks a package and what it needs, and gives what is wrong in this module.
+// checkTypes type-checks a package and its dependencies, and returns the errors in this module.
 func checkTypes(t *testing.T, goos, goarch, pkg string) (wrong []error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-json=ImportPath,Dir,GoFiles,ImportMap,Module", pkg)

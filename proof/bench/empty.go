@@ -27,7 +27,7 @@ func (e emptyKV) Txn(context.Context, *pb.TxnRequest) (*pb.TxnResponse, error) {
 	return &pb.TxnResponse{Header: e.header, Succeeded: true}, nil
 }
 
-// emptyRevision tells the empty server's answers from real ones.
+// emptyRevision distinguishes the empty server's answers from real ones.
 const emptyRevision = 12345
 
 // serveEmpty runs until it is killed.

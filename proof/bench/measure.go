@@ -93,7 +93,7 @@ type costs struct {
 
 // deviceWritten is the number of bytes written, by any process, to the disk that holds dir. The
 // kernel charges a process for the whole folio that it dirties, which with large folios can be a
-// megabyte for a page; the disk gets only the page. 0 if it can not be told (tmpfs, overlay).
+// megabyte for a page; the disk gets only the page. 0 if it is not known (tmpfs, overlay).
 func deviceWritten(dir string) int64 {
 	var st syscall.Stat_t
 	if syscall.Stat(dir, &st) != nil {

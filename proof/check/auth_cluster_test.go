@@ -69,7 +69,7 @@ func authStory(t *testing.T, kind cluster.Kind) (story []string) {
 			say("%s: %s asks member %d for %s: %s", what, who, i, key, ask(p, who, key))
 		}
 	}
-	// login gives all members' parties the tokens of the users, from member i.
+	// login logs the users in at member i, and gives the tokens to all members' parties.
 	login := func(i int, names ...string) {
 		t.Helper()
 		for _, name := range names {
@@ -96,7 +96,7 @@ func authStory(t *testing.T, kind cluster.Kind) (story []string) {
 			}
 		}
 	}
-	// rules are all that there is of users and roles, as a member tells it.
+	// rules are all users and roles, as a member reports them.
 	rules := func(p *party) string {
 		admin := pb.NewAuthClient(p.conn)
 		var out []string
@@ -163,7 +163,7 @@ func authStory(t *testing.T, kind cluster.Kind) (story []string) {
 	everywhere("another leader", "root", "secret")
 	say("rules: %s", rules(ps[0]))
 
-	// A member is killed: it does not know the tokens of before; the others do.
+	// A member is killed: it no longer knows the old tokens; the others do.
 	old := ps[0].tokens["root"]
 	must(ps[0].Kill())
 	must(eventually(ctx, func() error { // the killed one may have led
@@ -202,8 +202,8 @@ func authStory(t *testing.T, kind cluster.Kind) (story []string) {
 	ps[1].tokens["old"] = old
 	say("the first token, where it was given: %s", ask(ps[1], "old", "secret"))
 
-	// All are killed, a moment after the last login is in their logs: what a member has applied and
-	// not written it applies anew when it has it from the others, as etcd does.
+	// All are killed, a moment after the last login is in their logs: a member reapplies what it
+	// had applied and not written once it gets it from the others, as etcd does.
 	time.Sleep(500 * time.Millisecond)
 	for _, p := range ps {
 		must(p.Kill())
@@ -330,7 +330,7 @@ func TestAuthSnapshotForEtcd(t *testing.T) {
 }
 
 // TestAuthenticateLetsOthersWork: while many log in at the default cost of bcrypt, which takes all
-// processors and more, and others send wrong passwords, puts go on and every login is answered.
+// processors and more, and others send wrong passwords, puts continue and every login is answered.
 func TestAuthenticateLetsOthersWork(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, cluster.Config{Kind: checkKind(t), Size: 1, Args: []string{"--unsafe-no-fsync"}})
@@ -366,7 +366,7 @@ func TestAuthenticateLetsOthersWork(t *testing.T) {
 	}
 }
 
-// A client of etcd's own library with a name and password goes on when its token ends: with the
+// A client of etcd's own library with a name and password continues when its token ends: with the
 // member, by a change of the password, by being switched off and on.
 func TestAuthClientLogsInAgain(t *testing.T) {
 	t.Parallel()

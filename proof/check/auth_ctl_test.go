@@ -236,7 +236,7 @@ var (
 	ctlIDs   = regexp.MustCompile(`\b[0-9a-f]{15,16}\b|127\.0\.0\.1:\d+`)
 )
 
-// runLine gives standard output, the lines of standard error that begin with Error, and the exit
+// runLine returns standard output, the lines of standard error that begin with Error, and the exit
 // code.
 func runLine(t *testing.T, program, env []string, line string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

@@ -293,7 +293,7 @@ func (d *authDifferential) forged() map[string]string {
 	return tokens
 }
 
-// someone picks who asks.
+// someone picks the caller.
 func (d *authDifferential) someone() string {
 	g := d.gen
 	switch n := g.rng.IntN(100); {
@@ -330,8 +330,8 @@ func (d *authDifferential) credentials(ctx context.Context, s *side, who string,
 	return metadata.AppendToOutgoingContext(ctx, "token", token)
 }
 
-// turnAround gives ranges that end before they begin the other order. They have no keys; whether
-// etcd lets a user ask for one depends on how its tree of permissions happens to lie.
+// turnAround reverses ranges that end before they begin. They have no keys; whether etcd lets a
+// user ask for one depends on the shape of its tree of permissions.
 func turnAround(m proto.Message) {
 	turn := func(key, end *[]byte) {
 		if len(*end) > 0 && !bytes.Equal(*end, []byte{0}) && bytes.Compare(*end, *key) < 0 && len(*key) > 0 {
@@ -587,7 +587,7 @@ func (d *authDifferential) off() []step {
 		auth("RoleGet", &pb.AuthRoleGetRequest{Role: "root"}, pb.AuthClient.RoleGet),
 		auth("RoleAdd", &pb.AuthRoleAddRequest{Name: "root"}, pb.AuthClient.RoleAdd),
 		auth("AuthEnable", &pb.AuthEnableRequest{}, pb.AuthClient.AuthEnable),
-		d.as("root", unary("Put", g.put(), (*side).put)), // the token of before
+		d.as("root", unary("Put", g.put(), (*side).put)), // the old token
 		d.as("all", unary("Range", g.rangeRequest(), (*side).rangeKV)))
 	return append(steps, d.authenticateAll()...)
 }

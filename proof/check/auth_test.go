@@ -113,7 +113,7 @@ type attack struct {
 	path     string // of the gateway
 	request  proto.Message
 	response proto.Message
-	// anybody: who has a token may; the attack is to have none.
+	// anybody: every user may; the attack is to have no token.
 	anybody bool
 }
 
@@ -158,8 +158,7 @@ func attacks() []attack {
 	mine, secret := []byte("mine"), []byte("secret")
 	txn := func(name string, r *pb.TxnRequest) attack { return kv(name, "Txn", "txn", r, &pb.TxnResponse{}) }
 	return []attack{
-		// GHSA-rfx7-8w68-q57q, CVE-2026-33343: a transaction within a transaction was not looked
-		// at.
+		// GHSA-rfx7-8w68-q57q, CVE-2026-33343: a transaction within a transaction was not checked.
 		txn("nested transaction (GHSA-rfx7-8w68-q57q): read", nestedIn(1, txnOf(rangeOp(&pb.RangeRequest{Key: secret})))),
 		txn("nested transaction (GHSA-rfx7-8w68-q57q): read deeper", nestedIn(5, txnOf(rangeOp(&pb.RangeRequest{Key: secret})))),
 		txn("nested transaction (GHSA-rfx7-8w68-q57q): write", nestedIn(2, txnOf(putOp(&pb.PutRequest{Key: secret})))),
@@ -182,7 +181,7 @@ func attacks() []attack {
 		kv("delete beyond", "DeleteRange", "deleterange", &pb.DeleteRangeRequest{Key: mine, RangeEnd: []byte("t")}, &pb.DeleteRangeResponse{}),
 		kv("compaction (GHSA-q8m4-xhhv-38mg)", "Compact", "compaction", &pb.CompactionRequest{Revision: 2}, &pb.CompactionResponse{}),
 
-		// GHSA-3p4g-rcw5-8298, CVE-2023-32082: TimeToLive told the names of keys.
+		// GHSA-3p4g-rcw5-8298, CVE-2023-32082: TimeToLive revealed the names of keys.
 		lease("keys of a lease (GHSA-3p4g-rcw5-8298)", "LeaseTimeToLive", "timetolive", &pb.LeaseTimeToLiveRequest{ID: 7, Keys: true}, &pb.LeaseTimeToLiveResponse{}),
 		// GHSA-q8m4-xhhv-38mg, CVE-2026-33413: calls that nobody judged.
 		lease("leases without rights (GHSA-q8m4-xhhv-38mg): revoke", "LeaseRevoke", "revoke", &pb.LeaseRevokeRequest{ID: 7}, &pb.LeaseRevokeResponse{}),
@@ -329,9 +328,9 @@ func overWebsocket(p *party, path, token string, cookie bool, messages int, requ
 	return out.String(), nil
 }
 
-// GHSA-xg4h-6gfc-h4m8: who may read one key could watch all keys from it on. A watch is judged for
-// exactly its range: the first of each group is refused, and what root then writes is not told to
-// anybody but a watch of "mine".
+// GHSA-xg4h-6gfc-h4m8: a user who may read one key could watch all keys from it on. A watch is
+// judged for exactly its range: the first of each group is refused, and what root then writes
+// reaches only a watch of "mine".
 func watchAttacks(t *testing.T, parties [2]*party) {
 	create := func(key, end string) *pb.WatchRequest {
 		return &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte(key), RangeEnd: []byte(end), StartRevision: 1, PrevKv: true}}}
@@ -466,8 +465,8 @@ func snapshotAttacks(t *testing.T, parties [2]*party) {
 
 // Lock, Election and the others that act in the caller's name.
 func lockAttacks(t *testing.T, parties [2]*party) {
-	// etcd ends an Observe that may not read without an answer and without an error; here it is
-	// told.
+	// etcd ends an Observe without the right to read without an answer and without an error; here
+	// there is an error.
 	for _, who := range []string{"mallory", "", "forged"} {
 		c := httpCase{path: "/v3/election/observe", body: `{"name":"c2VjcmV0"}`}
 		if who != "" {

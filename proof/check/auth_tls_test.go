@@ -194,7 +194,7 @@ func (a accepting) RoundTrip(r *http.Request) (*http.Response, error) {
 	return a.RoundTripper.RoundTrip(r)
 }
 
-// jwtKeys writes a pair of keys of each kind and gives the private one for signing.
+// jwtKeys writes a pair of keys of each kind and returns the private one for signing.
 func jwtKeys(t *testing.T, dir, kind string) (private any, pub, priv string) {
 	t.Helper()
 	var key crypto.Signer

@@ -70,8 +70,8 @@ func TestCorruptBytes(t *testing.T) {
 	}
 }
 
-// TestCorruptBytesAlone is the same with nobody to take over: the member goes on and tells what it
-// cannot read, and gives no answer without it.
+// TestCorruptBytesAlone is the same with nobody to take over: the member keeps running, reports
+// what it cannot read, and never answers without it.
 func TestCorruptBytesAlone(t *testing.T) {
 	onlyBelay(t)
 	t.Parallel()

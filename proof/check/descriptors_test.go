@@ -29,9 +29,9 @@ func withFewDescriptors(t *testing.T, binary string, limit int) string {
 	return path
 }
 
-// Connections that say nothing, three times as many as the process may open files, lie on each port
-// of a member while log segments and tables are made: it lives, the other members get through to
-// it, new clients and scrapers are served, and it says what happens.
+// Silent connections, three times as many as the process may open files, are held on each port of a
+// member while it makes log segments and tables: it lives, the other members reach it, new clients
+// and scrapers are served, and it logs what happens.
 func TestConnectionsLeaveFilesAlone(t *testing.T) {
 	t.Parallel()
 	const limit = 400

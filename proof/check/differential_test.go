@@ -22,9 +22,9 @@ import (
 // differentialArgs make the limits small, so that crossing them is cheap.
 var differentialArgs = []string{"--max-request-bytes", "65536", "--max-txn-ops", "8"}
 
-// TestDifferential sends one stream of requests to Belay and to etcd and wants
-// equal answers: every field and every error's code and text, except the ids
-// that each server gives by itself, raft's term and index, and sizes.
+// TestDifferential sends one stream of requests to Belay and to etcd and requires equal answers:
+// every field and every error's code and text, except the ids that each server chooses itself,
+// raft's term and index, and sizes.
 func TestDifferential(t *testing.T) {
 	requests := envInt(t, "BELAY_CHECK_REQUESTS", 3000)
 	if testing.Short() {

@@ -50,16 +50,16 @@ func killRounds(t *testing.T, size int) {
 		rounds, len(k.writes), k.unknown, k.judged, k.rev, k.resumes(), time.Since(k.start).Round(time.Millisecond))
 }
 
-// TestPauseLeader stops the leader's process for longer than an election and
-// lets it go on: it must not answer from what it believed before.
+// TestPauseLeader stops the leader's process for longer than an election and lets it continue: it
+// must not answer from what it believed before.
 func TestPauseLeader(t *testing.T) {
 	rounds := 3
 	if testing.Short() {
 		rounds = 1
 	}
 	k := newKill(t, checkKind(t), 3, seedOf(t, t.Name()))
-	// Each client stays with one member: those of the paused one wait, and are
-	// the first to ask it when it wakes; the others go on.
+	// Each client stays with one member: those of the paused one wait, and are the first to ask it
+	// when it wakes; the others continue.
 	for i := range k.clients {
 		k.clients[i] = newClient(t, k.c.Endpoints()[i%3:][:1])
 	}
@@ -94,7 +94,8 @@ func TestPauseLeader(t *testing.T) {
 	t.Logf("%d acknowledged writes, %d of unknown outcome, %d operations judged", len(k.writes), k.unknown, k.judged)
 }
 
-// TestKillCanFail gives etcd its data directory of some writes ago and wants the loss to be found.
+// TestKillCanFail gives etcd back a data directory from some writes ago and requires that the loss
+// is found.
 func TestKillCanFail(t *testing.T) {
 	if testing.Short() {
 		t.Skip("validates the harness, not Belay")
@@ -214,7 +215,7 @@ func (k *kill) killAndRestart(ctx context.Context, l *load, victims []*cluster.M
 	}
 	wg.Wait()
 	if len(victims) <= (len(k.c.Members)-1)/2 {
-		// A quorum lives: it must go on writing.
+		// A quorum lives: writes must continue.
 		if err := waitAcked(ctx, l, l.acked.Load()+150); err != nil {
 			return fmt.Errorf("without %s: %w", victims[0].Name, err)
 		}
@@ -244,8 +245,8 @@ func waitAcked(ctx context.Context, l *load, n int64) error {
 	return nil
 }
 
-// leader is the member that says that it leads. While none does it asks again: an
-// election may be on, for the members are impatient and the machine is busy.
+// leader is the member that says that it leads. While none does it asks again: there may be an
+// election, since timeouts are short and the machine is busy.
 func (k *kill) leader(ctx context.Context) (leader *cluster.Member, err error) {
 	err = eventually(ctx, func() error {
 		failed := errors.New("no member says that it leads")

@@ -151,7 +151,7 @@ func TestDiscoverySRV(t *testing.T) {
 		}
 	}
 
-	// Who is not in the records, or finds none, does not start.
+	// A member that is not in the records, or finds none, does not start.
 	for _, domain := range []string{"others.test", "none.test"} {
 		var said []string
 		for _, program := range []string{byTheNameOfEtcd(t), binaryOf(t, cluster.Etcd)} {

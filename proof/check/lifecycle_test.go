@@ -38,8 +38,8 @@ func byTheNameOfEtcd(t testing.TB) string {
 	return link
 }
 
-// bothSides runs f for Belay by the name of etcd and for etcd, at the same time, and compares what
-// it returns line by line.
+// bothSides runs f for Belay under the name etcd and for etcd, at the same time, and compares the
+// results line by line.
 func bothSides(t *testing.T, f func(t *testing.T, binary string) []string) {
 	t.Helper()
 	names := []string{"belay", "etcd"}
@@ -67,8 +67,8 @@ func bothSides(t *testing.T, f func(t *testing.T, binary string) []string) {
 	}
 }
 
-// ending runs a server that is to fail, and says how it did: exit code, message, error. What is
-// different each time is replaced by a word.
+// ending runs a server that is to fail, and returns how it did: exit code, message, error. What
+// differs each time is replaced by a word.
 func ending(ctx context.Context, binary, dir string, words *strings.Replacer, args ...string) string {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -85,7 +85,7 @@ func ending(ctx context.Context, binary, dir string, words *strings.Replacer, ar
 	for line := range strings.Lines(said.String()) {
 		var l struct{ Level, Msg, Error string }
 		if json.Unmarshal([]byte(line), &l) == nil && (l.Level == "fatal" || l.Level == "panic" || strings.HasPrefix(l.Msg, "failed to bootstrap") || l.Msg == "failed to verify flags") {
-			// Belay goes on to say who may have the port.
+			// Belay's text continues with who may have the port.
 			why, _, _ := strings.Cut(l.Error, "; another program")
 			result = l.Msg + ": " + why
 		}
@@ -337,7 +337,7 @@ func existing(args []string) []string {
 
 // TestMembersComeAndGo walks three members through what may happen to one: it is removed while it
 // is down, loses its data, is added again as a learner, promoted; two are lost for good, and the
-// third goes on alone by --force-new-cluster; one of the lost comes back.
+// third continues alone by --force-new-cluster; one of the lost comes back.
 func TestMembersComeAndGo(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, cluster.Config{Kind: checkKind(t), Size: 3})
@@ -374,7 +374,7 @@ func TestMembersComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	endsWith(t, m3, 1, fmt.Sprintf("member %x has already been bootstrapped", idOf("m3")))
-	if checkKind(t) == cluster.Belay { // etcd joins, and dies of what the leader tells it
+	if checkKind(t) == cluster.Belay { // etcd joins, and panics on what the leader sends it
 		m3.SetArgs(existing)
 		_ = os.RemoveAll(m3.DataDir)
 		if err := m3.Start(); err != nil {
@@ -498,7 +498,7 @@ func TestMembersComeAndGo(t *testing.T) {
 	if err := m1.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	// It grows to three again, each with a name of its own choice: names are told at each start.
+	// It grows to three again, with new names: a member publishes its name at each start.
 	for i, m := range []*cluster.Member{m2, m3} {
 		if err := os.RemoveAll(m.DataDir); err != nil {
 			t.Fatal(err)
@@ -731,7 +731,7 @@ func TestOtherToken(t *testing.T) {
 		}); err != nil {
 			t.Error(err)
 		}
-		// The two go on as if it were not there.
+		// The two continue as if it were not there.
 		if _, err := admin(t, c.Members[:2]...).Put(ctx, "a", "b"); err != nil {
 			t.Error(err)
 		}

@@ -14,8 +14,8 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestLogFlags gives both programs flags of the log that they must refuse, and
-// wants the same words and exit code.
+// TestLogFlags gives both programs log flags that they must refuse, and requires the same text and
+// exit code.
 func TestLogFlags(t *testing.T) {
 	if _, err := os.Stat("/run/systemd/journal/socket"); err == nil {
 		t.Log("systemd's journal is here; its absence is not tried")

@@ -26,8 +26,8 @@ import (
 )
 
 // TestOperatorsView plays the same day on a cluster of Belay and on one of etcd, and compares what
-// an operator sees of it: the log lines with their fields, and the metrics. What etcd shows and
-// Belay does not stands in a table below, with the reason.
+// an operator sees of it: the log lines with their fields, and the metrics. A table below lists
+// what etcd shows and Belay does not, with the reason.
 func TestOperatorsView(t *testing.T) {
 	kinds := []cluster.Kind{cluster.Etcd, cluster.Belay}
 	days := make([]*day, len(kinds))
@@ -199,8 +199,8 @@ func playDay(t *testing.T, kind cluster.Kind) *day {
 		t.Fatal(ctx.Err())
 	}
 
-	// Leadership moves; the new leader's process stands still for longer than
-	// two heartbeats and less than an election.
+	// Leadership moves; the new leader's process is paused for longer than two heartbeats and less
+	// than an election.
 	var followers []*cluster.Member
 	must(eventually(ctx, func() error {
 		lead = leaderOf(ctx, t, c, all)

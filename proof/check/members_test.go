@@ -288,7 +288,7 @@ func TestOneSnapshotUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	writer := newClient(t, []string{leader.Endpoint()})
-	// write writes one key after the other, with four hands, until it is told to end.
+	// write writes one key after the other, in four goroutines, until it is stopped.
 	var written atomic.Int64
 	var unused int64 // each hand takes one number when it ends
 	write := func(pace time.Duration, end func(n int64) bool) {

@@ -14,7 +14,7 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// withPeerURLs starts nothing: it gives each member another peer URL.
+// withPeerURLs gives each member another peer URL. It starts nothing.
 func withPeerURLs(c *cluster.Cluster, url func(i int, m *cluster.Member) string) {
 	var replace []string
 	for i, m := range c.Members {

@@ -34,7 +34,7 @@ var built struct {
 func Main(m *testing.M) {
 	flag.Parse()
 	if !testing.Short() && flag.Lookup("test.list").Value.String() == "" {
-		build() // an error is told by the tests that need it
+		build() // the tests that need it report an error
 	}
 	os.Exit(m.Run())
 }

@@ -29,7 +29,7 @@ type alert struct {
 	name, severity, holds string
 	measures              string // must return series
 	fires                 string // the rest of the expression
-	slow                  bool   // tells of the machine's speed, which a test cannot promise
+	slow                  bool   // depends on the machine's speed, which a test cannot promise
 }
 
 const failed = `grpc_server_handled_total{job=~".*etcd.*", grpc_code=~"Unknown|FailedPrecondition|ResourceExhausted|Internal|Unavailable|DataLoss|DeadlineExceeded"}[5m]`
@@ -376,7 +376,7 @@ func TestPrometheusAlerts(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	// One that missed scrapes have made fire does not go on.
+	// One that fired because of missed scrapes does not stay.
 	if err := eventually(ctx, func() error {
 		have, err := p.firing(ctx)
 		if err != nil {

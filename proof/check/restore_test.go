@@ -243,7 +243,7 @@ func sameStatus(t *testing.T, etcdutl, file string) {
 	}
 }
 
-// TestRestoreBumped: --bump-revision goes beyond what clients have seen, and they are told so.
+// TestRestoreBumped: --bump-revision goes beyond what clients have seen, and they learn it.
 func TestRestoreBumped(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -551,8 +551,8 @@ func (g *generator) hashKV() step {
 	return unary("HashKV", req, (*side).hashKV)
 }
 
-// nextTTL gives TTLs that lie far apart: the list of leases is ordered by
-// expiry, and no clock shall decide between two of them.
+// nextTTL returns TTLs that are far apart: the list of leases is ordered by expiry, and no clock
+// should decide between two of them.
 func (g *generator) nextTTL() int64 {
 	g.nLeases++
 	return 5000 + 200*g.nLeases
@@ -633,8 +633,8 @@ func sortBytes(keys [][]byte) {
 	}
 }
 
-// expirySteps lets a lease with keys run out and goes on when both sides have
-// deleted the keys, in one revision.
+// expirySteps lets a lease with keys expire and continues when both sides have deleted the keys, in
+// one revision.
 func (g *generator) expirySteps() []step {
 	g.expiries++
 	id := 700_000 + int64(g.expiries)

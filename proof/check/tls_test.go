@@ -66,7 +66,7 @@ func (i *issuer) client(name string) *tls.Config {
 	return cfg
 }
 
-// etcdctl runs the real etcdctl and gives what it says, ports taken out.
+// etcdctl runs the real etcdctl and returns its output without port numbers.
 func etcdctl(t *testing.T, m *cluster.Member, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -384,8 +384,8 @@ func callWith(t *testing.T, m *cluster.Member, cfg *tls.Config) error {
 	return err
 }
 
-// Three members that show each other certificates, as etcd's do; the peer port
-// refuses who has none, or the wrong one, in etcd's words.
+// Three members present certificates to each other, as etcd's do; the peer port refuses clients
+// without one, or with the wrong one, with etcd's texts.
 func TestPeerTLS(t *testing.T) {
 	t.Parallel()
 	a, other := newIssuer(t, "check"), newIssuer(t, "stranger")
@@ -724,9 +724,9 @@ func TestNamelessCertificateAtGateway(t *testing.T) {
 	}
 }
 
-// Connections that never finish the handshake, or never begin it, and floods of
-// HTTP on the TLS port do not keep anybody else from calling: new clients come
-// in, a watch goes on, a lease stays alive.
+// Connections that never finish the handshake, or never begin it, and floods of HTTP on the TLS
+// port do not keep anybody else from calling: new clients get in, a watch continues, a lease stays
+// alive.
 func TestIdleHandshakesAndFloods(t *testing.T) {
 	t.Parallel()
 	a := newIssuer(t, "check")
@@ -760,7 +760,7 @@ func TestIdleHandshakesAndFloods(t *testing.T) {
 	if _, err := watch.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	// lives does once all that must go on.
+	// lives does everything once that must still work.
 	lives := func(when string) {
 		t.Helper()
 		if _, err := kv.Put(ctx, &pb.PutRequest{Key: []byte("live"), Value: []byte(when)}); err != nil {
@@ -832,7 +832,7 @@ func TestIdleHandshakesAndFloods(t *testing.T) {
 	for i := range 8 {
 		before := requests.Load()
 		lives(fmt.Sprintf("a flood of HTTP, turn %d", i))
-		if err := eventually(ctx, func() error { // the flood is one, and goes on
+		if err := eventually(ctx, func() error { // the flood is running, and continues
 			if requests.Load() < before+50 {
 				return fmt.Errorf("%d requests", requests.Load())
 			}
@@ -862,7 +862,7 @@ func clientHello(t *testing.T, cfg *tls.Config) []byte {
 	return buf[:n]
 }
 
-// TestCtlSaysWhatIsWrongWithTLS: a failed call tells of the handshake, and only of endpoints that
+// TestCtlSaysWhatIsWrongWithTLS: a failed call reports the handshake, and only endpoints that
 // failed.
 func TestCtlSaysWhatIsWrongWithTLS(t *testing.T) {
 	onlyBelay(t)

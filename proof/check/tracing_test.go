@@ -129,7 +129,7 @@ func TestTracingLikeEtcd(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		// The end of the keep-alive stream is told last.
+		// The end of the keep-alive stream is reported last.
 		s, deadline := collectors[i], time.After(30*time.Second)
 		for done := false; !done; {
 			s.mu.Lock()

@@ -96,7 +96,7 @@ func withoutClientVariables() (env []string) {
 	return env
 }
 
-// tryLines are the commands that a program told to try: lines of a shell.
+// tryLines are the commands that a program suggests: lines of a shell.
 func tryLines(text string) (exports, commands []string) {
 	for line := range strings.Lines(text) {
 		line = strings.TrimRight(line, "\n")
@@ -106,7 +106,7 @@ func tryLines(text string) (exports, commands []string) {
 		switch {
 		case inLog:
 			commands = append(commands, command)
-		case trimmed == line: // not one that stands apart
+		case trimmed == line: // not a line of its own
 		case strings.HasPrefix(trimmed, "export "):
 			exports = append(exports, trimmed)
 		case strings.Contains(trimmed, " ctl "):
@@ -116,8 +116,8 @@ func tryLines(text string) (exports, commands []string) {
 	return exports, commands
 }
 
-// Each command that belay dev and its members tell people to try works when it is pasted: with the
-// variables that dev tells to export, with and without certificates.
+// Each command that belay dev and its members suggest works when pasted: with the variables that
+// dev says to export, with and without certificates.
 func TestTryLines(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "with a space")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -155,7 +155,7 @@ func TestTryLines(t *testing.T) {
 			}
 			run(append(exports, commands...)...)
 			for _, command := range commands {
-				if strings.HasPrefix(command, "ETCDCTL_") { // a member's, which stands alone
+				if strings.HasPrefix(command, "ETCDCTL_") { // a member's, which is a line of its own
 					run(command)
 				}
 			}

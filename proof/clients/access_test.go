@@ -38,7 +38,8 @@ type entry struct {
 
 func (e entry) String() string { return fmt.Sprintf("%d %s", e.size, e.in.name) }
 
-// entries are the clusters that each client is run against: the secured ones when all is asked for.
+// entries are the clusters that each client is run against; the secured ones only with
+// BELAY_CLIENTS=all.
 func entries() []entry {
 	list := []entry{{1, plain}, {3, plain}}
 	if all() {
@@ -155,7 +156,7 @@ func (d *door) dial(endpoints ...string) (*clientv3.Client, error) {
 		DialKeepAliveTime: time.Second, DialKeepAliveTimeout: time.Second, Logger: zap.NewNop()})
 }
 
-// flags are etcdctl's; "dest-" gives those of make-mirror's destination.
+// flags are etcdctl's; with prefix "dest-" those of make-mirror's destination.
 func (d *door) flags(prefix string) (flags []string) {
 	if d.ca != nil {
 		flags = append(flags, "--"+prefix+"cacert="+d.ca.CA(), "--"+prefix+"cert="+d.ca.Cert("client"), "--"+prefix+"key="+d.ca.Key("client"))

@@ -120,7 +120,7 @@ func both(a, b func()) {
 	wg.Wait()
 }
 
-// TestBelayCtlSideBySide does so with belay's own client, by the name etcdctl.
+// TestBelayCtlSideBySide does the same with belay's own client, under the name etcdctl.
 func TestBelayCtlSideBySide(t *testing.T) {
 	wantAll(t)
 	ours := filepath.Join(t.TempDir(), "etcdctl")
@@ -267,7 +267,7 @@ func (s *session) play(program, line string) string {
 	cmd.Dir = s.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // so that all of the line can be ended, and there is no terminal to ask for passwords
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	// as gives a variable that is etcdctl with a cluster's flags, those that keep wants.
+	// as defines a variable that is etcdctl with those of a cluster's flags that keep accepts.
 	as := func(name string, d *door, keep func(flag string) bool, endpoints ...string) {
 		var flags []string
 		for _, f := range d.flags("") {

@@ -19,7 +19,7 @@ const kubernetesStorage = "k8s.io/apiserver/pkg/storage/"
 // slowInKubernetes are tests of the etcd3 storage that wait for clocks; they run with all.
 const slowInKubernetes = `^TestWatchChanSync|^TestWatchWithShardSelector$|^TestCreateWithTTL$|^TestGuaranteedUpdateWithTTL$|^TestWatch$/^(WatchDispatchBookmarkEvents|RangeStream=false|WatchFromZero|DelayedWatchDelivery)$`
 
-// serverEnv tells the stand-in for an embedded etcd what to start.
+// serverEnv is the environment that says what package embed starts.
 func serverEnv(t testing.TB, kind cluster.Kind, size int) []string {
 	program := binary(t, kind)
 	if kind == cluster.Belay {
@@ -54,9 +54,9 @@ func TestKubernetesOwnTests(t *testing.T) {
 }
 
 // TestKubernetesObjects takes some thousands of objects through their life in the storage layer,
-// and wants Belay's transcript equal to etcd's: versions, pages and their tokens, events, errors.
-// It tells what each step took, and the servers' CPU time; with all, the servers wait for their
-// disks and there is an etcd of three, too.
+// and requires that Belay's transcript equals etcd's: versions, pages and their tokens, events,
+// errors. It logs the time of each step and the servers' CPU time; with BELAY_CLIENTS=all the
+// servers wait for their disks and there is also an etcd of three.
 func TestKubernetesObjects(t *testing.T) {
 	wantTime(t)
 	t.Parallel() // much of it is waiting

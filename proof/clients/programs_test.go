@@ -16,7 +16,7 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// all reports whether the long part is asked for, too.
+// all reports whether the long part is to run, too.
 func all() bool { return os.Getenv("BELAY_CLIENTS") == "all" }
 
 // wantAll skips a test that only `make clients` runs.
@@ -27,7 +27,7 @@ func wantAll(t testing.TB) {
 	}
 }
 
-// wantTime skips a test that starts many processes when short ones are asked for.
+// wantTime skips a test that starts many processes in short mode.
 func wantTime(t testing.TB) {
 	t.Helper()
 	if testing.Short() {

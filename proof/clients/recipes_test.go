@@ -626,8 +626,8 @@ func mirrored(s *stage) error {
 	return nil
 }
 
-// naming resolves a service that is registered in the cluster; the members
-// themselves stand for the service's endpoints.
+// naming resolves a service that is registered in the cluster; the members themselves serve as the
+// service's endpoints.
 func naming(s *stage) error {
 	manager, err := endpoints.NewManager(s.clients[0], "failover/naming/service")
 	if err != nil {

@@ -249,10 +249,10 @@ func (f *fuzz) alive() {
 	f.quietLogs()
 }
 
-// inside is what no answer and no log line tells: the program's own inside.
+// inside matches internals of the program, which no answer and no log line may contain.
 var inside = regexp.MustCompile(`(?i)runtime error|goroutine \d|\bpanic|nil pointer|invalid memory|index out of range|slice bounds|interface conversion|\.go:\d+|%!|reflect\.|unsafe pointer|0xc[0-9a-f]{9}`)
 
-// grave is what a log tells when a member ended, or nearly.
+// grave matches log lines of a member that ended, or nearly.
 var grave = regexp.MustCompile(`^panic|^goroutine \d|^fatal error|runtime error|"level":"(panic|fatal|dpanic)"|recovered from`)
 
 func (f *fuzz) quietLogs() {
@@ -686,7 +686,7 @@ func (f *fuzz) rest(ctx context.Context) {
 	}
 }
 
-// dump ends a member so that it says what its goroutines do.
+// dump ends a member so that it prints its goroutines.
 func (f *fuzz) dump(m *member) {
 	from := int64(0)
 	if st, err := os.Stat(m.LogPath); err == nil {
@@ -702,7 +702,7 @@ func (f *fuzz) dump(m *member) {
 	}
 }
 
-// same waits until the members' contents are the same, and tells what they are.
+// same waits until the members' contents are equal, and fails if they stay different.
 func (f *fuzz) same(ctx context.Context, when string) {
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()

@@ -131,8 +131,8 @@ func (g *generator) integer() int64 {
 	return pick(g, int64(0), 0, 1, 1, 2, 3, 5, -1)
 }
 
-// invalidMark stands in a text for bytes that are no UTF-8, which no encoder
-// would write; damage puts them in.
+// invalidMark is a placeholder for bytes that are not UTF-8, which no encoder would write; damage
+// inserts them.
 const (
 	invalidMark  = "\x7fUTF\x7f"
 	invalidBytes = "\xff\xfe\xed\xa0\x80"
@@ -389,7 +389,8 @@ func (g *generator) json(m method, privileged bool) []byte {
 			}
 		}
 		b = bytes.ReplaceAll(b, []byte(invalidMark), []byte(invalidBytes))
-		// Some broken texts are right for the member's decoder: judged is what ours makes of it.
+		// Some broken texts are valid for the member's decoder: judge by what our decoder makes of
+		// it.
 		msg = newMessage(m.desc.Input())
 		_ = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, msg)
 		if !privileged || !obeyed(g.known, msg) {

@@ -77,7 +77,8 @@ type version struct {
 	value string
 }
 
-// judge compares what clients were told with the oracle. No goroutine of the world runs any more.
+// judge compares the clients' answers with the oracle. REQUIRES: no goroutine of the world runs any
+// more.
 func (w *world) judge() {
 	o := &w.oracle
 	versions := map[string][]version{}
@@ -246,8 +247,8 @@ func (w *world) judgePrevious(n int, x *watcher, got seenEvent, e event, vs []ve
 	}
 }
 
-// The registers once more, by porcupine, which is told no revisions. Of
-// operations without an answer it is told only whether they took effect.
+// The registers once more, by porcupine, which does not get the revisions. For operations without
+// an answer it learns only whether they took effect.
 
 type registerOp struct {
 	kind     opKind

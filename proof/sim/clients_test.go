@@ -289,7 +289,7 @@ type watcher struct {
 	start    int64
 	next     int64 // first revision it has not seen
 	events   []seenEvent
-	gaps     [][2]int64 // revisions [from, to) lost to a compaction, as it was told
+	gaps     [][2]int64 // revisions [from, to) lost to a compaction, by its answer
 }
 
 type seenEvent struct {
@@ -350,7 +350,7 @@ func (w *world) watchAt(r *rand.Rand, x *watcher, l *life, last func() int64) {
 		case <-s.Ready():
 		case <-tick.C:
 			if to := last(); to > 0 && x.next <= to {
-				s.Progress() // told once all up to the current revision is here
+				s.Progress() // answered once everything up to the current revision has arrived
 			} else if to > 0 {
 				return
 			}

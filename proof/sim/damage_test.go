@@ -22,8 +22,8 @@ import (
 // or settle. What it may not do is serve, acknowledge or vote by what is wrong; for that everything
 // else that is checked is there.
 //
-// Not damaged is what cannot be told from a write that a crash interrupted: the last group of the
-// raft log, and its last segment as a whole (raftlog, "Torn or damaged?").
+// It does not damage what looks like a write that a crash interrupted: the last group of the raft
+// log, and its last segment as a whole (raftlog, "Torn or damaged?").
 
 // damage flips a byte of a file of the log or of the store, or loses the file.
 func damage(mem *vfs.MemFS, r *rand.Rand) (what string, err error) {
@@ -180,8 +180,8 @@ func (m *member) hasRefused() bool {
 	return m.refuses
 }
 
-// replaceDamaged removes members that have stopped because of damage, as their
-// operator would. It says whether there was one.
+// replaceDamaged removes members that have stopped because of damage, as their operator would. It
+// reports whether there was one.
 func (w *world) replaceDamaged(ctx context.Context, l *life) bool {
 	for _, x := range l.machine.Members() {
 		if m := w.member(x.ID); m == nil || !m.hasRefused() {

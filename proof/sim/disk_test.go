@@ -72,7 +72,7 @@ func (g *gate) pass() {
 }
 
 // disk is the disk of one life of a member: what a crash leaves of it becomes the disk of the next,
-// while the process that crashed goes on writing to this one, where nobody sees it.
+// while the process that crashed keeps writing to this one, where nobody sees it.
 type disk struct {
 	mem *vfs.MemFS
 	fs  vfs.FS

@@ -7,8 +7,7 @@ import (
 	"unsafe"
 )
 
-// localFlags are what one member is told by its flags. Whatever they are, the
-// replicated state must not depend on them.
+// localFlags are the flags of one member. The replicated state must not depend on them.
 type localFlags struct {
 	electionTicks   int
 	preVote         bool
@@ -88,16 +87,15 @@ func (l *life) judgeMemory() {
 	}
 }
 
-// outside is a time with a reading of the clock that goes on evenly, which those of
-// a bubble have not.
+// outside is a time with a monotonic clock reading, which those of a bubble lack.
 var outside = time.Now()
 
-// dates is the clock of a member: it goes on evenly, while the date that it shows
-// jumps, as when somebody sets it.
+// dates is the clock of a member: its monotonic reading runs evenly, while its wall clock jumps, as
+// when somebody sets it.
 func (w *world) dates(id uint64) func() time.Time {
 	mutated := func(t time.Time) time.Time {
 		if w.o.mutation == dateClock {
-			return t.Round(0) // without what goes on evenly
+			return t.Round(0) // without the monotonic reading
 		}
 		return t
 	}
@@ -117,10 +115,10 @@ func (w *world) dates(id uint64) func() time.Time {
 	}
 }
 
-// withDate is t with a date that is seconds later, and the same reading of the
-// clock that goes on evenly. Package time has no way to say that; TestWithDate
-// holds what is assumed of its insides: the bits above the 30 lowest of the first
-// word count the seconds of the date while there is such a reading.
+// withDate is t with a wall clock that is seconds later, and the same monotonic reading. Package
+// time has no function for that; TestWithDate checks what is assumed about its internals: the bits
+// above the 30 lowest of the first word count the seconds of the wall clock while there is a
+// monotonic reading.
 func withDate(t time.Time, seconds int64) time.Time {
 	*(*uint64)(unsafe.Pointer(&t)) += uint64(seconds) << 30
 	return t

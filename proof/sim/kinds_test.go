@@ -27,7 +27,7 @@ const (
 	power   kind = "power"   // all members lose power at once
 	small   kind = "small"   // one to three voters
 	users   kind = "users"   // clients are users, whose rights change
-	wedged  kind = "wedged"  // what applies entries stands still, as the store's write stall has it
+	wedged  kind = "wedged"  // the applier hangs, as in a write stall of the store
 )
 
 const plain = "plain"
@@ -108,7 +108,7 @@ const (
 	memory       finding = "memory"           // a member holds more than its bounds
 	lostLeader   finding = "election"         // a leader was lost although nothing asked for that
 	gap          finding = "gap"              // a member applied revisions out of order
-	ghostWrite   finding = "ghost-write"      // what was told not to have been written was
+	ghostWrite   finding = "ghost-write"      // a write that was reported as not written exists
 	hangs        finding = "hangs"            // a run that does not come to an end in real time; no mutation may count on it
 	lateExpiry   finding = "late-expiry"      // a lease that nobody renews does not end
 	loopDelay    finding = "loop-delay"       // the raft loop stood still
@@ -138,8 +138,8 @@ func (v violation) String() string {
 	return fmt.Sprintf("%.3fs: [%s] %s", v.at.Seconds(), v.what, v.text)
 }
 
-// findingsIn are the findings that a run's output tells of: those of the seed
-// that failed, or that the process did not end as it should.
+// findingsIn are the findings in a run's output: those of the seed that failed, or that the process
+// did not end as it should.
 func findingsIn(out string) []finding {
 	seen := map[finding]bool{}
 	failed := false

@@ -483,7 +483,7 @@ func (l *life) Notify(rev int64, events []*mvccpb.Event) {
 	l.hub.Notify(rev, events)
 }
 
-// gatedMachine stands still while the member is paused.
+// gatedMachine blocks while the member is paused.
 type gatedMachine struct{ l *life }
 
 func (g gatedMachine) Apply(entries []command.Entry) []command.Result {
@@ -492,8 +492,8 @@ func (g gatedMachine) Apply(entries []command.Entry) []command.Result {
 	if !g.l.w.kinds[users] {
 		return g.l.machine.Apply(entries)
 	}
-	// A process that has crashed may go on: with one voter, what its disk was about to write is
-	// committed then, and nobody will ever see it.
+	// A process that has crashed may keep running: with one voter, what its disk was about to write
+	// is then committed, and nobody will ever see it.
 	if !g.l.dead.Load() {
 		g.l.w.rights.expect(entries)
 	}
@@ -616,7 +616,7 @@ func (p otherMembers) pass(ctx context.Context, id uint64) error {
 	return ctx.Err()
 }
 
-// reach is pass, and gives the life of id that is to answer.
+// reach is pass, and returns the life of id that is to answer.
 func (p otherMembers) reach(ctx context.Context, id uint64) (*life, error) {
 	if err := p.pass(ctx, id); err != nil {
 		return nil, err

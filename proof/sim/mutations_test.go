@@ -22,7 +22,7 @@ const (
 	keepTail    mutation = "keep-tail"    // the restart rule looks at the index alone, not at the term
 	noBarrier   mutation = "no-barrier"   // linearizable reads do without their barrier
 	earlyRevoke mutation = "early-expiry" // lease tables run a clock that is twice as fast
-	loseEvent   mutation = "lose-event"   // one event in 200 is not told to the watch hub
+	loseEvent   mutation = "lose-event"   // one event in 200 does not reach the watch hub
 	earlyCount  mutation = "early-count"  // an early answer counts what is not durable
 	loopWaits   mutation = "loop-waits"   // the raft loop waits for the log's disk
 	hoard       mutation = "hoard"        // the log keeps everything in memory

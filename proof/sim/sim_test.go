@@ -57,13 +57,13 @@ func run(t *testing.T, o options) outcome {
 	return outcome{ks, w.found, w.lines, w.counts, virtual}
 }
 
-// afterViolation is how long a run may go on in real time after the first violation.
+// afterViolation is how long a run may continue in real time after the first violation.
 const afterViolation = 15 * time.Second
 
-// watchdog ends the process where a run does not come to an end in real time. Where time stands
-// still somebody waits for a mutex that is held across a wait for the disk or for time to pass,
-// which synctest cannot skip: a finding, too. Members that have been found to differ may send each
-// other all that they have for ever, which costs minutes and shows nothing more.
+// watchdog ends the process if a run does not end in real time. If virtual time stops, a goroutine
+// waits for a mutex that is held across a wait for the disk or for time to pass, which synctest
+// cannot skip: a finding, too. Members that were found to differ may send each other everything for
+// ever, which costs minutes and shows nothing more.
 func watchdog(o options, beat *atomic.Int64, found *atomic.Pointer[string], done chan struct{}) {
 	last, since, begin := int64(-1), time.Now(), time.Now()
 	var failed time.Time

@@ -15,10 +15,9 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// In a world with users each client writes as one, who may write the registers as
-// long as she has the role writer. A warden gives it and takes it away. Who may
-// what follows from the entries alone: rights judges each as it is applied, by
-// any member, and every member must have judged alike.
+// In a world with users each client writes as a user who may write the registers while having the
+// role writer, which a warden grants and revokes. The rights follow from the entries alone: rights
+// judges each entry as it is applied, by any member, and every member must have judged alike.
 
 const writerRole = "writer"
 

@@ -51,7 +51,7 @@ func idOf(value []byte) string {
 	return id
 }
 
-// rest tells long values with the same head apart.
+// rest distinguishes long values with the same head.
 func rest(value []byte) string {
 	if len(value) <= 40 {
 		return ""

@@ -21,7 +21,7 @@ import (
 // options of one run.
 type options struct {
 	seed     uint64
-	duration time.Duration // how long faults and clients go on
+	duration time.Duration // how long faults and clients run
 	mutation mutation
 	kinds    string // as -sim.kind has them
 	trace    bool   // keep every line of the members' logs, and print them

@@ -1,9 +1,9 @@
-// Package surface holds the pages in docs to the code: docs/compatibility.md says of
-// each part of etcd's surface whether it works here. What can be asked of the
-// code is asked, so that the tables cannot rot.
+// Package surface checks the pages in docs against the code: docs/compatibility.md says for each
+// part of etcd's surface whether it works here. Whatever the code can answer is checked, so that
+// the tables cannot become outdated.
 //
-// A table is checked if its second column is called "state". A row is about
-// the names in backticks in its first column.
+// A table is checked if its second column is called "state". A row covers the names in backticks in
+// its first column.
 package surface
 
 import (
@@ -498,7 +498,7 @@ func startMember(t *testing.T) member {
 	}
 }
 
-// source is the code of this module, but for tests and what stands beside the house.
+// source is the code of this module, except tests and the packages beside the house.
 type source struct {
 	texts       map[string]bool // string literals, joined where they are added
 	identifiers map[string]bool

@@ -38,8 +38,8 @@ type subject struct {
 	dir  string
 }
 
-// A probe asks for what a row promises, and gives an error when the answer is another. Probes whose
-// name begins with "no-" look for what is said to be missing: an error says that it is there now.
+// A probe checks what a row promises, and returns an error if it is not so. Probes whose name
+// begins with "no-" look for what is said to be missing: an error means that it exists now.
 type probe func(s *subject) error
 
 func want(what string, have, want any) error {

@@ -1,9 +1,9 @@
 // Package kubernetes runs the storage layer of Kubernetes' API server, the
 // packages below k8s.io/apiserver/pkg/storage, against a server of one's choice.
 //
-// Two things are run here. The packages' own tests, unchanged: they ask
-// etcd3/testserver for an embedded etcd, and the replacement in go.mod gives
-// them a stand-in that starts processes (see ../etcdserver/embed):
+// Two things are run here. The packages' own tests, unchanged: they ask etcd3/testserver for an
+// embedded etcd, and a replacement in go.mod gives them one that starts processes (see
+// ../etcdserver/embed):
 //
 //	BELAY_CLIENTS_SERVER="/path/to/belay server" go test k8s.io/apiserver/pkg/storage/etcd3
 //

@@ -35,11 +35,11 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// TestObjects drives one store through the life of BELAY_CLIENTS_OBJECTS (2000) objects. All that
-// does not depend on time is written, a line each, to the file BELAY_CLIENTS_TRANSCRIPT: resource
-// versions, continue tokens, counts, events, texts of errors. Two servers are alike if their files
-// are equal. The log says how long each step took. The servers wait for their disks only with
-// BELAY_CLIENTS_FSYNC.
+// TestObjects drives one store through the life of BELAY_CLIENTS_OBJECTS (2000) objects. Everything
+// that does not depend on time is written, a line each, to the file BELAY_CLIENTS_TRANSCRIPT:
+// resource versions, continue tokens, counts, events, texts of errors. Two servers are alike if
+// their files are equal. The log says how long each step took. The servers wait for their disks
+// only with BELAY_CLIENTS_FSYNC.
 func TestObjects(t *testing.T) {
 	if os.Getenv("BELAY_CLIENTS_SERVER") == "" {
 		t.Skip("BELAY_CLIENTS_SERVER does not name a server to start")
@@ -397,7 +397,7 @@ func (r *run) next(w watch.Interface) (*example.Pod, watch.EventType) {
 	}
 }
 
-// progress waits for bookmarks on a quiet prefix: by the clock, and asked for.
+// progress waits for bookmarks on a quiet prefix: periodic ones, and requested ones.
 func (r *run) progress() {
 	for _, asked := range []bool{false, true} {
 		_, err := r.client.Put(r.ctx, "/registry/elsewhere", "x")

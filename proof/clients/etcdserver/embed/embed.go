@@ -29,7 +29,7 @@ const startTimeout = 60 * time.Second
 type Config struct {
 	Name                string
 	Dir                 string // data directory
-	InitialCluster      string // not looked at: StartEtcd knows its members
+	InitialCluster      string // ignored: StartEtcd knows its members
 	ListenPeerUrls      []url.URL
 	ListenClientUrls    []url.URL
 	AdvertisePeerUrls   []url.URL
@@ -108,7 +108,7 @@ func (s *Server) Cluster() *Cluster {
 // ClientURLs returns the members' client addresses.
 func (c *Cluster) ClientURLs() []string { return c.urls }
 
-// Err tells of a member that ended by itself; Close closes it.
+// Err reports a member that ended by itself; Close closes it.
 func (e *Etcd) Err() <-chan error { return e.errs }
 
 // Close kills all members and waits until they are gone.
@@ -140,7 +140,7 @@ func (e *Etcd) tellUsage() {
 	}
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		return // who wants to know sees that nothing is there
+		return // a caller sees that nothing is there
 	}
 	defer f.Close()
 	fmt.Fprintf(f, "%.2f\n", took.Seconds())
