@@ -27,13 +27,13 @@ type Versions struct {
 	Belay   string `json:"belay,omitempty"` // empty: not one of ours
 }
 
-// ErrNoCompactionHash answers a peer that asks for the hash of a compaction
-// that this process has not done, or does not remember.
+// ErrNoCompactionHash answers a peer that asks for the hash of a compaction that this process has
+// not done, or no longer keeps.
 var ErrNoCompactionHash = errors.New("no hash of a compaction of this revision is kept")
 
 var errNoWay = errors.New("server: no way to other members")
 
-// Members is what a member knows of the others, and how it reaches them.
+// Members is what a member knows about the others, and how it reaches them.
 type Members struct {
 	MemberID, ClusterID uint64
 	All                 func() []*command.Member // this one included
@@ -51,7 +51,8 @@ func (m *Members) others() (members []*command.Member) {
 	return members
 }
 
-// versions asks every other member for its versions, all at once; who does not answer has nil.
+// versions asks all other members for their versions at the same time; those that do not answer
+// have nil.
 func (m *Members) versions(ctx context.Context) map[uint64]*Versions {
 	var (
 		wg    sync.WaitGroup
@@ -105,7 +106,8 @@ func (m *Members) versionAt(ctx context.Context, peerURL string) (*Versions, err
 	return &v, nil
 }
 
-// hashes asks all other members for the hash of a revision, all at once; of says which kind.
+// hashes asks all other members for the hash of a revision at the same time; of is the kind of
+// hash.
 func (m *Members) hashes(ctx context.Context, rev int64, of string, patience time.Duration) []peerHash {
 	members := m.others()
 	answers := make([]peerHash, len(members))
@@ -121,7 +123,7 @@ func (m *Members) hashes(ctx context.Context, rev int64, of string, patience tim
 				if a.err == nil {
 					return
 				}
-				// That a member did not keep a compaction's hash, or that it is behind, is no failure of asking.
+				// A member that did not keep a compaction's hash, or that is behind, is no failure.
 				say := m.Logger.Warn
 				if of == peers.HashOfCompaction {
 					say = m.Logger.Debug

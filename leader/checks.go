@@ -13,18 +13,18 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
-// CorruptionChecks says how often the leader checks. A check whose interval is 0 is not made.
+// CorruptionChecks says how often the leader checks. An interval of 0 disables a check.
 type CorruptionChecks struct {
 	Interval           time.Duration // of the periodic check
 	CompactionInterval time.Duration // of the compaction check
 }
 
-// Data is the history of this member; Corruption reads it at leisure.
+// Data is the history of this member, which Corruption reads.
 type Data interface {
 	// Hash covers the newest revision.
 	Hash(ctx context.Context) (hash uint32, compactRev, rev int64, err error)
 	Position() (rev, compactRev int64)
-	// CompactionHashes are those that are kept, the oldest first.
+	// CompactionHashes are the kept hashes, oldest first.
 	CompactionHashes() []mvcc.CompactionHash
 }
 
@@ -32,29 +32,29 @@ type Data interface {
 type CorruptionConfig struct {
 	MemberID uint64
 	Checks   CorruptionChecks
-	Timeout  time.Duration // of one question to a member, on top of what its hash may take
+	Timeout  time.Duration // of one request to a member, in addition to the time for its hash
 	Raft     Raft
 	Data     Data
 	Members  *Members
-	Raise    func(id uint64)             // raises the CORRUPT alarm, without waiting; 0: nobody knows who
+	Raise    func(id uint64)             // raises the CORRUPT alarm, without waiting; 0: for no known member
 	Outcome  func(check, outcome string) // counts
 	Logger   *zap.Logger
 }
 
-// Corruption is the three checks. Not more than one of them runs at a time: Initial ends before
-// Run begins.
+// Corruption makes the three checks. At most one of them runs at a time: Initial ends before Run
+// begins.
 type Corruption struct {
 	cfg    CorruptionConfig
 	others asker
 
 	checkedRev int64 // newest compaction whose hash all members were seen to share
 
-	// What the last compaction check could not compare, and what this one
-	// cannot: it is said once, not each minute that a member is down.
+	// What the last compaction check could not compare, and what this one cannot: it is logged
+	// once, not every minute that a member is down.
 	said, saying map[string]bool
 }
 
-// asker is how the others' hashes are got; *Members is one, a test's another.
+// asker gets the others' hashes; *Members is one, tests have another.
 type asker interface {
 	hashes(ctx context.Context, rev int64, of string, patience time.Duration) []peerHash
 	others() []*command.Member
@@ -71,8 +71,8 @@ const (
 	checkCompaction = "compaction"
 )
 
-// patience is how long a peer may take for a hash that took this member so
-// long: the timeout alone would never do for large data.
+// patience is how long a peer may take for a hash that took this member `own`: the timeout alone
+// would be too short for large data.
 func (c *Corruption) patience(own time.Duration) time.Duration { return c.cfg.Timeout + 4*own }
 
 func (c *Corruption) hash(ctx context.Context) (covered, error) {
@@ -80,8 +80,8 @@ func (c *Corruption) hash(ctx context.Context) (covered, error) {
 	return covered{rev, compactRev, hash}, err
 }
 
-// Initial compares this member's data with its peers' before it serves. It may run once the
-// peers' addresses are known; an error says that this member must not serve.
+// Initial compares this member's data with its peers' before it serves. It may run once the peers'
+// addresses are known; an error means that this member must not serve.
 func (c *Corruption) Initial(ctx context.Context) error {
 	err := c.initial(ctx)
 	if err != nil {
@@ -140,12 +140,12 @@ func (c *Corruption) Run(ctx context.Context) {
 	}
 }
 
-// periodic compares the newest revision of all members. REQUIRES: this member
-// leads, or little is found out.
+// periodic compares the newest revision of all members. REQUIRES: this member leads, or the result
+// is of little use.
 func (c *Corruption) periodic(ctx context.Context) error {
 	v, err := c.compareNewest(ctx)
 	if err == nil && len(v.culprits) > 0 {
-		// Once more: only what stays is worth stopping the cluster for.
+		// Once more: only a lasting difference is worth stopping the cluster for.
 		v, err = c.compareNewest(ctx)
 	}
 	if err != nil {
@@ -157,7 +157,7 @@ func (c *Corruption) periodic(ctx context.Context) error {
 	return nil
 }
 
-// compareNewest looks at the newest revision once.
+// compareNewest compares the newest revision once.
 func (c *Corruption) compareNewest(ctx context.Context) (v verdict, err error) {
 	o := newest{local: c.cfg.MemberID}
 	start := time.Now()
@@ -165,8 +165,7 @@ func (c *Corruption) compareNewest(ctx context.Context) (v verdict, err error) {
 		return v, err
 	}
 	o.peers = c.others.hashes(ctx, o.first.rev, peers.HashOfState, c.patience(time.Since(start)))
-	// What a peer had applied when it answered is committed; after the barrier
-	// it is applied here.
+	// What a peer had applied when it answered is committed; after the barrier it is applied here.
 	bounded, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	err = c.cfg.Raft.ReadBarrier(bounded)
 	cancel()
@@ -216,7 +215,7 @@ func (c *Corruption) compaction(ctx context.Context) {
 	}
 }
 
-// announce says what was found and raises the alarms for it.
+// announce logs what was found and raises the alarms for it.
 func (c *Corruption) announce(v verdict) {
 	lines := slices.DeleteFunc(v.lines, func(l line) bool {
 		if l.once == "" {

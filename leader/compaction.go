@@ -7,16 +7,17 @@ import (
 	"go.uber.org/zap"
 )
 
-// AutoCompaction says by what the history is compacted automatically: the zero value by nothing.
+// AutoCompaction is the rule by which the history is compacted automatically; the zero value
+// disables it.
 type AutoCompaction struct {
-	// Period, if it is above 0, keeps the history of the last so long.
+	// Period, if above 0, is how much history to keep, by time.
 	Period time.Duration
-	// Retained, if it is above 0 and there is no Period, keeps the last so many revisions.
+	// Retained, if above 0 and without a Period, is how many revisions to keep.
 	Retained int64
 }
 
-// retentionInterval is how often compaction by revision looks; maxPeriodicInterval is the longest
-// that periodic compaction lets pass between two compactions.
+// retentionInterval is how often compaction by revision checks; maxPeriodicInterval is the longest
+// time between two periodic compactions.
 const (
 	retentionInterval   = 5 * time.Minute
 	maxPeriodicInterval = time.Hour
@@ -28,19 +29,19 @@ type CompactorConfig struct {
 	Auto     AutoCompaction
 	Leads    func() bool
 	Revision func() int64
-	// Compact compacts to a revision; to be compacted further already is no error.
+	// Compact compacts to a revision; it is no error if the history is compacted further already.
 	Compact func(ctx context.Context, rev int64) error
 	Logger  *zap.Logger
 }
 
-// Compactor compacts while this member leads; the others only take note of
-// revisions, to go on from where the leader was.
+// Compactor compacts while this member leads; followers only record revisions, to continue where
+// the leader was.
 type Compactor struct{ cfg CompactorConfig }
 
 // NewCompactor makes it.
 func NewCompactor(cfg CompactorConfig) *Compactor { return &Compactor{cfg} }
 
-// Run compacts until ctx ends; it returns at once if there is nothing to do ever.
+// Run compacts until ctx ends; it returns at once if auto compaction is disabled.
 func (c *Compactor) Run(ctx context.Context) {
 	s := newSchedule(c.cfg.Auto, time.Now(), c.cfg.Revision())
 	if s == nil {
@@ -73,23 +74,24 @@ func (c *Compactor) compact(ctx context.Context, s schedule, rev int64) {
 	s.done(time.Now(), rev)
 }
 
-// schedule decides when to compact, and to what. It is looked at once an interval.
+// schedule decides when to compact, and to which revision. look is called once per interval.
 type schedule interface {
 	interval() time.Duration
-	// look is told this member's revision, and says which revision to compact to, if it is time to.
+	// look gets this member's revision, and returns the revision to compact to, if it is time.
 	look(now time.Time, rev int64, leads bool) (to int64, due bool)
-	// done is told that it was compacted to a revision. Unless it is told so, the next look says the same again.
+	// done says that the compaction to a revision succeeded. Without it, the next look returns the
+	// same again.
 	done(now time.Time, rev int64)
 	words() compactionWords
 }
 
-// compactionWords are etcd's log lines about one way to compact, and how they have its setting.
+// compactionWords are etcd's log lines about one mode, with the field for its setting.
 type compactionWords struct {
 	starting, completed, failed string
 	setting                     zap.Field
 }
 
-// newSchedule begins with a revision; it is nil if nothing is compacted automatically.
+// newSchedule starts with a revision; it is nil if auto compaction is disabled.
 func newSchedule(auto AutoCompaction, now time.Time, rev int64) schedule {
 	switch {
 	case auto.Period > 0:
@@ -103,7 +105,7 @@ func newSchedule(auto AutoCompaction, now time.Time, rev int64) schedule {
 	return nil
 }
 
-// window remembers revisions over time: oldest is the one of a period ago.
+// window records revisions over time: oldest is the one of a period ago.
 type window struct {
 	revs []int64
 	size int
@@ -118,10 +120,9 @@ func (w *window) add(rev int64) {
 
 func (w *window) oldest() int64 { return w.revs[0] }
 
-// periodic samples the revision ten times in each span (the
-// period, or an hour if that is shorter), and from one period on compacts once
-// a span to the revision of a period ago. After a failure it tries again
-// with the next sample.
+// periodic samples the revision ten times in each span (the period, or an hour if that is shorter),
+// and from one period on compacts once a span to the revision of a period ago. After a failure it
+// retries with the next sample.
 type periodic struct {
 	period   time.Duration
 	revs     window

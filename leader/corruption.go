@@ -14,26 +14,25 @@ import (
 	"github.com/belaydb/belay/mvcc"
 )
 
-// Members apply the same entries, so their keys and histories are equal at
-// every revision. Three checks compare hashes of them, in etcd's way and words:
+// Members apply the same entries, so their keys and histories are equal at every revision. Three
+// checks compare hashes of them, with etcd's rules and texts:
 //
-//   - initial, before a member that has data serves: its own data with its
-//     peers'. On a mismatch it does not start, unless most members agree with
-//     it (etcd starts with none that differs from any);
+//   - initial, before a member that has data serves: its own data with its peers'. On a mismatch it
+//     does not start, unless the majority agrees with it (in etcd no member starts that differs
+//     from any other);
 //   - periodic, by the leader: the newest revision of all members. A pass over
 //     all keys on each member;
-//   - compaction, by the leader: the hashes that each member has kept of its
-//     last compactions. Nothing is read for it.
+//   - compaction, by the leader: the hashes that each member has kept of its last compactions. This
+//     reads no data.
 //
-// A mismatch raises the CORRUPT alarm for the members whose hash is not that of
-// most members; if no hash is that of most, for member 0, which means that
-// nobody knows. (etcd's periodic check blames the follower always; here both
-// checks have the rule of the compaction check.) The alarm stops writes, and
-// the reads that go through the log, until an operator disarms it.
+// A mismatch raises the CORRUPT alarm for the members whose hash differs from the majority's;
+// without a majority, for member 0, which means that nobody knows. (etcd's periodic check always
+// blames the follower; here both checks have the rule of the compaction check.) The alarm stops
+// writes, and the reads that go through the log, until an operator disarms it.
 //
-// A false alarm would stop a healthy cluster, so the periodic check alarms only
-// for what it finds twice, and hashes are compared only when both members say
-// that they cover the same: see peers.HeaderHashOf.
+// A false alarm would stop a healthy cluster, so the periodic check raises the alarm only for what
+// it finds twice, and hashes are compared only when both members say that they cover the same: see
+// peers.HeaderHashOf.
 //
 // This file compares; checks.go asks.
 
@@ -53,7 +52,7 @@ type peerHash struct {
 	err     error // in place of an answer
 }
 
-// What a check came to.
+// The outcome of a check.
 const (
 	outcomeEqual      = "equal"
 	outcomeMismatch   = "mismatch"
@@ -61,10 +60,10 @@ const (
 	outcomeFailed     = "failed"
 )
 
-// verdict is what a comparison came to.
+// verdict is the result of a comparison.
 type verdict struct {
 	outcome  string
-	culprits []uint64 // sorted, no id twice; 0: nobody knows who. Empty unless there is a mismatch
+	culprits []uint64 // sorted, without duplicates; 0: not known. Empty unless there is a mismatch
 	lines    []line
 	unfit    bool // of the initial check: this member must not serve
 }
@@ -124,8 +123,8 @@ func compareInitial(local uint64, own covered, peers []peerHash) (v verdict) {
 	return v
 }
 
-// whyNoHash is what the initial check says of a peer that cannot be compared; empty for who
-// could not be asked, which was said where it was tried.
+// whyNoHash is what the initial check logs about a peer that cannot be compared; empty for one that
+// could not be asked, which is logged already.
 func whyNoHash(err error) string {
 	switch {
 	case errors.Is(err, rpctypes.ErrFutureRev):
@@ -138,7 +137,7 @@ func whyNoHash(err error) string {
 	return ""
 }
 
-// newest is what the periodic check has seen of the newest revision.
+// newest is what the periodic check has seen at the newest revision.
 type newest struct {
 	local         uint64
 	first, second covered // this member's hash before the others were asked, and after
@@ -206,8 +205,8 @@ func compareNewest(o newest) (v verdict) {
 	return v
 }
 
-// minority names the members whose hash is not that of most of the cluster's
-// members: nobody if there is one hash, 0 if no hash is that of most.
+// minority names the members whose hash differs from that of the majority of the cluster's members:
+// nobody if there is only one hash, 0 if there is no majority.
 func minority(groups map[uint32][]uint64, members int) (ids []uint64) {
 	if len(groups) == 1 {
 		return nil
@@ -227,8 +226,8 @@ func minority(groups map[uint32][]uint64, members int) (ids []uint64) {
 	return ids
 }
 
-// compareCompaction compares the hash that this member has kept of a compaction with those of
-// its peers. Its lines about what could not be compared are said once each.
+// compareCompaction compares the hash that this member has kept of a compaction with those of its
+// peers. Its lines about what could not be compared are logged once each.
 func compareCompaction(local uint64, h mvcc.CompactionHash, peers []peerHash) (v verdict) {
 	groups := map[uint32][]uint64{h.Hash: {local}}
 	checked := 0

@@ -1,32 +1,32 @@
-// Package leader is what the leader of a cluster does by itself, with nobody asking: it revokes
-// leases that have expired, compacts the history, keeps the cluster's version, compares the
-// members' data, and raises and ends the alarms that stop writes.
+// Package leader is what the leader of a cluster does by itself: it revokes expired leases,
+// compacts the history, maintains the cluster's version, compares the members' data, and raises and
+// ends the alarms that stop writes.
 //
-// Every member runs all of it, and looks each time whether it leads: leadership moves, and what
-// a follower has noted meanwhile (revisions of the last hour, say) it goes on from. Two things a
-// member does for itself whether it leads or not: it compares its data before it serves
-// (Corruption.Initial), and it watches its own space (Space).
+// Every member runs all of it, and checks each time whether it leads: leadership moves, and a new
+// leader continues from what it recorded as a follower (for example the revisions of the last
+// hour). A member does two things for itself whether it leads or not: it compares its data before
+// it serves (Corruption.Initial), and it watches its own space (Space).
 //
 // # Deciders and loops
 //
-// Each task is two things. A decider is told what was observed and says what to do; it does no
-// I/O, starts no goroutine and asks no clock, and its scenarios in testdata are text. A loop
-// observes, asks the decider and does what it says. A loop knows the member that it runs on by a
-// small Config of its own: funcs and interfaces of what it needs, none of which may be nil unless
-// its comment says what nil means.
+// Each task has two parts. A decider gets observations and returns what to do; it does no I/O,
+// starts no goroutine and reads no clock, and its scenarios in testdata are text. A loop observes,
+// asks the decider and does what it returns. A loop knows its member through a small Config of its
+// own, with the funcs and interfaces that it needs; none may be nil unless its comment says what
+// nil means.
 //
-// What a decider wants said in the log it returns as lines, in etcd's words where etcd has them.
+// A decider returns its log lines, with etcd's texts where etcd has them.
 //
 // # What holds
 //
-//   - A leader that was stopped for a while still believes that it leads when it wakes. So what
-//     only the leader of a term may propose is bound to that term, and given up in any other.
-//   - Nothing here writes: it proposes. A proposal that fails is made again at the next look.
-//   - Data is called corrupt only where it was found different twice (Corruption).
+//   - A leader that was stopped for a while still believes that it leads when it resumes. So what
+//     only the leader of a term may propose is bound to that term, and dropped in any other.
+//   - Nothing here writes; it proposes. A failed proposal is repeated at the next check.
+//   - Data counts as corrupt only if it was found different twice (Corruption).
 //
 // # Goroutines
 //
-// Each Run is one goroutine, and owns its decider. Methods that others may call say so.
+// Each Run is one goroutine, and owns its decider. Methods that other goroutines may call say so.
 //
 // # Files
 //

@@ -14,11 +14,10 @@ import (
 	"github.com/belaydb/belay/replica"
 )
 
-// The leader's part in leases: it alone decides that one has expired, and says
-// so by an entry that revokes it; and it notes the remaining time of leases
-// that nobody renews, so that elections do not give these their full time
-// again and again (etcd has that behind a gate; here it is always on, and
-// costs no entry for a lease that its client keeps alive).
+// The leader's part in leases: only it decides that one has expired, by an entry that revokes it;
+// and it checkpoints the remaining time of leases that nobody renews, so that elections do not keep
+// giving these their full time (in etcd a feature gate; here always on, without an entry for a
+// lease that its client keeps alive).
 const (
 	expiryInterval     = 500 * time.Millisecond
 	maxRevokesPerTick  = 500 // 1,000 a second, as etcd
@@ -44,47 +43,46 @@ type ExpiryConfig struct {
 	// Revoke and Note propose as the leader of term.
 	Revoke func(ctx context.Context, term uint64, id lease.ID) error
 	Note   func(ctx context.Context, term uint64, due []lease.Checkpoint) error
-	// MayNote says whether remaining times may be noted. Not while a real etcd member is in
-	// the cluster: without its LeaseCheckpoint gate it never takes a note back when the lease
-	// is renewed.
+	// MayNote reports whether checkpoints are allowed. They are not while a real etcd member is in
+	// the cluster: without its LeaseCheckpoint gate it never clears one when the lease is renewed.
 	MayNote func() bool
 	Revoked func()        // counts the leases that expired
 	Retry   time.Duration // between two tries of a term's first read barrier
 	Logger  *zap.Logger
 }
 
-// Expiry makes the lease table primary while this member leads, and proposes what follows from
-// its clock.
+// Expiry makes the lease table primary while this member leads, and proposes what follows from the
+// table's clock.
 type Expiry struct{ cfg ExpiryConfig }
 
-// NewExpiry makes it; the table is left as it is until Run.
+// NewExpiry makes it; it does not touch the table before Run.
 func NewExpiry(cfg ExpiryConfig) *Expiry { return &Expiry{cfg} }
 
-// tenure is what a member is to its lease table.
+// tenure is the state in which the lease table should be.
 type tenure struct {
 	leads bool
-	// term is the one that the member leads in, or, if it does not lead, the last one in which
-	// it never may any more: the table is demoted up to it.
+	// term is the one in which the member leads or, if it does not lead, the newest one in which it
+	// no longer can: the table is demoted up to it.
 	term uint64
 }
 
-// tenureOf decides that by what raft says.
+// tenureOf derives it from raft's status.
 func tenureOf(st replica.Status) tenure {
 	switch {
 	case st.IsLeader():
 		return tenure{true, st.Term}
 	case st.State == raft.StateCandidate:
-		// It does not lead in this term yet, but may: to demote that would
-		// refuse its promotion, and no lease would expire in all of the term.
+		// It does not lead in this term yet, but may: demoting the term would refuse its promotion,
+		// and no lease would expire in the whole term.
 		return tenure{false, st.Term - 1}
 	}
 	return tenure{false, st.Term}
 }
 
-// holds says whether the member is still the leader of a term.
+// holds reports whether the member is still the leader of a term.
 func (t tenure) holds(term uint64) bool { return t.leads && t.term == term }
 
-// Run leads the table until ctx ends.
+// Run drives the table until ctx ends.
 func (e *Expiry) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		changed := e.cfg.Raft.LeaderChanged()
@@ -101,7 +99,7 @@ func (e *Expiry) Run(ctx context.Context) {
 	}
 }
 
-// lead runs the table as the leader of term until the leader changes.
+// lead drives the table as the leader of term until the leader changes.
 func (e *Expiry) lead(ctx context.Context, term uint64, changed <-chan struct{}) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -112,8 +110,8 @@ func (e *Expiry) lead(ctx context.Context, term uint64, changed <-chan struct{})
 		case <-ctx.Done():
 		}
 	}()
-	// The barrier returns when this member has applied the first entry of its
-	// term, and with it all leases granted or renewed by entries before.
+	// The barrier returns when this member has applied the first entry of its term, and so all
+	// leases granted or renewed by earlier entries.
 	for e.cfg.Raft.ReadBarrier(ctx) != nil {
 		select {
 		case <-ctx.Done():
@@ -138,9 +136,9 @@ func (e *Expiry) lead(ctx context.Context, term uint64, changed <-chan struct{})
 	}
 }
 
-// revoke proposes the revocation of what has expired. A leader that
-// comes back from a stall finds leases expired that its successor has renewed
-// since: so leadership is proved first, and each proposal is bound to the term.
+// revoke proposes the revocation of what has expired. A leader that comes back from a stall finds
+// leases expired that its successor has renewed since. So it confirms its leadership first, and
+// each proposal is bound to the term.
 func (e *Expiry) revoke(ctx context.Context) {
 	term, ids := e.cfg.Leases.Expired(maxRevokesPerTick)
 	if len(ids) == 0 {
@@ -174,7 +172,7 @@ func (e *Expiry) revoke(ctx context.Context) {
 	wg.Wait()
 }
 
-// note notes remaining times.
+// note proposes checkpoints of remaining times.
 func (e *Expiry) note(ctx context.Context) {
 	if !e.cfg.MayNote() {
 		return

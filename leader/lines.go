@@ -5,12 +5,12 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// line is what a decider wants said in the log.
+// line is a log line of a decider.
 type line struct {
 	level  zapcore.Level
 	text   string
 	fields []zap.Field
-	once   string // if not empty: what it is of, for who does not say it again while that lasts
+	once   string // if not empty: its subject, so that it can be logged once as long as that lasts
 }
 
 func warn(text string, fields ...zap.Field) line {

@@ -272,7 +272,8 @@ func TestCompactionCheck(t *testing.T) {
 			}
 		})
 	}
-	// A check that has nothing to compare, once a minute for as long as the member runs, is not worth a line.
+	// A check that has nothing to compare, once a minute for as long as the member runs, is not
+	// worth a line.
 	r := newRig(&rig{alone: true, compactions: two})
 	r.compaction(t.Context())
 	if texts := r.texts(); len(texts) > 0 {

@@ -9,7 +9,7 @@ import (
 
 // Raft is what the loops see of the raft group; replica.Replica is one.
 type Raft interface {
-	// Status is consistent in itself: leader, term and role are of one moment.
+	// Status is consistent: leader, term and role are of one moment.
 	Status() replica.Status
 	// LeaderChanged is closed at the next change of leader, to or from none included.
 	LeaderChanged() <-chan struct{}

@@ -37,7 +37,8 @@ import (
 //	next [current=VERSION] [downgrade=VERSION]
 //	downgraded to=VERSION
 //
-// compaction: a look each interval, each with a revision that is by more greater than the one before.
+// compaction: a look each interval, each with a revision that is by more greater than the one
+// before.
 //
 //	schedule [period=D] [keep=N] [rev=N]
 //	run for=D [more=N] [follower] [fails]                  prints the compactions

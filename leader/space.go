@@ -14,15 +14,15 @@ import (
 	"github.com/belaydb/belay/internal/show"
 )
 
-// A disk that is full stops the member, for what is acknowledged must be written; so the cluster
-// stops taking writes before, by the alarm that operators know: NOSPACE. Each member raises its
-// own, for its disk and for its quota.
+// A full disk stops a member, since what is acknowledged must be written. So the cluster stops
+// taking writes earlier, by the alarm that operators know, NOSPACE. Each member raises its own, for
+// its disk and for its quota.
 //
-// How the alarm ends by itself: a member that raised one of its own accord disarms it when it has
-// had room for roomLasts: its data takes at most seven eighths of the quota, and half as much
-// again is free on its disk as it needs. Far enough from where it is raised, so that it does not
-// come and go. The cluster takes writes again when the last member has done so. What a client has
-// raised (command.Itself tells), only a client disarms.
+// How the alarm ends by itself: a member that raised one by itself disarms it when it has had room
+// for roomLasts: its data takes at most seven eighths of the quota, and its disk has one and a half
+// times the required free space. That is far enough from where the alarm is raised, so that it does
+// not come and go. The cluster takes writes again when the last member has done so. An alarm raised
+// by a client (see command.Itself) only a client disarms.
 const (
 	roomShare   = 8 // the part of the quota that must be free is 1/roomShare
 	roomLasts   = 800 * time.Millisecond
@@ -30,7 +30,7 @@ const (
 	rewriteRest = 10 * time.Second // between two rewritings of the store, at least
 )
 
-// Alarms is what Space asks of the replicated state; *state.Machine has it.
+// Alarms is what Space needs of the replicated state; *state.Machine implements it.
 type Alarms interface {
 	// Alarm says whether a member's alarm is active, and whether the member raised it itself.
 	Alarm(t pb.AlarmType, member uint64) (active, itself bool)
@@ -54,7 +54,7 @@ type SpaceConfig struct {
 	Rewriting       func() bool                         // it is being rewritten
 	Raise           func(context.Context) error         // proposes this member's alarm, as raised by itself
 	End             func(context.Context, uint64) error // proposes that a member's alarm ends
-	// Background runs something that ends with the member, whose context ends then.
+	// Background runs a function whose context ends with the member.
 	Background func(func(context.Context))
 	Timeout    time.Duration // of a proposal
 	Logger     *zap.Logger
@@ -70,7 +70,7 @@ type Space struct {
 // NewSpace makes it; until Run only Exceeded raises alarms.
 func NewSpace(cfg SpaceConfig) *Space { return &Space{cfg: cfg} }
 
-// Run looks at the file systems under the store and the raft log, and whether alarms may end, until ctx ends.
+// Run watches the file systems under the store and the raft log, and ends alarms, until ctx ends.
 func (s *Space) Run(ctx context.Context) {
 	tick := time.NewTicker(spaceLook)
 	defer tick.Stop()
@@ -85,7 +85,7 @@ func (s *Space) Run(ctx context.Context) {
 }
 
 // Exceeded raises the alarm because the database would be, or is, larger than its quota. It does
-// not wait. Any goroutine.
+// not wait, and may be called from any goroutine.
 func (s *Space) Exceeded() {
 	s.raise(func() {
 		bytes := s.cfg.Alarms.QuotaBytes()
@@ -95,7 +95,7 @@ func (s *Space) Exceeded() {
 	})
 }
 
-// space is what is seen of a member's space.
+// space is an observation of a member's space.
 type space struct {
 	now                 time.Time
 	quota, total, inUse int64
@@ -104,8 +104,8 @@ type space struct {
 	active, itself      bool // this member's alarm
 	rewriting           bool
 	disarm              bool     // alarms may end by themselves
-	leads               bool     // the rest is of a leader alone
-	left                []uint64 // whom the alarms are of that members raised themselves, and that are none any more
+	leads               bool     // the rest concerns only a leader
+	left                []uint64 // former members with an alarm that they raised themselves
 }
 
 func (s *Space) observe(now time.Time) space {
@@ -129,13 +129,13 @@ func (s *Space) observe(now time.Time) space {
 	return o
 }
 
-// room is what is remembered between two looks.
+// room is the state between two observations.
 type room struct {
-	since   time.Time // there has been room at every look since; zero: there was none at the last
-	rewrite time.Time // no rewriting of the store before
+	since   time.Time // there has been room at every check since; zero: there was none at the last
+	rewrite time.Time // the store is not rewritten again before
 }
 
-// orders are what to do about space; of several that would propose something, the first that can.
+// orders are what to do about space; of several proposals, only the first possible one is made.
 type orders struct {
 	raise   bool   // the disk is nearly full
 	forget  uint64 // disarm the alarm of a member that was removed; 0: none
@@ -145,11 +145,12 @@ type orders struct {
 	seen space
 }
 
-// look decides. A member whose alarm is not active has nothing to remember but when it last had the store rewritten.
+// look decides. While the member's alarm is not active, the only state is when the store was last
+// rewritten.
 func (r *room) look(o space) orders {
 	do := orders{seen: o}
 	free := o.free
-	if !o.freeKnown { // what cannot be known raises no alarm, and keeps none from ending
+	if !o.freeKnown { // an unknown value raises no alarm, and keeps none from ending
 		free = math.MaxInt64
 	}
 	do.raise = free < o.minFree && !o.active
@@ -205,7 +206,7 @@ func (s *Space) act(do orders) {
 	}
 }
 
-// SizeFields are how the log has the size of the store.
+// SizeFields are the log fields for the size of the store.
 func SizeFields(total, inUse int64) []zap.Field {
 	return []zap.Field{
 		zap.Int64("current-db-size-bytes", total), zap.String("current-db-size", show.LogBytes(total)),
@@ -213,20 +214,19 @@ func SizeFields(total, inUse int64) []zap.Field {
 	}
 }
 
-// raised says whether this member's alarm is active.
+// raised reports whether this member's alarm is active.
 func (s *Space) raised() bool {
 	active, _ := s.cfg.Alarms.Alarm(pb.AlarmType_NOSPACE, s.cfg.MemberID)
 	return active
 }
 
-// raise proposes the alarm in the background, once at a time: the
-// clients that are refused need not wait for it. tell says why, as often as
-// that is tried.
+// raise proposes the alarm in the background, one proposal at a time: the refused clients need not
+// wait for it. tell logs the reason at each attempt.
 func (s *Space) raise(tell func()) {
 	if s.raised() || !s.proposing.CompareAndSwap(false, true) {
 		return
 	}
-	if s.raised() { // since the look above
+	if s.raised() { // since the check above
 		s.proposing.Store(false)
 		return
 	}
@@ -264,7 +264,8 @@ func (s *Space) disarm(id uint64, tell func()) {
 	})
 }
 
-// propose runs f in the background. REQUIRES: proposing was set by the caller; it is cleared when f has ended.
+// propose runs f in the background. REQUIRES: proposing was set by the caller; it is cleared when f
+// has ended.
 func (s *Space) propose(f func(bounded, stopped context.Context)) {
 	s.cfg.Background(func(stopped context.Context) {
 		defer s.proposing.Store(false)

@@ -18,13 +18,13 @@ import (
 	"github.com/belaydb/belay/state"
 )
 
-// MinClusterVersion is the version of a cluster of which not all members are known.
+// MinClusterVersion is the cluster's version while not all members' versions are known.
 const MinClusterVersion = "3.0.0"
 
-// versionInterval is how often the leader looks at the members' versions.
+// versionInterval is how often the leader checks the members' versions.
 const versionInterval = 4 * time.Second
 
-// ClusterState is what the cluster has agreed on; *state.Machine has it.
+// ClusterState is what the cluster has agreed on; *state.Machine implements it.
 type ClusterState interface {
 	ClusterVersion() *semver.Version // nil: none yet
 	DowngradeInfo() state.Downgrade
@@ -36,30 +36,33 @@ type ClusterVersionConfig struct {
 	State   ClusterState
 	Members *Members
 	Own     func() Versions // of this member
-	// Set proposes the cluster's version as the leader of term; EndDowngrade that the downgrade is over.
+	// Set proposes the cluster's version as the leader of term; EndDowngrade that the downgrade is
+	// over.
 	Set          func(ctx context.Context, term uint64, v *semver.Version) error
 	EndDowngrade func(ctx context.Context) error
-	// Timeout is of asking the others, and of a proposal.
+	// Timeout bounds the requests to the others, and a proposal.
 	Timeout time.Duration
-	// DowngradeInterval lies between two looks whether a downgrade is done; 0: it never ends by itself.
+	// DowngradeInterval is the time between two checks whether a downgrade is done; 0: it never
+	// ends by itself.
 	DowngradeInterval time.Duration
 	Logger            *zap.Logger
 }
 
-// ClusterVersion keeps, on the leader, the cluster's version at the lowest of its members':
-// clients and members switch features on by it. It also ends a downgrade that is done.
+// ClusterVersion keeps, on the leader, the cluster's version at the lowest of its members': clients
+// and members enable features by it. It also ends a completed downgrade.
 type ClusterVersion struct {
 	cfg       ClusterVersionConfig
 	wake      chan struct{} // capacity 1: the version may have to change
 	onlyBelay atomic.Bool   // this member leads, and every member was Belay's at the last look
 }
 
-// NewClusterVersion makes it; it looks at nothing until Run.
+// NewClusterVersion makes it; it does nothing before Run.
 func NewClusterVersion(cfg ClusterVersionConfig) *ClusterVersion {
 	return &ClusterVersion{cfg: cfg, wake: make(chan struct{}, 1)}
 }
 
-// MembersChanged has the leader look again. It never blocks. Any goroutine.
+// MembersChanged makes the leader check again. It never blocks, and may be called from any
+// goroutine.
 func (c *ClusterVersion) MembersChanged() {
 	select {
 	case c.wake <- struct{}{}:
@@ -67,10 +70,11 @@ func (c *ClusterVersion) MembersChanged() {
 	}
 }
 
-// OnlyBelay says whether this member leads and knows that all members are Belay's. Any goroutine.
+// OnlyBelay reports whether this member leads and knows that all members are Belay's. It may be
+// called from any goroutine.
 func (c *ClusterVersion) OnlyBelay() bool { return c.onlyBelay.Load() }
 
-// Run looks while this member leads, until ctx ends.
+// Run checks while this member leads, until ctx ends.
 func (c *ClusterVersion) Run(ctx context.Context) {
 	tick := time.NewTicker(versionInterval)
 	defer tick.Stop()
@@ -117,10 +121,10 @@ func (c *ClusterVersion) endDowngrade(ctx context.Context, _ uint64) {
 	}
 }
 
-// Update looks once, as the leader of term, and proposes another version if need be.
+// Update checks once, as the leader of term, and proposes another version if necessary.
 func (c *ClusterVersion) Update(ctx context.Context, term uint64) {
-	// Not before the first entry of the term: the version may be decided in
-	// one that is not applied here yet.
+	// Not before the first entry of the term: an entry that is not applied here yet may set the
+	// version.
 	if err := c.cfg.Raft.ReadBarrier(ctx); err != nil {
 		return
 	}
@@ -144,14 +148,14 @@ func (c *ClusterVersion) Update(ctx context.Context, term uint64) {
 	}
 }
 
-// ask finds the versions of all members; who does not answer has nil.
+// ask returns the versions of all members; those that do not answer have nil.
 func (c *ClusterVersion) ask(ctx context.Context) map[uint64]*Versions {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
 	found := c.cfg.Members.versions(ctx)
 	own := c.cfg.Own()
 	if own.Belay == "" {
-		own.Belay = "unknown" // ours all the same
+		own.Belay = "unknown" // still one of ours
 	}
 	found[c.cfg.Members.MemberID] = &own
 	return found
@@ -215,7 +219,7 @@ func lowestVersion(found map[uint64]*Versions) (lowest *semver.Version, lines []
 	return lowest, lines
 }
 
-// downgradeDone says whether all members run the downgrade's target.
+// downgradeDone reports whether all members run the downgrade's target.
 func downgradeDone(found map[uint64]*Versions, target string) (done bool, lines []line) {
 	t, err := semver.NewVersion(target)
 	if err != nil {
@@ -238,7 +242,7 @@ func downgradeDone(found map[uint64]*Versions, target string) (done bool, lines 
 	return true, nil
 }
 
-// allBelay says whether all members are known to be Belay's.
+// allBelay reports whether all members are known to be Belay's.
 func allBelay(found map[uint64]*Versions) bool {
 	for _, f := range found {
 		if f == nil || f.Belay == "" {
@@ -248,7 +252,7 @@ func allBelay(found map[uint64]*Versions) bool {
 	return len(found) > 0
 }
 
-// cut leaves of a version what a cluster has.
+// cut reduces a version to major and minor, as the cluster's version has it.
 func cut(v *semver.Version) *semver.Version {
 	return &semver.Version{Major: v.Major, Minor: v.Minor}
 }

@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 )
 
-// ClientVariables are the ETCDCTL_* variables, NAME=value, with which a client on this machine is let in at a port that has
-// these certificates, and knows the port by its name: for the commands that we tell people to try. File names are made
-// absolute. No files, no variables.
+// ClientVariables are the ETCDCTL_* variables, NAME=value, that a client on this machine needs to
+// use a port with these certificates: for the commands that we suggest. File names are made
+// absolute. Without files there are no variables.
 func ClientVariables(tls TLSInfo, host string) (vars []string) {
 	if tls.CertFile == "" {
 		return nil
@@ -28,7 +28,7 @@ func ClientVariables(tls TLSInfo, host string) (vars []string) {
 		_, err := leaf.Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: intermediates})
 		return err == nil
 	}
-	// The authority of the clients' certificates is that of the server's more often than not.
+	// The clients' authority is usually the server's, too.
 	known := false
 	for _, file := range []string{tls.TrustedCAFile, tls.CertFile} {
 		if file == "" || known {
@@ -53,7 +53,8 @@ func ClientVariables(tls TLSInfo, host string) (vars []string) {
 	return vars
 }
 
-// readCertificates gives the first certificate of a file, nil if there is none, and those behind it.
+// readCertificates returns the first certificate of a file, nil if there is none, and those after
+// it.
 func readCertificates(file string) (leaf *x509.Certificate, rest *x509.CertPool) {
 	rest = x509.NewCertPool()
 	text, err := os.ReadFile(file)

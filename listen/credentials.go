@@ -9,9 +9,8 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// Credentials tell a grpc.Server what a Front found out of a connection: its TLS
-// state, with the verified certificates, as credentials.TLSInfo; without TLS,
-// nothing. They shake no hands.
+// Credentials pass to a grpc.Server what a Front knows about a connection: its TLS state, with the
+// verified certificates, as credentials.TLSInfo; without TLS, nothing. They make no handshake.
 func Credentials() credentials.TransportCredentials { return found{} }
 
 type found struct{}

@@ -1,29 +1,26 @@
-// Package listen is how a member is reached: sockets, TLS, and which protocol a
-// connection speaks. It knows nothing of what is served.
+// Package listen is a member's network front: sockets, TLS, and which protocol a connection speaks.
+// It knows nothing about what is served.
 //
 // # Promises
 //
-//   - Accepting never waits for a client: each handshake runs in a goroutine of
-//     its own, with a deadline, and when too many are under way the oldest is
-//     given up. A client that says nothing delays nobody.
-//   - A connection that TLS, the revocation list or a name rule refuses is
-//     closed before a byte of it reaches a service, whichever listener it came
-//     in by, and the refusal is reported once.
-//   - A renewed certificate is used from the next handshake on. While the pair
-//     of files is half written the last good pair goes on.
-//   - gRPC clients go straight to grpc-go's own transport, on a TLS port as on a
-//     plain one.
-//   - What gRPC clients have sent of messages that are not complete is bounded.
+//   - Accepting never waits for a client: each handshake runs in a goroutine of its own, with a
+//     deadline, and when too many are under way the oldest is closed. A silent client delays
+//     nobody.
+//   - A connection that TLS, the revocation list or a name rule refuses is closed before a byte of
+//     it reaches a service, whichever listener accepted it, and the refusal is logged once.
+//   - A renewed certificate is used from the next handshake on. While the pair of files is
+//     incomplete the last valid pair is used.
+//   - gRPC clients go straight to grpc-go's own transport, on a TLS port as on a plain one.
+//   - The memory for incomplete messages of gRPC clients is bounded.
 //
 // # One port, two protocols
 //
-// Without TLS the first bytes tell: HTTP/2 is gRPC, HTTP/1 is for net/http. With
-// TLS, ALPN tells HTTP/1 from HTTP/2, but not gRPC from a browser or curl, which
-// speak HTTP/2 as well (etcd gives all of it to net/http and has it call
-// grpc-go's ServeHTTP, at about twice the CPU for a call). So preface.go reads
-// the first request's headers, and gives the connection, as if unread, to the
-// server that its content type names. A call that a proxy passes on is left to
-// net/http, since other requests may follow it on the same connection:
+// Without TLS the first bytes decide: HTTP/2 is gRPC, HTTP/1 is for net/http. With TLS, ALPN
+// distinguishes HTTP/1 from HTTP/2, but not gRPC from a browser or curl, which speak HTTP/2 as well
+// (etcd gives all of it to net/http and has it call grpc-go's ServeHTTP, at about twice the CPU for
+// a call). So preface.go reads the first request's headers, and passes the connection, as if
+// unread, to the server that its content type selects. A call from a proxy is left to net/http,
+// since other requests may follow it on the same connection:
 //
 //	client                    here                           server
 //	  | -- TLS, ALPN h2 --------> |                              |

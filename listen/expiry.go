@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// A Certificate is one that a Security shows or trusts, as its file has it now.
+// A Certificate is one that a Security presents or trusts, as its file has it now.
 type Certificate struct {
 	File                string
 	Authority           bool   // of the CA file, not one that is shown
@@ -13,8 +13,8 @@ type Certificate struct {
 	NotBefore, NotAfter time.Time
 }
 
-// Certificates are those that are shown, and of the authorities the one that is
-// valid longest: a bundle keeps an old one beside its successor.
+// Certificates are those that are presented, and of the authorities the one that is valid longest:
+// a bundle keeps an old one beside its successor.
 func (s *Security) Certificates() (list []Certificate) {
 	add := func(file string, authority bool, c *x509.Certificate) {
 		subject := c.Subject.CommonName
@@ -43,7 +43,7 @@ func (s *Security) Certificates() (list []Certificate) {
 	return list
 }
 
-// Validity is what a certificate's dates say of a moment.
+// Validity is the state of a certificate at a moment.
 type Validity int
 
 // The validities, from the best.
@@ -54,12 +54,12 @@ const (
 	Expired
 )
 
-// soonAtMost is how long before its end a certificate of long life is told.
+// soonAtMost is how long before its expiry a long-lived certificate is reported.
 const soonAtMost = 30 * 24 * time.Hour
 
-// Validity tells that a certificate expires soon when less than a fifth of its life
-// is left, and less than 30 days: one of a day is told in its last five hours, which
-// whoever renews it should not have reached.
+// Validity is ExpiresSoon when less than a fifth of its life is left, and less than 30 days: a
+// certificate for one day is reported in its last five hours, before which it should have been
+// renewed.
 func (c Certificate) Validity(now time.Time) Validity {
 	left := c.NotAfter.Sub(now)
 	switch {

@@ -14,16 +14,14 @@ import (
 	"time"
 )
 
-// sniffTimeout is how long a connection may take to say what it speaks.
+// sniffTimeout is how long a connection may take to show its protocol.
 const sniffTimeout = 30 * time.Second
 
-// defaultMaxPending bounds the connections that have not yet shown that a client
-// is behind them. Beyond it the oldest is given up: a flood of silent connections
-// pushes out itself rather than who comes next.
+// defaultMaxPending bounds the connections that have not yet shown that they have a client. Beyond
+// it the oldest is closed: a flood of silent connections displaces itself rather than new clients.
 const defaultMaxPending = 4096
 
-// Front accepts the connections of one listener and hands each on to who speaks
-// its protocol.
+// Front accepts the connections of one listener and passes each to the server for its protocol.
 type Front struct {
 	inner net.Listener
 	opts  FrontOptions
@@ -40,23 +38,21 @@ type Front struct {
 // FrontOptions say what is served. At least one of GRPC and HTTP is set.
 type FrontOptions struct {
 	Security *Security // nil: without TLS
-	// Plain serves clients without TLS too, if there is a Security: the same
-	// address was given as http and as https.
+	// Plain serves clients without TLS too, even with a Security: the same address was given as
+	// http and as https.
 	Plain bool
 	GRPC  bool
 	HTTP  bool
-	// MaxStreams is what the servers behind allow a client to open at once; 0: no
-	// bound for gRPC, net/http's for HTTP.
+	// MaxStreams is how many streams the servers allow a client to have open; 0: no bound for gRPC,
+	// net/http's for HTTP.
 	MaxStreams uint32
-	// MaxPending bounds the connections that have said nothing yet, or wait for
-	// Ready; 0: 4096.
+	// MaxPending bounds the connections that have sent nothing yet, or wait for Ready; 0: 4096.
 	MaxPending int
-	// Receiving bounds what gRPC clients have sent of messages that are not complete; nil: nothing does.
+	// Receiving bounds the incomplete messages of gRPC clients; nil: no bound.
 	Receiving *Receiving
-	// Ready: connections of HTTP/2 wait until it is closed; nil: they do not. A gRPC
-	// client believes in a server from its first frame on and gives it calls, while
-	// one whose connection is not answered sends them to another member. HTTP/1 is
-	// served at once: it asks how the member is.
+	// Ready: connections of HTTP/2 wait until it is closed; nil: they do not. A gRPC client uses a
+	// server from its first frame on, while one whose connection is not answered sends its calls to
+	// another member. HTTP/1 is served at once: it carries health checks.
 	Ready <-chan struct{}
 }
 
@@ -75,14 +71,14 @@ func NewFront(inner net.Listener, opts FrontOptions) *Front {
 // GRPC accepts the connections for a grpc.Server made with Credentials.
 func (f *Front) GRPC() net.Listener { return &f.grpc }
 
-// Serve accepts until the listener is closed. What is not gRPC goes to s, which
-// it makes ready for HTTP/2 and runs; nil if HTTP is not served.
+// Serve accepts until the listener is closed. What is not gRPC goes to s, which Serve prepares for
+// HTTP/2 and runs; nil if HTTP is not served.
 func (f *Front) Serve(s *http.Server) error {
 	if f.opts.HTTP {
 		f.prepare(s)
 		served := make(chan error, 1)
 		go func() { served <- s.Serve(&f.http) }()
-		defer func() { _ = f.Close(); <-served }() // the listener fails, or was closed: no news
+		defer func() { _ = f.Close(); <-served }() // the error is that of a closed listener
 	}
 	for {
 		conn, err := f.inner.Accept()
@@ -126,14 +122,14 @@ func (f *Front) begin(conn net.Conn) (*list.Element, bool) {
 	return f.pending.PushBack(conn), true
 }
 
-// forget takes a connection off the pending; again does nothing.
+// forget removes a connection from the pending ones; a second call does nothing.
 func (f *Front) forget(e *list.Element) {
 	f.mu.Lock()
 	f.pending.Remove(e)
 	f.mu.Unlock()
 }
 
-// prepare has s serve what sort gives it.
+// prepare makes s serve the connections that sort passes to it.
 func (f *Front) prepare(s *http.Server) {
 	// Above this net/http takes its own default of 250.
 	s.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: int(min(f.opts.MaxStreams, math.MaxInt32))}
@@ -164,7 +160,7 @@ func (f *Front) prepare(s *http.Server) {
 // tlsState is the context's key of a carried connection's *tls.ConnectionState.
 type tlsState struct{}
 
-// sort hands conn on; false: it is nobody's.
+// sort passes conn to its server; false: no server takes it.
 func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
 	if f.opts.Security != nil && f.opts.Plain {
 		first := make([]byte, 1)
@@ -189,7 +185,7 @@ func (f *Front) sort(conn net.Conn, pending *list.Element) bool {
 	if err == nil && (!f.opts.HTTP || c.ConnectionState().NegotiatedProtocol == "h2") {
 		f.awaitReady()
 	}
-	f.forget(pending) // a client is behind it; it may wait for its first call
+	f.forget(pending) // it has a client, which may wait with its first call
 	switch {
 	case err != nil:
 		return false
@@ -284,7 +280,7 @@ func (f *Front) Close() error {
 // Addr is where it listens.
 func (f *Front) Addr() net.Addr { return f.inner.Addr() }
 
-// connQueue is one protocol's side of a Front.
+// connQueue holds the connections of one protocol for its server.
 type connQueue struct {
 	f     *Front
 	conns chan net.Conn
@@ -311,7 +307,7 @@ func (q *connQueue) Accept() (net.Conn, error) {
 func (q *connQueue) Close() error   { return q.f.Close() }
 func (q *connQueue) Addr() net.Addr { return q.f.inner.Addr() }
 
-// sniffedConn gives back the bytes that were read to learn the protocol.
+// sniffedConn returns again the bytes that were read to learn the protocol.
 type sniffedConn struct {
 	net.Conn
 	head []byte

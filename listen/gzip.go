@@ -9,19 +9,19 @@ import (
 	"google.golang.org/grpc/encoding/gzip"
 )
 
-// BoundUnpacking has packed messages unpacked a few at a time, in the whole process. Unpacking takes a processor and
-// the memory of a whole message, and grpc would do it for all streams at once. A message that is unpacked is in
-// memory already, packed, so nobody waits for a client, and a few at a time are as fast as many: what all
-// together take is a few times the limit of a message.
+// BoundUnpacking limits how many compressed messages are unpacked at a time in the whole process.
+// Unpacking takes a CPU and the memory of a whole message, and grpc would do it for all streams at
+// once. The compressed message is in memory already, so nobody waits for a client, and a few at a
+// time are as fast as many; together they take a few times the limit of a message.
 //
-// REQUIRES: nothing of grpc runs yet, as with everything that grpc keeps for the whole process.
+// REQUIRES: grpc is not used yet, as with all of grpc's process-wide settings.
 func BoundUnpacking() { boundUnpacking() }
 
 var boundUnpacking = sync.OnceFunc(func() {
 	encoding.RegisterCompressor(unpacker{encoding.GetCompressor(gzip.Name), make(chan struct{}, 2*runtime.NumCPU())})
 })
 
-// unpacker is a compressor that unpacks as many messages at the same time as it has slots.
+// unpacker is a compressor that unpacks at most as many messages at a time as it has slots.
 type unpacker struct {
 	encoding.Compressor
 	slots chan struct{}

@@ -21,8 +21,8 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 )
 
-// TestUnpackingTakesTurns: so many messages as there are slots are unpacked at the same time, and one that is broken, or is
-// given up, leaves its slot.
+// TestUnpackingTakesTurns: so many messages as there are slots are unpacked at the same time, and
+// one that is broken, or is given up, leaves its slot.
 func TestUnpackingTakesTurns(t *testing.T) {
 	BoundUnpacking()
 	var packed bytes.Buffer
@@ -72,7 +72,8 @@ func TestUnpackingTakesTurns(t *testing.T) {
 	})
 }
 
-// TestUnpackingOverGRPC: grpc goes through the slots, and leaves them after what is too large as well.
+// TestUnpackingOverGRPC: grpc goes through the slots, and leaves them after what is too large as
+// well.
 func TestUnpackingOverGRPC(t *testing.T) {
 	BoundUnpacking()
 	ln := bufconn.Listen(1 << 20)

@@ -7,17 +7,16 @@ import (
 	"sync"
 )
 
-// ReservedDescriptors is the least that is kept back from connections for the
-// member's own files, as etcd does.
+// ReservedDescriptors is the least number of descriptors reserved for the member's own files, as in
+// etcd.
 const ReservedDescriptors = 150
 
-// ErrFewDescriptors leaves nothing for connections.
+// ErrFewDescriptors: the limit leaves no descriptors for connections.
 var ErrFewDescriptors = fmt.Errorf("the process may open too few files; raise the limit (ulimit -n, LimitNOFILE) above %d", ReservedDescriptors)
 
-// Shares divide the file descriptors that the process may open: a quarter, from
-// 150 to 6144, is kept for its own files and for the connections that it opens
-// itself, and the rest is divided between the kinds of ports, so that no flood on
-// one of them takes another's, or a file's.
+// Shares divide the file descriptors that the process may open: a quarter, from 150 to 6144, is
+// kept for its own files and outgoing connections, and the rest is divided between the kinds of
+// ports, so that a flood on one of them takes no descriptor from another or from a file.
 type Shares struct {
 	Clients, Peers, Metrics int // connections in all
 	StoreFiles              int // tables that the store may keep open
@@ -44,11 +43,10 @@ func Share(descriptors uint64) (Shares, error) {
 	}, nil
 }
 
-// A Bound is how many connections the listeners of one kind of port may have open
-// together.
+// A Bound limits the connections that the listeners of one kind of port have open together.
 type Bound struct {
 	max     int
-	refused func(silent bool) // a connection was closed for want of room; silent: one that never said a word
+	refused func(silent bool) // called for a connection closed for lack of room; silent: one that never sent anything
 
 	mu     sync.Mutex
 	open   int
@@ -71,10 +69,9 @@ func (b *Bound) Open() int {
 // Max is how many connections may be open.
 func (b *Bound) Max() int { return b.max }
 
-// Listener counts the connections of l. Where there is no room for one more, the
-// oldest that has not sent a byte makes room; if all have, the new one is closed at
-// once: its client turns to another member, while one that is left waiting to be
-// accepted, as etcd does, hangs until its timeout.
+// Listener counts the connections of l. If there is no room for one more, the oldest that has not
+// sent a byte is closed; if all have, the new one is closed at once, and its client turns to
+// another member. (etcd leaves such a client waiting to be accepted, until its timeout.)
 func (b *Bound) Listener(l net.Listener) net.Listener { return &boundListener{l, b} }
 
 type boundListener struct {
@@ -114,13 +111,13 @@ func (b *Bound) enter(conn net.Conn) *boundConn {
 	c.silent = b.silent.PushBack(c)
 	b.mu.Unlock()
 	if evicted != nil {
-		evicted.Conn.Close() // who serves it sees its reads fail
+		evicted.Conn.Close() // its server sees its reads fail
 		b.refused(true)
 	}
 	return c
 }
 
-// leave gives c's place back, once. REQUIRES: b.mu is held.
+// leave releases c's place, once. REQUIRES: b.mu is held.
 func (b *Bound) leave(c *boundConn) {
 	if c.gone {
 		return
@@ -130,7 +127,7 @@ func (b *Bound) leave(c *boundConn) {
 	b.spoke(c)
 }
 
-// spoke takes c off the silent ones. REQUIRES: b.mu is held.
+// spoke removes c from the silent ones. REQUIRES: b.mu is held.
 func (b *Bound) spoke(c *boundConn) {
 	if c.silent != nil {
 		b.silent.Remove(c.silent)
@@ -148,8 +145,8 @@ type boundConn struct {
 	silent *list.Element // guarded by b.mu; nil: it has been read from, or is gone
 }
 
-// Read notes the first byte. Like that of a net.Conn, it may be called by several
-// goroutines, but only after the first has returned.
+// Read records the first byte. Unlike that of other net.Conns, it may be called by several
+// goroutines only after the first call has returned.
 func (c *boundConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 && !c.heard {
@@ -168,6 +165,5 @@ func (c *boundConn) Close() error {
 	return c.Conn.Close()
 }
 
-// Inner is the connection itself, for who writes many buffers at once (writev). It
-// must not be closed but by c.
+// Inner is the connection itself, for writing many buffers at once (writev). Only c may close it.
 func (c *boundConn) Inner() net.Conn { return c.Conn }

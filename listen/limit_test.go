@@ -34,8 +34,7 @@ func TestShare(t *testing.T) {
 	}
 }
 
-// Who said nothing makes room, the oldest first; where all have spoken the new one
-// is closed.
+// Who said nothing makes room, the oldest first; where all have spoken the new one is closed.
 func TestBound(t *testing.T) {
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

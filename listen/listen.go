@@ -11,7 +11,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 )
 
-// SocketOptions are those of every TCP socket listened on.
+// SocketOptions apply to every TCP socket that is listened on.
 type SocketOptions = transport.SocketOpts
 
 // Address is the network and address to listen on for a URL: a unix URL's host
@@ -23,12 +23,11 @@ func Address(u url.URL) (network, address string) {
 	return "tcp", u.Host
 }
 
-// Secure says whether a URL asks for TLS.
+// Secure reports whether a URL asks for TLS.
 func Secure(u url.URL) bool { return u.Scheme == "https" || u.Scheme == "unixs" }
 
-// Open listens on a URL, without TLS. TCP connections are kept alive by the
-// kernel. A socket file that nobody serves any more is replaced; flag names the
-// flag that the URL came from.
+// Open listens on a URL, without TLS. TCP connections are kept alive by the kernel. A stale socket
+// file is replaced; flag is the flag that the URL came from, for errors.
 func Open(u url.URL, flag string, opts *SocketOptions) (net.Listener, error) {
 	network, address := Address(u)
 	var l net.Listener
@@ -50,8 +49,8 @@ func Open(u url.URL, flag string, opts *SocketOptions) (net.Listener, error) {
 	return nil, fmt.Errorf("cannot listen on %s: %w; %s", u.String(), err, advice)
 }
 
-// removeStale refuses a socket file that somebody serves, which etcd would take
-// away from under them, and anything that is not a socket.
+// removeStale refuses a socket file that another process serves, which etcd would take over, and
+// anything that is not a socket.
 func removeStale(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -71,6 +70,6 @@ func removeStale(path string) error {
 	return &net.OpError{Op: "listen", Net: "unix", Addr: &net.UnixAddr{Name: path, Net: "unix"}, Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}
 }
 
-// MaxPending is FrontOptions.MaxPending for so many connections that may be open:
-// half of them, so that those who do not get to the point never keep out the rest.
+// MaxPending is FrontOptions.MaxPending for a bound on open connections: half of it, so that silent
+// connections never keep out the rest.
 func MaxPending(connections int) int { return min(defaultMaxPending, max(1, connections/2)) }

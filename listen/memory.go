@@ -6,10 +6,9 @@ import (
 	"sync"
 )
 
-// Memory is a listener without a socket: this process dials itself. The JSON
-// gateway calls the member's gRPC server through it, so that what it asks passes
-// the same interceptors, limits and counters as any client's call, and no
-// certificate of the member's own stands for the client's.
+// Memory is a listener without a socket: this process dials itself. The JSON gateway calls the
+// member's gRPC server through it, so that its calls pass the same interceptors, limits and
+// counters as any client's, and no certificate of the member takes the place of the client's.
 type Memory struct {
 	conns chan net.Conn
 	done  chan struct{}

@@ -16,22 +16,21 @@ import (
 
 const (
 	frameHeaderBytes = 9
-	// maxFrameBytes is what a peer may send that was told nothing else.
+	// maxFrameBytes is the largest frame that a peer may send by default.
 	maxFrameBytes = 16 << 10
-	// maxPrefaceBytes bounds what is kept before the first request's headers are
-	// complete; a client with more goes to net/http, which answers it that it is
-	// too much.
+	// maxPrefaceBytes bounds what is kept before the first request's headers are complete; a client
+	// with more goes to net/http, which refuses it.
 	maxPrefaceBytes = 256 << 10
 )
 
 const (
-	// maxIdleBytes bounds what a client may send before its first request, and each
-	// frame of it: settings, window updates, priorities. It costs this much for as long
-	// as the connection is idle, which may be for ever.
+	// maxIdleBytes bounds what a client may send before its first request, and each of its frames:
+	// settings, window updates, priorities. It costs this much as long as the connection is idle,
+	// which may be for ever.
 	maxIdleBytes = 4 << 10
-	// maxPingStrikes is how many pings too many a client may send before its first
-	// request, and pingInterval how far apart they are not too many: as grpc's server
-	// has it for connections without a call.
+	// maxPingStrikes is how many excess pings a client may send before its first request, and
+	// pingInterval how far apart pings are allowed: as in grpc's server for connections without a
+	// call.
 	maxPingStrikes = 2
 	pingInterval   = 2 * time.Hour
 )
@@ -42,9 +41,9 @@ var errTooManyPings = errors.New("too_many_pings")
 // errNotHTTP2 is a client that agreed to HTTP/2 and speaks something else.
 var errNotHTTP2 = errors.New("listen: the client does not speak HTTP/2")
 
-// prefacedConn is a TLS connection whose first bytes were read to learn what it
-// carries: it gives them again, and takes out the client's acknowledgement of the
-// SETTINGS that were sent in the server's place.
+// prefacedConn is a TLS connection whose first bytes were read to learn its protocol: it returns
+// them again, and removes the client's acknowledgement of the SETTINGS that were sent on the
+// server's behalf.
 type prefacedConn struct {
 	*tls.Conn
 	in     io.Reader // Conn
@@ -55,9 +54,8 @@ type prefacedConn struct {
 	prelude *prelude // that head counts for while it grows
 }
 
-// sendSettings writes the server's first SETTINGS frame, for clients that wait
-// for it. The one thing that must not be promised too large is the number of
-// streams: the server itself tells it too late.
+// sendSettings writes the server's first SETTINGS frame, for clients that wait for it. Only the
+// number of streams must not be promised too large: the server itself would correct it too late.
 func sendSettings(conn *tls.Conn, maxStreams uint32) error {
 	var settings []byte
 	if maxStreams > 0 && maxStreams < math.MaxUint32 {
@@ -73,9 +71,9 @@ func writeFrame(conn *tls.Conn, kind http2.FrameType, flags http2.Flags, payload
 	return err
 }
 
-// readPreface reads until the first request's headers are complete, and says
-// whether it is a gRPC call. A connection may wait for its first request for
-// ever: gRPC clients connect before they have one. Until then it answers pings.
+// readPreface reads until the first request's headers are complete, and reports whether it is a
+// gRPC call. A connection may wait for its first request for ever: gRPC clients connect before they
+// have one. Until then it answers pings.
 func readPreface(conn *tls.Conn, maxStreams uint32, p *prelude) (c *prefacedConn, isGRPC bool, err error) {
 	if err := conn.SetDeadline(time.Now().Add(sniffTimeout)); err != nil {
 		return nil, false, err
@@ -107,7 +105,7 @@ func readPreface(conn *tls.Conn, maxStreams uint32, p *prelude) (c *prefacedConn
 		return writeFrame(conn, http2.FramePing, http2.FlagPingAck, ping)
 	})
 	if errors.Is(err, errTooManyPings) {
-		// GOAWAY of stream 0, ENHANCE_YOUR_CALM, with the reason that grpc's clients know.
+		// GOAWAY for stream 0, ENHANCE_YOUR_CALM, with the reason that grpc's clients know.
 		goAway := binary.BigEndian.AppendUint32(make([]byte, 4, 32), uint32(http2.ErrCodeEnhanceYourCalm))
 		if deadlineErr := conn.SetWriteDeadline(time.Now().Add(sniffTimeout)); deadlineErr == nil {
 			_ = writeFrame(conn, http2.FrameGoAway, 0, append(goAway, errTooManyPings.Error()...)) // the connection ends either way
@@ -119,8 +117,8 @@ func readPreface(conn *tls.Conn, maxStreams uint32, p *prelude) (c *prefacedConn
 	return c, isGRPC, conn.SetDeadline(time.Time{})
 }
 
-// readUntilHeaders keeps frames in head up to the end of the first header block,
-// and says whether they are a gRPC client's. answer is called for each ping.
+// readUntilHeaders collects frames in head up to the end of the first header block, and reports
+// whether they come from a gRPC client. answer is called for each ping.
 func (c *prefacedConn) readUntilHeaders(answer func(ping []byte) error) (isGRPC bool, err error) {
 	var block []span // of head: the header block as far as read
 	inBlock := false
@@ -134,7 +132,7 @@ func (c *prefacedConn) readUntilHeaders(answer func(ping []byte) error) (isGRPC 
 			if kind != http2.FrameSettings || flags.Has(http2.FlagSettingsAck) {
 				return false, errNotHTTP2
 			}
-			// It is a client that knows what it does: no hurry from here on.
+			// It speaks HTTP/2 properly, so it has time from here on.
 			if err := c.SetReadDeadline(time.Time{}); err != nil {
 				return false, err
 			}
@@ -144,13 +142,13 @@ func (c *prefacedConn) readUntilHeaders(answer func(ping []byte) error) (isGRPC 
 			return false, errNotHTTP2
 		case kind == http2.FrameSettings && flags.Has(http2.FlagSettingsAck):
 			if !c.ackDue {
-				return false, errNotHTTP2 // there is one to acknowledge
+				return false, errNotHTTP2 // a SETTINGS frame must be acknowledged
 			}
 			c.head = c.head[:at]
 			c.ackDue = false
 		case kind == http2.FramePing:
 			if flags.Has(http2.FlagPingAck) {
-				return false, errNotHTTP2 // nothing was asked
+				return false, errNotHTTP2 // there is no request
 			}
 			if err := answer(payload); err != nil {
 				return false, err
@@ -186,8 +184,7 @@ type span struct{ from, to int }
 
 const spanBytes = 16
 
-// readFrame appends the next frame to head and returns its parts; payload lies
-// in head.
+// readFrame appends the next frame to head and returns its parts; payload aliases head.
 func (c *prefacedConn) readFrame() (http2.FrameType, http2.Flags, []byte, error) {
 	at := len(c.head)
 	c.head = append(c.head, make([]byte, frameHeaderBytes)...)
@@ -201,7 +198,7 @@ func (c *prefacedConn) readFrame() (http2.FrameType, http2.Flags, []byte, error)
 	}
 	switch kind {
 	case http2.FrameHeaders, http2.FrameContinuation:
-		// From here on it is in a hurry again: a request that has begun takes memory.
+		// From here on there is a deadline again: a request that has begun takes memory.
 		if err := c.SetReadDeadline(time.Now().Add(sniffTimeout)); err != nil {
 			return 0, 0, nil, err
 		}
@@ -223,7 +220,8 @@ func payloadBytes(header []byte) int {
 	return int(header[0])<<16 | int(header[1])<<8 | int(header[2])
 }
 
-// headerBlock says where the payload of a HEADERS frame has the block, without padding and priority.
+// headerBlock returns where the header block is in the payload of a HEADERS frame, without padding
+// and priority.
 func headerBlock(flags http2.Flags, payload []byte) (from, to int, err error) {
 	to = len(payload)
 	if flags.Has(http2.FlagHeadersPadded) {
@@ -241,9 +239,9 @@ func headerBlock(flags http2.Flags, payload []byte) (from, to int, err error) {
 	return from, to, nil
 }
 
-// fromGRPCClient says whether a first request's headers are a gRPC call, and not
-// one that a proxy passes on: a proxy may send other requests on the same
-// connection, so net/http takes that one and gives it the calls among them.
+// fromGRPCClient reports whether a first request's headers are a gRPC call, and not one from a
+// proxy: a proxy may send other requests on the same connection, so net/http takes that one and
+// passes on the calls among them.
 func (c *prefacedConn) fromGRPCClient(block []span) (bool, error) {
 	call, passedOn := false, false
 	d := hpack.NewDecoder(4096, func(f hpack.HeaderField) {
@@ -265,8 +263,7 @@ func (c *prefacedConn) fromGRPCClient(block []span) (bool, error) {
 	return call && !passedOn, d.Close()
 }
 
-// Read gives what was read already, then what comes, without the one
-// acknowledgement.
+// Read returns what was read already, then what follows, without the one acknowledgement.
 func (c *prefacedConn) Read(p []byte) (int, error) {
 	for {
 		if len(c.head) > 0 {

@@ -10,19 +10,20 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// Preludes bounds what the connections of one kind of port have sent before there is a request:
-// TLS handshakes that are not complete, and headers that are not. Each connection has a limit of
-// its own by whoever reads it, 64 KiB to a MiB, and may wait there for as long as 5 minutes; with thousands of
-// connections that is all memory. When all together hold more than the bound, the connection that
-// holds most is closed, the oldest of several.
+// Preludes bounds what the connections of one kind of port have sent before there is a request: TLS
+// handshakes that are not complete, and headers that are not. Each connection has a limit of its
+// own by whoever reads it, 64 KiB to a MiB, and may wait there for as long as 5 minutes; with
+// thousands of connections that is all memory. When all together hold more than the bound, the
+// connection that holds most is closed, the oldest of several.
 //
-// What is counted is about what the readers keep, not what came: a short line of HTTP/1 becomes an entry of a
-// map, and one byte of HTTP/2's compressed headers a field. smallPrelude bytes of each connection are free.
-// Reading headers of HTTP/1 takes processors, too, 1 s for 12 MB of short lines: a thousand goroutines that do
-// it would be a queue of seconds for all others. So those that are counted do it one after the other, in turns of one read.
+// What is counted is about what the readers keep, not what came: a short line of HTTP/1 becomes an
+// entry of a map, and one byte of HTTP/2's compressed headers a field. smallPrelude bytes of each
+// connection are free. Reading headers of HTTP/1 takes processors, too, 1 s for 12 MB of short
+// lines: a thousand goroutines that do it would be a queue of seconds for all others. So those that
+// are counted do it one after the other, in turns of one read.
 //
-// A client that behaves sends its headers at once and holds nothing when they are complete, and only
-// those with long headers are counted meanwhile.
+// A client that behaves sends its headers at once and holds nothing when they are complete, and
+// only those with long headers are counted meanwhile.
 //
 // Who reads tells a connection's prelude what it holds:
 //
@@ -57,8 +58,8 @@ const (
 	maxHTTPHeaderBytes = http.DefaultMaxHeaderBytes
 )
 
-// NewPreludes makes a Preludes of max bytes. refused is called for each connection that is closed; it must not
-// block.
+// NewPreludes makes a Preludes of max bytes. refused is called for each connection that is closed;
+// it must not block.
 func NewPreludes(max int64, refused func(held int64, remote string)) *Preludes {
 	return &Preludes{max: max, refused: refused, turn: make(chan struct{}, 1), conns: make(map[*prelude]struct{})}
 }
@@ -70,7 +71,8 @@ func (p *Preludes) Held() int64 {
 	return p.held
 }
 
-// Listener counts the preludes of l's connections. What it wraps must not be hidden but by a type with a method NetConn.
+// Listener counts the preludes of l's connections. What it wraps must not be hidden but by a type
+// with a method NetConn.
 func (p *Preludes) Listener(l net.Listener) net.Listener { return &preludeListener{l, p} }
 
 type preludeListener struct {
@@ -123,7 +125,8 @@ func preludeOf(conn net.Conn) *prelude {
 	}
 }
 
-// prelude is what one connection holds. One goroutine at a time calls hold and count; nil holds nothing.
+// prelude is what one connection holds. One goroutine at a time calls hold and count; nil holds
+// nothing.
 type prelude struct {
 	of   *Preludes
 	conn net.Conn // is closed if it holds most
@@ -148,7 +151,8 @@ func (p *prelude) count(weight int64) {
 	p.hold(0)
 }
 
-// hold says how many bytes are held now, and closes whoever holds most if it is too much.
+// hold records how many bytes a connection holds now, and closes the one that holds most if that is
+// too much in all.
 func (p *prelude) hold(n int64) {
 	if p == nil {
 		return
@@ -225,7 +229,8 @@ func (c *preludeConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// rest ends the turn of a connection, if it has it. Until then its reader does nothing but look at what it has read.
+// rest ends the turn of a connection, if it has it. Until then its reader does nothing but look at
+// what it has read.
 func (p *prelude) rest() {
 	if p.turn.Load() && p.turn.Swap(false) {
 		<-p.of.turn
@@ -253,8 +258,8 @@ func (c *preludeConn) Inner() net.Conn {
 	return c.Conn
 }
 
-// fieldBlock is the header block of HTTP/2 that a connection is in the middle of, if any. Its server
-// decodes it as it comes.
+// fieldBlock is the header block of HTTP/2 that a connection is in the middle of, if any. Its
+// server decodes it as it comes.
 type fieldBlock struct {
 	prelude *prelude
 	most    int64 // what it may take, decoded
@@ -279,8 +284,8 @@ func carry(conn net.Conn, state tls.ConnectionState, p *prelude) *carriedConn {
 	return &carriedConn{Conn: conn, state: state, block: fieldBlock{prelude: p, most: maxHTTPHeaderBytes}, skip: len(http2.ClientPreface)}
 }
 
-// carriedConn is a TLS connection for net/http's HTTP/2, which must not see that it is TLS, and whose frames
-// are followed.
+// carriedConn is a TLS connection for net/http's HTTP/2, which must not see that it is TLS, and
+// whose frames are followed.
 type carriedConn struct {
 	net.Conn
 	state tls.ConnectionState

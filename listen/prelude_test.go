@@ -70,8 +70,8 @@ func fields(t *testing.T, contentType string, more ...hpack.HeaderField) []byte 
 	return b.Bytes()
 }
 
-// tlsBytes are what a client of TLS sends in its first flight, whose last byte does not come, made as
-// long as a server reads it.
+// tlsBytes are what a client of TLS sends in its first flight, whose last byte does not come, made
+// as long as a server reads it.
 func tlsBytes() []byte {
 	const size = 60_000
 	hello := append([]byte{1, size >> 16, size >> 8 & 0xff, size & 0xff}, make([]byte, size-1)...)
@@ -85,7 +85,8 @@ func tlsBytes() []byte {
 }
 
 // What connections send before there is a request is bounded over all, whatever they speak and on
-// whatever port; and a client that behaves is served meanwhile, on an old connection and on new ones.
+// whatever port; and a client that behaves is served meanwhile, on an old connection and on new
+// ones.
 func TestPreludesAreBounded(t *testing.T) {
 	a := newAuthority(t, "ca")
 	a.issue("server", nil)
@@ -236,7 +237,8 @@ func TestPreludesAreBounded(t *testing.T) {
 	}
 }
 
-// Who sends long headers and ends them holds nothing afterwards, however often, and is never closed.
+// Who sends long headers and ends them holds nothing afterwards, however often, and is never
+// closed.
 func TestPreludesEnd(t *testing.T) {
 	a := newAuthority(t, "ca")
 	a.issue("server", nil)
@@ -318,7 +320,8 @@ func TestPreludesCloseTheOldest(t *testing.T) {
 	}
 }
 
-// Long headers of HTTP/1 are read one connection at a time, and whoever reads gives its turn back by whatever it does next.
+// Long headers of HTTP/1 are read one connection at a time, and whoever reads gives its turn back
+// by whatever it does next.
 func TestPreludesTakeTurns(t *testing.T) {
 	p := NewPreludes(1<<40, nil)
 	conn := func() *preludeConn {

@@ -16,24 +16,24 @@ import (
 	"google.golang.org/grpc/tap"
 )
 
-// A Receiving bounds the half messages of gRPC clients: what has come of messages that are not
-// complete. grpc keeps it, for as long as a client likes and for as many streams as it likes, and no
-// hook of it is called before the message is whole. So the bytes that a grpc.Server reads are looked
-// at on their way: frames of HTTP/2, and the length before each message in them. Nothing is
-// changed. A message that is complete in the frame that it begins with, as those of most calls
-// are, costs some nanoseconds and is not counted; so who sends only such ones is never refused.
+// A Receiving bounds the incomplete messages of gRPC clients. grpc keeps what has arrived, for as
+// long as a client likes and for any number of streams, and calls no hook before a message is
+// complete. So the bytes that a grpc.Server reads are inspected on their way: the frames of HTTP/2,
+// and the length before each message in them. Nothing is changed. A message that is complete in its
+// first frame, as those of most calls are, costs some nanoseconds and is not counted, so clients
+// that send only such messages are never refused.
 //
-// A connection that holds a quarter of the bound gets no further calls until it holds less: they
-// are refused with ResourceExhausted. One that holds half of it is closed; and so is the one that holds most
-// when all together hold more than the bound.
+// Further calls on a connection that holds a quarter of the bound are refused with
+// ResourceExhausted until it holds less. One that holds half of it is closed, and so is the one
+// that holds most when all together hold more than the bound.
 //
-// A call may end before its message is complete, refused for its size, say. The server tells it by a reset,
-// or the client does: both ways are followed.
+// A call may end before its message is complete, for example when it is refused for its size.
+// Either the server or the client then resets the stream: both are followed.
 type Receiving struct {
 	max, maxConn int64
 	refused      func(closed bool, held int64, remote string)
 
-	// pressed is how many connections get no further calls now.
+	// pressed is how many connections get no further calls at present.
 	pressed atomic.Int64
 
 	mu    sync.Mutex
@@ -41,16 +41,16 @@ type Receiving struct {
 	conns map[*receivingConn]int64 // that hold something, and how much
 }
 
-// frameOverhead is about what grpc keeps of a frame besides its bytes.
+// frameOverhead estimates what grpc keeps of a frame besides its bytes.
 const frameOverhead = 128
 
-// NewReceiving makes a Receiving of max bytes. refused is called for each call, and each connection, that
-// is refused; it must not block.
+// NewReceiving makes a Receiving of max bytes. refused is called for each call, and each
+// connection, that is refused; it must not block.
 func NewReceiving(max int64, refused func(closed bool, held int64, remote string)) *Receiving {
 	return &Receiving{max: max, maxConn: max / 2, refused: refused, conns: make(map[*receivingConn]int64)}
 }
 
-// Held is how many bytes of half messages there are.
+// Held is how many bytes of incomplete messages there are.
 func (r *Receiving) Held() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,7 +122,7 @@ func (r *Receiving) change(c *receivingConn, n int64) {
 	}
 }
 
-// press counts the connections that get no further calls. With the lock.
+// press counts the connections that get no further calls. REQUIRES: the lock is held.
 func (r *Receiving) press(was, now int64) {
 	switch limit := r.maxConn / 2; {
 	case was < limit && now >= limit:
@@ -132,7 +132,7 @@ func (r *Receiving) press(was, now int64) {
 	}
 }
 
-// give gives back what a connection holds, for good. With the lock.
+// give releases what a connection holds, for good. REQUIRES: the lock is held.
 func (r *Receiving) give(c *receivingConn) {
 	held := r.conns[c]
 	delete(r.conns, c)
@@ -141,7 +141,7 @@ func (r *Receiving) give(c *receivingConn) {
 	c.given = true
 }
 
-// watch has the bytes that are read of a gRPC connection counted. nil watches nothing.
+// watch counts the bytes that are read from a gRPC connection. A nil Receiving counts nothing.
 func (r *Receiving) watch(conn net.Conn) net.Conn {
 	if r == nil {
 		return conn
@@ -153,7 +153,7 @@ func (r *Receiving) watch(conn net.Conn) net.Conn {
 	return c
 }
 
-// receivingTLS is a receivingConn that grpc asks for its TLS.
+// receivingTLS is a receivingConn that grpc asks for its TLS state.
 type receivingTLS struct {
 	*receivingConn
 	tls interface{ ConnectionState() tls.ConnectionState }
@@ -176,8 +176,8 @@ type receivingConn struct {
 	block fieldBlock
 	head  [frameHeaderBytes]byte // of the frame that begins
 	heads int                    // bytes of head
-	skip  int                    // bytes to come that say nothing
-	blind bool                   // what came is no HTTP/2: its server will say so
+	skip  int                    // bytes to come that do not matter
+	blind bool                   // this is not HTTP/2: the server will refuse it
 
 	// The DATA frame that is being read; data 0: none.
 	stream  uint32
@@ -188,7 +188,8 @@ type receivingConn struct {
 
 	halves map[uint32]half // of the streams of which more must come
 
-	// late are the streams that the server reset last: what still comes of them is no message's beginning.
+	// late are the streams that the server reset last: what still arrives for them does not begin a
+	// message.
 	late  [32]uint32
 	lates int
 
@@ -201,7 +202,7 @@ type receivingConn struct {
 	reset    []uint32 // streams that the server has reset, for the reader
 }
 
-// half is a message that is not complete.
+// half is an incomplete message.
 type half struct {
 	prefix  [messagePrefixBytes]byte
 	prefixs int   // bytes of prefix
@@ -308,8 +309,8 @@ func (c *receivingConn) follow(b []byte) {
 	}
 }
 
-// passes says whether b begins with a whole frame that changes nothing: one that is no message's, or that has a
-// call's one message and ends it.
+// passes reports whether b begins with a complete frame that changes nothing: one outside any
+// message, or one with the only message of a call, which it ends.
 func (c *receivingConn) passes(b []byte) bool {
 	if len(b) < frameHeaderBytes {
 		return false
@@ -331,7 +332,7 @@ func (c *receivingConn) passes(b []byte) bool {
 	return true
 }
 
-// frame begins a frame whose head is there.
+// frame begins a frame whose head has arrived.
 func (c *receivingConn) frame() {
 	size, flags := payloadBytes(c.head[:]), http2.Flags(c.head[4])
 	id := streamOf(c.head[:])
@@ -376,7 +377,7 @@ func (c *receivingConn) beginData(size int) {
 	}
 }
 
-// message takes bytes of messages of the stream of the frame.
+// message takes bytes of messages on the frame's stream.
 func (c *receivingConn) message(b []byte) {
 	h := &c.half
 	for len(b) > 0 {
@@ -401,7 +402,7 @@ func (c *receivingConn) message(b []byte) {
 	}
 }
 
-// endData keeps what the frame leaves of a message.
+// endData stores what the frame leaves of an incomplete message.
 func (c *receivingConn) endData() {
 	c.skip = c.padding
 	h := c.half

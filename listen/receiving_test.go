@@ -38,7 +38,8 @@ func (c *scripted) Write(p []byte) (int, error) { return len(p), nil }
 func (c *scripted) Close() error                { c.closed = true; return nil }
 func (c *scripted) RemoteAddr() net.Addr        { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1} }
 
-// What is counted is what has come of messages that are not complete, however frames and reads cut them.
+// What is counted is what has come of messages that are not complete, however frames and reads cut
+// them.
 func TestReceivingCounts(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -352,7 +353,8 @@ func TestHalfMessagesAreBounded(t *testing.T) {
 	}
 }
 
-// A client that sends much at once is told which flag it has met; when less is on its way it is served again.
+// A client that sends much at once is told which flag it has met; when less is on its way it is
+// served again.
 func TestTooMuchIsTold(t *testing.T) {
 	recv := NewReceiving(2<<20, func(bool, int64, string) {})
 	f := receivingServer(t, recv)

@@ -14,8 +14,8 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/tlsutil"
 )
 
-// unsettled is how fresh a file's time may be before the same time and size no
-// longer prove the same content: time stamps are coarser than writes.
+// unsettled: if a file's time is more recent than this, the same time and size do not prove the
+// same content, since time stamps are coarser than writes.
 const unsettled = time.Second
 
 // stamp is what a file looked like when it was read.
@@ -29,7 +29,7 @@ func stampOf(path string) (stamp, error) {
 	return stamp{info, time.Now()}, err
 }
 
-// same says that the file need not be read again.
+// same reports whether the file need not be read again.
 func (s stamp) same(now stamp) bool {
 	return s.info != nil && os.SameFile(s.info, now.info) && s.info.Size() == now.info.Size() &&
 		s.info.ModTime().Equal(now.info.ModTime()) && s.read.Sub(s.info.ModTime()) > unsettled
@@ -39,7 +39,7 @@ func (s stamp) same(now stamp) bool {
 // reads and parses both files at each handshake, about 100 us for an RSA key.
 type keyPair struct {
 	certFile, keyFile string
-	failed            func(error) // told once for each change of a file that gave no pair
+	failed            func(error) // called once for each change of a file that gave no pair
 
 	mu        sync.Mutex
 	cert, key stamp // of the files that pair, or the failure, came from
@@ -73,11 +73,11 @@ func (k *keyPair) get() (*tls.Certificate, error) {
 	return k.pair, nil
 }
 
-// authorities is a bundle of CA certificates, read again when it changed. A file that
-// is missing or in no order changes nothing: the authorities that were known go on.
+// authorities is a bundle of CA certificates, read again when it changed. A file that is missing or
+// invalid changes nothing: the known authorities stay.
 type authorities struct {
 	path   string
-	failed func(error) // told once for each change of the file that gave none
+	failed func(error) // called once for each change of the file that gave none
 
 	mu    sync.Mutex
 	stamp stamp
@@ -86,7 +86,7 @@ type authorities struct {
 	err   error          // why the file as it is now gives none
 }
 
-// newAuthorities reads the file for the first time: now it must be right.
+// newAuthorities reads the file for the first time: then it must be valid.
 func newAuthorities(path string, failed func(error)) (*authorities, error) {
 	a := &authorities{path: path}
 	now, err := stampOf(path)
@@ -100,7 +100,7 @@ func newAuthorities(path string, failed func(error)) (*authorities, error) {
 	return a, nil
 }
 
-// get returns the authorities that the file named last.
+// get returns the authorities from the last valid content of the file.
 func (a *authorities) get() *x509.CertPool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -118,7 +118,7 @@ func (a *authorities) get() *x509.CertPool {
 	return a.pool
 }
 
-// read takes what the file names, if it is another content.
+// read takes the file's authorities, if its content has changed.
 func (a *authorities) read(now stamp) error {
 	data, err := os.ReadFile(a.path)
 	if err != nil {
@@ -159,8 +159,7 @@ type revocations struct {
 	serials map[string]bool
 }
 
-// check refuses if one of certs is on the list, or if there is no readable list:
-// then nobody knows.
+// check refuses if one of certs is on the list, or if the list cannot be read: then nobody knows.
 func (r *revocations) check(certs []*x509.Certificate) error {
 	serials, err := r.load()
 	if err != nil {
@@ -188,7 +187,7 @@ func (r *revocations) load() (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	if block, _ := pem.Decode(data); block != nil { // etcd reads DER alone
+	if block, _ := pem.Decode(data); block != nil { // etcd reads only DER
 		data = block.Bytes
 	}
 	list, err := x509.ParseRevocationList(data)

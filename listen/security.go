@@ -18,11 +18,11 @@ import (
 	"go.uber.org/zap"
 )
 
-// TLSInfo is what etcd's flags say of one side's TLS.
+// TLSInfo is what etcd's flags say about one side's TLS.
 type TLSInfo = transport.TLSInfo
 
-// SelfSigned makes (or finds) a certificate signed by itself in dir, valid for
-// the hosts of the listeners and for years.
+// SelfSigned makes (or finds) a self-signed certificate in dir, valid for the hosts of the
+// listeners and for years.
 func SelfSigned(logger *zap.Logger, dir string, hosts []string, years uint) (TLSInfo, error) {
 	if logger == nil {
 		logger = zap.NewNop()
@@ -43,12 +43,12 @@ func Restrict(info *TLSInfo, suites []string, minVersion, maxVersion string) (er
 	return err
 }
 
-// Security is one side's TLS, for clients or for peers: what this member shows
-// and what it asks of others.
+// Security is one side's TLS, for clients or for peers: what this member presents and what it
+// requires of others.
 type Security struct {
-	// server and client are patterns: no connection uses them, but a copy for
-	// each set of authorities that the CA file named. A session of a copy is not
-	// resumed under another, so nobody comes in by an authority that is gone.
+	// server and client are templates: connections use a copy for each set of authorities that the
+	// CA file has named. A session of one copy is not resumed under another, so a removed authority
+	// lets nobody in.
 	server *tls.Config
 	client *tls.Config
 	cas    *authorities // nil: the client side trusts the system's, the server asks for none
@@ -61,19 +61,19 @@ type Security struct {
 	rejected string
 }
 
-// SecurityOptions are what TLSInfo does not say.
+// SecurityOptions are what TLSInfo lacks.
 type SecurityOptions struct {
 	Logger *zap.Logger // nil: none
 	// Rejected is the log message for a connection that is refused.
 	Rejected string
-	// CheckSAN wants a client certificate that names hosts to name the one that
-	// the connection comes from, as etcd does on the peer and metrics ports.
+	// CheckSAN requires that a client certificate that names hosts names the one that the
+	// connection comes from, as etcd does on the peer and metrics ports.
 	CheckSAN bool
-	// Protocols are offered by ALPN; nil: h2 as etcd, and HTTP/1 by silence.
+	// Protocols are offered by ALPN; nil: h2, as in etcd, and HTTP/1 without ALPN.
 	Protocols []string
 }
 
-// NewSecurity reads the files and refuses what cannot work.
+// NewSecurity reads the files and returns an error for what cannot work.
 func NewSecurity(info TLSInfo, opts SecurityOptions) (*Security, error) {
 	if opts.Logger == nil {
 		opts.Logger = zap.NewNop()
@@ -119,7 +119,7 @@ func NewSecurity(info TLSInfo, opts SecurityOptions) (*Security, error) {
 	return s, nil
 }
 
-// WantsCertificates says whether who connects must show a certificate of an authority that was named.
+// WantsCertificates reports whether clients must present a certificate from a given authority.
 func (s *Security) WantsCertificates() bool {
 	return s.server.ClientAuth == tls.RequireAndVerifyClientCert && s.server.ClientCAs != nil
 }
@@ -131,8 +131,7 @@ func (s *Security) CheckingSAN() *Security {
 	return &c
 }
 
-// pair makes a keyPair with the log messages for files that are missing and for
-// files that are no pair.
+// pair makes a keyPair, with the log messages for missing files and for files that do not match.
 func (s *Security) pair(cert, key, missing, unfit string) *keyPair {
 	return &keyPair{certFile: cert, keyFile: key, failed: func(err error) {
 		message := unfit
@@ -171,8 +170,8 @@ func (s *Security) current() (server, client *tls.Config) {
 	return c.server, c.client
 }
 
-// ClientConfig is for one connection that this member opens to its own side: it
-// changes with the file of authorities, so it is asked for each time.
+// ClientConfig is for one connection that this member opens to its peers: it changes with the file
+// of authorities, so call it for each connection.
 func (s *Security) ClientConfig() *tls.Config {
 	_, client := s.current()
 	return client
@@ -203,8 +202,7 @@ func (s *Security) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, err
 	return c, nil
 }
 
-// admit applies the rules that TLS itself does not know. A resumed session
-// passes them again.
+// admit applies the rules that TLS itself does not know, also to a resumed session.
 func (s *Security) admit(ctx context.Context, c *tls.Conn) error {
 	certs := c.ConnectionState().PeerCertificates
 	if len(certs) == 0 {
@@ -245,15 +243,15 @@ type resolver interface {
 	LookupHost(ctx context.Context, host string) ([]string, error)
 }
 
-// checkSAN wants cert to name where the connection comes from: by address, or by
-// a name that the address resolves to, or that resolves to the address. A
-// certificate that names nothing may come from anywhere.
+// checkSAN requires that cert names the source of the connection: by address, or by a name that the
+// address resolves to, or that resolves to the address. A certificate without names may come from
+// anywhere.
 func checkSAN(ctx context.Context, cert *x509.Certificate, remote net.Addr, names resolver) error {
 	if len(cert.IPAddresses) == 0 && len(cert.DNSNames) == 0 {
 		return nil
 	}
 	if remote.Network() == "unix" {
-		return nil // it comes from this machine, by the right to open a file
+		return nil // it comes from this machine, with the right to open the socket file
 	}
 	host, _, err := net.SplitHostPort(remote.String())
 	if err != nil {
@@ -276,8 +274,8 @@ func checkSAN(ctx context.Context, cert *x509.Certificate, remote net.Addr, name
 	return errors.New(text)
 }
 
-// named says whether host, an address, goes by one of the names; a name may
-// begin with "*.". The reverse lookup is asked first: it is one question.
+// named reports whether host, an address, goes by one of the names; a name may begin with "*.". The
+// reverse lookup comes first: it is a single query.
 func named(ctx context.Context, host string, dnsNames []string, names resolver) (bool, error) {
 	found, err := names.LookupAddr(ctx, host)
 	for _, name := range found {

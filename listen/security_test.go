@@ -564,9 +564,8 @@ func (silence) SetDeadline(time.Time) error      { return nil }
 func (silence) SetReadDeadline(time.Time) error  { return nil }
 func (silence) SetWriteDeadline(time.Time) error { return nil }
 
-// The authorities are read again as well: an old one, both, the new one alone. A
-// session that the old one's certificate began is not resumed; a file in no order
-// changes nothing and is told once.
+// The authorities are read again as well: an old one, both, the new one alone. A session that the
+// old one's certificate began is not resumed; a file in no order changes nothing and is told once.
 func TestReloadAuthorities(t *testing.T) {
 	old, next := newAuthority(t, "old"), newAuthority(t, "new")
 	old.issue("server", nil)

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// DefaultAnswerBytes bounds an answer whose question does not say how large it may be.
+// DefaultAnswerBytes bounds the answer to a question that sets no bound.
 const DefaultAnswerBytes = 64 << 10
 
 // A Question is one HTTP request to a member.
@@ -25,7 +25,7 @@ type Question struct {
 	MaxAnswer int64
 }
 
-// An Answer is a member's, whatever its status.
+// An Answer is a member's answer, with any status.
 type Answer struct {
 	Status int
 	Header http.Header
@@ -34,7 +34,7 @@ type Answer struct {
 	Fresh  bool   // it came over a connection that was opened for it
 }
 
-// OK is nil for status 200, and else says what was answered.
+// OK is nil for status 200, and otherwise an error with the answer.
 func (a Answer) OK() error {
 	if a.Status == http.StatusOK {
 		return nil
@@ -42,10 +42,10 @@ func (a Answer) OK() error {
 	return fmt.Errorf("%s answered %d %s: %.100s", a.URL, a.Status, http.StatusText(a.Status), bytes.TrimSpace(a.Body))
 }
 
-// ErrNoURL is the answer of a member that is known under no URL.
+// ErrNoURL is the error of asking a member without known URLs.
 var ErrNoURL = errors.New("the member has no peer URLs")
 
-// At asks under one peer URL. The error is nil for any answer that was read whole.
+// At asks under one peer URL. The error is nil for any answer that was read completely.
 func At(ctx context.Context, client *http.Client, peerURL string, q Question) (Answer, error) {
 	a := Answer{URL: strings.TrimSuffix(peerURL, "/") + q.Path}
 	method, limit := q.Method, q.MaxAnswer
@@ -76,8 +76,7 @@ func At(ctx context.Context, client *http.Client, peerURL string, q Question) (A
 	return a, err
 }
 
-// Ask asks under one URL after the other until take returns nil; its error is the
-// last one.
+// Ask asks under one URL after the other until take returns nil; its error is the last one.
 func Ask(ctx context.Context, client *http.Client, peerURLs []string, q Question, take func(Answer) error) error {
 	last := ErrNoURL
 	for _, u := range peerURLs {
@@ -93,9 +92,8 @@ func Ask(ctx context.Context, client *http.Client, peerURLs []string, q Question
 	return last
 }
 
-// NewClient is a client for questions to members. It follows no redirect: no
-// member sends one, and what pretends to be a member must not choose who is asked.
-// It has no timeout of its own.
+// NewClient is a client for questions to members. It follows no redirect: no member sends one, and
+// an impostor must not choose who is asked. It has no timeout of its own.
 func NewClient(rt http.RoundTripper) *http.Client {
 	return &http.Client{Transport: rt, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }

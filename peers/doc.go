@@ -1,24 +1,28 @@
-// Package peers is what members say to each other over HTTP: the names of it, one way to dial whatever URL a
-// member may have, one way to ask it something, and one place where what is asked is answered.
+// Package peers is the members' HTTP protocol: its names, one way to dial any URL that a member may
+// have, one way to ask, and one place where questions are answered.
 //
-// docs/peer-protocol.md is the whole protocol; protocol.go has its names: paths, headers, and the contexts
-// of raft messages that mean something to Belay alone. No other package writes one of them out.
+// docs/peer-protocol.md describes the whole protocol; protocol.go has its names: paths, headers,
+// and the contexts of raft messages that only Belay understands. No other package spells one of
+// them out.
 //
-// A peer URL is http, https, unix or unixs, as etcd's are; the last two name a socket file. A RoundTripper
-// knows all four, so nothing above has to: what is asked of a member before this one has a raft group (who
-// the members are, whether they know this one) goes the same way as raft's messages do.
+// A peer URL is http, https, unix or unixs, as etcd's are; the last two name a socket file. A
+// RoundTripper knows all four, so nothing above it has to: questions from before this member has a
+// raft group (who the members are, whether they know this one) take the same path as raft's
+// messages.
 //
-// Ask sends one question to a member, under one of its URLs after the other until an answer is taken; At
-// asks under one URL. Both bound what they read. Neither retries, logs, or waits longer than its context:
-// that is the caller's.
+// Ask sends one question to a member, under one URL after the other until an answer is accepted; At
+// asks under one URL. Both bound what they read. Neither retries, logs, or waits longer than its
+// context: that is up to the caller.
 //
-// A Mux is the other side: each part of a member registers what it answers on the peer port, and says who
-// may ask. Package transport judges whether somebody is a member; raft's own messages it serves by itself.
+// A Mux is the other side: each part of a member registers what it answers on the peer port, and
+// who may ask. Package transport decides whether a sender is a member, and serves raft's own
+// messages itself.
 //
 // # Files
 //
 //	protocol.go   the names           ask.go   questions
 //	roundtrip.go  dialling            mux.go   answers
 //
-// Everything here may be called from any goroutine, but that a Mux is complete before it serves.
+// Everything here may be called from any goroutine, except that a Mux must be complete before it
+// serves.
 package peers

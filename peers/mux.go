@@ -7,25 +7,25 @@ import (
 	"net/http"
 )
 
-// Access says who may ask under a path.
+// Access is who may ask under a path.
 type Access int
 
 const (
-	// Anyone may ask: what is told, or judged, without knowing who asks.
+	// Anyone may ask: the answer does not depend on the sender.
 	Anyone Access = iota
-	// Members may ask, and who does not say who it is: members of etcd do not on each path. What changes
-	// something, or tells of a lease's keys, is at least of this kind.
+	// Members may ask, and senders that do not name themselves: etcd's members do not on every
+	// path. A path that changes something, or reveals a lease's keys, has at least this access.
 	Members
-	// NamedMembers may ask, who say which member they are: Belay's own paths.
+	// NamedMembers may ask: members that name themselves. Belay's own paths have this access.
 	NamedMembers
 )
 
-// A Guard serves to members alone, by what the headers of a request say, what next serves; anonymous
-// lets in who says nothing.
+// A Guard restricts next to members, by the headers of a request; anonymous lets in senders that do
+// not name themselves.
 type Guard func(next http.Handler, anonymous bool) http.Handler
 
-// A Mux is what a member's peer port serves. The parts of the member that answer register their paths,
-// before it serves; what nobody registered is answered with 404.
+// A Mux is what a member's peer port serves. The parts of the member that answer register their
+// paths before it serves; any other path gets 404.
 type Mux struct {
 	mux   *http.ServeMux
 	guard Guard
@@ -38,13 +38,13 @@ func NewMux(guard Guard) *Mux {
 	}
 	m := &Mux{mux: http.NewServeMux(), guard: guard}
 	m.mux.HandleFunc("/", http.NotFound)
-	// A stranger is not told which of these there are.
+	// A stranger does not learn which of these exist.
 	m.handle(PathBelay, NamedMembers, http.NotFoundHandler())
 	return m
 }
 
-// Handle has h answer path, and all below it where it ends with a slash. Another method than the given
-// one is answered with 405 after the guard; "": h takes any.
+// Handle makes h answer path, and everything below it if it ends with a slash. Any other method
+// than the given one gets 405 after the guard; "": h takes any method.
 func (m *Mux) Handle(path, method string, who Access, h http.HandlerFunc) {
 	if method == "" {
 		m.handle(path, who, h)
@@ -67,7 +67,7 @@ func (m *Mux) handle(path string, who Access, h http.Handler) {
 // ServeHTTP implements http.Handler.
 func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) { m.mux.ServeHTTP(w, r) }
 
-// AllowMethod answers any other method with 405 and says false.
+// AllowMethod answers any other method with 405 and returns false.
 func AllowMethod(w http.ResponseWriter, r *http.Request, method string) bool {
 	if r.Method == method {
 		return true
@@ -80,7 +80,8 @@ func AllowMethod(w http.ResponseWriter, r *http.Request, method string) bool {
 // MaxQuestionBytes bounds the body of a question.
 const MaxQuestionBytes = 64 << 10
 
-// ReadQuestion reads the body of a question of at most limit bytes. When it says false it has answered.
+// ReadQuestion reads the body of a question of at most limit bytes. If it returns false, it has
+// answered.
 func ReadQuestion(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, bool) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if err == nil {
@@ -110,5 +111,5 @@ func AnswerProto(w http.ResponseWriter, message []byte) { answer(w, "application
 
 func answer(w http.ResponseWriter, contentType string, body []byte) {
 	w.Header().Set("Content-Type", contentType)
-	_, _ = w.Write(body) // who asked has left: nobody to tell
+	_, _ = w.Write(body) // the sender has left
 }

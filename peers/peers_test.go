@@ -75,8 +75,8 @@ func TestNoRedirects(t *testing.T) {
 	}
 }
 
-// Every URL that a member may have is asked alike, over a connection of its own and over one that is
-// kept. etcd's socket URLs have a name and a port, which are the file's name, or a name alone.
+// Every URL that a member may have is asked alike, over a connection of its own and over one that
+// is kept. etcd's socket URLs have a name and a port, which are the file's name, or a name alone.
 func TestEachKindOfURL(t *testing.T) {
 	dir, err := os.MkdirTemp("", "peers") // t.TempDir may be too long for a socket
 	if err != nil {

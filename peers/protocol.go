@@ -1,23 +1,23 @@
 package peers
 
-// Protocol is the version of the peer protocol: of what docs/peer-protocol.md says, which is what
-// members of this source tree do. It is not sent. A member knows what another one can do by whether
-// HeaderBelay is there, and by what it answers: 404 for a path that it does not have. A raft message
-// whose context it does not know means to it what it means to raft.
+// Protocol is the version of the peer protocol that docs/peer-protocol.md describes and this source
+// tree implements. It is not sent. A member learns what another one supports from HeaderBelay, and
+// from its answers: 404 for a path that it does not have. A raft message with an unknown context
+// means what it means to raft.
 //
-// It grows when a path, a header or a context is added, or changes what it means.
+// It is raised when a path, a header or a context is added or changes its meaning.
 const Protocol = 1
 
-// Paths of etcd's members. Who answers registers them in a Mux.
+// Paths of etcd's members. The parts that answer register them in a Mux.
 const (
 	PathRaft             = "/raft"                 // POST: one raft message, where no stream stands
-	PathRaftStream       = "/raft/stream/"         // both streams begin so; behind them the id of who asks, who receives
+	PathRaftStream       = "/raft/stream/"         // the prefix of both streams, followed by the id of the member that asks, which receives
 	PathRaftMessages     = "/raft/stream/message/" // GET: a stream of messages
 	PathRaftAppends      = "/raft/stream/msgapp/"  // GET: a stream of appends
 	PathRaftSnapshot     = "/raft/snapshot"        // POST: a MsgSnap and the state
-	PathRaftProbing      = "/raft/probing"         // GET: is anybody there, and what time is it
+	PathRaftProbing      = "/raft/probing"         // GET: health and the time
 	PathMembers          = "/members"              // GET: the member list as JSON
-	PathPromote          = "/members/promote/"     // POST, a learner's id in decimal behind it
+	PathPromote          = "/members/promote/"     // POST, followed by a learner's id in decimal
 	PathHashKV           = "/members/hashkv"       // GET with a JSON body: the hash of a revision
 	PathLeases           = "/leases"               // POST: renew a lease, at the leader
 	PathLeasesInternal   = "/leases/internal"      // POST: a lease's remaining time and keys, at the leader
@@ -25,7 +25,8 @@ const (
 	PathVersion          = "/version"              // GET: JSON
 )
 
-// Paths of Belay's members alone, for who says which member it is. Etcd answers 404 to all of them.
+// Paths only of Belay's members, for members that name themselves. etcd answers all of them with
+// 404.
 const (
 	PathBelay     = "/belay/"           // all of them begin so
 	PathDisk      = "/belay/disk"       // GET: replica.DiskReport as JSON
@@ -38,7 +39,7 @@ const (
 const (
 	HeaderFrom       = "X-Server-From"         // the sender's id
 	HeaderVersion    = "X-Server-Version"      // the version of etcd that the sender is
-	HeaderMinCluster = "X-Min-Cluster-Version" // the least version that it speaks to
+	HeaderMinCluster = "X-Min-Cluster-Version" // the lowest version that it accepts
 	HeaderCluster    = "X-Etcd-Cluster-Id"     // in requests and answers
 	HeaderTo         = "X-Raft-To"             // the receiver's id: etcd's on streams, Belay's on POSTs too
 	HeaderPeerURLs   = "X-Peerurls"            // the sender's, with commas between
@@ -52,35 +53,36 @@ const (
 	HeaderHashOf   = "X-Belay-Hash-Of"  // HashOfState or HashOfCompaction, at PathHashKV
 )
 
-// What HeaderYou says of the receiver: whether the sender knows it as a member that has run. One that
-// has, and has no data, has lost it.
+// Values of HeaderYou: whether the sender knows the receiver as a member that has run. One that has
+// run and has no data has lost it.
 const (
 	YouStarted = "started"
 	YouNew     = "new"
 )
 
-// What HeaderHashOf asks for. The hash of a compaction can differ from that of the same revisions as
-// they are stored (etcd's rule for a tombstone at the compaction's revision), and computing one
-// because no compaction's is kept would cost a pass over all keys for nothing. A member of etcd
-// answers with either.
+// Values of HeaderHashOf. The hash of a compaction can differ from that of the same revisions as
+// stored (etcd's rule for a tombstone at the compaction's revision), and computing one where no
+// compaction's is kept would cost a useless pass over all keys. A member of etcd may answer with
+// either.
 const (
 	HashOfState      = "state"
 	HashOfCompaction = "compaction"
 )
 
-// Contexts of raft messages: a second meaning that raft does not know, and that a member of etcd, or
-// an older one, does without. Each begins with "belay-"; raft's own contexts are "CampaignTransfer"
-// and eight bytes.
+// Contexts of raft messages: an additional meaning that raft ignores, as does a member of etcd or
+// an older one. Each begins with "belay-"; raft's own contexts are "CampaignTransfer" and eight
+// bytes.
 const (
-	// ContextRefused begins the context of a MsgAppResp by which a leader tells a follower that it has
-	// not taken proposals which the follower forwarded; their ids follow, eight bytes each, the highest
-	// byte first. Where it is not understood their clients wait until the request times out, as in etcd.
+	// ContextRefused begins the context of a MsgAppResp by which a leader tells a follower that it
+	// has refused proposals that the follower forwarded; their ids follow, eight bytes each,
+	// big-endian. Where it is not understood their clients wait until the request times out, as in
+	// etcd.
 	ContextRefused = "belay-refused"
-	// ContextQuorum is the context of a MsgTimeoutNow whose sender leads no more because too few
+	// ContextQuorum is the context of a MsgTimeoutNow whose sender stops leading because too few
 	// members answered it. Without it the receiver takes the message for an ordinary transfer.
 	ContextQuorum = "belay-quorum"
-	// ContextEarly is the context of a MsgAppResp that was sent because a disk is slow, not because an
-	// append became durable. It promises no more than what is durable, so a leader may take it as
-	// any other.
+	// ContextEarly is the context of a MsgAppResp that was sent because a disk is slow, not because
+	// an append became durable. It promises no more than what is durable, so a leader may treat it
+	// as any other.
 	ContextEarly = "belay-early"
 )

@@ -11,18 +11,17 @@ import (
 
 // Options are how a RoundTripper connects. Timeouts of 0 mean none.
 type Options struct {
-	// TLS is asked for each connection of https and unixs, since the authorities to
-	// trust may change [the system's certificates].
+	// TLS is called for each connection of https and unixs, since the trusted authorities may
+	// change [the system's certificates].
 	TLS func() *tls.Config
 	// Dial opens a connection; network is "tcp" or "unix" [a net.Dialer].
 	Dial        func(ctx context.Context, network, address string) (net.Conn, error)
 	DialTimeout time.Duration
-	// ReadTimeout and WriteTimeout bound how long the other side may send nothing,
-	// or take nothing.
+	// ReadTimeout and WriteTimeout bound how long the other side may send nothing, or take nothing.
 	ReadTimeout, WriteTimeout time.Duration
 	WriteBuffer               int // bytes [4 KiB]
-	// Reuse keeps connections for further requests. REQUIRES: no ReadTimeout,
-	// which would end them when they are idle.
+	// Reuse keeps connections for further requests. REQUIRES: no ReadTimeout, which would end idle
+	// ones.
 	Reuse bool
 }
 
@@ -72,7 +71,8 @@ func NewRoundTripper(o Options) *RoundTripper {
 				}
 				if network != "" {
 					n = network
-					// An etcd socket URL has a name and perhaps a port, which together are the file's name.
+					// An etcd socket URL has a name and perhaps a port, which together are the
+					// file's name.
 					addr = strings.TrimSuffix(strings.TrimSuffix(addr, ":443"), ":80")
 				}
 				c, err := o.Dial(ctx, n, addr)
