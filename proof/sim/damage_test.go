@@ -26,7 +26,10 @@ import (
 // log, and its last segment as a whole (raftlog, "Torn or damaged?").
 
 // damage flips a byte of a file of the log or of the store, or loses the file.
-func damage(mem *vfs.MemFS, r *rand.Rand) (what string, err error) {
+func damage(mem *vfs.MemFS, r *rand.Rand, mu mutation) (what string, err error) {
+	if mu == cutDamage {
+		return cut(mem, r)
+	}
 	dir, files, limits := storeDir, []string(nil), map[string]int64{}
 	if r.IntN(2) == 0 {
 		dir = logDir
@@ -80,6 +83,49 @@ func damage(mem *vfs.MemFS, r *rand.Rand) (what string, err error) {
 	return fmt.Sprintf("flipped a bit at %d of %s", at, path), f.Sync()
 }
 
+// cut makes a log as it would be after a start that took damage to a group for a write that a crash had
+// interrupted: it ends there.
+func cut(mem *vfs.MemFS, r *rand.Rand) (what string, err error) {
+	segments, err := inspect(mem)
+	if err != nil {
+		return "", err
+	}
+	var long []int // segments of which something is left
+	for i, s := range segments {
+		if len(s.groups) > 1 {
+			long = append(long, i)
+		}
+	}
+	if len(long) == 0 {
+		return "", nil
+	}
+	which := long[r.IntN(len(long))]
+	s := segments[which]
+	at := s.groups[1+r.IntN(len(s.groups)-1)]
+	f, err := mem.Open(s.path)
+	if err != nil {
+		return "", err
+	}
+	kept := make([]byte, at)
+	_, err = f.ReadAt(kept, 0)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return "", err
+	}
+	if f, err = mem.Create(s.path, vfs.WriteCategoryUnspecified); err != nil {
+		return "", err
+	}
+	_, err = f.Write(kept)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return "", err
+	}
+	for _, later := range segments[which+1:] {
+		if err := mem.Remove(later.path); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("cut %s at %d", s.path, at), syncDir(mem, logDir)
+}
+
 func syncDir(mem *vfs.MemFS, dir string) error {
 	d, err := mem.OpenDir(dir)
 	if err != nil {
@@ -88,18 +134,18 @@ func syncDir(mem *vfs.MemFS, dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// provenLog are the files of the log that may be damaged, and of some how many
-// bytes from the start: those that something after them proves durable.
-func provenLog(mem *vfs.MemFS) (files []string, limits map[string]int64, err error) {
+// segment is a file of the log.
+type segment struct {
+	path   string
+	groups []int64 // where they begin
+}
+
+// inspect lists the segments of the log, the oldest first.
+func inspect(mem *vfs.MemFS) (segments []segment, err error) {
 	var text bytes.Buffer
 	if err := raftlog.Inspect(logDir, mem, &text); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	type segment struct {
-		path   string
-		groups []int64 // where they begin
-	}
-	var segments []segment
 	for line, err := text.ReadString('\n'); err != io.EOF; line, err = text.ReadString('\n') {
 		at := int64(0)
 		if strings.HasPrefix(line, "segment-") && strings.Contains(line, "first-group=") {
@@ -108,6 +154,16 @@ func provenLog(mem *vfs.MemFS) (files []string, limits map[string]int64, err err
 			s := &segments[len(segments)-1]
 			s.groups = append(s.groups, at)
 		}
+	}
+	return segments, nil
+}
+
+// provenLog are the files of the log that may be damaged, and of some how many
+// bytes from the start: those that something after them proves durable.
+func provenLog(mem *vfs.MemFS) (files []string, limits map[string]int64, err error) {
+	segments, err := inspect(mem)
+	if err != nil {
+		return nil, nil, err
 	}
 	// The last group is proven by nothing, and the header of its segment by it alone
 	// if it is the only one there.
@@ -144,13 +200,14 @@ func (w *world) harm(l *life, r *rand.Rand, percent int) {
 	m.crash(l, percent)
 	m.mu.Lock()
 	if m.now == nil && !m.begins && !m.removed {
-		what, err := damage(m.mem, r)
+		what, err := damage(m.mem, r, m.w.o.mutation)
 		if err != nil {
 			w.violation(noStart, "damage to member %d: %v", m.id, err)
 		}
-		if m.damaged = what != ""; m.damaged {
+		if what != "" {
 			w.tracef("  member %d: %s", m.id, what)
 			w.count("damaged disks")
+			m.damaged = w.o.mutation != cutDamage // such a log is whole, as far as anybody can see
 		}
 	}
 	m.mu.Unlock()

@@ -29,6 +29,7 @@ const (
 	dateClock   mutation = "date-clock"   // lease tables go by the date
 	allRoot     mutation = "all-root"     // one member takes every user for root
 	lateAnswer  mutation = "late-answer"  // a call waits for its result as long as it takes
+	cutDamage   mutation = "cut-damage"   // a log that is damaged ends where the damage is, as if a crash had torn it
 )
 
 // mutants are the mutations that TestMutations shows to be noticed: in worlds of
@@ -53,6 +54,7 @@ var mutants = []struct {
 	{allRoot, string(users), []finding{wrongRights}},
 	{loopWaits, string(hung), []finding{loopDelay}},
 	{lateAnswer, string(wedged), []finding{deadline}},
+	{cutDamage, string(damaged), []finding{lostWrite, diverged, votedTwice, twoLeaders, staleRead, brokenLog}},
 }
 
 // mutationRuns is within how many seeds a broken rule must be noticed: the one
