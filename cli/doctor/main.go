@@ -84,6 +84,7 @@ func (d *doctor) command() *cobra.Command {
 	fs.StringVar(&d.html, "html", "", "also write a page to this file, with pictures, that needs no network")
 	fs.BoolVar(&d.plain, "no-color", os.Getenv("NO_COLOR") != "", "no colours, even on a terminal (also: NO_COLOR)")
 	d.live(root)
+	root.AddCommand(d.histogramCommand(), d.diskCommand(), d.networkCommand(), d.clockCommand())
 	return root
 }
 

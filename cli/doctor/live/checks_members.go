@@ -244,8 +244,7 @@ func checkLeaderChanges(c *Cluster, a *adder) {
 		if hours := up.Hours(); hours >= 0.5 && (seen-1)/hours >= 1 || hours < 0.5 && hours > 0 && seen > 4 {
 			a.bad(report.Warning, m, "It has seen many changes of leader.", "Each costs clients `leader changed` errors and timeouts.",
 				[]string{fmt.Sprintf("%.0f since it started, %s ago", seen, up.Round(time.Minute))},
-				"`belay doctor logs` on the logs of all members tells when, and whose fault it was",
-				"`belay doctor follow` reports the next one as it happens")
+				"`belay doctor logs` on the logs of all members tells when, and whose fault it was")
 			return
 		}
 	}

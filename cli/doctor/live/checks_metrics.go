@@ -99,7 +99,7 @@ func checkDisk(c *Cluster, a *adder) {
 			s := m.scrape()
 			if oldest, ok := s.Value("belay_disk_sync_oldest_seconds"); ok && oldest >= 1 {
 				a.bad(report.Critical, m, "The disk of its raft log does not answer.", "It promises nothing meanwhile; the others do, and a leader hands over.",
-					[]string{"the oldest sync is " + metrics.Seconds(oldest) + " old"}, "see what else writes to that disk: `belay doctor neighbours` there", "see the kernel's log for errors")
+					[]string{"the oldest sync is " + metrics.Seconds(oldest) + " old"}, "see what else writes to that disk (iotop, pidstat -d)", "see the kernel's log for errors")
 				return
 			}
 		}
@@ -121,11 +121,11 @@ func checkDisk(c *Cluster, a *adder) {
 		if m.Belay != nil {
 			severe := report.Warning
 			a.bad(severe, m, "The disk of its raft log is slow.", "Nobody waits for it while a quorum of the other disks is fast.", evidence,
-				"see what else writes to that disk: `belay doctor neighbours` there", "give the log a disk of its own: --wal-dir")
+				"see what else writes to that disk (iotop, pidstat -d)", "give the log a disk of its own: --wal-dir")
 			return
 		}
 		a.bad(severity(level), m, "The disk of its log is slow.", why, evidence,
-			"see what else writes to that disk: `belay doctor neighbours` there, `belay doctor disk DIR` for what it can",
+			"see what else writes to that disk (iotop, pidstat -d); `belay doctor disk DIR` there tells what it can",
 			"give the log a disk of its own (--wal-dir), a local SSD rather than a network volume")
 	})
 	if len(well) > 0 {
@@ -175,7 +175,7 @@ func checkRTT(c *Cluster, a *adder) {
 					h, over = diff, "in "+metrics.Seconds(m.between().Seconds())
 				}
 			}
-			if h.Count == 0 {
+			if h.Count < 20 {
 				continue
 			}
 			l := link{m.Name, peerName(c, h.Labels["To"])}

@@ -7,6 +7,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/belaydb/belay/cli/doctor/histogram"
 	"github.com/belaydb/belay/cli/doctor/metrics"
 )
 
@@ -189,4 +190,16 @@ func (m *Member) histogram(name string, few float64) (h metrics.Histogram, over 
 		}
 	}
 	return now, "since its start", true
+}
+
+// Histograms are those of all members, of the metrics that are named.
+func (c *Cluster) Histograms(names []string) (all []histogram.Series) {
+	for _, m := range c.Members {
+		var before *metrics.Scrape
+		if m.After != nil {
+			before = m.Before
+		}
+		all = append(all, histogram.Of(m.Name, before, m.scrape(), names, func(id string) string { return peerName(c, id) })...)
+	}
+	return all
 }

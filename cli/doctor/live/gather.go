@@ -58,12 +58,13 @@ func Gather(ctx context.Context, o Options) (*Cluster, error) {
 		wg.Go(func() { g.ask(ctx, m) })
 	}
 	wg.Wait()
-	if o.Between > 0 && !c.silent() {
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(o.Between):
-		}
+	if o.Between <= 0 || c.silent() {
+		return c, ctx.Err()
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(o.Between):
 	}
 	for _, m := range c.Members {
 		if m.Endpoint == "" || m.Err != nil {

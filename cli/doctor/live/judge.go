@@ -84,18 +84,7 @@ func (a *adder) good(format string, args ...any) {
 func Judge(c *Cluster) *report.Report {
 	r := &report.Report{Command: "doctor", Subject: strings.Join(c.Endpoints, ","), At: c.At}
 	if c.silent() {
-		r.Blind = true
-		r.Add(report.Finding{
-			ID: "nobody-answers", Severity: report.Critical, Confidence: report.Certain,
-			What:     "No endpoint answers.",
-			Evidence: append(append([]string(nil), c.Errors...), c.Strangers...),
-			Why:      "Whether it is the cluster, the network or the way there cannot be told from here.",
-			Do: []string{
-				"check that the endpoints are client URLs (port 2379 as a rule), http:// or https:// as the members listen, and that a firewall lets them through",
-				"on a member: is the process there, and what are its last lines of log? `belay doctor logs FILE` reads them",
-			},
-		})
-		return r
+		return nobody(c, r)
 	}
 	r.Summary = summary(c)
 	for _, ch := range checks {
@@ -103,5 +92,21 @@ func Judge(c *Cluster) *report.Report {
 	}
 	r.Tables = tables(c)
 	r.Data = data(c)
+	return r
+}
+
+// nobody is the report when no member answers.
+func nobody(c *Cluster, r *report.Report) *report.Report {
+	r.Blind = true
+	r.Add(report.Finding{
+		ID: "nobody-answers", Severity: report.Critical, Confidence: report.Certain,
+		What:     "No endpoint answers.",
+		Evidence: append(append([]string(nil), c.Errors...), c.Strangers...),
+		Why:      "Whether it is the cluster, the network or the way there cannot be told from here.",
+		Do: []string{
+			"check that the endpoints are client URLs (port 2379 as a rule), http:// or https:// as the members listen, and that a firewall lets them through",
+			"on a member: is the process there, and what are its last lines of log? `belay doctor logs FILE` reads them",
+		},
+	})
 	return r
 }

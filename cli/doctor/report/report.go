@@ -69,6 +69,7 @@ type Report struct {
 	Summary  []string  `json:"summary,omitempty"` // before the findings, each a paragraph
 	Findings []Finding `json:"findings"`
 	Tables   []Table   `json:"tables,omitempty"`
+	Charts   []Chart   `json:"charts,omitempty"` // below the tables; pictures in the HTML form
 	Pictures []Picture `json:"-"`
 	// Blind is set if nothing could be looked at, so that no finding is no good news.
 	Blind bool `json:"blind,omitempty"`

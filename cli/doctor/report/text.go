@@ -52,6 +52,10 @@ func (r *Report) Text(w io.Writer, style Style) error {
 		b.WriteByte('\n')
 		t.text(&b, style.Width)
 	}
+	for _, c := range r.Charts {
+		b.WriteByte('\n')
+		c.text(&b, style.Width)
+	}
 	b.WriteString("\n" + r.verdict() + "\n")
 	_, err := w.Write(b.Bytes())
 	return err
