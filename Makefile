@@ -30,6 +30,7 @@ test: tools ## all tests, and the checks at their default length
 	go test -count=1 -timeout 30m ./proof/clients || status=1; \
 	go test -count=1 -timeout 10m ./proof/fuzzrpc ./proof/abuse || status=1; \
 	go test -timeout 30m -v ./proof/sim -sim.budget 100s | grep -v '^=== \|^    --- PASS' || status=1; \
+	$(MAKE) --no-print-directory invariants || status=1; \
 	exit $$status
 
 .PHONY: short
@@ -39,6 +40,13 @@ short: ## the quick tests only
 .PHONY: race
 race: ## the packages' own tests under the race detector
 	go test -race -short -timeout 15m $(PACKAGES) ./proof/faults
+
+# The packages with a file invariants.go: what they keep twice is compared after
+# each change. See internal/invariants.
+.PHONY: invariants
+invariants: ## the costly asserts: the tests of the packages that have some, and a short simulation
+	go test -count=1 -short -timeout 10m -tags invariants ./state ./mvcc ./lease ./watch ./raftlog
+	go test -count=1 -timeout 10m -tags invariants ./proof/sim -run '^TestSim$$' -sim.budget 10s
 
 .PHONY: lint
 lint: ## floors, gofmt, vet, staticcheck, what must not enter git

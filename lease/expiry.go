@@ -100,6 +100,7 @@ func (t *Table) Promote(term uint64, extend time.Duration) bool {
 	t.expiries.clear()
 	t.checkpoints.clear()
 	t.startClocks(extend)
+	t.checkInvariants()
 	return true
 }
 
@@ -120,6 +121,7 @@ func (t *Table) Demote(term uint64) {
 	t.lookMu.Lock()
 	t.expiries.clear()
 	t.checkpoints.clear()
+	t.checkInvariants()
 	t.lookMu.Unlock()
 }
 
@@ -211,6 +213,7 @@ func (t *Table) Expired(limit int) (term uint64, ids []ID) {
 		ids = append(ids, e.id)
 		t.expiries.set(e, now+int64(t.opts.RetryInterval))
 	}
+	t.checkInvariants()
 	return t.term, ids
 }
 
@@ -268,6 +271,7 @@ func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 		step := min(int64(t.opts.CheckpointInterval), max((at-now)/2, int64(time.Second)))
 		t.checkpoints.set(e, now+step)
 	}
+	t.checkInvariants()
 	return t.term, due
 }
 

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/belaydb/belay/internal/invariants"
 	"github.com/belaydb/belay/store"
 )
 
@@ -77,9 +78,12 @@ type Table struct {
 	// demotedTerm is the highest term in which this member is known not to lead, or no longer.
 	demotedTerm uint64
 
-	lookMu      sync.Mutex
-	expiries    heap // empty unless primary; else every lease, at a time no later than its expiry
+	lookMu sync.Mutex
+	// expiries is empty unless primary; else it has every lease, at an expiry that it had. Renewals move an expiry on, but
+	// one that Promote has extended or spread may have been moved back since: by that much the lease lives longer.
+	expiries    heap
 	checkpoints heap // empty unless primary; else every lease long enough to be checkpointed
+	checks      invariants.Budget
 }
 
 // entry is one lease.
@@ -173,6 +177,7 @@ func (t *Table) Reload(r store.Reader) error {
 	if t.primary {
 		t.startClocks(0)
 	}
+	t.checkInvariants()
 	return nil
 }
 
@@ -198,6 +203,7 @@ func (t *Table) Grant(b *store.Batch, id ID, ttl int64) (granted int64, err erro
 	if t.primary {
 		t.lookMu.Lock()
 		t.startClock(e, t.now(), 0)
+		t.checkInvariants()
 		t.lookMu.Unlock()
 	}
 	t.opts.Metrics.granted.Inc()
@@ -221,6 +227,7 @@ func (t *Table) Revoke(b *store.Batch, id ID) error {
 	t.lookMu.Lock()
 	t.expiries.remove(e)
 	t.checkpoints.remove(e)
+	t.checkInvariants()
 	t.lookMu.Unlock()
 	t.opts.Metrics.revoked.Inc()
 	return nil

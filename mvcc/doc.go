@@ -46,6 +46,7 @@
 //	hash.go     HashKV, and what members compare
 //	restore.go  keys of a snapshot file, written before a Store is opened
 //	metrics.go  the metrics
+//	invariants.go  the asserts of a build with the tag invariants
 //
 // # Sources
 //

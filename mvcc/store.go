@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/internal/invariants"
 	"github.com/belaydb/belay/store"
 )
 
@@ -103,6 +104,8 @@ type Store struct {
 
 	// scratch is the applier's map of what a batch wrote, kept between batches.
 	scratch overlay
+
+	checks invariants.Budget // the applier's
 }
 
 type compactionWaiter struct {

@@ -339,6 +339,7 @@ func (w *Writer) Publish() {
 	s.compact.Store(w.compact)
 	s.rev.Store(w.rev)
 	clear(w.overlay)
+	s.checkInvariants()
 	s.enqueue(w.requests)
 
 	m := s.metrics

@@ -319,10 +319,12 @@ func (l *Log) Compact(durable uint64, keepBytes int64) error {
 	limit := min(durable, l.tail.last)
 	if limit > l.tail.base {
 		l.tail.trim(l.tail.trimPoint(limit, min(keepBytes, l.opts.MemoryBytes)))
+		l.checkTail()
 	}
 	// A snapshot may have moved the base in memory beyond what the store has so far.
 	drop := min(l.tail.base, durable)
 	l.mu.Unlock()
+	l.checkFiles()
 
 	l.files.mu.Lock()
 	segs := l.files.segments

@@ -14,6 +14,8 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/internal/invariants"
 )
 
 const (
@@ -179,11 +181,13 @@ type Log struct {
 	closing                        bool
 	released                       bool // Close was called; guarded by compactMu
 	failure                        error
+	checks                         invariants.Budget // of checkTail
 
 	files files  // segments and spares
 	w     writer // owned by the writer goroutine once Open has returned
 
-	compactMu  sync.Mutex // one Compact at a time
+	compactMu  sync.Mutex        // one Compact at a time
+	fileChecks invariants.Budget // of checkFiles, with compactMu held
 	writerDone chan struct{}
 	diskBytes  atomic.Int64
 
@@ -245,6 +249,7 @@ func (l *Log) Append(a Append) {
 		it.hard, it.hasHard = h, true
 		l.hard = h
 	}
+	l.checkTail()
 
 	if it.promise && !l.oldest.isSet() {
 		l.oldest.set(it.at)

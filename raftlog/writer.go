@@ -330,6 +330,7 @@ func (l *Log) release(items, rest []item) {
 		oldest = oldestPromise(l.queue)
 	}
 	l.oldest.set(oldest)
+	l.checkWritten(rest)
 	l.mu.Unlock()
 	if len(responses) > 0 {
 		l.opts.Released(responses)

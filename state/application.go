@@ -77,6 +77,7 @@ func (a *application) commit(index, term uint64, entries int) {
 	a.w.Publish()
 	a.m.publishCluster(a.cluster)
 	a.m.applied.Store(&position{index, term})
+	a.m.checkInvariants()
 	if a.m.cfg.Sink != nil {
 		for i := range a.changes {
 			a.m.cfg.Sink.Notify(a.changes[i].rev, a.changes[i].events)

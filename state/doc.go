@@ -59,6 +59,7 @@
 //	logtext.go     requests as text in log lines
 //	metrics.go     the metrics
 //	errors.go      the errors
+//	invariants.go  the asserts of a build with the tag invariants
 //	export.go      what a store holds of the cluster, for who copies it
 //	restore.go     the members of a new cluster, written before a Machine is opened
 //

@@ -9,6 +9,7 @@ import (
 
 	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/internal/invariants"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/store"
@@ -88,6 +89,7 @@ type Machine struct {
 
 	writers writers     // across batches; what it has learned holds for its policy only
 	spare   application // the memory of every batch in turn; begin hands it out
+	checks  invariants.Budget
 }
 
 type position struct{ index, term uint64 }

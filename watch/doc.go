@@ -83,6 +83,7 @@
 //	catchup.go  scans of history for those that are behind
 //	stream.go   Stream: bounded queue, merging, responses
 //	metrics.go  etcd's metric names
+//	invariants.go  the asserts of a build with the tag invariants
 //
 // Sources: etcd's API guarantees ("watch: ordered, unique, reliable, atomic,
 // resumable, bookmarkable"); etcd issues 15220 (progress not in step with events),

@@ -1,5 +1,7 @@
 package watch
 
+import "github.com/belaydb/belay/internal/invariants"
+
 // bound is the exclusive end of a range; inf is beyond every key.
 type bound struct {
 	key string
@@ -53,6 +55,8 @@ type index struct {
 	root  *node
 	seed  uint64 // of the treap's priorities; the shape has no meaning to anybody
 	n     int
+
+	checks invariants.Budget
 }
 
 func newIndex() *index { return &index{exact: make(map[string]*watchList)} }
@@ -81,6 +85,7 @@ func (x *index) add(w *watcher) {
 	w.list, w.pos = l, len(l.ws)
 	l.ws = append(l.ws, w)
 	x.n++
+	x.checkInvariants()
 }
 
 // remove takes w out. REQUIRES: w is in this index.
@@ -96,14 +101,12 @@ func (x *index) remove(w *watcher) {
 	l.ws = l.ws[:last]
 	w.list = nil
 	x.n--
-	if last > 0 {
-		return
-	}
-	if l.sp.single {
+	if last == 0 && l.sp.single {
 		delete(x.exact, l.sp.start)
-	} else {
+	} else if last == 0 {
 		x.root = erase(x.root, l.sp)
 	}
+	x.checkInvariants()
 }
 
 // lists calls fn with each list of watchers that watch key.

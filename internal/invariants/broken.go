@@ -1,0 +1,19 @@
+package invariants
+
+import "fmt"
+
+// Broken panics: what package pkg relies on does not hold. In a member the applier makes a stop of it, with this text.
+func Broken(pkg, format string, args ...any) {
+	panic(fmt.Sprintf("invariant of %s broken: %s", pkg, fmt.Sprintf(format, args...)))
+}
+
+// Caught is the text with which f panics; "" if it does not. It is for tests that break an invariant.
+func Caught(f func()) (text string) {
+	defer func() {
+		if p := recover(); p != nil {
+			text = fmt.Sprint(p)
+		}
+	}()
+	f()
+	return ""
+}
