@@ -13,11 +13,11 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// A batch that the state machine applies in one go is cut at these, so that
-// its results are not held back by much.
+// The bounds of a batch that the state machine applies at once, so that its results are not delayed
+// by much.
 const (
-	// One batch of the store. From 16 MiB on the engine takes a batch as it is,
-	// instead of copying it into a memtable: large values get there.
+	// One batch of the store. From 16 MiB on the engine takes a batch as it is, instead of copying
+	// it into a memtable; large values reach that.
 	maxApplyBatchBytes   = 20 << 20
 	maxApplyBatchEntries = 2048
 )
@@ -31,9 +31,8 @@ type applyTask struct {
 	installed chan error // capacity 1
 }
 
-// applier is the queue between the loop and the applier goroutine. Its length
-// is bounded by raft, which hands out at most maxApplyingBytes of entries that
-// it was not told are applied.
+// applier is the queue between the loop and the applier goroutine. Its length is bounded by raft,
+// which hands out at most maxApplyingBytes of entries beyond those that it knows to be applied.
 type applier struct {
 	*env
 	inbox   *inbox
@@ -99,9 +98,8 @@ func (a *applier) run() {
 			if i+1 == len(tasks) || tasks[i+1].install != nil || a.bytes >= maxApplyBatchBytes/2 {
 				a.applyBatch()
 			}
-			// Told when queued entries are in the batch or applied: raft only
-			// uses it to bound what it hands out and to hold back a second
-			// member change, which addEntry applies at once.
+			// Sent when queued entries are in the batch or applied: raft uses it only to bound what
+			// it hands out and to hold back a second member change, which addEntry applies at once.
 			a.inbox.local(t.responses...)
 		}
 		clear(tasks)
@@ -109,9 +107,8 @@ func (a *applier) run() {
 	}
 }
 
-// addEntry puts an entry into the batch, applying what must not wait. It
-// returns false when the replica stops. The methods that follow are for the applier's
-// goroutine alone.
+// addEntry puts an entry into the batch, applying what must not wait. It returns false when the
+// replica stops. The methods that follow are for the applier's goroutine alone.
 func (a *applier) addEntry(e *raftpb.Entry) bool {
 	index, term := e.GetIndex(), e.GetTerm()
 	if index <= a.lastIndex {
@@ -155,7 +152,7 @@ func (a *applier) addEntry(e *raftpb.Entry) bool {
 	return true
 }
 
-// applyBatch applies what addEntry gathered and hands out the results.
+// applyBatch applies what addEntry collected and delivers the results.
 func (a *applier) applyBatch() {
 	if len(a.batch) == 0 {
 		return
@@ -175,8 +172,8 @@ func (a *applier) applyBatch() {
 	a.batch, a.waiting, a.bytes = a.batch[:0], a.waiting[:0], 0
 }
 
-// nowApplied publishes the applied index. It comes before any result is handed
-// out: whoever got a result may expect a read at this member to show it.
+// nowApplied publishes the applied index. It is called before any result is delivered: a caller
+// with a result may expect a read on this member to show it.
 func (a *applier) nowApplied(index uint64) {
 	a.pub.applied.Store(index)
 	a.reads.advance(index)
@@ -220,7 +217,7 @@ func (a *applier) applyChange(e *raftpb.Entry) bool {
 	return true
 }
 
-// changeApplied has raft take a committed member change as its configuration.
+// changeApplied makes a committed member change raft's configuration.
 type changeApplied struct {
 	change    *raftpb.ConfChange
 	index     uint64            // of its entry
@@ -247,8 +244,8 @@ func decodeChange(e *raftpb.Entry) (*raftpb.ConfChange, *command.Change, error) 
 	return cc, change, err
 }
 
-// installSnapshot is called by the log's writer goroutine; the installation
-// itself is the applier's work, behind everything it was given before.
+// installSnapshot is called by the log's writer goroutine; the applier does the installation, after
+// everything it was given before.
 func (a *applier) installSnapshot(s *raftpb.Snapshot, install func() error) error {
 	meta := s.GetMetadata()
 	first, err := a.cfg.Log.FirstIndex()

@@ -7,10 +7,10 @@ import (
 	"github.com/belaydb/belay/evidence"
 )
 
-// backlog is what this member holds of the log in memory and cannot drop, in bytes, by what
-// it waits for. An entry is dropped when the store has its effect durably, so whatever
-// does not get on, here or at the others, makes the log longer: each part is looked at, and
-// Config.MaxUnsyncedBytes bounds them.
+// backlog is the log that this member holds in memory and cannot drop, in bytes, by what it waits
+// for. An entry is dropped when the store has its effect durably, so anything that makes no
+// progress, here or on other members, makes the log longer. Config.MaxUnsyncedBytes bounds the
+// parts.
 type backlog struct {
 	unsynced    int64 // for the disk of the raft log
 	unflushed   int64 // applied; for the disk of the store
@@ -18,11 +18,11 @@ type backlog struct {
 	uncommitted int64 // for the disks of other members
 }
 
-// held is what the log holds above what the store has durably. What is unsynced is part of
-// it, unless the store was flushed ahead of the log.
+// held is the part of the log that the store does not have durably. What is unsynced is part of it,
+// unless the store was flushed ahead of the log.
 func (b backlog) held() int64 { return b.unflushed + b.unapplied + b.uncommitted }
 
-// cause is what most of it waits for.
+// cause is what the largest part waits for.
 func (b backlog) cause() string {
 	switch most := max(b.unsynced, b.unflushed, b.unapplied, b.uncommitted); most {
 	case b.unsynced:
@@ -56,12 +56,11 @@ func (r *room) backlog() backlog {
 	}
 }
 
-// check notes how much more of the log this member may take. It is called for each
-// append.
+// check notes how much more of the log this member may take. It is called for each append.
 func (r *room) check() {
 	bound := r.cfg.MaxUnsyncedBytes
 	r.left = bound - r.cfg.Log.Unsynced().Bytes
-	// What the log holds altogether tells that there is room without looking further.
+	// If the whole log is small there is room, without further checks.
 	if mem, _ := r.cfg.Log.Bytes(); mem <= bound/2 {
 		r.left = min(r.left, bound-mem)
 	} else {
@@ -72,11 +71,11 @@ func (r *room) check() {
 
 // in is how much more this member may take with a backlog; 0 or less: nothing.
 //
-// A leader refuses proposals. A follower drops appends, which raft takes for lost: it is
-// behind then. It does not count what is not committed, which the leader bounds. Else two
-// followers that are full of it could not take the one entry of a new leader's term that
-// would commit it, and nothing would ever change. What is left gets smaller by this
-// member's own work alone; that it may, is said by heartbeats.
+// Without room a leader refuses proposals, and a follower drops appends, which raft takes for lost:
+// it falls behind. A follower does not count uncommitted entries, which the leader bounds:
+// otherwise two followers full of them could not take the one entry of a new leader's term that
+// would commit them, and nothing would ever change. What remains shrinks by this member's own work;
+// heartbeats tell it what is committed.
 func (r *room) in(b backlog) int64 {
 	held := b.held()
 	if !r.raftLeads() {
@@ -85,8 +84,8 @@ func (r *room) in(b backlog) int64 {
 	return r.cfg.MaxUnsyncedBytes - max(held, b.unsynced)
 }
 
-// admit says whether a message with entries is taken, and counts it if so. An inbox holds
-// more than there may be room for.
+// admit reports whether a message with entries is accepted, and counts it if so. An inbox may hold
+// more than there is room for.
 func (r *room) admit(m *raftpb.Message) bool {
 	if r.left <= 0 {
 		return false

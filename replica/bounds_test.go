@@ -216,9 +216,8 @@ func TestLeaderBehindIsBounded(t *testing.T) {
 	}
 }
 
-// Followers are full of what nobody could commit, and their leader goes. The next one can
-// commit that only together with an entry of its own term, which another one that is as full has to
-// take.
+// Followers are full of what nobody could commit, and their leader goes. The next one can commit
+// that only together with an entry of its own term, which another one that is as full has to take.
 func TestFullFollowersElectAndCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3, bounded)

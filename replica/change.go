@@ -7,29 +7,28 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// Member changes, and what a crash must not take back.
+// Member changes, and what a crash must not undo.
 //
-// To raft a commit index promises nothing: who forgets it hears it again from the
-// others. So it is written with the next group, and an ordinary write does not wait
-// for it. But a member takes a change as its configuration when it is applied, and
-// after a crash it applies only what its disk knows to be committed. Who forgets a
-// removal counts the removed member again, and that one may be gone for good: of two
-// members, the one that is left would wait for the other's vote for ever. Hence:
+// To raft a commit index promises nothing: a member that forgets it learns it again from the
+// others. So it is written with the next group, and an ordinary write does not wait for it. But a
+// member adopts a change as its configuration when it is applied, and after a crash it applies only
+// what its disk knows to be committed. A member that forgets a removal counts the removed member
+// again, which may be gone for good: of two members, the remaining one would wait for the other's
+// vote for ever. Hence:
 //
 //   - A change is answered, and a removal acted upon (its connections closed, its
 //     messages refused), when the commit that covers it is durable here. Until then
 //     RemovalPending says so. The applier does not wait for that, the answer does.
-//   - Who is removed does not go by its own word. It votes and acknowledges until
-//     another member has told it (ToldRemoved), since that one has it on its disk.
-//   - A follower does not even hear that its own removal is committed (ownRemoval.hide):
-//     else it would not stand for election any more, and where its log is the longest
-//     nobody else could win one. Raft bears it, as it bears a lost message.
-//   - A leader hands leadership over before its own removal is proposed. Where nobody
-//     takes it, it proposes the removal itself, and nothing behind it: all that is in
-//     its log when the removal is applied is then on the disks of a quorum, so that
-//     some member that stays can have its vote.
+//   - A removed member does not act on its own knowledge. It votes and acknowledges until another
+//     member has told it (ToldRemoved), which has the removal on its disk.
+//   - A follower does not even learn that its own removal is committed (ownRemoval.hide): otherwise
+//     it would no longer stand for election, and if its log is the longest nobody else could win
+//     one. Raft tolerates this like a lost message.
+//   - A leader hands leadership over before its own removal is proposed. If nobody takes over, it
+//     proposes the removal itself, and nothing after it: everything in its log when the removal is
+//     applied is then on the disks of a quorum, so that a remaining member can be elected.
 
-// keeper sees to it that applied member changes become durable, and then tells of them.
+// keeper makes applied member changes durable, and then announces them.
 type keeper struct {
 	*env
 	waiters *waiters
@@ -63,7 +62,7 @@ func (k *keeper) removing(id uint64) {
 	k.mu.Unlock()
 }
 
-// add takes a change that was applied.
+// add queues a change that was applied.
 func (k *keeper) add(a appliedChange) {
 	k.mu.Lock()
 	k.applied = append(k.applied, a)
@@ -74,9 +73,8 @@ func (k *keeper) add(a appliedChange) {
 	}
 }
 
-// RemovalPending says whether a member's removal was applied and may still be
-// forgotten in a crash: nobody may be told of it, and the member is to be treated as
-// one that was not removed. Any goroutine.
+// RemovalPending reports whether a member's removal was applied and may still be lost in a crash:
+// nobody may learn of it, and the member must be treated as not removed. Any goroutine may call it.
 func (r *Replica) RemovalPending(id uint64) bool { return r.keeper.pending(id) }
 
 func (k *keeper) pending(id uint64) bool {
@@ -85,8 +83,8 @@ func (k *keeper) pending(id uint64) bool {
 	return k.removals[id]
 }
 
-// ToldRemoved is called, perhaps often, when another member has said that this one
-// was removed. It answers those who asked for that here. Any goroutine.
+// ToldRemoved is called, perhaps often, when another member has said that this one was removed. It
+// answers the requests for that removal made here. Any goroutine may call it.
 func (r *Replica) ToldRemoved() { r.keeper.noteTold() }
 
 func (k *keeper) noteTold() {
@@ -102,7 +100,7 @@ func (k *keeper) noteTold() {
 	}
 }
 
-// ownRemoval notes that this member is asked for its own removal, until done.
+// ownRemoval records that this member is asked for its own removal, until done is called.
 func (k *keeper) ownRemoval(id uint64) (done func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -114,7 +112,7 @@ func (k *keeper) ownRemoval(id uint64) (done func()) {
 	}
 }
 
-// run makes applied changes durable and then tells of them.
+// run makes applied changes durable and then announces them.
 func (k *keeper) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -135,7 +133,7 @@ func (k *keeper) run() {
 		batch := k.applied
 		k.applied = nil
 		k.mu.Unlock()
-		// Raft gave the log the commit before it gave the applier what it covers.
+		// Raft gave the log the commit index before it gave the applier the entries that it covers.
 		if err := k.cfg.Log.Sync(ctx); err != nil {
 			return // the replica stops, or the log has failed, which stops the process
 		}

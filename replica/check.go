@@ -15,24 +15,22 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
-// What a message of a peer must be before raft may see it.
+// What must hold of a peer's message before raft may see it.
 //
-// Peers are believed: raft has no defence against a member that lies. But some lies outlive
-// the liar. An entry that cannot be applied, once it is in the log, ends each member that
-// comes to it, at each start again. A term that is nearly the last ends elections for good.
-// And raft panics on some forms that no raft sends. All of these are refused here, with an
-// error, and are a lost message to raft: where the log of a leader holds such an entry, its
-// followers stay behind, and whole.
+// Peers are trusted: raft has no defence against a member that lies. But some messages do lasting
+// damage. An entry that cannot be applied, once it is in the log, ends each member that reaches it,
+// again at each start. A term close to the last one ends elections for good. And raft panics on
+// some forms that no raft sends. All of these are refused here with an error, and are lost messages
+// to raft: if the log of a leader holds such an entry, its followers fall behind, but stay intact.
 //
-// What only the state of raft can tell to be wrong (a commit index beyond the log, an entry
-// that contradicts a committed one) is not looked for: there this member has lost what it
-// promised to keep, or another one has, and raft stops the process as it should. Nothing of
-// the message is in the log then.
+// What is wrong only with respect to raft's state (a commit index beyond the log, an entry that
+// contradicts a committed one) is not checked: then this or another member has lost what it
+// promised to keep, and raft rightly stops the process. Nothing of the message is in the log then.
 
-// ErrRefused is in each error about a message that no honest peer sends.
+// ErrRefused is wrapped by each error about a message that no honest peer sends.
 var ErrRefused = errors.New("replica: refused a message that no member sends")
 
-// Why a message was refused, as the metric says it.
+// Why a message was refused: the values of the metric's label.
 const (
 	refusedForm  = "form"  // raft would panic, or could not make sense of it
 	refusedEntry = "entry" // one of its entries could not be applied
@@ -40,8 +38,8 @@ const (
 	refusedAck   = "ack"   // it acknowledges more than this leader's log holds
 )
 
-// CheckMessage says what is wrong with a message of a peer, but for its term. Process has
-// called it. Any goroutine; it takes some 100 ns for each entry.
+// CheckMessage returns what is wrong with a message of a peer, except its term. Process calls it.
+// Any goroutine may call it; it takes some 100 ns for each entry.
 func (r *Replica) CheckMessage(m *raftpb.Message) error {
 	why, err := refusedForm, checkForm(m, r.cfg.ID)
 	if err == nil {
@@ -54,10 +52,11 @@ func (r *Replica) CheckMessage(m *raftpb.Message) error {
 	return fmt.Errorf("%w: %s from %x: %w", ErrRefused, m.GetType(), m.GetFrom(), err)
 }
 
-// checkForm looks at a message to member id without the payload of its entries.
+// checkForm checks a message to member id without the payload of its entries.
 func checkForm(m *raftpb.Message, id uint64) error {
 	typ := m.GetType()
-	// A peer must not speak with the voice of our own threads. The type first: raft indexes an array with it.
+	// A peer must not send what only our own threads send. Check the type first: raft indexes an
+	// array with it.
 	if _, known := raftpb.MessageType_name[int32(typ)]; !known {
 		return errors.New("its type is unknown")
 	}
@@ -68,7 +67,7 @@ func checkForm(m *raftpb.Message, id uint64) error {
 	case m.GetFrom() == raft.None:
 		return errors.New("it is from nobody")
 	case m.GetFrom() == id && typ != raftpb.MsgProp && typ != raftpb.MsgReadIndex && typ != raftpb.MsgTransferLeader:
-		return errors.New("it is from this member itself") // those that others pass on may come back
+		return errors.New("it is from this member itself") // messages that others pass on may come back
 	}
 	if len(m.GetResponses()) > 0 {
 		return errors.New("it holds responses, which are for local threads")
@@ -110,8 +109,8 @@ func checkForm(m *raftpb.Message, id uint64) error {
 	return nil
 }
 
-// checkLog looks at the indexes and terms of an append: what follows the entry before, in
-// terms that do not fall and are not beyond the leader's.
+// checkLog checks the indexes and terms of an append: each entry follows the one before, and terms
+// do not fall and are not beyond the leader's.
 func checkLog(m *raftpb.Message) error {
 	index, term := m.GetIndex(), m.GetLogTerm()
 	if index > maxIndex {
@@ -132,7 +131,8 @@ func checkLog(m *raftpb.Message) error {
 	return nil
 }
 
-// checkSnapshot looks at what raft would panic on: the configuration, which here is never a joint one.
+// checkSnapshot checks what raft would panic on: the configuration, which here is never a joint
+// one.
 func checkSnapshot(m *raftpb.Message) error {
 	meta := m.GetSnapshot().GetMetadata()
 	cs := meta.GetConfState()
@@ -148,7 +148,7 @@ func checkSnapshot(m *raftpb.Message) error {
 	return nil
 }
 
-// checkEntries says whether the entries of an append or a proposal can be applied.
+// checkEntries reports whether the entries of an append or a proposal can be applied.
 func checkEntries(m *raftpb.Message) error {
 	typ := m.GetType()
 	if typ != raftpb.MsgApp && typ != raftpb.MsgProp {
@@ -174,29 +174,28 @@ func checkEntries(m *raftpb.Message) error {
 }
 
 // maxTerm is the last term that a message may have, unless it is close to our own. Terms count
-// elections, and no cluster has held a million of them for each second since 1970. What
-// bounds them must not depend on the member that asks: where one accepts a term that another
-// refuses, it is lost to that other for good. So it is the time of day, on which members agree
-// but for moments, and which the elections to come do not catch up with. A liar can raise the
-// term to the bound and no further, and all is well there. In half a million years the terms
-// come to an end.
+// elections, and no cluster has held a million of them for each second since 1970. The bound must
+// not depend on the member that checks: a member that accepts a term that another refuses is lost
+// to that other for good. So the bound is the time of day, on which members nearly agree, and which
+// future elections do not catch up with. A lying member can raise the term to the bound and no
+// further, and that does no harm. In half a million years the terms are used up.
 func maxTerm(now time.Time) uint64 {
 	return 1<<32 + min(uint64(max(0, now.Unix())), 1<<36)<<20
 }
 
 const (
-	// nearTerms is how far beyond ours a term may be in any case: clocks may be set back.
+	// nearTerms is how far beyond ours a term may always be: clocks may be set back.
 	nearTerms       = 1 << 10
 	refusedLogEvery = time.Second
-	// maxIndex is above any that a log has: a million entries a second take 100,000 years to it.
+	// maxIndex is above any index of a log: at a million entries a second it takes 100,000 years.
 	maxIndex = 1 << 62
 )
 
-// takes says whether raft may see a message of a peer, by what the loop knows.
+// takes reports whether raft may see a message of a peer, given what the loop knows.
 func (l *loop) takes(m *raftpb.Message, now time.Time) bool {
 	term := m.GetTerm()
 	if m.GetType() == raftpb.MsgTransferLeader && term != 0 && !l.raftLeads() {
-		return false // it was forwarded already, which is no lie; raft panics when it is again
+		return false // it was forwarded already, which is legitimate; raft panics if it is forwarded again
 	}
 	if m.GetFrom() == l.cfg.ID || raft.IsLocalMsgTarget(m.GetFrom()) {
 		return true // our own
@@ -216,7 +215,7 @@ func (l *loop) takes(m *raftpb.Message, now time.Time) bool {
 	return true
 }
 
-// refuseMessage counts a refused message, and says so in the log, but not for each.
+// refuseMessage counts a refused message, and logs it, but not every one.
 func (l *loop) refuseMessage(m *raftpb.Message, why string, now time.Time, fields ...zap.Field) {
 	l.metrics.Refused.WithLabelValues(why).Inc()
 	if !l.refusedLogged.IsZero() && now.Sub(l.refusedLogged) < refusedLogEvery {

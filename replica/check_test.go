@@ -20,7 +20,8 @@ import (
 
 func liars(c *testCluster) { c.lies = true }
 
-// An entry that cannot be applied would end each member that has it in its log, at each start again.
+// An entry that cannot be applied would end each member that has it in its log, at each start
+// again.
 func TestPoisonedEntriesAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3, liars)
@@ -59,7 +60,8 @@ func TestPoisonedEntriesAreRefused(t *testing.T) {
 				t.Errorf("%s, proposed: %v", name, err)
 			}
 			e.Index, e.Term = new(last+1), new(term)
-			// It is the leader's voice: nothing else tells it from a lie, and it would be committed at once.
+			// It is the leader's voice: nothing else tells it from a lie, and it would be committed
+			// at once.
 			poison := &raftpb.Message{
 				Type: raftpb.MsgApp.Enum(), From: new(leader.id), To: new(follower.id), Term: new(term),
 				Index: new(last), LogTerm: new(logTerm), Entries: []*raftpb.Entry{e}, Commit: new(last + 1),
@@ -135,8 +137,8 @@ func TestTermsOutOfReach(t *testing.T) {
 	})
 }
 
-// Where a term is accepted, it is by all, and none is lost to the others: one that was raised as far as
-// a liar can, one that was away meanwhile, and one that is new.
+// Where a term is accepted, it is by all, and none is lost to the others: one that was raised as
+// far as a liar can, one that was away meanwhile, and one that is new.
 func TestTermsWithinReach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3)

@@ -480,9 +480,8 @@ func (m *testMember) ActiveSince(id uint64) time.Time {
 	return time.Unix(1, 0)
 }
 
-// crash stops the member, loses what its disk had not synced, and leaves it
-// ready to start again. The store keeps what it had flushed, or what it had
-// applied (a store may flush at any time).
+// crash stops the member, loses what its disk had not synced, and leaves it ready to start again.
+// The store keeps what it had flushed, or what it had applied (a store may flush at any time).
 func (m *testMember) crash() {
 	m.dead.Store(true) // before the clone: what left until now was durable
 	clone := m.disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: m.c.rng.IntN(101), RNG: m.c.rng})

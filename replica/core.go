@@ -28,7 +28,7 @@ func (c *core) raftLeads() bool { return c.node.BasicStatus().RaftState == raft.
 // voters are those of the configuration in force, in no order. They must not be changed.
 func (c *core) voters() []uint64 { return *c.pub.voters.Load() }
 
-// votes says whether this member is a voter.
+// votes reports whether this member is a voter.
 func (c *core) votes() bool { return slices.Contains(c.voters(), c.cfg.ID) }
 
 // lastIndex is where the log ends. The log in memory cannot fail.
@@ -47,9 +47,9 @@ func (c *core) progress(id uint64) (p tracker.Progress) {
 	return p
 }
 
-// removed says whether this member leads although it votes no more. Raft answers
-// questions without asking anybody where one voter is left, even if that is another
-// member, which may have elected itself by now.
+// removed reports whether this member leads although it votes no more. Raft answers questions
+// without asking anybody where one voter is left, even if that is another member, which may have
+// elected itself by now.
 func (c *core) removed() bool {
 	return c.raftLeads() && !c.votes()
 }

@@ -85,8 +85,7 @@ func TestCallsEndWhileApplyingHangs(t *testing.T) {
 	}
 }
 
-// A received snapshot that raft does not want is removed from the disk, and the disk
-// stalls.
+// A received snapshot that raft does not want is removed from the disk, and the disk stalls.
 func TestLoopDoesNotWaitForDiscard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3)

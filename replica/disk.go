@@ -7,21 +7,21 @@ import (
 	"time"
 )
 
-// DiskState is how the disk of a member's raft log does, or its store (store.go).
+// DiskState is the state of the disk of a member's raft log, or of its store (store.go).
 type DiskState int
 
 const (
 	DiskHealthy DiskState = iota
-	DiskSlow              // syncs take long; nothing but the log line comes of it
+	DiskSlow              // syncs take long; the only consequence is a log line
 	DiskStalled           // a sync lasts longer than the hand-over bound
-	DiskDead              // a sync lasts so long that it may well never end
+	DiskDead              // a sync lasts so long that it may never end
 )
 
 var diskStateNames = [...]string{"healthy", "slow", "stalled", "dead"}
 
 func (s DiskState) String() string { return diskStateNames[s] }
 
-// MarshalText and UnmarshalText let a state travel by its name.
+// MarshalText and UnmarshalText encode a state by its name.
 func (s DiskState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 func (s *DiskState) UnmarshalText(text []byte) error {
@@ -35,27 +35,25 @@ func (s *DiskState) UnmarshalText(text []byte) error {
 }
 
 const (
-	// diskSlow is what makes a disk slow: etcd, too, speaks of a slow sync from
-	// one second on.
+	// diskSlow is the time from which a disk is slow: etcd, too, calls a sync slow from one second
+	// on.
 	diskSlow = time.Second
-	// diskQuick is what a disk must do for leadership to be handed over on the
-	// strength of it: an election waits for the votes of a quorum to be on disk, and
-	// nobody leads meanwhile. Only a leader whose disk is as good as dead leaves
-	// for disks that are merely not stalled.
+	// diskQuick is how fast a disk must be for leadership to be handed over because of it: an
+	// election waits until the votes of a quorum are on disk, and nobody leads in the meantime.
+	// Only a leader whose disk is practically dead hands over to disks that are merely not stalled.
 	diskQuick = 300 * time.Millisecond
-	// diskDead is what makes a disk dead in what is logged; it decides nothing.
+	// diskDead is the time from which a disk is called dead in the log; no decision depends on it.
 	diskDead = 30 * time.Second
-	// diskCalm is how long a disk must do better until its state gets better.
+	// diskCalm is how long a disk must be better before its state gets better.
 	diskCalm = 5 * time.Second
-	// handOverInterval: a member hands leadership over because of its disk at most
-	// once in so long.
+	// handOverInterval is the shortest time between two hand-overs by a member because of its disk.
 	handOverInterval = 30 * time.Second
-	// previousLeaderDoubt: for so long the member that led before us gets
-	// leadership back only if its disk is healthy, not if it is merely not stalled.
+	// previousLeaderDoubt is how long the previous leader gets leadership back only if its disk is
+	// healthy, not if it is merely not stalled.
 	previousLeaderDoubt = time.Minute
-	// After a transfer that failed: until the next, which doubles each time up to
-	// handOverInterval, since writes wait while one is tried; and how long the
-	// member that did not take it is a last choice.
+	// After a failed transfer: the time until the next, which doubles each time up to
+	// handOverInterval, since writes wait during an attempt; and how long the member that did not
+	// take over is a last choice.
 	handOverRetry   = 2 * time.Second
 	transfereeDoubt = time.Minute
 	// A transferee may lack so much of the log: it has to come over and to its
@@ -113,23 +111,21 @@ func (r *DiskReport) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// PeerDisks asks other members how their disks do.
+// PeerDisks asks other members for the state of their disks.
 type PeerDisks interface {
-	// AskDisks starts to ask the members ids and returns at once. What they say
-	// comes through Replica.TellDisk; who does not answer says nothing.
+	// AskDisks starts to ask the members ids and returns at once. Their answers come through
+	// Replica.TellDisk; a member that does not answer adds nothing.
 	AskDisks(ids []uint64)
 }
 
-// diskWatch judges the disk under the raft log and says when a leader should
-// hand over because of it, and to whom. It does no I/O and asks no clock: the
-// loop feeds it at each tick.
+// diskWatch judges the disk under the raft log and decides when a leader should hand over because
+// of it, and to whom. It does no I/O and reads no clock: the loop feeds it at each tick.
 //
-// What it judges is the age of the oldest work without progress, not the time
-// that a write waits: with a disk whose syncs take 2.14 s each, a write that
-// comes during one sync is durable with the next, so it waits for up to
-// 4.28 s, and nothing is wrong but the disk's speed. The bound is on a single
-// sync. A disk that is always slow is no reason to move: its leader commits at
-// the pace of the followers, and moving would not be for the better twice.
+// It judges the age of the oldest work without progress, not the time that a write waits: with
+// syncs of 2.14 s each, a write that comes during one sync is durable with the next, so it waits
+// for up to 4.28 s although the disk is only slow. The bound is on a single sync. A disk that is
+// always slow is no reason to move: its leader commits at the pace of the followers, and a second
+// move would not help.
 type diskWatch struct {
 	handOverAfter time.Duration // 0: never
 
@@ -171,8 +167,8 @@ func (w *diskWatch) level(s diskSample) DiskState {
 	return DiskHealthy
 }
 
-// observe takes a sample and returns the state before it. A state gets worse at
-// once, and better when the disk has done better for diskCalm.
+// observe takes a sample and returns the state before it. A state gets worse at once, and better
+// when the disk has been better for diskCalm.
 func (w *diskWatch) observe(now time.Time, s diskSample) (before DiskState) {
 	before = w.state
 	if w.since.IsZero() {
@@ -207,16 +203,15 @@ type peerView struct {
 	id     uint64
 	match  uint64
 	behind int64 // bytes of the log beyond match
-	// late is for how long, a round trip aside, it has not acknowledged the oldest
-	// entry beyond match. What it says of its disk is older than what it does.
+	// late is for how long, a round trip aside, it has not acknowledged the oldest entry beyond
+	// match. Its report about its disk is older than its acknowledgements.
 	late   time.Duration
 	active bool // raft and the network hear from it, and it gets appends
 	report DiskReport
 	known  bool // report is recent
 }
 
-// noHandOver is why a leader with a stalled disk goes on leading. Empty: it does not
-// have to.
+// noHandOver is why a leader with a stalled disk keeps leading. Empty: there is no reason.
 type noHandOver string
 
 const (
@@ -228,14 +223,12 @@ const (
 	noStore      noHandOver = "no other member has proved that its store does better and that it has the log"
 )
 
-// decide says to whom this leader should hand over now; 0: to nobody. With a
-// disk that is stalled it says why not. last is the end of the log, voters how
-// many members vote, this one included.
+// decide returns the member to hand over to now; 0: none. With a stalled disk it returns why not.
+// last is the end of the log, voters how many members vote, this one included.
 //
-// A peer is only taken when two things say that its disk works: its own word,
-// and the log itself, of which it has acknowledged, hence synced, entries that
-// were appended when our stall had lasted a while. The same must hold of so many
-// peers that they can elect it without us, for our vote waits for our disk.
+// A peer is chosen only if two things show that its disk works: its own report, and the log, of
+// which it has acknowledged, and so synced, entries appended when our stall had lasted a while. The
+// same must hold for enough peers to elect it without us, since our vote waits for our disk.
 func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int, peers []peerView) (to uint64, why noHandOver) {
 	if s.oldest < diskSlow {
 		w.calmed()
@@ -280,8 +273,7 @@ func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int,
 	return best.id, ""
 }
 
-// notNow says whether it is too early to hand over, or again, and why if that is to be
-// told.
+// notNow reports whether it is too early to hand over, or again, and why if that is to be told.
 func (w *diskWatch) notNow(now time.Time, peers []peerView) (wait bool, why noHandOver) {
 	switch {
 	case len(peers) == 0:
@@ -294,7 +286,7 @@ func (w *diskWatch) notNow(now time.Time, peers []peerView) (wait bool, why noHa
 	return false, ""
 }
 
-// pick is the better one of best, nil for nobody, and p, if that may lead at all.
+// pick is the better one of best (nil for none) and p, if p may lead at all.
 func (w *diskWatch) pick(now time.Time, p, best *peerView) *peerView {
 	if p.behind > maxTransfereeBehind {
 		return best
@@ -310,7 +302,7 @@ func (w *diskWatch) pick(now time.Time, p, best *peerView) *peerView {
 
 // better orders the members that could take over.
 func (w *diskWatch) better(now time.Time, a, b *peerView) bool {
-	// The one that failed longest ago first, of those that did.
+	// Of those that failed, the one that failed longest ago comes first.
 	doubt := func(p *peerView) time.Duration {
 		if at, ok := w.gaveUp[p.id]; ok && now.Sub(at) < transfereeDoubt {
 			return transfereeDoubt - now.Sub(at)
@@ -327,7 +319,7 @@ func (w *diskWatch) better(now time.Time, a, b *peerView) bool {
 	) < 0
 }
 
-// latencyClass lets a difference of less than a factor of two or so not count.
+// latencyClass ignores differences of less than a factor of about two.
 func latencyClass(d time.Duration) int {
 	class := 0
 	for d >= time.Millisecond {
@@ -337,7 +329,7 @@ func latencyClass(d time.Duration) int {
 	return class
 }
 
-// failed notes that a transfer did not come about.
+// failed records that a transfer failed.
 func (w *diskWatch) failed(now time.Time, to uint64) {
 	if w.gaveUp == nil {
 		w.gaveUp = make(map[uint64]time.Time)

@@ -23,17 +23,15 @@ type earlyAnswers struct {
 	acknowledged uint64
 }
 
-// acknowledge tells the leader how much of its log this follower has on its
-// disk, when a sync takes long. It says what raft's own answers to the last
-// appends will say later, for a part of them: up to the lesser of what is
-// durable and what matches the leader's log. So it promises nothing that is
-// not durable.
+// acknowledge tells the leader how much of its log this follower has on its disk, when a sync takes
+// long. It says what raft's own answers to the last appends will say later, for a part of them: up
+// to the lesser of what is durable and what matches the leader's log. So it promises nothing that
+// is not durable.
 //
-// What it is for: a leader that has heard nothing yet of a follower, since it
-// leads only since a moment ago, sends it one append and waits for the answer,
-// which here waits for the disk. So a follower with a stalled disk would get
-// nothing new, apply nothing, and its clients would wait: those of a leader
-// that handed over because of its disk, say. Any answer makes raft stream.
+// Its purpose: a new leader that has not heard from a follower yet sends it one append and waits
+// for the answer, which here waits for the disk. So a follower with a stalled disk, such as a
+// leader that handed over because of it, would get nothing new, apply nothing, and its clients
+// would wait. Any answer makes raft stream.
 func (ea *earlyAnswers) acknowledge(s diskSample) {
 	if s.oldest < ea.cfg.TickInterval || ea.leader == raft.None || ea.leader == ea.cfg.ID {
 		return
@@ -72,18 +70,17 @@ func (ea *earlyAnswers) note(a *raftlog.Append) {
 	}
 }
 
-// takes says whether a leader should give raft an early answer. One from
-// before the first entry that the leader still has in memory would have raft send a
-// snapshot to a disk that stalls.
+// takes reports whether a leader should give raft an early answer. One from before the first entry
+// that the leader still has in memory would make raft send a snapshot to a stalled disk.
 func (ea *earlyAnswers) takes(m *raftpb.Message) bool {
 	first, err := ea.cfg.Log.FirstIndex()
 	return err == nil && m.GetIndex()+1 >= first
 }
 
-// withoutCommitted cuts off what of an append is committed here already. Raft takes
-// nothing of an append that begins below the commit index: it answers with that
-// index, and the leader goes on from there. Where that answer waits for the disk,
-// the entries beyond would be missing, and all that follow rejected.
+// withoutCommitted removes from an append what is committed here already. Raft takes nothing of an
+// append that begins below the commit index: it answers with that index, and the leader continues
+// from there. If that answer waits for the disk, the entries beyond would be missing, and all later
+// ones rejected.
 func (ea *earlyAnswers) withoutCommitted(m *raftpb.Message) *raftpb.Message {
 	n := uint64(len(m.GetEntries()))
 	if n == 0 || m.GetIndex() >= ea.pub.committed.Load() {

@@ -5,10 +5,9 @@ import "errors"
 // The errors of Propose, ProposeChange, ReadBarrier and TransferLeader. Their
 // texts are etcd's; server maps them to gRPC codes.
 //
-// A caller whose context ends before its proposal was handed to raft (there was
-// no leader) gets the context's own error, as with etcd; a proposal that was
-// handed over and has no result yet ends in one of the Timeout errors and may
-// still be applied.
+// A caller whose context ends before its proposal was handed to raft (there was no leader) gets the
+// context's own error, as with etcd; a proposal that raft has and that has no result yet ends in
+// one of the Timeout errors and may still be applied.
 var (
 	ErrStopped               = errors.New("etcdserver: server stopped")
 	ErrCanceled              = errors.New("etcdserver: request cancelled")

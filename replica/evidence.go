@@ -11,17 +11,17 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
-// What the loop records of itself (package evidence). It is called from the loop and
-// allocates nothing, but where the leader changes.
+// What the loop records about itself (package evidence). It is called from the loop and allocates
+// only when the leader changes.
 
 const (
-	// recordLateTick: a tick that comes so late is worth an event.
+	// recordLateTick is how late a tick must be for an event.
 	recordLateTick = 100 * time.Millisecond
 	// recordBacklog and recordQueue: entries not applied, bytes in the inbox.
 	recordBacklog = 5000
 	recordQueue   = 32 << 20
-	// standstill: a tick that comes so late tells that this process did not run, and
-	// what it measured meanwhile says nothing of anything else.
+	// standstill: a tick this late means that this process did not run, and its measurements from
+	// that time say nothing about anything else.
 	standstill = 500 * time.Millisecond
 )
 
@@ -50,7 +50,7 @@ func (rec *recorder) tick(now time.Time, late time.Duration) {
 	if late >= recordLateTick {
 		rec.cfg.Evidence.Record(evidence.Event{Kind: evidence.LateTick, Took: late})
 	}
-	// While the loop stood still it could hear nobody.
+	// While the loop did not run it could hear nobody.
 	if late >= rec.cfg.TickInterval/2 || rec.inTime.IsZero() {
 		rec.inTime = now
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/belaydb/belay/evidence"
 )
 
-// recorded gives the events of some kinds, oldest first, as "kind peer note".
+// recorded returns the events of some kinds, oldest first, as "kind peer note".
 func recorded(m *testMember, kinds ...evidence.Kind) (all []string) {
 	for _, e := range m.ring.Tell(0) {
 		for _, k := range kinds {

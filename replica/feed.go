@@ -18,37 +18,36 @@ import (
 // Feeding: a follower that needs entries which the leader's memory no longer holds gets
 // them from the leader's files, and a snapshot only if those do not reach back so far.
 //
-// Raft knows one answer to such a follower: a MsgSnap, and from then on it sends nothing
-// until the follower acknowledges an entry from which on the log in memory goes on. How
-// the follower gets there raft does not ask. So the loop does not send that MsgSnap but
-// starts a feed, a goroutine that sends ordinary appends beside raft:
+// Raft has one answer for such a follower: a MsgSnap, after which it sends nothing until the
+// follower acknowledges an entry from which the log in memory continues. Raft does not care how the
+// follower gets there. So the loop does not send that MsgSnap but starts a feed, a goroutine that
+// sends ordinary appends beside raft:
 //
 //	MsgSnap of raft --> probe --> from the files, entry by entry --> raft goes on by itself
 //	                      |
 //	                      +-----> the snapshot, at whose end raft sends a MsgSnap again,
 //	                              since the log has moved on; and so to the probe
 //
-// What is sent is what a leader of this term may send: entries that are committed, behind
-// an entry and its term, which the follower checks. So a feed cannot do harm whatever it
-// believes of the follower, and whoever leads by now; it may only be of no use. The
-// follower, which may be of another version, or etcd, sees nothing unusual.
+// It sends what a leader of this term may send: committed entries, after an entry and its term,
+// which the follower checks. So a feed can do no harm whatever it assumes about the follower, and
+// whoever leads by now; at worst it is useless. The follower, which may be of another version, or
+// etcd, sees nothing unusual.
 //
-// It ends well because a follower takes entries much faster than clients can write them:
-// its members need not be asked, its disk is asked once for many. While a follower that
-// answers is behind, the leader keeps the files that it needs (raftlog.Log.Hold), up to
-// Config.HoldDiskBytes, so one snapshot is enough; memory is bounded by feedWindow here
-// and by what the follower takes there.
+// It succeeds because a follower takes entries much faster than clients can write them: no other
+// member is involved, and one sync covers many entries. While a follower that answers is behind,
+// the leader keeps the files that it needs (raftlog.Log.Hold), up to Config.HoldDiskBytes, so one
+// snapshot is enough; memory is bounded by feedWindow here and by what the follower takes there.
 //
-// The probe is an empty append behind the first entry in memory. Who has that entry needs
-// none from the files: a follower whose disk has stalled, say, and that has acknowledged
-// little. Who does not have it says what it has.
+// The probe is an empty append after the first entry in memory. A follower that has that entry
+// needs none from the files, for example one whose disk has stalled and that has acknowledged
+// little. Any other answers with what it has.
 const (
 	// feedWindow bounds the bytes that are on their way to a follower, to one message.
 	feedWindow = 16 << 20
-	// feedPoll is when the files are looked at again where they ended.
+	// feedPoll is how often the end of the files is checked again.
 	feedPoll = 50 * time.Millisecond
-	// feedUseless is how many election timeouts pass without an answer until the leader lets
-	// raft decide anew.
+	// feedUseless is how many election timeouts pass without an answer until the leader lets raft
+	// decide again.
 	feedUseless = 10
 )
 
@@ -70,8 +69,8 @@ type feed struct {
 	fresh bool // hint was not looked at
 }
 
-// rejection is what a follower says that does not have the entry before those of an
-// append: at index of its log it has an entry of that term, and that may be a common one.
+// rejection is the answer of a follower that lacks the entry before those of an append: at index
+// its log has an entry of that term, which may be a common one.
 type rejection struct{ index, term uint64 }
 
 // errSnapshot: the follower needs a snapshot.
@@ -115,7 +114,7 @@ func (fs *followers) endFeeds() {
 	}
 }
 
-// noteFed tells the feed of who sent m, a MsgAppResp that raft has had, what it says.
+// noteFed passes m, a MsgAppResp that raft has processed, to the feed of its sender.
 func (fs *followers) noteFed(m *raftpb.Message) {
 	f := fs.feeds[m.GetFrom()]
 	if f == nil || m.GetTerm() != f.term {
@@ -144,8 +143,8 @@ func (f *feed) signal() {
 	}
 }
 
-// watchFeeds runs at each tick of a leader: it ends the feeds of who is gone, or does not
-// answer, or has got on without.
+// watchFeeds runs at each tick of a leader: it ends the feeds of followers that are gone, do not
+// answer, or have caught up without one.
 func (fs *followers) watchFeeds(now time.Time) {
 	for id := range fs.feeds {
 		p := fs.progress(id)
@@ -161,13 +160,12 @@ func (fs *followers) watchFeeds(now time.Time) {
 	}
 }
 
-// snapshotNeeded: the follower of a feed cannot do without a snapshot.
+// snapshotNeeded: the follower of a feed needs a snapshot.
 type snapshotNeeded struct{ feed *feed }
 
 func (n snapshotNeeded) handle(l *loop) { l.followers.sendSnapshot(n.feed) }
 
-// sendSnapshot gives the network the MsgSnap of a feed that could not do without. The
-// loop calls it.
+// sendSnapshot gives the network the MsgSnap of a feed that needs it. The loop calls it.
 func (fs *followers) sendSnapshot(f *feed) {
 	if fs.feeds[f.id] != f {
 		return
@@ -177,7 +175,7 @@ func (fs *followers) sendSnapshot(f *feed) {
 	if p.State != tracker.StateSnapshot || !fs.raftLeads() {
 		return
 	}
-	// The state that is sent is that of now or later. What comes after it is needed next.
+	// The snapshot will have the present state or a later one. What comes after it is needed next.
 	fs.wanted[f.id] = max(fs.wanted[f.id], f.snap.GetSnapshot().GetMetadata().GetIndex())
 	fs.cfg.Network.Send([]*raftpb.Message{f.snap})
 }
@@ -191,7 +189,7 @@ func (f *feed) run() {
 	case errors.Is(err, errFeedEnded):
 	case errors.Is(err, errSnapshot), errors.Is(err, raftlog.ErrNotHeld):
 		if !errors.Is(err, errSnapshot) {
-			// Damage in what is kept for others alone does not end this member.
+			// Damage in what is kept only for others does not end this member.
 			f.logger.Warn("cannot read the raft log for a follower that is behind; it gets a snapshot",
 				zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Error(err))
 		}
@@ -233,8 +231,8 @@ func (f *feed) append(index, term uint64, entries []*raftpb.Entry) {
 	}})
 }
 
-// probe finds an entry that the follower has and from which the files go on. errSnapshot:
-// there is none.
+// probe finds an entry that the follower has and from which the files continue. errSnapshot: there
+// is none.
 func (f *feed) probe() (from uint64, err error) {
 	probed, _ := f.cfg.Log.Base()
 	var sent time.Time
@@ -250,18 +248,19 @@ func (f *feed) probe() (from uint64, err error) {
 		if hint, ok := f.rejected(); ok {
 			return f.check(hint)
 		}
-		// It has what the first probe asked for, and memory has moved on meanwhile. If it has
-		// acknowledged less, that is what was sent before, and more may come without any help.
+		// It has what the first probe asked for, and memory has moved on since. If it has
+		// acknowledged less, its answers are to earlier appends, and more may come without any
+		// help.
 		if match := f.match.Load(); match >= probed {
 			return f.check(rejection{index: match})
 		}
 	}
 }
 
-// reaches says whether the files hold entry index, or have begun with the first of all.
+// reaches reports whether the files hold entry index, or have begun with the first of all.
 func (f *feed) reaches(index uint64) bool { return max(index, 1) >= f.cfg.Log.Oldest() }
 
-// check says whether the files go on from what a follower says it has.
+// check reports whether the files continue from what a follower says it has.
 func (f *feed) check(hint rejection) (from uint64, err error) {
 	log := f.cfg.Log
 	if match := f.match.Load(); match >= hint.index {
@@ -284,15 +283,15 @@ func (f *feed) check(hint rejection) (from uint64, err error) {
 	case err != nil:
 		return 0, err
 	case len(entries) == 0 || entries[0].GetTerm() != hint.term:
-		// The end of its log is that of a deposed leader. It could be probed further; but it
-		// is rare that one lacks so much and has such an end.
+		// The end of its log is that of a deposed leader. It could be probed further, but a
+		// follower that lacks so much and has such an end is rare.
 		return 0, errSnapshot
 	}
 	return hint.index, nil
 }
 
-// send sends what follows entry from, which the follower has, until it says that it lacks
-// what was sent, or nothing any more; then it gives from where to go on.
+// send sends what follows entry from, which the follower has, until the follower reports that it
+// lacks something, or stops answering; then it returns where to continue.
 func (f *feed) send(from uint64) (next uint64, err error) {
 	log := f.cfg.Log
 	rd, err := log.Read(max(from, 1)) // from itself tells its term
@@ -346,8 +345,8 @@ func (f *feed) send(from uint64) (next uint64, err error) {
 			entries = entries[1:]
 		}
 		if len(entries) == 0 {
-			// The files hold no more that is committed. Once the follower acknowledges what is in
-			// memory, raft goes on.
+			// The files hold nothing more that is committed. Once the follower acknowledges an
+			// entry that is in memory, raft continues.
 			if err := f.wait(feedPoll); err != nil {
 				return 0, err
 			}

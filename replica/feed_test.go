@@ -80,8 +80,7 @@ func (c *testCluster) load(wg *sync.WaitGroup, stop <-chan struct{}) {
 	}
 }
 
-// A follower that is behind the log in memory, but not behind that on disk, gets it from
-// there.
+// A follower that is behind the log in memory, but not behind that on disk, gets it from there.
 func TestFollowerIsFedFromDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3, func(c *testCluster) { c.segmentBytes = smallSegment })

@@ -44,7 +44,7 @@ func (f *flusher) note(entries uint64, bytes int64) {
 	}
 }
 
-// wake has the flusher look whether there is something to flush.
+// wake makes the flusher check whether there is something to flush.
 func (f *flusher) wake() {
 	select {
 	case f.due <- struct{}{}:
@@ -96,8 +96,8 @@ func (f *flusher) run() {
 		if f.hold.Load() {
 			keep = f.cfg.HoldBytes
 		}
-		// The state machine may be ahead of what raft was told that it has applied, and
-		// raft reads what lies between before it campaigns.
+		// The state machine may be ahead of what raft knows to be applied, and raft reads the
+		// entries in between before it campaigns.
 		if err := f.cfg.Log.Compact(min(index, f.pub.raftApplied.Load()), keep); err != nil {
 			f.cfg.Failed(err)
 			return

@@ -52,8 +52,8 @@ func (fs *followers) notLeading() {
 	fs.releaseDisk()
 }
 
-// noteLagging tells the flusher whether a follower that answers gets a snapshot,
-// or got one and has yet to catch up.
+// noteLagging tells the flusher whether an active follower gets a snapshot, or got one and still
+// has to catch up.
 func (fs *followers) noteLagging(now time.Time) {
 	fs.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		switch {
@@ -66,15 +66,15 @@ func (fs *followers) noteLagging(now time.Time) {
 			fs.lagging = now
 		}
 	})
-	// Not at once: raft forgets for a moment, at each election timeout, who is active.
+	// Not at once: at each election timeout raft briefly forgets which followers are active.
 	fs.flusher.hold.Store(!fs.lagging.IsZero() && now.Sub(fs.lagging) < 2*fs.cfg.electionTimeout())
 }
 
-// holdInactive is how long the log on disk is held for a follower that is not heard of: it
-// may be started again.
+// holdInactive is how long the log on disk is held for a follower that is not heard from: it may be
+// restarting.
 const holdInactive = 10 * time.Second
 
-// holdDisk tells the log what of it the followers need from the files. It runs at each tick
+// holdDisk tells the log which part of it the followers need from the files. It runs at each tick
 // of a leader.
 func (fs *followers) holdDisk(now time.Time) {
 	after, known := uint64(raftlog.NoHold), make(map[uint64]bool, len(fs.wanted))
@@ -103,7 +103,7 @@ func (fs *followers) holdDisk(now time.Time) {
 	fs.tellHeld()
 }
 
-// releaseDisk is for who does not lead.
+// releaseDisk releases what holdDisk held, on a member that does not lead.
 func (fs *followers) releaseDisk() {
 	clear(fs.wanted)
 	clear(fs.heard)

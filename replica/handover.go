@@ -15,16 +15,16 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
-// defaultDiskStallHandOver is Config.DiskStallHandOver's default. A group that
-// begins a segment takes two syncs, of the file and of the directory: with syncs of
-// 2.14 s, which should move nobody, that is 4.28 s without progress.
+// defaultDiskStallHandOver is Config.DiskStallHandOver's default. A group that begins a segment
+// takes two syncs, of the file and of the directory: with syncs of 2.14 s, which should cause no
+// hand-over, that is 4.28 s without progress.
 const defaultDiskStallHandOver = 5 * time.Second
 
 const (
 	// diskAskInterval is how often a leader whose disk is in doubt asks the others.
 	diskAskInterval = 500 * time.Millisecond
-	// slowTransfer: a transferee that has not got the log by then is given up, so
-	// that writes wait no longer for it.
+	// slowTransfer: the transfer to a member that has not got the log by then is given up, so that
+	// writes no longer wait for it.
 	slowTransfer = 300 * time.Millisecond
 )
 
@@ -51,7 +51,7 @@ type handOver struct {
 	removalBegan time.Time
 }
 
-// logEnd says that the log ended with index at a time.
+// logEnd is the index with which the log ended at a time.
 type logEnd struct {
 	at    time.Time
 	index uint64
@@ -60,7 +60,7 @@ type logEnd struct {
 // maxLogEnds is how many ticks handOver.ends goes back.
 const maxLogEnds = 16
 
-// noteEnd keeps where the log of a leader ends.
+// noteEnd records where the log of a leader ends.
 func (h *handOver) noteEnd(now time.Time, last uint64) {
 	if len(h.ends) == maxLogEnds {
 		h.ends = append(h.ends[:0], h.ends[1:]...)
@@ -89,12 +89,12 @@ type transfer struct {
 	reason string
 }
 
-// TellDisk takes what a member said of its disk. Any goroutine.
+// TellDisk takes a member's report about its disk. Any goroutine may call it.
 func (r *Replica) TellDisk(id uint64, d DiskReport) {
 	r.inbox.request(diskTold{id, d})
 }
 
-// diskTold is what a member said of its disk.
+// diskTold is a member's report about its disk.
 type diskTold struct {
 	id     uint64
 	report DiskReport
@@ -154,8 +154,8 @@ func (h *handOver) begin(now time.Time, to uint64, reason string) {
 	h.node.TransferLeader(to)
 }
 
-// watchTransfer sees to it that a transfer ends, one way or the other. Raft
-// itself gives up after an election timeout.
+// watchTransfer makes sure that a transfer ends, one way or the other. Raft itself gives up after
+// an election timeout.
 func (h *handOver) watchTransfer(now time.Time) {
 	t := h.transfer
 	if t == nil {
@@ -163,7 +163,7 @@ func (h *handOver) watchTransfer(now time.Time) {
 	}
 	status := h.node.BasicStatus()
 	if status.RaftState != raft.StateLeader {
-		// It was taken. Who leads now is seen by leaderChanged.
+		// It was accepted. leaderChanged sees the new leader.
 		if now.Sub(t.began) > 2*h.cfg.electionTimeout() {
 			h.transferFailed(now)
 		}
@@ -178,8 +178,8 @@ func (h *handOver) watchTransfer(now time.Time) {
 	}
 	last := h.lastIndex()
 	if p, ok := h.node.Status().Progress[t.to]; ok && p.Match < last {
-		// It was not told to campaign yet, so it will not: a transfer to ourselves
-		// is how raft is told to drop the one to another.
+		// It was not told to campaign yet, so it will not: a transfer to ourselves makes raft drop
+		// the one to another member.
 		h.node.TransferLeader(h.cfg.ID)
 		h.transferFailed(now)
 	}
@@ -243,11 +243,10 @@ func (h *handOver) noteSuccessor() {
 	})
 }
 
-// nameSuccessor names another leader after this one has stepped down because too few
-// members answered it. Where only what is sent to it is lost, the others have
-// heard its heartbeats up to now and would begin to wait for an election timeout.
-// It promises nothing, so the disk is not waited for; where the message is lost
-// too, the others elect a leader as they would have.
+// nameSuccessor names another leader after this one has stepped down because too few members
+// answered it. Where only what is sent to it is lost, the others have heard its heartbeats up to
+// now and would begin to wait for an election timeout. It promises nothing, so the disk is not
+// waited for; where the message is lost too, the others elect a leader as they would have.
 func (h *handOver) nameSuccessor() {
 	if h.successor == raft.None {
 		return
@@ -260,21 +259,20 @@ func (h *handOver) nameSuccessor() {
 	h.successor = raft.None
 }
 
-// HandOver gives leadership to the member that is best placed to lead: it has
-// most of the log and its disk does well. It returns once that member leads. A
-// member that stops calls it so that nobody waits for an election timeout.
-// ErrBadLeaderTransferee: there is nobody.
+// HandOver gives leadership to the member that is best placed to lead: the one with most of the log
+// and a healthy disk. It returns once that member leads. A member that stops calls it so that
+// nobody waits for an election timeout. ErrBadLeaderTransferee: there is none.
 func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 	if r.cfg.PeerDisks != nil {
 		r.cfg.PeerDisks.AskDisks(slices.DeleteFunc(slices.Clone(*r.pub.voters.Load()), func(id uint64) bool { return id == r.cfg.ID }))
-		// Whoever has not answered by then counts as unknown.
+		// Members that have not answered by then count as unknown.
 		select {
 		case <-time.After(r.cfg.TickInterval):
 		case <-ctx.Done():
 		}
 	}
-	// Raft forgets for a moment, at each election timeout, who is active: it knows after
-	// the next heartbeats.
+	// At each election timeout raft briefly forgets which followers are active: it knows again
+	// after the next heartbeats.
 	for try := 0; err == nil && to == raft.None && try <= activeTries; try++ {
 		if try > 0 {
 			select {
@@ -304,8 +302,7 @@ type successorRequest struct {
 
 func (q *successorRequest) handle(l *loop) { q.id = l.handOver.best() }
 
-// activeTries is how many heartbeats a leader that stops waits for a member that
-// could lead.
+// activeTries is how many heartbeats a leader that stops waits for a member that could lead.
 const activeTries = 5
 
 // best is the member that is best placed to lead, of those that answer and
@@ -405,9 +402,8 @@ func (h *handOver) stalled(now time.Time, log, store diskSample) (to uint64, rea
 	return to, reasonStore, why
 }
 
-// TransferLeader hands leadership to a voter and returns once it leads. No
-// election timeout passes. Errors: ErrNotLeader, ErrBadLeaderTransferee (not a
-// voter), ErrTimeoutLeaderTransfer.
+// TransferLeader hands leadership to a voter and returns once it leads. No election timeout passes.
+// Errors: ErrNotLeader, ErrBadLeaderTransferee (not a voter), ErrTimeoutLeaderTransfer.
 func (r *Replica) TransferLeader(ctx context.Context, to uint64) error {
 	return r.transfer(ctx, to, reasonRequest)
 }

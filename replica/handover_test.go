@@ -166,9 +166,8 @@ func TestLeaderWithDeadDiskHandsOver(t *testing.T) {
 	})
 }
 
-// A tail of the log that was durable and then replaced by a snapshot is not
-// durable any more, whatever comes behind the snapshot: an early answer must not
-// count it.
+// A tail of the log that was durable and then replaced by a snapshot is not durable any more,
+// whatever comes behind the snapshot: an early answer must not count it.
 func TestEarlyAnswerAfterSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 5)

@@ -12,9 +12,9 @@ import (
 // maxInboxBytes bounds the messages of peers that wait for the loop.
 const maxInboxBytes = 256 << 20
 
-// inbox is everything that others want of the loop. Senders append under the
-// mutex and wake the loop; the loop takes all of it at once: first requests,
-// then messages, then proposals, each in order of arrival.
+// inbox is everything that other goroutines send to the loop. Senders append under the mutex and
+// wake the loop; the loop takes all of it at once: first requests, then messages, then proposals,
+// each in order of arrival.
 type inbox struct {
 	mu   sync.Mutex
 	wake chan struct{} // capacity 1: "something waits": in here, or a reader (reads.next)
@@ -25,15 +25,15 @@ type inbox struct {
 	bytes     int64             // of messages of peers; at most maxInboxBytes, or of one message
 }
 
-// request is what a goroutine of this member wants of the loop, or tells it, other
-// than by a message of raft. Each is a small type of its own, beside what it is about.
+// request is what a goroutine of this member asks of the loop, or tells it, other than a raft
+// message. Each is a small type of its own, defined next to its subject.
 type request interface {
 	// handle is called by the loop. It must not wait.
 	handle(l *loop)
 }
 
-// answered is a request whose sender waits for it to be handled. What it learns by it
-// stands in the request itself, and belongs to the loop until done is closed.
+// answered is a request whose sender waits for it to be handled. The answer is in the request
+// itself, which belongs to the loop until done is closed.
 type answered struct {
 	request
 	done chan struct{}
@@ -86,7 +86,7 @@ func (b *inbox) local(ms ...*raftpb.Message) {
 	b.signal()
 }
 
-// request has the loop handle q.
+// request makes the loop handle q.
 func (b *inbox) request(q request) {
 	b.mu.Lock()
 	b.requests = append(b.requests, q)
@@ -94,8 +94,8 @@ func (b *inbox) request(q request) {
 	b.signal()
 }
 
-// ask has the loop handle q and waits for it. With an error q may be handled yet, and
-// must not be read.
+// ask makes the loop handle q and waits for it. After an error q may still be handled, and must not
+// be read.
 func (b *inbox) ask(ctx context.Context, stopped <-chan struct{}, q request) error {
 	done := make(chan struct{})
 	b.request(answered{q, done})
@@ -126,22 +126,22 @@ func (b *inbox) take(in *taken) {
 	b.mu.Unlock()
 }
 
-// taken is what the loop took of the inbox at once.
+// taken is what the loop took from the inbox at once.
 type taken struct {
 	requests  []request
 	messages  []*raftpb.Message
 	proposals []*proposal
 }
 
-// clear drops what was handled and keeps the room.
+// clear drops what was handled and keeps the capacity.
 func (in *taken) clear() {
 	clear(in.requests)
 	clear(in.messages)
 	clear(in.proposals)
 }
 
-// Process takes a message of a peer. It does not block; an error means that
-// the message was not taken, which raft tolerates; ErrRefused: no member sends such a one.
+// Process takes a message of a peer. It does not block; an error means that the message was not
+// accepted, which raft tolerates; ErrRefused: no member sends such a message.
 func (r *Replica) Process(m *raftpb.Message) error {
 	if err := r.CheckMessage(m); err != nil {
 		return err
@@ -156,11 +156,10 @@ func (r *Replica) Process(m *raftpb.Message) error {
 	return nil
 }
 
-// ProcessSnapshot takes a MsgSnap whose state has been received completely.
-// REQUIRES: CheckMessage finds nothing wrong with it.
-// Exactly one of install and discard is called later: install, by the applier,
-// when raft accepts the snapshot; it must make the state durable and visible.
-// discard gets a goroutine of its own.
+// ProcessSnapshot takes a MsgSnap whose state has been received completely. REQUIRES: CheckMessage
+// finds nothing wrong with it. Exactly one of install and discard is called later: install, by the
+// applier, when raft accepts the snapshot; it must make the state durable and visible. discard gets
+// a goroutine of its own.
 func (r *Replica) ProcessSnapshot(m *raftpb.Message, install func() error, discard func()) {
 	r.inbox.request(snapshotArrived{m, incomingSnapshot{install: install, discard: discard}})
 }

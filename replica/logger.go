@@ -2,8 +2,8 @@ package replica
 
 import "go.uber.org/zap"
 
-// raftLogger gives raft's lines to zap under etcd's logger name "raft", with
-// raft's own wording: operators grep for it.
+// raftLogger passes raft's lines to zap under etcd's logger name "raft", with raft's own wording:
+// operators search for it.
 type raftLogger struct{ *zap.SugaredLogger }
 
 func (l raftLogger) Warning(v ...any)                 { l.Warn(v...) }

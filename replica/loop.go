@@ -15,11 +15,10 @@ import (
 
 const (
 	maxMessageBytes = 1 << 20 // raft splits appends at this size (etcd's MaxSizePerMsg)
-	// Appends that one follower has not acknowledged, and their bytes. The answer
-	// to an append waits for the follower's disk, and a follower that gets nothing
-	// new applies nothing: these say how long it goes on serving while its disk
-	// stalls. What it cannot take in it refuses (Config.MaxUnsyncedBytes).
-	// etcd has 512, which lasts a fraction of a second.
+	// Appends that one follower has not acknowledged, and their bytes. The answer to an append
+	// waits for the follower's disk, and a follower that gets nothing new applies nothing: so these
+	// bounds decide how long it keeps serving while its disk stalls. What it cannot take it refuses
+	// (Config.MaxUnsyncedBytes). etcd has 512, which lasts a fraction of a second.
 	maxInflightCount  = 1 << 16
 	maxInflightBytes  = MaxInflightBytes
 	maxApplyingBytes  = 32 << 20               // committed entries handed to the applier and not applied yet
@@ -27,8 +26,8 @@ const (
 	readRetryInterval = 500 * time.Millisecond // etcd's readIndexRetryTime
 )
 
-// MaxInflightBytes is how much may be on its way to one follower, its disk
-// included. A Network that queues less would drop what raft takes for sent.
+// MaxInflightBytes is how much may be on its way to one follower, its disk included. A Network that
+// queues less would drop what raft considers sent.
 const MaxInflightBytes = 128 << 20
 
 // loop is the state that only the raft goroutine touches. Its parts each have a file; they share
@@ -36,7 +35,7 @@ const MaxInflightBytes = 128 << 20
 type loop struct {
 	core
 
-	// What it shares with other goroutines, and only by what these let it.
+	// Shared with other goroutines, through the methods of these types.
 	inbox   *inbox
 	waiters *waiters
 	applier *applier
@@ -150,8 +149,7 @@ func (l *loop) run() {
 	}
 }
 
-// firstElection makes a member that is alone lead at once, and others campaign
-// soon (Config.AdvanceTicks).
+// firstElection makes a single member lead at once, and others campaign soon (Config.AdvanceTicks).
 func (l *loop) firstElection() {
 	l.publishVoters()
 	alone := l.campaignAlone()
@@ -192,9 +190,10 @@ func (l *loop) campaignAlone() bool {
 	return true
 }
 
-// campaignReunited starts an election when a quorum has come back into reach of the member that led before it was lost: a
-// cluster of one that grows to two loses it until the second runs, and would wait for a random time up to two election
-// timeouts then. One member alone does so, or they would split the votes.
+// campaignReunited starts an election when a quorum has come back into reach of the member that led
+// before it was lost: a cluster of one that grows to two loses it until the second runs, and would
+// wait for a random time up to two election timeouts then. One member alone does so, or they would
+// split the votes.
 func (l *loop) campaignReunited() {
 	if l.leader != raft.None || l.lastLeader != l.cfg.ID || l.raftLeads() {
 		l.apart = false
@@ -254,10 +253,10 @@ func (l *loop) late(now time.Time) time.Duration {
 	return max(0, now.Sub(l.lastTick)-l.cfg.TickInterval)
 }
 
-// voteWaits says whether a vote of this member is on its way to its disk, or those
-// that it asked for to other disks. The election timeout must not run meanwhile:
-// with syncs that take longer than it, a candidate, and whoever voted for it, would
-// begin the next election before the votes of this one are out, again and again.
+// voteWaits reports whether a vote of this member is on its way to its disk, or those that it asked
+// for to other disks. The election timeout must not run meanwhile: with syncs that take longer than
+// it, a candidate, and whoever voted for it, would begin the next election before the votes of this
+// one are out, again and again.
 func (l *loop) voteWaits(now time.Time) bool {
 	if l.leader != raft.None {
 		return false
@@ -345,8 +344,7 @@ func (l *loop) step() {
 	l.taken.clear()
 }
 
-// handleReady does what raft asks for until it asks for nothing more. Nothing
-// in here waits.
+// handleReady does what raft asks for until it asks for nothing more. Nothing in here waits.
 func (l *loop) handleReady() {
 	for l.node.HasReady() {
 		rd := l.node.Ready()
@@ -359,9 +357,10 @@ func (l *loop) handleReady() {
 		var requests []*raftpb.Message // for votes
 		for _, m := range rd.Messages {
 			if m.GetType() == raftpb.MsgVote {
-				// To ask for votes in a term is a promise, too: not to use it again. Else this
-				// member could crash, not know the term, and lead it a second time with other
-				// entries at the same indexes. So it waits for the disk, as its own vote does.
+				// To ask for votes in a term is a promise, too: not to use the term again.
+				// Otherwise this member could crash, forget the term, and lead it a second time
+				// with other entries at the same indexes. So the request waits for the disk, as its
+				// own vote does.
 				requests = append(requests, m)
 				continue
 			}
@@ -404,14 +403,14 @@ func (l *loop) handleReady() {
 	}
 }
 
-// discard has the files of a received snapshot removed, in a goroutine of its own: on
-// a disk that stalls that takes as long as the stall. Stop waits for it, as it does
-// for the applier: whoever uses the directory next must be alone in it.
+// discard removes the files of a received snapshot in a goroutine of its own: on a stalled disk
+// that takes as long as the stall. Stop waits for it, as it does for the applier: whoever uses the
+// directory next must be alone in it.
 func (l *loop) discard(in incomingSnapshot) { l.running.Go(in.discard) }
 
-// append gives one MsgStorageAppend to the log. What only says "readable" is
-// stepped before the next Ready; what promises something is left to the log, and
-// so are requests for votes in the term that it stores. REQUIRES: raft's order.
+// append gives one MsgStorageAppend to the log. Responses that only say "readable" are stepped
+// before the next Ready; promises are left to the log, and so are requests for votes in the term
+// that it stores. REQUIRES: raft's order.
 func (l *loop) append(m *raftpb.Message, requests []*raftpb.Message) {
 	a := raftlog.Append{Entries: m.GetEntries(), Responses: requests}
 	if m.Term != nil || m.Vote != nil || m.Commit != nil {
@@ -435,8 +434,8 @@ func (l *loop) append(m *raftpb.Message, requests []*raftpb.Message) {
 		case response.GetType() == raftpb.MsgStorageAppendResp && l.snapshotPending == 0:
 			l.stepNext = append(l.stepNext, response)
 		case response.GetType() == raftpb.MsgAppResp && response.GetReject():
-			// It promises nothing, and the leader must know: else a follower whose
-			// disk stalls gets nothing any more once it has missed one append.
+			// It promises nothing, and the leader must know: otherwise a follower whose disk stalls
+			// gets nothing more once it has missed one append.
 			l.out = append(l.out, response)
 		default:
 			if response.GetType() == raftpb.MsgVoteResp && !response.GetReject() {
@@ -521,7 +520,7 @@ func (l *loop) publish(rd *raft.Ready) {
 		// Changes of earlier leaders may wait in the log to be applied.
 		l.pending.changeProposed()
 		l.removal.proposed = false
-		// Not at the next tick only: a log that is compacted before goes without the followers.
+		// Do not wait for the next tick: a compaction before it would ignore the followers.
 		l.followers.holdDisk(time.Now())
 	}
 	l.handOver.leaderChanged(time.Now(), l.lastLeader)
@@ -532,8 +531,8 @@ func (l *loop) publish(rd *raft.Ready) {
 	}
 }
 
-// logLeader says what raft's own Node says of a change of leader, and raft's
-// RawNode leaves to us, in its words: operators grep for them.
+// logLeader logs a change of leader as raft's Node does, which RawNode leaves to us, with the same
+// wording: operators search for it.
 func (l *loop) logLeader(previous uint64) {
 	logger := l.logger.Named("raft").Sugar()
 	switch {
@@ -546,7 +545,7 @@ func (l *loop) logLeader(previous uint64) {
 	}
 }
 
-// close runs when the loop ends: everyone who waits is told.
+// close runs when the loop ends: every waiting call gets its error.
 func (l *loop) close() {
 	l.waiters.closeAll()
 	for _, in := range l.incoming {

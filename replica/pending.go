@@ -92,14 +92,12 @@ func (p *pending) proposeFor(h heldMessage) {
 	p.forwardedBytes += size
 }
 
-// takeChange takes a member change that another member forwarded; proposeChanges gives it
-// to raft.
+// takeChange takes a member change that another member forwarded; proposeChanges gives it to raft.
 func (p *pending) takeChange(m *raftpb.Message, now time.Time) {
 	p.changes = append(p.changes, heldMessage{m, now})
 }
 
-// proposeChanges gives raft the member changes that followers forwarded, one
-// at a time.
+// proposeChanges gives raft the member changes that followers forwarded, one at a time.
 func (p *pending) proposeChanges() {
 	for len(p.changes) > 0 {
 		c := p.changes[0]
@@ -116,16 +114,14 @@ func (p *pending) proposeChanges() {
 	}
 }
 
-// changeProposed notes that no further change fits until all of the log as it
-// is now is applied. How far the log reaches is known once raft has handed its
-// new entries out: settle.
+// changeProposed notes that no further change fits until all of the log as it is now is applied.
+// How far the log reaches is known once raft has handed its new entries out: settle.
 func (p *pending) changeProposed() { p.barrier = unknownBarrier }
 
-// unsettled says whether raft was given a change and settle was not called since.
+// unsettled reports whether raft was given a change and settle was not called since.
 func (p *pending) unsettled() bool { return p.barrier == unknownBarrier }
 
-// settle is called when raft has handed out all that it was given: last is where the log
-// ends.
+// settle is called when raft has handed out all that it was given: last is where the log ends.
 func (p *pending) settle(last uint64) { p.barrier = last }
 
 // retry gives raft again what is held, if a leader is known.
@@ -205,8 +201,7 @@ func gather(fresh []*proposal) (entries []*raftpb.Entry, n int) {
 		if n > 0 && (fresh[0].change != nil || fresh[n].change != nil) {
 			break // alone in its message
 		}
-		// An abandoned proposal's caller has been told that it was never
-		// proposed, so it must not be.
+		// The caller of an abandoned proposal knows that it was never proposed, so it must not be.
 		if each := fresh[n]; each.markProposed() {
 			entries = append(entries, each.entry)
 			size += len(each.entry.Data)
@@ -247,9 +242,9 @@ func (d *raftDoor) mayChange(e *raftpb.Entry, barrier uint64) bool {
 	return d.changeFits(barrier) && !d.removal.leaving() && (removedBy(e) != d.cfg.ID || !d.handOver.beforeRemoval(time.Now()))
 }
 
-// changeFits says whether raft would take a member change now. A leader with
-// another one that may not be applied yet would write an empty entry in its
-// place, and who proposed it would never hear of it: so we hold it back.
+// changeFits reports whether raft would take a member change now. A leader with another change that
+// may not be applied yet would write an empty entry instead, and the proposer would never get an
+// answer: so we hold it back.
 func (d *raftDoor) changeFits(barrier uint64) bool {
 	// Raft's own word: an election may have been won by a message of this round, and
 	// what it brought is known when its Ready was handled.
@@ -274,7 +269,8 @@ func (d *raftDoor) proposed(p *proposal) { d.buffers.put(p) }
 
 func (d *raftDoor) id() uint64 { return d.cfg.ID }
 
-// refuse answers a forwarded MsgProp that is not taken (peers.ContextRefused). Any goroutine.
+// refuse answers a forwarded MsgProp that is not accepted (peers.ContextRefused). Any goroutine may
+// call it.
 func (e *env) refuse(m *raftpb.Message) {
 	context := []byte(peers.ContextRefused)
 	for _, entry := range m.GetEntries() {

@@ -14,11 +14,10 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// proposal is one request on its way through the log, from Propose to its
-// result. Whoever removes it from waiters owns its end: the applier with a
-// result, the loop with a timeout, the caller when its context ends. The applier
-// removes it when it has the result, not before: applying may hang with the
-// store's disk, and nobody else could end the call meanwhile.
+// proposal is one request on its way through the log, from Propose to its result. Whoever removes
+// it from waiters ends it: the applier with a result, the loop with a timeout, the caller when its
+// context ends. The applier removes it only when it has the result: applying may hang with the
+// store's disk, and then nobody else could end the call.
 type proposal struct {
 	id      uint64
 	entry   *raftpb.Entry
@@ -31,8 +30,8 @@ type proposal struct {
 	// it) or waiting -> abandoned (by the caller or the sweeper).
 	state atomic.Int32
 
-	// gone: nobody waits for the result any more. Whoever applies the request may
-	// leave out what is done for the answer alone.
+	// gone: nobody waits for the result any more. The applier may skip what is done only for the
+	// answer.
 	gone atomic.Bool
 
 	done   chan struct{} // capacity 1; receives once, after result and err are set
@@ -66,8 +65,8 @@ func (p *proposal) finish(result command.Result, err error) {
 	p.done <- struct{}{}
 }
 
-// waiters are the proposals without a result, by request id, in shards so that
-// a thousand clients do not meet at one lock.
+// waiters are the proposals without a result, by request id, in shards so that a thousand clients
+// do not contend for one lock.
 type waiters struct {
 	shards [waiterShards]waiterShard
 }
@@ -77,7 +76,7 @@ const waiterShards = 64
 type waiterShard struct {
 	mu   sync.Mutex
 	byID map[uint64]*proposal
-	// closed: the replica has stopped, nobody would end another proposal.
+	// closed: the replica has stopped, and nobody would end another proposal.
 	closed bool
 	_      [40]byte // a shard to a cache line
 }
@@ -170,16 +169,14 @@ func (w *waiters) closeAll() {
 	}
 }
 
-// Propose replicates a request and waits until this member has applied it. It
-// fills the request's header id; the request must not be changed afterwards,
-// not even when Propose has returned an error. The error is raft's (see
-// errors.go); what applying the request answered is in the result.
+// Propose replicates a request and waits until this member has applied it. It fills the request's
+// header id; the request must not be changed afterwards, not even when Propose has returned an
+// error. The error is raft's (see errors.go); what applying the request answered is in the result.
 //
-// A request waits here, in a goroutine that grpc has made for it. What is on
-// its stack then should fit the 4 KiB that such a goroutine is given: growing
-// the stack once costs as much as the rest of Propose. So the frames of those
-// that wait are kept small, by doing the work before and after in functions of
-// their own that are not inlined.
+// A request waits here, in a goroutine that grpc has made for it. What is on its stack then should
+// fit the 4 KiB that such a goroutine is given: growing the stack once costs as much as the rest of
+// Propose. So the frames of those that wait are kept small, by doing the work before and after in
+// functions of their own that are not inlined.
 func (r *Replica) Propose(ctx context.Context, req *etcdserverpb.InternalRaftRequest) (command.Result, error) {
 	p, err := r.proposer.submit(req)
 	if err == nil {
@@ -240,8 +237,7 @@ type buffers struct {
 	done         sync.Pool // of proposal.done, empty, of ended proposals
 }
 
-// largeBuffer parts the pools, so that a large buffer is not kept busy by a
-// small request.
+// largeBuffer parts the pools, so that a large buffer is not kept busy by a small request.
 const largeBuffer = 16 << 10
 
 func (b *buffers) get(size int) *[]byte {
@@ -269,10 +265,9 @@ func (b *buffers) put(p *proposal) {
 	p.buffer, p.entry.Data = nil, nil
 }
 
-// ProposeAs is Propose for what only the leader of one term may ask for: the
-// revocation of a lease that it saw expire, say. Unless this member leads in
-// term when raft takes the request it ends with ErrNotLeader and is never
-// applied; it is not held for, nor forwarded to, another leader.
+// ProposeAs is Propose for what only the leader of one term may ask for: the revocation of a lease
+// that it saw expire, say. Unless this member leads in term when raft takes the request it ends
+// with ErrNotLeader and is never applied; it is not held for, nor forwarded to, another leader.
 func (r *Replica) ProposeAs(ctx context.Context, term uint64, req *etcdserverpb.InternalRaftRequest) (command.Result, error) {
 	id := r.proposer.ids.Next()
 	if req.Header == nil {
@@ -312,10 +307,9 @@ func (t termProposal) handle(l *loop) {
 	}
 }
 
-// ProposeChange replicates a member change and waits until it is applied and no crash
-// of this member can take it back. It fills the change's ID. A member that asks for
-// its own removal is answered when another has told it so; the result says nothing
-// then but that there was no error.
+// ProposeChange replicates a member change and waits until it is applied and no crash of this
+// member can take it back. It fills the change's ID. A member that asks for its own removal is
+// answered when another has told it so; the result says nothing then but that there was no error.
 func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command.Result, error) {
 	c.ID = r.proposer.ids.Next()
 	data, err := proto.Marshal(c.Encode())
@@ -339,8 +333,7 @@ func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command
 	return p.result, nil
 }
 
-// enter registers a proposal and puts it into the inbox, unless there is too
-// much before it.
+// enter registers a proposal and puts it into the inbox, unless there is too much before it.
 func (c *proposer) enter(p *proposal) error {
 	if c.pub.overload.Load() && p.change == nil {
 		c.metrics.Failed.Inc()
@@ -378,8 +371,7 @@ func (c *proposer) await(ctx context.Context, p *proposal) error {
 	return p.err
 }
 
-// giveUp ends a proposal whose caller does not wait any longer, unless it just
-// had its result.
+// giveUp ends a proposal whose caller does not wait any longer, unless it just had its result.
 //
 //go:noinline
 func (c *proposer) giveUp(ctx context.Context, p *proposal) error {

@@ -79,8 +79,7 @@ func (p *published) raiseFlushed(index uint64) {
 	}
 }
 
-// noteDurable keeps how far the log is durable. Only the log's writer goroutine
-// calls it.
+// noteDurable keeps how far the log is durable. Only the log's writer goroutine calls it.
 func (p *published) noteDurable(responses []*raftpb.Message) {
 	var mark durableMark
 	if old := p.durable.Load(); old != nil {
@@ -138,14 +137,14 @@ func (c *leadChange) note(leader uint64) {
 	c.mu.Unlock()
 }
 
-// activeSince says whether messages have been flowing to and from a member since t.
+// activeSince reports whether messages have been flowing to and from a member since t.
 func (e *env) activeSince(id uint64, t time.Time) bool {
 	since := e.cfg.Network.ActiveSince(id)
 	return !since.IsZero() && since.Before(t)
 }
 
-// quorumActiveSince says whether that holds of so many voters that they are a quorum
-// with this member, if it votes.
+// quorumActiveSince reports whether that holds of so many voters that they are a quorum with this
+// member, if it votes.
 func (e *env) quorumActiveSince(t time.Time) bool {
 	voters := *e.pub.voters.Load()
 	active := 0

@@ -12,10 +12,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// readRound is one ReadIndex question to the leader, asked for every reader
-// that was waiting when it was sent. Its answer is an index that covers all
-// writes acknowledged before the question, hence before each of its readers
-// arrived.
+// readRound is one ReadIndex question to the leader, asked for every reader that was waiting when
+// it was sent. Its answer is an index that covers all writes acknowledged before the question,
+// hence before each of its readers arrived.
 type readRound struct {
 	done  chan struct{} // closed when err is set and readers may go on
 	err   error
@@ -57,10 +56,9 @@ func (q *questions) init(c *core, r *reads, lastContext uint64) {
 	*q = questions{core: c, reads: r, byContext: make(map[uint64]*readRound), others: make(map[uint64]*raftpb.Message), lastContext: lastContext}
 }
 
-// ReadBarrier returns when this member has applied every write that was
-// acknowledged, by any member, before the call. It touches no disk. A change of
-// leader, and what is not applied yet, is waited for within the request timeout;
-// then ErrTimeout.
+// ReadBarrier returns when this member has applied every write that was acknowledged, by any
+// member, before the call. It touches no disk. A change of leader, and what is not applied yet, is
+// waited for within the request timeout; then ErrTimeout.
 func (r *Replica) ReadBarrier(ctx context.Context) error {
 	q := &r.reads
 	q.mu.Lock()
@@ -117,11 +115,10 @@ func (q *questions) send(round *readRound) {
 	q.node.ReadIndex(requestContext)
 }
 
-// leadsWithCommit says whether this member, if it leads, has committed an entry
-// in its term. Until then its commit index may lie below what an earlier leader
-// acknowledged. Raft holds questions back until then, but answers at once where
-// the leader is the only voter: after a crash such a member would serve reads
-// from before its last writes.
+// leadsWithCommit reports whether this member, if it leads, has committed an entry in its term.
+// Until then its commit index may lie below what an earlier leader acknowledged. Raft holds
+// questions back until then, but answers at once where the leader is the only voter: after a crash
+// such a member would serve reads from before its last writes.
 func (q *questions) leadsWithCommit() bool {
 	// raft's own word, not that of the last Ready: an election may have been won
 	// by a message of this round.

@@ -27,8 +27,7 @@ type ownRemoval struct {
 	proposed bool   // raft was given one, as leader, that the log has not got yet
 }
 
-// find looks for this member's own removal among the entries of the log
-// from index on.
+// find looks for this member's own removal among the entries of the log from index on.
 func (rm *ownRemoval) find(from uint64) {
 	rm.index = 0
 	first, _ := rm.cfg.Log.FirstIndex() // the log in memory cannot fail
@@ -58,9 +57,8 @@ func (rm *ownRemoval) note(entries []*raftpb.Entry) {
 	}
 }
 
-// hide keeps from raft that this member's own removal is committed, unless
-// it is one that will be refused. A leader that has applied it sends no more, so this
-// member learns it by being told.
+// hide keeps from raft that this member's own removal is committed, unless it is one that will be
+// refused. A leader that has applied it sends no more, so this member learns it by being told.
 func (rm *ownRemoval) hide(m *raftpb.Message) *raftpb.Message {
 	index := rm.index
 	if index == 0 {
@@ -88,8 +86,8 @@ func (rm *ownRemoval) hide(m *raftpb.Message) *raftpb.Message {
 	}
 }
 
-// leaving says whether this member leads although its own removal is in its log, or
-// was applied: nothing may be proposed behind it.
+// leaving reports whether this member leads although its own removal is in its log, or was applied:
+// nothing may be proposed behind it.
 func (rm *ownRemoval) leaving() bool {
 	return (rm.index != 0 || rm.proposed || !rm.votes()) && rm.raftLeads()
 }

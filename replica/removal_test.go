@@ -121,9 +121,8 @@ func TestRemovalSurvivesPowerFailure(t *testing.T) {
 	}
 }
 
-// The leader's disk stalls while a removal is committed by the others. The loop goes on,
-// the answer does not come, the removed member is told nothing; all that when the disk
-// is back.
+// The leader's disk stalls while a removal is committed by the others. The loop goes on, the answer
+// does not come, the removed member is told nothing; all that when the disk is back.
 func TestRemovalWaitsForDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 4, keepLog)
@@ -218,9 +217,8 @@ func TestLeaderHandsOverBeforeItsRemoval(t *testing.T) {
 	}
 }
 
-// Where nobody takes over, the leader proposes its removal itself. It stays until it is
-// told, so that the others can have its vote, and has nothing in its log behind the
-// removal that they lack.
+// Where nobody takes over, the leader proposes its removal itself. It stays until it is told, so
+// that the others can have its vote, and has nothing in its log behind the removal that they lack.
 func TestLeaderRemovesItself(t *testing.T) {
 	for voters := 2; voters <= 3; voters++ {
 		t.Run(fmt.Sprint(voters), func(t *testing.T) {

@@ -29,9 +29,8 @@ type StateMachine interface {
 	ApplyChange(e command.Entry) command.Result
 	Applied() (index, term uint64)
 	ConfState() *raftpb.ConfState
-	// Flush starts to make everything applied so far durable: when done closes,
-	// everything up to index survives a crash. It may wait for a disk that has
-	// stalled, until ctx ends.
+	// Flush starts to make everything applied so far durable: when done closes, everything up to
+	// index survives a crash. It may wait for a disk that has stalled, until ctx ends.
 	Flush(ctx context.Context) (index uint64, done <-chan struct{}, err error)
 }
 
@@ -40,8 +39,7 @@ type Network interface {
 	// Send never blocks: what cannot be queued is dropped and reported by
 	// Replica.ReportUnreachable.
 	Send(msgs []*raftpb.Message)
-	// ActiveSince says since when messages flow to and from a peer; zero: they
-	// do not.
+	// ActiveSince says since when messages flow to and from a peer; zero: they do not.
 	ActiveSince(id uint64) time.Time
 }
 
@@ -75,12 +73,11 @@ type Config struct {
 	RequestTimeout time.Duration
 	// MaxRequestBytes bounds one encoded proposal; default 1.5 MiB.
 	MaxRequestBytes int
-	// MaxUnsyncedBytes bounds what the local log holds in memory that its disk has
-	// not got; and what it holds above what the store has durably, since that is not
-	// committed, not applied or not flushed. Beyond it proposals are refused with
-	// ErrTooManyRequests, forwarded ones too, and a follower takes no more appends; for
-	// a follower what is not committed does not count. Member changes are taken: they
-	// may be the way out. See bounds.go. Default 512 MiB.
+	// MaxUnsyncedBytes bounds what the local log holds in memory that its disk has not got; and
+	// what it holds above what the store has durably, since that is not committed, not applied or
+	// not flushed. Beyond it proposals are refused with ErrTooManyRequests, forwarded ones too, and
+	// a follower takes no more appends; for a follower what is not committed does not count. Member
+	// changes are taken: they may be the way out. See bounds.go. Default 512 MiB.
 	MaxUnsyncedBytes int64
 	// DiskStallHandOver is how long the log's writer may make no progress (a sync
 	// in flight, mostly), or the store, until a leader hands leadership over to a
@@ -99,10 +96,9 @@ type Config struct {
 	RoundTrips RoundTrips
 	// Evidence gets what the loop notices of itself; nil: nothing is recorded.
 	Evidence *evidence.Ring
-	// FlushBytes and FlushEntries say how much log may lie between the durable
-	// applied index and the applied index before the flusher asks for a flush.
-	// They bound the replay at a start after a crash. Defaults 32 MiB (a quarter of
-	// MaxUnsyncedBytes if that is less), 100,000.
+	// FlushBytes and FlushEntries say how much log may lie between the durable applied index and
+	// the applied index before the flusher asks for a flush. They bound the replay at a start after
+	// a crash. Defaults 32 MiB (a quarter of MaxUnsyncedBytes if that is less), 100,000.
 	FlushBytes   int64
 	FlushEntries uint64
 
@@ -114,11 +110,10 @@ type Config struct {
 	// it has caught up but for half of KeepBytes: what is written meanwhile it needs
 	// next. The log's own bound in memory holds as well. Default 256 MiB.
 	HoldBytes int64
-	// HoldDiskBytes is how much more of the log a leader keeps on disk, in whole segments,
-	// for followers that are behind, as far as they need it and the log takes no more than a
-	// quarter of the free space: they get it from there, and not a snapshot. It must hold
-	// what is written while a snapshot of the whole state is sent and installed. Default
-	// 16 GiB.
+	// HoldDiskBytes is how much more of the log a leader keeps on disk, in whole segments, for
+	// followers that are behind, as far as they need it and the log takes no more than a quarter of
+	// the free space: they get it from there, and not a snapshot. It must hold what is written
+	// while a snapshot of the whole state is sent and installed. Default 16 GiB.
 	HoldDiskBytes int64
 
 	// MembersChanged, if set, is called by the applier after a member change and
@@ -218,9 +213,8 @@ type Status struct {
 	Transferee uint64
 }
 
-// IsLeader says whether this member believes it leads. A member that was
-// paused may believe so while another leads; only ReadBarrier and a committed
-// proposal prove it.
+// IsLeader reports whether this member believes it leads. A member that was paused may believe so
+// while another leads; only ReadBarrier and a committed proposal prove it.
 func (s Status) IsLeader() bool { return s.State == raft.StateLeader }
 
 // New prepares a replica over a log and a state machine that agree (the log
@@ -290,7 +284,7 @@ func (r *Replica) Leader() uint64 { return r.pub.leader() }
 // Term returns the current term.
 func (r *Replica) Term() uint64 { return r.pub.status.Load().Term }
 
-// IsLeader says whether this member believes it leads; see Status.IsLeader.
+// IsLeader reports whether this member believes it leads; see Status.IsLeader.
 func (r *Replica) IsLeader() bool { return r.pub.status.Load().IsLeader() }
 
 // AppliedIndex is the index of the newest applied entry.
@@ -303,8 +297,7 @@ func (r *Replica) CommittedIndex() uint64 { return max(r.pub.committed.Load(), r
 // to or from none included.
 func (r *Replica) LeaderChanged() <-chan struct{} { return r.pub.lead.changed() }
 
-// NextID returns a request id that is unique in the cluster; server takes lease
-// ids from it.
+// NextID returns a request id that is unique in the cluster; server takes lease ids from it.
 func (r *Replica) NextID() uint64 { return r.proposer.ids.Next() }
 
 // ReportUnreachable tells raft that messages to a member are being lost, so

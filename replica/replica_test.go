@@ -15,9 +15,8 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// After its crash the member's durable commit index may lie below its last
-// acknowledged write (it is written lazily); no read may be answered from
-// there, although raft would.
+// After its crash the member's durable commit index may lie below its last acknowledged write (it
+// is written lazily); no read may be answered from there, although raft would.
 func TestOneMemberLeadsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 1)
@@ -106,8 +105,7 @@ func TestFollowerWithStalledDiskReads(t *testing.T) {
 	})
 }
 
-// With two disks of three stalled no write may be acknowledged; when one comes
-// back, all are.
+// With two disks of three stalled no write may be acknowledged; when one comes back, all are.
 func TestWritesWaitForAQuorumOfDisks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3)
@@ -164,8 +162,8 @@ func TestPartitionedLeaderServesNoStaleRead(t *testing.T) {
 	})
 }
 
-// TestReunitedLeaderLeadsAgain: who led before a quorum went out of reach campaigns as soon as it is back, rather than at a
-// random time up to two election timeouts later.
+// TestReunitedLeaderLeadsAgain: who led before a quorum went out of reach campaigns as soon as it
+// is back, rather than at a random time up to two election timeouts later.
 func TestReunitedLeaderLeadsAgain(t *testing.T) {
 	atOnce := 0
 	for range 10 {
@@ -390,9 +388,8 @@ func TestMemberChange(t *testing.T) {
 	})
 }
 
-// Member changes that come together, from leader and followers, each get their
-// result: raft would turn those that come too early into empty entries, and
-// who proposed them would wait in vain.
+// Member changes that come together, from leader and followers, each get their result: raft would
+// turn those that come too early into empty entries, and who proposed them would wait in vain.
 func TestMemberChangesTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3)
@@ -419,9 +416,8 @@ func TestMemberChangesTogether(t *testing.T) {
 	})
 }
 
-// Proposals that come while there is no leader wait for one; they end in the
-// caller's own context error when that is not in time, and are then never
-// applied.
+// Proposals that come while there is no leader wait for one; they end in the caller's own context
+// error when that is not in time, and are then never applied.
 func TestProposalsWaitForALeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3)

@@ -33,10 +33,10 @@ func (m *testMember) stallOps(kind errorfs.OpKind) (s *stalledOp, release func()
 	}
 }
 
-// TestLoopWaitsForNoFileOperation stalls every kind of file operation in turn, for half a
-// minute, under the leader and under a follower, while the log begins segments, is compacted, and
-// snapshots that nobody wants are removed. The ticks of the raft loop come in time throughout; so in
-// virtual time: at once.
+// TestLoopWaitsForNoFileOperation stalls every kind of file operation in turn, for half a minute,
+// under the leader and under a follower, while the log begins segments, is compacted, and snapshots
+// that nobody wants are removed. The ticks of the raft loop come in time throughout; so in virtual
+// time: at once.
 func TestLoopWaitsForNoFileOperation(t *testing.T) {
 	kinds := []errorfs.OpKind{
 		errorfs.OpCreate, errorfs.OpLink, errorfs.OpOpen, errorfs.OpOpenDir, errorfs.OpRemove, errorfs.OpRemoveAll, errorfs.OpRename,

@@ -12,16 +12,14 @@ import (
 
 // # Timeouts that follow the network
 //
-// Raft counts ticks, and the counts of a RawNode are fixed; so what is tuned is
-// how long a tick of raft is. The loop goes on ticking at Config.TickInterval, for
-// the disk watch, waiting reads and heartbeats: a leader whose raft ticks more
-// slowly is made to send its heartbeats at the old pace all the same (MsgBeat), for
-// the more come, the fewer can be lost in a row. So what a member chooses changes when it
-// loses patience, with its leader (election timeout) or with its followers
-// (CheckQuorum), and nothing that others see of it. Members that have chosen
-// differently work together: the impatient one asks for pre-votes, which the
-// patient ones refuse while they hear from the leader. No read depends on it
-// (ReadOnlySafe).
+// Raft counts ticks, and the counts of a RawNode are fixed; so what is tuned is how long a tick of
+// raft is. The loop goes on ticking at Config.TickInterval, for the disk watch, waiting reads and
+// heartbeats: a leader whose raft ticks more slowly is made to send its heartbeats at the old pace
+// all the same (MsgBeat), for the more come, the fewer can be lost in a row. So what a member
+// chooses changes when it loses patience, with its leader (election timeout) or with its followers
+// (CheckQuorum), and nothing that others see of it. Members that have chosen differently work
+// together: the impatient one asks for pre-votes, which the patient ones refuse while they hear
+// from the leader. No read depends on it (ReadOnlySafe).
 //
 // The way not taken: raft ticks of another length for heartbeats too. Then a
 // patient leader would beat too rarely for impatient followers.

@@ -7,7 +7,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// Disk says how this member's disk does.
+// Disk returns the state of this member's disks.
 func (r *Replica) Disk() DiskReport {
 	if d := r.pub.diskReport.Load(); d != nil {
 		return *d
