@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/discovery"
 )
 
@@ -34,24 +35,13 @@ func (c *Config) checkDiscovery() error {
 	return nil
 }
 
-// Seeds are the members of the cluster that a member without data makes or joins.
-type Seeds struct {
-	InitialCluster string // name=url,...
-	Token          string // goes into the members' ids
-	// ServerName is what the peers' certificates must be for; "": each its own address.
-	ServerName string
-	// Join, if not nil, finds the others: InitialCluster is this member alone. id is its id, made
-	// of the two above. It waits for the others till ctx ends.
-	Join func(ctx context.Context, id uint64) (initialCluster string, err error)
-}
-
 // Seeds finds the members, by the way that the flags say, and verifies what must be so of them. lg
 // nil: no log; dns nil: the system's.
-func (c *Config) Seeds(ctx context.Context, lg *zap.Logger, dns discovery.Lookup) (Seeds, error) {
+func (c *Config) Seeds(ctx context.Context, lg *zap.Logger, dns discovery.Lookup) (datadir.Seeds, error) {
 	if lg == nil {
 		lg = zap.NewNop()
 	}
-	seeds := Seeds{InitialCluster: c.InitialCluster, Token: c.InitialClusterToken}
+	seeds := datadir.Seeds{InitialCluster: c.InitialCluster, Token: c.InitialClusterToken}
 	switch {
 	case len(c.Discovery.Endpoints) > 0:
 		own := writeMembers(Member{c.Name, c.AdvertisePeerURLs})

@@ -1,4 +1,6 @@
-// Package datadir knows whose data a member's folders hold, and that they belong together.
+// Package datadir knows whose data a member's folders hold, and that they belong together: who a member
+// is in which cluster, how its first log is made, and how data comes from a snapshot. It opens no
+// member: package node does, and cli/offline works on the same files while none runs.
 //
 // # What for
 //
@@ -41,4 +43,32 @@
 //
 // Data of versions before this one has an identity.json without a log's id, or none, and nothing in the
 // store. It gets both at the next start. Until then only member and cluster can be compared.
+//
+// # Who a member is
+//
+// Its log says so. A member without one is a newcomer (Newcomer): it makes a new cluster with the members of
+// --initial-cluster, whose ids follow from their names and URLs, so that all write the same first entries;
+// or it joins a cluster that runs, and asks its members which id it was added under. Either way it asks
+// whether they know it as one that has run: then its data is lost, and with it what it promised, and it
+// must not vote. Members that were down then are asked before they are heard (Founder).
+//
+// # Goroutines
+//
+// Everything but a Founder belongs to the goroutine that starts or stops the member. A Founder's methods may
+// be called from any.
+//
+// # Files
+//
+//	parts.go     the three parts, and what identity.json says
+//	bind.go      recording that they belong together
+//	folder.go    making the folder, and keeping etcd out of it
+//	private.go   a file system whose files nobody else can read
+//	identity.go  a member's id, made from flags
+//	bootstrap.go who a member without data is
+//	join.go      asking a cluster that runs
+//	founder.go   asking those that were down
+//	firstlog.go  the first log of a new cluster
+//	owner.go     flags that describe another member
+//	force.go     a cluster of one (--force-new-cluster)
+//	restore.go   data made from a snapshot file
 package datadir

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/cockroachdb/errors/oserror"
@@ -26,6 +27,24 @@ type Paths struct {
 	Store  string
 	Log    string
 }
+
+// PathsOf are the paths under --data-dir and --wal-dir; walDir "": the log is under the data directory. The log
+// has a folder of its own inside walDir, which may be a mount point: the first log is made beside its
+// place and renamed into it.
+func PathsOf(dataDir, walDir string) Paths {
+	member := filepath.Join(dataDir, "member")
+	p := Paths{Member: member, Store: filepath.Join(member, "store"), Log: filepath.Join(member, "log")}
+	if walDir != "" {
+		p.Log = filepath.Join(walDir, "log")
+	}
+	return p
+}
+
+// root is the data directory.
+func (p Paths) root() string { return filepath.Dir(p.Member) }
+
+// logApart says whether the log has a directory of its own, --wal-dir.
+func (p Paths) logApart() bool { return p.Log != filepath.Join(p.Member, "log") }
 
 func (p Paths) identity() string      { return filepath.Join(p.Member, identityFile) }
 func (p Paths) storeIdentity() string { return filepath.Join(p.Store, identityFile) }
@@ -96,18 +115,20 @@ func readRecord(fs vfs.FS, path string) (*Record, error) {
 	return &r, nil
 }
 
-// Parts is what is there of a member.
+// Parts is what is there of a member, as a start found it.
 type Parts struct {
+	fs       vfs.FS
 	paths    Paths
 	identity *Record           // nil: none
 	store    *Record           // nil: none
 	log      *raftlog.Metadata // nil: none
+	bound    bool              // Bind wrote that they belong together
 }
 
 // Look reads who each part says that it belongs to, and changes nothing. It fails if one cannot be read, or
 // if parts do not belong together. What it cannot judge before the store is open, CheckStore does.
 func Look(fs vfs.FS, paths Paths) (*Parts, error) {
-	p := &Parts{paths: paths}
+	p := &Parts{fs: fs, paths: paths}
 	meta, ok, err := raftlog.Peek(paths.Log, fs)
 	if err != nil {
 		return nil, err
@@ -163,7 +184,7 @@ const together = "Nothing was changed. Give the --data-dir and --wal-dir that we
 func (p *Parts) logMissing() error {
 	return fmt.Errorf("the store in %s belongs to a member, but its raft log is missing from %s: give --wal-dir as it was when the member was created. "+
 		"If the log is lost, remove the member from the cluster, delete %s and join again; a single member: restore a snapshot",
-		p.paths.Store, p.paths.Log, filepath.Dir(p.paths.Member))
+		p.paths.Store, p.paths.Log, p.paths.root())
 }
 
 // CheckStore judges what only the open store tells: applied is its applied index, 0 if it is empty. lost says
@@ -203,7 +224,7 @@ func WriteFile(fs vfs.FS, dir, name string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
+	_, err = f.Write(slices.Clone(data)) // a vfs.File may change what it is given
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ import (
 )
 
 // MinClusterVersion is the cluster's version while not all members' versions are known.
-const MinClusterVersion = "3.0.0"
+const MinClusterVersion = version.MinCluster
 
 // versionInterval is how often the leader checks the members' versions.
 const versionInterval = 4 * time.Second

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"net/url"
-	"path/filepath"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -47,7 +46,7 @@ type Config struct {
 	InitialClusterToken string
 	// Seeds, if set, is asked in place of the two above before this member makes
 	// or joins a cluster, when it has no data yet.
-	Seeds     func(context.Context) (Seeds, error)
+	Seeds     func(context.Context) (datadir.Seeds, error)
 	Discovers bool // Seeds asks another cluster; without meaning once there is data
 	// ForceNewCluster makes this member the only one of its cluster.
 	ForceNewCluster bool
@@ -131,19 +130,6 @@ func DefaultLimits() Limits {
 		ReceiveBytes: server.DefaultReceiveBytes}
 }
 
-// Seeds are the members of the cluster that a member without data makes or
-// joins.
-type Seeds struct {
-	InitialCluster string // name=peer-url,...
-	Token          string // goes into the members' ids
-	// ServerName is what peers' certificates must be for, as long as this process
-	// runs; empty: each its own address.
-	ServerName string
-	// Join, if not nil, finds the others, waiting for them: InitialCluster is this
-	// member alone, and id is made of it and of Token.
-	Join func(ctx context.Context, id uint64) (initialCluster string, err error)
-}
-
 // AutoCompaction is --auto-compaction-mode and --auto-compaction-retention.
 type AutoCompaction struct {
 	Mode      string        // "periodic" or "revision"
@@ -162,20 +148,7 @@ func (a AutoCompaction) leaders() leader.AutoCompaction {
 	return leader.AutoCompaction{}
 }
 
-// logDir is a folder of its own inside --wal-dir, which may be a mount point:
-// the first log is made beside its place and renamed into it.
-func (c *Config) logDir() string {
-	if c.WALDir != "" {
-		return filepath.Join(c.WALDir, "log")
-	}
-	return filepath.Join(c.DataDir, "member", "log")
-}
-
-func (c *Config) storeDir() string { return filepath.Join(c.DataDir, "member", "store") }
-
-func (c *Config) paths() datadir.Paths {
-	return datadir.Paths{Member: filepath.Join(c.DataDir, "member"), Store: c.storeDir(), Log: c.logDir()}
-}
+func (c *Config) paths() datadir.Paths { return datadir.PathsOf(c.DataDir, c.WALDir) }
 
 // flushEntries is how many entries lie between two flushes of the applied state at
 // most, if bytes and time do not ask for one earlier.

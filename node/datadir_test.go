@@ -518,7 +518,7 @@ func TestRestoredParts(t *testing.T) {
 	restored := func() *lone {
 		r := &lone{dir: shortDir(t)}
 		c := r.config()
-		if _, err := Restore(t.Context(), RestoreConfig{
+		if _, err := datadir.Restore(t.Context(), datadir.RestoreConfig{
 			Snapshot: snapshot, Name: c.Name, DataDir: c.DataDir, WALDir: c.WALDir, InitialCluster: c.InitialCluster,
 			InitialClusterToken: c.InitialClusterToken,
 		}); err != nil {
@@ -527,7 +527,7 @@ func TestRestoredParts(t *testing.T) {
 		return r
 	}
 	r := restored()
-	if _, err := os.Stat(filepath.Join(r.data(), "member", etcdsFolder)); err != nil {
+	if _, err := os.Stat(filepath.Join(r.data(), "member", "snap")); err != nil {
 		t.Errorf("nothing keeps an etcd out: %v", err)
 	}
 	// The data of one restore and the log of another, made of the same file.

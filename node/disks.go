@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 
@@ -61,10 +60,7 @@ func (d *peerDisks) AskDisks(ids []uint64) {
 func (d *peerDisks) ask(id uint64) (report replica.DiskReport, err error) {
 	ctx, cancel := context.WithTimeout(d.ctx, diskAnswerTimeout)
 	defer cancel()
-	d.n.peersMu.Lock()
-	urls := slices.Clone(d.n.peers[id])
-	d.n.peersMu.Unlock()
-	err = peers.Ask(ctx, d.n.transport.Client(), urls, peers.Question{Path: peers.PathDisk}, func(a peers.Answer) error {
+	err = peers.Ask(ctx, d.n.transport.Client(), d.n.peerURLs(id), peers.Question{Path: peers.PathDisk}, func(a peers.Answer) error {
 		report = replica.DiskReport{}
 		return errors.Join(a.OK(), json.Unmarshal(a.Body, &report))
 	})

@@ -7,7 +7,7 @@
 // of it in memory, the raft log, which adopts the store's applied index (the
 // restart rule), then the network, the replica and the services.
 //
-// Files: node.go (life), data.go (directories, store, log), bootstrap.go (who
-// am I, in which cluster), snapshot.go (state that peers send and get), mux.go
-// (gRPC and HTTP on one port), config.go.
+// Files: node.go (life), data.go (store, log and what is built on them), serve.go (ports and what serves
+// them), connections.go (how many), certificates.go, snapshot.go (state that peers send and get), disks.go and
+// evidence.go (what members tell each other), tracing.go, words.go (log lines), metrics.go, config.go.
 package node

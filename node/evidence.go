@@ -72,7 +72,7 @@ func (w *witness) start() {
 		LogDropped: w.n.cfg.LogDropped, LogStalled: w.n.cfg.LogStalled, FreeBytes: w.n.freeBytes, MinFreeBytes: minFreeBytes,
 	})
 	w.inspector = evidence.NewInspector(evidence.InspectorOptions{
-		Self: w.n.id.member, Ring: w.ring, Links: w.links, Logger: w.n.logger, Metrics: evidence.NewMetrics(w.n.registry),
+		Self: w.n.id.Member, Ring: w.ring, Links: w.links, Logger: w.n.logger, Metrics: evidence.NewMetrics(w.n.registry),
 		Members: w.members, Leads: w.n.replica.IsLeader, Collect: w.collect,
 	})
 	w.links.Start()
@@ -93,7 +93,7 @@ func (w *witness) stop() {
 }
 
 func (w *witness) members() map[uint64]string {
-	names := map[uint64]string{w.n.id.member: w.n.cfg.Name}
+	names := map[uint64]string{w.n.id.Member: w.n.cfg.Name}
 	for _, m := range w.n.state.Members() {
 		names[m.ID] = m.Name
 	}
@@ -109,7 +109,7 @@ func (w *witness) members() map[uint64]string {
 func (w *witness) report(within time.Duration) evidence.Report {
 	st := w.n.replica.Status()
 	r := w.ring.Report(within)
-	r.Member, r.Name = fmt.Sprintf("%x", w.n.id.member), w.n.cfg.Name
+	r.Member, r.Name = fmt.Sprintf("%x", w.n.id.Member), w.n.cfg.Name
 	r.Now, r.Uptime = time.Now().Format("2006-01-02T15:04:05.000Z07:00"), time.Since(w.started).Seconds()
 	r.Term, r.Links = st.Term, w.links.Report()
 	if st.Leader != 0 {
@@ -123,11 +123,8 @@ func (w *witness) report(within time.Duration) evidence.Report {
 
 // ask sends one question to a member's peer port and decodes the answer.
 func (w *witness) ask(ctx context.Context, id uint64, method, path, body string, answer any) (fresh bool, err error) {
-	w.n.peersMu.Lock()
-	urls := slices.Clone(w.n.peers[id])
-	w.n.peersMu.Unlock()
 	q := peers.Question{Method: method, Path: path, Body: []byte(body), MaxAnswer: maxReportBytes}
-	err = peers.Ask(ctx, w.n.transport.Client(), urls, q, func(a peers.Answer) error {
+	err = peers.Ask(ctx, w.n.transport.Client(), w.n.peerURLs(id), q, func(a peers.Answer) error {
 		fresh = a.Fresh
 		if a.Status == http.StatusNotFound || answer == nil || len(a.Body) == 0 {
 			return nil // a member of another kind, or nothing to say

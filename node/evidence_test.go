@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/transport"
@@ -16,7 +17,7 @@ import (
 
 // TestLastWordsAndPings speaks to a member's witness as a peer does.
 func TestLastWordsAndPings(t *testing.T) {
-	n := &Node{id: identity{member: 1}}
+	n := &Node{id: datadir.Identity{Member: 1}}
 	w := newWitness(n)
 	n.witness = w
 	w.leader = func() uint64 { return 0xab }
@@ -71,7 +72,7 @@ func TestLastWordsAndPings(t *testing.T) {
 func TestAskAMemberOfAnotherKind(t *testing.T) {
 	s := httptest.NewServer(http.NotFoundHandler())
 	defer s.Close()
-	n := &Node{id: identity{member: 1}, peers: map[uint64][]string{2: {s.URL}}}
+	n := &Node{id: datadir.Identity{Member: 1}, peers: map[uint64][]string{2: {s.URL}}}
 	n.transport = transport.New(transport.Config{MemberID: 1})
 	defer n.transport.Stop()
 	w := newWitness(n)

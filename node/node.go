@@ -38,7 +38,7 @@ import (
 type Node struct {
 	cfg    Config
 	logger *zap.Logger
-	id     identity
+	id     datadir.Identity
 
 	store        *store.Store
 	kv           *mvcc.Store
@@ -54,7 +54,7 @@ type Node struct {
 	snapshots    sync.WaitGroup // being read, to be sent
 	disks        *peerDisks
 	witness      *witness
-	founder      *founder // nil: this member did not make the first log at this start
+	founder      *datadir.Founder // nil: this member did not make the first log at this start
 
 	ports   listeners
 	tracing *server.Tracing // nil: none
@@ -75,7 +75,6 @@ type Node struct {
 	fatal       chan error     // reasons why the member cannot go on, the first counts
 	initialized bool           // there was data at the start
 	parts       *datadir.Parts // as they were found
-	recorded    bool           // the parts know each other as of this start
 	hasState    bool           // there was something to serve at the start, in the store or in the log
 	leads       atomic.Bool    // the replica runs, so it may lead
 	serving     chan struct{}  // closed when gRPC clients are let in
@@ -132,7 +131,7 @@ func Start(cfg Config) (_ *Node, err error) {
 	if err := n.assemble(); err != nil {
 		return nil, err
 	}
-	if cfg.InitialCorruptCheck && !n.id.fresh {
+	if cfg.InitialCorruptCheck && !n.id.Fresh {
 		if err := n.server.CheckInitial(context.Background()); err != nil {
 			return nil, err
 		}
@@ -190,7 +189,7 @@ func (n *Node) fail(err error) {
 // assemble builds what runs: the network, the replica, the services.
 func (n *Node) assemble() (err error) {
 	n.transport = transport.New(transport.Config{
-		MemberID: n.id.member, ClusterID: n.id.cluster, URLs: urlStrings(n.cfg.AdvertisePeerURLs), Version: version.Belay,
+		MemberID: n.id.Member, ClusterID: n.id.Cluster, URLs: urlStrings(n.cfg.AdvertisePeerURLs), Version: version.Belay,
 		Logger: n.logger, Metrics: transport.NewMetrics(n.registry), Handler: peerHandler{n}, Source: peerHandler{n},
 		DialTimeout: time.Second + n.electionTimeout(), ReadTimeout: n.cfg.PeerReadTimeout, WriteTimeout: n.cfg.PeerWriteTimeout,
 		// What raft takes for sent must find room in the queues.
@@ -202,11 +201,15 @@ func (n *Node) assemble() (err error) {
 		Removed: n.toldRemoved,
 	})
 	n.disks = newPeerDisks(n)
-	if n.id.fresh && !n.id.joining {
-		n.founder = newFounder(n)
+	if n.id.Founds() {
+		n.founder = datadir.NewFounder(datadir.FounderEnv{
+			Member: n.id.Member, Client: n.peerClient(time.Second), URLs: n.peerURLs, KnownBy: n.transport.KnownBy,
+			Leader: func() uint64 { return n.replica.Leader() }, LeaderChanged: func() <-chan struct{} { return n.replica.LeaderChanged() },
+			Failed: n.fail, Logger: n.logger,
+		})
 	}
 	n.replica, err = replica.New(replica.Config{
-		ID: n.id.member, Log: n.log, State: n.state, Network: n.transport,
+		ID: n.id.Member, Log: n.log, State: n.state, Network: n.transport,
 		Logger: n.logger, Metrics: replica.NewMetrics(n.registry),
 		TickInterval: n.cfg.TickInterval, ElectionTicks: n.cfg.ElectionTicks,
 		PreVote: n.cfg.PreVote, AdvanceTicks: n.cfg.AdvanceTicks,
@@ -221,7 +224,7 @@ func (n *Node) assemble() (err error) {
 		return err
 	}
 	n.server, err = server.New(server.Config{
-		MemberID: n.id.member, ClusterID: n.id.cluster,
+		MemberID: n.id.Member, ClusterID: n.id.Cluster,
 		Name: n.cfg.Name, ClientURLs: urlStrings(n.cfg.AdvertiseClientURLs),
 		Version: version.Belay, DataDir: n.cfg.DataDir, WALDir: n.cfg.WALDir, FreeBytes: n.freeBytes, NoSpaceDisarm: n.cfg.NoSpaceDisarm,
 		DowngradeInterval: n.cfg.DowngradeCheckTime,
@@ -268,11 +271,11 @@ func (n *Node) electionTimeout() time.Duration {
 func (n *Node) addFirstPeers() {
 	members := n.state.Members()
 	if len(members) == 0 {
-		for _, m := range n.id.members {
-			if m.ID == n.id.member {
+		for _, m := range n.id.Members {
+			if m.ID == n.id.Member {
 				continue
 			}
-			if n.id.joining {
+			if n.id.Joining {
 				// Only answered until this member's state says that they are peers.
 				n.transport.AddRemote(m.ID, m.PeerURLs)
 				continue
@@ -290,7 +293,7 @@ func (n *Node) addFirstPeers() {
 // Its own removal a member does not act upon: it goes on voting until it is told.
 func (n *Node) membersChanged() {
 	n.server.MembersChanged()
-	if !n.state.IsRemoved(n.id.member) {
+	if !n.state.IsRemoved(n.id.Member) {
 		n.syncPeers()
 	}
 }
@@ -312,13 +315,20 @@ func (n *Node) toldRemoved(err error) {
 	})
 }
 
+// peerURLs are those that the transport was told of last.
+func (n *Node) peerURLs(id uint64) []string {
+	n.peersMu.Lock()
+	defer n.peersMu.Unlock()
+	return slices.Clone(n.peers[id])
+}
+
 // syncPeers makes the transport follow the member list.
 func (n *Node) syncPeers() {
 	n.peersMu.Lock()
 	defer n.peersMu.Unlock()
 	now := make(map[uint64][]string)
 	for _, m := range n.state.Members() { // with the lock: an older list must not come after a newer one
-		if m.ID != n.id.member {
+		if m.ID != n.id.Member {
 			now[m.ID] = m.PeerURLs
 		}
 	}
@@ -355,7 +365,7 @@ func (n *Node) serve() {
 		return
 	}
 	if n.founder != nil {
-		go n.founder.watch()
+		go n.founder.Watch(n.stop)
 	}
 	go n.certificates.watch(n.stop)
 	n.leads.Store(true)
@@ -397,8 +407,8 @@ func (n *Node) Ready() <-chan struct{} { return n.server.Published() }
 func (n *Node) Versioned() bool { return n.state.ClusterVersion() != nil }
 
 // MemberID and ClusterID identify this member.
-func (n *Node) MemberID() uint64  { return n.id.member }
-func (n *Node) ClusterID() uint64 { return n.id.cluster }
+func (n *Node) MemberID() uint64  { return n.id.Member }
+func (n *Node) ClusterID() uint64 { return n.id.Cluster }
 
 // gracefulStop bounds how long open calls may take to end at a stop, and how long
 // the other members may take to hear of a new leader.
@@ -429,7 +439,7 @@ func (n *Node) handOver() bool {
 	if n.replica == nil {
 		return false
 	}
-	ids := []zap.Field{zap.String("local-member-id", command.IDText(n.id.member)), zap.String("current-leader-member-id", command.IDText(n.replica.Leader()))}
+	ids := []zap.Field{zap.String("local-member-id", command.IDText(n.id.Member)), zap.String("current-leader-member-id", command.IDText(n.replica.Leader()))}
 	if !n.replica.IsLeader() {
 		n.logger.Info("skipped leadership transfer; local server is not leader", ids...)
 		return false
@@ -444,13 +454,13 @@ func (n *Node) handOver() bool {
 	n.logger.Info("leadership transfer starting", ids...)
 	switch best, err := n.replica.HandOver(ctx); {
 	case errors.Is(err, replica.ErrBadLeaderTransferee):
-		n.logger.Info("leadership transfer skipped: no other member could lead", zap.String("local-member-id", command.IDText(n.id.member)))
+		n.logger.Info("leadership transfer skipped: no other member could lead", zap.String("local-member-id", command.IDText(n.id.Member)))
 	case err != nil:
-		n.logger.Warn("leadership transfer failed", zap.String("local-member-id", command.IDText(n.id.member)),
+		n.logger.Warn("leadership transfer failed", zap.String("local-member-id", command.IDText(n.id.Member)),
 			zap.String("transferee-member-id", command.IDText(best)), zap.Error(err))
 	default:
-		n.logger.Info("leadership transfer finished", zap.String("local-member-id", command.IDText(n.id.member)),
-			zap.String("old-leader-member-id", command.IDText(n.id.member)), zap.String("new-leader-member-id", command.IDText(best)), zap.Duration("took", time.Since(start)))
+		n.logger.Info("leadership transfer finished", zap.String("local-member-id", command.IDText(n.id.Member)),
+			zap.String("old-leader-member-id", command.IDText(n.id.Member)), zap.String("new-leader-member-id", command.IDText(best)), zap.Duration("took", time.Since(start)))
 		return true
 	}
 	return false
@@ -464,10 +474,10 @@ func (n *Node) handOver() bool {
 func (n *Node) seeOthersFollow() {
 	ctx, cancel := context.WithTimeout(context.Background(), gracefulStop)
 	defer cancel()
-	own := command.IDText(n.id.member)
+	own := command.IDText(n.id.Member)
 	var asking sync.WaitGroup
 	for _, m := range n.state.Members() {
-		if m.ID == n.id.member || n.transport.ActiveSince(m.ID).IsZero() {
+		if m.ID == n.id.Member || n.transport.ActiveSince(m.ID).IsZero() {
 			continue
 		}
 		asking.Go(func() {
@@ -519,20 +529,7 @@ func (n *Node) closeParts() {
 		n.closeStore()
 	}
 	if n.log != nil {
-		n.closeLog()
-	}
-}
-
-// closeLog closes the raft log and records where it ends, as long as the directory is locked.
-func (n *Node) closeLog() {
-	group, err := n.log.Seal()
-	if err == nil && n.recorded {
-		if err := n.writeParts(group); err != nil {
-			n.logger.Warn("failed to record where the raft log ends", zap.Error(err))
-		}
-	}
-	if err := n.log.Close(); err != nil {
-		n.logger.Warn("failed to close the raft log", zap.Error(err))
+		n.parts.Close(n.log, n.logger)
 	}
 }
 

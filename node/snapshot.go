@@ -19,7 +19,7 @@ type peerHandler struct{ *Node }
 
 func (h peerHandler) Process(ctx context.Context, m *raftpb.Message) error {
 	if h.founder != nil {
-		if err := h.founder.hear(ctx, m.GetFrom()); err != nil {
+		if err := h.founder.Hear(ctx, m.GetFrom()); err != nil {
 			return err
 		}
 	}
@@ -39,7 +39,7 @@ func (h peerHandler) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, bod
 		return fmt.Errorf("member %x sent a snapshot of kind %q, which this version of Belay cannot read", m.GetFrom(), kind)
 	}
 	if h.founder != nil {
-		if err := h.founder.hear(ctx, m.GetFrom()); err != nil {
+		if err := h.founder.Hear(ctx, m.GetFrom()); err != nil {
 			return err
 		}
 	}

@@ -3,7 +3,6 @@ package node
 import (
 	"fmt"
 	"net/url"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"time"
@@ -18,12 +17,18 @@ import (
 // What a member says of itself as it starts and stops, in etcd's words: these
 // lines are what operators look for first, and what scripts wait for.
 
-func (n *Node) memberDir() string { return filepath.Join(n.cfg.DataDir, "member") }
+func urlStrings(urls []url.URL) []string {
+	out := make([]string, len(urls))
+	for i := range urls {
+		out[i] = urls[i].String()
+	}
+	return out
+}
 
 // sayDataDir comes before anything is touched.
 func (n *Node) sayDataDir() {
 	fields := []zap.Field{zap.String("data-dir", n.cfg.DataDir), zap.String("dir-type", "member")}
-	if _, err := n.cfg.FS.Stat(n.memberDir()); err == nil {
+	if _, err := n.cfg.FS.Stat(n.cfg.paths().Member); err == nil {
 		n.initialized = true
 		n.logger.Info("server has already been initialized", fields...)
 		return
@@ -55,7 +60,7 @@ func (n *Node) sayConfig() {
 		zap.String("data-dir", c.DataDir),
 		zap.String("wal-dir", c.WALDir),
 		zap.String("wal-dir-dedicated", c.WALDir),
-		zap.String("member-dir", n.memberDir()),
+		zap.String("member-dir", n.cfg.paths().Member),
 		zap.String("heartbeat-interval", c.TickInterval.String()),
 		zap.String("election-timeout", n.electionTimeout().String()),
 		zap.Bool("initial-election-tick-advance", c.AdvanceTicks),
@@ -95,7 +100,7 @@ func allIfNone(list []string) []string {
 
 // sayStore follows the opening of the store.
 func (n *Node) sayStore(took time.Duration) {
-	n.logger.Info("opened backend db", zap.String("path", n.cfg.storeDir()), zap.Duration("took", took))
+	n.logger.Info("opened backend db", zap.String("path", n.cfg.paths().Store), zap.Duration("took", took))
 	if !n.storeHasData() {
 		return
 	}
@@ -114,7 +119,7 @@ func (n *Node) sayStore(took time.Duration) {
 
 // sayMember says who this member is, and what it knew of the others.
 func (n *Node) sayMember() {
-	cluster, member := zap.String("cluster-id", command.IDText(n.id.cluster)), zap.String("local-member-id", command.IDText(n.id.member))
+	cluster, member := zap.String("cluster-id", command.IDText(n.id.Cluster)), zap.String("local-member-id", command.IDText(n.id.Member))
 	for _, m := range n.state.Members() {
 		n.logger.Info("recovered/added member from store", cluster, member,
 			zap.String("recovered-remote-peer-id", command.IDText(m.ID)), zap.Strings("recovered-remote-peer-urls", m.PeerURLs),
@@ -125,7 +130,7 @@ func (n *Node) sayMember() {
 		n.logger.Info("set cluster version from store", zap.String("cluster-version", fmt.Sprintf("%d.%d", v.Major, v.Minor)))
 		n.state.SayCapabilities(v)
 	}
-	if n.id.fresh {
+	if n.id.Fresh {
 		n.logger.Info("starting local member", member, cluster)
 	} else {
 		hard, _, err := n.log.InitialState()
@@ -144,7 +149,7 @@ func (n *Node) sayMember() {
 
 // sayServing is said when every port answers.
 func (n *Node) sayServing() {
-	n.logger.Info("now serving peer/client/metrics", zap.String("local-member-id", command.IDText(n.id.member)),
+	n.logger.Info("now serving peer/client/metrics", zap.String("local-member-id", command.IDText(n.id.Member)),
 		zap.Strings("initial-advertise-peer-urls", urlStrings(n.cfg.AdvertisePeerURLs)),
 		zap.Strings("listen-peer-urls", urlStrings(n.cfg.ListenPeerURLs)),
 		zap.Strings("advertise-client-urls", urlStrings(n.cfg.AdvertiseClientURLs)),

@@ -14,11 +14,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/belaydb/belay/config"
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/internal/interrupt"
 	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/logsink"
-	"github.com/belaydb/belay/node"
 	"github.com/belaydb/belay/raftlog"
 	"github.com/belaydb/belay/snapshotfile"
 )
@@ -91,7 +91,7 @@ func command(name string, stdout io.Writer) *cobra.Command {
 
 // restoreFlags are etcdutl's.
 type restoreFlags struct {
-	node.RestoreConfig
+	datadir.RestoreConfig
 	peerURLs      string
 	bump          uint64
 	markCompacted bool
@@ -178,7 +178,7 @@ func restore(ctx context.Context, f restoreFlags, file string, stdout, stderr io
 	if err := verify(ctx, f, stderr); err != nil {
 		return err
 	}
-	r, err := node.Restore(ctx, f.RestoreConfig)
+	r, err := datadir.Restore(ctx, f.RestoreConfig)
 	if err != nil {
 		return err
 	}

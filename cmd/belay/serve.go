@@ -23,6 +23,7 @@ import (
 
 	"github.com/belaydb/belay/cli/dev"
 	"github.com/belaydb/belay/config"
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/internal/interrupt"
 	"github.com/belaydb/belay/internal/version"
@@ -157,7 +158,7 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		ListenClientURLs: cfg.ListenClientURLs, AdvertiseClientURLs: cfg.AdvertiseClientURLs,
 		InitialCluster: cfg.InitialCluster, InitialClusterToken: cfg.InitialClusterToken,
 		JoinExisting: cfg.InitialClusterState == "existing",
-		Seeds:        func(ctx context.Context) (node.Seeds, error) { return seeds(ctx, cfg, logger) },
+		Seeds:        func(ctx context.Context) (datadir.Seeds, error) { return cfg.Seeds(ctx, logger.Logger, nil) },
 		Discovers:    len(cfg.Discovery.Endpoints) > 0, ForceNewCluster: cfg.ForceNewCluster, DowngradeCheckTime: cfg.DowngradeCheckTime,
 		SnapshotCatchupEntries: cfg.SnapshotCatchupEntries, BootstrapDefragMegabytes: cfg.BootstrapDefragMegabytes,
 		MemberLocalAddr: cfg.Gates.Enabled(config.GateSetMemberLocalAddr), Features: cfg.Features(),
@@ -184,12 +185,6 @@ func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
 		EnablePprof: cfg.EnablePprof, ExtensiveMetrics: cfg.Metrics == "extensive",
 		Logger: logger.Logger, LogDropped: logger.Dropped, LogStalled: logger.Stalled,
 	}
-}
-
-// seeds runs discovery for a member without data.
-func seeds(ctx context.Context, cfg *config.Config, logger *logsink.Logger) (node.Seeds, error) {
-	found, err := cfg.Seeds(ctx, logger.Logger, nil)
-	return node.Seeds(found), err
 }
 
 func tracing(cfg *config.Config) *node.Tracing {

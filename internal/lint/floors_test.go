@@ -62,6 +62,7 @@ var denied = []struct{ from, to, why string }{
 	{"cli/ctl", "replica", "ctl is a client"},
 	{"cli/ctl", "state", "ctl is a client"},
 	{"cli/dev", "server", "only node knows the server"},
+	{"cli/offline", "node", "it works on files, with no member running: datadir knows them"},
 	{"cmd", "server", "only node knows the server"},
 	{"replica", "mvcc", "the raft loop knows the state machine through its own interface"},
 	{"replica", "lease", "the raft loop knows the state machine through its own interface"},
@@ -216,6 +217,7 @@ func TestFloorsCanFail(t *testing.T) {
 		{"server", "proof/check", true}, // beside the house
 		{"proof/check", "mvcc", true},   // from beside the house
 		{"cmd/belay", "server", true},
+		{"cli/offline", "node", true},
 		{"replica", "transport", true},
 		{"newcomer", "store", true},
 		{"store", "newcomer", true},

@@ -9,6 +9,9 @@ const Belay = "0.1.0"
 // Etcd is the version of etcd whose surface Belay has; clients enable features by it.
 const Etcd = "3.7.3"
 
+// MinCluster is the lowest version of a cluster that this build can be a member of.
+const MinCluster = "3.0.0"
+
 // Commit returns the revision that the binary was built from, as the Go
 // toolchain recorded it; "unknown" if it did not.
 func Commit() string {

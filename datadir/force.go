@@ -1,4 +1,4 @@
-package node
+package datadir
 
 import (
 	"context"
@@ -16,7 +16,23 @@ import (
 	"github.com/belaydb/belay/raftlog"
 )
 
-// forceNewCluster appends to the log, and commits, the entries that leave this
+// A Cluster is what a state machine knows of its members.
+type Cluster interface {
+	Members() []*command.Member
+	// IsRemoved says whether a member was one once and is none any more.
+	IsRemoved(id uint64) bool
+}
+
+// Alone is the member that is to be the only one of its cluster.
+type Alone struct {
+	Member, Cluster uint64
+	Name            string   // if the cluster does not know it
+	PeerURLs        []string // likewise
+	Applied         uint64   // of the store, whose members Cluster knows
+	Logger          *zap.Logger
+}
+
+// ForceNewCluster appends to the log, and commits, the entries that leave this
 // member alone in its cluster (--force-new-cluster). The others are removed for
 // good: whoever of them comes back is told so.
 //
@@ -27,29 +43,29 @@ import (
 // the quorum was lost before: it cannot both be alone and be gone.
 //
 // REQUIRES: the log has adopted the store's applied index, and nothing runs.
-func (n *Node) forceNewCluster() error {
-	hard, _, err := n.log.InitialState()
+func (a Alone) ForceNewCluster(log *raftlog.Log, cluster Cluster) error {
+	hard, _, err := log.InitialState()
 	if err != nil {
 		return err
 	}
-	last, err := n.log.LastIndex()
+	last, err := log.LastIndex()
 	if err != nil {
 		return err
 	}
-	if n.state.IsRemoved(n.id.member) {
-		return fmt.Errorf("member %x: %w", n.id.member, errForceRemoved)
+	if cluster.IsRemoved(a.Member) {
+		return fmt.Errorf("member %x: %w", a.Member, errForceRemoved)
 	}
 	members := make(map[uint64]*command.Member)
-	for _, m := range n.state.Members() {
+	for _, m := range cluster.Members() {
 		members[m.ID] = m
 	}
 	var rewritten []*raftpb.Entry // the end of the log, if it must be another
-	if applied, _ := n.store.Applied(); applied < last {
-		tail, err := n.log.Entries(applied+1, last+1, math.MaxUint64)
+	if applied := a.Applied; applied < last {
+		tail, err := log.Entries(applied+1, last+1, math.MaxUint64)
 		if err != nil {
 			return err
 		}
-		if rewritten, err = withoutRemovalOf(n.id.member, hard.GetCommit(), tail); err != nil {
+		if rewritten, err = withoutRemovalOf(a.Member, hard.GetCommit(), tail); err != nil {
 			return err
 		}
 		tail = append(slices.Clone(tail[:len(tail)-len(rewritten)]), rewritten...)
@@ -57,7 +73,7 @@ func (n *Node) forceNewCluster() error {
 			return err
 		}
 	}
-	entries, err := changesToAlone(members, n.id.member, n.cfg.Name, urlStrings(n.cfg.AdvertisePeerURLs))
+	entries, err := changesToAlone(members, a.Member, a.Name, a.PeerURLs)
 	if err != nil {
 		return err
 	}
@@ -67,14 +83,14 @@ func (n *Node) forceNewCluster() error {
 		e.Term, e.Index = new(term), new(last+uint64(i)+1)
 	}
 	commit := last + uint64(len(entries))
-	n.logger.Info("forcing restart member",
-		zap.String("cluster-id", command.IDText(n.id.cluster)), zap.String("local-member-id", command.IDText(n.id.member)),
+	a.Logger.Info("forcing restart member",
+		zap.String("cluster-id", command.IDText(a.Cluster)), zap.String("local-member-id", command.IDText(a.Member)),
 		zap.Uint64("wal-commit-index", hard.GetCommit()), zap.Uint64("commit-index", commit))
-	n.log.Append(raftlog.Append{
+	log.Append(raftlog.Append{
 		HardState: &raftpb.HardState{Term: new(term), Vote: new(raft.None), Commit: new(commit)},
 		Entries:   append(rewritten, entries...),
 	})
-	return n.log.Sync(context.Background())
+	return log.Sync(context.Background())
 }
 
 // errForceRemoved: the cluster has agreed that this member is gone, and an id never comes back.

@@ -1,4 +1,4 @@
-package node
+package datadir
 
 import (
 	"context"
@@ -18,7 +18,6 @@ import (
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/internal/version"
-	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/peers"
 )
 
@@ -63,10 +62,10 @@ func (c *running) String() string {
 
 // join finds this member among those of the running cluster: it must have been
 // added with `member add` under the same peer URLs, and must not have run yet.
-func (j *joiner) join(ctx context.Context, given []*command.Member) (identity, error) {
+func (j *joiner) join(ctx context.Context, given []*command.Member) (Identity, error) {
 	cluster, err := j.ask(ctx, j.others(given), true)
 	if err != nil {
-		return identity{}, fmt.Errorf("cannot fetch cluster info from peer urls: %w", err)
+		return Identity{}, fmt.Errorf("cannot fetch cluster info from peer urls: %w", err)
 	}
 	own, err := j.match(ctx, given, cluster)
 	if err != nil {
@@ -74,10 +73,10 @@ func (j *joiner) join(ctx context.Context, given []*command.Member) (identity, e
 			j.logger.Warn("--initial-cluster names more members than the cluster has; was this member added to it? (belay ctl member add NAME --peer-urls=URL)",
 				zap.Int("in-cluster", len(cluster.members)), zap.Int("in-initial-cluster", len(given)))
 		}
-		return identity{}, fmt.Errorf("error validating peerURLs %s: %w", cluster, err)
+		return Identity{}, fmt.Errorf("error validating peerURLs %s: %w", cluster, err)
 	}
 	if !j.compatible(ctx, own, cluster) {
-		return identity{}, errors.New("incompatible with current running cluster")
+		return Identity{}, errors.New("incompatible with current running cluster")
 	}
 	learners := 0
 	for _, m := range cluster.members {
@@ -86,16 +85,16 @@ func (j *joiner) join(ctx context.Context, given []*command.Member) (identity, e
 		}
 	}
 	if learners > j.maxLearners {
-		return identity{}, errors.New("membership: too many learner members in cluster")
+		return Identity{}, errors.New("membership: too many learner members in cluster")
 	}
 	if started(cluster.members, own) {
 		// It ran, and what it promised is gone with its data. etcd lets it in, and it
 		// dies of what the leader tells it.
 		j.logger.Warn("this member has run before and its data is gone: remove it from the cluster and add it again (belay ctl member remove, belay ctl member add)",
 			zap.String("local-member-id", command.IDText(own)))
-		return identity{}, fmt.Errorf("member %x has already been bootstrapped", own)
+		return Identity{}, fmt.Errorf("member %x has already been bootstrapped", own)
 	}
-	return identity{member: own, cluster: cluster.id, members: cluster.members, fresh: true, joining: true}, nil
+	return Identity{Member: own, Cluster: cluster.id, Members: cluster.members, Fresh: true, Joining: true}, nil
 }
 
 func started(members []*command.Member, id uint64) bool {
@@ -105,9 +104,9 @@ func started(members []*command.Member, id uint64) bool {
 // bootstrapped asks the other members of a new cluster whether it runs already
 // and knows this member as started: then its data was lost, and a first log
 // would let it vote twice.
-func (j *joiner) bootstrapped(ctx context.Context, id identity) bool {
-	cluster, err := j.ask(ctx, j.others(id.members), false)
-	return err == nil && started(cluster.members, id.member)
+func (j *joiner) bootstrapped(ctx context.Context, id Identity) bool {
+	cluster, err := j.ask(ctx, j.others(id.Members), false)
+	return err == nil && started(cluster.members, id.Member)
 }
 
 // others are the peer URLs of all but this member.
@@ -213,7 +212,7 @@ func (j *joiner) get(ctx context.Context, peerURL, path string) (peers.Answer, e
 // one member must say that its cluster's version is in range, and none that it
 // is not. Members may be down.
 func (j *joiner) compatible(ctx context.Context, own uint64, cluster *running) bool {
-	lowest, highest := semver.New(leader.MinClusterVersion), semver.New(version.Etcd)
+	lowest, highest := semver.New(version.MinCluster), semver.New(version.Etcd)
 	highest = &semver.Version{Major: highest.Major, Minor: highest.Minor}
 	if j.downgrading(ctx, own, cluster) {
 		highest.Minor++
@@ -232,19 +231,19 @@ func (j *joiner) compatible(ctx context.Context, own uint64, cluster *running) b
 			j.logger.Warn("failed to get version", member, zap.Error(err))
 			continue
 		}
-		version, err := semver.NewVersion(told.Cluster)
+		running, err := semver.NewVersion(told.Cluster)
 		switch {
 		case err != nil:
 			j.logger.Warn("failed to parse cluster version of remote member", member,
 				zap.String("remote-member-cluster-version", told.Cluster), zap.Error(err))
 			continue
-		case version.LessThan(*lowest):
+		case running.LessThan(*lowest):
 			j.logger.Warn("cluster version of remote member is not compatible; too low", member,
-				zap.String("remote-member-cluster-version", version.String()), zap.String("minimum-cluster-version-supported", lowest.String()))
+				zap.String("remote-member-cluster-version", running.String()), zap.String("minimum-cluster-version-supported", lowest.String()))
 			return false
-		case highest.LessThan(*version):
+		case highest.LessThan(*running):
 			j.logger.Warn("cluster version of remote member is not compatible; too high", member,
-				zap.String("remote-member-cluster-version", version.String()), zap.String("maximum-cluster-version-supported", highest.String()))
+				zap.String("remote-member-cluster-version", running.String()), zap.String("maximum-cluster-version-supported", highest.String()))
 			return false
 		}
 		ok = true

@@ -1,4 +1,4 @@
-package node
+package datadir
 
 import (
 	"context"
@@ -14,7 +14,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/auth"
-	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/raftlog"
@@ -62,13 +61,13 @@ const (
 // Crash points: what is not whole is called member.restoring, and a log of its own
 // under --wal-dir without a store beside it is refused by a start.
 func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
-	id, err := foundCluster(c.Name, c.InitialCluster, c.InitialClusterToken)
+	id, err := Found(c.Name, c.InitialCluster, c.InitialClusterToken)
 	if err != nil {
 		return r, err
 	}
-	fs := datadir.FS()
-	paths := Config{DataDir: c.DataDir, WALDir: c.WALDir}
-	r = Restored{Member: id.member, Cluster: id.cluster, StoreDir: paths.storeDir(), WALPath: paths.logDir()}
+	fs := FS()
+	paths := PathsOf(c.DataDir, c.WALDir)
+	r = Restored{Member: id.Member, Cluster: id.Cluster, StoreDir: paths.Store, WALPath: paths.Log}
 	if names, err := os.ReadDir(c.DataDir); err == nil && len(names) > 0 {
 		return r, fmt.Errorf("data-dir %q not empty or could not be read; restore into one that does not exist", c.DataDir)
 	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -95,7 +94,7 @@ func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 			if err := fs.MkdirAll(c.WALDir, 0o700); err != nil {
 				return err
 			}
-			logDir = paths.logDir()
+			logDir = paths.Log
 		}
 		storeDir := filepath.Join(temporary, "store")
 		index, err := restoreStore(ctx, storeDir, f, id, c.BumpRevision, &r)
@@ -109,7 +108,7 @@ func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 		if err := keepEtcdOut(fs, temporary); err != nil {
 			return err
 		}
-		return datadir.Write(fs, datadir.Paths{Member: temporary, Store: storeDir, Log: logDir}, record)
+		return Write(fs, Paths{Member: temporary, Store: storeDir, Log: logDir}, record)
 	})
 	if err != nil {
 		return r, err
@@ -117,12 +116,12 @@ func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 	if err := fs.Rename(temporary, filepath.Join(c.DataDir, "member")); err != nil {
 		return r, err
 	}
-	return r, datadir.SyncDir(fs, c.DataDir)
+	return r, SyncDir(fs, c.DataDir)
 }
 
 // restoreStore fills a new store; index is what it says it has applied.
-func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id identity, bump int64, r *Restored) (index uint64, err error) {
-	st, err := store.Open(dir, store.Options{FS: datadir.FS()})
+func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id Identity, bump int64, r *Restored) (index uint64, err error) {
+	st, err := store.Open(dir, store.Options{FS: FS()})
 	if err != nil {
 		return 0, err
 	}
@@ -234,7 +233,7 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id id
 	batch = st.NewBatch(index, restoreTerm)
 	if err := errors.Join(
 		mvcc.RestoreRevision(batch, current, scheduled, finished),
-		state.RestoreCluster(batch, id.members, alarms),
+		state.RestoreCluster(batch, id.Members, alarms),
 		batch.Commit(),
 	); err != nil {
 		return 0, err
@@ -247,17 +246,17 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id id
 }
 
 // restoreLog makes a log that begins where the store ends.
-func restoreLog(dir string, id identity, index uint64) (datadir.Record, error) {
-	none := datadir.Record{}
+func restoreLog(dir string, id Identity, index uint64) (Record, error) {
+	none := Record{}
 	log, err := raftlog.Open(dir, raftlog.Options{
-		FS: datadir.FS(), MemberID: id.member, ClusterID: id.cluster, Logger: zap.NewNop(),
+		FS: FS(), MemberID: id.Member, ClusterID: id.Cluster, Logger: zap.NewNop(),
 		Released: func([]*raftpb.Message) {}, Failed: func(error) {},
 	})
 	if err != nil {
 		return none, err
 	}
 	cs := new(raftpb.ConfState)
-	for _, m := range id.members {
+	for _, m := range id.Members {
 		cs.Voters = append(cs.Voters, m.ID)
 	}
 	_, err = log.Adopt(index, restoreTerm, cs)
@@ -265,5 +264,5 @@ func restoreLog(dir string, id identity, index uint64) (datadir.Record, error) {
 	if err := errors.Join(err, serr, log.Close()); err != nil {
 		return none, err
 	}
-	return datadir.Record{Member: id.member, Cluster: id.cluster, Log: log.Metadata().LogID, Group: group}, nil
+	return Record{Member: id.Member, Cluster: id.Cluster, Log: log.Metadata().LogID, Group: group}, nil
 }

@@ -1,0 +1,62 @@
+package datadir
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Seeds are the members of the cluster that a member without data makes or joins.
+type Seeds struct {
+	InitialCluster string // name=peer-url,...
+	Token          string // goes into the members' ids
+	// ServerName is what peers' certificates must be for, as long as this process
+	// runs; empty: each its own address.
+	ServerName string
+	// Join, if not nil, finds the others, waiting for them till ctx ends: InitialCluster is this
+	// member alone, and id is made of it and of Token.
+	Join func(ctx context.Context, id uint64) (initialCluster string, err error)
+}
+
+// A Newcomer is a member without data: what it was told of itself and its cluster.
+type Newcomer struct {
+	Name  string
+	Seeds Seeds
+	// Existing: the cluster runs already, and this member was added to it.
+	Existing    bool
+	MaxLearners int          // that the cluster which is joined may have
+	Client      *http.Client // asks the other members
+	Logger      *zap.Logger
+}
+
+// foundingPatience is how long each start of a new cluster waits for one member that does not run yet.
+const foundingPatience = time.Second
+
+// Identify finds out who a member without data is: in a new cluster, or in one that runs already. It asks
+// the other members, and refuses one that they know as a member that has run: what it promised is gone
+// with its data.
+func (n Newcomer) Identify(ctx context.Context) (Identity, error) {
+	id, err := Found(n.Name, n.Seeds.InitialCluster, n.Seeds.Token)
+	if err != nil {
+		return Identity{}, err
+	}
+	j := joiner{client: n.Client, logger: n.Logger, timeout: joinTimeout, name: n.Name, maxLearners: n.MaxLearners}
+	if n.Existing {
+		return j.join(ctx, id.Members)
+	}
+	j.timeout = foundingPatience
+	if j.bootstrapped(ctx, id) {
+		return Identity{}, fmt.Errorf("member %x has already been bootstrapped", id.Member)
+	}
+	if n.Seeds.Join == nil {
+		return id, nil
+	}
+	all, err := n.Seeds.Join(ctx, id.Member)
+	if err != nil {
+		return Identity{}, err
+	}
+	return Found(n.Name, all, n.Seeds.Token)
+}

@@ -1,0 +1,95 @@
+package datadir
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cockroachdb/errors/oserror"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/snapshotfile"
+)
+
+// Prepare makes the data directory if need be, durably and with what keeps an etcd out of it, removes what
+// an interrupted snapshot left, and looks at the parts that are there. It refuses a directory that is
+// etcd's, one that cannot be written, and parts that do not belong together; then it has changed no part.
+func Prepare(fs vfs.FS, paths Paths) (*Parts, error) {
+	dir := paths.root()
+	if _, err := fs.Stat(fs.PathJoin(paths.Member, etcdsFolder, "db")); err == nil {
+		if parts, err := Look(fs, paths); err != nil || parts.Log() != nil {
+			return nil, fmt.Errorf("%s has data of Belay, and beside it data of an etcd that was started there later; nothing in it was changed. To go on with Belay's, move member/snap and member/wal away; what clients wrote to that etcd is in those alone", dir)
+		}
+		return nil, fmt.Errorf("%s is a data directory of etcd, not of Belay; nothing in it was changed. Choose another --data-dir; `belay util snapshot restore` makes one of etcd's data (README, \"Moving from etcd\")", dir)
+	}
+	if err := fs.MkdirAll(paths.Member, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot access data directory: %w", plainPathError(err))
+	}
+	// The names of both folders must survive a power failure like what is in them.
+	for _, dir := range []string{dir, fs.PathDir(dir)} {
+		if err := SyncDir(fs, dir); err != nil {
+			return nil, fmt.Errorf("cannot access data directory: %w", plainPathError(err))
+		}
+	}
+	if err := checkWritable(fs, dir); err != nil {
+		return nil, fmt.Errorf("cannot access data directory: %w", err)
+	}
+	if err := keepEtcdOut(fs, paths.Member); err != nil {
+		return nil, fmt.Errorf("cannot access data directory: %w", plainPathError(err))
+	}
+	if err := snapshotfile.RemoveLeftovers(dir); err != nil {
+		return nil, fmt.Errorf("cannot remove what an interrupted snapshot left: %w", plainPathError(err))
+	}
+	parts, err := Look(fs, paths)
+	return parts, plainPathError(err)
+}
+
+// keepEtcdOut puts a file where etcd has a folder. An etcd that is started on this
+// data directory by mistake would find nothing of its own and serve an empty
+// cluster; with the file in its way it ends, and its error names the file.
+func keepEtcdOut(fs vfs.FS, dir string) error {
+	if _, err := fs.Stat(fs.PathJoin(dir, etcdsFolder)); err == nil || !oserror.IsNotExist(err) {
+		return err
+	}
+	return WriteFile(fs, dir, etcdsFolder, []byte("This is a data directory of Belay. The file keeps an etcd from starting here with nothing.\n"))
+}
+
+const etcdsFolder = "snap"
+
+func checkWritable(fs vfs.FS, dir string) error {
+	name := fs.PathJoin(dir, ".touch")
+	f, err := fs.Create(name, "")
+	if err != nil {
+		return plainPathError(err)
+	}
+	return errors.Join(f.Close(), fs.Remove(name))
+}
+
+// plainPathError leaves of an error what a person needs: the path and the
+// operating system's words.
+func plainPathError(err error) error {
+	var pathError *os.PathError
+	if errors.As(err, &pathError) {
+		return pathError
+	}
+	return err
+}
+
+// smallestDisk has room for the free space that is kept for the end (128 MiB), the log and a little data.
+const smallestDisk = 512 << 20
+
+// WarnOfSmallDisks says which file systems under the store and the log are smaller than a member needs.
+func (p *Parts) WarnOfSmallDisks(logger *zap.Logger) {
+	dirs := []string{p.paths.Store}
+	if p.paths.logApart() {
+		dirs = append(dirs, p.paths.Log)
+	}
+	for _, dir := range dirs {
+		usage, err := p.fs.GetDiskUsage(dir)
+		if err == nil && usage.TotalBytes < smallestDisk {
+			logger.Warn("the file system is smaller than a member needs: with less than 128 MiB free, writes are refused",
+				zap.String("path", dir), zap.Uint64("total-bytes", usage.TotalBytes), zap.Uint64("available-bytes", usage.AvailBytes), zap.Uint64("wanted-bytes", smallestDisk))
+		}
+	}
+}

@@ -1,0 +1,142 @@
+package datadir
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/raftlog"
+)
+
+// testOptions are those of a raft log that only tests read.
+func testOptions(fs vfs.FS, id Identity) raftlog.Options {
+	return raftlog.Options{FS: fs, MemberID: id.Member, ClusterID: id.Cluster, Logger: zap.NewNop(),
+		Released: func([]*raftpb.Message) {}, Failed: func(error) {}}
+}
+
+func founded(t *testing.T, name string) Identity {
+	t.Helper()
+	id, err := Found(name, "a=http://a:1,b=http://b:1,c=http://c:1", "token")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// A directory of etcd's is left as it is, and one of Belay's keeps an etcd out.
+func TestPrepare(t *testing.T) {
+	fs := FS()
+	etcds := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(etcds, "member", "snap"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(etcds, "member", "snap", "db"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Prepare(fs, PathsOf(etcds, "")); err == nil || !strings.Contains(err.Error(), "is a data directory of etcd") {
+		t.Errorf("%v", err)
+	}
+	if names, err := os.ReadDir(filepath.Join(etcds, "member")); err != nil || len(names) != 1 {
+		t.Errorf("something was changed: %v, %v", names, err)
+	}
+
+	for _, wal := range []string{"", t.TempDir()} {
+		dir := filepath.Join(t.TempDir(), "made")
+		paths := PathsOf(dir, wal)
+		for range 2 {
+			parts, err := Prepare(fs, paths)
+			if err != nil || parts.Log() != nil {
+				t.Fatalf("%v, %v", parts, err)
+			}
+		}
+		// What etcd does first, MkdirAll of member/snap, fails.
+		if err := os.MkdirAll(filepath.Join(dir, "member", "snap"), 0o700); err == nil {
+			t.Error("an etcd would start here")
+		}
+		if paths.logApart() != (wal != "") {
+			t.Errorf("%v", paths)
+		}
+		// A log makes it a member's, and an etcd that got in all the same is told from one that was there first.
+		id := founded(t, "a")
+		if err := fs.MkdirAll(filepath.Dir(paths.Log), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := WriteFirstLog(paths.Log, testOptions(fs, id), id); err != nil {
+			t.Fatal(err)
+		}
+		parts, err := Prepare(fs, paths)
+		if err != nil || parts.Log() == nil || parts.Log().MemberID != id.Member || parts.Log().ClusterID != id.Cluster {
+			t.Fatalf("%v, %v", parts, err)
+		}
+		if err := os.Remove(filepath.Join(dir, "member", "snap")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(filepath.Join(dir, "member", "snap"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "member", "snap", "db"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Prepare(fs, paths); err == nil || !strings.Contains(err.Error(), "has data of Belay, and beside it data of an etcd") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// What Bind wrote an older copy of the log does not fit, and Close records where the log ends.
+func TestBind(t *testing.T) {
+	fs := vfs.NewMem()
+	paths := PathsOf("/data", "")
+	id := founded(t, "b")
+	for _, dir := range []string{paths.Store} {
+		if err := fs.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := WriteFirstLog(paths.Log, testOptions(fs, id), id); err != nil {
+		t.Fatal(err)
+	}
+	group := uint64(0)
+	for range 3 {
+		parts, err := Look(fs, paths)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := parts.LeastGroup(); got < group {
+			t.Errorf("the log must reach group %d, was %d", got, group)
+		}
+		o := testOptions(fs, id)
+		o.LeastGroup = parts.LeastGroup()
+		log, err := raftlog.Open(paths.Log, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := parts.Bind(log, false, zap.NewNop()); err != nil {
+			t.Fatal(err)
+		}
+		bound, err := Look(fs, paths)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bound.LeastGroup() <= group {
+			t.Errorf("bound at group %d after %d", bound.LeastGroup(), group)
+		}
+		group = bound.LeastGroup()
+		parts.Close(log, zap.NewNop())
+	}
+	// Another log of the same member.
+	if err := fs.RemoveAll(paths.Log); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFirstLog(paths.Log, testOptions(fs, id), id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Look(fs, paths); err == nil || !strings.Contains(err.Error(), "two histories") {
+		t.Errorf("%v", err)
+	}
+}
