@@ -1,0 +1,181 @@
+package logs
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+
+	"github.com/belaydb/belay/cli/doctor/report"
+)
+
+var written = time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+
+// TestScenarios runs the texts in testdata. Commands:
+//
+//	zone NAME                   of times that name none, for the commands behind it
+//	parse                       prints what each line of the input is read as
+//	read [name=F] [gzip] [export]  takes the input as a file's; "export" makes journalctl's binary form of its "\binary" lines
+//	file path=P                 takes a file of testdata, or all files of a directory
+//	judge [incident=N] [since=T] [until=T] [brief]  prints the report of what was read; brief: of each incident, one line
+func TestScenarios(t *testing.T) {
+	datadriven.Walk(t, "testdata/scenarios", func(t *testing.T, path string) {
+		var o Options
+		var c *Collector
+		collector := func() *Collector {
+			if c == nil {
+				c = NewCollector(o)
+			}
+			return c
+		}
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			arg := func(key string) string {
+				var v string
+				if d.HasArg(key) {
+					d.ScanArgs(t, key, &v)
+				}
+				return v
+			}
+			at := func(key string) time.Time {
+				if v := arg(key); v != "" {
+					when, err := time.Parse(time.RFC3339, v)
+					if err != nil {
+						d.Fatalf(t, "%v", err)
+					}
+					return when
+				}
+				return time.Time{}
+			}
+			switch d.Cmd {
+			case "zone":
+				zone, err := time.LoadLocation(arg("name"))
+				if err != nil {
+					d.Fatalf(t, "%v", err)
+				}
+				o.Zone = zone
+				return ""
+			case "parse":
+				zone := o.Zone
+				if zone == nil {
+					zone = time.UTC
+				}
+				p := newParser(written, zone)
+				var b strings.Builder
+				for text := range strings.SplitSeq(d.Input, "\n") {
+					l, ok := p.parse(strings.ReplaceAll(strings.ReplaceAll(text, `\t`, "\t"), `\e`, "\x1b"))
+					if !ok {
+						b.WriteString("not understood\n")
+						continue
+					}
+					fmt.Fprintf(&b, "%s [%s] from=%q msg=%q", l.At.Format("2006-01-02T15:04:05.000000Z07:00"), l.Level, l.From, l.Msg)
+					for _, k := range sortedKeys(l.Fields) {
+						fmt.Fprintf(&b, " %s=%s", k, l.Fields[k])
+					}
+					b.WriteString("\n")
+				}
+				return b.String()
+			case "read":
+				name := arg("name")
+				if name == "" {
+					name = "-"
+				}
+				input := []byte(d.Input + "\n")
+				if d.HasArg("export") {
+					input = exportForm(d.Input)
+				}
+				if d.HasArg("gzip") {
+					input = zipped(t, input)
+				}
+				collector().Read(bytes.NewReader(input), name, written)
+				return ""
+			case "file":
+				for _, f := range files(t, filepath.Join("testdata", arg("path"))) {
+					data, err := os.ReadFile(f)
+					if err != nil {
+						t.Fatal(err)
+					}
+					name, _ := filepath.Rel("testdata", f)
+					collector().Read(bytes.NewReader(data), filepath.ToSlash(name), written)
+				}
+				return ""
+			case "judge":
+				incident := 0
+				if d.HasArg("incident") {
+					d.ScanArgs(t, "incident", &incident)
+				}
+				collector().o.Since, collector().o.Until = at("since"), at("until")
+				r, err := collector().Judge(Ask{Subject: "test", At: written, Incident: incident})
+				c = nil
+				if err != nil {
+					return err.Error() + "\n"
+				}
+				if d.HasArg("brief") {
+					var b strings.Builder
+					for _, f := range r.Findings {
+						fmt.Fprintf(&b, "%s %s %s %s: %s\n", f.Severity, f.Confidence, f.ID, or(f.Member, "-"), f.What)
+					}
+					return b.String()
+				}
+				var b bytes.Buffer
+				if err := r.Text(&b, report.Style{}); err != nil {
+					t.Fatal(err)
+				}
+				// An empty line would end the expectation.
+				return strings.ReplaceAll(b.String(), "\n\n", "\n.\n")
+			}
+			d.Fatalf(t, "no such command")
+			return ""
+		})
+	})
+}
+
+func files(t *testing.T, path string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(path, "*.log"))
+	if err != nil || len(found) == 0 {
+		found = []string{path}
+	}
+	slices.Sort(found)
+	return found
+}
+
+func zipped(t *testing.T, data []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// exportForm makes the binary form of fields that are written as KEY:binary=value.
+func exportForm(text string) []byte {
+	var b bytes.Buffer
+	for line := range strings.SplitSeq(text, "\n") {
+		if key, value, ok := strings.Cut(line, ":binary="); ok {
+			b.WriteString(key + "\n")
+			if err := binary.Write(&b, binary.LittleEndian, uint64(len(value))); err != nil {
+				panic(err) // a buffer takes all
+			}
+			b.WriteString(value + "\n")
+			continue
+		}
+		if line == "-" {
+			line = ""
+		}
+		b.WriteString(line + "\n")
+	}
+	return b.Bytes()
+}
