@@ -17,8 +17,8 @@ import (
 // maxFiles bounds how many files a directory may bring.
 const maxFiles = 2000
 
-// logs makes `doctor logs`.
-func (d *doctor) logs() *cobra.Command {
+// logsCommand makes `doctor logs`.
+func (d *doctor) logsCommand() *cobra.Command {
 	var since, until, zone string
 	var incident int
 	cmd := &cobra.Command{

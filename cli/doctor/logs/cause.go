@@ -1,6 +1,7 @@
 package logs
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -60,9 +61,18 @@ func (c *court) judge() []verdict {
 	}
 	for n := range found {
 		v := &found[n]
-		// Of two that explain alike, the one about who led.
-		if c.before != "" && v.member == c.before {
+		if v.member == nobody {
+			v.member = ""
+		}
+		// Of two that explain alike, the one about who led. What happened to a member that neither led nor asked for votes
+		// changes no leader while a quorum is there.
+		switch {
+		case c.before == "" || v.member == "" || !c.changed:
+		case v.member == c.before:
 			v.weight += 3
+		case len(c.of(v.member, kindCampaign)) == 0 && len(c.of("", kindDown)) == 0 && slices.Contains(ofOneMember, v.id):
+			v.weight = min(v.weight, 38)
+			v.what += " (it did not lead: the change of leader is not from that alone)"
 		}
 	}
 	slices.SortStableFunc(found, func(a, b verdict) int { return b.weight - a.weight })
@@ -71,6 +81,9 @@ func (c *court) judge() []verdict {
 	}
 	return found
 }
+
+// ofOneMember are the causes that a member has for itself.
+var ofOneMember = []string{"disk-slow", "process-paused", "loop-blocked", "defragmentation", "killed", "crashed", "not-running", "stopped", "unreachable", "large-requests"}
 
 // cannotTell is the verdict when nothing explains the incident.
 func (c *court) cannotTell() verdict {
@@ -133,15 +146,33 @@ func ruleVerdict(c *court) (found []verdict) {
 		if cause == "" || cause == "unknown" {
 			continue
 		}
-		evidence := []string{"the member that led collected the events of all members and says: " + cut(strings.TrimSpace(e.fields["evidence"]), 300)}
-		found = append(found, verdict{
-			id: "verdict", member: strings.Trim(cut(e.fields["members"], 80), `[]"`), weight: 110, severity: c.fault(), confidence: report.Likely,
-			what:     "Belay's own verdict is " + cut(cause, 40),
-			evidence: append(evidence, quote([]*Event{e}, 1)...),
-			do:       []string{or(cut(e.fields["advice"], 300), "see the incidents section of docs/operations.md for this cause")},
-		})
+		v := verdict{
+			id: "verdict", member: list(e.fields["members"], ", "), weight: 110, severity: c.fault(), confidence: report.Likely,
+			what: "Belay's own verdict is " + cut(cause, 40),
+			do:   []string{or(cut(e.fields["advice"], 300), "see the incidents section of docs/operations.md for this cause")},
+		}
+		if slices.Contains([]string{"transfer-requested", "member-stopped"}, cause) {
+			v.severity = report.Good
+		}
+		if links := list(e.fields["links"], ", "); links != "" {
+			v.what += ", of " + cut(links, 80)
+		}
+		if text := list(e.fields["evidence"], "; "); text != "" {
+			v.evidence = append(v.evidence, "the leader collected the events of all members: "+cut(text, 300))
+		}
+		v.evidence = append(v.evidence, clock(e.At)+" "+or(e.Member, "?")+": verdict on an incident")
+		found = append(found, v)
 	}
 	return found
+}
+
+// list is a JSON list of texts as one text.
+func list(text, between string) string {
+	var parts []string
+	if json.Unmarshal([]byte(text), &parts) == nil {
+		return cut(strings.Join(parts, between), 300)
+	}
+	return cut(strings.Trim(text, "[]"), 300)
 }
 
 func ruleCorrupt(c *court) []verdict {
@@ -166,11 +197,14 @@ func ruleDiskFull(c *court) (found []verdict) {
 	return found
 }
 
-// membersOf are the members of events, by name; "?" for those that are not known.
+// nobody stands for the member of lines that do not tell whose they are.
+const nobody = "a member that these lines do not name"
+
+// membersOf are the members of events, by name.
 func membersOf(events []*Event) []string {
 	set := map[string]bool{}
 	for _, e := range events {
-		set[or(e.Member, "a member that these lines do not name")] = true
+		set[or(e.Member, nobody)] = true
 	}
 	return slices.Sorted(maps.Keys(set))
 }
@@ -382,25 +416,24 @@ func ruleDisk(c *court) (found []verdict) {
 		case belay || ran:
 			v.confidence = report.Certain
 			if ran {
-				v.evidence = append(v.evidence, "it wrote other lines while the fsync lasted, so the process itself ran")
+				v.evidence = append(v.evidence, "well into that fsync it wrote another line, so the process itself ran")
 			}
 		case len(timeouts) > 0 && lines(own) < 3:
 			v.weight, v.confidence = 60, report.Possible
+			v.what += ", or it stood still"
 			v.evidence = append(v.evidence, "others got nothing at all from it meanwhile, as of a process that stands still: a disk alone does not do that")
 		case lines(own) < 3:
 			v.evidence = append(v.evidence, "a process that is stopped while it syncs leaves the same line; its machine's disk latency of that time would make it certain")
 		}
-		campaigned := len(c.of(m, kindCampaign)) > 0
-		if c.changed && c.before != "" && m != c.before && !campaigned {
-			v.weight = 50
-			v.what += " (it did not lead, so the change of leader is not from that alone)"
+		if m == nobody {
+			v.confidence, v.weight = report.Possible, 60
 		}
 		found = append(found, v)
 	}
 	if len(slow) > 1 {
 		v := found[0]
 		v.id, v.member, v.weight = "disk-shared", "", 88
-		v.what = "the disks of " + strings.Join(slow, ", ") + " were slow at the same time: do they share storage?"
+		v.what = "the disks of " + strings.Join(slow, ", ") + " were slow at the same time, as if they shared storage"
 		v.confidence, v.evidence = report.Likely, quote(syncs, 4)
 		v.do = append([]string{"members need disks that do not fail together: not volumes of one storage pool"}, diskAdvice...)
 		found = append(found, v)
@@ -480,7 +513,7 @@ func ruleLinks(c *court) (found []verdict) {
 	excused := map[string]bool{}
 	for _, m := range c.all {
 		late := worst(c.of(m, kindLate, kindLateCPU))
-		if len(c.of(m, kindSignal, kindPanic, kindKilled, kindOOM, kindStart)) > 0 || len(c.lostBy(m, "refused")) > 0 || late != nil && late.Took >= time.Second {
+		if len(c.of(m, kindSignal, kindPanic, kindKilled, kindOOM, kindStart)) > 0 || len(c.lostBy(m, "refused")) > 0 || late != nil && late.Took >= time.Second || len(c.of(m, kindSync, kindDiskBad)) > 0 {
 			excused[m] = true
 		}
 	}

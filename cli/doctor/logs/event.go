@@ -399,8 +399,10 @@ func classify(l *Line) (*Event, bool) {
 // show is a duration as people read it.
 func show(d time.Duration) string {
 	switch {
-	case d >= 10*time.Second:
+	case d >= 2*time.Minute:
 		return d.Round(time.Second).String()
+	case d >= 10*time.Second:
+		return strconv.FormatFloat(d.Seconds(), 'f', 0, 64) + " s"
 	case d >= time.Second:
 		return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + " s"
 	case d >= time.Millisecond:

@@ -20,6 +20,8 @@ const (
 	// near is how far apart troubles of one incident may be: a stream is noticed to be dead after 5 s, and an election that
 	// fails is tried again after the timeout.
 	near = 15 * time.Second
+	// verdictAfter is how much later than its incident Belay's verdict may come.
+	verdictAfter = 40 * time.Second
 	// longest bounds an incident that never ends.
 	longest = 10 * time.Minute
 	// maxIncidents are told of; more are counted.
@@ -92,7 +94,11 @@ func incidents(events []*Event) []*incident {
 			continue
 		}
 		begin := e.begins()
-		if open == nil || begin.Sub(open.to) > near || begin.Sub(open.from) > longest {
+		gap := near
+		if e.Kind == kindVerdict {
+			gap = verdictAfter
+		}
+		if open == nil || begin.Sub(open.to) > gap || begin.Sub(open.from) > longest {
 			open = &incident{from: begin, to: e.Last}
 			all = append(all, open)
 		}
@@ -130,7 +136,7 @@ func (i *incident) changedLeader() bool {
 func (i *incident) of(member string, kinds ...Kind) []*Event {
 	var found []*Event
 	for _, e := range i.events {
-		if (member == "" || e.Member == member) && slices.Contains(kinds, e.Kind) {
+		if (member == "" || or(e.Member, nobody) == member) && slices.Contains(kinds, e.Kind) {
 			found = append(found, e)
 		}
 	}

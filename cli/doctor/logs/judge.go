@@ -262,7 +262,7 @@ func (c *Collector) timeline(found []*incident, whole bool) report.Table {
 		text := r.Text
 		if r.Peer != "" {
 			switch r.Kind {
-			case kindConnLost, kindDropped, kindTransfer, kindHandDisk, kindSnapshot:
+			case kindConnLost, kindDropped, kindTransfer:
 				text += " to " + r.Peer
 			case kindElected:
 				text += " (before: " + r.Peer + ")"

@@ -179,3 +179,39 @@ func exportForm(text string) []byte {
 	}
 	return b.Bytes()
 }
+
+// TestBounds reads more than is kept: many members, many kinds of lines that never repeat in time, and lines without end.
+func TestBounds(t *testing.T) {
+	c := NewCollector(Options{})
+	var b bytes.Buffer
+	start := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	const n = maxEvents + 5000
+	for i := range n {
+		fmt.Fprintf(&b, `{"level":"warn","ts":"%s","msg":"apply request took too long","took":"150ms","local-member-id":"aaaa00000000000%d"}`+"\n", start.Add(time.Duration(i)*10*time.Second).Format(time.RFC3339), i%3)
+	}
+	c.Read(&b, "all.log", written)
+	c.Read(strings.NewReader("hello\n[pod/a/b] x\n"+strings.Repeat("y", 20*maxLine)+"\n"), "long", written)
+	for i := range maxStreams + 50 {
+		c.Read(strings.NewReader(`{"level":"warn","ts":"2026-11-01T00:00:00Z","msg":"slow fdatasync"}`), fmt.Sprint(i), written)
+	}
+	if len(c.events) > 2*maxEvents || c.leftOut == 0 || len(c.streams) > 2*maxStreams+1 {
+		t.Errorf("%d events, %d left out, %d streams", len(c.events), c.leftOut, len(c.streams))
+	}
+	r, err := c.Judge(Ask{At: written})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rows := len(r.Tables[0].Rows); rows > maxRows || len(r.Findings) > maxIncidents+1 {
+		t.Errorf("%d rows, %d findings", rows, len(r.Findings))
+	}
+}
+
+// TestMidnight has times of day alone, over midnight: the last is of when the input was written.
+func TestMidnight(t *testing.T) {
+	c := NewCollector(Options{})
+	at := time.Date(2026, 11, 29, 0, 0, 30, 0, time.UTC)
+	c.Read(strings.NewReader("23:59:58.000 WARN  slow fdatasync took=1.2s\n00:00:10.000 WARN  slow fdatasync took=1.2s\n"), "m1.log", at)
+	if len(c.events) != 2 || !c.events[0].At.Equal(time.Date(2026, 11, 28, 23, 59, 58, 0, time.UTC)) || !c.events[1].At.Equal(at.Add(-20*time.Second)) {
+		t.Errorf("%v", c.events)
+	}
+}

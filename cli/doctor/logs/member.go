@@ -162,18 +162,20 @@ func (c *Collector) assign() {
 			title[s] = s.name
 		}
 	}
-	// A file whose only id has no name anywhere, while the wrapping has one, is called by the wrapping.
-	for s, id := range sole {
-		if c.names.of(id) != id {
+	// A member whose id has no name anywhere is called as its logs are: by the wrapping, or by the file's name if all agree.
+	called := map[string]string{}
+	for _, s := range c.streams {
+		id, name := sole[s], s.title()
+		if id == "" || name == "-" || c.names.of(id) != id {
 			continue
 		}
-		same := 0
-		for _, other := range sole {
-			if other == id {
-				same++
-			}
+		if before, ok := called[id]; ok && before != name {
+			name = ""
 		}
-		if name := s.title(); same == 1 && name != "-" {
+		called[id] = name
+	}
+	for id, name := range called {
+		if name != "" {
 			c.names.byID[id] = name
 		}
 	}

@@ -277,8 +277,9 @@ func (c *Collector) take(l Line, input string) {
 		e.again = s.running
 		s.starting, s.running = true, false
 	}
-	// Whoever wrote a line while its own sync, or its own loop, hung was not standing still.
-	if e.Took > 0 && !previous.IsZero() && previous.Before(l.At.Add(-e.Took/10)) && previous.After(l.At.Add(-e.Took*9/10)) {
+	// Whoever wrote a line well after its sync, or its own loop, began to hang, and well before that ended, was not standing
+	// still when it should have gone on.
+	if begin := l.At.Add(-e.Took); e.Took > 0 && !previous.Before(begin.Add(min(e.Took/2, time.Second))) && previous.Before(l.At.Add(-e.Took/10)) {
 		e.ran = true
 	}
 	key := string(e.Kind) + "\x00" + e.Peer + "\x00" + own
