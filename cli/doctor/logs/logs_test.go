@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -213,5 +214,120 @@ func TestMidnight(t *testing.T) {
 	c.Read(strings.NewReader("23:59:58.000 WARN  slow fdatasync took=1.2s\n00:00:10.000 WARN  slow fdatasync took=1.2s\n"), "m1.log", at)
 	if len(c.events) != 2 || !c.events[0].At.Equal(time.Date(2026, 11, 28, 23, 59, 58, 0, time.UTC)) || !c.events[1].At.Equal(at.Add(-20*time.Second)) {
 		t.Errorf("%v", c.events)
+	}
+}
+
+// TestWrappings tells the real incidents of testdata in every wrapping, each log by itself and all mixed: cause, member and
+// change of leader have to be those of the plain logs.
+func TestWrappings(t *testing.T) {
+	stampOf := func(line string) (time.Time, bool) {
+		_, rest, ok := strings.Cut(line, `"ts":"`)
+		if !ok {
+			return time.Time{}, false
+		}
+		at, err := time.Parse(time.RFC3339Nano, rest[:strings.IndexByte(rest, '"')])
+		return at, err == nil
+	}
+	wrappings := map[string]func(member, line string, at time.Time) string{
+		"docker": func(_, line string, at time.Time) string {
+			return fmt.Sprintf(`{"log":%q,"stream":"stderr","time":%q}`, line+"\n", at.Add(time.Millisecond).Format(time.RFC3339Nano))
+		},
+		"cri": func(_, line string, at time.Time) string {
+			half := len(line) / 2
+			stamp := at.Add(time.Millisecond).In(time.FixedZone("", 3600)).Format(time.RFC3339Nano)
+			return stamp + " stderr P " + line[:half] + "\n" + stamp + " stderr F " + line[half:]
+		},
+		"kubectl": func(member, line string, at time.Time) string {
+			return "[pod/etcd-" + member + "/etcd] " + at.Format(time.RFC3339Nano) + " " + line
+		},
+		"compose": func(member, line string, _ time.Time) string { return member + "  | " + line },
+		"journal": func(member, line string, at time.Time) string {
+			return at.Format("Jan _2 15:04:05") + " " + member + " etcd[7]: " + line
+		},
+		"console": func(_, line string, at time.Time) string {
+			var f map[string]any
+			if err := json.Unmarshal([]byte(line), &f); err != nil {
+				t.Fatal(err)
+			}
+			head := fmt.Sprintf("%s\t%s\t", at.Format(time.RFC3339Nano), f["level"])
+			if f["logger"] != nil {
+				head += fmt.Sprint(f["logger"]) + "\t"
+			}
+			head += fmt.Sprintf("%s\t%s", f["caller"], f["msg"])
+			for _, k := range []string{"level", "ts", "logger", "caller", "msg"} {
+				delete(f, k)
+			}
+			rest, err := json.Marshal(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return head + "\t" + string(rest)
+		},
+	}
+	type answer struct {
+		Cause, Member, Before, After string
+	}
+	ask := func(c *Collector) []answer {
+		r, err := c.Judge(Ask{At: written})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []answer
+		for _, i := range r.Data.(Result).Incidents {
+			all = append(all, answer{i.Cause, i.Member, i.Before, i.After})
+		}
+		return all
+	}
+	for _, incident := range []string{"pause", "kill", "move", "term"} {
+		lines := map[string][]string{}
+		plain := NewCollector(Options{})
+		for _, f := range files(t, filepath.Join("testdata", "etcd373", incident)) {
+			data, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			plain.Read(bytes.NewReader(data), f, written)
+			lines[strings.TrimSuffix(filepath.Base(f), ".log")] = strings.Split(strings.TrimSpace(string(data)), "\n")
+		}
+		want := ask(plain)
+		if len(want) != 1 {
+			t.Fatalf("%s: %v", incident, want)
+		}
+		for name, wrap := range wrappings {
+			single, mixed := NewCollector(Options{}), NewCollector(Options{})
+			type entry struct {
+				at   time.Time
+				text string
+			}
+			var all []entry
+			for _, member := range sortedKeys(lines) {
+				var b strings.Builder
+				for _, line := range lines[member] {
+					at, ok := stampOf(line)
+					if !ok {
+						t.Fatalf("no time: %s", line)
+					}
+					text := wrap(member, line, at)
+					b.WriteString(text + "\n")
+					all = append(all, entry{at, text})
+				}
+				single.Read(strings.NewReader(b.String()), member+".txt", written)
+			}
+			if got := ask(single); !slices.Equal(got, want) {
+				t.Errorf("%s, %s: %v, want %v", incident, name, got, want)
+			}
+			if name != "kubectl" && name != "compose" && name != "journal" {
+				continue // nothing tells whose a line is when these are mixed
+			}
+			slices.SortStableFunc(all, func(a, b entry) int { return a.at.Compare(b.at) })
+			var b strings.Builder
+			for _, e := range all {
+				b.WriteString(e.text + "\n")
+			}
+			mixed.Read(strings.NewReader(b.String()), "-", written)
+			if got := ask(mixed); !slices.Equal(got, want) {
+				t.Errorf("%s, %s, mixed: %v, want %v", incident, name, got, want)
+			}
+		}
 	}
 }
