@@ -104,7 +104,7 @@ func (c *court) cannotTell() verdict {
 		}
 	}
 	if len(missing) > 0 {
-		v.do = append(v.do, "add the logs of "+strings.Join(missing, ", ")+" for that time")
+		v.do = append(v.do, "no log of "+strings.Join(missing, ", ")+" here reaches over that time: add them")
 	}
 	v.do = append(v.do,
 		"these metrics of that time would tell: etcd_disk_wal_fsync_duration_seconds and etcd_network_peer_round_trip_time_seconds of each member, the CPU and steal time of its machine",

@@ -2,7 +2,6 @@ package logs
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"time"
 )
@@ -32,7 +31,7 @@ const (
 func (e *Event) trouble() int {
 	switch e.Kind {
 	case kindSignal, kindPanic, kindKilled, kindOOM, kindLost, kindDown, kindHandDisk, kindTransfer, kindNoQuorum, kindDiskFull, kindNoSpace,
-		kindCorrupt, kindVerdict, kindCluster, kindInactive, kindSync, kindDiskBad, kindLateCPU, kindClock, kindTLS:
+		kindCorrupt, kindVerdict, kindCluster, kindInactive, kindSync, kindDiskBad, kindClock, kindTLS:
 		return 2
 	case kindElected:
 		if e.Peer != "" {
@@ -44,8 +43,8 @@ func (e *Event) trouble() int {
 			return 2
 		}
 		return 1
-	case kindLate:
-		if e.Took >= 500*time.Millisecond || e.Count >= 5 {
+	case kindLate, kindLateCPU:
+		if e.Took >= 500*time.Millisecond || e.Took >= 100*time.Millisecond && e.Count >= 5 {
 			return 2
 		}
 		return 1
@@ -141,17 +140,6 @@ func (i *incident) of(member string, kinds ...Kind) []*Event {
 		}
 	}
 	return found
-}
-
-// members are all that the incident's events are of or about, by name.
-func (i *incident) members() []string {
-	set := map[string]bool{}
-	for _, e := range i.events {
-		if e.Kind != kindClient && e.Member != "" {
-			set[e.Member] = true
-		}
-	}
-	return slices.Sorted(maps.Keys(set))
 }
 
 // leaders are the members that led before and after, as far as the lines tell.
