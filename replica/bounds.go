@@ -94,8 +94,8 @@ func (r *room) admit(m *raftpb.Message) bool {
 	return true
 }
 
-// watch runs at each tick: it tells of the backlog, and has the store flushed if that
-// is what would make it smaller.
+// watch runs at each tick: it reports the backlog, and starts a flush of the store if that would
+// make it smaller.
 func (r *room) watch() {
 	b := r.backlog()
 	r.metrics.Held.Set(float64(b.held()))

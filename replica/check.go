@@ -73,7 +73,7 @@ func checkForm(m *raftpb.Message, id uint64) error {
 		return errors.New("it holds responses, which are for local threads")
 	}
 	if refuses := typ == raftpb.MsgAppResp && bytes.HasPrefix(m.GetContext(), []byte(peers.ContextRefused)); refuses {
-		return nil // the loop reads it and raft does not; who sends it may not know the term yet
+		return nil // the loop reads it and raft does not; the sender may not know the term yet
 	}
 	if (typ == raftpb.MsgProp || typ == raftpb.MsgReadIndex) != (m.GetTerm() == 0) {
 		return fmt.Errorf("its term is %d", m.GetTerm()) // raft panics when it passes one on, or answers

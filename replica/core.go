@@ -47,9 +47,9 @@ func (c *core) progress(id uint64) (p tracker.Progress) {
 	return p
 }
 
-// removed reports whether this member leads although it votes no more. Raft answers questions
-// without asking anybody where one voter is left, even if that is another member, which may have
-// elected itself by now.
+// removed reports whether this member leads although it votes no more. With one voter left, raft
+// answers without asking anybody, even if that voter is another member, which may have elected
+// itself by now.
 func (c *core) removed() bool {
 	return c.raftLeads() && !c.votes()
 }

@@ -63,7 +63,7 @@ const (
 	diskReportLife = 2 * time.Second
 )
 
-// DiskReport is what a member says of its disk, to the metrics and to others.
+// DiskReport is what a member reports about its disks, in metrics and to others.
 type DiskReport struct {
 	State DiskState
 	// Oldest is for how long there has been something to make durable without any
@@ -71,9 +71,9 @@ type DiskReport struct {
 	Oldest        time.Duration
 	Median        time.Duration // of the last syncs
 	UnsyncedBytes int64
-	// Of the store: its state, for how long it has had something to do and not got on,
-	// and the index of the last applied entry. A member that tells nothing of its store
-	// has applied nothing.
+	// About the store: its state, how long it has had work without progress, and the index of the
+	// last applied entry. A member that reports nothing about its store counts as having applied
+	// nothing.
 	Store       DiskState
 	StoreOldest time.Duration
 	Applied     uint64
@@ -273,7 +273,8 @@ func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int,
 	return best.id, ""
 }
 
-// notNow reports whether it is too early to hand over, or again, and why if that is to be told.
+// notNow reports whether it is too early to hand over, or to do so again, and the reason if it is
+// to be logged.
 func (w *diskWatch) notNow(now time.Time, peers []peerView) (wait bool, why noHandOver) {
 	switch {
 	case len(peers) == 0:

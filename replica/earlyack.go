@@ -8,8 +8,8 @@ import (
 	"github.com/belaydb/belay/raftlog"
 )
 
-// earlyAnswers is what a follower with a slow disk tells its leader before raft's own
-// answers, which wait for the disk, and what a leader makes of it.
+// earlyAnswers sends a slow-disk follower's answers to its leader before raft's own, which wait for
+// the disk, and handles them on a leader.
 type earlyAnswers struct {
 	*core
 
@@ -23,10 +23,10 @@ type earlyAnswers struct {
 	acknowledged uint64
 }
 
-// acknowledge tells the leader how much of its log this follower has on its disk, when a sync takes
-// long. It says what raft's own answers to the last appends will say later, for a part of them: up
-// to the lesser of what is durable and what matches the leader's log. So it promises nothing that
-// is not durable.
+// acknowledge tells the leader, during a long sync, how much of its log this follower has on its
+// disk. For a part of the last appends it says what raft's own answers will say later: up to the
+// lesser of what is durable and what matches the leader's log. So it promises nothing that is not
+// durable.
 //
 // Its purpose: a new leader that has not heard from a follower yet sends it one append and waits
 // for the answer, which here waits for the disk. So a follower with a stalled disk, such as a

@@ -36,7 +36,7 @@ type recorder struct {
 	from     uint64        // whose that was
 	inTime   time.Time     // since when the loop's own ticks come in time
 	ran      time.Time     // since when the loop has not stood still
-	campaign time.Duration // nothing had come from the leader for so long when this member last asked for votes
+	campaign time.Duration // how long nothing had come from the leader when this member last asked for votes
 	// askedBy asked us to campaign (MsgTimeoutNow), and higher spoke in a higher
 	// term, since the last change.
 	askedBy    uint64

@@ -66,7 +66,7 @@ type feed struct {
 
 	mu    sync.Mutex
 	hint  rejection
-	fresh bool // hint was not looked at
+	fresh bool // hint was not used yet
 }
 
 // rejection is the answer of a follower that lacks the entry before those of an append: at index
@@ -294,7 +294,7 @@ func (f *feed) check(hint rejection) (from uint64, err error) {
 // lacks something, or stops answering; then it returns where to continue.
 func (f *feed) send(from uint64) (next uint64, err error) {
 	log := f.cfg.Log
-	rd, err := log.Read(max(from, 1)) // from itself tells its term
+	rd, err := log.Read(max(from, 1)) // entry from itself, for its term
 	if err != nil {
 		return 0, err
 	}

@@ -190,7 +190,7 @@ func (h *handOver) transferFailed(now time.Time) {
 	h.transfer = nil
 	h.disks.log.failed(now, t.to)
 	if t.reason == reasonRequest {
-		return // who asked is told
+		return // the caller gets the error
 	}
 	h.logger.Warn("leadership was not handed over: the other member did not take it in time",
 		zap.String("local-member-id", idText(h.cfg.ID)), zap.String("transferee-member-id", idText(t.to)),
@@ -295,7 +295,7 @@ func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 	return to, r.transfer(ctx, to, reasonStop)
 }
 
-// successorRequest asks who is best placed to lead.
+// successorRequest asks which member is best placed to lead.
 type successorRequest struct {
 	id uint64 // none: nobody
 }
@@ -369,7 +369,7 @@ func (h *handOver) watchDisks(now time.Time, log, store diskSample, unsynced int
 		h.begin(now, to, reason)
 		return
 	}
-	// Not at once: raft forgets for a moment, at each election timeout, who is active.
+	// Not at once: at each election timeout raft briefly forgets which followers are active.
 	if why == "" {
 		h.whyNot = time.Time{}
 	} else if h.whyNot.IsZero() {
@@ -388,8 +388,8 @@ func (h *handOver) watchDisks(now time.Time, log, store diskSample, unsynced int
 	}
 }
 
-// stalled says to whom a leader should hand over now because of its disks, and by
-// which reason; 0: to nobody, and why not if that is to be told.
+// stalled returns the member that a leader should hand over to now because of its disks, and the
+// reason; 0: none, and why not if that is to be logged.
 func (h *handOver) stalled(now time.Time, log, store diskSample) (to uint64, reason string, why noHandOver) {
 	w := &h.disks.log
 	peers, voters := h.peerViews(now)
@@ -454,9 +454,9 @@ func (q *transferRequest) handle(l *loop) {
 // it proposes its own removal itself.
 const removalTimeouts = 2
 
-// beforeRemoval hands leadership over, if this member has it, and says whether that is
-// under way: the new leader, to whom the change is forwarded then, is to propose that
-// this member is removed. It is called, again and again, by what would propose the removal.
+// beforeRemoval hands leadership over, if this member has it, and reports whether that is under
+// way: the change is then forwarded to the new leader, which proposes the removal of this member.
+// The code that would propose the removal calls it repeatedly.
 func (h *handOver) beforeRemoval(now time.Time) bool {
 	status := h.node.BasicStatus()
 	if status.RaftState != raft.StateLeader || len(h.voters()) == 1 {
@@ -468,7 +468,7 @@ func (h *handOver) beforeRemoval(now time.Time) bool {
 	if now.Sub(h.removalBegan) >= removalTimeouts*h.cfg.electionTimeout() {
 		h.logger.Warn("nobody took leadership over; this leader proposes its own removal", zap.String("local-member-id", idText(h.cfg.ID)))
 		if status.LeadTransferee != raft.None {
-			h.node.TransferLeader(h.cfg.ID) // which is how raft is told to drop one to another
+			h.node.TransferLeader(h.cfg.ID) // makes raft drop a transfer to another member
 		}
 		return false
 	}

@@ -9,9 +9,9 @@ import (
 )
 
 // countLateHeartbeats is called at each tick, before raft hears of it: the heartbeats of a leader
-// leave with its ticks. As in etcd one that leaves more than two intervals after the last is
-// counted, for each peer. etcd's message goes on "leader is overloaded likely from slow disk"; the
-// loop waits for no disk, so here it was the CPU, or the process was stopped.
+// leave with its ticks. As in etcd, one that leaves more than two intervals after the last is
+// counted, for each peer. etcd's message continues "leader is overloaded likely from slow disk";
+// this loop waits for no disk, so the cause was the CPU, or the process was stopped.
 func (l *loop) countLateHeartbeats(now time.Time) {
 	if l.state != raft.StateLeader || l.lastTick.IsZero() {
 		return

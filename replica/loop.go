@@ -53,8 +53,8 @@ type loop struct {
 
 	apart bool // without a leader, this member, that led last, had no quorum in reach at the last tick
 
-	// incoming are snapshots that the transport has received and that raft was
-	// told of, by index, until raft asks to install them or ignores them.
+	// incoming are received snapshots whose MsgSnap raft has, by index, until raft asks to install
+	// them or ignores them.
 	incoming map[uint64]incomingSnapshot
 	// snapshotPending is the index of the last snapshot given to the log whose
 	// MsgStorageAppendResp raft has not had yet; 0: none.

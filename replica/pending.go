@@ -16,11 +16,11 @@ import (
 // What waits before raft.
 //
 // Raft takes a proposal or drops it. It drops what comes while no leader is known, or while
-// leadership is being transferred; and a leader that may have an unapplied member change in
-// its log puts an empty entry in the place of another one. Whoever proposed believes that
-// raft has it, this member's clients as well as other members, so none of these may be lost
-// without need: they wait here, and are given to raft again when a leader is known, at each
-// tick, and with the next proposals. None of them is in any log, so that doubles nothing.
+// leadership is being transferred; and a leader that may have an unapplied member change in its log
+// puts an empty entry in place of another one. The proposer, a client of this member or another
+// member, believes that raft has it, so none of these may be lost needlessly: they wait here, and
+// are given to raft again when a leader is known, at each tick, and with the next proposals. None
+// of them is in any log, so that doubles nothing.
 
 // maxForwardedBytes bounds the proposals of other members that are held until
 // there is a leader to give them to.
@@ -31,8 +31,8 @@ type pending struct {
 	door    door
 	timeout time.Duration // what others forwarded is dropped after it; Config.RequestTimeout
 
-	// held are proposals of this member's clients, in order of arrival. Their state is
-	// waiting, or abandoned: raft has none of them. Who waits for one ends it (waiters.expire).
+	// held are proposals of this member's clients, in order of arrival. Their state is waiting or
+	// abandoned: raft has none of them. waiters.expire ends them.
 	held []*proposal
 	// forwarded are proposals of other members, in order of arrival, none of them a change.
 	forwarded      []heldMessage
@@ -55,21 +55,21 @@ const unknownBarrier = math.MaxUint64
 
 // door is raft, as what waits before it sees it.
 type door interface {
-	// leaderKnown says whether raft would take a proposal or pass it on, as of the last Ready.
+	// leaderKnown reports whether raft would take a proposal or pass it on, as of the last Ready.
 	leaderKnown() bool
 	// closed: this member leads, and nothing may be proposed behind its own removal.
 	closed() bool
-	// mayChange says whether a member change may be given to raft now; not before what is
-	// up to the barrier is applied.
+	// mayChange reports whether a member change may be given to raft now; not before everything up
+	// to the barrier is applied.
 	mayChange(e *raftpb.Entry, barrier uint64) bool
-	// propose gives raft a MsgProp. With an error raft has not got it. leads: it is in this
-	// member's log; else it is on its way to the leader, or lost.
+	// propose gives raft a MsgProp. After an error raft does not have it. leads: it is in this
+	// member's log; otherwise it is on its way to the leader, or lost.
 	propose(m *raftpb.Message) (leads bool, err error)
 	// proposed is called for a proposal of this member that is in its log: raft has copied it.
 	proposed(p *proposal)
 	// id is this member's.
 	id() uint64
-	// refuse tells the member that forwarded a proposal that it is not taken.
+	// refuse tells the member that forwarded a proposal that it is refused.
 	refuse(m *raftpb.Message)
 }
 
@@ -193,8 +193,8 @@ func (p *pending) propose(fresh []*proposal) {
 	}
 }
 
-// gather marks as proposed the first n of some proposals, and gives the entries of those that
-// nobody has abandoned: a member change alone, else up to maxProposalBytes and the last one.
+// gather marks the first n of some proposals as proposed, and returns the entries of those that
+// nobody has abandoned: a member change alone, otherwise up to maxProposalBytes and the last one.
 func gather(fresh []*proposal) (entries []*raftpb.Entry, n int) {
 	size := 0
 	for ; n < len(fresh) && (size == 0 || size < maxProposalBytes); n++ {

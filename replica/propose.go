@@ -229,9 +229,9 @@ func (c *proposer) encode(p *proposal) (err error) {
 	return err
 }
 
-// buffers are those of encoded proposals. A leader's raft copies an entry that
-// is proposed to it, so the buffer is free again as soon as raft has it: a
-// 1 MB value is then not allocated, cleared and collected once more.
+// buffers pools the memory of encoded proposals. A leader's raft copies a proposed entry, so the
+// buffer can be reused as soon as raft has it: a 1 MB value is then not allocated, cleared and
+// collected once more.
 type buffers struct {
 	small, large sync.Pool // of *[]byte of length 0
 	done         sync.Pool // of proposal.done, empty, of ended proposals
@@ -309,7 +309,8 @@ func (t termProposal) handle(l *loop) {
 
 // ProposeChange replicates a member change and waits until it is applied and no crash of this
 // member can take it back. It fills the change's ID. A member that asks for its own removal is
-// answered when another has told it so; the result says nothing then but that there was no error.
+// answered when another has told it of the removal; the result then only says that there was no
+// error.
 func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command.Result, error) {
 	c.ID = r.proposer.ids.Next()
 	data, err := proto.Marshal(c.Encode())
@@ -344,7 +345,7 @@ func (c *proposer) enter(p *proposal) error {
 	return nil
 }
 
-// register makes p known to those who may end it.
+// register adds p to waiters, whose users may end it.
 func (c *proposer) register(p *proposal) {
 	p.born = time.Now()
 	if p.done, _ = c.buffers.done.Get().(chan struct{}); p.done == nil {

@@ -10,9 +10,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// env is what each goroutine of a replica has: what it was told to do, where it logs and
-// counts, what the goroutines publish for each other, and the end of all of them. Nothing
-// else is shared but the queues, and each part holds those that it uses.
+// env is what all goroutines of a replica share: the configuration with logger and metrics, what
+// the goroutines publish for each other, and the signal to stop. The only other shared things are
+// the queues, and each part holds those that it uses.
 type env struct {
 	cfg     Config // does not change
 	logger  *zap.Logger
@@ -23,8 +23,8 @@ type env struct {
 	running sync.WaitGroup
 }
 
-// published is what one goroutine lets all others know. Each field has one writer, which is
-// named; anyone may read, and what is read may be older than the next thing that is read.
+// published is what goroutines publish for all others. Each field has one writer, which is named;
+// any goroutine may read, and two fields read one after the other may be from different moments.
 type published struct {
 	// By the loop.
 
@@ -37,7 +37,7 @@ type published struct {
 	electionNow atomic.Int64
 	// diskReport is how the disk did at the last tick.
 	diskReport atomic.Pointer[DiskReport]
-	// raftApplied is what raft was told of applied: raftApplied <= applied.
+	// raftApplied is the applied index as raft knows it: raftApplied <= applied.
 	raftApplied atomic.Uint64
 	lead        leadChange
 
@@ -56,10 +56,10 @@ type published struct {
 	flushed atomic.Uint64 // what of the applied entries survives a crash: flushed <= applied; does not fall
 }
 
-// durableMark says that the log, as it was in term, was durable up to index.
+// durableMark means that the log, as of term, was durable up to index.
 type durableMark struct{ term, index uint64 }
 
-// now is the status with what has moved on since the loop published it.
+// now is the status, with the fields that have changed since the loop published it.
 func (p *published) now() Status {
 	s := *p.status.Load()
 	s.Applied = p.applied.Load()
@@ -70,7 +70,7 @@ func (p *published) now() Status {
 // leader is who leads as this member knows it, 0 if none.
 func (p *published) leader() uint64 { return p.status.Load().Leader }
 
-// raiseFlushed notes that a crash leaves everything up to index. Flusher and applier call it.
+// raiseFlushed records that everything up to index survives a crash. Flusher and applier call it.
 func (p *published) raiseFlushed(index uint64) {
 	for old := p.flushed.Load(); old < index; old = p.flushed.Load() {
 		if p.flushed.CompareAndSwap(old, index) {
@@ -102,7 +102,7 @@ func (p *published) noteDurable(responses []*raftpb.Message) {
 	}
 }
 
-// leadChange tells of changes of leader. The loop notes them.
+// leadChange publishes changes of leader. The loop records them.
 type leadChange struct {
 	mu   sync.Mutex
 	next chan struct{} // closed and replaced at each change
@@ -126,7 +126,7 @@ func (c *leadChange) electedAt() time.Time {
 	return c.elected
 }
 
-// note is called when leader is another than before, or none.
+// note is called when the leader has changed, or there is none.
 func (c *leadChange) note(leader uint64) {
 	c.mu.Lock()
 	if leader != raft.None {

@@ -12,9 +12,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// readRound is one ReadIndex question to the leader, asked for every reader that was waiting when
-// it was sent. Its answer is an index that covers all writes acknowledged before the question,
-// hence before each of its readers arrived.
+// readRound is one ReadIndex request to the leader, for every reader that was waiting when it was
+// sent. Its answer is an index that covers all writes acknowledged before the request, and so
+// before each of its readers arrived.
 type readRound struct {
 	done  chan struct{} // closed when err is set and readers may go on
 	err   error
@@ -23,8 +23,8 @@ type readRound struct {
 	born     time.Time // when it was begun with: the request timeout runs from here
 	asked    time.Time
 	contexts []uint64 // request contexts under which it was sent
-	// unasked: whom it should be sent to now cannot be asked yet. It may have been
-	// sent to an earlier leader.
+	// unasked: the member it should be sent to now cannot be asked yet. It may have been sent to an
+	// earlier leader.
 	unasked bool
 }
 
@@ -57,8 +57,8 @@ func (q *questions) init(c *core, r *reads, lastContext uint64) {
 }
 
 // ReadBarrier returns when this member has applied every write that was acknowledged, by any
-// member, before the call. It touches no disk. A change of leader, and what is not applied yet, is
-// waited for within the request timeout; then ErrTimeout.
+// member, before the call. It touches no disk. It waits for a change of leader, and for what is not
+// applied yet, within the request timeout; then ErrTimeout.
 func (r *Replica) ReadBarrier(ctx context.Context) error {
 	q := &r.reads
 	q.mu.Lock()
@@ -218,7 +218,7 @@ func (q *questions) reissue() {
 	}
 }
 
-// await lets a round's readers go on once its index is applied.
+// await releases a round's readers once its index is applied.
 func (q *reads) await(round *readRound, applied func() uint64) {
 	q.mu.Lock()
 	// Under the lock: advance runs after applied was raised and takes the lock,
@@ -252,8 +252,8 @@ func (q *reads) advance(applied uint64) {
 	q.mu.Unlock()
 }
 
-// expire ends the rounds that began at or before a time and whose index is not applied
-// yet: applying hangs, or is that far behind.
+// expire ends the rounds that began at or before a time and whose index is not applied yet:
+// applying hangs, or is too far behind.
 func (q *reads) expire(born time.Time) {
 	q.mu.Lock()
 	q.answered = slices.DeleteFunc(q.answered, func(round *readRound) bool {

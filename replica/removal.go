@@ -58,7 +58,8 @@ func (rm *ownRemoval) note(entries []*raftpb.Entry) {
 }
 
 // hide keeps from raft that this member's own removal is committed, unless it is one that will be
-// refused. A leader that has applied it sends no more, so this member learns it by being told.
+// refused. A leader that has applied it sends nothing more, so this member learns it only when
+// another one says so.
 func (rm *ownRemoval) hide(m *raftpb.Message) *raftpb.Message {
 	index := rm.index
 	if index == 0 {

@@ -22,8 +22,8 @@ type StateMachine interface {
 	// Apply applies committed entries in index order, none of them a member
 	// change, and returns one result for each.
 	Apply(entries []command.Entry) []command.Result
-	// CheckChange says whether a member change can be applied; its answer
-	// depends on the replicated state alone. The raft loop asks, too.
+	// CheckChange reports whether a member change can be applied; its answer depends only on the
+	// replicated state. The raft loop calls it, too.
 	CheckChange(c *command.Change) error
 	// ApplyChange applies one member change entry.
 	ApplyChange(e command.Entry) command.Result
@@ -73,28 +73,28 @@ type Config struct {
 	RequestTimeout time.Duration
 	// MaxRequestBytes bounds one encoded proposal; default 1.5 MiB.
 	MaxRequestBytes int
-	// MaxUnsyncedBytes bounds what the local log holds in memory that its disk has not got; and
-	// what it holds above what the store has durably, since that is not committed, not applied or
-	// not flushed. Beyond it proposals are refused with ErrTooManyRequests, forwarded ones too, and
-	// a follower takes no more appends; for a follower what is not committed does not count. Member
-	// changes are taken: they may be the way out. See bounds.go. Default 512 MiB.
+	// MaxUnsyncedBytes bounds the log in memory that its disk does not have, and the log in memory
+	// that the store does not have durably because it is not committed, not applied or not flushed.
+	// Beyond it proposals are refused with ErrTooManyRequests, forwarded ones too, and a follower
+	// takes no more appends; for a follower uncommitted entries do not count. Member changes are
+	// accepted: they may be the way out. See bounds.go. Default 512 MiB.
 	MaxUnsyncedBytes int64
 	// DiskStallHandOver is how long the log's writer may make no progress (a sync
 	// in flight, mostly), or the store, until a leader hands leadership over to a
 	// member whose disk, or store, works. Default 5 s; negative: never.
 	DiskStallHandOver time.Duration
-	// StoreDisk tells how the disk under State does; nil: only whether State itself gets
-	// on is seen. Called by the loop at each tick, it must not wait.
+	// StoreDisk reports the state of the disk under State; nil: only State's own progress is
+	// watched. The loop calls it at each tick; it must not wait.
 	StoreDisk func() StoreDisk
-	// PeerDisks asks the other members how their disks do; nil: nobody is asked,
-	// and so leadership is not handed over because of a disk.
+	// PeerDisks asks the other members for the state of their disks; nil: nobody is asked, and so
+	// leadership is not handed over because of a disk.
 	PeerDisks PeerDisks
 	// TuneTimeouts lets the election timeout follow the measured round trips and the
 	// gaps between heartbeats, from the configured one up; see tuning.go.
 	TuneTimeouts bool
-	// RoundTrips tells them; nil: the gaps alone count.
+	// RoundTrips measures them; nil: only the gaps count.
 	RoundTrips RoundTrips
-	// Evidence gets what the loop notices of itself; nil: nothing is recorded.
+	// Evidence gets what the loop observes about itself; nil: nothing is recorded.
 	Evidence *evidence.Ring
 	// FlushBytes and FlushEntries say how much log may lie between the durable applied index and
 	// the applied index before the flusher asks for a flush. They bound the replay at a start after
@@ -106,9 +106,9 @@ type Config struct {
 	// state machine needs; a follower further behind gets what is on disk (HoldDiskBytes) or
 	// a snapshot. Default 32 MiB.
 	KeepBytes int64
-	// HoldBytes is the same while a follower that answers gets a snapshot, and until
-	// it has caught up but for half of KeepBytes: what is written meanwhile it needs
-	// next. The log's own bound in memory holds as well. Default 256 MiB.
+	// HoldBytes is the same while an active follower gets a snapshot, and until it has caught up to
+	// within half of KeepBytes: it will need what is written in the meantime. The log's own bound
+	// in memory holds as well. Default 256 MiB.
 	HoldBytes int64
 	// HoldDiskBytes is how much more of the log a leader keeps on disk, in whole segments, for
 	// followers that are behind, as far as they need it and the log takes no more than a quarter of
@@ -369,8 +369,8 @@ func (r *Replica) LearnerReady(ctx context.Context, id uint64) error {
 	if !ok {
 		return ErrMemberNotFound
 	}
-	// Not with this leader's own Match, as etcd does: that is what its disk has, which may
-	// stand still while others commit.
+	// Not this leader's own Match, as in etcd: that is what its disk has, which may stall while
+	// others commit.
 	own := r.CommittedIndex()
 	if match*100 < own*learnerReadyPercent {
 		r.logger.Error("rejecting promote learner: learner is not ready",

@@ -10,21 +10,21 @@ import (
 	"github.com/belaydb/belay/evidence"
 )
 
-// StoreDisk is what a store tells of its files.
+// StoreDisk is what a store reports about its files.
 type StoreDisk struct {
-	// Oldest is for how long the oldest operation on a file has been under way; 0: none is.
+	// Oldest is how long the oldest operation on a file has been under way; 0: there is none.
 	Oldest time.Duration
-	// SinceProgress is how long ago a write or sync last ended well; 0: none has yet.
+	// SinceProgress is how long ago a write or sync last succeeded; 0: none has yet.
 	SinceProgress time.Duration
 }
 
-// storeWork is what the state machine is doing. A store whose disk does nothing shows in
-// three ways: an operation on a file that does not end; a flush that does not get on, where
-// operations end, but fail; and, once the store's memory is full, a batch that does not end.
+// storeWork is what the state machine is doing. A store with a dead disk shows in three ways: an
+// operation on a file that does not end; a flush without progress, when operations end but fail;
+// and, once the store's memory is full, a batch that does not end.
 //
-// The last may also be a batch that takes that long to compute. It does so for all
-// members, and so leadership stays where it is; and that this member answers nothing
-// meanwhile is worth telling as well.
+// The last may also be a batch that takes that long to compute. That happens on all members, so
+// leadership stays where it is; and that this member answers nothing meanwhile is worth reporting
+// as well.
 type storeWork struct {
 	applying, flushing stopwatch
 }
@@ -103,8 +103,8 @@ func (d DiskReport) checkStore() error {
 // log has not: it replicates and commits, but it answers nothing, or keeps ever more in
 // memory. committed is the commit index, voters as for decide.
 //
-// A peer is only taken when its store says that it does well, and when it has applied what
-// was committed when our stall had lasted a while. Our own vote works here.
+// A peer is chosen only if it reports a healthy store and has applied what was committed when our
+// stall had lasted a while. Our own vote works here.
 func (w *diskWatch) decideStore(now time.Time, s diskSample, committed uint64, voters int, peers []peerView) (to uint64, why noHandOver) {
 	if w.storeIndex == 0 {
 		w.storeIndex = committed

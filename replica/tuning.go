@@ -12,10 +12,10 @@ import (
 
 // # Timeouts that follow the network
 //
-// Raft counts ticks, and the counts of a RawNode are fixed; so what is tuned is how long a tick of
-// raft is. The loop goes on ticking at Config.TickInterval, for the disk watch, waiting reads and
-// heartbeats: a leader whose raft ticks more slowly is made to send its heartbeats at the old pace
-// all the same (MsgBeat), for the more come, the fewer can be lost in a row. So what a member
+// Raft counts ticks, and the counts of a RawNode are fixed; so what is tuned is the length of a
+// tick of raft. The loop keeps ticking at Config.TickInterval, for the disk watch, waiting reads
+// and heartbeats: a leader whose raft ticks more slowly is made to send its heartbeats at the old
+// pace all the same (MsgBeat), for the more come, the fewer can be lost in a row. So what a member
 // chooses changes when it loses patience, with its leader (election timeout) or with its followers
 // (CheckQuorum), and nothing that others see of it. Members that have chosen differently work
 // together: the impatient one asks for pre-votes, which the patient ones refuse while they hear
@@ -24,7 +24,7 @@ import (
 // The way not taken: raft ticks of another length for heartbeats too. Then a
 // patient leader would beat too rarely for impatient followers.
 
-// RoundTrips are measured by who has the connections.
+// RoundTrips are measured by the owner of the connections.
 type RoundTrips interface {
 	// RoundTrip is how long one to a member takes, mostly, and at worst (the third
 	// longest of the last minute); not ok: not known. It must not block.
@@ -32,8 +32,8 @@ type RoundTrips interface {
 }
 
 const (
-	// maxElectionTimeout is how long a tuned election timeout may get. What takes
-	// longer is left to who sets the flag: a leader that dies is missed for so long.
+	// maxElectionTimeout bounds a tuned election timeout. Longer ones are left to the flag: the
+	// failure of a leader goes unnoticed that long.
 	maxElectionTimeout = 5 * time.Second
 	timeoutStep        = 250 * time.Millisecond
 	// An election timeout is the configured one plus so many round trips and gaps.
@@ -159,8 +159,8 @@ func (l *loop) tickRaft(now time.Time) {
 		return
 	}
 	if l.raftLeads() {
-		// The leader's clock stands for this tick, but its heartbeat goes out. A
-		// local message needs a local sender.
+		// The leader's clock pauses for this tick, but its heartbeat is sent. A local message needs
+		// a local sender.
 		_ = l.node.Step(&raftpb.Message{Type: raftpb.MsgBeat.Enum(), From: new(raft.LocalAppendThread)})
 	}
 }

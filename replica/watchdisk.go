@@ -15,8 +15,8 @@ func (r *Replica) Disk() DiskReport {
 	return DiskReport{}
 }
 
-// CheckDisk returns what is wrong with the disk of the raft log, or with the store, when
-// it has stalled for longer than a leader would go on leading.
+// CheckDisk returns an error if the disk of the raft log, or the store, has stalled for longer than
+// a leader would keep leading.
 func (r *Replica) CheckDisk() error {
 	d := r.Disk()
 	if d.State < DiskStalled {
@@ -43,7 +43,7 @@ func (d *disks) init(c *core, work *storeWork, rec *recorder) {
 	*d = disks{core: c, work: work, rec: rec, log: diskWatch{handOverAfter: after}, store: diskWatch{handOverAfter: after}}
 }
 
-// watch looks at both at a tick, tells of what has changed and publishes the report.
+// watch checks both at a tick, logs what has changed and publishes the report.
 func (d *disks) watch(now time.Time) (log, store diskSample, report DiskReport) {
 	log, report = d.sampleLog()
 	log = d.withoutStandstill(now, log)
@@ -65,8 +65,8 @@ func (d *disks) watch(now time.Time) (log, store diskSample, report DiskReport) 
 // sampleLog reads how the log's disk does.
 func (d *disks) sampleLog() (diskSample, DiskReport) {
 	stats, unsynced := d.cfg.Log.Stats(), d.cfg.Log.Unsynced()
-	// The sync in flight tells most. But a writer that hangs in making a new
-	// segment file has none, and is seen by what waits although no sync ends.
+	// The sync in flight is the main sign. But a writer that hangs in creating a new segment file
+	// has none, and shows by what waits although no sync ends.
 	oldest := unsynced.Oldest
 	if stats.Syncs > 0 {
 		oldest = min(oldest, stats.SinceLast)
@@ -128,8 +128,8 @@ func (d *disks) logState(before DiskState, s diskSample, report DiskReport, last
 	}
 }
 
-// withoutStandstill takes from the age of a sync the time before this process went on:
-// one that was stopped for 10 s has no disk that stalled for so long.
+// withoutStandstill excludes from the age of a sync the time before this process resumed: a process
+// that was stopped for 10 s does not have a disk that stalled that long.
 func (d *disks) withoutStandstill(now time.Time, s diskSample) diskSample {
 	ran := now.Sub(d.rec.ran)
 	return diskSample{oldest: min(s.oldest, ran), took: min(s.took, ran)}
