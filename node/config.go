@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"math"
 	"net/url"
 	"time"
 
@@ -157,4 +158,24 @@ func (c *Config) flushEntries() uint64 {
 		return c.SnapshotCount
 	}
 	return replica.DefaultFlushEntries
+}
+
+// maxStreams is what HTTP/2 knows no value for when it is without bound.
+func (c *Config) maxStreams() uint32 {
+	if c.MaxConcurrentStreams == 0 {
+		return math.MaxUint32
+	}
+	return c.MaxConcurrentStreams
+}
+
+func (c *Config) electionTimeout() time.Duration {
+	return time.Duration(c.ElectionTicks) * c.TickInterval
+}
+
+// maxLearners is --max-learners in server's terms, where 0 is its default.
+func (c *Config) maxLearners() int {
+	if c.MaxLearners == 0 {
+		return -1
+	}
+	return c.MaxLearners
 }

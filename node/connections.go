@@ -41,27 +41,27 @@ const (
 const refusedLogInterval = 10 * time.Second
 
 // bound shares the file descriptors out. It comes before any port is opened.
-func (n *Node) bound() error {
+func (ps *ports) bound() error {
 	limit := server.DescriptorLimit()
 	shares, err := listen.Share(limit)
 	if errors.Is(err, listen.ErrFewDescriptors) {
-		n.logger.Error("file descriptor limit of etcd process is too low; please set higher",
+		ps.logger.Error("file descriptor limit of etcd process is too low; please set higher",
 			zap.Uint64("limit", limit), zap.Int("recommended-limit", listen.ReservedDescriptors))
 		return err
 	}
-	n.connections.storeFiles = shares.StoreFiles
-	preludeBytes := n.cfg.Limits.MaxReceive() / preludeShare
+	ps.connections.storeFiles = shares.StoreFiles
+	preludeBytes := ps.cfg.Limits.MaxReceive() / preludeShare
 	for _, p := range []struct {
 		name     string
 		max      int
 		preludes int64
 		kind     *portKind
 	}{
-		{"client", shares.Clients, preludeBytes, &n.connections.client},
-		{"peer", shares.Peers, preludeBytes / 4, &n.connections.peer},
-		{"metrics", shares.Metrics, preludeBytes / 4, &n.connections.metrics},
+		{"client", shares.Clients, preludeBytes, &ps.connections.client},
+		{"peer", shares.Peers, preludeBytes / 4, &ps.connections.peer},
+		{"metrics", shares.Metrics, preludeBytes / 4, &ps.connections.metrics},
 	} {
-		fresh, silent := n.metrics.refused.WithLabelValues(p.name, "new"), n.metrics.refused.WithLabelValues(p.name, "silent")
+		fresh, silent := ps.counts.refused.WithLabelValues(p.name, "new"), ps.counts.refused.WithLabelValues(p.name, "silent")
 		log := &refusals{}
 		b := listen.NewBound(p.max, func(wasSilent bool) {
 			if wasSilent {
@@ -70,25 +70,25 @@ func (n *Node) bound() error {
 				fresh.Inc()
 			}
 			if closed, due := log.due(time.Now()); due {
-				n.logger.Warn("too many connections; closed those that said nothing, or new ones", zap.String("port", p.name),
+				ps.logger.Warn("too many connections; closed those that said nothing, or new ones", zap.String("port", p.name),
 					zap.Int("closed", closed), zap.Int("open-at-most", p.max), zap.Uint64("file-descriptor-limit", limit),
 					zap.String("advice", "find out who opens them; raise the limit of file descriptors (LimitNOFILE, ulimit -n) if they are wanted"))
 			}
 		})
-		*p.kind = portKind{b, n.newPreludes(p.name, max(p.preludes, minPreludeBytes))}
-		n.metrics.bounds.add(p.name, *p.kind)
+		*p.kind = portKind{b, ps.newPreludes(p.name, max(p.preludes, minPreludeBytes))}
+		ps.counts.bounds.add(p.name, *p.kind)
 	}
 	return nil
 }
 
 // newPreludes bounds what connections of one kind of port have sent before there is a request.
-func (n *Node) newPreludes(port string, limit int64) *listen.Preludes {
-	closed := n.metrics.receivingRefused.WithLabelValues("headers")
+func (ps *ports) newPreludes(port string, limit int64) *listen.Preludes {
+	closed := ps.counts.receivingRefused.WithLabelValues("headers")
 	told := &refusals{}
 	return listen.NewPreludes(limit, func(held int64, remote string) {
 		closed.Inc()
 		if count, due := told.due(time.Now()); due {
-			n.logger.Warn("closed connections that held most of what may have come of TLS handshakes and headers that are not complete", zap.String("port", port),
+			ps.logger.Warn("closed connections that held most of what may have come of TLS handshakes and headers that are not complete", zap.String("port", port),
 				zap.Int("closed", count), zap.String("remote-addr", remote), zap.Int64("held-bytes", held), zap.Int64("bound-bytes", limit),
 				zap.String("advice", "find out who opens connections and does not end the headers of a request; --max-receive-bytes sets the bound"))
 		}
@@ -96,10 +96,10 @@ func (n *Node) newPreludes(port string, limit int64) *listen.Preludes {
 }
 
 // newReceiving bounds what clients have sent of requests that are not complete, for all client ports.
-func (n *Node) newReceiving() *listen.Receiving {
-	call, connection := n.metrics.receivingRefused.WithLabelValues("call"), n.metrics.receivingRefused.WithLabelValues("connection")
+func (ps *ports) newReceiving() *listen.Receiving {
+	call, connection := ps.counts.receivingRefused.WithLabelValues("call"), ps.counts.receivingRefused.WithLabelValues("connection")
 	var calls, closings refusals
-	limit := n.cfg.Limits.MaxReceive()
+	limit := ps.cfg.Limits.MaxReceive()
 	r := listen.NewReceiving(limit, func(closed bool, held int64, remote string) {
 		told, what := &calls, "refused a call: its connection holds a quarter of what may have come of incomplete requests"
 		if closed {
@@ -109,10 +109,10 @@ func (n *Node) newReceiving() *listen.Receiving {
 			call.Inc()
 		}
 		if _, due := told.due(time.Now()); due {
-			n.logger.Warn(what, zap.String("remote-addr", remote), zap.Int64("held-bytes", held), zap.Int64("max-receive-bytes", limit))
+			ps.logger.Warn(what, zap.String("remote-addr", remote), zap.Int64("held-bytes", held), zap.Int64("max-receive-bytes", limit))
 		}
 	})
-	n.metrics.receiving.Store(r)
+	ps.counts.receiving.Store(r)
 	return r
 }
 

@@ -29,7 +29,7 @@ func (n *Node) openData() (err error) {
 	}
 	opening := time.Now()
 	st, err := store.Open(paths.Store, store.Options{
-		FS: n.cfg.FS, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.NoSync, MaxOpenFiles: n.connections.storeFiles,
+		FS: n.cfg.FS, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.NoSync, MaxOpenFiles: n.ports.connections.storeFiles,
 		Failed: n.fail, Corrupt: n.storeCorrupt,
 	})
 	if err != nil {
@@ -44,7 +44,7 @@ func (n *Node) openData() (err error) {
 	if lost {
 		n.logger.Warn("the store is missing, it is made again from the raft log", zap.String("path", paths.Store), zap.String("wal-dir", paths.Log))
 	}
-	n.sayStore(time.Since(opening))
+	n.words.sayStore(st, time.Since(opening))
 	n.kv, err = mvcc.Open(st, mvcc.Options{
 		Logger: n.logger, Metrics: mvcc.NewMetrics(n.registry),
 		CompactionBatchLimit: n.cfg.CompactionBatch, CompactionSleep: n.cfg.CompactionSleep,
@@ -62,8 +62,8 @@ func (n *Node) identify() (datadir.Identity, error) {
 			return datadir.Identity{}, err
 		}
 	}
-	n.peerServerName = seeds.ServerName
-	client := n.peerClient(time.Second + n.electionTimeout())
+	n.dialing.serverName = seeds.ServerName
+	client := n.dialing.client(time.Second + n.cfg.electionTimeout())
 	defer client.CloseIdleConnections()
 	return datadir.Newcomer{
 		Name: n.cfg.Name, Seeds: seeds, Existing: n.cfg.JoinExisting, MaxLearners: n.cfg.MaxLearners, Client: client, Logger: n.logger,
@@ -107,7 +107,7 @@ func (n *Node) openLog() (err error) {
 	n.parts.WarnOfSmallDisks(n.logger)
 
 	n.leaseMetrics = lease.NewMetrics(n.registry)
-	n.leases, err = lease.Open(n.store, lease.Options{Metrics: n.leaseMetrics, MinTTL: minLeaseTTL(n.electionTimeout())})
+	n.leases, err = lease.Open(n.store, lease.Options{Metrics: n.leaseMetrics, MinTTL: minLeaseTTL(n.cfg.electionTimeout())})
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (n *Node) openLog() (err error) {
 // an error, never an answer without it. It may be called while the store is opened, which then fails
 // by itself.
 func (n *Node) storeCorrupt(err error) {
-	if !n.leads.Load() || n.stopping.Load() {
+	if !n.life.ran() || n.life.ends() {
 		return
 	}
 	var voters []uint64
@@ -189,11 +189,6 @@ func (n *Node) freeBytes() (uint64, error) {
 		return 0, fmt.Errorf("free space of %s: %w", n.cfg.paths().Log, err)
 	}
 	return min(free, usage.AvailBytes), nil
-}
-
-func (n *Node) storeHasData() bool {
-	index, _ := n.store.Applied()
-	return index > 0
 }
 
 // minLeaseTTL is the shortest time to live that a lease is given, in seconds:

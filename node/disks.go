@@ -18,7 +18,10 @@ const diskAnswerTimeout = time.Second
 
 // peerDisks is replica.PeerDisks over the peer ports.
 type peerDisks struct {
-	n      *Node
+	client func() *http.Client
+	urls   func(id uint64) []string
+	own    func() replica.DiskReport
+	tell   func(id uint64, report replica.DiskReport)
 	ctx    context.Context
 	cancel context.CancelFunc
 
@@ -29,7 +32,11 @@ type peerDisks struct {
 }
 
 func newPeerDisks(n *Node) *peerDisks {
-	d := &peerDisks{n: n, asking: make(map[uint64]bool)}
+	d := &peerDisks{
+		asking: make(map[uint64]bool), client: n.transport.Client, urls: n.peerURLs,
+		own:  func() replica.DiskReport { return n.replica.Disk() },
+		tell: func(id uint64, report replica.DiskReport) { n.replica.TellDisk(id, report) },
+	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d
 }
@@ -48,7 +55,7 @@ func (d *peerDisks) AskDisks(ids []uint64) {
 		d.asking[id] = true
 		d.running.Go(func() {
 			if report, err := d.ask(id); err == nil {
-				d.n.replica.TellDisk(id, report)
+				d.tell(id, report)
 			}
 			d.mu.Lock()
 			delete(d.asking, id)
@@ -60,7 +67,7 @@ func (d *peerDisks) AskDisks(ids []uint64) {
 func (d *peerDisks) ask(id uint64) (report replica.DiskReport, err error) {
 	ctx, cancel := context.WithTimeout(d.ctx, diskAnswerTimeout)
 	defer cancel()
-	err = peers.Ask(ctx, d.n.transport.Client(), d.n.peerURLs(id), peers.Question{Path: peers.PathDisk}, func(a peers.Answer) error {
+	err = peers.Ask(ctx, d.client(), d.urls(id), peers.Question{Path: peers.PathDisk}, func(a peers.Answer) error {
 		report = replica.DiskReport{}
 		return errors.Join(a.OK(), json.Unmarshal(a.Body, &report))
 	})
@@ -70,7 +77,7 @@ func (d *peerDisks) ask(id uint64) (report replica.DiskReport, err error) {
 // register answers how the disks of this member do. Etcd answers 404, which counts as unknown.
 func (d *peerDisks) register(mux *peers.Mux) {
 	mux.Handle(peers.PathDisk, http.MethodGet, peers.NamedMembers, func(w http.ResponseWriter, _ *http.Request) {
-		peers.AnswerJSON(w, d.n.replica.Disk())
+		peers.AnswerJSON(w, d.own())
 	})
 }
 

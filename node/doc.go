@@ -7,7 +7,20 @@
 // of it in memory, the raft log, which adopts the store's applied index (the
 // restart rule), then the network, the replica and the services.
 //
-// Files: node.go (life), data.go (store, log and what is built on them), serve.go (ports and what serves
-// them), connections.go (how many), certificates.go, snapshot.go (state that peers send and get), disks.go and
-// evidence.go (what members tell each other), tracing.go, words.go (log lines), metrics.go, config.go.
+// # Files
+//
+//	node.go          Start and Stop, and what is wired to what
+//	life.go          how far a member has come
+//	config.go        what it is told
+//	data.go          the store, the log, and what is built on them
+//	serve.go         ports, and what serves them
+//	connections.go   how many connections each kind of port takes
+//	certificates.go  when they expire
+//	dialing.go       how other members are reached
+//	snapshot.go      messages and state that peers send and get
+//	disks.go         how the other members' disks do
+//	evidence.go      what members tell each other of their troubles
+//	tracing.go       spans for a collector
+//	words.go         what a member says of itself in the log
+//	metrics.go       those of the ports
 package node

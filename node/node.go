@@ -5,10 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
+	"net/http"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,6 +24,7 @@ import (
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/raftlog"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/server"
@@ -34,7 +34,9 @@ import (
 	"github.com/belaydb/belay/watch"
 )
 
-// Node is one running member.
+// Node is one running member. Its parts are made by the goroutine of Start, each before what uses it runs,
+// and never replaced: other goroutines read these fields without a lock. A part is nil where Start has not
+// come so far, which closeParts alone must expect. What others may change is behind peersMu, or atomic.
 type Node struct {
 	cfg    Config
 	logger *zap.Logger
@@ -56,7 +58,9 @@ type Node struct {
 	witness      *witness
 	founder      *datadir.Founder // nil: this member did not make the first log at this start
 
-	ports   listeners
+	ports   ports
+	dialing dialing
+	words   announcer
 	tracing *server.Tracing // nil: none
 	// stopTracing sends the last spans; nil: no tracing.
 	stopTracing func()
@@ -65,22 +69,15 @@ type Node struct {
 	peersMu sync.Mutex
 	peers   map[uint64][]string // what transport was told of
 
-	peerServerName string // what peers' certificates must be for; empty: their addresses
-	metrics        *Metrics
-	certificates   *certificates
-	connections    connections
-	dialerOnce     sync.Once
-	dialer         func(ctx context.Context, network, address string) (net.Conn, error) // of peerDialer
+	metrics      *Metrics
+	certificates *certificates
 
-	fatal       chan error     // reasons why the member cannot go on, the first counts
-	initialized bool           // there was data at the start
-	parts       *datadir.Parts // as they were found
-	hasState    bool           // there was something to serve at the start, in the store or in the log
-	leads       atomic.Bool    // the replica runs, so it may lead
-	serving     chan struct{}  // closed when gRPC clients are let in
-
-	stop     chan struct{} // closed when Stop begins
-	stopping atomic.Bool   // ends of listeners are expected from now on
+	life     life
+	fatal    chan error     // reasons why the member cannot go on; the first counts, and later ones may be dropped
+	parts    *datadir.Parts // as they were found
+	hasState bool           // there was something to serve at the start, in the store or in the log
+	serving  chan struct{}  // closed when gRPC clients are let in
+	stop     chan struct{}  // closed when Stop begins
 	stopOnce sync.Once
 	removed  sync.Once // a peer has said it
 }
@@ -109,13 +106,14 @@ func Start(cfg Config) (_ *Node, err error) {
 
 	// The ports first: a second start of a running member must fail before it
 	// touches the data.
-	n.sayDataDir()
-	if err := n.listen(); err != nil {
+	n.words.sayDataDir()
+	if err := n.ports.listen(); err != nil {
 		return nil, err
 	}
+	n.dialing.security = n.ports.peerSecurity
 	n.certificates = newCertificates(map[string]*listen.Security{"client": n.ports.clientSecurity, "peer": n.ports.peerSecurity}, n.logger, n.metrics.notAfter)
 	n.certificates.look(time.Now())
-	n.sayConfig()
+	n.words.sayConfig()
 	if err := n.openData(); err != nil {
 		return nil, err
 	}
@@ -136,7 +134,7 @@ func Start(cfg Config) (_ *Node, err error) {
 			return nil, err
 		}
 	}
-	n.sayMember()
+	n.words.sayMember(n.id, n.state, n.log)
 	n.serve()
 	return n, nil
 }
@@ -159,6 +157,9 @@ func newNode(cfg Config) *Node {
 		stop:     make(chan struct{}),
 	}
 	n.metrics = NewMetrics(n.registry)
+	n.words = announcer{cfg: &n.cfg, logger: n.logger}
+	n.dialing.logger, n.dialing.advertised, n.dialing.fromAdvertised = n.logger, cfg.AdvertisePeerURLs, cfg.MemberLocalAddr
+	n.ports.portsEnv = portsEnv{cfg: &n.cfg, logger: n.logger, counts: n.metrics, serving: n.serving, stopping: n.life.ends, failed: n.fail}
 	n.witness = newWitness(n)
 	return n
 }
@@ -173,7 +174,7 @@ func (n *Node) fail(err error) {
 	go func() {
 		var done sync.WaitGroup
 		done.Go(func() { n.witness.ends(err) })
-		if n.leads.Load() && !errors.Is(err, ErrRemoved) {
+		if n.life.ran() && !errors.Is(err, ErrRemoved) {
 			// A leader whose log fails promises nothing more, but it still leads: the
 			// others need not wait until they miss it.
 			done.Go(func() { n.handOver() })
@@ -188,25 +189,27 @@ func (n *Node) fail(err error) {
 
 // assemble builds what runs: the network, the replica, the services.
 func (n *Node) assemble() (err error) {
+	messages := &peerHandler{logger: n.logger, store: n.store, state: n.state, hub: n.hub, witness: n.witness, sending: &n.snapshots, removed: n.isRemoved}
 	n.transport = transport.New(transport.Config{
 		MemberID: n.id.Member, ClusterID: n.id.Cluster, URLs: urlStrings(n.cfg.AdvertisePeerURLs), Version: version.Belay,
-		Logger: n.logger, Metrics: transport.NewMetrics(n.registry), Handler: peerHandler{n}, Source: peerHandler{n},
-		DialTimeout: time.Second + n.electionTimeout(), ReadTimeout: n.cfg.PeerReadTimeout, WriteTimeout: n.cfg.PeerWriteTimeout,
+		Logger: n.logger, Metrics: transport.NewMetrics(n.registry), Handler: messages, Source: messages,
+		DialTimeout: time.Second + n.cfg.electionTimeout(), ReadTimeout: n.cfg.PeerReadTimeout, WriteTimeout: n.cfg.PeerWriteTimeout,
 		// What raft takes for sent must find room in the queues.
 		BulkQueueBytes: replica.MaxInflightBytes + 32<<20, QueueMessages: 1 << 17,
 		// A message holds one entry at least, however large, and its buffer is copied as it grows.
 		PostBytes: max(64<<20, 4*int64(n.cfg.MaxRequestBytes)),
-		TLS:       n.peerTLS, DialContext: n.peerDialer(),
+		TLS:       n.dialing.tls, DialContext: n.dialing.dial(),
 		Started: func(id uint64) bool { m := n.state.Member(id); return m != nil && len(m.ClientURLs) > 0 },
 		Removed: n.toldRemoved,
 	})
 	n.disks = newPeerDisks(n)
 	if n.id.Founds() {
 		n.founder = datadir.NewFounder(datadir.FounderEnv{
-			Member: n.id.Member, Client: n.peerClient(time.Second), URLs: n.peerURLs, KnownBy: n.transport.KnownBy,
+			Member: n.id.Member, Client: n.dialing.client(time.Second), URLs: n.peerURLs, KnownBy: n.transport.KnownBy,
 			Leader: func() uint64 { return n.replica.Leader() }, LeaderChanged: func() <-chan struct{} { return n.replica.LeaderChanged() },
 			Failed: n.fail, Logger: n.logger,
 		})
+		messages.founder = n.founder
 	}
 	n.replica, err = replica.New(replica.Config{
 		ID: n.id.Member, Log: n.log, State: n.state, Network: n.transport,
@@ -223,6 +226,7 @@ func (n *Node) assemble() (err error) {
 	if err != nil {
 		return err
 	}
+	messages.replica = n.replica
 	n.server, err = server.New(server.Config{
 		MemberID: n.id.Member, ClusterID: n.id.Cluster,
 		Name: n.cfg.Name, ClientURLs: urlStrings(n.cfg.AdvertiseClientURLs),
@@ -238,8 +242,8 @@ func (n *Node) assemble() (err error) {
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},
 		},
 		Events: n.witness.report, Tokens: n.tokens, BcryptCost: n.cfg.BcryptCost, LaxAuth: n.cfg.LaxAuth,
-		ElectionTimeout: n.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
-		StrictReconfigCheck: n.cfg.StrictReconfig, MaxLearners: n.maxLearners(), WarnUnaryRequest: n.cfg.SlowRequest,
+		ElectionTimeout: n.cfg.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
+		StrictReconfigCheck: n.cfg.StrictReconfig, MaxLearners: n.cfg.maxLearners(), WarnUnaryRequest: n.cfg.SlowRequest,
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
 		EnablePprof: n.cfg.EnablePprof, CORS: n.cfg.CORS, CORSSimpleRequests: n.cfg.CORSSimpleRequests, HostWhitelist: n.cfg.HostWhitelist,
 		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth, Tracing: n.tracing, WatchProgressInterval: n.cfg.ProgressInterval,
@@ -251,18 +255,6 @@ func (n *Node) assemble() (err error) {
 	}
 	n.addFirstPeers()
 	return nil
-}
-
-// maxLearners is --max-learners in server's terms, where 0 is its default.
-func (n *Node) maxLearners() int {
-	if n.cfg.MaxLearners == 0 {
-		return -1
-	}
-	return n.cfg.MaxLearners
-}
-
-func (n *Node) electionTimeout() time.Duration {
-	return time.Duration(n.cfg.ElectionTicks) * n.cfg.TickInterval
 }
 
 // addFirstPeers tells the transport whom this member talks to before the state
@@ -310,8 +302,8 @@ func (n *Node) isRemoved(id uint64) bool {
 func (n *Node) toldRemoved(err error) {
 	n.replica.ToldRemoved()
 	n.removed.Do(func() {
-		n.sayRemoved()
-		time.AfterFunc(n.electionTimeout(), func() { n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) })
+		n.words.sayRemoved()
+		time.AfterFunc(n.cfg.electionTimeout(), func() { n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) })
 	})
 }
 
@@ -359,7 +351,7 @@ func (n *Node) syncPeers() {
 
 // serve starts everything.
 func (n *Node) serve() {
-	n.servePeers()
+	n.ports.servePeers(n.peerHTTP())
 	if err := n.replica.Start(); err != nil {
 		n.fail(err)
 		return
@@ -368,13 +360,25 @@ func (n *Node) serve() {
 		go n.founder.Watch(n.stop)
 	}
 	go n.certificates.watch(n.stop)
-	n.leads.Store(true)
+	n.life.enter(running)
 	n.server.Start()
 	n.witness.start()
-	n.serveClients()
+	n.ports.serveClients(n.server)
 	go n.letCallsIn(n.hasState)
-	n.serveMetrics()
-	n.sayServing()
+	n.ports.serveMetrics(n.server.MetricsHandler())
+	n.words.sayServing(n.id.Member)
+}
+
+// peerHTTP is what the peer port serves: each part registers what it answers.
+func (n *Node) peerHTTP() http.Handler {
+	mux := peers.NewMux(n.transport.Members)
+	raft := n.transport.Handler()
+	mux.Handle(peers.PathRaft, "", peers.Anyone, raft.ServeHTTP) // it judges by itself who may
+	mux.Handle(peers.PathRaft+"/", "", peers.Anyone, raft.ServeHTTP)
+	n.server.RegisterPeers(mux)
+	n.witness.register(mux)
+	n.disks.register(mux)
+	return mux
 }
 
 // withoutQuorum is how long a member that has a state keeps gRPC clients waiting
@@ -419,17 +423,17 @@ const gracefulStop = 3 * time.Second
 // so that the next start has nothing to replay. Safe to call twice.
 func (n *Node) Stop() {
 	n.stopOnce.Do(func() {
-		n.stopping.Store(true)
+		n.life.enter(stopping)
 		close(n.stop)
-		n.sayStop("closing etcd server")
+		n.words.sayStop("closing etcd server")
 		n.witness.lastWords(evidence.Stopping, "asked to stop")
 		handedOver := n.handOver()
-		n.stopClients()
+		n.ports.stopClients(n.server)
 		if handedOver {
 			n.seeOthersFollow()
 		}
 		n.closeParts()
-		n.sayStop("closed etcd server")
+		n.words.sayStop("closed etcd server")
 	})
 }
 
@@ -449,7 +453,7 @@ func (n *Node) handOver() bool {
 		return false
 	}
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(context.Background(), n.electionTimeout())
+	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.electionTimeout())
 	defer cancel()
 	n.logger.Info("leadership transfer starting", ids...)
 	switch best, err := n.replica.HandOver(ctx); {
@@ -501,8 +505,10 @@ func (n *Node) seeOthersFollow() {
 
 // closeParts stops what exists, from the top floor down.
 func (n *Node) closeParts() {
-	n.stopping.Store(true)
-	n.closePorts()
+	if !n.life.ran() {
+		n.life.enter(abandoned)
+	}
+	n.ports.close()
 	if n.stopTracing != nil {
 		n.stopTracing()
 	}

@@ -53,8 +53,8 @@ func TestOpenPeerPortIsWarnedOf(t *testing.T) {
 			t.Fatal(err)
 		}
 		core, logs := observer.New(zap.WarnLevel)
-		n := &Node{logger: zap.New(core), ports: listeners{peerSecurity: c.security}}
-		n.warnOfOpenPeerPort(*u)
+		ps := &ports{portsEnv: portsEnv{logger: zap.New(core)}, peerSecurity: c.security}
+		ps.warnOfOpenPeerPort(*u)
 		if warned := logs.FilterMessageSnippet("whoever reaches the peer port can read and write everything").Len() == 1; warned != c.warns {
 			t.Errorf("%s, with certificates asked for %v: warned %v", c.url, c.security == closed, warned)
 		}
@@ -67,7 +67,7 @@ func TestUnusableCertificate(t *testing.T) {
 	if err := os.WriteFile(text, []byte("no certificate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n := &Node{logger: zap.NewNop()}
+	ps := &ports{portsEnv: portsEnv{cfg: &Config{}, logger: zap.NewNop()}}
 	for _, tc := range []struct {
 		of    side
 		file  string
@@ -77,7 +77,7 @@ func TestUnusableCertificate(t *testing.T) {
 		{forPeers(), text, []string{"--peer-cert-file=" + text, "PEM"}},
 		{forPeers(), text + ".missing", []string{"--peer-key-file=" + text + ".missing", "no such file"}},
 	} {
-		_, err := n.security(tc.of, listen.TLSInfo{CertFile: tc.file, KeyFile: tc.file}, false, []url.URL{}, listen.SecurityOptions{})
+		_, err := ps.security(tc.of, listen.TLSInfo{CertFile: tc.file, KeyFile: tc.file}, false, []url.URL{}, listen.SecurityOptions{})
 		for _, want := range tc.wants {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v\nwant %q in it", err, want)

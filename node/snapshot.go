@@ -4,20 +4,37 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
+	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/state"
+	"github.com/belaydb/belay/store"
 	"github.com/belaydb/belay/transport"
+	"github.com/belaydb/belay/watch"
 )
 
-// peerHandler is the member as its peers' messages see it.
-type peerHandler struct{ *Node }
+// peerHandler is the member as its peers' messages see it. Its methods may be called from any goroutine.
+type peerHandler struct {
+	logger  *zap.Logger
+	store   *store.Store
+	state   *state.Machine
+	hub     *watch.Hub
+	witness *witness
+	sending *sync.WaitGroup // snapshots that are being read, to be sent
+	// founder is nil where this start did not make the first log, and replica is there once the node is
+	// assembled: both are set before the peer port serves.
+	founder *datadir.Founder
+	replica *replica.Replica
+	removed func(id uint64) bool
+}
 
-func (h peerHandler) Process(ctx context.Context, m *raftpb.Message) error {
+func (h *peerHandler) Process(ctx context.Context, m *raftpb.Message) error {
 	if h.founder != nil {
 		if err := h.founder.Hear(ctx, m.GetFrom()); err != nil {
 			return err
@@ -25,16 +42,16 @@ func (h peerHandler) Process(ctx context.Context, m *raftpb.Message) error {
 	}
 	return h.replica.Process(m)
 }
-func (h peerHandler) ReportUnreachable(id uint64) {
+func (h *peerHandler) ReportUnreachable(id uint64) {
 	h.witness.ring.Record(evidence.Event{Kind: evidence.Dropped, Peer: id})
 	h.replica.ReportUnreachable(id)
 }
-func (h peerHandler) ReportSnapshot(id uint64, ok bool) { h.replica.ReportSnapshot(id, ok) }
-func (h peerHandler) IsRemoved(id uint64) bool          { return h.isRemoved(id) }
+func (h *peerHandler) ReportSnapshot(id uint64, ok bool) { h.replica.ReportSnapshot(id, ok) }
+func (h *peerHandler) IsRemoved(id uint64) bool          { return h.removed(id) }
 
 // ReceiveSnapshot writes the state that comes with a MsgSnap beside the store
 // and then tells raft of it, which may have it installed.
-func (h peerHandler) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.Reader, kind string) error {
+func (h *peerHandler) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.Reader, kind string) error {
 	if kind != transport.KindBelay {
 		return fmt.Errorf("member %x sent a snapshot of kind %q, which this version of Belay cannot read", m.GetFrom(), kind)
 	}
@@ -74,7 +91,7 @@ func (h peerHandler) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, bod
 
 // OpenSnapshot streams the store as it is now to a member that is too far
 // behind for the log.
-func (h peerHandler) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
+func (h *peerHandler) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
 	view := h.store.View()
 	index, term := view.Applied()
 	confState, err := state.ConfStateOf(view)
@@ -85,7 +102,7 @@ func (h peerHandler) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
 	// A new one: raft and the log may hold the old.
 	m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(index), Term: new(term), ConfState: confState}}
 	reader, writer := io.Pipe()
-	h.snapshots.Go(func() {
+	h.sending.Go(func() {
 		defer view.Close()
 		p := h.witness.progress(evidence.SnapshotSent, m.GetTo())
 		err := h.store.WriteSnapshot(context.Background(), view, &restingWriter{progressWriter{writer, p}, time.Now()})

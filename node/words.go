@@ -10,12 +10,24 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/internal/version"
+	"github.com/belaydb/belay/raftlog"
+	"github.com/belaydb/belay/state"
+	"github.com/belaydb/belay/store"
 )
 
 // What a member says of itself as it starts and stops, in etcd's words: these
 // lines are what operators look for first, and what scripts wait for.
+
+// An announcer says it, in the member's log. Its methods belong to the goroutine that starts and stops the
+// member, sayRemoved apart, which any may call.
+type announcer struct {
+	cfg         *Config
+	logger      *zap.Logger
+	initialized bool // there was data at the start; sayDataDir finds out
+}
 
 func urlStrings(urls []url.URL) []string {
 	out := make([]string, len(urls))
@@ -26,19 +38,19 @@ func urlStrings(urls []url.URL) []string {
 }
 
 // sayDataDir comes before anything is touched.
-func (n *Node) sayDataDir() {
-	fields := []zap.Field{zap.String("data-dir", n.cfg.DataDir), zap.String("dir-type", "member")}
-	if _, err := n.cfg.FS.Stat(n.cfg.paths().Member); err == nil {
-		n.initialized = true
-		n.logger.Info("server has already been initialized", fields...)
+func (a *announcer) sayDataDir() {
+	fields := []zap.Field{zap.String("data-dir", a.cfg.DataDir), zap.String("dir-type", "member")}
+	if _, err := a.cfg.FS.Stat(a.cfg.paths().Member); err == nil {
+		a.initialized = true
+		a.logger.Info("server has already been initialized", fields...)
 		return
 	}
-	n.logger.Info("Initialize and start etcd server", append(fields[:1], zap.String("dir-type", "empty"))...)
+	a.logger.Info("Initialize and start etcd server", append(fields[:1], zap.String("dir-type", "empty"))...)
 }
 
 // sayConfig is etcd's one long line, less what has no counterpart.
-func (n *Node) sayConfig() {
-	c := &n.cfg
+func (a *announcer) sayConfig() {
+	c := a.cfg
 	state := "new"
 	if c.JoinExisting {
 		state = "existing"
@@ -47,7 +59,7 @@ func (n *Node) sayConfig() {
 	if quota == 0 {
 		quota = 2 << 30
 	}
-	n.logger.Info("starting an etcd server",
+	a.logger.Info("starting an etcd server",
 		zap.String("etcd-version", version.Etcd),
 		zap.String("belay-version", version.Belay),
 		zap.String("go-version", runtime.Version()),
@@ -55,14 +67,14 @@ func (n *Node) sayConfig() {
 		zap.String("go-arch", runtime.GOARCH),
 		zap.Int("max-cpu-set", runtime.GOMAXPROCS(0)),
 		zap.Int("max-cpu-available", runtime.NumCPU()),
-		zap.Bool("member-initialized", n.initialized),
+		zap.Bool("member-initialized", a.initialized),
 		zap.String("name", c.Name),
 		zap.String("data-dir", c.DataDir),
 		zap.String("wal-dir", c.WALDir),
 		zap.String("wal-dir-dedicated", c.WALDir),
-		zap.String("member-dir", n.cfg.paths().Member),
+		zap.String("member-dir", a.cfg.paths().Member),
 		zap.String("heartbeat-interval", c.TickInterval.String()),
-		zap.String("election-timeout", n.electionTimeout().String()),
+		zap.String("election-timeout", c.electionTimeout().String()),
 		zap.Bool("initial-election-tick-advance", c.AdvanceTicks),
 		zap.Uint64("snapshot-count", c.flushEntries()),
 		zap.Uint64("snapshot-catchup-entries", c.SnapshotCatchupEntries),
@@ -78,7 +90,7 @@ func (n *Node) sayConfig() {
 		zap.String("initial-cluster-token", c.InitialClusterToken),
 		zap.Int64("quota-backend-bytes", quota),
 		zap.Int("max-request-bytes", c.MaxRequestBytes),
-		zap.Uint32("max-concurrent-streams", n.maxStreams()),
+		zap.Uint32("max-concurrent-streams", c.maxStreams()),
 		zap.Bool("pre-vote", c.PreVote),
 		zap.Bool("initial-corrupt-check", c.InitialCorruptCheck),
 		zap.String("corrupt-check-time-interval", c.CorruptCheckTime.String()),
@@ -99,18 +111,18 @@ func allIfNone(list []string) []string {
 }
 
 // sayStore follows the opening of the store.
-func (n *Node) sayStore(took time.Duration) {
-	n.logger.Info("opened backend db", zap.String("path", n.cfg.paths().Store), zap.Duration("took", took))
-	if !n.storeHasData() {
+func (a *announcer) sayStore(st *store.Store, took time.Duration) {
+	a.logger.Info("opened backend db", zap.String("path", a.cfg.paths().Store), zap.Duration("took", took))
+	if index, _ := st.Applied(); index == 0 {
 		return
 	}
-	total, inUse := n.store.Size()
-	n.logger.Info("recovered v3 backend",
+	total, inUse := st.Size()
+	a.logger.Info("recovered v3 backend",
 		zap.Int64("backend-size-bytes", total), zap.String("backend-size", show.LogBytes(total)),
 		zap.Int64("backend-size-in-use-bytes", inUse), zap.String("backend-size-in-use", show.LogBytes(inUse)))
-	if threshold := int64(n.cfg.BootstrapDefragMegabytes) << 20; threshold > 0 {
+	if threshold := int64(a.cfg.BootstrapDefragMegabytes) << 20; threshold > 0 {
 		// Free space is given back all the time: there is never as much as is asked for.
-		n.logger.Info("Skipping defragmentation",
+		a.logger.Info("Skipping defragmentation",
 			zap.Int64("current-db-size-bytes", total), zap.String("current-db-size", show.LogBytes(total)),
 			zap.Int64("current-db-size-in-use-bytes", inUse), zap.String("current-db-size-in-use", show.LogBytes(inUse)),
 			zap.Int64("bootstrap-defrag-threshold-bytes", threshold), zap.String("bootstrap-defrag-threshold", show.LogBytes(threshold)))
@@ -118,24 +130,24 @@ func (n *Node) sayStore(took time.Duration) {
 }
 
 // sayMember says who this member is, and what it knew of the others.
-func (n *Node) sayMember() {
-	cluster, member := zap.String("cluster-id", command.IDText(n.id.Cluster)), zap.String("local-member-id", command.IDText(n.id.Member))
-	for _, m := range n.state.Members() {
-		n.logger.Info("recovered/added member from store", cluster, member,
+func (a *announcer) sayMember(id datadir.Identity, machine *state.Machine, log *raftlog.Log) {
+	cluster, member := zap.String("cluster-id", command.IDText(id.Cluster)), zap.String("local-member-id", command.IDText(id.Member))
+	for _, m := range machine.Members() {
+		a.logger.Info("recovered/added member from store", cluster, member,
 			zap.String("recovered-remote-peer-id", command.IDText(m.ID)), zap.Strings("recovered-remote-peer-urls", m.PeerURLs),
 			zap.Bool("recovered-remote-peer-is-learner", m.IsLearner))
 	}
-	v := n.state.ClusterVersion()
+	v := machine.ClusterVersion()
 	if v != nil {
-		n.logger.Info("set cluster version from store", zap.String("cluster-version", fmt.Sprintf("%d.%d", v.Major, v.Minor)))
-		n.state.SayCapabilities(v)
+		a.logger.Info("set cluster version from store", zap.String("cluster-version", fmt.Sprintf("%d.%d", v.Major, v.Minor)))
+		machine.SayCapabilities(v)
 	}
-	if n.id.Fresh {
-		n.logger.Info("starting local member", member, cluster)
+	if id.Fresh {
+		a.logger.Info("starting local member", member, cluster)
 	} else {
-		hard, _, err := n.log.InitialState()
+		hard, _, err := log.InitialState()
 		if err == nil {
-			n.logger.Info("restarting local member", cluster, member, zap.Uint64("commit-index", hard.GetCommit()))
+			a.logger.Info("restarting local member", cluster, member, zap.Uint64("commit-index", hard.GetCommit()))
 		}
 	}
 	fields := []zap.Field{member, zap.String("local-server-version", version.Etcd)}
@@ -144,28 +156,28 @@ func (n *Node) sayMember() {
 	} else {
 		fields = append(fields, zap.String("cluster-version", "to_be_decided"))
 	}
-	n.logger.Info("starting etcd server", fields...)
+	a.logger.Info("starting etcd server", fields...)
 }
 
 // sayServing is said when every port answers.
-func (n *Node) sayServing() {
-	n.logger.Info("now serving peer/client/metrics", zap.String("local-member-id", command.IDText(n.id.Member)),
-		zap.Strings("initial-advertise-peer-urls", urlStrings(n.cfg.AdvertisePeerURLs)),
-		zap.Strings("listen-peer-urls", urlStrings(n.cfg.ListenPeerURLs)),
-		zap.Strings("advertise-client-urls", urlStrings(n.cfg.AdvertiseClientURLs)),
-		zap.Strings("listen-client-urls", urlStrings(append(append([]url.URL(nil), n.cfg.ListenClientURLs...), n.cfg.ListenClientHTTPURLs...))),
-		zap.Strings("listen-metrics-urls", urlStrings(n.cfg.ListenMetricsURLs)))
+func (a *announcer) sayServing(member uint64) {
+	a.logger.Info("now serving peer/client/metrics", zap.String("local-member-id", command.IDText(member)),
+		zap.Strings("initial-advertise-peer-urls", urlStrings(a.cfg.AdvertisePeerURLs)),
+		zap.Strings("listen-peer-urls", urlStrings(a.cfg.ListenPeerURLs)),
+		zap.Strings("advertise-client-urls", urlStrings(a.cfg.AdvertiseClientURLs)),
+		zap.Strings("listen-client-urls", urlStrings(append(append([]url.URL(nil), a.cfg.ListenClientURLs...), a.cfg.ListenClientHTTPURLs...))),
+		zap.Strings("listen-metrics-urls", urlStrings(a.cfg.ListenMetricsURLs)))
 }
 
 // sayStop is said as the member begins to stop and when nothing of it is left.
-func (n *Node) sayStop(what string) {
-	n.logger.Info(what, zap.String("name", n.cfg.Name), zap.String("data-dir", n.cfg.DataDir),
-		zap.Strings("advertise-peer-urls", urlStrings(n.cfg.AdvertisePeerURLs)),
-		zap.Strings("advertise-client-urls", urlStrings(n.cfg.AdvertiseClientURLs)))
+func (a *announcer) sayStop(what string) {
+	a.logger.Info(what, zap.String("name", a.cfg.Name), zap.String("data-dir", a.cfg.DataDir),
+		zap.Strings("advertise-peer-urls", urlStrings(a.cfg.AdvertisePeerURLs)),
+		zap.Strings("advertise-client-urls", urlStrings(a.cfg.AdvertiseClientURLs)))
 }
 
 // sayRemoved goes before the end of a member that was removed.
-func (n *Node) sayRemoved() {
-	n.logger.Warn("server error", zap.Error(ErrRemoved))
-	n.logger.Warn("data-dir used by this member must be removed")
+func (a *announcer) sayRemoved() {
+	a.logger.Warn("server error", zap.Error(ErrRemoved))
+	a.logger.Warn("data-dir used by this member must be removed")
 }
