@@ -55,7 +55,7 @@
 //
 // Files: table.go (the table and its replicated part), expiry.go (renewal, expiry, checkpoints,
 // promotion), record.go (the stored form), export.go and restore.go (to and from snapshot files),
-// heap.go, metrics.go.
+// heap.go, metrics.go, invariants.go (costly checks).
 //
 // Sources: etcd server/lease/lessor.go (what clients see); docs/compatibility.md, section 1.5.
 package lease

@@ -1,13 +1,14 @@
-// Package invariants has the asserts that cost too much for a member at work: a build with the tag invariants makes them,
-// any other leaves them out, code and fields. They compare what is kept twice: counts with the keys that they count, an index
-// with its order, memory with what is stored. Each stands in a file invariants.go of its package, is made where the state has
-// just changed, and calls Broken.
+// Package invariants is for assertions that are too expensive in production: a build with the tag
+// invariants has them, any other leaves them out, code and fields. They compare what is kept twice:
+// counts with the keys that they count, an index with its order, memory with what is stored. Those
+// of a package are in PACKAGE/invariants.go; each is checked where the state has just changed, and
+// calls Broken.
 //
 //	go test -tags invariants ./mvcc        one package's tests with its asserts
 //	make invariants                        all that have some, and a short simulation
 //
-// Whoever adds one also adds, in a file invariants_test.go under the tag, what breaks it on purpose: an assert that cannot fail
-// is a defect.
+// Each needs, in PACKAGE/invariants_test.go under the tag, a test that breaks it on purpose: an
+// assertion that cannot fail is a defect.
 //
 // # Files
 //
