@@ -27,7 +27,7 @@ type verdict struct {
 // others say of it. A rule that the lines do not bear out says nothing.
 var rules = []func(*court) []verdict{
 	ruleVerdict, ruleCorrupt, ruleDiskFull, ruleTransfer, ruleEnded, ruleSignal, ruleStart, ruleGone, ruleDefrag, ruleDisk, rulePaused,
-	ruleLinks, ruleSteppedDown, ruleNoSpace, ruleCertificate, ruleCluster, ruleOverload, ruleClock, ruleLate, ruleNetwork,
+	ruleLinks, ruleSteppedDown, ruleAlone, ruleNoSpace, ruleCertificate, ruleCluster, ruleOverload, ruleClock, ruleLate, ruleNetwork,
 }
 
 // A court is one incident with what is known of the members' logs.
@@ -633,6 +633,45 @@ func ruleSteppedDown(c *court) (found []verdict) {
 			evidence: append(quote([]*Event{e}, 1), quote(c.of("", kindLost), 2)...),
 			do:       []string{"look at the network of " + m + ": link, firewall, routes"},
 		})
+	}
+	return found
+}
+
+// ruleAlone is about a member that heard no leader while the others did, and asked for votes again and again: so it ran, and
+// its leader did too.
+func ruleAlone(c *court) (found []verdict) {
+	for _, lost := range c.of("", kindLost) {
+		m, leader := lost.Member, lost.Peer
+		if m == "" || leader == "" || m == leader {
+			continue
+		}
+		if slices.ContainsFunc(c.events, func(e *Event) bool {
+			return e.Kind == kindLost && e.Member != m || e.Kind == kindLeads || e.Kind == kindElected && e.Leader != leader || e.Kind == kindDown
+		}) {
+			continue
+		}
+		tries := c.of(m, kindCampaign)
+		if lines(tries) < 3 || tries[len(tries)-1].Last.Sub(tries[0].At) < time.Second || worst(c.of(m, kindSync, kindDiskBad)) != nil || len(c.of(m, kindStart)) > 0 {
+			continue
+		}
+		v := verdict{
+			id: "partition", member: m, weight: 73, severity: c.fault(), confidence: report.Likely,
+			what:     m + " was cut off: it heard no leader and nobody answered it, and it ran; the others went on without it",
+			evidence: append(quote([]*Event{lost}, 1), quote(tries, 1)...),
+			do:       []string{"look at the network of " + m + ": link, firewall, routes"},
+		}
+		for _, e := range c.of("", kindIgnored) {
+			// While it was alone: what comes after was on its way for as long as the network was gone.
+			if e.Member != m && e.Peer == m && strings.HasPrefix(e.Text, "refused") && e.At.Before(tries[len(tries)-1].Last) {
+				v.id, v.member, v.weight = "link", "", 77
+				v.what = fmt.Sprintf("%s heard nothing from its leader %s while %s heard both: the link between %s and %s", m, leader, or(e.Member, "another"), m, leader)
+				v.evidence = append(v.evidence, quote([]*Event{e}, 1)...)
+				v.do = []string{"look at switches, firewalls and routes between them; `belay doctor network` measures it"}
+				break
+			}
+		}
+		found = append(found, v)
+		break
 	}
 	return found
 }

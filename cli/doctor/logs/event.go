@@ -83,6 +83,17 @@ type Event struct {
 	err    string
 }
 
+// longest is for how long lines that repeat are one event.
+func (e *Event) longest() time.Duration {
+	if e.ofLoad() {
+		return 10 * time.Minute
+	}
+	return time.Minute
+}
+
+// ofLoad says whether it tells of slow requests, which may come for days.
+func (e *Event) ofLoad() bool { return e.Kind == kindApply || e.Kind == kindRequest }
+
 // maxQuoted is how many lines an event keeps.
 const maxQuoted = 3
 

@@ -89,7 +89,7 @@ func incidents(events []*Event) []*incident {
 	var all []*incident
 	var open *incident
 	for _, e := range order {
-		if e.trouble() < 2 {
+		if e.trouble() < 2 || e.ofLoad() {
 			continue
 		}
 		begin := e.begins()
@@ -107,8 +107,9 @@ func incidents(events []*Event) []*incident {
 		}
 	}
 	n := 0
+	var loads []*Event
 	for _, e := range order {
-		if e.trouble() == 2 {
+		if e.trouble() == 2 && !e.ofLoad() {
 			continue
 		}
 		for n < len(all) && all[n].to.Add(beside).Before(e.begins()) {
@@ -117,8 +118,26 @@ func incidents(events []*Event) []*incident {
 		// The first that it is beside, or else the next, which it may have led to.
 		if n < len(all) && e.Last.After(all[n].from.Add(-beside)) {
 			all[n].events = append(all[n].events, e)
+			if e.Kind == kindCampaign && e.Last.After(all[n].to) {
+				all[n].to = e.Last // until there is a leader
+			}
+		} else if e.trouble() == 2 {
+			loads = append(loads, e)
 		}
 	}
+	// Slow requests beside nothing else are incidents of their own, for as long as they go on.
+	open = nil
+	for _, e := range loads {
+		if open == nil || e.begins().Sub(open.to) > time.Minute {
+			open = &incident{from: e.begins(), to: e.Last}
+			all = append(all, open)
+		}
+		open.events = append(open.events, e)
+		if e.Last.After(open.to) {
+			open.to = e.Last
+		}
+	}
+	slices.SortStableFunc(all, func(a, b *incident) int { return a.from.Compare(b.from) })
 	for n, i := range all {
 		i.number = n + 1
 		byTime(i.events)
@@ -126,9 +145,27 @@ func incidents(events []*Event) []*incident {
 	return all
 }
 
-// changedLeader says whether somebody came to see another leader.
+// changedLeader says whether somebody came to see another leader, or none. One member that lost the leader and found it again,
+// while nobody else had lost it, is no change of leader.
 func (i *incident) changedLeader() bool {
-	return slices.ContainsFunc(i.events, func(e *Event) bool { return e.Kind == kindLost || e.Kind == kindElected && e.Peer != "" })
+	var lost []*Event
+	for _, e := range i.events {
+		switch {
+		case e.Kind == kindElected && e.Peer != "", e.Kind == kindDown, e.Kind == kindLost && e.Peer == e.Member:
+			return true
+		case e.Kind == kindLost:
+			lost = append(lost, e)
+		}
+	}
+	if len(lost) == 0 {
+		return false
+	}
+	return !slices.ContainsFunc(i.events, func(e *Event) bool {
+		return e.Kind == kindElected && e.Member == lost[0].Member && e.Leader == lost[0].Peer
+	}) ||
+		slices.ContainsFunc(i.events, func(e *Event) bool {
+			return e.Kind == kindLeads || e.Kind == kindLost && e.Member != lost[0].Member || e.Kind == kindElected && e.Leader != lost[0].Peer
+		})
 }
 
 // of are the incident's events of these kinds and of this member; "": of all.

@@ -278,7 +278,7 @@ func TestWrappings(t *testing.T) {
 		}
 		return all
 	}
-	for _, incident := range []string{"pause", "kill", "move", "term"} {
+	for _, incident := range []string{"pause", "kill", "move", "term", "cutleader", "cutlink", "cutfollower"} {
 		lines := map[string][]string{}
 		plain := NewCollector(Options{})
 		for _, f := range files(t, filepath.Join("testdata", "etcd373", incident)) {
