@@ -33,11 +33,13 @@ import (
 // for election only when it is told to (`campaign`, or a transfer), as long as no scenario
 // lets an election timeout pass without a leader.
 //
-//	cluster N [leader=ID]        N members; the leader is elected, and all is delivered
+//	cluster N [leader=ID]        N members; the leader is elected, and all is delivered. keep: the
+//	                             log in memory is dropped as soon as it is flushed, each 50
+//	                             entries; bound=MIB: Config.MaxUnsyncedBytes
 //	campaign ID                  the member stands for election
 //	ask-to-lead ID from=ID       the message of a leader that lost its quorum is in the mail
 //	advance DURATION             that many ticks; after each, all mail is delivered
-//	deliver [COUNT] [RULE]       mail, and what answers to it, up to COUNT messages
+//	deliver [COUNT] [RULE] [quiet]  mail, and what answers to it, up to COUNT messages; quiet: untold
 //	hold RULE, lose RULE, heal   mail that stays, mail that is lost, from now on; none any more
 //	discard                      what is in the mail is lost
 //	put ID KEY, read ID          a write, a linearizable read; the result is told when it is there
@@ -47,7 +49,8 @@ import (
 //	change ID KIND MEMBER        a member change: add, learner, promote, remove
 //	join ID                      the member that was added starts
 //	stall ID, release ID         its disk
-//	fill ID BYTES                writes of 1 MiB that nobody waits for
+//	fill ID COUNT                writes of 1 MiB, of which nothing is told but that they are refused
+//	write ID COUNT               small ones, one after another
 //	crash ID, restart ID         a crash loses all that is not synced
 //	status                       of all members
 //
@@ -148,10 +151,11 @@ func (s *scenario) run(td *datadriven.TestData) string {
 		s.advance(td)
 	case "deliver":
 		count := 1 << 20
-		if len(td.CmdArgs) > 0 && len(td.CmdArgs[0].Vals) == 0 {
+		if s.quiet = td.HasArg("quiet"); !s.quiet && len(td.CmdArgs) > 0 && len(td.CmdArgs[0].Vals) == 0 {
 			count = s.number(td, 0)
 		}
 		s.deliver(count, s.rule(td))
+		s.quiet = false
 	case "hold":
 		s.held = append(s.held, s.rule(td))
 	case "lose":
@@ -194,7 +198,9 @@ func (s *scenario) run(td *datadriven.TestData) string {
 		s.release[m.id]()
 		delete(s.release, m.id)
 	case "fill":
-		s.fill(td)
+		s.fill(td, 1<<20)
+	case "write":
+		s.fill(td, 10)
 	case "crash":
 		m := s.member(td, 0)
 		delete(s.release, m.id)
@@ -391,9 +397,9 @@ func (s *scenario) putInTerm(td *datadriven.TestData) {
 	})
 }
 
-func (s *scenario) fill(td *datadriven.TestData) {
+func (s *scenario) fill(td *datadriven.TestData, size int) {
 	m := s.member(td, 0)
-	text := strings.Repeat("x", 1<<20)
+	text := strings.Repeat("x", size)
 	for range s.number(td, 1) {
 		go func() {
 			if err := m.put(context.Background(), "fill", text); err != nil {
