@@ -333,10 +333,16 @@ func (s *scenario) print(format string, args ...any) {
 	}
 }
 
+// maxDelivered is more than any step needs.
+const maxDelivered = 5000
+
 // deliver brings up to count messages that only covers, one at a time.
 func (s *scenario) deliver(count int, only mailRule) {
 	s.rest()
-	for range count {
+	for n := range count {
+		if n == maxDelivered {
+			s.t.Fatalf("%d messages were delivered and there are more: %s", n, describe(s.mail[0]))
+		}
 		i := slices.IndexFunc(s.mail, func(m *raftpb.Message) bool { return only.covers(m) && !covered(s.held, m) })
 		if i < 0 {
 			return
