@@ -56,6 +56,7 @@ type stream struct {
 	current     map[string]*Event // the event that a line like it would continue, by kind and what it is about
 	active      seconds
 	starts      int
+	begun       bool // of the two lines that tell a start, the first was the last
 	starting    bool // the last that it did was to start
 	running     bool // it did more since
 	switches    int  // how often a line's own id was another than that of the line before with one
@@ -270,7 +271,10 @@ func (c *Collector) take(l Line, input string) {
 	}
 	e.stream, e.own = s, own
 	if e.Kind == kindStart {
-		if s.starting {
+		first := strings.Contains(l.Msg, "starting an etcd server") || strings.Contains(l.Msg, "etcd Version: ")
+		second := s.begun && !first // of the same start, however long it takes, and whatever peers say meanwhile
+		s.begun = first
+		if s.starting || second {
 			return
 		}
 		s.starts++
