@@ -21,6 +21,10 @@
 //	parse.go   Load: arguments, environment   values.go the types of flag values
 //	cluster.go --initial-cluster, Verify      help.go   the help text, guesses at what was meant
 //	file.go    the configuration file         lines.go  where in it something is wrong
+//	auth.go    --auth-token                   gates.go  etcd's feature gates
+//	bootstrap.go  discovery, --initial-*      inert.go  flags without effect here
+//	listeners.go  from URLs to sockets        blame.go  Explain: which flag an error is about
+//	complete.go   what a shell may complete
 //
 // Sources: etcd server/embed/config.go, server/etcdmain and pkg/flags (v3.7.3).
 package config

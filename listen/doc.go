@@ -42,6 +42,10 @@
 //	prelude.go   the bound on what comes before a request
 //	limit.go     the bound on connections
 //	memory.go    a listener inside the process
+//	credentials.go  what grpc learns of a connection
+//	gzip.go      unpacking, by turns
+//	expiry.go    certificates that expire
+//	clientvars.go  how a client reaches a port with these certificates
 //
 // Sources: go.etcd.io/etcd/client/pkg/v3/transport for the rules; RFC 9113 for
 // the preface; etcd issue 15402 for what the shared TLS port costs there.

@@ -35,7 +35,7 @@
 // The log's own goroutines: the writer, which owns the end of the log on disk, and one that
 // prepares the next segment.
 //
-// # Files
+// # On disk
 //
 //	META                         whose log this is; its presence says that there is one
 //	LOCK                         held by the process that uses the log
@@ -126,7 +126,7 @@
 //     the whole log while the raft loop waits.
 //   - Writing several segments' tails in parallel: the disk has one queue.
 //
-// # Where things are
+// # Source files
 //
 //	log.go      Log, Options, Append: what the raft loop sees
 //	storage.go  raft.Storage
@@ -138,7 +138,10 @@
 //	source.go   reading a file ahead of the parser
 //	adopt.go    the restart rule
 //	files.go    segments, spares, Compact
+//	read.go     Reader and Hold: entries that are in files alone, for followers
 //	stats.go    how fast the disk syncs
+//	metrics.go  its metrics; errors.go: errors that callers tell apart
+//	invariants.go  the costly asserts
 //	inspect.go  Inspect, for people
 //
 // Sources: Ongaro's thesis, 3.8 and 10.2.1; LevelDB's and Pebble's recyclable log format; etcd's

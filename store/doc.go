@@ -47,7 +47,7 @@
 //
 // Numbers are big-endian. The order of the spaces has no meaning.
 //
-// # Files
+// # On disk
 //
 //	STORE         what this directory is, and the version of its format, in text
 //	incoming/     snapshots being received; removed at Open
@@ -59,6 +59,11 @@
 // Pebble 2.1.7 moves its markers in an order that a power failure can break; marker.go corrects
 // that below Pebble. Pebble panics on a blob file that is missing or damaged at its end; blobs.go
 // turns that into an error.
+//
+// Source files: store.go (Store, Open), batch.go, view.go, keys.go and format.go (reading, writing, the
+// bytes of keys), snapshot.go (received state, and installing it), size.go, reclaim.go, background.go
+// and disk.go (space, garbage, flushes and compactions, operations on files that hang), marker.go and
+// blobs.go (see above), nosync.go, logger.go, metrics.go.
 //
 // What we assume of the disk: a rename, create or link is durable after a sync of the directory;
 // synced bytes stay.

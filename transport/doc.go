@@ -56,6 +56,7 @@
 //	http.go       the serving side                snapshot.go  both sides of a snapshot
 //	door.go       who may send what, and how much probe.go     round trip, clock drift
 //	roundtrip.go  dialling, timeouts, URLs        memory.go    the in-memory twin for tests
+//	version.go    which versions understand us    metrics.go   etcd_network_*
 //
 // Sources: etcd server/etcdserver/api/rafthttp (v3.7.3) for the format, the answers and the texts
 // of the log; xiang90/probing for the probe.

@@ -2,7 +2,7 @@
 // apart; Judge, which asks nobody, makes findings of it.
 //
 // Files: gather.go (asking), cluster.go (what was answered), judge.go (the table of checks), checks_*.go (the checks),
-// tables.go (what is shown beside the findings).
+// tables.go (what is shown beside the findings), network.go (doctor network and doctor clock).
 package live
 
 import (

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"html"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -59,10 +60,10 @@ func (c Chart) SVG() string {
 	wide := max(60+step*len(c.Bars)+20, 420)
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" font-family="sans-serif" font-size="11">`, wide, top+height+below)
-	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/><text x="10" y="20" font-size="13">%s</text>`, html.EscapeString(printable(c.Title)))
+	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/><text x="10" y="20">%s</text>`, html.EscapeString(printable(c.Title)))
 	for i := range 5 { // lines of the scale
 		y := top + height - height*i/4
-		fmt.Fprintf(&b, `<line x1="55" x2="%d" y1="%d" y2="%[2]d" stroke="#ddd"/><text x="50" y="%d" text-anchor="end" fill="#555">%.3g</text>`, wide-10, y, y+4, most*float64(i)/4)
+		fmt.Fprintf(&b, `<line x1="55" x2="%d" y1="%d" y2="%[2]d" stroke="#ddd"/><text x="50" y="%d" text-anchor="end" fill="#555">%s</text>`, wide-10, y, y+4, strconv.FormatFloat(most*float64(i)/4, 'f', -1, 32))
 	}
 	for i, bar := range c.Bars {
 		x, tall := 60+step*i, 0.0

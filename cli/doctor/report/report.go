@@ -2,7 +2,7 @@
 // tables and pictures beside them, as text for a terminal, as JSON for scripts, or as one HTML page that
 // can be sent, with its pictures inside and nothing fetched from elsewhere.
 //
-// Files: report.go (what a report holds, its exit code), text.go, json.go, html.go (its three forms).
+// Files: report.go (what a report holds, its exit code), text.go, json.go, html.go (its three forms), chart.go (bars).
 package report
 
 import (
