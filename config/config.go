@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/tlsutil"
+
 	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/logsink"
 	"github.com/belaydb/belay/node"
@@ -47,74 +49,39 @@ const (
 // Config is one member's configuration. Sizes are bytes. Load and Validate leave no field that must
 // not be empty empty.
 type Config struct {
-	Name    string
-	DataDir string // Load: ${name}.belay, or ${name}.etcd, if not given
-	WALDir  string // of the raft log, if not inside DataDir
+	node.Settings
 
-	ListenPeerURLs      []url.URL
-	ListenClientURLs    []url.URL
-	AdvertisePeerURLs   []url.URL
-	AdvertiseClientURLs []url.URL
-
-	InitialCluster      string // name=url,name=url,...; a name may come again with another URL
-	InitialClusterToken string
 	InitialClusterState string // "new" or "existing"
 	DiscoverySRV        string // --discovery-srv
 	DiscoverySRVName    string
 	Discovery           discovery.Config // of --discovery-endpoints; Token and Endpoints are both set, or neither
-	ForceNewCluster     bool
 
-	HeartbeatInterval   time.Duration // one tick; whole milliseconds
-	ElectionTimeout     time.Duration // whole milliseconds
-	AdvanceTicks        bool          // --initial-election-tick-advance
-	PreVote             bool
-	StrictReconfigCheck bool
-	MaxLearners         int
+	HeartbeatInterval time.Duration // one tick; whole milliseconds
+	ElectionTimeout   time.Duration // whole milliseconds
 
-	SnapshotCount   uint64 // entries between two flushes of the applied state
-	QuotaBytes      int64  // 0: the default of 2 GiB; negative: none
-	StrictAuth      bool   // rights end at once, for streams and JWTs too
-	NoSpaceDisarm   bool   // a NOSPACE alarm that a member raised itself ends when it has room again
+	StrictAuth      bool // rights end at once, for streams and JWTs too
 	MaxRequestBytes uint
 	MaxTxnOps       uint
 
 	CompactionMode      string // --auto-compaction-mode
 	CompactionRetention string // --auto-compaction-retention, as given
 	// CompactionPeriod and CompactionRevisions are what Validate makes of the two; 0: off.
-	CompactionPeriod     time.Duration
-	CompactionRevisions  int64
-	CompactionBatchLimit int           // 0: the default of mvcc
-	CompactionSleep      time.Duration // 0: the default of mvcc
+	CompactionPeriod    time.Duration
+	CompactionRevisions int64
 
 	// Gates are what --feature-gates says. InitialCorruptCheck and CompactHashCheck are what Load
 	// makes of two of them.
-	Gates               Gates
-	InitialCorruptCheck bool          // compare with the peers before serving
-	CorruptCheckTime    time.Duration // between two corruption checks of the leader; 0: none
-	CompactHashCheck    bool          // compare the hashes of compactions
-	DowngradeCheckTime  time.Duration // between two looks of the leader at a downgrade
-	AuthToken           string        // kind and options of tokens
-	BcryptCost          uint
-	AuthTokenTTL        uint // of simple tokens, in seconds
+	Gates            Gates
+	CompactHashCheck bool // compare the hashes of compactions
+	BcryptCost       uint
+	AuthTokenTTL     uint // of simple tokens, in seconds
 
 	CompactHashCheckTime time.Duration // between two such comparisons; above 0
 
-	WatchProgressInterval time.Duration // 0: the default of watch
-	WarningApply          time.Duration // --warning-apply-duration
-	WarningRequest        time.Duration // --warning-unary-request-duration
-
-	MaxConcurrentStreams uint32
-	KeepaliveMinTime     time.Duration
-	KeepaliveInterval    time.Duration // 0: none
-	KeepaliveTimeout     time.Duration
-	RaftReadTimeout      time.Duration // at least 5 s
-	RaftWriteTimeout     time.Duration // at least 5 s
-
-	Listeners
+	Spans
 	Inert
 
-	EnablePprof bool
-	Metrics     string // "basic" or "extensive"
+	Metrics string // "basic" or "extensive"
 
 	Logger         string
 	LogLevel       string
@@ -125,11 +92,6 @@ type Config struct {
 	LogRotationSet string // lumberjack's settings as JSON
 
 	DiskStallHandOver time.Duration // 0: never
-	MaxUnsyncedBytes  int64
-
-	Limits node.Limits
-
-	UnsafeNoFsync bool
 
 	// Explicit holds the names of the flags that were given, by argument, environment or file.
 	Explicit map[string]bool
@@ -147,48 +109,63 @@ func Default() *Config {
 		return urls
 	}
 	return &Config{
-		Listeners:            defaultListeners(),
+		Settings: node.Settings{
+			Cluster: node.Cluster{
+				DowngradeCheckTime:  5 * time.Second,
+				Name:                defaultName,
+				InitialCluster:      defaultName + "=" + defaultPeerURL,
+				InitialClusterToken: "etcd-cluster",
+				StrictReconfigCheck: true,
+				MaxLearners:         1,
+			},
+			Ports: node.Ports{
+				ListenPeerURLs:       mustURLs(defaultPeerURL),
+				ListenClientURLs:     mustURLs(defaultClientURL),
+				AdvertisePeerURLs:    mustURLs(defaultPeerURL),
+				AdvertiseClientURLs:  mustURLs(defaultClientURL),
+				MaxConcurrentStreams: 1<<32 - 1,
+				KeepaliveMinTime:     5 * time.Second,
+				KeepaliveInterval:    2 * time.Hour,
+				KeepaliveTimeout:     20 * time.Second,
+				RaftReadTimeout:      minRaftTimeout,
+				RaftWriteTimeout:     minRaftTimeout,
+				EnableGateway:        true,
+				SelfSignedYears:      1,
+				TLSMinVersion:        string(tlsutil.TLSVersion12),
+				CORS:                 []string{"*"},
+				HostWhitelist:        []string{"*"},
+			},
+			Raft: node.Raft{
+				AdvanceTicks:     true,
+				PreVote:          true,
+				MaxUnsyncedBytes: 512 << 20,
+				SnapshotCount:    10000,
+			},
+			Data: node.Data{
+				NoSpaceDisarm:  true,
+				AuthToken:      "simple",
+				Limits:         node.DefaultLimits(),
+				WarningApply:   100 * time.Millisecond,
+				WarningRequest: 300 * time.Millisecond,
+			},
+		},
+		Spans:                defaultSpans(),
 		Inert:                defaultInert(),
 		Discovery:            discovery.Default(),
 		Gates:                Gates{},
-		DowngradeCheckTime:   5 * time.Second,
-		Name:                 defaultName,
-		ListenPeerURLs:       mustURLs(defaultPeerURL),
-		ListenClientURLs:     mustURLs(defaultClientURL),
-		AdvertisePeerURLs:    mustURLs(defaultPeerURL),
-		AdvertiseClientURLs:  mustURLs(defaultClientURL),
-		InitialCluster:       defaultName + "=" + defaultPeerURL,
-		InitialClusterToken:  "etcd-cluster",
 		InitialClusterState:  "new",
 		HeartbeatInterval:    100 * time.Millisecond,
 		ElectionTimeout:      time.Second,
-		AdvanceTicks:         true,
-		PreVote:              true,
-		StrictReconfigCheck:  true,
 		StrictAuth:           true,
-		NoSpaceDisarm:        true,
-		MaxLearners:          1,
 		CompactHashCheck:     true, // costs a few small questions a minute
 		CompactHashCheckTime: time.Minute,
-		AuthToken:            "simple",
 		BcryptCost:           10,
 		AuthTokenTTL:         300,
 		DiskStallHandOver:    5 * time.Second,
-		MaxUnsyncedBytes:     512 << 20,
-		Limits:               node.DefaultLimits(),
-		SnapshotCount:        10000,
 		MaxRequestBytes:      1536 << 10,
 		MaxTxnOps:            128,
 		CompactionMode:       CompactionPeriodic,
 		CompactionRetention:  "0",
-		WarningApply:         100 * time.Millisecond,
-		WarningRequest:       300 * time.Millisecond,
-		MaxConcurrentStreams: 1<<32 - 1,
-		KeepaliveMinTime:     5 * time.Second,
-		KeepaliveInterval:    2 * time.Hour,
-		KeepaliveTimeout:     20 * time.Second,
-		RaftReadTimeout:      minRaftTimeout,
-		RaftWriteTimeout:     minRaftTimeout,
 		Metrics:              "basic",
 		Logger:               "zap",
 		LogLevel:             "info",

@@ -9,28 +9,10 @@ import (
 	"strings"
 
 	"go.etcd.io/etcd/client/pkg/v3/tlsutil"
-
-	"github.com/belaydb/belay/listen"
 )
 
-// Listeners are the settings for ports, TLS, HTTP and tracing.
-type Listeners struct {
-	ListenClientHTTPURLs []url.URL // if any, the client URLs serve gRPC alone
-	ListenMetricsURLs    []url.URL
-	ReusePort            bool // --socket-reuse-port
-	ReuseAddress         bool // --socket-reuse-address
-	EnableGateway        bool // --enable-grpc-gateway
-
-	ClientTLS, PeerTLS         listen.TLSInfo
-	ClientAutoTLS, PeerAutoTLS bool
-	SelfSignedYears            uint // --self-signed-cert-validity
-	CipherSuites               []string
-	TLSMinVersion              string
-	TLSMaxVersion              string   // empty: Go's
-	CORS                       []string // origins; "*": all
-	CORSSimpleRequests         bool     // also of requests without preflight
-	HostWhitelist              []string // "*": all
-
+// Spans are the settings for tracing.
+type Spans struct {
 	Tracing            bool // --enable-distributed-tracing
 	TracingAddress     string
 	TracingServiceName string
@@ -38,12 +20,8 @@ type Listeners struct {
 	TracingPerMillion  int // --distributed-tracing-sampling-rate
 }
 
-func defaultListeners() Listeners {
-	return Listeners{
-		EnableGateway: true, SelfSignedYears: 1, TLSMinVersion: string(tlsutil.TLSVersion12),
-		CORS: []string{"*"}, HostWhitelist: []string{"*"},
-		TracingAddress: "localhost:4317", TracingServiceName: "etcd",
-	}
+func defaultSpans() Spans {
+	return Spans{TracingAddress: "localhost:4317", TracingServiceName: "etcd"}
 }
 
 const (

@@ -29,7 +29,7 @@ func (n *Node) openData() (err error) {
 	}
 	opening := time.Now()
 	st, err := store.Open(paths.Store, store.Options{
-		FS: n.cfg.FS, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.NoSync, MaxOpenFiles: n.ports.connections.storeFiles,
+		FS: n.cfg.FS, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.UnsafeNoFsync, MaxOpenFiles: n.ports.connections.storeFiles,
 		Failed: n.fail, Corrupt: n.storeCorrupt,
 	})
 	if err != nil {
@@ -47,7 +47,7 @@ func (n *Node) openData() (err error) {
 	n.words.sayStore(st, time.Since(opening))
 	n.kv, err = mvcc.Open(st, mvcc.Options{
 		Logger: n.logger, Metrics: mvcc.NewMetrics(n.registry),
-		CompactionBatchLimit: n.cfg.CompactionBatch, CompactionSleep: n.cfg.CompactionSleep,
+		CompactionBatchLimit: n.cfg.CompactionBatchLimit, CompactionSleep: n.cfg.CompactionSleep,
 	})
 	return err
 }
@@ -84,7 +84,7 @@ func (n *Node) openLog() (err error) {
 		return err
 	}
 	opts := raftlog.Options{
-		FS: fs, MemberID: n.id.Member, ClusterID: n.id.Cluster, LeastGroup: n.parts.LeastGroup(), Logger: n.logger, NoSync: n.cfg.NoSync,
+		FS: fs, MemberID: n.id.Member, ClusterID: n.id.Cluster, LeastGroup: n.parts.LeastGroup(), Logger: n.logger, NoSync: n.cfg.UnsafeNoFsync,
 	}
 	if n.id.Founds() {
 		n.logger.Info("bootstrapping a new cluster",
@@ -126,7 +126,7 @@ func (n *Node) openLog() (err error) {
 		Store: n.store, KV: n.kv, Leases: n.leases, Sink: n.hub,
 		Logger: n.logger, Metrics: state.NewMetrics(n.registry),
 		MemberID: n.id.Member, ClusterID: n.id.Cluster, QuotaBytes: n.cfg.QuotaBytes,
-		WarningApply: n.cfg.SlowApply, MaxAnswerBytes: n.cfg.Limits.MaxAnswer(),
+		WarningApply: n.cfg.WarningApply, MaxAnswerBytes: n.cfg.Limits.MaxAnswer(),
 		OnNoSpace: func() { n.server.OverQuota() }, // it is there before anything is applied
 	})
 	if err != nil {
@@ -145,7 +145,7 @@ func (n *Node) openLog() (err error) {
 		n.logger.Info("the store was flushed ahead of the raft log; the log begins again at the applied index",
 			zap.Uint64("applied-index", index), zap.Uint64("applied-term", term))
 	}
-	if err := n.parts.Bind(n.log, n.cfg.NoSync, n.logger); err != nil {
+	if err := n.parts.Bind(n.log, n.cfg.UnsafeNoFsync, n.logger); err != nil {
 		return err
 	}
 	n.hasState = meta != nil && (index > 0 || lastIndex > 0)

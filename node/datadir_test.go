@@ -44,13 +44,16 @@ func (l *lone) wal() string  { return filepath.Join(l.dir, "wal") }
 func (l *lone) config() Config {
 	peer := url.URL{Scheme: "http", Host: "127.0.0.1:1"}
 	return Config{
-		Name: "a", DataDir: l.data(), WALDir: l.wal(), Logger: zap.NewNop(),
-		ListenPeerURLs: []url.URL{{Scheme: "unix", Path: filepath.Join(l.dir, "peer")}}, AdvertisePeerURLs: []url.URL{peer},
-		ListenClientURLs: []url.URL{{Scheme: "unix", Path: filepath.Join(l.dir, "client")}}, AdvertiseClientURLs: []url.URL{peer},
-		InitialCluster: "a=http://127.0.0.1:1", InitialClusterToken: "t",
-		TickInterval: 10 * time.Millisecond, ElectionTicks: 10, PreVote: true, AdvanceTicks: true,
-		MaxRequestBytes: 1 << 20, MaxTxnOps: 128, MaxLearners: 1, QuotaBytes: 1 << 30,
-		SlowApply: time.Minute, SlowRequest: time.Minute, BcryptCost: 4,
+		Settings: Settings{
+			Cluster: Cluster{Name: "a", DataDir: l.data(), WALDir: l.wal(), InitialCluster: "a=http://127.0.0.1:1", InitialClusterToken: "t", MaxLearners: 1},
+			Ports: Ports{
+				ListenPeerURLs: []url.URL{{Scheme: "unix", Path: filepath.Join(l.dir, "peer")}}, AdvertisePeerURLs: []url.URL{peer},
+				ListenClientURLs: []url.URL{{Scheme: "unix", Path: filepath.Join(l.dir, "client")}}, AdvertiseClientURLs: []url.URL{peer},
+			},
+			Raft: Raft{PreVote: true, AdvanceTicks: true},
+			Data: Data{QuotaBytes: 1 << 30, WarningApply: time.Minute, WarningRequest: time.Minute},
+		},
+		TickInterval: 10 * time.Millisecond, ElectionTicks: 10, MaxRequestBytes: 1 << 20, MaxTxnOps: 128, BcryptCost: 4, Logger: zap.NewNop(),
 	}
 }
 

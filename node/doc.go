@@ -12,6 +12,7 @@
 //	node.go          Start and Stop, and what is wired to what
 //	life.go          how far a member has come
 //	config.go        what it is told
+//	settings.go      those parts of it that flags say
 //	data.go          the store, the log, and what is built on them
 //	serve.go         ports, and what serves them
 //	connections.go   how many connections each kind of port takes

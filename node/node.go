@@ -193,7 +193,7 @@ func (n *Node) assemble() (err error) {
 	n.transport = transport.New(transport.Config{
 		MemberID: n.id.Member, ClusterID: n.id.Cluster, URLs: urlStrings(n.cfg.AdvertisePeerURLs), Version: version.Belay,
 		Logger: n.logger, Metrics: transport.NewMetrics(n.registry), Handler: messages, Source: messages,
-		DialTimeout: time.Second + n.cfg.electionTimeout(), ReadTimeout: n.cfg.PeerReadTimeout, WriteTimeout: n.cfg.PeerWriteTimeout,
+		DialTimeout: time.Second + n.cfg.electionTimeout(), ReadTimeout: n.cfg.RaftReadTimeout, WriteTimeout: n.cfg.RaftWriteTimeout,
 		// What raft takes for sent must find room in the queues.
 		BulkQueueBytes: replica.MaxInflightBytes + 32<<20, QueueMessages: 1 << 17,
 		// A message holds one entry at least, however large, and its buffer is copied as it grows.
@@ -243,10 +243,10 @@ func (n *Node) assemble() (err error) {
 		},
 		Events: n.witness.report, Tokens: n.tokens, BcryptCost: n.cfg.BcryptCost, LaxAuth: n.cfg.LaxAuth,
 		ElectionTimeout: n.cfg.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
-		StrictReconfigCheck: n.cfg.StrictReconfig, MaxLearners: n.cfg.maxLearners(), WarnUnaryRequest: n.cfg.SlowRequest,
+		StrictReconfigCheck: n.cfg.StrictReconfigCheck, MaxLearners: n.cfg.maxLearners(), WarnUnaryRequest: n.cfg.WarningRequest,
 		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
 		EnablePprof: n.cfg.EnablePprof, CORS: n.cfg.CORS, CORSSimpleRequests: n.cfg.CORSSimpleRequests, HostWhitelist: n.cfg.HostWhitelist,
-		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth, Tracing: n.tracing, WatchProgressInterval: n.cfg.ProgressInterval,
+		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth, Tracing: n.tracing, WatchProgressInterval: n.cfg.WatchProgressInterval,
 		Compaction:       n.cfg.AutoCompaction.leaders(),
 		CorruptionChecks: leader.CorruptionChecks{Interval: n.cfg.CorruptCheckTime, CompactionInterval: n.cfg.CompactHashCheckTime},
 	})

@@ -12,10 +12,15 @@ func TestStartWithoutALogger(t *testing.T) {
 	any := []url.URL{{Scheme: "unix", Path: filepath.Join(t.TempDir(), "client")}}
 	peer := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
 	n, err := Start(Config{
-		Name: "default", DataDir: filepath.Join(t.TempDir(), "data"),
-		ListenClientURLs: any, AdvertiseClientURLs: any, ListenPeerURLs: peer, AdvertisePeerURLs: peer,
-		InitialCluster: "default=http://127.0.0.1:0", InitialClusterToken: "start",
-		TickInterval: 10 * time.Millisecond, ElectionTicks: 10, NoSync: true,
+		Settings: Settings{
+			Cluster: Cluster{
+				Name: "default", DataDir: filepath.Join(t.TempDir(), "data"),
+				InitialCluster: "default=http://127.0.0.1:0", InitialClusterToken: "start",
+			},
+			Ports: Ports{ListenClientURLs: any, AdvertiseClientURLs: any, ListenPeerURLs: peer, AdvertisePeerURLs: peer},
+			Raft:  Raft{UnsafeNoFsync: true},
+		},
+		TickInterval: 10 * time.Millisecond, ElectionTicks: 10,
 	})
 	if err != nil {
 		t.Fatal(err)

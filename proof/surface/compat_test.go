@@ -457,10 +457,16 @@ func startMember(t *testing.T) member {
 	m := member{free(), free()}
 	client, peer := []url.URL{{Scheme: "http", Host: m.client}}, []url.URL{{Scheme: "http", Host: m.peer}}
 	n, err := node.Start(node.Config{
-		Name: "default", DataDir: filepath.Join(t.TempDir(), "data"),
-		ListenClientURLs: client, AdvertiseClientURLs: client, ListenPeerURLs: peer, AdvertisePeerURLs: peer,
-		InitialCluster: "default=http://" + m.peer, InitialClusterToken: "docs", EnableGateway: true,
-		TickInterval: 10 * time.Millisecond, ElectionTicks: 10, NoSync: true,
+		Settings: node.Settings{
+			Cluster: node.Cluster{
+				Name: "default", DataDir: filepath.Join(t.TempDir(), "data"), InitialCluster: "default=http://" + m.peer, InitialClusterToken: "docs",
+			},
+			Ports: node.Ports{
+				ListenClientURLs: client, AdvertiseClientURLs: client, ListenPeerURLs: peer, AdvertisePeerURLs: peer, EnableGateway: true,
+			},
+			Raft: node.Raft{UnsafeNoFsync: true},
+		},
+		TickInterval: 10 * time.Millisecond, ElectionTicks: 10,
 		// Some paths are served at log level debug alone.
 		Logger: zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(io.Discard), zap.DebugLevel)),
 	})
