@@ -311,15 +311,22 @@ func ruleGone(c *court) (found []verdict) {
 				evidence: quote([]*Event{start}, 1),
 				do:       []string{"look for the end of the process in the journal of its machine: `journalctl -k | grep -i oom`, `journalctl -u etcd`, and for containers the last state in `kubectl describe pod`"},
 			}
-			if len(closed)+len(refused) > 0 {
+			// Certain if the log goes up to the end of that life: otherwise it may have lost the lines that tell of a stop.
+			if lost := append(slices.Clone(closed), refused...); len(lost) > 0 && c.wrote(m, lost[0].At.Add(-10*time.Minute), lost[0].At.Add(time.Second)) {
 				v.confidence = report.Certain
 				v.evidence = append(v.evidence, "its log holds no signal, no panic and no fatal line before that start")
 				v.evidence = append(v.evidence, quote(append(closed, refused...), 2)...)
 			}
 			found = append(found, v)
+		case len(refused) > 0 && start == nil && c.wrote(m, refused[0].At.Add(time.Second), refused[len(refused)-1].Last.Add(-time.Second)):
+			found = append(found, verdict{
+				id: "link", weight: 70, severity: c.fault(), confidence: report.Possible,
+				what:     "connections to " + m + " were refused while it ran: a firewall that rejects, another address, or its peer listener",
+				evidence: quote(refused, 3), do: []string{"look at firewalls and network policies, and at --listen-peer-urls and --initial-advertise-peer-urls of " + m},
+			})
 		case len(refused) > 0 && (start == nil || !start.At.Before(refused[0].At)):
-			v := verdict{
-				id: "not-running", member: m, weight: 88, severity: c.fault(), confidence: report.Certain,
+			v := verdict{ // a firewall that rejects looks the same from outside
+				id: "not-running", member: m, weight: 88, severity: c.fault(), confidence: report.Likely,
 				what:     "the process of " + m + " was not running: its machine refused connections",
 				evidence: quote(append(refused, closed...), 3),
 				do:       []string{"why it ended is not in these logs: look into the end of its own log and the journal of its machine"},

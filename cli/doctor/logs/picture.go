@@ -104,7 +104,7 @@ func (c *Collector) draw(lanes []string, from, to time.Time) string {
 	} else if step >= 12*time.Hour {
 		form = "01-02 15:04"
 	}
-	for t := from.Truncate(step).Add(step); t.Before(to); t = t.Add(step) {
+	for t := from.Truncate(step).Add(step); x(t) < pictureWidth-35; t = t.Add(step) { // the last label has room
 		fmt.Fprintf(&b, `<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="#ddd"/><text x="%.1f" y="18" text-anchor="middle" fill="#555">%s</text>`, x(t), topSpace-6, x(t), topSpace+laneHeight*len(lanes), x(t), t.UTC().Format(form))
 	}
 	for _, m := range lanes {
