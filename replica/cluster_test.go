@@ -513,6 +513,13 @@ func (m *testMember) restart() {
 	m.start()
 }
 
+// dropping has messages lost of which drop says so. It is called with the cluster's lock.
+func (c *testCluster) dropping(drop func(*raftpb.Message) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.drop = drop
+}
+
 func (c *testCluster) partition(id uint64, on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -111,6 +111,7 @@
 //	evidence.go   what the loop records of itself (package evidence)
 //	metrics.go    etcd's metrics of raft, and Belay's own
 //	logger.go     raft's lines in the log
+//	spare.go      whether the others can do without this member
 //	errors.go     what callers can see
 //
 // testdata/loop holds scenarios of what the loop decides, as text; testdata/disk those of

@@ -159,7 +159,7 @@ func TestRemovedLeaderReads(t *testing.T) {
 		a := c.leader()
 		b := c.others(a)[0]
 		a.mustPut("k", "old")
-		c.drop = func(m *raftpb.Message) bool { return m.GetType() == raftpb.MsgTimeoutNow } // b does not take over
+		c.dropping(func(m *raftpb.Message) bool { return m.GetType() == raftpb.MsgTimeoutNow }) // b does not take over
 		go a.replica().ProposeChange(context.Background(), &command.Change{Type: raftpb.ConfChangeRemoveNode, MemberID: a.id})
 		for len(b.state.ConfState().GetVoters()) > 1 {
 			time.Sleep(10 * time.Millisecond)

@@ -231,7 +231,7 @@ func TestLeaderRemovesItself(t *testing.T) {
 				rest := c.others(leader)
 				var at uint64 // index of the removal
 				lost := true  // nobody takes over, and nobody hears of what comes after the removal, its commit included
-				c.drop = func(m *raftpb.Message) bool {
+				c.dropping(func(m *raftpb.Message) bool {
 					if m.GetFrom() != leader.id {
 						return false
 					}
@@ -243,7 +243,7 @@ func TestLeaderRemovesItself(t *testing.T) {
 						behind = behind || (at > 0 && e.GetIndex() > at)
 					}
 					return lost && (m.GetType() == raftpb.MsgTimeoutNow || behind)
-				}
+				})
 				ctx, stop := context.WithCancel(context.Background())
 				var writing sync.WaitGroup
 				for i := range 4 {
@@ -298,9 +298,9 @@ func TestRemovalIsAnsweredByBeingTold(t *testing.T) {
 		leader := c.leader()
 		gone := c.others(leader)[0]
 		leader.mustPut("k", "v")
-		c.drop = func(m *raftpb.Message) bool {
+		c.dropping(func(m *raftpb.Message) bool {
 			return m.GetTo() == gone.id && m.GetCommit() > 0 && len(m.GetEntries()) == 0 // no commit
-		}
+		})
 		gone.mustChange(removal(gone.id))
 		if !gone.told.Load() {
 			t.Error("answered before another member had said so")
