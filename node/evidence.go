@@ -13,12 +13,15 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/peers"
+	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/state"
 )
 
 const (
@@ -33,7 +36,12 @@ const (
 
 // witness is a member's package evidence: what it records, and what others ask.
 type witness struct {
-	n         *Node
+	cfg       *Config
+	logger    *zap.Logger
+	registry  *prometheus.Registry
+	freeBytes func() (uint64, error)
+	member    // zero before meet
+
 	started   time.Time
 	life      string // of this process
 	ring      *evidence.Ring
@@ -45,8 +53,21 @@ type witness struct {
 	leader    func() uint64
 }
 
-func newWitness(n *Node) *witness {
-	w := &witness{n: n, started: time.Now(), ring: evidence.NewRing(0), leader: func() uint64 { return n.replica.Leader() }}
+// A member is what a witness asks of the parts that are made after it.
+type member struct {
+	self    uint64 // id
+	state   *state.Machine
+	replica *replica.Replica
+	client  *http.Client
+	urls    func(id uint64) []string // of a peer
+}
+
+// meet gives the witness what is made after it. It comes before start, and before anybody asks.
+func (w *witness) meet(m member) { w.member = m }
+
+func newWitness(cfg *Config, logger *zap.Logger, registry *prometheus.Registry, freeBytes func() (uint64, error)) *witness {
+	w := &witness{cfg: cfg, logger: logger, registry: registry, freeBytes: freeBytes, started: time.Now(), ring: evidence.NewRing(0)}
+	w.leader = func() uint64 { return w.replica.Leader() }
 	w.life = strconv.FormatInt(w.started.UnixNano(), 36)
 	w.links = evidence.NewLinks(w.ring, w.ping)
 	return w
@@ -56,11 +77,11 @@ func newWitness(n *Node) *witness {
 // there.
 func (w *witness) keep() {
 	last := evidence.FirstStart
-	if w.n.cfg.FS == datadir.FS() {
+	if w.cfg.FS == datadir.FS() {
 		var err error
-		w.keeper, err = evidence.Keep(w.ring, w.n.cfg.FS.PathJoin(w.n.cfg.DataDir, "member"))
+		w.keeper, err = evidence.Keep(w.ring, w.cfg.FS.PathJoin(w.cfg.DataDir, "member"))
 		if err != nil {
-			w.n.logger.Warn("the record of earlier events cannot be read", zap.Error(err))
+			w.logger.Warn("the record of earlier events cannot be read", zap.Error(err))
 		}
 		last = w.keeper.LastEnd()
 	}
@@ -69,11 +90,11 @@ func (w *witness) keep() {
 
 func (w *witness) start() {
 	w.sampler = evidence.StartSampler(w.ring, evidence.SamplerOptions{
-		LogDropped: w.n.cfg.LogDropped, LogStalled: w.n.cfg.LogStalled, FreeBytes: w.n.freeBytes, MinFreeBytes: minFreeBytes,
+		LogDropped: w.cfg.LogDropped, LogStalled: w.cfg.LogStalled, FreeBytes: w.freeBytes, MinFreeBytes: minFreeBytes,
 	})
 	w.inspector = evidence.NewInspector(evidence.InspectorOptions{
-		Self: w.n.id.Member, Ring: w.ring, Links: w.links, Logger: w.n.logger, Metrics: evidence.NewMetrics(w.n.registry),
-		Members: w.members, Leads: w.n.replica.IsLeader, Collect: w.collect,
+		Self: w.self, Ring: w.ring, Links: w.links, Logger: w.logger, Metrics: evidence.NewMetrics(w.registry),
+		Members: w.members, Leads: w.replica.IsLeader, Collect: w.collect,
 	})
 	w.links.Start()
 	w.inspector.Start()
@@ -93,8 +114,8 @@ func (w *witness) stop() {
 }
 
 func (w *witness) members() map[uint64]string {
-	names := map[uint64]string{w.n.id.Member: w.n.cfg.Name}
-	for _, m := range w.n.state.Members() {
+	names := map[uint64]string{w.self: w.cfg.Name}
+	for _, m := range w.state.Members() {
 		names[m.ID] = m.Name
 	}
 	for _, id := range w.links.Peers() {
@@ -107,9 +128,9 @@ func (w *witness) members() map[uint64]string {
 
 // report is what this member tells, of so long or of all that it keeps.
 func (w *witness) report(within time.Duration) evidence.Report {
-	st := w.n.replica.Status()
+	st := w.replica.Status()
 	r := w.ring.Report(within)
-	r.Member, r.Name = fmt.Sprintf("%x", w.n.id.Member), w.n.cfg.Name
+	r.Member, r.Name = fmt.Sprintf("%x", w.self), w.cfg.Name
 	r.Now, r.Uptime = time.Now().Format("2006-01-02T15:04:05.000Z07:00"), time.Since(w.started).Seconds()
 	r.Term, r.Links = st.Term, w.links.Report()
 	if st.Leader != 0 {
@@ -124,7 +145,7 @@ func (w *witness) report(within time.Duration) evidence.Report {
 // ask sends one question to a member's peer port and decodes the answer.
 func (w *witness) ask(ctx context.Context, id uint64, method, path, body string, answer any) (fresh bool, err error) {
 	q := peers.Question{Method: method, Path: path, Body: []byte(body), MaxAnswer: maxReportBytes}
-	err = peers.Ask(ctx, w.n.transport.Client(), w.n.peerURLs(id), q, func(a peers.Answer) error {
+	err = peers.Ask(ctx, w.client, w.urls(id), q, func(a peers.Answer) error {
 		fresh = a.Fresh
 		if a.Status == http.StatusNotFound || answer == nil || len(a.Body) == 0 {
 			return nil // a member of another kind, or nothing to say

@@ -9,7 +9,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/belaydb/belay/datadir"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/transport"
@@ -17,9 +19,8 @@ import (
 
 // TestLastWordsAndPings speaks to a member's witness as a peer does.
 func TestLastWordsAndPings(t *testing.T) {
-	n := &Node{id: datadir.Identity{Member: 1}}
-	w := newWitness(n)
-	n.witness = w
+	w := newWitness(&Config{}, zap.NewNop(), prometheus.NewRegistry(), nil)
+	w.self = 1
 	w.leader = func() uint64 { return 0xab }
 	w.links.SetPeers([]uint64{0xab})
 	mux := peers.NewMux(nil)
@@ -72,10 +73,15 @@ func TestLastWordsAndPings(t *testing.T) {
 func TestAskAMemberOfAnotherKind(t *testing.T) {
 	s := httptest.NewServer(http.NotFoundHandler())
 	defer s.Close()
-	n := &Node{id: datadir.Identity{Member: 1}, peers: map[uint64][]string{2: {s.URL}}}
-	n.transport = transport.New(transport.Config{MemberID: 1})
-	defer n.transport.Stop()
-	w := newWitness(n)
+	tr := transport.New(transport.Config{MemberID: 1})
+	defer tr.Stop()
+	w := newWitness(&Config{}, zap.NewNop(), prometheus.NewRegistry(), nil)
+	w.meet(member{self: 1, client: tr.Client(), urls: func(id uint64) []string {
+		if id == 2 {
+			return []string{s.URL}
+		}
+		return nil
+	}})
 	report, err := w.collect(t.Context(), 2)
 	if err != nil || len(report.Events) != 0 {
 		t.Errorf("%+v, %v", report, err)

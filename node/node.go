@@ -160,7 +160,7 @@ func newNode(cfg Config) *Node {
 	n.words = announcer{cfg: &n.cfg, logger: n.logger}
 	n.dialing.logger, n.dialing.advertised, n.dialing.fromAdvertised = n.logger, cfg.AdvertisePeerURLs, cfg.MemberLocalAddr
 	n.ports.portsEnv = portsEnv{cfg: &n.cfg, logger: n.logger, counts: n.metrics, serving: n.serving, stopping: n.life.ends, failed: n.fail}
-	n.witness = newWitness(n)
+	n.witness = newWitness(&n.cfg, n.logger, n.registry, n.freeBytes)
 	return n
 }
 
@@ -227,6 +227,7 @@ func (n *Node) assemble() (err error) {
 		return err
 	}
 	messages.replica = n.replica
+	n.witness.meet(member{self: n.id.Member, state: n.state, replica: n.replica, client: n.transport.Client(), urls: n.peerURLs})
 	n.server, err = server.New(server.Config{
 		MemberID: n.id.Member, ClusterID: n.id.Cluster,
 		Name: n.cfg.Name, ClientURLs: urlStrings(n.cfg.AdvertiseClientURLs),
