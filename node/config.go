@@ -88,6 +88,20 @@ func (a AutoCompaction) leaders() leader.AutoCompaction {
 	return leader.AutoCompaction{}
 }
 
+// services are what was chosen about the services.
+func (c *Config) services() server.Settings {
+	return server.Settings{
+		MaxRequestBytes: c.MaxRequestBytes, MaxTxnOps: c.MaxTxnOps, WarnUnaryRequest: c.WarningRequest, Limits: c.Limits,
+		MaxConcurrentStreams: c.MaxConcurrentStreams, WatchProgressInterval: c.WatchProgressInterval,
+		KeepaliveMinTime: c.KeepaliveMinTime, KeepaliveInterval: c.KeepaliveInterval, KeepaliveTimeout: c.KeepaliveTimeout,
+		CORS: c.CORS, CORSSimpleRequests: c.CORSSimpleRequests, HostWhitelist: c.HostWhitelist, EnablePprof: c.EnablePprof,
+		BcryptCost: c.BcryptCost, LaxAuth: c.LaxAuth, StrictReconfigCheck: c.StrictReconfigCheck, MaxLearners: c.maxLearners(),
+		Compaction:        c.AutoCompaction.leaders(),
+		CorruptionChecks:  leader.CorruptionChecks{Interval: c.CorruptCheckTime, CompactionInterval: c.CompactHashCheckTime},
+		DowngradeInterval: c.DowngradeCheckTime, NoSpaceDisarm: c.NoSpaceDisarm,
+	}
+}
+
 func (c *Config) paths() datadir.Paths { return datadir.PathsOf(c.DataDir, c.WALDir) }
 
 // flushEntries is how many entries lie between two flushes of the applied state at

@@ -20,7 +20,6 @@ import (
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/internal/version"
-	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/mvcc"
@@ -231,25 +230,19 @@ func (n *Node) assemble() (err error) {
 	n.server, err = server.New(server.Config{
 		MemberID: n.id.Member, ClusterID: n.id.Cluster,
 		Name: n.cfg.Name, ClientURLs: urlStrings(n.cfg.AdvertiseClientURLs),
-		Version: version.Belay, DataDir: n.cfg.DataDir, WALDir: n.cfg.WALDir, FreeBytes: n.freeBytes, NoSpaceDisarm: n.cfg.NoSpaceDisarm,
-		DowngradeInterval: n.cfg.DowngradeCheckTime,
-		Replica:           n.replica, Peers: n.transport, State: n.state, Store: n.store, KV: n.kv,
-		Leases: n.leases, Hub: n.hub, Admission: admission.New(admission.Options{}),
-		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics, BacklogBytes: n.log.BytesBetween,
-		Metrics:         server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features}),
-		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxTxnOps: n.cfg.MaxTxnOps, Limits: n.cfg.Limits,
-		MaxConcurrentStreams: n.cfg.MaxConcurrentStreams,
+		Version: version.Belay, DataDir: n.cfg.DataDir, WALDir: n.cfg.WALDir,
+		Replica: n.replica, Peers: n.transport, State: n.state, Store: n.store, KV: n.kv,
+		Leases: n.leases, Hub: n.hub, Tokens: n.tokens, Admission: admission.New(admission.Options{}),
+		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics,
+		Metrics: server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features}),
+		Tracing: n.tracing, BacklogBytes: n.log.BytesBetween, FreeBytes: n.freeBytes,
 		ReadyChecks: []server.HealthCheck{
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},
 		},
-		Events: n.witness.report, Tokens: n.tokens, BcryptCost: n.cfg.BcryptCost, LaxAuth: n.cfg.LaxAuth,
+		Events:          n.witness.report,
 		ElectionTimeout: n.cfg.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
-		StrictReconfigCheck: n.cfg.StrictReconfigCheck, MaxLearners: n.cfg.maxLearners(), WarnUnaryRequest: n.cfg.WarningRequest,
-		KeepaliveMinTime: n.cfg.KeepaliveMinTime, KeepaliveInterval: n.cfg.KeepaliveInterval, KeepaliveTimeout: n.cfg.KeepaliveTimeout,
-		EnablePprof: n.cfg.EnablePprof, CORS: n.cfg.CORS, CORSSimpleRequests: n.cfg.CORSSimpleRequests, HostWhitelist: n.cfg.HostWhitelist,
-		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth, Tracing: n.tracing, WatchProgressInterval: n.cfg.WatchProgressInterval,
-		Compaction:       n.cfg.AutoCompaction.leaders(),
-		CorruptionChecks: leader.CorruptionChecks{Interval: n.cfg.CorruptCheckTime, CompactionInterval: n.cfg.CompactHashCheckTime},
+		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth,
+		Settings:       n.cfg.services(),
 	})
 	if err != nil {
 		return err

@@ -265,10 +265,10 @@ func (b *buffers) put(p *proposal) {
 	p.buffer, p.entry.Data = nil, nil
 }
 
-// ProposeAs is Propose for what only the leader of one term may ask for: the revocation of a lease
+// ProposeInTerm is Propose for what only the leader of one term may ask for: the revocation of a lease
 // that it saw expire, say. Unless this member leads in term when raft takes the request it ends
 // with ErrNotLeader and is never applied; it is not held for, nor forwarded to, another leader.
-func (r *Replica) ProposeAs(ctx context.Context, term uint64, req *etcdserverpb.InternalRaftRequest) (command.Result, error) {
+func (r *Replica) ProposeInTerm(ctx context.Context, term uint64, req *etcdserverpb.InternalRaftRequest) (command.Result, error) {
 	id := r.proposer.ids.Next()
 	if req.Header == nil {
 		req.Header = &etcdserverpb.RequestHeader{}

@@ -398,7 +398,7 @@ func (s *scenario) put(m *testMember, key string) {
 func (s *scenario) putInTerm(td *datadriven.TestData) {
 	m, key, term := s.member(td, 0), td.CmdArgs[1].Key, s.id(td, "term")
 	s.begin(m, "put "+key, func() error {
-		_, err := m.replica().ProposeAs(context.Background(), term, putRequest(key, "v"))
+		_, err := m.replica().ProposeInTerm(context.Background(), term, putRequest(key, "v"))
 		return err
 	})
 }

@@ -15,10 +15,16 @@ import (
 // and, unlike in etcd, where a browser's request comes from (origin.go).
 // gRPC does not pass here.
 type accessControl struct {
-	*Server
 	next    http.Handler
 	gateway bool // it is served
-	authOn  func() bool
+	// authOn says whether authentication is enabled, as this member has it: a proposal for each request of the
+	// gateway would make it wait for a leader.
+	authOn         func() bool
+	hosts          []string // Config.HostWhitelist
+	cors           []string // Config.CORS
+	simpleRequests bool     // Config.CORSSimpleRequests
+	clientCertAuth bool
+	logger         *zap.Logger
 }
 
 // certifiedHeader tells the gateway's calls that the client has shown a verified certificate, one without a name; it
@@ -36,12 +42,12 @@ func (a *accessControl) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Header.Del(certifiedHeader)
 	if r.TLS == nil {
-		if host := hostOf(r); !allowed(a.cfg.HostWhitelist, host) {
+		if host := hostOf(r); !allowed(a.hosts, host) {
 			a.logger.Warn("rejecting HTTP request to prevent DNS rebinding attacks", zap.String("host", host))
 			http.Error(w, unknownHost(host), http.StatusMisdirectedRequest)
 			return
 		}
-	} else if a.cfg.ClientCertAuth && a.gateway && strings.HasPrefix(r.URL.Path, "/v3/") && a.authOn() {
+	} else if a.clientCertAuth && a.gateway && strings.HasPrefix(r.URL.Path, "/v3/") && a.authOn() {
 		for _, chain := range r.TLS.VerifiedChains {
 			if len(chain) > 0 && chain[0].Subject.CommonName != "" {
 				http.Error(w, "CommonName of client sending a request against gateway will be ignored and not used as expected", http.StatusBadRequest)
@@ -49,12 +55,12 @@ func (a *accessControl) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	if a.cfg.ClientCertAuth && r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+	if a.clientCertAuth && r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		r.Header.Set(certifiedHeader, "yes")
 	}
-	if allowed(a.cfg.CORS, "*") {
+	if allowed(a.cors, "*") {
 		addCORS(w.Header(), "*")
-	} else if origin := r.Header.Get("Origin"); allowed(a.cfg.CORS, origin) {
+	} else if origin := r.Header.Get("Origin"); allowed(a.cors, origin) {
 		addCORS(w.Header(), origin)
 	}
 	if r.Method == http.MethodOptions {
@@ -98,7 +104,3 @@ To fix this, choose one of the following options:
 This requirement has been added to help prevent "DNS Rebinding" attacks (CVE-2018-5702).
 `, host)
 }
-
-// authOn says whether authentication is enabled, as this member has it: a proposal for each request of the gateway would
-// make it wait for a leader.
-func (s *Server) authOn() bool { return s.state.Policy().Enabled() }

@@ -10,13 +10,21 @@ import (
 	"golang.org/x/crypto/bcrypt"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/auth"
 )
 
 // authService is etcdserverpb.Auth. Everything goes through the log, questions too, as with etcd: the answer is of this
 // moment. Passwords do not: they are hashed or compared here.
 type authService struct {
-	*Server
+	log     *proposals
+	callers *authorizer
+	headers *headers
+	life    *lifetime
+	limits  Limits
+	cost    int              // of passwords' hashes, as bcrypt counts
+	hashing *admission.Turns // of computing them; see acquireHashing
+	logger  *zap.Logger
 	pb.UnsafeAuthServer
 }
 
@@ -25,12 +33,12 @@ func authCall[Resp interface {
 	proto.Message
 	GetHeader() *pb.ResponseHeader
 }](ctx context.Context, a *authService, kind requestKind, req *pb.InternalRaftRequest) (resp Resp, err error) {
-	result, err := a.propose(ctx, kind, req, 64)
+	result, err := a.log.propose(ctx, kind, req, smallRequest)
 	if err != nil {
 		return resp, toGRPC(err)
 	}
 	resp = result.Response.(Resp)
-	a.fill(resp.GetHeader())
+	a.headers.fill(resp.GetHeader())
 	return resp, nil
 }
 
@@ -51,7 +59,7 @@ func (a *authService) AuthDisable(ctx context.Context, r *pb.AuthDisableRequest)
 func (a *authService) Authenticate(ctx context.Context, r *pb.AuthenticateRequest) (*pb.AuthenticateResponse, error) {
 	password := r.Password
 	r.Password = "" // what holds the request later, a log of slow requests say, must not have it
-	if err := a.replica.ReadBarrier(ctx); err != nil {
+	if err := a.callers.barrier(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	for {
@@ -60,15 +68,15 @@ func (a *authService) Authenticate(ctx context.Context, r *pb.AuthenticateReques
 			return nil, toGRPC(err)
 		}
 		req := &pb.InternalRaftRequest{Authenticate: &pb.InternalAuthenticateRequest{Name: r.Name}}
-		if a.cfg.Tokens != nil {
-			req.Authenticate.SimpleToken = a.cfg.Tokens.Prefix()
+		if a.callers.tokens != nil {
+			req.Authenticate.SimpleToken = a.callers.tokens.Prefix()
 		}
 		resp, err := authCall[*pb.AuthenticateResponse](ctx, a, kindAuthenticate, req)
 		if err != nil {
 			return nil, err
 		}
-		if a.state.Policy().Revision() == revision {
-			if t := a.cfg.Tokens; t != nil && !t.Replicated() {
+		if a.callers.rules.Policy().Revision() == revision {
+			if t := a.callers.tokens; t != nil && !t.Replicated() {
 				if resp.Token, err = t.Assign(r.Name, revision, "", 0); err != nil {
 					return nil, toGRPC(err)
 				}
@@ -80,22 +88,36 @@ func (a *authService) Authenticate(ctx context.Context, r *pb.AuthenticateReques
 }
 
 func (a *authService) checkPassword(ctx context.Context, name, password string) (uint64, error) {
-	if !a.state.Policy().Enabled() {
+	if !a.callers.rules.Policy().Enabled() {
 		return 0, auth.ErrAuthNotEnabled
 	}
-	if a.state.Policy().HasPassword(name) { // names that nobody has take no turn from those that somebody has
+	if a.callers.rules.Policy().HasPassword(name) { // names that nobody has take no turn from those that somebody has
 		release, err := a.acquireHashing(ctx, name)
 		if err != nil {
 			return 0, err
 		}
 		defer release()
 	}
-	revision, err := a.state.Policy().CheckPassword(name, password)
+	revision, err := a.callers.rules.Policy().CheckPassword(name, password)
 	if err != nil && !errors.Is(err, auth.ErrAuthNotEnabled) {
 		a.logger.Warn("invalid authentication was requested", zap.String("user", name), zap.Error(err))
 	}
 	return revision, err
 }
+
+// acquireHashing waits for a turn to compute bcrypt, which takes tens of milliseconds of CPU: half of the processors at
+// most do, so that a flood of Authenticate leaves the others to serve. The turns go round by the user's name and the host
+// that asks: a flood of wrong passwords delays the logins of nobody else.
+func (a *authService) acquireHashing(ctx context.Context, user string) (release func(), err error) {
+	ended := a.life.endable(ctx)
+	defer ended.cancel(nil)
+	return a.hashing.Take(ended, user+"\x00"+callerHost(ctx))
+}
+
+const (
+	maxHashingCalls   = 64   // of one user and host, waiting
+	maxHashingClients = 8000 // users and hosts that wait
+)
 
 // maxPasswordBytes is what bcrypt takes.
 const maxPasswordBytes = 72
@@ -106,12 +128,12 @@ func (a *authService) hash(ctx context.Context, password string) (string, error)
 	if len(password) > maxPasswordBytes {
 		return "", bcrypt.ErrPasswordTooLong // whoever asks, as in etcd
 	}
-	if a.authorizeAdmin(ctx) != nil {
+	if a.callers.authorizeAdmin(ctx) != nil {
 		// This member may not know yet what the cluster has agreed on.
-		if err := a.replica.ReadBarrier(ctx); err != nil {
+		if err := a.callers.barrier(ctx); err != nil {
 			return "", err
 		}
-		if err := a.authorizeAdmin(ctx); err != nil {
+		if err := a.callers.authorizeAdmin(ctx); err != nil {
 			return "", err
 		}
 	}
@@ -120,7 +142,7 @@ func (a *authService) hash(ctx context.Context, password string) (string, error)
 		return "", err
 	}
 	defer release()
-	b, err := bcrypt.GenerateFromPassword([]byte(password), a.cfg.BcryptCost)
+	b, err := bcrypt.GenerateFromPassword([]byte(password), a.cost)
 	if err != nil {
 		return "", err
 	}
@@ -128,7 +150,7 @@ func (a *authService) hash(ctx context.Context, password string) (string, error)
 }
 
 func (a *authService) UserAdd(ctx context.Context, r *pb.AuthUserAddRequest) (*pb.AuthUserAddResponse, error) {
-	if err := a.cfg.Limits.checkName(r.Name); err != nil {
+	if err := a.limits.checkName(r.Name); err != nil {
 		return nil, err
 	}
 	if !r.Options.GetNoPassword() {
@@ -176,7 +198,7 @@ func (a *authService) UserRevokeRole(ctx context.Context, r *pb.AuthUserRevokeRo
 }
 
 func (a *authService) RoleAdd(ctx context.Context, r *pb.AuthRoleAddRequest) (*pb.AuthRoleAddResponse, error) {
-	if err := a.cfg.Limits.checkName(r.Name); err != nil {
+	if err := a.limits.checkName(r.Name); err != nil {
 		return nil, err
 	}
 	return authCall[*pb.AuthRoleAddResponse](ctx, a, kindAuthRoleAdd, &pb.InternalRaftRequest{AuthRoleAdd: r})

@@ -69,8 +69,8 @@ const (
 func TestStrangersDoNotHash(t *testing.T) {
 	m := newSafeMember(t, nil)
 	root, alice := m.as("root"), m.as("alice")
-	m.hashing = admission.NewTurns(1, 1, 1)
-	release, err := m.hashing.Take(t.Context(), "somebody")
+	m.Server.auth.hashing = admission.NewTurns(1, 1, 1)
+	release, err := m.Server.auth.hashing.Take(t.Context(), "somebody")
 	must(t, err)
 	calls := map[string]func(context.Context) error{
 		"add": func(ctx context.Context) error {
@@ -99,8 +99,8 @@ func TestStrangersDoNotHash(t *testing.T) {
 // TestLoginsOfOthers: a flood of logins of one user is bounded, and leaves the turns of the others alone.
 func TestLoginsOfOthers(t *testing.T) {
 	m := newSafeMember(t, nil)
-	m.hashing = admission.NewTurns(1, maxHashingCalls, maxHashingClients)
-	release, err := m.hashing.Take(t.Context(), "somebody")
+	m.Server.auth.hashing = admission.NewTurns(1, maxHashingCalls, maxHashingClients)
+	release, err := m.Server.auth.hashing.Take(t.Context(), "somebody")
 	must(t, err)
 	login := func(user, password string) error {
 		_, err := m.auth.Authenticate(t.Context(), &pb.AuthenticateRequest{Name: user, Password: password})
@@ -110,12 +110,12 @@ func TestLoginsOfOthers(t *testing.T) {
 	for range maxHashingCalls {
 		go func() { failed <- login("root", "wrong") }()
 	}
-	until(t, "all wait", func() bool { return m.hashing.Waiting() == maxHashingCalls })
+	until(t, "all wait", func() bool { return m.Server.auth.hashing.Waiting() == maxHashingCalls })
 	checkStatus(t, login("root", "wrong"), codes.ResourceExhausted, admission.ErrTooManyWaiting.Error())
 	checkStatus(t, login("nobody of that name", "wrong"), codes.InvalidArgument, "etcdserver: authentication failed, invalid user ID or password")
 	right := make(chan error, 1)
 	go func() { right <- login("alice", "alice's") }()
-	until(t, "alice waits", func() bool { return m.hashing.Waiting() == maxHashingCalls+1 })
+	until(t, "alice waits", func() bool { return m.Server.auth.hashing.Waiting() == maxHashingCalls+1 })
 	release()
 	must(t, <-right)
 	for range maxHashingCalls {

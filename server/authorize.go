@@ -5,7 +5,6 @@ import (
 	"errors"
 	"strings"
 
-	"github.com/prometheus/client_golang/prometheus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.uber.org/zap"
@@ -15,7 +14,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/auth"
-	"github.com/belaydb/belay/lease"
 )
 
 // Where a call is judged, as in etcd:
@@ -25,21 +23,50 @@ import (
 //   - What this member answers by itself is judged here (permitted), and again after it was read: rules that changed
 //     meanwhile refuse it.
 
+// authorizer judges what this member answers by itself, and says who asks for what goes through
+// the log. Any goroutine.
+type authorizer struct {
+	rules  rules
+	tokens auth.Tokens // nil: there are none
+	// barrier is Replica.ReadBarrier: this member may be the last to know of users, roles and tokens.
+	barrier func(context.Context) error
+	// leaseKeys are the keys of a lease, none if it does not exist.
+	leaseKeys func(id int64) ([][]byte, error)
+
+	clientCertAuth  bool // clients show certificates, and a name in one counts
+	lax             bool // Config.LaxAuth
+	maxRequestBytes int
+	logger          *zap.Logger
+}
+
+// rules are users and roles as this member has applied them; *state.Machine has them.
+type rules interface {
+	Policy() *auth.Policy
+	// PolicyUntil is Policy with a channel that is closed when there is another.
+	PolicyUntil() (*auth.Policy, <-chan struct{})
+	Applied() (index, term uint64)
+	// AlarmRefusal is why an alarm that is active refuses a request; nil: none does.
+	AlarmRefusal(*pb.InternalRaftRequest) error
+}
+
+// enabled says whether authentication is, as this member has it.
+func (a *authorizer) enabled() bool { return a.rules.Policy().Enabled() }
+
 // identity finds out who calls: by a token, else by the name in a certificate that the listener has verified. The zero
 // Identity: nobody said. REQUIRES: p is enabled.
-func (s *Server) identity(ctx context.Context, p *auth.Policy) (auth.Identity, error) {
+func (a *authorizer) identity(ctx context.Context, p *auth.Policy) (auth.Identity, error) {
 	if token, ok := tokenOf(ctx); ok {
-		if who, ok := s.tokenInfo(ctx, token); ok {
+		if who, ok := a.tokenInfo(ctx, token); ok {
 			return who, nil
 		}
-		s.logger.Warn("invalid auth token", zap.String("token-fingerprint", auth.Fingerprint(token)))
+		a.logger.Warn("invalid auth token", zap.String("token-fingerprint", auth.Fingerprint(token)))
 		return auth.Identity{}, auth.ErrInvalidAuthToken
 	}
-	if !s.cfg.ClientCertAuth {
+	if !a.clientCertAuth {
 		return auth.Identity{}, nil
 	}
 	md, _ := metadata.FromIncomingContext(ctx)
-	return s.certificateName(ctx, md, p), nil
+	return a.certificateName(ctx, md, p), nil
 }
 
 // tokenOf is the token that a call carries.
@@ -57,31 +84,31 @@ func tokenOf(ctx context.Context) (token string, ok bool) {
 
 // tokenInfo asks the token provider. A simple token ends with the index of the entry that made it: a member that is not
 // there yet catches up first.
-func (s *Server) tokenInfo(ctx context.Context, token string) (auth.Identity, bool) {
-	if s.cfg.Tokens == nil {
+func (a *authorizer) tokenInfo(ctx context.Context, token string) (auth.Identity, bool) {
+	if a.tokens == nil {
 		return auth.Identity{}, false
 	}
-	if who, ok := s.cfg.Tokens.Info(token, s.state.Policy().Revision()); ok {
+	if who, ok := a.tokens.Info(token, a.rules.Policy().Revision()); ok {
 		return who, true
 	}
 	index, ok := auth.TokenIndex(token)
 	if !ok {
 		return auth.Identity{}, false
 	}
-	if applied, _ := s.state.Applied(); applied >= index {
+	if applied, _ := a.rules.Applied(); applied >= index {
 		return auth.Identity{}, false
 	}
 	// Whoever was given the token was given it after its entry was applied somewhere: a barrier is enough, and a made-up
 	// index cannot make us wait for ever.
-	if err := s.replica.ReadBarrier(ctx); err != nil {
+	if err := a.barrier(ctx); err != nil {
 		return auth.Identity{}, false
 	}
-	return s.cfg.Tokens.Info(token, s.state.Policy().Revision())
+	return a.tokens.Info(token, a.rules.Policy().Revision())
 }
 
 // certificateName takes the user from the client's certificate. Not for what a grpc-gateway passes on: the certificate
 // is the gateway's own then, whoever asked it.
-func (s *Server) certificateName(ctx context.Context, md metadata.MD, p *auth.Policy) auth.Identity {
+func (a *authorizer) certificateName(ctx context.Context, md metadata.MD, p *auth.Policy) auth.Identity {
 	pr, ok := peer.FromContext(ctx)
 	if !ok {
 		return auth.Identity{}
@@ -101,7 +128,7 @@ func (s *Server) certificateName(ctx context.Context, md metadata.MD, p *auth.Po
 		}
 		who := auth.Identity{User: chain[0].Subject.CommonName, Revision: p.Revision()}
 		if len(md["grpcgateway-accept"]) > 0 {
-			s.logger.Warn("ignoring common name in gRPC-gateway proxy request",
+			a.logger.Warn("ignoring common name in gRPC-gateway proxy request",
 				zap.String("common-name", who.User), zap.String("user-name", who.User), zap.Uint64("revision", who.Revision))
 			return auth.Identity{}
 		}
@@ -111,12 +138,12 @@ func (s *Server) certificateName(ctx context.Context, md metadata.MD, p *auth.Po
 }
 
 // headerFor is what the log is to know of the caller; nil while authentication is off.
-func (s *Server) headerFor(ctx context.Context) (*pb.RequestHeader, error) {
-	p := s.state.Policy()
+func (a *authorizer) headerFor(ctx context.Context) (*pb.RequestHeader, error) {
+	p := a.rules.Policy()
 	if !p.Enabled() {
 		return nil, nil
 	}
-	who, err := s.identity(ctx, p)
+	who, err := a.identity(ctx, p)
 	if err != nil {
 		return nil, err
 	}
@@ -124,13 +151,13 @@ func (s *Server) headerFor(ctx context.Context) (*pb.RequestHeader, error) {
 }
 
 // admittedHeader is headerFor for a request that refuse lets through.
-func (s *Server) admittedHeader(ctx context.Context, r *pb.InternalRaftRequest) (*pb.RequestHeader, error) {
+func (a *authorizer) admittedHeader(ctx context.Context, r *pb.InternalRaftRequest) (*pb.RequestHeader, error) {
 	for {
-		header, err := s.headerFor(ctx)
+		header, err := a.headerFor(ctx)
 		if err != nil || header == nil {
 			return nil, err
 		}
-		err = s.refuse(ctx, auth.Identity{User: header.Username, Revision: header.AuthRevision}, r)
+		err = a.refuse(ctx, auth.Identity{User: header.Username, Revision: header.AuthRevision}, r)
 		if err == nil {
 			return header, nil
 		}
@@ -138,7 +165,7 @@ func (s *Server) admittedHeader(ctx context.Context, r *pb.InternalRaftRequest) 
 			return nil, err
 		}
 		// Rules that came meanwhile make nobody's token an old one, unless it says its revision itself.
-		again, againErr := s.headerFor(ctx)
+		again, againErr := a.headerFor(ctx)
 		if againErr != nil || again == nil {
 			return again, againErr
 		}
@@ -154,43 +181,43 @@ func noLeaseKeys(int64) ([][]byte, error) { return nil, nil }
 // refuse gives a request of somebody who may not make it the error that applying it would give: neither strangers nor users
 // without the right shall fill the log of a cluster, and the disks of all its members. What it lets through is judged when it
 // is applied, as ever; who may only not touch a lease is told so there.
-func (s *Server) refuse(ctx context.Context, who auth.Identity, r *pb.InternalRaftRequest) error {
+func (a *authorizer) refuse(ctx context.Context, who auth.Identity, r *pb.InternalRaftRequest) error {
 	byName := auth.NeedsAdmin(r) || r.AuthUserGet != nil || r.AuthRoleGet != nil || r.LeaseRevoke != nil
 	judge := func(p *auth.Policy) error {
 		err := p.Judge(who, r, noLeaseKeys)
 		if err == nil && byName && p.Admin(who) == nil {
-			err = s.current(p, who)
+			err = a.current(p, who)
 		}
 		return err
 	}
 	// A token that says its revision itself is compared with that of the cluster, not of a member that is behind.
-	signed := s.cfg.Tokens != nil && !s.cfg.Tokens.Replicated()
-	if judge(s.state.Policy()) == nil && (s.cfg.LaxAuth || !byName || !signed) {
+	signed := a.tokens != nil && !a.tokens.Replicated()
+	if judge(a.rules.Policy()) == nil && (a.lax || !byName || !signed) {
 		return nil
 	}
 	// That a request is too large is told first, and nobody replicates it.
-	if proto.Size(r) > s.cfg.MaxRequestBytes {
+	if proto.Size(r) > a.maxRequestBytes {
 		return nil
 	}
 	for {
 		// Rules may be others by now, and this member the last to know.
-		if err := s.replica.ReadBarrier(ctx); err != nil {
+		if err := a.barrier(ctx); err != nil {
 			return err
 		}
-		p := s.state.Policy()
-		if err := s.state.AlarmRefusal(r); err != nil { // told first as well
+		p := a.rules.Policy()
+		if err := a.rules.AlarmRefusal(r); err != nil { // told first as well
 			return err
 		}
 		err := judge(p)
-		if s.state.Policy() == p {
+		if a.rules.Policy() == p {
 			return err
 		}
 	}
 }
 
 // rootHeader is headerFor for what the leader asks for itself.
-func (s *Server) rootHeader() *pb.RequestHeader {
-	p := s.state.Policy()
+func (a *authorizer) rootHeader() *pb.RequestHeader {
+	p := a.rules.Policy()
 	if !p.Enabled() {
 		return nil
 	}
@@ -198,39 +225,39 @@ func (s *Server) rootHeader() *pb.RequestHeader {
 }
 
 // allowed lets whom check lets, by the rules of now.
-func (s *Server) allowed(ctx context.Context, check accessCheck) error {
-	_, _, err := s.judge(ctx, check)
+func (a *authorizer) allowed(ctx context.Context, check accessCheck) error {
+	_, _, err := a.judge(ctx, check)
 	return err
 }
 
 // judge is allowed that also tells who asks and by which rules: nobody by rules that are not enabled.
-func (s *Server) judge(ctx context.Context, check accessCheck) (*auth.Policy, auth.Identity, error) {
+func (a *authorizer) judge(ctx context.Context, check accessCheck) (*auth.Policy, auth.Identity, error) {
 	for {
-		p := s.state.Policy()
+		p := a.rules.Policy()
 		if !p.Enabled() {
 			return p, auth.Identity{}, nil
 		}
-		who, err := s.identity(ctx, p)
+		who, err := a.identity(ctx, p)
 		if err != nil {
 			return p, who, err
 		}
 		// Rules that came meanwhile, which the token may have had to wait for, make nobody's token an old one.
-		if s.state.Policy() == p {
+		if a.rules.Policy() == p {
 			return p, who, check(p, who)
 		}
 	}
 }
 
 // permitted runs read for a caller whom check lets. Its result must not be shown if there is an error.
-func (s *Server) permitted(ctx context.Context, check accessCheck, read func() error) error {
-	p, who, err := s.judge(ctx, check)
+func (a *authorizer) permitted(ctx context.Context, check accessCheck, read func() error) error {
+	p, who, err := a.judge(ctx, check)
 	if err != nil {
 		return err
 	}
 	if err := read(); err != nil {
 		return err
 	}
-	now := s.state.Policy()
+	now := a.rules.Policy()
 	if !p.Enabled() && now.Enabled() || p.Enabled() && who.Revision != 0 && now.Revision() != p.Revision() {
 		return auth.ErrAuthOldRevision
 	}
@@ -240,14 +267,14 @@ func (s *Server) permitted(ctx context.Context, check accessCheck, read func() e
 // permittedRead is permitted for what reads keys. It also refuses a token of another revision than this member's, even a
 // later one: a JWT from before the data was taken back to a backup, say. Such a refusal is told before an error of the
 // read. All as in etcd.
-func (s *Server) permittedRead(ctx context.Context, check accessCheck, read func() error) error {
+func (a *authorizer) permittedRead(ctx context.Context, check accessCheck, read func() error) error {
 	var caller auth.Identity
-	return s.permitted(ctx, func(p *auth.Policy, who auth.Identity) error {
+	return a.permitted(ctx, func(p *auth.Policy, who auth.Identity) error {
 		caller = who
 		return check(p, who)
 	}, func() error {
 		err := read()
-		if caller.Revision != 0 && caller.Revision != s.state.Policy().Revision() {
+		if caller.Revision != 0 && caller.Revision != a.rules.Policy().Revision() {
 			return auth.ErrAuthOldRevision
 		}
 		return err
@@ -256,31 +283,31 @@ func (s *Server) permittedRead(ctx context.Context, check accessCheck, read func
 
 func nothing() error { return nil }
 
-// adminCheck lets root alone, and, unless LaxAuth says otherwise, nobody whose token is of an older auth revision: etcd
+// adminCheck lets root alone, and, unless lax says otherwise, nobody whose token is of an older auth revision: etcd
 // looks at the name only, and a JWT of root went on to rule until its end, whatever was changed to stop it.
 //
 // This is judged here, not when an entry is applied: members of other versions judge that by the name.
-func (s *Server) adminCheck(p *auth.Policy, who auth.Identity) error {
+func (a *authorizer) adminCheck(p *auth.Policy, who auth.Identity) error {
 	if err := p.Admin(who); err != nil {
 		return err
 	}
-	return s.current(p, who)
+	return a.current(p, who)
 }
 
 // current is what adminCheck asks beyond the name.
-func (s *Server) current(p *auth.Policy, who auth.Identity) error {
-	if s.cfg.LaxAuth {
+func (a *authorizer) current(p *auth.Policy, who auth.Identity) error {
+	if a.lax {
 		return nil
 	}
 	return p.Current(who)
 }
 
 // authorizeAdmin lets whom adminCheck lets.
-func (s *Server) authorizeAdmin(ctx context.Context) error { return s.allowed(ctx, s.adminCheck) }
+func (a *authorizer) authorizeAdmin(ctx context.Context) error { return a.allowed(ctx, a.adminCheck) }
 
 // authorizeUser lets everybody who says who they are.
-func (s *Server) authorizeUser(ctx context.Context) error {
-	return s.allowed(ctx, knownUser)
+func (a *authorizer) authorizeUser(ctx context.Context) error {
+	return a.allowed(ctx, knownUser)
 }
 
 // knownUser is etcd's rule: a user that a certificate or a token names, even one who has no rights at all.
@@ -291,64 +318,33 @@ func knownUser(p *auth.Policy, who auth.Identity) error {
 	return nil
 }
 
-// leaseKeys are the keys of a lease, none if it does not exist.
-func (s *Server) leaseKeys(id int64) ([][]byte, error) {
-	return s.cfg.Leases.Keys(s.cfg.Store, lease.ID(id))
-}
-
 // writeLease lets who may write all keys of a lease.
-func (s *Server) writeLease(id int64) accessCheck {
+func (a *authorizer) writeLease(id int64) accessCheck {
 	return func(p *auth.Policy, who auth.Identity) error {
 		if err := knownUser(p, who); err != nil {
 			return err
 		}
 		if p.Admin(who) == nil {
-			return s.current(p, who)
+			return a.current(p, who)
 		}
-		return p.WriteLease(who, id, s.leaseKeys)
+		return p.WriteLease(who, id, a.leaseKeys)
 	}
 }
 
 // readLeases lets who may read all keys of the leases.
-func (s *Server) readLeases(ids ...int64) accessCheck {
+func (a *authorizer) readLeases(ids ...int64) accessCheck {
 	return func(p *auth.Policy, who auth.Identity) error {
 		if err := knownUser(p, who); err != nil {
 			return err
 		}
 		if p.Admin(who) == nil {
-			return s.current(p, who)
+			return a.current(p, who)
 		}
 		for _, id := range ids {
-			if err := p.ReadLease(who, id, s.leaseKeys); err != nil {
+			if err := p.ReadLease(who, id, a.leaseKeys); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-}
-
-// acquireHashing waits for a turn to compute bcrypt, which takes tens of milliseconds of CPU: half of the processors at
-// most do, so that a flood of Authenticate leaves the others to serve. The turns go round by the user's name and the host
-// that asks: a flood of wrong passwords delays the logins of nobody else.
-func (s *Server) acquireHashing(ctx context.Context, user string) (release func(), err error) {
-	ended := s.endable(ctx)
-	defer ended.cancel(nil)
-	return s.hashing.Take(ended, user+"\x00"+callerHost(ctx))
-}
-
-const (
-	maxHashingCalls   = 64   // of one user and host, waiting
-	maxHashingClients = 8000 // users and hosts that wait
-)
-
-// authRevisionGauge is etcd_debugging_auth_revision.
-func (m *Metrics) authRevisionGauge() prometheus.GaugeFunc {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Namespace: "etcd_debugging", Subsystem: "auth", Name: "revision", Help: "The current revision of auth store.",
-	}, func() float64 {
-		if revision := m.authRevision.Load(); revision != nil {
-			return (*revision)()
-		}
-		return 0
-	})
 }

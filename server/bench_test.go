@@ -34,6 +34,8 @@ func (answering) Propose(context.Context, *pb.InternalRaftRequest) (command.Resu
 
 func (answering) Term() uint64 { return 2 }
 
+func answers(c *Config, _ *state.Config) { c.Replica = answering{c.Replica.(*solo)} }
+
 type bareKV struct{ pb.UnimplementedKVServer }
 
 func (bareKV) Put(context.Context, *pb.PutRequest) (*pb.PutResponse, error) {
@@ -50,8 +52,7 @@ func BenchmarkPut(b *testing.B) {
 		})
 		for _, n := range []uint32{1, 4, 8, 32} {
 			b.Run(fmt.Sprintf("ours/workers=%d/clients=%d", n, clients), func(b *testing.B) {
-				m := newMember(b, workers(n))
-				m.Server.replica = answering{m.replica}
+				m := newMember(b, workers(n), answers)
 				benchPut(b, clients, m.RegisterGRPC, m.GRPCOptions()...)
 			})
 		}
@@ -113,8 +114,7 @@ func cpuTime(b *testing.B) time.Duration {
 
 // BenchmarkServicePut is the path without grpc's transport.
 func BenchmarkServicePut(b *testing.B) {
-	m := newMember(b)
-	m.Server.replica = answering{m.replica}
+	m := newMember(b, answers)
 	info := &grpc.UnaryServerInfo{FullMethod: "/etcdserverpb.KV/Put"}
 	ctx := metadata.NewIncomingContext(context.Background(), metadata.Pairs(
 		rpctypes.MetadataClientAPIVersionKey, "3.7", ":authority", "127.0.0.1:2379", "content-type", "application/grpc", "user-agent", "grpc-go/1.85.0"))
@@ -124,7 +124,25 @@ func BenchmarkServicePut(b *testing.B) {
 	req := &pb.PutRequest{Key: make([]byte, 32), Value: make([]byte, 256)}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := m.interceptUnary(ctx, req, info, handler); err != nil {
+		if _, err := m.calls.interceptUnary(ctx, req, info, handler); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkServiceRange is that path for a get of one key.
+func BenchmarkServiceRange(b *testing.B) {
+	m := newMember(b)
+	m.put("k", "v")
+	info := &grpc.UnaryServerInfo{FullMethod: "/etcdserverpb.KV/Range"}
+	ctx := metadata.NewIncomingContext(context.Background(), metadata.Pairs(rpctypes.MetadataClientAPIVersionKey, "3.7"))
+	handler := func(ctx context.Context, req any) (any, error) {
+		return m.Server.kv.Range(ctx, req.(*pb.RangeRequest))
+	}
+	req := &pb.RangeRequest{Key: []byte("k")}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := m.calls.interceptUnary(ctx, req, info, handler); err != nil {
 			b.Fatal(err)
 		}
 	}

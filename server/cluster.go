@@ -20,14 +20,39 @@ import (
 
 // clusterService is etcdserverpb.Cluster.
 type clusterService struct {
-	*Server
+	members memberList
+	group   group
+	barrier func(context.Context) error // Replica.ReadBarrier
+	callers *authorizer
+	headers *headers
+	leader  *forwarder
+	// activeSince is Peers.ActiveSince: the zero time for a member that cannot be reached.
+	activeSince func(id uint64) time.Time
+	strict      bool // Config.StrictReconfigCheck
+	maxLearners int
+	timeout     time.Duration // of a change
+	metrics     *Metrics
+	logger      *zap.Logger
 	pb.UnsafeClusterServer
+}
+
+// memberList is who the members are, as this one has applied it; *state.Machine has it.
+type memberList interface {
+	Members() []*command.Member
+	Member(id uint64) *command.Member // nil: it is none
+}
+
+// group is what changes the members; replica.Replica does.
+type group interface {
+	ProposeChange(ctx context.Context, c *command.Change) (command.Result, error)
+	// LearnerReady is nil when a learner has caught up enough to be promoted.
+	LearnerReady(ctx context.Context, id uint64) error
 }
 
 // memberHeader: the headers of this service carry no revision, as with etcd.
 func (c *clusterService) memberHeader() *pb.ResponseHeader {
 	h := &pb.ResponseHeader{}
-	c.fillWithoutRevision(h)
+	c.headers.fillWithoutRevision(h)
 	return h
 }
 
@@ -41,14 +66,14 @@ func protoMembers(members []*command.Member) []*pb.Member {
 
 func (c *clusterService) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
 	if r.Linearizable {
-		if err := c.replica.ReadBarrier(ctx); err != nil {
+		if err := c.barrier(ctx); err != nil {
 			return nil, toGRPC(err)
 		}
 	}
-	if err := c.authorizeUser(ctx); err != nil {
+	if err := c.callers.authorizeUser(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
-	return &pb.MemberListResponse{Header: c.memberHeader(), Members: protoMembers(c.state.Members())}, nil
+	return &pb.MemberListResponse{Header: c.memberHeader(), Members: protoMembers(c.members.Members())}, nil
 }
 
 func (c *clusterService) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
@@ -56,7 +81,7 @@ func (c *clusterService) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) 
 	if err != nil {
 		return nil, rpctypes.ErrGRPCMemberBadURLs
 	}
-	if err := c.authorizeAdmin(ctx); err != nil {
+	if err := c.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	now := time.Now()
@@ -67,7 +92,7 @@ func (c *clusterService) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) 
 	}
 	change := &command.Change{Type: raftpb.ConfChangeAddNode, MemberID: m.ID, Member: m}
 	if m.IsLearner {
-		change.Type, change.MaxLearners = raftpb.ConfChangeAddLearnerNode, c.cfg.MaxLearners
+		change.Type, change.MaxLearners = raftpb.ConfChangeAddLearnerNode, c.maxLearners
 	}
 	members, err := c.configure(ctx, change)
 	if err != nil {
@@ -81,7 +106,7 @@ func (c *clusterService) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) 
 }
 
 func (c *clusterService) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
-	if err := c.authorizeAdmin(ctx); err != nil {
+	if err := c.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	if err := c.mayRemove(r.ID); err != nil {
@@ -98,7 +123,7 @@ func (c *clusterService) MemberRemove(ctx context.Context, r *pb.MemberRemoveReq
 
 // MemberUpdate takes the URLs as they are, as etcd does.
 func (c *clusterService) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
-	if err := c.authorizeAdmin(ctx); err != nil {
+	if err := c.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	members, err := c.configure(ctx, &command.Change{
@@ -111,7 +136,7 @@ func (c *clusterService) MemberUpdate(ctx context.Context, r *pb.MemberUpdateReq
 }
 
 func (c *clusterService) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
-	if err := c.authorizeAdmin(ctx); err != nil {
+	if err := c.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	members, err := c.promote(ctx, r.ID)
@@ -123,11 +148,11 @@ func (c *clusterService) MemberPromote(ctx context.Context, r *pb.MemberPromoteR
 
 // promote makes a learner a voter. Only the leader knows how far it has come.
 func (c *clusterService) promote(ctx context.Context, id uint64) (members []*command.Member, err error) {
-	err = c.atLeader(ctx, func(ctx context.Context) error {
+	err = c.leader.atLeader(ctx, func(ctx context.Context) error {
 		members, err = c.promoteHere(ctx, id)
 		return err
 	}, func(ctx context.Context, peerURL string) error {
-		members, err = c.forwardPromote(ctx, peerURL, id)
+		members, err = c.leader.promote(ctx, peerURL, id)
 		return err
 	})
 	return members, err
@@ -143,18 +168,18 @@ func (c *clusterService) promoteHere(ctx context.Context, id uint64) (members []
 			c.metrics.promoteFailures.WithLabelValues(err.Error()).Inc()
 		}
 	}()
-	if err := c.replica.LearnerReady(ctx, id); err != nil {
+	if err := c.group.LearnerReady(ctx, id); err != nil {
 		if errors.Is(err, replica.ErrMemberNotFound) {
 			return nil, state.ErrMemberNotFound
 		}
 		return nil, err
 	}
-	if c.cfg.StrictReconfigCheck {
+	if c.strict {
 		// The learner counts as started.
 		voters, started := countStarted(c.voters(), 0)
 		if !c.enoughStarted("rejecting member promote; started member will be less than quorum", voters+1, started+1) {
 			c.logger.Warn("rejecting member promote request; not enough healthy members",
-				zap.String("local-member-id", command.IDText(c.cfg.MemberID)),
+				zap.String("local-member-id", command.IDText(c.headers.memberID)),
 				zap.String("requested-member-remove-id", command.IDText(id)), zap.Error(errNotEnoughStartedMembers))
 			return nil, errNotEnoughStartedMembers
 		}
@@ -166,9 +191,9 @@ func (c *clusterService) promoteHere(ctx context.Context, id uint64) (members []
 
 // configure replicates a member change and returns the members after it.
 func (c *clusterService) configure(ctx context.Context, change *command.Change) ([]*command.Member, error) {
-	bounded, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
+	bounded, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	result, err := c.replica.ProposeChange(bounded, change)
+	result, err := c.group.ProposeChange(bounded, change)
 	if err == nil {
 		err = result.Err
 	}
@@ -176,12 +201,12 @@ func (c *clusterService) configure(ctx context.Context, change *command.Change) 
 		return nil, err
 	}
 	c.logger.Info("applied a configuration change through raft",
-		zap.String("local-member-id", command.IDText(c.cfg.MemberID)),
+		zap.String("local-member-id", command.IDText(c.headers.memberID)),
 		zap.String("raft-conf-change", change.Type.String()),
 		zap.String("raft-conf-change-node-id", command.IDText(change.MemberID)))
-	if result.Members == nil && change.MemberID == c.cfg.MemberID {
+	if result.Members == nil && change.MemberID == c.headers.memberID {
 		// Another member has told this one that it was removed, before it could see it itself.
-		result.Members = slices.DeleteFunc(c.state.Members(), func(m *command.Member) bool { return m.ID == change.MemberID })
+		result.Members = slices.DeleteFunc(c.members.Members(), func(m *command.Member) bool { return m.ID == change.MemberID })
 	}
 	return result.Members, nil
 }
@@ -189,7 +214,7 @@ func (c *clusterService) configure(ctx context.Context, change *command.Change) 
 // voters are the members that vote, this one included if it does.
 func (c *clusterService) voters() []*command.Member {
 	var out []*command.Member
-	for _, m := range c.state.Members() {
+	for _, m := range c.members.Members() {
 		if !m.IsLearner {
 			out = append(out, m)
 		}
@@ -217,7 +242,7 @@ func (c *clusterService) enoughStarted(complaint string, voters, started int) bo
 	}
 	c.logger.Warn(complaint,
 		zap.Int("number-of-started-member", started), zap.Int("quorum", command.Quorum(voters)),
-		zap.String("cluster-id", command.IDText(c.cfg.ClusterID)), zap.String("local-member-id", command.IDText(c.cfg.MemberID)))
+		zap.String("cluster-id", command.IDText(c.headers.clusterID)), zap.String("local-member-id", command.IDText(c.headers.memberID)))
 	return false
 }
 
@@ -231,7 +256,7 @@ func (c *clusterService) connected(members []*command.Member) int {
 	since := time.Now().Add(-healthInterval)
 	n := 0
 	for _, m := range members {
-		if m.ID == c.cfg.MemberID {
+		if m.ID == c.headers.memberID {
 			n++
 			continue
 		}
@@ -242,22 +267,15 @@ func (c *clusterService) connected(members []*command.Member) int {
 	return n
 }
 
-func (c *clusterService) activeSince(id uint64) time.Time {
-	if c.cfg.Peers == nil {
-		return time.Time{}
-	}
-	return c.cfg.Peers.ActiveSince(id)
-}
-
 // mayAdd refuses a member whose adding could leave the cluster without a
 // quorum of members that run (--strict-reconfig-check).
 func (c *clusterService) mayAdd(m *command.Member) error {
-	if !c.cfg.StrictReconfigCheck {
+	if !c.strict {
 		return nil
 	}
 	voters := c.voters()
 	reject := func(why string, err error) error {
-		c.logger.Warn(why, zap.String("local-member-id", command.IDText(c.cfg.MemberID)),
+		c.logger.Warn(why, zap.String("local-member-id", command.IDText(c.headers.memberID)),
 			zap.String("requested-member-add", fmt.Sprintf("%+v", *m)), zap.Error(err))
 		return err
 	}
@@ -278,27 +296,27 @@ func (c *clusterService) mayAdd(m *command.Member) error {
 // mayRemove refuses a removal that could leave the rest without a quorum of
 // members that run.
 func (c *clusterService) mayRemove(id uint64) error {
-	if !c.cfg.StrictReconfigCheck {
+	if !c.strict {
 		return nil
 	}
-	if m := c.state.Member(id); m != nil && m.IsLearner {
+	if m := c.members.Member(id); m != nil && m.IsLearner {
 		return nil
 	}
 	voters := c.voters()
 	all, started := countStarted(voters, id)
 	if !c.enoughStarted("rejecting member remove; started member will be less than quorum", all, started) {
 		c.logger.Warn("rejecting member remove request; not enough healthy members",
-			zap.String("local-member-id", command.IDText(c.cfg.MemberID)),
+			zap.String("local-member-id", command.IDText(c.headers.memberID)),
 			zap.String("requested-member-remove-id", command.IDText(id)), zap.Error(errNotEnoughStartedMembers))
 		return errNotEnoughStartedMembers
 	}
 	// A member that is down is no part of the active quorum.
-	if id != c.cfg.MemberID && c.activeSince(id).IsZero() {
+	if id != c.headers.memberID && c.activeSince(id).IsZero() {
 		return nil
 	}
 	if active := c.connected(voters); active-1 < 1+(len(voters)-1)/2 {
 		c.logger.Warn("rejecting member remove request; local member has not been connected to all peers, reconfigure breaks active quorum",
-			zap.String("local-member-id", command.IDText(c.cfg.MemberID)), zap.String("requested-member-remove", command.IDText(id)),
+			zap.String("local-member-id", command.IDText(c.headers.memberID)), zap.String("requested-member-remove", command.IDText(id)),
 			zap.Int("active-peers", active), zap.Error(errUnhealthy))
 		return errUnhealthy
 	}

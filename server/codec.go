@@ -2,6 +2,7 @@ package server
 
 import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 	encodingproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
@@ -48,6 +49,18 @@ func (c *countingCodec) Marshal(v any) (data mem.BufferSlice, err error) {
 	}
 	c.metrics.sentBytes.Add(float64(data.Len()))
 	return data, err
+}
+
+// encode makes of a message what the stream can send without more ado.
+func (c *countingCodec) encode(stream grpc.ServerStream, message any) (any, error) {
+	sent, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(interface{ SendCompress() string })
+	if !ok || sent.SendCompress() != "" && sent.SendCompress() != "identity" {
+		// grpc's own way copies all of it once more, so it is for who wants it compressed.
+		prepared := new(grpc.PreparedMsg)
+		return prepared, prepared.Encode(stream, message)
+	}
+	data, err := c.Marshal(message)
+	return &encodedMessage{data}, err
 }
 
 // written is the memory that add appends size bytes to.

@@ -8,7 +8,8 @@
 //
 //   - Every error reaches the client with etcd's code and text: errors.go has
 //     the one table.
-//   - Every call passes authorize before it does anything.
+//   - What this member answers by itself it shows only to whom the rules of now let see it; what
+//     goes through the log is judged when it is applied, alike on all members (authorize.go).
 //   - A read that is not serializable sees every write acknowledged before it.
 //   - A revision in a header is never newer than what the answer was read at,
 //     for reads, and that of the write, for writes.
@@ -17,10 +18,26 @@
 //   - Nothing that one client does takes unbounded memory: requests, transactions
 //     and chunks of streams are bounded, proposals pass the admission gate.
 //
+// # How it is put together
+//
+// Server makes the parts, gives each what it needs of the others, and starts and ends them. A
+// part has funcs and small interfaces of what it needs, and the flags of its own state; none knows
+// Server. (The answers on the peer port are a second face of the services of leases and members,
+// and know these.) What several services need are parts, too:
+//
+//	proposals   puts requests into the log: admission, Replica.Propose, metrics
+//	authorizer  who calls, and what they may
+//	headers     cluster, member, term and revision of an answer
+//	turns       reading much, a few at a time
+//	forwarder   asking the leader
+//	calls       what every call passes; lifetime: what ends with the member
+//
+// No func or interface of a part may be nil unless its comment says what nil means.
+//
 // # The path of a put
 //
-//	grpc -> countingCodec -> interceptUnary -> kvService.Put: quota, checkPut,
-//	authorize -> propose: admission, Replica.Propose -> fill -> grpc
+//	grpc -> countingCodec -> calls.beginCall -> kvService.Put: quota, checkPut
+//	-> proposals: the caller's header, admission, Replica.Propose -> headers.fill -> grpc
 //
 // Beyond grpc and the replica that is about a microsecond: counters are resolved
 // before the first request, nothing takes a lock, and the clock is read four
@@ -29,23 +46,31 @@
 // # Goroutines
 //
 // All handlers run concurrently. Start runs one loop for each of: publishing
-// this member (publish.go), the tasks of package leader (leading.go), the apply
-// backlog (space.go), streams that want a leader (interceptors.go), a lost quorum
-// (quorum.go), file descriptors (http.go).
+// this member (publish.go), the tasks of package leader, the apply backlog and file
+// descriptors (samples.go), a lost quorum (quorum.go), streams that want a leader
+// (interceptors.go).
 //
 // # Files
 //
-//	server.go        Server, its parts and loops, proposing, headers
-//	interceptors.go  what every call passes; options of the grpc server
-//	grpcmetrics.go   grpc_server_*; metrics.go: all other series; codec.go: bytes
-//	slowlog.go       `request stats`
-//	errors.go        the error table; validate.go: request checks; authorize.go
+//	server.go        Server: parts, services, tasks; config.go: what it is given
+//	lifetime.go      what runs in the background, and contexts that end with the member
+//	proposals.go     requests into the log; headers.go; forward.go: asking the leader
+//	interceptors.go  what every call passes; hotcalls.go: KV's calls without interceptor
+//	codec.go         bytes in and out; wire.go: the messages of puts and gets by hand
+//	authorize.go     who may; rights.go: of streams that stay open
+//	errors.go        the error table; validate.go: request checks; limits.go: bounds of work
+//	turn.go          reading much in turns
 //	kv.go            KV; lease.go: Lease; cluster.go: Cluster; auth.go: Auth
-//	maintenance.go   Maintenance; snapshot.go: its snapshot stream; health.go
-//	watch.go, election.go, lock.go
-//	http.go          /version /health /livez /readyz /metrics /debug
-//	peerhttp.go      the peer port; forward.go: asking it at the leader
-//	leading.go       what package leader needs; publish.go, quorum.go, space.go: other loops
+//	watch.go         Watch; election.go, lock.go: queues
+//	maintenance.go   Maintenance; snapshot.go, defrag.go, hashes.go, quota.go
+//	http.go          /version /health /livez /readyz /metrics /debug; events.go; health.go: grpc's
+//	access.go        what HTTP requests pass; origin.go: whose page sent them
+//	gateway.go       JSON; websocket.go: streams of it
+//	peerhttp.go      what other members are answered
+//	leading.go       what package leader proposes; publish.go
+//	quorum.go        a lost quorum is told; samples.go, descriptors_unix.go, descriptors_other.go
+//	metrics.go       series; grpcmetrics.go: grpc_server_*; emptymetrics.go: etcd's that stay empty
+//	slowlog.go       `request stats`; tracing.go: spans
 //
 // Sources: etcd server/etcdserver/api/{v3rpc,etcdhttp}, v3_server.go and
 // server.go for behaviour; reference surface 1, 2, 6, 7, 10.

@@ -10,7 +10,6 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -226,23 +225,6 @@ func cleanup(ctx context.Context, fn func(context.Context)) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	fn(ctx)
-}
-
-// registerElection adds the service to a grpc server.
-func (s *Server) registerElection(g *grpc.Server) {
-	electionpb.RegisterElectionServer(g, &electionService{queues: s.queues()})
-}
-
-func (s *Server) queues() *queues {
-	return &queues{
-		ops: s.kv, grant: s.lease.LeaseGrant, hub: s.cfg.Hub,
-		header: func(rev int64) *pb.ResponseHeader {
-			h := &pb.ResponseHeader{Revision: rev}
-			s.fill(h)
-			return h
-		},
-		rights: func(ctx context.Context) rights { return s.rightsOf(ctx) },
-	}
 }
 
 // electionService is v3electionpb.Election.

@@ -9,15 +9,15 @@ import (
 // that were made of it (package evidence), as JSON.
 const pathEvents = "/debug/belay/events"
 
-func (s *Server) handleEvents(mux *http.ServeMux) {
-	if s.cfg.Events != nil {
-		mux.HandleFunc(pathEvents, s.serveEvents)
+func (p *pages) handleEvents(mux *http.ServeMux) {
+	if p.events != nil {
+		mux.HandleFunc(pathEvents, p.serveEvents)
 	}
 }
 
 // serveEvents answers with all that is kept, or with that of the last time
 // (?within=90s).
-func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
+func (p *pages) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if !allowMethod(w, r, http.MethodGet) {
 		return
 	}
@@ -30,5 +30,5 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
 		}
 		within = d
 	}
-	writeJSON(w, s.cfg.Events(within))
+	writeJSON(w, p.events(within))
 }

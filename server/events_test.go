@@ -11,13 +11,13 @@ import (
 
 func TestEvents(t *testing.T) {
 	var asked time.Duration
-	s := &Server{}
-	s.cfg.Events = func(within time.Duration) evidence.Report {
+	p := &pages{}
+	p.events = func(within time.Duration) evidence.Report {
 		asked = within
 		return evidence.Report{Name: "m1", Events: []evidence.Told{{Kind: "paused", Ago: 2}}}
 	}
 	mux := http.NewServeMux()
-	s.handleEvents(mux)
+	p.handleEvents(mux)
 	for _, c := range []struct {
 		method, query string
 		code          int

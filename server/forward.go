@@ -30,24 +30,41 @@ import (
 // it does not answer.
 const forwardPause = 50 * time.Millisecond
 
+// forwarder asks the leader.
+type forwarder struct {
+	memberID uint64
+	raft     leadership
+	member   func(id uint64) *command.Member // nil: it is none
+	client   *http.Client                    // nil: other members cannot be reached
+	timeout  time.Duration                   // of a call, all its tries together
+	life     *lifetime
+}
+
+// leadership is who leads; replica.Replica knows.
+type leadership interface {
+	// Status is consistent in itself: leader, term and role are of one moment.
+	Status() replica.Status
+	LeaderChanged() <-chan struct{} // closed at the next change of leader, to or from none included
+}
+
 // atLeader runs here if this member leads, and there with each peer URL of the
 // leader until one answers. Answers are success, and errors that asking
 // another would not change: final says which. It tries again until the request
 // timeout: leaders come and go.
-func (s *Server) atLeader(ctx context.Context, here func(context.Context) error, there func(ctx context.Context, peerURL string) error) error {
-	bounded, cancel := context.WithTimeout(ctx, s.cfg.RequestTimeout)
+func (f *forwarder) atLeader(ctx context.Context, here func(context.Context) error, there func(ctx context.Context, peerURL string) error) error {
+	bounded, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	for {
-		changed := s.replica.LeaderChanged()
-		leader := s.replica.Status().Leader
+		changed := f.raft.LeaderChanged()
+		leader := f.raft.Status().Leader
 		switch {
-		case leader == s.cfg.MemberID:
+		case leader == f.memberID:
 			err := here(bounded)
 			if !errors.Is(err, lease.ErrNotPrimary) && !errors.Is(err, replica.ErrNotLeader) {
 				return forwardError(bounded, err)
 			}
 		case leader != 0:
-			m := s.state.Member(leader)
+			m := f.member(leader)
 			if m == nil {
 				break
 			}
@@ -65,7 +82,7 @@ func (s *Server) atLeader(ctx context.Context, here func(context.Context) error,
 		select {
 		case <-changed:
 		case <-pause.C:
-		case <-s.stopped.Done():
+		case <-f.life.stopped.Done():
 			return replica.ErrStopped
 		case <-bounded.Done():
 			pause.Stop()
@@ -99,8 +116,8 @@ func finalAnswer(err error) bool {
 const maxForwardedBytes = 100 << 20
 
 // post sends a request to a peer URL. The error is nil for any answer.
-func (s *Server) post(ctx context.Context, peerURL, path, contentType string, body []byte, header http.Header) (status int, answer []byte, err error) {
-	if s.cfg.Peers == nil {
+func (f *forwarder) post(ctx context.Context, peerURL, path, contentType string, body []byte, header http.Header) (status int, answer []byte, err error) {
+	if f.client == nil {
 		return 0, nil, errors.New("server: no way to other members")
 	}
 	if header == nil {
@@ -109,17 +126,17 @@ func (s *Server) post(ctx context.Context, peerURL, path, contentType string, bo
 	if contentType != "" {
 		header.Set("Content-Type", contentType)
 	}
-	a, err := peers.At(ctx, s.cfg.Peers.Client(), peerURL,
+	a, err := peers.At(ctx, f.client, peerURL,
 		peers.Question{Method: http.MethodPost, Path: path, Header: header, Body: body, MaxAnswer: maxForwardedBytes})
 	return a.Status, a.Body, err
 }
 
-func (s *Server) forwardRenew(ctx context.Context, peerURL string, id lease.ID) (int64, error) {
+func (f *forwarder) renew(ctx context.Context, peerURL string, id lease.ID) (int64, error) {
 	body, err := proto.Marshal(&pb.LeaseKeepAliveRequest{ID: int64(id)})
 	if err != nil {
 		return 0, err
 	}
-	answer, err := s.postLease(ctx, peerURL, peers.PathLeases, body)
+	answer, err := f.postLease(ctx, peerURL, peers.PathLeases, body)
 	if err != nil {
 		return 0, err
 	}
@@ -133,12 +150,12 @@ func (s *Server) forwardRenew(ctx context.Context, peerURL string, id lease.ID) 
 	return resp.TTL, nil
 }
 
-func (s *Server) forwardTimeToLive(ctx context.Context, peerURL string, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+func (f *forwarder) timeToLive(ctx context.Context, peerURL string, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
 	inner, err := proto.Marshal(&pb.LeaseTimeToLiveRequest{ID: r.ID, Keys: r.Keys})
 	if err != nil {
 		return nil, err
 	}
-	answer, err := s.postLease(ctx, peerURL, peers.PathLeasesInternal, wrapLease(inner))
+	answer, err := f.postLease(ctx, peerURL, peers.PathLeasesInternal, wrapLease(inner))
 	if err != nil {
 		return nil, err
 	}
@@ -155,8 +172,8 @@ func (s *Server) forwardTimeToLive(ctx context.Context, peerURL string, r *pb.Le
 	return resp, nil
 }
 
-func (s *Server) postLease(ctx context.Context, peerURL, path string, body []byte) ([]byte, error) {
-	code, answer, err := s.post(ctx, peerURL, path, "application/protobuf", body, nil)
+func (f *forwarder) postLease(ctx context.Context, peerURL, path string, body []byte) ([]byte, error) {
+	code, answer, err := f.post(ctx, peerURL, path, "application/protobuf", body, nil)
 	switch {
 	case err != nil:
 		return nil, err
@@ -205,7 +222,7 @@ func unwrapLease(b []byte) (inner []byte, err error) {
 	return inner, nil
 }
 
-func (s *Server) forwardPromote(ctx context.Context, peerURL string, id uint64) ([]*command.Member, error) {
+func (f *forwarder) promote(ctx context.Context, peerURL string, id uint64) ([]*command.Member, error) {
 	header := http.Header{}
 	for _, key := range []string{rpctypes.TokenFieldNameGRPC, rpctypes.TokenFieldNameSwagger} {
 		if v := metadata.ValueFromIncomingContext(ctx, key); len(v) > 0 {
@@ -213,7 +230,7 @@ func (s *Server) forwardPromote(ctx context.Context, peerURL string, id uint64) 
 			break
 		}
 	}
-	code, answer, err := s.post(ctx, peerURL, fmt.Sprintf("%s%d", peers.PathPromote, id), "", nil, header)
+	code, answer, err := f.post(ctx, peerURL, fmt.Sprintf("%s%d", peers.PathPromote, id), "", nil, header)
 	text := string(answer)
 	switch {
 	case err != nil:

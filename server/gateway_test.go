@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
@@ -97,7 +98,6 @@ func (letters) Read(p []byte) (int, error) {
 
 // What the gateway is told of a client's certificate is never the client's own word.
 func TestCertifiedHeader(t *testing.T) {
-	m := newMember(t)
 	nameless := &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{}}}}
 	for _, c := range []struct {
 		name     string
@@ -108,9 +108,8 @@ func TestCertifiedHeader(t *testing.T) {
 		{"plain", true, nil, ""}, {"TLS without a certificate", true, &tls.ConnectionState{}, ""},
 		{"certificates do not count", false, nameless, ""}, {"a certificate", true, nameless, "yes"},
 	} {
-		m.cfg.ClientCertAuth = c.certAuth
 		var got []string
-		a := &accessControl{Server: m.Server, gateway: true, authOn: func() bool { return true },
+		a := &accessControl{gateway: true, authOn: func() bool { return true }, clientCertAuth: c.certAuth, logger: zap.NewNop(),
 			next: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.Header.Values(certifiedHeader) })}
 		r := httptest.NewRequest(http.MethodPost, "/v3/kv/range", nil)
 		r.TLS = c.state
@@ -127,7 +126,6 @@ func TestCertifiedHeader(t *testing.T) {
 }
 
 func TestAccessControl(t *testing.T) {
-	m := newMember(t)
 	named := &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{Subject: pkix.Name{CommonName: "root"}}}}}
 	nameless := &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{}}}}
 	for _, c := range []struct {
@@ -158,8 +156,8 @@ func TestAccessControl(t *testing.T) {
 		{name: "no gateway", certAuth: true, noGateway: true, state: named, path: "/v3/kv/range", host: "h", code: 204, allowOrigin: "*"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m.cfg.HostWhitelist, m.cfg.CORS, m.cfg.ClientCertAuth = c.hosts, c.cors, c.certAuth
-			a := &accessControl{Server: m.Server, gateway: !c.noGateway, authOn: func() bool { return !c.authOff },
+			a := &accessControl{gateway: !c.noGateway, authOn: func() bool { return !c.authOff },
+				hosts: c.hosts, cors: c.cors, clientCertAuth: c.certAuth, logger: zap.NewNop(),
 				next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					if strings.HasPrefix(r.URL.Path, "/v3beta/") {
 						t.Error("the old path came through")
@@ -185,7 +183,11 @@ func TestAccessControl(t *testing.T) {
 // no browser, or comes from where it goes to, notices nothing.
 func TestPagesOfOtherOrigins(t *testing.T) {
 	m := newMember(t)
-	server := m.gateway()
+	h, err := m.HTTPHandler(m.conn)
+	must(t, err)
+	access := h.(*accessControl)
+	server := httptest.NewServer(access)
+	t.Cleanup(server.Close)
 	host := strings.TrimPrefix(server.URL, "http://")
 	const evil = "http://evil.example"
 	json, form, text := "application/json", "application/x-www-form-urlencoded", "text/plain;charset=UTF-8"
@@ -223,8 +225,8 @@ func TestPagesOfOtherOrigins(t *testing.T) {
 		{"own page behind a proxy with another name", []string{"http://a"}, false, text, "https://ui.example", "same-origin", 200, 101},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m.cfg.CORS, m.cfg.CORSSimpleRequests = c.cors, c.lax
-			before := m.kvStore.Revision()
+			access.cors, access.simpleRequests = c.cors, c.lax
+			before := m.cfg.KV.Revision()
 			send := func(method, body string, header map[string]string) *http.Response {
 				r, err := http.NewRequest(method, server.URL+"/v3/kv/put", strings.NewReader(body))
 				must(t, err)
@@ -251,7 +253,7 @@ func TestPagesOfOtherOrigins(t *testing.T) {
 			if resp.StatusCode != c.post {
 				t.Errorf("POST: %s %s", resp.Status, body)
 			}
-			if wrote := m.kvStore.Revision() > before; wrote != (c.post == 200) {
+			if wrote := m.cfg.KV.Revision() > before; wrote != (c.post == 200) {
 				t.Errorf("written: %v", wrote)
 			}
 			if c.post != 200 && !strings.Contains(string(body), "--cors-simple-requests") {
@@ -270,10 +272,10 @@ func TestPagesOfOtherOrigins(t *testing.T) {
 // With --strict-auth=false rights end as in etcd.
 func TestLaxAuth(t *testing.T) {
 	m, token := newSigningMember(t)
-	m.cfg.LaxAuth = true
+	m.callers.lax = true
 	alice := m.watchAs(m.as("alice"))
 	alice.created("b", "")
-	old := token("root", m.state.Policy().Revision())
+	old := token("root", m.cfg.State.Policy().Revision())
 	must(t, deleteUser(m.as("root"), m.auth))
 	must(t, unrelated(old, m.auth))
 	_, err := m.maintenance.HashKV(old, &pb.HashKVRequest{})

@@ -9,12 +9,9 @@ import (
 
 // registerHealth serves grpc.health.v1: the service "" serves from the start
 // on. It never stops serving for a defragmentation, since none blocks here.
-func (s *Server) registerHealth(g *grpc.Server) {
-	healthpb.RegisterHealthServer(g, s.health)
-	s.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-	s.logger.Info("grpc service status changed",
+func registerHealth(g *grpc.Server, h *health.Server, logger *zap.Logger) {
+	healthpb.RegisterHealthServer(g, h)
+	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	logger.Info("grpc service status changed",
 		zap.String("service", ""), zap.String("status", healthpb.HealthCheckResponse_SERVING.String()))
 }
-
-// Health is the grpc health service, for a node that shuts down.
-func (s *Server) Health() *health.Server { return s.health }

@@ -15,33 +15,33 @@ import (
 // call, and, which weighs more, their stack frames: a goroutine that waits for
 // its request and then for its result now does so within the 4 KiB that it
 // begins with. Growing the stack was 6 % of the CPU of a put.
-func (s *Server) registerKV(g *grpc.Server) {
+func registerKV(g *grpc.Server, c *calls, kv *kvService) {
 	desc := pb.KV_ServiceDesc
 	desc.Methods = nil
 	desc.Streams = append(slices.Clip(desc.Streams),
-		readingStream(s, "Range", s.kv.rangeInTurn),
-		unaryStream(s, "Put", s.kv.Put),
-		unaryStream(s, "DeleteRange", s.kv.DeleteRange),
-		readingStream(s, "Txn", s.kv.txnInTurn),
-		unaryStream(s, "Compact", s.kv.Compact),
+		readingStream(c, kv.turns, "Range", kv.rangeInTurn),
+		unaryStream(c, "Put", kv.Put),
+		unaryStream(c, "DeleteRange", kv.DeleteRange),
+		readingStream(c, kv.turns, "Txn", kv.txnInTurn),
+		unaryStream(c, "Compact", kv.Compact),
 	)
-	g.RegisterService(&desc, s.kv)
+	g.RegisterService(&desc, kv)
 }
 
-func unaryStream[Req, Resp any](s *Server, name string, call func(context.Context, *Req) (*Resp, error)) grpc.StreamDesc {
+func unaryStream[Req, Resp any](c *calls, name string, call func(context.Context, *Req) (*Resp, error)) grpc.StreamDesc {
 	method := "/" + pb.KV_ServiceDesc.ServiceName + "/" + name
-	m := s.metrics.grpc.method(method, "unary")
-	call = traced(s, call)
+	m := c.metrics.grpc.method(method, "unary")
+	call = traced(c.spans, call)
 	// Before and after the wait in functions of their own, so that what they
 	// need of the stack is not held meanwhile.
 	answer := func(ctx context.Context, req *Req) (*Resp, error) {
 		start := time.Now()
-		err := s.beginCall(ctx, m, method, req)
+		err := c.beginCall(ctx, m, method, req)
 		var resp *Resp
 		if err == nil {
 			resp, err = call(ctx, req)
 		}
-		s.endCall(ctx, m, method, req, resp, err, start)
+		c.endCall(ctx, m, method, req, resp, err, start)
 		return resp, err
 	}
 	return grpc.StreamDesc{
@@ -62,17 +62,17 @@ func unaryStream[Req, Resp any](s *Server, name string, call func(context.Contex
 
 // readingStream is unaryStream for a call that may read much. What it does then
 // is done in turns, encoding the answer too; sending it is not.
-func readingStream[Req, Resp any](s *Server, name string, call func(*turn, *Req) (*Resp, error)) grpc.StreamDesc {
+func readingStream[Req, Resp any](c *calls, ts *turns, name string, call func(*turn, *Req) (*Resp, error)) grpc.StreamDesc {
 	method := "/" + pb.KV_ServiceDesc.ServiceName + "/" + name
-	m := s.metrics.grpc.method(method, "unary")
+	m := c.metrics.grpc.method(method, "unary")
 	type incoming struct {
 		req  Req
 		turn turn
 	}
-	if s.cfg.Tracing != nil {
+	if c.spans != nil {
 		untraced := call
 		call = func(t *turn, req *Req) (*Resp, error) {
-			ctx, end := s.startSpan(t.Context, req)
+			ctx, end := c.spans.start(t.Context, req)
 			defer end()
 			t.Context = ctx
 			return untraced(t, req)
@@ -81,12 +81,12 @@ func readingStream[Req, Resp any](s *Server, name string, call func(*turn, *Req)
 	answer := func(in *incoming) (*Resp, error) {
 		start := time.Now()
 		ctx := in.turn.Context
-		err := s.beginCall(ctx, m, method, &in.req)
+		err := c.beginCall(ctx, m, method, &in.req)
 		var resp *Resp
 		if err == nil {
 			resp, err = call(&in.turn, &in.req)
 		}
-		s.endCall(ctx, m, method, &in.req, resp, err, start)
+		c.endCall(ctx, m, method, &in.req, resp, err, start)
 		return resp, err
 	}
 	return grpc.StreamDesc{
@@ -96,7 +96,7 @@ func readingStream[Req, Resp any](s *Server, name string, call func(*turn, *Req)
 			if err := stream.RecvMsg(&in.req); err != nil {
 				return err
 			}
-			in.turn.Context, in.turn.s = stream.Context(), s
+			in.turn.Context, in.turn.turns = stream.Context(), ts
 			resp, err := answer(in)
 			if in.turn.release == nil {
 				if err != nil {
@@ -104,7 +104,7 @@ func readingStream[Req, Resp any](s *Server, name string, call func(*turn, *Req)
 				}
 				return stream.SendMsg(resp)
 			}
-			return s.sendInTurn(&in.turn, stream, resp, err)
+			return c.codec.sendInTurn(&in.turn, stream, resp, err)
 		},
 	}
 }
@@ -112,27 +112,15 @@ func readingStream[Req, Resp any](s *Server, name string, call func(*turn, *Req)
 // sendInTurn encodes an answer and gives the turn back before it is sent.
 //
 //go:noinline
-func (s *Server) sendInTurn(t *turn, stream grpc.ServerStream, resp any, err error) error {
+func (c *countingCodec) sendInTurn(t *turn, stream grpc.ServerStream, resp any, err error) error {
 	defer t.end() // after a panic, too
 	if err != nil {
 		return err
 	}
-	encoded, err := s.encode(stream, resp)
+	encoded, err := c.encode(stream, resp)
 	if err != nil {
 		return err
 	}
 	t.end()
 	return stream.SendMsg(encoded)
-}
-
-// encode makes of a message what the stream can send without more ado.
-func (s *Server) encode(stream grpc.ServerStream, message any) (any, error) {
-	c, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(interface{ SendCompress() string })
-	if !ok || c.SendCompress() != "" && c.SendCompress() != "identity" {
-		// grpc's own way copies all of it once more, so it is for who wants it compressed.
-		prepared := new(grpc.PreparedMsg)
-		return prepared, prepared.Encode(stream, message)
-	}
-	data, err := s.codec.Marshal(message)
-	return &encodedMessage{data}, err
 }

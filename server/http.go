@@ -11,42 +11,61 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coreos/go-semver/semver"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
 	"golang.org/x/net/trace"
-	"google.golang.org/grpc"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/peers"
+	"github.com/belaydb/belay/replica"
 )
 
-// HTTPHandler serves the client port's HTTP: versions, health, metrics,
-// profiles, and the JSON gateway if there is a connection for it to call this
-// member's gRPC server on.
-func (s *Server) HTTPHandler(gateway *grpc.ClientConn) (http.Handler, error) {
-	mux := http.NewServeMux()
-	s.handleMetricsAndHealth(mux)
-	mux.HandleFunc(peers.PathVersion, s.serveVersion)
-	mux.HandleFunc("/debug/vars", s.serveVars)
-	if s.cfg.EnablePprof || s.debug {
+// pages are HTTP's: versions, health, metrics and debugging, on the ports of clients and of metrics.
+type pages struct {
+	memberID uint64
+	state    seen
+	versions *memberVersions
+	status   func() replica.Status
+	// probe reads what is not there, as a client would; it shows nothing.
+	probe  func(ctx context.Context, serializable bool) error
+	events func(within time.Duration) evidence.Report // nil: there is no such page
+
+	gatherer       prometheus.Gatherer   // nil: no metrics
+	registerer     prometheus.Registerer // of the metrics page's own series; nil: it has none
+	readyChecks    []HealthCheck         // besides etcd's
+	requestTimeout time.Duration
+	profiles       bool // they are served
+	debug          bool // debug logging is on: traces of calls are served, too
+	metrics        *Metrics
+	logger         *zap.Logger
+}
+
+// seen is what health depends on; *state.Machine has it.
+type seen interface {
+	Alarms() []*pb.AlarmMember
+	AlarmActive(pb.AlarmType) bool
+	IsLearner(id uint64) bool
+}
+
+// register registers all pages.
+func (p *pages) register(mux *http.ServeMux) {
+	p.handleMetricsAndHealth(mux)
+	mux.HandleFunc(peers.PathVersion, p.serveVersion)
+	mux.HandleFunc("/debug/vars", p.serveVars)
+	if p.profiles || p.debug {
 		handleProfiles(mux)
 	}
-	if s.debug {
+	if p.debug {
 		mux.HandleFunc("/debug/requests", func(w http.ResponseWriter, r *http.Request) { trace.Render(w, r, true) })
 		mux.HandleFunc("/debug/events", func(w http.ResponseWriter, r *http.Request) { trace.RenderEvents(w, r, true) })
 	}
-	if gateway != nil {
-		g, err := newGateway(gateway, s.cfg.MaxRequestBytes)
-		if err != nil {
-			return nil, err
-		}
-		mux.Handle("/v3/", newWebsocketProxy(g, s.logger, jsonOverhead*int64(s.cfg.MaxRequestBytes+recvOverheadBytes), s.stopped))
-	}
-	return &accessControl{Server: s, next: mux, gateway: gateway != nil, authOn: s.authOn}, nil
 }
 
 func handleProfiles(mux *http.ServeMux) {
@@ -64,32 +83,25 @@ func handleProfiles(mux *http.ServeMux) {
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 }
 
-// MetricsHandler is what --listen-metrics-urls serve: metrics and health alone.
-func (s *Server) MetricsHandler() http.Handler {
-	mux := http.NewServeMux()
-	s.handleMetricsAndHealth(mux)
-	return mux
-}
-
-func (s *Server) handleMetricsAndHealth(mux *http.ServeMux) {
-	if s.cfg.Gatherer != nil {
-		h := promhttp.HandlerFor(s.cfg.Gatherer, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
-		if s.cfg.Registerer != nil {
-			h = promhttp.InstrumentMetricHandler(s.cfg.Registerer, h)
+func (p *pages) handleMetricsAndHealth(mux *http.ServeMux) {
+	if p.gatherer != nil {
+		h := promhttp.HandlerFor(p.gatherer, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
+		if p.registerer != nil {
+			h = promhttp.InstrumentMetricHandler(p.registerer, h)
 		}
 		mux.Handle("/metrics", h)
 	}
-	mux.HandleFunc("/health", s.serveHealth)
-	s.handleEvents(mux)
-	s.handleChecks(mux, "livez", []HealthCheck{
-		{"serializable_read", s.checkRead(true)},
+	mux.HandleFunc("/health", p.serveHealth)
+	p.handleEvents(mux)
+	p.handleChecks(mux, "livez", []HealthCheck{
+		{"serializable_read", p.serializableRead},
 	})
-	s.handleChecks(mux, "readyz", append([]HealthCheck{
-		{"data_corruption", s.checkCorruption},
-		{"serializable_read", s.checkRead(true)},
-		{"linearizable_read", s.checkRead(false)},
-		{"non_learner", s.checkLearner},
-	}, s.cfg.ReadyChecks...))
+	p.handleChecks(mux, "readyz", append([]HealthCheck{
+		{"data_corruption", p.checkCorruption},
+		{"serializable_read", p.serializableRead},
+		{"linearizable_read", p.linearizableRead},
+		{"non_learner", p.checkLearner},
+	}, p.readyChecks...))
 }
 
 // allowMethod answers 405 and says false to any other method.
@@ -102,22 +114,38 @@ func allowMethod(w http.ResponseWriter, r *http.Request, method string) bool {
 	return false
 }
 
-func (s *Server) versions() leader.Versions {
-	v := leader.Versions{Server: version.Etcd, Cluster: "not_decided", Storage: "unknown", Belay: s.cfg.Version}
-	if cluster := s.state.ClusterVersion(); cluster != nil {
-		v.Cluster = cluster.String()
-	}
-	if storage := s.storageVersion(); storage != nil {
-		v.Storage = storage.String()
-	}
-	return v
+// memberVersions are the versions that this member tells.
+type memberVersions struct {
+	belay   string
+	cluster func() *semver.Version // nil: not decided yet
 }
 
-func (s *Server) serveVersion(w http.ResponseWriter, r *http.Request) {
+func (v *memberVersions) all() leader.Versions {
+	out := leader.Versions{Server: version.Etcd, Cluster: "not_decided", Storage: "unknown", Belay: v.belay}
+	if cluster := v.cluster(); cluster != nil {
+		out.Cluster = cluster.String()
+	}
+	if storage := v.storage(); storage != nil {
+		out.Storage = storage.String()
+	}
+	return out
+}
+
+// storage is the schema that etcd would have on disk at this cluster
+// version, nil as long as that is unknown.
+func (v *memberVersions) storage() *semver.Version {
+	c := v.cluster()
+	if c == nil || c.LessThan(semver.Version{Major: 3, Minor: 6}) {
+		return nil
+	}
+	return &semver.Version{Major: c.Major, Minor: c.Minor}
+}
+
+func (p *pages) serveVersion(w http.ResponseWriter, r *http.Request) {
 	if !allowMethod(w, r, http.MethodGet) {
 		return
 	}
-	writeJSON(w, s.versions())
+	writeJSON(w, p.versions.all())
 }
 
 func writeJSON(w http.ResponseWriter, v any) {
@@ -132,11 +160,11 @@ func writeJSON(w http.ResponseWriter, v any) {
 
 // serveVars is expvar's page without its global registry: the same variables in
 // the same order and layout.
-func (s *Server) serveVars(w http.ResponseWriter, r *http.Request) {
+func (p *pages) serveVars(w http.ResponseWriter, r *http.Request) {
 	if !allowMethod(w, r, http.MethodGet) {
 		return
 	}
-	st := s.replica.Status()
+	st := p.status()
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
@@ -171,36 +199,36 @@ type healthAnswer struct {
 }
 
 // serveHealth is etcd's /health. Its body is JSON, its content type text.
-func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {
+func (p *pages) serveHealth(w http.ResponseWriter, r *http.Request) {
 	if !allowMethod(w, r, http.MethodGet) {
-		s.logger.Warn("/health error", zap.Int("status-code", http.StatusMethodNotAllowed))
+		p.logger.Warn("/health error", zap.Int("status-code", http.StatusMethodNotAllowed))
 		return
 	}
 	answer := healthAnswer{Health: "true"}
-	if answer.Reason = s.unhealthy(r); answer.Reason != "" {
+	if answer.Reason = p.unhealthy(r); answer.Reason != "" {
 		answer.Health = "false"
 	}
 	body, _ := json.Marshal(answer) // two strings always have a JSON form
 	if answer.Reason != "" {
-		s.metrics.healthFailures.Inc()
+		p.metrics.healthFailures.Inc()
 		http.Error(w, string(body), http.StatusServiceUnavailable)
-		s.logger.Warn("/health error", zap.String("output", string(body)), zap.Int("status-code", http.StatusServiceUnavailable))
+		p.logger.Warn("/health error", zap.String("output", string(body)), zap.Int("status-code", http.StatusServiceUnavailable))
 		return
 	}
-	s.metrics.healthSuccess.Inc()
+	p.metrics.healthSuccess.Inc()
 	_, _ = w.Write(body)
-	s.logger.Debug("/health OK", zap.Int("status-code", http.StatusOK))
+	p.logger.Debug("/health OK", zap.Int("status-code", http.StatusOK))
 }
 
 // unhealthy gives the reason, or "" for a healthy member.
-func (s *Server) unhealthy(r *http.Request) string {
+func (p *pages) unhealthy(r *http.Request) string {
 	excluded := querySet(r, "exclude")
-	for _, a := range s.state.Alarms() {
+	for _, a := range p.state.Alarms() {
 		if excluded[a.Alarm.String()] {
-			s.logger.Debug("/health excluded alarm", zap.String("alarm", a.String()))
+			p.logger.Debug("/health excluded alarm", zap.String("alarm", a.String()))
 			continue
 		}
-		s.logger.Warn("serving /health false due to an alarm", zap.String("alarm", a.String()))
+		p.logger.Warn("serving /health false due to an alarm", zap.String("alarm", a.String()))
 		switch a.Alarm {
 		case pb.AlarmType_NOSPACE, pb.AlarmType_CORRUPT:
 			return "ALARM " + a.Alarm.String()
@@ -208,14 +236,14 @@ func (s *Server) unhealthy(r *http.Request) string {
 		return "ALARM UNKNOWN"
 	}
 	serializable := r.URL.Query().Get("serializable") == "true"
-	if !serializable && s.replica.Leader() == 0 {
-		s.logger.Warn("serving /health false; no leader")
+	if !serializable && p.status().Leader == 0 {
+		p.logger.Warn("serving /health false; no leader")
 		return "RAFT NO LEADER"
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.RequestTimeout)
+	ctx, cancel := context.WithTimeout(r.Context(), p.requestTimeout)
 	defer cancel()
-	if err := s.checkRead(serializable)(ctx); err != nil {
-		s.logger.Warn("serving /health false; Range fails", zap.Error(err))
+	if err := p.probe(ctx, serializable); err != nil {
+		p.logger.Warn("serving /health false; Range fails", zap.Error(err))
 		return fmt.Sprintf("RANGE ERROR:%s", err)
 	}
 	return ""
@@ -238,31 +266,25 @@ type HealthCheck struct {
 	Check func(context.Context) error
 }
 
-func (s *Server) checkCorruption(context.Context) error {
-	if s.state.AlarmActive(pb.AlarmType_CORRUPT) {
+func (p *pages) checkCorruption(context.Context) error {
+	if p.state.AlarmActive(pb.AlarmType_CORRUPT) {
 		return fmt.Errorf("alarm activated: %s", pb.AlarmType_CORRUPT)
 	}
 	return nil
 }
 
-func (s *Server) checkRead(serializable bool) func(context.Context) error {
-	return func(ctx context.Context) error {
-		t := s.newTurn(ctx)
-		defer t.end()
-		_, err := s.kv.rangeLocal(t, &pb.RangeRequest{Key: []byte{0}, KeysOnly: true, Limit: 1, Serializable: serializable}, nil)
-		return err
-	}
-}
+func (p *pages) serializableRead(ctx context.Context) error { return p.probe(ctx, true) }
+func (p *pages) linearizableRead(ctx context.Context) error { return p.probe(ctx, false) }
 
-func (s *Server) checkLearner(context.Context) error {
-	if s.isLearner() {
+func (p *pages) checkLearner(context.Context) error {
+	if p.state.IsLearner(p.memberID) {
 		return fmt.Errorf("not supported for learner")
 	}
 	return nil
 }
 
 // handleChecks serves all checks at /kind and each at /kind/name.
-func (s *Server) handleChecks(mux *http.ServeMux, kind string, checks []HealthCheck) {
+func (p *pages) handleChecks(mux *http.ServeMux, kind string, checks []HealthCheck) {
 	mux.HandleFunc("/"+kind, func(w http.ResponseWriter, r *http.Request) {
 		excluded := querySet(r, "exclude")
 		var run []HealthCheck
@@ -278,20 +300,20 @@ func (s *Server) handleChecks(mux *http.ServeMux, kind string, checks []HealthCh
 			for name := range excluded {
 				missing = append(missing, fmt.Sprintf("%q", name))
 			}
-			s.logger.Warn("some health checks cannot be excluded", zap.String("missing-health-checks", strings.Join(missing, ",")))
+			p.logger.Warn("some health checks cannot be excluded", zap.String("missing-health-checks", strings.Join(missing, ",")))
 		}
-		s.serveChecks(w, r, kind, run)
+		p.serveChecks(w, r, kind, run)
 	})
 	for _, c := range checks {
 		mux.HandleFunc("/"+kind+"/"+c.Name, func(w http.ResponseWriter, r *http.Request) {
-			s.serveChecks(w, r, kind, []HealthCheck{c})
+			p.serveChecks(w, r, kind, []HealthCheck{c})
 		})
 	}
 }
 
-func (s *Server) serveChecks(w http.ResponseWriter, r *http.Request, kind string, checks []HealthCheck) {
+func (p *pages) serveChecks(w http.ResponseWriter, r *http.Request, kind string, checks []HealthCheck) {
 	if !allowMethod(w, r, http.MethodGet) {
-		s.logger.Warn("Health request error", zap.String("path", r.URL.Path), zap.Int("status-code", http.StatusMethodNotAllowed))
+		p.logger.Warn("Health request error", zap.String("path", r.URL.Path), zap.Int("status-code", http.StatusMethodNotAllowed))
 		return
 	}
 	var lines strings.Builder
@@ -304,12 +326,12 @@ func (s *Server) serveChecks(w http.ResponseWriter, r *http.Request, kind string
 		} else {
 			fmt.Fprintf(&lines, "[+]%s ok\n", c.Name)
 		}
-		s.metrics.healthcheck.WithLabelValues(kind, c.Name).Set(value)
-		s.metrics.healthchecks.WithLabelValues(kind, c.Name, status).Inc()
+		p.metrics.healthcheck.WithLabelValues(kind, c.Name).Set(value)
+		p.metrics.healthchecks.WithLabelValues(kind, c.Name, status).Inc()
 	}
 	if failed {
 		http.Error(w, lines.String(), http.StatusServiceUnavailable)
-		s.logger.Error("Health check error", zap.String("path", r.URL.Path), zap.String("reason", lines.String()),
+		p.logger.Error("Health check error", zap.String("path", r.URL.Path), zap.String("reason", lines.String()),
 			zap.Int("status-code", http.StatusServiceUnavailable))
 		return
 	}
@@ -319,32 +341,5 @@ func (s *Server) serveChecks(w http.ResponseWriter, r *http.Request, kind string
 		fmt.Fprint(w, lines.String())
 	}
 	fmt.Fprint(w, "ok\n")
-	s.logger.Debug("Health check OK", zap.String("path", r.URL.Path), zap.Int("status-code", http.StatusOK))
-}
-
-// DescriptorLimit is how many file descriptors the process may have; 0 where the
-// system does not tell.
-func DescriptorLimit() uint64 {
-	_, limit := descriptors()
-	return limit
-}
-
-// watchDescriptors keeps os_fd_used and os_fd_limit, every ten minutes as etcd:
-// counting costs a directory listing.
-func (s *Server) watchDescriptors(ctx context.Context) {
-	tick := time.NewTicker(10 * time.Minute)
-	defer tick.Stop()
-	for {
-		used, limit := descriptors()
-		s.metrics.fdUsed.Set(float64(used))
-		s.metrics.fdLimit.Set(float64(limit))
-		if limit > 0 && used >= limit/5*4 {
-			s.logger.Warn("80% of file descriptors are used", zap.Uint64("used", used), zap.Uint64("limit", limit))
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
+	p.logger.Debug("Health check OK", zap.String("path", r.URL.Path), zap.Int("status-code", http.StatusOK))
 }

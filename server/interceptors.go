@@ -3,39 +3,52 @@ package server
 import (
 	"context"
 	"errors"
-	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
+	"github.com/coreos/go-semver/semver"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
-// GRPCOptions are the options that a grpc.Server for RegisterGRPC must be made
-// with. Credentials are the caller's to add.
-func (s *Server) GRPCOptions() []grpc.ServerOption {
-	opts := []grpc.ServerOption{
-		grpc.ForceServerCodecV2(s.codec),
-		grpc.UnaryInterceptor(s.interceptUnary),
-		grpc.StreamInterceptor(s.interceptStream),
-		grpc.MaxRecvMsgSize(s.cfg.MaxRequestBytes + recvOverheadBytes),
-		grpc.MaxSendMsgSize(math.MaxInt32),
-		grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrentStreams),
-		grpc.NumStreamWorkers(s.cfg.StreamWorkers),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: s.cfg.KeepaliveMinTime, PermitWithoutStream: false}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepaliveInterval, Timeout: s.cfg.KeepaliveTimeout}),
+// calls is what every call of gRPC passes.
+type calls struct {
+	leader         func() uint64          // 0: none known
+	clusterVersion func() *semver.Version // nil: not decided yet
+	isLearner      func() bool            // this member is one
+	spans          *callSpans             // nil: none
+	codec          *countingCodec
+	life           *lifetime
+	requestTimeout time.Duration
+	// electionTimeout: streams that want a leader end when there has been none for leaderlessElections of them.
+	electionTimeout time.Duration
+	warnAfter       time.Duration // what takes longer is logged
+	debug           bool          // debug logging is on: every request is logged
+	metrics         *Metrics
+	logger          *zap.Logger
+
+	versionKnown atomic.Bool   // the cluster version was seen once: it never goes away again
+	streams      leaderStreams // that want a leader
+}
+
+// capable says whether requests may be served: the cluster has agreed on a
+// version.
+func (c *calls) capable() bool {
+	if c.versionKnown.Load() {
+		return true
 	}
-	if s.cfg.Tracing != nil {
-		opts = append(opts, s.cfg.Tracing.Option)
+	if c.clusterVersion() == nil {
+		return false
 	}
-	return opts
+	c.versionKnown.Store(true)
+	return true
 }
 
 // maxHeaderBytes is what the headers of one call may take when they are unpacked. grpc's own limit is 16 MiB, which
@@ -49,36 +62,36 @@ const recvOverheadBytes = 512 << 10
 // interceptUnary is the one interceptor of unary calls: a chain of separate
 // ones (etcd has three or four) costs a closure and an allocation each. The
 // calls of KV do the same without an interceptor; see registerKV.
-func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	m := s.metrics.grpc.method(info.FullMethod, "unary")
+func (c *calls) interceptUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	m := c.metrics.grpc.method(info.FullMethod, "unary")
 	start := time.Now()
 
 	var resp any
-	err := s.beginCall(ctx, m, info.FullMethod, req)
-	if s.cfg.Tracing != nil {
-		traced, end := s.startSpan(ctx, req)
+	err := c.beginCall(ctx, m, info.FullMethod, req)
+	if c.spans != nil {
+		traced, end := c.spans.start(ctx, req)
 		defer end()
 		ctx = traced
 	}
 	if err == nil && m.mayWait {
-		ended := s.endable(ctx)
+		ended := c.life.endable(ctx)
 		resp, err = handler(ended, req)
 		ended.cancel(nil)
 	} else if err == nil {
 		resp, err = handler(ctx, req)
 	}
-	s.endCall(ctx, m, info.FullMethod, req, resp, err, start)
+	c.endCall(ctx, m, info.FullMethod, req, resp, err, start)
 	return resp, err
 }
 
 // beginCall counts a unary call and refuses it if no handler should see it.
 //
 //go:noinline
-func (s *Server) beginCall(ctx context.Context, m *methodMetrics, method string, req any) error {
+func (c *calls) beginCall(ctx context.Context, m *methodMetrics, method string, req any) error {
 	m.started.Inc()
 	m.received.Inc()
-	err := s.mayCall(ctx, req, method, &s.metrics.unaryVersions)
-	if err == nil && requiresLeader(ctx) && s.replica.Leader() == 0 {
+	err := c.mayCall(ctx, req, method, &c.metrics.unaryVersions)
+	if err == nil && requiresLeader(ctx) && c.leader() == 0 {
 		err = rpctypes.ErrGRPCNoLeader
 	}
 	return err
@@ -87,26 +100,26 @@ func (s *Server) beginCall(ctx context.Context, m *methodMetrics, method string,
 // endCall counts the end of a unary call, and logs it if it was slow.
 //
 //go:noinline
-func (s *Server) endCall(ctx context.Context, m *methodMetrics, method string, req, resp any, err error, start time.Time) {
+func (c *calls) endCall(ctx context.Context, m *methodMetrics, method string, req, resp any, err error, start time.Time) {
 	m.sent.Inc()
-	m.handledWith(s.metrics.grpc, codeOf(err)).Inc()
+	m.handledWith(c.metrics.grpc, codeOf(err)).Inc()
 	took := time.Since(start)
 	if m.seconds != nil {
 		m.seconds.Observe(took.Seconds())
 	}
-	if took > s.cfg.WarnUnaryRequest || s.debug {
-		s.logRequestStats(ctx, method, req, resp, start, took)
+	if took > c.warnAfter || c.debug {
+		c.logRequestStats(ctx, method, req, resp, start, took)
 	}
 }
 
 // mayCall refuses what no handler should see: calls before the cluster's
 // version is known, most calls on a learner, a client version that is not
 // text. It counts the request by that version.
-func (s *Server) mayCall(ctx context.Context, req any, method string, versions *versionCounters) error {
-	if !s.capable() && !s.becameCapable(ctx) {
+func (c *calls) mayCall(ctx context.Context, req any, method string, versions *versionCounters) error {
+	if !c.capable() && !c.becameCapable(ctx) {
 		return rpctypes.ErrGRPCNotCapable
 	}
-	if s.isLearner() && !allowedOnLearner(req, method) {
+	if c.isLearner() && !allowedOnLearner(req, method) {
 		return rpctypes.ErrGRPCNotSupportedForLearner
 	}
 	version := unknownVersion
@@ -124,20 +137,20 @@ func (s *Server) mayCall(ctx context.Context, req any, method string, versions *
 // time, until the cluster's version is decided: up to RequestTimeout. A client
 // that is as fast as the member would have its first calls refused otherwise,
 // with an error that nobody retries; etcd does not answer connections so early.
-func (s *Server) becameCapable(ctx context.Context) bool {
+func (c *calls) becameCapable(ctx context.Context) bool {
 	const interval = 5 * time.Millisecond // of looking; nobody tells of it
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	deadline := time.NewTimer(s.cfg.RequestTimeout)
+	deadline := time.NewTimer(c.requestTimeout)
 	defer deadline.Stop()
-	for !s.capable() {
+	for !c.capable() {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
 			return false
 		case <-ctx.Done():
 			return false
-		case <-s.stopped.Done():
+		case <-c.life.stopped.Done():
 			return false
 		}
 	}
@@ -177,24 +190,24 @@ func codeOf(err error) codes.Code {
 }
 
 // interceptStream is interceptUnary for streams.
-func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	m := s.metrics.grpc.method(info.FullMethod, streamKind(info.IsClientStream, info.IsServerStream))
+func (c *calls) interceptStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	m := c.metrics.grpc.method(info.FullMethod, streamKind(info.IsClientStream, info.IsServerStream))
 	m.started.Inc()
 	start := time.Now()
 
-	err := s.mayCall(stream.Context(), nil, info.FullMethod, &s.metrics.streamVersions)
+	err := c.mayCall(stream.Context(), nil, info.FullMethod, &c.metrics.streamVersions)
 	if err == nil {
-		ctx := s.endable(stream.Context())
+		ctx := c.life.endable(stream.Context())
 		counted := &countedStream{ServerStream: stream, method: m, ctx: ctx}
 		if requiresLeader(ctx) {
-			err = s.withLeader(ctx, func() error { return handler(srv, counted) })
+			err = c.withLeader(ctx, func() error { return handler(srv, counted) })
 		} else {
 			err = handler(srv, counted)
 		}
 		ctx.cancel(nil)
 	}
 
-	m.handledWith(s.metrics.grpc, codeOf(err)).Inc()
+	m.handledWith(c.metrics.grpc, codeOf(err)).Inc()
 	if m.seconds != nil {
 		m.seconds.Observe(time.Since(start).Seconds())
 	}
@@ -226,32 +239,6 @@ func (c *countedStream) RecvMsg(m any) error {
 	return err
 }
 
-// endableContext is the context of a call that may last: the server ends it,
-// and then its Err is the reason, so that a handler that returns ctx.Err()
-// answers it.
-type endableContext struct {
-	context.Context
-	cancel context.CancelCauseFunc
-}
-
-// endable makes a context that ends when the server stops. Its cancel must be
-// called.
-func (s *Server) endable(ctx context.Context) *endableContext {
-	inner, cancel := context.WithCancelCause(ctx)
-	forget := context.AfterFunc(s.stopped, func() { cancel(rpctypes.ErrGRPCStopped) })
-	return &endableContext{Context: inner, cancel: func(cause error) { forget(); cancel(cause) }}
-}
-
-func (c *endableContext) Err() error {
-	if c.Context.Err() == nil {
-		return nil
-	}
-	if cause := context.Cause(c.Context); cause == rpctypes.ErrGRPCNoLeader || cause == rpctypes.ErrGRPCStopped {
-		return cause
-	}
-	return c.Context.Err()
-}
-
 // leaderStreams are the open streams that want a leader: they are ended with
 // `no leader` once there has been none for long. New calls are refused at
 // once; a stream costs more to set up again, so it is given three election
@@ -263,11 +250,11 @@ type leaderStreams struct {
 
 const leaderlessElections = 3
 
-func (s *Server) withLeader(ctx *endableContext, call func() error) error {
-	if s.replica.Leader() == 0 {
+func (c *calls) withLeader(ctx *endableContext, call func() error) error {
+	if c.leader() == 0 {
 		return rpctypes.ErrGRPCNoLeader
 	}
-	ls := &s.leaderStreams
+	ls := &c.streams
 	ls.mu.Lock()
 	ls.open[ctx] = struct{}{}
 	ls.mu.Unlock()
@@ -289,8 +276,8 @@ func (ls *leaderStreams) cancelAll() {
 }
 
 // watchLeader runs until ctx ends.
-func (s *Server) watchLeader(ctx context.Context) {
-	tick := time.NewTicker(s.cfg.ElectionTimeout)
+func (c *calls) watchLeader(ctx context.Context) {
+	tick := time.NewTicker(c.electionTimeout)
 	defer tick.Stop()
 	without := 0
 	for {
@@ -299,12 +286,12 @@ func (s *Server) watchLeader(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if s.replica.Leader() != 0 {
+		if c.leader() != 0 {
 			without = 0
 			continue
 		}
 		if without++; without >= leaderlessElections {
-			s.leaderStreams.cancelAll()
+			c.streams.cancelAll()
 		}
 	}
 }

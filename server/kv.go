@@ -20,12 +20,32 @@ import (
 
 // kvService is etcdserverpb.KV.
 type kvService struct {
-	*Server
+	kv      *mvcc.Store
+	barrier func(context.Context) error // Replica.ReadBarrier
+	log     *proposals
+	callers *authorizer
+	headers *headers
+	quota   *quota
+	turns   *turns
+	codec   *countingCodec
+	slow    slowReads
+	// Bounds of requests, with their defaults set.
+	limits          Limits
+	maxTxnOps       int
+	maxRequestBytes int
+	life            *lifetime
+	metrics         *Metrics
 	pb.UnsafeKVServer
 }
 
+// slowReads warns of reads that took long; *state.Machine does, as it does of what it applies.
+type slowReads interface {
+	WarnSlowRange(took, waited time.Duration, r *pb.RangeRequest, resp *pb.RangeResponse, err error)
+	WarnSlowTxn(took, waited time.Duration, r *pb.TxnRequest, resp *pb.TxnResponse, err error)
+}
+
 func (k *kvService) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
-	t := k.newTurn(ctx)
+	t := k.turns.newTurn(ctx)
 	defer t.end()
 	return k.rangeInTurn(t, r)
 }
@@ -35,47 +55,63 @@ func (k *kvService) rangeInTurn(t *turn, r *pb.RangeRequest) (*pb.RangeResponse,
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
-	resp, err := k.rangeLocal(t, r, func(p *auth.Policy, who auth.Identity) error { return p.Read(who, r.Key, r.RangeEnd) })
+	resp, err := k.rangeLocal(t, r, theCaller)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	k.fill(resp.Header)
+	k.headers.fill(resp.Header)
 	return resp, nil
 }
 
+// reader is for whom a range is read.
+type reader int
+
+const (
+	theCaller reader = iota // of the request, who must have the right to read it
+	theMember               // a health check, which shows nothing of what is read
+)
+
 // rangeLocal reads, after a read barrier unless the request is serializable.
-// The health checks use it too, with no check: they show nothing of what is read.
-func (k *kvService) rangeLocal(t *turn, r *pb.RangeRequest, check func(*auth.Policy, auth.Identity) error) (resp *pb.RangeResponse, err error) {
+func (k *kvService) rangeLocal(t *turn, r *pb.RangeRequest, to reader) (resp *pb.RangeResponse, err error) {
 	start := time.Now()
 	if !r.Serializable {
-		err = k.replica.ReadBarrier(t.Context)
+		err = k.barrier(t.Context)
 	}
 	if err == nil {
 		read := time.Now()
 		get := func() (err error) {
-			if keys, ok := estimator(k.kvStore.Estimate).ofRange(r); ok {
+			if keys, ok := estimator(k.kv.Estimate).ofRange(r); ok {
 				if err := t.expect(keys); err != nil {
 					return err
 				}
 			}
-			resp, err = state.RangeWithin(t, k.kvStore, r, k.cfg.Limits.AnswerBytes)
+			resp, err = state.RangeWithin(t, k.kv, r, k.limits.AnswerBytes)
 			return err
 		}
-		if check == nil {
+		switch {
+		case to == theMember:
 			err = get()
-		} else if !k.state.Policy().Enabled() {
-			if err = get(); err == nil && k.state.Policy().Enabled() {
+		case !k.callers.enabled():
+			if err = get(); err == nil && k.callers.enabled() {
 				err = auth.ErrAuthOldRevision
 			}
-		} else {
-			err = k.permittedRead(t.Context, check, get)
+		default:
+			err = k.callers.permittedRead(t.Context, readCheck(r.Key, r.RangeEnd), get)
 		}
 		k.metrics.observeRange(err == nil, time.Since(read).Seconds())
 	}
 	took := time.Since(start)
 	k.metrics.observeRequest(kindRange, err == nil, took.Seconds())
-	k.state.WarnSlowRange(took, t.waited, r, resp, err)
+	k.slow.WarnSlowRange(took, t.waited, r, resp, err)
 	return resp, err
+}
+
+// probe reads as a health check does.
+func (k *kvService) probe(ctx context.Context, serializable bool) error {
+	t := k.turns.newTurn(ctx)
+	defer t.end()
+	_, err := k.rangeLocal(t, &pb.RangeRequest{Key: []byte{0}, KeysOnly: true, Limit: 1, Serializable: serializable}, theMember)
+	return err
 }
 
 func (k *kvService) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
@@ -83,12 +119,12 @@ func (k *kvService) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse,
 	if err != nil {
 		return nil, err
 	}
-	result, err := k.propose(ctx, kindPut, req, len(r.Key)+len(r.Value))
+	result, err := k.log.propose(ctx, kindPut, req, len(r.Key)+len(r.Value))
 	if err != nil {
 		return nil, toGRPC(err)
 	}
 	resp := result.Response.(*pb.PutResponse)
-	k.fill(resp.Header)
+	k.headers.fill(resp.Header)
 	return resp, nil
 }
 
@@ -97,13 +133,13 @@ func (k *kvService) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse,
 //
 //go:noinline
 func (k *kvService) admitPut(ctx context.Context, r *pb.PutRequest) (*pb.InternalRaftRequest, error) {
-	if err := k.checkQuota(r); err != nil {
+	if err := k.quota.check(r); err != nil {
 		return nil, err
 	}
 	if err := checkPut(r); err != nil {
 		return nil, err
 	}
-	if err := k.cfg.Limits.checkKey(r.Key); err != nil {
+	if err := k.limits.checkKey(r.Key); err != nil {
 		return nil, err
 	}
 	return &pb.InternalRaftRequest{Put: r}, nil
@@ -115,45 +151,45 @@ func (k *kvService) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (
 	}
 	req := &pb.InternalRaftRequest{DeleteRange: r}
 	if r.PrevKv && len(r.RangeEnd) > 0 {
-		t := k.newTurn(ctx)
+		t := k.turns.newTurn(ctx)
 		if err := k.checkWork(t, req); err != nil {
 			return nil, toGRPC(err)
 		}
 	}
-	result, err := k.propose(ctx, kindDeleteRange, req, len(r.Key)+len(r.RangeEnd))
+	result, err := k.log.propose(ctx, kindDeleteRange, req, len(r.Key)+len(r.RangeEnd))
 	if err != nil {
 		return nil, toGRPC(err)
 	}
 	resp := result.Response.(*pb.DeleteRangeResponse)
-	k.fill(resp.Header)
+	k.headers.fill(resp.Header)
 	return resp, nil
 }
 
 func (k *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
-	t := k.newTurn(ctx)
+	t := k.turns.newTurn(ctx)
 	defer t.end()
 	return k.txnInTurn(t, r)
 }
 
 // txnInTurn is Txn as it is registered; see readingStream.
 func (k *kvService) txnInTurn(t *turn, r *pb.TxnRequest) (*pb.TxnResponse, error) {
-	if err := k.checkQuota(r); err != nil {
+	if err := k.quota.check(r); err != nil {
 		return nil, err
 	}
-	if err := checkTxn(r, k.cfg.MaxTxnOps); err != nil {
+	if err := checkTxn(r, k.maxTxnOps); err != nil {
 		return nil, err
 	}
-	if err := k.cfg.Limits.checkKeys(r); err != nil {
+	if err := k.limits.checkKeys(r); err != nil {
 		return nil, err
 	}
-	if err := k.cfg.Limits.checkTotal(r); err != nil {
+	if err := k.limits.checkTotal(r); err != nil {
 		return nil, err
 	}
 	resp, err := k.txn(t, r)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	k.fill(resp.Header)
+	k.headers.fill(resp.Header)
 	return resp, nil
 }
 
@@ -168,7 +204,7 @@ func (k *kvService) txn(t *turn, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 			return nil, err
 		}
 	}
-	result, err := k.propose(t.Context, kindTxn, req, proto.Size(r))
+	result, err := k.log.propose(t.Context, kindTxn, req, proto.Size(r))
 	if err != nil {
 		return nil, err
 	}
@@ -225,39 +261,39 @@ func txnReads(r *pb.TxnRequest) (readOnly, nested, serializable bool) {
 func (k *kvService) txnLocal(t *turn, r *pb.TxnRequest, nested, serializable bool) (resp *pb.TxnResponse, err error) {
 	start := time.Now()
 	if !serializable {
-		err = k.replica.ReadBarrier(t.Context)
+		err = k.barrier(t.Context)
 	}
 	if nested && err == nil {
-		err = k.state.AlarmRefusal(&pb.InternalRaftRequest{Txn: r})
+		err = k.callers.rules.AlarmRefusal(&pb.InternalRaftRequest{Txn: r})
 	}
 	if err == nil {
-		err = k.permittedRead(t.Context, func(p *auth.Policy, who auth.Identity) error { return p.Txn(who, r, k.leaseKeys) }, func() (err error) {
-			if w := estimator(k.kvStore.Estimate).ofTxn(r); w.known {
+		err = k.callers.permittedRead(t.Context, func(p *auth.Policy, who auth.Identity) error { return p.Txn(who, r, k.callers.leaseKeys) }, func() (err error) {
+			if w := estimator(k.kv.Estimate).ofTxn(r); w.known {
 				if err := t.expect(w.keys); err != nil {
 					return err
 				}
 			}
-			view := k.kvStore.View()
+			view := k.kv.View()
 			defer view.Close()
-			resp, err = state.ReadTxn(t, view, r, k.cfg.Limits.AnswerBytes)
+			resp, err = state.ReadTxn(t, view, r, k.limits.AnswerBytes)
 			return err
 		})
 	}
 	took := time.Since(start)
 	k.metrics.observeRequest(kindReadonlyTxn, err == nil, took.Seconds())
-	k.state.WarnSlowTxn(took, t.waited, r, resp, err)
+	k.slow.WarnSlowTxn(took, t.waited, r, resp, err)
 	return resp, err
 }
 
 func (k *kvService) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
-	if err := k.authorizeAdmin(ctx); err != nil {
+	if err := k.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	resp, err := k.compact(ctx, r)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	k.fill(resp.Header)
+	k.headers.fill(resp.Header)
 	return resp, nil
 }
 
@@ -272,7 +308,7 @@ func (k *kvService) compactTo(ctx context.Context, rev int64) error {
 
 // compact also serves auto compaction.
 func (k *kvService) compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
-	result, err := k.propose(ctx, kindCompaction, &pb.InternalRaftRequest{Compaction: r}, 64)
+	result, err := k.log.propose(ctx, kindCompaction, &pb.InternalRaftRequest{Compaction: r}, smallRequest)
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +318,7 @@ func (k *kvService) compact(ctx context.Context, r *pb.CompactionRequest) (*pb.C
 		case <-result.Done:
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-k.stopped.Done():
+		case <-k.life.stopped.Done():
 			return nil, replica.ErrStopped
 		}
 	}
@@ -293,7 +329,7 @@ func (k *kvService) compact(ctx context.Context, r *pb.CompactionRequest) (*pb.C
 	if resp.Header == nil {
 		resp.Header = &pb.ResponseHeader{}
 	}
-	resp.Header.Revision = k.kvStore.Revision()
+	resp.Header.Revision = k.kv.Revision()
 	return resp, nil
 }
 
@@ -313,28 +349,28 @@ func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServ
 	}
 	ctx := stream.Context()
 	if !r.Serializable {
-		if err := k.replica.ReadBarrier(ctx); err != nil {
+		if err := k.barrier(ctx); err != nil {
 			return toGRPC(err)
 		}
 	}
 	start := time.Now()
-	may := k.rightsOf(ctx)
+	may := k.callers.rightsOf(ctx)
 	check := readCheck(r.Key, r.RangeEnd)
-	checked := k.state.Policy()
-	err := k.permittedRead(ctx, func(p *auth.Policy, who auth.Identity) error {
+	checked := k.callers.rules.Policy()
+	err := k.callers.permittedRead(ctx, func(p *auth.Policy, who auth.Identity) error {
 		checked = p
 		return check(p, who)
 	}, func() error {
-		view := k.kvStore.View()
+		view := k.kv.View()
 		defer view.Close()
 		// What is sent cannot be taken back: the rules by which it may be must be as old as the view.
-		if now := k.state.Policy(); now.Enabled() && (!checked.Enabled() || now.Revision() != checked.Revision()) {
+		if now := k.callers.rules.Policy(); now.Enabled() && (!checked.Enabled() || now.Revision() != checked.Revision()) {
 			return auth.ErrAuthOldRevision
 		}
 		if err := may.admitIf(check, func() {}); err != nil {
 			return err
 		}
-		t := k.newTurn(ctx)
+		t := k.turns.newTurn(ctx)
 		defer t.end()
 		return k.rangeStream(t, view, r, stream, func() error { return may.keep(check) })
 	})
@@ -351,11 +387,11 @@ func (k *kvService) rangeStream(t *turn, view *mvcc.View, r *pb.RangeRequest, st
 		}
 		if last {
 			resp.Header = &pb.ResponseHeader{Revision: view.Rev()}
-			k.fillWithoutRevision(resp.Header)
+			k.headers.fillWithoutRevision(resp.Header)
 		}
 		var message any = &pb.RangeStreamResponse{RangeResponse: resp}
 		if t.release != nil {
-			encoded, err := k.encode(stream, message)
+			encoded, err := k.codec.encode(stream, message)
 			if err != nil {
 				return err
 			}
@@ -413,7 +449,7 @@ func (k *kvService) rangeStream(t *turn, view *mvcc.View, r *pb.RangeRequest, st
 		if err := send(chunk, false); err != nil {
 			return err
 		}
-		limit = min(nextLimit(limit, size, k.cfg.MaxRequestBytes), left)
+		limit = min(nextLimit(limit, size, k.maxRequestBytes), left)
 	}
 }
 
@@ -468,7 +504,7 @@ func nextLimit(limit int64, size, target int) int64 {
 // times as large. It reads in steps, each as many keys as fit into what is
 // left of the target if they were all as large as the largest so far.
 func (k *kvService) readChunk(ctx context.Context, view *mvcc.View, key, end []byte, r *pb.RangeRequest, limit int64) (*pb.RangeResponse, bool, error) {
-	target := int64(2 * k.cfg.MaxRequestBytes)
+	target := int64(2 * k.maxRequestBytes)
 	chunk := &pb.RangeResponse{}
 	size, largest := int64(0), int64(1)
 	step := int64(streamFirstLimit)

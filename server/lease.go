@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -20,21 +21,38 @@ import (
 // Grants and revocations go through the log. Renewals and remaining times are
 // the leader's alone to tell: other members ask it over HTTP (forward.go).
 type leaseService struct {
-	*Server
+	leases  *lease.Table
+	keys    func(id int64) ([][]byte, error) // of a lease, none if it does not exist
+	log     *proposals
+	callers *authorizer
+	headers *headers
+	quota   *quota
+	leader  *forwarder
+	raft    leadership
+	barrier func(context.Context) error // Replica.ReadBarrier
+	nextID  func() uint64
+	spans   *callSpans
+	metrics *Metrics
+	logger  *zap.Logger
+
+	// confirmed is when the read barrier that last proved leadership was begun. One that is younger
+	// than half of electionTimeout, which must not be longer than the group's, is as good as another.
+	confirmed       atomicTime
+	electionTimeout time.Duration
 	pb.UnsafeLeaseServer
 }
 
 func (l *leaseService) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
-	if err := l.checkQuota(r); err != nil {
+	if err := l.quota.check(r); err != nil {
 		return nil, err
 	}
-	if err := l.authorizeUser(ctx); err != nil {
+	if err := l.callers.authorizeUser(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	for r.ID == 0 {
-		r.ID = int64(l.replica.NextID() & math.MaxInt64)
+		r.ID = int64(l.nextID() & math.MaxInt64)
 	}
-	result, err := l.propose(ctx, kindLeaseGrant, &pb.InternalRaftRequest{LeaseGrant: r}, 64)
+	result, err := l.log.propose(ctx, kindLeaseGrant, &pb.InternalRaftRequest{LeaseGrant: r}, smallRequest)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -42,15 +60,15 @@ func (l *leaseService) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) 
 	if resp.Header == nil {
 		resp.Header = &pb.ResponseHeader{}
 	}
-	l.fill(resp.Header)
+	l.headers.fill(resp.Header)
 	return resp, nil
 }
 
 func (l *leaseService) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
-	if err := l.authorizeUser(ctx); err != nil {
+	if err := l.callers.authorizeUser(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
-	result, err := l.propose(ctx, kindLeaseRevoke, &pb.InternalRaftRequest{LeaseRevoke: r}, 64)
+	result, err := l.log.propose(ctx, kindLeaseRevoke, &pb.InternalRaftRequest{LeaseRevoke: r}, smallRequest)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -58,18 +76,18 @@ func (l *leaseService) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest
 	if resp.Header == nil {
 		resp.Header = &pb.ResponseHeader{}
 	}
-	l.fill(resp.Header)
+	l.headers.fill(resp.Header)
 	return resp, nil
 }
 
 func (l *leaseService) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
 	var resp *pb.LeaseTimeToLiveResponse
-	err := l.authorizeUser(ctx)
+	err := l.callers.authorizeUser(ctx)
 	if err == nil && !r.Keys {
 		resp, err = l.timeToLive(ctx, r)
 	} else if err == nil {
 		// The keys are told only to who may read them all.
-		err = l.permitted(ctx, l.readLeases(r.ID), func() (err error) {
+		err = l.callers.permitted(ctx, l.callers.readLeases(r.ID), func() (err error) {
 			if resp, err = l.timeToLive(ctx, r); err != nil {
 				return err
 			}
@@ -85,20 +103,20 @@ func (l *leaseService) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiv
 	if resp.Header == nil {
 		resp.Header = &pb.ResponseHeader{}
 	}
-	l.fill(resp.Header)
+	l.headers.fill(resp.Header)
 	return resp, nil
 }
 
 func (l *leaseService) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
-	list := l.cfg.Leases.List()
+	list := l.leases.List()
 	ids := make([]int64, len(list))
 	for i, info := range list {
 		ids[i] = int64(info.ID)
 	}
-	if err := l.permitted(ctx, l.readLeases(ids...), nothing); err != nil {
+	if err := l.callers.permitted(ctx, l.callers.readLeases(ids...), nothing); err != nil {
 		return nil, toGRPC(err)
 	}
-	resp := &pb.LeaseLeasesResponse{Header: l.header(), Leases: make([]*pb.LeaseStatus, len(list))}
+	resp := &pb.LeaseLeasesResponse{Header: l.headers.now(), Leases: make([]*pb.LeaseStatus, len(list))}
 	for i, info := range list {
 		resp.Leases[i] = &pb.LeaseStatus{ID: int64(info.ID)}
 	}
@@ -107,7 +125,7 @@ func (l *leaseService) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest
 
 // stillReadable looks at the keys that are about to be told: some may have been attached since the caller was let in.
 func (l *leaseService) stillReadable(ctx context.Context, r *pb.LeaseTimeToLiveResponse) error {
-	return l.permitted(ctx, func(p *auth.Policy, who auth.Identity) error {
+	return l.callers.permitted(ctx, func(p *auth.Policy, who auth.Identity) error {
 		return p.ReadLease(who, r.ID, func(int64) ([][]byte, error) { return r.Keys, nil })
 	}, nothing)
 }
@@ -133,13 +151,13 @@ func (l *leaseService) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 			return nil
 		}
 		if err != nil {
-			l.streamFailed(ctx, err, "receive", "lease-keepalive", "failed to receive lease keepalive request from gRPC stream")
+			streamFailed(ctx, l.logger, l.metrics, err, "receive", "lease-keepalive", "failed to receive lease keepalive request from gRPC stream")
 			return err
 		}
 		// The header is of before the renewal: a lease revoked at revision R
 		// must not be told as alive at R or later.
-		resp := &pb.LeaseKeepAliveResponse{Header: l.header(), ID: req.ID}
-		if err := l.permitted(ctx, l.writeLease(req.ID), nothing); err != nil {
+		resp := &pb.LeaseKeepAliveResponse{Header: l.headers.now(), ID: req.ID}
+		if err := l.callers.permitted(ctx, l.callers.writeLease(req.ID), nothing); err != nil {
 			return toGRPC(err)
 		}
 		resp.TTL, err = l.renew(ctx, lease.ID(req.ID))
@@ -150,34 +168,34 @@ func (l *leaseService) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 			return toGRPC(err)
 		}
 		if err := stream.Send(resp); err != nil {
-			l.streamFailed(ctx, err, "send", "lease-keepalive", "failed to send lease keepalive response to gRPC stream")
+			streamFailed(ctx, l.logger, l.metrics, err, "send", "lease-keepalive", "failed to send lease keepalive response to gRPC stream")
 			return err
 		}
 	}
 }
 
 // streamFailed logs the end of a stream, and counts it unless its client left.
-func (s *Server) streamFailed(ctx context.Context, err error, direction, api, msg string) {
+func streamFailed(ctx context.Context, logger *zap.Logger, m *Metrics, err error, direction, api, msg string) {
 	if clientGone(ctx, err) {
-		s.logger.Debug(msg, zap.Error(err))
+		logger.Debug(msg, zap.Error(err))
 		return
 	}
-	s.logger.Warn(msg, zap.Error(err))
-	s.metrics.streamFailures.WithLabelValues(direction, api).Inc()
+	logger.Warn(msg, zap.Error(err))
+	m.streamFailures.WithLabelValues(direction, api).Inc()
 }
 
 // renew gives a lease its full time again and returns its TTL in seconds.
 func (l *leaseService) renew(ctx context.Context, id lease.ID) (ttl int64, err error) {
-	if l.cfg.Tracing != nil {
-		traced, end := l.startSpan(ctx, &pb.LeaseKeepAliveRequest{ID: int64(id)})
+	if l.spans != nil {
+		traced, end := l.spans.start(ctx, &pb.LeaseKeepAliveRequest{ID: int64(id)})
 		defer end()
 		ctx = traced
 	}
-	err = l.atLeader(ctx, func(ctx context.Context) error {
+	err = l.leader.atLeader(ctx, func(ctx context.Context) error {
 		ttl, err = l.renewHere(ctx, id)
 		return err
 	}, func(ctx context.Context, peerURL string) error {
-		ttl, err = l.forwardRenew(ctx, peerURL, id)
+		ttl, err = l.leader.renew(ctx, peerURL, id)
 		return err
 	})
 	return ttl, err
@@ -189,17 +207,17 @@ func (l *leaseService) renewHere(ctx context.Context, id lease.ID) (int64, error
 	if err := l.confirmLeadership(ctx); err != nil {
 		return 0, err
 	}
-	term, primary := l.cfg.Leases.Primary()
+	term, primary := l.leases.Primary()
 	if !primary {
 		return 0, lease.ErrNotPrimary
 	}
-	ttl, checkpointed, err := l.cfg.Leases.Renew(ctx, id)
+	ttl, checkpointed, err := l.leases.Renew(ctx, id)
 	if errors.Is(err, lease.ErrNotFound) {
 		// It may be granted in an entry that is not applied here yet.
 		if err := l.awaitApplied(ctx); err != nil {
 			return 0, err
 		}
-		ttl, checkpointed, err = l.cfg.Leases.Renew(ctx, id)
+		ttl, checkpointed, err = l.leases.Renew(ctx, id)
 	}
 	if err != nil {
 		return 0, err
@@ -216,7 +234,7 @@ func (l *leaseService) renewHere(ctx context.Context, id lease.ID) (int64, error
 		req := &pb.InternalRaftRequest{LeaseCheckpoint: &pb.LeaseCheckpointRequest{
 			Checkpoints: []*pb.LeaseCheckpoint{{ID: int64(id), Remaining_TTL: 0}},
 		}}
-		if _, err := l.proposeInTerm(ctx, term, kindLeaseCheckpoint, req); err != nil {
+		if err := l.log.inTerm(ctx, term, kindLeaseCheckpoint, req); err != nil {
 			return 0, err
 		}
 	}
@@ -225,25 +243,25 @@ func (l *leaseService) renewHere(ctx context.Context, id lease.ID) (int64, error
 
 // timeToLive answers with lease.ErrNotFound for a lease that is not there.
 func (l *leaseService) timeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (resp *pb.LeaseTimeToLiveResponse, err error) {
-	err = l.atLeader(ctx, func(ctx context.Context) error {
+	err = l.leader.atLeader(ctx, func(ctx context.Context) error {
 		resp, err = l.timeToLiveHere(ctx, r)
 		return err
 	}, func(ctx context.Context, peerURL string) error {
-		resp, err = l.forwardTimeToLive(ctx, peerURL, r)
+		resp, err = l.leader.timeToLive(ctx, peerURL, r)
 		return err
 	})
 	return resp, err
 }
 
 func (l *leaseService) timeToLiveHere(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
-	term, primary := l.cfg.Leases.Primary()
+	term, primary := l.leases.Primary()
 	if !primary {
 		return nil, lease.ErrNotPrimary
 	}
 	if err := l.awaitApplied(ctx); err != nil {
 		return nil, err
 	}
-	info, ok := l.cfg.Leases.Lookup(lease.ID(r.ID))
+	info, ok := l.leases.Lookup(lease.ID(r.ID))
 	if !ok {
 		return nil, lease.ErrNotFound
 	}
@@ -254,14 +272,14 @@ func (l *leaseService) timeToLiveHere(ctx context.Context, r *pb.LeaseTimeToLive
 		GrantedTTL: info.TTL,
 	}
 	if r.Keys {
-		keys, err := l.cfg.Leases.Keys(l.cfg.Store, lease.ID(r.ID))
+		keys, err := l.keys(r.ID)
 		if err != nil {
 			return nil, err
 		}
 		resp.Keys = keys
 	}
 	// Another leader by now? Then what was read of the clock means nothing.
-	if now, primary := l.cfg.Leases.Primary(); !primary || now != term {
+	if now, primary := l.leases.Primary(); !primary || now != term {
 		return nil, replica.ErrLeaderChanged
 	}
 	return resp, nil
@@ -276,7 +294,7 @@ const applyWait = time.Second
 func (l *leaseService) awaitApplied(ctx context.Context) error {
 	bounded, cancel := context.WithTimeout(ctx, applyWait)
 	defer cancel()
-	err := l.replica.ReadBarrier(bounded)
+	err := l.barrier(bounded)
 	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
 		return replica.ErrTimeoutWaitApplied
 	}
@@ -291,25 +309,37 @@ func (l *leaseService) awaitApplied(ctx context.Context) error {
 // before t plus one election timeout (CheckQuorum and PreVote see to that), so
 // one barrier each half election timeout is enough for all renewals between.
 func (l *leaseService) confirmLeadership(ctx context.Context) error {
-	if !l.replica.Status().IsLeader() {
+	if !l.raft.Status().IsLeader() {
 		return lease.ErrNotPrimary
 	}
 	now := time.Now()
-	if now.Sub(l.confirmed.load()) < l.cfg.ElectionTimeout/2 {
+	if now.Sub(l.confirmed.load()) < l.electionTimeout/2 {
 		return nil
 	}
-	if err := l.replica.ReadBarrier(ctx); err != nil {
+	if err := l.barrier(ctx); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		l.logger.Warn("Failed to check current member's leadership", zap.Error(err))
 		return lease.ErrNotPrimary
 	}
-	if st := l.replica.Status(); !st.IsLeader() {
+	if st := l.raft.Status(); !st.IsLeader() {
 		l.logger.Warn("Current member isn't a leader",
-			zap.Uint64("local-member-id", l.cfg.MemberID), zap.Uint64("new-lead", st.Leader))
+			zap.Uint64("local-member-id", l.headers.memberID), zap.Uint64("new-lead", st.Leader))
 		return lease.ErrNotPrimary
 	}
 	l.confirmed.store(now)
 	return nil
+}
+
+// atomicTime is a time that goroutines share; its zero value is the zero time.
+type atomicTime struct{ p atomic.Pointer[time.Time] }
+
+func (a *atomicTime) store(t time.Time) { a.p.Store(&t) }
+
+func (a *atomicTime) load() time.Time {
+	if t := a.p.Load(); t != nil {
+		return *t
+	}
+	return time.Time{}
 }

@@ -285,15 +285,15 @@ func (k *kvService) checkWork(t *turn, r *pb.InternalRaftRequest) error {
 		return nil
 	}
 	defer t.end() // before the proposal
-	limits := &k.cfg.Limits
+	limits := &k.limits
 	weigh := func(key, end []byte, keys, most int64) (int64, error) {
-		_, bytes, err := k.kvStore.Weigh(t, key, end, keys, most)
+		_, bytes, err := k.kv.Weigh(t, key, end, keys, most)
 		return bytes, err
 	}
 	var bytes int64
 	var err error
 	if r.Txn != nil {
-		if err := limits.checkWalk(k.measured(t, k.kvStore.Estimate), r.Txn); err != nil {
+		if err := limits.checkWalk(k.measured(t, k.kv.Estimate), r.Txn); err != nil {
 			return err
 		}
 		bytes, err = weigher(weigh).ofTxn(r.Txn, limits.TxnRangeBytes)
@@ -312,27 +312,27 @@ func (k *kvService) checkWork(t *turn, r *pb.InternalRaftRequest) error {
 
 // mayKnow says whether this member's rules of now let the caller make a request.
 func (k *kvService) mayKnow(ctx context.Context, r *pb.InternalRaftRequest) bool {
-	p := k.state.Policy()
+	p := k.callers.rules.Policy()
 	if !p.Enabled() {
 		return true
 	}
-	who, err := k.identity(ctx, p)
-	return err == nil && k.state.Policy().Judge(who, r, noLeaseKeys) == nil
+	who, err := k.callers.identity(ctx, p)
+	return err == nil && k.callers.rules.Policy().Judge(who, r, noLeaseKeys) == nil
 }
 
 // measured is an estimator that walks over the keys where another does not know their number: over some more of them in
 // all than would be let through.
 func (k *kvService) measured(t *turn, known estimator) estimator {
-	left := k.cfg.Limits.TxnRangeKeys
+	left := k.limits.TxnRangeKeys
 	left += min(left, math.MaxInt64-left)
 	return func(key, end []byte) (int64, bool) {
 		if n, ok := known(key, end); ok {
 			return n, true
 		}
 		if left <= 0 {
-			return k.cfg.Limits.TxnRangeKeys, true // refused at any rate
+			return k.limits.TxnRangeKeys, true // refused at any rate
 		}
-		n, _, err := k.kvStore.Weigh(t, key, end, left, math.MaxInt64)
+		n, _, err := k.kv.Weigh(t, key, end, left, math.MaxInt64)
 		left -= n
 		return n, err == nil
 	}

@@ -35,7 +35,7 @@ func TestTxnWork(t *testing.T) {
 	for i := range 4000 {
 		m.put(fmt.Sprintf("k%04d", i), "v")
 	}
-	until(t, "the keys are counted", func() bool { n, ok := m.kvStore.Estimate([]byte("k"), []byte("l")); return ok && n > 3000 })
+	until(t, "the keys are counted", func() bool { n, ok := m.cfg.KV.Estimate([]byte("k"), []byte("l")); return ok && n > 3000 })
 	all := &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l")}
 	few := &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l"), Limit: 1}
 	count := &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l"), CountOnly: true}
@@ -117,7 +117,7 @@ func TestTxnWorkIsWalked(t *testing.T) {
 	for i := range 200 {
 		m.put(fmt.Sprintf("k%04d", i), "v")
 	}
-	tn := m.newTurn(t.Context())
+	tn := m.turns.newTurn(t.Context())
 	defer tn.end()
 	e := m.Server.kv.measured(tn, func(_, _ []byte) (int64, bool) { return 0, false })
 	if n, ok := e([]byte("k"), []byte("k0040")); !ok || n != 40 {
@@ -182,7 +182,7 @@ func TestTxnBytes(t *testing.T) {
 	}
 	_, err := m.kv.DeleteRange(t.Context(), gone)
 	checkStatus(t, err, codes.InvalidArgument, want)
-	if m.reading.Waiting() != 0 || m.reading.Contended() {
+	if m.turns.slots.Waiting() != 0 || m.turns.slots.Contended() {
 		t.Error("a turn is left")
 	}
 	resp, err := m.kv.DeleteRange(t.Context(), few)

@@ -5,7 +5,6 @@ import (
 	"errors"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"google.golang.org/grpc"
 
 	"github.com/belaydb/belay/server/lockpb"
 )
@@ -14,11 +13,6 @@ import (
 type lockService struct {
 	*queues
 	lockpb.UnsafeLockServer
-}
-
-// registerLock adds the service to a grpc server.
-func (s *Server) registerLock(g *grpc.Server) {
-	lockpb.RegisterLockServer(g, &lockService{queues: s.queues()})
 }
 
 // Lock answers once the caller's lease holds the lock; at once if it does already.

@@ -32,12 +32,12 @@ func TestCompactPeriodically(t *testing.T) {
 	}
 	start := time.Now()
 	run(t, m.compactor.Run)
-	until(t, "a compaction", func() bool { return m.kvStore.CompactRevision() == 6 })
+	until(t, "a compaction", func() bool { return m.cfg.KV.CompactRevision() == 6 })
 	if early := time.Since(start); early < 200*time.Millisecond {
 		t.Fatalf("compacted after %v: the history of a period was not kept", early)
 	}
 	m.put("k", "x")
-	until(t, "the next", func() bool { return m.kvStore.CompactRevision() == 7 })
+	until(t, "the next", func() bool { return m.cfg.KV.CompactRevision() == 7 })
 }
 
 // TestCompactTo: compacted by somebody else meanwhile is no failure.
@@ -47,7 +47,7 @@ func TestCompactTo(t *testing.T) {
 		m.put("k", fmt.Sprint(i))
 	}
 	must(t, m.Server.kv.compactTo(t.Context(), 11))
-	if rev := m.kvStore.CompactRevision(); rev != 11 {
+	if rev := m.cfg.KV.CompactRevision(); rev != 11 {
 		t.Fatalf("compacted to %d", rev)
 	}
 	must(t, m.Server.kv.compactTo(t.Context(), 11))
@@ -60,7 +60,7 @@ func TestCompactTo(t *testing.T) {
 
 // noSpace says whether this member's NOSPACE alarm is active.
 func (m *member) noSpace() bool {
-	active, _ := m.state.Alarm(pb.AlarmType_NOSPACE, testMember)
+	active, _ := m.cfg.State.Alarm(pb.AlarmType_NOSPACE, testMember)
 	return active
 }
 
@@ -83,7 +83,7 @@ func TestBacklogBytesCloseTheGate(t *testing.T) {
 	m := newMember(t, func(c *Config, _ *state.Config) {
 		c.BacklogBytes = func(applied, committed uint64) int64 { return int64(committed-applied) << 30 }
 	})
-	run(t, m.watchAdmission)
+	run(t, (&backlogSample{status: m.replica.Status, bytes: m.cfg.BacklogBytes, gate: m.cfg.Admission, lag: m.cfg.Metrics.admissionLag}).run)
 	m.replica.set(func(r *solo) { r.backlog = 3 })
 	until(t, "requests to be refused", func() bool {
 		_, err := m.kv.Put(t.Context(), &pb.PutRequest{Key: []byte("k")})
@@ -100,7 +100,7 @@ func TestPublishTriesUntilItSucceeds(t *testing.T) {
 	m := newBareMember(t)
 	m.addMember(testMember, "http://127.0.0.1:2380", false, false)
 	m.replica.set(func(r *solo) { r.proposeErr = replica.ErrTimeout })
-	run(t, m.publish)
+	run(t, m.publisher.run)
 	select {
 	case <-m.Published():
 		t.Fatal("published while proposals fail")
@@ -108,7 +108,7 @@ func TestPublishTriesUntilItSucceeds(t *testing.T) {
 	}
 	m.replica.set(func(r *solo) { r.proposeErr = nil })
 	<-m.Published()
-	if got := m.state.Member(testMember); got.Name != "one" || len(got.ClientURLs) != 1 {
+	if got := m.cfg.State.Member(testMember); got.Name != "one" || len(got.ClientURLs) != 1 {
 		t.Fatalf("%+v", got)
 	}
 }

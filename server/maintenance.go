@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -16,57 +15,83 @@ import (
 
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/internal/version"
-	"github.com/belaydb/belay/leader"
+	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/state"
 )
 
 // maintenanceService is etcdserverpb.Maintenance. Snapshot is in snapshot.go.
 type maintenanceService struct {
-	*Server
+	state    maintained
+	group    transferring
+	kv       *mvcc.Store
+	size     func() (total, inUse int64) // of the store
+	log      *proposals
+	callers  *authorizer
+	headers  *headers
+	turns    *turns
+	versions *memberVersions
+	defrag   *defragmenter
+	// activeSince is Peers.ActiveSince: the zero time for a member that cannot be reached.
+	activeSince func(id uint64) time.Time
+	dataDir     string        // holds the files of snapshots while they are sent
+	timeout     time.Duration // of a transfer of leadership
+	life        *lifetime
+	metrics     *Metrics
+	logger      *zap.Logger
+
 	snapshots        chan struct{} // a place for each file that is being sent
 	snapshotsWaiting atomic.Int64  // calls that have a place, or wait for one
 	snapshotStall    time.Duration // streamStall; for tests
 	pb.UnsafeMaintenanceServer
 }
 
+// maintained is what this service asks of what the cluster has agreed on; *state.Machine has it.
+type maintained interface {
+	Member(id uint64) *command.Member // nil: it is none
+	IsLearner(id uint64) bool
+	Alarms() []*pb.AlarmMember
+	DowngradeInfo() state.Downgrade
+	QuotaBytes() int64
+}
+
+// transferring is the raft group as far as it is led; replica.Replica is one.
+type transferring interface {
+	Status() replica.Status
+	TransferLeader(ctx context.Context, to uint64) error
+	ReadBarrier(ctx context.Context) error
+}
+
 // Alarm goes through the log even to list, as with etcd: the answer is of this
 // moment.
 func (m *maintenanceService) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
-	allowed := m.authorizeAdmin
+	allowed := m.callers.authorizeAdmin
 	if r.Action == pb.AlarmRequest_GET {
-		allowed = m.authorizeUser
+		allowed = m.callers.authorizeUser
 	}
 	if err := allowed(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
-	resp, err := m.alarm(ctx, r)
+	resp, err := m.log.alarm(ctx, r)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
 	if resp.Header == nil {
 		resp.Header = &pb.ResponseHeader{}
 	}
-	m.fill(resp.Header)
+	m.headers.fill(resp.Header)
 	return resp, nil
 }
 
-func (s *Server) alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
-	result, err := s.proposeOwn(ctx, kindAlarm, &pb.InternalRaftRequest{Alarm: r})
-	if err != nil {
-		return nil, err
-	}
-	return result.Response.(*pb.AlarmResponse), nil
-}
-
 func (m *maintenanceService) Status(ctx context.Context, r *pb.StatusRequest) (*pb.StatusResponse, error) {
-	if err := m.authorizeUser(ctx); err != nil {
+	if err := m.callers.authorizeUser(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
-	st := m.replica.Status()
-	total, inUse := m.cfg.Store.Size()
+	st := m.group.Status()
+	total, inUse := m.size()
 	downgrade := m.state.DowngradeInfo()
 	resp := &pb.StatusResponse{
-		Header:           m.header(),
+		Header:           m.headers.now(),
 		Version:          version.Etcd,
 		DbSize:           max(total, 1), // 0 makes etcdctl divide by it
 		DbSizeInUse:      inUse,
@@ -75,10 +100,10 @@ func (m *maintenanceService) Status(ctx context.Context, r *pb.StatusRequest) (*
 		RaftIndex:        st.Committed,
 		RaftAppliedIndex: st.Applied,
 		RaftTerm:         st.Term,
-		IsLearner:        m.isLearner(),
+		IsLearner:        m.state.IsLearner(m.headers.memberID),
 		DowngradeInfo:    &pb.DowngradeInfo{Enabled: downgrade.Enabled, TargetVersion: downgrade.TargetVersion},
 	}
-	if v := m.storageVersion(); v != nil {
+	if v := m.versions.storage(); v != nil {
 		resp.StorageVersion = v.String()
 	}
 	if st.Leader == 0 {
@@ -95,118 +120,78 @@ func (m *maintenanceService) Status(ctx context.Context, r *pb.StatusRequest) (*
 // store beside the traffic, one at a time, for those who ask because they want
 // the space now. The header is nil, as with etcd.
 func (m *maintenanceService) Defragment(ctx context.Context, r *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
-	if err := m.authorizeAdmin(ctx); err != nil {
+	if err := m.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	m.logger.Info("starting defragment")
-	m.defragment()
+	m.defrag.start()
 	m.logger.Info("finished defragment") // for who asked; the compaction says its own end
 	return &pb.DefragmentResponse{}, nil
 }
 
-func (s *Server) defragment() {
-	if !s.defragging.CompareAndSwap(false, true) {
-		return // one runs already
-	}
-	s.background(func(context.Context) {
-		defer s.defragging.Store(false)
-		s.metrics.defragInflight.Set(1)
-		defer s.metrics.defragInflight.Set(0)
-		start := time.Now()
-		before, inUseBefore := s.cfg.Store.Size()
-		path := filepath.Join(s.cfg.DataDir, "member", "store")
-		s.logger.Info("defragmenting", append([]zap.Field{zap.String("path", path)}, leader.SizeFields(before, inUseBefore)...)...)
-		err := s.cfg.Store.CompactAll(s.stopped)
-		took := time.Since(start)
-		s.metrics.defragSeconds.Observe(took.Seconds())
-		after, inUse := s.cfg.Store.Size()
-		if err != nil && s.stopped.Err() == nil {
-			s.logger.Warn("failed to defragment", zap.Error(err))
-			return
-		}
-		s.logger.Info("finished defragmenting directory", append(leader.SizeFields(after, inUse), zap.String("path", path),
-			zap.Int64("current-db-size-bytes-diff", after-before), zap.Int64("current-db-size-in-use-bytes-diff", inUse-inUseBefore),
-			zap.Duration("took", took))...)
-	})
-}
-
 func (m *maintenanceService) Hash(ctx context.Context, r *pb.HashRequest) (*pb.HashResponse, error) {
-	if err := m.authorizeAdmin(ctx); err != nil {
+	if err := m.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
-	t := m.newTurn(ctx)
+	t := m.turns.newTurn(ctx)
 	defer t.end()
-	hash, rev, err := m.kvStore.Hash(t)
+	hash, rev, err := m.kv.Hash(t)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
 	resp := &pb.HashResponse{Header: &pb.ResponseHeader{Revision: rev}, Hash: hash}
-	m.fill(resp.Header)
+	m.headers.fill(resp.Header)
 	return resp, nil
 }
 
 func (m *maintenanceService) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
-	if err := m.authorizeAdmin(ctx); err != nil {
+	if err := m.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
-	t := m.newTurn(ctx)
+	t := m.turns.newTurn(ctx)
 	defer t.end()
-	resp, err := m.hashKV(t, r.Revision)
+	resp, err := hashKV(t, m.kv, r.Revision)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	m.fill(resp.Header)
+	m.headers.fill(resp.Header)
 	return resp, nil
-}
-
-// hashKV also answers other members; its header has the revision alone.
-func (s *Server) hashKV(ctx context.Context, rev int64) (*pb.HashKVResponse, error) {
-	hash, compactRev, current, err := s.kvStore.HashKV(ctx, rev)
-	if err != nil {
-		return nil, err
-	}
-	if rev == 0 {
-		rev = current
-	}
-	return &pb.HashKVResponse{
-		Header: &pb.ResponseHeader{Revision: current}, Hash: hash, CompactRevision: compactRev, HashRevision: rev,
-	}, nil
 }
 
 // MoveLeader has a nil header, as with etcd.
 func (m *maintenanceService) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
-	if err := m.authorizeAdmin(ctx); err != nil {
+	if err := m.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
-	if m.replica.Leader() != m.cfg.MemberID {
+	if m.group.Status().Leader != m.headers.memberID {
 		return nil, rpctypes.ErrGRPCNotLeader
 	}
 	target := m.state.Member(r.TargetID)
 	if target == nil || target.IsLearner {
 		return nil, rpctypes.ErrGRPCBadLeaderTransferee
 	}
-	if r.TargetID == m.cfg.MemberID {
+	if r.TargetID == m.headers.memberID {
 		return &pb.MoveLeaderResponse{}, nil
 	}
-	if len(target.ClientURLs) == 0 && m.cfg.Peers.ActiveSince(r.TargetID).IsZero() {
+	if len(target.ClientURLs) == 0 && m.activeSince(r.TargetID).IsZero() {
 		// It was added and has never run: there is nobody to wait for.
 		m.logger.Warn("refused to transfer leadership to a member that has never started", zap.String("transferee-member-id", command.IDText(r.TargetID)))
 		return nil, rpctypes.ErrGRPCBadLeaderTransferee
 	}
 	start := time.Now()
 	m.logger.Info("leadership transfer starting",
-		zap.String("local-member-id", command.IDText(m.cfg.MemberID)), zap.String("current-leader-member-id", command.IDText(m.cfg.MemberID)),
+		zap.String("local-member-id", command.IDText(m.headers.memberID)), zap.String("current-leader-member-id", command.IDText(m.headers.memberID)),
 		zap.String("transferee-member-id", command.IDText(r.TargetID)))
-	bounded, cancel := context.WithTimeout(ctx, m.cfg.RequestTimeout)
+	bounded, cancel := context.WithTimeout(ctx, m.timeout)
 	defer cancel()
-	if err := m.replica.TransferLeader(bounded, r.TargetID); err != nil {
+	if err := m.group.TransferLeader(bounded, r.TargetID); err != nil {
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 			err = replica.ErrTimeoutLeaderTransfer
 		}
 		return nil, toGRPC(err)
 	}
 	m.logger.Info("leadership transfer finished",
-		zap.String("local-member-id", command.IDText(m.cfg.MemberID)), zap.String("old-leader-member-id", command.IDText(m.cfg.MemberID)),
+		zap.String("local-member-id", command.IDText(m.headers.memberID)), zap.String("old-leader-member-id", command.IDText(m.headers.memberID)),
 		zap.String("new-leader-member-id", command.IDText(r.TargetID)), zap.Duration("took", time.Since(start)))
 	return &pb.MoveLeaderResponse{}, nil
 }
@@ -215,14 +200,14 @@ func (m *maintenanceService) MoveLeader(ctx context.Context, r *pb.MoveLeaderReq
 // etcd's. The cluster version really goes down, so that real etcd members of
 // that version may join; Belay's own members go on as they are.
 func (m *maintenanceService) Downgrade(ctx context.Context, r *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
-	if err := m.authorizeAdmin(ctx); err != nil {
+	if err := m.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	resp, err := m.downgrade(ctx, r)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	resp.Header = m.header()
+	resp.Header = m.headers.now()
 	return resp, nil
 }
 
@@ -250,7 +235,7 @@ func (m *maintenanceService) downgrade(ctx context.Context, r *pb.DowngradeReque
 		return nil, errUnknownMethod
 	}
 	resp := &pb.DowngradeResponse{}
-	if v := m.state.ClusterVersion(); v != nil {
+	if v := m.versions.cluster(); v != nil {
 		resp.Version = minor(v)
 	}
 	return resp, nil
@@ -270,13 +255,13 @@ func (m *maintenanceService) checkDowngrade(ctx context.Context, text string) (*
 		return nil, errWrongDowngradeFormat
 	}
 	target = &semver.Version{Major: target.Major, Minor: target.Minor}
-	if m.state.ClusterVersion() == nil {
+	if m.versions.cluster() == nil {
 		return nil, errClusterVersionUnavailable
 	}
-	if err := m.replica.ReadBarrier(ctx); err != nil {
+	if err := m.group.ReadBarrier(ctx); err != nil {
 		return nil, err
 	}
-	now := m.state.ClusterVersion()
+	now := m.versions.cluster()
 	if target.Major != now.Major || target.Minor != now.Minor-1 {
 		return nil, errInvalidDowngradeTarget
 	}
@@ -288,17 +273,17 @@ func (m *maintenanceService) checkDowngrade(ctx context.Context, text string) (*
 
 var errNoInflightDowngrade = errors.New("etcdserver: no inflight downgrade job")
 
-func (s *Server) cancelDowngrade(ctx context.Context) error {
-	if err := s.replica.ReadBarrier(ctx); err != nil {
+func (m *maintenanceService) cancelDowngrade(ctx context.Context) error {
+	if err := m.group.ReadBarrier(ctx); err != nil {
 		return err
 	}
-	if !s.state.DowngradeInfo().Enabled {
+	if !m.state.DowngradeInfo().Enabled {
 		return errNoInflightDowngrade
 	}
-	return s.setDowngrade(ctx, &membershippb.DowngradeInfoSetRequest{Enabled: false})
+	return m.setDowngrade(ctx, &membershippb.DowngradeInfoSetRequest{Enabled: false})
 }
 
-func (s *Server) setDowngrade(ctx context.Context, r *membershippb.DowngradeInfoSetRequest) error {
-	_, err := s.proposeOwn(ctx, kindDowngradeInfoSet, &pb.InternalRaftRequest{DowngradeInfoSet: r})
+func (m *maintenanceService) setDowngrade(ctx context.Context, r *membershippb.DowngradeInfoSetRequest) error {
+	_, err := m.log.own(ctx, kindDowngradeInfoSet, &pb.InternalRaftRequest{DowngradeInfoSet: r})
 	return err
 }

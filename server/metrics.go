@@ -305,3 +305,15 @@ func (v *versionCounters) inc(name string) {
 	v.last.Store(&versionCounter{name, c})
 	c.Inc()
 }
+
+// authRevisionGauge is etcd_debugging_auth_revision.
+func (m *Metrics) authRevisionGauge() prometheus.GaugeFunc {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "etcd_debugging", Subsystem: "auth", Name: "revision", Help: "The current revision of auth store.",
+	}, func() float64 {
+		if revision := m.authRevision.Load(); revision != nil {
+			return (*revision)()
+		}
+		return 0
+	})
+}

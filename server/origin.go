@@ -41,8 +41,8 @@ func crossOrigin(r *http.Request) (origin string, cross bool) {
 }
 
 // originNamed says whether --cors names the origin, rather than all.
-func (s *Server) originNamed(origin string) bool {
-	return origin != "*" && slices.Contains(s.cfg.CORS, origin)
+func (a *accessControl) originNamed(origin string) bool {
+	return origin != "*" && slices.Contains(a.cors, origin)
 }
 
 // preflighted says whether a browser asks before it sends a request of the content type to another origin: it does unless a
@@ -73,12 +73,12 @@ func (a *accessControl) fromElsewhere(w http.ResponseWriter, r *http.Request) bo
 	}
 	switch {
 	case websocket.IsWebSocketUpgrade(r):
-		if !allowed(a.cfg.CORS, origin) {
+		if !allowed(a.cors, origin) {
 			gatewayError(w, http.StatusForbidden, websocketOrigin)
 			return true
 		}
 	case r.Method == http.MethodGet || r.Method == http.MethodHead: // the gateway has none that change anything
-	case a.cfg.CORSSimpleRequests || a.originNamed(origin) || preflighted(r.Header.Get("Content-Type")):
+	case a.simpleRequests || a.originNamed(origin) || preflighted(r.Header.Get("Content-Type")):
 	default:
 		gatewayError(w, http.StatusUnsupportedMediaType, simpleRequest)
 		return true

@@ -14,36 +14,47 @@ import (
 	"github.com/belaydb/belay/replica"
 )
 
-// publish tells the cluster this member's name and client URLs, by an entry,
+// publisher tells the cluster this member's name and client URLs, by an entry,
 // until that has succeeded once.
-func (s *Server) publish(ctx context.Context) {
-	attributes := &membershippb.Attributes{Name: s.cfg.Name, ClientUrls: s.cfg.ClientURLs}
+type publisher struct {
+	memberID, clusterID uint64
+	name                string
+	clientURLs          []string
+	log                 *proposals
+	timeout             time.Duration // of a proposal
+	pause               time.Duration // between two proposals, at least
+	logger              *zap.Logger
+	done                chan struct{} // closed once it has succeeded
+}
+
+func (p *publisher) run(ctx context.Context) {
+	attributes := &membershippb.Attributes{Name: p.name, ClientUrls: p.clientURLs}
 	fields := []zap.Field{
-		zap.String("local-member-id", command.IDText(s.cfg.MemberID)),
-		zap.String("local-member-attributes", fmt.Sprintf("{Name:%s ClientURLs:%v}", s.cfg.Name, s.cfg.ClientURLs)),
-		zap.Duration("publish-timeout", s.cfg.RequestTimeout),
+		zap.String("local-member-id", command.IDText(p.memberID)),
+		zap.String("local-member-attributes", fmt.Sprintf("{Name:%s ClientURLs:%v}", p.name, p.clientURLs)),
+		zap.Duration("publish-timeout", p.timeout),
 	}
 	for {
-		bounded, cancel := context.WithTimeout(ctx, s.cfg.RequestTimeout)
-		_, err := s.proposeOwn(bounded, kindClusterMemberAttrSet, &pb.InternalRaftRequest{
-			ClusterMemberAttrSet: &membershippb.ClusterMemberAttrSetRequest{Member_ID: s.cfg.MemberID, MemberAttributes: attributes},
+		bounded, cancel := context.WithTimeout(ctx, p.timeout)
+		_, err := p.log.own(bounded, kindClusterMemberAttrSet, &pb.InternalRaftRequest{
+			ClusterMemberAttrSet: &membershippb.ClusterMemberAttrSetRequest{Member_ID: p.memberID, MemberAttributes: attributes},
 		})
 		cancel()
 		switch {
 		case err == nil:
-			close(s.published)
-			s.logger.Info("published local member to cluster through raft", append(fields, zap.String("cluster-id", command.IDText(s.cfg.ClusterID)))...)
+			close(p.done)
+			p.logger.Info("published local member to cluster through raft", append(fields, zap.String("cluster-id", command.IDText(p.clusterID)))...)
 			return
 		case ctx.Err() != nil || errors.Is(err, replica.ErrStopped):
-			s.logger.Warn("stopped publish because server is stopping", fields...)
+			p.logger.Warn("stopped publish because server is stopping", fields...)
 			return
 		}
-		s.logger.Warn("failed to publish local member to cluster through raft", append(fields, zap.Error(err))...)
+		p.logger.Warn("failed to publish local member to cluster through raft", append(fields, zap.Error(err))...)
 		// Nearly all failures have taken the whole timeout. The others must not
 		// become a busy loop.
 		select {
 		case <-ctx.Done():
-		case <-time.After(s.cfg.HeartbeatInterval):
+		case <-time.After(p.pause):
 		}
 	}
 }

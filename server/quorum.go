@@ -19,20 +19,26 @@ const (
 	quorumPatience = 3 * time.Second
 )
 
-// watchQuorum says once, in one line, that too few members are there for anything to
+// quorumSample is what the loop about a lost quorum needs.
+type quorumSample struct {
+	own         uint64
+	members     func() []*command.Member
+	activeSince func(id uint64) time.Time // Peers.ActiveSince
+	leader      func() uint64
+	logger      *zap.Logger
+}
+
+// run says once, in one line, that too few members are there for anything to
 // be decided, who is missing and since when; and once that it is over. The lines of
 // connections and elections that surround it say neither.
-func (s *Server) watchQuorum(ctx context.Context) {
-	if s.cfg.Peers == nil {
-		return
-	}
-	w := quorumWatch{own: s.cfg.MemberID}
+func (s *quorumSample) run(ctx context.Context) {
+	w := quorumWatch{own: s.own}
 	tick := time.NewTicker(quorumInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case now := <-tick.C:
-			told := w.look(now, s.state.Members(), func(id uint64) bool { return !s.cfg.Peers.ActiveSince(id).IsZero() }, s.replica.Status().Leader)
+			told := w.look(now, s.members(), func(id uint64) bool { return !s.activeSince(id).IsZero() }, s.leader())
 			switch told {
 			case quorumLost:
 				s.logger.Warn("the cluster has no quorum: writes and linearizable reads wait until enough members are back",

@@ -37,8 +37,8 @@ func readCheck(key, end []byte) accessCheck {
 
 // streamRights are the rights of the caller in ctx.
 type streamRights struct {
-	s   *Server
-	ctx context.Context
+	callers *authorizer
+	ctx     context.Context
 
 	// Of the goroutine that reviews.
 	judged *auth.Policy // by which every range was judged that was there at the last review
@@ -50,17 +50,17 @@ type streamRights struct {
 	session auth.Session // of whoever was let in first while authentication was on
 }
 
-func (s *Server) rightsOf(ctx context.Context) *streamRights {
-	r := &streamRights{s: s, ctx: ctx}
-	if s.cfg.LaxAuth {
+func (a *authorizer) rightsOf(ctx context.Context) *streamRights {
+	r := &streamRights{callers: a, ctx: ctx}
+	if a.lax {
 		return r // without judged and until it is never judged again
 	}
-	r.judged, r.until = s.state.PolicyUntil()
+	r.judged, r.until = a.rules.PolicyUntil()
 	return r
 }
 
 // fresh says that all has been judged by the policy of now, or need not be.
-func (r *streamRights) fresh() bool { return r.s.state.Policy() == r.judged || r.s.cfg.LaxAuth }
+func (r *streamRights) fresh() bool { return r.callers.rules.Policy() == r.judged || r.callers.lax }
 
 func (r *streamRights) replaced() <-chan struct{} { return r.until }
 
@@ -70,7 +70,7 @@ func (r *streamRights) admit(key, end []byte, begin func()) error {
 
 // admitIf is admit with any check.
 func (r *streamRights) admitIf(check accessCheck, begin func()) error {
-	by, who, err := r.s.judge(r.ctx, check)
+	by, who, err := r.callers.judge(r.ctx, check)
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (r *streamRights) admitIf(check accessCheck, begin func()) error {
 	if by.Enabled() && !r.session.Known() {
 		r.remember(by, who)
 	}
-	for now := r.s.state.Policy(); now != by; now = r.s.state.Policy() {
+	for now := r.callers.rules.Policy(); now != by; now = r.callers.rules.Policy() {
 		if err := r.still(now, check); err != nil {
 			return err
 		}
@@ -101,7 +101,7 @@ func (r *streamRights) still(p *auth.Policy, check accessCheck) error {
 		return nil
 	}
 	if !r.session.Known() { // authentication was off: now the caller must be somebody
-		who, err := r.s.identity(r.ctx, p)
+		who, err := r.callers.identity(r.ctx, p)
 		if err != nil {
 			return err
 		}
@@ -121,7 +121,7 @@ func (r *streamRights) still(p *auth.Policy, check accessCheck) error {
 // move takes up the policy of now; judge says whether anything has to be judged by it. REQUIRES: mu is held.
 func (r *streamRights) move() (p *auth.Policy, judge bool) {
 	old := r.judged
-	p, r.until = r.s.state.PolicyUntil()
+	p, r.until = r.callers.rules.PolicyUntil()
 	r.judged = p
 	return p, p != old && p.Enabled() && !p.SameRights(old, r.session)
 }
@@ -144,7 +144,7 @@ func (r *streamRights) review(ranges func() []watch.Range, deny func(id int64, e
 		}
 	}
 	if denied > 0 {
-		r.s.logger.Info("ended watches that their client may not read any more",
+		r.callers.logger.Info("ended watches that their client may not read any more",
 			zap.Int("watches", denied), zap.Uint64("auth-revision", p.Revision()), zap.Error(why))
 	}
 }

@@ -205,16 +205,16 @@ func TestWatchesThatAreAllowedGoOn(t *testing.T) {
 // A certificate is not a password: what it may goes by its name alone, until the user is deleted.
 func TestSessionOfACertificate(t *testing.T) {
 	m := newSafeMember(t, nil)
-	p := m.state.Policy()
+	p := m.cfg.State.Policy()
 	s := p.NewSession(auth.Identity{User: "alice", Revision: p.Revision()}, false)
 	must(t, changePassword(m.as("root"), m.auth))
-	who, err := m.state.Policy().Resume(s)
+	who, err := m.cfg.State.Policy().Resume(s)
 	must(t, err)
-	must(t, m.state.Policy().Read(who, []byte("b"), nil))
+	must(t, m.cfg.State.Policy().Read(who, []byte("b"), nil))
 	must(t, deleteUser(m.as("root"), m.auth))
-	who, err = m.state.Policy().Resume(s)
+	who, err = m.cfg.State.Policy().Resume(s)
 	must(t, err)
-	if err := m.state.Policy().Read(who, []byte("b"), nil); !errors.Is(err, auth.ErrPermissionDenied) {
+	if err := m.cfg.State.Policy().Read(who, []byte("b"), nil); !errors.Is(err, auth.ErrPermissionDenied) {
 		t.Fatal(err)
 	}
 }
@@ -230,7 +230,7 @@ func TestWatchWhenAuthIsTurnedOn(t *testing.T) {
 	disable()
 	nobody := m.watchAs(t.Context())
 	id := nobody.created("b", "")
-	alice := m.watchAs(token("alice", m.state.Policy().Revision()))
+	alice := m.watchAs(token("alice", m.cfg.State.Policy().Revision()))
 	hers, notHers := alice.created("b", ""), alice.created("x", "")
 	_, err := m.auth.AuthEnable(t.Context(), &pb.AuthEnableRequest{})
 	must(t, err)
@@ -364,7 +364,7 @@ func TestLongAnswersEndWithTheirRight(t *testing.T) {
 // A JWT of root that is older than the last change of users and roles rules no more, whatever it asks for; one of now does.
 func TestOldRootTokens(t *testing.T) {
 	m, token := newSigningMember(t)
-	stolen := token("root", m.state.Policy().Revision())
+	stolen := token("root", m.cfg.State.Policy().Revision())
 	granted, err := m.lease.LeaseGrant(m.as("root"), &pb.LeaseGrantRequest{TTL: 1000})
 	must(t, err)
 	calls := map[string]func(context.Context) error{
@@ -465,7 +465,7 @@ func TestOldRootTokens(t *testing.T) {
 // A member that has not heard of a change asks the others before it lets an old JWT into the log, where it would rule.
 func TestOldRootTokensAtAMemberBehind(t *testing.T) {
 	m, token := newSigningMember(t)
-	ctx := token("root", m.state.Policy().Revision())
+	ctx := token("root", m.cfg.State.Policy().Revision())
 	before := m.replica.barriers.Load()
 	_, err := m.auth.RoleAdd(ctx, &pb.AuthRoleAddRequest{Name: "r"})
 	must(t, err)
@@ -509,7 +509,7 @@ func TestRightThatEndsMeanwhile(t *testing.T) {
 	m := newSafeMember(t, nil)
 	root := m.as("root")
 	md, _ := metadata.FromOutgoingContext(m.as("alice"))
-	may := m.rightsOf(metadata.NewIncomingContext(t.Context(), md))
+	may := m.callers.rightsOf(metadata.NewIncomingContext(t.Context(), md))
 	judged := 0
 	err := may.admitIf(func(p *auth.Policy, who auth.Identity) error {
 		err := p.Read(who, []byte("b"), nil)

@@ -2,225 +2,39 @@ package server
 
 import (
 	"context"
-	"errors"
 	"math"
 	"net/http"
+	"path/filepath"
 	"runtime"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/coreos/go-semver/semver"
-	"github.com/prometheus/client_golang/prometheus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
-	"golang.org/x/crypto/bcrypt"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/belaydb/belay/admission"
-	"github.com/belaydb/belay/auth"
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/lease"
-	"github.com/belaydb/belay/mvcc"
-	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/peers"
+	"github.com/belaydb/belay/server/electionpb"
+	"github.com/belaydb/belay/server/lockpb"
 	"github.com/belaydb/belay/snapshotfile"
-	"github.com/belaydb/belay/state"
-	"github.com/belaydb/belay/store"
-	"github.com/belaydb/belay/watch"
 )
 
-// Replica is what the services need of the raft group; replica.Replica is one,
-// the tests have another that applies at once.
-type Replica interface {
-	Propose(ctx context.Context, req *pb.InternalRaftRequest) (command.Result, error)
-	// ProposeAs is Propose that is given up with ErrNotLeader unless this member
-	// leads in term when raft is handed the request.
-	ProposeAs(ctx context.Context, term uint64, req *pb.InternalRaftRequest) (command.Result, error)
-	ProposeChange(ctx context.Context, c *command.Change) (command.Result, error)
-	// ReadBarrier returns when this member has applied every write that was
-	// acknowledged before the call.
-	ReadBarrier(ctx context.Context) error
-	TransferLeader(ctx context.Context, to uint64) error
-	// LearnerReady is nil when a learner has caught up enough to be promoted.
-	LearnerReady(ctx context.Context, id uint64) error
-	// Status is consistent in itself: leader, term and role are of one moment.
-	Status() replica.Status
-	Leader() uint64 // 0: none known
-	Term() uint64
-	LeaderChanged() <-chan struct{}
-	ElectionTimeout() time.Duration // this member's, as it is now
-	NextID() uint64
-}
-
-// Peers is what the services need of the connections between members;
-// transport.Transport is one.
-type Peers interface {
-	// ActiveSince is the zero time for a member that cannot be reached.
-	ActiveSince(id uint64) time.Time
-	// Client speaks to other members' peer URLs.
-	Client() *http.Client
-}
-
-// Config is what New needs. Zero values have the defaults told.
-type Config struct {
-	MemberID  uint64
-	ClusterID uint64
-	// Name and ClientURLs are what this member publishes of itself.
-	Name       string
-	ClientURLs []string
-	// Version is Belay's own, told by /version.
-	Version string
-	// DataDir holds the temporary files of snapshots that clients ask for.
-	DataDir string
-
-	Replica Replica
-	Peers   Peers
-	State   *state.Machine
-	Store   *store.Store
-	KV      *mvcc.Store
-	Leases  *lease.Table
-	Hub     *watch.Hub
-	// Tokens are the ones that State was given.
-	Tokens    auth.Tokens
-	Admission *admission.Gate
-
-	Logger   *zap.Logger
-	Metrics  *Metrics
-	Gatherer prometheus.Gatherer // what /metrics shows
-	// Registerer takes the series of the /metrics handler itself; may be nil.
-	Registerer prometheus.Registerer
-	// LeaseMetrics are the lease table's, for expired leases; may be nil.
-	LeaseMetrics *lease.Metrics
-	// BacklogBytes is the size of the log's entries between two indexes, for
-	// admission by what is not yet applied; nil: admission goes by age alone.
-	BacklogBytes func(applied, committed uint64) int64
-
-	// ReadyChecks are checked by /readyz besides etcd's own.
-	ReadyChecks []HealthCheck
-	// Events is what /debug/belay/events serves, of the last so long or all; nil:
-	// there is no such path.
-	Events func(within time.Duration) evidence.Report
-
-	MaxRequestBytes      int           // 1.5 MiB
-	MaxTxnOps            int           // 128
-	MaxConcurrentStreams uint32        // no bound
-	WALDir               string        // of the raft log if FreeBytes counts its file system too; for log lines
-	DowngradeInterval    time.Duration // between two looks whether a downgrade is done; 0: never
-	MinFreeBytes         uint64        // free space of the file system below which NOSPACE is raised; 128 MiB
-	// NoSpaceDisarm: a NOSPACE alarm that this member raised itself is disarmed by it when it has room again.
-	NoSpaceDisarm       bool
-	FreeBytes           func() (uint64, error) // that space, of the file system that has least; Store.FreeBytes
-	RequestTimeout      time.Duration          // 5 s and two election timeouts
-	ElectionTimeout     time.Duration          // 1 s
-	HeartbeatInterval   time.Duration          // 100 ms
-	StrictReconfigCheck bool
-	// MaxLearners bounds the learners that this member adds to the cluster. 0: 1; below 0: none.
-	MaxLearners       int
-	WarnUnaryRequest  time.Duration // 300 ms
-	KeepaliveMinTime  time.Duration // 5 s
-	KeepaliveInterval time.Duration // 2 h
-	KeepaliveTimeout  time.Duration // 20 s
-	StreamWorkers     uint32        // see defaultStreamWorkers
-	EnablePprof       bool
-	CORS              []string // origins that browsers may ask from; none or "*": all
-	HostWhitelist     []string // hosts of plain HTTP requests; none or "*": all
-	ClientCertAuth    bool     // clients show certificates
-	// CORSSimpleRequests: pages of any origin may send what needs no preflight to the gateway.
-	CORSSimpleRequests bool
-	// LaxAuth is etcd's way with rights that end: streams go on, and a JWT of an older auth revision is good for
-	// administration.
-	LaxAuth    bool
-	BcryptCost int      // of passwords' hashes; 10
-	Tracing    *Tracing // nil: none
-
-	WatchProgressInterval time.Duration // 10 min
-
-	Compaction       leader.AutoCompaction
-	CorruptionChecks leader.CorruptionChecks
-
-	Limits Limits
-}
-
-func (c *Config) setDefaults() error {
-	if c.Replica == nil || c.State == nil || c.KV == nil || c.Leases == nil || c.Store == nil {
-		return errors.New("server: Config needs Replica, State, Store, KV and Leases")
-	}
-	def := func(d *time.Duration, v time.Duration) {
-		if *d == 0 {
-			*d = v
-		}
-	}
-	def(&c.ElectionTimeout, time.Second)
-	def(&c.HeartbeatInterval, 100*time.Millisecond)
-	def(&c.RequestTimeout, 5*time.Second+2*c.ElectionTimeout)
-	def(&c.WarnUnaryRequest, 300*time.Millisecond)
-	def(&c.KeepaliveMinTime, 5*time.Second)
-	def(&c.KeepaliveInterval, 2*time.Hour)
-	def(&c.KeepaliveTimeout, 20*time.Second)
-	def(&c.WatchProgressInterval, 10*time.Minute)
-	if c.MaxRequestBytes == 0 {
-		c.MaxRequestBytes = 1536 << 10
-	}
-	if c.MaxTxnOps == 0 {
-		c.MaxTxnOps = 128
-	}
-	if c.MaxConcurrentStreams == 0 {
-		c.MaxConcurrentStreams = math.MaxUint32
-	}
-	if c.MaxLearners == 0 {
-		c.MaxLearners = 1
-	}
-	if c.FreeBytes == nil {
-		c.FreeBytes = c.Store.FreeBytes
-	}
-	if c.MinFreeBytes == 0 {
-		c.MinFreeBytes = 128 << 20
-	}
-	if c.StreamWorkers == 0 {
-		c.StreamWorkers = defaultStreamWorkers
-	}
-	c.Limits.setDefaults()
-	if c.Logger == nil {
-		c.Logger = zap.NewNop()
-	}
-	if c.BcryptCost < bcrypt.MinCost || c.BcryptCost > bcrypt.MaxCost {
-		if c.BcryptCost != 0 {
-			c.Logger.Warn("use default bcrypt cost instead of the invalid given cost", zap.Int("min-cost", bcrypt.MinCost),
-				zap.Int("max-cost", bcrypt.MaxCost), zap.Int("default-cost", bcrypt.DefaultCost), zap.Int("given-cost", c.BcryptCost))
-		}
-		c.BcryptCost = bcrypt.DefaultCost
-	}
-	if c.Metrics == nil {
-		c.Metrics = NewMetrics(nil, MetricsOptions{})
-	}
-	if c.Admission == nil {
-		c.Admission = admission.New(admission.Options{})
-	}
-	return nil
-}
-
-// defaultStreamWorkers is how many goroutines serve calls; beyond them grpc
-// starts one for each call. A worker's stack has grown to what a request needs
-// and stays so, while a new goroutine grows its own again (7 % of the CPU of
-// a put). More did not help: a put waits for its result in its worker, and with
-// 1,024 of them handing calls out costs what the stacks saved (puts of 1,000
-// clients on 2 cores: 38 us of CPU each with 8, 40 to 45 with 1,024).
-const defaultStreamWorkers = 8
-
-// Server is the member's services. Its exported methods may be called from any
-// goroutine.
+// Server is the member's services: it makes the parts, gives each what it needs of the others,
+// and starts and ends them. Its exported methods may be called from any goroutine.
 type Server struct {
-	cfg     Config
-	logger  *zap.Logger
-	metrics *Metrics
-	debug   bool // debug logging is on: every request is logged
+	cfg Config // with its defaults; not changed after New
 
-	replica Replica
-	state   *state.Machine
-	kvStore *mvcc.Store
+	// What the services are made of.
+	life    *lifetime
+	callers *authorizer
+	log     *proposals
+	headers *headers
+	turns   *turns
+	calls   *calls
 
 	kv          *kvService
 	lease       *leaseService
@@ -228,27 +42,16 @@ type Server struct {
 	maintenance *maintenanceService
 	auth        *authService
 	health      *health.Server
+	pages       *pages
+	peers       *peerAnswers
 
-	// What this member does by itself; see lead.
+	// What this member does by itself.
+	publisher  *publisher
 	version    *leader.ClusterVersion
 	expiry     *leader.Expiry
 	compactor  *leader.Compactor
 	corruption *leader.Corruption
 	space      *leader.Space
-
-	leaderStreams leaderStreams
-	versionKnown  atomic.Bool // the cluster version was seen once: it never goes away again
-	published     chan struct{}
-	defragging    atomic.Bool      // a compaction of the whole store runs
-	confirmed     atomicTime       // when the read barrier that last proved leadership was begun
-	hashing       *admission.Turns // of computing bcrypt
-	reading       *admission.Turns // of reading much; see turn
-	codec         *countingCodec
-
-	stop    context.CancelFunc
-	stopped context.Context // done when Stop was called
-	loopsMu sync.Mutex      // held to start a loop and to stop: none starts while Stop waits
-	loops   sync.WaitGroup
 }
 
 // New makes the services. Nothing runs until Start; the handlers may be
@@ -257,216 +60,292 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Server{
-		cfg:       cfg,
-		logger:    cfg.Logger,
-		metrics:   cfg.Metrics,
-		debug:     cfg.Logger.Core().Enabled(zap.DebugLevel),
-		replica:   cfg.Replica,
-		state:     cfg.State,
-		kvStore:   cfg.KV,
-		health:    health.NewServer(),
-		published: make(chan struct{}),
-	}
-	s.hashing = admission.NewTurns(max(1, runtime.GOMAXPROCS(0)/2), maxHashingCalls, maxHashingClients)
-	s.reading = admission.NewTurns(max(1, runtime.GOMAXPROCS(0)-1), math.MaxInt, math.MaxInt)
-	s.codec = newCountingCodec(s.metrics)
-	revision := func() float64 { return float64(s.state.Policy().Revision()) }
-	s.metrics.authRevision.Store(&revision)
-	s.leaderStreams.open = make(map[*endableContext]struct{})
-	s.stopped, s.stop = context.WithCancel(context.Background())
-	s.kv = &kvService{Server: s}
-	s.lease = &leaseService{Server: s}
-	s.cluster = &clusterService{Server: s}
-	s.maintenance = &maintenanceService{Server: s, snapshots: make(chan struct{}, maxSnapshots), snapshotStall: streamStall}
-	s.auth = &authService{Server: s}
-	s.lead()
+	s := &Server{cfg: cfg, life: newLifetime(), health: health.NewServer(), turns: newTurns(cfg.Metrics)}
+	s.makeParts()
+	s.makeServices()
+	s.makePublisher()
+	s.makeTasks()
 	if cfg.CorruptionChecks.CompactionInterval > 0 {
-		s.metrics.feature.WithLabelValues("CompactHashCheck", "ALPHA").Set(1)
+		cfg.Metrics.feature.WithLabelValues("CompactHashCheck", "ALPHA").Set(1)
 	}
-	s.metrics.setServerID(cfg.MemberID)
+	revision := func() float64 { return float64(cfg.State.Policy().Revision()) }
+	cfg.Metrics.authRevision.Store(&revision)
+	cfg.Metrics.setServerID(cfg.MemberID)
+	cfg.Metrics.quota.Set(float64(cfg.State.QuotaBytes()))
 	if cfg.DataDir != "" {
 		if err := snapshotfile.RemoveLeftovers(cfg.DataDir); err != nil {
-			s.logger.Warn("failed to remove what an interrupted snapshot left", zap.String("data-dir", cfg.DataDir), zap.Error(err))
+			cfg.Logger.Warn("failed to remove what an interrupted snapshot left", zap.String("data-dir", cfg.DataDir), zap.Error(err))
 		}
 	}
-	s.metrics.quota.Set(float64(cfg.State.QuotaBytes()))
-	s.logQuota()
+	logQuota(cfg.Logger, cfg.State.QuotaBytes())
 	return s, nil
+}
+
+// makeParts makes what several services need.
+func (s *Server) makeParts() {
+	cfg := &s.cfg
+	s.callers = &authorizer{
+		rules: cfg.State, tokens: cfg.Tokens, barrier: cfg.Replica.ReadBarrier, leaseKeys: s.leaseKeys,
+		clientCertAuth: cfg.ClientCertAuth, lax: cfg.LaxAuth, maxRequestBytes: cfg.MaxRequestBytes, logger: cfg.Logger,
+	}
+	s.log = &proposals{replica: cfg.Replica, gate: cfg.Admission, callers: s.callers, metrics: cfg.Metrics}
+	s.headers = &headers{clusterID: cfg.ClusterID, memberID: cfg.MemberID, term: cfg.Replica.Term, revision: cfg.KV.Revision}
+	s.calls = &calls{
+		leader: cfg.Replica.Leader, clusterVersion: cfg.State.ClusterVersion,
+		isLearner: func() bool { return cfg.State.IsLearner(cfg.MemberID) },
+		spans:     newSpans(cfg.Tracing), codec: newCountingCodec(cfg.Metrics), life: s.life,
+		requestTimeout: cfg.RequestTimeout, electionTimeout: cfg.ElectionTimeout, warnAfter: cfg.WarnUnaryRequest,
+		debug: cfg.Logger.Core().Enabled(zap.DebugLevel), metrics: cfg.Metrics, logger: cfg.Logger,
+		streams: leaderStreams{open: make(map[*endableContext]struct{})},
+	}
+}
+
+// leaseKeys are the keys of a lease, none if it does not exist.
+func (s *Server) leaseKeys(id int64) ([][]byte, error) {
+	return s.cfg.Leases.Keys(s.cfg.Store, lease.ID(id))
+}
+
+// peerClient speaks to other members; nil: they cannot be reached.
+func (s *Server) peerClient() *http.Client {
+	if s.cfg.Peers == nil {
+		return nil
+	}
+	return s.cfg.Peers.Client()
+}
+
+func (s *Server) activeSince(id uint64) time.Time {
+	if s.cfg.Peers == nil {
+		return time.Time{}
+	}
+	return s.cfg.Peers.ActiveSince(id)
+}
+
+func (s *Server) makeServices() {
+	cfg := &s.cfg
+	atLeader := &forwarder{
+		memberID: cfg.MemberID, raft: cfg.Replica, member: cfg.State.Member, client: s.peerClient(),
+		timeout: cfg.RequestTimeout, life: s.life,
+	}
+	versions := &memberVersions{belay: cfg.Version, cluster: cfg.State.ClusterVersion}
+	bound := &quota{fits: cfg.State.QuotaFits, exceeded: s.OverQuota}
+	s.kv = &kvService{
+		kv: cfg.KV, barrier: cfg.Replica.ReadBarrier, log: s.log, callers: s.callers, headers: s.headers,
+		quota: bound, turns: s.turns, codec: s.calls.codec, slow: cfg.State,
+		limits: cfg.Limits, maxTxnOps: cfg.MaxTxnOps, maxRequestBytes: cfg.MaxRequestBytes,
+		life: s.life, metrics: cfg.Metrics,
+	}
+	s.lease = &leaseService{
+		leases: cfg.Leases, keys: s.leaseKeys, log: s.log, callers: s.callers, headers: s.headers, quota: bound,
+		leader: atLeader, raft: cfg.Replica, barrier: cfg.Replica.ReadBarrier, nextID: cfg.Replica.NextID,
+		spans: s.calls.spans, metrics: cfg.Metrics, logger: cfg.Logger, electionTimeout: cfg.ElectionTimeout,
+	}
+	s.cluster = &clusterService{
+		members: cfg.State, group: cfg.Replica, barrier: cfg.Replica.ReadBarrier, callers: s.callers, headers: s.headers,
+		leader: atLeader, activeSince: s.activeSince, strict: cfg.StrictReconfigCheck, maxLearners: cfg.MaxLearners,
+		timeout: cfg.RequestTimeout, metrics: cfg.Metrics, logger: cfg.Logger,
+	}
+	s.maintenance = &maintenanceService{
+		state: cfg.State, group: cfg.Replica, kv: cfg.KV, size: cfg.Store.Size, log: s.log, callers: s.callers,
+		headers: s.headers, turns: s.turns, versions: versions,
+		defrag: &defragmenter{
+			store: cfg.Store, path: filepath.Join(cfg.DataDir, "member", "store"), life: s.life, metrics: cfg.Metrics, logger: cfg.Logger,
+		},
+		activeSince: s.activeSince, dataDir: cfg.DataDir, timeout: cfg.RequestTimeout, life: s.life,
+		metrics: cfg.Metrics, logger: cfg.Logger,
+		snapshots: make(chan struct{}, maxSnapshots), snapshotStall: streamStall,
+	}
+	s.auth = &authService{
+		log: s.log, callers: s.callers, headers: s.headers, life: s.life, limits: cfg.Limits, cost: cfg.BcryptCost,
+		hashing: admission.NewTurns(max(1, runtime.GOMAXPROCS(0)/2), maxHashingCalls, maxHashingClients), logger: cfg.Logger,
+	}
+	s.pages = &pages{
+		memberID: cfg.MemberID, state: cfg.State, versions: versions, status: cfg.Replica.Status, probe: s.kv.probe,
+		events: cfg.Events, gatherer: cfg.Gatherer, registerer: cfg.Registerer, readyChecks: cfg.ReadyChecks,
+		requestTimeout: cfg.RequestTimeout, profiles: cfg.EnablePprof, debug: s.calls.debug, metrics: cfg.Metrics, logger: cfg.Logger,
+	}
+	s.peers = &peerAnswers{
+		clusterID: cfg.ClusterID, members: cfg.State.Members, downgrade: cfg.State.DowngradeInfo, barrier: cfg.Replica.ReadBarrier,
+		callers: s.callers, cluster: s.cluster, lease: s.lease, hashes: history{cfg.KV}, version: s.pages.serveVersion, logger: cfg.Logger,
+	}
+}
+
+func (s *Server) makePublisher() {
+	s.publisher = &publisher{
+		memberID: s.cfg.MemberID, clusterID: s.cfg.ClusterID, name: s.cfg.Name, clientURLs: s.cfg.ClientURLs, log: s.log,
+		timeout: s.cfg.RequestTimeout, pause: s.cfg.HeartbeatInterval, logger: s.cfg.Logger, done: make(chan struct{}),
+	}
+}
+
+// makeTasks makes what package leader does on this member.
+func (s *Server) makeTasks() {
+	cfg := &s.cfg
+	own := &ownRequests{
+		memberID: cfg.MemberID, log: s.log, callers: s.callers, alarms: cfg.State.Alarms,
+		timeout: cfg.RequestTimeout, life: s.life, logger: cfg.Logger,
+	}
+	members := &leader.Members{MemberID: cfg.MemberID, ClusterID: cfg.ClusterID, All: cfg.State.Members, Client: s.peerClient(), Logger: cfg.Logger}
+	s.version = leader.NewClusterVersion(leader.ClusterVersionConfig{
+		Raft: cfg.Replica, State: cfg.State, Members: members, Own: s.pages.versions.all,
+		Set: own.setVersion, EndDowngrade: s.maintenance.cancelDowngrade,
+		Timeout: cfg.RequestTimeout, DowngradeInterval: cfg.DowngradeInterval, Logger: cfg.Logger,
+	})
+	s.expiry = leader.NewExpiry(leader.ExpiryConfig{
+		MemberID: cfg.MemberID, Raft: cfg.Replica, Leases: cfg.Leases,
+		Revoke: own.revoke, Note: own.noteRemaining, MayNote: s.version.OnlyBelay, Revoked: s.leaseExpired,
+		Retry: cfg.HeartbeatInterval, Logger: cfg.Logger,
+	})
+	s.compactor = leader.NewCompactor(leader.CompactorConfig{
+		Auto: cfg.Compaction, Leads: func() bool { return cfg.Replica.Status().IsLeader() },
+		Revision: cfg.KV.Revision, Compact: s.kv.compactTo, Logger: cfg.Logger,
+	})
+	s.corruption = leader.NewCorruption(leader.CorruptionConfig{
+		MemberID: cfg.MemberID, Checks: cfg.CorruptionChecks, Timeout: cfg.RequestTimeout,
+		Raft: cfg.Replica, Data: history{cfg.KV}, Members: members,
+		Raise: own.raiseCorrupt, Outcome: cfg.Metrics.corruptionCheck, Logger: cfg.Logger,
+	})
+	s.space = leader.NewSpace(leader.SpaceConfig{
+		MemberID: cfg.MemberID, DataDir: cfg.DataDir, WALDir: cfg.WALDir,
+		MinFreeBytes: cfg.MinFreeBytes, Disarm: cfg.NoSpaceDisarm,
+		Leads: func() bool { return cfg.Replica.Leader() == cfg.MemberID }, Alarms: cfg.State,
+		Free: cfg.FreeBytes, Size: cfg.Store.Size, Rewrite: s.maintenance.defrag.start, Rewriting: s.maintenance.defrag.running.Load,
+		Raise: own.raiseNoSpace, End: own.endNoSpace, Background: s.life.background,
+		Timeout: cfg.RequestTimeout, Logger: cfg.Logger,
+	})
+}
+
+func (s *Server) leaseExpired() {
+	if s.cfg.LeaseMetrics != nil {
+		s.cfg.LeaseMetrics.Expired.Inc()
+	}
+}
+
+// GRPCOptions are the options that a grpc.Server for RegisterGRPC must be made
+// with. Credentials are the caller's to add.
+func (s *Server) GRPCOptions() []grpc.ServerOption {
+	opts := []grpc.ServerOption{
+		grpc.ForceServerCodecV2(s.calls.codec),
+		grpc.UnaryInterceptor(s.calls.interceptUnary),
+		grpc.StreamInterceptor(s.calls.interceptStream),
+		grpc.MaxRecvMsgSize(s.cfg.MaxRequestBytes + recvOverheadBytes),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrentStreams),
+		grpc.NumStreamWorkers(s.cfg.StreamWorkers),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: s.cfg.KeepaliveMinTime, PermitWithoutStream: false}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepaliveInterval, Timeout: s.cfg.KeepaliveTimeout}),
+	}
+	if s.cfg.Tracing != nil {
+		opts = append(opts, s.cfg.Tracing.Option)
+	}
+	return opts
 }
 
 // RegisterGRPC registers every service with a server that was made with
 // GRPCOptions.
 func (s *Server) RegisterGRPC(g *grpc.Server) {
-	s.registerKV(g)
+	registerKV(g, s.calls, s.kv)
 	pb.RegisterLeaseServer(g, s.lease)
 	pb.RegisterClusterServer(g, s.cluster)
 	pb.RegisterMaintenanceServer(g, s.maintenance)
 	pb.RegisterAuthServer(g, s.auth)
-	s.registerHealth(g)
-	s.registerWatch(g)
-	s.registerElection(g)
-	s.registerLock(g)
+	registerHealth(g, s.health, s.cfg.Logger)
+	rightsOf := func(ctx context.Context) rights { return s.callers.rightsOf(ctx) }
+	pb.RegisterWatchServer(g, newWatchServer(watchConfig{
+		Hub:              s.cfg.Hub,
+		ClusterID:        s.cfg.ClusterID,
+		MemberID:         s.cfg.MemberID,
+		Term:             s.cfg.Replica.Term,
+		MaxRequestBytes:  s.cfg.MaxRequestBytes,
+		ProgressInterval: s.cfg.WatchProgressInterval,
+		Logger:           s.cfg.Logger,
+		Rights:           rightsOf,
+		Failed:           func(kind string) { s.cfg.Metrics.streamFailures.WithLabelValues(kind, "watch").Inc() },
+	}))
+	q := &queues{
+		ops: s.kv, grant: s.lease.LeaseGrant, hub: s.cfg.Hub,
+		header: func(rev int64) *pb.ResponseHeader {
+			h := &pb.ResponseHeader{Revision: rev}
+			s.headers.fill(h)
+			return h
+		},
+		rights: rightsOf,
+	}
+	electionpb.RegisterElectionServer(g, &electionService{queues: q})
+	lockpb.RegisterLockServer(g, &lockService{queues: q})
 }
 
-// Start runs the loops of this member: publishing itself, and what a leader
-// does by itself. They end with Stop.
-func (s *Server) Start() {
-	for _, loop := range []func(context.Context){
-		s.publish, s.watchLeader, s.expiry.Run, s.version.Run, s.compactor.Run,
-		s.space.Run, s.watchAdmission, s.watchDescriptors, s.corruption.Run, s.watchQuorum,
-	} {
-		s.background(loop)
+// RegisterPeers registers what the server answers on the peer port.
+func (s *Server) RegisterPeers(mux *peers.Mux) { s.peers.register(mux) }
+
+// HTTPHandler serves the client port's HTTP: versions, health, metrics,
+// profiles, and the JSON gateway if there is a connection for it to call this
+// member's gRPC server on.
+func (s *Server) HTTPHandler(gateway *grpc.ClientConn) (http.Handler, error) {
+	mux := http.NewServeMux()
+	s.pages.register(mux)
+	if gateway != nil {
+		g, err := newGateway(gateway, s.cfg.MaxRequestBytes)
+		if err != nil {
+			return nil, err
+		}
+		mux.Handle("/v3/", newWebsocketProxy(g, s.cfg.Logger, jsonOverhead*int64(s.cfg.MaxRequestBytes+recvOverheadBytes), s.life.stopped))
+	}
+	return s.guard(mux, gateway != nil), nil
+}
+
+// guard is what requests to the client port's HTTP pass first.
+func (s *Server) guard(next http.Handler, gateway bool) *accessControl {
+	return &accessControl{
+		next: next, gateway: gateway, authOn: s.callers.enabled, hosts: s.cfg.HostWhitelist, cors: s.cfg.CORS,
+		simpleRequests: s.cfg.CORSSimpleRequests, clientCertAuth: s.cfg.ClientCertAuth, logger: s.cfg.Logger,
 	}
 }
 
-// background runs f in a goroutine that Stop waits for, with a context that ends then; not at
-// all once Stop was called.
-func (s *Server) background(f func(stopped context.Context)) {
-	s.loopsMu.Lock()
-	defer s.loopsMu.Unlock()
-	if s.stopped.Err() == nil {
-		s.loops.Go(func() { f(s.stopped) })
+// MetricsHandler is what --listen-metrics-urls serve: metrics and health alone.
+func (s *Server) MetricsHandler() http.Handler {
+	mux := http.NewServeMux()
+	s.pages.handleMetricsAndHealth(mux)
+	return mux
+}
+
+// Health is the grpc health service, for a node that shuts down.
+func (s *Server) Health() *health.Server { return s.health }
+
+// Start runs the loops of this member: publishing itself, sampling, and what a leader
+// does by itself. They end with Stop.
+func (s *Server) Start() {
+	cfg := &s.cfg
+	backlog := &backlogSample{status: cfg.Replica.Status, bytes: cfg.BacklogBytes, gate: cfg.Admission, lag: cfg.Metrics.admissionLag}
+	descriptors := &descriptorSample{used: cfg.Metrics.fdUsed, limit: cfg.Metrics.fdLimit, logger: cfg.Logger}
+	for _, loop := range []func(context.Context){
+		s.publisher.run, s.calls.watchLeader, backlog.run, descriptors.run,
+		s.expiry.Run, s.version.Run, s.compactor.Run, s.corruption.Run, s.space.Run,
+	} {
+		s.life.background(loop)
+	}
+	if cfg.Peers != nil {
+		q := &quorumSample{own: cfg.MemberID, members: cfg.State.Members, activeSince: s.activeSince, leader: cfg.Replica.Leader, logger: cfg.Logger}
+		s.life.background(q.run)
 	}
 }
 
 // Stop ends the loops, and the calls that would last: streams, campaigns and
 // locks end with `server stopped`. The grpc and HTTP servers are stopped by who
 // made them.
-func (s *Server) Stop() {
-	s.loopsMu.Lock()
-	s.stop()
-	s.loopsMu.Unlock()
-	s.loops.Wait()
-}
+func (s *Server) Stop() { s.life.end() }
 
 // Published is closed once this member has told the cluster its name and
 // client URLs, which proves that it takes part: from then on it serves.
-func (s *Server) Published() <-chan struct{} { return s.published }
+func (s *Server) Published() <-chan struct{} { return s.publisher.done }
 
 // MembersChanged wakes what depends on the member list. replica calls it after
 // each member change; it never blocks.
 func (s *Server) MembersChanged() { s.version.MembersChanged() }
 
 // OverQuota raises the NOSPACE alarm of this member: its database would be, or is, larger than
-// its quota. It does not wait.
+// its quota. It does not wait. REQUIRES: New has returned.
 func (s *Server) OverQuota() { s.space.Exceeded() }
 
 // CheckInitial compares this member's data with the others' before it serves. It may run before
 // Start, once the peers' addresses are known; an error says that this member must not serve.
 func (s *Server) CheckInitial(ctx context.Context) error { return s.corruption.Initial(ctx) }
-
-// capable says whether requests may be served: the cluster has agreed on a
-// version.
-func (s *Server) capable() bool {
-	if s.versionKnown.Load() {
-		return true
-	}
-	if s.state.ClusterVersion() == nil {
-		return false
-	}
-	s.versionKnown.Store(true)
-	return true
-}
-
-// storageVersion is the schema that etcd would have on disk at this cluster
-// version, nil as long as that is unknown.
-func (s *Server) storageVersion() *semver.Version {
-	v := s.state.ClusterVersion()
-	if v == nil || v.LessThan(semver.Version{Major: 3, Minor: 6}) {
-		return nil
-	}
-	return &semver.Version{Major: v.Major, Minor: v.Minor}
-}
-
-// isLearner says whether this member is a learner in the member list.
-func (s *Server) isLearner() bool {
-	return s.state.IsLearner(s.cfg.MemberID)
-}
-
-// fill completes a header whose revision may be set; revision 0 becomes the
-// current one.
-func (s *Server) fill(h *pb.ResponseHeader) {
-	s.fillWithoutRevision(h)
-	if h.Revision == 0 {
-		h.Revision = s.kvStore.Revision()
-	}
-}
-
-func (s *Server) fillWithoutRevision(h *pb.ResponseHeader) {
-	h.ClusterId = s.cfg.ClusterID
-	h.MemberId = s.cfg.MemberID
-	h.RaftTerm = s.replica.Term()
-}
-
-// header is a header of now.
-func (s *Server) header() *pb.ResponseHeader {
-	h := &pb.ResponseHeader{}
-	s.fill(h)
-	return h
-}
-
-// propose replicates a request of a client and returns what applying it
-// answered. cost is about what it holds in memory, for admission. The error is
-// the request's own or raft's, still to be mapped by toGRPC.
-func (s *Server) propose(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest, cost int) (command.Result, error) {
-	if s.state.Policy().Enabled() && req.Authenticate == nil {
-		header, err := s.admittedHeader(ctx, req)
-		if err != nil {
-			return command.Result{}, err
-		}
-		req.Header = header
-	}
-	return s.proposeAs(ctx, kind, req, cost, false)
-}
-
-// proposeOwn is propose for what the member itself asks for: it finds room
-// where clients do not.
-func (s *Server) proposeOwn(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest) (command.Result, error) {
-	return s.proposeAs(ctx, kind, req, 64, true)
-}
-
-// proposeInTerm is proposeOwn for what only the leader of a term may ask for.
-func (s *Server) proposeInTerm(ctx context.Context, term uint64, kind requestKind, req *pb.InternalRaftRequest) (command.Result, error) {
-	start := time.Now()
-	result, err := s.replica.ProposeAs(ctx, term, req)
-	s.metrics.observeRequest(kind, err == nil, time.Since(start).Seconds())
-	if err == nil {
-		err = result.Err
-	}
-	return result, err
-}
-
-func (s *Server) proposeAs(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest, cost int, own bool) (result command.Result, err error) {
-	if err = s.cfg.Admission.Enter(cost, own); err != nil {
-		return
-	}
-	start := time.Now()
-	result, err = s.replica.Propose(ctx, req)
-	s.proposed(kind, cost, start, err == nil)
-	if err == nil {
-		err = result.Err
-	}
-	return
-}
-
-// proposed is what is left to do once a proposal has ended; see
-// Replica.Propose for why it is apart.
-//
-//go:noinline
-func (s *Server) proposed(kind requestKind, cost int, start time.Time, success bool) {
-	s.cfg.Admission.Leave(cost)
-	s.metrics.observeRequest(kind, success, time.Since(start).Seconds())
-}
-
-// atomicTime is a time that goroutines share; its zero value is the zero time.
-type atomicTime struct{ p atomic.Pointer[time.Time] }
-
-func (a *atomicTime) store(t time.Time) { a.p.Store(&t) }
-
-func (a *atomicTime) load() time.Time {
-	if t := a.p.Load(); t != nil {
-		return *t
-	}
-	return time.Time{}
-}

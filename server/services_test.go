@@ -219,7 +219,7 @@ func TestAdmissionRefuses(t *testing.T) {
 	_, err := m.kv.Put(t.Context(), &pb.PutRequest{Key: []byte("a")})
 	checkStatus(t, err, codes.Unknown, "etcdserver: too many requests")
 	// What the member asks for itself still finds room.
-	if _, err := m.alarm(t.Context(), &pb.AlarmRequest{}); err != nil {
+	if _, err := m.log.alarm(t.Context(), &pb.AlarmRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	if gate.InFlight() != 0 {
@@ -280,7 +280,7 @@ func TestRangeStream(t *testing.T) {
 	for i := range large {
 		m.put(fmt.Sprintf("l%06d", i), strings.Repeat("x", 2048))
 	}
-	rev := m.kvStore.Revision()
+	rev := m.cfg.KV.Revision()
 	cases := []struct {
 		name  string
 		req   *pb.RangeRequest
@@ -470,7 +470,7 @@ func (m *member) checkpointed(ctx context.Context) {
 	_, err := m.lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: 7, TTL: 100})
 	must(m.t, err)
 	checkpoint := &pb.LeaseCheckpointRequest{Checkpoints: []*pb.LeaseCheckpoint{{ID: 7, Remaining_TTL: 30}}}
-	_, err = m.proposeOwn(ctx, kindLeaseCheckpoint, &pb.InternalRaftRequest{LeaseCheckpoint: checkpoint})
+	_, err = m.log.own(ctx, kindLeaseCheckpoint, &pb.InternalRaftRequest{LeaseCheckpoint: checkpoint})
 	must(m.t, err)
 }
 
@@ -529,9 +529,9 @@ func (m *moving) Propose(ctx context.Context, req *pb.InternalRaftRequest) (comm
 	return m.Replica.Propose(ctx, req)
 }
 
-func (m *moving) ProposeAs(ctx context.Context, term uint64, req *pb.InternalRaftRequest) (command.Result, error) {
+func (m *moving) ProposeInTerm(ctx context.Context, term uint64, req *pb.InternalRaftRequest) (command.Result, error) {
 	m.move(req)
-	return m.Replica.ProposeAs(ctx, term, req)
+	return m.Replica.ProposeInTerm(ctx, term, req)
 }
 
 func (m *moving) move(req *pb.InternalRaftRequest) {
@@ -561,7 +561,7 @@ func TestRenewalNeedsConfirmedLeadership(t *testing.T) {
 	must(t, err)
 	_, err = m.Server.lease.renewHere(t.Context(), 7)
 	must(t, err)
-	m.confirmed.store(time.Now().Add(-time.Hour))
+	m.Server.lease.confirmed.store(time.Now().Add(-time.Hour))
 	m.replica.set(func(r *solo) { r.barrierErr = replica.ErrTimeout })
 	if _, err := m.Server.lease.renewHere(t.Context(), 7); err != lease.ErrNotPrimary {
 		t.Fatalf("error %v, want %v", err, lease.ErrNotPrimary)
@@ -591,11 +591,11 @@ func TestRenewalAmidPause(t *testing.T) {
 	_, err = m.Server.lease.renewHere(t.Context(), 7)
 	must(t, err)
 	pause := func() { // as long as it takes to elect another
-		m.confirmed.store(time.Now().Add(-m.cfg.ElectionTimeout))
+		m.Server.lease.confirmed.store(time.Now().Add(-m.cfg.ElectionTimeout))
 		m.replica.set(func(r *solo) { r.barrierErr = replica.ErrTimeout })
 	}
 	paused.Store(&pause)
-	m.confirmed.store(time.Now())
+	m.Server.lease.confirmed.store(time.Now())
 	if _, err := m.Server.lease.renewHere(t.Context(), 7); err != lease.ErrNotPrimary {
 		t.Fatalf("error %v, want %v", err, lease.ErrNotPrimary)
 	}
@@ -812,13 +812,13 @@ func TestDowngrade(t *testing.T) {
 		t.Fatalf("%v", status.DowngradeInfo)
 	}
 	m.version.Update(t.Context(), m.replica.Term())
-	if v := m.state.ClusterVersion().String(); v != "3.6.0" {
+	if v := m.cfg.State.ClusterVersion().String(); v != "3.6.0" {
 		t.Fatalf("cluster version %s after the downgrade was enabled", v)
 	}
 	_, err = do(pb.DowngradeRequest_CANCEL, "")
 	must(t, err)
 	m.version.Update(t.Context(), m.replica.Term())
-	if v := m.state.ClusterVersion().String(); v != "3.7.0" {
+	if v := m.cfg.State.ClusterVersion().String(); v != "3.7.0" {
 		t.Fatalf("cluster version %s after the downgrade was cancelled", v)
 	}
 }
@@ -864,7 +864,7 @@ func TestInterceptors(t *testing.T) {
 	must(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go m.watchLeader(ctx)
+	go m.calls.watchLeader(ctx)
 	m.replica.setLeader(0, 0)
 	_, err = stream.Recv()
 	checkStatus(t, err, codes.Unavailable, "etcdserver: no leader")
@@ -994,7 +994,7 @@ func TestHTTP(t *testing.T) {
 		{name: "no leader", target: "/health", before: func() { m.replica.setLeader(0, 0) }, code: 503, body: `{"health":"false","reason":"RAFT NO LEADER"}` + "\n"},
 		{name: "livez without leader", target: "/livez", code: 200, body: "ok\n"},
 		{name: "alarm", target: "/health?serializable=true", before: func() {
-			_, err := m.alarm(t.Context(), &pb.AlarmRequest{MemberID: 5, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_CORRUPT})
+			_, err := m.log.alarm(t.Context(), &pb.AlarmRequest{MemberID: 5, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_CORRUPT})
 			must(t, err)
 		}, code: 503, body: `{"health":"false","reason":"ALARM CORRUPT"}` + "\n"},
 		{name: "excluded alarm", target: "/health?serializable=true&exclude=CORRUPT", code: 200, body: `{"health":"true","reason":""}`},
@@ -1218,13 +1218,13 @@ func TestFollowerAsksTheLeader(t *testing.T) {
 	leader.replica.set(func(r *solo) { r.readyErr = nil })
 	checkStatus(t, promote(testMember), codes.FailedPrecondition, "etcdserver: can only promote a learner member")
 	checkStatus(t, promote(9), codes.OK, "")
-	if leader.state.IsLearner(9) {
+	if leader.cfg.State.IsLearner(9) {
 		t.Fatal("not promoted")
 	}
 
 	// Nobody leads: the follower waits for its request timeout.
 	follower.replica.setLeader(0, 0)
-	follower.Server.cfg.RequestTimeout = 50 * time.Millisecond
+	follower.Server.lease.leader.timeout = 50 * time.Millisecond
 	_, err = follower.lease.LeaseTimeToLive(t.Context(), &pb.LeaseTimeToLiveRequest{ID: 7})
 	checkStatus(t, err, codes.Unavailable, "etcdserver: no leader")
 }

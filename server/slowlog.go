@@ -16,12 +16,12 @@ import (
 // took longer than --warning-unary-request-duration, a debug line for all
 // others when debug logging is on. The field names have spaces; operators'
 // queries know them so. Values are told by their size only.
-func (s *Server) logRequestStats(ctx context.Context, method string, req, resp any, start time.Time, took time.Duration) {
+func (c *calls) logRequestStats(ctx context.Context, method string, req, resp any, start time.Time, took time.Duration) {
 	level := zap.DebugLevel
-	if took > s.cfg.WarnUnaryRequest && !s.debug {
+	if took > c.warnAfter && !c.debug {
 		level = zap.WarnLevel
 	}
-	line := s.logger.Check(level, "request stats")
+	line := c.logger.Check(level, "request stats")
 	if line == nil {
 		return // sampled away: no text is made for it
 	}

@@ -25,8 +25,8 @@ import (
 // on. See package snapshotfile for what it takes of memory and disk.
 func (m *maintenanceService) Snapshot(r *pb.SnapshotRequest, stream pb.Maintenance_SnapshotServer) error {
 	ctx := stream.Context()
-	may := m.rightsOf(ctx)
-	if err := may.admitIf(m.adminCheck, func() {}); err != nil {
+	may := m.callers.rightsOf(ctx)
+	if err := may.admitIf(m.callers.adminCheck, func() {}); err != nil {
 		return toGRPC(err)
 	}
 	return toGRPC(m.snapshot(ctx, may, stream))
@@ -61,7 +61,7 @@ func (m *maintenanceService) takeTurn(ctx context.Context) (done func(), err err
 		return done, nil
 	case <-ctx.Done():
 		err = ctx.Err()
-	case <-m.stopped.Done():
+	case <-m.life.stopped.Done():
 		err = replica.ErrStopped
 	}
 	m.snapshotsWaiting.Add(-1)
@@ -75,7 +75,7 @@ func (m *maintenanceService) snapshot(ctx context.Context, may *streamRights, st
 	}
 	defer done()
 	start := time.Now()
-	file, err := m.ExportSnapshot(yielding{ctx}) // it writes as it reads: a turn would wait for the disk
+	file, err := m.export(yielding{ctx}) // it writes as it reads: a turn would wait for the disk
 	if err != nil {
 		m.logger.Warn("failed to make a database snapshot", zap.Error(err))
 		return err
@@ -94,7 +94,7 @@ func (m *maintenanceService) snapshot(ctx context.Context, may *streamRights, st
 			m.logger.Info("sending database sha256 checksum to client",
 				zap.Int64("total-bytes", total), zap.Int("checksum-size", len(chunk)))
 		}
-		if err := may.keep(m.adminCheck); err != nil {
+		if err := may.keep(m.callers.adminCheck); err != nil {
 			return err
 		}
 		sent += int64(len(chunk))
@@ -116,19 +116,19 @@ func (m *maintenanceService) snapshot(ctx context.Context, may *streamRights, st
 	return nil
 }
 
-// ExportSnapshot writes the state of now as etcd's database. The caller closes
+// export writes the state of now as etcd's database. The caller closes
 // the file.
-func (s *Server) ExportSnapshot(ctx context.Context) (*snapshotfile.File, error) {
+func (m *maintenanceService) export(ctx context.Context) (*snapshotfile.File, error) {
 	start := time.Now()
-	view := s.kvStore.View()
+	view := m.kv.View()
 	defer view.Close()
 	content, err := snapshotContent(view)
 	if err != nil {
 		return nil, err
 	}
-	file, err := snapshotfile.Create(ctx, s.cfg.DataDir, content)
+	file, err := snapshotfile.Create(ctx, m.dataDir, content)
 	if err == nil {
-		s.metrics.snapshotSeconds.Observe(time.Since(start).Seconds())
+		m.metrics.snapshotSeconds.Observe(time.Since(start).Seconds())
 	}
 	return file, err
 }

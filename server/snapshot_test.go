@@ -82,7 +82,7 @@ func randomHistory(m *member, compactions int) {
 		}
 		must(m.t, err)
 		if compactions > 0 && i%(steps/compactions) == steps/compactions/2 {
-			rev := m.kvStore.Revision() - int64(rnd.IntN(20))
+			rev := m.cfg.KV.Revision() - int64(rnd.IntN(20))
 			_, err = m.kv.Compact(ctx, &pb.CompactionRequest{Revision: rev, Physical: rnd.IntN(2) == 0})
 			must(m.t, err)
 		}

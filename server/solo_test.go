@@ -38,7 +38,7 @@ type solo struct {
 	term       uint64
 	leader     uint64
 	changed    chan struct{}
-	proposeErr error // of Propose, ProposeAs and ProposeChange
+	proposeErr error // of Propose, ProposeInTerm and ProposeChange
 	barrierErr error
 	readyErr   error           // of LearnerReady
 	moveErr    error           // of TransferLeader
@@ -66,7 +66,7 @@ func (r *solo) Propose(ctx context.Context, req *pb.InternalRaftRequest) (comman
 	return r.machine.Apply([]command.Entry{{Index: r.index, Term: r.term, Request: req}})[0], nil
 }
 
-func (r *solo) ProposeAs(ctx context.Context, term uint64, req *pb.InternalRaftRequest) (command.Result, error) {
+func (r *solo) ProposeInTerm(ctx context.Context, term uint64, req *pb.InternalRaftRequest) (command.Result, error) {
 	if st := r.Status(); !st.IsLeader() || st.Term != term {
 		return command.Result{}, replica.ErrNotLeader
 	}
@@ -212,7 +212,7 @@ func newMember(t testing.TB, edit ...func(*Config, *state.Config)) *member {
 	m.configure(&command.Change{Type: raftpb.ConfChangeAddNode, MemberID: testMember,
 		Member: command.Member{ID: testMember, PeerURLs: []string{"http://127.0.0.1:2380"}}})
 	ctx, cancel := context.WithCancel(context.Background())
-	m.publish(ctx)
+	m.publisher.run(ctx)
 	m.version.Update(ctx, m.replica.Term())
 	cancel()
 	if !m.cfg.Leases.Promote(m.replica.Term(), 0) {
@@ -249,7 +249,7 @@ func newBareMember(t testing.TB, edit ...func(*Config, *state.Config)) *member {
 		MemberID: testMember, ClusterID: testCluster, Name: "one", ClientURLs: []string{"http://127.0.0.1:2379"},
 		Version: "0.1.0", DataDir: t.TempDir(),
 		Replica: m.replica, Peers: m.peers, Store: st, KV: kv, Leases: leases, Hub: hub,
-		Metrics: NewMetrics(reg, MetricsOptions{}), Gatherer: reg, StrictReconfigCheck: true,
+		Metrics: NewMetrics(reg, MetricsOptions{}), Gatherer: reg, Settings: Settings{StrictReconfigCheck: true},
 		ElectionTimeout: 100 * time.Millisecond, HeartbeatInterval: 10 * time.Millisecond, RequestTimeout: 2 * time.Second,
 	}
 	machine := state.Config{Store: st, KV: kv, Leases: leases, Sink: hub, MemberID: testMember, ClusterID: testCluster}

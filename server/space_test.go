@@ -44,9 +44,9 @@ func TestNoSpaceEndsByItself(t *testing.T) {
 		until(t, "the alarm", m.noSpace)
 		_, err := m.kv.DeleteRange(t.Context(), &pb.DeleteRangeRequest{Key: []byte("k"), RangeEnd: []byte("l")})
 		must(t, err)
-		_, err = m.kv.Compact(t.Context(), &pb.CompactionRequest{Revision: m.kvStore.Revision(), Physical: true})
+		_, err = m.kv.Compact(t.Context(), &pb.CompactionRequest{Revision: m.cfg.KV.Revision(), Physical: true})
 		must(t, err)
-		until(t, "the end of the alarm", func() bool { return !m.state.AlarmActive(pb.AlarmType_NOSPACE) })
+		until(t, "the end of the alarm", func() bool { return !m.cfg.State.AlarmActive(pb.AlarmType_NOSPACE) })
 		must(t, put(0))
 	}
 }
@@ -56,12 +56,12 @@ func TestNoSpaceEndsByItself(t *testing.T) {
 func TestAlarmsOfOthersEnd(t *testing.T) {
 	for _, id := range []uint64{testMember, 77} {
 		m := newMember(t, func(cfg *Config, _ *state.Config) { cfg.NoSpaceDisarm = true })
-		_, err := m.proposeOwn(t.Context(), kindAlarm, &pb.InternalRaftRequest{
+		_, err := m.log.own(t.Context(), kindAlarm, &pb.InternalRaftRequest{
 			Header: &pb.RequestHeader{Username: command.Itself},
 			Alarm:  &pb.AlarmRequest{MemberID: id, Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE},
 		})
 		must(t, err)
 		run(t, m.space.Run)
-		until(t, "the end of the alarm", func() bool { return !m.state.AlarmActive(pb.AlarmType_NOSPACE) })
+		until(t, "the end of the alarm", func() bool { return !m.cfg.State.AlarmActive(pb.AlarmType_NOSPACE) })
 	}
 }

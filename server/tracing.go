@@ -17,27 +17,36 @@ type Tracing struct {
 	Option grpc.ServerOption
 }
 
+// callSpans makes etcd's spans of calls. A nil one makes none.
+type callSpans struct{ tracer trace.Tracer }
+
+func newSpans(t *Tracing) *callSpans {
+	if t == nil {
+		return nil
+	}
+	return &callSpans{t.Tracer}
+}
+
 // traced wraps a call so that it has etcd's span of its own inside grpc's. It is
 // applied once, when a call is registered: without tracing it costs nothing.
-func traced[Req, Resp any](s *Server, call func(context.Context, *Req) (*Resp, error)) func(context.Context, *Req) (*Resp, error) {
-	if s.cfg.Tracing == nil {
+func traced[Req, Resp any](s *callSpans, call func(context.Context, *Req) (*Resp, error)) func(context.Context, *Req) (*Resp, error) {
+	if s == nil {
 		return call
 	}
 	return func(ctx context.Context, req *Req) (*Resp, error) {
-		ctx, end := s.startSpan(ctx, req)
+		ctx, end := s.start(ctx, req)
 		defer end()
 		return call(ctx, req)
 	}
 }
 
-// startSpan begins the span that etcd has for a request, if it has one. REQUIRES:
-// cfg.Tracing.
-func (s *Server) startSpan(ctx context.Context, req any) (context.Context, func()) {
+// start begins the span that etcd has for a request, if it has one. REQUIRES: s is not nil.
+func (s *callSpans) start(ctx context.Context, req any) (context.Context, func()) {
 	name, attributes := etcdSpan(req)
 	if name == "" {
 		return ctx, func() {}
 	}
-	ctx, span := s.cfg.Tracing.Tracer.Start(ctx, name, trace.WithAttributes(attributes...))
+	ctx, span := s.tracer.Start(ctx, name, trace.WithAttributes(attributes...))
 	return ctx, func() { span.End() }
 }
 

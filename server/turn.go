@@ -2,12 +2,14 @@ package server
 
 import (
 	"context"
+	"math"
 	"net"
 	"runtime"
 	"time"
 
 	"google.golang.org/grpc/peer"
 
+	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/mvcc"
 )
 
@@ -27,11 +29,21 @@ const (
 	turnTime = 100 * time.Millisecond
 )
 
+// turns are those of all calls of a member.
+type turns struct {
+	slots   *admission.Turns
+	metrics *Metrics
+}
+
+func newTurns(m *Metrics) *turns {
+	return &turns{admission.NewTurns(max(1, runtime.GOMAXPROCS(0)-1), math.MaxInt, math.MaxInt), m}
+}
+
 // turn is one call's: the context of what it reads, which takes a turn when that
 // becomes much. It belongs to the call's goroutine. end must be called.
 type turn struct {
 	context.Context // the call's
-	s               *Server
+	turns           *turns
 
 	keys, bytes int64  // read without a turn
 	release     func() // nil: it has none
@@ -46,7 +58,7 @@ func (t *turn) Pace(keys, bytes int64) error {
 	if t.release != nil {
 		if now := time.Now(); now.Sub(t.since) > turnTime {
 			t.since = now
-			if t.s.reading.Contended() {
+			if t.turns.slots.Contended() {
 				t.end()
 				return t.take()
 			}
@@ -68,14 +80,13 @@ func (t *turn) take() error {
 	if t.release != nil {
 		return nil
 	}
-	s := t.s
 	start := time.Now()
-	s.metrics.readersWaiting.Inc()
-	release, err := s.reading.Take(t, callerHost(t))
-	s.metrics.readersWaiting.Dec()
+	t.turns.metrics.readersWaiting.Inc()
+	release, err := t.turns.slots.Take(t, callerHost(t))
+	t.turns.metrics.readersWaiting.Dec()
 	t.since = time.Now()
 	t.waited += t.since.Sub(start)
-	s.metrics.readerWait.Observe(t.since.Sub(start).Seconds())
+	t.turns.metrics.readerWait.Observe(t.since.Sub(start).Seconds())
 	t.release = release
 	return err
 }
@@ -104,7 +115,7 @@ func (t *turn) again() {
 }
 
 // newTurn is for calls whose answers are sent by others.
-func (s *Server) newTurn(ctx context.Context) *turn { return &turn{Context: ctx, s: s} }
+func (ts *turns) newTurn(ctx context.Context) *turn { return &turn{Context: ctx, turns: ts} }
 
 // yielding is a context for what reads through everything at leisure, a few at a
 // time: what the member asks for itself, and snapshots. It waits for nobody, and

@@ -30,7 +30,7 @@ const longKeys, longBytes = 6000, 100
 // newReadMember is a member with much to read under long/, 600 KB and more, little under short/, and one turn.
 func newReadMember(t *testing.T, edit ...func(*Config, *state.Config)) *member {
 	m := newMember(t, edit...)
-	m.reading = admission.NewTurns(1, math.MaxInt, math.MaxInt)
+	m.turns.slots = admission.NewTurns(1, math.MaxInt, math.MaxInt)
 	for from := 0; from < longKeys; from += 100 {
 		txn := &pb.TxnRequest{}
 		for i := range 100 {
@@ -125,16 +125,16 @@ func TestLongReadsTakeTurns(t *testing.T) {
 		{"put", txn(&pb.TxnRequest{Success: ops(opPut("other"))})},
 	}
 	// As long as they are not counted, a range with a limit walks over all keys for its count.
-	until(t, "the keys are counted", func() bool { n, _ := m.kvStore.Estimate([]byte("long/"), []byte("long0")); return n > longKeys*3/4 })
+	until(t, "the keys are counted", func() bool { n, _ := m.cfg.KV.Estimate([]byte("long/"), []byte("long0")); return n > longKeys*3/4 })
 	for _, c := range longCalls {
 		t.Run("long "+c.name, func(t *testing.T) {
-			release, err := m.reading.Take(t.Context(), "somebody")
+			release, err := m.turns.slots.Take(t.Context(), "somebody")
 			must(t, err)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			gone := make(chan error, 1)
 			go func() { gone <- c.do(ctx) }()
-			until(t, "it waits", func() bool { return m.reading.Waiting() == 1 })
+			until(t, "it waits", func() bool { return m.turns.slots.Waiting() == 1 })
 			if text := m.get("/metrics").Body.String(); !strings.Contains(text, "belay_readers_waiting 1\n") {
 				t.Error("the metric does not tell")
 			}
@@ -145,15 +145,15 @@ func TestLongReadsTakeTurns(t *testing.T) {
 			}
 			cancel()
 			checkStatus(t, <-gone, codes.Canceled, "context canceled")
-			until(t, "it has gone", func() bool { return m.reading.Waiting() == 0 })
+			until(t, "it has gone", func() bool { return m.turns.slots.Waiting() == 0 })
 
 			done := make(chan error, 1)
 			go func() { done <- c.do(t.Context()) }()
-			until(t, "it waits", func() bool { return m.reading.Waiting() == 1 })
+			until(t, "it waits", func() bool { return m.turns.slots.Waiting() == 1 })
 			logs.TakeAll()
 			release()
 			must(t, <-done)
-			again, err := m.reading.Take(t.Context(), "somebody") // it has given its turn back
+			again, err := m.turns.slots.Take(t.Context(), "somebody") // it has given its turn back
 			must(t, err)
 			again()
 		})
@@ -166,11 +166,11 @@ func TestLongReadsTakeTurns(t *testing.T) {
 		}
 		return false
 	}
-	release, err := m.reading.Take(t.Context(), "somebody")
+	release, err := m.turns.slots.Take(t.Context(), "somebody")
 	must(t, err)
 	done := make(chan error, 1)
 	go func() { done <- get(long(nil))(t.Context()) }()
-	until(t, "it waits", func() bool { return m.reading.Waiting() == 1 })
+	until(t, "it waits", func() bool { return m.turns.slots.Waiting() == 1 })
 	release()
 	must(t, <-done)
 	if !line() {
@@ -181,7 +181,7 @@ func TestLongReadsTakeTurns(t *testing.T) {
 // TestLongCountsTakeTurns: a count whose keys must be walked over is a long read.
 func TestLongCountsTakeTurns(t *testing.T) {
 	m := newReadMember(t)
-	tn := m.newTurn(t.Context())
+	tn := m.turns.newTurn(t.Context())
 	defer tn.end()
 	for range freeKeys/1024 - 1 {
 		must(t, tn.Pace(1024, 0))
@@ -194,7 +194,7 @@ func TestLongCountsTakeTurns(t *testing.T) {
 		t.Fatal("no turn for much")
 	}
 	tn.end()
-	bytes := m.newTurn(t.Context())
+	bytes := m.turns.newTurn(t.Context())
 	defer bytes.end()
 	must(t, bytes.Pace(1, freeBytes))
 	if bytes.release == nil {
@@ -205,15 +205,15 @@ func TestLongCountsTakeTurns(t *testing.T) {
 // TestReadersShareTheirTurn: who has had a turn for long gives way to who waits, and takes another.
 func TestReadersShareTheirTurn(t *testing.T) {
 	m := newReadMember(t)
-	giant := m.newTurn(t.Context())
+	giant := m.turns.newTurn(t.Context())
 	defer giant.end()
 	must(t, giant.take())
-	other := m.newTurn(t.Context())
+	other := m.turns.newTurn(t.Context())
 	got := make(chan error, 1)
 	go func() { got <- other.take() }()
-	until(t, "it waits", m.reading.Contended)
+	until(t, "it waits", m.turns.slots.Contended)
 	must(t, giant.Pace(1, 1)) // not yet long
-	if !m.reading.Contended() {
+	if !m.turns.slots.Contended() {
 		t.Fatal("it gave way at once")
 	}
 	giant.since = time.Now().Add(-2 * turnTime)
@@ -250,7 +250,7 @@ func TestSlowClientsHoldNoTurn(t *testing.T) {
 			t.Fatalf("%d keys", len(resp.Kvs))
 		}
 	}
-	release, err := m.reading.Take(t.Context(), "somebody")
+	release, err := m.turns.slots.Take(t.Context(), "somebody")
 	must(t, err)
 	release()
 }
@@ -259,7 +259,7 @@ func TestSlowClientsHoldNoTurn(t *testing.T) {
 func TestLongAnswersAreWhole(t *testing.T) {
 	m := newReadMember(t)
 	r := &pb.RangeRequest{Key: []byte("long/"), RangeEnd: []byte("long0")}
-	want, err := state.RangeResponse(t.Context(), m.kvStore, r)
+	want, err := state.RangeResponse(t.Context(), m.cfg.KV, r)
 	must(t, err)
 	for name, opts := range map[string][]grpc.CallOption{"plain": nil, "gzip": {grpc.UseCompressor(gzip.Name)}} {
 		t.Run(name, func(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -60,21 +59,6 @@ func newWatchServer(cfg watchConfig) *watchService {
 		cfg.Failed = func(string) {}
 	}
 	return &watchService{cfg: cfg, fragmentBytes: cfg.MaxRequestBytes + recvOverheadBytes}
-}
-
-// registerWatch adds the service to a grpc server.
-func (s *Server) registerWatch(g *grpc.Server) {
-	pb.RegisterWatchServer(g, newWatchServer(watchConfig{
-		Hub:              s.cfg.Hub,
-		ClusterID:        s.cfg.ClusterID,
-		MemberID:         s.cfg.MemberID,
-		Term:             s.replica.Term,
-		MaxRequestBytes:  s.cfg.MaxRequestBytes,
-		ProgressInterval: s.cfg.WatchProgressInterval,
-		Logger:           s.logger,
-		Rights:           func(ctx context.Context) rights { return s.rightsOf(ctx) },
-		Failed:           func(kind string) { s.metrics.streamFailures.WithLabelValues(kind, "watch").Inc() },
-	}))
 }
 
 func (ws *watchService) Watch(stream pb.Watch_WatchServer) error {
