@@ -9,10 +9,11 @@ import (
 	"github.com/belaydb/belay/raftlog"
 )
 
-// Bind is the last thing of a start before the member speaks: from here on no other log, nor an older copy
-// of this one, passes for the one beside this store. noSync: the log is not durable either (--unsafe-no-fsync).
+// Bind is the last step of a start before the member sends anything: from here on no other log, and
+// no older copy of this one, is accepted beside this store. noSync: the log is not durable either
+// (--unsafe-no-fsync).
 //
-// REQUIRES: the log is open, and the store's folder is there.
+// REQUIRES: the log is open, and the store's folder exists.
 func (p *Parts) Bind(log *raftlog.Log, noSync bool, logger *zap.Logger) error {
 	group, err := log.Mark()
 	if err != nil {
@@ -21,15 +22,16 @@ func (p *Parts) Bind(log *raftlog.Log, noSync bool, logger *zap.Logger) error {
 	err = p.write(log, group)
 	p.bound = err == nil
 	if errors.Is(err, syscall.ENOSPC) && p.LeastGroup() > 0 && !noSync {
-		// What is recorded still holds, and whoever makes room must be able to start the member.
+		// What is recorded still holds, and it must be possible to start the member in order to
+		// make room.
 		logger.Warn("the disk is full: the raft log's position was not recorded, so an older copy of the log would not be noticed", zap.Error(err))
 		return nil
 	}
 	return err
 }
 
-// Close closes the raft log and records where it ends, if the parts were bound and as long as the
-// directory is locked.
+// Close closes the raft log and, if the parts were bound, records where it ends while the directory
+// is still locked.
 func (p *Parts) Close(log *raftlog.Log, logger *zap.Logger) {
 	group, err := log.Seal()
 	if err == nil && p.bound {

@@ -9,35 +9,35 @@ import (
 	"go.uber.org/zap"
 )
 
-// Seeds are the members of the cluster that a member without data makes or joins.
+// Seeds describe the cluster that a member without data makes or joins.
 type Seeds struct {
 	InitialCluster string // name=peer-url,...
 	Token          string // goes into the members' ids
-	// ServerName is what peers' certificates must be for, as long as this process
-	// runs; empty: each its own address.
+	// ServerName is the name that peers' certificates must have, as long as this process runs;
+	// empty: each its own address.
 	ServerName string
-	// Join, if not nil, finds the others, waiting for them till ctx ends: InitialCluster is this
-	// member alone, and id is made of it and of Token.
+	// Join, if not nil, finds the others, waiting for them until ctx ends: InitialCluster is then
+	// only this member, and id is computed from it and Token.
 	Join func(ctx context.Context, id uint64) (initialCluster string, err error)
 }
 
-// A Newcomer is a member without data: what it was told of itself and its cluster.
+// A Newcomer is a member without data: what its flags say about it and its cluster.
 type Newcomer struct {
 	Name  string
 	Seeds Seeds
 	// Existing: the cluster runs already, and this member was added to it.
 	Existing    bool
-	MaxLearners int          // that the cluster which is joined may have
+	MaxLearners int          // that the joined cluster may have
 	Client      *http.Client // asks the other members
 	Logger      *zap.Logger
 }
 
-// foundingPatience is how long each start of a new cluster waits for one member that does not run yet.
+// foundingPatience is how long a start of a new cluster waits for a member that does not run yet.
 const foundingPatience = time.Second
 
-// Identify finds out who a member without data is: in a new cluster, or in one that runs already. It asks
-// the other members, and refuses one that they know as a member that has run: what it promised is gone
-// with its data.
+// Identify finds the identity of a member without data, in a new cluster or in a running one. It
+// asks the other members, and fails if they know this member as one that has run: what it promised
+// is gone with its data.
 func (n Newcomer) Identify(ctx context.Context) (Identity, error) {
 	id, err := Found(n.Name, n.Seeds.InitialCluster, n.Seeds.Token)
 	if err != nil {

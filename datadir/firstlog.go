@@ -12,9 +12,9 @@ import (
 	"github.com/belaydb/belay/raftlog"
 )
 
-// WriteFirstLog makes the log of a new cluster: one AddNode entry for each
-// member, committed. It is written beside its place and renamed into it, so a
-// log that exists is either complete or that of a member that joined.
+// WriteFirstLog makes the log of a new cluster: one AddNode entry for each member, committed. It is
+// written beside its final place and then renamed, so an existing log is either complete or that of
+// a member that joined.
 func WriteFirstLog(dir string, opts raftlog.Options, id Identity) error {
 	fs := opts.FS
 	temporary := dir + ".new"

@@ -12,9 +12,10 @@ import (
 	"github.com/belaydb/belay/snapshotfile"
 )
 
-// Prepare makes the data directory if need be, durably and with what keeps an etcd out of it, removes what
-// an interrupted snapshot left, and looks at the parts that are there. It refuses a directory that is
-// etcd's, one that cannot be written, and parts that do not belong together; then it has changed no part.
+// Prepare makes the data directory if necessary, durably and with the file that keeps an etcd out,
+// removes what an interrupted snapshot left, and examines the parts. It refuses a directory of
+// etcd's, one that cannot be written, and parts that do not belong together; then it has changed no
+// part.
 func Prepare(fs vfs.FS, paths Paths) (*Parts, error) {
 	dir := paths.root()
 	if _, err := fs.Stat(fs.PathJoin(paths.Member, etcdsFolder, "db")); err == nil {
@@ -45,9 +46,9 @@ func Prepare(fs vfs.FS, paths Paths) (*Parts, error) {
 	return parts, plainPathError(err)
 }
 
-// keepEtcdOut puts a file where etcd has a folder. An etcd that is started on this
-// data directory by mistake would find nothing of its own and serve an empty
-// cluster; with the file in its way it ends, and its error names the file.
+// keepEtcdOut puts a file where etcd has a folder. An etcd started on this data directory by
+// mistake would find nothing of its own and serve an empty cluster; because of the file it ends,
+// with an error that names the file.
 func keepEtcdOut(fs vfs.FS, dir string) error {
 	if _, err := fs.Stat(fs.PathJoin(dir, etcdsFolder)); err == nil || !oserror.IsNotExist(err) {
 		return err
@@ -66,8 +67,7 @@ func checkWritable(fs vfs.FS, dir string) error {
 	return errors.Join(f.Close(), fs.Remove(name))
 }
 
-// plainPathError leaves of an error what a person needs: the path and the
-// operating system's words.
+// plainPathError reduces an error to what a person needs: the path and the operating system's text.
 func plainPathError(err error) error {
 	var pathError *os.PathError
 	if errors.As(err, &pathError) {
@@ -76,10 +76,11 @@ func plainPathError(err error) error {
 	return err
 }
 
-// smallestDisk has room for the free space that is kept for the end (128 MiB), the log and a little data.
+// smallestDisk has room for the reserved free space (128 MiB), the log and a little data.
 const smallestDisk = 512 << 20
 
-// WarnOfSmallDisks says which file systems under the store and the log are smaller than a member needs.
+// WarnOfSmallDisks warns about file systems under the store and the log that are smaller than a
+// member needs.
 func (p *Parts) WarnOfSmallDisks(logger *zap.Logger) {
 	dirs := []string{p.paths.Store}
 	if p.paths.logApart() {

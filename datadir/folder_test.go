@@ -61,7 +61,8 @@ func TestPrepare(t *testing.T) {
 		if paths.logApart() != (wal != "") {
 			t.Errorf("%v", paths)
 		}
-		// A log makes it a member's, and an etcd that got in all the same is told from one that was there first.
+		// A log makes it a member's, and an etcd that got in all the same is told from one that was
+		// there first.
 		id := founded(t, "a")
 		if err := fs.MkdirAll(filepath.Dir(paths.Log), 0o700); err != nil {
 			t.Fatal(err)

@@ -16,31 +16,29 @@ import (
 	"github.com/belaydb/belay/raftlog"
 )
 
-// A Cluster is what a state machine knows of its members.
+// A Cluster is what a state machine knows about its members.
 type Cluster interface {
 	Members() []*command.Member
-	// IsRemoved says whether a member was one once and is none any more.
+	// IsRemoved reports whether an ID is that of a former member.
 	IsRemoved(id uint64) bool
 }
 
 // Alone is the member that is to be the only one of its cluster.
 type Alone struct {
 	Member, Cluster uint64
-	Name            string   // if the cluster does not know it
+	Name            string   // used if the cluster does not know it
 	PeerURLs        []string // likewise
 	Applied         uint64   // of the store, whose members Cluster knows
 	Logger          *zap.Logger
 }
 
-// ForceNewCluster appends to the log, and commits, the entries that leave this
-// member alone in its cluster (--force-new-cluster). The others are removed for
-// good: whoever of them comes back is told so.
+// ForceNewCluster appends to the log, and commits, the entries that leave this member alone in its
+// cluster (--force-new-cluster). The others are removed for good, and learn it if they come back.
 //
-// What the log holds beyond the commit index that is on disk counts as committed.
-// etcd drops it, and with it what a client may have been told is safe: a commit
-// index need not be durable. Kept is at worst a write whose client never heard
-// of it. The one exception is the removal of this member itself, say an attempt that
-// the quorum was lost before: it cannot both be alone and be gone.
+// What the log holds beyond the commit index on disk counts as committed. etcd drops it, and with
+// it writes that may have been acknowledged: a commit index need not be durable. At worst this
+// keeps a write whose client got no answer. The one exception is the removal of this member itself,
+// for example an attempt from before the quorum was lost: it cannot be both alone and removed.
 //
 // REQUIRES: the log has adopted the store's applied index, and nothing runs.
 func (a Alone) ForceNewCluster(log *raftlog.Log, cluster Cluster) error {
@@ -59,7 +57,7 @@ func (a Alone) ForceNewCluster(log *raftlog.Log, cluster Cluster) error {
 	for _, m := range cluster.Members() {
 		members[m.ID] = m
 	}
-	var rewritten []*raftpb.Entry // the end of the log, if it must be another
+	var rewritten []*raftpb.Entry // the new end of the log, if it must change
 	if applied := a.Applied; applied < last {
 		tail, err := log.Entries(applied+1, last+1, math.MaxUint64)
 		if err != nil {
@@ -96,8 +94,9 @@ func (a Alone) ForceNewCluster(log *raftlog.Log, cluster Cluster) error {
 // errForceRemoved: the cluster has agreed that this member is gone, and an id never comes back.
 var errForceRemoved = errors.New("it was removed from its cluster, so --force-new-cluster cannot start it: start another member that way, or restore a snapshot")
 
-// withoutRemovalOf gives the end of entries, from the first one that removes own on, with nothing in
-// their place; nil if there is none. The removal must lie beyond the commit index.
+// withoutRemovalOf returns the end of entries, from the first one that removes own on, with the
+// removals replaced by empty entries; nil if there is none. The removal must be beyond the commit
+// index.
 func withoutRemovalOf(own, commit uint64, entries []*raftpb.Entry) (end []*raftpb.Entry, err error) {
 	for i, e := range entries {
 		c, err := changeOf(e)
@@ -137,7 +136,7 @@ func changeOf(e *raftpb.Entry) (*command.Change, error) {
 	return c, nil
 }
 
-// foldChanges brings members to what entries make of them.
+// foldChanges applies the member changes in entries to members.
 func foldChanges(members map[uint64]*command.Member, entries []*raftpb.Entry) error {
 	for _, e := range entries {
 		c, err := changeOf(e)
@@ -163,8 +162,8 @@ func foldChanges(members map[uint64]*command.Member, entries []*raftpb.Entry) er
 	return nil
 }
 
-// changesToAlone are the entries, without index and term: raft refuses a
-// configuration without voters, so the own member comes first.
+// changesToAlone are the entries, without index and term. Raft refuses a configuration without
+// voters, so this member comes first.
 func changesToAlone(members map[uint64]*command.Member, own uint64, name string, peerURLs []string) ([]*raftpb.Entry, error) {
 	var changes []command.Change
 	add := command.Member{ID: own, Name: name, PeerURLs: peerURLs}

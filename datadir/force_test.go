@@ -11,8 +11,8 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// What --force-new-cluster makes of the end of a log. A removal of the member itself that nobody committed once made a
-// member that could never start again.
+// What --force-new-cluster makes of the end of a log. A removal of the member itself that nobody
+// committed once made a member that could never start again.
 func TestEndOfAForcedLog(t *testing.T) {
 	const own, other, third = 1, 2, 3
 	change := func(index uint64, c command.Change) *raftpb.Entry {

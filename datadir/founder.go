@@ -17,17 +17,16 @@ import (
 )
 
 // A Founder is a member that made the first log of its cluster at this start. It asked the others
-// whether they know it as one that ran before, but those that were down then could not say so. Such a
-// peer is asked again before anything that it says is heard: a member that lost its data must not
+// whether they know it as one that ran before, but those that were down could not answer. Such a
+// peer is asked again before any of its messages is accepted: a member that lost its data must not
 // vote in a term in which it may have voted, nor count for what it may have acknowledged.
 //
-// What a peer does not know itself, because it was behind when the data was lost, it cannot tell.
-// No member can make up for that.
+// A peer that was behind when the data was lost may not know. Nothing can make up for that.
 type Founder struct {
 	env FounderEnv
 
-	// over is set when there is a leader: from then on the cluster may know this member by what it
-	// told of itself at this start.
+	// over is set when there is a leader: from then on the cluster may know this member from this
+	// start.
 	over atomic.Bool
 
 	mu    sync.Mutex
@@ -36,19 +35,20 @@ type Founder struct {
 
 var errUnheard = errors.New("the peer has yet to say whether it knows this member")
 
-// FounderEnv is what a Founder needs of its member. All is there before the first message comes.
+// FounderEnv is what a Founder needs of its member. All of it is set before the first message
+// comes.
 type FounderEnv struct {
 	Member uint64 // this one
-	// Client asks the other members, and is the Founder's alone.
+	// Client asks the other members; only the Founder uses it.
 	Client *http.Client
 	// URLs are a peer's.
 	URLs func(peer uint64) []string
-	// KnownBy tells what a peer's requests said of this member (transport.Transport.KnownBy).
+	// KnownBy is what a peer's requests said about this member (transport.Transport.KnownBy).
 	KnownBy func(peer uint64) (started, said bool)
-	// Leader is the leader's id, 0 if there is none; LeaderChanged is closed when it is another one.
+	// Leader is the leader's id, 0 if there is none; LeaderChanged is closed when it changes.
 	Leader        func() uint64
 	LeaderChanged func() <-chan struct{}
-	// Failed ends the member. It waits for nothing.
+	// Failed ends the member. It does not wait.
 	Failed func(error)
 	Logger *zap.Logger
 }
@@ -75,8 +75,8 @@ func (f *Founder) Watch(stop <-chan struct{}) {
 	}
 }
 
-// Hear says whether a message of this peer may be taken. It may take a second, and make the member
-// fail.
+// Hear returns an error unless a message of this peer may be accepted. It may take a second, and
+// make the member fail.
 func (f *Founder) Hear(ctx context.Context, peer uint64) error {
 	f.mu.Lock()
 	asked := f.asked[peer]
@@ -96,8 +96,8 @@ func (f *Founder) Hear(ctx context.Context, peer uint64) error {
 		return nil
 	})
 	if err != nil {
-		// It may refuse our calls, for a certificate that names another address say, and call us
-		// all the same. Its calls tell what we would have asked.
+		// It may refuse our requests, for example because of a certificate that names another
+		// address, and still send us its own. These carry the answer to our question.
 		var said bool
 		if knows, said = f.env.KnownBy(peer); !said {
 			return fmt.Errorf("%w: %w", errUnheard, err)

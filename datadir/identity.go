@@ -10,19 +10,19 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// An Identity is who a member is, in which cluster.
+// An Identity is a member's identity in its cluster.
 type Identity struct {
 	Member, Cluster uint64
-	// Members are the cluster's, sorted by id, as far as they are known before the state machine knows
-	// them: from --initial-cluster or from the running cluster that is joined. Nil if there is a log.
+	// Members are the cluster's members, sorted by id, before the state machine knows them: from
+	// --initial-cluster or from the running cluster that is joined. Nil if there is a log.
 	Members []*command.Member
 	// Fresh: there was no log, and this start makes the first one.
 	Fresh bool
-	// Joining: the members exist already, and this one learns the state from them. Implies Fresh.
+	// Joining: the cluster exists already, and this member gets the state from it. Implies Fresh.
 	Joining bool
 }
 
-// Founds says whether this start makes the first log of a new cluster.
+// Founds reports whether this start makes the first log of a new cluster.
 func (id *Identity) Founds() bool { return id.Fresh && !id.Joining }
 
 // initialMembers turns --initial-cluster into members with their ids, sorted by

@@ -22,20 +22,19 @@ import (
 )
 
 const (
-	// joinTimeout bounds one question to one peer of the cluster that is joined.
+	// joinTimeout bounds one request to one peer of the cluster that is joined.
 	joinTimeout = 10 * time.Second
-	// downgradeTimeout bounds the question whether the cluster is being downgraded. A member of etcd answers it only with a
-	// quorum; and where this member makes two of one there is none until it has joined: the writes of the cluster wait for
-	// it then, and it must not wait for them.
+	// downgradeTimeout bounds the request whether the cluster is being downgraded. An etcd member
+	// answers it only with a quorum; and if this member is the second of two there is none until it
+	// has joined: the cluster's writes then wait for it, and it must not wait for them.
 	downgradeTimeout = time.Second
-	// matchTimeout bounds how long names of hosts are resolved for.
+	// matchTimeout bounds the resolution of host names.
 	matchTimeout = 30 * time.Second
 	// maxMembersBytes bounds the answer of /members.
 	maxMembersBytes = 16 << 20
 )
 
-// joiner asks the members of a cluster that runs, before this member has any
-// part of it.
+// joiner asks the members of a running cluster, before this member is part of it.
 type joiner struct {
 	client      *http.Client
 	logger      *zap.Logger
@@ -44,7 +43,7 @@ type joiner struct {
 	maxLearners int
 }
 
-// running is a cluster as one of its members told it.
+// running is a cluster as one of its members reports it.
 type running struct {
 	id      uint64
 	members []*command.Member // sorted by id
@@ -88,8 +87,8 @@ func (j *joiner) join(ctx context.Context, given []*command.Member) (Identity, e
 		return Identity{}, errors.New("membership: too many learner members in cluster")
 	}
 	if started(cluster.members, own) {
-		// It ran, and what it promised is gone with its data. etcd lets it in, and it
-		// dies of what the leader tells it.
+		// It ran, and what it promised is gone with its data. etcd lets it join, and it panics on
+		// what the leader sends.
 		j.logger.Warn("this member has run before and its data is gone: remove it from the cluster and add it again (belay ctl member remove, belay ctl member add)",
 			zap.String("local-member-id", command.IDText(own)))
 		return Identity{}, fmt.Errorf("member %x has already been bootstrapped", own)
@@ -101,9 +100,8 @@ func started(members []*command.Member, id uint64) bool {
 	return slices.ContainsFunc(members, func(m *command.Member) bool { return m.ID == id && len(m.ClientURLs) > 0 })
 }
 
-// bootstrapped asks the other members of a new cluster whether it runs already
-// and knows this member as started: then its data was lost, and a first log
-// would let it vote twice.
+// bootstrapped asks the other members of a new cluster whether it runs already and knows this
+// member as started: then its data was lost, and a first log would let it vote twice.
 func (j *joiner) bootstrapped(ctx context.Context, id Identity) bool {
 	cluster, err := j.ask(ctx, j.others(id.Members), false)
 	return err == nil && started(cluster.members, id.Member)
@@ -120,7 +118,7 @@ func (j *joiner) others(members []*command.Member) (urls []string) {
 	return urls
 }
 
-// match gives the id that the cluster knows the given member of this name by.
+// match returns the id under which the cluster knows the given member with this name.
 func (j *joiner) match(ctx context.Context, given []*command.Member, cluster *running) (own uint64, err error) {
 	if len(given) != len(cluster.members) {
 		return 0, errors.New("member count is unequal")
@@ -141,7 +139,7 @@ func (j *joiner) match(ctx context.Context, given []*command.Member, cluster *ru
 		}
 	}
 	if own == 0 {
-		// Two of the cluster matched one that is given.
+		// Two members of the cluster matched one given member.
 		return 0, fmt.Errorf("PeerURLs: no member of the cluster has those of %s", j.name)
 	}
 	return own, nil
@@ -161,8 +159,7 @@ func (j *joiner) sameURLs(ctx context.Context, a, b []string) error {
 	return discovery.SameURLs(ctx, j.logger, parsed[0], parsed[1])
 }
 
-// ask is the answer of the first member that gives one. loud: failures are
-// logged.
+// ask returns the answer of the first member that gives one. loud: failures are logged.
 func (j *joiner) ask(ctx context.Context, peerURLs []string, loud bool) (*running, error) {
 	for _, u := range peerURLs {
 		address := u + peers.PathMembers
@@ -197,7 +194,7 @@ func (j *joiner) ask(ctx context.Context, peerURLs []string, loud bool) (*runnin
 	return nil, errors.New("could not retrieve cluster information from the given URLs")
 }
 
-// get asks under one URL, for no longer than a question may take.
+// get asks under one URL, within the timeout of a request.
 func (j *joiner) get(ctx context.Context, peerURL, path string) (peers.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, j.timeout)
 	defer cancel()
@@ -208,9 +205,8 @@ func (j *joiner) get(ctx context.Context, peerURL, path string) (peers.Answer, e
 	return a, err
 }
 
-// compatible says whether this version can be a member of the cluster: at least
-// one member must say that its cluster's version is in range, and none that it
-// is not. Members may be down.
+// compatible reports whether this version can be a member of the cluster: at least one member must
+// have a cluster version in range, and none one out of range. Members may be down.
 func (j *joiner) compatible(ctx context.Context, own uint64, cluster *running) bool {
 	lowest, highest := semver.New(version.MinCluster), semver.New(version.Etcd)
 	highest = &semver.Version{Major: highest.Major, Minor: highest.Minor}
@@ -251,8 +247,8 @@ func (j *joiner) compatible(ctx context.Context, own uint64, cluster *running) b
 	return ok
 }
 
-// downgrading says whether a member told that the cluster is being downgraded: all are asked at once, and the first that
-// answers counts. If none does in time, the cluster is taken not to be.
+// downgrading reports whether the cluster is being downgraded: all members are asked at once, and
+// the first answer counts. Without an answer in time it returns false.
 func (j *joiner) downgrading(ctx context.Context, own uint64, cluster *running) bool {
 	ctx, cancel := context.WithTimeout(ctx, downgradeTimeout)
 	defer cancel()
@@ -287,7 +283,7 @@ func (j *joiner) downgrading(ctx context.Context, own uint64, cluster *running) 
 	return false
 }
 
-// askMember asks a member under its URLs until take likes an answer.
+// askMember asks a member under its URLs until take accepts an answer.
 func (j *joiner) askMember(ctx context.Context, m *command.Member, path string, take func([]byte) error) error {
 	last := errors.New("the member has no peer URLs")
 	for _, u := range m.PeerURLs {

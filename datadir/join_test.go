@@ -40,7 +40,8 @@ func (m *told) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Who a member without data is, by what the others answer: the only place where it learns that its data is gone.
+// Who a member without data is, by what the others answer: the only place where it learns that its
+// data is gone.
 func TestIdentify(t *testing.T) {
 	answers := &told{}
 	srv := httptest.NewServer(answers)

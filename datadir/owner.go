@@ -7,7 +7,7 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// Flags are what a member is told of itself at a start.
+// Flags are what a member's flags say about it at a start.
 type Flags struct {
 	Name                string
 	PeerURLs            []string // that it advertises
@@ -15,9 +15,9 @@ type Flags struct {
 	InitialClusterToken string
 }
 
-// CheckOwner refuses data of one member of the cluster under flags that describe another one: two processes
-// would speak with one voice. A new name or a new URL alone is no reason, both may change. members are
-// those that the store knows.
+// CheckOwner refuses the data of one member under flags that describe another member of the
+// cluster: two processes would act as one member. A new name or a new URL alone is no reason, since
+// both may change. members are those that the store knows.
 func (p *Parts) CheckOwner(id Identity, members []*command.Member, flags Flags) error {
 	i := slices.IndexFunc(members, func(m *command.Member) bool { return m.ID == id.Member })
 	if i < 0 || members[i].Name == "" {
@@ -37,9 +37,8 @@ func (p *Parts) CheckOwner(id Identity, members []*command.Member, flags Flags) 
 	return nil
 }
 
-// checkYoung is the same for data whose store does not know the members yet,
-// since the log alone has them. A new cluster's members have ids that follow from
-// the flags.
+// checkYoung is the same for data whose store does not know the members yet, since only the log has
+// them. A new cluster's members have ids that follow from the flags.
 func (p *Parts) checkYoung(id Identity, flags Flags) error {
 	told, err := Found(flags.Name, flags.InitialCluster, flags.InitialClusterToken)
 	if err != nil || told.Cluster != id.Cluster || told.Member == id.Member {

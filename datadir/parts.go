@@ -15,7 +15,7 @@ import (
 	"github.com/belaydb/belay/raftlog"
 )
 
-// identityFile is the name of a Record, beside the store and in it.
+// identityFile is the name of the file with a Record, beside the store and in it.
 const identityFile = "identity.json"
 
 // maxIdentityBytes bounds what is read of it.
@@ -28,9 +28,9 @@ type Paths struct {
 	Log    string
 }
 
-// PathsOf are the paths under --data-dir and --wal-dir; walDir "": the log is under the data directory. The log
-// has a folder of its own inside walDir, which may be a mount point: the first log is made beside its
-// place and renamed into it.
+// PathsOf are the paths under --data-dir and --wal-dir; walDir "": the log is under the data
+// directory. The log has a folder of its own inside walDir, which may be a mount point: the first
+// log is made beside its place and renamed into it.
 func PathsOf(dataDir, walDir string) Paths {
 	member := filepath.Join(dataDir, "member")
 	p := Paths{Member: member, Store: filepath.Join(member, "store"), Log: filepath.Join(member, "log")}
@@ -43,16 +43,17 @@ func PathsOf(dataDir, walDir string) Paths {
 // root is the data directory.
 func (p Paths) root() string { return filepath.Dir(p.Member) }
 
-// logApart says whether the log has a directory of its own, --wal-dir.
+// logApart reports whether the log has a directory of its own, --wal-dir.
 func (p Paths) logApart() bool { return p.Log != filepath.Join(p.Member, "log") }
 
 func (p Paths) identity() string      { return filepath.Join(p.Member, identityFile) }
 func (p Paths) storeIdentity() string { return filepath.Join(p.Store, identityFile) }
 
-// Record is what identity.json says.
+// Record is the content of identity.json.
 type Record struct {
 	Member, Cluster uint64
-	// Log is the id of the raft log (raftlog.Metadata.LogID); 0: a version wrote it that did not record it.
+	// Log is the id of the raft log (raftlog.Metadata.LogID); 0: written by a version that did not
+	// record it.
 	Log uint64
 	// Group is the number of a group that the log has had durably; 0: none is known.
 	Group uint64
@@ -94,7 +95,7 @@ func decodeRecord(data []byte) (r Record, err error) {
 	return r, nil
 }
 
-// readRecord gives nil if the file is not there.
+// readRecord returns nil if the file is not there.
 func readRecord(fs vfs.FS, path string) (*Record, error) {
 	f, err := fs.Open(path)
 	if oserror.IsNotExist(err) {
@@ -115,7 +116,7 @@ func readRecord(fs vfs.FS, path string) (*Record, error) {
 	return &r, nil
 }
 
-// Parts is what is there of a member, as a start found it.
+// Parts are the existing parts of a member, as a start found them.
 type Parts struct {
 	fs       vfs.FS
 	paths    Paths
@@ -125,8 +126,9 @@ type Parts struct {
 	bound    bool              // Bind wrote that they belong together
 }
 
-// Look reads who each part says that it belongs to, and changes nothing. It fails if one cannot be read, or
-// if parts do not belong together. What it cannot judge before the store is open, CheckStore does.
+// Look reads to which member each part belongs, and changes nothing. It fails if one cannot be
+// read, or if parts do not belong together. CheckStore judges what cannot be known before the store
+// is open.
 func Look(fs vfs.FS, paths Paths) (*Parts, error) {
 	p := &Parts{fs: fs, paths: paths}
 	meta, ok, err := raftlog.Peek(paths.Log, fs)
@@ -145,11 +147,11 @@ func Look(fs vfs.FS, paths Paths) (*Parts, error) {
 	return p, p.check()
 }
 
-// Log is whose log there is; nil if there is none, and nothing else that speaks of one: then this is
-// a first start.
+// Log identifies the existing log; nil if there is none, and nothing else mentions one: then this
+// is a first start.
 func (p *Parts) Log() *raftlog.Metadata { return p.log }
 
-// LeastGroup is what the log must reach (raftlog.Options.LeastGroup).
+// LeastGroup is the group that the log must reach (raftlog.Options.LeastGroup).
 func (p *Parts) LeastGroup() (group uint64) {
 	for _, r := range []*Record{p.identity, p.store} {
 		if r != nil {
@@ -187,8 +189,8 @@ func (p *Parts) logMissing() error {
 		p.paths.Store, p.paths.Log, p.paths.root())
 }
 
-// CheckStore judges what only the open store tells: applied is its applied index, 0 if it is empty. lost says
-// that there was a store once, and this one is empty in its place: the log must have everything.
+// CheckStore judges what only the open store shows: applied is its applied index, 0 if it is empty.
+// lost means that there was a store before, and this one is empty: the log must have everything.
 func (p *Parts) CheckStore(applied uint64) (lost bool, err error) {
 	switch {
 	case applied > 0 && p.log == nil:
@@ -202,8 +204,8 @@ func (p *Parts) CheckStore(applied uint64) (lost bool, err error) {
 	return true, nil
 }
 
-// Write records, in both places and durably, that all parts belong together. REQUIRES: the log and the
-// store's folder are there, and the member has not spoken yet, or speaks no more.
+// Write records, in both places and durably, that all parts belong together. REQUIRES: the log and
+// the store's folder exist, and the member has not sent anything yet, or sends nothing more.
 func Write(fs vfs.FS, paths Paths, r Record) error {
 	data, err := r.encode()
 	if err != nil {
@@ -217,14 +219,14 @@ func Write(fs vfs.FS, paths Paths, r Record) error {
 	return nil
 }
 
-// WriteFile makes dir/name hold data, whole or not at all, and durably.
+// WriteFile writes data to dir/name atomically and durably.
 func WriteFile(fs vfs.FS, dir, name string, data []byte) error {
 	temporary := fs.PathJoin(dir, name+".tmp")
 	f, err := fs.Create(temporary, "")
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(slices.Clone(data)) // a vfs.File may change what it is given
+	_, err = f.Write(slices.Clone(data)) // a vfs.File may change its argument
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}

@@ -9,13 +9,14 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// FS is the operating system's file system, but what is made through it nobody else can read, whatever
-// the umask: files have mode 0600 and folders 0700. The folders alone would do as long as files stay in
-// them; copies, archives and folders whose mode somebody changed do not keep them there.
+// FS is the operating system's file system, except that what is created through it only the owner
+// can read, whatever the umask: files have mode 0600 and folders 0700. The folders alone would be
+// enough as long as files stay in them; with copies, archives and folders whose mode was changed
+// they do not.
 func FS() vfs.FS { return privateFS{vfs.Default} }
 
-// privateFS makes each file itself before vfs.Default opens it, for that knows no mode. A mode changed
-// afterwards would come too late for whoever opened the file in between.
+// privateFS creates each file itself before vfs.Default opens it, which knows no mode. Changing the
+// mode afterwards would be too late if another process opened the file in between.
 type privateFS struct{ vfs.FS }
 
 const (
@@ -45,7 +46,7 @@ func (p privateFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...v
 	return p.FS.OpenReadWrite(name, c, opts...)
 }
 
-// Lock must not so much as open a file that exists: the process may hold the lock already, and POSIX drops
+// Lock must not even open an existing file: the process may hold the lock already, and POSIX drops
 // a lock when any descriptor of the file is closed.
 func (p privateFS) Lock(name string) (io.Closer, error) {
 	if err := touch(name, os.O_EXCL); err != nil && !oserror.IsExist(err) {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestPrivateWhateverTheUmask: every way to make a file or a folder. No test of this package runs beside another: the umask
-// is the process's.
+// TestPrivateWhateverTheUmask: every way to make a file or a folder. No test of this package runs
+// beside another: the umask is the process's.
 func TestPrivateWhateverTheUmask(t *testing.T) {
 	dir := t.TempDir()
 	for _, umask := range []int{0, 0o022, 0o077} {
@@ -81,7 +81,8 @@ func TestPrivateWhateverTheUmask(t *testing.T) {
 	}
 }
 
-// TestCreateLeavesOtherNamesAlone: a file that has a second name, as one that a snapshot links, is not emptied under it.
+// TestCreateLeavesOtherNamesAlone: a file that has a second name, as one that a snapshot links, is
+// not emptied under it.
 func TestCreateLeavesOtherNamesAlone(t *testing.T) {
 	fs, dir := FS(), t.TempDir()
 	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")

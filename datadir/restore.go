@@ -22,18 +22,17 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// RestoreConfig says of which snapshot file to make whose data directory.
+// RestoreConfig names the snapshot file and the member whose data directory to make.
 type RestoreConfig struct {
 	Snapshot string // etcd's snapshot file, or its database file
-	SkipHash bool   // the file has no SHA-256 at its end, or its is not to be believed
+	SkipHash bool   // the file has no SHA-256 at its end, or a wrong one
 
-	// The member and its new cluster, as the flags of the same names of the server.
-	// What config's Verify has to say of them the caller has heard.
+	// The member and its new cluster, like the server's flags of the same names. REQUIRES: config's
+	// Verify has accepted them.
 	Name, DataDir, WALDir, InitialCluster, InitialClusterToken string
 
-	// BumpRevision is added to the current revision, and everything up to there
-	// counts as compacted, so that no client sees a revision twice with different
-	// content; 0: neither.
+	// BumpRevision is added to the current revision, and everything up to there counts as
+	// compacted, so that no client sees a revision twice with different content; 0: neither.
 	BumpRevision int64
 }
 
@@ -47,19 +46,19 @@ type Restored struct {
 }
 
 const (
-	restoringDir = "member.restoring" // becomes member when it is whole
+	restoringDir = "member.restoring" // becomes member when it is complete
 	restoreTerm  = 1
 	// restoreBatchBytes bounds the memory; a batch holds one version at least.
 	restoreBatchBytes = 4 << 20
 )
 
-// Restore makes the data directory of one member of a new cluster from a snapshot
-// file. Every member of the cluster must be made so, of the same file: they then
-// hold the same, as if each had been sent the file as raft's snapshot. The old
-// members and the cluster's version are left out, as by etcdutl.
+// Restore makes the data directory of one member of a new cluster from a snapshot file. Every
+// member of the cluster must be made from the same file: they then hold the same, as if each had
+// received the file as raft's snapshot. The old members and the cluster's version are left out, as
+// in etcdutl.
 //
-// Crash points: what is not whole is called member.restoring, and a log of its own
-// under --wal-dir without a store beside it is refused by a start.
+// Crash points: what is incomplete is called member.restoring, and a start refuses a separate log
+// under --wal-dir without a store beside it.
 func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 	id, err := Found(c.Name, c.InitialCluster, c.InitialClusterToken)
 	if err != nil {
@@ -119,7 +118,7 @@ func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 	return r, SyncDir(fs, c.DataDir)
 }
 
-// restoreStore fills a new store; index is what it says it has applied.
+// restoreStore fills a new store; index is its applied index.
 func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id Identity, bump int64, r *Restored) (index uint64, err error) {
 	st, err := store.Open(dir, store.Options{FS: FS()})
 	if err != nil {
@@ -183,8 +182,8 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id Id
 	}); err != nil {
 		return 0, err
 	}
-	// In order: every member that restores the file cuts its batches alike, and so
-	// begins its log at the same index.
+	// In order, so that every member that restores the file divides its batches alike, and begins
+	// its log at the same index.
 	for _, key := range slices.Sorted(maps.Keys(attached)) {
 		b, err := next(len(key) + 64)
 		if err != nil {
@@ -227,8 +226,7 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id Id
 			return 0, err
 		}
 	}
-	// Beyond every entry that the old cluster had: whoever kept a message of it
-	// takes it for one that is past.
+	// Beyond every entry of the old cluster, so that a late message from it counts as outdated.
 	index = max(index, f.Index()) + 1
 	batch = st.NewBatch(index, restoreTerm)
 	if err := errors.Join(

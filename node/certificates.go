@@ -10,24 +10,23 @@ import (
 )
 
 const (
-	// certificateInterval lies between two looks at the certificates' dates: files may
-	// be renewed at any time.
+	// certificateInterval is the time between two checks of the certificates' dates: files may be
+	// renewed at any time.
 	certificateInterval = time.Minute
-	// certificateWarnInterval lies between two warnings of the same certificate.
+	// certificateWarnInterval is the time between two warnings about the same certificate.
 	certificateWarnInterval = 24 * time.Hour
 )
 
-// certificates tells of TLS certificates whose time runs out: as a metric, and in
-// the log at the start and once a day. It reads files, so no request and no scrape
-// waits for it.
+// certificates reports the expiry of TLS certificates: as a metric, and in the log at the start and
+// once a day. It reads files in its own goroutine, so no request and no scrape waits for it.
 type certificates struct {
 	sides    map[string]*listen.Security // by "client" and "peer"
 	logger   *zap.Logger
 	notAfter *prometheus.GaugeVec
-	told     map[told]time.Time // when it was warned of
+	told     map[told]time.Time // when each warning was logged
 }
 
-// told is what a warning said.
+// told identifies a warning.
 type told struct {
 	cert     listen.Certificate
 	validity listen.Validity
@@ -37,7 +36,7 @@ func newCertificates(sides map[string]*listen.Security, logger *zap.Logger, notA
 	return &certificates{sides: sides, logger: logger, notAfter: notAfter, told: make(map[told]time.Time)}
 }
 
-// watch looks until stop is closed.
+// watch runs until stop is closed.
 func (c *certificates) watch(stop <-chan struct{}) {
 	tick := time.NewTicker(certificateInterval)
 	defer tick.Stop()

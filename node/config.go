@@ -14,8 +14,8 @@ import (
 	"github.com/belaydb/belay/server"
 )
 
-// Config is one member's configuration, already validated. Sizes are bytes.
-// A zero means the default of the part that it is handed to.
+// Config is one member's configuration, already validated. Sizes are bytes. A zero means the
+// default of the part that uses it.
 type Config struct {
 	Settings
 	Tracing *Tracing // nil: none
@@ -23,7 +23,7 @@ type Config struct {
 	// Seeds, if set, is asked in place of InitialCluster and its token before this member makes
 	// or joins a cluster, when it has no data yet.
 	Seeds     func(context.Context) (datadir.Seeds, error)
-	Discovers bool // Seeds asks another cluster; without meaning once there is data
+	Discovers bool // Seeds asks another cluster; ignored once there is data
 	// JoinExisting: the cluster runs already, and this member was added to it.
 	JoinExisting bool
 
@@ -41,7 +41,7 @@ type Config struct {
 	CompactHashCheckTime time.Duration // between checks of compactions' hashes; 0: none
 	DiskStallHandOver    time.Duration // negative: never
 
-	// Flags of etcd's without effect here, for the lines of the log that scripts wait for.
+	// etcd's flags without effect here, for the log lines that scripts wait for.
 	SnapshotCatchupEntries   uint64
 	BootstrapDefragMegabytes uint
 
@@ -54,13 +54,13 @@ type Config struct {
 
 	FS     vfs.FS      // default: the operating system's
 	Logger *zap.Logger // nil: none
-	// LogDropped tells how many log lines were dropped, for the metric; nil: none.
+	// LogDropped returns how many log lines were dropped, for the metric; nil: none.
 	LogDropped func() uint64
-	// LogStalled tells how long the log's output has not taken a line; nil: unknown.
+	// LogStalled returns how long the log's output has not taken a line; nil: unknown.
 	LogStalled func() time.Duration
 }
 
-// Limits are the server's, for who does not know the server.
+// Limits are the server's, for packages that do not import it.
 type Limits = server.Limits
 
 // DefaultLimits are those without a flag.
@@ -77,7 +77,7 @@ type AutoCompaction struct {
 	Revisions int64         // revision; 0: off
 }
 
-// leaders is what the leader goes by.
+// leaders converts it for package leader.
 func (a AutoCompaction) leaders() leader.AutoCompaction {
 	switch a.Mode {
 	case "periodic":
@@ -104,8 +104,8 @@ func (c *Config) services() server.Settings {
 
 func (c *Config) paths() datadir.Paths { return datadir.PathsOf(c.DataDir, c.WALDir) }
 
-// flushEntries is how many entries lie between two flushes of the applied state at
-// most, if bytes and time do not ask for one earlier.
+// flushEntries is the largest number of entries between two flushes of the applied state, unless
+// bytes or time require one earlier.
 func (c *Config) flushEntries() uint64 {
 	if c.SnapshotCountSet {
 		return c.SnapshotCount
@@ -113,7 +113,7 @@ func (c *Config) flushEntries() uint64 {
 	return replica.DefaultFlushEntries
 }
 
-// maxStreams is what HTTP/2 knows no value for when it is without bound.
+// maxStreams is the bound on streams; HTTP/2 has no value for no bound.
 func (c *Config) maxStreams() uint32 {
 	if c.MaxConcurrentStreams == 0 {
 		return math.MaxUint32

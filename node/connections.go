@@ -18,7 +18,7 @@ type connections struct {
 	storeFiles            int // that are left for the store
 }
 
-// portKind is what the ports of one kind share.
+// portKind is the bound that the ports of one kind share.
 type portKind struct {
 	*listen.Bound
 	preludes *listen.Preludes
@@ -31,16 +31,17 @@ func (k portKind) Listener(l net.Listener) net.Listener {
 
 const (
 	// What connections of the client ports may have sent before there is a request is this part of
-	// --max-receive-bytes, and of the peer and the metrics ports, a quarter of that, but no less than minPreludeBytes.
+	// --max-receive-bytes, and of the peer and the metrics ports, a quarter of that, but no less
+	// than minPreludeBytes.
 	preludeShare    = 8
 	minPreludeBytes = 16 << 20
 )
 
-// refusedLogInterval lies between two lines about connections that were closed for
-// want of room.
+// refusedLogInterval is the time between two lines about connections that were closed for lack of
+// room.
 const refusedLogInterval = 10 * time.Second
 
-// bound shares the file descriptors out. It comes before any port is opened.
+// bound divides the file descriptors. It is called before any port is opened.
 func (ps *ports) bound() error {
 	limit := server.DescriptorLimit()
 	shares, err := listen.Share(limit)
@@ -95,7 +96,7 @@ func (ps *ports) newPreludes(port string, limit int64) *listen.Preludes {
 	})
 }
 
-// newReceiving bounds what clients have sent of requests that are not complete, for all client ports.
+// newReceiving bounds incomplete requests, for all client ports together.
 func (ps *ports) newReceiving() *listen.Receiving {
 	call, connection := ps.counts.receivingRefused.WithLabelValues("call"), ps.counts.receivingRefused.WithLabelValues("connection")
 	var calls, closings refusals
@@ -116,14 +117,14 @@ func (ps *ports) newReceiving() *listen.Receiving {
 	return r
 }
 
-// refusals says when a line about what was refused is due.
+// refusals decides when a line about refusals is due.
 type refusals struct {
 	mu    sync.Mutex
 	count int       // since the last line
 	last  time.Time // of the last line
 }
 
-// due counts a refusal; where a line is due it gives how many there were since the last one.
+// due counts a refusal; if a line is due it returns how many there were since the last one.
 func (r *refusals) due(now time.Time) (count int, due bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

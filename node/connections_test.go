@@ -14,8 +14,8 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// Every kind of port closes connections whose headers do not end and that hold too much together, and says so by
-// a metric and in the log.
+// Every kind of port closes connections whose headers do not end and that hold too much together,
+// and says so by a metric and in the log.
 func TestPreludesOfEveryPort(t *testing.T) {
 	core, logs := observer.New(zap.WarnLevel)
 	l := &lone{dir: shortDir(t)}

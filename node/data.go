@@ -52,7 +52,7 @@ func (n *Node) openData() (err error) {
 	return err
 }
 
-// identify finds out who a member without data is, and asks the others.
+// identify finds the identity of a member without data, asking the others.
 func (n *Node) identify() (datadir.Identity, error) {
 	ctx := context.Background()
 	seeds := datadir.Seeds{InitialCluster: n.cfg.InitialCluster, Token: n.cfg.InitialClusterToken}
@@ -70,8 +70,8 @@ func (n *Node) identify() (datadir.Identity, error) {
 	}.Identify(ctx)
 }
 
-// openLog finds out who this member is, makes the first log if there is none,
-// opens it, and has it adopt the store's applied index.
+// openLog finds this member's identity, makes the first log if there is none, opens it, and makes
+// it adopt the store's applied index.
 func (n *Node) openLog() (err error) {
 	dir, fs := n.cfg.paths().Log, n.cfg.FS
 	meta := n.parts.Log()
@@ -127,7 +127,7 @@ func (n *Node) openLog() (err error) {
 		Logger: n.logger, Metrics: state.NewMetrics(n.registry),
 		MemberID: n.id.Member, ClusterID: n.id.Cluster, QuotaBytes: n.cfg.QuotaBytes,
 		WarningApply: n.cfg.WarningApply, MaxAnswerBytes: n.cfg.Limits.MaxAnswer(),
-		OnNoSpace: func() { n.server.OverQuota() }, // it is there before anything is applied
+		OnNoSpace: func() { n.server.OverQuota() }, // server is set before anything is applied
 	})
 	if err != nil {
 		return err
@@ -157,10 +157,10 @@ func (n *Node) openLog() (err error) {
 	return nil
 }
 
-// storeCorrupt ends a member that cannot read what it stored, if the others can do without it: its
-// clients are better served by them. Else it goes on, and answers what it can; what it cannot read is
-// an error, never an answer without it. It may be called while the store is opened, which then fails
-// by itself.
+// storeCorrupt ends a member that cannot read what it stored, if the others can do without it: they
+// serve its clients better. Otherwise it keeps running, and answers what it can; what it cannot
+// read is an error, never left out of an answer. It may be called while the store is being opened,
+// which then fails by itself.
 func (n *Node) storeCorrupt(err error) {
 	if !n.life.ran() || n.life.ends() {
 		return
@@ -172,13 +172,12 @@ func (n *Node) storeCorrupt(err error) {
 		}
 	}
 	if !replica.OthersDecide(n.id.Member, voters, func(id uint64) bool { return !n.transport.ActiveSince(id).IsZero() }) {
-		return // the store has said it
+		return // the store has logged it
 	}
 	n.fail(fmt.Errorf("%w. The member stops, the others go on without it", err))
 }
 
-// freeBytes is the free space of the store's file system or of the raft log's,
-// whichever has less.
+// freeBytes is the free space of the store's file system or of the raft log's, whichever has less.
 func (n *Node) freeBytes() (uint64, error) {
 	free, err := n.store.FreeBytes()
 	if err != nil || n.cfg.WALDir == "" {
@@ -191,8 +190,8 @@ func (n *Node) freeBytes() (uint64, error) {
 	return min(free, usage.AvailBytes), nil
 }
 
-// minLeaseTTL is the shortest time to live that a lease is given, in seconds:
-// one and a half election timeouts, so that an election cannot outlast it.
+// minLeaseTTL is the shortest time to live of a lease, in seconds: one and a half election
+// timeouts, so that an election cannot outlast it.
 func minLeaseTTL(electionTimeout time.Duration) int64 {
 	return int64(math.Ceil(3 * electionTimeout.Seconds() / 2))
 }

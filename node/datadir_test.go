@@ -30,8 +30,9 @@ import (
 	"github.com/belaydb/belay/internal/crash"
 )
 
-// lone is a member of a cluster of its own whose three parts each have a folder: the data, the store as a part of it, and
-// the log. Its clients come by a unix socket, and nobody speaks to its peer port.
+// lone is a member of a cluster of its own whose three parts each have a folder: the data, the
+// store as a part of it, and the log. Its clients come by a unix socket, and nobody speaks to its
+// peer port.
 type lone struct {
 	dir             string // holds data, wal, and the socket
 	n               *Node
@@ -156,8 +157,8 @@ func shortDir(t *testing.T) string { // of a socket: t.TempDir may be too long f
 	return dir
 }
 
-// moments lives two lives under the same flags: both are member and cluster of the same ids. The first two of A have a
-// store that was never flushed.
+// moments lives two lives under the same flags: both are member and cluster of the same ids. The
+// first two of A have a store that was never flushed.
 func moments(t *testing.T) (a, b []*moment) {
 	for _, history := range []string{"A", "B"} {
 		l := &lone{dir: shortDir(t)}
@@ -269,9 +270,10 @@ func (l *lone) refused(t *testing.T, texts ...string) {
 	}
 }
 
-// TestPartsOfOtherTimes puts a member together of every combination of an identity, a store and a log that are lost, of
-// an earlier time, or of another life under the same flags. It serves exactly what was acknowledged by the time of its
-// log, the first time and after it was restarted, or it is refused.
+// TestPartsOfOtherTimes puts a member together of every combination of an identity, a store and a
+// log that are lost, of an earlier time, or of another life under the same flags. It serves exactly
+// what was acknowledged by the time of its log, the first time and after it was restarted, or it is
+// refused.
 func TestPartsOfOtherTimes(t *testing.T) {
 	a, b := moments(t)
 	parts := []*moment{nil, a[0], a[2], a[3], a[4], b[2]}
@@ -343,8 +345,8 @@ func (l *lone) forgets(t *testing.T) {
 	}
 }
 
-// TestPartsOfAnOlderVersion: data without ids goes on, gets them, and is as safe as any other from then on. What was
-// never flushed is data, too.
+// TestPartsOfAnOlderVersion: data without ids goes on, gets them, and is as safe as any other from
+// then on. What was never flushed is data, too.
 func TestPartsOfAnOlderVersion(t *testing.T) {
 	a, b := moments(t)
 	for _, m := range []*moment{a[0], a[2], a[3]} {
@@ -401,9 +403,10 @@ func TestPartsOfAnOlderVersion(t *testing.T) {
 	})
 }
 
-// TestCrashAtEveryStep lets the power fail before each operation on the file system of a member's first start, of what it
-// writes, of its stop and of its second start. Whatever is left, the parts belong together and the next start goes on; once
-// the member has said something they know each other, and the log holds all that was acknowledged.
+// TestCrashAtEveryStep lets the power fail before each operation on the file system of a member's
+// first start, of what it writes, of its stop and of its second start. Whatever is left, the parts
+// belong together and the next start goes on; once the member has said something they know each
+// other, and the log holds all that was acknowledged.
 func TestCrashAtEveryStep(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -483,7 +486,8 @@ func TestCrashAtEveryStep(t *testing.T) {
 	}
 }
 
-// TestRestoredParts: what a restore makes is whole from the beginning, and its log does not hold what its store does.
+// TestRestoredParts: what a restore makes is whole from the beginning, and its log does not hold
+// what its store does.
 func TestRestoredParts(t *testing.T) {
 	l := &lone{dir: shortDir(t)}
 	if err := l.start(); err != nil {
@@ -566,8 +570,8 @@ func TestRestoredParts(t *testing.T) {
 	}
 }
 
-// TestNobodyElseReads walks all that a member makes. The umask of the test's process is what it is: package datadir
-// tries others.
+// TestNobodyElseReads walks all that a member makes. The umask of the test's process is what it is:
+// package datadir tries others.
 func TestNobodyElseReads(t *testing.T) {
 	l := &lone{dir: shortDir(t)}
 	for range 2 {
@@ -607,9 +611,9 @@ func TestNobodyElseReads(t *testing.T) {
 	}
 }
 
-// TestAloneWithoutAFlush: a member is killed before its store was ever flushed, and comes back without a quorum. It has no
-// leader to find, but what it knows it tells its gRPC clients: the raft log is a state as much as the store. It once kept
-// them waiting for ever.
+// TestAloneWithoutAFlush: a member is killed before its store was ever flushed, and comes back
+// without a quorum. It has no leader to find, but what it knows it tells its gRPC clients: the raft
+// log is a state as much as the store. It once kept them waiting for ever.
 func TestAloneWithoutAFlush(t *testing.T) {
 	l := &lone{dir: shortDir(t)}
 	start := func() {

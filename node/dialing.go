@@ -16,17 +16,18 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
-// dialing is how this member reaches the others. Its methods may be called from any goroutine once the
-// fields are set.
+// dialing is how this member reaches the others. Its methods may be called from any goroutine once
+// the fields are set.
 type dialing struct {
 	logger     *zap.Logger
 	advertised []url.URL // peer URLs of this member
-	// fromAdvertised: connections come from the first IP address of advertised that is not the loopback's.
+	// fromAdvertised: connections come from the first IP address of advertised that is not the
+	// loopback's.
 	fromAdvertised bool
 	// security is the peer side's; nil: no TLS. Set once the ports listen.
 	security *listen.Security
-	// serverName is what peers' certificates must be for; empty: their addresses. Set before anybody is
-	// asked.
+	// serverName is what peers' certificates must be for; empty: their addresses. Set before
+	// anybody is asked.
 	serverName string
 
 	once   sync.Once

@@ -12,8 +12,8 @@ import (
 	"github.com/belaydb/belay/replica"
 )
 
-// diskAnswerTimeout is how long a member may take to say how its disk does. One
-// that takes longer is not one to hand leadership to.
+// diskAnswerTimeout is how long a member may take to report the state of its disk. One that takes
+// longer should not get leadership.
 const diskAnswerTimeout = time.Second
 
 // peerDisks is replica.PeerDisks over the peer ports.
@@ -74,7 +74,7 @@ func (d *peerDisks) ask(id uint64) (report replica.DiskReport, err error) {
 	return report, err
 }
 
-// register answers how the disks of this member do. Etcd answers 404, which counts as unknown.
+// register serves the state of this member's disks. etcd answers 404, which counts as unknown.
 func (d *peerDisks) register(mux *peers.Mux) {
 	mux.Handle(peers.PathDisk, http.MethodGet, peers.NamedMembers, func(w http.ResponseWriter, _ *http.Request) {
 		peers.AnswerJSON(w, d.own())
@@ -89,7 +89,7 @@ func (d *peerDisks) stop() {
 	d.running.Wait()
 }
 
-// storeDisk says how the disk under the store does.
+// storeDisk returns the state of the disk under the store, for the replica.
 func (n *Node) storeDisk() replica.StoreDisk {
 	oldest, sinceProgress := n.store.Disk()
 	return replica.StoreDisk{Oldest: oldest, SinceProgress: sinceProgress}

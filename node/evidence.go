@@ -34,7 +34,7 @@ const (
 	minFreeBytes     = 128 << 20 // server's
 )
 
-// witness is a member's package evidence: what it records, and what others ask.
+// witness connects a member to package evidence: what it records, and what others ask.
 type witness struct {
 	cfg       *Config
 	logger    *zap.Logger
@@ -73,8 +73,7 @@ func newWitness(cfg *Config, logger *zap.Logger, registry *prometheus.Registry, 
 	return w
 }
 
-// keep goes on with the record on disk. It is called once the data directory is
-// there.
+// keep continues the record on disk. It is called once the data directory exists.
 func (w *witness) keep() {
 	last := evidence.FirstStart
 	if w.cfg.FS == datadir.FS() {
@@ -126,7 +125,7 @@ func (w *witness) members() map[uint64]string {
 	return names
 }
 
-// report is what this member tells, of so long or of all that it keeps.
+// report is what this member reports, within a time or of everything that it keeps.
 func (w *witness) report(within time.Duration) evidence.Report {
 	st := w.replica.Status()
 	r := w.ring.Report(within)
@@ -142,7 +141,7 @@ func (w *witness) report(within time.Duration) evidence.Report {
 	return r
 }
 
-// ask sends one question to a member's peer port and decodes the answer.
+// ask sends one request to a member's peer port and decodes the answer.
 func (w *witness) ask(ctx context.Context, id uint64, method, path, body string, answer any) (fresh bool, err error) {
 	q := peers.Question{Method: method, Path: path, Body: []byte(body), MaxAnswer: maxReportBytes}
 	err = peers.Ask(ctx, w.client, w.urls(id), q, func(a peers.Answer) error {
@@ -165,8 +164,8 @@ func (w *witness) collect(ctx context.Context, id uint64) (report evidence.Repor
 	return report, err
 }
 
-// lastWords records why this member ends, here and with the others, and takes no
-// longer than told: what is wrong may be the disk or the network.
+// lastWords records why this member ends, here and with the others, within the timeouts above: the
+// disk or the network may be what is wrong.
 func (w *witness) lastWords(kind evidence.Kind, why string) {
 	w.once.Do(func() {
 		w.ring.Record(evidence.Event{Kind: kind, Note: why})
@@ -175,7 +174,7 @@ func (w *witness) lastWords(kind evidence.Kind, why string) {
 		var telling sync.WaitGroup
 		for _, id := range w.links.Peers() {
 			telling.Go(func() {
-				// Who does not hear it finds out by asking.
+				// A member that does not get it finds out by its pings.
 				_, _ = w.ask(ctx, id, http.MethodPost, peers.PathLastWords, kind.String()+" "+why, nil)
 			})
 		}
@@ -195,12 +194,12 @@ func (w *witness) ends(err error) {
 	w.lastWords(evidence.Failing, err.Error())
 }
 
-// register answers what members tell each other of their troubles. Etcd has nothing like it and
-// answers 404, which counts as nothing to tell.
+// register serves what members tell each other about their troubles. etcd answers 404, which counts
+// as nothing to report.
 func (w *witness) register(mux *peers.Mux) {
 	handle := func(path, method string, answer func(w http.ResponseWriter, r *http.Request, from uint64)) {
 		mux.Handle(path, method, peers.NamedMembers, func(rw http.ResponseWriter, r *http.Request) {
-			from, _ := strconv.ParseUint(r.Header.Get(peers.HeaderFrom), 16, 64) // 0: nobody that is known
+			from, _ := strconv.ParseUint(r.Header.Get(peers.HeaderFrom), 16, 64) // 0: no known member
 			w.links.Heard(from)
 			answer(rw, r, from)
 		})
@@ -254,7 +253,7 @@ func (p *progress) took(n int) {
 	}
 }
 
-// end says how it went.
+// end records how it went.
 func (p *progress) end(err error) {
 	p.event.Took, p.event.Note = time.Since(p.since), "complete"
 	if err != nil {

@@ -68,8 +68,7 @@ func TestLastWordsAndPings(t *testing.T) {
 	}
 }
 
-// TestAskAMemberOfAnotherKind: etcd answers 404, which is nothing to tell and no
-// failure.
+// TestAskAMemberOfAnotherKind: etcd answers 404, which is nothing to tell and no failure.
 func TestAskAMemberOfAnotherKind(t *testing.T) {
 	s := httptest.NewServer(http.NotFoundHandler())
 	defer s.Close()

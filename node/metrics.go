@@ -14,7 +14,7 @@ type Metrics struct {
 	notAfter *prometheus.GaugeVec   // of certificates, by side and file
 	refused  *prometheus.CounterVec // connections, by port and state
 	bounds   *boundsCollector
-	// What clients have sent of requests that are not complete.
+	// About incomplete requests.
 	receivingRefused *prometheus.CounterVec // calls, connections, and connections for their headers
 	receiving        atomic.Pointer[listen.Receiving]
 }
@@ -57,7 +57,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// boundsCollector reads what bounds each kind of port when it is asked.
+// boundsCollector reads the bounds of each kind of port at a scrape.
 type boundsCollector struct {
 	open, limit, preludes *prometheus.Desc
 

@@ -33,9 +33,10 @@ import (
 	"github.com/belaydb/belay/watch"
 )
 
-// Node is one running member. Its parts are made by the goroutine of Start, each before what uses it runs,
-// and never replaced: other goroutines read these fields without a lock. A part is nil where Start has not
-// come so far, which closeParts alone must expect. What others may change is behind peersMu, or atomic.
+// Node is one running member. Its parts are made by the goroutine of Start, each before what uses
+// it runs, and never replaced: other goroutines read these fields without a lock. A part is nil
+// where Start has not come so far, which closeParts alone must expect. What others may change is
+// behind peersMu, or atomic.
 type Node struct {
 	cfg    Config
 	logger *zap.Logger
@@ -84,8 +85,8 @@ type Node struct {
 // ErrRemoved ends a member that was removed from its cluster.
 var ErrRemoved = errors.New("the member has been permanently removed from the cluster")
 
-// Start builds a member's parts from the lowest floor up and serves. When it
-// returns an error nothing is left running.
+// Start builds a member's parts from the lowest floor up and serves. If it returns an error,
+// nothing is left running.
 func Start(cfg Config) (_ *Node, err error) {
 	n := newNode(cfg)
 	cfg = n.cfg
@@ -103,8 +104,7 @@ func Start(cfg Config) (_ *Node, err error) {
 		}, func() float64 { return float64(cfg.LogDropped()) }))
 	}
 
-	// The ports first: a second start of a running member must fail before it
-	// touches the data.
+	// The ports first: a second start of a running member must fail before it touches the data.
 	n.words.sayDataDir()
 	if err := n.ports.listen(); err != nil {
 		return nil, err
@@ -138,7 +138,7 @@ func Start(cfg Config) (_ *Node, err error) {
 	return n, nil
 }
 
-// newNode is a member of which no part is there yet.
+// newNode is a member without any parts yet.
 func newNode(cfg Config) *Node {
 	if cfg.FS == nil {
 		cfg.FS = datadir.FS()
@@ -167,15 +167,15 @@ func newNode(cfg Config) *Node {
 // broken disk or invariant. Stop it then.
 func (n *Node) Failed() <-chan error { return n.fatal }
 
-// fail ends the member. It may be called from the raft loop: it waits for nothing,
-// but who takes the reason gets it only when the others have been told.
+// fail ends the member. It may be called from the raft loop, since it does not wait; but the reader
+// of Failed gets the reason only when the others have been told.
 func (n *Node) fail(err error) {
 	go func() {
 		var done sync.WaitGroup
 		done.Go(func() { n.witness.ends(err) })
 		if n.life.ran() && !errors.Is(err, ErrRemoved) {
-			// A leader whose log fails promises nothing more, but it still leads: the
-			// others need not wait until they miss it.
+			// A leader whose log fails promises nothing more, but it still leads: hand over, so
+			// that the others need not wait for an election timeout.
 			done.Go(func() { n.handOver() })
 		}
 		done.Wait()
@@ -193,9 +193,9 @@ func (n *Node) assemble() (err error) {
 		MemberID: n.id.Member, ClusterID: n.id.Cluster, URLs: urlStrings(n.cfg.AdvertisePeerURLs), Version: version.Belay,
 		Logger: n.logger, Metrics: transport.NewMetrics(n.registry), Handler: messages, Source: messages,
 		DialTimeout: time.Second + n.cfg.electionTimeout(), ReadTimeout: n.cfg.RaftReadTimeout, WriteTimeout: n.cfg.RaftWriteTimeout,
-		// What raft takes for sent must find room in the queues.
+		// What raft considers sent must find room in the queues.
 		BulkQueueBytes: replica.MaxInflightBytes + 32<<20, QueueMessages: 1 << 17,
-		// A message holds one entry at least, however large, and its buffer is copied as it grows.
+		// A message holds at least one entry, however large, and its buffer is copied as it grows.
 		PostBytes: max(64<<20, 4*int64(n.cfg.MaxRequestBytes)),
 		TLS:       n.dialing.tls, DialContext: n.dialing.dial(),
 		Started: func(id uint64) bool { m := n.state.Member(id); return m != nil && len(m.ClientURLs) > 0 },
@@ -251,9 +251,8 @@ func (n *Node) assemble() (err error) {
 	return nil
 }
 
-// addFirstPeers tells the transport whom this member talks to before the state
-// machine has applied anything: the members that it restored, or those that it
-// was started with.
+// addFirstPeers gives the transport its peers before the state machine has applied anything: the
+// members that it restored, or those that it was started with.
 func (n *Node) addFirstPeers() {
 	members := n.state.Members()
 	if len(members) == 0 {
@@ -275,8 +274,8 @@ func (n *Node) addFirstPeers() {
 	n.syncPeers()
 }
 
-// membersChanged runs after the member list changed, and again when that is durable.
-// Its own removal a member does not act upon: it goes on voting until it is told.
+// membersChanged runs after the member list changed, and again when that is durable. A member does
+// not act on its own removal by itself: it keeps voting until another member tells it.
 func (n *Node) membersChanged() {
 	n.server.MembersChanged()
 	if !n.state.IsRemoved(n.id.Member) {
@@ -284,15 +283,14 @@ func (n *Node) membersChanged() {
 	}
 }
 
-// isRemoved says whether another member was removed and no crash of this one can
-// take that back: it may be told so, which ends it.
+// isRemoved reports whether another member was removed and no crash of this one can undo that: it
+// may be told, which ends it.
 func (n *Node) isRemoved(id uint64) bool {
 	return n.state.IsRemoved(id) && !n.replica.RemovalPending(id)
 }
 
-// toldRemoved takes, perhaps often, that a peer says that this member was removed. The
-// peer has that on its disk, but others may yet have to hear of it: so this one goes
-// on voting for a moment.
+// toldRemoved is called, perhaps often, when a peer says that this member was removed. The peer has
+// that on its disk, but others may still have to learn it, so this one keeps voting for a moment.
 func (n *Node) toldRemoved(err error) {
 	n.replica.ToldRemoved()
 	n.removed.Do(func() {
@@ -301,7 +299,7 @@ func (n *Node) toldRemoved(err error) {
 	})
 }
 
-// peerURLs are those that the transport was told of last.
+// peerURLs are a member's URLs as last given to the transport.
 func (n *Node) peerURLs(id uint64) []string {
 	n.peersMu.Lock()
 	defer n.peersMu.Unlock()
@@ -323,9 +321,8 @@ func (n *Node) syncPeers() {
 			continue
 		}
 		if !n.isRemoved(id) {
-			// The first entries of a new cluster add its members one by one; those
-			// not yet added are peers all the same. So is one whose removal a crash
-			// could take back.
+			// The first entries of a new cluster add its members one by one; those not yet added
+			// still are peers. So is one whose removal a crash could undo.
 			now[id] = n.peers[id]
 			continue
 		}
@@ -367,7 +364,7 @@ func (n *Node) serve() {
 func (n *Node) peerHTTP() http.Handler {
 	mux := peers.NewMux(n.transport.Members)
 	raft := n.transport.Handler()
-	mux.Handle(peers.PathRaft, "", peers.Anyone, raft.ServeHTTP) // it judges by itself who may
+	mux.Handle(peers.PathRaft, "", peers.Anyone, raft.ServeHTTP) // it checks the sender itself
 	mux.Handle(peers.PathRaft+"/", "", peers.Anyone, raft.ServeHTTP)
 	n.server.RegisterPeers(mux)
 	n.witness.register(mux)
@@ -375,14 +372,13 @@ func (n *Node) peerHTTP() http.Handler {
 	return mux
 }
 
-// withoutQuorum is how long a member that has a state keeps gRPC clients waiting
-// for a leader. Then they get what it can tell alone: serializable reads, its
-// status.
+// withoutQuorum is how long a member that has a state keeps gRPC clients waiting for a leader. Then
+// they get what it can answer alone: serializable reads, its status.
 const withoutQuorum = 5 * time.Second
 
-// letCallsIn lets gRPC clients in when the member can answer them. One that has
-// yet to catch up, by a snapshot of some gigabytes perhaps, would only keep them
-// waiting while the other members are quick.
+// letCallsIn lets gRPC clients in when the member can answer them. One that still has to catch up,
+// perhaps by a snapshot of some gigabytes, would only keep them waiting while the other members
+// answer quickly.
 func (n *Node) letCallsIn(hasState bool) {
 	var alone <-chan time.Time
 	if hasState {
@@ -397,19 +393,19 @@ func (n *Node) letCallsIn(hasState bool) {
 	close(n.serving)
 }
 
-// Ready is closed when the member has told the cluster its name, which takes a
-// leader and a committed entry: it serves.
+// Ready is closed when the member serves: it has published its name, which needs a leader and a
+// committed entry.
 func (n *Node) Ready() <-chan struct{} { return n.server.Published() }
 
-// Versioned is true when the cluster has agreed on its version, the last step of its start.
+// Versioned reports whether the cluster has agreed on its version, the last step of its start.
 func (n *Node) Versioned() bool { return n.state.ClusterVersion() != nil }
 
 // MemberID and ClusterID identify this member.
 func (n *Node) MemberID() uint64  { return n.id.Member }
 func (n *Node) ClusterID() uint64 { return n.id.Cluster }
 
-// gracefulStop bounds how long open calls may take to end at a stop, and how long
-// the other members may take to hear of a new leader.
+// gracefulStop bounds how long open calls may take to end at a stop, and how long the other members
+// may take to learn of a new leader.
 const gracefulStop = 3 * time.Second
 
 // Stop hands leadership over if this member leads others, lets open calls end,
@@ -431,8 +427,8 @@ func (n *Node) Stop() {
 	})
 }
 
-// handOver moves leadership away from a leader that stops, so that nobody waits
-// for an election timeout. It says whether another member leads now.
+// handOver moves leadership away from a leader that stops, so that nobody waits for an election
+// timeout. It reports whether another member leads now.
 func (n *Node) handOver() bool {
 	if n.replica == nil {
 		return false
@@ -464,11 +460,10 @@ func (n *Node) handOver() bool {
 	return false
 }
 
-// seeOthersFollow waits, after a hand-over, until the other members know of it. One
-// that does not, because it is slow or far away, still forwards what its clients
-// write to this member, which passes it on: it must be there, or those writes are
-// lost and their clients wait for a timeout. A member that hangs is waited for until
-// gracefulStop.
+// seeOthersFollow waits, after a hand-over, until the other members know of it. One that does not,
+// because it is slow or far away, still forwards what its clients write to this member, which
+// passes it on: it must still run, or those writes are lost and their clients wait for a timeout.
+// It waits for a member that hangs until gracefulStop.
 func (n *Node) seeOthersFollow() {
 	ctx, cancel := context.WithTimeout(context.Background(), gracefulStop)
 	defer cancel()
@@ -492,7 +487,7 @@ func (n *Node) seeOthersFollow() {
 	}
 	asking.Wait()
 	select {
-	case <-time.After(n.cfg.TickInterval): // what they sent before they knew is on its way here, and on
+	case <-time.After(n.cfg.TickInterval): // what they sent before they knew is on its way here
 	case <-ctx.Done():
 	}
 }
@@ -533,8 +528,8 @@ func (n *Node) closeParts() {
 	}
 }
 
-// snapshotsEnd waits for those who read a snapshot to send it, which the transport
-// has stopped: the store must not be closed under them.
+// snapshotsEnd waits for the goroutines that read a snapshot for sending, which the transport has
+// stopped: the store must not be closed before they end.
 func (n *Node) snapshotsEnd() bool {
 	ended := make(chan struct{})
 	go func() { n.snapshots.Wait(); close(ended) }()
@@ -547,12 +542,11 @@ func (n *Node) snapshotsEnd() bool {
 	}
 }
 
-// closeStore flushes what was applied, unless the disk does not answer, and
-// closes the store.
+// closeStore flushes what was applied, unless the disk does not answer, and closes the store.
 func (n *Node) closeStore() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	_ = n.store.Flush(ctx) // an error of the disk was told where it was met; the log has what is not flushed
+	_ = n.store.Flush(ctx) // an error of the disk was logged where it occurred; the log has what is not flushed
 	if ctx.Err() != nil {
 		n.logger.Warn("the store could not be flushed in 10s; the next start replays the raft log")
 	}

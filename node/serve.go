@@ -87,8 +87,8 @@ func (p *port) close() {
 // errNoMetricsTLS is etcd's text.
 var errNoMetricsTLS = errors.New("client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url")
 
-// listen opens every port and reads every certificate: what an operator may
-// have got wrong shows before any data is touched.
+// listen opens every port and reads every certificate, so that an operator's mistakes show before
+// any data is touched.
 func (ps *ports) listen() error {
 	if err := ps.bound(); err != nil {
 		return err
@@ -102,7 +102,7 @@ func (ps *ports) listen() error {
 	return ps.listenMetrics()
 }
 
-// side is whom a listener is for, in etcd's words.
+// side is the kind of a listener, in etcd's words.
 type side struct{ name, ignored, starting, rejected string }
 
 func forClients() side {
@@ -145,7 +145,8 @@ func (ps *ports) security(of side, info listen.TLSInfo, auto bool, listenURLs []
 	return security, nil
 }
 
-// files names the flags and files of one side's TLS: errors about what is in a file name neither.
+// files names the flags and files of one side's TLS: errors about the content of a file name
+// neither.
 func (of side) files(info listen.TLSInfo) string {
 	prefix := "--"
 	if of.name == "peer" {
@@ -169,8 +170,8 @@ func (ps *ports) socketOptions() *listen.SocketOptions {
 
 func (ps *ports) listenPeers() (err error) {
 	ps.logger.Info("configuring peer listeners", zap.Strings("listen-peer-urls", urlStrings(ps.cfg.ListenPeerURLs)))
-	// The peer port speaks HTTP/1 only. A connection is streamed on as it is,
-	// which HTTP/2 would not allow.
+	// The peer port speaks HTTP/1 only. Streams use the bare connection, which HTTP/2 would not
+	// allow.
 	ps.peerSecurity, err = ps.security(forPeers(), ps.cfg.PeerTLS, ps.cfg.PeerAutoTLS, ps.cfg.ListenPeerURLs,
 		listen.SecurityOptions{CheckSAN: true, Protocols: []string{"http/1.1"}})
 	if err != nil {
@@ -201,7 +202,7 @@ func (ps *ports) listenPeers() (err error) {
 	return nil
 }
 
-// warnOfOpenPeerPort says what a port means that asks no certificate of members.
+// warnOfOpenPeerPort logs what a peer port means that asks members for no certificate.
 func (ps *ports) warnOfOpenPeerPort(u url.URL) {
 	if onlyLocal(u) || (listen.Secure(u) && ps.peerSecurity.WantsCertificates()) {
 		return
@@ -210,7 +211,7 @@ func (ps *ports) warnOfOpenPeerPort(u url.URL) {
 		zap.String("peer-url", u.String()))
 }
 
-// onlyLocal says whether a URL is reached from this machine alone.
+// onlyLocal reports whether a URL can be reached only from this machine.
 func onlyLocal(u url.URL) bool {
 	if strings.HasPrefix(u.Scheme, "unix") || u.Hostname() == "localhost" {
 		return true
@@ -313,16 +314,15 @@ func (ps *ports) listenMetrics() error {
 }
 
 const (
-	// clientHeaderTimeout bounds how long a client's request may take to say what it
-	// wants; otherHeaderTimeout a member's, or a scraper's, the first byte included.
+	// clientHeaderTimeout bounds how long the headers of a client's request may take;
+	// otherHeaderTimeout those of a member's or a scraper's, including the first byte.
 	clientHeaderTimeout = 5 * time.Minute
 	otherHeaderTimeout  = 5 * time.Second
-	// otherIdleTimeout ends their connections that nothing is asked over: members give
-	// theirs up after a minute.
+	// otherIdleTimeout ends their idle connections: members close theirs after a minute.
 	otherIdleTimeout = 2 * time.Minute
 )
 
-// otherServer serves members and scrapers, which waste no time.
+// otherServer serves members and scrapers, with short timeouts.
 func (ps *ports) otherServer(h http.Handler) *http.Server {
 	s := ps.httpServer(h)
 	s.ReadHeaderTimeout, s.IdleTimeout = otherHeaderTimeout, otherIdleTimeout
@@ -402,9 +402,9 @@ func (ps *ports) serveClients(srv *server.Server) {
 	}
 }
 
-// callsOverHTTP serves gRPC calls that come on a connection of net/http: a proxy
-// that pools its connections sends calls and other requests on the same one. It
-// takes a server of its own, which knows how to end such calls.
+// callsOverHTTP serves gRPC calls that come on a connection of net/http: a proxy that pools its
+// connections sends calls and other requests on the same one. It needs a server of its own, which
+// knows how to end such calls.
 func (ps *ports) callsOverHTTP(srv *server.Server, h http.Handler) http.Handler {
 	ps.overHTTP = grpc.NewServer(srv.GRPCOptions()...)
 	srv.RegisterGRPC(ps.overHTTP)
@@ -431,8 +431,7 @@ func (ps *ports) startGateway() (err error) {
 	return nil
 }
 
-// served takes the end of a listener's loop; an end that nobody asked for is
-// fatal.
+// served handles the end of a listener's loop; an unexpected end is fatal.
 func (ps *ports) served(err error) {
 	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, grpc.ErrServerStopped) || ps.stopping() {
 		return
@@ -452,7 +451,7 @@ func (ps *ports) stopClients(srv *server.Server) {
 	}
 	var ending sync.WaitGroup
 	for _, s := range ps.http[len(ps.peers):] {
-		ending.Go(func() { _ = s.Shutdown(ctx) }) // what is late is closed with the ports
+		ending.Go(func() { _ = s.Shutdown(ctx) }) // late calls are closed with the ports
 	}
 	ending.Go(ps.grpc.GracefulStop)
 	stopped := make(chan struct{})
@@ -492,8 +491,8 @@ func (ps *ports) close() {
 	}
 }
 
-// quietLog gives net/http's complaints (a client that went away in a
-// handshake, say) to the debug level.
+// quietLog sends net/http's messages (such as a client that left during a handshake) to the debug
+// level.
 func quietLog(logger *zap.Logger) *log.Logger {
 	l, err := zap.NewStdLogAt(logger, zap.DebugLevel)
 	if err != nil {

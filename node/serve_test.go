@@ -61,7 +61,8 @@ func TestOpenPeerPortIsWarnedOf(t *testing.T) {
 	}
 }
 
-// What cannot be used of certificates is told with flag and file: the errors of crypto/tls name neither.
+// What cannot be used of certificates is told with flag and file: the errors of crypto/tls name
+// neither.
 func TestUnusableCertificate(t *testing.T) {
 	text := filepath.Join(t.TempDir(), "notes.txt")
 	if err := os.WriteFile(text, []byte("no certificate"), 0o600); err != nil {

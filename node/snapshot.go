@@ -19,7 +19,8 @@ import (
 	"github.com/belaydb/belay/watch"
 )
 
-// peerHandler is the member as its peers' messages see it. Its methods may be called from any goroutine.
+// peerHandler handles the messages of peers for the member. Its methods may be called from any
+// goroutine.
 type peerHandler struct {
 	logger  *zap.Logger
 	store   *store.Store
@@ -27,8 +28,8 @@ type peerHandler struct {
 	hub     *watch.Hub
 	witness *witness
 	sending *sync.WaitGroup // snapshots that are being read, to be sent
-	// founder is nil where this start did not make the first log, and replica is there once the node is
-	// assembled: both are set before the peer port serves.
+	// founder is nil where this start did not make the first log, and replica is there once the
+	// node is assembled: both are set before the peer port serves.
 	founder *datadir.Founder
 	replica *replica.Replica
 	removed func(id uint64) bool
@@ -49,8 +50,8 @@ func (h *peerHandler) ReportUnreachable(id uint64) {
 func (h *peerHandler) ReportSnapshot(id uint64, ok bool) { h.replica.ReportSnapshot(id, ok) }
 func (h *peerHandler) IsRemoved(id uint64) bool          { return h.removed(id) }
 
-// ReceiveSnapshot writes the state that comes with a MsgSnap beside the store
-// and then tells raft of it, which may have it installed.
+// ReceiveSnapshot writes the state that comes with a MsgSnap beside the store and then passes the
+// message to raft, which may install it.
 func (h *peerHandler) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.Reader, kind string) error {
 	if kind != transport.KindBelay {
 		return fmt.Errorf("member %x sent a snapshot of kind %q, which this version of Belay cannot read", m.GetFrom(), kind)
@@ -89,8 +90,7 @@ func (h *peerHandler) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, bo
 	return nil
 }
 
-// OpenSnapshot streams the store as it is now to a member that is too far
-// behind for the log.
+// OpenSnapshot streams the present store to a member that is too far behind for the log.
 func (h *peerHandler) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
 	view := h.store.View()
 	index, term := view.Applied()
@@ -112,15 +112,15 @@ func (h *peerHandler) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
 	return reader, nil
 }
 
-// restingWriter leaves the CPU to others for half of the time: after each write
-// it rests for as long as that, and what was done for it, took. A snapshot has no
-// hurry, and what it is sent beside are appends that clients wait for.
+// restingWriter leaves the CPU to others for half of the time: after each write it pauses for as
+// long as the write and its preparation took. A snapshot is not urgent, while clients wait for the
+// appends that are sent beside it.
 type restingWriter struct {
 	io.Writer
 	rested time.Time // when it last had
 }
 
-// restsAtMost: where a write took longer, it waited for the network or the receiver.
+// restsAtMost bounds the pause: a write that took longer waited for the network or the receiver.
 const restsAtMost = 20 * time.Millisecond
 
 func (w *restingWriter) Write(b []byte) (int, error) {

@@ -16,13 +16,13 @@ import (
 	"github.com/belaydb/belay/server"
 )
 
-// Tracing is --enable-distributed-tracing and what belongs to it.
+// Tracing is --enable-distributed-tracing and its related flags.
 type Tracing struct {
 	Address     string // host:port of an OTLP collector, spoken to without TLS
 	ServiceName string
 	InstanceID  string // empty: none
-	// PerMillion of the calls that come without a span are sampled; those that
-	// come with one follow it.
+	// PerMillion is how many of a million calls without a span are sampled; calls with one follow
+	// it.
 	PerMillion int
 }
 

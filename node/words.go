@@ -18,11 +18,11 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// What a member says of itself as it starts and stops, in etcd's words: these
-// lines are what operators look for first, and what scripts wait for.
+// What a member logs as it starts and stops, with etcd's texts: operators look for these lines
+// first, and scripts wait for them.
 
-// An announcer says it, in the member's log. Its methods belong to the goroutine that starts and stops the
-// member, sayRemoved apart, which any may call.
+// An announcer says it, in the member's log. Its methods belong to the goroutine that starts and
+// stops the member, sayRemoved apart, which any may call.
 type announcer struct {
 	cfg         *Config
 	logger      *zap.Logger
@@ -37,7 +37,7 @@ func urlStrings(urls []url.URL) []string {
 	return out
 }
 
-// sayDataDir comes before anything is touched.
+// sayDataDir is called before anything is touched.
 func (a *announcer) sayDataDir() {
 	fields := []zap.Field{zap.String("data-dir", a.cfg.DataDir), zap.String("dir-type", "member")}
 	if _, err := a.cfg.FS.Stat(a.cfg.paths().Member); err == nil {
@@ -48,7 +48,7 @@ func (a *announcer) sayDataDir() {
 	a.logger.Info("Initialize and start etcd server", append(fields[:1], zap.String("dir-type", "empty"))...)
 }
 
-// sayConfig is etcd's one long line, less what has no counterpart.
+// sayConfig is etcd's one long line, without what has no counterpart.
 func (a *announcer) sayConfig() {
 	c := a.cfg
 	state := "new"
@@ -110,7 +110,7 @@ func allIfNone(list []string) []string {
 	return sorted
 }
 
-// sayStore follows the opening of the store.
+// sayStore is called after the opening of the store.
 func (a *announcer) sayStore(st *store.Store, took time.Duration) {
 	a.logger.Info("opened backend db", zap.String("path", a.cfg.paths().Store), zap.Duration("took", took))
 	if index, _ := st.Applied(); index == 0 {
@@ -121,7 +121,7 @@ func (a *announcer) sayStore(st *store.Store, took time.Duration) {
 		zap.Int64("backend-size-bytes", total), zap.String("backend-size", show.LogBytes(total)),
 		zap.Int64("backend-size-in-use-bytes", inUse), zap.String("backend-size-in-use", show.LogBytes(inUse)))
 	if threshold := int64(a.cfg.BootstrapDefragMegabytes) << 20; threshold > 0 {
-		// Free space is given back all the time: there is never as much as is asked for.
+		// Free space is reclaimed all the time, so there is never as much as the flag asks for.
 		a.logger.Info("Skipping defragmentation",
 			zap.Int64("current-db-size-bytes", total), zap.String("current-db-size", show.LogBytes(total)),
 			zap.Int64("current-db-size-in-use-bytes", inUse), zap.String("current-db-size-in-use", show.LogBytes(inUse)),
@@ -129,7 +129,7 @@ func (a *announcer) sayStore(st *store.Store, took time.Duration) {
 	}
 }
 
-// sayMember says who this member is, and what it knew of the others.
+// sayMember logs who this member is, and what it knew of the others.
 func (a *announcer) sayMember(id datadir.Identity, machine *state.Machine, log *raftlog.Log) {
 	cluster, member := zap.String("cluster-id", command.IDText(id.Cluster)), zap.String("local-member-id", command.IDText(id.Member))
 	for _, m := range machine.Members() {
@@ -159,7 +159,7 @@ func (a *announcer) sayMember(id datadir.Identity, machine *state.Machine, log *
 	a.logger.Info("starting etcd server", fields...)
 }
 
-// sayServing is said when every port answers.
+// sayServing is called when every port answers.
 func (a *announcer) sayServing(member uint64) {
 	a.logger.Info("now serving peer/client/metrics", zap.String("local-member-id", command.IDText(member)),
 		zap.Strings("initial-advertise-peer-urls", urlStrings(a.cfg.AdvertisePeerURLs)),
@@ -169,14 +169,14 @@ func (a *announcer) sayServing(member uint64) {
 		zap.Strings("listen-metrics-urls", urlStrings(a.cfg.ListenMetricsURLs)))
 }
 
-// sayStop is said as the member begins to stop and when nothing of it is left.
+// sayStop is called when the member begins to stop and when it has stopped.
 func (a *announcer) sayStop(what string) {
 	a.logger.Info(what, zap.String("name", a.cfg.Name), zap.String("data-dir", a.cfg.DataDir),
 		zap.Strings("advertise-peer-urls", urlStrings(a.cfg.AdvertisePeerURLs)),
 		zap.Strings("advertise-client-urls", urlStrings(a.cfg.AdvertiseClientURLs)))
 }
 
-// sayRemoved goes before the end of a member that was removed.
+// sayRemoved is called before the end of a member that was removed.
 func (a *announcer) sayRemoved() {
 	a.logger.Warn("server error", zap.Error(ErrRemoved))
 	a.logger.Warn("data-dir used by this member must be removed")
