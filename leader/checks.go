@@ -38,7 +38,7 @@ type CorruptionConfig struct {
 	Members  *Members
 	Raise    func(id uint64)             // raises the CORRUPT alarm, without waiting; 0: for no known member
 	Outcome  func(check, outcome string) // counts
-	Logger   *zap.Logger
+	Logger   *zap.Logger                 // nil: none
 }
 
 // Corruption makes the three checks. At most one of them runs at a time: Initial ends before Run
@@ -62,6 +62,9 @@ type asker interface {
 
 // NewCorruption makes the checks; none is made until Initial or Run.
 func NewCorruption(cfg CorruptionConfig) *Corruption {
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
 	return &Corruption{cfg: cfg, others: cfg.Members}
 }
 

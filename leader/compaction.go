@@ -31,7 +31,7 @@ type CompactorConfig struct {
 	Revision func() int64
 	// Compact compacts to a revision; it is no error if the history is compacted further already.
 	Compact func(ctx context.Context, rev int64) error
-	Logger  *zap.Logger
+	Logger  *zap.Logger // nil: none
 }
 
 // Compactor compacts while this member leads; followers only record revisions, to continue where
@@ -39,7 +39,12 @@ type CompactorConfig struct {
 type Compactor struct{ cfg CompactorConfig }
 
 // NewCompactor makes it.
-func NewCompactor(cfg CompactorConfig) *Compactor { return &Compactor{cfg} }
+func NewCompactor(cfg CompactorConfig) *Compactor {
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
+	return &Compactor{cfg}
+}
 
 // Run compacts until ctx ends; it returns at once if auto compaction is disabled.
 func (c *Compactor) Run(ctx context.Context) {

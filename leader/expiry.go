@@ -48,7 +48,7 @@ type ExpiryConfig struct {
 	MayNote func() bool
 	Revoked func()        // counts the leases that expired
 	Retry   time.Duration // between two tries of a term's first read barrier
-	Logger  *zap.Logger
+	Logger  *zap.Logger   // nil: none
 }
 
 // Expiry makes the lease table primary while this member leads, and proposes what follows from the
@@ -56,7 +56,12 @@ type ExpiryConfig struct {
 type Expiry struct{ cfg ExpiryConfig }
 
 // NewExpiry makes it; it does not touch the table before Run.
-func NewExpiry(cfg ExpiryConfig) *Expiry { return &Expiry{cfg} }
+func NewExpiry(cfg ExpiryConfig) *Expiry {
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
+	return &Expiry{cfg}
+}
 
 // tenure is the state in which the lease table should be.
 type tenure struct {

@@ -57,7 +57,7 @@ type SpaceConfig struct {
 	// Background runs a function whose context ends with the member.
 	Background func(func(context.Context))
 	Timeout    time.Duration // of a proposal
-	Logger     *zap.Logger
+	Logger     *zap.Logger   // nil: none
 }
 
 // Space raises and ends NOSPACE alarms.
@@ -68,7 +68,12 @@ type Space struct {
 }
 
 // NewSpace makes it; until Run only Exceeded raises alarms.
-func NewSpace(cfg SpaceConfig) *Space { return &Space{cfg: cfg} }
+func NewSpace(cfg SpaceConfig) *Space {
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
+	return &Space{cfg: cfg}
+}
 
 // Run watches the file systems under the store and the raft log, and ends alarms, until ctx ends.
 func (s *Space) Run(ctx context.Context) {

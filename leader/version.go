@@ -45,7 +45,7 @@ type ClusterVersionConfig struct {
 	// DowngradeInterval is the time between two checks whether a downgrade is done; 0: it never
 	// ends by itself.
 	DowngradeInterval time.Duration
-	Logger            *zap.Logger
+	Logger            *zap.Logger // nil: none
 }
 
 // ClusterVersion keeps, on the leader, the cluster's version at the lowest of its members': clients
@@ -58,6 +58,9 @@ type ClusterVersion struct {
 
 // NewClusterVersion makes it; it does nothing before Run.
 func NewClusterVersion(cfg ClusterVersionConfig) *ClusterVersion {
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
 	return &ClusterVersion{cfg: cfg, wake: make(chan struct{}, 1)}
 }
 
