@@ -10,15 +10,14 @@ import (
 	"go.uber.org/zap"
 )
 
-// accessControl is what every HTTP request of a client passes first, as in etcd:
-// old paths, the host whitelist, CORS, and no certificate's name on the gateway;
-// and, unlike in etcd, where a browser's request comes from (origin.go).
-// gRPC does not pass here.
+// accessControl is what every HTTP request of a client passes first, as in etcd: old paths, the
+// host whitelist, CORS, and no certificate's name on the gateway; and, unlike in etcd, the origin
+// of a browser's request (origin.go). gRPC requests do not pass here.
 type accessControl struct {
 	next    http.Handler
 	gateway bool // it is served
-	// authOn says whether authentication is enabled, as this member has it: a proposal for each request of the
-	// gateway would make it wait for a leader.
+	// authOn says whether authentication is enabled, as this member has it: a proposal for each
+	// request of the gateway would make it wait for a leader.
 	authOn         func() bool
 	hosts          []string // Config.HostWhitelist
 	cors           []string // Config.CORS
@@ -27,9 +26,9 @@ type accessControl struct {
 	logger         *zap.Logger
 }
 
-// certifiedHeader tells the gateway's calls that the client has shown a verified certificate, one without a name; it
-// arrives as the metadata certifiedKey. Nobody else's word for it counts: it is taken from requests here, and looked at
-// only in calls that come from within (see certificateName).
+// certifiedHeader says in the gateway's calls that the client presented a verified certificate
+// without a name; it arrives as the metadata certifiedKey. A client cannot set it: it is removed
+// from requests here, and honoured only in calls from within the process (see certificateName).
 const (
 	certifiedHeader = "Grpc-Metadata-Belay-Certified"
 	certifiedKey    = "belay-certified"
@@ -73,7 +72,7 @@ func (a *accessControl) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.next.ServeHTTP(w, r)
 }
 
-// allowed says whether value is on list; an empty list, or one with "*", has all.
+// allowed reports whether value is on list; an empty list, or one with "*", has all.
 func allowed(list []string, value string) bool {
 	return len(list) == 0 || slices.Contains(list, "*") || slices.Contains(list, value)
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/belaydb/belay/auth"
 )
 
-// authService is etcdserverpb.Auth. Everything goes through the log, questions too, as with etcd: the answer is of this
-// moment. Passwords do not: they are hashed or compared here.
+// authService is etcdserverpb.Auth. Everything goes through the log, reads too, as in etcd, so the
+// answer is current. Passwords do not: they are hashed or compared here.
 type authService struct {
 	log     *proposals
 	callers *authorizer
@@ -54,11 +54,11 @@ func (a *authService) AuthDisable(ctx context.Context, r *pb.AuthDisableRequest)
 	return authCall[*pb.AuthDisableResponse](ctx, a, kindAuthDisable, &pb.InternalRaftRequest{AuthDisable: r})
 }
 
-// Authenticate compares the password here and has the log give the token. If users or roles changed between, it begins
-// again: the password may be another by now.
+// Authenticate compares the password here and gets the token through the log. If users or roles
+// changed in between, it starts again: the password may have changed.
 func (a *authService) Authenticate(ctx context.Context, r *pb.AuthenticateRequest) (*pb.AuthenticateResponse, error) {
 	password := r.Password
-	r.Password = "" // what holds the request later, a log of slow requests say, must not have it
+	r.Password = "" // code that holds the request later, such as the log of slow requests, must not have it
 	if err := a.callers.barrier(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
@@ -91,7 +91,7 @@ func (a *authService) checkPassword(ctx context.Context, name, password string) 
 	if !a.callers.rules.Policy().Enabled() {
 		return 0, auth.ErrAuthNotEnabled
 	}
-	if a.callers.rules.Policy().HasPassword(name) { // names that nobody has take no turn from those that somebody has
+	if a.callers.rules.Policy().HasPassword(name) { // unknown names take no turn from existing users
 		release, err := a.acquireHashing(ctx, name)
 		if err != nil {
 			return 0, err
@@ -105,9 +105,10 @@ func (a *authService) checkPassword(ctx context.Context, name, password string) 
 	return revision, err
 }
 
-// acquireHashing waits for a turn to compute bcrypt, which takes tens of milliseconds of CPU: half of the processors at
-// most do, so that a flood of Authenticate leaves the others to serve. The turns go round by the user's name and the host
-// that asks: a flood of wrong passwords delays the logins of nobody else.
+// acquireHashing waits for a turn to compute bcrypt, which takes tens of milliseconds of CPU: at
+// most half of the processors do, so that a flood of Authenticate leaves the others for the rest of
+// the work. Turns rotate by user name and host: a flood of wrong passwords delays the logins of
+// nobody else.
 func (a *authService) acquireHashing(ctx context.Context, user string) (release func(), err error) {
 	ended := a.life.endable(ctx)
 	defer ended.cancel(nil)
@@ -119,11 +120,11 @@ const (
 	maxHashingClients = 8000 // users and hosts that wait
 )
 
-// maxPasswordBytes is what bcrypt takes.
+// maxPasswordBytes is the longest password that bcrypt accepts.
 const maxPasswordBytes = 72
 
-// hash is what of a password is replicated. Only who may set passwords has us compute it: a stranger would take the turns
-// of those who authenticate.
+// hash is the replicated form of a password. It is computed only for callers that may set
+// passwords: others would take the turns of those who authenticate.
 func (a *authService) hash(ctx context.Context, password string) (string, error) {
 	if len(password) > maxPasswordBytes {
 		return "", bcrypt.ErrPasswordTooLong // whoever asks, as in etcd
@@ -137,7 +138,7 @@ func (a *authService) hash(ctx context.Context, password string) (string, error)
 			return "", err
 		}
 	}
-	release, err := a.acquireHashing(ctx, "") // root alone comes here
+	release, err := a.acquireHashing(ctx, "") // only root gets here
 	if err != nil {
 		return "", err
 	}

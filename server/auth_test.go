@@ -65,7 +65,8 @@ const (
 	denied    = "etcdserver: permission denied"
 )
 
-// Passwords are hashed only for who may set them: with every turn taken, a stranger is refused at once.
+// Passwords are hashed only for who may set them: with every turn taken, a stranger is refused at
+// once.
 func TestStrangersDoNotHash(t *testing.T) {
 	m := newSafeMember(t, nil)
 	root, alice := m.as("root"), m.as("alice")
@@ -96,7 +97,8 @@ func TestStrangersDoNotHash(t *testing.T) {
 	}
 }
 
-// TestLoginsOfOthers: a flood of logins of one user is bounded, and leaves the turns of the others alone.
+// TestLoginsOfOthers: a flood of logins of one user is bounded, and leaves the turns of the others
+// alone.
 func TestLoginsOfOthers(t *testing.T) {
 	m := newSafeMember(t, nil)
 	m.Server.auth.hashing = admission.NewTurns(1, maxHashingCalls, maxHashingClients)
@@ -210,8 +212,8 @@ func TestNobodyWritesTheLog(t *testing.T) {
 	must(t, err)
 }
 
-// TestDeniedWritesNoLog: what a user may not do is refused before it is in the log of every member, with the error that
-// applying it gives; what depends on a lease is left to that.
+// TestDeniedWritesNoLog: what a user may not do is refused before it is in the log of every member,
+// with the error that applying it gives; what depends on a lease is left to that.
 func TestDeniedWritesNoLog(t *testing.T) {
 	m := newSafeMember(t, nil)
 	root, alice := m.as("root"), m.as("alice")

@@ -18,17 +18,18 @@ import (
 
 // Where a call is judged, as in etcd:
 //
-//   - What goes through the log carries its user and auth revision (propose, headerFor) and is judged when it is applied,
-//     by the rules of that moment, alike on all members.
-//   - What this member answers by itself is judged here (permitted), and again after it was read: rules that changed
-//     meanwhile refuse it.
+//   - What goes through the log carries its user and auth revision (headerFor) and is judged when
+//     it is applied, by the rules of that moment, alike on all members.
+//   - What this member answers by itself is judged here (permitted), and again after the read:
+//     rules that changed in between refuse it.
 
 // authorizer judges what this member answers by itself, and says who asks for what goes through
 // the log. Any goroutine.
 type authorizer struct {
 	rules  rules
 	tokens auth.Tokens // nil: there are none
-	// barrier is Replica.ReadBarrier: this member may be the last to know of users, roles and tokens.
+	// barrier is Replica.ReadBarrier: this member may be the last to know of users, roles and
+	// tokens.
 	barrier func(context.Context) error
 	// leaseKeys are the keys of a lease, none if it does not exist.
 	leaseKeys func(id int64) ([][]byte, error)
@@ -49,11 +50,11 @@ type rules interface {
 	AlarmRefusal(*pb.InternalRaftRequest) error
 }
 
-// enabled says whether authentication is, as this member has it.
+// enabled reports whether authentication is, as this member has it.
 func (a *authorizer) enabled() bool { return a.rules.Policy().Enabled() }
 
-// identity finds out who calls: by a token, else by the name in a certificate that the listener has verified. The zero
-// Identity: nobody said. REQUIRES: p is enabled.
+// identity determines the caller: by a token, or else by the name in a certificate that the
+// listener has verified. The zero Identity: the caller gave none. REQUIRES: p is enabled.
 func (a *authorizer) identity(ctx context.Context, p *auth.Policy) (auth.Identity, error) {
 	if token, ok := tokenOf(ctx); ok {
 		if who, ok := a.tokenInfo(ctx, token); ok {
@@ -82,8 +83,8 @@ func tokenOf(ctx context.Context) (token string, ok bool) {
 	return strings.TrimPrefix(tokens[0], "Bearer "), true
 }
 
-// tokenInfo asks the token provider. A simple token ends with the index of the entry that made it: a member that is not
-// there yet catches up first.
+// tokenInfo asks the token provider. A simple token ends with the index of the entry that made it:
+// a member that has not applied it catches up first.
 func (a *authorizer) tokenInfo(ctx context.Context, token string) (auth.Identity, bool) {
 	if a.tokens == nil {
 		return auth.Identity{}, false
@@ -98,16 +99,16 @@ func (a *authorizer) tokenInfo(ctx context.Context, token string) (auth.Identity
 	if applied, _ := a.rules.Applied(); applied >= index {
 		return auth.Identity{}, false
 	}
-	// Whoever was given the token was given it after its entry was applied somewhere: a barrier is enough, and a made-up
-	// index cannot make us wait for ever.
+	// A token is issued after its entry was applied on some member: a barrier is enough, and an
+	// invented index cannot make us wait for ever.
 	if err := a.barrier(ctx); err != nil {
 		return auth.Identity{}, false
 	}
 	return a.tokens.Info(token, a.rules.Policy().Revision())
 }
 
-// certificateName takes the user from the client's certificate. Not for what a grpc-gateway passes on: the certificate
-// is the gateway's own then, whoever asked it.
+// certificateName takes the user from the client's certificate. Not for calls that a grpc-gateway
+// passes on: their certificate is the gateway's own, whoever the client is.
 func (a *authorizer) certificateName(ctx context.Context, md metadata.MD, p *auth.Policy) auth.Identity {
 	pr, ok := peer.FromContext(ctx)
 	if !ok {
@@ -116,8 +117,9 @@ func (a *authorizer) certificateName(ctx context.Context, md metadata.MD, p *aut
 	info, ok := pr.AuthInfo.(credentials.TLSInfo)
 	if !ok {
 		if pr.Addr != nil && pr.Addr.Network() == "pipe" && len(md[certifiedKey]) > 0 && len(md["grpcgateway-accept"]) == 0 {
-			// Our own gateway: its client is known, as who calls with a nameless certificate is. Not one that says what
-			// it accepts: etcd knows a gateway's calls by that alone.
+			// Our own gateway: its client counts as known, like a client with a certificate without
+			// a name. Not if it sends an Accept header: etcd recognises a gateway's calls only by
+			// that.
 			return auth.Identity{Revision: p.Revision()}
 		}
 		return auth.Identity{}
@@ -137,7 +139,7 @@ func (a *authorizer) certificateName(ctx context.Context, md metadata.MD, p *aut
 	return auth.Identity{}
 }
 
-// headerFor is what the log is to know of the caller; nil while authentication is off.
+// headerFor is what the log records about the caller; nil while authentication is off.
 func (a *authorizer) headerFor(ctx context.Context) (*pb.RequestHeader, error) {
 	p := a.rules.Policy()
 	if !p.Enabled() {
@@ -164,7 +166,8 @@ func (a *authorizer) admittedHeader(ctx context.Context, r *pb.InternalRaftReque
 		if !errors.Is(err, auth.ErrAuthOldRevision) {
 			return nil, err
 		}
-		// Rules that came meanwhile make nobody's token an old one, unless it says its revision itself.
+		// A change of the rules in between makes no token old, unless the token carries its
+		// revision.
 		again, againErr := a.headerFor(ctx)
 		if againErr != nil || again == nil {
 			return again, againErr
@@ -175,12 +178,14 @@ func (a *authorizer) admittedHeader(ctx context.Context, r *pb.InternalRaftReque
 	}
 }
 
-// noLeaseKeys has a request judged without what its lease is attached to: leaseKeys, for a first look.
+// noLeaseKeys replaces leaseKeys to judge a request without the keys of its lease, as a first
+// check.
 func noLeaseKeys(int64) ([][]byte, error) { return nil, nil }
 
-// refuse gives a request of somebody who may not make it the error that applying it would give: neither strangers nor users
-// without the right shall fill the log of a cluster, and the disks of all its members. What it lets through is judged when it
-// is applied, as ever; who may only not touch a lease is told so there.
+// refuse returns the error that applying a request would give, if the caller may not make it:
+// neither strangers nor users without the right may fill the log of a cluster, and the disks of all
+// its members. What it lets through is still judged when it is applied; a caller who only may not
+// touch a lease gets the error there.
 func (a *authorizer) refuse(ctx context.Context, who auth.Identity, r *pb.InternalRaftRequest) error {
 	byName := auth.NeedsAdmin(r) || r.AuthUserGet != nil || r.AuthRoleGet != nil || r.LeaseRevoke != nil
 	judge := func(p *auth.Policy) error {
@@ -190,22 +195,23 @@ func (a *authorizer) refuse(ctx context.Context, who auth.Identity, r *pb.Intern
 		}
 		return err
 	}
-	// A token that says its revision itself is compared with that of the cluster, not of a member that is behind.
+	// A token that carries its revision is compared with that of the cluster, not with that of a
+	// member that is behind.
 	signed := a.tokens != nil && !a.tokens.Replicated()
 	if judge(a.rules.Policy()) == nil && (a.lax || !byName || !signed) {
 		return nil
 	}
-	// That a request is too large is told first, and nobody replicates it.
+	// The error of a too large request comes first; it is not replicated.
 	if proto.Size(r) > a.maxRequestBytes {
 		return nil
 	}
 	for {
-		// Rules may be others by now, and this member the last to know.
+		// The rules may have changed without this member knowing yet.
 		if err := a.barrier(ctx); err != nil {
 			return err
 		}
 		p := a.rules.Policy()
-		if err := a.rules.AlarmRefusal(r); err != nil { // told first as well
+		if err := a.rules.AlarmRefusal(r); err != nil { // this error comes first, too
 			return err
 		}
 		err := judge(p)
@@ -215,7 +221,7 @@ func (a *authorizer) refuse(ctx context.Context, who auth.Identity, r *pb.Intern
 	}
 }
 
-// rootHeader is headerFor for what the leader asks for itself.
+// rootHeader is headerFor for the leader's own requests.
 func (a *authorizer) rootHeader() *pb.RequestHeader {
 	p := a.rules.Policy()
 	if !p.Enabled() {
@@ -224,13 +230,14 @@ func (a *authorizer) rootHeader() *pb.RequestHeader {
 	return &pb.RequestHeader{Username: auth.Root, AuthRevision: p.Revision()}
 }
 
-// allowed lets whom check lets, by the rules of now.
+// allowed applies check to the caller, by the present rules.
 func (a *authorizer) allowed(ctx context.Context, check accessCheck) error {
 	_, _, err := a.judge(ctx, check)
 	return err
 }
 
-// judge is allowed that also tells who asks and by which rules: nobody by rules that are not enabled.
+// judge is allowed that also returns the caller and the policy; the zero Identity if authentication
+// is off.
 func (a *authorizer) judge(ctx context.Context, check accessCheck) (*auth.Policy, auth.Identity, error) {
 	for {
 		p := a.rules.Policy()
@@ -241,14 +248,16 @@ func (a *authorizer) judge(ctx context.Context, check accessCheck) (*auth.Policy
 		if err != nil {
 			return p, who, err
 		}
-		// Rules that came meanwhile, which the token may have had to wait for, make nobody's token an old one.
+		// Rules that changed in between, for example while waiting for the token, make no token
+		// old.
 		if a.rules.Policy() == p {
 			return p, who, check(p, who)
 		}
 	}
 }
 
-// permitted runs read for a caller whom check lets. Its result must not be shown if there is an error.
+// permitted runs read for a caller that passes check. The result must not be used if there is an
+// error.
 func (a *authorizer) permitted(ctx context.Context, check accessCheck, read func() error) error {
 	p, who, err := a.judge(ctx, check)
 	if err != nil {
@@ -264,9 +273,9 @@ func (a *authorizer) permitted(ctx context.Context, check accessCheck, read func
 	return nil
 }
 
-// permittedRead is permitted for what reads keys. It also refuses a token of another revision than this member's, even a
-// later one: a JWT from before the data was taken back to a backup, say. Such a refusal is told before an error of the
-// read. All as in etcd.
+// permittedRead is permitted for what reads keys. It also refuses a token of another revision than
+// this member's, even a later one, such as a JWT from before a backup was restored. That error
+// takes precedence over one of the read. All as in etcd.
 func (a *authorizer) permittedRead(ctx context.Context, check accessCheck, read func() error) error {
 	var caller auth.Identity
 	return a.permitted(ctx, func(p *auth.Policy, who auth.Identity) error {
@@ -283,10 +292,12 @@ func (a *authorizer) permittedRead(ctx context.Context, check accessCheck, read 
 
 func nothing() error { return nil }
 
-// adminCheck lets root alone, and, unless lax says otherwise, nobody whose token is of an older auth revision: etcd
-// looks at the name only, and a JWT of root went on to rule until its end, whatever was changed to stop it.
+// adminCheck lets root alone, and, unless lax says otherwise, nobody whose token is of an older
+// auth revision: etcd looks at the name only, and a JWT of root went on to rule until its end,
+// whatever was changed to stop it.
 //
-// This is judged here, not when an entry is applied: members of other versions judge that by the name.
+// This is judged here, not when an entry is applied: there, members of other versions judge by the
+// name.
 func (a *authorizer) adminCheck(p *auth.Policy, who auth.Identity) error {
 	if err := p.Admin(who); err != nil {
 		return err
@@ -294,7 +305,7 @@ func (a *authorizer) adminCheck(p *auth.Policy, who auth.Identity) error {
 	return a.current(p, who)
 }
 
-// current is what adminCheck asks beyond the name.
+// current is what adminCheck requires beyond the name.
 func (a *authorizer) current(p *auth.Policy, who auth.Identity) error {
 	if a.lax {
 		return nil
@@ -302,15 +313,16 @@ func (a *authorizer) current(p *auth.Policy, who auth.Identity) error {
 	return p.Current(who)
 }
 
-// authorizeAdmin lets whom adminCheck lets.
+// authorizeAdmin applies adminCheck to the caller.
 func (a *authorizer) authorizeAdmin(ctx context.Context) error { return a.allowed(ctx, a.adminCheck) }
 
-// authorizeUser lets everybody who says who they are.
+// authorizeUser accepts every caller with an identity.
 func (a *authorizer) authorizeUser(ctx context.Context) error {
 	return a.allowed(ctx, knownUser)
 }
 
-// knownUser is etcd's rule: a user that a certificate or a token names, even one who has no rights at all.
+// knownUser is etcd's rule: a user that a certificate or a token names, even one who has no rights
+// at all.
 func knownUser(p *auth.Policy, who auth.Identity) error {
 	if who == (auth.Identity{}) {
 		return auth.ErrUserEmpty
@@ -318,7 +330,7 @@ func knownUser(p *auth.Policy, who auth.Identity) error {
 	return nil
 }
 
-// writeLease lets who may write all keys of a lease.
+// writeLease checks that the caller may write all keys of a lease.
 func (a *authorizer) writeLease(id int64) accessCheck {
 	return func(p *auth.Policy, who auth.Identity) error {
 		if err := knownUser(p, who); err != nil {
@@ -331,7 +343,7 @@ func (a *authorizer) writeLease(id int64) accessCheck {
 	}
 }
 
-// readLeases lets who may read all keys of the leases.
+// readLeases checks that the caller may read all keys of the leases.
 func (a *authorizer) readLeases(ids ...int64) accessCheck {
 	return func(p *auth.Policy, who auth.Identity) error {
 		if err := knownUser(p, who); err != nil {

@@ -19,10 +19,9 @@ import (
 	"github.com/belaydb/belay/state"
 )
 
-// The benchmarks here run client and server in one process over loopback and
-// report the CPU of both for each request (cpu-ns/op). What this package costs
-// beyond grpc is the difference between "bare", a grpc server that answers
-// alike and does nothing, and the others.
+// The benchmarks here run client and server in one process over loopback and report the CPU of both
+// for each request (cpu-ns/op). What this package costs beyond grpc is the difference between
+// "bare", a grpc server that answers alike and does nothing, and the others.
 
 // answering is a replica that answers puts without applying anything: what is
 // left is the path through grpc and this package.

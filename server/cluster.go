@@ -49,7 +49,7 @@ type group interface {
 	LearnerReady(ctx context.Context, id uint64) error
 }
 
-// memberHeader: the headers of this service carry no revision, as with etcd.
+// memberHeader is the header of this service, which carries no revision, as in etcd.
 func (c *clusterService) memberHeader() *pb.ResponseHeader {
 	h := &pb.ResponseHeader{}
 	c.headers.fillWithoutRevision(h)
@@ -205,7 +205,8 @@ func (c *clusterService) configure(ctx context.Context, change *command.Change) 
 		zap.String("raft-conf-change", change.Type.String()),
 		zap.String("raft-conf-change-node-id", command.IDText(change.MemberID)))
 	if result.Members == nil && change.MemberID == c.headers.memberID {
-		// Another member has told this one that it was removed, before it could see it itself.
+		// Another member has told this one that it was removed, before it applied the removal
+		// itself.
 		result.Members = slices.DeleteFunc(c.members.Members(), func(m *command.Member) bool { return m.ID == change.MemberID })
 	}
 	return result.Members, nil
@@ -246,12 +247,10 @@ func (c *clusterService) enoughStarted(complaint string, voters, started int) bo
 	return false
 }
 
-// healthInterval is for how long a member must have been reachable to count as
-// healthy.
+// healthInterval is how long a member must have been reachable to count as healthy.
 const healthInterval = 5 * time.Second
 
-// connected counts the members that this one has reached for healthInterval,
-// itself included.
+// connected counts the members that this one has reached for healthInterval, itself included.
 func (c *clusterService) connected(members []*command.Member) int {
 	since := time.Now().Add(-healthInterval)
 	n := 0
@@ -293,8 +292,7 @@ func (c *clusterService) mayAdd(m *command.Member) error {
 	return nil
 }
 
-// mayRemove refuses a removal that could leave the rest without a quorum of
-// members that run.
+// mayRemove refuses a removal that could leave the rest without a quorum of members that run.
 func (c *clusterService) mayRemove(id uint64) error {
 	if !c.strict {
 		return nil
@@ -310,7 +308,7 @@ func (c *clusterService) mayRemove(id uint64) error {
 			zap.String("requested-member-remove-id", command.IDText(id)), zap.Error(errNotEnoughStartedMembers))
 		return errNotEnoughStartedMembers
 	}
-	// A member that is down is no part of the active quorum.
+	// A member that is down is not part of the active quorum.
 	if id != c.headers.memberID && c.activeSince(id).IsZero() {
 		return nil
 	}

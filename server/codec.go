@@ -8,11 +8,10 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// countingCodec is grpc's own protobuf codec that counts the bytes of messages
-// as etcd does: payload alone, without frames, headers and compression.
-// Counting here costs one atomic add; a stats.Handler for the same numbers
-// costs an allocation and four calls for each request. The messages of puts
-// and gets it reads and writes itself; see wire.go.
+// countingCodec is grpc's own protobuf codec that counts the bytes of messages as etcd does:
+// payload alone, without frames, headers and compression. Counting here costs one atomic add; a
+// stats.Handler for the same numbers costs an allocation and four calls for each request. The
+// messages of puts and gets it reads and writes itself; see wire.go.
 type countingCodec struct {
 	encoding.CodecV2
 	metrics *Metrics
@@ -51,11 +50,11 @@ func (c *countingCodec) Marshal(v any) (data mem.BufferSlice, err error) {
 	return data, err
 }
 
-// encode makes of a message what the stream can send without more ado.
+// encode turns a message into a form that the stream can send directly.
 func (c *countingCodec) encode(stream grpc.ServerStream, message any) (any, error) {
 	sent, ok := grpc.ServerTransportStreamFromContext(stream.Context()).(interface{ SendCompress() string })
 	if !ok || sent.SendCompress() != "" && sent.SendCompress() != "identity" {
-		// grpc's own way copies all of it once more, so it is for who wants it compressed.
+		// grpc's own way copies everything once more, so it is used only for compressed answers.
 		prepared := new(grpc.PreparedMsg)
 		return prepared, prepared.Encode(stream, message)
 	}

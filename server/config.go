@@ -22,9 +22,8 @@ import (
 	"github.com/belaydb/belay/watch"
 )
 
-// Replica is what the services need of the raft group; replica.Replica is one,
-// the tests have another that applies at once. Each part of the server is given
-// what it needs of it.
+// Replica is what the services need of the raft group; replica.Replica implements it, and tests
+// have one that applies at once. Each part of the server is given what it needs of it.
 type Replica interface {
 	proposer
 	group
@@ -35,12 +34,12 @@ type Replica interface {
 	NextID() uint64
 }
 
-// Peers is what the services need of the connections between members;
-// transport.Transport is one.
+// Peers is what the services need of the connections between members; transport.Transport
+// implements it.
 type Peers interface {
 	// ActiveSince is the zero time for a member that cannot be reached.
 	ActiveSince(id uint64) time.Time
-	// Client speaks to other members' peer URLs.
+	// Client makes requests to other members' peer URLs.
 	Client() *http.Client
 }
 
@@ -48,10 +47,10 @@ type Peers interface {
 type Config struct {
 	MemberID  uint64
 	ClusterID uint64
-	// Name and ClientURLs are what this member publishes of itself.
+	// Name and ClientURLs are what this member publishes about itself.
 	Name       string
 	ClientURLs []string
-	// Version is Belay's own, told by /version.
+	// Version is Belay's own, shown by /version.
 	Version string
 	// DataDir holds the temporary files of snapshots that clients ask for.
 	DataDir string
@@ -64,7 +63,7 @@ type Config struct {
 	KV      *mvcc.Store
 	Leases  *lease.Table
 	Hub     *watch.Hub
-	// Tokens are the ones that State was given.
+	// Tokens are the same as State's.
 	Tokens    auth.Tokens
 	Admission *admission.Gate // [one of its own]
 
@@ -82,10 +81,9 @@ type Config struct {
 	// FreeBytes is the free space of the file system that has least [Store.FreeBytes].
 	FreeBytes func() (uint64, error)
 
-	// ReadyChecks are checked by /readyz besides etcd's own.
+	// ReadyChecks are checks of /readyz in addition to etcd's.
 	ReadyChecks []HealthCheck
-	// Events is what /debug/belay/events serves, of the last so long or all; nil:
-	// there is no such path.
+	// Events is what /debug/belay/events serves, recent events or all; nil: there is no such path.
 	Events func(within time.Duration) evidence.Report
 
 	RequestTimeout    time.Duration // [5 s and two election timeouts]
@@ -122,8 +120,8 @@ type Settings struct {
 
 	// Users.
 	BcryptCost int // of passwords' hashes [10]
-	// LaxAuth is etcd's way with rights that end: streams go on, and a JWT of an older auth revision is good for
-	// administration.
+	// LaxAuth is etcd's way with rights that end: streams go on, and a JWT of an older auth
+	// revision is good for administration.
 	LaxAuth bool
 
 	// Members.
@@ -136,7 +134,8 @@ type Settings struct {
 	CorruptionChecks  leader.CorruptionChecks
 	DowngradeInterval time.Duration // between two looks whether a downgrade is done; 0: never
 	MinFreeBytes      uint64        // free space of the file system below which NOSPACE is raised [128 MiB]
-	// NoSpaceDisarm: a NOSPACE alarm that this member raised itself is disarmed by it when it has room again.
+	// NoSpaceDisarm: this member disarms a NOSPACE alarm that it raised itself when it has room
+	// again.
 	NoSpaceDisarm bool
 }
 
@@ -198,10 +197,9 @@ func (c *Config) setDefaults() error {
 	return nil
 }
 
-// defaultStreamWorkers is how many goroutines serve calls; beyond them grpc
-// starts one for each call. A worker's stack has grown to what a request needs
-// and stays so, while a new goroutine grows its own again (7 % of the CPU of
-// a put). More did not help: a put waits for its result in its worker, and with
-// 1,024 of them handing calls out costs what the stacks saved (puts of 1,000
+// defaultStreamWorkers is how many goroutines serve calls; beyond them grpc starts one for each
+// call. A worker's stack has grown to what a request needs and stays so, while a new goroutine
+// grows its own again (7 % of the CPU of a put). More did not help: a put waits for its result in
+// its worker, and with 1,024 of them handing calls out costs what the stacks saved (puts of 1,000
 // clients on 2 cores: 38 us of CPU each with 8, 40 to 45 with 1,024).
 const defaultStreamWorkers = 8

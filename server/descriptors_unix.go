@@ -7,8 +7,7 @@ import (
 	"syscall"
 )
 
-// descriptors gives the open file descriptors and their limit; 0 where the
-// system does not tell.
+// descriptors returns the open file descriptors and their limit; 0 where the system does not tell.
 func descriptors() (used, limit uint64) {
 	if entries, err := os.ReadDir("/proc/self/fd"); err == nil {
 		used = uint64(len(entries))

@@ -1,22 +1,20 @@
-// Package server is what clients and other members speak to: etcd's v3 gRPC
-// services and HTTP endpoints. It validates, asks whether the caller may,
-// proposes or reads, maps errors and fills headers; it decides nothing of the
-// data. What members do by themselves (package leader, and publishing this member) is started
-// here, and the requests that it takes are made here.
+// Package server is what clients and other members talk to: etcd's v3 gRPC services and HTTP
+// endpoints. It validates requests, checks the caller's rights, proposes or reads, maps errors and
+// fills headers; it decides nothing about the data. What members do by themselves (package leader,
+// and publishing this member) is started here, and the requests that it needs are made here.
 //
 // # Promises
 //
-//   - Every error reaches the client with etcd's code and text: errors.go has
-//     the one table.
+//   - Every error reaches the client with etcd's code and text: errors.go has the one table.
 //   - What this member answers by itself it shows only to whom the rules of now let see it; what
 //     goes through the log is judged when it is applied, alike on all members (authorize.go).
 //   - A read that is not serializable sees every write acknowledged before it.
-//   - A revision in a header is never newer than what the answer was read at,
-//     for reads, and that of the write, for writes.
-//   - What only the leader knows (renewals, remaining TTLs, how far a learner has come) is
-//     asked of it over the peer port, in etcd's form.
-//   - Nothing that one client does takes unbounded memory: requests, transactions
-//     and chunks of streams are bounded, proposals pass the admission gate.
+//   - The revision in a header is never newer than the one that a read was answered from; for a
+//     write it is that of the write.
+//   - For what only the leader knows (renewals, remaining TTLs, how far a learner has come) it asks
+//     the leader over the peer port, in etcd's form.
+//   - No single client can take unbounded memory: requests, transactions and chunks of streams are
+//     bounded, and proposals pass the admission gate.
 //
 // # How it is put together
 //
@@ -45,10 +43,9 @@
 //
 // # Goroutines
 //
-// All handlers run concurrently. Start runs one loop for each of: publishing
-// this member (publish.go), the tasks of package leader, the apply backlog and file
-// descriptors (samples.go), a lost quorum (quorum.go), streams that want a leader
-// (interceptors.go).
+// All handlers run concurrently. Start runs one loop for each of: publishing this member
+// (publish.go), the tasks of package leader, the apply backlog and file descriptors (samples.go), a
+// lost quorum (quorum.go), streams that want a leader (interceptors.go).
 //
 // # Files
 //
@@ -57,7 +54,7 @@
 //	proposals.go     requests into the log; headers.go; forward.go: asking the leader
 //	interceptors.go  what every call passes; hotcalls.go: KV's calls without interceptor
 //	codec.go         bytes in and out; wire.go: the messages of puts and gets by hand
-//	authorize.go     who may; rights.go: of streams that stay open
+//	authorize.go     rights of callers; rights.go: those of streams that stay open
 //	errors.go        the error table; validate.go: request checks; limits.go: bounds of work
 //	turn.go          reading much in turns
 //	kv.go            KV; lease.go: Lease; cluster.go: Cluster; auth.go: Auth
@@ -65,13 +62,13 @@
 //	maintenance.go   Maintenance; snapshot.go, defrag.go, hashes.go, quota.go
 //	http.go          /version /health /livez /readyz /metrics /debug; events.go; health.go: grpc's
 //	access.go        what HTTP requests pass; origin.go: whose page sent them
-//	gateway.go       JSON; websocket.go: streams of it
-//	peerhttp.go      what other members are answered
+//	gateway.go       JSON; websocket.go: streams of JSON
+//	peerhttp.go      answers to other members
 //	leading.go       what package leader proposes; publish.go
-//	quorum.go        a lost quorum is told; samples.go, descriptors_unix.go, descriptors_other.go
+//	quorum.go        reporting a lost quorum; samples.go, descriptors_unix.go, descriptors_other.go
 //	metrics.go       series; grpcmetrics.go: grpc_server_*; emptymetrics.go: etcd's that stay empty
 //	slowlog.go       `request stats`; tracing.go: spans
 //
-// Sources: etcd server/etcdserver/api/{v3rpc,etcdhttp}, v3_server.go and
-// server.go for behaviour; reference surface 1, 2, 6, 7, 10.
+// Sources: etcd server/etcdserver/api/{v3rpc,etcdhttp}, v3_server.go and server.go for behaviour;
+// docs/compatibility.md, sections 1, 2, 6, 7 and 10.
 package server

@@ -17,9 +17,8 @@ import (
 	"github.com/belaydb/belay/watch"
 )
 
-// Errors of Election and Lock, with etcd's texts. They reach the client with code
-// Unknown, as all errors of these two services do in etcd, where they come out of
-// a client inside the server.
+// Errors of Election and Lock, with etcd's texts. They reach the client with code Unknown, as all
+// errors of these two services do in etcd, where they come out of a client inside the server.
 var (
 	errElectionNotLeader  = errors.New("election: not leader")
 	errElectionNoLeader   = errors.New("election: no leader")
@@ -30,7 +29,7 @@ var (
 // sessionTTL is the lease, in seconds, of a caller that has none. Nobody keeps it alive.
 const sessionTTL = 60
 
-// cleanupTimeout bounds taking a candidate's key back after the caller went away.
+// cleanupTimeout bounds the removal of a candidate's key after the caller went away.
 const cleanupTimeout = 10 * time.Second
 
 // keyedOps are the operations that Election and Lock are made of: the member's own
@@ -41,10 +40,10 @@ type keyedOps interface {
 	DeleteRange(context.Context, *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error)
 }
 
-// queues orders those who want the same name: each writes the key name/lease in hex, and
-// whoever has the oldest key is first. Election and Lock are both built on it, with
-// the key layout of etcd's clientv3/concurrency, so that clients which use that
-// package and clients which use the services meet in one queue.
+// queues orders the callers that want the same name: each writes the key name/lease in hex, and the
+// owner of the oldest key is first. Election and Lock are both built on it, with the key layout of
+// etcd's clientv3/concurrency, so that clients of that package and clients of the services share
+// one queue.
 type queues struct {
 	ops    keyedOps
 	grant  func(context.Context, *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error)
@@ -78,7 +77,7 @@ func queueKey(prefix []byte, lease int64) []byte {
 	return fmt.Appendf(bytes.Clone(prefix), "%x", lease)
 }
 
-// first is the range request for the oldest key under a prefix.
+// firstOf is the range request for the oldest key under a prefix.
 func firstOf(prefix []byte) *pb.RangeRequest {
 	return &pb.RangeRequest{
 		Key: prefix, RangeEnd: prefixEnd(prefix), Limit: 1,
@@ -105,13 +104,12 @@ func deleteOp(key []byte) *pb.RequestOp {
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: key}}}
 }
 
-// errKeyGone: the waiter's own key was deleted, so it is in the queue no more.
+// errKeyGone: the waiter's own key was deleted, so it is no longer in the queue.
 var errKeyGone = errors.New("server: own key deleted while waiting")
 
-// awaitTurn returns when no key under prefix is older than key, which was created
-// at rev, with the header of the read that found so; or with errKeyGone when key
-// itself is gone: its lease expired or somebody removed it. (etcd waits on in that
-// case, and lets Campaign succeed without a key.)
+// awaitTurn returns when no key under prefix is older than key, which was created at rev, with the
+// header of the read that found it; or with errKeyGone when key itself is gone: its lease expired
+// or somebody removed it. (etcd waits on in that case, and lets Campaign succeed without a key.)
 func (q *queues) awaitTurn(ctx context.Context, prefix, key []byte, rev int64) (*pb.ResponseHeader, error) {
 	may := q.rights(ctx)
 	for {
@@ -143,7 +141,7 @@ func (q *queues) awaitTurn(ctx context.Context, prefix, key []byte, rev int64) (
 			}
 			return nil
 		})
-		// Compacted: the history since the read is gone already; the next read tells.
+		// Compacted: the history since the read is gone already; the next read shows the state.
 		if err != nil && !errors.Is(err, rpctypes.ErrGRPCCompacted) {
 			return nil, err
 		}
@@ -153,9 +151,8 @@ func (q *queues) awaitTurn(ctx context.Context, prefix, key []byte, rev int64) (
 // errFollowed ends follow without an error.
 var errFollowed = errors.New("server: followed far enough")
 
-// follow passes the changes of keys (or, with an end, of the range from the only
-// key) from revision rev on to fn, until fn returns an error, the caller may not
-// read them any more, or ctx ends.
+// follow passes the changes of keys (or, with an end, of the range from the only key) from revision
+// rev on to fn, until fn returns an error, the caller may not read them any more, or ctx ends.
 func (q *queues) follow(ctx context.Context, may rights, rev int64, keys [][]byte, end []byte, fn func(*watch.Response) error) error {
 	s := q.hub.NewStream()
 	defer s.Close()
@@ -219,8 +216,8 @@ func plainError(ctx context.Context, err error) error {
 	return status.Error(codes.Unknown, st.Message())
 }
 
-// cleanup runs fn, which takes back what a caller left behind, with the caller's
-// credentials but not its cancellation.
+// cleanup runs fn, which removes what a caller left behind, with the caller's credentials but not
+// its cancellation.
 func cleanup(ctx context.Context, fn func(context.Context)) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
@@ -343,8 +340,8 @@ func (e *electionService) Leader(ctx context.Context, r *electionpb.LeaderReques
 	return &electionpb.LeaderResponse{Header: resp.Header, Kv: resp.Kvs[0]}, nil
 }
 
-// Observe streams what leaders announce: always the latest, and in order, but not
-// each announcement that was replaced while a leader changed.
+// Observe streams what leaders announce: always the latest, and in order, but not every
+// announcement that was replaced while the leader changed.
 func (e *electionService) Observe(r *electionpb.LeaderRequest, stream electionpb.Election_ObserveServer) error {
 	ctx := stream.Context()
 	err := e.observe(ctx, queuePrefix(r.Name), stream)

@@ -2,9 +2,9 @@ package server
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// registerEmpty registers families of etcd's that have no meaning here, and stay
-// empty or zero: dashboards and alerts that ask for them find a series rather than
-// nothing. Belay has no snapshot files and no v2 store.
+// registerEmpty registers families of etcd's that have no meaning here, and stay empty or zero, so
+// that dashboards and alerts that use them find a series. Belay has no snapshot files and no v2
+// store.
 func registerEmpty(r prometheus.Registerer) {
 	counter := func(name string) prometheus.Collector {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: "Always zero: there is no v2 store."})

@@ -25,13 +25,13 @@ var (
 	errWrongDowngradeFormat      = errors.New("etcdserver: wrong downgrade target version format")
 	errInvalidDowngradeTarget    = errors.New("etcdserver: invalid downgrade target version")
 	errDowngradeInProcess        = errors.New("etcdserver: cluster has a downgrade job in progress")
-	// errLeaseHTTPTimeout answers another member's question for a lease.
+	// errLeaseHTTPTimeout answers another member's request for a lease.
 	errLeaseHTTPTimeout = errors.New("waiting for node to catch up its applied index has timed out")
 )
 
-// errorTable says how each error of the parts beneath reaches a client: etcd's
-// code and text. It is the only such table; what is not in it is sent as
-// Unknown with its own text, and so are, on purpose:
+// errorTable maps each error of the packages below to what a client gets: etcd's code and text. It
+// is the only such table. An error that is not in it is sent as Unknown with its own text, and so
+// are, on purpose:
 //
 //   - `not enough started members` and `too many requests`, whose etcd mapping
 //     points at client-side errors that carry no code,
@@ -97,7 +97,7 @@ var errorTable = []struct{ internal, wire error }{
 	{errInvalidDowngradeTarget, rpctypes.ErrGRPCInvalidDowngradeTargetVersion},
 	{errDowngradeInProcess, rpctypes.ErrGRPCDowngradeInProcess},
 
-	// Listed to be seen: no code of their own.
+	// Listed for completeness: they have no code of their own.
 	{state.ErrLastVoter, status.Error(codes.Unknown, errNotEnoughStartedMembers.Error())},
 	{errNotEnoughStartedMembers, status.Error(codes.Unknown, errNotEnoughStartedMembers.Error())},
 	{admission.ErrTooManyRequests, status.Error(codes.Unknown, admission.ErrTooManyRequests.Error())},
@@ -107,9 +107,8 @@ var errorTable = []struct{ internal, wire error }{
 	{errUnknownMethod, status.Error(codes.Unknown, errUnknownMethod.Error())},
 }
 
-// toGRPC maps an error to what the client is to see. Errors of the caller's
-// context go as they are, for grpc to make Canceled or DeadlineExceeded of
-// them; errors that carry a code already keep it.
+// toGRPC maps an error to what the client gets. Errors of the caller's context pass unchanged, so
+// that grpc turns them into Canceled or DeadlineExceeded; errors that have a code keep it.
 func toGRPC(err error) error {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// pathEvents serves what the member recorded of its own troubles, and the verdicts
-// that were made of it (package evidence), as JSON.
+// pathEvents serves what the member recorded about its own troubles, and its verdicts (package
+// evidence), as JSON.
 const pathEvents = "/debug/belay/events"
 
 func (p *pages) handleEvents(mux *http.ServeMux) {
@@ -15,8 +15,7 @@ func (p *pages) handleEvents(mux *http.ServeMux) {
 	}
 }
 
-// serveEvents answers with all that is kept, or with that of the last time
-// (?within=90s).
+// serveEvents answers with everything that is kept, or only recent events (?within=90s).
 func (p *pages) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if !allowMethod(w, r, http.MethodGet) {
 		return

@@ -22,12 +22,11 @@ import (
 	"github.com/belaydb/belay/state"
 )
 
-// What only the leader can answer (renewals, remaining TTLs, promotions of
-// learners) is asked of it over HTTP on the peer port, in etcd's form, so that
-// the members may be etcd's on either side. peerhttp.go serves these paths.
+// For what only the leader can answer (renewals, remaining TTLs, promotions of learners) members
+// ask it over HTTP on the peer port, in etcd's form, so that either side may be an etcd member.
+// peerhttp.go serves these paths.
 
-// forwardPause lies between two rounds of asking, while there is no leader or
-// it does not answer.
+// forwardPause is the pause between two attempts, while there is no leader or it does not answer.
 const forwardPause = 50 * time.Millisecond
 
 // forwarder asks the leader.
@@ -42,15 +41,14 @@ type forwarder struct {
 
 // leadership is who leads; replica.Replica knows.
 type leadership interface {
-	// Status is consistent in itself: leader, term and role are of one moment.
+	// Status is consistent: leader, term and role are of one moment.
 	Status() replica.Status
 	LeaderChanged() <-chan struct{} // closed at the next change of leader, to or from none included
 }
 
-// atLeader runs here if this member leads, and there with each peer URL of the
-// leader until one answers. Answers are success, and errors that asking
-// another would not change: final says which. It tries again until the request
-// timeout: leaders come and go.
+// atLeader runs here if this member leads, and otherwise there with each peer URL of the leader
+// until one answers. Success is an answer, and so are errors that another attempt would not change:
+// final says which. It retries until the request timeout, since leaders change.
 func (f *forwarder) atLeader(ctx context.Context, here func(context.Context) error, there func(ctx context.Context, peerURL string) error) error {
 	bounded, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
@@ -95,8 +93,8 @@ func (f *forwarder) atLeader(ctx context.Context, here func(context.Context) err
 	}
 }
 
-// forwardError makes of our own timeout what clients know; the caller's own
-// end is told as the server's, too, as etcd does.
+// forwardError turns our own timeout into the error that clients know; as in etcd, the end of the
+// caller's context gives the same.
 func forwardError(bounded context.Context, err error) error {
 	if err == nil || bounded.Err() == nil || !errors.Is(err, bounded.Err()) {
 		return err
@@ -187,9 +185,8 @@ func (f *forwarder) postLease(ctx context.Context, peerURL, path string, body []
 	return answer, nil
 }
 
-// wrapLease and unwrapLease speak etcd's LeaseInternalRequest and -Response
-// (server/lease/leasepb, not part of the API module): a message whose only
-// field, 1, is the API's message.
+// wrapLease and unwrapLease speak etcd's LeaseInternalRequest and -Response (server/lease/leasepb,
+// not part of the API module): a message whose only field, 1, is the API's message.
 //
 //	+------+--------+---------------------------------+
 //	| 0x0a | varint | LeaseTimeToLiveRequest/Response |

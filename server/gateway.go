@@ -19,9 +19,9 @@ import (
 	"github.com/belaydb/belay/server/lockpb"
 )
 
-// newGateway is the JSON face of the services: every /v3/ path, which it calls
-// over conn. Names are proto's, zero values are left out, 64 bit numbers are
-// strings, bytes base64; of a request, fields that it does not know are ignored.
+// newGateway serves the services as JSON under /v3/, calling them over conn. Names are those of
+// proto, zero values are left out, 64-bit numbers are strings, bytes are base64; unknown fields of
+// a request are ignored.
 func newGateway(conn *grpc.ClientConn, maxRequestBytes int) (http.Handler, error) {
 	mux := runtime.NewServeMux(runtime.WithMarshalerOption(runtime.MIMEWildcard, &boundedMarshaler{
 		Marshaler: &runtime.HTTPBodyMarshaler{Marshaler: &runtime.JSONPb{
@@ -53,9 +53,9 @@ func newGateway(conn *grpc.ClientConn, maxRequestBytes int) (http.Handler, error
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/v3/watch" || r.URL.Path == "/v3/lease/keepalive" {
-			// A stream of requests is answered while it comes. Over HTTP/1 the server
-			// would stop reading it at the first answer; where it cannot be told, it is
-			// HTTP/2, which needs no telling.
+			// A stream of requests is answered while it is being received. Over HTTP/1 the server
+			// would stop reading it at the first answer. An error means HTTP/2, where this is not
+			// necessary.
 			_ = http.NewResponseController(w).EnableFullDuplex()
 		}
 		mux.ServeHTTP(w, r)
@@ -112,8 +112,8 @@ func handleObserve(mux *runtime.ServeMux, client electionpb.ElectionClient) erro
 	})
 }
 
-// gatewayRequest decodes a request's body into in and makes the context of the
-// call; it has answered when it says false.
+// gatewayRequest decodes a request's body into in and makes the context of the call; if it returns
+// false, it has answered.
 func gatewayRequest(mux *runtime.ServeMux, w http.ResponseWriter, r *http.Request, path, method string, in proto.Message) (context.Context, runtime.Marshaler, bool) {
 	inbound, outbound := runtime.MarshalerForRequest(mux, r)
 	ctx, err := runtime.AnnotateContext(r.Context(), mux, r, method, runtime.WithHTTPPathPattern(path))
@@ -133,9 +133,8 @@ func gatewayRequest(mux *runtime.ServeMux, w http.ResponseWriter, r *http.Reques
 // bytes for each of a string, and spaces.
 const jsonOverhead = 8
 
-// boundedMarshaler refuses requests whose JSON is longer than limit; etcd reads
-// them into memory whatever their size. A stream of requests may be as long as
-// it likes: each is bounded.
+// boundedMarshaler refuses requests whose JSON is longer than limit; etcd reads them into memory
+// whatever their size. A stream of requests may be of any length: each request is bounded.
 type boundedMarshaler struct {
 	runtime.Marshaler
 	limit int64
@@ -151,19 +150,19 @@ func (m *boundedMarshaler) NewDecoder(r io.Reader) runtime.Decoder {
 			err = fmt.Errorf("request body is larger than %d bytes", m.limit)
 		}
 		if err != nil && !errors.Is(err, io.EOF) {
-			go readOn(r) // of a stream of requests nobody reads any further
+			go readOn(r) // nobody reads the stream of requests any further
 		}
 		return err
 	})
 }
 
-// readOn reads what is left of a request's body, for net/http notices that a client
-// has gone only when the body has been read to its end, or cannot be. A call that
-// waits for something would not end otherwise, and its connection would not be closed.
+// readOn reads the rest of a request's body: net/http notices that a client has gone only once the
+// body has been read to its end, or cannot be. Otherwise a call that waits for something would not
+// end, and its connection would not be closed.
 func readOn(body io.Reader) { _, _ = io.Copy(io.Discard, body) }
 
-// ContentType, Delimiter and StreamContentType are those of the inner one, which
-// an embedded interface does not show.
+// ContentType, Delimiter and StreamContentType are those of the inner marshaler, which an embedded
+// interface hides.
 func (m *boundedMarshaler) Delimiter() []byte { return []byte("\n") }
 
 func (m *boundedMarshaler) StreamContentType(v any) string {

@@ -179,8 +179,8 @@ func TestAccessControl(t *testing.T) {
 	}
 }
 
-// A page of another origin puts nothing without a preflight, and opens no websocket unless --cors lets its origin; what is
-// no browser, or comes from where it goes to, notices nothing.
+// A page of another origin puts nothing without a preflight, and opens no websocket unless --cors
+// lets its origin; what is no browser, or comes from where it goes to, notices nothing.
 func TestPagesOfOtherOrigins(t *testing.T) {
 	m := newMember(t)
 	h, err := m.HTTPHandler(m.conn)

@@ -13,14 +13,12 @@ import (
 // codeCount is how many grpc codes there are: OK to Unauthenticated.
 const codeCount = int(codes.Unauthenticated) + 1
 
-// grpcMetrics are the grpc_server_* series that everybody's dashboards read,
-// with every counter resolved before the first request: a request looks its
-// method up once and then only adds.
+// grpcMetrics are the grpc_server_* series that dashboards use, with every counter resolved before
+// the first request: a request looks its method up once and then only adds.
 //
-// The methods of the services that etcd registers first exist at zero from the
-// start, with all codes, so that a rate over them is right from the first
-// error on; Election and Lock appear with their first call (etcd registers
-// them after it has made its zeros).
+// The methods of the services that etcd registers first exist at zero from the start, with all
+// codes, so that a rate over them is right from the first error on; Election and Lock appear with
+// their first call (etcd registers them after it has made its zeros).
 type grpcMetrics struct {
 	started  *prometheus.CounterVec
 	handled  *prometheus.CounterVec
@@ -38,8 +36,8 @@ type methodMetrics struct {
 	started, received, sent prometheus.Counter
 	handled                 [codeCount]atomic.Pointer[prometheus.Counter]
 	seconds                 prometheus.Observer // nil unless extensive
-	// mayWait: a unary call that may wait for other clients for ever, as those
-	// of Election and Lock.
+	// mayWait: a unary call that may wait for other clients without end, like those of Election and
+	// Lock.
 	mayWait bool
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/belaydb/belay/peers"
 )
 
-// history is what the corruption checks read of this member, at leisure.
+// history is what the corruption checks read of this member.
 type history struct{ kv *mvcc.Store }
 
 func (h history) Hash(ctx context.Context) (hash uint32, compactRev, rev int64, err error) {

@@ -11,8 +11,7 @@ type headers struct {
 	revision            func() int64
 }
 
-// fill completes a header whose revision may be set; revision 0 becomes the
-// current one.
+// fill completes a header whose revision may be set; revision 0 becomes the current one.
 func (h *headers) fill(r *pb.ResponseHeader) {
 	h.fillWithoutRevision(r)
 	if r.Revision == 0 {

@@ -7,8 +7,8 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// registerHealth serves grpc.health.v1: the service "" serves from the start
-// on. It never stops serving for a defragmentation, since none blocks here.
+// registerHealth serves grpc.health.v1: the service "" is serving from the start on, also during a
+// defragmentation, since none blocks here.
 func registerHealth(g *grpc.Server, h *health.Server, logger *zap.Logger) {
 	healthpb.RegisterHealthServer(g, h)
 	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)

@@ -9,12 +9,11 @@ import (
 	"google.golang.org/grpc"
 )
 
-// registerKV registers the KV service with its unary calls as streams that
-// take one message and send one, which is what grpc makes of them anyway. It
-// saves the closures of grpc's own handler and of the interceptor for each
-// call, and, which weighs more, their stack frames: a goroutine that waits for
-// its request and then for its result now does so within the 4 KiB that it
-// begins with. Growing the stack was 6 % of the CPU of a put.
+// registerKV registers the KV service with its unary calls as streams that receive one message and
+// send one, which is what they are to grpc anyway. This saves the closures of grpc's own handler
+// and of the interceptor for each call and, more importantly, their stack frames: a goroutine that
+// waits for its request and then for its result now does so within the 4 KiB that it begins with.
+// Growing the stack was 6 % of the CPU of a put.
 func registerKV(g *grpc.Server, c *calls, kv *kvService) {
 	desc := pb.KV_ServiceDesc
 	desc.Methods = nil
@@ -32,8 +31,8 @@ func unaryStream[Req, Resp any](c *calls, name string, call func(context.Context
 	method := "/" + pb.KV_ServiceDesc.ServiceName + "/" + name
 	m := c.metrics.grpc.method(method, "unary")
 	call = traced(c.spans, call)
-	// Before and after the wait in functions of their own, so that what they
-	// need of the stack is not held meanwhile.
+	// The work before and after the wait is in functions of its own, so that their stack frames are
+	// not held while waiting.
 	answer := func(ctx context.Context, req *Req) (*Resp, error) {
 		start := time.Now()
 		err := c.beginCall(ctx, m, method, req)
@@ -60,8 +59,8 @@ func unaryStream[Req, Resp any](c *calls, name string, call func(context.Context
 	}
 }
 
-// readingStream is unaryStream for a call that may read much. What it does then
-// is done in turns, encoding the answer too; sending it is not.
+// readingStream is unaryStream for a call that may read much. Reading and encoding the answer then
+// take turns with other such calls; sending it does not.
 func readingStream[Req, Resp any](c *calls, ts *turns, name string, call func(*turn, *Req) (*Resp, error)) grpc.StreamDesc {
 	method := "/" + pb.KV_ServiceDesc.ServiceName + "/" + name
 	m := c.metrics.grpc.method(method, "unary")
@@ -109,7 +108,7 @@ func readingStream[Req, Resp any](c *calls, ts *turns, name string, call func(*t
 	}
 }
 
-// sendInTurn encodes an answer and gives the turn back before it is sent.
+// sendInTurn encodes an answer and releases the turn before it is sent.
 //
 //go:noinline
 func (c *countingCodec) sendInTurn(t *turn, stream grpc.ServerStream, resp any, err error) error {

@@ -27,7 +27,8 @@ import (
 	"github.com/belaydb/belay/replica"
 )
 
-// pages are HTTP's: versions, health, metrics and debugging, on the ports of clients and of metrics.
+// pages are HTTP's: versions, health, metrics and debugging, on the ports of clients and of
+// metrics.
 type pages struct {
 	memberID uint64
 	state    seen
@@ -70,7 +71,7 @@ func (p *pages) register(mux *http.ServeMux) {
 
 func handleProfiles(mux *http.ServeMux) {
 	if runtime.SetMutexProfileFraction(-1) == 0 {
-		runtime.SetMutexProfileFraction(5) // one of five waits is told by /debug/pprof/mutex
+		runtime.SetMutexProfileFraction(5) // /debug/pprof/mutex samples one of five waits
 	}
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
@@ -78,7 +79,7 @@ func handleProfiles(mux *http.ServeMux) {
 	mux.HandleFunc("/debug/pprof/cmdline", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		fmt.Fprint(w, strings.Join(show.CommandLine(os.Args), "\x00")) // as pprof has it, less passwords
+		fmt.Fprint(w, strings.Join(show.CommandLine(os.Args), "\x00")) // as in pprof, without passwords
 	})
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 }
@@ -104,7 +105,7 @@ func (p *pages) handleMetricsAndHealth(mux *http.ServeMux) {
 	}, p.readyChecks...))
 }
 
-// allowMethod answers 405 and says false to any other method.
+// allowMethod answers any other method with 405 and returns false.
 func allowMethod(w http.ResponseWriter, r *http.Request, method string) bool {
 	if r.Method == method {
 		return true
@@ -220,7 +221,7 @@ func (p *pages) serveHealth(w http.ResponseWriter, r *http.Request) {
 	p.logger.Debug("/health OK", zap.Int("status-code", http.StatusOK))
 }
 
-// unhealthy gives the reason, or "" for a healthy member.
+// unhealthy returns the reason, or "" for a healthy member.
 func (p *pages) unhealthy(r *http.Request) string {
 	excluded := querySet(r, "exclude")
 	for _, a := range p.state.Alarms() {

@@ -27,7 +27,8 @@ type calls struct {
 	codec          *countingCodec
 	life           *lifetime
 	requestTimeout time.Duration
-	// electionTimeout: streams that want a leader end when there has been none for leaderlessElections of them.
+	// electionTimeout: streams that want a leader end when there has been none for
+	// leaderlessElections of them.
 	electionTimeout time.Duration
 	warnAfter       time.Duration // what takes longer is logged
 	debug           bool          // debug logging is on: every request is logged
@@ -38,8 +39,7 @@ type calls struct {
 	streams      leaderStreams // that want a leader
 }
 
-// capable says whether requests may be served: the cluster has agreed on a
-// version.
+// capable reports whether requests may be served: the cluster has agreed on a version.
 func (c *calls) capable() bool {
 	if c.versionKnown.Load() {
 		return true
@@ -51,12 +51,12 @@ func (c *calls) capable() bool {
 	return true
 }
 
-// maxHeaderBytes is what the headers of one call may take when they are unpacked. grpc's own limit is 16 MiB, which
-// a client packs into some KB: unpacking such headers again and again took a processor.
+// maxHeaderBytes bounds the uncompressed headers of one call. grpc's own limit is 16 MiB, which a
+// client can compress to some KB: decompressing such headers again and again kept a processor busy.
 const maxHeaderBytes = 256 << 10
 
-// recvOverheadBytes is what a received message may have beyond the largest
-// request: etcd's allowance for the encoding around it.
+// recvOverheadBytes is how much longer than the largest request a received message may be: etcd's
+// allowance for the encoding.
 const recvOverheadBytes = 512 << 10
 
 // interceptUnary is the one interceptor of unary calls: a chain of separate
@@ -112,9 +112,9 @@ func (c *calls) endCall(ctx context.Context, m *methodMetrics, method string, re
 	}
 }
 
-// mayCall refuses what no handler should see: calls before the cluster's
-// version is known, most calls on a learner, a client version that is not
-// text. It counts the request by that version.
+// mayCall refuses calls that no handler should see: before the cluster's version is known, most
+// calls on a learner, and those with a client version that is not text. It counts the request by
+// that version.
 func (c *calls) mayCall(ctx context.Context, req any, method string, versions *versionCounters) error {
 	if !c.capable() && !c.becameCapable(ctx) {
 		return rpctypes.ErrGRPCNotCapable
@@ -133,12 +133,11 @@ func (c *calls) mayCall(ctx context.Context, req any, method string, versions *v
 	return nil
 }
 
-// becameCapable waits, on a member that has just been started for the first
-// time, until the cluster's version is decided: up to RequestTimeout. A client
-// that is as fast as the member would have its first calls refused otherwise,
-// with an error that nobody retries; etcd does not answer connections so early.
+// becameCapable waits, on a member that has just been started for the first time, until the
+// cluster's version is decided: up to RequestTimeout. Otherwise a fast client would have its first
+// calls refused, with an error that no client retries; etcd does not answer connections so early.
 func (c *calls) becameCapable(ctx context.Context) bool {
-	const interval = 5 * time.Millisecond // of looking; nobody tells of it
+	const interval = 5 * time.Millisecond // between two checks; nothing signals it
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	deadline := time.NewTimer(c.requestTimeout)
@@ -159,8 +158,8 @@ func (c *calls) becameCapable(ctx context.Context) bool {
 
 const snapshotMethod = "/etcdserverpb.Maintenance/Snapshot"
 
-// allowedOnLearner: a learner tells of itself and reads locally, nothing else.
-// req is nil for streams.
+// allowedOnLearner reports whether a learner takes the call: only its status and local reads. req
+// is nil for streams.
 func allowedOnLearner(req any, method string) bool {
 	switch r := req.(type) {
 	case nil:
@@ -214,7 +213,7 @@ func (c *calls) interceptStream(srv any, stream grpc.ServerStream, info *grpc.St
 	return err
 }
 
-// countedStream counts messages and carries a context of ours.
+// countedStream counts messages and has its own context.
 type countedStream struct {
 	grpc.ServerStream
 	method *methodMetrics
@@ -239,10 +238,9 @@ func (c *countedStream) RecvMsg(m any) error {
 	return err
 }
 
-// leaderStreams are the open streams that want a leader: they are ended with
-// `no leader` once there has been none for long. New calls are refused at
-// once; a stream costs more to set up again, so it is given three election
-// timeouts.
+// leaderStreams are the open streams that require a leader: they end with `no leader` once there
+// has been none for three election timeouts. New calls are refused at once, but a stream is more
+// expensive to set up again.
 type leaderStreams struct {
 	mu   sync.Mutex
 	open map[*endableContext]struct{} // guarded by mu
@@ -266,7 +264,7 @@ func (c *calls) withLeader(ctx *endableContext, call func() error) error {
 	return call()
 }
 
-// cancelAll ends all streams that want a leader.
+// cancelAll ends all streams that require a leader.
 func (ls *leaderStreams) cancelAll() {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
@@ -296,8 +294,7 @@ func (c *calls) watchLeader(ctx context.Context) {
 	}
 }
 
-// clientGone says that a stream failed because its client left, which is not
-// worth a warning.
+// clientGone reports that a stream failed because its client left, which is not worth a warning.
 func clientGone(ctx context.Context, err error) bool {
 	if ctx.Err() != nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return true

@@ -128,8 +128,8 @@ func (k *kvService) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse,
 	return resp, nil
 }
 
-// admitPut is all that Put does before it waits; see Replica.Propose for why
-// it is apart.
+// admitPut is everything that Put does before it waits; Replica.Propose says why it is a function
+// of its own.
 //
 //go:noinline
 func (k *kvService) admitPut(ctx context.Context, r *pb.PutRequest) (*pb.InternalRaftRequest, error) {
@@ -211,7 +211,7 @@ func (k *kvService) txn(t *turn, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	return result.Response.(*pb.TxnResponse), nil
 }
 
-// readsRanges says whether anything in a transaction is of more than one key.
+// readsRanges reports whether anything in a transaction is of more than one key.
 func readsRanges(r *pb.TxnRequest) bool {
 	for _, c := range r.Compare {
 		if len(c.GetRangeEnd()) > 0 {
@@ -239,12 +239,11 @@ func readsRanges(r *pb.TxnRequest) bool {
 	return false
 }
 
-// txnReads tells whether a transaction only reads (then it needs no entry in
-// the log) and whether it may be served from what this member has. One of
-// compares alone is serializable, as in etcd: its answer may be stale. One with
-// nested transactions goes through the log in etcd, whatever it asks; here it
-// does if it writes. It is answered as if it had: after a barrier, and not under
-// an alarm that would refuse it.
+// txnReads reports whether a transaction only reads (then it needs no entry in the log) and whether
+// it may be served from what this member has. One with only compares is serializable, as in etcd:
+// its answer may be stale. In etcd every transaction with nested ones goes through the log; here
+// only if it writes. Otherwise it is answered as if it had: after a barrier, and not under an alarm
+// that would refuse it.
 func txnReads(r *pb.TxnRequest) (readOnly, nested, serializable bool) {
 	serializable = true
 	for _, branch := range [][]*pb.RequestOp{r.Success, r.Failure} {
@@ -297,7 +296,7 @@ func (k *kvService) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.C
 	return resp, nil
 }
 
-// compactTo compacts for auto compaction; what is compacted already is no error.
+// compactTo compacts for auto compaction; it is no error if the revision is compacted already.
 func (k *kvService) compactTo(ctx context.Context, rev int64) error {
 	_, err := k.compact(ctx, &pb.CompactionRequest{Revision: rev})
 	if errors.Is(err, mvcc.ErrCompacted) {
@@ -313,7 +312,7 @@ func (k *kvService) compact(ctx context.Context, r *pb.CompactionRequest) (*pb.C
 		return nil, err
 	}
 	if r.Physical && result.Done != nil {
-		// The entry is applied whatever happens now; only the wait can fail.
+		// The entry is applied in any case; only the wait can fail.
 		select {
 		case <-result.Done:
 		case <-ctx.Done():
@@ -336,13 +335,13 @@ func (k *kvService) compact(ctx context.Context, r *pb.CompactionRequest) (*pb.C
 // streamFirstLimit is how many keys the first chunk of a RangeStream has.
 const streamFirstLimit = 10
 
-// streamHeaderBytes is about what header, more and count add to a chunk: etcd
-// counts them where it looks how large the last chunk was.
+// streamHeaderBytes estimates what header, more and count add to a chunk: etcd counts them in the
+// size of the last chunk.
 const streamHeaderBytes = 10
 
-// RangeStream answers a range in chunks of about the largest request's size,
-// all from one consistent view. Header, more and count are on the last chunk
-// alone, which is how a client knows that nothing is missing.
+// RangeStream answers a range in chunks of about the largest request's size, all from one
+// consistent view. Only the last chunk has header, more and count, which is how a client knows that
+// nothing is missing.
 func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServer) error {
 	if err := checkRangeStream(r); err != nil {
 		return err
@@ -363,7 +362,8 @@ func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServ
 	}, func() error {
 		view := k.kv.View()
 		defer view.Close()
-		// What is sent cannot be taken back: the rules by which it may be must be as old as the view.
+		// What is sent cannot be taken back: the rules that allow it must be at least as new as the
+		// view.
 		if now := k.callers.rules.Policy(); now.Enabled() && (!checked.Enabled() || now.Revision() != checked.Revision()) {
 			return auth.ErrAuthOldRevision
 		}
@@ -378,8 +378,8 @@ func (k *kvService) RangeStream(r *pb.RangeRequest, stream pb.KV_RangeStreamServ
 	return toGRPC(err)
 }
 
-// rangeStream reads chunk after chunk, each in a turn of its own once they have
-// become much, and asks before each whether the caller may still have it.
+// rangeStream reads chunk after chunk, each in a turn of its own once it has read much, and checks
+// before each whether the caller may still read it.
 func (k *kvService) rangeStream(t *turn, view *mvcc.View, r *pb.RangeRequest, stream pb.KV_RangeStreamServer, permitted func() error) error {
 	send := func(resp *pb.RangeResponse, last bool) error {
 		if err := permitted(); err != nil {
@@ -425,7 +425,7 @@ func (k *kvService) rangeStream(t *turn, view *mvcc.View, r *pb.RangeRequest, st
 	}
 	key, sent := r.Key, int64(0)
 	for limit := min(int64(streamFirstLimit), left); ; {
-		// One more than wanted tells whether anything follows.
+		// One more key than needed shows whether anything follows.
 		chunk, more, err := k.readChunk(t, view, key, end, r, limit)
 		if err != nil {
 			return err
@@ -453,16 +453,16 @@ func (k *kvService) rangeStream(t *turn, view *mvcc.View, r *pb.RangeRequest, st
 	}
 }
 
-// sortedChunks says whether each chunk of a RangeStream is sorted by itself: a
-// sort target without an order passes checkRangeStream, as it passes etcd's. etcd
-// then sorts the keys of each chunk, and goes on behind the chunk's last one, which
-// need not be its greatest: keys are left out and come twice. So they do here.
+// sortedChunks reports whether each chunk of a RangeStream is sorted by itself: a sort target
+// without an order passes checkRangeStream, as it passes etcd's. etcd then sorts the keys of each
+// chunk, and goes on behind the chunk's last one, which need not be its greatest: keys are left out
+// and come twice. So they do here.
 func sortedChunks(r *pb.RangeRequest) bool {
 	return r.SortOrder == pb.RangeRequest_NONE && r.SortTarget != pb.RangeRequest_KEY
 }
 
-// streamStall is how long a client may read nothing of a RangeStream: its view
-// keeps what is overwritten meanwhile in memory and on the disk.
+// streamStall is how long a client may read nothing of a RangeStream: its view keeps what is
+// overwritten in the meantime in memory and on disk.
 const streamStall = time.Minute
 
 var errStreamStalled = status.Error(codes.Aborted, "etcdserver: the client has read nothing of this stream for too long; ask again from the key after the last one received")
@@ -499,10 +499,9 @@ func nextLimit(limit int64, size, target int) int64 {
 	return max(limit, 1)
 }
 
-// readChunk reads up to limit keys, fewer where they are large: the limit was
-// set by the sizes of keys seen before, and keys behind them may be a thousand
-// times as large. It reads in steps, each as many keys as fit into what is
-// left of the target if they were all as large as the largest so far.
+// readChunk reads up to limit keys, fewer if they are large: the limit comes from the sizes of
+// earlier keys, and later ones may be a thousand times as large. It reads in steps, each as many
+// keys as fit into what is left of the target if they were all as large as the largest so far.
 func (k *kvService) readChunk(ctx context.Context, view *mvcc.View, key, end []byte, r *pb.RangeRequest, limit int64) (*pb.RangeResponse, bool, error) {
 	target := int64(2 * k.maxRequestBytes)
 	chunk := &pb.RangeResponse{}
@@ -545,8 +544,8 @@ func (k *kvService) readChunk(ctx context.Context, view *mvcc.View, key, end []b
 	}
 }
 
-// withoutValues gives copies: what mvcc hands out is shared. The lease goes
-// too, as in etcd, but where it sorted by value.
+// withoutValues returns copies, since what mvcc returns is shared. The lease is removed too, as in
+// etcd, unless the range is sorted by value.
 func withoutValues(kvs []*mvccpb.KeyValue, leases bool) []*mvccpb.KeyValue {
 	bare := make([]mvccpb.KeyValue, len(kvs))
 	out := make([]*mvccpb.KeyValue, len(kvs))

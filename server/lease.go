@@ -18,8 +18,8 @@ import (
 
 // leaseService is etcdserverpb.Lease.
 //
-// Grants and revocations go through the log. Renewals and remaining times are
-// the leader's alone to tell: other members ask it over HTTP (forward.go).
+// Grants and revocations go through the log. Only the leader can renew and knows remaining times:
+// other members ask it over HTTP (forward.go).
 type leaseService struct {
 	leases  *lease.Table
 	keys    func(id int64) ([][]byte, error) // of a lease, none if it does not exist
@@ -36,7 +36,8 @@ type leaseService struct {
 	logger  *zap.Logger
 
 	// confirmed is when the read barrier that last proved leadership was begun. One that is younger
-	// than half of electionTimeout, which must not be longer than the group's, is as good as another.
+	// than half of electionTimeout, which must not be longer than the group's, is as good as
+	// another.
 	confirmed       atomicTime
 	electionTimeout time.Duration
 	pb.UnsafeLeaseServer
@@ -86,7 +87,7 @@ func (l *leaseService) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiv
 	if err == nil && !r.Keys {
 		resp, err = l.timeToLive(ctx, r)
 	} else if err == nil {
-		// The keys are told only to who may read them all.
+		// Only a caller that may read all the keys gets them.
 		err = l.callers.permitted(ctx, l.callers.readLeases(r.ID), func() (err error) {
 			if resp, err = l.timeToLive(ctx, r); err != nil {
 				return err
@@ -123,7 +124,8 @@ func (l *leaseService) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest
 	return resp, nil
 }
 
-// stillReadable looks at the keys that are about to be told: some may have been attached since the caller was let in.
+// stillReadable checks the keys that are about to be sent: some may have been attached since the
+// caller was let in.
 func (l *leaseService) stillReadable(ctx context.Context, r *pb.LeaseTimeToLiveResponse) error {
 	return l.callers.permitted(ctx, func(p *auth.Policy, who auth.Identity) error {
 		return p.ReadLease(who, r.ID, func(int64) ([][]byte, error) { return r.Keys, nil })
@@ -154,8 +156,8 @@ func (l *leaseService) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 			streamFailed(ctx, l.logger, l.metrics, err, "receive", "lease-keepalive", "failed to receive lease keepalive request from gRPC stream")
 			return err
 		}
-		// The header is of before the renewal: a lease revoked at revision R
-		// must not be told as alive at R or later.
+		// The header is taken before the renewal: a lease revoked at revision R must not appear
+		// alive at R or later.
 		resp := &pb.LeaseKeepAliveResponse{Header: l.headers.now(), ID: req.ID}
 		if err := l.callers.permitted(ctx, l.callers.writeLease(req.ID), nothing); err != nil {
 			return toGRPC(err)
@@ -201,8 +203,7 @@ func (l *leaseService) renew(ctx context.Context, id lease.ID) (ttl int64, err e
 	return ttl, err
 }
 
-// renewHere renews as the leader. ErrNotPrimary: this member is not, or not
-// yet.
+// renewHere renews as the leader. ErrNotPrimary: this member does not lead, or not yet.
 func (l *leaseService) renewHere(ctx context.Context, id lease.ID) (int64, error) {
 	if err := l.confirmLeadership(ctx); err != nil {
 		return 0, err
@@ -222,15 +223,15 @@ func (l *leaseService) renewHere(ctx context.Context, id lease.ID) (int64, error
 	if err != nil {
 		return 0, err
 	}
-	// Was this process stopped for a moment since it looked, another may lead by now,
+	// If this process was stopped for a moment since the check, another member may lead by now,
 	// whose clock for this lease began before the one that was just set.
 	if err := l.confirmLeadership(ctx); err != nil {
 		return 0, err
 	}
 	if checkpointed {
-		// The next leader would go by the checkpoint: take it back before the
-		// client may rely on the renewal. In this term, so that a next leader has
-		// it before its clocks begin; else it is asked for a renewal of its own.
+		// The next leader would use the checkpoint: clear it before the client may rely on the
+		// renewal. In this term, so that the next leader has it before its clocks start; otherwise
+		// that leader is asked for a renewal of its own.
 		req := &pb.InternalRaftRequest{LeaseCheckpoint: &pb.LeaseCheckpointRequest{
 			Checkpoints: []*pb.LeaseCheckpoint{{ID: int64(id), Remaining_TTL: 0}},
 		}}
@@ -241,7 +242,7 @@ func (l *leaseService) renewHere(ctx context.Context, id lease.ID) (int64, error
 	return ttl, nil
 }
 
-// timeToLive answers with lease.ErrNotFound for a lease that is not there.
+// timeToLive answers with lease.ErrNotFound for an unknown lease.
 func (l *leaseService) timeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (resp *pb.LeaseTimeToLiveResponse, err error) {
 	err = l.leader.atLeader(ctx, func(ctx context.Context) error {
 		resp, err = l.timeToLiveHere(ctx, r)
@@ -278,19 +279,18 @@ func (l *leaseService) timeToLiveHere(ctx context.Context, r *pb.LeaseTimeToLive
 		}
 		resp.Keys = keys
 	}
-	// Another leader by now? Then what was read of the clock means nothing.
+	// If there is another leader by now, the reading of the clock means nothing.
 	if now, primary := l.leases.Primary(); !primary || now != term {
 		return nil, replica.ErrLeaderChanged
 	}
 	return resp, nil
 }
 
-// applyWait bounds the wait for this member to catch up before it answers for
-// a lease; longer means trouble that the client should know of.
+// applyWait bounds the wait for this member to catch up before it answers for a lease; longer means
+// a problem that the client should know about.
 const applyWait = time.Second
 
-// awaitApplied waits until this member has applied what was committed when it
-// was called.
+// awaitApplied waits until this member has applied what was committed when it was called.
 func (l *leaseService) awaitApplied(ctx context.Context) error {
 	bounded, cancel := context.WithTimeout(ctx, applyWait)
 	defer cancel()
@@ -301,9 +301,9 @@ func (l *leaseService) awaitApplied(ctx context.Context) error {
 	return err
 }
 
-// confirmLeadership makes sure that this member led a moment ago. A leader
-// that was stopped for a while still believes to lead when it wakes, and would
-// answer renewals that its successor knows nothing of.
+// confirmLeadership makes sure that this member led a moment ago. A leader that was stopped for a
+// while still believes that it leads when it resumes, and would answer renewals that its successor
+// does not know.
 //
 // A quorum that answered a read barrier begun at time t elects nobody else
 // before t plus one election timeout (CheckQuorum and PreVote see to that), so

@@ -40,16 +40,14 @@ func (l *lifetime) end() {
 	l.running.Wait()
 }
 
-// endableContext is the context of a call that may last: the server ends it,
-// and then its Err is the reason, so that a handler that returns ctx.Err()
-// answers it.
+// endableContext is the context of a long-lived call: the server can end it, and then its Err is
+// the reason, so that a handler that returns ctx.Err() returns it to the client.
 type endableContext struct {
 	context.Context
 	cancel context.CancelCauseFunc
 }
 
-// endable makes a context that ends when the server stops. Its cancel must be
-// called.
+// endable makes a context that ends when the server stops. Its cancel must be called.
 func (l *lifetime) endable(ctx context.Context) *endableContext {
 	inner, cancel := context.WithCancelCause(ctx)
 	forget := context.AfterFunc(l.stopped, func() { cancel(rpctypes.ErrGRPCStopped) })

@@ -11,26 +11,30 @@ import (
 	"github.com/belaydb/belay/state"
 )
 
-// Limits bound what one request may ask for, where etcd has no bound. 0 is the default in brackets, a negative number no
-// limit.
+// Limits bound what one request may ask for, where etcd has no bound. 0 is the default in brackets,
+// a negative number no limit.
 type Limits struct {
 	KeyBytes int64 // of a key that is written, and of the name of a new user or role [DefaultKeyBytes]
-	// TxnTotalOps is how many compares and operations a transaction may have on all levels together [DefaultTxnTotalOps].
+	// TxnTotalOps is how many compares and operations a transaction may have on all levels together
+	// [DefaultTxnTotalOps].
 	TxnTotalOps int64
-	// TxnRangeKeys is how many keys the ranges of a transaction that writes may walk over, besides the largest that it
-	// deletes [DefaultTxnRangeKeys]: one delete may always be as large as a request of its own.
+	// TxnRangeKeys is how many keys the ranges of a transaction that writes may cover, besides the
+	// largest that it deletes [DefaultTxnRangeKeys]: one delete may always be as large as a request
+	// of its own.
 	TxnRangeKeys int64
-	// TxnRangeBytes is how many bytes of keys and values a request that goes through the log may read: the ranges of a
-	// transaction that writes, its compares of values, and previous values of what is deleted [DefaultTxnRangeBytes].
+	// TxnRangeBytes is how many bytes of keys and values a request that goes through the log may
+	// read: the ranges of a transaction that writes, its compares of values, and previous values of
+	// what is deleted [DefaultTxnRangeBytes].
 	TxnRangeBytes int64
 	// AnswerBytes is how many bytes of keys and values a request may read [DefaultAnswerBytes].
 	AnswerBytes int64
-	// ReceiveBytes is how much of requests may have come that are not complete [DefaultReceiveBytes]; see listen.Receiving.
+	// ReceiveBytes is how many bytes of incomplete requests may be held [DefaultReceiveBytes]; see
+	// listen.Receiving.
 	ReceiveBytes int64
 }
 
 const (
-	// DefaultKeyBytes is sixteen times what the longest keys of known clients take.
+	// DefaultKeyBytes is sixteen times the longest keys of known clients.
 	DefaultKeyBytes = 64 << 10
 	// DefaultTxnTotalOps is 128 times --max-txn-ops, which bounds each level.
 	DefaultTxnTotalOps = 16384
@@ -73,7 +77,8 @@ func (l Limits) MaxReceive() int64 {
 	return l.ReceiveBytes
 }
 
-// checkKey refuses to write a key that is too long. Reading and deleting one is not refused: data of etcd may hold it.
+// checkKey refuses to write a key that is too long. Reading and deleting one is not refused: data
+// of etcd may hold it.
 func (l *Limits) checkKey(key []byte) error {
 	if int64(len(key)) <= l.KeyBytes {
 		return nil
@@ -81,7 +86,7 @@ func (l *Limits) checkKey(key []byte) error {
 	return status.Errorf(codes.InvalidArgument, "etcdserver: key is too long: %d bytes, --max-key-bytes is %d", len(key), l.KeyBytes)
 }
 
-// checkName is checkKey for the name of a user or role that is to be.
+// checkName is checkKey for the name of a new user or role.
 func (l *Limits) checkName(name string) error {
 	if int64(len(name)) <= l.KeyBytes {
 		return nil
@@ -108,7 +113,8 @@ func (l *Limits) checkKeys(r *pb.TxnRequest) error {
 	return nil
 }
 
-// checkTotal bounds what a transaction has on all levels: --max-txn-ops bounds each, and levels multiply.
+// checkTotal bounds what a transaction has on all levels: --max-txn-ops bounds each, and levels
+// multiply.
 func (l *Limits) checkTotal(r *pb.TxnRequest) error {
 	if n := totalOps(r); n > l.TxnTotalOps {
 		return status.Errorf(codes.InvalidArgument,
@@ -129,7 +135,7 @@ func totalOps(r *pb.TxnRequest) int64 {
 	return n
 }
 
-// walk is about how many keys are looked at.
+// walk estimates how many keys are visited.
 type walk struct {
 	keys    int64
 	largest int64 // of one delete
@@ -146,10 +152,10 @@ func (w *walk) addDelete(keys int64, ok bool) {
 	w.largest = max(w.largest, keys)
 }
 
-// estimator tells about how many keys a range holds; see mvcc.Store.Estimate.
+// estimator estimates how many keys a range holds; see mvcc.Store.Estimate.
 type estimator func(key, end []byte) (keys int64, ok bool)
 
-// ofRange is what a range looks at: with a limit no more than that, and a count is known without looking.
+// ofRange is how many keys a range visits: at most its limit; a count visits none.
 func (e estimator) ofRange(r *pb.RangeRequest) (int64, bool) {
 	keys, ok := e(r.GetKey(), r.GetRangeEnd())
 	natural := r.GetSortOrder() == pb.RangeRequest_NONE || r.GetSortOrder() == pb.RangeRequest_ASCEND && r.GetSortTarget() == pb.RangeRequest_KEY
@@ -164,10 +170,10 @@ func (e estimator) ofRange(r *pb.RangeRequest) (int64, bool) {
 	return keys, ok
 }
 
-// countedKeys is about what it costs to count a range, in keys.
+// countedKeys is the approximate cost of counting a range, in keys.
 const countedKeys = 400
 
-// ofTxn is what a transaction looks at on the costlier of its branches, on all levels.
+// ofTxn is how many keys a transaction visits on the more expensive of its branches, on all levels.
 func (e estimator) ofTxn(r *pb.TxnRequest) walk {
 	w := walk{known: true}
 	for _, c := range r.GetCompare() {
@@ -204,8 +210,8 @@ func (e estimator) ofOps(ops []*pb.RequestOp) walk {
 	return w
 }
 
-// checkWalk bounds the work of a transaction that goes through the log: the applier of every member does it (all but the
-// ranges), one after the other.
+// checkWalk bounds the work of a transaction that goes through the log: the applier of every member
+// does it (all but the ranges), one after the other.
 func (l *Limits) checkWalk(e estimator, r *pb.TxnRequest) error {
 	w := e.ofTxn(r)
 	if besides := w.keys - w.largest; besides > l.TxnRangeKeys {
@@ -216,8 +222,8 @@ func (l *Limits) checkWalk(e estimator, r *pb.TxnRequest) error {
 	return nil
 }
 
-// weigher tells how many bytes of keys and values the first keys of a range hold; it stops beyond most. See
-// mvcc.Store.Weigh.
+// weigher tells how many bytes of keys and values the first keys of a range hold; it stops beyond
+// most. See mvcc.Store.Weigh.
 type weigher func(key, end []byte, keys, most int64) (bytes int64, err error)
 
 // ofTxn is what a transaction reads on the costlier of its branches, on all levels.
@@ -277,9 +283,9 @@ func (w weigher) ofDelete(r *pb.DeleteRangeRequest, most int64) (int64, error) {
 	return w(r.GetKey(), r.GetRangeEnd(), math.MaxInt64, most)
 }
 
-// checkWork bounds what the applier of every member walks over for a transaction that writes, and reads for it or for a
-// delete: it does nothing else meanwhile. What is measured is of now. Who may not make the request is not told of its
-// size; propose refuses it.
+// checkWork bounds what the applier of every member walks over for a transaction that writes, and
+// reads for it or for a delete: it does nothing else meanwhile. The measurement is of the present
+// state. A caller that may not make the request learns nothing about its size; propose refuses it.
 func (k *kvService) checkWork(t *turn, r *pb.InternalRaftRequest) error {
 	if !k.mayKnow(t.Context, r) {
 		return nil
@@ -310,7 +316,7 @@ func (k *kvService) checkWork(t *turn, r *pb.InternalRaftRequest) error {
 	return nil
 }
 
-// mayKnow says whether this member's rules of now let the caller make a request.
+// mayKnow reports whether this member's present rules let the caller make a request.
 func (k *kvService) mayKnow(ctx context.Context, r *pb.InternalRaftRequest) bool {
 	p := k.callers.rules.Policy()
 	if !p.Enabled() {
@@ -320,8 +326,8 @@ func (k *kvService) mayKnow(ctx context.Context, r *pb.InternalRaftRequest) bool
 	return err == nil && k.callers.rules.Policy().Judge(who, r, noLeaseKeys) == nil
 }
 
-// measured is an estimator that walks over the keys where another does not know their number: over some more of them in
-// all than would be let through.
+// measured is an estimator that counts keys where another does not know their number, up to
+// somewhat more in all than would be allowed.
 func (k *kvService) measured(t *turn, known estimator) estimator {
 	left := k.limits.TxnRangeKeys
 	left += min(left, math.MaxInt64-left)

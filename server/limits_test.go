@@ -29,7 +29,8 @@ func TestTotalOps(t *testing.T) {
 	checkStatus(t, err, codes.InvalidArgument, "etcdserver: too many operations in txn request: 108 on all levels, --max-txn-total-ops is 100")
 }
 
-// TestTxnWork: a transaction that writes may have one delete of any size, and many small ranges, but no large ones.
+// TestTxnWork: a transaction that writes may have one delete of any size, and many small ranges,
+// but no large ones.
 func TestTxnWork(t *testing.T) {
 	m := newMember(t, func(c *Config, _ *state.Config) { c.Limits.TxnRangeKeys = 2000 })
 	for i := range 4000 {
@@ -69,8 +70,9 @@ func TestTxnWork(t *testing.T) {
 	}
 }
 
-// TestReadsOutsideTheLog: a transaction that only reads is not in the log, however deep it is nested; it waits for what is
-// known to the cluster, and alarms refuse it as they would when it is applied.
+// TestReadsOutsideTheLog: a transaction that only reads is not in the log, however deep it is
+// nested; it waits for what is known to the cluster, and alarms refuse it as they would when it is
+// applied.
 func TestReadsOutsideTheLog(t *testing.T) {
 	m := newMember(t)
 	m.put("a", "1")
@@ -111,7 +113,8 @@ func TestAnswerBytes(t *testing.T) {
 	checkStatus(t, err, codes.ResourceExhausted, want)
 }
 
-// TestTxnWorkIsWalked: as long as keys are not counted, they are walked over, no more of them than it takes to refuse.
+// TestTxnWorkIsWalked: as long as keys are not counted, they are walked over, no more of them than
+// it takes to refuse.
 func TestTxnWorkIsWalked(t *testing.T) {
 	m := newMember(t, func(c *Config, _ *state.Config) { c.Limits.TxnRangeKeys = 50 })
 	for i := range 200 {
@@ -131,7 +134,8 @@ func TestTxnWorkIsWalked(t *testing.T) {
 	}
 }
 
-// TestTxnBytes: what the applier would read of values is bounded before the proposal, however few keys have them.
+// TestTxnBytes: what the applier would read of values is bounded before the proposal, however few
+// keys have them.
 func TestTxnBytes(t *testing.T) {
 	m := newMember(t, func(c *Config, _ *state.Config) { c.Limits.TxnRangeBytes = 10_000 })
 	for i := range 20 {
@@ -195,7 +199,8 @@ func TestTxnBytes(t *testing.T) {
 	must(t, err)
 }
 
-// Headers of a call are bounded, whatever they take when they are packed; a token of some KB is far from that.
+// Headers of a call are bounded, whatever they take when they are packed; a token of some KB is far
+// from that.
 func TestHeadersAreBounded(t *testing.T) {
 	m := newMember(t)
 	with := func(bytes int) error {

@@ -77,8 +77,9 @@ func fill(m protoreflect.Message, text string, depth int) {
 	}
 }
 
-// TestNoLineOfAClientsMaking calls every method of every service with long texts wherever it takes one, as a stranger, as a
-// user without rights and as root, with all that can be logged being logged, and looks at each line.
+// TestNoLineOfAClientsMaking calls every method of every service with long texts wherever it takes
+// one, as a stranger, as a user without rights and as root, with all that can be logged being
+// logged, and looks at each line.
 func TestNoLineOfAClientsMaking(t *testing.T) {
 	const size = 128 << 10
 	var out syncBuffer
@@ -141,8 +142,8 @@ func TestNoLineOfAClientsMaking(t *testing.T) {
 	}
 }
 
-// TestRequestTextIsCheap: what is made of a request for a line is small, and so is what making it takes: the applier of
-// every member makes it.
+// TestRequestTextIsCheap: what is made of a request for a line is small, and so is what making it
+// takes: the applier of every member makes it.
 func TestRequestTextIsCheap(t *testing.T) {
 	huge := strings.Repeat("\x01", 4<<20)
 	var many []*pb.RequestOp
@@ -179,7 +180,8 @@ func TestRequestTextIsCheap(t *testing.T) {
 	}
 }
 
-// TestLongKeysAndNames: what is written has a bound, and the error tells it; what is read and deleted has none.
+// TestLongKeysAndNames: what is written has a bound, and the error tells it; what is read and
+// deleted has none.
 func TestLongKeysAndNames(t *testing.T) {
 	m := newMember(t)
 	ctx := t.Context()

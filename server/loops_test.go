@@ -58,7 +58,7 @@ func TestCompactTo(t *testing.T) {
 	}
 }
 
-// noSpace says whether this member's NOSPACE alarm is active.
+// noSpace reports whether this member's NOSPACE alarm is active.
 func (m *member) noSpace() bool {
 	active, _ := m.cfg.State.Alarm(pb.AlarmType_NOSPACE, testMember)
 	return active

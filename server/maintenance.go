@@ -62,8 +62,7 @@ type transferring interface {
 	ReadBarrier(ctx context.Context) error
 }
 
-// Alarm goes through the log even to list, as with etcd: the answer is of this
-// moment.
+// Alarm goes through the log even to list, as in etcd, so the answer is current.
 func (m *maintenanceService) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	allowed := m.callers.authorizeAdmin
 	if r.Action == pb.AlarmRequest_GET {
@@ -115,17 +114,16 @@ func (m *maintenanceService) Status(ctx context.Context, r *pb.StatusRequest) (*
 	return resp, nil
 }
 
-// Defragment answers at once: the store gives space back by itself, and there
-// is nothing that a client should wait for. It starts a compaction of the whole
-// store beside the traffic, one at a time, for those who ask because they want
-// the space now. The header is nil, as with etcd.
+// Defragment answers at once: the store reclaims space by itself, and there is nothing for a client
+// to wait for. It starts a compaction of the whole store in the background, one at a time, for
+// clients that want the space now. The header is nil, as with etcd.
 func (m *maintenanceService) Defragment(ctx context.Context, r *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
 	if err := m.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	m.logger.Info("starting defragment")
 	m.defrag.start()
-	m.logger.Info("finished defragment") // for who asked; the compaction says its own end
+	m.logger.Info("finished defragment") // for the caller; the compaction logs its own end
 	return &pb.DefragmentResponse{}, nil
 }
 
@@ -174,7 +172,7 @@ func (m *maintenanceService) MoveLeader(ctx context.Context, r *pb.MoveLeaderReq
 		return &pb.MoveLeaderResponse{}, nil
 	}
 	if len(target.ClientURLs) == 0 && m.activeSince(r.TargetID).IsZero() {
-		// It was added and has never run: there is nobody to wait for.
+		// It was added and has never run: waiting would be in vain.
 		m.logger.Warn("refused to transfer leadership to a member that has never started", zap.String("transferee-member-id", command.IDText(r.TargetID)))
 		return nil, rpctypes.ErrGRPCBadLeaderTransferee
 	}
@@ -196,9 +194,9 @@ func (m *maintenanceService) MoveLeader(ctx context.Context, r *pb.MoveLeaderReq
 	return &pb.MoveLeaderResponse{}, nil
 }
 
-// Downgrade is a cluster's way back to the minor version before. Its rules are
-// etcd's. The cluster version really goes down, so that real etcd members of
-// that version may join; Belay's own members go on as they are.
+// Downgrade is a cluster's way back to the minor version before. Its rules are etcd's. The cluster
+// version really goes down, so that real etcd members of that version may join; Belay's own members
+// do not change.
 func (m *maintenanceService) Downgrade(ctx context.Context, r *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
 	if err := m.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
@@ -227,7 +225,7 @@ func (m *maintenanceService) downgrade(ctx context.Context, r *pb.DowngradeReque
 			return nil, err
 		}
 	case pb.DowngradeRequest_CANCEL:
-		// Failing to cancel is told in the log alone: etcd answers OK.
+		// A failure to cancel is only logged: etcd answers OK.
 		if err := m.cancelDowngrade(ctx); err != nil {
 			m.logger.Warn("failed to cancel downgrade", zap.Error(err))
 		}
@@ -245,7 +243,7 @@ func minor(v *semver.Version) string {
 	return fmt.Sprintf("%d.%d", v.Major, v.Minor)
 }
 
-// checkDowngrade says whether the cluster may go down to a version now.
+// checkDowngrade reports whether the cluster may go down to a version now.
 func (m *maintenanceService) checkDowngrade(ctx context.Context, text string) (*semver.Version, error) {
 	target, err := semver.NewVersion(text)
 	if err != nil {

@@ -28,8 +28,7 @@ type Metrics struct {
 	rangeSeconds             *prometheus.HistogramVec
 	ranges                   [2]atomic.Pointer[prometheus.Observer] // [0 failed, 1 succeeded]
 
-	// StreamFailures counts by type (receive, send) and API (watch,
-	// lease-keepalive).
+	// StreamFailures counts by type (receive, send) and API (watch, lease-keepalive).
 	streamFailures *prometheus.CounterVec
 
 	healthSuccess, healthFailures prometheus.Counter
@@ -56,8 +55,7 @@ type Metrics struct {
 type MetricsOptions struct {
 	// Extensive adds grpc_server_handling_seconds (--metrics=extensive).
 	Extensive bool
-	// Features are feature gates that are on or off by configuration; the others
-	// are told as features has them.
+	// Features are the feature gates that are on or off by configuration; features has the others.
 	Features map[string]bool
 }
 
@@ -228,8 +226,7 @@ func (k requestKind) String() string {
 	}[k]
 }
 
-// observeRequest records one request's duration; a series appears with its
-// first observation.
+// observeRequest records one request's duration; a series appears with its first observation.
 func (m *Metrics) observeRequest(k requestKind, success bool, seconds float64) {
 	slot := &m.requestKinds[k][indexOf(success)]
 	o := slot.Load()
@@ -260,9 +257,8 @@ func indexOf(success bool) int {
 	return 0
 }
 
-// versionCounters keeps the counters of client API versions. The version is
-// the client's text, so their number is bounded: a client that makes versions
-// up is counted as unknown.
+// versionCounters keeps the counters of client API versions. The version is text from the client,
+// so their number is bounded: a client that invents versions is counted as unknown.
 type versionCounters struct {
 	vec    *prometheus.CounterVec
 	kind   string

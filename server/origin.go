@@ -12,41 +12,43 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// Browsers send requests for any page that they show, to the member of a developer's own machine, say, and with a simple
-// request the page needs nobody's leave: a form, or a fetch whose content type a form could have too, is sent without the
-// question (preflight) that CORS is made of, only its answer is kept from the page. A put has happened by then. WebSockets
-// are not asked for at all. So these two look at where a request comes from.
+// Browsers send requests for any page that they show, for example to a member on a developer's own
+// machine. A simple request needs no permission: a form, or a fetch whose content type a form could
+// have too, is sent without CORS's preflight; only the answer is kept from the page. By then a put
+// has happened. WebSockets have no preflight at all. So these two check where a request comes from.
 //
-// A browser says so in headers that a page cannot set; other programs do not send them, and are not asked. curl with -d is
-// such a program, whose content type is that of a form: the type alone would not do.
+// A browser says so in headers that a page cannot set; other programs do not send them, and are not
+// restricted. curl -d is such a program, with the content type of a form: the type alone would not
+// be enough.
 
-// crossOrigin says whether a page of another origin than the one that is asked sent the request, and which, as far as it
-// says so. The rules are those of net/http.CrossOriginProtection.
+// crossOrigin reports whether a page of another origin than the one that is asked sent the request,
+// and which, as far as it says so. The rules are those of net/http.CrossOriginProtection.
 func crossOrigin(r *http.Request) (origin string, cross bool) {
 	origin = r.Header.Get("Origin")
 	switch r.Header.Get("Sec-Fetch-Site") {
-	case "same-origin", "none": // none: not a page's, but the user's
+	case "same-origin", "none": // none: not from a page but from the user
 		return origin, false
 	case "":
 	default:
 		return origin, true
 	}
-	// Either no browser, or one that is older than the header, or plain HTTP, where it is sent to the own machine alone.
+	// Either not a browser, or one that is older than the header, or plain HTTP, where the header
+	// is sent only to the same machine.
 	if origin == "" {
 		return "", false
 	}
 	u, err := url.Parse(origin)
-	// "null" is the origin of who hides it.
+	// "null" is a hidden origin.
 	return origin, err != nil || u.Host == "" || !strings.EqualFold(u.Host, r.Host)
 }
 
-// originNamed says whether --cors names the origin, rather than all.
+// originNamed reports whether --cors names the origin, rather than all.
 func (a *accessControl) originNamed(origin string) bool {
 	return origin != "*" && slices.Contains(a.cors, origin)
 }
 
-// preflighted says whether a browser asks before it sends a request of the content type to another origin: it does unless a
-// form could have it, or there is none.
+// preflighted reports whether a browser asks before it sends a request of the content type to
+// another origin: it does unless a form could have it, or there is none.
 func preflighted(contentType string) bool {
 	media, _, err := mime.ParseMediaType(contentType)
 	if err != nil {
@@ -65,7 +67,8 @@ const (
 	websocketOrigin = "a page of another origin has asked for a websocket; name its origin with --cors"
 )
 
-// fromElsewhere refuses what a page of another origin must not send to the gateway, and says whether it has.
+// fromElsewhere refuses what a page of another origin must not send to the gateway, and says
+// whether it has.
 func (a *accessControl) fromElsewhere(w http.ResponseWriter, r *http.Request) bool {
 	origin, cross := crossOrigin(r)
 	if !cross {
@@ -86,9 +89,9 @@ func (a *accessControl) fromElsewhere(w http.ResponseWriter, r *http.Request) bo
 	return false
 }
 
-// gatewayError answers as the gateway tells errors.
+// gatewayError answers with an error in the gateway's form.
 func gatewayError(w http.ResponseWriter, status int, text string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"code": codes.PermissionDenied, "message": text}) // who asked has left
+	_ = json.NewEncoder(w).Encode(map[string]any{"code": codes.PermissionDenied, "message": text}) // the client has left
 }

@@ -56,9 +56,8 @@ func (a *peerAnswers) serveMembers(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// servePromote promotes a learner for a member that does not lead. It does not
-// pass the question on: two members that each take the other for the leader
-// would send it back and forth.
+// servePromote promotes a learner for a member that does not lead. It does not forward the request:
+// two members that each take the other for the leader would send it back and forth.
 func (a *peerAnswers) servePromote(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(peers.HeaderCluster, command.IDText(a.clusterID))
 	text := strings.TrimPrefix(r.URL.Path, peers.PathPromote)
@@ -93,8 +92,7 @@ func (a *peerAnswers) servePromote(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveHashKV is a GET with a JSON body, as etcd's leader asks when it compares
-// the members.
+// serveHashKV is a GET with a JSON body, as etcd's leader asks when it compares the members.
 func (a *peerAnswers) serveHashKV(w http.ResponseWriter, r *http.Request) {
 	if id := r.Header.Get(peers.HeaderCluster); id != "" && id != command.IDText(a.clusterID) {
 		http.Error(w, "cluster ID mismatch", http.StatusPreconditionFailed)
@@ -124,10 +122,10 @@ func (a *peerAnswers) serveHashKV(w http.ResponseWriter, r *http.Request) {
 	peers.AnswerJSON(w, resp)
 }
 
-// errBadBody answers a question that is not what its path asks for.
+// errBadBody answers a request whose body does not fit its path.
 var errBadBody = errors.New("error unmarshalling request")
 
-// serveLease answers a question about a lease for a member that does not lead. Its 405 names no
+// serveLease answers a request about a lease from a member that does not lead. Its 405 names no
 // method, as etcd's does not.
 func (a *peerAnswers) serveLease(answer func(r *http.Request, body []byte) ([]byte, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -189,8 +187,8 @@ const downgradeBarrier = 150 * time.Millisecond
 
 func (a *peerAnswers) serveDowngradeEnabled(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(peers.HeaderCluster, command.IDText(a.clusterID))
-	// Who asks is about to join. If it makes the second member of two, there is no quorum until it has: it gets what is
-	// known here, rather than that everybody waits for nobody.
+	// The sender is about to join. If it is the second member of two, there is no quorum until it
+	// has joined: it gets what is known here, instead of waiting for a quorum that needs it.
 	ctx, cancel := context.WithTimeout(r.Context(), downgradeBarrier)
 	defer cancel()
 	if err := a.barrier(ctx); err != nil {

@@ -10,7 +10,8 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// smallRequest is about what a request without keys and values holds in memory, in bytes, for admission.
+// smallRequest is about what a request without keys and values holds in memory, in bytes, for
+// admission.
 const smallRequest = 64
 
 // proposer is the raft group as far as it is written to; replica.Replica is one.
@@ -43,8 +44,7 @@ func (p *proposals) propose(ctx context.Context, kind requestKind, req *pb.Inter
 	return p.admitAndPropose(ctx, kind, req, cost, false)
 }
 
-// own is propose for what the member itself asks for: it finds room
-// where clients do not.
+// own is propose for what the member itself asks for: it finds room where clients do not.
 func (p *proposals) own(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest) (command.Result, error) {
 	return p.admitAndPropose(ctx, kind, req, smallRequest, true)
 }
@@ -73,8 +73,7 @@ func (p *proposals) admitAndPropose(ctx context.Context, kind requestKind, req *
 	return
 }
 
-// ended is what is left to do once a proposal has ended; see
-// Replica.Propose for why it is apart.
+// ended is what is left to do once a proposal has ended; see Replica.Propose for why it is apart.
 //
 //go:noinline
 func (p *proposals) ended(kind requestKind, cost int, start time.Time, success bool) {

@@ -50,8 +50,7 @@ func (p *publisher) run(ctx context.Context) {
 			return
 		}
 		p.logger.Warn("failed to publish local member to cluster through raft", append(fields, zap.Error(err))...)
-		// Nearly all failures have taken the whole timeout. The others must not
-		// become a busy loop.
+		// Nearly all failures have taken the whole timeout. The others must not become a busy loop.
 		select {
 		case <-ctx.Done():
 		case <-time.After(p.pause):

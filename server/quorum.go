@@ -14,8 +14,8 @@ import (
 
 const (
 	quorumInterval = 500 * time.Millisecond
-	// quorumPatience is how long a quorum must have been away before it is told:
-	// elections and restarts are shorter.
+	// quorumPatience is how long a quorum must have been lost before it is logged: elections and
+	// restarts are shorter.
 	quorumPatience = 3 * time.Second
 )
 
@@ -62,10 +62,10 @@ const (
 	quorumBack
 )
 
-// quorumWatch decides when a lost quorum is told. It does no I/O and has no clock.
+// quorumWatch decides when a lost quorum is logged. It does no I/O and has no clock.
 type quorumWatch struct {
 	own     uint64
-	since   time.Time // too few were there, and no leader, from then on; zero: not so
+	since   time.Time // too few members and no leader since then; zero: not so
 	told    bool
 	missing []missingMember
 
@@ -78,8 +78,7 @@ type missingMember struct {
 	since time.Time
 }
 
-// look takes what is known now: the members, whether each is connected, and who
-// leads; 0: nobody.
+// look takes the present state: the members, whether each is connected, and the leader; 0: none.
 func (w *quorumWatch) look(now time.Time, members []*command.Member, connected func(id uint64) bool, leader uint64) quorumNews {
 	before := w.missing
 	w.missing, w.voters, w.reachable = nil, 0, 0

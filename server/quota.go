@@ -11,8 +11,8 @@ const (
 	defaultQuotaBytes = 2 << 30
 )
 
-// logQuota says which space quota holds, in etcd's words. Belay's store has no
-// cliff at 8 GiB, so there is no warning beyond it.
+// logQuota logs which space quota holds, in etcd's words. Belay's store has no cliff at 8 GiB,
+// so there is no warning beyond it.
 func logQuota(logger *zap.Logger, bytes int64) {
 	fields := []zap.Field{zap.String("quota-name", "v3-applier"), zap.Int64("quota-size-bytes", bytes)}
 	switch {

@@ -10,25 +10,28 @@ import (
 	"github.com/belaydb/belay/watch"
 )
 
-// What a call may read is judged when it comes. A stream that stays open is judged again whenever the policy changes, and
-// loses what its caller may not read any more: a role was revoked, the user deleted, the password changed, authentication
-// turned on. (etcd judges a watch when it is created and never again.) That a token has ended, or is of an older auth revision,
-// ends nothing: streams are meant to outlive tokens.
+// What a call may read is judged when it begins. An open stream is judged again whenever the policy
+// changes, and loses what its caller may no longer read: a role was revoked, the user deleted, the
+// password changed, authentication turned on. (etcd judges a watch only when it is created.) The
+// expiry of a token, or an older auth revision in it, ends nothing: streams are meant to outlive
+// tokens.
 
-// rights are those of one stream for as long as it is open. *streamRights has them.
+// rights are those of one stream while it is open. *streamRights implements them.
 type rights interface {
-	// admit judges by the rules of now whether the caller may read a range and calls begin if so, which makes the range
-	// one that review looks at. Any goroutine.
+	// admit judges by the present rules whether the caller may read a range and, if so, calls
+	// begin, which makes the range one that review judges. Any goroutine may call it.
 	admit(key, end []byte, begin func()) error
-	// replaced is closed when there are other rules than those of the last review. The goroutine that reviews.
+	// replaced is closed when the rules are no longer those of the last review. Only the reviewing
+	// goroutine may call it.
 	replaced() <-chan struct{}
-	// review does nothing unless the rules have changed; then it judges all ranges of the stream again, and calls deny for
-	// those that the caller may read no more. What was applied after a change, and is looked at before review is called,
-	// is not the caller's to see if deny was called for it. One goroutine.
+	// review does nothing unless the rules have changed; then it judges all ranges of the stream
+	// again, and calls deny for those that the caller may no longer read. What was applied after a
+	// change, and was fetched before review was called, must not be sent if deny was called for it.
+	// Only one goroutine may call it.
 	review(ranges func() []watch.Range, deny func(id int64, err error))
 }
 
-// accessCheck says whether somebody may do something under a policy.
+// accessCheck decides whether a caller may do something under a policy; nil error: yes.
 type accessCheck func(*auth.Policy, auth.Identity) error
 
 func readCheck(key, end []byte) accessCheck {
@@ -44,10 +47,10 @@ type streamRights struct {
 	judged *auth.Policy // by which every range was judged that was there at the last review
 	until  <-chan struct{}
 
-	// mu is held from the last look at the policy until a range is there for review to see, so that no policy passes by
-	// both.
+	// mu is held from the last read of the policy until review can see the range, so that no policy
+	// is missed by both.
 	mu      sync.Mutex
-	session auth.Session // of whoever was let in first while authentication was on
+	session auth.Session // of the caller that was let in first while authentication was on
 }
 
 func (a *authorizer) rightsOf(ctx context.Context) *streamRights {
@@ -59,7 +62,7 @@ func (a *authorizer) rightsOf(ctx context.Context) *streamRights {
 	return r
 }
 
-// fresh says that all has been judged by the policy of now, or need not be.
+// fresh reports that all has been judged by the policy of now, or need not be.
 func (r *streamRights) fresh() bool { return r.callers.rules.Policy() == r.judged || r.callers.lax }
 
 func (r *streamRights) replaced() <-chan struct{} { return r.until }
@@ -95,7 +98,7 @@ func (r *streamRights) remember(p *auth.Policy, who auth.Identity) {
 	r.session = p.NewSession(who, token)
 }
 
-// still judges by a later policy whom an earlier one let in. REQUIRES: mu is held.
+// still judges, by a later policy, a caller that an earlier one let in. REQUIRES: mu is held.
 func (r *streamRights) still(p *auth.Policy, check accessCheck) error {
 	if !p.Enabled() {
 		return nil
@@ -118,7 +121,8 @@ func (r *streamRights) still(p *auth.Policy, check accessCheck) error {
 	return check(p, who)
 }
 
-// move takes up the policy of now; judge says whether anything has to be judged by it. REQUIRES: mu is held.
+// move adopts the present policy; judge says whether anything has to be judged by it. REQUIRES: mu
+// is held.
 func (r *streamRights) move() (p *auth.Policy, judge bool) {
 	old := r.judged
 	p, r.until = r.callers.rules.PolicyUntil()
@@ -149,8 +153,8 @@ func (r *streamRights) review(ranges func() []watch.Range, deny func(id int64, e
 	}
 }
 
-// keep says whether the caller whom admitIf let in still passes the check. It costs nothing unless the policy has changed.
-// The goroutine that reviews.
+// keep returns an error unless the caller that admitIf let in still passes the check. It costs
+// nothing unless the policy has changed. Only the reviewing goroutine may call it.
 func (r *streamRights) keep(check accessCheck) error {
 	if r.fresh() {
 		return nil

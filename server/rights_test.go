@@ -24,7 +24,8 @@ import (
 
 const oldRevision = "etcdserver: revision of auth store is old"
 
-// newSigningMember is newSafeMember with JWT; token gives a context with one that a user was given under a revision.
+// newSigningMember is newSafeMember with JWT; token gives a context with one that a user was given
+// under a revision.
 func newSigningMember(t *testing.T) (m *member, token func(user string, revision uint64) context.Context) {
 	secret := filepath.Join(t.TempDir(), "secret")
 	must(t, os.WriteFile(secret, []byte("secret"), 0o600))
@@ -128,8 +129,8 @@ var endings = []struct {
 	{"password changed", changePassword, rpctypes.ErrGRPCInvalidAuthToken},
 }
 
-// A watch ends when its client loses the right to it, with the reason for which a new one would be refused; not before,
-// and nobody else's.
+// A watch ends when its client loses the right to it, with the reason for which a new one would be
+// refused; not before, and nobody else's.
 func TestWatchEndsWithItsRight(t *testing.T) {
 	for _, kind := range []string{"simple", "jwt"} {
 		for _, c := range endings {
@@ -219,7 +220,8 @@ func TestSessionOfACertificate(t *testing.T) {
 	}
 }
 
-// When authentication is turned on, watches of nobody end, and those of whose token is good go on; off ends nothing.
+// When authentication is turned on, watches of nobody end, and those of whose token is good go on;
+// off ends nothing.
 func TestWatchWhenAuthIsTurnedOn(t *testing.T) {
 	m, token := newSigningMember(t)
 	disable := func() {
@@ -244,8 +246,8 @@ func TestWatchWhenAuthIsTurnedOn(t *testing.T) {
 	}
 }
 
-// No event that was applied after a right was revoked reaches whoever had it, however the two meet; nor does a watch that
-// is being made meanwhile outlive the right.
+// No event that was applied after a right was revoked reaches whoever had it, however the two meet;
+// nor does a watch that is being made meanwhile outlive the right.
 func TestNoEventAfterTheRight(t *testing.T) {
 	m := newSafeMember(t, nil)
 	root := m.as("root")
@@ -324,7 +326,8 @@ func TestElectionEndsWithItsRight(t *testing.T) {
 	}
 }
 
-// What is sent for longer stops, too: a snapshot at the chunk after root's right ended, a streamed range likewise.
+// What is sent for longer stops, too: a snapshot at the chunk after root's right ended, a streamed
+// range likewise.
 func TestLongAnswersEndWithTheirRight(t *testing.T) {
 	m := newSafeMember(t, nil, func(c *Config, _ *state.Config) { c.MaxRequestBytes = 64 << 10 })
 	root := m.as("root")
@@ -361,7 +364,8 @@ func TestLongAnswersEndWithTheirRight(t *testing.T) {
 	}
 }
 
-// A JWT of root that is older than the last change of users and roles rules no more, whatever it asks for; one of now does.
+// A JWT of root that is older than the last change of users and roles rules no more, whatever it
+// asks for; one of now does.
 func TestOldRootTokens(t *testing.T) {
 	m, token := newSigningMember(t)
 	stolen := token("root", m.cfg.State.Policy().Revision())
@@ -462,7 +466,8 @@ func TestOldRootTokens(t *testing.T) {
 	}
 }
 
-// A member that has not heard of a change asks the others before it lets an old JWT into the log, where it would rule.
+// A member that has not heard of a change asks the others before it lets an old JWT into the log,
+// where it would rule.
 func TestOldRootTokensAtAMemberBehind(t *testing.T) {
 	m, token := newSigningMember(t)
 	ctx := token("root", m.cfg.State.Policy().Revision())
@@ -474,7 +479,8 @@ func TestOldRootTokensAtAMemberBehind(t *testing.T) {
 	}
 }
 
-// Simple tokens are of now whatever was changed: each of many changes passes, though they race with each other.
+// Simple tokens are of now whatever was changed: each of many changes passes, though they race with
+// each other.
 func TestSimpleTokensAreNeverOld(t *testing.T) {
 	m := newSafeMember(t, nil)
 	root := m.as("root")

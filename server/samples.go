@@ -40,8 +40,8 @@ func (b *backlogSample) run(ctx context.Context) {
 	}
 }
 
-// DescriptorLimit is how many file descriptors the process may have; 0 where the
-// system does not tell.
+// DescriptorLimit is how many file descriptors the process may have; 0 if the system does not
+// report it.
 func DescriptorLimit() uint64 {
 	_, limit := descriptors()
 	return limit

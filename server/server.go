@@ -54,8 +54,7 @@ type Server struct {
 	space      *leader.Space
 }
 
-// New makes the services. Nothing runs until Start; the handlers may be
-// mounted before.
+// New makes the services. Nothing runs until Start; the handlers may be mounted before.
 func New(cfg Config) (*Server, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
@@ -219,8 +218,8 @@ func (s *Server) leaseExpired() {
 	}
 }
 
-// GRPCOptions are the options that a grpc.Server for RegisterGRPC must be made
-// with. Credentials are the caller's to add.
+// GRPCOptions are the options that a grpc.Server for RegisterGRPC must be made with. The caller
+// adds credentials.
 func (s *Server) GRPCOptions() []grpc.ServerOption {
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(s.calls.codec),
@@ -240,8 +239,7 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 	return opts
 }
 
-// RegisterGRPC registers every service with a server that was made with
-// GRPCOptions.
+// RegisterGRPC registers every service with a server that was made with GRPCOptions.
 func (s *Server) RegisterGRPC(g *grpc.Server) {
 	registerKV(g, s.calls, s.kv)
 	pb.RegisterLeaseServer(g, s.lease)
@@ -277,9 +275,8 @@ func (s *Server) RegisterGRPC(g *grpc.Server) {
 // RegisterPeers registers what the server answers on the peer port.
 func (s *Server) RegisterPeers(mux *peers.Mux) { s.peers.register(mux) }
 
-// HTTPHandler serves the client port's HTTP: versions, health, metrics,
-// profiles, and the JSON gateway if there is a connection for it to call this
-// member's gRPC server on.
+// HTTPHandler serves the client port's HTTP: versions, health, metrics, profiles, and the JSON
+// gateway if there is a connection for it to call this member's gRPC server on.
 func (s *Server) HTTPHandler(gateway *grpc.ClientConn) (http.Handler, error) {
 	mux := http.NewServeMux()
 	s.pages.register(mux)
@@ -301,7 +298,7 @@ func (s *Server) guard(next http.Handler, gateway bool) *accessControl {
 	}
 }
 
-// MetricsHandler is what --listen-metrics-urls serve: metrics and health alone.
+// MetricsHandler is what --listen-metrics-urls serve: only metrics and health.
 func (s *Server) MetricsHandler() http.Handler {
 	mux := http.NewServeMux()
 	s.pages.handleMetricsAndHealth(mux)
@@ -329,9 +326,8 @@ func (s *Server) Start() {
 	}
 }
 
-// Stop ends the loops, and the calls that would last: streams, campaigns and
-// locks end with `server stopped`. The grpc and HTTP servers are stopped by who
-// made them.
+// Stop ends the loops, and the calls that would last: streams, campaigns and locks end with `server
+// stopped`. The grpc and HTTP servers are stopped by who made them.
 func (s *Server) Stop() { s.life.end() }
 
 // Published is closed once this member has told the cluster its name and

@@ -340,8 +340,9 @@ func TestRangeStream(t *testing.T) {
 	checkStatus(t, err, codes.OutOfRange, "etcdserver: mvcc: required revision is a future revision")
 }
 
-// TestRangeStreamSortsEachChunk: a target without an order passes, and sorts each chunk by itself. What etcd's loop of
-// plain ranges would send is the model: the plain range is compared with etcd elsewhere.
+// TestRangeStreamSortsEachChunk: a target without an order passes, and sorts each chunk by itself.
+// What etcd's loop of plain ranges would send is the model: the plain range is compared with etcd
+// elsewhere.
 func TestRangeStreamSortsEachChunk(t *testing.T) {
 	m := newMember(t)
 	ctx := t.Context()
@@ -553,8 +554,7 @@ func TestSendWithin(t *testing.T) {
 	}
 }
 
-// The leader that was stopped must not answer renewals until a quorum has
-// confirmed it.
+// The leader that was stopped must not answer renewals until a quorum has confirmed it.
 func TestRenewalNeedsConfirmedLeadership(t *testing.T) {
 	m := newMember(t)
 	_, err := m.lease.LeaseGrant(t.Context(), &pb.LeaseGrantRequest{ID: 7, TTL: 100})
@@ -1158,7 +1158,8 @@ func TestPeerHTTP(t *testing.T) {
 	}
 }
 
-// TestDowngradeIsToldWithoutQuorum: who asks is about to join, and may be the one without whom there is no quorum.
+// TestDowngradeIsToldWithoutQuorum: who asks is about to join, and may be the one without whom
+// there is no quorum.
 func TestDowngradeIsToldWithoutQuorum(t *testing.T) {
 	m := newMember(t)
 	m.replica.set(func(r *solo) { r.barrierErr = context.DeadlineExceeded })
@@ -1169,8 +1170,7 @@ func TestDowngradeIsToldWithoutQuorum(t *testing.T) {
 	}
 }
 
-// A follower asks the leader, over its peer port, and its client sees the
-// leader's answer.
+// A follower asks the leader, over its peer port, and its client sees the leader's answer.
 func TestFollowerAsksTheLeader(t *testing.T) {
 	leader := newMember(t)
 	peer := httptest.NewServer(peerPort(leader))

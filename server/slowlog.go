@@ -12,10 +12,9 @@ import (
 	"github.com/belaydb/belay/state"
 )
 
-// logRequestStats writes etcd's `request stats`: a warning for a request that
-// took longer than --warning-unary-request-duration, a debug line for all
-// others when debug logging is on. The field names have spaces; operators'
-// queries know them so. Values are told by their size only.
+// logRequestStats writes etcd's `request stats`: a warning for a request that took longer than
+// --warning-unary-request-duration, a debug line for all others when debug logging is on. The field
+// names have spaces; operators' queries know them so. Values are told by their size only.
 func (c *calls) logRequestStats(ctx context.Context, method string, req, resp any, start time.Time, took time.Duration) {
 	level := zap.DebugLevel
 	if took > c.warnAfter && !c.debug {

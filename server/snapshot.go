@@ -33,9 +33,8 @@ func (m *maintenanceService) Snapshot(r *pb.SnapshotRequest, stream pb.Maintenan
 }
 
 const (
-	// maxSnapshots is how many snapshot files are made and sent at a time, and
-	// maxSnapshotsWaiting how many calls wait for their turn: each holds a file of the
-	// size of the database.
+	// maxSnapshots is how many snapshot files are made and sent at a time, and maxSnapshotsWaiting
+	// how many calls wait for their turn: each holds a file of the size of the database.
 	maxSnapshots        = 2
 	maxSnapshotsWaiting = 16
 	// snapshotGrace and snapshotRate bound how long a client may take: this long, and
@@ -116,8 +115,7 @@ func (m *maintenanceService) snapshot(ctx context.Context, may *streamRights, st
 	return nil
 }
 
-// export writes the state of now as etcd's database. The caller closes
-// the file.
+// export writes the state of now as etcd's database. The caller closes the file.
 func (m *maintenanceService) export(ctx context.Context) (*snapshotfile.File, error) {
 	start := time.Now()
 	view := m.kv.View()

@@ -20,9 +20,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// A real etcd restored from a member's snapshot must have the same history:
-// equal HashKV, revision, leases. Needs BELAY_ETCD and BELAY_ETCDUTL, the paths
-// of real binaries.
+// A real etcd restored from a member's snapshot must have the same history: equal HashKV, revision,
+// leases. Needs BELAY_ETCD and BELAY_ETCDUTL, the paths of real binaries.
 func TestEtcdContinuesFromSnapshot(t *testing.T) {
 	etcd, etcdutl := os.Getenv("BELAY_ETCD"), os.Getenv("BELAY_ETCDUTL")
 	if etcd == "" || etcdutl == "" {

@@ -14,7 +14,8 @@ import (
 	"github.com/belaydb/belay/state"
 )
 
-// TestNoSpaceEndsByItself: deletes and a compaction are enough; no restart, no further write, no disarm by hand.
+// TestNoSpaceEndsByItself: deletes and a compaction are enough; no restart, no further write, no
+// disarm by hand.
 func TestNoSpaceEndsByItself(t *testing.T) {
 	m := newMember(t, func(c *Config, s *state.Config) {
 		c.NoSpaceDisarm = true
@@ -51,8 +52,8 @@ func TestNoSpaceEndsByItself(t *testing.T) {
 	}
 }
 
-// TestAlarmsOfOthersEnd: what a member raised that was removed the leader disarms. (testdata of package leader has who
-// disarms what.)
+// TestAlarmsOfOthersEnd: what a member raised that was removed the leader disarms. (testdata of
+// package leader has who disarms what.)
 func TestAlarmsOfOthersEnd(t *testing.T) {
 	for _, id := range []uint64{testMember, 77} {
 		m := newMember(t, func(cfg *Config, _ *state.Config) { cfg.NoSpaceDisarm = true })

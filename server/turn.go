@@ -13,13 +13,11 @@ import (
 	"github.com/belaydb/belay/mvcc"
 )
 
-// A call that reads little is served at once. One that reads on and on takes a
-// turn: reading 10 MB and encoding it is tens of milliseconds of a processor, and
-// with a hundred such calls a put, which goes through half a dozen goroutines,
-// would wait in each of them for a hundred others. So a few read at a time, one
-// fewer than there are processors, and the turns go round by the host that asks.
-// A turn is given back before the answer is sent: how fast a client reads is its
-// own affair.
+// A call that reads little is served at once. One that reads on and on takes a turn: reading 10 MB
+// and encoding it is tens of milliseconds of a processor, and with a hundred such calls a put,
+// which goes through half a dozen goroutines, would wait in each of them for a hundred others. So a
+// few read at a time, one fewer than there are processors, and the turns go round by the host that
+// asks. A turn is given back before the answer is sent: how fast a client reads is its own affair.
 
 const (
 	// freeKeys and freeBytes are what a call reads without a turn.
@@ -91,8 +89,7 @@ func (t *turn) take() error {
 	return err
 }
 
-// expect takes a turn beforehand for what is known to be much, so that whoever
-// waits holds nothing.
+// expect takes a turn beforehand for what is known to be much, so that whoever waits holds nothing.
 func (t *turn) expect(keys int64) error {
 	if keys <= freeKeys {
 		return nil

@@ -27,7 +27,8 @@ import (
 
 const longKeys, longBytes = 6000, 100
 
-// newReadMember is a member with much to read under long/, 600 KB and more, little under short/, and one turn.
+// newReadMember is a member with much to read under long/, 600 KB and more, little under short/,
+// and one turn.
 func newReadMember(t *testing.T, edit ...func(*Config, *state.Config)) *member {
 	m := newMember(t, edit...)
 	m.turns.slots = admission.NewTurns(1, math.MaxInt, math.MaxInt)
@@ -61,8 +62,8 @@ func streamAll(ctx context.Context, m *member, r *pb.RangeRequest) error {
 	return err
 }
 
-// TestLongReadsTakeTurns: with all turns taken whatever reads much waits, whichever way it reads, until it gets one or its
-// client goes; whatever reads little does not.
+// TestLongReadsTakeTurns: with all turns taken whatever reads much waits, whichever way it reads,
+// until it gets one or its client goes; whatever reads little does not.
 func TestLongReadsTakeTurns(t *testing.T) {
 	core, logs := observer.New(zap.WarnLevel)
 	m := newReadMember(t, func(_ *Config, s *state.Config) { s.WarningApply, s.Logger = time.Nanosecond, zap.New(core) })
@@ -227,7 +228,8 @@ func TestReadersShareTheirTurn(t *testing.T) {
 	}
 }
 
-// TestSlowClientsHoldNoTurn: answers that nobody reads are encoded and wait to be sent without a turn.
+// TestSlowClientsHoldNoTurn: answers that nobody reads are encoded and wait to be sent without a
+// turn.
 func TestSlowClientsHoldNoTurn(t *testing.T) {
 	m := newReadMember(t)
 	conn := serveServices(t, m.RegisterGRPC, m.GRPCOptions()...) // a connection of its own, with 64 KiB in flight

@@ -72,8 +72,7 @@ func checkTxn(r *pb.TxnRequest, maxOps int) error {
 	return nil
 }
 
-// checkTxnOps: each level may have maxOps operations, less what the levels
-// around it have.
+// checkTxnOps: each level may have maxOps operations, less what the levels around it have.
 func checkTxnOps(r *pb.TxnRequest, maxOps int) error {
 	ops := max(len(r.GetCompare()), len(r.GetSuccess()), len(r.GetFailure()))
 	if ops > maxOps {
@@ -119,10 +118,9 @@ type writes struct {
 // is put twice, or put and deleted. The two branches of a nested transaction
 // exclude each other, so they may put the same key; deletes may overlap.
 //
-// A put is held against the deletes of its own level and of the nested
-// transactions before it, as etcd does. Which of the deletes in nested
-// transactions a nested put meets thus depends on the order of the
-// transactions: what etcd lets through is let through here.
+// A put is held against the deletes of its own level and of the nested transactions before it, as
+// etcd does. Which of the deletes in nested transactions a nested put meets thus depends on the
+// order of the transactions: what etcd lets through is let through here.
 func writesOf(ops []*pb.RequestOp) (writes, error) {
 	w := writes{}
 	for _, op := range ops {

@@ -86,8 +86,7 @@ type watchConn struct {
 	hub    *watch.Stream
 	rights rights
 
-	// Of the sender. grpc encodes a message before Send returns, so one message
-	// serves for all.
+	// Of the sender. grpc encodes a message before Send returns, so one message serves for all.
 	out   pb.WatchResponse
 	whole func(*watch.Response) error
 }
@@ -216,7 +215,8 @@ func (c *watchConn) create(r *pb.WatchCreateRequest) {
 	}
 }
 
-// review ends the watchers that the caller may not have any more, as one that was refused when it was created is ended.
+// review ends the watchers that the caller may not have any more, as one that was refused when it
+// was created is ended.
 func (c *watchConn) review() {
 	c.rights.review(c.hub.Ranges, func(id int64, err error) { c.hub.End(id, c.deniedReason(err).Error()) })
 }

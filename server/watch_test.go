@@ -437,8 +437,7 @@ func showWatch(r *pb.WatchResponse) string {
 	return b.String()
 }
 
-// TestWatchFragments: responses are cut where etcd cuts them, and only for those
-// who asked.
+// TestWatchFragments: responses are cut where etcd cuts them, and only for those who asked.
 func TestWatchFragments(t *testing.T) {
 	kv := newWatchedKV(t, watch.Options{})
 	cfg := watchTestConfig(kv)
@@ -493,8 +492,7 @@ func TestWatchFragments(t *testing.T) {
 	}
 }
 
-// TestWatchManyOnOneStream: a thousand watchers on a stream that is read slowly
-// lose nothing.
+// TestWatchManyOnOneStream: a thousand watchers on a stream that is read slowly lose nothing.
 func TestWatchManyOnOneStream(t *testing.T) {
 	kv := newWatchedKV(t, watch.Options{StreamBytes: 20 << 10})
 	cc := serveServices(t, func(g *grpc.Server) { pb.RegisterWatchServer(g, newWatchServer(watchTestConfig(kv))) })

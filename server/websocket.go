@@ -14,12 +14,11 @@ import (
 	"go.uber.org/zap"
 )
 
-// websocketProxy serves a handler of JSON streams over websocket too: each
-// message of the client is one JSON request, each line of the answer one
-// message. Browsers cannot send on a plain request while they read its answer;
-// so this is their way to Watch and LeaseKeepAlive. It does what
-// tmc/grpc-websocket-proxy does for etcd: POST whatever the method, credentials
-// from Sec-Websocket-Protocol or a cookie.
+// websocketProxy serves a handler of JSON streams over websocket too: each message of the client is
+// one JSON request, each line of the answer one message. Browsers cannot send on a plain request
+// while they read its answer; so this is their way to Watch and LeaseKeepAlive. It does what
+// tmc/grpc-websocket-proxy does for etcd: POST whatever the method, credentials from
+// Sec-Websocket-Protocol or a cookie.
 type websocketProxy struct {
 	handler  http.Handler
 	logger   *zap.Logger

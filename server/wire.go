@@ -16,9 +16,8 @@ import (
 // exactly what proto would, or says that it does not want to (unknown fields,
 // several times the same field, damage) and leaves it to proto.
 //
-// What is saved for a request is proto's table walk, and for one with a large
-// value a copy: proto wants one piece of memory, while a message of 1 MB comes
-// from the network in 64 pieces.
+// What is saved for a request is proto's table walk, and for one with a large value a copy: proto
+// wants one piece of memory, while a message of 1 MB comes from the network in 64 pieces.
 
 // A field's key on the wire: number<<3 | type.
 const (
@@ -79,7 +78,7 @@ const protowireMaxVarint = 10
 // largeField is from which size on memory is worth having without clearing it.
 const largeField = 4 << 10
 
-// bytes gives a copy of a field's content; nil if it is empty.
+// bytes returns a copy of a field's content; nil if it is empty.
 func (r *wireReader) bytes() []byte {
 	size := r.varint()
 	if r.failed || size == 0 || size > uint64(r.left) {
@@ -110,8 +109,7 @@ func (r *wireReader) bytes() []byte {
 	return unsafe.Slice(unsafe.StringData(s), n)
 }
 
-// readPut reads a PutRequest into r, which is fresh. If it returns false, r
-// must be reset.
+// readPut reads a PutRequest into r, which is fresh. If it returns false, r must be reset.
 func readPut(data mem.BufferSlice, r *pb.PutRequest) bool {
 	in := newWireReader(data)
 	last := uint64(0)
@@ -245,8 +243,7 @@ func keyValueSize(kv *mvccpb.KeyValue) int {
 		fieldSize(uint64(kv.Version)) + bytesSize(len(kv.Value)) + fieldSize(uint64(kv.Lease))
 }
 
-// appendKeyValue appends field 2 of a message, which is where both responses
-// have their keys.
+// appendKeyValue appends field 2 of a message, which is where both responses have their keys.
 func appendKeyValue(b []byte, kv *mvccpb.KeyValue) []byte {
 	b = protowire.AppendVarint(append(b, 2<<3|wireBytes), uint64(keyValueSize(kv)))
 	b = appendKeyValueHead(b, kv)
