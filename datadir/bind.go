@@ -15,6 +15,9 @@ import (
 //
 // REQUIRES: the log is open, and the store's folder exists.
 func (p *Parts) Bind(log *raftlog.Log, noSync bool, logger *zap.Logger) error {
+	if logger == nil {
+		logger = zap.NewNop()
+	}
 	group, err := log.Mark()
 	if err != nil {
 		return err
@@ -33,6 +36,9 @@ func (p *Parts) Bind(log *raftlog.Log, noSync bool, logger *zap.Logger) error {
 // Close closes the raft log and, if the parts were bound, records where it ends while the directory
 // is still locked.
 func (p *Parts) Close(log *raftlog.Log, logger *zap.Logger) {
+	if logger == nil {
+		logger = zap.NewNop()
+	}
 	group, err := log.Seal()
 	if err == nil && p.bound {
 		if err := p.write(log, group); err != nil {

@@ -39,6 +39,9 @@ const foundingPatience = time.Second
 // asks the other members, and fails if they know this member as one that has run: what it promised
 // is gone with its data.
 func (n Newcomer) Identify(ctx context.Context) (Identity, error) {
+	if n.Logger == nil {
+		n.Logger = zap.NewNop()
+	}
 	id, err := Found(n.Name, n.Seeds.InitialCluster, n.Seeds.Token)
 	if err != nil {
 		return Identity{}, err

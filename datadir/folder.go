@@ -82,6 +82,9 @@ const smallestDisk = 512 << 20
 // WarnOfSmallDisks warns about file systems under the store and the log that are smaller than a
 // member needs.
 func (p *Parts) WarnOfSmallDisks(logger *zap.Logger) {
+	if logger == nil {
+		logger = zap.NewNop()
+	}
 	dirs := []string{p.paths.Store}
 	if p.paths.logApart() {
 		dirs = append(dirs, p.paths.Log)

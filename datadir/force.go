@@ -42,6 +42,9 @@ type Alone struct {
 //
 // REQUIRES: the log has adopted the store's applied index, and nothing runs.
 func (a Alone) ForceNewCluster(log *raftlog.Log, cluster Cluster) error {
+	if a.Logger == nil {
+		a.Logger = zap.NewNop()
+	}
 	hard, _, err := log.InitialState()
 	if err != nil {
 		return err

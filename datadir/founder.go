@@ -55,6 +55,9 @@ type FounderEnv struct {
 
 // NewFounder makes a Founder; Watch must run.
 func NewFounder(env FounderEnv) *Founder {
+	if env.Logger == nil {
+		env.Logger = zap.NewNop()
+	}
 	return &Founder{env: env, asked: make(map[uint64]bool)}
 }
 

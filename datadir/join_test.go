@@ -52,10 +52,6 @@ func TestIdentify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := id.Members[0]
-	if other.ID == id.Member {
-		other = id.Members[1]
-	}
 	reset := func() {
 		*answers = told{cluster: 0xc1, version: "3.7.0", members: []*command.Member{
 			{ID: 7, PeerURLs: []string{"http://127.0.0.1:1"}}, {ID: 8, Name: "b", PeerURLs: []string{srv.URL}, ClientURLs: []string{"http://b"}}}}
