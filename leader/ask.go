@@ -38,7 +38,7 @@ type Members struct {
 	MemberID, ClusterID uint64
 	All                 func() []*command.Member // this one included
 	Client              *http.Client             // nil: they cannot be reached
-	Logger              *zap.Logger
+	Logger              *zap.Logger              // required
 }
 
 // others are the members that can be asked.

@@ -518,7 +518,7 @@ func readSource(t *testing.T) source {
 			return err
 		}
 		if d.IsDir() {
-			if rel, _ := filepath.Rel("../..", path); rel != "." && (strings.HasPrefix(d.Name(), ".") || slices.Contains([]string{"proof", "internal", "docs"}, rel)) {
+			if rel, _ := filepath.Rel("../..", path); rel != "." && (strings.HasPrefix(d.Name(), ".") || slices.Contains([]string{"proof", "internal", "docs", "cli/doctor"}, rel)) {
 				return filepath.SkipDir
 			}
 			return nil
