@@ -8,7 +8,8 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// What travels through the raft log is etcd's own message, so that an entry means the same to every member.
+// What travels through the raft log is etcd's own message, so that an entry means the same to every
+// member.
 func ExampleEncode() {
 	data, err := command.Encode(&pb.InternalRaftRequest{
 		Header: &pb.RequestHeader{ID: 7},

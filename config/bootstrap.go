@@ -35,11 +35,11 @@ func (c *Config) checkDiscovery() error {
 	return nil
 }
 
-// Seeds finds the members, by the way that the flags say, and verifies what must be so of them. lg
+// Seeds finds the members, by the way that the flags say, and verifies what must be so of them. logger
 // nil: no log; dns nil: the system's.
-func (c *Config) Seeds(ctx context.Context, lg *zap.Logger, dns discovery.Lookup) (datadir.Seeds, error) {
-	if lg == nil {
-		lg = zap.NewNop()
+func (c *Config) Seeds(ctx context.Context, logger *zap.Logger, dns discovery.Lookup) (datadir.Seeds, error) {
+	if logger == nil {
+		logger = zap.NewNop()
 	}
 	seeds := datadir.Seeds{InitialCluster: c.InitialCluster, Token: c.InitialClusterToken}
 	switch {
@@ -47,8 +47,8 @@ func (c *Config) Seeds(ctx context.Context, lg *zap.Logger, dns discovery.Lookup
 		own := writeMembers(Member{c.Name, c.AdvertisePeerURLs})
 		seeds.InitialCluster, seeds.Token = own, c.Discovery.Token
 		seeds.Join = func(ctx context.Context, id uint64) (string, error) {
-			lg.Info("Bootstrapping cluster using v3 discovery.")
-			found, err := discovery.Join(ctx, lg, c.Discovery, id, own, func(s string) error { _, err := parseMembers(s); return err })
+			logger.Info("Bootstrapping cluster using v3 discovery.")
+			found, err := discovery.Join(ctx, logger, c.Discovery, id, own, func(s string) error { _, err := parseMembers(s); return err })
 			if err != nil {
 				return "", err
 			}
@@ -61,7 +61,7 @@ func (c *Config) Seeds(ctx context.Context, lg *zap.Logger, dns discovery.Lookup
 		if dns == nil {
 			dns = net.DefaultResolver
 		}
-		found, err := discovery.SRV(ctx, lg, dns, discovery.Records{Domain: c.DiscoverySRV, Suffix: c.DiscoverySRVName, Name: c.Name, Advertise: c.AdvertisePeerURLs})
+		found, err := discovery.SRV(ctx, logger, dns, discovery.Records{Domain: c.DiscoverySRV, Suffix: c.DiscoverySRVName, Name: c.Name, Advertise: c.AdvertisePeerURLs})
 		if found == "" && err != nil {
 			return seeds, fmt.Errorf("error setting up initial cluster: %w", err)
 		}
@@ -77,5 +77,5 @@ func (c *Config) Seeds(ctx context.Context, lg *zap.Logger, dns discovery.Lookup
 			return seeds, fmt.Errorf("error setting up initial cluster: cannot find local etcd member %q in SRV records", c.Name)
 		}
 	}
-	return seeds, c.Verify(ctx, lg, seeds.InitialCluster)
+	return seeds, c.Verify(ctx, logger, seeds.InitialCluster)
 }

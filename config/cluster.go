@@ -49,9 +49,9 @@ const verifyTimeout = 30 * time.Second
 
 // Verify is what a member checks before it makes or joins a cluster, when it has no data yet: that
 // initialCluster knows it, under its advertised URLs if the cluster is new, and no URL twice.
-func (c *Config) Verify(ctx context.Context, lg *zap.Logger, initialCluster string) error {
-	if lg == nil {
-		lg = zap.NewNop()
+func (c *Config) Verify(ctx context.Context, logger *zap.Logger, initialCluster string) error {
+	if logger == nil {
+		logger = zap.NewNop()
 	}
 	members, err := parseMembers(initialCluster)
 	if err != nil {
@@ -62,7 +62,7 @@ func (c *Config) Verify(ctx context.Context, lg *zap.Logger, initialCluster stri
 		return fmt.Errorf("couldn't find local name %q in the initial cluster configuration", c.Name)
 	}
 	if c.InitialClusterState == "new" {
-		if err := c.verifyAdvertised(ctx, lg, members[i]); err != nil {
+		if err := c.verifyAdvertised(ctx, logger, members[i]); err != nil {
 			return err
 		}
 	}
@@ -99,10 +99,10 @@ func unique(what, initialCluster string) error {
 
 // verifyAdvertised compares the URLs that --initial-cluster gives this member with those it
 // advertises: as text, and if they differ, as addresses.
-func (c *Config) verifyAdvertised(ctx context.Context, lg *zap.Logger, own Member) error {
+func (c *Config) verifyAdvertised(ctx context.Context, logger *zap.Logger, own Member) error {
 	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 	defer cancel()
-	err := discovery.SameURLs(ctx, lg, c.AdvertisePeerURLs, own.URLs)
+	err := discovery.SameURLs(ctx, logger, c.AdvertisePeerURLs, own.URLs)
 	if err == nil {
 		return nil
 	}

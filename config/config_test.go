@@ -31,11 +31,11 @@ type logLine struct{ Level, Msg, Error, Text string }
 func load(t *testing.T, program Program, environ []string, args ...string) outcome {
 	t.Helper()
 	var stdout, stderr, log bytes.Buffer
-	cfg, lg, code, ok := Load(Options{Program: program, Version: "0.1.0", Command: append([]string{"x"}, args...), Args: args, Environ: environ,
+	cfg, logger, code, ok := Load(Options{Program: program, Version: "0.1.0", Command: append([]string{"x"}, args...), Args: args, Environ: environ,
 		Stdout: &stdout, Stderr: &stderr, LogWriter: &log,
 		defaultHost: func() (string, error) { return "10.1.2.3", nil }})
 	if ok {
-		if err := lg.Close(); err != nil {
+		if err := logger.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -524,10 +524,10 @@ func FuzzArguments(f *testing.F) {
 			return // would open files
 		}
 		var stdout, stderr, log bytes.Buffer
-		cfg, lg, code, ok := Load(Options{Program: Belay, Args: strings.Fields(args), Environ: strings.Fields(env), Stdout: &stdout, Stderr: &stderr, LogWriter: &log,
+		cfg, logger, code, ok := Load(Options{Program: Belay, Args: strings.Fields(args), Environ: strings.Fields(env), Stdout: &stdout, Stderr: &stderr, LogWriter: &log,
 			defaultHost: func() (string, error) { return "", errors.New("no network") }})
 		if ok {
-			_ = lg.Close()
+			_ = logger.Close()
 			if err := cfg.Validate(); err != nil {
 				t.Fatalf("Load took what Validate refuses: %v", err)
 			}

@@ -45,28 +45,28 @@ type Options struct {
 }
 
 // Load reads the command line and the environment. If there is a server to run, ok is true and cfg
-// and lg are set; otherwise everything has been reported and the process should exit with code.
-func Load(o Options) (cfg *Config, lg *logsink.Logger, code int, ok bool) {
+// and logger are set; otherwise everything has been reported and the process should exit with code.
+func Load(o Options) (cfg *Config, logger *logsink.Logger, code int, ok bool) {
 	if o.terminal == nil {
 		o.terminal = isTerminal
 	}
 	p := &parser{o: o, cfg: Default()}
 	code, ok = p.load()
 	if !ok {
-		if p.lg != nil {
-			_ = p.lg.Close() // the code says enough
+		if p.logger != nil {
+			_ = p.logger.Close() // the code says enough
 		}
 		_, _ = io.WriteString(o.Stderr, p.plain)
 		return nil, nil, code, false
 	}
-	return p.cfg, p.lg, 0, true
+	return p.cfg, p.logger, 0, true
 }
 
 type parser struct {
 	o       Options
 	cfg     *Config
 	fs      *flag.FlagSet
-	lg      *logsink.Logger // the plain one until the configured one is there
+	logger  *logsink.Logger // the plain one until the configured one is there
 	version bool
 	// fallback is --discovery-fallback: with no discovery, only its checks are left.
 	fallback string
@@ -159,7 +159,7 @@ func (p *parser) load() (code int, ok bool) {
 		fmt.Fprintln(p.o.Stderr, err)
 		return codeFailed, false
 	}
-	p.lg = plain
+	p.logger = plain
 	if p.fs.NArg() > 0 {
 		return p.failed(fmt.Errorf("%q is not a valid flag", p.fs.Arg(0)))
 	}
@@ -222,26 +222,26 @@ func (p *parser) load() (code int, ok bool) {
 		_ = configured.Close() // as etcd, which forgets all of a file that is wrong
 		return p.failed(err)
 	}
-	if err := p.lg.Close(); err != nil {
+	if err := p.logger.Close(); err != nil {
 		fmt.Fprintln(p.o.Stderr, err)
 	}
-	p.lg = configured
+	p.logger = configured
 	if p.file != "" {
-		p.lg.Info("loaded server configuration, other configuration command line flags and environment variables will be ignored if provided",
+		p.logger.Info("loaded server configuration, other configuration command line flags and environment variables will be ignored if provided",
 			zap.String("path", p.file))
 		for _, w := range fileWarnings {
-			p.lg.Warn(w.text, w.fields...)
+			p.logger.Warn(w.text, w.fields...)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(deprecated())) {
 		if p.cfg.Explicit[name] {
-			p.lg.Warn(deprecated()[name])
+			p.logger.Warn(deprecated()[name])
 		}
 	}
 	if err != nil {
 		return p.failed(err)
 	}
-	p.lg.Info("Running: ", zap.Strings("args", show.CommandLine(p.o.Command)))
+	p.logger.Info("Running: ", zap.Strings("args", show.CommandLine(p.o.Command)))
 	p.warn()
 	p.complete()
 	p.remember()
@@ -262,28 +262,28 @@ func (p *parser) warn() {
 	const noEffect = "flag has no effect in Belay - ignoring"
 	for _, d := range flagDefs() {
 		if value := p.fs.Lookup(d.name).Value.String(); d.inert != "" && value != p.defaults[d.name] {
-			p.lg.Warn(noEffect, zap.String("flag-name", d.name), zap.String("value", value), zap.String("reason", d.inert))
+			p.logger.Warn(noEffect, zap.String("flag-name", d.name), zap.String("value", value), zap.String("reason", d.inert))
 		}
 	}
 	for _, name := range ignoredFlags() {
 		if p.cfg.Explicit[name] && p.file == "" {
-			p.lg.Warn(noEffect, zap.String("flag-name", name), zap.String("value", p.fs.Lookup(name).Value.String()),
+			p.logger.Warn(noEffect, zap.String("flag-name", name), zap.String("value", p.fs.Lookup(name).Value.String()),
 				zap.String("reason", "etcd ignores it since version 2"))
 		}
 	}
 	for _, g := range p.cfg.gatesWithoutEffect() {
-		p.lg.Warn("feature gate has no effect in Belay - ignoring",
+		p.logger.Warn("feature gate has no effect in Belay - ignoring",
 			zap.String("feature-gate", g.name), zap.Bool("value", p.cfg.Gates[g.name]), zap.String("reason", g.reason))
 	}
 	if p.cfg.Metrics != "basic" && p.cfg.Metrics != "extensive" {
-		p.lg.Warn("unknown --metrics: taken for basic", zap.String("metrics", p.cfg.Metrics))
+		p.logger.Warn("unknown --metrics: taken for basic", zap.String("metrics", p.cfg.Metrics))
 	}
 	if p.cfg.CompactionMode == CompactionRevision && p.cfg.CompactionRevisions >= int64(time.Millisecond) {
-		p.lg.Warn("--auto-compaction-retention with --auto-compaction-mode=revision is a number of revisions; a duration there is a number of nanoseconds, and nothing will be compacted",
+		p.logger.Warn("--auto-compaction-retention with --auto-compaction-mode=revision is a number of revisions; a duration there is a number of nanoseconds, and nothing will be compacted",
 			zap.String("auto-compaction-retention", p.cfg.CompactionRetention), zap.Int64("revisions", p.cfg.CompactionRevisions))
 	}
 	if p.cfg.UnsafeNoFsync {
-		p.lg.Warn("--unsafe-no-fsync is set: a crash of the machine loses acknowledged writes and may leave this member with data that its cluster never had; never set it where data matters")
+		p.logger.Warn("--unsafe-no-fsync is set: a crash of the machine loses acknowledged writes and may leave this member with data that its cluster never had; never set it where data matters")
 	}
 }
 
@@ -299,7 +299,7 @@ func (p *parser) variable(name string) string {
 
 // failed logs what is wrong with the configuration, as etcd does.
 func (p *parser) failed(err error) (int, bool) {
-	p.lg.Info("Running: ", zap.Strings("args", show.CommandLine(p.o.Command)))
+	p.logger.Info("Running: ", zap.Strings("args", show.CommandLine(p.o.Command)))
 	fields := []zap.Field{zap.Error(err)}
 	var inFile *inFileError
 	if errors.As(err, &inFile) {
@@ -308,9 +308,9 @@ func (p *parser) failed(err error) (int, bool) {
 	} else if p.file != "" && !errors.Is(err, os.ErrNotExist) {
 		fields = append(fields, whereInFile(p.file, p.fileKeys, err)...)
 	}
-	p.lg.Warn("failed to verify flags", fields...)
+	p.logger.Warn("failed to verify flags", fields...)
 	if errors.Is(err, ErrAdvertiseUnset) {
-		p.lg.Warn("advertise client URLs are not set", zap.Error(err))
+		p.logger.Warn("advertise client URLs are not set", zap.Error(err))
 	}
 	p.tell(err, fields[1:])
 	return codeFailed, false
@@ -330,7 +330,7 @@ func (p *parser) environment() (err error, fatal bool) {
 	}
 	if v := values["ETCD_VERSION"]; v != "" {
 		delete(values, "ETCD_VERSION")
-		p.lg.Warn("cannot set special environment variable", zap.String("key", "ETCD_VERSION"), zap.String("value", v))
+		p.logger.Warn("cannot set special environment variable", zap.String("key", "ETCD_VERSION"), zap.String("value", v))
 	}
 	used := map[string]bool{"ETCD_VERSION": true}
 	p.fs.VisitAll(func(f *flag.Flag) {
@@ -343,23 +343,23 @@ func (p *parser) environment() (err error, fatal bool) {
 		if serr := p.fs.Set(f.Name, value); serr != nil {
 			err = fmt.Errorf("invalid value %q for %s: %w", value, key, serr)
 		} else {
-			p.lg.Info("recognized and used environment variable", zap.String("variable-name", key), zap.String("variable-value", show.Secret(f.Name, value)))
+			p.logger.Info("recognized and used environment variable", zap.String("variable-name", key), zap.String("variable-value", show.Secret(f.Name, value)))
 		}
 	})
 	for _, kv := range p.o.Environ {
 		name, _, ok := strings.Cut(kv, "=")
 		if !ok {
-			p.lg.Warn("found invalid environment variable", zap.String("environment-variable", kv))
+			p.logger.Warn("found invalid environment variable", zap.String("environment-variable", kv))
 		}
 		switch {
 		case used[name]:
 		case given[name]:
-			p.lg.WithOptions(zap.WithFatalHook(stay{}), zap.AddStacktrace(zapcore.InvalidLevel)).Fatal(
+			p.logger.WithOptions(zap.WithFatalHook(stay{}), zap.AddStacktrace(zapcore.InvalidLevel)).Fatal(
 				"conflicting environment variable is shadowed by corresponding command-line flag (either unset environment variable or disable flag))",
 				zap.String("environment-variable", name))
 			return nil, true
 		case strings.HasPrefix(kv, "ETCD_"):
-			p.lg.Warn("unrecognized environment variable", zap.String("environment-variable", kv))
+			p.logger.Warn("unrecognized environment variable", zap.String("environment-variable", kv))
 		}
 	}
 	return err, false
@@ -391,11 +391,11 @@ func (p *parser) derive() {
 func (p *parser) floorTimeouts() {
 	if p.cfg.RaftReadTimeout < minRaftTimeout {
 		p.cfg.RaftReadTimeout = minRaftTimeout
-		p.lg.Info(fmt.Sprintf("raft-read-timeout increased to minimum value: %v", minRaftTimeout))
+		p.logger.Info(fmt.Sprintf("raft-read-timeout increased to minimum value: %v", minRaftTimeout))
 	}
 	if p.cfg.RaftWriteTimeout < minRaftTimeout {
 		p.cfg.RaftWriteTimeout = minRaftTimeout
-		p.lg.Info(fmt.Sprintf("raft-write-timeout increased to minimum value: %v", minRaftTimeout))
+		p.logger.Info(fmt.Sprintf("raft-write-timeout increased to minimum value: %v", minRaftTimeout))
 	}
 	if p.cfg.WarningRequest == 0 {
 		p.cfg.WarningRequest = Default().WarningRequest
@@ -416,7 +416,7 @@ func (p *parser) complete() {
 		}
 		host, err := find()
 		if err != nil {
-			p.lg.Info("failed to detect default host", zap.Error(err))
+			p.logger.Info("failed to detect default host", zap.Error(err))
 		} else {
 			if peer {
 				c.AdvertisePeerURLs = []url.URL{{Scheme: c.AdvertisePeerURLs[0].Scheme, Host: net.JoinHostPort(host, c.ListenPeerURLs[0].Port())}}
@@ -424,21 +424,21 @@ func (p *parser) complete() {
 			if client {
 				c.AdvertiseClientURLs = []url.URL{{Scheme: c.AdvertiseClientURLs[0].Scheme, Host: net.JoinHostPort(host, c.ListenClientURLs[0].Port())}}
 			}
-			p.lg.Info("detected default host for advertise", zap.String("host", host))
+			p.logger.Info("detected default host for advertise", zap.String("host", host))
 		}
 	}
 	if c.Name != defaultName && c.InitialCluster == Default().InitialCluster {
 		c.InitialCluster = writeMembers(Member{cmp.Or(c.Name, defaultName), c.AdvertisePeerURLs})
 	}
 	if members, err := c.Members(); err == nil && c.Name == defaultName && (len(members) > 1 || c.InitialClusterState == "existing") {
-		p.lg.Warn("it isn't recommended to use default name, please set a value for --name. "+
+		p.logger.Warn("it isn't recommended to use default name, please set a value for --name. "+
 			"Note that etcd might run into issue when multiple members have the same default name", zap.String("name", c.Name))
 	}
 	if c.DataDir == "" {
 		c.DataDir = c.Name + "." + string(p.o.Program)
-		log := p.lg.Info
+		log := p.logger.Info
 		if p.o.Program == Etcd {
-			log = p.lg.Warn
+			log = p.logger.Warn
 		}
 		log("'data-dir' was empty; using default", zap.String("data-dir", c.DataDir))
 	}

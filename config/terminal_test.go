@@ -49,7 +49,7 @@ func TestLogForPerson(t *testing.T) {
 		if l.Person != (c.want != "") || p.cfg.LogForPerson != l.Person {
 			t.Errorf("%+v: for a person: %v", c, l.Person)
 		}
-		_ = p.lg.Close()
+		_ = p.logger.Close()
 		if l.Person {
 			if have := lineOfLogger(t, l); !strings.HasSuffix(have, c.want) {
 				t.Errorf("%+v: %q", c, have)
@@ -62,12 +62,12 @@ func lineOfLogger(t *testing.T, l logsink.Config) string {
 	t.Helper()
 	var out bytes.Buffer
 	l.Writer = &out
-	lg, err := logsink.New(l)
+	logger, err := logsink.New(l)
 	if err != nil {
 		t.Fatal(err)
 	}
-	lg.Info("hello", zap.Int("n", 1))
-	if err := lg.Close(); err != nil {
+	logger.Info("hello", zap.Int("n", 1))
+	if err := logger.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return out.String()

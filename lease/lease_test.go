@@ -14,10 +14,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/belaydb/belay/store"
 	"github.com/cockroachdb/datadriven"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/belaydb/belay/store"
 )
 
 // rig is a table over a store in memory, with a clock that the test moves.

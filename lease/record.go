@@ -4,8 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"github.com/belaydb/belay/store"
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/belaydb/belay/store"
 )
 
 // recordForm is the first byte of a lease record; see the box in doc.go.

@@ -79,8 +79,9 @@ type Table struct {
 	demotedTerm uint64
 
 	lookMu sync.Mutex
-	// expiries is empty unless primary; else it has every lease, at an expiry that it had. Renewals move an expiry on, but
-	// one that Promote has extended or spread may have been moved back since: by that much the lease lives longer.
+	// expiries is empty unless primary; else it has every lease, at an expiry that it had. Renewals
+	// move an expiry on, but one that Promote has extended or spread may have been moved back
+	// since: by that much the lease lives longer.
 	expiries    heap
 	checkpoints heap // empty unless primary; else every lease long enough to be checkpointed
 	checks      invariants.Budget

@@ -10,8 +10,8 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// The asserts of a build with the tag invariants: see package invariants. The applier makes them after it has published a
-// batch, so nothing is written meanwhile but what a compaction removes.
+// The asserts of a build with the tag invariants: see package invariants. The applier makes them
+// after it has published a batch, so nothing is written meanwhile but what a compaction removes.
 
 // checkedPerBatch is how many versions a batch may cost to be looked at.
 const checkedPerBatch = 64
@@ -40,8 +40,9 @@ func (s *Store) checkInvariants() {
 	s.cache.check(live, s.rev.Load())
 }
 
-// liveKeys are the keys that exist, in order, and all versions there are. The versions of a key go from new to old, none is
-// beyond the published revision, and none has been created after it was written.
+// liveKeys are the keys that exist, in order, and all versions there are. The versions of a key go
+// from new to old, none is beyond the published revision, and none has been created after it was
+// written.
 func (s *Store) liveKeys(it *pebble.Iterator) (live []*mvccpb.KeyValue, versions map[Revision]storedVersion, err error) {
 	versions = make(map[Revision]storedVersion)
 	it.SetBounds(store.UserKeysSpan())
@@ -88,7 +89,8 @@ type storedVersion struct {
 	tombstone bool
 }
 
-// checkRevisionIndex holds the index of revisions against the versions: each has its entry, and each entry its version.
+// checkRevisionIndex holds the index of revisions against the versions: each has its entry, and
+// each entry its version.
 func (s *Store) checkRevisionIndex(it *pebble.Iterator, versions map[Revision]storedVersion) {
 	lower, upper := store.RevisionsSpan()
 	it.SetBounds(lower, upper)
@@ -154,7 +156,8 @@ func (k *existsFilter) check(live []*mvccpb.KeyValue) {
 	}
 }
 
-// check holds what is cached against the keys that exist at revision rev: a version there is the newest, or a tombstone.
+// check holds what is cached against the keys that exist at revision rev: a version there is the
+// newest, or a tombstone.
 func (c *cache) check(live []*mvccpb.KeyValue, rev int64) {
 	newest := make(map[string]*mvccpb.KeyValue, len(live))
 	for _, kv := range live {

@@ -27,8 +27,9 @@ import (
 	"github.com/belaydb/belay/state"
 )
 
-// Data directories that earlier versions wrote are in testdata/datadirs, packed, each beside what is in it in words. Every
-// version opens them. To add one of a program that writes another format than any before:
+// Data directories that earlier versions wrote are in testdata/datadirs, packed, each beside what
+// is in it in words. Every version opens them. To add one of a program that writes another format
+// than any before:
 //
 //	go build -o belay-NAME ./cmd/belay
 //	go test ./node -run TestWriteDataDirectory -datadir.program $PWD/belay-NAME -datadir.name NAME
@@ -187,7 +188,8 @@ func rightPassword(p *auth.Policy, name string) bool {
 	return err == nil
 }
 
-// TestWriteDataDirectory runs a program, writes into it what the others hold, stops it, and packs its data directory.
+// TestWriteDataDirectory runs a program, writes into it what the others hold, stops it, and packs
+// its data directory.
 func TestWriteDataDirectory(t *testing.T) {
 	if *datadirProgram == "" {
 		t.Skip("it is asked for with -datadir.program")
@@ -232,7 +234,8 @@ func waitFor(member *exec.Cmd) error {
 	return err
 }
 
-// fill writes something of everything that is stored. What it writes stays as it is: the texts beside the directories tell it.
+// fill writes something of everything that is stored. What it writes stays as it is: the texts
+// beside the directories tell it.
 func fill(ctx context.Context, endpoint string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()

@@ -7,8 +7,9 @@ import (
 	"github.com/belaydb/belay/listen"
 )
 
-// Settings are what flags say and a member goes by as it stands: package config fills them, and they are
-// passed on whole. A zero means the default of the part that uses it, where nothing else is said.
+// Settings are what flags say and a member goes by as it stands: package config fills them, and
+// they are passed on whole. A zero means the default of the part that uses it, where nothing else
+// is said.
 type Settings struct {
 	Cluster
 	Ports

@@ -11,8 +11,8 @@ import (
 // The asserts of a build with the tag invariants: see package invariants.
 
 const (
-	// checkedPerAppend is how many entries an Append may cost to be looked at in memory, and checkedPerCompact how many
-	// a Compact may cost to be read from the files.
+	// checkedPerAppend is how many entries an Append may cost to be looked at in memory, and
+	// checkedPerCompact how many a Compact may cost to be read from the files.
 	checkedPerAppend  = 64
 	checkedPerCompact = 4096
 	checkReadBytes    = 1 << 20
@@ -49,8 +49,8 @@ func (l *Log) checkTail() {
 	}
 }
 
-// checkWritten: when nothing waits for the disk any longer, the files end where the tail does. It is called by the writer
-// after a release. REQUIRES l.mu.
+// checkWritten: when nothing waits for the disk any longer, the files end where the tail does. It
+// is called by the writer after a release. REQUIRES l.mu.
 func (l *Log) checkWritten(rest []item) {
 	if !invariants.Enabled || len(rest) > 0 || len(l.queue) > 0 {
 		return
@@ -63,8 +63,8 @@ func (l *Log) checkWritten(rest []item) {
 	}
 }
 
-// checkFiles reads the committed entries of the tail from the files, as a Reader does for a follower, and compares them.
-// REQUIRES: compactMu held, so that no file goes away; not l.mu.
+// checkFiles reads the committed entries of the tail from the files, as a Reader does for a
+// follower, and compares them. REQUIRES: compactMu held, so that no file goes away; not l.mu.
 func (l *Log) checkFiles() {
 	if !invariants.Enabled || !l.fileChecks.Due(checkedPerCompact) {
 		return

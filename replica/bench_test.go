@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
@@ -86,7 +86,7 @@ func BenchmarkPropose(b *testing.B) {
 			b.ResetTimer()
 			b.RunParallel(func(next *testing.PB) {
 				for next.Next() {
-					_, err := r.Propose(context.Background(), &etcdserverpb.InternalRaftRequest{Put: &etcdserverpb.PutRequest{Key: key, Value: value}})
+					_, err := r.Propose(context.Background(), &pb.InternalRaftRequest{Put: &pb.PutRequest{Key: key, Value: value}})
 					if err != nil {
 						b.Error(err)
 						return

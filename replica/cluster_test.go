@@ -17,7 +17,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	dto "github.com/prometheus/client_model/go"
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
@@ -84,7 +84,7 @@ func (s *memoryState) Apply(entries []command.Entry) []command.Result {
 		s.index, s.term = e.Index, e.Term
 		if put := e.Request.GetPut(); put != nil {
 			s.values[string(put.Key)] = string(put.Value)
-			results[i].Response = &etcdserverpb.PutResponse{}
+			results[i].Response = &pb.PutResponse{}
 		}
 	}
 	return results
@@ -592,8 +592,8 @@ func (c *testCluster) others(m *testMember) []*testMember {
 	return out
 }
 
-func putRequest(key, value string) *etcdserverpb.InternalRaftRequest {
-	return &etcdserverpb.InternalRaftRequest{Put: &etcdserverpb.PutRequest{Key: []byte(key), Value: []byte(value)}}
+func putRequest(key, value string) *pb.InternalRaftRequest {
+	return &pb.InternalRaftRequest{Put: &pb.PutRequest{Key: []byte(key), Value: []byte(value)}}
 }
 
 func (m *testMember) put(ctx context.Context, key, value string) error {

@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
@@ -21,8 +21,8 @@ import (
 type proposal struct {
 	id      uint64
 	entry   *raftpb.Entry
-	buffer  *[]byte                           // what entry.Data is in, to be used again; nil: not pooled
-	request *etcdserverpb.InternalRaftRequest // the decoded form, kept for our own apply
+	buffer  *[]byte                 // what entry.Data is in, to be used again; nil: not pooled
+	request *pb.InternalRaftRequest // the decoded form, kept for our own apply
 	change  *command.Change
 	born    time.Time
 
@@ -177,7 +177,7 @@ func (w *waiters) closeAll() {
 // fit the 4 KiB that such a goroutine is given: growing the stack once costs as much as the rest of
 // Propose. So the frames of those that wait are kept small, by doing the work before and after in
 // functions of their own that are not inlined.
-func (r *Replica) Propose(ctx context.Context, req *etcdserverpb.InternalRaftRequest) (command.Result, error) {
+func (r *Replica) Propose(ctx context.Context, req *pb.InternalRaftRequest) (command.Result, error) {
 	p, err := r.proposer.submit(req)
 	if err == nil {
 		err = r.proposer.await(ctx, p)
@@ -200,12 +200,12 @@ type proposer struct {
 // submit makes a proposal of a request and puts it into the inbox.
 //
 //go:noinline
-func (c *proposer) submit(req *etcdserverpb.InternalRaftRequest) (*proposal, error) {
+func (c *proposer) submit(req *pb.InternalRaftRequest) (*proposal, error) {
 	id := c.ids.Next()
 	made := &struct {
 		proposal
 		entry  raftpb.Entry
-		header etcdserverpb.RequestHeader
+		header pb.RequestHeader
 	}{}
 	p := &made.proposal
 	p.id, p.request, p.entry = id, req, &made.entry
@@ -268,10 +268,10 @@ func (b *buffers) put(p *proposal) {
 // ProposeInTerm is Propose for what only the leader of one term may ask for: the revocation of a lease
 // that it saw expire, say. Unless this member leads in term when raft takes the request it ends
 // with ErrNotLeader and is never applied; it is not held for, nor forwarded to, another leader.
-func (r *Replica) ProposeInTerm(ctx context.Context, term uint64, req *etcdserverpb.InternalRaftRequest) (command.Result, error) {
+func (r *Replica) ProposeInTerm(ctx context.Context, term uint64, req *pb.InternalRaftRequest) (command.Result, error) {
 	id := r.proposer.ids.Next()
 	if req.Header == nil {
-		req.Header = &etcdserverpb.RequestHeader{}
+		req.Header = &pb.RequestHeader{}
 	}
 	req.Header.ID = id
 	data, err := command.Encode(req)

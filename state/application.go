@@ -6,12 +6,13 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/belaydb/belay/auth"
-	"github.com/belaydb/belay/mvcc"
-	"github.com/belaydb/belay/store"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/store"
 )
 
 // application is one batch of entries being applied: what is done to the store and what readers

@@ -3,12 +3,13 @@ package state
 import (
 	"fmt"
 
-	"github.com/belaydb/belay/auth"
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/lease"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/lease"
 )
 
 // policyNow is the policy that readers see, until replaced is closed.

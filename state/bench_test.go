@@ -9,8 +9,9 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/belaydb/belay/command"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/belaydb/belay/command"
 )
 
 // BenchmarkApply overwrites 256-byte values of 100,000 keys, in batches; the time is per put,

@@ -4,11 +4,12 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/store"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/store"
 )
 
 // CheckChange reports whether the change can be applied to the members as of the applied index.

@@ -8,13 +8,14 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/store"
 	"github.com/coreos/go-semver/semver"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/membershippb"
 	"go.etcd.io/etcd/api/v3/version"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/store"
 )
 
 // Stored forms (the keys are built by package store):

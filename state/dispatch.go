@@ -5,9 +5,10 @@ import (
 	"errors"
 	"time"
 
-	"github.com/belaydb/belay/command"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
 )
 
 // applyEntry applies one entry as one transaction of the open batch. The clock is read once for

@@ -3,11 +3,12 @@ package state
 import (
 	"slices"
 
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/store"
 	"github.com/coreos/go-semver/semver"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/store"
 )
 
 // Stored is what a store holds about the cluster itself: members, alarms, versions.

@@ -3,8 +3,9 @@ package state
 import (
 	"testing"
 
-	"github.com/belaydb/belay/command"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/belaydb/belay/command"
 )
 
 // Whatever an entry decodes from, applying it must neither panic nor stop: it would stop every

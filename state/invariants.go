@@ -13,8 +13,8 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// The asserts of a build with the tag invariants: see package invariants. The applier makes them after it has published a
-// batch. mvcc makes its own.
+// The asserts of a build with the tag invariants: see package invariants. The applier makes them
+// after it has published a batch. mvcc makes its own.
 
 // checkedPerBatch is how many keys, leases and members a batch may cost to be looked at.
 const checkedPerBatch = 64
@@ -37,8 +37,8 @@ func (m *Machine) checkInvariants() {
 	}
 }
 
-// checkLeases: every lease of the table is stored, and the reverse; every key that exists and has a lease is attached to
-// it, and nothing else is attached.
+// checkLeases: every lease of the table is stored, and the reverse; every key that exists and has a
+// lease is attached to it, and nothing else is attached.
 func (m *Machine) checkLeases() (looked int, err error) {
 	stored := 0
 	if err := lease.Records(m.cfg.Store, func(id lease.ID, _, _ int64) error {
@@ -89,7 +89,8 @@ func (m *Machine) checkLeases() (looked int, err error) {
 	return stored + len(attached) + len(all.KVs), nil
 }
 
-// checkMirror: members, alarms, versions, users, roles and the applied index that readers see are those of the store.
+// checkMirror: members, alarms, versions, users, roles and the applied index that readers see are
+// those of the store.
 func (m *Machine) checkMirror() error {
 	c, err := readCluster(m.cfg.Store)
 	if err != nil {

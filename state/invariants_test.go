@@ -15,7 +15,8 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// TestInvariantsBreak breaks each invariant on purpose: the assert must say so, and the member must stop.
+// TestInvariantsBreak breaks each invariant on purpose: the assert must say so, and the member must
+// stop.
 func TestInvariantsBreak(t *testing.T) {
 	set := func(key []byte) func(*store.Batch) error {
 		return func(b *store.Batch) error { return b.Set(key, nil) }

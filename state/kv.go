@@ -3,10 +3,11 @@ package state
 import (
 	"fmt"
 
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/lease"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/lease"
 )
 
 // putAnswer is a PutResponse with its header, in one allocation.

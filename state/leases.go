@@ -4,8 +4,9 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/belaydb/belay/lease"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/belaydb/belay/lease"
 )
 
 func (a *application) leaseGrant(r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {

@@ -3,10 +3,11 @@ package state
 import (
 	"strconv"
 
-	"github.com/belaydb/belay/logsink"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/belaydb/belay/logsink"
 )
 
 // How requests get into log lines. The text of a whole request may have a hundred megabytes and

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/mvcc"
 	"github.com/prometheus/client_golang/prometheus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -22,6 +20,9 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/mvcc"
 )
 
 // zapPanic lets tests see a stop: the process would have ended.

@@ -11,10 +11,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/lease"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/lease"
 )
 
 // seed is random, unless BELAY_SEED repeats a run.

@@ -6,11 +6,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/mvcc"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/membershippb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/mvcc"
 )
 
 var rangeAll = mvcc.RangeOptions{}

@@ -1,8 +1,9 @@
 package state
 
 import (
-	"github.com/belaydb/belay/store"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/belaydb/belay/store"
 )
 
 // DefaultQuotaBytes is the quota where none is configured: etcd's.

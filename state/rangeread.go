@@ -6,9 +6,10 @@ import (
 	"math"
 	"sort"
 
-	"github.com/belaydb/belay/mvcc"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/belaydb/belay/mvcc"
 )
 
 // Ranger reads a range of keys: a *mvcc.Store, a *mvcc.View, or the *mvcc.Writer of the batch being

@@ -8,16 +8,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/lease"
-	"github.com/belaydb/belay/mvcc"
-	"github.com/belaydb/belay/store"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/store"
 )
 
 // rig is a machine over a store in memory, that can be closed and opened again.

@@ -5,12 +5,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/lease"
 	"github.com/cockroachdb/datadriven"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/encoding/prototext"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/lease"
 )
 
 // Scenarios are text: `apply` is one batch, one request in prototext a line; `change` one member

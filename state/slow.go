@@ -5,10 +5,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/belaydb/belay/command"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/command"
 )
 
 // The lines below have etcd's messages and fields; values and passwords are redacted as etcd

@@ -7,20 +7,23 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/mvcc"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/mvcc"
 )
 
 // A transaction runs in three steps, so that it happens completely or not at all:
 //
-//  1. All compares, those of nested transactions too, are judged by the state before it. That fixes the path: which
-//     branch each (nested) transaction takes, in the order in which a walk meets them.
-//  2. Every operation on the path is checked against the same state: revisions of ranges, leases, keys that must exist.
-//     The first failure is the transaction's error; nothing was written.
-//  3. The operations run in order. They cannot fail any more. (A put that ignores its value and follows a delete of its
-//     key could; the API refuses such a pair of operations. Here it writes an empty value.)
+//  1. All compares, those of nested transactions too, are judged by the state before it. That fixes
+//     the path: which branch each (nested) transaction takes, in the order in which a walk meets
+//     them.
+//  2. Every operation on the path is checked against the same state: revisions of ranges, leases,
+//     keys that must exist. The first failure is the transaction's error; nothing was written.
+//  3. The operations run in order. They cannot fail any more. (A put that ignores its value and
+//     follows a delete of its key could; the API refuses such a pair of operations. Here it writes
+//     an empty value.)
 
 // txnReader is the state against which a transaction is judged.
 type txnReader interface {

@@ -8,7 +8,8 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// A batch is made with the index and the term of its raft entry, and writes them with its data: the two cannot part.
+// A batch is made with the index and the term of its raft entry, and writes them with its data: the
+// two cannot part.
 func ExampleStore_NewBatch() {
 	s, err := store.Open("data", store.Options{FS: vfs.NewMem()})
 	if err != nil {

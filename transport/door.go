@@ -114,7 +114,7 @@ func (t *Transport) admitSender(w http.ResponseWriter, r *http.Request) (id uint
 func (t *Transport) logRefused(r *http.Request, why string, err error) {
 	t.count(why)
 	if n, due := t.refusals.due(time.Now()); due {
-		t.lg.Warn("refused a request on the peer port", zap.String("local-member-id", t.id), zap.String("why", why), zap.Error(err),
+		t.logger.Warn("refused a request on the peer port", zap.String("local-member-id", t.id), zap.String("why", why), zap.Error(err),
 			zap.String("remote-addr", r.RemoteAddr), zap.String("path", r.URL.Path),
 			zap.String("remote-peer-server-name", fmt.Sprintf("%.32s", r.Header.Get(peers.HeaderFrom))), zap.Int("refused-requests", n))
 	}
@@ -410,7 +410,7 @@ func (t *Transport) checkSender(m *raftpb.Message, sender uint64) error {
 	}
 	t.count(refusedMessage)
 	if n, due := t.badMessages.due(time.Now()); due {
-		t.lg.Warn("refused a Raft message that its sender may not send", zap.String("local-member-id", t.id),
+		t.logger.Warn("refused a Raft message that its sender may not send", zap.String("local-member-id", t.id),
 			zap.String("remote-peer-id", idString(sender)), zap.Error(err), zap.Int("refused-messages", n))
 	}
 	return err
@@ -470,9 +470,9 @@ func (w *streamWriter) sayTakenOver(from, to *standing) {
 	w.p.m.takenOver.Inc()
 	fields := w.fields(zap.String("remote-addr-before", from.address), zap.String("remote-addr", to.address), zap.Duration("stood", to.since.Sub(from.since)))
 	if from.host == to.host && bytes.Equal(from.certificate[:], to.certificate[:]) {
-		w.p.lg.Info("a stream that stood is replaced: its peer has dialled again", fields...)
+		w.p.logger.Info("a stream that stood is replaced: its peer has dialled again", fields...)
 		return
 	}
-	w.p.lg.Warn("a stream that stood is taken over from another address, or with another certificate: if that is not the same member, somebody claims to be it",
+	w.p.logger.Warn("a stream that stood is taken over from another address, or with another certificate: if that is not the same member, somebody claims to be it",
 		append(fields, zap.Bool("same-certificate", from.certificate == to.certificate))...)
 }

@@ -51,7 +51,7 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 		if _, due := t.refusals.due(time.Now()); !due { // the metric counts those not logged: the lines are etcd's
 			return
 		}
-		t.lg.Warn(msg, append([]zap.Field{
+		t.logger.Warn(msg, append([]zap.Field{
 			zap.String("local-member-id", t.id),
 			zap.String("local-member-cluster-id", t.cluster),
 			zap.String("local-member-server-version", etcdVersion),
@@ -84,7 +84,7 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 // logFailed logs that a message of a peer was not accepted, but not every time.
 func (t *Transport) logFailed(sender uint64, err error) {
 	if n, due := t.badMessages.due(time.Now()); due {
-		t.lg.Warn("failed to process Raft message", zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(sender)),
+		t.logger.Warn("failed to process Raft message", zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(sender)),
 			zap.Error(err), zap.Int("failed-messages", n))
 	}
 }
@@ -110,12 +110,12 @@ func (r rejection) code() int {
 // accept returns why m is not for us, and logs it; "" if it is.
 func (t *Transport) accept(m *raftpb.Message) rejection {
 	if t.cfg.Handler.IsRemoved(m.GetFrom()) {
-		t.lg.Warn("rejected Raft message from removed member",
+		t.logger.Warn("rejected Raft message from removed member",
 			zap.String("local-member-id", t.id), zap.String("removed-member-id", idString(m.GetFrom())))
 		return fromRemoved
 	}
 	if m.GetTo() != t.cfg.MemberID {
-		t.lg.Warn("rejected Raft message to mismatch member",
+		t.logger.Warn("rejected Raft message to mismatch member",
 			zap.String("local-member-id", t.id), zap.String("mismatch-member-id", idString(m.GetTo())))
 		return forAnother
 	}
@@ -142,7 +142,7 @@ func (t *Transport) servePipeline(w http.ResponseWriter, r *http.Request) {
 	}
 	failed := func(logged, answered string, err error) {
 		if n, due := t.badMessages.due(time.Now()); due {
-			t.lg.Warn(logged, zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(sender)), zap.Error(err), zap.Int("failed-messages", n))
+			t.logger.Warn(logged, zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(sender)), zap.Error(err), zap.Int("failed-messages", n))
 		}
 		t.cfg.Metrics.receivedFailures.WithLabelValues(idString(sender)).Inc()
 		http.Error(w, answered, http.StatusBadRequest)
@@ -199,7 +199,7 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 	case streamControl.path():
 		kind = streamControl
 	default:
-		t.lg.Debug("ignored unexpected streaming request path", zap.String("local-member-id", t.id),
+		t.logger.Debug("ignored unexpected streaming request path", zap.String("local-member-id", t.id),
 			zap.String("remote-peer-id-stream-handler", t.id), zap.String("path", r.URL.Path))
 		http.Error(w, "invalid path", http.StatusNotFound)
 		return
@@ -207,14 +207,14 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 	name := path.Base(r.URL.Path)
 	from, err := strconv.ParseUint(name, 16, 64)
 	if err != nil {
-		t.lg.Warn("failed to parse path into ID", zap.String("local-member-id", t.id),
+		t.logger.Warn("failed to parse path into ID", zap.String("local-member-id", t.id),
 			zap.String("remote-peer-id-stream-handler", t.id), zap.String("path", name), zap.Error(err))
 		http.Error(w, "invalid from", http.StatusNotFound)
 		return
 	}
 	ids := []zap.Field{zap.String("local-member-id", t.id), zap.String("remote-peer-id-stream-handler", t.id)}
 	if t.cfg.Handler.IsRemoved(from) {
-		t.lg.Warn("rejected stream from remote peer because it was removed", append(ids, zap.String("remote-peer-id-from", idString(from)))...)
+		t.logger.Warn("rejected stream from remote peer because it was removed", append(ids, zap.String("remote-peer-id-from", idString(from)))...)
 		http.Error(w, "removed member", http.StatusGone)
 		return
 	}
@@ -225,14 +225,14 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 		}
 		t.count(refusedSender)
 		if _, due := t.refusals.due(time.Now()); due {
-			t.lg.Warn("failed to find remote peer in cluster", append(ids, zap.String("remote-peer-id-from", idString(from)),
+			t.logger.Warn("failed to find remote peer in cluster", append(ids, zap.String("remote-peer-id-from", idString(from)),
 				zap.String("cluster-id", t.cluster))...)
 		}
 		http.Error(w, errSenderUnknown.Error(), http.StatusNotFound)
 		return
 	}
 	if to := r.Header.Get(peers.HeaderTo); to != t.id {
-		t.lg.Warn("ignored streaming request; ID mismatch", append(ids, zap.String("remote-peer-id-header", to),
+		t.logger.Warn("ignored streaming request; ID mismatch", append(ids, zap.String("remote-peer-id-header", to),
 			zap.String("remote-peer-id-from", idString(from)), zap.String("cluster-id", t.cluster))...)
 		http.Error(w, "to field mismatch", http.StatusPreconditionFailed)
 		return
@@ -255,7 +255,7 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 	p.sawHeaders(r.Header)
 	o, wait, err := t.takeOver(w)
 	if err != nil {
-		t.lg.Warn("failed to open a stream to remote peer", append(ids, zap.String("remote-peer-id-from", idString(from)), zap.Error(err))...)
+		t.logger.Warn("failed to open a stream to remote peer", append(ids, zap.String("remote-peer-id-from", idString(from)), zap.Error(err))...)
 		return
 	}
 	o.standing = to

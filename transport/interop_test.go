@@ -29,7 +29,7 @@ import (
 	"testing"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
@@ -386,7 +386,7 @@ func (m *raftMember) apply(rn *raft.RawNode, e *raftpb.Entry) {
 		rn.ApplyConfChange(cc)
 		return
 	}
-	req := &etcdserverpb.InternalRaftRequest{}
+	req := &pb.InternalRaftRequest{}
 	if err := proto.Unmarshal(e.Data, req); err != nil {
 		panic(err)
 	}

@@ -31,7 +31,7 @@ type peer struct {
 	id     uint64
 	name   string // id in hexadecimal
 	remote bool
-	lg     *zap.Logger
+	logger *zap.Logger
 	m      *peerMetrics
 	urls   *urlPicker
 	status *peerStatus
@@ -58,13 +58,13 @@ func newPeer(t *Transport, id uint64, urls []*url.URL, remote bool) *peer {
 		id:     id,
 		name:   idString(id),
 		remote: remote,
-		lg:     t.lg,
+		logger: t.logger,
 		m:      t.cfg.Metrics.peer(t.cfg.MemberID, id),
 		urls:   &urlPicker{urls: urls},
 	}
 	p.kind.Store(KindUnknown)
 	p.ctx, p.cancel = context.WithCancel(t.ctx)
-	p.status = &peerStatus{lg: t.lg, name: p.name, m: p.m}
+	p.status = &peerStatus{logger: t.logger, name: p.name, m: p.m}
 	p.pipeline = newPipeline(p)
 	if !remote {
 		p.bulk = newStreamWriter(p, streamBulk, t.cfg.BulkQueueBytes)
@@ -78,28 +78,28 @@ func (p *peer) start() {
 	if p.remote {
 		return
 	}
-	p.lg.Info("starting remote peer", zap.String("remote-peer-id", p.name))
+	p.logger.Info("starting remote peer", zap.String("remote-peer-id", p.name))
 	p.t.wg.Go(p.bulk.run)
 	p.t.wg.Go(p.control.run)
 	p.t.wg.Go(func() { p.readStream(streamBulk) })
 	p.t.wg.Go(func() { p.readStream(streamControl) })
 	p.t.wg.Go(p.processProposals)
 	p.t.wg.Go(p.probe)
-	p.lg.Info("started HTTP pipelining with remote peer", zap.String("local-member-id", p.t.id), zap.String("remote-peer-id", p.name))
-	p.lg.Info("started remote peer", zap.String("remote-peer-id", p.name))
+	p.logger.Info("started HTTP pipelining with remote peer", zap.String("local-member-id", p.t.id), zap.String("remote-peer-id", p.name))
+	p.logger.Info("started remote peer", zap.String("remote-peer-id", p.name))
 }
 
 // stop ends the peer's goroutines and does not wait for them.
 func (p *peer) stop() {
 	if !p.remote {
-		p.lg.Info("stopping remote peer", zap.String("remote-peer-id", p.name))
+		p.logger.Info("stopping remote peer", zap.String("remote-peer-id", p.name))
 	}
 	p.cancel()
 	p.pipeline.stop()
 	p.status.stop()
 	if !p.remote {
-		p.lg.Info("stopped HTTP pipelining with remote peer", zap.String("local-member-id", p.t.id), zap.String("remote-peer-id", p.name))
-		p.lg.Info("stopped remote peer", zap.String("remote-peer-id", p.name))
+		p.logger.Info("stopped HTTP pipelining with remote peer", zap.String("local-member-id", p.t.id), zap.String("remote-peer-id", p.name))
+		p.logger.Info("stopped remote peer", zap.String("remote-peer-id", p.name))
 	}
 }
 
@@ -145,7 +145,7 @@ func (p *peer) drop(m *raftpb.Message, way string) {
 		return
 	}
 	p.dropped.Add(-n)
-	p.lg.Warn("dropped internal Raft message since sending buffer is full",
+	p.logger.Warn("dropped internal Raft message since sending buffer is full",
 		zap.String("message-type", m.GetType().String()),
 		zap.String("local-member-id", p.t.id),
 		zap.String("from", idString(m.GetFrom())),
@@ -164,7 +164,7 @@ func (p *peer) received(m *raftpb.Message) {
 	if m.GetType() == raftpb.MsgSnap {
 		// Its data would be missing: snapshots have their own path.
 		p.m.receivedFailures.Inc()
-		p.lg.Warn("unexpected Raft message type", zap.String("local-member-id", p.t.id),
+		p.logger.Warn("unexpected Raft message type", zap.String("local-member-id", p.t.id),
 			zap.String("remote-snapshot-sender-id", p.name), zap.Stringer("message-type", m.GetType()))
 		return
 	}
@@ -176,7 +176,7 @@ func (p *peer) received(m *raftpb.Message) {
 			if p.status.isActive() {
 				msg = "dropped internal Raft message since receiving buffer is full (overloaded network)"
 			}
-			p.lg.Warn(msg, zap.String("message-type", m.GetType().String()), zap.String("local-member-id", p.t.id),
+			p.logger.Warn(msg, zap.String("message-type", m.GetType().String()), zap.String("local-member-id", p.t.id),
 				zap.String("from", idString(m.GetFrom())), zap.String("remote-peer-id", idString(m.GetTo())),
 				zap.Bool("remote-peer-active", p.status.isActive()))
 		}
@@ -226,9 +226,9 @@ func (p *peer) kindNow() Kind { return p.kind.Load().(Kind) }
 
 // A peerStatus says whether any connection to the peer works, and since when.
 type peerStatus struct {
-	lg   *zap.Logger
-	name string
-	m    *peerMetrics
+	logger *zap.Logger
+	name   string
+	m      *peerMetrics
 
 	mu      sync.Mutex
 	stopped bool
@@ -241,7 +241,7 @@ func (s *peerStatus) activate() {
 	if s.stopped || !s.since.IsZero() {
 		return
 	}
-	s.lg.Info("peer became active", zap.String("peer-id", s.name))
+	s.logger.Info("peer became active", zap.String("peer-id", s.name))
 	s.since = time.Now()
 	s.m.active.Set(1)
 }
@@ -255,10 +255,10 @@ func (s *peerStatus) deactivate(action, way string, cause error) {
 	}
 	err := fmt.Errorf("failed to %s %s on %s (%w)", action, s.name, way, cause)
 	if s.since.IsZero() {
-		s.lg.Debug("peer deactivated again", zap.String("peer-id", s.name), zap.Error(err))
+		s.logger.Debug("peer deactivated again", zap.String("peer-id", s.name), zap.Error(err))
 		return
 	}
-	s.lg.Warn("peer became inactive (message send to peer failed)", zap.String("peer-id", s.name), zap.Error(err))
+	s.logger.Warn("peer became inactive (message send to peer failed)", zap.String("peer-id", s.name), zap.Error(err))
 	s.since = time.Time{}
 	s.m.active.Set(0)
 	s.m.disconnected.Inc()

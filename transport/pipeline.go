@@ -174,10 +174,10 @@ func (p *peer) checkPost(resp *http.Response, target *url.URL) error {
 	case http.StatusPreconditionFailed:
 		switch text {
 		case errIncompatibleVersion.Error():
-			p.lg.Error("request sent was ignored by peer", zap.String("remote-peer-id", p.name))
+			p.logger.Error("request sent was ignored by peer", zap.String("remote-peer-id", p.name))
 			return errIncompatibleVersion
 		case errClusterIDMismatch.Error():
-			p.lg.Error("request sent was ignored due to cluster ID mismatch", zap.String("remote-peer-id", p.name),
+			p.logger.Error("request sent was ignored due to cluster ID mismatch", zap.String("remote-peer-id", p.name),
 				zap.String("remote-peer-cluster-id", resp.Header.Get(peers.HeaderCluster)), zap.String("local-member-cluster-id", p.t.cluster))
 			return errClusterIDMismatch
 		}

@@ -43,7 +43,7 @@ func (p *peer) probe() {
 		case err != nil:
 			if time.Since(unhealthyLogged) >= unhealthyLogInterval {
 				unhealthyLogged = time.Now()
-				p.lg.Warn("prober detected unhealthy status", zap.String("round-tripper-name", probeName),
+				p.logger.Warn("prober detected unhealthy status", zap.String("round-tripper-name", probeName),
 					zap.String("remote-peer-id", p.name), zap.Duration("rtt", time.Duration(p.rtt.Load())), zap.Error(err))
 			}
 		default:
@@ -54,7 +54,7 @@ func (p *peer) probe() {
 			p.rtt.Store(int64(max(rtt, 1)))
 			if drift.Abs() > maxClockDrift && time.Since(driftLogged) >= driftLogInterval {
 				driftLogged = time.Now()
-				p.lg.Warn("prober found high clock drift", zap.String("round-tripper-name", probeName),
+				p.logger.Warn("prober found high clock drift", zap.String("round-tripper-name", probeName),
 					zap.String("remote-peer-id", p.name), zap.Duration("clock-drift", drift), zap.Duration("rtt", rtt))
 			}
 		}

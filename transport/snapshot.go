@@ -48,7 +48,7 @@ func (p *peer) sendSnapshot(m *raftpb.Message) {
 	case t.snapshots <- struct{}{}:
 	default:
 		p.sendingSnapshot.Store(false)
-		p.lg.Warn("refused to send database snapshot; too many are being sent", zap.String("remote-peer-id", p.name),
+		p.logger.Warn("refused to send database snapshot; too many are being sent", zap.String("remote-peer-id", p.name),
 			zap.Int("snapshots-being-sent", cap(t.snapshots)))
 		t.reports.snapshot(p.id, false)
 		return
@@ -92,7 +92,7 @@ func (p *peer) runSnapshot(m *raftpb.Message) error {
 	}
 	fail := func(err error) error {
 		metrics.snapshotSendFailures.WithLabelValues(p.name).Inc()
-		p.lg.Warn("failed to send database snapshot", fields(zap.Error(err))...)
+		p.logger.Warn("failed to send database snapshot", fields(zap.Error(err))...)
 		return err
 	}
 	kind := p.kindNow()
@@ -118,7 +118,7 @@ func (p *peer) runSnapshot(m *raftpb.Message) error {
 	case format == KindBelay:
 		header.Set(peers.HeaderSnapshot, "1")
 	}
-	p.lg.Info("sending database snapshot", fields(zap.String("format", format))...)
+	p.logger.Info("sending database snapshot", fields(zap.String("format", format))...)
 
 	envelope := marshalMessage(m)
 	head := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(envelope)), uint64(len(envelope)))
@@ -138,7 +138,7 @@ func (p *peer) runSnapshot(m *raftpb.Message) error {
 		return fail(err)
 	}
 	p.status.activate()
-	p.lg.Info("sent database snapshot", fields()...)
+	p.logger.Info("sent database snapshot", fields()...)
 	metrics.snapshotSend.WithLabelValues(p.name).Inc()
 	metrics.snapshotSendSeconds.WithLabelValues(p.name).Observe(time.Since(start).Seconds())
 	return nil
@@ -236,7 +236,7 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 		if err == nil {
 			err = errors.New("the message is empty")
 		}
-		t.lg.Warn("failed to decode Raft message", zap.String("local-member-id", t.id), zap.String("remote-snapshot-sender-id", from), zap.Error(err))
+		t.logger.Warn("failed to decode Raft message", zap.String("local-member-id", t.id), zap.String("remote-snapshot-sender-id", from), zap.Error(err))
 		metrics.receivedFailures.WithLabelValues(from).Inc()
 		metrics.snapshotReceiveFails.WithLabelValues(from).Inc()
 		w.Header().Set("Connection", "close")
@@ -245,7 +245,7 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	}
 	ids := []zap.Field{zap.String("local-member-id", t.id), zap.String("remote-snapshot-sender-id", from)}
 	if m.GetType() != raftpb.MsgSnap || m.GetSnapshot().GetMetadata() == nil {
-		t.lg.Warn("unexpected Raft message type", append(ids, zap.Stringer("message-type", m.GetType()))...)
+		t.logger.Warn("unexpected Raft message type", append(ids, zap.Stringer("message-type", m.GetType()))...)
 		metrics.snapshotReceiveFails.WithLabelValues(from).Inc()
 		http.Error(w, "wrong raft message type", http.StatusBadRequest)
 		return
@@ -271,20 +271,20 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	}
 	index := zap.Uint64("incoming-snapshot-index", m.GetSnapshot().GetMetadata().GetIndex())
 	size := messageSize(m)
-	t.lg.Info("receiving database snapshot", append(ids, index,
+	t.logger.Info("receiving database snapshot", append(ids, index,
 		zap.Int("incoming-snapshot-message-size-bytes", size), zap.String("incoming-snapshot-message-size", humanBytes(int64(size))),
 		zap.String("format", kind))...)
 	body.n = 0
 	err = t.cfg.Handler.ReceiveSnapshot(r.Context(), m, body, kind)
 	metrics.receivedBytes.WithLabelValues(from).Add(float64(int64(size) + body.n))
 	if err != nil {
-		t.lg.Warn("failed to save incoming database snapshot", append(ids, index, zap.Error(err))...)
+		t.logger.Warn("failed to save incoming database snapshot", append(ids, index, zap.Error(err))...)
 		metrics.snapshotReceiveFails.WithLabelValues(from).Inc()
 		w.Header().Set("Connection", "close")
 		http.Error(w, fmt.Sprintf("failed to save KV snapshot (%v)", err), http.StatusInternalServerError)
 		return
 	}
-	t.lg.Info("received and saved database snapshot", append(ids, index,
+	t.logger.Info("received and saved database snapshot", append(ids, index,
 		zap.Int64("incoming-snapshot-size-bytes", body.n), zap.String("incoming-snapshot-size", humanBytes(body.n)),
 		zap.Stringer("download-took", time.Since(start)))...)
 	w.WriteHeader(http.StatusNoContent)

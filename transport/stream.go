@@ -176,7 +176,7 @@ func (w *streamWriter) fields(more ...zap.Field) []zap.Field {
 
 func (w *streamWriter) run() {
 	p := w.p
-	p.lg.Info("started stream writer with remote peer", zap.String("local-member-id", p.t.id), zap.String("remote-peer-id", p.name))
+	p.logger.Info("started stream writer with remote peer", zap.String("local-member-id", p.t.id), zap.String("remote-peer-id", p.name))
 	tick := time.NewTicker(p.t.cfg.ReadTimeout / 3)
 	defer tick.Stop()
 	var (
@@ -189,7 +189,7 @@ func (w *streamWriter) run() {
 	// lose ends conn. What waits in the box is dropped: raft will send something newer.
 	lose := func(action string, err error) {
 		p.status.deactivate(action, w.kind.String(), err)
-		p.lg.Warn("lost TCP streaming connection with remote peer", w.fields(zap.Error(err))...)
+		p.logger.Warn("lost TCP streaming connection with remote peer", w.fields(zap.Error(err))...)
 		conn.close()
 		conn = nil
 		w.attached.Store(false)
@@ -249,7 +249,7 @@ func (w *streamWriter) run() {
 				w.sayTakenOver(conn.standing, o.standing)
 				conn.close()
 				w.attached.Store(false)
-				p.lg.Warn("closed TCP streaming connection with remote peer", w.fields()...)
+				p.logger.Warn("closed TCP streaming connection with remote peer", w.fields()...)
 			}
 			if w.box.drop() > 0 { // meant for the connection before
 				p.t.reports.unreachable(p.id)
@@ -260,19 +260,19 @@ func (w *streamWriter) run() {
 			if w.kind == streamBulk {
 				enc = &msgappEncoder{}
 			}
-			p.lg.Info("set message encoder", zap.String("from", p.t.id), zap.String("to", p.name), zap.String("stream-type", w.kind.String()))
+			p.logger.Info("set message encoder", zap.String("from", p.t.id), zap.String("to", p.name), zap.String("stream-type", w.kind.String()))
 			p.status.activate()
 			w.attached.Store(true)
-			p.lg.Info("established TCP streaming connection with remote peer", w.fields()...)
+			p.logger.Info("established TCP streaming connection with remote peer", w.fields()...)
 		case <-p.ctx.Done():
 			if conn != nil {
 				w.attached.Store(false)
 				conn.close()
-				p.lg.Warn("closed TCP streaming connection with remote peer",
+				p.logger.Warn("closed TCP streaming connection with remote peer",
 					zap.String("stream-writer-type", w.kind.String()), zap.String("remote-peer-id", p.name))
 			}
 			w.box.drop()
-			p.lg.Info("stopped TCP streaming connection with remote peer",
+			p.logger.Info("stopped TCP streaming connection with remote peer",
 				zap.String("stream-writer-type", w.kind.String()), zap.String("remote-peer-id", p.name))
 			return
 		}
@@ -296,13 +296,13 @@ func (p *peer) readStream(kind streamKind) {
 			zap.String("remote-peer-id", p.name),
 		}, more...)
 	}
-	p.lg.Info("started stream reader with remote peer", fields()...)
+	p.logger.Info("started stream reader with remote peer", fields()...)
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for {
 		select {
 		case <-p.ctx.Done():
-			p.lg.Info("stopped stream reader with remote peer", fields()...)
+			p.logger.Info("stopped stream reader with remote peer", fields()...)
 			return
 		case <-pause.C:
 		}
@@ -313,13 +313,13 @@ func (p *peer) readStream(kind streamKind) {
 			p.status.deactivate("dial", kind.String(), err)
 		default:
 			p.status.activate()
-			p.lg.Info("established TCP streaming connection with remote peer", fields()...)
+			p.logger.Info("established TCP streaming connection with remote peer", fields()...)
 			err = p.decode(kind, body)
 			_ = body.Close() // given up either way
 			if p.ctx.Err() != nil {
 				break
 			}
-			p.lg.Warn("lost TCP streaming connection with remote peer", fields(zap.Error(err))...)
+			p.logger.Warn("lost TCP streaming connection with remote peer", fields(zap.Error(err))...)
 			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 				p.status.deactivate("read", kind.String(), err)
 			}
@@ -343,7 +343,7 @@ func (p *peer) dialStream(kind streamKind) (io.ReadCloser, error) {
 	}
 	p.t.setRequestHeaders(req.Header, p.id)
 	req.Header.Set(peers.HeaderTo, p.name)
-	p.lg.Debug("dial stream reader", zap.String("from", p.t.id), zap.String("to", p.name), zap.String("address", target.String()))
+	p.logger.Debug("dial stream reader", zap.String("from", p.t.id), zap.String("to", p.name), zap.String("address", target.String()))
 	resp, err := p.t.streamRT.RoundTrip(req)
 	if err != nil {
 		p.urls.unreachable(u)
@@ -364,11 +364,11 @@ func (p *peer) dialStream(kind streamKind) (io.ReadCloser, error) {
 	case http.StatusPreconditionFailed:
 		switch text {
 		case errIncompatibleVersion.Error():
-			p.lg.Warn("request sent was ignored by remote peer due to server version incompatibility",
+			p.logger.Warn("request sent was ignored by remote peer due to server version incompatibility",
 				zap.String("local-member-id", p.t.id), zap.String("remote-peer-id", p.name), zap.Error(errIncompatibleVersion))
 			return nil, errIncompatibleVersion
 		case errClusterIDMismatch.Error():
-			p.lg.Warn("request sent was ignored by remote peer due to cluster ID mismatch",
+			p.logger.Warn("request sent was ignored by remote peer due to cluster ID mismatch",
 				zap.String("remote-peer-id", p.name), zap.String("remote-peer-cluster-id", resp.Header.Get(peers.HeaderCluster)),
 				zap.String("local-member-id", p.t.id), zap.String("local-member-cluster-id", p.t.cluster), zap.Error(errClusterIDMismatch))
 			return nil, errClusterIDMismatch

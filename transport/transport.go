@@ -123,7 +123,7 @@ func setDefault[T comparable](p *T, v T) {
 // Transport carries raft messages between this member and its peers over HTTP.
 type Transport struct {
 	cfg     Config
-	lg      *zap.Logger
+	logger  *zap.Logger
 	id      string // cfg.MemberID in hexadecimal
 	cluster string // cfg.ClusterID in hexadecimal
 
@@ -155,7 +155,7 @@ func New(cfg Config) *Transport {
 	cfg.setDefaults()
 	t := &Transport{
 		cfg:     cfg,
-		lg:      cfg.Logger,
+		logger:  cfg.Logger,
 		id:      idString(cfg.MemberID),
 		cluster: idString(cfg.ClusterID),
 	}
@@ -203,7 +203,7 @@ func (t *Transport) Send(msgs []*raftpb.Message) {
 		}
 		p := peers[to]
 		if p == nil {
-			t.lg.Debug("ignored message send request; unknown remote peer target",
+			t.logger.Debug("ignored message send request; unknown remote peer target",
 				zap.String("type", m.GetType().String()), zap.String("unknown-target-peer-id", idString(to)))
 			if m.GetType() == raftpb.MsgSnap {
 				t.reports.snapshot(to, false)
@@ -230,7 +230,7 @@ func (t *Transport) add(id uint64, urls []string, remote bool) {
 	}
 	parsed, err := parseURLs(urls)
 	if err != nil {
-		t.lg.Warn("failed to parse the URLs of a peer",
+		t.logger.Warn("failed to parse the URLs of a peer",
 			zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(id)), zap.Strings("remote-peer-urls", urls), zap.Error(err))
 		if remote {
 			return
@@ -270,7 +270,7 @@ func (t *Transport) add(id uint64, urls []string, remote bool) {
 		msg = "added new remote peer"
 	}
 	p.start()
-	t.lg.Info(msg, zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(id)), zap.Strings("remote-peer-urls", urls))
+	t.logger.Info(msg, zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(id)), zap.Strings("remote-peer-urls", urls))
 }
 
 // UpdatePeer replaces a peer's URLs. Established streams are kept.
@@ -281,12 +281,12 @@ func (t *Transport) UpdatePeer(id uint64, urls []string) {
 	}
 	parsed, err := parseURLs(urls)
 	if err != nil {
-		t.lg.Warn("failed to parse the URLs of a peer",
+		t.logger.Warn("failed to parse the URLs of a peer",
 			zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(id)), zap.Strings("remote-peer-urls", urls), zap.Error(err))
 		return
 	}
 	p.urls.update(parsed)
-	t.lg.Info("updated remote peer", zap.String("local-member-id", t.id),
+	t.logger.Info("updated remote peer", zap.String("local-member-id", t.id),
 		zap.String("updated-remote-peer-id", idString(id)), zap.Strings("updated-remote-peer-urls", urls))
 }
 
@@ -297,14 +297,14 @@ func (t *Transport) RemovePeer(id uint64) {
 	peers := *t.peers.Load()
 	p := peers[id]
 	if p == nil {
-		t.lg.Warn("skipped removing already removed peer", zap.String("local-member-id", t.id), zap.String("removed-remote-peer-id", idString(id)))
+		t.logger.Warn("skipped removing already removed peer", zap.String("local-member-id", t.id), zap.String("removed-remote-peer-id", idString(id)))
 		return
 	}
 	peers = maps.Clone(peers)
 	delete(peers, id)
 	t.peers.Store(&peers)
 	p.stop()
-	t.lg.Info("removed remote peer", zap.String("local-member-id", t.id), zap.String("removed-remote-peer-id", idString(id)))
+	t.logger.Info("removed remote peer", zap.String("local-member-id", t.id), zap.String("removed-remote-peer-id", idString(id)))
 }
 
 func (t *Transport) peer(id uint64) *peer { return (*t.peers.Load())[id] }

@@ -38,7 +38,7 @@ func (h *Hub) catchUpLoop() {
 			if h.ctx.Err() != nil {
 				return
 			}
-			h.log.Warn("failed to read history for watchers; will try again", zap.Duration("after", backoff), zap.Error(err))
+			h.logger.Warn("failed to read history for watchers; will try again", zap.Duration("after", backoff), zap.Error(err))
 			select {
 			case <-time.After(backoff):
 			case <-h.ctx.Done():

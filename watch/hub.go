@@ -100,7 +100,7 @@ type Hub struct {
 	kv      History
 	opts    Options
 	metrics *Metrics
-	log     *zap.Logger
+	logger  *zap.Logger
 
 	recent recent
 	active atomic.Int64 // watchers that are not ended; 0: Notify wakes nobody
@@ -185,7 +185,7 @@ func NewHub(kv History, opts Options) *Hub {
 	opts = opts.withDefaults()
 	rev := kv.Revision()
 	h := &Hub{
-		kv: kv, opts: opts, metrics: opts.Metrics, log: opts.Logger,
+		kv: kv, opts: opts, metrics: opts.Metrics, logger: opts.Logger,
 		recent: recent{
 			slots: make([]slot, opts.RecentRevisions), first: rev + 1, rev: rev, done: rev,
 			keepBytes: opts.RecentBytes, maxBytes: max(opts.RecentBytes, opts.BacklogBytes),
@@ -230,7 +230,7 @@ func (h *Hub) Notify(rev int64, events []*mvccpb.Event) {
 		h.wake <- struct{}{} // never blocks: one for each time parked
 	}
 	if !consecutive {
-		h.log.Error("watch events skipped a revision; watchers will read it from history", zap.Int64("revision", rev))
+		h.logger.Error("watch events skipped a revision; watchers will read it from history", zap.Int64("revision", rev))
 	}
 }
 
@@ -288,7 +288,7 @@ func (h *Hub) dispatch(max int) {
 	} else if reached, ok := h.replay(&h.scratch, h.live, h.done+1, rev, 0, max, h.block); ok {
 		h.setDone(reached)
 	} else {
-		h.log.Warn("watch dispatch overrun; watchers catch up from history", zap.Int64("from", h.done+1), zap.Int64("to", rev), zap.Int("watchers", h.live.len()))
+		h.logger.Warn("watch dispatch overrun; watchers catch up from history", zap.Int64("from", h.done+1), zap.Int64("to", rev), zap.Int("watchers", h.live.len()))
 		h.demoteAll()
 		h.setDone(rev)
 	}

@@ -45,8 +45,8 @@ func (l *watchList) check() int {
 	return len(l.ws)
 }
 
-// check calls fn for each node in order and gives how many watchers the subtree has. A node has no lower priority than those
-// below it, and its max is the largest end of the subtree.
+// check calls fn for each node in order and gives how many watchers the subtree has. A node has no
+// lower priority than those below it, and its max is the largest end of the subtree.
 func (n *node) check(fn func(*node)) (watchers int) {
 	if n == nil {
 		return 0

@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/belaydb/belay/cli/connect"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/cli/connect"
 )
 
 // authCommands are auth, user and role.

@@ -16,7 +16,8 @@ import (
 	"github.com/belaydb/belay/cli/connect"
 )
 
-// globalFlags are the flags every command takes; each may also come from the environment as ETCDCTL_<NAME>.
+// globalFlags are the flags every command takes; each may also come from the environment as
+// ETCDCTL_<NAME>.
 type globalFlags struct {
 	connect.Flags
 	format string

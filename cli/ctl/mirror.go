@@ -7,11 +7,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/belaydb/belay/cli/connect"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/mirror"
+
+	"github.com/belaydb/belay/cli/connect"
 )
 
 // mirrorReport is how often make-mirror prints how many keys it has copied.

@@ -9,7 +9,8 @@ import (
 	"github.com/belaydb/belay/cli/doctor/disk"
 )
 
-// Beside a member's data a measurement is careful: it takes so many writes a second, and so many bytes in all.
+// Beside a member's data a measurement is careful: it takes so many writes a second, and so many
+// bytes in all.
 const (
 	carefulRate  = 50
 	carefulBytes = 4 << 20

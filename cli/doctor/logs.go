@@ -73,8 +73,8 @@ member, the cause with its lines, and what to do, or that these logs do not tell
 	return cmd
 }
 
-// readLogs reads a file, all files of a directory, or standard input. Only what cannot be opened is an error: what breaks off is
-// told in the report.
+// readLogs reads a file, all files of a directory, or standard input. Only what cannot be opened is
+// an error: what breaks off is told in the report.
 func (d *doctor) readLogs(cmd *cobra.Command, c *logs.Collector, arg string, now time.Time) error {
 	if arg == "-" {
 		c.Read(d.in, "-", now)
@@ -124,7 +124,8 @@ func (d *doctor) readLogs(cmd *cobra.Command, c *logs.Collector, arg string, now
 	return nil
 }
 
-// isLogName says whether a file of a directory is read: not the data of members that lie beside their logs.
+// isLogName says whether a file of a directory is read: not the data of members that lie beside
+// their logs.
 func isLogName(path string) bool {
 	name := strings.ToLower(filepath.Base(path))
 	for _, ext := range []string{".wal", ".snap", ".db", ".sst", ".tmp", ".html", ".svg", ".png", ".pem", ".crt", ".key", ".yaml", ".yml", ".tar"} {

@@ -36,7 +36,8 @@ type usageError struct{ error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// Main runs one command line, args behind "belay doctor", and returns the exit code. SIGINT and SIGTERM end it.
+// Main runs one command line, args behind "belay doctor", and returns the exit code. SIGINT and
+// SIGTERM end it.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := interrupt.Context(context.Background())
 	defer stop()
@@ -97,8 +98,8 @@ func (d *doctor) asks(cmd *cobra.Command) {
 	d.cluster[cmd] = fs
 }
 
-// configured takes the environment into the flags of asks, and returns what clientv3 makes a client from.
-// It asks for a password that is missing.
+// configured takes the environment into the flags of asks, and returns what clientv3 makes a client
+// from. It asks for a password that is missing.
 func (d *doctor) configured(cmd *cobra.Command) (*clientv3.Config, error) {
 	if err := connect.FromEnvironment(d.cluster[cmd], d.err); err != nil {
 		return nil, usageError{err}

@@ -5,7 +5,8 @@ package invariants
 // Enabled says whether this is a build with the tag invariants.
 const Enabled = false
 
-// Budget spreads the cost of one check over the calls that could make it. In this build it holds nothing.
+// Budget spreads the cost of one check over the calls that could make it. In this build it holds
+// nothing.
 type Budget struct{}
 
 // Due says whether a check is to be made now: in this build never.

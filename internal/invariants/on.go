@@ -5,9 +5,9 @@ package invariants
 // Enabled says whether this is a build with the tag invariants.
 const Enabled = true
 
-// Budget spreads the cost of one check over the calls that could make it: small states are checked at each call, and large
-// ones as seldom as keeps the cost of a call bounded. The zero value makes the first. It has no lock: it belongs to whoever
-// may make the check.
+// Budget spreads the cost of one check over the calls that could make it: small states are checked
+// at each call, and large ones as seldom as keeps the cost of a call bounded. The zero value makes
+// the first. It has no lock: it belongs to whoever may make the check.
 type Budget struct{ debt int }
 
 // Due says whether the check is to be made now. Each call pays for earn things that were looked at.

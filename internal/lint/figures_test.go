@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// mostMethods is how many methods a type of the house may have, with those of the types of its package that it embeds:
-// what a reader has to hold in mind when he reads one of them.
+// mostMethods is how many methods a type of the house may have, with those of the types of its
+// package that it embeds: what a reader has to hold in mind when he reads one of them.
 const mostMethods = 40
 
 // larger are types above that, each with how many methods it has at most and why it is so.
@@ -77,7 +77,8 @@ func figures(files []*ast.File) map[string]*typeFigure {
 	return types
 }
 
-// baseName is the name of a type of the same package, behind a pointer or with type arguments; "" for others.
+// baseName is the name of a type of the same package, behind a pointer or with type arguments; ""
+// for others.
 func baseName(e ast.Expr) string {
 	switch e := e.(type) {
 	case *ast.StarExpr:

@@ -28,7 +28,8 @@ var (
 	sources  = regexp.MustCompile(`(?s)# Sources?\n.*$|\bSources?\b[^\n]*:.*?(\n\n|$)`) // may name files of other projects
 )
 
-// A tree is the text of the pages and Go files by their slash-separated path, and the names of all files.
+// A tree is the text of the pages and Go files by their slash-separated path, and the names of all
+// files.
 type tree struct {
 	texts map[string]string
 	files map[string]bool
@@ -119,8 +120,8 @@ func uncited(text string) (faults []string) {
 	return faults
 }
 
-// wrongFiles compares the files that a package's comment names with those of its folder: what it names is there, and a
-// list, which begins with "Files:", is complete.
+// wrongFiles compares the files that a package's comment names with those of its folder: what it
+// names is there, and a list, which begins with "Files:", is complete.
 func wrongFiles(doc string, files, tests []string) (faults []string) {
 	var named []string
 	for _, m := range fileName.FindAllStringSubmatch(sources.ReplaceAllString(doc, ""), -1) {
@@ -170,7 +171,8 @@ func readTree(t testing.TB) tree {
 	return tr
 }
 
-// TestCitations: links lead to a page and a heading, paths to a file, and nothing cites what only its author has.
+// TestCitations: links lead to a page and a heading, paths to a file, and nothing cites what only
+// its author has.
 func TestCitations(t *testing.T) {
 	tr := readTree(t)
 	for name, text := range tr.texts {

@@ -9,9 +9,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/belaydb/belay/proof/cluster"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/belaydb/belay/proof/cluster"
 )
 
 // An attack is one row of the table.

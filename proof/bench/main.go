@@ -18,7 +18,8 @@
 // server built on grpc-go.
 //
 // Files: main.go (flags, order), cases.go (what is run), client.go (the lean client), measure.go
-// (histogram, costs), report.go (table, JSON), restart.go, readers.go, empty.go, own.go (this process's CPU time).
+// (histogram, costs), report.go (table, JSON), restart.go, readers.go, empty.go, own.go (this
+// process's CPU time).
 package main
 
 import (

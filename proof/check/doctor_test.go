@@ -51,7 +51,8 @@ func doctor(t *testing.T, args ...string) (d diagnosis, code int) {
 	return d, code
 }
 
-// TestDoctor has doctor look at three members of each kind: well, with one of them dead, and without a quorum.
+// TestDoctor has doctor look at three members of each kind: well, with one of them dead, and
+// without a quorum.
 func TestDoctor(t *testing.T) {
 	for _, kind := range []cluster.Kind{cluster.Belay, cluster.Etcd} {
 		t.Run(fmt.Sprint(kind), func(t *testing.T) {
@@ -74,7 +75,8 @@ func TestDoctor(t *testing.T) {
 				cancel()
 			}
 
-			// One endpoint is enough to find the others. How fast a disk or a link is here is the machine's affair.
+			// One endpoint is enough to find the others. How fast a disk or a link is here is the
+			// machine's affair.
 			d, code := doctor(t, "--endpoints", c.Members[0].ClientURL, "--between", "1s", "--command-timeout", "20s")
 			if code > 2 || d.Blind || len(d.Data.Members) != 3 {
 				t.Fatalf("code %d: %+v", code, d)

@@ -10,8 +10,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/belaydb/belay/proof/cluster"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/proof/cluster"
 )
 
 // A scenario is one row of the table.

@@ -1,6 +1,6 @@
-// Package disk measures how fast a directory's disk makes small writes durable, as etcd's and Belay's logs need it: one
-// write after the other, each followed by an fdatasync, into a file that was laid out before. That is what fio does with
-// --rw=write --ioengine=sync --fdatasync=1.
+// Package disk measures how fast a directory's disk makes small writes durable, as etcd's and
+// Belay's logs need it: one write after the other, each followed by an fdatasync, into a file that
+// was laid out before. That is what fio does with --rw=write --ioengine=sync --fdatasync=1.
 //
 // Files: disk.go (measuring, judging), sync_linux.go and sync_other.go (the system calls).
 package disk
@@ -45,8 +45,8 @@ type Result struct {
 	syncs   []time.Duration
 }
 
-// Member is the member directory that dir is or lies in, of etcd or Belay; "" if there is none. A running member shares
-// its disk with the measurement then.
+// Member is the member directory that dir is or lies in, of etcd or Belay; "" if there is none. A
+// running member shares its disk with the measurement then.
 func Member(dir string) string {
 	at, err := filepath.Abs(dir)
 	if err != nil {
@@ -64,8 +64,9 @@ func Member(dir string) string {
 	}
 }
 
-// Measure writes into a file of its own in o.Dir. The file has no name while it is written, where the system can do that,
-// so nothing is left behind however the process ends. If ctx ends, so does the measurement, with what it has.
+// Measure writes into a file of its own in o.Dir. The file has no name while it is written, where
+// the system can do that, so nothing is left behind however the process ends. If ctx ends, so does
+// the measurement, with what it has.
 func Measure(ctx context.Context, o Options) (*Result, error) {
 	info, err := os.Stat(o.Dir)
 	switch {
@@ -139,8 +140,8 @@ func (r *Result) sum(busy time.Duration) {
 	}
 }
 
-// What a disk should do: etcd's hardware guide asks for 50 sequential IOPS, and 500 for loaded clusters; its fsyncs
-// should take less than 10 ms, 99 of 100.
+// What a disk should do: etcd's hardware guide asks for 50 sequential IOPS, and 500 for loaded
+// clusters; its fsyncs should take less than 10 ms, 99 of 100.
 const (
 	iopsLeast, iopsLoaded = 50, 500
 	p99Most               = 0.010

@@ -81,8 +81,8 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestLikeFio measures the same disk with fio, where it is there, and wants the same order of size: how near the two are
-// on a quiet machine is told in docs/doctor.md.
+// TestLikeFio measures the same disk with fio, where it is there, and wants the same order of size:
+// how near the two are on a quiet machine is told in docs/doctor.md.
 func TestLikeFio(t *testing.T) {
 	fio, err := exec.LookPath("fio")
 	if err != nil || testing.Short() {

@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// layOut reserves the blocks, as fio and raft logs do, so that a sync need not wait for their allocation.
+// layOut reserves the blocks, as fio and raft logs do, so that a sync need not wait for their
+// allocation.
 func layOut(f *os.File, size int64) error {
 	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
 	if errors.Is(err, unix.EOPNOTSUPP) {

@@ -1,5 +1,5 @@
-// Package histogram reads latency histograms of members as their operators would: what each is, where its percentiles lie,
-// whether it has one face or two, and whether it is well.
+// Package histogram reads latency histograms of members as their operators would: what each is,
+// where its percentiles lie, whether it has one face or two, and whether it is well.
 //
 // Files: histogram.go (series and their verdicts), prometheus.go (series from a Prometheus server).
 package histogram
@@ -21,8 +21,8 @@ type Kind struct {
 	Why       string
 }
 
-// Kinds are those that doctor shows by itself. The bounds of the disks are those of etcd's hardware guide and alerts; that
-// of the round trips is half the default heartbeat interval.
+// Kinds are those that doctor shows by itself. The bounds of the disks are those of etcd's hardware
+// guide and alerts; that of the round trips is half the default heartbeat interval.
 var Kinds = []Kind{
 	{"etcd_disk_wal_fsync_duration_seconds", "fsync of the log", 0.010, 0.5, "every write waits for a quorum of these"},
 	{"etcd_disk_backend_commit_duration_seconds", "commit of the database", 0.025, 0.25, "requests wait while the database is written"},
@@ -219,7 +219,8 @@ func chart(s Series) report.Chart {
 	return c
 }
 
-// Of are the series of a scrape, of the metrics that are named; before is an earlier scrape of the same process, or nil.
+// Of are the series of a scrape, of the metrics that are named; before is an earlier scrape of the
+// same process, or nil.
 func Of(source string, before, s *metrics.Scrape, names []string, peer func(id string) string) (all []Series) {
 	for _, name := range names {
 		for _, h := range s.Histograms(name) {

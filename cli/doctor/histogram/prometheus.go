@@ -17,7 +17,8 @@ import (
 	"github.com/belaydb/belay/cli/doctor/metrics"
 )
 
-// FromPrometheus asks a Prometheus server what the histograms of these names counted in the time before at.
+// FromPrometheus asks a Prometheus server what the histograms of these names counted in the time
+// before at.
 func FromPrometheus(ctx context.Context, address string, over time.Duration, at time.Time, names []string) ([]Series, error) {
 	client, err := api.NewClient(api.Config{Address: address, RoundTripper: http.DefaultTransport})
 	if err != nil {

@@ -75,7 +75,8 @@ func share(part, all float64) string {
 	}
 }
 
-// slow judges a histogram of seconds by its p99: 0 well, 1 slow, 2 bad. What is older than the look counts less.
+// slow judges a histogram of seconds by its p99: 0 well, 1 slow, 2 bad. What is older than the look
+// counts less.
 func slow(h metrics.Histogram, over string, slowAt, badAt float64) int {
 	p99, _ := h.Quantile(0.99)
 	recent := strings.HasPrefix(over, "in ")
@@ -204,7 +205,8 @@ func checkRTT(c *Cluster, a *adder) {
 		Do: []string{"a busy CPU at either end looks the same: see the CPU of both", "`belay doctor network` measures from here",
 			"over long distances: --heartbeat-interval about the round trip, --election-timeout ten times that"},
 	}
-	// One member's, if it has a part in each link that is slow and the others are fast among themselves.
+	// One member's, if it has a part in each link that is slow and the others are fast among
+	// themselves.
 	for _, m := range c.Members {
 		if len(c.Members) > 2 && len(late) < len(all) && !slices.ContainsFunc(late, func(l link) bool { return l.from != m.Name && l.to != m.Name }) {
 			f.Member = m.Name

@@ -4,7 +4,7 @@ import (
 	"slices"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/belaydb/belay/cli/doctor/histogram"
@@ -21,7 +21,7 @@ type Cluster struct {
 	Members   []*Member
 	Errors    []string // endpoints that did not tell who the members are, with why
 	Strangers []string // endpoints that are no member's and do not answer, with why
-	Alarms    []*etcdserverpb.AlarmMember
+	Alarms    []*pb.AlarmMember
 	AlarmsErr error
 	AuthKnown bool // whether Auth was told
 	Auth      bool
@@ -177,8 +177,8 @@ func (m *Member) uptime() time.Duration {
 	return 0
 }
 
-// histogram is a member's over the time between the scrapes if that holds at least few observations, else since its
-// start; over says which. It is not told of fewer.
+// histogram is a member's over the time between the scrapes if that holds at least few
+// observations, else since its start; over says which. It is not told of fewer.
 func (m *Member) histogram(name string, few float64) (h metrics.Histogram, over string, ok bool) {
 	now, ok := m.scrape().Histogram(name)
 	if !ok || now.Count < few {

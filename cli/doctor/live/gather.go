@@ -1,8 +1,9 @@
-// Package live looks at a cluster that runs. Gather asks each member for what it answers anyway, twice some seconds
-// apart; Judge, which asks nobody, makes findings of it.
+// Package live looks at a cluster that runs. Gather asks each member for what it answers anyway,
+// twice some seconds apart; Judge, which asks nobody, makes findings of it.
 //
-// Files: gather.go (asking), cluster.go (what was answered), judge.go (the table of checks), checks_*.go (the checks),
-// tables.go (what is shown beside the findings), network.go (doctor network and doctor clock).
+// Files: gather.go (asking), cluster.go (what was answered), judge.go (the table of checks),
+// checks_*.go (the checks), tables.go (what is shown beside the findings), network.go (doctor
+// network and doctor clock).
 package live
 
 import (
@@ -20,7 +21,7 @@ import (
 	"sync"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/belaydb/belay/cli/doctor/metrics"
@@ -38,7 +39,8 @@ type Options struct {
 	Certified bool             // look at the certificates
 }
 
-// Gather asks the cluster. What could not be asked stands in the members' errors; err is that of the command line alone.
+// Gather asks the cluster. What could not be asked stands in the members' errors; err is that of
+// the command line alone.
 func Gather(ctx context.Context, o Options) (*Cluster, error) {
 	if len(o.Client.Endpoints) == 0 {
 		return nil, errors.New("no endpoint is given")
@@ -93,7 +95,8 @@ func (g *gatherer) client(ctx context.Context, endpoint string) (*clientv3.Clien
 	return clientv3.New(cfg)
 }
 
-// members fills in who is in the cluster, by the first endpoint that tells, and which endpoint is whose.
+// members fills in who is in the cluster, by the first endpoint that tells, and which endpoint is
+// whose.
 func (g *gatherer) members(ctx context.Context, c *Cluster) {
 	for _, ep := range c.Endpoints {
 		if err := g.membersBy(ctx, c, ep); err != nil {
@@ -102,7 +105,8 @@ func (g *gatherer) members(ctx context.Context, c *Cluster) {
 		}
 		break
 	}
-	// Endpoints that are nobody's advertised URL (a tunnel, a load balancer, a name) are tried, and tell who they are.
+	// Endpoints that are nobody's advertised URL (a tunnel, a load balancer, a name) are tried, and
+	// tell who they are.
 	for _, ep := range c.Endpoints {
 		host := hostOf(ep)
 		at := slices.IndexFunc(c.Members, func(m *Member) bool {
@@ -144,7 +148,7 @@ func (g *gatherer) membersBy(ctx context.Context, c *Cluster, endpoint string) e
 	ctx, cancel := context.WithTimeout(ctx, g.o.Timeout)
 	defer cancel()
 	// Not linearizable: it shall be answered when there is no quorum, too.
-	resp, err := etcdserverpb.NewClusterClient(cli.ActiveConnection()).MemberList(ctx, &etcdserverpb.MemberListRequest{})
+	resp, err := pb.NewClusterClient(cli.ActiveConnection()).MemberList(ctx, &pb.MemberListRequest{})
 	if err != nil {
 		return err
 	}
@@ -311,8 +315,8 @@ func (g *gatherer) health(ctx context.Context, base string) string {
 	return strings.TrimSpace(string(body[:min(len(body), 300)]))
 }
 
-// clock finds how far a member's clock is from here. HTTP's Date has whole seconds: it is asked until the second
-// changes, which tells the rest to within the time between two answers.
+// clock finds how far a member's clock is from here. HTTP's Date has whole seconds: it is asked
+// until the second changes, which tells the rest to within the time between two answers.
 func (g *gatherer) clock(ctx context.Context, base string) Clock {
 	var last time.Time
 	var asked time.Time

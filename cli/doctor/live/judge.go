@@ -7,8 +7,8 @@ import (
 	"github.com/belaydb/belay/cli/doctor/report"
 )
 
-// checks are all that Judge looks at, in the order in which it tells of what is equally bad. Each adds findings for what
-// is wrong, one for what it could not look at, or one that all is well.
+// checks are all that Judge looks at, in the order in which it tells of what is equally bad. Each
+// adds findings for what is wrong, one for what it could not look at, or one that all is well.
 var checks = []struct {
 	id    string
 	check func(*Cluster, *adder)

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/belaydb/belay/cli/doctor/metrics"
@@ -56,15 +56,15 @@ func three(t *testing.T) *Cluster {
 			Clock: Clock{Known: true, Within: 10 * time.Millisecond}, RTT: []time.Duration{time.Millisecond},
 			Certificates: []Certificate{{NotAfter: now.AddDate(1, 0, 0)}},
 		}
-		m.Status = &clientv3.StatusResponse{Header: &etcdserverpb.ResponseHeader{MemberId: i}, Version: "3.6.5", Leader: 1, RaftTerm: 4, RaftIndex: 1000, RaftAppliedIndex: 1000, DbSize: 1e8, DbSizeInUse: 9e7}
+		m.Status = &clientv3.StatusResponse{Header: &pb.ResponseHeader{MemberId: i}, Version: "3.6.5", Leader: 1, RaftTerm: 4, RaftIndex: 1000, RaftAppliedIndex: 1000, DbSize: 1e8, DbSizeInUse: 9e7}
 		m.Later = m.Status
 		c.Members = append(c.Members, m)
 	}
 	return c
 }
 
-// TestJudge breaks a cluster that is well in one way each time: the finding has to be there, be about that member, and be
-// the only one.
+// TestJudge breaks a cluster that is well in one way each time: the finding has to be there, be
+// about that member, and be the only one.
 func TestJudge(t *testing.T) {
 	for _, tc := range []struct {
 		id, member string
@@ -93,7 +93,7 @@ func TestJudge(t *testing.T) {
 			c.Members[2].Before, _ = metrics.Parse(s, now)
 		}},
 		{"alarm", "m1", report.Critical, report.CodeCritical, func(_ *testing.T, c *Cluster) {
-			c.Alarms = []*etcdserverpb.AlarmMember{{MemberID: 1, Alarm: etcdserverpb.AlarmType_NOSPACE}}
+			c.Alarms = []*pb.AlarmMember{{MemberID: 1, Alarm: pb.AlarmType_NOSPACE}}
 		}},
 		{"quota", "m2", report.Critical, report.CodeCritical, func(_ *testing.T, c *Cluster) {
 			st := fresh(c.Members[1].Status)

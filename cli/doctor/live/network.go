@@ -21,11 +21,12 @@ type Trips struct {
 	Err    error // of the last that failed
 }
 
-// late is how much longer than the median an answer takes if a packet was lost on the way: TCP sends it again after
-// 200 ms at the earliest (Linux).
+// late is how much longer than the median an answer takes if a packet was lost on the way: TCP
+// sends it again after 200 ms at the earliest (Linux).
 const late = 200 * time.Millisecond
 
-// GatherNetwork asks as Gather does, and then each member count times for its version, one request after the other.
+// GatherNetwork asks as Gather does, and then each member count times for its version, one request
+// after the other.
 func GatherNetwork(ctx context.Context, o Options, count int, every time.Duration) (*Cluster, map[*Member]*Trips, error) {
 	c, err := Gather(ctx, o)
 	if err != nil {

@@ -23,8 +23,9 @@ type verdict struct {
 	do         []string
 }
 
-// rules are tried on every incident. What a member says of its own end comes before what it measured, and that before what
-// others say of it. A rule that the lines do not bear out says nothing.
+// rules are tried on every incident. What a member says of its own end comes before what it
+// measured, and that before what others say of it. A rule that the lines do not bear out says
+// nothing.
 var rules = []func(*court) []verdict{
 	ruleVerdict, ruleCorrupt, ruleDiskFull, ruleTransfer, ruleEnded, ruleSignal, ruleStart, ruleGone, ruleDefrag, ruleDisk, rulePaused,
 	ruleLinks, ruleSteppedDown, ruleAlone, ruleNoSpace, ruleCertificate, ruleCluster, ruleOverload, ruleClock, ruleLate, ruleNetwork,
@@ -64,8 +65,8 @@ func (c *court) judge() []verdict {
 		if v.member == nobody {
 			v.member = ""
 		}
-		// Of two that explain alike, the one about who led. What happened to a member that neither led nor asked for votes
-		// changes no leader while a quorum is there.
+		// Of two that explain alike, the one about who led. What happened to a member that neither
+		// led nor asked for votes changes no leader while a quorum is there.
 		switch {
 		case c.before == "" || v.member == "" || !c.changed:
 		case v.member == c.before:
@@ -311,7 +312,8 @@ func ruleGone(c *court) (found []verdict) {
 				evidence: quote([]*Event{start}, 1),
 				do:       []string{"look for the end of the process in the journal of its machine: `journalctl -k | grep -i oom`, `journalctl -u etcd`, and for containers the last state in `kubectl describe pod`"},
 			}
-			// Certain if the log goes up to the end of that life: otherwise it may have lost the lines that tell of a stop.
+			// Certain if the log goes up to the end of that life: otherwise it may have lost the
+			// lines that tell of a stop.
 			if lost := append(slices.Clone(closed), refused...); len(lost) > 0 && c.wrote(m, lost[0].At.Add(-10*time.Minute), lost[0].At.Add(time.Second)) {
 				v.confidence = report.Certain
 				v.evidence = append(v.evidence, "its log holds no signal, no panic and no fatal line before that start")
@@ -356,8 +358,9 @@ func (c *court) lostBy(member, sort string) (found []*Event) {
 	return found
 }
 
-// errorSort says what an error on a link tells: refused (the machine answers, the process is not there), closed (the other
-// end, or its kernel, closed the connection), timeout (nothing came), local (this side ended it), other.
+// errorSort says what an error on a link tells: refused (the machine answers, the process is not
+// there), closed (the other end, or its kernel, closed the connection), timeout (nothing came),
+// local (this side ended it), other.
 func errorSort(e *Event) string {
 	text := strings.ToLower(e.err + " " + strings.Join(e.Lines, " "))
 	switch {
@@ -644,8 +647,8 @@ func ruleSteppedDown(c *court) (found []verdict) {
 	return found
 }
 
-// ruleAlone is about a member that heard no leader while the others did, and asked for votes again and again: so it ran, and
-// its leader did too.
+// ruleAlone is about a member that heard no leader while the others did, and asked for votes again
+// and again: so it ran, and its leader did too.
 func ruleAlone(c *court) (found []verdict) {
 	for _, lost := range c.of("", kindLost) {
 		m, leader := lost.Member, lost.Peer

@@ -10,7 +10,8 @@ import (
 	"github.com/belaydb/belay/cli/doctor/report"
 )
 
-// FuzzRead reads what may come from anywhere: it ends, keeps its bounds, and what it shows is safe for a terminal.
+// FuzzRead reads what may come from anywhere: it ends, keeps its bounds, and what it shows is safe
+// for a terminal.
 func FuzzRead(f *testing.F) {
 	for _, text := range []string{
 		`{"level":"warn","ts":"2026-11-29T00:43:15.710387Z","msg":"slow fdatasync","took":"1.2s","local-member-id":"8e9e05c52164694d"}`,

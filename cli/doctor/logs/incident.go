@@ -16,8 +16,8 @@ type incident struct {
 }
 
 const (
-	// near is how far apart troubles of one incident may be: a stream is noticed to be dead after 5 s, and an election that
-	// fails is tried again after the timeout.
+	// near is how far apart troubles of one incident may be: a stream is noticed to be dead after 5
+	// s, and an election that fails is tried again after the timeout.
 	near = 15 * time.Second
 	// verdictAfter is how much later than its incident Belay's verdict may come.
 	verdictAfter = 40 * time.Second
@@ -81,7 +81,8 @@ func byTime(events []*Event) {
 // beside is how far from an incident's troubles lesser things still belong to it.
 const beside = 3 * time.Second
 
-// incidents puts events together: first those that are trouble by themselves, then what is beside them. events are by time.
+// incidents puts events together: first those that are trouble by themselves, then what is beside
+// them. events are by time.
 func incidents(events []*Event) []*incident {
 	// What took long is put where it began.
 	order := slices.Clone(events)
@@ -145,8 +146,8 @@ func incidents(events []*Event) []*incident {
 	return all
 }
 
-// changedLeader says whether somebody came to see another leader, or none. One member that lost the leader and found it again,
-// while nobody else had lost it, is no change of leader.
+// changedLeader says whether somebody came to see another leader, or none. One member that lost the
+// leader and found it again, while nobody else had lost it, is no change of leader.
 func (i *incident) changedLeader() bool {
 	var lost []*Event
 	for _, e := range i.events {

@@ -35,8 +35,9 @@ type stamp struct {
 	set     bool
 }
 
-// better says whether t should be replaced by the stamp of an inner layer: that is when the process wrote the line, while the
-// outer one is when somebody took it. But a time without zone or date is worse than one with.
+// better says whether t should be replaced by the stamp of an inner layer: that is when the process
+// wrote the line, while the outer one is when somebody took it. But a time without zone or date is
+// worse than one with.
 func (t stamp) better(inner stamp) stamp {
 	if !inner.set || t.set && (t.zone && !inner.zone || !t.undated && inner.undated) {
 		return t
@@ -61,14 +62,16 @@ var (
 
 var capnsLevels = map[string]string{"C": "fatal", "E": "error", "W": "warn", "N": "info", "I": "info", "D": "debug", "T": "debug"}
 
-// A parser understands the lines of one input. What lines do not tell of their time it takes from those before them.
+// A parser understands the lines of one input. What lines do not tell of their time it takes from
+// those before them.
 type parser struct {
 	ref     time.Time      // no line is later than about this: when the input was last written, or read
 	zone    *time.Location // of times that name none
 	last    map[string]time.Time
 	partial map[string]string // beginnings of lines that the container runtime cut, by who wrote them
 
-	// of times of day without a date: the day that is counted, the last time, and whether there were any
+	// of times of day without a date: the day that is counted, the last time, and whether there
+	// were any
 	day      int
 	ofDay    time.Duration
 	undated  bool
@@ -81,7 +84,8 @@ func newParser(ref time.Time, zone *time.Location) *parser {
 	return &parser{ref: ref, zone: zone, last: map[string]time.Time{}, partial: map[string]string{}, wrapping: map[string]int{}}
 }
 
-// parse makes a Line of a line's text; ok is false if it is of no form that is known, or only a piece of a line.
+// parse makes a Line of a line's text; ok is false if it is of no form that is known, or only a
+// piece of a line.
 func (p *parser) parse(text string) (l Line, ok bool) {
 	if len(text) > maxLine {
 		text = text[:maxLine]
@@ -248,8 +252,9 @@ func (p *parser) peel(text string, l *Line, t *stamp) (rest, form string, done b
 	return text, "", true
 }
 
-// journaled is what remains of a line of the journal or of syslog that the program ident wrote. What systemd and the kernel
-// say of a machine belongs to the member on it, what other programs say does not.
+// journaled is what remains of a line of the journal or of syslog that the program ident wrote.
+// What systemd and the kernel say of a machine belongs to the member on it, what other programs say
+// does not.
 func (p *parser) journaled(l *Line, ident, body string, from func(...string)) (rest, form string, done bool) {
 	if ident == "systemd" || ident == "kernel" {
 		l.Foreign, l.Msg = true, ident+": "+body
@@ -332,7 +337,8 @@ func (p *parser) journalEntry(l *Line, t *stamp, fields map[string]string, msg s
 	return p.journaled(l, ident, strings.TrimRight(msg, "\r\n"), from)
 }
 
-// console is zap's console form: time, level, logger (sometimes), caller, message, fields, with tabs between.
+// console is zap's console form: time, level, logger (sometimes), caller, message, fields, with
+// tabs between.
 func (p *parser) console(text string, l *Line, t *stamp) bool {
 	parts := strings.Split(text, "\t")
 	s := p.stamp(parts[0])

@@ -181,7 +181,8 @@ func exportForm(text string) []byte {
 	return b.Bytes()
 }
 
-// TestBounds reads more than is kept: many members, many kinds of lines that never repeat in time, and lines without end.
+// TestBounds reads more than is kept: many members, many kinds of lines that never repeat in time,
+// and lines without end.
 func TestBounds(t *testing.T) {
 	c := NewCollector(Options{})
 	var b bytes.Buffer
@@ -217,8 +218,8 @@ func TestMidnight(t *testing.T) {
 	}
 }
 
-// TestWrappings tells the real incidents of testdata in every wrapping, each log by itself and all mixed: cause, member and
-// change of leader have to be those of the plain logs.
+// TestWrappings tells the real incidents of testdata in every wrapping, each log by itself and all
+// mixed: cause, member and change of leader have to be those of the plain logs.
 func TestWrappings(t *testing.T) {
 	stampOf := func(line string) (time.Time, bool) {
 		_, rest, ok := strings.Cut(line, `"ts":"`)

@@ -97,7 +97,8 @@ func (n *names) of(id string) string {
 	return id
 }
 
-// distinguish adds to a name that several ids have, as of other clusters or of a member that was replaced, which it is.
+// distinguish adds to a name that several ids have, as of other clusters or of a member that was
+// replaced, which it is.
 func (n *names) distinguish() {
 	ids := map[string][]string{}
 	for _, m := range []map[string]bool{keysOf(n.byID), keysOf(n.urls)} {
@@ -144,7 +145,8 @@ func (c *Collector) assign() {
 	for _, s := range c.streams {
 		title[s] = s.title()
 	}
-	// When several lines without an id stand between lines of two members in a file, they may be of either.
+	// When several lines without an id stand between lines of two members in a file, they may be of
+	// either.
 	sole := map[*stream]string{}
 	for _, s := range c.streams {
 		if len(s.ids) == 1 {
@@ -162,7 +164,8 @@ func (c *Collector) assign() {
 			title[s] = s.name
 		}
 	}
-	// A member whose id has no name anywhere is called as its logs are: by the wrapping, or by the file's name if all agree.
+	// A member whose id has no name anywhere is called as its logs are: by the wrapping, or by the
+	// file's name if all agree.
 	called := map[string]string{}
 	for _, s := range c.streams {
 		id, name := sole[s], s.title()

@@ -21,7 +21,8 @@ const (
 	maxPictures  = 6
 )
 
-// pictures are one of all the time, if there are several incidents, and one of each of the first incidents.
+// pictures are one of all the time, if there are several incidents, and one of each of the first
+// incidents.
 func (c *Collector) pictures(found []*incident, members []string) []report.Picture {
 	lanes := slices.DeleteFunc(slices.Clone(members), func(m string) bool {
 		return !slices.ContainsFunc(c.events, func(e *Event) bool { return e.Member == m || e.Leader == m })
@@ -52,7 +53,8 @@ type reign struct {
 	term   uint64
 }
 
-// reigns are who led, by time. The first that says so counts; a leader that others have lost leads until then.
+// reigns are who led, by time. The first that says so counts; a leader that others have lost leads
+// until then.
 func (c *Collector) reigns() []reign {
 	var out []reign
 	var term uint64

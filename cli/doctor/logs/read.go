@@ -96,8 +96,9 @@ func NewCollector(o Options) *Collector {
 	return &Collector{o: o, byKey: map[string]*stream{}, forms: map[string]int{}, names: newNames()}
 }
 
-// Read takes one input whole. name is shown; written is when it was last written to, or now, and gives years to times
-// that have none. What keeps it from the end of the input is told by the report; what was read before counts.
+// Read takes one input whole. name is shown; written is when it was last written to, or now, and
+// gives years to times that have none. What keeps it from the end of the input is told by the
+// report; what was read before counts.
 func (c *Collector) Read(in io.Reader, name string, written time.Time) {
 	p := newParser(written, c.o.Zone)
 	br := bufio.NewReaderSize(in, 256<<10)
@@ -160,8 +161,8 @@ func eachLine(br *bufio.Reader, take func(string)) error {
 	}
 }
 
-// readExport reads journalctl's export form: entries of KEY=value lines, with an empty line behind each; a value that is no
-// text comes behind its key and a length.
+// readExport reads journalctl's export form: entries of KEY=value lines, with an empty line behind
+// each; a value that is no text comes behind its key and a length.
 func (c *Collector) readExport(br *bufio.Reader, p *parser, name string, count *inputCount) error {
 	fields := map[string]string{}
 	entry := func() {
@@ -281,8 +282,8 @@ func (c *Collector) take(l Line, input string) {
 		e.again = s.running
 		s.starting, s.running = true, false
 	}
-	// Whoever wrote a line well after its sync, or its own loop, began to hang, and well before that ended, was not standing
-	// still when it should have gone on.
+	// Whoever wrote a line well after its sync, or its own loop, began to hang, and well before
+	// that ended, was not standing still when it should have gone on.
 	if begin := l.At.Add(-e.Took); e.Took > 0 && !previous.Before(begin.Add(min(e.Took/2, time.Second))) && previous.Before(l.At.Add(-e.Took/10)) {
 		e.ran = true
 	}
@@ -328,7 +329,8 @@ func (c *Collector) stream(input, from string) *stream {
 	return s
 }
 
-// settle gives dates to the times of day of an input: its last line is of the last such time before it was written.
+// settle gives dates to the times of day of an input: its last line is of the last such time before
+// it was written.
 func (c *Collector) settle(p *parser, input string, written time.Time) {
 	if !p.undated {
 		return

@@ -61,7 +61,8 @@ func (p *parser) stamp(text string) stamp {
 	return stamp{}
 }
 
-// year gives t the last year in which it is not later than the input (by more than a day: zones and clocks differ).
+// year gives t the last year in which it is not later than the input (by more than a day: zones and
+// clocks differ).
 func (p *parser) year(t time.Time) time.Time {
 	limit := p.ref.Add(24 * time.Hour)
 	for y := limit.In(p.zone).Year(); ; y-- {

@@ -1,4 +1,5 @@
-// Package metrics reads what members answer at /metrics, and tells from two scrapes what happened between them.
+// Package metrics reads what members answer at /metrics, and tells from two scrapes what happened
+// between them.
 package metrics
 
 import (
@@ -137,8 +138,8 @@ func (s *Scrape) Histogram(name string) (Histogram, bool) {
 	return Histogram{}, false
 }
 
-// Since is what came between before and h. ok is false if the process was started again between them, which a count
-// that has fallen shows, or if the buckets differ.
+// Since is what came between before and h. ok is false if the process was started again between
+// them, which a count that has fallen shows, or if the buckets differ.
 func (h Histogram) Since(before Histogram) (diff Histogram, ok bool) {
 	if h.Count < before.Count || len(h.Buckets) != len(before.Buckets) {
 		return Histogram{}, false
@@ -161,8 +162,8 @@ func (h Histogram) Mean() float64 {
 	return h.Sum / h.Count
 }
 
-// Quantile is found by interpolation within a bucket, as Prometheus' histogram_quantile does. What lies beyond the last
-// bound is told as that bound, with beyond set: it took at least so long.
+// Quantile is found by interpolation within a bucket, as Prometheus' histogram_quantile does. What
+// lies beyond the last bound is told as that bound, with beyond set: it took at least so long.
 func (h Histogram) Quantile(q float64) (value float64, beyond bool) {
 	if h.Count == 0 || len(h.Buckets) == 0 {
 		return math.NaN(), false
@@ -189,7 +190,8 @@ func (h Histogram) Quantile(q float64) (value float64, beyond bool) {
 	return low + (h.Buckets[i].Upper-low)*(rank-below)/in, false
 }
 
-// Above is how many were more than bound, which has to be the bound of a bucket; ok is false if it is none.
+// Above is how many were more than bound, which has to be the bound of a bucket; ok is false if it
+// is none.
 func (h Histogram) Above(bound float64) (n float64, ok bool) {
 	for _, b := range h.Buckets {
 		if b.Upper == bound {
@@ -199,15 +201,16 @@ func (h Histogram) Above(bound float64) (n float64, ok bool) {
 	return 0, false
 }
 
-// A Mode is a group of neighbouring buckets that hold much, with little around it: a histogram of a disk that is
-// sometimes busy has two.
+// A Mode is a group of neighbouring buckets that hold much, with little around it: a histogram of a
+// disk that is sometimes busy has two.
 type Mode struct {
 	Low, High float64 // bounds; High may be +Inf
 	Count     float64
 }
 
-// Modes are the peaks of h that hold at least a fiftieth of all and are parted by a valley of less than half the
-// smaller peak. Buckets are compared by their counts, since their bounds grow geometrically.
+// Modes are the peaks of h that hold at least a fiftieth of all and are parted by a valley of less
+// than half the smaller peak. Buckets are compared by their counts, since their bounds grow
+// geometrically.
 func (h Histogram) Modes() []Mode {
 	var counts []float64
 	previous := 0.0

@@ -1,8 +1,9 @@
-// Package report is the one form that all of doctor's answers have: findings, sorted by severity, with
-// tables and pictures beside them, as text for a terminal, as JSON for scripts, or as one HTML page that
-// can be sent, with its pictures inside and nothing fetched from elsewhere.
+// Package report is the one form that all of doctor's answers have: findings, sorted by severity,
+// with tables and pictures beside them, as text for a terminal, as JSON for scripts, or as one HTML
+// page that can be sent, with its pictures inside and nothing fetched from elsewhere.
 //
-// Files: report.go (what a report holds, its exit code), text.go, json.go, html.go (its three forms), chart.go (bars).
+// Files: report.go (what a report holds, its exit code), text.go, json.go, html.go (its three
+// forms), chart.go (bars).
 package report
 
 import (
@@ -25,8 +26,8 @@ func (s Severity) rank() int {
 	return slices.Index([]Severity{Critical, Warning, Unknown, Good}, s)
 }
 
-// Confidence says how sure a finding is of its cause. What was measured directly is certain; what explains all that was
-// seen and nothing contradicts is likely; possible is one cause among others.
+// Confidence says how sure a finding is of its cause. What was measured directly is certain; what
+// explains all that was seen and nothing contradicts is likely; possible is one cause among others.
 type Confidence string
 
 const (

@@ -15,7 +15,8 @@ type Style struct {
 	Colour bool // ANSI colours for severities
 }
 
-// Text writes the report for people. Lines are at most style.Width wide, but for tables and for words that are longer.
+// Text writes the report for people. Lines are at most style.Width wide, but for tables and for
+// words that are longer.
 func (r *Report) Text(w io.Writer, style Style) error {
 	if style.Width <= 0 {
 		style.Width = 80
