@@ -6,18 +6,21 @@ import (
 	"strings"
 	"time"
 
+	"github.com/belaydb/belay/cli/doctor/histogram"
 	"github.com/belaydb/belay/cli/doctor/metrics"
 	"github.com/belaydb/belay/cli/doctor/report"
+	"github.com/belaydb/belay/internal/show"
 )
 
-// Limits of the checks, each with where it comes from.
+// The latencies that are looked at.
 const (
-	// etcd's hardware guide asks for fsyncs whose p99 is under 10 ms; its alerts fire at half a second.
-	fsyncSlow, fsyncBad = 0.010, 0.5
-	// The same for commits of its database, 25 ms and a quarter of a second.
-	commitSlow, commitBad = 0.025, 0.25
-	// The default heartbeat interval is 100 ms, and should be about the round trip or more.
-	roundTripSlow, roundTripBad = 0.050, 0.250
+	fsyncs     = "etcd_disk_wal_fsync_duration_seconds"
+	commits    = "etcd_disk_backend_commit_duration_seconds"
+	roundTrips = "etcd_network_peer_round_trip_time_seconds"
+)
+
+// Limits of the checks, each with where it comes from; those of latencies are histogram.Kinds.
+const (
 	// etcd refuses requests when 5,000 entries are committed and not applied.
 	applyGapSlow, applyGapBad = 1000, 4500
 	// Of the quota.
@@ -75,15 +78,16 @@ func share(part, all float64) string {
 	}
 }
 
-// slow judges a histogram of seconds by its p99: 0 well, 1 slow, 2 bad. What is older than the look
-// counts less.
-func slow(h metrics.Histogram, over string, slowAt, badAt float64) int {
+// slow judges a histogram of the metric by its p99 and the metric's bounds: 0 well, 1 slow, 2 bad.
+// What is older than the look counts less.
+func slow(h metrics.Histogram, over, metric string) int {
+	kind := histogram.KindOf(metric)
 	p99, _ := h.Quantile(0.99)
 	recent := strings.HasPrefix(over, "in ")
 	switch {
-	case p99 >= badAt && recent:
+	case p99 >= kind.Bad && recent:
 		return 2
-	case p99 >= slowAt:
+	case p99 >= kind.Slow:
 		return 1
 	}
 	return 0
@@ -104,12 +108,12 @@ func checkDisk(c *Cluster, a *adder) {
 				return
 			}
 		}
-		h, over, ok := m.histogram("etcd_disk_wal_fsync_duration_seconds", 20)
+		h, over, ok := m.histogram(fsyncs, 20)
 		if !ok {
 			few = append(few, m.Name)
 			return
 		}
-		level := slow(h, over, fsyncSlow, fsyncBad)
+		level := slow(h, over, fsyncs)
 		evidence := []string{"fsync " + describe(h, over)}
 		if two := twoModes(h); two != "" {
 			evidence = append(evidence, two)
@@ -146,11 +150,11 @@ func checkBackend(c *Cluster, a *adder) {
 			}
 			return
 		}
-		h, over, ok := m.histogram("etcd_disk_backend_commit_duration_seconds", 10)
+		h, over, ok := m.histogram(commits, 10)
 		if !ok {
 			return
 		}
-		if level := slow(h, over, commitSlow, commitBad); level > 0 {
+		if level := slow(h, over, commits); level > 0 {
 			a.bad(severity(level), m, "Commits of its database are slow.", "Requests wait while its database is written.", []string{"commit " + describe(h, over)},
 				"large values, many keys for each transaction, or a busy disk: compare with the fsyncs of the log above", "defrag if much of the file is free")
 			return
@@ -168,20 +172,14 @@ func checkRTT(c *Cluster, a *adder) {
 	var evidence []string
 	worst := 0
 	each(c, a, "Round trips between members are", func(m *Member) {
-		before := m.Before.Histograms("etcd_network_peer_round_trip_time_seconds")
-		for _, h := range m.scrape().Histograms("etcd_network_peer_round_trip_time_seconds") {
-			over := "since its start"
-			if at := slices.IndexFunc(before, func(b metrics.Histogram) bool { return b.Labels["To"] == h.Labels["To"] }); at >= 0 && m.After != nil {
-				if diff, ok := h.Since(before[at]); ok && diff.Count >= 5 {
-					h, over = diff, "in "+metrics.Seconds(m.between().Seconds())
-				}
-			}
+		for _, h := range m.scrape().Histograms(roundTrips) {
+			h, over := m.recently(h, roundTrips, 5)
 			if h.Count < 20 {
 				continue
 			}
 			l := link{m.Name, peerName(c, h.Labels["To"])}
 			all = append(all, l)
-			level := slow(h, over, roundTripSlow, roundTripBad)
+			level := slow(h, over, roundTrips)
 			if level == 0 {
 				continue
 			}
@@ -195,7 +193,7 @@ func checkRTT(c *Cluster, a *adder) {
 	})
 	if len(late) == 0 {
 		if len(all) > 0 {
-			a.good("round trips between members are short: %d links under %s (p99)", len(all), metrics.Seconds(roundTripSlow))
+			a.good("round trips between members are short: %d links under %s (p99)", len(all), metrics.Seconds(histogram.KindOf(roundTrips).Slow))
 		}
 		return
 	}
@@ -360,17 +358,7 @@ func checkQuota(c *Cluster, a *adder) {
 	}
 }
 
-func bytes(n float64) string {
-	switch {
-	case n >= 1e9:
-		return fmt.Sprintf("%.1f GB", n/1e9)
-	case n >= 1e6:
-		return fmt.Sprintf("%.0f MB", n/1e6)
-	case n >= 1e3:
-		return fmt.Sprintf("%.0f kB", n/1e3)
-	}
-	return fmt.Sprintf("%.0f B", n)
-}
+func bytes(n float64) string { return show.Bytes(int64(n)) }
 
 func checkHistory(c *Cluster, a *adder) {
 	for _, m := range c.Members {

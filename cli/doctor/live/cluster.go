@@ -184,12 +184,24 @@ func (m *Member) histogram(name string, few float64) (h metrics.Histogram, over 
 	if !ok || now.Count < few {
 		return h, "", false
 	}
-	if before, ok := m.Before.Histogram(name); ok && m.After != nil {
-		if diff, ok := now.Since(before); ok && diff.Count >= few {
-			return diff, "in " + metrics.Seconds(m.between().Seconds()), true
+	h, over = m.recently(now, name, few)
+	return h, over, true
+}
+
+// recently is what a histogram of the last scrape counted between the two if that is at least few
+// observations, else all that it has; over says which.
+func (m *Member) recently(now metrics.Histogram, name string, few float64) (h metrics.Histogram, over string) {
+	if m.After != nil {
+		for _, before := range m.Before.Histograms(name) {
+			if before.Labels.Text() != now.Labels.Text() {
+				continue
+			}
+			if diff, ok := now.Since(before); ok && diff.Count >= few {
+				return diff, "in " + metrics.Seconds(m.between().Seconds())
+			}
 		}
 	}
-	return now, "since its start", true
+	return now, "since its start"
 }
 
 // Histograms are those of all members, of the metrics that are named.

@@ -45,9 +45,7 @@ func Gather(ctx context.Context, o Options) (*Cluster, error) {
 	if len(o.Client.Endpoints) == 0 {
 		return nil, errors.New("no endpoint is given")
 	}
-	g := &gatherer{o: o, http: &http.Client{
-		Transport: &http.Transport{TLSClientConfig: o.Client.TLS, DisableCompression: false, MaxIdleConnsPerHost: 1},
-	}}
+	g := newGatherer(o)
 	defer g.http.CloseIdleConnections()
 	c := &Cluster{At: time.Now(), Endpoints: o.Client.Endpoints, User: o.Client.Username, TLS: o.Client.TLS != nil}
 	g.members(ctx, c)
@@ -86,6 +84,11 @@ func Gather(ctx context.Context, o Options) (*Cluster, error) {
 type gatherer struct {
 	o    Options
 	http *http.Client
+}
+
+// newGatherer makes one; its idle connections are to be closed.
+func newGatherer(o Options) *gatherer {
+	return &gatherer{o: o, http: &http.Client{Transport: &http.Transport{TLSClientConfig: o.Client.TLS, MaxIdleConnsPerHost: 1}}}
 }
 
 // client makes a client to one endpoint.

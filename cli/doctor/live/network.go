@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/belaydb/belay/cli/doctor/histogram"
 	"github.com/belaydb/belay/cli/doctor/metrics"
 	"github.com/belaydb/belay/cli/doctor/report"
 )
@@ -32,7 +32,7 @@ func GatherNetwork(ctx context.Context, o Options, count int, every time.Duratio
 	if err != nil {
 		return nil, nil, err
 	}
-	g := &gatherer{o: o, http: &http.Client{Transport: &http.Transport{TLSClientConfig: o.Client.TLS, MaxIdleConnsPerHost: 1}}}
+	g := newGatherer(o)
 	defer g.http.CloseIdleConnections()
 	trips := map[*Member]*Trips{}
 	var wg sync.WaitGroup
@@ -111,7 +111,7 @@ func JudgeNetwork(c *Cluster, trips map[*Member]*Trips) *report.Report {
 			r.Add(report.Finding{ID: "network-fails", Severity: report.Critical, Confidence: report.Certain, Member: m.Name, What: "Some requests from here fail.", Evidence: append(evidence, plain(t.Err)), Do: []string{"if others reach it, look at the way from here; else at the member"}})
 		case lates*20 > d.Count: // one of twenty
 			r.Add(report.Finding{ID: "network-lossy", Severity: report.Warning, Confidence: report.Likely, Member: m.Name, What: "The way to it loses packets, or its CPU is taken.", Evidence: evidence, Why: "Each loss costs 200 ms and more.", Do: []string{"`ping` or `mtr` tells which; see the CPU of that machine"}})
-		case d.P50 > roundTripSlow:
+		case d.P50 > histogram.KindOf(roundTrips).Slow:
 			r.Add(report.Finding{ID: "network-far", Severity: report.Warning, Confidence: report.Certain, Member: m.Name, What: "It is far from here.", Evidence: evidence, Why: "Clients here wait as long for each request.", Do: []string{"let clients use the members that are near"}})
 		default:
 			r.Add(report.Finding{ID: "network-from-here", Severity: report.Good, Confidence: report.Certain, Member: m.Name, What: "near to here, p50 " + metrics.Seconds(d.P50) + ", p99 " + metrics.Seconds(d.P99)})

@@ -62,7 +62,7 @@ func tables(c *Cluster) []report.Table {
 		if up := m.uptime(); up > 0 {
 			row[3] = age(up)
 		}
-		if h, _, ok := m.histogram("etcd_disk_wal_fsync_duration_seconds", 20); ok {
+		if h, _, ok := m.histogram(fsyncs, 20); ok {
 			row[6] = h.QuantileText(0.99)
 		}
 		if m.Clock.Known {
@@ -86,7 +86,7 @@ func tables(c *Cluster) []report.Table {
 		row := []string{from.Name}
 		for _, to := range c.Members {
 			cell := "-"
-			for _, h := range from.scrape().Histograms("etcd_network_peer_round_trip_time_seconds") {
+			for _, h := range from.scrape().Histograms(roundTrips) {
 				if h.Labels["To"] == fmt.Sprintf("%x", to.ID) && h.Count > 0 {
 					cell, some = h.QuantileText(0.5)+", "+h.QuantileText(0.99), true
 				}
@@ -148,7 +148,7 @@ func data(c *Cluster) any {
 		if st := m.latest(); st != nil {
 			d.Version, d.Leader, d.Term, d.Index, d.Applied, d.Size, d.InUse = st.Version, st.Leader == m.ID, st.RaftTerm, st.RaftIndex, st.RaftAppliedIndex, st.DbSize, st.DbSizeInUse
 		}
-		if h, _, ok := m.histogram("etcd_disk_wal_fsync_duration_seconds", 20); ok {
+		if h, _, ok := m.histogram(fsyncs, 20); ok {
 			d.FsyncP99, _ = h.Quantile(0.99)
 		}
 		if m.Clock.Known {
