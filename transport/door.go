@@ -131,7 +131,11 @@ func (t *Transport) Members(next http.Handler, anonymous bool) http.Handler {
 			_, err = t.senderOf(r.Header)
 		}
 		if err != nil {
-			t.logRefused(r, why, err)
+			if why == refusedCluster {
+				t.logOtherCluster(r.Header)
+			} else {
+				t.logRefused(r, why, err)
+			}
 			t.setResponseHeaders(w.Header())
 			w.Header().Set("Connection", "close")
 			code := http.StatusNotFound

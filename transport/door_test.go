@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/belaydb/belay/peers"
 )
 
 // goodHeaders are those of member 2 to member 1.
@@ -485,6 +487,33 @@ func TestMembersOnly(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != 204 {
 		t.Errorf("%d", resp.StatusCode)
+	}
+}
+
+// A member of another cluster is refused in etcd's words on every path: operators look for them.
+func TestOtherClusterInEtcdsWords(t *testing.T) {
+	ok := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	for path, handler := range map[string]func(*node) http.Handler{
+		"/raft/stream/message/2": func(a *node) http.Handler { return a.Handler() },
+		"/raft":                  func(a *node) http.Handler { return a.Handler() },
+		"/leases":                func(a *node) http.Handler { return a.Members(ok, true) },
+		"/belay/ping":            func(a *node) http.Handler { return a.Members(ok, false) },
+	} {
+		a := startNode(t, 1, nil)
+		method := "GET"
+		if path == "/raft" {
+			method = "POST"
+		}
+		r := httptest.NewRequest(method, path, nil)
+		r.Header.Set(peers.HeaderFrom, "2")
+		r.Header.Set(peers.HeaderCluster, "c2")
+		r.Header.Set(peers.HeaderVersion, "3.7.0")
+		w := httptest.NewRecorder()
+		handler(a).ServeHTTP(w, r)
+		lines := a.logs.FilterMessage("request cluster ID mismatch").All()
+		if w.Code != http.StatusPreconditionFailed || len(lines) != 1 || lines[0].ContextMap()["remote-peer-cluster-id"] != "c2" {
+			t.Errorf("%s: %d, log %v", path, w.Code, a.logs.All())
+		}
 	}
 }
 

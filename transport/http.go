@@ -46,29 +46,14 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 		return false
 	}
 	t.setResponseHeaders(w.Header())
-	refused := func(why, msg string, more ...zap.Field) {
-		t.count(why)
-		if _, due := t.refusals.due(time.Now()); !due { // the metric counts those not logged: the lines are etcd's
-			return
-		}
-		t.logger.Warn(msg, append([]zap.Field{
-			zap.String("local-member-id", t.id),
-			zap.String("local-member-cluster-id", t.cluster),
-			zap.String("local-member-server-version", etcdVersion),
-			zap.String("local-member-server-minimum-cluster-version", minClusterVersion),
-			zap.String("remote-peer-server-name", r.Header.Get(peers.HeaderFrom)),
-			zap.String("remote-peer-server-version", r.Header.Get(peers.HeaderVersion)),
-			zap.String("remote-peer-server-minimum-cluster-version", r.Header.Get(peers.HeaderMinCluster)),
-		}, more...)...)
-	}
 	if err := checkVersion(r.Header); err != nil {
-		refused(refusedVersion, "failed version compatibility check", zap.Error(err))
+		t.logIncompatible(r.Header, refusedVersion, "failed version compatibility check", zap.Error(err))
 		w.Header().Set("Connection", "close") // net/http would read a body of up to 256 KiB to its end
 		http.Error(w, errIncompatibleVersion.Error(), http.StatusPreconditionFailed)
 		return false
 	}
-	if got := r.Header.Get(peers.HeaderCluster); got != t.cluster {
-		refused(refusedCluster, "request cluster ID mismatch", zap.String("remote-peer-cluster-id", got))
+	if r.Header.Get(peers.HeaderCluster) != t.cluster {
+		t.logOtherCluster(r.Header)
 		w.Header().Set("Connection", "close")
 		http.Error(w, errClusterIDMismatch.Error(), http.StatusPreconditionFailed)
 		return false
@@ -79,6 +64,30 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 		}
 	}
 	return true
+}
+
+// logOtherCluster counts a request of another cluster's member and logs it, but not every one, in
+// etcd's words: operators look for them when a member has the wrong token or directory.
+func (t *Transport) logOtherCluster(h http.Header) {
+	t.logIncompatible(h, refusedCluster, "request cluster ID mismatch", zap.String("remote-peer-cluster-id", h.Get(peers.HeaderCluster)))
+}
+
+// logIncompatible is logOtherCluster for every reason that the headers h tell. The lines are
+// etcd's, so how many were not logged is told by the metric alone.
+func (t *Transport) logIncompatible(h http.Header, why, msg string, more ...zap.Field) {
+	t.count(why)
+	if _, due := t.refusals.due(time.Now()); !due {
+		return
+	}
+	t.logger.Warn(msg, append([]zap.Field{
+		zap.String("local-member-id", t.id),
+		zap.String("local-member-cluster-id", t.cluster),
+		zap.String("local-member-server-version", etcdVersion),
+		zap.String("local-member-server-minimum-cluster-version", minClusterVersion),
+		zap.String("remote-peer-server-name", h.Get(peers.HeaderFrom)),
+		zap.String("remote-peer-server-version", h.Get(peers.HeaderVersion)),
+		zap.String("remote-peer-server-minimum-cluster-version", h.Get(peers.HeaderMinCluster)),
+	}, more...)...)
 }
 
 // logFailed logs that a message of a peer was not accepted, but not every time.
