@@ -43,7 +43,7 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 		return false, fmt.Errorf("raftlog: %s starts after entry %d, but the store has applied only up to %d: "+
 			"the store is older than the log, or was removed. "+
 			"Put back the store that belongs to this log; or remove this member, move its data directory away and add it again",
-			l.dir, t.base, index)
+			l.files.dir, t.base, index)
 	}
 	keep := index <= t.last && t.term(index) == term
 
@@ -52,7 +52,7 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 		return false, fmt.Errorf("raftlog: the store has applied entry %d of term %d, but in the log in %s the committed entry %d has term %d: "+
 			"the two do not belong together, and nothing was changed. "+
 			"Put back the store that belongs to this log; or remove this member, move its data directory away and add it again",
-			index, term, l.dir, index, t.term(index))
+			index, term, l.files.dir, index, t.term(index))
 	}
 	if !keep {
 		h.commit = index
@@ -74,15 +74,15 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 		return false, nil
 	}
 	l.logger.Info("the store is ahead of the raft log, which is replaced",
-		zap.String("path", l.dir),
+		zap.String("path", l.files.dir),
 		zap.Uint64("applied-index", index), zap.Uint64("applied-term", term),
 		zap.Uint64("log-first-index", t.base+1), zap.Uint64("log-last-index", t.last), zap.Uint64("log-last-term", t.lastTerm))
 	t.reset(index, term)
 	w.last, w.lastTerm = index, term
 	// The header must be sufficient by itself: it may be on disk without the group after it.
 	w.written = h
-	l.beginGroup()
-	if err := l.writeGroup(true); err != nil {
+	w.beginGroup()
+	if err := w.writeGroup(true); err != nil {
 		return false, err
 	}
 	l.files.mu.Lock()
@@ -90,7 +90,7 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 	l.files.segments = append([]segment(nil), segs[len(segs)-1])
 	l.files.mu.Unlock()
 	for _, s := range segs[:len(segs)-1] {
-		if err := l.retire(s); err != nil {
+		if err := l.files.retire(s); err != nil {
 			return false, err
 		}
 	}
@@ -113,12 +113,12 @@ func (l *Log) Mark() (group uint64, err error) {
 	if l.opts.NoSync {
 		return 0, nil
 	}
-	// As in Adopt, w is ours.
-	l.beginGroup()
-	if err := l.writeGroup(false); err != nil {
+	w := &l.w // ours, as in Adopt
+	w.beginGroup()
+	if err := w.writeGroup(false); err != nil {
 		return 0, err
 	}
-	return l.w.synced, nil
+	return w.synced, nil
 }
 
 func isNotExist(err error) bool {

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
@@ -77,7 +78,7 @@ type spare struct {
 // Compact frees while the first is still unused.
 const maxSpares = 2
 
-// files holds the segments in order, and the spares. The writer adds segments at the end, Compact
+// files is the directory of a log: it holds the segments in order, and the spares. The writer adds segments at the end, Compact
 // takes them from the front; neither waits for the other's I/O.
 //
 // A spare is a file of which every block has been written: zeros by prepare, or an old segment. Its
@@ -85,6 +86,13 @@ const maxSpares = 2
 // segment numbers, so no checksum in it matches. That holds because Open removes the spares that it
 // finds.
 type files struct {
+	dir    string
+	fs     vfs.FS
+	opts   *Options
+	logger *zap.Logger
+	root   vfs.File     // the directory, for syncing it
+	bytes  atomic.Int64 // of segments and spares
+
 	mu        sync.Mutex
 	segments  []segment
 	spares    []spare
@@ -146,10 +154,9 @@ func (f *files) stopPreparing() {
 	}
 }
 
-// prepareSpares is a goroutine: it makes a spare whenever one is wanted and there is none. A
+// prepare is a goroutine: it makes a spare whenever one is wanted and there is none. A
 // failure is not fatal: a segment can be started without a spare.
-func (l *Log) prepareSpares() {
-	f := &l.files
+func (f *files) prepare() {
 	defer close(f.stopped)
 	var p *preparing
 	for {
@@ -169,25 +176,25 @@ func (l *Log) prepareSpares() {
 		}
 		var err error
 		if p == nil {
-			if p, err = l.beginSpare(size); err == nil && p == nil {
+			if p, err = f.beginSpare(size); err == nil && p == nil {
 				f.giveUp()
 				continue
 			}
 		}
 		if err == nil {
-			err = l.fillSpare(p, upTo)
+			err = f.fillSpare(p, upTo)
 		}
 		switch {
 		case err != nil:
-			l.logger.Warn("cannot prepare the next segment of the raft log in advance", zap.String("path", p.path), zap.Error(err))
+			f.logger.Warn("cannot prepare the next segment of the raft log in advance", zap.String("path", p.path), zap.Error(err))
 			f.giveUp()
-			_ = l.fs.Remove(p.path) // a next attempt takes another name; Open removes what stays
+			_ = f.fs.Remove(p.path) // a next attempt takes another name; Open removes what stays
 			p = nil
 		case p.file == nil:
 			f.mu.Lock()
 			f.spares = append(f.spares, p.spare)
 			f.mu.Unlock()
-			l.diskBytes.Add(p.size)
+			f.bytes.Add(p.size)
 			p = nil
 		}
 	}
@@ -208,29 +215,29 @@ type preparing struct {
 }
 
 // beginSpare returns nil if the disk is too full. With an error it also returns the file concerned.
-func (l *Log) beginSpare(size int64) (*preparing, error) {
-	if !l.roomFor(size) {
-		l.logger.Info("the disk is too full to prepare the next segment of the raft log in advance", zap.String("path", l.dir))
+func (f *files) beginSpare(size int64) (*preparing, error) {
+	if !f.roomFor(size) {
+		f.logger.Info("the disk is too full to prepare the next segment of the raft log in advance", zap.String("path", f.dir))
 		return nil, nil
 	}
-	p := &preparing{spare: spare{l.sparePath(), size}, zeros: make([]byte, min(sparePieceBytes, size))}
+	p := &preparing{spare: spare{f.sparePath(), size}, zeros: make([]byte, min(sparePieceBytes, size))}
 	var err error
-	p.file, err = l.fs.OpenReadWrite(p.path, diskCategory)
+	p.file, err = f.fs.OpenReadWrite(p.path, diskCategory)
 	return p, err
 }
 
 // fillSpare writes zeros up to upTo, in pieces that are sent to the disk one by one, so that the
 // writer's syncs never wait for much; and syncs and closes the whole file when it is full. SyncTo,
 // where it is supported, makes no journal commit, for which the log would have to wait.
-func (l *Log) fillSpare(p *preparing, upTo int64) (err error) {
+func (f *files) fillSpare(p *preparing, upTo int64) (err error) {
 	for p.off < p.size && p.off < upTo {
 		select {
-		case <-l.files.stop:
+		case <-f.stop:
 			return nil
 		default:
 		}
 		n := min(int64(len(p.zeros)), p.size-p.off)
-		if _, err = p.file.WriteAt(p.zeros[:n], p.off); err == nil && !l.opts.NoSync {
+		if _, err = p.file.WriteAt(p.zeros[:n], p.off); err == nil && !f.opts.NoSync {
 			_, err = p.file.SyncTo(p.off + n)
 		}
 		if err != nil {
@@ -242,7 +249,7 @@ func (l *Log) fillSpare(p *preparing, upTo int64) (err error) {
 	if p.off < p.size {
 		return nil
 	}
-	if !l.opts.NoSync {
+	if !f.opts.NoSync {
 		err = p.file.Sync()
 	}
 	if cerr := p.file.Close(); err == nil {
@@ -254,47 +261,76 @@ func (l *Log) fillSpare(p *preparing, upTo int64) (err error) {
 
 // roomFor reports whether enough of the disk is free to reserve size bytes before they are needed.
 // A file system that cannot tell has room.
-func (l *Log) roomFor(size int64) bool {
-	usage, err := l.fs.GetDiskUsage(l.dir)
+func (f *files) roomFor(size int64) bool {
+	usage, err := f.fs.GetDiskUsage(f.dir)
 	return err != nil || usage.AvailBytes >= uint64(size)*freeFactor
 }
 
-func (l *Log) sparePath() string {
-	l.files.mu.Lock()
-	defer l.files.mu.Unlock()
-	l.files.nextSpare++
-	return l.path(fmt.Sprintf("%s%d", sparePrefix, l.files.nextSpare))
+func (f *files) sparePath() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.nextSpare++
+	return f.path(fmt.Sprintf("%s%d", sparePrefix, f.nextSpare))
 }
 
-func (l *Log) path(name string) string { return l.fs.PathJoin(l.dir, name) }
+func (f *files) path(name string) string { return f.fs.PathJoin(f.dir, name) }
+
+// syncDir makes names in the directory durable.
+func (f *files) syncDir() error {
+	if f.opts.NoSync {
+		return nil
+	}
+	if err := f.root.Sync(); err != nil {
+		return fileError("sync directory", f.dir, err)
+	}
+	return nil
+}
+
+// syncDirOf is syncDir for another directory.
+func (f *files) syncDirOf(dir string) error {
+	if f.opts.NoSync {
+		return nil
+	}
+	d, err := f.fs.OpenDir(dir)
+	if err != nil {
+		return fileError("open directory", dir, err)
+	}
+	err = d.Sync()
+	if cerr := d.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fileError("sync directory", dir, err)
+	}
+	return nil
+}
 
 // retire removes the file of a segment from the log, durably, before anything else may happen to
 // it: the oldest segments must disappear in order, and a file must not be overwritten while a crash
 // could bring back its old name.
-func (l *Log) retire(s segment) error {
-	f := &l.files
-	path := l.path(segmentName(s.number))
+func (f *files) retire(s segment) error {
+	path := f.path(segmentName(s.number))
 	f.mu.Lock()
-	recycle := s.size >= l.opts.SegmentBytes/8*7 && s.size <= l.opts.SegmentBytes &&
+	recycle := s.size >= f.opts.SegmentBytes/8*7 && s.size <= f.opts.SegmentBytes &&
 		len(f.spares) < maxSpares
 	f.mu.Unlock()
 	if !recycle {
-		if err := l.fs.Remove(path); err != nil {
+		if err := f.fs.Remove(path); err != nil {
 			return fileError("remove", path, err)
 		}
-		l.diskBytes.Add(-s.size)
-		return l.syncDir()
+		f.bytes.Add(-s.size)
+		return f.syncDir()
 	}
-	to := l.sparePath()
-	if err := l.fs.Rename(path, to); err != nil {
+	to := f.sparePath()
+	if err := f.fs.Rename(path, to); err != nil {
 		return fileError("rename", path, err)
 	}
-	if err := l.syncDir(); err != nil {
+	if err := f.syncDir(); err != nil {
 		return err
 	}
-	l.diskBytes.Add(l.opts.SegmentBytes - s.size)
+	f.bytes.Add(f.opts.SegmentBytes - s.size)
 	f.mu.Lock()
-	f.spares = append(f.spares, spare{to, l.opts.SegmentBytes})
+	f.spares = append(f.spares, spare{to, f.opts.SegmentBytes})
 	f.mu.Unlock()
 	return nil
 }
@@ -350,7 +386,7 @@ func (l *Log) Compact(durable uint64, keepBytes int64) error {
 		segs := l.files.segments
 		l.files.mu.Unlock()
 		// If it fails the segment stays the oldest: never remove one behind it.
-		if err := l.retire(segs[0]); err != nil {
+		if err := l.files.retire(segs[0]); err != nil {
 			return err
 		}
 		l.files.mu.Lock()

@@ -154,13 +154,10 @@ type item struct {
 // none of them waits for a disk. Unsynced, Stats, Bytes, BytesAfter, Compact, Sync and
 // Close may be called from any goroutine.
 type Log struct {
-	dir    string
 	opts   Options
-	fs     vfs.FS
 	logger *zap.Logger
 	meta   meta
 	lock   io.Closer
-	root   vfs.File // the directory, for syncing it
 
 	// mu guards what the raft loop sees. It is never held across I/O, except
 	// by Adopt, before the loop starts.
@@ -176,22 +173,18 @@ type Log struct {
 	// They change with mu held; Unsynced reads them without.
 	unsyncedBytes, unsyncedEntries atomic.Int64
 	oldest                         instant
-	syncs                          syncs
 	started                        bool // an Append or Sync happened: too late for Adopt
 	closing                        bool
 	released                       bool // Close was called; guarded by compactMu
 	failure                        error
 	checks                         invariants.Budget // of checkTail
 
-	files files  // segments and spares
+	files files  // the directory: segments and spares
 	w     writer // owned by the writer goroutine once Open has returned
 
 	compactMu  sync.Mutex        // one Compact at a time
 	fileChecks invariants.Budget // of checkFiles, with compactMu held
 	writerDone chan struct{}
-	diskBytes  atomic.Int64
-
-	lastGroup atomic.Uint64 // the number of the last group in the files
 
 	// See Hold.
 	holdAfter            atomic.Uint64
@@ -298,7 +291,7 @@ func (l *Log) Bytes() (mem, disk int64) {
 	l.mu.Lock()
 	mem = l.tail.bytes
 	l.mu.Unlock()
-	return mem, l.diskBytes.Load()
+	return mem, l.files.bytes.Load()
 }
 
 // BytesAfter estimates, to about a thousand entries, the bytes of the entries after index.
@@ -370,16 +363,5 @@ func (l *Log) Close() error {
 	if l.w.file != nil {
 		err = errors.Join(err, l.w.file.Close())
 	}
-	return errors.Join(err, l.root.Close(), l.lock.Close())
-}
-
-// syncDir makes names in the directory durable.
-func (l *Log) syncDir() error {
-	if l.opts.NoSync {
-		return nil
-	}
-	if err := l.root.Sync(); err != nil {
-		return fileError("sync directory", l.dir, err)
-	}
-	return nil
+	return errors.Join(err, l.files.root.Close(), l.lock.Close())
 }

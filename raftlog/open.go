@@ -54,17 +54,20 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 	if err := opts.fill(); err != nil {
 		return nil, err
 	}
-	l := &Log{dir: dir, opts: opts, fs: opts.FS, logger: opts.Logger, writerDone: make(chan struct{})}
+	l := &Log{opts: opts, logger: opts.Logger, writerDone: make(chan struct{})}
 	l.wake.L = &l.mu
+	f := &l.files
+	f.dir, f.fs, f.opts, f.logger = dir, opts.FS, &l.opts, opts.Logger
+	l.w.files, l.w.opts, l.w.logger = f, &l.opts, opts.Logger
 	l.holdAfter.Store(NoHold)
 	now := time.Now()
-	l.oldest.base, l.syncs.started.base, l.syncs.ended.base = now, now, now
+	l.oldest.base, l.w.syncs.started.base, l.w.syncs.ended.base = now, now, now
 	l.confState = raftpb.EnsureConfState(nil)
-	if err := l.fs.MkdirAll(dir, 0o700); err != nil {
+	if err := f.fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, fileError("cannot create directory", dir, err)
 	}
-	lockPath := l.path(lockName)
-	if l.lock, err = l.fs.Lock(lockPath); err != nil {
+	lockPath := f.path(lockName)
+	if l.lock, err = f.fs.Lock(lockPath); err != nil {
 		return nil, fmt.Errorf("raftlog: cannot lock %s: another process uses this directory, or it is not writable: %w", lockPath, err)
 	}
 	defer func() {
@@ -72,16 +75,16 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 			if l.w.file != nil {
 				_ = l.w.file.Close() // the first error is the one to tell
 			}
-			if l.root != nil {
-				_ = l.root.Close()
+			if f.root != nil {
+				_ = f.root.Close()
 			}
 			_ = l.lock.Close()
 		}
 	}()
-	if l.root, err = l.fs.OpenDir(dir); err != nil {
+	if f.root, err = f.fs.OpenDir(dir); err != nil {
 		return nil, fileError("open directory", dir, err)
 	}
-	ls, err := list(l.fs, dir)
+	ls, err := list(f.fs, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -94,10 +97,10 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l.files.want = make(chan struct{}, 1)
+	f.want = make(chan struct{}, 1)
 	if !opts.noSpares {
-		l.files.stop, l.files.stopped = make(chan struct{}), make(chan struct{})
-		go l.prepareSpares()
+		f.stop, f.stopped = make(chan struct{}), make(chan struct{})
+		go f.prepare()
 	}
 	go l.write()
 	return l, nil
@@ -106,34 +109,35 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 // create makes a new log: first a segment, then, by rename, META, whose presence
 // promises the segment.
 func (l *Log) create(ls listing) error {
+	f, w := &l.files, &l.w
 	// Without META, segments can only be what a crash of create has left: one, with no group in it.
 	for _, n := range ls.segments {
-		path := l.path(segmentName(n))
-		info, err := l.fs.Stat(path)
+		path := f.path(segmentName(n))
+		info, err := f.fs.Stat(path)
 		if err != nil {
 			return fileError("stat", path, err)
 		}
 		if n != 1 || info.Size() > segmentHeaderBytes {
-			return &CorruptError{File: l.path(metaName), Reason: "the file is missing, but " + path + " holds a log"}
+			return &CorruptError{File: f.path(metaName), Reason: "the file is missing, but " + path + " holds a log"}
 		}
 		ls.leftover = append(ls.leftover, path)
 	}
 	for _, path := range ls.leftover {
-		if err := l.fs.Remove(path); err != nil {
+		if err := f.fs.Remove(path); err != nil {
 			return fileError("remove", path, err)
 		}
 	}
 	// The directory's own name must be durable too, and those above it may be as new. We have not
 	// made those that we may not open.
-	for dir := l.fs.PathDir(l.dir); ; dir = l.fs.PathDir(dir) {
-		err := l.syncDirOf(dir)
+	for dir := f.fs.PathDir(f.dir); ; dir = f.fs.PathDir(dir) {
+		err := f.syncDirOf(dir)
 		if errors.Is(err, os.ErrPermission) {
 			break
 		}
 		if err != nil {
 			return err
 		}
-		if up := l.fs.PathDir(dir); up == dir {
+		if up := f.fs.PathDir(dir); up == dir {
 			break
 		}
 	}
@@ -142,62 +146,67 @@ func (l *Log) create(ls listing) error {
 		l.meta.logID = l.opts.random()
 	}
 
-	w := &l.w
-	if err := l.startSegment(); err != nil {
+	w.logID = l.meta.logID
+	if err := w.startSegment(); err != nil {
 		return err
 	}
 	b := make([]byte, segmentHeaderBytes)
 	segmentHeader{logID: l.meta.logID, number: w.number, first: 1}.encode(b)
-	if err := l.writeWhole(w.file, segmentName(w.number), b); err != nil {
-		return err
+	_, err := w.file.WriteAt(b, 0)
+	if err == nil && !l.opts.NoSync {
+		err = w.file.Sync()
 	}
-	l.files.segments = []segment{{number: w.number, first: 1, size: segmentHeaderBytes}}
-	l.diskBytes.Store(segmentHeaderBytes)
+	if err != nil {
+		return fileError("write", f.path(segmentName(w.number)), err)
+	}
+	f.segments = []segment{{number: w.number, first: 1, size: segmentHeaderBytes}}
+	f.bytes.Store(segmentHeaderBytes)
 	w.sealed = true
 
-	temp := l.path(metaTempName)
-	f, err := l.fs.Create(temp, diskCategory)
+	temp := f.path(metaTempName)
+	m, err := f.fs.Create(temp, diskCategory)
 	if err != nil {
 		return fileError("create", temp, err)
 	}
-	if _, err = f.Write(l.meta.encode()); err == nil && !l.opts.NoSync {
-		err = f.Sync()
+	if _, err = m.Write(l.meta.encode()); err == nil && !l.opts.NoSync {
+		err = m.Sync()
 	}
-	if cerr := f.Close(); err == nil {
+	if cerr := m.Close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
-		err = l.syncDir() // the segment's name before META's
+		err = f.syncDir() // the segment's name before META's
 	}
 	if err == nil {
-		err = l.fs.Rename(temp, l.path(metaName))
+		err = f.fs.Rename(temp, f.path(metaName))
 	}
 	if err != nil {
-		return fileError("write", l.path(metaName), err)
+		return fileError("write", f.path(metaName), err)
 	}
-	return l.syncDir()
+	return f.syncDir()
 }
 
 // load reads an existing log, makes what it found durable, and removes files that are not part of
 // it.
 func (l *Log) load(ls listing) error {
+	dir, w := &l.files, &l.w
 	var err error
-	if l.meta, err = readMeta(l.fs, l.dir); err != nil {
+	if l.meta, err = readMeta(dir.fs, dir.dir); err != nil {
 		return err
 	}
 	if (l.opts.MemberID != 0 && l.meta.member != l.opts.MemberID) || (l.opts.ClusterID != 0 && l.meta.cluster != l.opts.ClusterID) {
 		return &IdentityError{
-			Dir: l.dir, HaveMember: l.meta.member, HaveCluster: l.meta.cluster,
+			Dir: dir.dir, HaveMember: l.meta.member, HaveCluster: l.meta.cluster,
 			WantMember: l.opts.MemberID, WantCluster: l.opts.ClusterID,
 			HaveVersion: l.meta.version, WantVersion: l.meta.version,
 		}
 	}
-	r, err := replaySegments(l.fs, l.dir, ls.segments, l.meta.logID, l.opts.Applied)
+	r, err := replaySegments(dir.fs, dir.dir, ls.segments, l.meta.logID, l.opts.Applied)
 	if err != nil {
 		return err
 	}
 	if r.group < l.opts.LeastGroup {
-		return &OldError{Dir: l.dir, Group: r.group, Least: l.opts.LeastGroup}
+		return &OldError{Dir: dir.dir, Group: r.group, Least: l.opts.LeastGroup}
 	}
 	if r.cut != nil {
 		l.logger.Warn("the raft log ends in a group that nothing proves durable, as after a write that a crash interrupted; it is cut",
@@ -208,8 +217,8 @@ func (l *Log) load(ls listing) error {
 	// A process that died may have left writes in the page cache. We are about to act
 	// on them (answer "I have entry N"), so they must be durable first.
 	for i, s := range r.live {
-		path := l.path(segmentName(s.number))
-		f, err := l.fs.OpenReadWrite(path, diskCategory)
+		path := dir.path(segmentName(s.number))
+		f, err := dir.fs.OpenReadWrite(path, diskCategory)
 		if err != nil {
 			return fileError("open", path, err)
 		}
@@ -225,7 +234,7 @@ func (l *Log) load(ls listing) error {
 				return fileError("sync", path, err)
 			}
 		}
-		l.diskBytes.Add(s.size)
+		dir.bytes.Add(s.size)
 		if i == len(r.live)-1 {
 			l.w.file = f
 			for limit := l.opts.sizeAfter(0); ; limit = l.opts.sizeAfter(limit) {
@@ -241,24 +250,24 @@ func (l *Log) load(ls listing) error {
 	}
 	// Names too, and before any other name is removed: a new segment may be what makes the others
 	// dead.
-	if err := l.syncDir(); err != nil {
+	if err := dir.syncDir(); err != nil {
 		return err
 	}
 	// From the newest to the oldest: each crash in between leaves the same decision.
 	// (Those before a reset are harmless in any order.) None is recycled.
 	remove := append(ls.leftover, r.dead...)
 	for i := len(remove) - 1; i >= 0; i-- {
-		if err := l.fs.Remove(remove[i]); err != nil {
+		if err := dir.fs.Remove(remove[i]); err != nil {
 			return fileError("remove", remove[i], err)
 		}
-		if err := l.syncDir(); err != nil {
+		if err := dir.syncDir(); err != nil {
 			return err
 		}
 	}
 
 	l.tail, l.hard = r.tail, r.hard
-	l.files.segments = r.live
-	w := &l.w
+	dir.segments = r.live
+	w.logID = l.meta.logID
 	last := r.live[len(r.live)-1]
 	// A new segment gets a number that no file had, removed ones included.
 	w.seed = headerSeed(l.meta.logID, last.number)
@@ -266,7 +275,7 @@ func (l *Log) load(ls listing) error {
 	w.nextNumber = r.number + 1
 	w.mustRoll = r.stale
 	w.group, w.sealed = r.group, r.sealed
-	l.lastGroup.Store(r.group)
+	w.lastGroup.Store(r.group)
 	if !l.opts.NoSync {
 		w.synced = r.group
 	}
@@ -290,36 +299,6 @@ func rewriteLast(f vfs.File, r *replay) error {
 		if _, err := f.WriteAt(r.lastGroup, r.lastOffset); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// writeWhole writes and syncs the beginning of a file.
-func (l *Log) writeWhole(f vfs.File, name string, b []byte) error {
-	_, err := f.WriteAt(b, 0)
-	if err == nil && !l.opts.NoSync {
-		err = f.Sync()
-	}
-	if err != nil {
-		return fileError("write", l.path(name), err)
-	}
-	return nil
-}
-
-func (l *Log) syncDirOf(dir string) error {
-	if l.opts.NoSync {
-		return nil
-	}
-	d, err := l.fs.OpenDir(dir)
-	if err != nil {
-		return fileError("open directory", dir, err)
-	}
-	err = d.Sync()
-	if cerr := d.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return fileError("sync directory", dir, err)
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ const holdShare = 4
 // mayHold is how many of held bytes of segments, needed only by readers, may stay.
 func (l *Log) mayHold(held int64) int64 {
 	limit := l.holdLimit.Load()
-	if usage, err := l.fs.GetDiskUsage(l.dir); err == nil {
+	if usage, err := l.files.fs.GetDiskUsage(l.files.dir); err == nil {
 		limit = min(limit, int64((usage.AvailBytes+uint64(held))/holdShare))
 	}
 	return limit
@@ -105,8 +105,8 @@ func (l *Log) Read(index uint64) (*Reader, error) {
 		return nil, fmt.Errorf("%w: they begin with entry %d, not with %d", ErrNotHeld, segs[0].prevIndex+1, index)
 	}
 	r := &Reader{l: l, next: index, segment: segs[i], last: segs[i].prevIndex, group: segs[i].first, off: segmentHeaderBytes}
-	path := l.path(segmentName(r.segment.number))
-	b, err := readFile(l.fs, path, segmentHeaderBytes)
+	path := l.files.path(segmentName(r.segment.number))
+	b, err := readFile(l.files.fs, path, segmentHeaderBytes)
 	if err != nil {
 		return nil, notHeld(err)
 	}
@@ -196,7 +196,7 @@ func (r *Reader) readGroup() (bool, error) {
 			r.segment, r.off = following, segmentHeaderBytes
 			continue
 		}
-		if following.number == 0 && r.group > l.lastGroup.Load() {
+		if following.number == 0 && r.group > l.w.lastGroup.Load() {
 			return false, nil
 		}
 		fresh := r.src == nil
@@ -215,7 +215,7 @@ func (r *Reader) readGroup() (bool, error) {
 
 // readGroupOf reads the next group from the present segment. If there is none, ends says why.
 func (r *Reader) readGroupOf(s segment) (bool, error) {
-	l, path := r.l, r.l.path(segmentName(s.number))
+	l, path := r.l, r.l.files.path(segmentName(s.number))
 	ends := func(reason string) (bool, error) {
 		r.ends = &CorruptError{File: path, Offset: r.off, Reason: reason}
 		return false, nil
@@ -225,7 +225,7 @@ func (r *Reader) readGroupOf(s segment) (bool, error) {
 			return ends("the file ends")
 		}
 		var err error
-		if r.src, err = newSource(l.fs, path, s.size, r.off); err != nil {
+		if r.src, err = newSource(l.files.fs, path, s.size, r.off); err != nil {
 			return false, notHeld(err)
 		}
 	}

@@ -27,14 +27,14 @@ type Stats struct {
 // Stats returns figures about the disk. It takes no lock; its fields may be from slightly different
 // moments.
 func (l *Log) Stats() Stats {
-	s := Stats{Syncs: l.syncs.count.Load(), InFlight: l.syncs.started.age(), SinceLast: l.syncs.ended.age()}
+	s := Stats{Syncs: l.w.syncs.count.Load(), InFlight: l.w.syncs.started.age(), SinceLast: l.w.syncs.ended.age()}
 	n := min(s.Syncs, recentSyncs)
 	if n == 0 {
 		return s
 	}
 	took := make([]time.Duration, n)
 	for i := range took {
-		took[i] = time.Duration(l.syncs.took[i].Load())
+		took[i] = time.Duration(l.w.syncs.took[i].Load())
 	}
 	s.Last = took[(s.Syncs-1)%recentSyncs]
 	slices.Sort(took)

@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -14,6 +15,11 @@ const slowSync = time.Second
 
 // writer is what the writer goroutine owns: the end of the log on disk.
 type writer struct {
+	files  *files
+	opts   *Options
+	logger *zap.Logger
+	logID  uint64
+
 	file   vfs.File // of the last segment
 	number uint64   // of the last segment
 	// nextNumber is greater than that of any file that was in the directory.
@@ -41,6 +47,10 @@ type writer struct {
 	// prev is where the log ended, and its hard state, before the group in buf.
 	prevIndex, prevTerm uint64
 	prevHard            hard
+
+	// For other goroutines.
+	lastGroup atomic.Uint64 // group
+	syncs     syncs
 }
 
 const groupStart = segmentHeaderBytes // of a group in buf
@@ -60,7 +70,7 @@ func (l *Log) write() {
 
 		var err error
 		if len(batch) == 0 {
-			if err = l.seal(); err == nil {
+			if err = l.w.seal(); err == nil {
 				return // closing, and all is written
 			}
 		} else {
@@ -99,7 +109,7 @@ func (l *Log) writeBatch(batch []item) error {
 	w := &l.w
 	i, e := 0, 0 // the next item, and the next of its entries
 	for i < len(batch) {
-		l.beginGroup()
+		w.beginGroup()
 		must := false // the group holds a promise
 		from := i
 		for i < len(batch) {
@@ -137,7 +147,7 @@ func (l *Log) writeBatch(batch []item) error {
 			}
 		}
 		if must {
-			if err := l.writeGroup(false); err != nil {
+			if err := w.writeGroup(false); err != nil {
 				return err
 			}
 		}
@@ -146,22 +156,20 @@ func (l *Log) writeBatch(batch []item) error {
 	return nil
 }
 
-func (l *Log) beginGroup() {
-	w := &l.w
+func (w *writer) beginGroup() {
 	const reserve = groupStart + groupHeaderBytes
-	if cap(w.buf) > 2*int(l.opts.groupBytes)+pageBytes || cap(w.buf) < reserve {
+	if cap(w.buf) > 2*int(w.opts.groupBytes)+pageBytes || cap(w.buf) < reserve {
 		w.buf = make([]byte, reserve, 64<<10)
 	}
 	w.buf = w.buf[:reserve]
 	w.records = 0
-	w.rseed = recordSeed(l.meta.logID, w.epoch, w.group+1)
+	w.rseed = recordSeed(w.logID, w.epoch, w.group+1)
 	w.prevIndex, w.prevTerm, w.prevHard = w.last, w.lastTerm, w.written
 }
 
 // writeGroup writes the group in buf, with the hard state if that changed, and syncs. With reset,
 // what the log held before no longer counts.
-func (l *Log) writeGroup(reset bool) error {
-	w := &l.w
+func (w *writer) writeGroup(reset bool) error {
 	h := w.hard
 	h.commit = min(h.commit, w.last)
 	if h != w.written {
@@ -176,13 +184,13 @@ func (l *Log) writeGroup(reset bool) error {
 	}
 
 	roll := reset || w.mustRoll || (w.off > segmentHeaderBytes && w.off+length > w.limit) ||
-		(!w.prepared && w.off > segmentHeaderBytes && l.files.hasSpare())
+		(!w.prepared && w.off > segmentHeaderBytes && w.files.hasSpare())
 	if roll {
-		if err := l.startSegment(); err != nil {
+		if err := w.startSegment(); err != nil {
 			return err
 		}
 		sh := segmentHeader{
-			logID: l.meta.logID, number: w.number, first: w.group, synced: w.synced,
+			logID: w.logID, number: w.number, first: w.group, synced: w.synced,
 			prevIndex: w.prevIndex, prevTerm: w.prevTerm, hard: w.prevHard,
 		}
 		if reset {
@@ -211,46 +219,46 @@ func (l *Log) writeGroup(reset bool) error {
 	}
 
 	start := time.Now()
-	l.syncs.begin(start)
+	w.syncs.begin(start)
 	if _, err := w.file.WriteAt(b, at); err != nil {
-		return fileError("write", l.path(segmentName(w.number)), err)
+		return fileError("write", w.files.path(segmentName(w.number)), err)
 	}
 	wrote := time.Now()
-	l.opts.Metrics.write.Observe(wrote.Sub(start).Seconds())
-	l.opts.Metrics.writeBytes.Add(float64(len(b)))
-	if !l.opts.NoSync {
+	w.opts.Metrics.write.Observe(wrote.Sub(start).Seconds())
+	w.opts.Metrics.writeBytes.Add(float64(len(b)))
+	if !w.opts.NoSync {
 		if err := w.file.SyncData(); err != nil {
-			return fileError("fdatasync", l.path(segmentName(w.number)), err)
+			return fileError("fdatasync", w.files.path(segmentName(w.number)), err)
 		}
 		if roll {
-			if err := l.syncDir(); err != nil {
+			if err := w.files.syncDir(); err != nil {
 				return err
 			}
 		}
 		took := time.Since(wrote)
-		l.opts.Metrics.fsync.Observe(took.Seconds())
-		l.syncs.end(wrote.Add(took), took)
+		w.opts.Metrics.fsync.Observe(took.Seconds())
+		w.syncs.end(wrote.Add(took), took)
 		if took > slowSync {
-			l.logger.Warn("slow fdatasync", zap.Duration("took", took), zap.Duration("expected-duration", slowSync))
+			w.logger.Warn("slow fdatasync", zap.Duration("took", took), zap.Duration("expected-duration", slowSync))
 		}
 		w.synced = w.group
 	} else {
-		l.syncs.idle()
+		w.syncs.idle()
 	}
 
 	w.off = roundUp(w.off+length, sectorBytes)
 	w.written = h
-	l.accountSegment(roll, at+int64(len(b)))
-	l.lastGroup.Store(w.group)
-	if !l.opts.noSpares && w.off > w.limit/2 {
-		l.files.wantSpare(l.opts.sizeAfter(w.limit), w.off, w.limit)
+	w.accountSegment(roll, at+int64(len(b)))
+	w.lastGroup.Store(w.group)
+	if !w.opts.noSpares && w.off > w.limit/2 {
+		w.files.wantSpare(w.opts.sizeAfter(w.limit), w.off, w.limit)
 	}
 	return nil
 }
 
 // accountSegment adds the segment just started, or the growth of the last one.
-func (l *Log) accountSegment(started bool, end int64) {
-	w, f := &l.w, &l.files
+func (w *writer) accountSegment(started bool, end int64) {
+	f := w.files
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if started {
@@ -262,41 +270,40 @@ func (l *Log) accountSegment(started bool, end int64) {
 	}
 	s := &f.segments[len(f.segments)-1]
 	if end > s.size {
-		l.diskBytes.Add(end - s.size)
+		f.bytes.Add(end - s.size)
 		s.size = end
 	}
 }
 
 // startSegment opens the file of the next segment, a spare if there is one.
 // Its name is durable only after the caller has synced the directory.
-func (l *Log) startSegment() error {
-	w := &l.w
+func (w *writer) startSegment() error {
 	number := max(w.nextNumber, 1)
 	old := w.file
-	l.files.tryAgain()
-	path := l.path(segmentName(number))
-	size := l.opts.sizeAfter(w.limit)
-	s, ok := l.files.takeSpare()
+	w.files.tryAgain()
+	path := w.files.path(segmentName(number))
+	size := w.opts.sizeAfter(w.limit)
+	s, ok := w.files.takeSpare()
 	if ok {
 		size = s.size
-		if err := l.fs.Rename(s.path, path); err != nil {
+		if err := w.files.fs.Rename(s.path, path); err != nil {
 			return fileError("rename", s.path, err)
 		}
 	}
-	file, err := l.fs.OpenReadWrite(path, diskCategory)
+	file, err := w.files.fs.OpenReadWrite(path, diskCategory)
 	if err != nil {
 		return fileError("create", path, err)
 	}
-	if !ok && l.roomFor(size) {
+	if !ok && w.files.roomFor(size) {
 		if err := file.Preallocate(0, size); err != nil {
 			// It is an optimisation, and not every file system can. A full disk will fail again at
 			// the write.
-			l.logger.Debug("cannot preallocate", zap.String("path", path), zap.Error(err))
+			w.logger.Debug("cannot preallocate", zap.String("path", path), zap.Error(err))
 		}
 	}
 	w.nextNumber = number + 1
 	w.file, w.number, w.off, w.limit, w.prepared, w.mustRoll = file, number, segmentHeaderBytes, size, ok, false
-	w.seed = headerSeed(l.meta.logID, number)
+	w.seed = headerSeed(w.logID, number)
 	if old != nil {
 		if err := old.Close(); err != nil {
 			return fileError("close the segment before", path, err)
@@ -354,11 +361,10 @@ func oldestPromise(items []item) time.Time {
 
 // seal writes a last group when the log is closed: the commit that was not written
 // yet, and the proof that all before it was durable.
-func (l *Log) seal() error {
-	w := &l.w
+func (w *writer) seal() error {
 	if w.sealed && w.hard == w.written {
 		return nil
 	}
-	l.beginGroup()
-	return l.writeGroup(false)
+	w.beginGroup()
+	return w.writeGroup(false)
 }

@@ -22,8 +22,7 @@ var larger = map[string]struct {
 	most int
 	why  string
 }{
-	"raftlog.Log": {51, "raft.Storage and what the loop asks of the log are one state under one mutex"},
-	"ctl.ctl":     {72, "a command each: a name space without state, not a part of the house"},
+	"ctl.ctl": {72, "a command each: a name space without state, not a part of the house"},
 }
 
 // A typeFigure is what a type of a package consists of.
