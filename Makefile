@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # The checks and the faults start real processes and measure time: they run by
 # themselves, after the packages' own tests.
 # So does sim, with new seeds each time.
-PACKAGES = $(shell go list ./... | grep -v '/proof/\(check\|clients\|fuzzrpc\|abuse\|faults\|sim\)$$')
+PACKAGES = $(shell go list ./... | grep -v '/proof/\(check\|clients\|fuzzrpc\|abuse\|faults\|inject\|sim\)$$')
 
 .PHONY: help
 help: ## print the targets
@@ -25,7 +25,7 @@ dev: ## three members on this machine, until Ctrl-C
 test: tools ## all tests, and the checks at their default length
 	@set -o pipefail; status=0; \
 	go test -timeout 20m $(PACKAGES) || status=1; \
-	go test -count=1 -timeout 20m ./proof/faults || status=1; \
+	go test -count=1 -timeout 20m ./proof/faults ./proof/inject || status=1; \
 	go test -count=1 -timeout 30m ./proof/check || status=1; \
 	go test -count=1 -timeout 30m ./proof/clients || status=1; \
 	go test -count=1 -timeout 10m ./proof/fuzzrpc ./proof/abuse || status=1; \
@@ -39,7 +39,7 @@ short: ## the quick tests only
 
 .PHONY: race
 race: ## the packages' own tests under the race detector
-	go test -race -short -timeout 15m $(PACKAGES) ./proof/faults
+	go test -race -short -timeout 15m $(PACKAGES) ./proof/faults ./proof/inject
 
 # The packages with a file invariants.go: what they keep twice is compared after
 # each change. See internal/invariants.

@@ -49,7 +49,8 @@ var beside = map[string][]string{
 	"proof/abuse":     {"proof/cluster"},
 	"proof/fuzzrpc":   {"proof/cluster"},
 	"proof/bench":     {"proof/cluster"},
-	"proof/faults":    {"proof/cluster"},
+	"proof/inject":    {"proof/cluster"},
+	"proof/faults":    {"proof/cluster", "proof/inject"},
 	"proof/etcdtools": {"proof/cluster"},
 	"proof/surface":   nil, // nil: it may import every room; it holds the tables of docs against the code
 	"proof/sim":       nil,

@@ -13,12 +13,11 @@
 // the watcher must have seen each write once and in order; no read may have missed a write that was
 // acknowledged before it began; the members' HashKV must be equal.
 //
-// How the faults are made:
+// How the faults are made (by proof/inject):
 //
-//	disk      slowfs (a module of its own, in its own folder) under every
-//	          member's data directory, in all rows, so that before and during
+//	disk      slowfs under every member's data directory, in all rows, so that before and during
 //	          cost the same. -disk none leaves it out: the difference is its cost.
-//	network   a TCP relay between each two members (relay.go): delay, loss as the
+//	network   a TCP relay between each two members: delay, loss as the
 //	          wait for a retransmission, partitions in one direction or both.
 //	          Clients speak to the members directly.
 //	CPU       busy shells, two for each CPU.
@@ -34,5 +33,5 @@
 //
 // Files: main.go (the table), scenario.go (the rows), run.go (one run of one row), load.go and
 // heavy.go (the clients), snapshot.go (the rows with a new member), verify.go (what they may
-// expect), verdicts.go (labels and score), disk.go, relay.go, burn.go (the tools of destruction).
+// expect), verdicts.go (labels and score).
 package main

@@ -12,6 +12,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/belaydb/belay/proof/cluster"
+	"github.com/belaydb/belay/proof/inject"
 )
 
 const (
@@ -70,7 +71,7 @@ func (h *heavyLoad) write(ctx context.Context, w int, cl *clientv3.Client) {
 		if _, err := cl.Put(one, fmt.Sprintf("heavy/%d/%03d", w, i%heavyKeys), string(value)); err == nil {
 			h.bytes.Add(heavyValue)
 		} else {
-			think(ctx, 10*time.Millisecond)
+			inject.Think(ctx, 10*time.Millisecond)
 		}
 		cancel()
 	}
@@ -102,7 +103,7 @@ func newMemberUnderLoad(ctx context.Context, r *run) error {
 		if err != nil {
 			return err
 		}
-		think(ctx, time.Second)
+		inject.Think(ctx, time.Second)
 		most = max(most, residentBytes(member.PID()))
 		got, err := appliedBy(ctx, member)
 		if err == nil && got >= want {

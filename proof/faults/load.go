@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/proof/cluster"
+	"github.com/belaydb/belay/proof/inject"
 )
 
 const (
@@ -170,7 +171,7 @@ func (l *load) write(ctx context.Context, id int, c *clientv3.Client) {
 			l.mu.Unlock()
 		}
 		l.done(o)
-		think(ctx, writerThink)
+		inject.Think(ctx, writerThink)
 	}
 }
 
@@ -208,15 +209,7 @@ func (l *load) read(ctx context.Context, id int, c *clientv3.Client) {
 			}
 		}
 		l.done(o)
-		think(ctx, readerThink)
-	}
-}
-
-// think is the user's pause between two requests, not a wait for something.
-func think(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
+		inject.Think(ctx, readerThink)
 	}
 }
 
@@ -285,6 +278,6 @@ func (l *load) look(ctx context.Context, m *cluster.Member) {
 			l.leaders[i].times++
 			l.mu.Unlock()
 		}
-		think(ctx, 50*time.Millisecond)
+		inject.Think(ctx, 50*time.Millisecond)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/belaydb/belay/proof/cluster"
+	"github.com/belaydb/belay/proof/inject"
 )
 
 func main() {
@@ -78,10 +79,10 @@ func start() error {
 	switch *disk {
 	case "none":
 	case "fuse":
-		if err := mountable(); err != nil {
+		if err := inject.Mountable(); err != nil {
 			return fmt.Errorf("slowfs can not be used here (-disk none leaves it out): %w", err)
 		}
-		if s.slowfs, err = buildSlowfs(ctx, s.dir); err != nil {
+		if s.slowfs, err = inject.BuildSlowfs(ctx, s.dir); err != nil {
 			return err
 		}
 	default:

@@ -16,6 +16,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/belaydb/belay/proof/cluster"
+	"github.com/belaydb/belay/proof/inject"
 )
 
 // settings are those of all runs.
@@ -39,10 +40,10 @@ type run struct {
 	during time.Duration
 
 	c        *cluster.Cluster
-	disks    []*disk
-	logDisks []*disk
+	disks    []*inject.Disk
+	logDisks []*inject.Disk
 	tmpfs    []string
-	net      *network
+	net      *inject.Network
 	load     *load
 	heavy    *heavyLoad // nil: none
 	leader   int        // number of the member that led when the fault began
@@ -120,13 +121,13 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 	if err != nil {
 		return err
 	}
-	if r.net, err = newNetwork(r.c); err != nil {
+	if r.net, err = inject.NewNetwork(r.c); err != nil {
 		return err
 	}
 	for _, m := range r.c.Members {
 		m.SetArgs(func(args []string) []string { return append(args, r.args...) })
 	}
-	defer r.net.close()
+	defer r.net.Close()
 	if r.walApart {
 		for i, m := range r.c.Members {
 			m.SetArgs(func(args []string) []string {
@@ -137,7 +138,7 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 	if r.slowLogs {
 		for i, m := range r.c.Members {
 			m.SetArgs(func(args []string) []string {
-				return append(args, "--log-level", "debug", "--log-outputs", filepath.Join(r.logDisks[i].path, "log"))
+				return append(args, "--log-level", "debug", "--log-outputs", filepath.Join(r.logDisks[i].Path, "log"))
 			})
 		}
 	}
@@ -168,7 +169,7 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 	}
 	defer r.load.close()
 	began := time.Now()
-	think(ctx, r.before)
+	inject.Think(ctx, r.before)
 	if err := r.findLeader(ctx); err != nil {
 		return err
 	}
@@ -184,7 +185,7 @@ func (r *run) perform(ctx context.Context, res *result) (err error) {
 	if err := r.revive(res); err != nil {
 		return err
 	}
-	think(ctx, r.after)
+	inject.Think(ctx, r.after)
 	if r.label != nil {
 		res.verdicts = r.awaitVerdicts(ctx, from)
 	}
@@ -227,7 +228,7 @@ func (r *run) mount() error {
 			}
 			r.tmpfs = append(r.tmpfs, root)
 		case r.slowfs != "":
-			d, err := mountDisk(r.slowfs, root)
+			d, err := inject.MountDisk(r.slowfs, root)
 			if err != nil {
 				return err
 			}
@@ -238,7 +239,7 @@ func (r *run) mount() error {
 			}
 		}
 		if r.slowLogs && r.slowfs != "" {
-			d, err := mountDisk(r.slowfs, filepath.Join(r.dir, fmt.Sprintf("logs%d", i+1)))
+			d, err := inject.MountDisk(r.slowfs, filepath.Join(r.dir, fmt.Sprintf("logs%d", i+1)))
 			if err != nil {
 				return err
 			}
@@ -253,13 +254,13 @@ func (r *run) mount() error {
 
 func (r *run) unhang() {
 	for _, d := range slices.Concat(r.disks, r.logDisks) {
-		_, _ = d.tell("clear") // it may be gone, and what hung with it
+		_, _ = d.Tell("clear") // it may be gone, and what hung with it
 	}
 }
 
 func (r *run) unmount() {
 	for _, d := range slices.Concat(r.disks, r.logDisks) {
-		d.close()
+		d.Close()
 	}
 	for _, root := range r.tmpfs {
 		_ = syscall.Unmount(root, syscall.MNT_DETACH)
@@ -273,7 +274,7 @@ func (r *run) keepLogs() {
 	for i, m := range r.c.Members {
 		path := m.LogPath
 		if r.slowLogs {
-			path = filepath.Join(r.logDisks[i].path, "log")
+			path = filepath.Join(r.logDisks[i].Path, "log")
 		}
 		data, err := os.ReadFile(path)
 		if err == nil {
@@ -301,7 +302,7 @@ func (r *run) findLeader(ctx context.Context) error {
 			if err != nil {
 				continue
 			}
-			r.net.name(st.Header.MemberId, i)
+			r.net.Name(st.Header.MemberId, i)
 			if st.Leader == st.Header.MemberId {
 				r.leader, found = i, true
 			}
@@ -309,7 +310,7 @@ func (r *run) findLeader(ctx context.Context) error {
 		if found {
 			return nil
 		}
-		think(ctx, 20*time.Millisecond)
+		inject.Think(ctx, 20*time.Millisecond)
 	}
 	return errors.New("no member says that it leads")
 }
@@ -428,7 +429,7 @@ func (r *run) measure(res *result, began, from, to time.Time) {
 	var said []string
 	for i, s := range terms {
 		name := "?"
-		if m, ok := r.net.ids[fmt.Sprintf("%x", s.leader)]; ok {
+		if m, ok := r.net.Member(s.leader); ok {
 			name = r.c.Members[m].Name
 		}
 		if i == 0 {

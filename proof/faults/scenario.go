@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/belaydb/belay/proof/cluster"
+	"github.com/belaydb/belay/proof/inject"
 )
 
 // A scenario is one row of the table.
@@ -125,7 +126,7 @@ func scenarios() []scenario {
 		{name: "logs-hang", about: "the disk of all members' log files never returns", fault: hangLogs, slowLogs: true, want: nobodyNotices},
 
 		{name: "neighbour-disk", about: "another process writes up to 4 GB to the same disk", fault: hammer, want: []want{changesAtMost(0)}},
-		{name: "neighbour-cpu", about: "other processes burn all CPUs, twice over", fault: func(ctx context.Context, _ *run) error { return burnCPU(ctx, 2, 0) }, want: []want{changesAtMost(0)}},
+		{name: "neighbour-cpu", about: "other processes burn all CPUs, twice over", fault: func(ctx context.Context, _ *run) error { return inject.BurnCPU(ctx, 2, 0) }, want: []want{changesAtMost(0)}},
 
 		{name: "leader-pause-1", about: "the leader is stopped (SIGSTOP) for 1 s", fault: pause(leader), during: time.Second, want: []want{changesAtMost(1)}},
 		{name: "leader-pause-10", about: "the leader is stopped (SIGSTOP) for 10 s", fault: pause(leader), during: 10 * time.Second, want: []want{changesAtMost(1), replacedWithin(2)}},
@@ -149,13 +150,13 @@ func scenarios() []scenario {
 		want: []want{changesAtMost(0), p99AtMostDoubled, snapshotMemoryBounded}})
 	for _, ms := range []time.Duration{50, 200, 400} {
 		d := ms * time.Millisecond
-		list = append(list, scenario{name: fmt.Sprintf("delay-%d", ms), fault: shaped(link{delay: d, jitter: d / 5}), want: []want{changesAtMost(0)},
+		list = append(list, scenario{name: fmt.Sprintf("delay-%d", ms), fault: shaped(inject.Link{Delay: d, Jitter: d / 5}), want: []want{changesAtMost(0)},
 			about: fmt.Sprintf("%v and up to a fifth more, one way, between all members", d)})
 	}
-	list = append(list, scenario{name: "far-and-lossy", fault: shaped(link{delay: 200 * time.Millisecond, jitter: 40 * time.Millisecond, loss: 0.05}), during: time.Minute, want: []want{changesAtMost(0)},
+	list = append(list, scenario{name: "far-and-lossy", fault: shaped(inject.Link{Delay: 200 * time.Millisecond, Jitter: 40 * time.Millisecond, Loss: 0.05}), during: time.Minute, want: []want{changesAtMost(0)},
 		about: "200ms and up to a fifth more, one way, and 5 % is lost once, for a minute"})
 	for _, percent := range []int{1, 10} {
-		list = append(list, scenario{name: fmt.Sprintf("loss-%d", percent), fault: shaped(link{delay: time.Millisecond, loss: float64(percent) / 100}), during: 15 * time.Second, want: []want{changesAtMost(0)},
+		list = append(list, scenario{name: fmt.Sprintf("loss-%d", percent), fault: shaped(inject.Link{Delay: time.Millisecond, Loss: float64(percent) / 100}), during: 15 * time.Second, want: []want{changesAtMost(0)},
 			about: fmt.Sprintf("%d %% of what members send is lost once", percent)})
 	}
 	return list
@@ -200,17 +201,17 @@ func diskFault(w who, command string) func(context.Context, *run) error {
 	}
 }
 
-func faultOn(ctx context.Context, r *run, w who, disks []*disk, command string) (err error) {
+func faultOn(ctx context.Context, r *run, w who, disks []*inject.Disk, command string) (err error) {
 	if disks == nil {
 		return errors.New("this row needs slowfs (-disk fuse)")
 	}
 	for _, i := range w(r) {
-		if _, err := disks[i].tell("%s", command); err != nil {
+		if _, err := disks[i].Tell("%s", command); err != nil {
 			return err
 		}
 		defer func() {
-			n, statErr := disks[i].met()
-			_, clearErr := disks[i].tell("clear")
+			n, statErr := disks[i].Met()
+			_, clearErr := disks[i].Tell("clear")
 			err = errors.Join(err, statErr, clearErr)
 			if n == 0 {
 				r.note("no operation of %s met the fault", r.c.Members[i].Name)
@@ -252,15 +253,15 @@ func full(w who) func(context.Context, *run) error {
 			return err
 		}
 		defer cl.Close()
-		if err := fill(ctx, filler, 100<<20, 400<<20); err != nil {
+		if err := inject.Fill(ctx, filler, 100<<20, 400<<20); err != nil {
 			return err
 		}
-		think(ctx, r.during/2)
+		inject.Think(ctx, r.during/2)
 		r.tryAll(ctx, cl, "at 100 MB free")
-		if err := fill(ctx, filler, 0, 400<<20); err != nil {
+		if err := inject.Fill(ctx, filler, 0, 400<<20); err != nil {
 			return err
 		}
-		think(ctx, time.Second)
+		inject.Think(ctx, time.Second)
 		r.tryAll(ctx, cl, "at 0 bytes free")
 		<-ctx.Done()
 		if err := os.Remove(filler); err != nil {
@@ -305,7 +306,7 @@ func (r *run) tryAll(ctx context.Context, cl *clientv3.Client, when string) {
 }
 
 func hammer(ctx context.Context, r *run) error {
-	n, err := hammerDisk(ctx, r.dir)
+	n, err := inject.HammerDisk(ctx, r.dir)
 	r.note("the neighbour wrote %d MB", n>>20)
 	return err
 }
@@ -324,30 +325,30 @@ func pause(w who) func(context.Context, *run) error {
 func cut(w who, out, in bool) func(context.Context, *run) error {
 	return func(ctx context.Context, r *run) error {
 		if out {
-			r.net.set(w(r), everyone(r), link{cut: true})
+			r.net.Set(w(r), everyone(r), inject.Link{Cut: true})
 		}
 		if in {
-			r.net.set(everyone(r), w(r), link{cut: true})
+			r.net.Set(everyone(r), w(r), inject.Link{Cut: true})
 		}
 		<-ctx.Done()
-		r.net.set(everyone(r), everyone(r), link{})
+		r.net.Set(everyone(r), everyone(r), inject.Link{})
 		return nil
 	}
 }
 
 func flap(w who) func(context.Context, *run) error {
 	return func(ctx context.Context, r *run) error {
-		r.net.flap(ctx, w(r), everyone(r), 3*time.Second)
-		r.net.set(everyone(r), everyone(r), link{})
+		r.net.Flap(ctx, w(r), everyone(r), 3*time.Second)
+		r.net.Set(everyone(r), everyone(r), inject.Link{})
 		return nil
 	}
 }
 
-func shaped(l link) func(context.Context, *run) error {
+func shaped(l inject.Link) func(context.Context, *run) error {
 	return func(ctx context.Context, r *run) error {
-		r.net.set(everyone(r), everyone(r), l)
+		r.net.Set(everyone(r), everyone(r), l)
 		<-ctx.Done()
-		r.net.set(everyone(r), everyone(r), link{})
+		r.net.Set(everyone(r), everyone(r), inject.Link{})
 		return nil
 	}
 }

@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/belaydb/belay/proof/cluster"
+	"github.com/belaydb/belay/proof/inject"
 )
 
 const (
@@ -110,7 +111,7 @@ func newMember(ctx context.Context, r *run) error {
 	if err := knownToAll(ctx, r, added.Member.ID); err != nil {
 		return err
 	}
-	r.net.name(added.Member.ID, r.free)
+	r.net.Name(added.Member.ID, r.free)
 	m.SetArgs(func(args []string) []string {
 		for i := range args[:len(args)-1] {
 			if args[i] == "--initial-cluster-state" {
@@ -130,7 +131,7 @@ func newMember(ctx context.Context, r *run) error {
 		for watched.Err() == nil {
 			sender = max(sender, residentBytes(r.c.Members[r.leader].PID()))
 			receiver = max(receiver, residentBytes(m.PID()))
-			think(watched, 50*time.Millisecond)
+			inject.Think(watched, 50*time.Millisecond)
 		}
 	})
 	start := time.Now()
@@ -172,7 +173,7 @@ func addMember(ctx context.Context, cl *clientv3.Client, urls []string) (added *
 		if added, err = cl.MemberAdd(ctx, urls); err == nil {
 			return added, nil
 		}
-		think(ctx, 200*time.Millisecond)
+		inject.Think(ctx, 200*time.Millisecond)
 	}
 	return nil, fmt.Errorf("add a member: %w", err)
 }
@@ -197,7 +198,7 @@ func knownToAll(ctx context.Context, r *run, id uint64) error {
 			if ctx.Err() != nil {
 				return fmt.Errorf("%s does not know the new member: %w", m.Name, ctx.Err())
 			}
-			think(ctx, 20*time.Millisecond)
+			inject.Think(ctx, 20*time.Millisecond)
 		}
 	}
 	return nil

@@ -10,12 +10,12 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/belaydb/belay/proof/cluster"
+	"github.com/belaydb/belay/proof/inject"
 )
 
 // A label is the expected verdict of a row.
@@ -143,11 +143,11 @@ func transfer(ctx context.Context, r *run) error {
 
 func delayed(w who, d time.Duration) func(context.Context, *run) error {
 	return func(ctx context.Context, r *run) error {
-		l := link{delay: d, jitter: d / 5}
-		r.net.set(w(r), everyone(r), l)
-		r.net.set(everyone(r), w(r), l)
+		l := inject.Link{Delay: d, Jitter: d / 5}
+		r.net.Set(w(r), everyone(r), l)
+		r.net.Set(everyone(r), w(r), l)
 		<-ctx.Done()
-		r.net.set(everyone(r), everyone(r), link{})
+		r.net.Set(everyone(r), everyone(r), inject.Link{})
 		return nil
 	}
 }
@@ -157,11 +157,11 @@ func delayed(w who, d time.Duration) func(context.Context, *run) error {
 func starve(w who) func(context.Context, *run) error {
 	return func(ctx context.Context, r *run) error {
 		m := r.c.Members[w(r)[0]]
-		if err := renice(m.PID(), 19); err != nil {
+		if err := inject.Renice(m.PID(), 19); err != nil {
 			return err
 		}
-		err := burnCPU(ctx, 8, 10)
-		return errors.Join(err, renice(m.PID(), 0))
+		err := inject.BurnCPU(ctx, 8, 10)
+		return errors.Join(err, inject.Renice(m.PID(), 0))
 	}
 }
 
@@ -249,7 +249,7 @@ func (r *run) awaitVerdicts(ctx context.Context, from time.Time) (all []verdict)
 		case time.Since(began) >= verdictWait, right && time.Since(last) >= r.verdictQuiet:
 			return all
 		}
-		think(ctx, 250*time.Millisecond)
+		inject.Think(ctx, 250*time.Millisecond)
 	}
 	return all
 }
@@ -368,19 +368,4 @@ func (r *run) labelText() string {
 		text = append(text, t)
 	}
 	return strings.Join(text, ", ")
-}
-
-// renice sets the priority of all threads of a process.
-func renice(pid, nice int) error {
-	threads, err := threadsOf(pid)
-	if err != nil {
-		return err
-	}
-	for _, t := range threads {
-		// A thread that has ended meanwhile wants no CPU.
-		if err := syscall.Setpriority(syscall.PRIO_PROCESS, t, nice); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("renice %d: %w", pid, err)
-		}
-	}
-	return nil
 }

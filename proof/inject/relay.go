@@ -1,4 +1,4 @@
-package main
+package inject
 
 import (
 	"bytes"
@@ -13,12 +13,12 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// A link is the quality of one direction between two members.
-type link struct {
-	delay  time.Duration // one way
-	jitter time.Duration // added to it: a random part of this
-	loss   float64       // of the chunks: each waits for one retransmission or more
-	cut    bool          // bytes wait until it is whole again
+// A Link is the quality of one direction between two members.
+type Link struct {
+	Delay  time.Duration // one way
+	Jitter time.Duration // added to it: a random part of this
+	Loss   float64       // of the chunks: each waits for one retransmission or more
+	Cut    bool          // bytes wait until it is whole again
 }
 
 // retransmit is the least time after which Linux sends a lost segment again.
@@ -27,16 +27,16 @@ const retransmit = 200 * time.Millisecond
 // longestRetransmit is where Linux stops doubling that time.
 const longestRetransmit = 2 * time.Minute
 
-// network is one relay in front of each member's peer port. A peer's connection names its member in
+// Network is one relay in front of each member's peer port. A peer's connection names its member in
 // its first request (X-Server-From), so each direction between two members has its own link.
 //
 // It imitates what TCP does about lost packets: data arrives late and in order; a cut delivers
 // nothing and closes nothing. The way not taken: not every kernel has netem, and not every machine
 // iptables in network namespaces.
-type network struct {
+type Network struct {
 	mu    sync.Mutex
 	whole chan struct{} // closed and replaced at each change of a link
-	links map[[2]int]link
+	links map[[2]int]Link
 	ids   map[string]int // member id as the wire writes it -> number of the member
 
 	listeners []net.Listener
@@ -47,21 +47,21 @@ type network struct {
 // unknown stands for a peer that has not named its member.
 const unknown = -1
 
-// newNetwork puts relays in front of the members of a cluster that is not started, and makes the
+// NewNetwork puts relays in front of the members of a cluster that is not started, and makes the
 // members find each other through them.
-func newNetwork(c *cluster.Cluster) (*network, error) {
-	n := &network{whole: make(chan struct{}), links: make(map[[2]int]link), ids: make(map[string]int), conns: make(map[net.Conn]bool)}
+func NewNetwork(c *cluster.Cluster) (*Network, error) {
+	n := &Network{whole: make(chan struct{}), links: make(map[[2]int]Link), ids: make(map[string]int), conns: make(map[net.Conn]bool)}
 	var initial []string
 	var urls []string
 	for i, m := range c.Members {
 		port, err := cluster.FreePort()
 		if err != nil {
-			n.close()
+			n.Close()
 			return nil, err
 		}
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
-			n.close()
+			n.Close()
 			return nil, err
 		}
 		n.listeners = append(n.listeners, l)
@@ -86,15 +86,23 @@ func newNetwork(c *cluster.Cluster) (*network, error) {
 	return n, nil
 }
 
-// name tells the network the id of a member.
-func (n *network) name(id uint64, member int) {
+// Name tells the network the id of a member.
+func (n *Network) Name(id uint64, member int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.ids[fmt.Sprintf("%x", id)] = member
 }
 
-// set changes the links from each of from to each of to.
-func (n *network) set(from, to []int, l link) {
+// Member is the number of the member with an id, if the network was told.
+func (n *Network) Member(id uint64) (number int, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	number, ok = n.ids[fmt.Sprintf("%x", id)]
+	return number, ok
+}
+
+// Set changes the links from each of from to each of to.
+func (n *Network) Set(from, to []int, l Link) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, a := range from {
@@ -109,7 +117,7 @@ func (n *network) set(from, to []int, l link) {
 }
 
 // get returns the link, and a channel that closes when any link changes.
-func (n *network) get(fromID string, from, to int, reverse bool) (link, <-chan struct{}) {
+func (n *Network) get(fromID string, from, to int, reverse bool) (Link, <-chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if from == unknown {
@@ -124,7 +132,7 @@ func (n *network) get(fromID string, from, to int, reverse bool) (link, <-chan s
 	return n.links[key], n.whole
 }
 
-func (n *network) serve(l net.Listener, to int, target string) {
+func (n *Network) serve(l net.Listener, to int, target string) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -134,7 +142,7 @@ func (n *network) serve(l net.Listener, to int, target string) {
 	}
 }
 
-func (n *network) keep(c net.Conn) bool {
+func (n *Network) keep(c net.Conn) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
@@ -145,7 +153,7 @@ func (n *network) keep(c net.Conn) bool {
 	return true
 }
 
-func (n *network) relay(c net.Conn, to int, target string) {
+func (n *Network) relay(c net.Conn, to int, target string) {
 	if !n.keep(c) {
 		return
 	}
@@ -172,7 +180,7 @@ func (n *network) relay(c net.Conn, to int, target string) {
 	n.drop(c, t)
 }
 
-func (n *network) drop(conns ...net.Conn) {
+func (n *Network) drop(conns ...net.Conn) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, c := range conns {
@@ -197,7 +205,7 @@ type chunk struct {
 }
 
 // pipe carries bytes of one direction until either end closes.
-func (n *network) pipe(src, dst net.Conn, first []byte, fromID string, to int, reverse bool) {
+func (n *Network) pipe(src, dst net.Conn, first []byte, fromID string, to int, reverse bool) {
 	way := make(chan chunk, 256) // then the sender's own buffers fill, as they would
 	gone := make(chan struct{})  // closed when the receiver is gone
 	go func() {
@@ -206,10 +214,10 @@ func (n *network) pipe(src, dst net.Conn, first []byte, fromID string, to int, r
 			for {
 				l, change := n.get(fromID, unknown, to, reverse)
 				wait := time.Until(k.due)
-				if !l.cut && wait <= 0 {
+				if !l.Cut && wait <= 0 {
 					break
 				}
-				if l.cut {
+				if l.Cut {
 					wait = time.Hour
 				}
 				select {
@@ -235,11 +243,11 @@ func (n *network) pipe(src, dst net.Conn, first []byte, fromID string, to int, r
 	var last time.Time
 	send := func(data []byte) bool {
 		l, _ := n.get(fromID, unknown, to, reverse)
-		due := time.Now().Add(l.delay)
-		if l.jitter > 0 {
-			due = due.Add(rand.N(l.jitter))
+		due := time.Now().Add(l.Delay)
+		if l.Jitter > 0 {
+			due = due.Add(rand.N(l.Jitter))
 		}
-		for again := retransmit + l.delay; l.loss > 0 && rand.Float64() < l.loss; again = min(2*again, longestRetransmit) {
+		for again := retransmit + l.Delay; l.Loss > 0 && rand.Float64() < l.Loss; again = min(2*again, longestRetransmit) {
 			due = due.Add(again)
 		}
 		if due.Before(last) {
@@ -269,13 +277,14 @@ func (n *network) pipe(src, dst net.Conn, first []byte, fromID string, to int, r
 	}
 }
 
-func (n *network) isClosed() bool {
+func (n *Network) isClosed() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.closed
 }
 
-func (n *network) close() {
+// Close ends all connections and listens no more.
+func (n *Network) Close() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
@@ -292,11 +301,11 @@ func (n *network) close() {
 	n.whole = make(chan struct{})
 }
 
-// flap cuts and mends the links between two sides until ctx ends.
-func (n *network) flap(ctx context.Context, a, b []int, every time.Duration) {
+// Flap cuts and mends the links between two sides until ctx ends.
+func (n *Network) Flap(ctx context.Context, a, b []int, every time.Duration) {
 	for cut := true; ctx.Err() == nil; cut = !cut {
-		n.set(a, b, link{cut: cut})
-		n.set(b, a, link{cut: cut})
-		think(ctx, every)
+		n.Set(a, b, Link{Cut: cut})
+		n.Set(b, a, Link{Cut: cut})
+		Think(ctx, every)
 	}
 }

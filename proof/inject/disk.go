@@ -1,4 +1,4 @@
-package main
+package inject
 
 import (
 	"bufio"
@@ -18,9 +18,9 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// disk is a running slowfs, the disk of one member.
-type disk struct {
-	path string // where it is mounted
+// Disk is a running slowfs, the disk of one member.
+type Disk struct {
+	Path string // where it is mounted
 
 	mu  sync.Mutex
 	cmd *exec.Cmd
@@ -28,22 +28,22 @@ type disk struct {
 	out *bufio.Reader
 }
 
-// buildSlowfs builds the file system into dir and returns the program's path.
-func buildSlowfs(ctx context.Context, dir string) (string, error) {
+// BuildSlowfs builds the file system into dir and returns the program's path.
+func BuildSlowfs(ctx context.Context, dir string) (string, error) {
 	root, err := cluster.Root()
 	if err != nil {
 		return "", err
 	}
 	out := filepath.Join(dir, "slowfs")
-	cmd := exec.CommandContext(ctx, "go", "build", "-C", filepath.Join(root, "proof", "faults", "slowfs"), "-o", out, ".")
+	cmd := exec.CommandContext(ctx, "go", "build", "-C", filepath.Join(root, "proof", "inject", "slowfs"), "-o", out, ".")
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build slowfs: %w\n%s", err, msg)
 	}
 	return out, nil
 }
 
-// mountable returns why slowfs can not be used here, nil if it can.
-func mountable() error {
+// Mountable returns why slowfs can not be used here, nil if it can.
+func Mountable() error {
 	if os.Geteuid() != 0 {
 		return errors.New("mounting a file system needs root")
 	}
@@ -54,13 +54,13 @@ func mountable() error {
 	return f.Close()
 }
 
-// mountDisk puts a slowfs at path; its files are kept in path + ".back".
-func mountDisk(program, path string) (*disk, error) {
+// MountDisk puts a slowfs at path; its files are kept in path + ".back".
+func MountDisk(program, path string) (*Disk, error) {
 	back := path + ".back"
 	if err := errors.Join(os.MkdirAll(path, 0o700), os.MkdirAll(back, 0o700)); err != nil {
 		return nil, err
 	}
-	d := &disk{path: path, cmd: exec.Command(program, "-back", back, "-mount", path)}
+	d := &Disk{Path: path, cmd: exec.Command(program, "-back", back, "-mount", path)}
 	// Its own process group: Ctrl-C is for us, and we tell it when to end.
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	d.cmd.Stderr = os.Stderr
@@ -77,13 +77,13 @@ func mountDisk(program, path string) (*disk, error) {
 		return nil, err
 	}
 	if _, err := d.answer(); err != nil {
-		d.close()
+		d.Close()
 		return nil, fmt.Errorf("slowfs on %s: %w", path, err)
 	}
 	return d, nil
 }
 
-func (d *disk) answer() (string, error) {
+func (d *Disk) answer() (string, error) {
 	line, err := d.out.ReadString('\n')
 	if err != nil {
 		return "", err
@@ -95,8 +95,8 @@ func (d *disk) answer() (string, error) {
 	return strings.TrimSpace(rest), nil
 }
 
-// tell sends slowfs one command and returns its answer.
-func (d *disk) tell(format string, args ...any) (string, error) {
+// Tell sends slowfs one command and returns its answer.
+func (d *Disk) Tell(format string, args ...any) (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if _, err := fmt.Fprintf(d.in, format+"\n", args...); err != nil {
@@ -105,17 +105,17 @@ func (d *disk) tell(format string, args ...any) (string, error) {
 	return d.answer()
 }
 
-// met counts the operations that a fault has met.
-func (d *disk) met() (int, error) {
-	text, err := d.tell("stats")
+// Met counts the operations that a fault has met.
+func (d *Disk) Met() (int, error) {
+	text, err := d.Tell("stats")
 	if err != nil {
 		return 0, err
 	}
 	return strconv.Atoi(text)
 }
 
-// close unmounts. Operations that hang are released first, so that the member can be killed.
-func (d *disk) close() {
+// Close unmounts. Operations that hang are released first, so that the member can be killed.
+func (d *Disk) Close() {
 	d.in.Close()
 	ended := make(chan struct{})
 	go func() { _ = d.cmd.Wait(); close(ended) }()
@@ -126,5 +126,5 @@ func (d *disk) close() {
 		<-ended
 	}
 	// It does so itself, unless it was killed.
-	_ = syscall.Unmount(d.path, syscall.MNT_DETACH)
+	_ = syscall.Unmount(d.Path, syscall.MNT_DETACH)
 }

@@ -1,4 +1,4 @@
-package main
+package inject
 
 import (
 	"context"
@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// threadsOf lists the threads of a process.
-func threadsOf(pid int) (ids []int, err error) {
+// ThreadsOf lists the threads of a process.
+func ThreadsOf(pid int) (ids []int, err error) {
 	dirs, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	for _, d := range dirs {
 		if id, err := strconv.Atoi(d.Name()); err == nil {
@@ -24,9 +24,9 @@ func threadsOf(pid int) (ids []int, err error) {
 	return ids, err
 }
 
-// burnCPU keeps all CPUs busy with other processes, times on each, until ctx ends; nice is their
+// BurnCPU keeps all CPUs busy with other processes, times on each, until ctx ends; nice is their
 // nice value.
-func burnCPU(ctx context.Context, times, nice int) error {
+func BurnCPU(ctx context.Context, times, nice int) error {
 	var cmds []*exec.Cmd
 	defer func() {
 		for _, c := range cmds {
@@ -41,7 +41,7 @@ func burnCPU(ctx context.Context, times, nice int) error {
 			return err
 		}
 		cmds = append(cmds, c)
-		if err := renice(c.Process.Pid, nice); err != nil {
+		if err := Renice(c.Process.Pid, nice); err != nil {
 			return err
 		}
 	}
@@ -49,13 +49,13 @@ func burnCPU(ctx context.Context, times, nice int) error {
 	return nil
 }
 
-// mostNeighbourBytes bounds what hammerDisk writes in one run.
+// mostNeighbourBytes bounds what HammerDisk writes in one run.
 const mostNeighbourBytes = 4 << 30
 
-// hammerDisk is a neighbour on the same disk: it writes as fast as it can and
+// HammerDisk is a neighbour on the same disk: it writes as fast as it can and
 // syncs every 64 MiB, until ctx ends or the bound is reached. It writes over
 // one file of 1 GiB. It returns what it has written.
-func hammerDisk(ctx context.Context, dir string) (written int64, err error) {
+func HammerDisk(ctx context.Context, dir string) (written int64, err error) {
 	path := filepath.Join(dir, "neighbour")
 	f, err := os.Create(path)
 	if err != nil {
@@ -81,9 +81,9 @@ func hammerDisk(ctx context.Context, dir string) (written int64, err error) {
 	return written, nil
 }
 
-// fill writes to path until only leave bytes are free on its file system, at
+// Fill writes to path until only leave bytes are free on its file system, at
 // most rate bytes a second. Stopped by ctx it leaves what it has written.
-func fill(ctx context.Context, path string, leave uint64, rate int64) error {
+func Fill(ctx context.Context, path string, leave uint64, rate int64) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -105,7 +105,30 @@ func fill(ctx context.Context, path string, leave uint64, rate int64) error {
 		} else if err != nil {
 			return err
 		}
-		think(ctx, pause)
+		Think(ctx, pause)
 	}
 	return nil
+}
+
+// Renice sets the priority of all threads of a process.
+func Renice(pid, nice int) error {
+	threads, err := ThreadsOf(pid)
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		// A thread that has ended meanwhile wants no CPU.
+		if err := syscall.Setpriority(syscall.PRIO_PROCESS, t, nice); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("Renice %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// Think waits for d, or until ctx ends. It is a pause of a user, not a wait for something.
+func Think(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
