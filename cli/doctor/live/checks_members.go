@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/belaydb/belay/cli/doctor/bounds"
 	"github.com/belaydb/belay/cli/doctor/metrics"
 	"github.com/belaydb/belay/cli/doctor/report"
 )
@@ -167,9 +168,9 @@ func checkCertificates(c *Cluster, a *adder) {
 			switch {
 			case left < 0:
 				a.bad(report.Critical, m, "Its certificate has expired.", "New connections fail wherever it is verified.", evidence, "replace it; etcd and Belay read it again for each connection, without a restart")
-			case left < 7*24*time.Hour:
+			case left < bounds.CertificateNow:
 				a.bad(report.Critical, m, fmt.Sprintf("Its certificate expires in %s.", days(left)), "Then every new connection fails at once.", evidence, "replace it now, without a restart")
-			case left < 30*24*time.Hour:
+			case left < bounds.CertificateSoon:
 				a.bad(report.Warning, m, fmt.Sprintf("Its certificate expires in %s.", days(left)), "Then every new connection fails at once.", evidence, "replace it, without a restart")
 			case cert.NotBefore.After(c.At):
 				a.bad(report.Critical, m, "Its certificate is not valid yet.", "New connections fail wherever it is verified.", evidence, "is a clock wrong?")
@@ -241,7 +242,7 @@ func checkLeaderChanges(c *Cluster, a *adder) {
 		}
 		up := m.uptime()
 		// The first leader that a process hears of is counted, too.
-		if hours := up.Hours(); hours >= 0.5 && (seen-1)/hours >= 1 || hours < 0.5 && hours > 0 && seen > 4 {
+		if hours := up.Hours(); hours >= 0.5 && (seen-1)/hours >= bounds.LeaderChangesHourly || hours < 0.5 && hours > 0 && seen > bounds.LeaderChanges {
 			a.bad(report.Warning, m, "It has seen many changes of leader.", "Each costs clients `leader changed` errors and timeouts.",
 				[]string{fmt.Sprintf("%.0f since it started, %s ago", seen, up.Round(time.Minute))},
 				"`belay doctor logs` on the logs of all members tells when, and whose fault it was")

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/belaydb/belay/cli/doctor/bounds"
 	"github.com/belaydb/belay/cli/doctor/histogram"
 	"github.com/belaydb/belay/cli/doctor/metrics"
 	"github.com/belaydb/belay/cli/doctor/report"
@@ -17,14 +18,6 @@ const (
 	fsyncs     = "etcd_disk_wal_fsync_duration_seconds"
 	commits    = "etcd_disk_backend_commit_duration_seconds"
 	roundTrips = "etcd_network_peer_round_trip_time_seconds"
-)
-
-// Limits of the checks, each with where it comes from; those of latencies are histogram.Kinds.
-const (
-	// etcd refuses requests when 5,000 entries are committed and not applied.
-	applyGapSlow, applyGapBad = 1000, 4500
-	// Of the quota.
-	quotaNear, quotaFull = 0.80, 0.95
 )
 
 // each calls check for the members whose metrics were answered, and says that none was.
@@ -102,7 +95,7 @@ func checkDisk(c *Cluster, a *adder) {
 	each(c, a, "How fast the logs' disks are is", func(m *Member) {
 		if m.Belay != nil {
 			s := m.scrape()
-			if oldest, ok := s.Value("belay_disk_sync_oldest_seconds"); ok && oldest >= 1 {
+			if oldest, ok := s.Value("belay_disk_sync_oldest_seconds"); ok && oldest >= bounds.SlowSync.Seconds() {
 				a.bad(report.Critical, m, "The disk of its raft log does not answer.", "It promises nothing meanwhile; the others do, and a leader hands over.",
 					[]string{"the oldest sync is " + metrics.Seconds(oldest) + " old"}, "see what else writes to that disk (iotop, pidstat -d)", "see the kernel's log for errors")
 				return
@@ -145,7 +138,7 @@ func checkBackend(c *Cluster, a *adder) {
 	var well []string
 	each(c, a, "How long commits of the databases take is", func(m *Member) {
 		if m.Belay != nil {
-			if oldest, ok := m.scrape().Value("belay_store_oldest_seconds"); ok && oldest >= 1 {
+			if oldest, ok := m.scrape().Value("belay_store_oldest_seconds"); ok && oldest >= bounds.SlowSync.Seconds() {
 				a.bad(report.Critical, m, "Its store makes no progress.", "Writes wait in memory, up to --max-unsynced-bytes.", []string{"for " + metrics.Seconds(oldest)}, "see the disk of the data directory and the kernel's log")
 			}
 			return
@@ -256,12 +249,12 @@ func checkProposals(c *Cluster, a *adder) {
 		if by, ok := m.grown("etcd_server_proposals_failed_total"); ok && by > 0 {
 			a.bad(report.Critical, m, "Writes fail.", "Clients see a timeout, or `leader changed`.", []string{fmt.Sprintf("%s proposals failed in %s", count(by), metrics.Seconds(m.between().Seconds()))}, "see the leader, the quorum and the disks")
 		} else if failed, ok := m.scrape().Value("etcd_server_proposals_failed_total"); ok && failed > 0 {
-			if committed, _ := m.scrape().Value("etcd_server_proposals_committed_total"); failed > committed/1000 && failed > 20 {
+			if committed, _ := m.scrape().Value("etcd_server_proposals_committed_total"); failed > committed/1000 && failed > bounds.FailedProposals {
 				a.bad(report.Warning, m, "Writes have failed.", "Most often in elections.", []string{fmt.Sprintf("%s of %s proposals since its start, %s ago", count(failed), count(committed), m.uptime().Round(time.Minute))}, "`belay doctor logs` tells when and why")
 			}
 		}
 		before, _ := m.Before.Value("etcd_server_proposals_pending")
-		if after, ok := m.scrape().Value("etcd_server_proposals_pending"); ok && min(before, after) >= 100 {
+		if after, ok := m.scrape().Value("etcd_server_proposals_pending"); ok && min(before, after) >= bounds.PendingProposals {
 			a.bad(report.Warning, m, "Many writes wait.", "Their clients wait as well.", []string{fmt.Sprintf("%s and then %s proposals pending", count(before), count(after))}, "a slow disk, or more writes than it bears")
 		}
 	})
@@ -278,9 +271,9 @@ func checkBehind(c *Cluster, a *adder) {
 		if st == nil {
 			continue
 		}
-		if gap := int64(st.RaftIndex) - int64(st.RaftAppliedIndex); gap >= applyGapSlow {
+		if gap := int64(st.RaftIndex) - int64(st.RaftAppliedIndex); gap >= bounds.ApplyGapSlow {
 			level := 1
-			if gap >= applyGapBad {
+			if gap >= bounds.ApplyGapBad {
 				level = 2
 			}
 			a.bad(severity(level), m, "It applies more slowly than is written.", "Reads there are late; etcd answers `too many requests` from 5,000 entries on.", []string{fmt.Sprintf("%s entries are committed and not applied", count(float64(gap)))},
@@ -323,17 +316,13 @@ func checkQuota(c *Cluster, a *adder) {
 			continue
 		}
 		size, free := float64(st.DbSize), float64(st.DbSize-st.DbSizeInUse)
-		counted := size
-		if m.Belay != nil {
-			counted = float64(st.DbSizeInUse) // Belay's quota is of what is in use
-		}
-		evidence := []string{fmt.Sprintf("%s of %s (%s)", bytes(counted), bytes(quota), share(counted, quota))}
+		evidence := []string{fmt.Sprintf("%s of %s (%s)", bytes(size), bytes(quota), share(size, quota))}
 		before, ok1 := m.Before.Value("etcd_mvcc_db_total_size_in_use_in_bytes")
 		after, ok2 := m.scrape().Value("etcd_mvcc_db_total_size_in_use_in_bytes")
 		if m.After != nil && ok1 && ok2 && after > before && m.between() > 0 {
 			perSecond := (after - before) / m.between().Seconds()
-			left := time.Duration((quota - counted) / perSecond * 1e9)
-			if left > 0 && left < 24*time.Hour {
+			left := time.Duration((quota - size) / perSecond * 1e9)
+			if left > 0 && left < bounds.FullSoon {
 				evidence = append(evidence, fmt.Sprintf("it grows by %s/s now; at that rate it is full in %s", bytes(perSecond), left.Round(time.Minute)))
 			}
 		}
@@ -342,12 +331,16 @@ func checkQuota(c *Cluster, a *adder) {
 			evidence = append(evidence, fmt.Sprintf("%s of the file are free and come back by defrag alone", bytes(free)))
 			do = append([]string{"`defrag` this member (it answers nothing meanwhile), followers first"}, do...)
 		}
+		if m.Belay != nil && free > size/2 {
+			evidence = append(evidence, fmt.Sprintf("%s of them are no longer in use and come back by themselves", bytes(free)))
+			do = append([]string{"`defrag` this member: it serves meanwhile, and the space comes back at once"}, do...)
+		}
 		switch {
-		case counted >= quota*quotaFull:
+		case size >= quota*bounds.QuotaFull:
 			a.bad(report.Critical, m, "Its database is almost full.", "At the quota the whole cluster refuses writes.", evidence, do...)
-		case counted >= quota*quotaNear:
+		case size >= quota*bounds.QuotaNear:
 			a.bad(report.Warning, m, "Its database is getting full.", "At the quota the whole cluster refuses writes.", evidence, do...)
-		case m.Belay == nil && free > size/2 && size > 500<<20:
+		case m.Belay == nil && free > size*bounds.FreeShare && size > bounds.FreeFile:
 			a.bad(report.Warning, m, "Most of its database file is free space.", "It counts against the quota, and makes snapshots and restarts slower.", evidence, do...)
 		default:
 			well = append(well, m.Name+" "+evidence[0])
@@ -367,7 +360,7 @@ func checkHistory(c *Cluster, a *adder) {
 		if !ok1 || !ok2 {
 			continue
 		}
-		if kept := current - max(compacted, 0); kept > 5e6 {
+		if kept := current - max(compacted, 0); kept > bounds.HistoryKept {
 			a.bad(report.Warning, m, "Much history is kept.", "Every revision since the last compaction stays in the database.", []string{count(kept) + " revisions"},
 				"--auto-compaction-mode=periodic --auto-compaction-retention=1h, unless Kubernetes' API server compacts (each 5 minutes by default)")
 			return
@@ -387,7 +380,7 @@ func checkWatchers(c *Cluster, a *adder) {
 			a.bad(report.Warning, m, "Some watchers are behind.", "They get their events late; each costs memory, and on etcd reads of history.", []string{fmt.Sprintf("%s of %s watchers", count(slowOnes), count(all))},
 				"their clients read too slowly, or watch from old revisions")
 		}
-		if pending, ok := m.scrape().Value("etcd_debugging_mvcc_pending_events_total"); ok && pending > 10000 {
+		if pending, ok := m.scrape().Value("etcd_debugging_mvcc_pending_events_total"); ok && pending > bounds.PendingEvents {
 			a.bad(report.Warning, m, "Many events wait for their watchers.", "", []string{count(pending)}, "more events than the network or the clients take")
 		}
 	})
@@ -400,7 +393,7 @@ func checkLeases(c *Cluster, a *adder) {
 		if !ok || m.between() == 0 {
 			continue
 		}
-		if rate := granted / m.between().Seconds(); rate > 100 {
+		if rate := granted / m.between().Seconds(); rate > bounds.LeaseGrants {
 			a.bad(report.Warning, m, "Leases are granted at a high rate.", "Each grant is a write, and each that ends another.", []string{fmt.Sprintf("%s grants a second", count(rate))}, "clients should keep one lease alive rather than grant one for each key")
 			return
 		}
@@ -420,11 +413,9 @@ func checkRequests(c *Cluster, a *adder) {
 		by := map[string]float64{}
 		for _, s := range m.After.Samples("grpc_server_handled_total") {
 			grew := s.Value - before[s.Labels.Text()]
-			switch code := s.Labels["grpc_code"]; code {
-			case "Unavailable", "ResourceExhausted", "DeadlineExceeded", "Internal", "DataLoss", "Unknown":
-				if grew > 0 && s.Labels["grpc_service"] != "etcdserverpb.Watch" {
-					by[s.Labels["grpc_method"]+" "+code] += grew
-				}
+			code := s.Labels["grpc_code"]
+			if grew > 0 && slices.Contains(bounds.FailedCodes(), code) && s.Labels["grpc_service"] != "etcdserverpb.Watch" {
+				by[s.Labels["grpc_method"]+" "+code] += grew
 			}
 		}
 		if len(by) == 0 {
@@ -444,7 +435,7 @@ func checkDescriptors(c *Cluster, a *adder) {
 	each(c, a, "Open files are", func(m *Member) {
 		open, ok1 := m.scrape().Value("process_open_fds")
 		limit, ok2 := m.scrape().Value("process_max_fds")
-		if ok1 && ok2 && limit > 0 && open > limit*0.8 {
+		if ok1 && ok2 && limit > 0 && open > limit*bounds.Descriptors {
 			a.bad(report.Critical, m, "It is short of file descriptors.", "At the limit etcd takes no connection, and cannot make its next log file.", []string{fmt.Sprintf("%.0f of %.0f", open, limit)}, "raise the limit (LimitNOFILE= of its unit), and see who holds so many connections")
 		}
 	})

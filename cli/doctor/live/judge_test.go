@@ -100,6 +100,13 @@ func TestJudge(t *testing.T) {
 			st.DbSize = 1.99e9
 			c.Members[1].Later = st
 		}},
+		{"quota", "m1", report.Warning, report.CodeWarning, func(_ *testing.T, c *Cluster) {
+			// Belay's quota, too, is of the size, whatever of it is in use.
+			c.Members[0].Belay = &Events{MemberID: "1"}
+			st := fresh(c.Members[0].Status)
+			st.DbSize, st.DbSizeInUse = 1.7e9, 1e8
+			c.Members[0].Later = st
+		}},
 		{"quota", "m3", report.Warning, report.CodeWarning, func(_ *testing.T, c *Cluster) {
 			st := fresh(c.Members[2].Status)
 			st.DbSize = 1e9 // nine tenths of it free
