@@ -276,3 +276,30 @@ func BenchmarkLargeValues(b *testing.B) {
 }
 
 func discard(int64, []*mvccpb.Event) error { return nil }
+
+// BenchmarkDeleteRange deletes 100,000 keys at once, one step of the applier.
+func BenchmarkDeleteRange(b *testing.B) {
+	const keys = 100_000
+	value := make([]byte, 256)
+	r := benchRig(b, Options{})
+	b.ReportAllocs()
+	for range b.N {
+		b.StopTimer()
+		r.put(keys, value, benchKey)
+		r.settle()
+		runtime.GC()
+		b.StartTimer()
+		index, _ := r.st.Applied()
+		batch := r.st.NewBatch(index+1, 1)
+		w := r.NewWriter(batch)
+		w.Begin()
+		if n, _, err := w.DeleteRange(benchKey(0), []byte("0"), false); err != nil || n != keys {
+			b.Fatal(n, err)
+		}
+		w.End()
+		if err := batch.Commit(); err != nil {
+			b.Fatal(err)
+		}
+		w.Publish()
+	}
+}

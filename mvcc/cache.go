@@ -120,6 +120,19 @@ func (c *cache) put(kv *mvccpb.KeyValue, sub uint32) {
 	sh.mu.Unlock()
 }
 
+// forget removes what a version that has just been written replaces. It is put and evicted at once.
+func (c *cache) forget(kv *mvccpb.KeyValue) {
+	sh := c.shard(kv.Key)
+	sh.mu.Lock()
+	if e := sh.entries[string(kv.Key)]; e != nil {
+		sh.unlink(e)
+		delete(sh.entries, string(kv.Key))
+		sh.bytes -= int64(e.size)
+	}
+	sh.dropped = max(sh.dropped, kv.ModRevision)
+	sh.mu.Unlock()
+}
+
 // fill adds a version that was read and was the newest as of a revision. See the comment at cache.
 func (c *cache) fill(kv *mvccpb.KeyValue, asOf int64) {
 	kv, whole := trim(kv)

@@ -103,6 +103,46 @@ func heapBytes() int64 {
 	return int64(m.HeapAlloc)
 }
 
+// A wide delete leaves in the cache what it does not concern, and nothing of what it deletes, not
+// even what a reader found before it.
+func TestWideDeleteAndCache(t *testing.T) {
+	r := newRig(t, Options{CacheBytes: cacheShards * 4 * entryBytes, wideDelete: 10, keepOverlay: 10})
+	r.do(op{key: "hot", value: "v"})
+	var ops []op
+	for i := range 500 {
+		ops = append(ops, op{key: fmt.Sprintf("k%03d", i), value: "v"})
+	}
+	r.do(ops...)
+	read := func(key string) *mvccpb.KeyValue {
+		res, err := r.Range(t.Context(), []byte(key), nil, RangeOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.KVs) == 0 {
+			return nil
+		}
+		return res.KVs[0]
+	}
+	r.cache.put(read("hot"), subUnknown)
+	old, asOf := read("k007"), r.Revision()
+	r.do(op{del: true, key: "k", end: "l"})
+	if _, _, ok := r.cache.get([]byte("hot")); !ok {
+		t.Error("the wide delete drove out another key")
+	}
+	for i := range 500 {
+		if kv, _, ok := r.cache.get(fmt.Appendf(nil, "k%03d", i)); ok {
+			t.Fatalf("the cache holds %v", kv)
+		}
+	}
+	r.cache.fill(old, asOf)
+	if kv := read("k007"); kv != nil {
+		t.Error("a reader that began before the delete has brought the key back")
+	}
+	if len(r.scratch) != 0 {
+		t.Errorf("%d keys of the batch are kept", len(r.scratch))
+	}
+}
+
 // TestCacheHoldsWhatItCounts: versions that are gone keep no memory alive through the keys of those
 // that came after.
 func TestCacheHoldsWhatItCounts(t *testing.T) {

@@ -60,7 +60,8 @@ func metamorphic(t *testing.T, seed uint64) {
 	cmds := randomCommands(rng, 60+rng.IntN(120))
 	for variant := range 4 {
 		rng := rand.New(rand.NewPCG(seed, uint64(2+variant)))
-		opts := Options{CompactionBatchLimit: 1 + rng.IntN(20), CompactionSleep: -1, countBlockKeys: 1 + rng.IntN(4), hashParts: rng.IntN(12)}
+		opts := Options{CompactionBatchLimit: 1 + rng.IntN(20), CompactionSleep: -1, countBlockKeys: 1 + rng.IntN(4), hashParts: rng.IntN(12),
+			wideDelete: rng.IntN(4), keepOverlay: rng.IntN(4)}
 		if variant%2 == 1 {
 			opts.CacheBytes = 1 // nothing stays
 		}

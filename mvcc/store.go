@@ -57,6 +57,8 @@ type Options struct {
 	// For tests, which want small ones:
 	countBlockKeys int // size of a block of keys that are counted together
 	hashParts      int // versions that one pass of a hash joins
+	wideDelete     int // how many keys of a DeleteRange may go into the cache
+	keepOverlay    int // up to how many keys a batch's overlay is kept for the next batch
 
 	// compactionRetry is the first pause after a compaction that failed. 0: one second.
 	compactionRetry time.Duration
@@ -66,6 +68,8 @@ const (
 	defaultCacheBytes           = 64 << 20
 	defaultCompactionBatchLimit = 1000
 	defaultCompactionSleep      = 10 * time.Millisecond
+	defaultWideDelete           = 1024
+	defaultKeepOverlay          = 16 << 10
 )
 
 // Store is every version of every key: the published revision, the cache, the filter and the counts
@@ -147,6 +151,12 @@ func Open(st *store.Store, opts Options) (*Store, error) {
 	}
 	if opts.hashParts <= 0 {
 		opts.hashParts = defaultHashParts
+	}
+	if opts.wideDelete <= 0 {
+		opts.wideDelete = defaultWideDelete
+	}
+	if opts.keepOverlay <= 0 {
+		opts.keepOverlay = defaultKeepOverlay
 	}
 	s := &Store{
 		st: st, logger: opts.Logger, metrics: opts.Metrics, opts: opts, cache: newCache(opts.CacheBytes),

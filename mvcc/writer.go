@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -39,7 +40,10 @@ type Writer struct {
 
 	requests []compactionRequest
 	changes  []change
-	stats    struct {
+	// wide: a range of many keys was deleted. Its tombstones do not go into the cache, where they
+	// would drive out what is read.
+	wide  bool
+	stats struct {
 		puts, deletes, ranges, txns int
 		putBytes                    int64
 	}
@@ -172,9 +176,15 @@ func (w *Writer) remove(key []byte) error {
 	if err := w.index(key, rev, sub, flagTombstone); err != nil {
 		return err
 	}
-	kv := &mvccpb.KeyValue{Key: key, ModRevision: rev}
+	gone := &struct {
+		kv    mvccpb.KeyValue
+		event mvccpb.Event
+	}{}
+	kv := &gone.kv
+	kv.Key, kv.ModRevision = key, rev
 	w.overlay[str(key)] = written{kv, sub}
-	w.events = append(w.events, &mvccpb.Event{Type: mvccpb.Event_DELETE, Kv: kv})
+	gone.event.Type, gone.event.Kv = mvccpb.Event_DELETE, kv
+	w.events = append(w.events, &gone.event)
 	w.changes = append(w.changes, change{key, rev, -1})
 	return nil
 }
@@ -245,6 +255,8 @@ func (w *Writer) DeleteWithin(key, end []byte, wantPrev bool, maxBytes int64) (n
 	if err != nil {
 		return 0, nil, false, err
 	}
+	w.wide = w.wide || len(res.KVs) > w.s.opts.wideDelete
+	w.events, w.changes = slices.Grow(w.events, len(res.KVs)), slices.Grow(w.changes, len(res.KVs))
 	for _, kv := range res.KVs {
 		gone := kv.Key
 		if wantPrev {
@@ -283,7 +295,11 @@ func (w *Writer) rangeOf(ctx context.Context, key, end []byte, o RangeOptions) (
 	}
 	// A revision compacted after this batch began is refused above, so nothing readable can be
 	// missing here.
-	it, err := w.b.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	newIter := w.b.NewIter
+	if len(w.overlay) == 0 {
+		newIter = w.s.st.NewIter // the batch need not be made readable, which makes all its writes dearer
+	}
+	it, err := newIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 	if err != nil {
 		return res, err
 	}
@@ -333,12 +349,19 @@ func (w *Writer) Publish() {
 	}
 	// The order matters to readers: see the comments of cache and of Store.rev.
 	for _, o := range w.overlay {
-		s.cache.put(o.kv, o.sub)
+		if w.wide && o.kv.Version == 0 {
+			s.cache.forget(o.kv)
+		} else {
+			s.cache.put(o.kv, o.sub)
+		}
 	}
 	s.keyCounts.take(w.changes, w.rev)
 	s.compact.Store(w.compact)
 	s.rev.Store(w.rev)
-	clear(w.overlay)
+	if len(w.overlay) > s.opts.keepOverlay { // a map does not shrink, and to clear it costs what it once held
+		s.scratch = overlay{}
+	}
+	w.overlay = nil
 	s.checkInvariants()
 	s.enqueue(w.requests)
 
