@@ -11,8 +11,8 @@
 //   - Exit codes: 0 well, 1 warnings, 2 critical, 3 not to be told, 4 the command line is wrong.
 //   - Main keeps nothing in package variables and never ends the process.
 //
-// Files: main.go (the command line), live.go, histogram.go, disk.go, network.go, logs.go (one
-// command or two each).
+// Files: main.go (the command line), live.go, histogram.go, disk.go, network.go, logs.go,
+// neighbours.go (one command or two each).
 //
 // Packages inside: report is the form of every answer; each other one is the part of a command that
 // decides, without a terminal or a network.

@@ -1,0 +1,195 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	judge "github.com/belaydb/belay/cli/doctor/neighbours"
+	"github.com/belaydb/belay/neighbours"
+)
+
+// maxRecorded bounds the memory of a record that is read, in samples.
+const maxRecorded = 16384
+
+type neighboursFlags struct {
+	pid          int
+	dir          string
+	metrics      string
+	every, over  time.Duration
+	save         string
+	since, until string
+}
+
+func (d *doctor) neighboursCommand() *cobra.Command {
+	var o neighboursFlags
+	cmd := &cobra.Command{
+		Use: "neighbours [RECORD...]", Short: "Says who fills the disk that a member's log is on, and whether its fsyncs are slow because of it",
+		Aliases: []string{"neighbors"},
+		Long: `Looks, for a time, at who writes to the disk of a member of this machine, of etcd or of Belay: processes with their
+systemd units, containers or pods. It finds bursts and their period, and compares them with when the member's
+fsyncs were slow. The member is found by itself if there is one. Run it as root, or what other users' processes
+write is not to be seen. With files, it reads records of an earlier look (--save) or of a member instead.`,
+	}
+	fs := cmd.Flags()
+	fs.IntVar(&o.pid, "pid", 0, "the member's process, if there are several members")
+	fs.StringVar(&o.dir, "dir", "", "the member's data directory, instead of its process; any directory whose disk is of interest")
+	fs.StringVar(&o.metrics, "metrics-url", "", "where the member answers /metrics; default: the port of its process that does")
+	fs.DurationVar(&o.over, "for", time.Minute, "how long to look; Ctrl-C ends it earlier, with what was seen")
+	fs.DurationVar(&o.every, "every", time.Second, "time between two samples")
+	fs.StringVar(&o.save, "save", "", "also write all samples to this file, to be read again")
+	fs.StringVar(&o.since, "since", "", "of a record: from when on, as in 2h, yesterday, \"2026-11-28 12:00\" (UTC)")
+	fs.StringVar(&o.until, "until", "", "of a record: until when")
+	d.asks(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if o.every < 100*time.Millisecond || o.over < o.every {
+			return usagef("--every is at least 100ms, and --for not less than --every")
+		}
+		since, until, err := o.span(time.Now())
+		if err != nil {
+			return err
+		}
+		if len(args) > 0 {
+			return d.recordedNeighbours(args, since, until)
+		}
+		if !since.IsZero() || !until.IsZero() {
+			return usagef("--since and --until are for records: name their files")
+		}
+		return d.watchNeighbours(cmd, o)
+	}
+	return cmd
+}
+
+// span is what --since and --until ask for; zero: no bound.
+func (o neighboursFlags) span(now time.Time) (since, until time.Time, err error) {
+	if since, err = momentOf(o.since, now); err != nil {
+		return since, until, usagef("--since %v", err)
+	}
+	if until, err = momentOf(o.until, now); err != nil {
+		return since, until, usagef("--until %v", err)
+	}
+	if !until.IsZero() && until.Before(since) {
+		return since, until, usagef("--until is before --since")
+	}
+	return since, until, nil
+}
+
+// momentOf reads a time: a duration before now, today, yesterday, or a date and a time in UTC.
+func momentOf(text string, now time.Time) (time.Time, error) {
+	midnight := now.UTC().Truncate(24 * time.Hour)
+	switch text {
+	case "":
+		return time.Time{}, nil
+	case "today":
+		return midnight, nil
+	case "yesterday":
+		return midnight.Add(-24 * time.Hour), nil
+	}
+	if before, err := time.ParseDuration(text); err == nil {
+		return now.Add(-before.Abs()), nil
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05", "2006-01-02 15:04", "2006-01-02"} {
+		if t, err := time.Parse(layout, text); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("%q: 2h, today, yesterday, or a time as in 2026-11-28 12:00", text)
+}
+
+// recordedNeighbours judges records in files.
+func (d *doctor) recordedNeighbours(files []string, since, until time.Time) error {
+	log := neighbours.Log{Limit: maxRecorded}
+	skipped, err := neighbours.ReadFiles(files, since, &log)
+	if err != nil {
+		return err
+	}
+	return d.print(judge.Judge(before(log.Samples(), until), judge.About{
+		Subject: strings.Join(files, ", "), At: time.Now(), Skipped: skipped, Missing: "the record has none",
+	}))
+}
+
+// before are the samples up to a time; zero: all.
+func before(samples []neighbours.Sample, until time.Time) []neighbours.Sample {
+	for !until.IsZero() && len(samples) > 0 && samples[len(samples)-1].At.After(until) {
+		samples = samples[:len(samples)-1]
+	}
+	return samples
+}
+
+// memberAt is the member that the flags mean, or the only one on this machine.
+func (o neighboursFlags) memberAt() (neighbours.Target, error) {
+	switch {
+	case o.pid != 0 && o.dir != "":
+		return neighbours.Target{}, usagef("--pid and --dir exclude each other")
+	case o.pid != 0:
+		return neighbours.Member(o.pid)
+	case o.dir != "":
+		return neighbours.MemberIn(o.dir)
+	}
+	all, err := neighbours.FindMembers()
+	if err != nil {
+		return neighbours.Target{}, err
+	}
+	switch len(all) {
+	case 0:
+		return neighbours.Target{}, errors.New("no member of etcd or Belay runs on this machine; name a directory on the disk: --dir")
+	case 1:
+		return all[0], nil
+	}
+	var names []string
+	for _, t := range all {
+		names = append(names, fmt.Sprintf("--pid %d (%s, %s)", t.PID, t.Program, t.Dir))
+	}
+	return neighbours.Target{}, usagef("several members run on this machine: %s", strings.Join(names, "; "))
+}
+
+// watchNeighbours looks at this machine.
+func (d *doctor) watchNeighbours(cmd *cobra.Command, o neighboursFlags) (err error) {
+	target, err := o.memberAt()
+	if err != nil {
+		return err
+	}
+	transport := &http.Transport{MaxIdleConnsPerHost: 1}
+	cfg, err := d.configured(cmd)
+	if err != nil {
+		return err
+	}
+	transport.TLSClientConfig = cfg.TLS
+	defer transport.CloseIdleConnections()
+	options := judge.Options{Target: target, Metrics: o.metrics, HTTP: &http.Client{Transport: transport}, Every: o.every, For: o.over}
+	if o.metrics != "" && !strings.Contains(o.metrics, "://") {
+		options.Metrics = "http://" + o.metrics
+	}
+	if options.Metrics != "" {
+		options.Metrics = strings.TrimSuffix(strings.TrimSuffix(options.Metrics, "/"), "/metrics") + "/metrics"
+	}
+	if o.save != "" {
+		f, err := os.OpenFile(o.save, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, f.Close()) }()
+		options.Save = f
+	}
+	about := judge.About{Subject: target.Dir, Disk: strings.Join(target.Disks, ", "), Member: memberText(target)}
+	fmt.Fprintf(d.err, "Looking at %s for %s; Ctrl-C ends it with what was seen.\n", about.Disk, o.over)
+	samples, missing, err := judge.Watch(cmd.Context(), options)
+	if err != nil {
+		return err
+	}
+	about.At, about.Missing = time.Now(), missing
+	return d.print(judge.Judge(samples, about))
+}
+
+func memberText(t neighbours.Target) string {
+	if t.PID == 0 {
+		return "No member that could be seen has a log in " + t.Dir
+	}
+	return fmt.Sprintf("The member is process %d, %s, with its log in %s", t.PID, filepath.Base(t.Program), t.Dir)
+}
