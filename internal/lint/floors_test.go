@@ -51,6 +51,7 @@ var beside = map[string][]string{
 	"proof/bench":     {"proof/cluster"},
 	"proof/inject":    {"proof/cluster"},
 	"proof/faults":    {"proof/cluster", "proof/inject"},
+	"proof/labelled":  {"proof/cluster", "proof/inject", "cli/doctor/logs", "cli/doctor/report"},
 	"proof/etcdtools": {"proof/cluster"},
 	"proof/surface":   nil, // nil: it may import every room; it holds the tables of docs against the code
 	"proof/sim":       nil,
