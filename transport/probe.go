@@ -48,11 +48,12 @@ func (p *peer) probe() {
 			}
 		default:
 			p.m.roundTrip.Observe(rtt.Seconds())
+			drifted := driftIsSure(drift, rtt)
 			if old := p.rtt.Load(); old > 0 {
 				rtt = time.Duration(old) + (rtt-time.Duration(old))/8 // as TCP smooths
 			}
 			p.rtt.Store(int64(max(rtt, 1)))
-			if drift.Abs() > maxClockDrift && time.Since(driftLogged) >= driftLogInterval {
+			if drifted && time.Since(driftLogged) >= driftLogInterval {
 				driftLogged = time.Now()
 				p.logger.Warn("prober found high clock drift", zap.String("round-tripper-name", probeName),
 					zap.String("remote-peer-id", p.name), zap.Duration("clock-drift", drift), zap.Duration("rtt", rtt))
@@ -65,6 +66,11 @@ func (p *peer) probe() {
 		}
 	}
 }
+
+// driftIsSure says whether clocks differ by more than maxClockDrift whenever within the round trip
+// the peer read its own. etcd takes it to be the middle, and reports a peer that stood still, or a
+// slow link, as one whose clock is wrong.
+func driftIsSure(drift, rtt time.Duration) bool { return drift.Abs()-rtt/2 > maxClockDrift }
 
 // probeOnce sends one probe. drift is how far the peer's clock is behind ours.
 func (p *peer) probeOnce() (rtt, drift time.Duration, err error) {

@@ -787,3 +787,23 @@ func benchmarkSend(b *testing.B, size, window int) {
 		<-arrived
 	}
 }
+
+// TestDriftIsSure: an answer that came late tells nothing of the peer's clock, which was read at any
+// time of the round trip.
+func TestDriftIsSure(t *testing.T) {
+	for _, c := range []struct {
+		drift, rtt time.Duration
+		sure       bool
+	}{
+		{1012 * time.Millisecond, 2030 * time.Millisecond, false}, // of a peer that stood still
+		{-1500 * time.Millisecond, 3 * time.Second, false},
+		{1100 * time.Millisecond, time.Millisecond, true},
+		{-1100 * time.Millisecond, time.Millisecond, true},
+		{900 * time.Millisecond, time.Millisecond, false},
+		{3 * time.Second, 2 * time.Second, true},
+	} {
+		if got := driftIsSure(c.drift, c.rtt); got != c.sure {
+			t.Errorf("drift %v, round trip %v: %v", c.drift, c.rtt, got)
+		}
+	}
+}

@@ -40,7 +40,7 @@ var causes = []cause{
 // unsure are statements that name a sign and say that its cause is not to be told.
 var unsure = []string{
 	"unknown", "unreachable", // verdicts
-	"not-told", "heartbeats-late", "loop-blocked", "overload", "log-incomplete", "quiet", "cluster-start", "no-log", "slow-requests", // doctor logs
+	"not-told", "heartbeats-late", "loop-blocked", "overload", "log-incomplete", "quiet", "cluster-start", "no-log", "late-answer", // doctor logs
 }
 
 func (c *cause) of(source string) []string {

@@ -91,3 +91,45 @@ func TestPrometheus(t *testing.T) {
 		t.Errorf("%+v, %v", all, err)
 	}
 }
+
+// TestRoundTripsOfAReport has the histogram that somebody added up with a calculator, rebuilt with
+// other ids and counts: one peer near, and one whose answers come either at once or late. The table
+// tells count, sum and percentiles, and the second peer's two modes.
+func TestRoundTripsOfAReport(t *testing.T) {
+	var text strings.Builder
+	text.WriteString("# TYPE etcd_network_peer_round_trip_time_seconds histogram\n")
+	for peer, counts := range map[string][]int{
+		"7d3e91aa04c2b617": {0, 0, 0, 912, 70102, 73090, 73100, 73100, 73100, 73100, 73100, 73100, 73100, 73100, 73100, 73100},
+		"c09f52e1d86a7340": {0, 0, 0, 0, 70644, 72811, 72816, 72816, 145403, 145610, 145610, 145610, 145610, 145610, 145610, 145610},
+	} {
+		upper := 0.0001
+		for _, n := range counts {
+			fmt.Fprintf(&text, "etcd_network_peer_round_trip_time_seconds_bucket{To=%q,le=\"%g\"} %d\n", peer, upper, n)
+			upper *= 2
+		}
+		last := counts[len(counts)-1]
+		fmt.Fprintf(&text, "etcd_network_peer_round_trip_time_seconds_bucket{To=%q,le=\"+Inf\"} %d\n", peer, last)
+		fmt.Fprintf(&text, "etcd_network_peer_round_trip_time_seconds_sum{To=%q} %g\n", peer, float64(last)*0.0115)
+		fmt.Fprintf(&text, "etcd_network_peer_round_trip_time_seconds_count{To=%q} %d\n", peer, last)
+	}
+	scrape, err := metrics.Parse(strings.NewReader(text.String()), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := Of("m1", nil, scrape, []string{"etcd_network_peer_round_trip_time_seconds"}, func(id string) string { return id })
+	r := Judge("a scrape", time.Now(), all)
+	rows := map[string]row{}
+	for _, one := range r.Data.([]row) {
+		rows[one.Peer] = one
+	}
+	near, far := rows["7d3e91aa04c2b617"], rows["c09f52e1d86a7340"]
+	if near.Count != 73100 || near.State != "ok" || near.Modes != 1 || near.P99 > 0.004 {
+		t.Errorf("the near peer: %+v", near)
+	}
+	if far.Count != 145610 || far.Modes != 2 || far.P50 > 0.026 || far.P90 < 0.012 || far.P99 > 0.026 || far.State != "ok" {
+		t.Errorf("the peer with two modes: %+v", far)
+	}
+	if want := 145610 * 0.0115; math.Abs(far.Sum-want) > 1 {
+		t.Errorf("sum %v, want %v", far.Sum, want)
+	}
+}

@@ -38,6 +38,8 @@ type court struct {
 	before  string               // who led
 	changed bool
 	all     []string // members that any log names
+
+	clockAgain map[*Event]bool // of the events about clocks, those that are not alone
 }
 
 // logged says whether the member's log is at hand for this time.
@@ -757,17 +759,51 @@ func ruleOverload(c *court) []verdict {
 	return []verdict{v}
 }
 
+// clockAgain is how far apart two lines about clocks are at least that are not of one late answer:
+// etcd says it once in 30 s.
+const clockAgain = 20 * time.Second
+
+// ruleClock: etcd takes the answer of its probe to be of the middle of the round trip, so that one
+// that came late looks like a clock that differs. It is the clock if it is said again later.
 func ruleClock(c *court) []verdict {
 	ev := c.of("", kindClock)
 	if len(ev) == 0 {
 		return nil
 	}
 	w := worst(ev)
+	if !slices.ContainsFunc(ev, func(e *Event) bool { return c.clockAgain[e] }) {
+		return []verdict{{
+			id: "late-answer", weight: 30, severity: report.Warning, confidence: report.Possible,
+			what:     fmt.Sprintf("%s got one answer from %s that was late, or their clocks differ by %s: one line does not tell which", or(w.Member, "?"), or(w.Peer, "?"), show(w.Took)),
+			evidence: append(quote([]*Event{w}, 1), "clocks that differ are said again every 30 s"),
+			do:       []string{"`belay doctor clock` tells how far the clocks are apart now"},
+		}}
+	}
 	return []verdict{{
 		id: "clock-differs", weight: 30, severity: report.Warning, confidence: report.Certain,
 		what: fmt.Sprintf("the clocks of %s and %s differ by %s; the order of their lines here is not to be relied on", or(w.Member, "?"), or(w.Peer, "?"), show(w.Took)), evidence: quote([]*Event{w}, 1),
 		do: []string{"run chrony or systemd-timesyncd on every member; `chronyc tracking` tells the offset"},
 	}}
+}
+
+// clocksAgain are the events about clocks that another of the same two members follows or precedes.
+func clocksAgain(events []*Event) map[*Event]bool {
+	again := map[*Event]bool{}
+	last := map[string]*Event{}
+	for _, e := range events {
+		if e.Kind != kindClock {
+			continue
+		}
+		key := e.Member + "\x00" + e.Peer
+		if before := last[key]; before != nil && e.At.Sub(before.At) >= clockAgain && e.At.Sub(before.At) < 10*time.Minute {
+			again[e], again[before] = true, true
+		}
+		if e.Last.Sub(e.At) >= clockAgain {
+			again[e] = true
+		}
+		last[key] = e
+	}
+	return again
 }
 
 // ruleLate is for heartbeats that were late by less than what etcd logs of a disk.

@@ -19,7 +19,8 @@
 // Read takes one input after the other (read.go), makes a Line of each line (line.go, stamp.go),
 // and an Event of each Line that matters (event.go). Judge then finds out whose stream is whose
 // (member.go), puts events that are near in time together (incident.go), looks for what explains
-// each incident (cause.go), and makes the report (judge.go) with its picture (picture.go).
+// each incident (cause.go) and for what comes back by the clock (recur.go), and makes the report
+// (judge.go) with its picture (picture.go).
 //
 // Collector may be used from one goroutine at a time. Nothing here opens a file or asks a clock.
 package logs

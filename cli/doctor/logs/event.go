@@ -85,10 +85,19 @@ type Event struct {
 
 // longest is for how long lines that repeat are one event.
 func (e *Event) longest() time.Duration {
-	if e.ofLoad() {
+	if e.ofLoad() || e.Kind == kindClock {
 		return 10 * time.Minute
 	}
 	return time.Minute
+}
+
+// gap is how far apart lines that repeat may be and be one event. About clocks etcd says the same
+// every 30 s.
+func (k Kind) gap() time.Duration {
+	if k == kindClock {
+		return time.Minute
+	}
+	return 5 * time.Second
 }
 
 // ofLoad says whether it tells of slow requests, which may come for days.
@@ -368,7 +377,7 @@ func classify(l *Line) (*Event, bool) {
 	case has("dropped internal Raft message", "dropped Raft message", "dropped internal raft message"):
 		return is(kindDropped, "dropped messages")
 	case has("prober found high clock drift", "the clock difference against peer"):
-		e.Took = duration(l.Fields["clock-drift"])
+		e.Took = duration(strings.TrimPrefix(l.Fields["clock-drift"], "-"))
 		if e.Took == 0 {
 			took()
 		}

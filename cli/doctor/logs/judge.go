@@ -43,8 +43,9 @@ func (c *Collector) Judge(ask Ask) (*report.Report, error) {
 		}
 	}
 	members := c.members()
+	again := clocksAgain(c.events)
 	for _, i := range found {
-		ct := &court{incident: i, streams: streams, all: members}
+		ct := &court{incident: i, streams: streams, all: members, clockAgain: again}
 		all := ct.judge()
 		i.cause, i.also = all[0], all[1:]
 	}
@@ -72,6 +73,11 @@ func (c *Collector) Judge(ask Ask) (*report.Report, error) {
 			break
 		}
 		r.Add(i.finding())
+	}
+	if ask.Incident == 0 {
+		for _, f := range recurring(found) {
+			r.Add(f)
+		}
 	}
 	if len(found) == 0 {
 		r.Add(report.Finding{ID: "quiet", Severity: report.Good, Confidence: report.Certain, What: "No incident in these logs."})

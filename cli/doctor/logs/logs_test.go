@@ -332,3 +332,33 @@ func TestWrappings(t *testing.T) {
 		}
 	}
 }
+
+// TestPeriods: what comes back by the clock, now and then without one, and what does not.
+func TestPeriods(t *testing.T) {
+	start := time.Date(2026, 11, 1, 2, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		minutes []float64 // of the incidents
+		period  string    // "": none
+	}{
+		{[]float64{0, 120, 240}, "2 h 00 min"},
+		{[]float64{0, 120.5, 240, 480.2, 599.8}, "2 h 00 min"},
+		{[]float64{0, 10, 20.1, 29.9}, "10 min"},
+		{[]float64{0, 120}, ""},
+		{[]float64{0, 100, 240}, ""},
+		{[]float64{0, 60, 240, 480}, ""},
+		{[]float64{0, 1, 2, 3}, ""},
+		{[]float64{0, 120, 240, 365, 372}, ""},
+	} {
+		var them []*incident
+		for _, m := range c.minutes {
+			them = append(them, &incident{from: start.Add(time.Duration(m * float64(time.Minute)))})
+		}
+		got := ""
+		if p, ok := periodOf(them); ok {
+			got = roughly(p)
+		}
+		if got != c.period {
+			t.Errorf("%v: %q, want %q", c.minutes, got, c.period)
+		}
+	}
+}

@@ -289,7 +289,7 @@ func (c *Collector) take(l Line, input string) {
 	}
 	key := string(e.Kind) + "\x00" + e.Peer + "\x00" + own
 	if e.Kind.repeats() {
-		if prev := s.current[key]; prev != nil && !l.At.Before(prev.Last.Add(-time.Second)) && l.At.Sub(prev.Last) < 5*time.Second && l.At.Sub(prev.At) < e.longest() {
+		if prev := s.current[key]; prev != nil && !l.At.Before(prev.Last.Add(-time.Second)) && l.At.Sub(prev.Last) < e.Kind.gap() && l.At.Sub(prev.At) < e.longest() {
 			prev.more(e)
 			return
 		}
