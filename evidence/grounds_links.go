@@ -64,8 +64,33 @@ func (h *hearing) blocked() map[direction]time.Duration {
 			blocked[d] = max(blocked[d], e.Took)
 		}
 	}
+	if len(blocked) > 0 {
+		h.addCampaign(blocked)
+	}
 	return blocked
 }
+
+// addCampaign adds what the new leader says of the old one, where other directions are blocked, too:
+// it asked for votes since it heard nothing from it. A Silent takes longer to be recorded.
+func (h *hearing) addCampaign(blocked map[direction]time.Duration) {
+	from, to := h.index(h.in.Before), h.index(h.in.Leader)
+	if h.in.Kind != Election || from < 0 || to < 0 || from == to || h.in.Members[from].Absent != Answered {
+		return
+	}
+	for i := range h.in.Members[to].Events {
+		e := &h.in.Members[to].Events[i]
+		if e.Kind != Campaign || e.Took < tellingSilence || !h.counts(e) ||
+			stoodStillDuring(&h.in.Members[from], e) || stoodStillDuring(&h.in.Members[to], e) {
+			continue
+		}
+		d := direction{from, to}
+		blocked[d] = max(blocked[d], e.Took)
+	}
+}
+
+// tellingSilence is the shortest time without a heartbeat that shows that nothing arrived: ten of
+// the default interval.
+const tellingSilence = time.Second
 
 // partition finds directions in which nothing arrived, and the member that most of them have in
 // common.
@@ -82,7 +107,7 @@ func partition(h *hearing) *finding {
 	}
 	worst, shared := h.mostTouched(touched)
 	m, f := &members[worst], &finding{}
-	if !shared {
+	if !shared && pairsOf(blocked) > 1 {
 		f.member = m.ID
 	}
 	in, out := 0, 0
@@ -104,12 +129,23 @@ func partition(h *hearing) *finding {
 		}
 	}
 	switch {
+	case f.member == 0 && len(blocked) == 1:
+		f.evidence = append(f.evidence, "one way: the other direction of this link is open")
 	case in > 0 && out == 0:
 		f.evidence = append(f.evidence, fmt.Sprintf("one way: nothing arrived at %s, what it sent did", m.Name))
 	case out > 0 && in == 0:
 		f.evidence = append(f.evidence, fmt.Sprintf("one way: nothing of %s arrived, what was sent to it did", m.Name))
 	}
 	return f
+}
+
+// pairsOf counts the links with a blocked direction.
+func pairsOf(blocked map[direction]time.Duration) int {
+	links := make(map[pair]bool)
+	for d := range blocked {
+		links[pair{min(d.from, d.to), max(d.from, d.to)}] = true
+	}
+	return len(links)
 }
 
 // mostTouched is the member that most of the blocked directions begin or end at; the old leader
@@ -180,9 +216,10 @@ func (h *hearing) unevenLinks() (f *finding, slow bool) {
 			f.evidence = append(f.evidence, text)
 		}
 	}
-	// If one member is an end of all of them, it is the place to look.
+	// If one member is an end of all of several, it is the place to look. Of one link either end may
+	// be, or what lies between.
 	for i, n := range touched {
-		if n == len(worst) && (len(worst) > 1 || len(members) == 2 || members[i].ID != h.in.Leader) {
+		if n == len(worst) && len(worst) > 1 {
 			f.member = members[i].ID
 			break
 		}

@@ -268,6 +268,40 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// TestLateInOneSpell: round trips that were held up together, as by a member that stood still, are no
+// loss, and neither is a link that is slower than it was.
+func TestLateInOneSpell(t *testing.T) {
+	c := newClock()
+	r := newRing(0, c.now)
+	l := NewLinks(r, nil)
+	l.now = c.now
+	l.SetPeers([]uint64{2})
+	answered := func(times int, took time.Duration) {
+		for range times {
+			start := c.now()
+			l.poll(start)
+			l.pinged(2, start, start.Add(took), PingAnswer{Life: "a"}, nil)
+			c.pass(pingInterval)
+		}
+	}
+	answered(30, 2*time.Millisecond)
+	answered(3, 400*time.Millisecond)
+	answered(30, 2*time.Millisecond)
+	answered(10, 153*time.Millisecond)
+	answered(10, 160*time.Millisecond)
+	answered(30, 2*time.Millisecond)
+	if e := r.since(0, nil); len(e) != 0 {
+		t.Errorf("%+v", e)
+	}
+	answered(1, 400*time.Millisecond)
+	answered(4, 2*time.Millisecond)
+	answered(2, 400*time.Millisecond)
+	answered(1, 2*time.Millisecond)
+	if e := r.since(0, nil); len(e) != 1 || e[0].Kind != SlowLink || e[0].Value != 3 {
+		t.Errorf("late in two spells: %+v", e)
+	}
+}
+
 func TestWhyNot(t *testing.T) {
 	for _, c := range []struct {
 		err  error

@@ -165,7 +165,7 @@ func (l *Links) poll(now time.Time) (ping []uint64) {
 				why = TimedOut
 			}
 			l.ring.Record(Event{Kind: Unreachable, Peer: id, Took: gone, Note: string(why)})
-		} else if median, late := k.recent(); median >= slowRoundTrip || late >= lossyCount {
+		} else if median, late, spells := k.recent(); median >= slowRoundTrip || late >= lossyCount && spells > 1 {
 			l.ring.Record(Event{Kind: SlowLink, Peer: id, Took: median, Value: int64(late)})
 		}
 		if k.out < pingsAtOnce && !l.stopped {
@@ -205,13 +205,14 @@ func (l *Links) pinged(id uint64, start, end time.Time, answer PingAnswer, err e
 	}
 }
 
-// recent is the median of the last round trips, and how many of them were late. Too few mean
-// nothing.
-func (k *link) recent() (median time.Duration, late int) {
+// recent is the median of the last round trips, how many of them were late, and in how many spells:
+// what is lost now and then comes late now and then, and what was held up for a while comes late in
+// one spell. Too few mean nothing.
+func (k *link) recent() (median time.Duration, late, spells int) {
 	const few = 4
 	n := min(k.n, lateWindow)
 	if n < few {
-		return 0, 0
+		return 0, 0, 0
 	}
 	var buf [lateWindow]time.Duration
 	for i := range n {
@@ -221,18 +222,24 @@ func (k *link) recent() (median time.Duration, late int) {
 	newest := slices.Clone(buf[:min(n, 8)])
 	slices.Sort(newest)
 	median = newest[len(newest)/2]
-	all := buf[:n]
+	all := slices.Clone(buf[:n])
 	slices.Sort(all)
 	usual := all[n/4]
-	for _, d := range all {
-		if d > 2*usual+lateRoundTrip {
-			late++
-		}
-	}
 	if median > 2*usual+lateRoundTrip {
-		late = 0 // it is slow now, not lossy
+		return median, 0, 0 // it is slow now, not lossy
 	}
-	return median, late
+	// Of a link that became slower, what is about as slow as the newest is not late.
+	bound, before := 2*max(usual, median)+lateRoundTrip, false
+	for _, d := range buf[:n] {
+		if d > bound {
+			late++
+			if !before {
+				spells++
+			}
+		}
+		before = d > bound
+	}
+	return median, late, spells
 }
 
 // RoundTrip is the time of a round trip to a peer: the median of the newest, and the third longest
@@ -244,7 +251,7 @@ func (l *Links) RoundTrip(id uint64) (median, tail time.Duration, ok bool) {
 	if k == nil {
 		return 0, 0, false
 	}
-	median, _ = k.recent()
+	median, _, _ = k.recent()
 	return median, k.tail(), median > 0
 }
 
@@ -317,7 +324,7 @@ func (l *Links) Report() []LinkReport {
 		if k == nil {
 			continue
 		}
-		median, late := k.recent()
+		median, late, _ := k.recent()
 		reports = append(reports, LinkReport{
 			Peer: fmt.Sprintf("%x", id), RTT: median.Seconds(), Tail: k.tail().Seconds(), Late: late,
 			HeardAgo: ago(k.heard), AnswerAgo: ago(k.answered), Why: k.why,

@@ -40,21 +40,32 @@ var causes = []cause{
 // unsure are statements that name a sign and say that its cause is not to be told.
 var unsure = []string{
 	"unknown", "unreachable", // verdicts
-	"not-told", "heartbeats-late", "loop-blocked", "overload", "log-incomplete", "quiet", "cluster-start", "no-log", "late-answer", // doctor logs
+	"not-told", "heartbeats-late", "loop-blocked", "overload", "log-incomplete", "quiet", "cluster-start", "no-log", "late-answer", "stall", // doctor logs
 }
 
-func (c *cause) of(source string) []string {
-	if source == sourceVerdicts {
-		return c.verdicts
-	}
-	return c.logs
-}
+// electionTimeout is that of members that no flag has given another.
+const electionTimeout = 1.0 // seconds
 
-// causeOf is the entry of a fault.
-func causeOf(fault string) *cause {
-	i := slices.IndexFunc(causes, func(c cause) bool { return c.fault == fault })
+// noticed is for how long nothing must come from a member until Belay calls it silent. A link that
+// was cut for less has been slow, or has lost something; nobody can tell.
+const noticed = 1.5 // seconds
+
+// right are the causes that are right to name for a fault.
+func (f *Fault) right(source string) (all []string) {
+	i := slices.IndexFunc(causes, func(c cause) bool { return c.fault == f.Name })
 	if i < 0 {
-		return &cause{fault: fault}
+		return nil
 	}
-	return &causes[i]
+	if source == sourceVerdicts {
+		all = slices.Clone(causes[i].verdicts)
+		if toolOf(f.Name) == links && slices.Contains(all, "partition") && f.Severity < noticed {
+			all = append(all, "slow-link", "lossy-link")
+		}
+		return all
+	}
+	all = slices.Clone(causes[i].logs)
+	if f.Name == "delay" && 2*f.Severity >= electionTimeout {
+		all = append(all, "partition") // which doctor logs words as "gone, or slower than the timers"
+	}
+	return all
 }

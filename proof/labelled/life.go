@@ -280,7 +280,9 @@ func (l *life) meet(ctx context.Context, p plan) error {
 		return err
 	}
 	for _, s := range told {
-		l.recent[s] = time.Now()
+		// The leader now has spoken, if leadership moved.
+		about, _, _ := strings.Cut(s, " says ")
+		l.recent[s], l.recent[about+" says "+l.c.Members[l.leader].Name] = time.Now(), time.Now()
 	}
 	if l.kind == cluster.Belay {
 		if err := l.keepEvents(ctx, dir); err != nil {

@@ -47,6 +47,7 @@ type statement struct {
 	links   []string // "a→b" or "a–b"
 	sure    bool
 	says    string // in whole
+	earlier bool   // it was said shortly before the incident, and what is the same again is no news
 	also    []string
 }
 
@@ -69,11 +70,12 @@ func verdictsOf(i *incident) (all []statement, err error) {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		for _, v := range r.Verdicts {
-			if v.Time.Before(i.Began) || v.Time.After(i.Settled) {
+			if v.Time.Before(i.Began.Add(-notNews)) || v.Time.After(i.Settled) {
 				continue
 			}
 			all = append(all, statement{
-				cause: v.Cause, members: v.Members, links: v.Links, sure: true, also: v.Also,
+				earlier: v.Time.Before(i.Began),
+				cause:   v.Cause, members: v.Members, links: v.Links, sure: true, also: v.Also,
 				says: fmt.Sprintf("%s: %s %s %s: %s", v.Incident, v.Cause, strings.Join(v.Members, "+"), strings.Join(v.Links, " "), strings.Join(v.Evidence, "; ")),
 			})
 		}
@@ -164,6 +166,7 @@ type outcome struct {
 	*incident
 	said                      []statement
 	told                      bool // something was said that is more than "nothing happened"
+	again                     bool // nothing was said, and the right thing had been said minutes before
 	member, cause, both       bool // right at least once
 	bothOfPair                bool // both faults of a pair are named, in whatever statement
 	wrong, wrongSure, falsely []statement
@@ -180,6 +183,12 @@ func compare(i *incident, source string, said []statement) *outcome {
 		if s.cause == "quiet" {
 			continue
 		}
+		if s.earlier {
+			o.again = o.again || slices.ContainsFunc(i.Faults, func(f Fault) bool {
+				return slices.Contains(f.right(source), s.cause) && f.isOf(&s)
+			})
+			continue
+		}
 		o.told = true
 		if len(i.Faults) == 0 {
 			if !s.unsure() {
@@ -189,7 +198,7 @@ func compare(i *incident, source string, said []statement) *outcome {
 		}
 		right := s.unsure()
 		for n, f := range i.Faults {
-			cause := slices.Contains(causeOf(f.Name).of(source), s.cause)
+			cause := slices.Contains(f.right(source), s.cause)
 			member := f.isOf(&s)
 			o.cause = o.cause || cause
 			o.member = o.member || member
@@ -197,6 +206,7 @@ func compare(i *incident, source string, said []statement) *outcome {
 				o.both, right = true, true
 				named[n] = true
 			}
+			right = right || cause && len(s.members) == 0 // it accuses nobody
 			for _, also := range s.also {
 				if f.mentioned(also, source) {
 					named[n] = true
@@ -214,6 +224,7 @@ func compare(i *incident, source string, said []statement) *outcome {
 			}
 		}
 	}
+	o.again = o.again && !o.told
 	o.bothOfPair = len(i.Faults) == 2 && len(named) == 2
 	return o
 }
@@ -246,7 +257,7 @@ func (f *Fault) isOf(s *statement) bool {
 // mentioned says whether a text beside a verdict, "cause: evidence" or "cause member", is of a fault.
 func (f *Fault) mentioned(also, source string) bool {
 	name, rest, _ := strings.Cut(strings.Replace(also, ":", " ", 1), " ")
-	return slices.Contains(causeOf(f.Name).of(source), name) && (len(f.Members) != 1 || strings.Contains(rest, f.Members[0]))
+	return slices.Contains(f.right(source), name) && (len(f.Members) != 1 || strings.Contains(rest, f.Members[0]))
 }
 
 // explainedTogether says whether a statement names several members, each with a fault of this
@@ -257,7 +268,7 @@ func (i *incident) explainedTogether(s *statement, source string) bool {
 	}
 	for _, m := range s.members {
 		if !slices.ContainsFunc(i.Faults, func(f Fault) bool {
-			return slices.Contains(causeOf(f.Name).of(source), s.cause) && slices.Contains(f.Members, m)
+			return slices.Contains(f.right(source), s.cause) && slices.Contains(f.Members, m)
 		}) {
 			return false
 		}

@@ -67,7 +67,8 @@ func share(k, n int) string {
 
 // counts are how often something is so.
 type counts struct {
-	all, told, silent, cannot      int
+	all, told, silent, again       int
+	cannot                         int
 	member, cause, both, wrong     int
 	wrongSure, pairs, bothOfAPair  int
 	quiet, falsely, falselySayings int
@@ -86,6 +87,10 @@ func countOf(part []*outcome) (c counts) {
 			continue
 		}
 		c.all++
+		if o.again {
+			c.again++
+			continue
+		}
 		if !o.told {
 			c.silent++
 			continue
@@ -129,18 +134,18 @@ func table(out io.Writer, part []*outcome, verbose bool) {
 		{"one fault", keep(func(o *outcome) bool { return len(o.Faults) == 1 })},
 		{"pairs of two", keep(func(o *outcome) bool { return len(o.Faults) == 2 })},
 	}
-	fmt.Fprintln(out, "| | incidents | nothing said | something said | of those: member right | cause right | both right | \"cannot tell\" | wrong | wrong and sure |")
-	fmt.Fprintln(out, "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+	fmt.Fprintln(out, "| | incidents | said before, no news | nothing said | something said | of those: member right | cause right | both right | \"cannot tell\" | wrong | wrong and sure |")
+	fmt.Fprintln(out, "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 	for _, g := range groups {
 		c := countOf(g.of)
-		fmt.Fprintf(out, "| %s | %d | %d | %d | %s | %s | %s | %d | %s | %s |\n", g.title, c.all, c.silent, c.told,
+		fmt.Fprintf(out, "| %s | %d | %d | %d | %d | %s | %s | %s | %d | %s | %s |\n", g.title, c.all, c.again, c.silent, c.told,
 			share(c.member, c.told), share(c.cause, c.told), share(c.both, c.told), c.cannot, share(c.wrong, c.told), share(c.wrongSure, c.told))
 	}
 	c := countOf(part)
 	fmt.Fprintf(out, "\nOf %d pairs of which something was said, both faults were named in %d. Quiet times: %d, %.0f min in all; with a false finding: %d (%d findings).\n\n",
 		c.pairs, c.bothOfAPair, c.quiet, c.quietSeconds/60, c.falsely, c.falselySayings)
-	fmt.Fprintln(out, "| fault | incidents | nothing said | both right | \"cannot tell\" | wrong | wrong and sure |")
-	fmt.Fprintln(out, "| --- | --- | --- | --- | --- | --- | --- |")
+	fmt.Fprintln(out, "| fault | incidents | said before | nothing said | both right | \"cannot tell\" | wrong | wrong and sure |")
+	fmt.Fprintln(out, "| --- | --- | --- | --- | --- | --- | --- | --- |")
 	var names []string
 	for _, o := range part {
 		if n := o.names(); len(o.Faults) == 1 && !slices.Contains(names, n) {
@@ -150,7 +155,7 @@ func table(out io.Writer, part []*outcome, verbose bool) {
 	slices.Sort(names)
 	for _, n := range names {
 		c := countOf(keep(func(o *outcome) bool { return o.names() == n }))
-		fmt.Fprintf(out, "| %s | %d | %d | %d | %d | %d | %d |\n", n, c.all, c.silent, c.both, c.cannot, c.wrong, c.wrongSure)
+		fmt.Fprintf(out, "| %s | %d | %d | %d | %d | %d | %d | %d |\n", n, c.all, c.again, c.silent, c.both, c.cannot, c.wrong, c.wrongSure)
 	}
 	fmt.Fprintln(out)
 	for _, o := range part {
@@ -170,6 +175,8 @@ func (o *outcome) print(out io.Writer) {
 		word = "WRONG AND SURE"
 	case len(o.wrong) > 0:
 		word = "WRONG"
+	case o.again:
+		word = "said before, no news"
 	case !o.told:
 		word = "nothing said"
 	case !o.both && len(o.Faults) > 0:
@@ -185,6 +192,9 @@ func (o *outcome) print(out io.Writer) {
 	}
 	fmt.Fprintf(out, "- %s %d (%s), %s: %s; %s; worst request %.1f s; %s\n", o.Kind, o.Number, o.life(), word, strings.Join(faults, ", "), moved, o.Worst, o.Began.UTC().Format("15:04:05"))
 	for _, s := range o.said {
+		if s.earlier {
+			continue
+		}
 		fmt.Fprintf(out, "  - %s\n", s.says)
 	}
 }

@@ -27,8 +27,8 @@ type verdict struct {
 // measured, and that before what others say of it. A rule that the lines do not bear out says
 // nothing.
 var rules = []func(*court) []verdict{
-	ruleVerdict, ruleCorrupt, ruleDiskFull, ruleTransfer, ruleEnded, ruleSignal, ruleStart, ruleGone, ruleDefrag, ruleDisk, rulePaused,
-	ruleLinks, ruleSteppedDown, ruleAlone, ruleNoSpace, ruleCertificate, ruleCluster, ruleOverload, ruleClock, ruleLate, ruleNetwork,
+	ruleVerdict, ruleCorrupt, ruleDiskFull, ruleTransfer, ruleEnded, ruleSignal, ruleStart, ruleGone, ruleDefrag, ruleDisk, rulePaused, ruleHungLog,
+	ruleLinks, ruleSteppedDown, ruleUnheard, ruleAlone, ruleNoSpace, ruleCertificate, ruleCluster, ruleOverload, ruleClock, ruleLate, ruleNetwork,
 }
 
 // A court is one incident with what is known of the members' logs.
@@ -38,8 +38,6 @@ type court struct {
 	before  string               // who led
 	changed bool
 	all     []string // members that any log names
-
-	clockAgain map[*Event]bool // of the events about clocks, those that are not alone
 }
 
 // logged says whether the member's log is at hand for this time.
@@ -86,7 +84,7 @@ func (c *court) judge() []verdict {
 }
 
 // ofOneMember are the causes that a member has for itself.
-var ofOneMember = []string{"disk-slow", "process-paused", "loop-blocked", "defragmentation", "killed", "crashed", "not-running", "stopped", "unreachable", "large-requests"}
+var ofOneMember = []string{"disk-slow", "stall", "process-paused", "loop-blocked", "defragmentation", "killed", "crashed", "not-running", "stopped", "unreachable", "large-requests"}
 
 // cannotTell is the verdict when nothing explains the incident.
 func (c *court) cannotTell() verdict {
@@ -224,7 +222,7 @@ func ruleTransfer(c *court) (found []verdict) {
 		return found
 	}
 	for _, e := range c.of("", kindTransfer) {
-		if len(c.of(e.Member, kindSignal)) > 0 || len(c.of(e.Member, kindHandDisk)) > 0 {
+		if len(c.of(e.Member, kindSignal, kindPanic, kindDiskFull, kindHandDisk)) > 0 {
 			continue
 		}
 		return []verdict{{
@@ -243,6 +241,10 @@ func ruleEnded(c *court) (found []verdict) {
 			id: "crashed", member: e.Member, weight: 94, severity: c.fault(), confidence: report.Certain, what: or(e.Member, "a member") + " crashed by itself",
 			evidence: quote([]*Event{e}, 1), do: []string{"its last lines say why; a panic is a bug of the server or damage on its disk: keep the data directory until that is clear"},
 		})
+		if v := &found[len(found)-1]; containsAny(strings.ToLower(e.err+" "+strings.Join(e.Lines, " ")), "input/output error", "read-only file system") {
+			v.id, v.what = "disk-error", or(e.Member, "a member")+" ended because its disk fails: writing gave an error"
+			v.do = []string{"look at the kernel's log (`journalctl -k`) and at the disk; replace the member rather than start it again on that disk"}
+		}
 		break
 	}
 	for _, e := range c.of("", kindOOM, kindKilled) {
@@ -424,18 +426,41 @@ func ruleDisk(c *court) (found []verdict) {
 		}
 		timeouts := c.lostBy(m, "timeout")
 		ran := slices.ContainsFunc(own, func(e *Event) bool { return e.ran })
+		heard, slept := c.heardWithin(m, w.begins().Add(atOnce), w.At.Add(-atOnce/3)), c.heardLate(m)
+		if heard != nil {
+			ran = true
+		}
+		starved := worst(c.of(m, kindLateCPU))
 		switch {
+		case belay && starved != nil && starved.Took >= 300*time.Millisecond && 4*starved.Took >= w.Took:
+			// A process without CPU sees its own syncs end late.
+			v.id, v.weight, v.confidence = "stall", 60, report.Possible
+			v.what = fmt.Sprintf("a fsync of %s took %s, or it had no CPU to see its end", m, show(w.Took))
 		case belay || ran:
 			v.confidence = report.Certain
+			if heard != nil {
+				v.evidence = append(v.evidence, quote([]*Event{heard}, 1)...)
+			}
 			if ran {
 				v.evidence = append(v.evidence, "well into that fsync it wrote another line, so the process itself ran")
 			}
+		case slept != nil && slept.at.At.After(w.At.Add(-atOnce)) && lines(own) < 3:
+			// It heard of the vote when the fsync was over, and not when it was asked.
+			v.id, v.weight = "process-paused", 86
+			v.what = fmt.Sprintf("%s stood still, or got no CPU, for about %s, in a fsync", m, show(w.Took))
+			v.evidence = append(v.evidence, quote([]*Event{slept.from, slept.at}, 2)...)
+			v.evidence = append(v.evidence, fmt.Sprintf("it was asked for its vote and heard of it %s later, when the fsync was over: one that waits for its disk hears at once", show(slept.took)))
+			v.do = pauseAdvice
 		case len(timeouts) > 0 && lines(own) < 3:
-			v.weight, v.confidence = 60, report.Possible
-			v.what += ", or it stood still"
+			v.id, v.weight, v.confidence = "stall", 60, report.Possible
+			v.what = fmt.Sprintf("%s hung for %s in a fsync: its disk was slow, or the process stood still", m, show(w.Took))
 			v.evidence = append(v.evidence, "others got nothing at all from it meanwhile, as of a process that stands still: a disk alone does not do that")
 		case lines(own) < 3:
-			v.evidence = append(v.evidence, "a process that is stopped while it syncs leaves the same line; its machine's disk latency of that time would make it certain")
+			// Its member is told, and not which of the two.
+			v.id, v.confidence = "stall", report.Possible
+			v.what = fmt.Sprintf("%s hung for %s in a fsync: its disk was slow, or the process stood still", m, show(w.Took))
+			v.evidence = append(v.evidence, "a process that is stopped while it syncs leaves the same line, and it wrote no other meanwhile")
+			v.do = append([]string{"etcd_disk_wal_fsync_duration_seconds of the hours around it tells: a slow disk is seldom slow once"}, append(slices.Clone(diskAdvice), pauseAdvice[0])...)
 		}
 		if m == nobody {
 			v.confidence, v.weight = report.Possible, 60
@@ -479,10 +504,17 @@ func rulePaused(c *court) (found []verdict) {
 			what:     fmt.Sprintf("%s stood still, or got no CPU, for about %s", m, show(w.Took)),
 			evidence: quote([]*Event{w}, 1),
 		}
-		if w.ran {
+		heard := c.heardWithin(m, w.begins().Add(atOnce), w.At.Add(-atOnce/3))
+		if own := worst(c.of(m, kindOwnLate)); own != nil && own.Took >= hungLog {
+			continue // ruleHungLog
+		}
+		if w.ran || heard != nil || len(c.of(m, kindReadState)) > 0 {
 			v.id, v.confidence = "loop-blocked", report.Possible
 			v.what = fmt.Sprintf("the raft loop of %s was blocked for about %s while the process ran: CPU, memory or disk, these lines do not tell which", m, show(w.Took))
 			v.evidence = append(v.evidence, "it wrote other lines meanwhile, so it was not stopped", "no fsync over 1 s is logged, but a write or a new log file can hang too")
+			if len(c.of(m, kindReadState)) > 0 {
+				v.what = fmt.Sprintf("the raft loop of %s was blocked for about %s: it waited for its own readers (\"timed out sending read state\")", m, show(w.Took))
+			}
 		} else {
 			v.evidence = append(v.evidence,
 				"etcd blames the disk in every such line; but it logs each fsync over 1 s, and there is no such line",
@@ -491,6 +523,71 @@ func rulePaused(c *court) (found []verdict) {
 		found = append(found, v)
 	}
 	return found
+}
+
+// hungLog is how long what a member wrote must have been on its way to its disk to explain that the
+// others lost it.
+const hungLog = 500 * time.Millisecond
+
+// ruleHungLog is about a leader whose log hung in a write, of which etcd logs nothing, as it does of
+// an fsync: what it had appended was on its disk only long after it had learned of the next leader.
+func ruleHungLog(c *court) (found []verdict) {
+	for _, m := range membersOf(c.of("", kindOwnLate)) {
+		own := worst(c.of(m, kindOwnLate))
+		lag := own.Took
+		if lag < hungLog || worst(c.of(m, kindSync, kindDiskBad)) != nil || len(c.of(m, kindReadState)) > 0 {
+			continue
+		}
+		found = append(found, verdict{
+			id: "disk-slow", member: m, weight: 86, severity: c.fault(), confidence: report.Likely, do: diskAdvice,
+			what: fmt.Sprintf("the disk of %s hung: what it had written to its log was there only %s after it had learned of the next leader", m, show(lag)),
+			evidence: append(quote([]*Event{own}, 1),
+				"it heard of that leader at once, so it ran and its network was there",
+				"etcd logs an fsync of 1 s and more, and no write that hangs"),
+		})
+	}
+	return found
+}
+
+// ruleUnheard is about a leader that was lost although it ran and its disk did not hang: by when it
+// heard of the votes that others asked for, one direction of its network or both were gone.
+func ruleUnheard(c *court) []verdict {
+	m := c.before
+	if m == "" || !c.changed || len(c.lostAsLeader(m)) == 0 {
+		return nil
+	}
+	late := worst(c.of(m, kindLate, kindLateCPU))
+	if late != nil && late.Took >= 500*time.Millisecond || worst(c.of(m, kindSync, kindDiskBad)) != nil ||
+		len(c.of(m, kindOwnLate, kindSignal, kindPanic, kindStart, kindTransfer, kindHandDisk, kindReadState, kindDiskFull, kindDefrag)) > 0 {
+		return nil
+	}
+	lost := c.lostAsLeader(m)
+	v := verdict{
+		id: "partition", member: m, weight: 71, severity: c.fault(), confidence: report.Likely,
+		do: []string{"look at the network of " + m + ": link, firewall, routes; `belay doctor network` measures it"},
+	}
+	if h := c.heardLate(m); h != nil {
+		v.what = fmt.Sprintf("the network of %s was gone, or slower than the election timeout: it was asked for its vote and heard of it %s later, and it was late with nothing", m, show(h.took))
+		v.evidence = append(quote(lost, 2), quote([]*Event{h.from, h.at}, 2)...)
+		return []verdict{v}
+	}
+	if h := c.heardWithin(m, lost[0].At.Add(-time.Second), lost[len(lost)-1].At.Add(3*time.Second)); h != nil {
+		v.what = fmt.Sprintf("what %s sent did not arrive, or later than the election timeout: it ran, was late with nothing, and heard of the votes that others asked for at once", m)
+		v.evidence = append(quote(lost, 2), quote([]*Event{h}, 1)...)
+		v.confidence = report.Possible
+		return []verdict{v}
+	}
+	return nil
+}
+
+// lostAsLeader are the events of members that lost m.
+func (c *court) lostAsLeader(m string) (all []*Event) {
+	for _, e := range c.of("", kindLost) {
+		if e.Peer == m && e.Member != m {
+			all = append(all, e)
+		}
+	}
+	return all
 }
 
 var pauseAdvice = []string{
@@ -570,14 +667,27 @@ func ruleLinks(c *court) (found []verdict) {
 	switch {
 	case hub != "":
 		own := 0
-		for p := range lost {
+		var others, itself time.Time // when the first of the others lost it, and it one of them
+		for p, events := range lost {
+			at := &others
 			if p.from == hub {
 				own++
+				at = &itself
+			}
+			if at.IsZero() || events[0].At.Before(*at) {
+				*at = events[0].At
 			}
 		}
 		ev := all(hub)
 		from, to := ev[0].At, ev[len(ev)-1].Last
 		switch {
+		// One that is cut off asks for votes within seconds, or steps down, and says so.
+		case own > 0 && itself.After(others.Add(time.Second)) && !c.wrote(hub, others.Add(-3*time.Second), itself.Truncate(time.Second)):
+			found = append(found, verdict{
+				id: "process-paused", member: hub, weight: 82, severity: c.fault(), confidence: report.Likely,
+				what:     hub + " wrote nothing while the others lost it, not even that it had no leader: it stood still, or its machine did",
+				evidence: append(quote(ev, 3), fmt.Sprintf("its own log goes on at %s", clock(itself))), do: pauseAdvice,
+			})
 		case own > 0:
 			found = append(found, verdict{
 				id: "partition", member: hub, weight: 84, severity: c.fault(), confidence: report.Likely,
@@ -759,9 +869,9 @@ func ruleOverload(c *court) []verdict {
 	return []verdict{v}
 }
 
-// clockAgain is how far apart two lines about clocks are at least that are not of one late answer:
-// etcd says it once in 30 s.
-const clockAgain = 20 * time.Second
+// clockTimes: etcd says every 30 s that clocks differ, as long as it is so. So often in a row is not
+// of late answers.
+const clockTimes = 3
 
 // ruleClock: etcd takes the answer of its probe to be of the middle of the round trip, so that one
 // that came late looks like a clock that differs. It is the clock if it is said again later.
@@ -771,10 +881,10 @@ func ruleClock(c *court) []verdict {
 		return nil
 	}
 	w := worst(ev)
-	if !slices.ContainsFunc(ev, func(e *Event) bool { return c.clockAgain[e] }) {
+	if !slices.ContainsFunc(ev, func(e *Event) bool { return e.Count >= clockTimes }) {
 		return []verdict{{
 			id: "late-answer", weight: 30, severity: report.Warning, confidence: report.Possible,
-			what:     fmt.Sprintf("%s got one answer from %s that was late, or their clocks differ by %s: one line does not tell which", or(w.Member, "?"), or(w.Peer, "?"), show(w.Took)),
+			what:     fmt.Sprintf("%s got an answer from %s that was late, or their clocks differ by %s: a line or two do not tell which", or(w.Member, "?"), or(w.Peer, "?"), show(w.Took)),
 			evidence: append(quote([]*Event{w}, 1), "clocks that differ are said again every 30 s"),
 			do:       []string{"`belay doctor clock` tells how far the clocks are apart now"},
 		}}
@@ -784,26 +894,6 @@ func ruleClock(c *court) []verdict {
 		what: fmt.Sprintf("the clocks of %s and %s differ by %s; the order of their lines here is not to be relied on", or(w.Member, "?"), or(w.Peer, "?"), show(w.Took)), evidence: quote([]*Event{w}, 1),
 		do: []string{"run chrony or systemd-timesyncd on every member; `chronyc tracking` tells the offset"},
 	}}
-}
-
-// clocksAgain are the events about clocks that another of the same two members follows or precedes.
-func clocksAgain(events []*Event) map[*Event]bool {
-	again := map[*Event]bool{}
-	last := map[string]*Event{}
-	for _, e := range events {
-		if e.Kind != kindClock {
-			continue
-		}
-		key := e.Member + "\x00" + e.Peer
-		if before := last[key]; before != nil && e.At.Sub(before.At) >= clockAgain && e.At.Sub(before.At) < 10*time.Minute {
-			again[e], again[before] = true, true
-		}
-		if e.Last.Sub(e.At) >= clockAgain {
-			again[e] = true
-		}
-		last[key] = e
-	}
-	return again
 }
 
 // ruleLate is for heartbeats that were late by less than what etcd logs of a disk.

@@ -23,6 +23,10 @@ const (
 	kindLost      Kind = "lost leader"
 	kindDown      Kind = "stepped down"
 	kindIgnored   Kind = "vote ignored"
+	kindAsked     Kind = "asked for a vote"
+	kindHeard     Kind = "heard of a vote"
+	kindOwnLate   Kind = "own log late" // 3.6 and later: what it wrote before Took, when it learned of a leader, is on its disk only now
+	kindReadState Kind = "loop waited for readers"
 	kindTransfer  Kind = "hand-over"
 	kindHandDisk  Kind = "hand-over because of the disk"
 	kindNoQuorum  Kind = "no quorum"
@@ -135,6 +139,10 @@ var (
 	rxLost     = regexp.MustCompile(`raft\.node: ` + hexID + ` lost leader ` + hexID + ` at term (\d+)`)
 	rxDown     = regexp.MustCompile(hexID + ` stepped down to follower since quorum is not active`)
 	rxIgnored  = regexp.MustCompile(hexID + ` .*ignored (?:MsgPreVote|MsgVote) from ` + hexID + `.* at term (\d+): lease is not expired`)
+	rxAsked    = regexp.MustCompile(hexID + ` \[.*\] sent (?:MsgPreVote|MsgVote) request to ` + hexID + ` at term (\d+)`)
+	rxHeard    = regexp.MustCompile(hexID + ` \[.*\] (?:cast|rejected) (?:MsgPreVote|MsgVote) (?:for|from) ` + hexID + ` `)
+	rxHeardNew = regexp.MustCompile(hexID + ` \[term: \d+\] received a (?:MsgPreVote|MsgVote) message with higher term from ` + hexID + ` \[term: (\d+)\]`)
+	rxOldResp  = regexp.MustCompile(hexID + ` \[term: (\d+)\] ignored a MsgAppResp message with lower term from ` + hexID + ` \[term: \d+\]`)
 	rxTransfer = regexp.MustCompile(hexID + ` \[term:? (\d+)\] starts to transfer leadership to ` + hexID)
 	rxHigher   = regexp.MustCompile(hexID + ` \[term: \d+\] received a (MsgAppResp|MsgHeartbeat|MsgApp|MsgHeartbeatResp) message with higher term from ` + hexID + ` \[term: (\d+)\]`)
 	rxPeer     = regexp.MustCompile(`(?:peer|connection with|health check for peer|message(?: of type \w+)? to) ` + hexID)
@@ -275,6 +283,24 @@ func classify(l *Line) (*Event, bool) {
 			e.Peer = trimID(m[2])
 			return is(kindIgnored, "refused a vote: it heard its leader lately")
 		}
+		if m := rxAsked.FindStringSubmatch(msg); m != nil {
+			term(m[3])
+			e.Peer = trimID(m[2])
+			return is(kindAsked, "asked for a vote")
+		}
+		if m := rxHeard.FindStringSubmatch(msg); m != nil {
+			e.Peer = trimID(m[2])
+			return is(kindHeard, "answered a request for its vote")
+		}
+		if m := rxHeardNew.FindStringSubmatch(msg); m != nil {
+			term(m[3])
+			e.Peer = trimID(m[2])
+			return is(kindHeard, "answered a request for its vote")
+		}
+		if m := rxOldResp.FindStringSubmatch(msg); m != nil && trimID(m[1]) == trimID(m[3]) {
+			term(m[2])
+			return is(kindOwnLate, "its own log has what it wrote before")
+		}
 		if m := rxTransfer.FindStringSubmatch(msg); m != nil {
 			term(m[2])
 			e.Peer = trimID(m[3])
@@ -297,6 +323,8 @@ func classify(l *Line) (*Event, bool) {
 		return is(kindVerdict, "verdict: "+cut(l.Fields["cause"], 40))
 	case has("the cluster has no quorum"):
 		return is(kindNoQuorum, "no quorum")
+	case has("timed out sending read state"):
+		return is(kindReadState, "its raft loop waited for its own readers")
 	case has("A tick missed to fire"):
 		return is(kindTick, "its raft loop was blocked")
 	}
@@ -312,6 +340,8 @@ func classify(l *Line) (*Event, bool) {
 	switch {
 	case hasErr("no space left on device", "disk quota exceeded"):
 		return is(kindDiskFull, "no space left on device")
+	case msg == "the member cannot run": // Belay's last line
+		return is(kindPanic, "ended: "+cut(e.err, 60))
 	case l.Level == "panic" || l.Level == "fatal" || l.Level == "dpanic":
 		return is(kindPanic, "ended: "+cut(msg, 60))
 	// the process

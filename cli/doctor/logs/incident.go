@@ -67,7 +67,7 @@ func (e *Event) trouble() int {
 // begins is when what an event tells of began: what took long is told when it is over.
 func (e *Event) begins() time.Time {
 	switch e.Kind {
-	case kindLate, kindLateCPU, kindSync, kindDefrag, kindApply, kindRequest, kindCompact:
+	case kindLate, kindLateCPU, kindSync, kindDefrag, kindApply, kindRequest, kindCompact, kindOwnLate:
 		return e.At.Add(-min(e.Took, 2*time.Minute))
 	}
 	return e.At

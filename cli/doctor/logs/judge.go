@@ -43,9 +43,8 @@ func (c *Collector) Judge(ask Ask) (*report.Report, error) {
 		}
 	}
 	members := c.members()
-	again := clocksAgain(c.events)
 	for _, i := range found {
-		ct := &court{incident: i, streams: streams, all: members, clockAgain: again}
+		ct := &court{incident: i, streams: streams, all: members}
 		all := ct.judge()
 		i.cause, i.also = all[0], all[1:]
 	}
@@ -217,7 +216,7 @@ func (c *Collector) timeline(found []*incident, whole bool) report.Table {
 	var rows []*row
 	open := map[string]*row{}
 	for _, e := range events {
-		if e.Kind == kindIgnored || e.Kind == kindElected && e.Leader == e.Member {
+		if slices.Contains([]Kind{kindIgnored, kindAsked, kindHeard, kindOwnLate}, e.Kind) || e.Kind == kindElected && e.Leader == e.Member {
 			continue
 		}
 		key := string(e.Kind) + e.Member + e.Peer + e.Leader

@@ -63,6 +63,7 @@ type stream struct {
 	lastID      string
 	undated     []*Event
 	first       time.Time
+	learned     map[string]time.Time // when a member, by its id, learned of a leader last
 }
 
 // seconds is a set of seconds, in words of a minute each.
@@ -287,6 +288,14 @@ func (c *Collector) take(l Line, input string) {
 	if begin := l.At.Add(-e.Took); e.Took > 0 && !previous.Before(begin.Add(min(e.Took/2, time.Second))) && previous.Before(l.At.Add(-e.Took/10)) {
 		e.ran = true
 	}
+	switch e.Kind {
+	case kindElected:
+		s.learned[own] = l.At
+	case kindOwnLate:
+		if at, ok := s.learned[own]; ok {
+			e.Took = max(0, l.At.Sub(at))
+		}
+	}
 	key := string(e.Kind) + "\x00" + e.Peer + "\x00" + own
 	if e.Kind.repeats() {
 		if prev := s.current[key]; prev != nil && !l.At.Before(prev.Last.Add(-time.Second)) && l.At.Sub(prev.Last) < e.Kind.gap() && l.At.Sub(prev.At) < e.longest() {
@@ -323,7 +332,7 @@ func (c *Collector) stream(input, from string) *stream {
 			}
 			from, key = "", input+"\x00"
 		}
-		s = &stream{input: input, from: from, ids: map[string]bool{}, current: map[string]*Event{}, active: seconds{}}
+		s = &stream{input: input, from: from, ids: map[string]bool{}, current: map[string]*Event{}, active: seconds{}, learned: map[string]time.Time{}}
 		c.streams, c.byKey[key] = append(c.streams, s), s
 	}
 	return s
