@@ -8,8 +8,8 @@
 //
 // An incident is drawn from the seed and its number alone: one fault or a pair of two, the leader or
 // a follower, its severity (0.2 to 10 s; loss in parts of what is sent), how long, and the load of
-// the clients. Which member leads is the cluster's own affair, and is told in the truth. Even numbers are for
-// tuning the product, odd ones for the report.
+// the clients. Which member leads is the cluster's own affair, and is told in the truth. Even
+// numbers are for tuning the product, odd ones for the report.
 //
 // # What is kept
 //
