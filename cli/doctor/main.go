@@ -87,6 +87,7 @@ func (d *doctor) command() *cobra.Command {
 	d.live(root)
 	root.AddCommand(d.histogramCommand(), d.diskCommand(), d.networkCommand(), d.clockCommand())
 	root.AddCommand(d.logsCommand(), d.neighboursCommand())
+	root.AddCommand(d.rulesCommand(), d.dashboardCommand())
 	return root
 }
 

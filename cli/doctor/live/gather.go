@@ -3,7 +3,7 @@
 //
 // Files: gather.go (asking), cluster.go (what was answered), judge.go (the table of checks),
 // checks_*.go (the checks), tables.go (what is shown beside the findings), network.go (doctor
-// network and doctor clock).
+// network and doctor clock), usual.go (what doctor rules is tuned by).
 package live
 
 import (
