@@ -13,6 +13,7 @@ import (
 
 	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/logsink"
+	"github.com/belaydb/belay/neighbours"
 	"github.com/belaydb/belay/node"
 )
 
@@ -92,7 +93,6 @@ type Config struct {
 	LogRotationSet string // lumberjack's settings as JSON
 
 	DiskStallHandOver time.Duration // 0: never
-
 	// Explicit holds the names of the flags that were given, by argument, environment or file.
 	Explicit map[string]bool
 
@@ -255,6 +255,9 @@ func (c *Config) Validate() error {
 	}
 	if c.DiskStallHandOver != 0 && c.DiskStallHandOver < minDiskStallHandOver {
 		return fmt.Errorf("--disk-stall-handover must be 0, for never, or at least %v (set to %v)", minDiskStallHandOver, c.DiskStallHandOver)
+	}
+	if c.NeighboursRecordBytes != 0 && c.NeighboursRecordBytes < neighbours.LeastRecord {
+		return fmt.Errorf("--neighbours-record-bytes must be 0, for none, or at least %d (set to %d)", neighbours.LeastRecord, c.NeighboursRecordBytes)
 	}
 	if c.MaxUnsyncedBytes < minUnsyncedBytes {
 		return fmt.Errorf("--max-unsynced-bytes must be at least %d (set to %d)", minUnsyncedBytes, c.MaxUnsyncedBytes)

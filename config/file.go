@@ -161,6 +161,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		Discovery             DiscoveryConfig `json:"discovery-config"`
 		DiskStallHandOver     *time.Duration  `json:"disk-stall-handover"`
 		MaxUnsyncedBytes      *int64          `json:"max-unsynced-bytes"`
+		NeighboursRecordBytes *int64          `json:"neighbours-record-bytes"`
 		MaxKeyBytes           *int64          `json:"max-key-bytes"`
 		MaxTxnTotalOps        *int64          `json:"max-txn-total-ops"`
 		MaxTxnRangeKeys       *int64          `json:"max-txn-range-keys"`
@@ -220,7 +221,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		Logger: &c.Logger, LogLevel: &c.LogLevel, LogFormat: &c.LogFormat, LogOutputs: &c.LogOutputs,
 		LogRotation: &c.LogRotation, LogRotationSet: &c.LogRotationSet,
 		EnableGateway: &c.EnableGateway, UnsafeNoFsync: &c.UnsafeNoFsync, DowngradeCheckTime: &c.DowngradeCheckTime, MemoryMlock: &c.MemoryMlock,
-		DiskStallHandOver: &c.DiskStallHandOver, MaxUnsyncedBytes: &c.MaxUnsyncedBytes,
+		DiskStallHandOver: &c.DiskStallHandOver, MaxUnsyncedBytes: &c.MaxUnsyncedBytes, NeighboursRecordBytes: &c.NeighboursRecordBytes,
 		MaxKeyBytes: &c.Limits.KeyBytes, MaxTxnTotalOps: &c.Limits.TxnTotalOps,
 		MaxTxnRangeKeys: &c.Limits.TxnRangeKeys, MaxTxnRangeBytes: &c.Limits.TxnRangeBytes, MaxAnswerBytes: &c.Limits.AnswerBytes, MaxReceiveBytes: &c.Limits.ReceiveBytes,
 	}}

@@ -200,6 +200,9 @@ func behaviourFlags() []flagDef {
 		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while a disk stalls, this member's or others'; beyond it writes are refused.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},
 
+		{group: groupBelay, name: "neighbours-record-bytes", usage: "How large a record of who else writes to the log's disk may become, for 'belay doctor neighbours'. 0: none is kept.",
+			bind: int64Flag(func(c *Config) *int64 { return &c.NeighboursRecordBytes })},
+
 		{group: groupLimits, name: "max-key-bytes", usage: "Length of a key that is written and of a new user's or role's name. Negative: no limit.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.Limits.KeyBytes })},
 		{group: groupLimits, name: "max-txn-total-ops", usage: "Compares and operations of a transaction on all its levels; --max-txn-ops bounds each. Negative: no limit.",

@@ -31,5 +31,8 @@ func Member(int) (Target, error) { return Target{}, ErrSystem }
 // MemberIn is ErrSystem.
 func MemberIn(string) (Target, error) { return Target{}, ErrSystem }
 
+// Self is ErrSystem.
+func Self(string) (Target, error) { return Target{}, ErrSystem }
+
 // Ports are none.
 func Ports(int) []string { return nil }

@@ -28,7 +28,8 @@
 //
 // # Goroutines
 //
-// A Collector is one goroutine's.
+// A Collector is one goroutine's. Keeper has a goroutine of its own, for which nobody waits beyond a
+// stated time.
 //
 // # Files
 //
@@ -36,6 +37,7 @@
 //	target.go         the member whose disk it is
 //	group.go          units, containers and pods from the paths of cgroups
 //	record.go         samples in files
+//	keeper.go         the record that a member keeps
 //	collect_linux.go  reading /proc
 //	device_linux.go   which disk a file is on
 //	member_linux.go   which process is a member

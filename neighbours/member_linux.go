@@ -86,6 +86,18 @@ func FindMembers() ([]Target, error) {
 	return all, nil
 }
 
+// Self is this process as the member whose log is in a directory.
+func Self(dir string) (Target, error) {
+	fs, err := procfs.NewDefaultFS()
+	if err != nil {
+		return Target{}, err
+	}
+	t := Target{PID: os.Getpid(), Program: filepath.Base(os.Args[0]), Dir: dir}
+	t.Disks, _ = newDisks(fs).ofFile(dir, 0)
+	t.Numbers = numbersOf(t.Disks)
+	return t, nil
+}
+
 // MemberIn is the member whose log is below a directory, whether it runs or not.
 func MemberIn(dir string) (Target, error) {
 	abs, err := filepath.Abs(dir)

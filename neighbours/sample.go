@@ -16,8 +16,11 @@ const (
 	FromDirtied  From = "dirtied"  // write_bytes, in whole folios
 )
 
-// maxWriters is how many writers a sample keeps, the largest ones and the member itself.
-const maxWriters = 8
+// maxWriters is how many writers a sample keeps, the largest ones, besides the member itself.
+const (
+	maxWriters   = 8
+	maxElsewhere = 2 // of those on other disks
+)
 
 // A Sample is what happened in one interval.
 type Sample struct {
@@ -161,10 +164,17 @@ func merge(all []Writer) []Writer {
 		}
 	}
 	slices.SortStableFunc(merged, func(a, b Writer) int { return cmp.Compare(b.Bytes, a.Bytes) })
-	kept := 0
+	here, elsewhere := 0, 0
 	return slices.DeleteFunc(merged, func(w Writer) bool {
-		kept++
-		return kept > maxWriters && !w.Own
+		switch {
+		case w.Own:
+			return false
+		case w.Elsewhere:
+			elsewhere++
+			return elsewhere > maxElsewhere
+		}
+		here++
+		return here > maxWriters
 	})
 }
 

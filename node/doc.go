@@ -20,6 +20,7 @@
 //	snapshot.go      messages and state sent to and received from peers
 //	disks.go         the state of the other members' disks
 //	evidence.go      the evidence members exchange about slow disks and stops
+//	neighbours.go    the record of who writes to the log's disk
 //	tracing.go       spans for a collector
 //	words.go         what a member logs about itself
 //	metrics.go       the metrics of the ports

@@ -23,6 +23,7 @@ import (
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/neighbours"
 	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/raftlog"
 	"github.com/belaydb/belay/replica"
@@ -56,7 +57,8 @@ type Node struct {
 	snapshots    sync.WaitGroup // being read, to be sent
 	disks        *peerDisks
 	witness      *witness
-	founder      *datadir.Founder // nil: this member did not make the first log at this start
+	neighbours   *neighbours.Keeper // nil: no record
+	founder      *datadir.Founder   // nil: this member did not make the first log at this start
 
 	ports   ports
 	dialing dialing
@@ -240,6 +242,7 @@ func (n *Node) assemble() (err error) {
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},
 		},
 		Events:          n.witness.report,
+		Neighbours:      n.tellNeighbours,
 		ElectionTimeout: n.cfg.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
 		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth,
 		Settings:       n.cfg.services(),
@@ -354,6 +357,7 @@ func (n *Node) serve() {
 	n.life.enter(running)
 	n.server.Start()
 	n.witness.start()
+	n.keepNeighbours()
 	n.ports.serveClients(n.server)
 	go n.letCallsIn(n.hasState)
 	n.ports.serveMetrics(n.server.MetricsHandler())
@@ -511,6 +515,9 @@ func (n *Node) closeParts() {
 		n.disks.stop()
 	}
 	n.witness.stop()
+	if n.neighbours != nil {
+		n.neighbours.Close(flushTimeout)
+	}
 	if n.transport != nil {
 		n.transport.Stop()
 	}

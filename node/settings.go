@@ -70,6 +70,9 @@ type Raft struct {
 	SnapshotCount    uint64 // entries between two flushes of the applied state
 	MaxUnsyncedBytes int64
 	UnsafeNoFsync    bool
+	// NeighboursRecordBytes is how large the record of who writes to the log's disk may become; 0: it
+	// is not kept.
+	NeighboursRecordBytes int64
 }
 
 // Data is what is kept, what a request may take, and what is checked and told of it.

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"io"
 	"math"
 	"net/http"
 	"time"
@@ -85,6 +86,9 @@ type Config struct {
 	ReadyChecks []HealthCheck
 	// Events is what /debug/belay/events serves, recent events or all; nil: there is no such path.
 	Events func(within time.Duration) evidence.Report
+	// Neighbours writes what /debug/belay/neighbours serves, the samples that end after since; nil:
+	// there is no such path.
+	Neighbours func(w io.Writer, since time.Time) error
 
 	RequestTimeout    time.Duration // [5 s and two election timeouts]
 	ElectionTimeout   time.Duration // [1 s]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/pprof"
 	"os"
@@ -37,6 +38,8 @@ type pages struct {
 	// probe reads what is not there, as a client would; it shows nothing.
 	probe  func(ctx context.Context, serializable bool) error
 	events func(within time.Duration) evidence.Report // nil: there is no such page
+	// neighbours writes a record; nil: there is no such page
+	neighbours func(w io.Writer, since time.Time) error
 
 	gatherer       prometheus.Gatherer   // nil: no metrics
 	registerer     prometheus.Registerer // of the metrics page's own series; nil: it has none
@@ -94,6 +97,7 @@ func (p *pages) handleMetricsAndHealth(mux *http.ServeMux) {
 	}
 	mux.HandleFunc("/health", p.serveHealth)
 	p.handleEvents(mux)
+	p.handleNeighbours(mux)
 	p.handleChecks(mux, "livez", []HealthCheck{
 		{"serializable_read", p.serializableRead},
 	})

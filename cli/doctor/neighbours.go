@@ -1,9 +1,12 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	judge "github.com/belaydb/belay/cli/doctor/neighbours"
+	"github.com/belaydb/belay/cli/doctor/report"
 	"github.com/belaydb/belay/neighbours"
 )
 
@@ -35,7 +39,8 @@ func (d *doctor) neighboursCommand() *cobra.Command {
 		Long: `Looks, for a time, at who writes to the disk of a member of this machine, of etcd or of Belay: processes with their
 systemd units, containers or pods. It finds bursts and their period, and compares them with when the member's
 fsyncs were slow. The member is found by itself if there is one. Run it as root, or what other users' processes
-write is not to be seen. With files, it reads records of an earlier look (--save) or of a member instead.`,
+write is not to be seen. With --since it asks the members at --endpoints for the records that they keep
+(--neighbours-record-bytes) instead, and with files or data directories it reads such records, or what --save wrote.`,
 	}
 	fs := cmd.Flags()
 	fs.IntVar(&o.pid, "pid", 0, "the member's process, if there are several members")
@@ -59,7 +64,7 @@ write is not to be seen. With files, it reads records of an earlier look (--save
 			return d.recordedNeighbours(args, since, until)
 		}
 		if !since.IsZero() || !until.IsZero() {
-			return usagef("--since and --until are for records: name their files")
+			return d.keptNeighbours(cmd, since, until)
 		}
 		return d.watchNeighbours(cmd, o)
 	}
@@ -104,6 +109,10 @@ func momentOf(text string, now time.Time) (time.Time, error) {
 
 // recordedNeighbours judges records in files.
 func (d *doctor) recordedNeighbours(files []string, since, until time.Time) error {
+	files, err := recordsIn(files)
+	if err != nil {
+		return err
+	}
 	log := neighbours.Log{Limit: maxRecorded}
 	skipped, err := neighbours.ReadFiles(files, since, &log)
 	if err != nil {
@@ -112,6 +121,101 @@ func (d *doctor) recordedNeighbours(files []string, since, until time.Time) erro
 	return d.print(judge.Judge(before(log.Samples(), until), judge.About{
 		Subject: strings.Join(files, ", "), At: time.Now(), Skipped: skipped, Missing: "the record has none",
 	}))
+}
+
+// recordsIn are the files of records among paths, which may be directories of members.
+func recordsIn(paths []string) (files []string, err error) {
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, err
+		}
+		if !info.IsDir() {
+			files = append(files, path)
+			continue
+		}
+		found := 0
+		for _, dir := range []string{path, filepath.Join(path, "member")} {
+			of, err := neighbours.RecordFiles(dir)
+			if err != nil {
+				return nil, err
+			}
+			files, found = append(files, of...), found+len(of)
+		}
+		if found == 0 {
+			return nil, fmt.Errorf("%s has no record of neighbours: a member keeps one if started with --neighbours-record-bytes", path)
+		}
+	}
+	return files, nil
+}
+
+// maxRecordAnswer is how much of a member's record is read, bytes.
+const maxRecordAnswer = 1 << 30
+
+// keptNeighbours asks members for their records.
+func (d *doctor) keptNeighbours(cmd *cobra.Command, since, until time.Time) error {
+	cfg, err := d.configured(cmd)
+	if err != nil {
+		return err
+	}
+	transport := &http.Transport{TLSClientConfig: cfg.TLS}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+	all := &report.Report{Command: "doctor neighbours", Subject: strings.Join(cfg.Endpoints, ","), At: time.Now()}
+	for _, endpoint := range cfg.Endpoints {
+		base := endpoint
+		if !strings.Contains(base, "://") {
+			base = map[bool]string{true: "https://", false: "http://"}[cfg.TLS != nil] + base
+		}
+		log := neighbours.Log{Limit: maxRecorded}
+		skipped, err := askNeighbours(cmd.Context(), client, strings.TrimSuffix(base, "/")+"/debug/belay/neighbours?since="+url.QueryEscape(since.UTC().Format(time.RFC3339)), &log)
+		if err != nil {
+			return fmt.Errorf("%s: %w", endpoint, err)
+		}
+		samples := before(log.Samples(), until)
+		if len(samples) == 0 {
+			return fmt.Errorf("%s has no record of that time: a member keeps one if started with --neighbours-record-bytes", endpoint)
+		}
+		r := judge.Judge(samples, judge.About{Subject: endpoint, At: all.At, Skipped: skipped})
+		if len(cfg.Endpoints) == 1 {
+			return d.print(r)
+		}
+		for _, f := range r.Findings {
+			f.Member = endpoint
+			all.Add(f)
+		}
+		for _, p := range r.Summary {
+			all.Summary = append(all.Summary, endpoint+": "+p)
+		}
+		for _, t := range r.Tables {
+			t.Title = endpoint + ": " + t.Title
+			all.Tables = append(all.Tables, t)
+		}
+		for _, p := range r.Pictures {
+			p.Title = endpoint + ": " + p.Title
+			all.Pictures = append(all.Pictures, p)
+		}
+	}
+	return d.print(all)
+}
+
+func askNeighbours(ctx context.Context, client *http.Client, address string, log *neighbours.Log) (skipped int, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusNotFound {
+		return 0, errors.New("it keeps no such record: it is no Belay, or an older one; look on its machine, without --since")
+	}
+	if resp.StatusCode != http.StatusOK {
+		return 0, fmt.Errorf("%s answers %s", address, resp.Status)
+	}
+	return neighbours.Read(io.LimitReader(resp.Body, maxRecordAnswer), time.Time{}, log.Add)
 }
 
 // before are the samples up to a time; zero: all.

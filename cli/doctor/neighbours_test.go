@@ -53,7 +53,7 @@ func TestNeighboursOfRecord(t *testing.T) {
 	if code, out, _ := run("neighbours", file, "--until", "2026-11-28"); code != report.CodeUnknown {
 		t.Errorf("before the record: code %d\n%s", code, out)
 	}
-	for _, args := range [][]string{{"--since", "then", file}, {"--since", "1h"}, {"--every", "1ms"}, {"--for", "0s"}, {"--pid", "1", "--dir", "/"}, {"--since", "1h", "--until", "2h", file}} {
+	for _, args := range [][]string{{"--since", "then", file}, {"--every", "1ms"}, {"--for", "0s"}, {"--pid", "1", "--dir", "/"}, {"--since", "1h", "--until", "2h", file}} {
 		if code, out, _ := run(append([]string{"neighbours"}, args...)...); code != report.CodeUsage {
 			t.Errorf("%v: code %d\n%s", args, code, out)
 		}

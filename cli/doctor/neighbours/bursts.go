@@ -15,8 +15,11 @@ const (
 	burstRate, burstFactor, burstShare = 128 << 10, 5, 0.1
 	// leastBurst is how large a burst is at least, of the writer's largest: others are noise.
 	leastBurst = 0.1
-	// periodTolerance is how far from the period, of the period, a spacing may be.
-	periodTolerance = 0.1
+	// periodTolerance is how far from the period, of the period, a spacing may be; fewTolerance the
+	// same if there are fewer than four.
+	periodTolerance, fewTolerance = 0.15, 0.1
+	// pauseOtherwise is how long a pause in a burst may be, in samples, where there is no period.
+	pauseOtherwise = 10
 	// fewSpacings is up to how many spacings each has to be near the period. With more, bursts may
 	// be missing, and a few may be off.
 	fewSpacings = 5
@@ -89,7 +92,7 @@ func (s *series) find(samples []neighbours.Sample) {
 	// pause with which the bursts come at a period is taken.
 	for _, pause := range []time.Duration{2, 5, 10, 20, 40, 80} {
 		bursts := burstsOf(samples, s.bytes, func(i int) bool { return rates[i] > least }, pause*step)
-		if s.bursts == nil {
+		if s.bursts == nil || pause <= pauseOtherwise {
 			s.bursts = bursts
 		}
 		if len(bursts) < 3 {
@@ -146,7 +149,11 @@ func periodOf(bursts []burst, step time.Duration) (time.Duration, int) {
 	if period < 4*step || period < longest+longest/4 {
 		return 0, 0 // it is rather a writer that pauses at times
 	}
-	tolerance := max(time.Duration(periodTolerance*float64(period)), 3*step/2)
+	share := periodTolerance
+	if len(spacings) < 4 {
+		share = fewTolerance
+	}
+	tolerance := max(time.Duration(share*float64(period)), 3*step/2)
 	near, rounds, span := 0, 0, time.Duration(0)
 	for _, d := range spacings {
 		k := 1

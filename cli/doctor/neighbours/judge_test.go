@@ -212,7 +212,7 @@ func at(long int, seconds ...int) func(int) bool {
 // TestNoPeriodInNoise has bursts at random times: of many such worlds hardly one has a period, and
 // hardly one blames a writer whose bursts have nothing to do with the fsyncs.
 func TestNoPeriodInNoise(t *testing.T) {
-	const worlds, long, n = 100, 1800, 10
+	const worlds, long, n = 60, 1200, 8
 	periodic, blamed := 0, 0
 	rng := rand.New(rand.NewPCG(11, 5)) // the seed decides: it fails always or never
 	times := func() func(int) bool {

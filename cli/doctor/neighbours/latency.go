@@ -9,7 +9,8 @@ import (
 	"github.com/belaydb/belay/neighbours"
 )
 
-// What is slow: over the bound of etcd's hardware guide, and twice what is usual here.
+// What is slow: over the bound of etcd's hardware guide, and twice what is usual here, and a quarter of
+// the slowest, unless these are less than one in 50.
 const (
 	slowFsync  = 10 * time.Millisecond
 	badFsync   = 500 * time.Millisecond
@@ -44,7 +45,7 @@ func latencyOf(samples []neighbours.Sample) latency {
 				}
 			case n == 1 && s.Disk.Flushes > 0:
 				v = s.Disk.FlushTime.Seconds() / float64(s.Disk.Flushes)
-			case n == 2 && s.Disk.Writes > 0:
+			case n == 2 && s.Disk.Writes > 0 && s.Disk.WriteTime > 0: // some disks do not tell it
 				v = s.Disk.WriteTime.Seconds() / float64(s.Disk.Writes)
 			}
 			if !math.IsNaN(v) {
@@ -72,7 +73,8 @@ func (l latency) judged() latency {
 	known := slices.DeleteFunc(slices.Clone(l.by), math.IsNaN)
 	slices.Sort(known)
 	l.usual = known[len(known)/2]
-	bound := max(slowFsync.Seconds(), slowFactor*l.usual)
+	// Where some are very slow, what is only a little slow is not what matters: it may be a busy CPU.
+	bound := max(slowFsync.Seconds(), slowFactor*l.usual, known[len(known)*98/100]/4)
 	for _, v := range l.by {
 		l.slow = append(l.slow, v > bound) // NaN is not
 	}

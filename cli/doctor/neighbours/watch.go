@@ -43,8 +43,8 @@ func Watch(ctx context.Context, o Options) (samples []neighbours.Sample, missing
 	if w.collector, err = neighbours.New(o.Target); err != nil {
 		return nil, "", err
 	}
-	if w.member.url == "" {
-		w.member.url, w.missing = findMetrics(ctx, o)
+	if o.Metrics == "" {
+		w.find = func(ctx context.Context) (string, string) { return findMetrics(ctx, o) }
 	}
 	tick := time.NewTicker(o.Every)
 	defer tick.Stop()
@@ -71,12 +71,20 @@ type watcher struct {
 	log       neighbours.Log
 	save      io.Writer
 	missing   string // why nothing is known of the member's fsyncs
+	// find looks for the member's /metrics, now and then while it has no URL: a member that has just
+	// been started, or is busy, may answer later. nil: it has been given.
+	find  func(context.Context) (url, missing string)
+	looks int
 }
 
 // look takes one sample; the first only remembers.
 func (w *watcher) look(ctx context.Context, now func() time.Time) error {
 	var f neighbours.Fsync
 	var stuck time.Duration
+	if w.member.url == "" && w.find != nil && w.looks%10 == 0 {
+		w.member.url, w.missing = w.find(ctx)
+	}
+	w.looks++
 	if w.member.url != "" {
 		var err error
 		f, stuck, err = w.member.since(ctx)

@@ -110,7 +110,7 @@ func TestWatch(t *testing.T) {
 	if w.collector, err = neighbours.New(target); err != nil {
 		t.Fatal(err)
 	}
-	const period, seconds = 12, 100
+	const period, seconds = 10, 52
 	now := time.Unix(1_800_000_000, 0)
 	for i := range seconds {
 		if i%period == 3 {
@@ -128,7 +128,7 @@ func TestWatch(t *testing.T) {
 		r := Judge(samples, About{Missing: w.missing})
 		for _, f := range r.Findings {
 			// Linux keeps 15 bytes of a name.
-			if f.ID == "neighbour-periodic" && strings.HasPrefix(f.What, name[:min(len(name), 15)]) && strings.Contains(f.What, "every 12 s; each time fsync p99 went from 4.0 ms to ") {
+			if f.ID == "neighbour-periodic" && strings.HasPrefix(f.What, name[:min(len(name), 15)]) && strings.Contains(f.What, "every 10 s; each time fsync p99 went from 4.0 ms to ") {
 				return
 			}
 		}
