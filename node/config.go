@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"math"
+	"net"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -52,13 +53,18 @@ type Config struct {
 	MemberLocalAddr  bool
 	ExtensiveMetrics bool
 
-	FS     vfs.FS      // default: the operating system's
+	FS vfs.FS // default: the operating system's
+	// Over, if set, is put over the way in which other members are dialed; for `belay dev`.
+	Over   func(Dial) Dial
 	Logger *zap.Logger // nil: none
 	// LogDropped returns how many log lines were dropped, for the metric; nil: none.
 	LogDropped func() uint64
 	// LogStalled returns how long the log's output has not taken a line; nil: unknown.
 	LogStalled func() time.Duration
 }
+
+// Dial opens a connection to another member, as net.Dialer's DialContext does.
+type Dial = func(ctx context.Context, network, address string) (net.Conn, error)
 
 // Limits are the server's, for packages that do not import it.
 type Limits = server.Limits

@@ -29,9 +29,11 @@ type dialing struct {
 	// serverName is what peers' certificates must be for; empty: their addresses. Set before
 	// anybody is asked.
 	serverName string
+	// over is put over the way found; nil: nothing is.
+	over func(Dial) Dial
 
 	once   sync.Once
-	dialer func(ctx context.Context, network, address string) (net.Conn, error)
+	dialer Dial
 }
 
 // tls is how this member speaks to others, for one connection; nil:
@@ -58,12 +60,21 @@ func (d *dialing) client(dialTimeout time.Duration) *http.Client {
 }
 
 // dial dials other members; nil: as the system likes. It is found once: the search is logged.
-func (d *dialing) dial() func(context.Context, string, string) (net.Conn, error) {
-	d.once.Do(func() { d.dialer = d.find() })
+func (d *dialing) dial() Dial {
+	d.once.Do(func() {
+		d.dialer = d.find()
+		if d.over == nil {
+			return
+		}
+		if d.dialer == nil {
+			d.dialer = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
+		}
+		d.dialer = d.over(d.dialer)
+	})
 	return d.dialer
 }
 
-func (d *dialing) find() func(context.Context, string, string) (net.Conn, error) {
+func (d *dialing) find() Dial {
 	if !d.fromAdvertised {
 		return nil
 	}

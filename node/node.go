@@ -160,6 +160,7 @@ func newNode(cfg Config) *Node {
 	n.metrics = NewMetrics(n.registry)
 	n.words = announcer{cfg: &n.cfg, logger: n.logger}
 	n.dialing.logger, n.dialing.advertised, n.dialing.fromAdvertised = n.logger, cfg.AdvertisePeerURLs, cfg.MemberLocalAddr
+	n.dialing.over = cfg.Over
 	n.ports.portsEnv = portsEnv{cfg: &n.cfg, logger: n.logger, counts: n.metrics, serving: n.serving, stopping: n.life.ends, failed: n.fail}
 	n.witness = newWitness(&n.cfg, n.logger, n.registry, n.freeBytes)
 	return n

@@ -17,7 +17,12 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/belaydb/belay/cli/dev/fault"
 )
+
+// MemberCommand is the word behind "belay dev" that makes a process one of its members.
+const MemberCommand = "member"
 
 const (
 	healthInterval = 100 * time.Millisecond // between two looks at a member that is not healthy yet
@@ -32,9 +37,11 @@ type process struct {
 	stopped context.CancelFunc // ends its health check
 	healthy bool
 	ended   bool
-	asked   bool // it was told to stop
-	again   bool // it ran before in this cluster
-	restart bool // to be started again when it has ended
+	asked   bool             // it was told to stop
+	again   bool             // it ran before in this cluster
+	restart bool             // to be started again when it has ended
+	paused  bool             // it was stopped as it is (SIGSTOP)
+	tell    chan fault.State // what is broken around it, for the goroutine that tells it; closed when it has ended
 	logs    []*prefixer
 	view    *view    // nil: lines are shown as they are
 	file    *os.File // the whole log, with a view
@@ -66,10 +73,17 @@ func Run(opts Options) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
-	c := &cluster{opts: opts, members: members, ended: make(chan *process), healthy: make(chan *process), commands: make(chan string)}
+	c := &cluster{opts: opts, members: members, ended: make(chan *process), healthy: make(chan *process), commands: make(chan string),
+		requests: make(chan *request), over: make(chan *breakage), ids: map[string]string{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	c.ctx = ctx
+	door, err := listenForRequests(opts.DataDir)
+	if err != nil {
+		return err
+	}
+	defer door.Close()
+	go c.answer(door)
 	for i := range members {
 		if err := c.start(i); err != nil {
 			c.stop()
@@ -89,14 +103,24 @@ type cluster struct {
 	mu        sync.Mutex // serialises output
 	processes []*process // of each member the last
 	commands  chan string
-	ended     chan *process // a process ended
-	healthy   chan *process // a process answered its first health check
-	stopping  bool
-	failures  int // processes that ended by themselves, or had to be killed
+	requests  chan *request     // commands from other terminals
+	breakages breakages         // what is broken
+	over      chan *breakage    // its time is over
+	ids       map[string]string // names of members by their ids, as far as known
+	reply     *strings.Builder  // gets what is said, too, while a request is dealt with; else nil
+	// replyColumns is the width of the terminal that shows it; 0: unknown.
+	replyColumns int
+	ended        chan *process // a process ended
+	healthy      chan *process // a process answered its first health check
+	stopping     bool
+	failures     int // processes that ended by themselves, or had to be killed
 }
 
 // say prints a line of our own.
 func (c *cluster) say(format string, args ...any) {
+	if c.reply != nil {
+		fmt.Fprintf(c.reply, format+"\n", args...)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	fmt.Fprintf(c.opts.Stdout, format+"\n", args...)
@@ -126,14 +150,22 @@ func (c *cluster) start(i int) error {
 		p.logs = append(p.logs, log)
 		return log
 	}
-	p.cmd = exec.Command(c.opts.Program, p.args...)
+	// What a person would start by hand is `belay server`; ours can be broken.
+	p.cmd = exec.Command(c.opts.Program, append([]string{"dev", MemberCommand}, p.args[1:]...)...)
 	p.cmd.Env = environ(p.args)
+	pipe, err := p.cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	p.tell = make(chan fault.State, 1)
+	p.tell <- c.breakages.around(c.members, p.name)
 	p.cmd.Stdout, p.cmd.Stderr = stream(), stream()
 	p.cmd.SysProcAttr = detached()
 	p.cmd.WaitDelay = time.Second // should a grandchild hold the log open
 	if err := p.cmd.Start(); err != nil {
 		return fmt.Errorf("cannot start %s: %w", p.name, err)
 	}
+	go telling(pipe, p.tell)
 	ctx, stopped := context.WithCancel(c.ctx)
 	p.stopped = stopped
 	if p.again {
@@ -212,11 +244,19 @@ func (c *cluster) supervise() error {
 				return c.verdict()
 			}
 		case line := <-c.commands:
-			if quit := c.command(line); quit {
+			quit, err := c.command(strings.Fields(line))
+			if err != nil {
+				c.say("%v", err)
+			}
+			if quit {
 				c.say("stopping %d members (Ctrl-C kills them)", c.running())
 				c.stop()
 				return c.verdict()
 			}
+		case r := <-c.requests:
+			c.request(r)
+		case b := <-c.over:
+			c.expire(b)
 		case <-slow.C:
 			for _, p := range c.processes {
 				if !p.ended && !p.healthy {
@@ -280,7 +320,7 @@ func (c *cluster) overview() string {
 	fmt.Fprintf(&text, "  %s ctl put hello world\n", belay)
 	fmt.Fprintf(&text, "  %s ctl endpoint status -w table\n\n", belay)
 	if c.opts.Input != nil {
-		fmt.Fprintf(&text, "Here: kill m1, stop m1, start m1, restart m1, status, help, each with Enter.\n")
+		fmt.Fprintf(&text, "Here, each with Enter: kill m1, start m1, partition leader for 10s, pause m2,\ndisk m3 stall for 10s, heal, status, help. Each says what to watch for.\n")
 	}
 	if c.opts.Compact {
 		fmt.Fprintf(&text, "Of the logs you see warnings and errors; all is in %s, ...\n", short(c.processes[0].logFile()))
@@ -311,6 +351,8 @@ func (c *cluster) state() string {
 		switch {
 		case p.ended:
 			how = "down"
+		case p.paused:
+			how = "paused"
 		case !p.healthy:
 			how = "starting"
 		}
@@ -342,63 +384,85 @@ func (c *cluster) read(from io.Reader) {
 	}
 }
 
-const help = `  kill m2     end m2 at once, as a crash would (SIGKILL)
-  stop m2     stop m2 in order (SIGTERM)
-  start m2    start it again
-  restart m2  stop and start it
-  status      which members run, and how to reach them
-  quit        stop all, as Ctrl-C does`
+const help = `  kill m2       end m2 at once, as a crash would (SIGKILL)
+  stop m2       stop m2 in order (SIGTERM)
+  start m2      start it again
+  restart m2    stop and start it
+  partition m2  cut m2 off from the others; "partition m1 m2": these two alone
+  delay m2 200ms, loss m2 10%      of all that goes to m2 and comes from it
+  disk m2 slow 300ms, disk m2 stall, disk m2 full    "log" or "store" behind it: that alone
+  pause m2      stop m2 as it is (SIGSTOP)
+  heal m2       undo what is broken; "heal": all of it
+  faults        what is broken
+  status        which members run, and how to reach them
+  quit          stop all, as Ctrl-C does
+"leader" and "follower" are names, too; "for 5s" behind a fault undoes it then; "one-way"
+behind partition, delay and loss: only what the first says to the others.`
 
-// command does what was typed, and reports whether that was quit.
-func (c *cluster) command(line string) (quit bool) {
-	words := strings.Fields(line)
+// command does what was typed, and reports whether that was quit; the error is one in what was
+// typed, or what kept it from being done.
+func (c *cluster) command(words []string) (quit bool, err error) {
 	if len(words) == 0 {
-		return false
+		return false, nil
 	}
 	switch words[0] {
 	case "quit", "exit", "q":
-		return true
+		return true, nil
 	case "status", "s":
-		c.say("%s: %s\n%s", "members", c.state(), c.overview())
-		return false
-	case "kill", "stop", "start", "restart":
+		c.say("%s: %s\nbroken: %s\n%s", "members", c.state(), c.breakages, c.overview())
+	case "faults":
+		c.say("%s: %s\nbroken: %s", "members", c.state(), c.breakages)
+	case "heal", "resume":
+		return false, c.heal(words[1:])
+	case "stop", "start", "restart":
+		return false, c.control(words)
 	case "help", "h", "?":
 		c.say("%s", help)
-		return false
 	default:
-		c.say("%q is no command:\n%s", line, help)
-		return false
+		if !slices.Contains(kinds[:], words[0]) {
+			return false, fmt.Errorf("%q is no command:\n%s", strings.Join(words, " "), help)
+		}
+		b, err := c.parse(words)
+		if err != nil {
+			return false, err
+		}
+		return false, c.breakIt(b)
 	}
-	i := -1
-	if len(words) == 2 {
-		i = slices.IndexFunc(c.processes, func(p *process) bool { return p.name == words[1] })
+	return false, nil
+}
+
+// control starts or stops a member.
+func (c *cluster) control(words []string) error {
+	if len(words) != 2 {
+		return fmt.Errorf("%s which member? There are %s.", words[0], c.state())
 	}
-	if i < 0 {
-		c.say("%s which member? There are %s.", words[0], c.state())
-		return false
+	name, err := c.named(words[1])
+	if err != nil {
+		return fmt.Errorf("%s which member? %w", words[0], err)
 	}
+	i := slices.IndexFunc(c.processes, func(p *process) bool { return p.name == name })
 	p := c.processes[i]
 	switch {
-	case p.ended && (words[0] == "kill" || words[0] == "stop"):
-		c.say("%s does not run: start %s starts it", p.name, p.name)
+	case p.ended && words[0] == "stop":
+		return fmt.Errorf("%s does not run: start %s starts it", p.name, p.name)
 	case p.ended:
 		c.startAgain(i)
 	case words[0] == "start":
-		c.say("%s runs already, with pid %d", p.name, p.cmd.Process.Pid)
+		return fmt.Errorf("%s runs already, with pid %d", p.name, p.cmd.Process.Pid)
 	default:
 		p.asked, p.restart = true, words[0] == "restart"
-		if words[0] != "kill" {
-			for _, log := range p.logs {
-				log.hush()
-			}
+		for _, log := range p.logs {
+			log.hush()
 		}
-		if words[0] == "kill" {
-			c.kill(p)
-		} else if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			c.kill(p) // there is no SIGTERM on this system
 		}
+		if p.paused {
+			c.say("%s is paused: it goes on, to stop", p.name)
+			c.resume(p)
+		}
 	}
-	return false
+	return nil
 }
 
 func (c *cluster) startAgain(i int) {
@@ -406,13 +470,16 @@ func (c *cluster) startAgain(i int) {
 		c.say("%v", err)
 		return
 	}
+	c.breakages.drop(of(c.processes[i].name, kill))
 	c.say("%s starts, with pid %d", c.processes[i].name, c.processes[i].cmd.Process.Pid)
 }
 
 // note records that a process ended, reports it unless the cluster is being stopped, and starts it
 // again if a restart was requested.
 func (c *cluster) note(p *process) {
-	p.ended = true
+	p.ended, p.paused = true, false
+	close(p.tell)
+	c.breakages.drop(of(p.name, pause))
 	p.stopped()
 	if c.stopping && p.asked {
 		return
@@ -441,6 +508,10 @@ func (c *cluster) note(p *process) {
 	if c.opts.Compact {
 		log = "in " + short(p.logFile())
 	}
+	if slices.ContainsFunc(c.breakages, func(b *breakage) bool { return b.kind == kill && b.member == p.name && b.lasts > 0 }) {
+		c.say("%s %s; its log is %s. %s (%s).", p.name, how, log, rest, c.state())
+		return
+	}
 	if c.opts.Input != nil {
 		c.say("%s %s; its log is %s. %s (%s).\nTo start it again, type: start %s", p.name, how, log, rest, c.state(), p.name)
 		return
@@ -465,6 +536,7 @@ func (p *process) logFile() string { return p.dataDir + ".log" }
 // order.
 func (c *cluster) stop() {
 	c.stopping = true
+	c.undo(func(*breakage) bool { return true }) // a stop in order needs disks and links
 	for _, p := range c.processes {
 		for _, log := range p.logs {
 			log.hush()
@@ -490,6 +562,9 @@ func (c *cluster) stop() {
 				c.note(q)
 			case <-c.healthy:
 			case <-c.commands:
+			case r := <-c.requests:
+				r.answer <- reply{Text: "belay dev is stopping"}
+			case <-c.over:
 			case <-c.opts.Interrupts:
 				hurry = true
 				c.kill(p)

@@ -38,7 +38,7 @@ func fakeMember(behaviour string, args []string) int {
 		flags[name] = value
 	}
 	name := flags["name"]
-	if args[0] != "server" || name == "" {
+	if args[0] != "dev" || args[1] != MemberCommand || name == "" {
 		fmt.Fprintln(os.Stderr, "not how a member is started:", args)
 		return 9
 	}

@@ -41,6 +41,10 @@ func (m member) client() string { return strings.TrimPrefix(m.clientURL(), "http
 func (m member) clientURL() string {
 	return fmt.Sprintf("%s://127.0.0.1:%d", m.clientScheme, m.clientPort)
 }
+
+// peerAddress is where the others dial it.
+func (m member) peerAddress() string { return fmt.Sprintf("127.0.0.1:%d", m.peerPort) }
+
 func (m member) peerURL() string { return fmt.Sprintf("%s://127.0.0.1:%d", m.peerScheme, m.peerPort) }
 
 // members plans the cluster: m1, m2, ...
@@ -182,6 +186,9 @@ func readMarker(path string) (*marker, error) {
 func clean(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(dir, controlName)); err != nil {
 		return err
 	}
 	ours, files := regexp.MustCompile(`^m[1-9][0-9]*$`), regexp.MustCompile(`^(m[1-9][0-9]*\.log|clients-ca\.pem)$`)

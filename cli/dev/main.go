@@ -11,13 +11,20 @@ import (
 	"time"
 )
 
+// FaultCommand is the word behind "belay dev" that breaks something in a cluster that runs.
+const FaultCommand = "fault"
+
+const defaultDataDir = "belay-dev"
+
 const usage = `belay dev runs a cluster on this machine, each member a process of its own, until Ctrl-C.
 
 Usage:
   belay dev [flags] [-- flags for every member's "belay server"]
+  belay dev fault [--data-dir DIR] COMMAND     breaks something in a cluster that runs: "belay dev fault --help"
 
-While it runs it takes commands, each on a line: kill m2, stop m2, start m2, restart m2, status, help. Behind "--",
---auto-tls or --cert-file make clients use https, --peer-auto-tls or --peer-cert-file peers.
+While it runs it takes commands, each on a line: kill m2, start m2, partition leader for 10s, disk m3 stall, heal, status,
+help. Each says what to watch for. From another terminal "belay dev fault" takes the same. Behind "--", --auto-tls or
+--cert-file make clients use https, --peer-auto-tls or --peer-cert-file peers.
 
 Flags:
   --members N       how many members (default 3)
@@ -51,6 +58,9 @@ type Options struct {
 // Main runs `belay dev` with the arguments behind "dev" and returns the exit code: 0 when it was
 // stopped, 1 when the cluster could not start or a member failed, 2 for flags that make no sense.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) (exitCode int) {
+	if len(args) > 0 && args[0] == FaultCommand {
+		return faultMain(args[1:], stdout, stderr)
+	}
 	opts, err := parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(stdout, usage)
@@ -89,7 +99,7 @@ func parse(args []string) (Options, error) {
 	fs := flag.NewFlagSet("belay dev", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.IntVar(&opts.Members, "members", 3, "")
-	fs.StringVar(&opts.DataDir, "data-dir", "belay-dev", "")
+	fs.StringVar(&opts.DataDir, "data-dir", defaultDataDir, "")
 	fs.BoolVar(&opts.Clean, "clean", false, "")
 	fs.IntVar(&opts.BasePort, "base-port", 0, "")
 	fs.BoolVar(&plain, "no-color", os.Getenv("NO_COLOR") != "", "")

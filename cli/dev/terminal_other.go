@@ -2,7 +2,10 @@
 
 package dev
 
-import "os"
+import (
+	"errors"
+	"os"
+)
 
 // terminalColumns recognises character devices, but no width.
 func terminalColumns(f *os.File) (n int, ok bool) {
@@ -12,3 +15,8 @@ func terminalColumns(f *os.File) (n int, ok bool) {
 
 // mayRead: reading in the background stops nobody here.
 func mayRead() {}
+
+// freeze: no process can be stopped and go on here.
+func freeze(*os.Process) error { return errors.New("this system cannot pause a process") }
+
+func thaw(*os.Process) error { return nil }

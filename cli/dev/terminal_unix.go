@@ -23,3 +23,8 @@ func terminalColumns(f *os.File) (n int, ok bool) {
 // mayRead keeps the terminal from stopping us when we read from it in the background: the read
 // fails instead.
 func mayRead() { signal.Ignore(syscall.SIGTTIN) }
+
+// freeze stops a process as it is, and thaw lets it go on.
+func freeze(p *os.Process) error { return p.Signal(unix.SIGSTOP) }
+
+func thaw(p *os.Process) error { return p.Signal(unix.SIGCONT) }

@@ -97,6 +97,15 @@ func completeDev(w io.Writer, describe bool, words []string) int {
 		return offer(w, describe, nil, completeFiles)
 	}
 	var choices []config.Choice
+	if words[0] == dev.FaultCommand && len(words) > 1 {
+		for _, c := range dev.CompleteFault(words[1:]) {
+			choices = append(choices, config.Choice{Text: c[0], About: c[1]})
+		}
+		return offer(w, describe, choices, completeNone)
+	}
+	if last := words[len(words)-1]; len(words) == 1 && last != "" && strings.HasPrefix(dev.FaultCommand, last) {
+		choices = append(choices, config.Choice{Text: dev.FaultCommand, About: "break something in a cluster that runs"})
+	}
 	for _, f := range dev.Flags() {
 		if strings.HasPrefix(f[0], words[len(words)-1]) {
 			choices = append(choices, config.Choice{Text: f[0], About: f[1]})

@@ -54,6 +54,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case "server":
 		return serve(config.Belay, args[2:], stdout, stderr)
 	case "dev":
+		if len(args) > 2 && args[2] == dev.MemberCommand {
+			return serveBroken(args[3:], stdin, stdout, stderr)
+		}
 		return dev.Main(args[2:], stdin, stdout, stderr)
 	case "ctl":
 		return ctl.Main("belay ctl", args[2:], stdin, stdout, stderr)

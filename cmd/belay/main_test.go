@@ -69,7 +69,7 @@ func TestCompletionInBash(t *testing.T) {
 		}
 	}
 	for line, want := range map[string]string{
-		"belay se": "server", "belay server --na": "--name", "belay dev --mem": "--members", "belay ctl member pro": "promote",
+		"belay se": "server", "belay server --na": "--name", "belay dev --mem": "--members", "belay dev fau": "fault", "belay dev fault part": "partition", "belay ctl member pro": "promote",
 		"belay util snapshot sta": "status", "etcd --election": "--election-timeout", "etcdctl member pro": "promote", "etcdutl snapshot sta": "status",
 	} {
 		program, _, _ := strings.Cut(line, " ")

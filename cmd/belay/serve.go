@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/grpclog"
 
 	"github.com/belaydb/belay/cli/dev"
+	"github.com/belaydb/belay/cli/dev/fault"
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/discovery"
@@ -41,8 +42,33 @@ const stopTimeout = 20 * time.Second
 // a second Ctrl-C.
 const sameSignal = time.Second
 
-// serve runs one member until a signal or a failure ends it.
-func serve(program config.Program, args []string, stdout, stderr io.Writer) int {
+// serveBroken runs a member of `belay dev`, over what the supervisor, which is at the other end of
+// standard input, says is broken.
+func serveBroken(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	pipe, ok := stdin.(*os.File)
+	if ok {
+		info, err := pipe.Stat()
+		ok = err == nil && info.Mode()&os.ModeNamedPipe != 0
+	}
+	if !ok {
+		fmt.Fprintln(stderr, "belay dev member is how belay dev starts its members; to run one yourself there is belay server")
+		return 2
+	}
+	layer, err := fault.Attach(pipe)
+	if err != nil {
+		fmt.Fprintf(stderr, "belay dev member: %v\n", err)
+		return 2
+	}
+	go layer.Follow()
+	return serve(config.Belay, args, stdout, stderr, func(c *node.Config) {
+		c.FS = layer.FS(datadir.FS(), datadir.PathsOf(c.DataDir, c.WALDir).Log)
+		c.Over = layer.Dialer
+	})
+}
+
+// serve runs one member until a signal or a failure ends it. Each of changes is made to its
+// configuration.
+func serve(program config.Program, args []string, stdout, stderr io.Writer, changes ...func(*node.Config)) int {
 	cfg, logger, code, ok := config.Load(config.Options{
 		Program: program, Version: version.Belay, GitSHA: version.Commit(),
 		Command: os.Args, Args: args, Environ: os.Environ(), Stdout: stdout, Stderr: stderr,
@@ -63,7 +89,11 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer) int 
 		return wrong.code
 	}
 	boundGarbage()
-	n, err := node.Start(nodeConfig(cfg, logger))
+	nc := nodeConfig(cfg, logger)
+	for _, change := range changes {
+		change(&nc)
+	}
+	n, err := node.Start(nc)
 	if err != nil {
 		return failStart(program, cfg, logger, stderr, err)
 	}
