@@ -100,3 +100,11 @@ bench: tools ## Belay beside etcd, all cases (BENCH='-cases put* -nodes 1' for s
 .PHONY: tools
 tools: ## build real etcd, etcdctl and etcdutl once, into the user's cache
 	@go run ./proof/etcdtools
+
+.PHONY: tools-old
+tools-old: ## build etcd 3.4, 3.5 and 3.6 too, into the same cache: what `make older` needs
+	@go run ./proof/etcdtools -old
+
+.PHONY: older
+older: tools tools-old ## doctor and util on real etcds of 3.4, 3.5 and 3.6
+	BELAY_OLDER=1 go test -count=1 -timeout 30m -v -run '^TestOlder' ./proof/check

@@ -22,7 +22,7 @@ func Prepare(fs vfs.FS, paths Paths) (*Parts, error) {
 		if parts, err := Look(fs, paths); err != nil || parts.Log() != nil {
 			return nil, fmt.Errorf("%s has data of Belay, and beside it data of an etcd that was started there later; nothing in it was changed. To go on with Belay's, move member/snap and member/wal away; what clients wrote to that etcd is in those alone", dir)
 		}
-		return nil, fmt.Errorf("%s is a data directory of etcd, not of Belay; nothing in it was changed. Choose another --data-dir; `belay util snapshot restore` makes one of etcd's data (README, \"Moving from etcd\")", dir)
+		return nil, fmt.Errorf("%s is a data directory of etcd, not of Belay; nothing in it was changed. Choose another --data-dir, or make the data Belay's: `belay util migrate --data-dir %s` says how (docs/migration.md)", dir, dir)
 	}
 	if err := fs.MkdirAll(paths.Member, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot access data directory: %w", plainPathError(err))

@@ -125,50 +125,102 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id Id
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-
-	var batch *store.Batch
-	room := 0
-	next := func(bytes int) (*store.Batch, error) {
-		if batch != nil && room < bytes {
-			if err := errors.Join(batch.Commit(), ctx.Err()); err != nil {
-				return nil, err
-			}
-			batch = nil
-		}
-		if batch == nil {
-			index, room = index+1, restoreBatchBytes
-			batch = st.NewBatch(index, restoreTerm)
-		}
-		room -= bytes
-		return batch, nil
+	w := filling{ctx: ctx, begin: func() *store.Batch {
+		index++
+		return st.NewBatch(index, restoreTerm)
+	}}
+	defer w.abort()
+	revs, err := w.content(f, r)
+	if err != nil {
+		return 0, err
 	}
-	defer func() {
-		if batch != nil {
-			batch.Close()
-		}
-	}()
+	if bump > 0 {
+		revs.current += bump
+		revs.scheduled = revs.current
+	}
+	r.Revision = revs.current
+	alarms, err := f.Alarms()
+	if err != nil {
+		return 0, err
+	}
+	// Beyond every entry of the old cluster, so that a late message from it counts as outdated.
+	index = max(index, f.Index()) + 1
+	batch := st.NewBatch(index, restoreTerm)
+	defer batch.Close()
+	if err := errors.Join(
+		mvcc.RestoreRevision(batch, revs.current, revs.scheduled, revs.finished),
+		state.RestoreCluster(batch, id.Members, alarms),
+		batch.Commit(),
+	); err != nil {
+		return 0, err
+	}
+	return index, st.Flush(ctx)
+}
 
+// filling writes the content of a snapshot file into a new store, in batches that bound the memory.
+type filling struct {
+	ctx   context.Context
+	begin func() *store.Batch
+	batch *store.Batch // nil: none is open
+	room  int
+}
+
+// next is a batch with room for that many bytes.
+func (w *filling) next(bytes int) (*store.Batch, error) {
+	if w.batch != nil && w.room < bytes {
+		if err := w.commit(); err != nil {
+			return nil, err
+		}
+	}
+	if w.batch == nil {
+		w.batch, w.room = w.begin(), restoreBatchBytes
+	}
+	w.room -= bytes
+	return w.batch, nil
+}
+
+func (w *filling) commit() error {
+	if w.batch == nil {
+		return nil
+	}
+	err := errors.Join(w.batch.Commit(), w.ctx.Err())
+	w.batch = nil
+	return err
+}
+
+func (w *filling) abort() {
+	if w.batch != nil {
+		w.batch.Close()
+		w.batch = nil
+	}
+}
+
+// revisions of a snapshot file; -1: no compaction.
+type revisions struct{ current, scheduled, finished int64 }
+
+// content writes keys with their history, leases, users and roles, and counts them in r.
+func (w *filling) content(f *snapshotfile.Reader, r *Restored) (revs revisions, err error) {
 	leases := map[int64]bool{}
 	if err := f.Leases(func(id, ttl, remaining int64) error {
-		b, err := next(64)
+		b, err := w.next(64)
 		if err != nil {
 			return err
 		}
 		leases[id] = true
 		return lease.Restore(b, lease.ID(id), ttl, remaining)
 	}); err != nil {
-		return 0, err
+		return revs, err
 	}
 	r.Leases = len(leases)
 
-	current := int64(1)
+	revs.current = 1
 	attached := map[string]int64{} // keys whose newest version has a lease
 	if err := f.Revisions(func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error {
-		current = max(current, main)
+		revs.current = max(revs.current, main)
 		if kv == nil {
 			return nil
 		}
-		b, err := next(len(kv.Key)*2 + len(kv.Value) + 64)
+		b, err := w.next(len(kv.Key)*2 + len(kv.Value) + 64)
 		if err != nil {
 			return err
 		}
@@ -180,17 +232,17 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id Id
 		}
 		return mvcc.Restore(b, mvcc.Revision{Main: main, Sub: sub}, tombstone, kv)
 	}); err != nil {
-		return 0, err
+		return revs, err
 	}
 	// In order, so that every member that restores the file divides its batches alike, and begins
 	// its log at the same index.
 	for _, key := range slices.Sorted(maps.Keys(attached)) {
-		b, err := next(len(key) + 64)
+		b, err := w.next(len(key) + 64)
 		if err != nil {
-			return 0, err
+			return revs, err
 		}
 		if err := lease.RestoreKey(b, lease.ID(attached[key]), []byte(key)); err != nil {
-			return 0, err
+			return revs, err
 		}
 	}
 	if err := f.Auth(func(bucket, name string, value []byte) error {
@@ -198,49 +250,19 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id Id
 		if err != nil {
 			return err
 		}
-		b, err := next(len(name) + len(value) + 64)
+		b, err := w.next(len(name) + len(value) + 64)
 		if err != nil {
 			return err
 		}
 		return b.Set(rec.Key(), value)
 	}); err != nil {
-		return 0, err
+		return revs, err
 	}
-
-	scheduled, finished, err := f.Compactions()
-	if err != nil {
-		return 0, err
+	if revs.scheduled, revs.finished, err = f.Compactions(); err != nil {
+		return revs, err
 	}
-	current = max(current, scheduled)
-	if bump > 0 {
-		current += bump
-		scheduled = current
-	}
-	r.Revision = current
-	alarms, err := f.Alarms()
-	if err != nil {
-		return 0, err
-	}
-	if batch != nil {
-		if err := batch.Commit(); err != nil {
-			return 0, err
-		}
-	}
-	// Beyond every entry of the old cluster, so that a late message from it counts as outdated.
-	index = max(index, f.Index()) + 1
-	batch = st.NewBatch(index, restoreTerm)
-	if err := errors.Join(
-		mvcc.RestoreRevision(batch, current, scheduled, finished),
-		state.RestoreCluster(batch, id.Members, alarms),
-		batch.Commit(),
-	); err != nil {
-		return 0, err
-	}
-	batch = nil
-	if err := st.Flush(ctx); err != nil {
-		return 0, err
-	}
-	return index, nil
+	revs.current = max(revs.current, revs.scheduled)
+	return revs, w.commit()
 }
 
 // restoreLog makes a log that begins where the store ends.

@@ -45,6 +45,36 @@ func (s *Store) View() *View {
 	}
 }
 
+// ReadView opens a view of a store that no Store of this package is open on, as of what it holds.
+// REQUIRES: Range is not called on it.
+func ReadView(st *store.Store) *View {
+	v := &View{v: st.View(), compact: -1}
+	v.err = v.load()
+	return v
+}
+
+// HashState is what Store.HashState gives as of the view, for a revision that is kept.
+func (v *View) HashState(ctx context.Context, rev int64) (hash uint32, err error) {
+	switch {
+	case v.err != nil:
+		return 0, v.err
+	case rev < v.compact:
+		return 0, ErrCompacted
+	case rev > v.rev:
+		return 0, ErrFutureRev
+	}
+	lower, upper := store.UserKeysSpan()
+	it, err := v.v.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	return hashRevisions(ctx, it, v.compact, rev, false, defaultHashParts)
+}
+
+// Err is why the view cannot be read; nil: it can.
+func (v *View) Err() error { return v.err }
+
 func (v *View) load() error {
 	rev, ok, err := readNumber(v.v, metaRevision)
 	if err != nil {

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"time"
 
@@ -11,13 +10,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/internal/show"
-	"github.com/belaydb/belay/lease"
-	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/snapshotfile"
-	"github.com/belaydb/belay/state"
 )
 
 // Snapshot streams etcd's snapshot file: the database in chunks of at most
@@ -120,7 +115,7 @@ func (m *maintenanceService) export(ctx context.Context) (*snapshotfile.File, er
 	start := time.Now()
 	view := m.kv.View()
 	defer view.Close()
-	content, err := snapshotContent(view)
+	content, err := snapshotfile.ContentOf(view)
 	if err != nil {
 		return nil, err
 	}
@@ -129,36 +124,4 @@ func (m *maintenanceService) export(ctx context.Context) (*snapshotfile.File, er
 		m.metrics.snapshotSeconds.Observe(time.Since(start).Seconds())
 	}
 	return file, err
-}
-
-func snapshotContent(view *mvcc.View) (snapshotfile.Content, error) {
-	r := view.Reader()
-	stored, err := state.ReadStored(r)
-	if err != nil {
-		return snapshotfile.Content{}, err
-	}
-	c := snapshotfile.Content{
-		ConfState:  stored.ConfState,
-		Members:    stored.Members,
-		Removed:    stored.Removed,
-		Alarms:     stored.Alarms,
-		CompactRev: view.CompactRevision(),
-		Revisions:  view.Revisions,
-		Leases: func(each func(id, ttl, remaining int64) error) error {
-			return lease.Records(r, func(id lease.ID, ttl, remaining int64) error { return each(int64(id), ttl, remaining) })
-		},
-	}
-	c.Auth = func(each func(bucket, name string, value []byte) error) error {
-		return auth.Records(r, func(rec auth.Record) error { return each(rec.Bucket(), rec.Name(), rec.Value) })
-	}
-	c.Index, c.Term = view.Applied()
-	if stored.Version != nil {
-		c.ClusterVersion = stored.Version.String()
-	}
-	if stored.Downgrade != (state.Downgrade{}) {
-		if c.Downgrade, err = json.Marshal(stored.Downgrade); err != nil {
-			return snapshotfile.Content{}, err
-		}
-	}
-	return c, nil
 }

@@ -28,6 +28,9 @@ type Content struct {
 	ClusterVersion string // "3.7.0"; empty: not decided yet
 	Downgrade      []byte // JSON as stored; nil: never set
 	CompactRev     int64  // -1: never compacted
+	// For is the minor version of the etcd 3 that is to read the file; 0: the newest. An older one
+	// refuses a schema and a cluster version above its own.
+	For int64
 
 	// Revisions calls each for every revision that is kept, in ascending order;
 	// value is a mvccpb.KeyValue in protobuf form and may be kept.
@@ -174,6 +177,17 @@ func (w *writer) run(c *Content) error {
 	return w.commit()
 }
 
+// schema is the storage version of the file; empty: etcd before 3.6 has none.
+func (c *Content) schema() string {
+	switch {
+	case c.For == 0:
+		return StorageVersion
+	case c.For < 6:
+		return ""
+	}
+	return fmt.Sprintf("3.%d.0", c.For)
+}
+
 // writeCluster writes everything that is small.
 func (w *writer) writeCluster(c *Content) error {
 	type entry struct {
@@ -187,8 +201,10 @@ func (w *writer) writeCluster(c *Content) error {
 	entries := []entry{
 		{"meta", []byte("confState"), confState},
 		{"meta", []byte("consistent_index"), be64(c.Index)},
-		{"meta", []byte("storageVersion"), []byte(StorageVersion)},
 		{"meta", []byte("term"), be64(c.Term)},
+	}
+	if schema := c.schema(); schema != "" {
+		entries = append(entries, entry{"meta", []byte("storageVersion"), []byte(schema)})
 	}
 	if c.CompactRev >= 0 {
 		rev := revisionKey(c.CompactRev, 0, false)

@@ -29,3 +29,25 @@ func RestoreCluster(b *store.Batch, members []*command.Member, alarms []*pb.Alar
 	value, err := proto.Marshal(cs)
 	return errors.Join(err, b.Set(store.ConfStateKey(), value))
 }
+
+// RestoreStored writes what a snapshot file says of a cluster that goes on: the inverse of
+// ReadStored, but that which alarms members raised by themselves is not known. REQUIRES: no Machine
+// was opened on the store yet.
+func RestoreStored(b *store.Batch, s *Stored) error {
+	if err := RestoreCluster(b, s.Members, s.Alarms); err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range s.Removed {
+		errs = append(errs, b.Set(store.RemovedMemberKey(id), nil))
+	}
+	if s.Version != nil {
+		errs = append(errs, b.Set(store.ClusterKey(clusterVersionName), []byte(s.Version.String())))
+	}
+	if s.Downgrade != (Downgrade{}) {
+		errs = append(errs, b.Set(store.ClusterKey(downgradeName), mustJSON(s.Downgrade)))
+	}
+	value, err := proto.Marshal(s.ConfState)
+	errs = append(errs, err, b.Set(store.ConfStateKey(), value))
+	return errors.Join(errs...)
+}

@@ -87,6 +87,7 @@ type Store struct {
 	reclaim reclaim
 
 	closed atomic.Bool
+	pinned *pinnedFS // of OpenReadOnly, else nil
 }
 
 type position struct{ index, term uint64 }
@@ -365,6 +366,9 @@ func (s *Store) Close() error {
 	s.stopSampling()
 	s.write.enter()
 	defer s.write.leave()
+	if s.pinned != nil {
+		defer s.pinned.close()
+	}
 	if err := s.db.Close(); err != nil {
 		return fmt.Errorf("store: close: %w", err)
 	}

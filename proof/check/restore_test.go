@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -19,9 +20,9 @@ import (
 )
 
 // rootClient logs in as root.
-func rootClient(t *testing.T, endpoint string) *clientv3.Client {
+func rootClient(t *testing.T, endpoints ...string) *clientv3.Client {
 	t.Helper()
-	cl, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Username: "root", Password: "pw", Logger: zap.NewNop(), DialTimeout: 30 * time.Second})
+	cl, err := clientv3.New(clientv3.Config{Endpoints: endpoints, Username: "root", Password: "pw", Logger: zap.NewNop(), DialTimeout: 30 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +90,30 @@ func fillForRestore(t *testing.T, ctx context.Context, endpoint string) {
 func contentOf(t *testing.T, ctx context.Context, endpoint string, rev int64) (lines []string) {
 	t.Helper()
 	cl := rootClient(t, endpoint)
+	lines = historyOf(t, ctx, cl, rev)
+	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	users, err := cl.UserList(ctx)
+	must(err)
+	role, err := cl.RoleGet(ctx, "reader")
+	must(err)
+	status, err := cl.AuthStatus(ctx)
+	must(err)
+	say("users %v, reader %v, enabled %v at %d", users.Users, role.Perm, status.Enabled, status.AuthRevision)
+	hash, err := cl.HashKV(ctx, endpoint, rev)
+	must(err)
+	say("hash %x, compacted at %d", hash.Hash, hash.CompactRevision)
+	return lines
+}
+
+// historyOf is the part of contentOf that every etcd has alike: keys, their history, leases.
+func historyOf(t *testing.T, ctx context.Context, cl *clientv3.Client, rev int64) (lines []string) {
+	t.Helper()
 	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	must := func(err error) {
 		t.Helper()
@@ -120,6 +145,7 @@ func contentOf(t *testing.T, ctx context.Context, endpoint string, rev int64) (l
 	}
 	leases, err := cl.Leases(ctx)
 	must(err)
+	slices.SortFunc(leases.Leases, func(a, b clientv3.LeaseStatus) int { return cmp.Compare(a.ID, b.ID) }) // etcd's order is that in which they end
 	for _, l := range leases.Leases {
 		ttl, err := cl.TimeToLive(ctx, l.ID, clientv3.WithAttachedKeys())
 		must(err)
@@ -130,16 +156,6 @@ func contentOf(t *testing.T, ctx context.Context, endpoint string, rev int64) (l
 		slices.Sort(keys) // etcd has no order among them
 		say("lease %x of %d s: %q", l.ID, ttl.GrantedTTL, keys)
 	}
-	users, err := cl.UserList(ctx)
-	must(err)
-	role, err := cl.RoleGet(ctx, "reader")
-	must(err)
-	status, err := cl.AuthStatus(ctx)
-	must(err)
-	say("users %v, reader %v, enabled %v at %d", users.Users, role.Perm, status.Enabled, status.AuthRevision)
-	hash, err := cl.HashKV(ctx, endpoint, rev)
-	must(err)
-	say("hash %x, compacted at %d", hash.Hash, hash.CompactRevision)
 	return lines
 }
 

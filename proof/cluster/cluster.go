@@ -132,6 +132,15 @@ func New(cfg Config) (*Cluster, error) {
 	return c, nil
 }
 
+// Become makes the members run another program from their next start on, with the same ports,
+// folders and flags.
+func (c *Cluster) Become(kind Kind, binary string) {
+	c.cfg.Kind, c.cfg.Binary = kind, binary
+	for _, m := range c.Members {
+		m.cfg.Kind, m.cfg.Binary = kind, binary
+	}
+}
+
 // Start starts all members and waits until each of them answers.
 func (c *Cluster) Start(ctx context.Context) error {
 	for _, m := range c.Members {

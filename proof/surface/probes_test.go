@@ -526,7 +526,7 @@ func probes() map[string]probe {
 		"no-database-tools": func(s *subject) error {
 			for _, name := range []string{"defrag", "hashkv", "migrate"} {
 				var out, errs bytes.Buffer
-				if code := offline.Main("belay util", []string{name, "--help"}, &out, &errs); code == 0 && strings.Contains(out.String(), "--data-dir") {
+				if code := offline.Main("etcdutl", []string{name, "--help"}, &out, &errs); code == 0 && strings.Contains(out.String(), "--data-dir") {
 					return fmt.Errorf("%s is there", name)
 				}
 			}

@@ -1,0 +1,167 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/cockroachdb/errors/oserror"
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
+)
+
+// OpenReadOnly opens a store to be looked at: no file is written, made, removed or locked, so a
+// member may be running on it. It shows what the member's files hold, which is less than what the
+// member has applied: see Applied. Only View, Get, NewIter, Applied and Close may be called.
+//
+// The member goes on removing files that compactions have replaced. So all are opened before the
+// manifest is read, and what is open stays readable; if one that the manifest names was made and
+// removed in the meantime, everything begins again.
+func OpenReadOnly(dir string, opts Options) (*Store, error) {
+	fs := opts.FS
+	if fs == nil {
+		fs = vfs.Default
+	}
+	name := fs.PathJoin(dir, formatFile)
+	text, err := readAll(fs, name)
+	if isNotExist(err) {
+		return nil, fmt.Errorf("store: %s is not a store of Belay: it has no file %s", dir, formatFile)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store: read %s: %w", name, err)
+	}
+	if err := checkFormat(name, text); err != nil {
+		return nil, err
+	}
+	const tries = 10
+	for try := 1; ; try++ {
+		s, err := openPinned(fs, dir, opts)
+		if err == nil || try == tries || !oserror.IsNotExist(err) && !isNotExist(err) {
+			return s, err
+		}
+	}
+}
+
+func readAll(fs vfs.FS, name string) (string, error) {
+	f, err := fs.Open(name)
+	if err != nil {
+		return "", err
+	}
+	text, err := io.ReadAll(io.LimitReader(f, 256))
+	return string(text), errors.Join(err, f.Close())
+}
+
+func openPinned(fs vfs.FS, dir string, opts Options) (_ *Store, err error) {
+	pinned := &pinnedFS{FS: fs, files: map[string]vfs.File{}}
+	defer func() {
+		if err != nil {
+			pinned.close()
+		}
+	}()
+	if err := pinned.pin(dir); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		dir: dir, fs: pinned, disk: newDiskWatch(), logger: zap.NewNop(), metrics: NewMetrics(nil),
+		appliedKey: MetaKey("applied"), write: newGate(), closing: make(chan struct{}), corrupt: opts.Corrupt, pinned: pinned,
+	}
+	s.applied.Store(&position{})
+	s.sizes.init()
+	o := s.pebbleOptions(opts)
+	o.FS, o.ReadOnly, o.ErrorIfNotExists = pinned, true, true
+	o.EventListener = nil
+	s.opts = o
+	if s.db, err = pebble.Open(dir, o); err != nil {
+		return nil, fmt.Errorf("store: read the database in %s: %w", dir, explain(err))
+	}
+	if err := s.loadApplied(); err != nil {
+		return nil, errors.Join(err, s.db.Close())
+	}
+	return s, nil
+}
+
+// errReadOnly says that Pebble wanted to write although it was told not to.
+var errReadOnly = errors.New("store: it was opened to be read only")
+
+// pinnedFS keeps tables and blob files open from the beginning, and writes nothing.
+type pinnedFS struct {
+	vfs.FS
+	files map[string]vfs.File
+}
+
+func (p *pinnedFS) pin(dir string) error {
+	names, err := p.List(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !strings.HasSuffix(name, ".sst") && !strings.HasSuffix(name, ".blob") {
+			continue
+		}
+		path := p.PathJoin(dir, name)
+		f, err := p.FS.Open(path, vfs.RandomReadsOption)
+		if isNotExist(err) {
+			continue // the manifest that is read next does not name it
+		}
+		if err != nil {
+			return err
+		}
+		p.files[path] = f
+	}
+	return nil
+}
+
+func (p *pinnedFS) close() {
+	for _, f := range p.files {
+		_ = f.Close() // nothing was written
+	}
+	p.files = nil
+}
+
+// pinnedFile is closed with the store alone.
+type pinnedFile struct{ vfs.File }
+
+func (pinnedFile) Close() error { return nil }
+
+func (p *pinnedFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
+	if f, ok := p.files[name]; ok {
+		return pinnedFile{f}, nil
+	}
+	return p.FS.Open(name, opts...)
+}
+
+func (p *pinnedFS) Stat(name string) (vfs.FileInfo, error) {
+	if f, ok := p.files[name]; ok {
+		return f.Stat()
+	}
+	return p.FS.Stat(name)
+}
+
+type noLock struct{}
+
+func (noLock) Close() error { return nil }
+
+func (p *pinnedFS) Lock(string) (io.Closer, error) { return noLock{}, nil }
+
+func (p *pinnedFS) Create(string, vfs.DiskWriteCategory) (vfs.File, error) { return nil, errReadOnly }
+func (p *pinnedFS) Link(string, string) error                              { return errReadOnly }
+func (p *pinnedFS) Remove(string) error                                    { return errReadOnly }
+func (p *pinnedFS) RemoveAll(string) error                                 { return errReadOnly }
+func (p *pinnedFS) Rename(string, string) error                            { return errReadOnly }
+func (p *pinnedFS) MkdirAll(string, os.FileMode) error                     { return errReadOnly }
+
+func (p *pinnedFS) OpenReadWrite(string, vfs.DiskWriteCategory, ...vfs.OpenOption) (vfs.File, error) {
+	return nil, errReadOnly
+}
+
+func (p *pinnedFS) ReuseForWrite(string, string, vfs.DiskWriteCategory) (vfs.File, error) {
+	return nil, errReadOnly
+}
+
+func (p *pinnedFS) Unwrap() vfs.FS { return p.FS }
+
+// Dir is the store's folder.
+func (s *Store) Dir() string { return s.dir }
