@@ -63,7 +63,7 @@
 // Source files: store.go (Store, Open), batch.go, view.go, keys.go and format.go (reading, writing, the
 // bytes of keys), snapshot.go (received state, and installing it), size.go, reclaim.go, background.go
 // and disk.go (space, garbage, flushes and compactions, operations on files that hang), marker.go and
-// blobs.go (see above), nosync.go, logger.go, metrics.go.
+// blobs.go (see above), readonly.go (looking at one), nosync.go, logger.go, metrics.go.
 //
 // What we assume of the disk: a rename, create or link is durable after a sync of the directory;
 // synced bytes stay.
