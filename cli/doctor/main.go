@@ -72,8 +72,8 @@ func (d *doctor) command() *cobra.Command {
 		Short:       "Says which member is in trouble, why, and what to do; for Belay and for any etcd.",
 		// Main prints them.
 		SilenceUsage: true, SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if d.output != "text" && d.output != "json" {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if _, any := cmd.Annotations[anyOutput]; !any && d.output != "text" && d.output != "json" {
 				return usagef("--output %q: text or json", d.output)
 			}
 			return nil
@@ -86,7 +86,7 @@ func (d *doctor) command() *cobra.Command {
 	fs.BoolVar(&d.plain, "no-color", os.Getenv("NO_COLOR") != "", "no colours, even on a terminal (also: NO_COLOR)")
 	d.live(root)
 	root.AddCommand(d.histogramCommand(), d.diskCommand(), d.networkCommand(), d.clockCommand())
-	root.AddCommand(d.logsCommand(), d.neighboursCommand())
+	root.AddCommand(d.logsCommand(), d.neighboursCommand(), d.configCommand())
 	root.AddCommand(d.rulesCommand(), d.dashboardCommand())
 	return root
 }

@@ -16,7 +16,7 @@ const (
 	// leastBurst is how large a burst is at least, of the writer's largest: others are noise.
 	leastBurst = 0.1
 	// periodTolerance is how far from the period, of the period, a spacing may be; fewTolerance the
-	// same if there are fewer than four.
+	// same if there are fewer than four: what could be chance with few is not with many.
 	periodTolerance, fewTolerance = 0.15, 0.1
 	// pauseOtherwise is how long a pause in a burst may be, in samples, where there is no period.
 	pauseOtherwise = 10

@@ -17,7 +17,7 @@ const (
 	// fewSamples is how many a verdict needs at least.
 	fewSamples = 10
 	// slowBursts is the share of a writer's bursts in which fsyncs are slow, for a blame.
-	slowBursts = 0.7
+	slowBursts = 0.6
 	// byChance is up to which probability an agreement is not taken for chance.
 	byChance = 0.01
 )
@@ -40,9 +40,9 @@ type agreement struct {
 	alone   int      // windows in which no other one that is blamed was at work
 	aloneAt int      // of these, with a slow fsync
 	chance  float64  // the probability of so many, if bursts and fsyncs had nothing to do with each other
-	before  float64  // the latency outside of them and of those of others that may be to blame, seconds
+	before  float64  // the median of the latency outside of them and of those of others that may be to blame, seconds
 	inside  []bool   // by sample: within a window
-	in      float64  // ... in them
+	in      float64  // the median of the windows' worst
 	covered int      // slow samples within windows
 }
 
@@ -152,7 +152,11 @@ func agree(s *series, samples []neighbours.Sample, l latency) *agreement {
 		}
 	}
 	a.chance = atLeast(a.slow, len(a.windows), float64(some)/float64(len(samples)))
-	a.in = l.within(samples, func(i int) bool { return inside[i] })
+	var worst []float64
+	for _, w := range a.windows {
+		worst = append(worst, most(l.by[w.from:w.to+1]))
+	}
+	a.in = median(worst)
 	a.inside = inside
 	return a
 }
@@ -184,15 +188,19 @@ func tellApart(all []*agreement, samples []neighbours.Sample, l latency) []*agre
 		return nil
 	}
 	suspected := func(a *agreement) bool {
-		// Once may be an accident; three of four times are not, if slow fsyncs are rare.
-		return a.slow >= 2 && float64(a.slow) >= slowBursts*float64(len(a.windows)) && a.chance <= 0.05 && a.in >= slowFsync.Seconds()
+		// Once may be an accident; most of several times are not, if slow fsyncs are rare.
+		return a.slow >= 2 && float64(a.slow) >= slowBursts*float64(len(a.windows)) && a.chance <= byChance && a.in >= slowFsync.Seconds()
 	}
 	for _, a := range all {
-		a.before = l.within(samples, func(i int) bool {
-			return !a.inside[i] && !slices.ContainsFunc(all, func(o *agreement) bool { return suspected(o) && o.inside[i] })
-		})
+		var quiet []float64
+		for i, v := range l.by {
+			if !math.IsNaN(v) && !a.inside[i] && !slices.ContainsFunc(all, func(o *agreement) bool { return suspected(o) && o.inside[i] }) {
+				quiet = append(quiet, v)
+			}
+		}
+		a.before = median(quiet)
 	}
-	blamed := slices.DeleteFunc(slices.Clone(all), func(a *agreement) bool { return !suspected(a) || a.in < slowFactor*a.before })
+	blamed := slices.DeleteFunc(slices.Clone(all), func(a *agreement) bool { return !suspected(a) || !(a.in >= slowFactor*a.before) })
 	for _, a := range blamed {
 		for _, w := range a.windows {
 			if slices.ContainsFunc(blamed, func(o *agreement) bool {
@@ -392,6 +400,15 @@ func (l latency) short() string {
 		return "fsync p99"
 	}
 	return "the disk's latency"
+}
+
+// median is NaN if there are none.
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return math.NaN()
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
 }
 
 func most(values []float64) (m float64) {
