@@ -262,7 +262,8 @@ func refused(err error) bool {
 	return errors.As(err, &op) && strings.Contains(op.Err.Error(), "refused")
 }
 
-// memoryBytes is the machine's memory, or the limit of this process' cgroup if that is less; 0: unknown.
+// memoryBytes is the machine's memory, or the limit of this process' cgroup if that is less; 0:
+// unknown.
 func memoryBytes() int64 {
 	least := int64(math.MaxInt64)
 	if text, err := os.ReadFile("/proc/meminfo"); err == nil {

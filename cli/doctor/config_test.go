@@ -29,7 +29,8 @@ func TestConfig(t *testing.T) {
 	if code, out, _ := run(append(members, "-o", "json", "--for", "belay")...); code != 0 || json.Unmarshal([]byte(out), &r) != nil || len(r.Tables) != 1 {
 		t.Errorf("json: code %d\n%s", code, out)
 	}
-	// What is measured is of this machine; a port where nobody listens refuses, which takes a round trip, too.
+	// What is measured is of this machine; a port where nobody listens refuses, which takes a round
+	// trip, too.
 	dir := t.TempDir()
 	code, out, err := run("config", "--members", "m1=127.0.0.1,m2=127.0.0.2,m3=127.0.0.3", "--data-dir", dir, "--measure", "-o", "yaml")
 	if code != 0 || !strings.Contains(out, "fdatasync p99") || !strings.Contains(out, "to 127.0.0.") {
