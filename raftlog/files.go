@@ -78,8 +78,8 @@ type spare struct {
 // Compact frees while the first is still unused.
 const maxSpares = 2
 
-// files is the directory of a log: it holds the segments in order, and the spares. The writer adds segments at the end, Compact
-// takes them from the front; neither waits for the other's I/O.
+// files is the directory of a log: it holds the segments in order, and the spares. The writer adds
+// segments at the end, Compact takes them from the front; neither waits for the other's I/O.
 //
 // A spare is a file of which every block has been written: zeros by prepare, or an old segment. Its
 // content stays readable until it is overwritten, which is harmless: it was written under lower

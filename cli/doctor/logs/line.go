@@ -54,6 +54,7 @@ var (
 	isoLine    = regexp.MustCompile(`^(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S{0,20}) (\S{1,255}) ([^\s:\[]{1,128})(?:\[(\d{1,10})\])?: (.*)$`)
 	fullLine   = regexp.MustCompile(`^[A-Z][a-z]{2} (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,9})?) ([A-Z]{2,5}|[+-]\d\d(?:\d\d)?) (\S{1,255}) ([^\s:\[]{1,128})(?:\[(\d{1,10})\])?: (.*)$`)
 	capnsLine  = regexp.MustCompile(`^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{1,9}) ([CEWNIDT]) \| (.*)$`)
+	raftLine   = regexp.MustCompile(`^raft(\d{4})/(\d\d)/(\d\d) (\d\d:\d\d:\d\d) (DEBUG|INFO|WARN|ERROR|FATAL|PANIC): (.*)$`)
 	personLine = regexp.MustCompile(`^(\d\d:\d\d:\d\d\.\d{3}) (DEBUG|INFO|WARN|ERROR|DPANIC|PANIC|FATAL) +(.*)$`)
 	stampLine  = regexp.MustCompile(`^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S{1,20}) (.+)$`)
 	capnsText  = regexp.MustCompile(`^(etcdmain|etcdserver|embed|raft|rafthttp|wal|mvcc|auth|lease|snap|store|osutil|pkg/[a-z]+|etcdserver/[a-z0-9]+|mvcc/backend): (.*)$`)
@@ -188,6 +189,12 @@ func (p *parser) peel(text string, l *Line, t *stamp) (rest, form string, done b
 	if m := capnsLine.FindStringSubmatch(text); m != nil {
 		*t = t.better(p.stamp(m[1]))
 		l.Level, l.Msg = capnsLevels[m[2]], m[3]
+		return text, "capnslog", true
+	}
+	// Where 3.4 writes capnslog, raft's own lines go by another way: elections are in these alone.
+	if m := raftLine.FindStringSubmatch(text); m != nil {
+		*t = t.better(p.stamp(m[1] + "-" + m[2] + "-" + m[3] + " " + m[4]))
+		l.Level, l.Msg = strings.ToLower(m[5]), "raft: "+m[6]
 		return text, "capnslog", true
 	}
 	if m := personLine.FindStringSubmatch(text); m != nil {
