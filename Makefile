@@ -76,6 +76,10 @@ abuse: tools ## the table of attacks on real members, Belay beside etcd (ABUSE='
 verdicts: tools ## each fault once, labelled: how many verdicts name the right member and cause (VERDICTS='-rows leader-*')
 	go run ./proof/faults -verdicts $(VERDICTS)
 
+.PHONY: labelled
+labelled: tools ## incidents of known cause on real members, kept, and how often what is said of them is right (LABELLED='-dir /tmp/set -kind belay -n 300 -seed 1')
+	go run ./proof/labelled $(LABELLED)
+
 .PHONY: sim
 sim: ## members in one process, everything broken: SEED=n, HOURS=h of virtual time, SIM='-sim.runs 20'
 	go test -count=1 -timeout 0 -v -run '^TestSim$$' ./proof/sim \

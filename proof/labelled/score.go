@@ -126,7 +126,7 @@ func logsOf(i *incident, all archive) (said []statement, err error) {
 	}
 	c := logs.NewCollector(logs.Options{Since: i.Began.Add(-time.Second), Until: i.Settled})
 	for _, in := range inputs {
-		data := in.data
+		data := until(in.data, i.Settled)
 		if i.Kind == cluster.Belay {
 			data = withoutVerdicts(data)
 		}
@@ -148,6 +148,22 @@ func logsOf(i *incident, all archive) (said []statement, err error) {
 		said = append(said, s)
 	}
 	return said, nil
+}
+
+// until is the part of a log in JSON that was written before a time; what is later is not asked for.
+func until(data []byte, end time.Time) []byte {
+	const key = `"ts":"`
+	limit := end.Add(time.Second).UTC().Format("2006-01-02T15:04:05") // as both programs write times
+	offset := 0
+	for line := range bytes.Lines(data) {
+		if at := bytes.Index(line, []byte(key)); at >= 0 {
+			if ts := line[at+len(key):]; len(ts) > len(limit) && string(ts[:len(limit)]) > limit {
+				return data[:offset]
+			}
+		}
+		offset += len(line)
+	}
+	return data
 }
 
 // withoutVerdicts leaves Belay's own verdicts out of a log: they are scored by themselves.
@@ -282,8 +298,8 @@ type scored struct {
 	outcomes []*outcome
 }
 
-// scoreKept scores all that is kept below dir.
-func scoreKept(dir string) ([]scored, error) {
+// scoreKept scores all that is kept below dir, or one half of it.
+func scoreKept(dir, half string) ([]scored, error) {
 	all, err := load(dir)
 	if err != nil {
 		return nil, err
@@ -291,6 +307,9 @@ func scoreKept(dir string) ([]scored, error) {
 	verdicts, etcd, own := scored{source: sourceVerdicts}, scored{source: sourceLogs}, scored{source: sourceOwnLogs}
 	lives := archive{}
 	for _, i := range all {
+		if half == "even" && !i.even() || half == "odd" && i.even() {
+			continue
+		}
 		if i.Kind == cluster.Belay {
 			said, err := verdictsOf(i)
 			if err != nil {

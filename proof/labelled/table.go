@@ -10,7 +10,7 @@ import (
 
 // scoreAll prints all tables.
 func scoreAll(out io.Writer, dir, half string, verbose bool) error {
-	all, err := scoreKept(dir)
+	all, err := scoreKept(dir, half)
 	if err != nil {
 		return err
 	}
