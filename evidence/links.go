@@ -229,7 +229,8 @@ func (k *link) recent() (median time.Duration, late, spells int) {
 		return median, 0, 0 // it is slow now, not lossy
 	}
 	// Of a link that became slower, what is about as slow as the newest is not late.
-	bound, before := 2*max(usual, median)+lateRoundTrip, false
+	// A spell lasts until round trips are as usual again.
+	bound, normal, before := 2*max(usual, median)+lateRoundTrip, 2*max(usual, median)+lateRoundTrip/3, false
 	for _, d := range buf[:n] {
 		if d > bound {
 			late++
@@ -237,7 +238,7 @@ func (k *link) recent() (median time.Duration, late, spells int) {
 				spells++
 			}
 		}
-		before = d > bound
+		before = d > bound || before && d > normal
 	}
 	return median, late, spells
 }
