@@ -108,6 +108,10 @@ func (c *Config) services() server.Settings {
 	}
 }
 
+// onDisk reports whether the member's files are the operating system's, whatever is put over them:
+// what is written past FS belongs beside them then, and not beside those of a test in memory.
+func (c *Config) onDisk() bool { return vfs.Root(c.FS) == vfs.Root(datadir.FS()) }
+
 func (c *Config) paths() datadir.Paths { return datadir.PathsOf(c.DataDir, c.WALDir) }
 
 // flushEntries is the largest number of entries between two flushes of the applied state, unless

@@ -13,12 +13,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
-	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/replica"
@@ -77,7 +75,7 @@ func newWitness(cfg *Config, logger *zap.Logger, registry *prometheus.Registry, 
 // keep continues the record on disk. It is called once the data directory exists.
 func (w *witness) keep() {
 	last := evidence.FirstStart
-	if vfs.Root(w.cfg.FS) == vfs.Root(datadir.FS()) { // the record is written past whatever is put over it
+	if w.cfg.onDisk() {
 		var err error
 		w.keeper, err = evidence.Keep(w.ring, w.cfg.FS.PathJoin(w.cfg.DataDir, "member"))
 		if err != nil {

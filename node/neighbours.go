@@ -7,14 +7,13 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/zap"
 
-	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/neighbours"
 )
 
 // keepNeighbours begins the record of who writes to the log's disk. Without it the member goes on:
 // it is for people alone.
 func (n *Node) keepNeighbours() {
-	if n.cfg.NeighboursRecordBytes == 0 || n.cfg.FS != datadir.FS() {
+	if n.cfg.NeighboursRecordBytes == 0 || !n.cfg.onDisk() {
 		return
 	}
 	target, err := neighbours.Self(n.cfg.paths().Log)

@@ -12,7 +12,7 @@
 //   - Main keeps nothing in package variables and never ends the process.
 //
 // Files: main.go (the command line), live.go, histogram.go, disk.go, network.go, logs.go,
-// neighbours.go, config.go, rules.go (one command or two each).
+// neighbours.go, config.go, rules.go, follow.go (one command or two each).
 //
 // Packages inside: report is the form of every answer; each other one is the part of a command that
 // decides, without a terminal or a network.

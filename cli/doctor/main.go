@@ -86,7 +86,7 @@ func (d *doctor) command() *cobra.Command {
 	fs.BoolVar(&d.plain, "no-color", os.Getenv("NO_COLOR") != "", "no colours, even on a terminal (also: NO_COLOR)")
 	d.live(root)
 	root.AddCommand(d.histogramCommand(), d.diskCommand(), d.networkCommand(), d.clockCommand())
-	root.AddCommand(d.logsCommand(), d.neighboursCommand(), d.configCommand())
+	root.AddCommand(d.logsCommand(), d.neighboursCommand(), d.configCommand(), d.followCommand())
 	root.AddCommand(d.rulesCommand(), d.dashboardCommand())
 	return root
 }

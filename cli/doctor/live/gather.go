@@ -246,13 +246,22 @@ func (g *gatherer) base(m *Member) string {
 }
 
 func (g *gatherer) get(ctx context.Context, address string) (body []byte, header http.Header, err error) {
+	body, resp, err := g.answer(ctx, address)
+	if resp == nil {
+		return nil, nil, err
+	}
+	return body, resp.Header, err
+}
+
+// answer is get with all of the answer but its body; nil if there was none.
+func (g *gatherer) answer(ctx context.Context, address string) (body []byte, resp *http.Response, err error) {
 	ctx, cancel := context.WithTimeout(ctx, g.o.Timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, nil, err
 	}
-	resp, err := g.http.Do(req)
+	resp, err = g.http.Do(req)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -261,7 +270,7 @@ func (g *gatherer) get(ctx context.Context, address string) (body []byte, header
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = fmt.Errorf("%s answers %s", address, resp.Status)
 	}
-	return body, resp.Header, err
+	return body, resp, err
 }
 
 // metricsURL is one of the metrics URLs that are given and on the member's host, or its client URL.
