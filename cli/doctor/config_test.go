@@ -2,12 +2,14 @@ package doctor
 
 import (
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/belaydb/belay/cli/doctor/report"
+	server "github.com/belaydb/belay/config"
 )
 
 func TestConfig(t *testing.T) {
@@ -23,6 +25,30 @@ func TestConfig(t *testing.T) {
 		}
 		if code, out, err := run("config", "--check", file); code != report.CodeGood {
 			t.Errorf("%s does not pass its own check: code %d\n%s%s\n%s", form, code, out, err, text)
+		}
+	}
+	// A server takes what is printed for it, by file and by variables.
+	for _, form := range []string{"yaml", "env"} {
+		_, text, _ := run(append(members, "-o", form, "--for", "belay")...)
+		o := server.Options{Program: server.Belay, Stdout: io.Discard, Stderr: io.Discard, LogWriter: io.Discard}
+		if form == "yaml" {
+			file := filepath.Join(t.TempDir(), "file")
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			o.Args = []string{"--config-file", file}
+		} else {
+			o.Environ = strings.Split(text, "\n")
+		}
+		cfg, logger, code, ok := server.Load(o)
+		if !ok {
+			t.Fatalf("%s: the server ends with code %d\n%s", form, code, text)
+		}
+		if err := logger.Close(); err != nil {
+			t.Error(err)
+		}
+		if cfg.Name != "m1" || cfg.DataDir != "/var/lib/x" || cfg.CompactionRetention != "1h" || cfg.QuotaBytes != 8<<30 || cfg.InitialCluster != "m1=http://127.0.0.1:2380" {
+			t.Errorf("%s is taken as %+v", form, cfg)
 		}
 	}
 	var r report.Report
