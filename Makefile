@@ -56,6 +56,10 @@ lint: ## floors, gofmt, vet, staticcheck, what must not enter git
 check: tools ## real processes against etcd: differential, kill -9, bad input, clients
 	go test -count=1 -timeout 30m -v ./proof/check
 
+.PHONY: rules
+rules: tools ## `belay doctor rules` and dashboard under a real Prometheus, over etcd and Belay that are well, and are not
+	BELAY_RULES=1 go test -count=1 -timeout 30m -v -run 'TestDoctorRules$$' ./proof/check
+
 .PHONY: clients
 clients: tools ## programs that no one here wrote, all of them: Kubernetes' storage, etcdctl, npm's etcd3, CoreDNS, Patroni (CLIENTS='-run TestNode' for some)
 	BELAY_CLIENTS=all go test -count=1 -timeout 60m -v ./proof/clients $(CLIENTS)

@@ -226,22 +226,7 @@ func (p *prometheus) query(ctx context.Context, expr string) (values []float64, 
 
 // firing returns the names of the alerts that fire, as name/severity.
 func (p *prometheus) firing(ctx context.Context) (names []string, err error) {
-	var data struct {
-		Alerts []struct {
-			State  string
-			Labels map[string]string
-		}
-	}
-	if err := p.get(ctx, "/api/v1/alerts", &data); err != nil {
-		return nil, err
-	}
-	for _, a := range data.Alerts {
-		if name := a.Labels["alertname"] + "/" + a.Labels["severity"]; a.State == "firing" && !slices.Contains(names, name) {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names, nil
+	return p.alerts(ctx, "firing")
 }
 
 // fires waits until all of these alerts fire, doing something meanwhile.
