@@ -263,3 +263,53 @@ func (k *Keeper) append(text []byte) error {
 	}
 	return err
 }
+
+// ReadRecord calls each for every event of the record in dir, the folder member of a data directory:
+// the older file first. line is its JSON as it is written; a line that is torn or unknown has no
+// event, and its offset. It changes nothing; the member may be running.
+func ReadRecord(dir string, each func(file string, offset int64, line []byte, event *Event) error) error {
+	var files [2]string
+	var newest [2]time.Time
+	for i, name := range fileNames {
+		files[i] = filepath.Join(dir, name)
+		events, err := readEvents(files[i])
+		if err != nil {
+			return err
+		}
+		if n := len(events); n > 0 {
+			newest[i] = events[n-1].At
+		}
+	}
+	if newest[0].After(newest[1]) {
+		files[0], files[1] = files[1], files[0]
+	}
+	for _, path := range files {
+		if err := readRecordFile(path, each); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readRecordFile(path string, each func(file string, offset int64, line []byte, event *Event) error) error {
+	content, err := os.ReadFile(path) // fileBytes at most, or little more
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	offset := int64(0)
+	for line := range bytes.Lines(content) {
+		var k keptEvent
+		var event *Event
+		if json.Unmarshal(bytes.TrimSpace(line), &k) == nil && kindOf(k.Kind) != 0 {
+			event = &Event{Kind: kindOf(k.Kind), Peer: k.Peer, Took: max(0, k.Took), Value: k.Value, Term: k.Term, Note: k.Note, At: k.At, Count: max(1, k.Count)}
+		}
+		if err := each(path, offset, bytes.TrimSpace(line), event); err != nil {
+			return err
+		}
+		offset += int64(len(line))
+	}
+	return nil
+}

@@ -115,3 +115,16 @@ func bounds(key, end []byte) (lower, upper []byte, ok bool) {
 	}
 	return lower, store.AppendUserKeyPrefix(make([]byte, 0, len(end)+2), end), true
 }
+
+// A Stored is a version as the store has it.
+type Stored struct {
+	Create, Version, Lease int64
+	Value                  []byte
+}
+
+// ParseStored decodes the value that the store has under a key of a version, of revision main. The
+// result refers to b. An empty b is a tombstone, which has none.
+func ParseStored(b []byte, main int64) (Stored, error) {
+	r, err := decodeRecord(b, main)
+	return Stored{r.create, r.version, r.lease, r.value}, err
+}

@@ -142,7 +142,7 @@
 //	stats.go    how fast the disk syncs
 //	metrics.go  its metrics; errors.go: errors that callers tell apart
 //	invariants.go  the costly asserts
-//	inspect.go  Inspect, for people; look.go: Look, for programs
+//	inspect.go  Inspect, for people; look.go and walk.go: Look and Walk, for programs
 //
 // Sources: Ongaro's thesis, 3.8 and 10.2.1; LevelDB's and Pebble's recyclable log format; etcd's
 // server/storage/wal (whose check for zeroed sectors cannot work with recycled ones); Rebello et

@@ -524,7 +524,7 @@ func probes() map[string]probe {
 			return errors.Join(errs...)
 		},
 		"no-database-tools": func(s *subject) error {
-			for _, name := range []string{"defrag", "hashkv", "migrate"} {
+			for _, name := range []string{"defrag", "migrate"} {
 				var out, errs bytes.Buffer
 				if code := offline.Main("etcdutl", []string{name, "--help"}, &out, &errs); code == 0 && strings.Contains(out.String(), "--data-dir") {
 					return fmt.Errorf("%s is there", name)
