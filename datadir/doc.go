@@ -66,6 +66,7 @@
 //
 //	parts.go     the three parts, and what identity.json says
 //	bind.go      recording that they belong together
+//	misfit.go    folders that cannot be a member's
 //	folder.go    making the folder, and keeping etcd out of it
 //	private.go   a file system whose files nobody else can read
 //	identity.go  a member's id, made from flags

@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/store"
 )
 
@@ -203,8 +204,8 @@ func (s *Store) runCompaction(ctx context.Context, req compactionRequest) error 
 	size, inUse := s.st.Size()
 	fields := []zap.Field{
 		zap.Int64("compact-revision", req.rev), zap.Duration("took", took), zap.Int("number-of-keys-compacted", removed),
-		zap.Int64("current-db-size-bytes", size), zap.String("current-db-size", humanBytes(size)),
-		zap.Int64("current-db-size-in-use-bytes", inUse), zap.String("current-db-size-in-use", humanBytes(inUse)),
+		zap.Int64("current-db-size-bytes", size), zap.String("current-db-size", show.LogBytes(size)),
+		zap.Int64("current-db-size-in-use-bytes", inUse), zap.String("current-db-size-in-use", show.LogBytes(inUse)),
 	}
 	if hashed {
 		fields = append(fields, zap.Uint32("hash", hash))
@@ -477,20 +478,4 @@ func (w *walk) delete(b *store.Batch, key []byte, rev Revision, versionBytes int
 	w.key = store.AppendUserKey(w.key[:0], key, uint64(rev.Main), uint32(rev.Sub))
 	w.rkey = store.AppendRevisionKey(w.rkey[:0], uint64(rev.Main), uint32(rev.Sub))
 	return errors.Join(b.DeleteSized(w.key, versionBytes), b.DeleteSized(w.rkey, 1+len(key)))
-}
-
-// humanBytes writes a size as etcd's log does: 1.2 MB.
-func humanBytes(n int64) string {
-	units := []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
-	if n < 10 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, i := float64(n), 0
-	for v >= 1000 && i < len(units)-1 {
-		v, i = v/1000, i+1
-	}
-	if v < 10 {
-		return fmt.Sprintf("%.1f %s", v, units[i])
-	}
-	return fmt.Sprintf("%.0f %s", v, units[i])
 }

@@ -112,6 +112,15 @@ func (c *Config) services() server.Settings {
 // what is written past FS belongs beside them then, and not beside those of a test in memory.
 func (c *Config) onDisk() bool { return vfs.Root(c.FS) == vfs.Root(datadir.FS()) }
 
+// replication is what was chosen about the replica.
+func (c *Config) replication() replica.Settings {
+	return replica.Settings{
+		TickInterval: c.TickInterval, ElectionTicks: c.ElectionTicks, PreVote: c.PreVote, AdvanceTicks: c.AdvanceTicks,
+		MaxRequestBytes: c.MaxRequestBytes, MaxUnsyncedBytes: c.MaxUnsyncedBytes, DiskStallHandOver: c.DiskStallHandOver,
+		TuneTimeouts: c.TuneTimeouts, FlushEntries: c.flushEntries(),
+	}
+}
+
 func (c *Config) paths() datadir.Paths { return datadir.PathsOf(c.DataDir, c.WALDir) }
 
 // flushEntries is the largest number of entries between two flushes of the applied state, unless

@@ -216,14 +216,9 @@ func (n *Node) assemble() (err error) {
 	n.replica, err = replica.New(replica.Config{
 		ID: n.id.Member, Log: n.log, State: n.state, Network: n.transport,
 		Logger: n.logger, Metrics: replica.NewMetrics(n.registry),
-		TickInterval: n.cfg.TickInterval, ElectionTicks: n.cfg.ElectionTicks,
-		PreVote: n.cfg.PreVote, AdvanceTicks: n.cfg.AdvanceTicks,
-		MaxRequestBytes: n.cfg.MaxRequestBytes, MaxUnsyncedBytes: n.cfg.MaxUnsyncedBytes,
-		DiskStallHandOver: n.cfg.DiskStallHandOver, PeerDisks: n.disks, StoreDisk: n.storeDisk,
-		TuneTimeouts: n.cfg.TuneTimeouts, RoundTrips: n.witness.links, Evidence: n.witness.ring,
-		FlushEntries:   n.cfg.flushEntries(),
-		MembersChanged: n.membersChanged,
-		Failed:         n.fail,
+		PeerDisks: n.disks, StoreDisk: n.storeDisk, RoundTrips: n.witness.links, Evidence: n.witness.ring,
+		MembersChanged: n.membersChanged, Failed: n.fail,
+		Settings: n.cfg.replication(),
 	})
 	if err != nil {
 		return err

@@ -322,10 +322,12 @@ func (m *testMember) start() {
 		logger = m.c.loggerOf(m.id)
 	}
 	r, err := New(Config{
-		ID: m.id, Log: m.log, State: m.state, Network: m, PreVote: true, AdvanceTicks: !m.c.calm,
-		FlushEntries: 50, KeepBytes: m.c.keepBytes, HoldBytes: max(m.c.keepBytes, m.c.holdBytes), HoldDiskBytes: m.c.holdDiskBytes, Failed: func(err error) { m.failed.Store(&err) },
-		PeerDisks: m, StoreDisk: m.storeDisk, MaxUnsyncedBytes: m.c.maxUnsynced, Logger: logger,
-		TuneTimeouts: m.c.tune, RoundTrips: m.c.roundTrips, Evidence: m.ring,
+		ID: m.id, Log: m.log, State: m.state, Network: m, Failed: func(err error) { m.failed.Store(&err) },
+		Settings: Settings{
+			PreVote: true, AdvanceTicks: !m.c.calm, TuneTimeouts: m.c.tune, MaxUnsyncedBytes: m.c.maxUnsynced,
+			FlushEntries: 50, KeepBytes: m.c.keepBytes, HoldBytes: max(m.c.keepBytes, m.c.holdBytes), HoldDiskBytes: m.c.holdDiskBytes,
+		},
+		PeerDisks: m, StoreDisk: m.storeDisk, Logger: logger, RoundTrips: m.c.roundTrips, Evidence: m.ring,
 		MembersChanged: m.tellRemoved,
 	})
 	if err != nil {

@@ -96,7 +96,7 @@ func TestDiskEvents(t *testing.T) {
 // says nothing of its disk.
 func TestStandstillIsNoStall(t *testing.T) {
 	now := time.Unix(1000, 0)
-	c := &core{env: &env{cfg: Config{TickInterval: 100 * time.Millisecond}, metrics: NewMetrics(nil)}}
+	c := &core{env: &env{cfg: Config{Settings: Settings{TickInterval: 100 * time.Millisecond}}, metrics: NewMetrics(nil)}}
 	rec := &recorder{core: c, inbox: new(inbox), timeouts: new(timeouts)}
 	d := &disks{core: c, rec: rec}
 	for range 5 {

@@ -50,8 +50,7 @@ const DefaultFlushEntries = 100_000
 // defaultFlushBytes is the same in bytes of log.
 const defaultFlushBytes = 32 << 20
 
-// Config is what New needs. Durations and sizes have the defaults that their
-// comments name when zero.
+// Config is what New needs.
 type Config struct {
 	ID      uint64
 	Log     *raftlog.Log // has adopted State's applied index
@@ -59,7 +58,31 @@ type Config struct {
 	Network Network
 	Logger  *zap.Logger
 	Metrics *Metrics
+	Settings
 
+	// StoreDisk reports the state of the disk under State; nil: only State's own progress is
+	// watched. The loop calls it at each tick; it must not wait.
+	StoreDisk func() StoreDisk
+	// PeerDisks asks the other members for the state of their disks; nil: nobody is asked, and so
+	// leadership is not handed over because of a disk.
+	PeerDisks PeerDisks
+	// RoundTrips measures them; nil: only the gaps count.
+	RoundTrips RoundTrips
+	// Evidence gets what the loop observes about itself; nil: nothing is recorded.
+	Evidence *evidence.Ring
+
+	// MembersChanged, if set, is called by the applier after a member change and
+	// after a snapshot was installed, and again, by another goroutine, when the change
+	// is durable: a removal counts from then on, see RemovalPending.
+	MembersChanged func()
+	// Failed is called once when the replica cannot go on (state machine or
+	// log failed to install); it must stop the process.
+	Failed func(error)
+}
+
+// Settings are what was chosen about a replica; node fills them from its own at one place.
+// Durations and sizes have the defaults that their comments name when zero.
+type Settings struct {
 	TickInterval  time.Duration // heartbeat interval; default 100 ms
 	ElectionTicks int           // election timeout in ticks; default 10
 	PreVote       bool
@@ -67,7 +90,6 @@ type Config struct {
 	// with peers campaigns within about one heartbeat instead of one election
 	// timeout unless it hears from a leader. PreVote keeps that harmless.
 	AdvanceTicks bool
-
 	// RequestTimeout bounds a proposal's and a read barrier's wait; default
 	// 5 s and two election timeouts, as etcd.
 	RequestTimeout time.Duration
@@ -83,25 +105,14 @@ type Config struct {
 	// in flight, mostly), or the store, until a leader hands leadership over to a
 	// member whose disk, or store, works. Default 5 s; negative: never.
 	DiskStallHandOver time.Duration
-	// StoreDisk reports the state of the disk under State; nil: only State's own progress is
-	// watched. The loop calls it at each tick; it must not wait.
-	StoreDisk func() StoreDisk
-	// PeerDisks asks the other members for the state of their disks; nil: nobody is asked, and so
-	// leadership is not handed over because of a disk.
-	PeerDisks PeerDisks
 	// TuneTimeouts lets the election timeout follow the measured round trips and the
 	// gaps between heartbeats, from the configured one up; see tuning.go.
 	TuneTimeouts bool
-	// RoundTrips measures them; nil: only the gaps count.
-	RoundTrips RoundTrips
-	// Evidence gets what the loop observes about itself; nil: nothing is recorded.
-	Evidence *evidence.Ring
 	// FlushBytes and FlushEntries say how much log may lie between the durable applied index and
 	// the applied index before the flusher asks for a flush. They bound the replay at a start after
 	// a crash. Defaults 32 MiB (a quarter of MaxUnsyncedBytes if that is less), 100,000.
 	FlushBytes   int64
 	FlushEntries uint64
-
 	// KeepBytes is how much log is kept in memory for followers that lag, below what the
 	// state machine needs; a follower further behind gets what is on disk (HoldDiskBytes) or
 	// a snapshot. Default 32 MiB.
@@ -115,14 +126,6 @@ type Config struct {
 	// the free space: they get it from there, and not a snapshot. It must hold what is written
 	// while a snapshot of the whole state is sent and installed. Default 16 GiB.
 	HoldDiskBytes int64
-
-	// MembersChanged, if set, is called by the applier after a member change and
-	// after a snapshot was installed, and again, by another goroutine, when the change
-	// is durable: a removal counts from then on, see RemovalPending.
-	MembersChanged func()
-	// Failed is called once when the replica cannot go on (state machine or
-	// log failed to install); it must stop the process.
-	Failed func(error)
 }
 
 func (c *Config) setDefaults() error {

@@ -3,6 +3,8 @@ package server
 import (
 	"net/http"
 	"time"
+
+	"github.com/belaydb/belay/peers"
 )
 
 // pathEvents serves what the member recorded about its own troubles, and its verdicts (package
@@ -17,7 +19,7 @@ func (p *pages) handleEvents(mux *http.ServeMux) {
 
 // serveEvents answers with everything that is kept, or only recent events (?within=90s).
 func (p *pages) serveEvents(w http.ResponseWriter, r *http.Request) {
-	if !allowMethod(w, r, http.MethodGet) {
+	if !peers.AllowMethod(w, r, http.MethodGet) {
 		return
 	}
 	within := time.Duration(0)
@@ -29,5 +31,5 @@ func (p *pages) serveEvents(w http.ResponseWriter, r *http.Request) {
 		}
 		within = d
 	}
-	writeJSON(w, p.events(within))
+	peers.AnswerJSON(w, p.events(within))
 }

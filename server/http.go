@@ -109,16 +109,6 @@ func (p *pages) handleMetricsAndHealth(mux *http.ServeMux) {
 	}, p.readyChecks...))
 }
 
-// allowMethod answers any other method with 405 and returns false.
-func allowMethod(w http.ResponseWriter, r *http.Request, method string) bool {
-	if r.Method == method {
-		return true
-	}
-	w.Header().Set("Allow", method)
-	http.Error(w, "Method Not Allowed", http.StatusMethodNotAllowed)
-	return false
-}
-
 // memberVersions are the versions that this member tells.
 type memberVersions struct {
 	belay   string
@@ -147,26 +137,16 @@ func (v *memberVersions) storage() *semver.Version {
 }
 
 func (p *pages) serveVersion(w http.ResponseWriter, r *http.Request) {
-	if !allowMethod(w, r, http.MethodGet) {
+	if !peers.AllowMethod(w, r, http.MethodGet) {
 		return
 	}
-	writeJSON(w, p.versions.all())
-}
-
-func writeJSON(w http.ResponseWriter, v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(b) // the client left: nobody to tell
+	peers.AnswerJSON(w, p.versions.all())
 }
 
 // serveVars is expvar's page without its global registry: the same variables in
 // the same order and layout.
 func (p *pages) serveVars(w http.ResponseWriter, r *http.Request) {
-	if !allowMethod(w, r, http.MethodGet) {
+	if !peers.AllowMethod(w, r, http.MethodGet) {
 		return
 	}
 	st := p.status()
@@ -205,7 +185,7 @@ type healthAnswer struct {
 
 // serveHealth is etcd's /health. Its body is JSON, its content type text.
 func (p *pages) serveHealth(w http.ResponseWriter, r *http.Request) {
-	if !allowMethod(w, r, http.MethodGet) {
+	if !peers.AllowMethod(w, r, http.MethodGet) {
 		p.logger.Warn("/health error", zap.Int("status-code", http.StatusMethodNotAllowed))
 		return
 	}
@@ -317,7 +297,7 @@ func (p *pages) handleChecks(mux *http.ServeMux, kind string, checks []HealthChe
 }
 
 func (p *pages) serveChecks(w http.ResponseWriter, r *http.Request, kind string, checks []HealthCheck) {
-	if !allowMethod(w, r, http.MethodGet) {
+	if !peers.AllowMethod(w, r, http.MethodGet) {
 		p.logger.Warn("Health request error", zap.String("path", r.URL.Path), zap.Int("status-code", http.StatusMethodNotAllowed))
 		return
 	}

@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"sync"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/peers"
 )
 
@@ -86,7 +86,7 @@ func (p *peer) runSnapshot(m *raftpb.Message) error {
 		f := []zap.Field{zap.Uint64("snapshot-index", m.GetSnapshot().GetMetadata().GetIndex()), zap.String("remote-peer-id", p.name)}
 		if body != nil {
 			n := body.sent()
-			f = append(f, zap.Int64("bytes", n), zap.String("size", humanBytes(n)), zap.Duration("took", time.Since(start)))
+			f = append(f, zap.Int64("bytes", n), zap.String("size", show.LogBytes(n)), zap.Duration("took", time.Since(start)))
 		}
 		return append(f, more...)
 	}
@@ -272,7 +272,7 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	index := zap.Uint64("incoming-snapshot-index", m.GetSnapshot().GetMetadata().GetIndex())
 	size := messageSize(m)
 	t.logger.Info("receiving database snapshot", append(ids, index,
-		zap.Int("incoming-snapshot-message-size-bytes", size), zap.String("incoming-snapshot-message-size", humanBytes(int64(size))),
+		zap.Int("incoming-snapshot-message-size-bytes", size), zap.String("incoming-snapshot-message-size", show.LogBytes(int64(size))),
 		zap.String("format", kind))...)
 	body.n = 0
 	err = t.cfg.Handler.ReceiveSnapshot(r.Context(), m, body, kind)
@@ -285,7 +285,7 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	t.logger.Info("received and saved database snapshot", append(ids, index,
-		zap.Int64("incoming-snapshot-size-bytes", body.n), zap.String("incoming-snapshot-size", humanBytes(body.n)),
+		zap.Int64("incoming-snapshot-size-bytes", body.n), zap.String("incoming-snapshot-size", show.LogBytes(body.n)),
 		zap.Stringer("download-took", time.Since(start)))...)
 	w.WriteHeader(http.StatusNoContent)
 	metrics.snapshotReceive.WithLabelValues(from).Inc()
@@ -320,22 +320,4 @@ func (s *stallReader) Read(b []byte) (int, error) {
 	s.step -= int64(n)
 	s.left -= time.Since(began)
 	return n, err
-}
-
-// humanBytes writes a size as etcd's logs do: powers of 1000, two digits.
-func humanBytes(n int64) string {
-	if n < 10 {
-		return strconv.FormatInt(n, 10) + " B"
-	}
-	units := []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
-	v, u := float64(n), 0
-	for v >= 1000 && u < len(units)-1 {
-		v /= 1000
-		u++
-	}
-	digits := 0
-	if v < 10 {
-		digits = 1
-	}
-	return strconv.FormatFloat(v, 'f', digits, 64) + " " + units[u]
 }

@@ -9,7 +9,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -84,9 +83,9 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 
-	if wrong := lookAtDataDir(cfg.DataDir, logger.Logger); wrong != nil {
-		fail(program, cfg, logger, stderr, wrong.err, wrong.says, wrong.fields...)
-		return wrong.code
+	if wrong := datadir.CheckRoot(cfg.DataDir, logger.Logger); wrong != nil {
+		fail(program, cfg, logger, stderr, wrong.Err, wrong.Says, wrong.Fields...)
+		return wrong.Code
 	}
 	boundGarbage()
 	nc := nodeConfig(cfg, logger)
@@ -125,48 +124,6 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 		// No orderly stop: it might wait for the disk that has failed.
 		return fail(program, cfg, logger, stderr, err, "the member cannot run", zap.String("error", err.Error()))
 	}
-}
-
-// notADataDir is the reason why a directory cannot hold a member's data, with etcd's text.
-type notADataDir struct {
-	says   string
-	fields []zap.Field
-	err    error // for a person
-	code   int   // what etcd exits with
-}
-
-// lookAtDataDir warns about files that do not belong in a data directory; nil: it can be one, or
-// does not exist yet.
-func lookAtDataDir(dir string, logger *zap.Logger) *notADataDir {
-	d, err := os.Open(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	var names []string
-	if err == nil {
-		defer d.Close()
-		names, err = d.Readdirnames(-1)
-	}
-	if err != nil {
-		return &notADataDir{"failed to list data directory", []zap.Field{zap.String("dir", dir), zap.Error(err)},
-			fmt.Errorf("cannot access data directory: %w", err), 1}
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		if name != "member" && name != "proxy" {
-			logger.Warn("found invalid file under data directory", zap.String("filename", name), zap.String("data-dir", dir))
-		}
-	}
-	member, proxy := slices.Contains(names, "member"), slices.Contains(names, "proxy")
-	switch {
-	case proxy && member:
-		return &notADataDir{"invalid datadir; both member and proxy directories exist", nil,
-			fmt.Errorf("%s is not a data directory: both member and proxy are in it, proxy is of etcd 2", dir), 1}
-	case proxy:
-		return &notADataDir{"v2 http proxy has already been deprecated in 3.6", []zap.Field{zap.String("dir-type", "proxy")},
-			fmt.Errorf("%s is not a data directory: proxy in it is of etcd 2; choose another --data-dir", dir), 2}
-	}
-	return nil
 }
 
 // logGRPC sends the log lines of grpc and the gateway to the member's log. By default they write to

@@ -234,9 +234,12 @@ func (m *member) start() (err error) {
 	l.endpoint.OnRemoved(func(error) { l.replica.ToldRemoved(); l.leave() })
 	if l.replica, err = replica.New(replica.Config{
 		ID: l.id, Log: l.log, State: gatedMachine{l}, Network: gatedNetwork{l}, Logger: l.logger,
-		TickInterval: tickInterval, ElectionTicks: l.flags.electionTicks, PreVote: l.flags.preVote, AdvanceTicks: l.flags.advanceTicks,
-		FlushEntries: l.flags.flushEntries, KeepBytes: l.flags.keepBytes, HoldBytes: l.flags.holdBytes, MaxUnsyncedBytes: l.flags.maxUnsynced,
-		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: otherMembers{l}, StoreDisk: l.storeDisk, TuneTimeouts: l.flags.tuneTimeouts, RoundTrips: roundTrips{m.w},
+		Settings: replica.Settings{
+			TickInterval: tickInterval, ElectionTicks: l.flags.electionTicks, PreVote: l.flags.preVote, AdvanceTicks: l.flags.advanceTicks,
+			FlushEntries: l.flags.flushEntries, KeepBytes: l.flags.keepBytes, HoldBytes: l.flags.holdBytes, MaxUnsyncedBytes: l.flags.maxUnsynced,
+			TuneTimeouts: l.flags.tuneTimeouts,
+		},
+		MembersChanged: l.membersChanged, Failed: l.fail, PeerDisks: otherMembers{l}, StoreDisk: l.storeDisk, RoundTrips: roundTrips{m.w},
 	}); err != nil {
 		return err
 	}
