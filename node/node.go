@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,6 +31,7 @@ import (
 	"github.com/belaydb/belay/server"
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/store"
+	"github.com/belaydb/belay/timemap"
 	"github.com/belaydb/belay/transport"
 	"github.com/belaydb/belay/watch"
 )
@@ -57,8 +59,9 @@ type Node struct {
 	snapshots    sync.WaitGroup // being read, to be sent
 	disks        *peerDisks
 	witness      *witness
-	neighbours   *neighbours.Keeper // nil: no record
-	founder      *datadir.Founder   // nil: this member did not make the first log at this start
+	neighbours   *neighbours.Keeper             // nil: no record
+	founder      *datadir.Founder               // nil: this member did not make the first log at this start
+	times        atomic.Pointer[timemap.Keeper] // nil before the member serves
 
 	ports   ports
 	dialing dialing
@@ -239,6 +242,7 @@ func (n *Node) assemble() (err error) {
 		},
 		Events:          n.witness.report,
 		Neighbours:      n.tellNeighbours,
+		Revisions:       n.revisionsAt,
 		ElectionTimeout: n.cfg.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
 		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth,
 		Settings:       n.cfg.services(),
@@ -354,6 +358,7 @@ func (n *Node) serve() {
 	n.server.Start()
 	n.witness.start()
 	n.keepNeighbours()
+	n.startTimes()
 	n.ports.serveClients(n.server)
 	go n.letCallsIn(n.hasState)
 	n.ports.serveMetrics(n.server.MetricsHandler())
@@ -514,6 +519,7 @@ func (n *Node) closeParts() {
 	if n.neighbours != nil {
 		n.neighbours.Close(flushTimeout)
 	}
+	n.stopTimes()
 	if n.transport != nil {
 		n.transport.Stop()
 	}

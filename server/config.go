@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +21,7 @@ import (
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/store"
+	"github.com/belaydb/belay/timemap"
 	"github.com/belaydb/belay/watch"
 )
 
@@ -89,6 +91,8 @@ type Config struct {
 	// Neighbours writes what /debug/belay/neighbours serves, the samples that end after since; nil:
 	// there is no such path.
 	Neighbours func(w io.Writer, since time.Time) error
+	// Revisions is what timemap.Path serves; nil: there is no such path.
+	Revisions func(query url.Values) (timemap.Answer, error)
 
 	RequestTimeout    time.Duration // [5 s and two election timeouts]
 	ElectionTimeout   time.Duration // [1 s]

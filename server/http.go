@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/pprof"
+	"net/url"
 	"os"
 	"runtime"
 	"strings"
@@ -26,6 +27,7 @@ import (
 	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/replica"
+	"github.com/belaydb/belay/timemap"
 )
 
 // pages are HTTP's: versions, health, metrics and debugging, on the ports of clients and of
@@ -40,6 +42,8 @@ type pages struct {
 	events func(within time.Duration) evidence.Report // nil: there is no such page
 	// neighbours writes a record; nil: there is no such page
 	neighbours func(w io.Writer, since time.Time) error
+	// revisions answers when which revision was written; nil: there is no such page.
+	revisions func(query url.Values) (timemap.Answer, error)
 
 	gatherer       prometheus.Gatherer   // nil: no metrics
 	registerer     prometheus.Registerer // of the metrics page's own series; nil: it has none

@@ -159,7 +159,7 @@ func (s *Server) makeServices() {
 	}
 	s.pages = &pages{
 		memberID: cfg.MemberID, state: cfg.State, versions: versions, status: cfg.Replica.Status, probe: s.kv.probe,
-		events: cfg.Events, neighbours: cfg.Neighbours, gatherer: cfg.Gatherer, registerer: cfg.Registerer, readyChecks: cfg.ReadyChecks,
+		events: cfg.Events, neighbours: cfg.Neighbours, revisions: cfg.Revisions, gatherer: cfg.Gatherer, registerer: cfg.Registerer, readyChecks: cfg.ReadyChecks,
 		requestTimeout: cfg.RequestTimeout, profiles: cfg.EnablePprof, debug: s.calls.debug, metrics: cfg.Metrics, logger: cfg.Logger,
 	}
 	s.peers = &peerAnswers{

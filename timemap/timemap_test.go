@@ -1,0 +1,217 @@
+package timemap
+
+import (
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+var noon = time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+
+func at(s int) time.Time { return noon.Add(time.Duration(s) * time.Second) }
+
+// sec is the second after noon of a point; -1: there is none.
+func sec(p *Point) int {
+	if p == nil {
+		return -1
+	}
+	return int(p.Time.Sub(noon) / time.Second)
+}
+
+func rev(p *Point) int64 {
+	if p == nil {
+		return 0
+	}
+	return p.Revision
+}
+
+func TestQuestions(t *testing.T) {
+	var m Map
+	m.note(at(-5), 0) // not known yet
+	m.note(at(0), 10)
+	m.note(at(1), 10)
+	m.note(at(2), 10)
+	m.note(at(3), 14) // nothing between 0 and 2, something between 2 and 3
+	m.note(at(4), 15)
+	m.note(at(5), 15)
+	for _, c := range []struct {
+		at             int
+		from, to       int
+		fromRev, toRev int64
+	}{
+		{-1, -1, 0, 0, 10},
+		{0, 0, 2, 10, 10},
+		{1, 0, 2, 10, 10},
+		{2, 2, 3, 10, 14},
+		{3, 3, 4, 14, 15},
+		{4, 4, -1, 15, 0},
+		{99, 4, -1, 15, 0},
+	} {
+		in := m.At(at(c.at))
+		if sec(in.From) != c.from || sec(in.To) != c.to || rev(in.From) != c.fromRev || rev(in.To) != c.toRev {
+			t.Errorf("at %d: %+v, %+v", c.at, in.From, in.To)
+		}
+	}
+	for _, c := range []struct {
+		rev      int64
+		from, to int
+	}{
+		{9, -1, 0}, {10, -1, 0}, {11, 2, 3}, {14, 2, 3}, {15, 3, 4}, {16, 4, -1},
+	} {
+		in := m.Of(c.rev)
+		if sec(in.From) != c.from || sec(in.To) != c.to {
+			t.Errorf("of %d: %+v, %+v", c.rev, in.From, in.To)
+		}
+	}
+	if span := m.Span(); sec(span.From) != 0 || sec(span.To) != 5 || rev(span.To) != 15 {
+		t.Errorf("span %+v, %+v", span.From, span.To)
+	}
+}
+
+// A clock that goes back, and data that does, replace what they contradict.
+func TestBackwards(t *testing.T) {
+	var m Map
+	for s := range 10 {
+		m.note(at(s), int64(10+s))
+	}
+	if _, replaced := m.note(at(5), 30); !replaced {
+		t.Error("the clock went back, and the file is not written anew")
+	}
+	if in := m.At(at(7)); sec(in.From) != 5 || rev(in.From) != 30 || in.To != nil {
+		t.Errorf("after the clock went back: %+v, %+v", in.From, in.To)
+	}
+	if _, replaced := m.note(at(6), 12); !replaced {
+		t.Error("the data went back, and the file is not written anew")
+	}
+	if in := m.Of(13); sec(in.From) != 2 || in.To != nil {
+		t.Errorf("after the data went back: %+v, %+v", in.From, in.To)
+	}
+	if in := m.At(at(3)); rev(in.From) != 12 {
+		t.Errorf("what was right before is gone: %+v", in.From)
+	}
+}
+
+// Forty days of writes stay within the bound, and each age within its step.
+func TestBounded(t *testing.T) {
+	var m Map
+	const days = 40
+	end := days * 24 * 3600
+	most := 0
+	for s := 0; s < end; s++ {
+		if s < end-2*24*3600 {
+			s += 59 // there it matters less
+		}
+		m.note(at(s), int64(s+1))
+		most = max(most, len(m.points))
+	}
+	if most > 25_000 {
+		t.Errorf("%d points", most)
+	}
+	m.points = thin(m.points, at(end).UnixMilli())
+	for _, c := range []struct{ age, step int }{{60, 1}, {3500, 1}, {2 * 3600, 10}, {23 * 3600, 10}, {2 * 24 * 3600, 300}, {29 * 24 * 3600, 300}} {
+		want := end - c.age
+		in := m.At(at(want))
+		if in.From == nil || in.To == nil || want-sec(in.From) > c.step || sec(in.To)-want > c.step {
+			t.Errorf("%d seconds ago: between %+v and %+v", c.age, in.From, in.To)
+		}
+	}
+	if in := m.At(at(end - 31*24*3600)); in.From != nil {
+		t.Errorf("a month ago: %+v", in.From)
+	}
+}
+
+func TestFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, fileName)
+	var now atomic.Int64
+	now.Store(7)
+	open := func() *Keeper { return Keep(dir, now.Load, zap.NewNop()) }
+	end := func(k *Keeper) {
+		if err := k.Close(time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k := open()
+	k.take(time.Now().Add(-20 * time.Second))
+	now.Store(8)
+	k.take(time.Now().Add(-10 * time.Second))
+	end(k) // samples once more
+	points, whole, err := ReadFile(path)
+	if err != nil || !whole || len(points) != 2 || points[1].Revision != 8 {
+		t.Fatalf("%v, %v, %v", points, whole, err)
+	}
+
+	// A torn record, and one that a bad disk changed.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write(make([]byte, recordBytes+3)); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if points, whole, err := ReadFile(path); err != nil || whole || len(points) != 2 {
+		t.Errorf("torn: %v, %v, %v", points, whole, err)
+	}
+	now.Store(9)
+	k = open()
+	if in := k.Of(8); in.To == nil {
+		t.Error("what was known is gone")
+	}
+	end(k)
+	if points, whole, err := ReadFile(path); err != nil || !whole || len(points) != 3 || points[2].Revision != 9 {
+		t.Errorf("after a start on a torn file: %v, %v, %v", points, whole, err)
+	}
+
+	// A folder that is gone costs the file only.
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	k = open()
+	k.take(time.Now())
+	if in := k.Of(9); in.To == nil {
+		t.Error("nothing is known in memory")
+	}
+	end(k)
+}
+
+// The file is written anew before it holds much more than the map.
+func TestFileBounded(t *testing.T) {
+	dir := t.TempDir()
+	k := Keep(dir, func() int64 { return 0 }, zap.NewNop())
+	if err := k.Close(time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now().Add(-8 * time.Hour)
+	for s := range 8 * 3600 {
+		k.revision = func() int64 { return int64(s + 1) }
+		k.take(began.Add(time.Duration(s) * time.Second))
+		if s%600 == 0 {
+			k.flush()
+			if k.file != nil {
+				info, err := os.Stat(k.path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if most := int64(2*k.len()+rewriteFrom+600) * recordBytes; info.Size() > most {
+					t.Fatalf("%d bytes, of a map of %d points", info.Size(), k.len())
+				}
+			}
+		}
+	}
+	k.flush()
+	if k.file != nil {
+		k.file.Close()
+	}
+	points, whole, err := ReadFile(k.path)
+	if err != nil || !whole {
+		t.Fatal(whole, err)
+	}
+	if last := points[len(points)-1]; last.Revision != 8*3600 {
+		t.Errorf("the last is %+v", last)
+	}
+}
