@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/peers"
 )
 
 // pathNeighbours serves the record of who writes to the member's disk (package neighbours), a line
@@ -19,7 +21,7 @@ func (p *pages) handleNeighbours(mux *http.ServeMux) {
 
 // serveNeighbours answers with all of the record, or what is newer than a time (?since=, RFC 3339).
 func (p *pages) serveNeighbours(w http.ResponseWriter, r *http.Request) {
-	if !allowMethod(w, r, http.MethodGet) {
+	if !peers.AllowMethod(w, r, http.MethodGet) {
 		return
 	}
 	var since time.Time

@@ -146,6 +146,7 @@ func (c *ctl) getCommand() *cobra.Command {
 		Short:   "Prints a key or the keys of a range [key, range_end)",
 		GroupID: groupKV,
 	}
+	at := c.atFlag(cmd, "as of this time: 15:04:05, \"2006-01-02 15:04:05\", 2006-01-02T15:04:05Z, or 10m for ten minutes ago")
 	cmd.RunE = c.run(func(cmd *cobra.Command, args []string) error {
 		key, opts, err := flags.parse(args)
 		if err != nil {
@@ -157,6 +158,13 @@ func (c *ctl) getCommand() *cobra.Command {
 		}
 		ctx, cancel := c.timeout(cmd)
 		defer cancel()
+		seen, err := at(ctx, cli)
+		if err != nil {
+			return err
+		}
+		if seen != 0 {
+			opts = append(opts, clientv3.WithRev(seen))
+		}
 		var resp *clientv3.GetResponse
 		if flags.stream {
 			var pieces clientv3.GetStreamChan
@@ -165,6 +173,9 @@ func (c *ctl) getCommand() *cobra.Command {
 			}
 		} else {
 			resp, err = cli.Get(ctx, key, opts...)
+		}
+		if err != nil && seen != 0 {
+			err = c.explainCompacted(ctx, cli, seen, err)
 		}
 		if err != nil {
 			return err

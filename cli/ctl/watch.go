@@ -72,11 +72,15 @@ ETCD_WATCH_VALUE in its environment. In interactive mode each line of standard i
 "watch [options] <key> [range_end] [-- command]" or "progress".`,
 		GroupID: groupKV,
 	}
+	at := c.atFlag(cmd, "from this time on: 15:04:05, \"2006-01-02 15:04:05\", 2006-01-02T15:04:05Z, or 10m for ten minutes ago")
 	cmd.RunE = c.run(func(cmd *cobra.Command, args []string) error {
 		if end := os.Getenv("ETCDCTL_WATCH_RANGE_END"); end != "" && os.Getenv("ETCDCTL_WATCH_KEY") == "" {
 			return failf(codeBadArgs, "ETCDCTL_WATCH_KEY is empty but got ETCDCTL_WATCH_RANGE_END=%q", end)
 		}
 		if flags.interactive {
+			if cmd.Flags().Changed("at") {
+				return failf(codeBadArgs, "--at is not for the interactive mode")
+			}
 			return c.watchInteractively(cmd)
 		}
 		keys, command, dash := args, []string(nil), cmd.ArgsLenAtDash()
@@ -90,6 +94,15 @@ ETCD_WATCH_VALUE in its environment. In interactive mode each line of standard i
 		cli, out, err := c.client(cmd)
 		if err != nil {
 			return err
+		}
+		if cmd.Flags().Changed("at") {
+			ctx, cancel := c.timeout(cmd)
+			defer cancel()
+			seen, err := at(ctx, cli)
+			if err != nil {
+				return err
+			}
+			req.rev = seen + 1
 		}
 		events, err := req.start(cmd.Context(), cli)
 		if err != nil {

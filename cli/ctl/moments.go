@@ -1,0 +1,254 @@
+package ctl
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/timemap"
+)
+
+// maxMoments bounds the answer of one member.
+const maxMoments = 4 << 20
+
+// coarse is from which distance between two sightings on an answer is said to be coarse. Members
+// look once a second.
+const coarse = 2500 * time.Millisecond
+
+// parseMoment reads a point in time: a time of day (the last such), a day and a time, RFC 3339, or
+// how long ago. Without a zone it is local time.
+func parseMoment(text string, now time.Time) (time.Time, error) {
+	ago := strings.TrimPrefix(strings.TrimSpace(strings.TrimSuffix(text, "ago")), "-")
+	if d, err := time.ParseDuration(ago); err == nil {
+		return now.Add(-d), nil
+	}
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return t, nil
+	}
+	for _, layout := range []string{"2006-01-02 15:04:05", "2006-01-02T15:04:05", "2006-01-02 15:04", "2006-01-02T15:04"} {
+		if t, err := time.ParseInLocation(layout, text, now.Location()); err == nil {
+			return t, nil
+		}
+	}
+	for _, layout := range []string{"15:04:05", "15:04"} {
+		if t, err := time.ParseInLocation(layout, text, now.Location()); err == nil {
+			t = time.Date(now.Year(), now.Month(), now.Day(), t.Hour(), t.Minute(), t.Second(), 0, now.Location())
+			if t.After(now) {
+				t = t.AddDate(0, 0, -1)
+			}
+			return t, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("%q is no time: give one such as 15:04:05, \"2006-01-02 15:04:05\", 2006-01-02T15:04:05Z, or 10m for ten minutes ago", text)
+}
+
+// errNoTimes is what servers say that are not Belay, or are not reached by HTTP.
+var errNoTimes = errors.New("no endpoint knows when which revision was written: members of Belay do, and tell it on the port that answers /metrics; " +
+	"etcd does not, so name a revision")
+
+// sightings asks all endpoints what they know. The error is errNoTimes, with why, if none knows
+// anything.
+func (c *ctl) sightings(ctx context.Context, cli *clientv3.Client, query url.Values) (known []timemap.Answer, err error) {
+	transport := &http.Transport{TLSClientConfig: c.tls}
+	defer transport.CloseIdleConnections()
+	var why error
+	for _, endpoint := range cli.Endpoints() {
+		a, err := askSightings(ctx, &http.Client{Transport: transport}, httpBase(endpoint, c.tls != nil), query)
+		if err != nil {
+			why = fmt.Errorf("%s: %w", endpoint, err)
+			continue
+		}
+		known = append(known, a)
+	}
+	if len(known) == 0 {
+		return nil, fmt.Errorf("%w (%w)", errNoTimes, why)
+	}
+	return known, nil
+}
+
+// httpBase is where an endpoint speaks HTTP.
+func httpBase(endpoint string, secure bool) string {
+	if scheme, rest, ok := strings.Cut(endpoint, "://"); ok {
+		if scheme != "http" && scheme != "https" {
+			return endpoint // net/http says that it cannot
+		}
+		host, _, _ := strings.Cut(rest, "/")
+		return scheme + "://" + host
+	}
+	if secure {
+		return "https://" + endpoint
+	}
+	return "http://" + endpoint
+}
+
+func askSightings(ctx context.Context, client *http.Client, base string, query url.Values) (a timemap.Answer, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+timemap.Path+"?"+query.Encode(), nil)
+	if err != nil {
+		return a, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return a, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxMoments))
+	switch {
+	case err != nil:
+		return a, err
+	case resp.StatusCode == http.StatusNotFound:
+		return a, errors.New("it has no " + timemap.Path)
+	case resp.StatusCode != http.StatusOK:
+		return a, fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(body)))
+	}
+	if err := json.Unmarshal(body, &a); err != nil {
+		return a, fmt.Errorf("%s: %w", timemap.Path, err)
+	}
+	return a, nil
+}
+
+// revisionAt is the newest revision at t as far as a member had seen it, and tells the user on
+// standard error which one it took.
+func (c *ctl) revisionAt(ctx context.Context, cli *clientv3.Client, t time.Time) (int64, error) {
+	if now := time.Now(); t.After(now.Add(time.Second)) {
+		return 0, failf(codeBadArgs, "%s is in the future", stamp(t))
+	}
+	known, err := c.sightings(ctx, cli, url.Values{"at": {t.UTC().Format(time.RFC3339Nano)}})
+	if err != nil {
+		return 0, fail(codeError, err)
+	}
+	var best *timemap.AnswerAt
+	var oldest *timemap.Point
+	from := ""
+	for i := range known {
+		if first := known[i].Span.From; first != nil && (oldest == nil || first.Time.Before(oldest.Time)) {
+			oldest = first
+		}
+		if len(known[i].At) != 1 || known[i].At[0].From == nil {
+			continue
+		}
+		if at := &known[i].At[0]; best == nil || at.From.Revision > best.From.Revision {
+			best, from = at, known[i].Name
+		}
+	}
+	switch {
+	case best == nil && oldest == nil:
+		return 0, failf(codeError, "no member has seen a revision yet")
+	case best == nil:
+		return 0, failf(codeError, "%s is before what the members remember: from %s on (revision %d)", stamp(t), stamp(oldest.Time), oldest.Revision)
+	}
+	text := fmt.Sprintf("%s: revision %d, which %s had at %s", stamp(t), best.From.Revision, from, stamp(best.From.Time))
+	switch {
+	case best.To == nil:
+		text += ", and it has written nothing since"
+	case best.To.Revision == best.From.Revision:
+		text += ", and still at " + stamp(best.To.Time)
+	default:
+		text += fmt.Sprintf("; at %s it had %d", stamp(best.To.Time), best.To.Revision)
+		if best.To.Time.Sub(best.From.Time) > coarse {
+			text += ", and when what is between was written is not known"
+		}
+	}
+	fmt.Fprintln(c.err, text)
+	return best.From.Revision, nil
+}
+
+// stamp is a time to the second, in local time.
+func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+
+// writtenAt says when revisions were written, by the member that saw each first. Those that nobody
+// knows are missing.
+func (c *ctl) writtenAt(ctx context.Context, cli *clientv3.Client, revisions []int64) (map[int64]timemap.Interval, error) {
+	when := make(map[int64]timemap.Interval, len(revisions))
+	for len(revisions) > 0 {
+		n := min(len(revisions), timemap.MaxQuestions)
+		query := url.Values{}
+		for _, rev := range revisions[:n] {
+			query.Add("of", strconv.FormatInt(rev, 10))
+		}
+		revisions = revisions[n:]
+		known, err := c.sightings(ctx, cli, query)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range known {
+			for _, of := range a.Of {
+				if of.From == nil || of.To == nil {
+					continue // older than its map, or not there yet
+				}
+				if seen, ok := when[of.Revision]; !ok || of.To.Time.Before(seen.To.Time) {
+					when[of.Revision] = of.Interval
+				}
+			}
+		}
+	}
+	return when, nil
+}
+
+// atFlag adds --at to a command that has --rev, and returns how to read it: 0 if it is not given.
+func (c *ctl) atFlag(cmd *cobra.Command, usage string) func(ctx context.Context, cli *clientv3.Client) (int64, error) {
+	text := cmd.Flags().String("at", "", usage)
+	return func(ctx context.Context, cli *clientv3.Client) (int64, error) {
+		if *text == "" {
+			return 0, nil
+		}
+		if cmd.Flags().Changed("rev") {
+			return 0, failf(codeBadArgs, "--at and --rev both say which revision: give one")
+		}
+		t, err := parseMoment(*text, time.Now())
+		if err != nil {
+			return 0, fail(codeBadArgs, fmt.Errorf("--at: %w", err))
+		}
+		return c.revisionAt(ctx, cli, t)
+	}
+}
+
+// oldestRevision is the oldest revision that can be read, 1 if nothing was compacted.
+func oldestRevision(ctx context.Context, cli *clientv3.Client) (int64, error) {
+	_, err := cli.Get(ctx, "\x00", clientv3.WithRev(1), clientv3.WithCountOnly())
+	if !errors.Is(err, rpctypes.ErrCompacted) {
+		return 1, err
+	}
+	// A watch from the beginning is refused with it.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for resp := range cli.Watch(ctx, "\x00", clientv3.WithRev(1)) {
+		if resp.CompactRevision > 0 {
+			return resp.CompactRevision, nil
+		}
+		if err := resp.Err(); err != nil {
+			return 0, err
+		}
+	}
+	return 0, ctx.Err()
+}
+
+// explainCompacted says plainly what compaction took, if err is that.
+func (c *ctl) explainCompacted(ctx context.Context, cli *clientv3.Client, rev int64, err error) error {
+	if !errors.Is(err, rpctypes.ErrCompacted) {
+		return err
+	}
+	oldest, oerr := oldestRevision(ctx, cli)
+	if oerr != nil {
+		return err
+	}
+	when := func(rev int64) string {
+		known, err := c.writtenAt(ctx, cli, []int64{rev})
+		if at, ok := known[rev]; err == nil && ok {
+			return " (written " + stamp(at.To.Time) + ")"
+		}
+		return ""
+	}
+	return &exitError{code: codeError, err: err, hint: fmt.Sprintf("Revision %d%s was compacted. The oldest that can be read is %d%s.",
+		rev, when(rev), oldest, when(oldest))}
+}
