@@ -17,9 +17,12 @@ type Misfit struct {
 	Code   int   // what etcd exits with
 }
 
-// CheckRoot warns about files that do not belong in a data directory; nil: it can be one, or does not
-// exist yet.
+// CheckRoot warns about files that do not belong in a data directory; nil: it can be one, or does
+// not exist yet. logger may be nil.
 func CheckRoot(dir string, logger *zap.Logger) *Misfit {
+	if logger == nil {
+		logger = zap.NewNop()
+	}
 	d, err := os.Open(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

@@ -93,8 +93,11 @@ type Keeper struct {
 // Keep reads the file in dir, and samples from now on until Close. revision is the newest revision
 // that was applied, 0 if that is not known yet; it is called once a second and must not wait. dir
 // empty: nothing is read or kept. That a file cannot be read or written is logged once, and costs
-// only what it would have kept.
+// only what it would have kept. logger may be nil.
 func Keep(dir string, revision func() int64, logger *zap.Logger) *Keeper {
+	if logger == nil {
+		logger = zap.NewNop()
+	}
 	k := &Keeper{
 		revision: revision, logger: logger,
 		stop: make(chan struct{}), sampled: make(chan struct{}), write: make(chan struct{}, 1), written: make(chan struct{}),
