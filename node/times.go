@@ -5,7 +5,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/timemap"
 )
 
@@ -13,7 +12,7 @@ import (
 // only, as the record of events is.
 func (n *Node) startTimes() {
 	dir := ""
-	if n.cfg.FS == datadir.FS() {
+	if n.cfg.onDisk() {
 		dir = n.cfg.FS.PathJoin(n.cfg.DataDir, "member")
 	}
 	n.times.Store(timemap.Keep(dir, n.kv.Revision, n.logger))
