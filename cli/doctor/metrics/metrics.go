@@ -190,6 +190,17 @@ func (h Histogram) Quantile(q float64) (value float64, beyond bool) {
 	return low + (h.Buckets[i].Upper-low)*(rank-below)/in, false
 }
 
+// Above is how many were more than bound, which has to be the bound of a bucket; ok is false if it
+// is none.
+func (h Histogram) Above(bound float64) (n float64, ok bool) {
+	for _, b := range h.Buckets {
+		if b.Upper == bound {
+			return h.Count - b.Count, true
+		}
+	}
+	return 0, false
+}
+
 // A Mode is a group of neighbouring buckets that hold much, with little around it: a histogram of a
 // disk that is sometimes busy has two.
 type Mode struct {

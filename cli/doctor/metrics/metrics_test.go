@@ -41,6 +41,9 @@ func TestScrape(t *testing.T) {
 			t.Errorf("quantile %v: %v, %v; want %v", q, v, beyond, want)
 		}
 	}
+	if n, ok := h.Above(0.002); !ok || n != 10 {
+		t.Errorf("above 2 ms: %v, %v", n, ok)
+	}
 	if _, err := Parse(strings.NewReader("<html>"), time.Now()); err == nil || !strings.Contains(err.Error(), "Prometheus") {
 		t.Errorf("a page that is none: %v", err)
 	}
