@@ -58,13 +58,14 @@ which revision that was; etcd's do not). "now" is the newest revision; a time is
 			prefix = args[2]
 		}
 		d := &differences{values: values, Keys: []difference{}}
-		if d.From, err = c.revisionOf(ctx, cli, args[0]); err != nil {
+		p := past{c, cli}
+		if d.From, err = p.revisionOf(ctx, args[0]); err != nil {
 			return err
 		}
-		if d.To, err = c.revisionOf(ctx, cli, args[1]); err != nil {
+		if d.To, err = p.revisionOf(ctx, args[1]); err != nil {
 			return err
 		}
-		if err := c.diff(cmd.Context(), cli, prefix, d); err != nil {
+		if err := p.diff(cmd.Context(), prefix, d); err != nil {
 			return err
 		}
 		return out.show(d.reply())
@@ -74,9 +75,9 @@ which revision that was; etcd's do not). "now" is the newest revision; a time is
 }
 
 // revisionOf reads a revision, a time or "now".
-func (c *ctl) revisionOf(ctx context.Context, cli *clientv3.Client, text string) (int64, error) {
+func (p past) revisionOf(ctx context.Context, text string) (int64, error) {
 	if text == "now" {
-		resp, err := cli.Get(ctx, "\x00", clientv3.WithCountOnly())
+		resp, err := p.cli.Get(ctx, "\x00", clientv3.WithCountOnly())
 		if err != nil {
 			return 0, err
 		}
@@ -92,23 +93,21 @@ func (c *ctl) revisionOf(ctx context.Context, cli *clientv3.Client, text string)
 	if err != nil {
 		return 0, fail(codeBadArgs, err)
 	}
-	return c.revisionAt(ctx, cli, t)
+	return p.revisionAt(ctx, t)
 }
 
 // keysAt walks over the keys of a prefix as of a revision, in key order, without their values.
 type keysAt struct {
-	c      *ctl
-	cli    *clientv3.Client
-	next   string
-	end    string
-	rev    int64
-	page   []*mvccpb.KeyValue
-	done   bool
-	values bool
+	past
+	next string
+	end  string
+	rev  int64
+	page []*mvccpb.KeyValue
+	done bool
 }
 
-func (c *ctl) keysAt(cli *clientv3.Client, prefix string, rev int64) *keysAt {
-	k := &keysAt{c: c, cli: cli, next: prefix, end: clientv3.GetPrefixRangeEnd(prefix), rev: rev}
+func (p past) keysAt(prefix string, rev int64) *keysAt {
+	k := &keysAt{past: p, next: prefix, end: clientv3.GetPrefixRangeEnd(prefix), rev: rev}
 	if prefix == "" {
 		k.next, k.end = "\x00", "\x00"
 	}
@@ -122,7 +121,7 @@ func (k *keysAt) head(ctx context.Context) (*mvccpb.KeyValue, error) {
 		defer cancel()
 		resp, err := k.cli.Get(ctx, k.next, clientv3.WithRange(k.end), clientv3.WithRev(k.rev), clientv3.WithLimit(diffPage), clientv3.WithKeysOnly())
 		if err != nil {
-			return nil, k.c.explainCompacted(ctx, k.cli, k.rev, err)
+			return nil, k.explainCompacted(ctx, k.rev, err)
 		}
 		k.page, k.done = resp.Kvs, !resp.More
 		if n := len(k.page); n > 0 {
@@ -137,8 +136,8 @@ func (k *keysAt) head(ctx context.Context) (*mvccpb.KeyValue, error) {
 
 func (k *keysAt) take() { k.page = k.page[1:] }
 
-func (c *ctl) diff(ctx context.Context, cli *clientv3.Client, prefix string, d *differences) error {
-	from, to := c.keysAt(cli, prefix, d.From), c.keysAt(cli, prefix, d.To)
+func (p past) diff(ctx context.Context, prefix string, d *differences) error {
+	from, to := p.keysAt(prefix, d.From), p.keysAt(prefix, d.To)
 	for {
 		a, err := from.head(ctx)
 		if err != nil {
@@ -170,7 +169,7 @@ func (c *ctl) diff(ctx context.Context, cli *clientv3.Client, prefix string, d *
 			d.Changed++
 		}
 		if d.values {
-			if err := found.fetch(ctx, c, cli, d); err != nil {
+			if err := found.fetch(ctx, p, d); err != nil {
 				return err
 			}
 		}
@@ -179,13 +178,13 @@ func (c *ctl) diff(ctx context.Context, cli *clientv3.Client, prefix string, d *
 }
 
 // fetch replaces what was read without values.
-func (f *difference) fetch(ctx context.Context, c *ctl, cli *clientv3.Client, d *differences) error {
+func (f *difference) fetch(ctx context.Context, p past, d *differences) error {
 	get := func(rev int64) (*mvccpb.KeyValue, error) {
-		ctx, cancel := context.WithTimeout(ctx, c.global.CommandTimeout)
+		ctx, cancel := context.WithTimeout(ctx, p.c.global.CommandTimeout)
 		defer cancel()
-		resp, err := cli.Get(ctx, f.Key, clientv3.WithRev(rev))
+		resp, err := p.cli.Get(ctx, f.Key, clientv3.WithRev(rev))
 		if err != nil {
-			return nil, c.explainCompacted(ctx, cli, rev, err)
+			return nil, p.explainCompacted(ctx, rev, err)
 		}
 		if len(resp.Kvs) != 1 {
 			return nil, fmt.Errorf("%q is not there at revision %d any more", f.Key, rev)

@@ -175,7 +175,7 @@ func (c *ctl) getCommand() *cobra.Command {
 			resp, err = cli.Get(ctx, key, opts...)
 		}
 		if err != nil && seen != 0 {
-			err = c.explainCompacted(ctx, cli, seen, err)
+			err = past{c, cli}.explainCompacted(ctx, seen, err)
 		}
 		if err != nil {
 			return err

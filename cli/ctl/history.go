@@ -86,7 +86,7 @@ members of Belay remember it; etcd's do not), and the value. Values are cut; -w 
 		}
 		within, cancel := c.timeout(cmd)
 		defer cancel()
-		when, err := c.writtenAt(within, cli, revisions)
+		when, err := past{c, cli}.writtenAt(within, revisions)
 		if err != nil && len(h.Versions) > 0 {
 			fmt.Fprintln(c.err, "When they were written is not known:", err)
 		}

@@ -53,18 +53,24 @@ func parseMoment(text string, now time.Time) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("%q is no time: give one such as 15:04:05, \"2006-01-02 15:04:05\", 2006-01-02T15:04:05Z, or 10m for ten minutes ago", text)
 }
 
+// past is what is asked of a cluster about its earlier revisions.
+type past struct {
+	c   *ctl
+	cli *clientv3.Client
+}
+
 // errNoTimes is what servers say that are not Belay, or are not reached by HTTP.
 var errNoTimes = errors.New("no endpoint knows when which revision was written: members of Belay do, and tell it on the port that answers /metrics; " +
 	"etcd does not, so name a revision")
 
 // sightings asks all endpoints what they know. The error is errNoTimes, with why, if none knows
 // anything.
-func (c *ctl) sightings(ctx context.Context, cli *clientv3.Client, query url.Values) (known []timemap.Answer, err error) {
-	transport := &http.Transport{TLSClientConfig: c.tls}
+func (p past) sightings(ctx context.Context, query url.Values) (known []timemap.Answer, err error) {
+	transport := &http.Transport{TLSClientConfig: p.c.tls}
 	defer transport.CloseIdleConnections()
 	var why error
-	for _, endpoint := range cli.Endpoints() {
-		a, err := askSightings(ctx, &http.Client{Transport: transport}, httpBase(endpoint, c.tls != nil), query)
+	for _, endpoint := range p.cli.Endpoints() {
+		a, err := askSightings(ctx, &http.Client{Transport: transport}, httpBase(endpoint, p.c.tls != nil), query)
 		if err != nil {
 			why = fmt.Errorf("%s: %w", endpoint, err)
 			continue
@@ -119,11 +125,11 @@ func askSightings(ctx context.Context, client *http.Client, base string, query u
 
 // revisionAt is the newest revision at t as far as a member had seen it, and tells the user on
 // standard error which one it took.
-func (c *ctl) revisionAt(ctx context.Context, cli *clientv3.Client, t time.Time) (int64, error) {
+func (p past) revisionAt(ctx context.Context, t time.Time) (int64, error) {
 	if now := time.Now(); t.After(now.Add(time.Second)) {
 		return 0, failf(codeBadArgs, "%s is in the future", stamp(t))
 	}
-	known, err := c.sightings(ctx, cli, url.Values{"at": {t.UTC().Format(time.RFC3339Nano)}})
+	known, err := p.sightings(ctx, url.Values{"at": {t.UTC().Format(time.RFC3339Nano)}})
 	if err != nil {
 		return 0, fail(codeError, err)
 	}
@@ -159,7 +165,7 @@ func (c *ctl) revisionAt(ctx context.Context, cli *clientv3.Client, t time.Time)
 			text += ", and when what is between was written is not known"
 		}
 	}
-	fmt.Fprintln(c.err, text)
+	fmt.Fprintln(p.c.err, text)
 	return best.From.Revision, nil
 }
 
@@ -168,7 +174,7 @@ func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") 
 
 // writtenAt says when revisions were written, by the member that saw each first. Those that nobody
 // knows are missing.
-func (c *ctl) writtenAt(ctx context.Context, cli *clientv3.Client, revisions []int64) (map[int64]timemap.Interval, error) {
+func (p past) writtenAt(ctx context.Context, revisions []int64) (map[int64]timemap.Interval, error) {
 	when := make(map[int64]timemap.Interval, len(revisions))
 	for len(revisions) > 0 {
 		n := min(len(revisions), timemap.MaxQuestions)
@@ -177,7 +183,7 @@ func (c *ctl) writtenAt(ctx context.Context, cli *clientv3.Client, revisions []i
 			query.Add("of", strconv.FormatInt(rev, 10))
 		}
 		revisions = revisions[n:]
-		known, err := c.sightings(ctx, cli, query)
+		known, err := p.sightings(ctx, query)
 		if err != nil {
 			return nil, err
 		}
@@ -209,7 +215,7 @@ func (c *ctl) atFlag(cmd *cobra.Command, usage string) func(ctx context.Context,
 		if err != nil {
 			return 0, fail(codeBadArgs, fmt.Errorf("--at: %w", err))
 		}
-		return c.revisionAt(ctx, cli, t)
+		return past{c, cli}.revisionAt(ctx, t)
 	}
 }
 
@@ -234,16 +240,16 @@ func oldestRevision(ctx context.Context, cli *clientv3.Client) (int64, error) {
 }
 
 // explainCompacted says plainly what compaction took, if err is that.
-func (c *ctl) explainCompacted(ctx context.Context, cli *clientv3.Client, rev int64, err error) error {
+func (p past) explainCompacted(ctx context.Context, rev int64, err error) error {
 	if !errors.Is(err, rpctypes.ErrCompacted) {
 		return err
 	}
-	oldest, oerr := oldestRevision(ctx, cli)
+	oldest, oerr := oldestRevision(ctx, p.cli)
 	if oerr != nil {
 		return err
 	}
 	when := func(rev int64) string {
-		known, err := c.writtenAt(ctx, cli, []int64{rev})
+		known, err := p.writtenAt(ctx, []int64{rev})
 		if at, ok := known[rev]; err == nil && ok {
 			return " (written " + stamp(at.To.Time) + ")"
 		}

@@ -52,7 +52,7 @@ transaction: if the key changes meanwhile, nothing is written. The lease that it
 		case seen != 0:
 			rev = seen
 		}
-		done, err := c.restoreKey(ctx, cli, args[0], rev, dryRun)
+		done, err := past{c, cli}.restoreKey(ctx, args[0], rev, dryRun)
 		if err != nil {
 			return err
 		}
@@ -63,9 +63,9 @@ transaction: if the key changes meanwhile, nothing is written. The lease that it
 	return cmd
 }
 
-func (c *ctl) restoreKey(ctx context.Context, cli *clientv3.Client, key string, rev int64, dryRun bool) (*restored, error) {
+func (p past) restoreKey(ctx context.Context, key string, rev int64, dryRun bool) (*restored, error) {
 	one := func(opts ...clientv3.OpOption) (*mvccpb.KeyValue, error) {
-		resp, err := cli.Get(ctx, key, opts...)
+		resp, err := p.cli.Get(ctx, key, opts...)
 		if err != nil || len(resp.Kvs) == 0 {
 			return nil, err
 		}
@@ -73,7 +73,7 @@ func (c *ctl) restoreKey(ctx context.Context, cli *clientv3.Client, key string, 
 	}
 	was, err := one(clientv3.WithRev(rev))
 	if err != nil {
-		return nil, c.explainCompacted(ctx, cli, rev, err)
+		return nil, p.explainCompacted(ctx, rev, err)
 	}
 	is, err := one()
 	if err != nil {
@@ -90,13 +90,13 @@ func (c *ctl) restoreKey(ctx context.Context, cli *clientv3.Client, key string, 
 	default:
 		done.Action, done.Bytes, op = "put", len(was.Value), clientv3.OpPut(key, string(was.Value))
 		if was.Lease != 0 {
-			fmt.Fprintf(c.err, "At revision %d the key had lease %016x; it is restored without one.\n", rev, was.Lease)
+			fmt.Fprintf(p.c.err, "At revision %d the key had lease %016x; it is restored without one.\n", rev, was.Lease)
 		}
 	}
 	if dryRun {
 		return done, nil
 	}
-	resp, err := cli.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", is.GetModRevision())).Then(op).Commit()
+	resp, err := p.cli.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", is.GetModRevision())).Then(op).Commit()
 	if err != nil {
 		return nil, err
 	}
