@@ -19,8 +19,8 @@
 // asks several members takes the earliest sighting. The map is not replicated, so that members of
 // etcd beside it know nothing of it, and a wrong clock spoils one member's only.
 //
-// If the clock goes back, points beyond it are dropped; if the revision does (data was restored from
-// a backup), so are those of the revisions that no longer exist.
+// If the clock goes back, points beyond it are dropped. A member that starts after a crash has a
+// lower revision than before until it has replayed its log; until then nothing is noted.
 //
 // # On disk
 //

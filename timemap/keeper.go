@@ -106,6 +106,7 @@ func Keep(dir string, revision func() int64, logger *zap.Logger) *Keeper {
 		k.path, k.temp = dir+string(os.PathSeparator)+fileName, dir+string(os.PathSeparator)+tempName
 		k.read()
 	}
+	k.take(time.Now()) // what is written from now on is later
 	go k.sample()
 	go k.writeAll()
 	return k

@@ -50,7 +50,8 @@ type Map struct {
 // note records that rev is the newest revision at now, and returns the points that are new: none if
 // nothing was written since the last call; two if nothing had been written for a while, since then
 // the end of that while is known as well. replaced: points were dropped, and a file of them has to
-// be written anew. rev 0 is not known yet.
+// be written anew. rev 0 is not known yet, and one below what is known is that of a member that
+// replays its log after a crash.
 func (m *Map) note(now time.Time, rev int64) (added []point, replaced bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -58,11 +59,14 @@ func (m *Map) note(now time.Time, rev int64) (added []point, replaced bool) {
 		return nil, false
 	}
 	p := point{now.UnixMilli(), rev}
-	keep := sort.Search(len(m.points), func(i int) bool { return m.points[i].at >= p.at || m.points[i].rev > p.rev })
+	if n := len(m.points); n > 0 && rev < m.points[n-1].rev {
+		return nil, false
+	}
+	keep := sort.Search(len(m.points), func(i int) bool { return m.points[i].at >= p.at })
 	if keep < len(m.points) {
 		m.points, replaced = m.points[:keep], true
 	}
-	if p.at < m.seen.at || p.rev < m.seen.rev {
+	if p.at < m.seen.at {
 		m.seen = point{}
 	}
 	n := len(m.points)

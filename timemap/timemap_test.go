@@ -72,7 +72,7 @@ func TestQuestions(t *testing.T) {
 	}
 }
 
-// A clock that goes back, and data that does, replace what they contradict.
+// A clock that goes back replaces what it contradicts.
 func TestBackwards(t *testing.T) {
 	var m Map
 	for s := range 10 {
@@ -84,14 +84,26 @@ func TestBackwards(t *testing.T) {
 	if in := m.At(at(7)); sec(in.From) != 5 || rev(in.From) != 30 || in.To != nil {
 		t.Errorf("after the clock went back: %+v, %+v", in.From, in.To)
 	}
-	if _, replaced := m.note(at(6), 12); !replaced {
-		t.Error("the data went back, and the file is not written anew")
+}
+
+// A member that replays its log after a crash does not forget what it knew before it.
+func TestReplay(t *testing.T) {
+	var m Map
+	for s := range 10 {
+		m.note(at(s), int64(10+s))
 	}
-	if in := m.Of(13); sec(in.From) != 2 || in.To != nil {
-		t.Errorf("after the data went back: %+v, %+v", in.From, in.To)
+	for s, rev := range []int64{1, 15, 18} {
+		if added, replaced := m.note(at(20+s), rev); len(added) > 0 || replaced {
+			t.Errorf("revision %d: %v, %v", rev, added, replaced)
+		}
 	}
-	if in := m.At(at(3)); rev(in.From) != 12 {
-		t.Errorf("what was right before is gone: %+v", in.From)
+	m.note(at(24), 19)
+	m.note(at(25), 20)
+	if in := m.Of(15); sec(in.From) != 4 || sec(in.To) != 5 {
+		t.Errorf("revision 15: %+v, %+v", in.From, in.To)
+	}
+	if in := m.Of(20); sec(in.From) != 24 || sec(in.To) != 25 {
+		t.Errorf("revision 20: %+v, %+v", in.From, in.To)
 	}
 }
 
