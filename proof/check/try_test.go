@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -64,26 +63,14 @@ func screen(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, stdin io
 	return cmd, stdin, out, done
 }
 
-// basePort finds n ports in a row.
+// basePort finds n ports in a row, which no other test gets.
 func basePort(t *testing.T, n int) int {
 	t.Helper()
-search:
-	for range 1000 {
-		base, err := cluster.FreePort()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := 1; i < n; i++ {
-			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+i))
-			if err != nil {
-				continue search
-			}
-			_ = l.Close()
-		}
-		return base
+	base, err := cluster.FreePorts(n)
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free ports in a row")
-	return 0
+	return base
 }
 
 // withoutClientVariables is our environment without what a client would take from it.
