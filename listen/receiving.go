@@ -259,6 +259,9 @@ func (c *receivingConn) takeResets() {
 	defer c.mu.Unlock()
 	for _, id := range c.reset {
 		c.forget(id)
+		if c.data > 0 && c.stream == id { // amid one of its frames, which must not bring it back
+			c.skip, c.data, c.half = c.data+c.padding, 0, half{}
+		}
 		c.late[c.lates%len(c.late)] = id
 		c.lates++
 	}

@@ -379,6 +379,35 @@ func TestTooMuchIsTold(t *testing.T) {
 	eventually(t, "the next half message", func() bool { return recv.Held() > 0 })
 }
 
+// A stream that the server resets while one of its frames is arriving leaves nothing behind.
+func TestResetAmidAFrame(t *testing.T) {
+	for _, padding := range []int{0, 7} {
+		for cut := 1; cut < 2*(frameHeaderBytes+40); cut++ {
+			var in bytes.Buffer
+			framer := http2.NewFramer(&in, nil)
+			message := append(binary.BigEndian.AppendUint32([]byte{0}, 1000), make([]byte, 75)...)
+			for _, part := range [][]byte{message[:40], message[40:]} {
+				if err := framer.WriteDataPadded(1, false, part, make([]byte, padding)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := framer.WriteRSTStream(1, http2.ErrCodeCancel); err != nil {
+				t.Fatal(err)
+			}
+			r := NewReceiving(1<<20, nil)
+			c := r.watch(&scripted{}).(*receivingConn)
+			c.skip = 0
+			c.follow(in.Bytes()[:cut])
+			c.reset = append(c.reset, 1)
+			c.takeResets()
+			c.follow(in.Bytes()[cut:])
+			if held := r.Held(); held != 0 || len(c.halves) > 0 || c.skip != 0 || c.data != 0 || c.heads != 0 {
+				t.Fatalf("padding %d, reset after %d bytes: %d held, %d streams", padding, cut, held, len(c.halves))
+			}
+		}
+	}
+}
+
 // Honest clients: many large requests at once, and some that are too large, leave nothing behind.
 func TestLargeRequestsAreServed(t *testing.T) {
 	recv := NewReceiving(512<<20, func(closed bool, held int64, remote string) { t.Errorf("refused with %d held", held) })

@@ -86,7 +86,6 @@ type process struct {
 	grew     counters // in this interval
 	here     bool     // a file of it that is open for writing was seen on the disk
 	away     bool     // ... on another one
-	looked   bool     // its files could be looked at in this interval
 	lookedAt time.Time
 }
 

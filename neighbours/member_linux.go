@@ -153,6 +153,7 @@ func Ports(pid int) []string {
 	}
 	const listening = 10
 	var all []string
+	//lint:ignore SA1019 it is asked once; netlink would be another dependency
 	for _, table := range []func() (procfs.NetTCP, error){fs.NetTCP, fs.NetTCP6} {
 		lines, err := table()
 		if err != nil {

@@ -434,7 +434,7 @@ func (c *cluster) command(words []string) (quit bool, err error) {
 // control starts or stops a member.
 func (c *cluster) control(words []string) error {
 	if len(words) != 2 {
-		return fmt.Errorf("%s which member? There are %s.", words[0], c.state())
+		return fmt.Errorf("%s which member? There are %s", words[0], c.state())
 	}
 	name, err := c.named(words[1])
 	if err != nil {

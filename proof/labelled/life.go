@@ -41,21 +41,20 @@ const (
 
 // life is one cluster, from its start to its end.
 type life struct {
-	kind     cluster.Kind
-	dir      string // of what is kept
-	work     string // of disks and data; goes
-	binary   string
-	slowfs   string
-	machine  *sync.RWMutex // held for writing by a fault that takes the whole machine
-	verbose  func(format string, args ...any)
-	c        *cluster.Cluster
-	net      *inject.Network
-	disks    []*inject.Disk
-	leader   int
-	term     uint64
-	recent   map[string]time.Time // when a fault was last made, by what Belay would say of it
-	load     *clients
-	restarts []string
+	kind    cluster.Kind
+	dir     string // of what is kept
+	work    string // of disks and data; goes
+	binary  string
+	slowfs  string
+	machine *sync.RWMutex // held for writing by a fault that takes the whole machine
+	verbose func(format string, args ...any)
+	c       *cluster.Cluster
+	net     *inject.Network
+	disks   []*inject.Disk
+	leader  int
+	term    uint64
+	recent  map[string]time.Time // when a fault was last made, by what Belay would say of it
+	load    *clients
 }
 
 // serve starts a cluster and has it meet incidents, until next has no more for it, its time is

@@ -236,7 +236,8 @@ func ruleTransfer(c *court) (found []verdict) {
 
 // ruleEnded is about processes that ended and said so, or of which somebody else did.
 func ruleEnded(c *court) (found []verdict) {
-	for _, e := range c.of("", kindPanic) {
+	if panics := c.of("", kindPanic); len(panics) > 0 {
+		e := panics[0]
 		found = append(found, verdict{
 			id: "crashed", member: e.Member, weight: 94, severity: c.fault(), confidence: report.Certain, what: or(e.Member, "a member") + " crashed by itself",
 			evidence: quote([]*Event{e}, 1), do: []string{"its last lines say why; a panic is a bug of the server or damage on its disk: keep the data directory until that is clear"},
@@ -245,7 +246,6 @@ func ruleEnded(c *court) (found []verdict) {
 			v.id, v.what = "disk-error", or(e.Member, "a member")+" ended because its disk fails: writing gave an error"
 			v.do = []string{"look at the kernel's log (`journalctl -k`) and at the disk; replace the member rather than start it again on that disk"}
 		}
-		break
 	}
 	for _, e := range c.of("", kindOOM, kindKilled) {
 		v := verdict{id: "killed", member: e.Member, weight: 93, severity: c.fault(), confidence: report.Certain, what: "the process of " + or(e.Member, "a member") + " was killed", evidence: quote([]*Event{e}, 1)}

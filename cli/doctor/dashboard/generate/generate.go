@@ -70,6 +70,7 @@ func generate(kind rules.Kind) ([]byte, error) {
 	source := common.DataSourceRef{Type: text("prometheus"), Uid: text("${datasource}")}
 	asks := func(q string) dashboard.StringOrMap { return dashboard.StringOrMap{String: &q} }
 	has := "etcd_server_has_leader{" + dashboards.Selector
+	//lint:ignore SA1019 dashboards of version 2 need Grafana 12
 	b := dashboard.NewDashboardBuilder(title).Uid(uid).Tags([]string{"etcd", "belay-doctor"}).
 		Description(fmt.Sprintf("Members, latency, disk, network, size, watches and process of a cluster of %s. Made by belay doctor dashboard.", title)).
 		Refresh(dashboards.Refresh).Time("now-1h", "now").Timezone("browser").Tooltip(dashboard.DashboardCursorSyncCrosshair).
