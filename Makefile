@@ -29,7 +29,7 @@ test: tools ## all tests, and the checks at their default length
 	go test -count=1 -timeout 30m ./proof/check || status=1; \
 	go test -count=1 -timeout 30m ./proof/clients || status=1; \
 	go test -count=1 -timeout 10m ./proof/fuzzrpc ./proof/abuse || status=1; \
-	go test -timeout 30m -v ./proof/sim -sim.budget 100s | grep -v '^=== \|^    --- PASS' || status=1; \
+	go test -timeout 30m -v ./proof/sim -sim.budget 70s | grep -v '^=== \|^    --- PASS' || status=1; \
 	$(MAKE) --no-print-directory invariants || status=1; \
 	exit $$status
 
