@@ -160,9 +160,15 @@ func (r *rig) send(to *rig) {
 	r.t.Helper()
 	pr, pw := io.Pipe()
 	v := r.st.View()
+	sent := make(chan struct{})
 	go func() {
+		defer close(sent)
 		defer v.Close()
 		pw.CloseWithError(r.st.WriteSnapshot(context.Background(), v, pw))
+	}()
+	defer func() { // the view is closed before its store is
+		pr.Close()
+		<-sent
 	}()
 	in, err := to.st.ReceiveSnapshot(context.Background(), pr)
 	if err != nil {
