@@ -186,18 +186,7 @@ func (b *building) count(f *snapshotfile.Reader) (err error) {
 			r.Versions++
 		}
 	}
-	if err := f.Leases(func(int64, int64, int64) error { r.Leases++; return nil }); err != nil {
-		return err
-	}
-	return f.Auth(func(bucket, _ string, _ []byte) error {
-		switch bucket {
-		case "authUsers":
-			r.Users++
-		case "authRoles":
-			r.Roles++
-		}
-		return nil
-	})
+	return r.countLeasesAndUsers(f.Leases, f.Auth)
 }
 
 // clusterOf is what etcd's database says of the cluster, as of the entry that it has applied.

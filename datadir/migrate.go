@@ -63,6 +63,23 @@ type Moved struct {
 	Notes  []string
 }
 
+// countLeasesAndUsers counts what leases and auth call their argument for, as a snapshotfile.Content
+// and a snapshotfile.Reader do.
+func (m *Moved) countLeasesAndUsers(leases func(func(id, ttl, remaining int64) error) error, auth func(func(bucket, name string, value []byte) error) error) error {
+	if err := leases(func(int64, int64, int64) error { m.Leases++; return nil }); err != nil {
+		return err
+	}
+	return auth(func(bucket, _ string, _ []byte) error {
+		switch bucket {
+		case "authUsers":
+			m.Users++
+		case "authRoles":
+			m.Roles++
+		}
+		return nil
+	})
+}
+
 const (
 	migratingDir = "member.migrating" // becomes member when it is complete
 	keptEtcd     = "member.etcd"      // what an exchange leaves

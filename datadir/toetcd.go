@@ -198,18 +198,7 @@ func (b *building) countView(ctx context.Context, view *mvcc.View) error {
 	if err != nil {
 		return err
 	}
-	if err := content.Leases(func(int64, int64, int64) error { r.Leases++; return nil }); err != nil {
-		return err
-	}
-	return content.Auth(func(bucket, _ string, _ []byte) error {
-		switch bucket {
-		case "authUsers":
-			r.Users++
-		case "authRoles":
-			r.Roles++
-		}
-		return nil
-	})
+	return r.countLeasesAndUsers(content.Leases, content.Auth)
 }
 
 // writeDatabase makes etcd's database, durably.

@@ -77,7 +77,7 @@ func (w *witness) keep() {
 	last := evidence.FirstStart
 	if w.cfg.onDisk() {
 		var err error
-		w.keeper, err = evidence.Keep(w.ring, w.cfg.FS.PathJoin(w.cfg.DataDir, "member"))
+		w.keeper, err = evidence.Keep(w.ring, w.cfg.paths().Member)
 		if err != nil {
 			w.logger.Warn("the record of earlier events cannot be read", zap.Error(err))
 		}

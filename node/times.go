@@ -13,7 +13,7 @@ import (
 func (n *Node) startTimes() {
 	dir := ""
 	if n.cfg.onDisk() {
-		dir = n.cfg.FS.PathJoin(n.cfg.DataDir, "member")
+		dir = n.cfg.paths().Member
 	}
 	n.times.Store(timemap.Keep(dir, n.kv.Revision, n.logger))
 }

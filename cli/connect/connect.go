@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -185,6 +186,23 @@ func (f *Flags) Spec(endpoints []string, auth *clientv3.AuthConfig) *clientv3.Co
 		Secure:             secure,
 		Auth:               auth,
 	}
+}
+
+// HTTPBase is where the server at an endpoint of clients speaks HTTP: scheme and host. An endpoint
+// without a scheme has https if secure. It is "" for unix sockets, and for what is no endpoint.
+func HTTPBase(endpoint string, secure bool) string {
+	if !strings.Contains(endpoint, "://") {
+		if secure {
+			endpoint = "https://" + endpoint
+		} else {
+			endpoint = "http://" + endpoint
+		}
+	}
+	u, err := url.Parse(endpoint)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" {
+		return ""
+	}
+	return u.Scheme + "://" + u.Host
 }
 
 // AskPassword reads one line from in, without echo if that is a terminal, and not a byte more: what

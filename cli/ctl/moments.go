@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/belaydb/belay/cli/connect"
 	"github.com/belaydb/belay/timemap"
 )
 
@@ -70,7 +71,7 @@ func (p past) sightings(ctx context.Context, query url.Values) (known []timemap.
 	defer transport.CloseIdleConnections()
 	var why error
 	for _, endpoint := range p.cli.Endpoints() {
-		a, err := askSightings(ctx, &http.Client{Transport: transport}, httpBase(endpoint, p.c.tls != nil), query)
+		a, err := askSightings(ctx, &http.Client{Transport: transport}, connect.HTTPBase(endpoint, p.c.tls != nil), query)
 		if err != nil {
 			why = fmt.Errorf("%s: %w", endpoint, err)
 			continue
@@ -83,22 +84,10 @@ func (p past) sightings(ctx context.Context, query url.Values) (known []timemap.
 	return known, nil
 }
 
-// httpBase is where an endpoint speaks HTTP.
-func httpBase(endpoint string, secure bool) string {
-	if scheme, rest, ok := strings.Cut(endpoint, "://"); ok {
-		if scheme != "http" && scheme != "https" {
-			return endpoint // net/http says that it cannot
-		}
-		host, _, _ := strings.Cut(rest, "/")
-		return scheme + "://" + host
-	}
-	if secure {
-		return "https://" + endpoint
-	}
-	return "http://" + endpoint
-}
-
 func askSightings(ctx context.Context, client *http.Client, base string, query url.Values) (a timemap.Answer, err error) {
+	if base == "" {
+		return a, errors.New("it is not reached by HTTP")
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+timemap.Path+"?"+query.Encode(), nil)
 	if err != nil {
 		return a, err

@@ -5,32 +5,22 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/belaydb/belay/cli/doctor/live"
 )
 
 // A Record is what a member of Belay answers at /debug/belay/events, as far as it counts here
 // (docs/operations.md, Incidents).
 type Record struct {
-	Member   string    `json:"member_id"`
-	Name     string    `json:"name"`
-	Now      string    `json:"now"` // by its own clock, as all times in it
-	Leader   string    `json:"leader_id"`
-	Term     uint64    `json:"term"`
-	Verdicts []Verdict `json:"verdicts"`
-	Events   []Event   `json:"events"`
+	Member   string         `json:"member_id"`
+	Name     string         `json:"name"`
+	Now      string         `json:"now"` // by its own clock, as all times in it
+	Leader   string         `json:"leader_id"`
+	Term     uint64         `json:"term"`
+	Verdicts []live.Verdict `json:"verdicts"`
+	Events   []Event        `json:"events"`
 
 	got time.Time // by the clock here
-}
-
-// A Verdict is one that a member gave while it led.
-type Verdict struct {
-	Time     string   `json:"time"`
-	Incident string   `json:"incident"`
-	Cause    string   `json:"cause"`
-	Members  []string `json:"members"`
-	Links    []string `json:"links"`
-	Evidence []string `json:"evidence"`
-	Advice   string   `json:"advice"`
-	Missing  []string `json:"missing"`
 }
 
 // An Event is one that a member recorded.
@@ -147,7 +137,7 @@ func (t *Tracker) belayCause(c *change) (why Report, decided bool) {
 	}
 	for _, v := range r.Verdicts {
 		if within(v.Time) && !strings.HasPrefix(v.Incident, nearMiss) {
-			return v.why(), true
+			return whyOf(&v), true
 		}
 	}
 	// Of a life of its process before this one there is the event alone.
@@ -157,21 +147,21 @@ func (t *Tracker) belayCause(c *change) (why Report, decided bool) {
 			continue
 		}
 		if v, ok := parseJudged(e.Note); ok {
-			return v.why(), true
+			return whyOf(&v), true
 		}
 	}
 	return why, false
 }
 
 // parseJudged reads "election: m1 leads, before it m2; cause partition; members m2; evidence; ...".
-func parseJudged(note string) (v Verdict, ok bool) {
+func parseJudged(note string) (v live.Verdict, ok bool) {
 	incident, rest, ok1 := strings.Cut(note, "; cause ")
 	cause, rest, ok2 := strings.Cut(rest, "; members ")
 	if !ok1 || !ok2 {
 		return v, false
 	}
 	members, evidence, _ := strings.Cut(rest, "; ")
-	v = Verdict{Incident: incident, Cause: cause}
+	v = live.Verdict{Incident: incident, Cause: cause}
 	if members != "" {
 		v.Members = strings.Split(members, ", ")
 	}
@@ -181,8 +171,8 @@ func parseJudged(note string) (v Verdict, ok bool) {
 	return v, true
 }
 
-// why is the verdict in a Report's fields.
-func (v *Verdict) why() Report {
+// whyOf is the verdict in a Report's fields.
+func whyOf(v *live.Verdict) Report {
 	r := Report{Member: strings.Join(v.Members, ", "), Cause: v.Cause, Sure: likely, Evidence: v.Evidence, Advice: v.Advice}
 	if r.Member == "" {
 		r.Member = strings.Join(v.Links, ", ")

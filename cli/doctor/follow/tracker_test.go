@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/belaydb/belay/cli/doctor/live"
 	"github.com/belaydb/belay/cli/doctor/metrics"
 )
 
@@ -17,7 +18,7 @@ func at(seconds float64) time.Time { return noon.Add(time.Duration(seconds * flo
 
 // belay is a member of Belay with an id, as it answers at a time. Events are of the seconds after noon
 // that they name.
-func belay(now float64, id uint64, leader, term uint64, events []Event, verdicts ...Verdict) Seen {
+func belay(now float64, id uint64, leader, term uint64, events []Event, verdicts ...live.Verdict) Seen {
 	r := &Record{Member: fmt.Sprintf("%x", id), Name: fmt.Sprintf("m%d", id), Leader: fmt.Sprintf("%x", leader), Term: term, Verdicts: verdicts, got: at(now)}
 	for _, e := range events {
 		e.Time = at(e.Ago).Format(time.RFC3339Nano)
@@ -46,8 +47,8 @@ func expect(t *testing.T, what string, have []string, want ...string) {
 	}
 }
 
-func verdict(after float64, incident, cause string, members ...string) Verdict {
-	return Verdict{Time: at(after).Format(time.RFC3339Nano), Incident: incident, Cause: cause, Members: members, Evidence: []string{"it was seen"}, Advice: "look"}
+func verdict(after float64, incident, cause string, members ...string) live.Verdict {
+	return live.Verdict{Time: at(after).Format(time.RFC3339Nano), Incident: incident, Cause: cause, Members: members, Evidence: []string{"it was seen"}, Advice: "look"}
 }
 
 func TestBelay(t *testing.T) {

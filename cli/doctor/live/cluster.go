@@ -73,25 +73,29 @@ type Certificate struct {
 
 // Events are what a member of Belay remembers of its troubles (docs/operations.md, Incidents).
 type Events struct {
-	MemberID string  `json:"member_id"`
-	Name     string  `json:"name"`
-	Uptime   float64 `json:"uptime_seconds"`
-	Now      string  `json:"now"` // by its own clock
-	Verdicts []struct {
-		Time     string   `json:"time"`
-		Incident string   `json:"incident"`
-		Cause    string   `json:"cause"`
-		Members  []string `json:"members"`
-		Links    []string `json:"links"`
-		Evidence []string `json:"evidence"`
-		Advice   string   `json:"advice"`
-	} `json:"verdicts"`
-	Links []struct {
+	MemberID string    `json:"member_id"`
+	Name     string    `json:"name"`
+	Uptime   float64   `json:"uptime_seconds"`
+	Now      string    `json:"now"` // by its own clock
+	Verdicts []Verdict `json:"verdicts"`
+	Links    []struct {
 		Peer string  `json:"peer"`
 		RTT  float64 `json:"rtt_seconds"`
 		Tail float64 `json:"rtt_tail_seconds"`
 		Late int     `json:"late_of_last_30"`
 	} `json:"links"`
+}
+
+// A Verdict is one that a member gave while it led.
+type Verdict struct {
+	Time     string   `json:"time"`
+	Incident string   `json:"incident"`
+	Cause    string   `json:"cause"`
+	Members  []string `json:"members"`
+	Links    []string `json:"links"`
+	Evidence []string `json:"evidence"`
+	Advice   string   `json:"advice"`
+	Missing  []string `json:"missing"`
 }
 
 // silent tells whether no member answers at all.

@@ -24,6 +24,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/belaydb/belay/cli/connect"
 	"github.com/belaydb/belay/cli/doctor/metrics"
 )
 
@@ -229,21 +230,7 @@ func (g *gatherer) read(ctx context.Context, m *Member) Answer {
 }
 
 // base is where a member speaks HTTP on its client port; "" for unix sockets.
-func (g *gatherer) base(m *Member) string {
-	ep := m.Endpoint
-	if !strings.Contains(ep, "://") {
-		if g.o.Client.TLS != nil {
-			ep = "https://" + ep
-		} else {
-			ep = "http://" + ep
-		}
-	}
-	u, err := url.Parse(ep)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" {
-		return ""
-	}
-	return u.Scheme + "://" + u.Host
-}
+func (g *gatherer) base(m *Member) string { return connect.HTTPBase(m.Endpoint, g.o.Client.TLS != nil) }
 
 func (g *gatherer) get(ctx context.Context, address string) (body []byte, header http.Header, err error) {
 	body, resp, err := g.answer(ctx, address)
