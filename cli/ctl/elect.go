@@ -166,9 +166,13 @@ func (c *ctl) runLocked(mutex *concurrency.Mutex, command []string) error {
 		select {
 		case <-ended:
 		case s := <-signals:
-			signal.Stop(signals)
 			if s == syscall.SIGTERM {
 				_ = cmd.Process.Signal(s) // it has ended, or this system has no such thing
+			}
+			select {
+			case <-ended:
+			case s = <-signals:
+				interrupt.Raise(s)
 			}
 		}
 	}()

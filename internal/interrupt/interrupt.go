@@ -2,11 +2,11 @@
 //
 // A command that holds nothing does not need it: without a handler a signal ends the process. One
 // that has something to release (a lock, a partly made directory) uses a context that ends with the
-// signal. After that signals are no longer caught, so a second one ends the process at once; and a
-// command that still runs after Grace, because a server or a disk does not answer, ends as if it
-// had never caught the first.
+// signal. A second signal ends the process at once; and a command that still runs after Grace,
+// because a server or a disk does not answer, ends as if it had never caught the first.
 //
-// Files: interrupt.go; raise_unix.go and raise_windows.go, how a process ends by a signal.
+// Files: interrupt.go; raise_unix.go and raise_windows.go, how a process ends by a signal;
+// forget_linux.go and forget_other.go, how a signal gets its default effect.
 package interrupt
 
 import (
@@ -39,13 +39,14 @@ func within(parent context.Context, grace time.Duration) (context.Context, conte
 		case <-stopped:
 			return
 		case s := <-signals:
-			signal.Stop(signals)
 			cancel()
 			timer := time.NewTimer(grace)
 			defer timer.Stop()
 			select {
 			case <-stopped:
 			case <-timer.C:
+				Raise(s)
+			case s = <-signals:
 				Raise(s)
 			}
 		}
