@@ -26,7 +26,8 @@
 // and TestEncodeEqualsProto check.
 //
 // Files: entry.go (Entry, Result, Change), member.go (Member, its ids and JSON), encode.go,
-// decode.go (payloads), check.go (whether a payload can be decoded), id.go (request ids).
+// decode.go (payloads), check.go (whether a payload can be decoded), id.go (request ids), stored.go
+// (what a store holds about the cluster itself).
 //
 // Sources: docs/compatibility.md, section 8; etcd server/etcdserver/api/membership (JSON forms),
 // pkg/idutil (ids).

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/raftlog"
@@ -23,7 +24,7 @@ import (
 
 // compareWith reads what was built for Belay and compares it with etcd's database and with what the
 // log is to hold.
-func (b *building) compareWith(ctx context.Context, paths Paths, f *snapshotfile.Reader, want *state.Stored, hs *raftpb.HardState, tail []*raftpb.Entry) (err error) {
+func (b *building) compareWith(ctx context.Context, paths Paths, f *snapshotfile.Reader, want *command.Stored, hs *raftpb.HardState, tail []*raftpb.Entry) (err error) {
 	parts, err := Look(FS(), paths)
 	if err != nil {
 		return err
@@ -71,18 +72,18 @@ func sameEntry(a, b *raftpb.Entry) bool {
 }
 
 // sameCluster compares members, alarms, versions and configuration.
-func sameCluster(a, b *state.Stored) error {
+func sameCluster(a, b *command.Stored) error {
 	sameIDs := func(a, b []uint64) bool {
 		return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 	}
-	alarms := func(s *state.Stored) map[string]bool {
+	alarms := func(s *command.Stored) map[string]bool {
 		set := map[string]bool{}
 		for _, a := range s.Alarms {
 			set[fmt.Sprint(a.MemberID, a.Alarm)] = true
 		}
 		return set
 	}
-	members := func(s *state.Stored) map[uint64]string {
+	members := func(s *command.Stored) map[uint64]string {
 		set := map[uint64]string{}
 		for _, m := range s.Members {
 			set[m.ID] = fmt.Sprintf("%q %q %q %v", m.Name, m.PeerURLs, m.ClientURLs, m.IsLearner)

@@ -138,7 +138,7 @@ func (b *building) fromEtcd(ctx context.Context, folder string, f *snapshotfile.
 }
 
 // judge says what an operator should know of the member.
-func (b *building) judge(s *state.Stored) {
+func (b *building) judge(s *command.Stored) {
 	r := b.r
 	r.Members, r.Alarms = len(s.Members), len(s.Alarms)
 	if s.Version != nil {
@@ -195,8 +195,8 @@ func (b *building) count(f *snapshotfile.Reader) (err error) {
 // the log's newest snapshot and the changes between; and the list of members may be ahead, since 3.4
 // writes down which entry it has applied only together with keys. Those that are ahead are added
 // again by the entries that follow.
-func clusterOf(folder string, f *snapshotfile.Reader, log *walfile.Contents) (s *state.Stored, err error) {
-	s = new(state.Stored)
+func clusterOf(folder string, f *snapshotfile.Reader, log *walfile.Contents) (s *command.Stored, err error) {
+	s = new(command.Stored)
 	if s.Alarms, err = f.Alarms(); err != nil {
 		return nil, err
 	}
@@ -413,7 +413,7 @@ func (r oldV2) request() (*pb.InternalRaftRequest, error) {
 
 // migrateStore fills a new store that has applied entry index. With index 0 it stays empty: the log
 // has everything.
-func migrateStore(ctx context.Context, dir string, f *snapshotfile.Reader, index, term uint64, s *state.Stored) (err error) {
+func migrateStore(ctx context.Context, dir string, f *snapshotfile.Reader, index, term uint64, s *command.Stored) (err error) {
 	st, err := store.Open(dir, store.Options{FS: FS()})
 	if err != nil {
 		return err

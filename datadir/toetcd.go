@@ -83,14 +83,14 @@ func (b *building) toEtcd(ctx context.Context, place func() error) (err error) {
 	r.Member, r.Cluster = log.MemberID, log.ClusterID
 	r.Applied, r.Term, r.Last = applied, term, applied+uint64(len(start.Tail))
 	r.Commit, r.VoteTerm, r.Vote = start.HardState.GetCommit(), start.HardState.GetTerm(), start.HardState.GetVote()
-	if err := b.countView(ctx, view); err != nil {
+	if err := b.countView(ctx, view, stored); err != nil {
 		return err
 	}
 	b.judge(stored)
 	if b.move.DryRun {
 		return nil
 	}
-	content, err := snapshotfile.ContentOf(view)
+	content, err := snapshotfile.ContentOf(view, stored)
 	if err != nil {
 		return err
 	}
@@ -163,7 +163,7 @@ func startOf(log *raftlog.Content, applied, term uint64) (walfile.Start, error) 
 }
 
 // lower sets the cluster's version to one that the etcd knows.
-func (b *building) lower(s *state.Stored, tail []*raftpb.Entry) error {
+func (b *building) lower(s *command.Stored, tail []*raftpb.Entry) error {
 	limit := semver.Version{Major: 3, Minor: b.move.ToEtcd.Minor}
 	if s.Version != nil && limit.LessThan(semver.Version{Major: s.Version.Major, Minor: s.Version.Minor}) {
 		b.note("the cluster's version is lowered from %s to %s", s.Version, &limit)
@@ -188,13 +188,13 @@ func (b *building) lower(s *state.Stored, tail []*raftpb.Entry) error {
 }
 
 // countView says what a store holds.
-func (b *building) countView(ctx context.Context, view *mvcc.View) error {
+func (b *building) countView(ctx context.Context, view *mvcc.View, stored *command.Stored) error {
 	r := b.r
 	r.Revision, r.Compacted = view.Rev(), view.CompactRevision()
 	if err := view.Revisions(ctx, func(int64, int64, bool, []byte) error { r.Versions++; return nil }); err != nil {
 		return err
 	}
-	content, err := snapshotfile.ContentOf(view)
+	content, err := snapshotfile.ContentOf(view, stored)
 	if err != nil {
 		return err
 	}
@@ -223,7 +223,7 @@ func writeDatabase(ctx context.Context, folder string, c snapshotfile.Content) (
 }
 
 // compareEtcd reads what was built for etcd and compares it with Belay's store and log.
-func (b *building) compareEtcd(ctx context.Context, folder, wal string, view *mvcc.View, want *state.Stored, start walfile.Start) error {
+func (b *building) compareEtcd(ctx context.Context, folder, wal string, view *mvcc.View, want *command.Stored, start walfile.Start) error {
 	log, err := walfile.Read(wal, start.Snapshot.Index)
 	if err != nil {
 		return err

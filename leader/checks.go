@@ -130,13 +130,13 @@ func (c *Corruption) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-periodic:
-			if c.cfg.Raft.Status().IsLeader() {
+			if leads(c.cfg.Raft) {
 				if err := c.periodic(ctx); err != nil && ctx.Err() == nil {
 					c.cfg.Logger.Warn("failed to check hash KV", zap.Error(err))
 				}
 			}
 		case <-compaction:
-			if c.cfg.Raft.Status().IsLeader() {
+			if leads(c.cfg.Raft) {
 				c.compaction(ctx)
 			}
 		}

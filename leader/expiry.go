@@ -11,7 +11,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/lease"
-	"github.com/belaydb/belay/replica"
 )
 
 // The leader's part in leases: only it decides that one has expired, by an entry that revokes it;
@@ -71,17 +70,17 @@ type tenure struct {
 	term uint64
 }
 
-// tenureOf derives it from raft's status.
-func tenureOf(st replica.Status) tenure {
-	switch {
-	case st.IsLeader():
-		return tenure{true, st.Term}
-	case st.State == raft.StateCandidate:
+// tenureOf derives it from raft's state and term.
+func tenureOf(state raft.StateType, term uint64) tenure {
+	switch state {
+	case raft.StateLeader:
+		return tenure{true, term}
+	case raft.StateCandidate:
 		// It does not lead in this term yet, but may: demoting the term would refuse its promotion,
 		// and no lease would expire in the whole term.
-		return tenure{false, st.Term - 1}
+		return tenure{false, term - 1}
 	}
-	return tenure{false, st.Term}
+	return tenure{false, term}
 }
 
 // holds reports whether the member is still the leader of a term.
@@ -91,7 +90,7 @@ func (t tenure) holds(term uint64) bool { return t.leads && t.term == term }
 func (e *Expiry) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		changed := e.cfg.Raft.LeaderChanged()
-		t := tenureOf(e.cfg.Raft.Status())
+		t := tenureOf(e.cfg.Raft.Role())
 		if t.leads {
 			e.lead(ctx, t.term, changed)
 			continue
@@ -124,7 +123,7 @@ func (e *Expiry) lead(ctx context.Context, term uint64, changed <-chan struct{})
 		case <-time.After(e.cfg.Retry):
 		}
 	}
-	if !tenureOf(e.cfg.Raft.Status()).holds(term) {
+	if !tenureOf(e.cfg.Raft.Role()).holds(term) {
 		return // LeaderChanged is closed, or about to be
 	}
 	e.cfg.Leases.Promote(term, e.cfg.Raft.ElectionTimeout())
@@ -153,7 +152,7 @@ func (e *Expiry) revoke(ctx context.Context) {
 		e.cfg.Logger.Warn("Failed to check current member's leadership", zap.Error(err))
 		return
 	}
-	if !tenureOf(e.cfg.Raft.Status()).holds(term) {
+	if !tenureOf(e.cfg.Raft.Role()).holds(term) {
 		e.cfg.Logger.Warn("Ignore the lease revoking request because current member isn't a leader",
 			zap.Uint64("local-member-id", e.cfg.MemberID))
 		return
@@ -188,7 +187,7 @@ func (e *Expiry) note(ctx context.Context) {
 	}
 	err := e.cfg.Note(ctx, term, due)
 	e.cfg.Leases.Noted(due, err == nil)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, replica.ErrNotLeader) {
+	if err != nil && ctx.Err() == nil && tenureOf(e.cfg.Raft.Role()).holds(term) {
 		e.cfg.Logger.Warn("failed to note the remaining time of leases", zap.Int("leases", len(due)), zap.Error(err))
 	}
 }

@@ -18,8 +18,9 @@ import (
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/peers"
-	"github.com/belaydb/belay/replica"
 )
+
+var errTimeout = errors.New("no quorum in time")
 
 // leading is a Raft that leads in a term.
 type leading struct {
@@ -28,12 +29,11 @@ type leading struct {
 	barrier error
 }
 
-func (l *leading) Status() replica.Status {
-	st := replica.Status{ID: 1, Term: l.term}
+func (l *leading) Role() (raft.StateType, uint64) {
 	if l.leads {
-		st.State, st.Leader = raft.StateLeader, 1
+		return raft.StateLeader, l.term
 	}
-	return st
+	return raft.StateFollower, l.term
 }
 func (l *leading) LeaderChanged() <-chan struct{}        { return nil }
 func (l *leading) ReadBarrier(ctx context.Context) error { return errors.Join(l.barrier, ctx.Err()) }
@@ -70,7 +70,7 @@ func TestNoRevocationByAFormerLeader(t *testing.T) {
 		},
 		Revoked: func() { mu.Lock(); defer mu.Unlock(); expiredCount++ },
 	})
-	for _, now := range []leading{{term: 3}, {term: 4, leads: true}, {term: 2, leads: true, barrier: replica.ErrTimeout}} {
+	for _, now := range []leading{{term: 3}, {term: 4, leads: true}, {term: 2, leads: true, barrier: errTimeout}} {
 		*r = now
 		if e.revoke(t.Context()); len(revoked) > 0 {
 			t.Fatalf("%+v: revoked %x", now, revoked)
@@ -206,7 +206,7 @@ func TestPeriodicCheckLooksTwice(t *testing.T) {
 		t.Errorf("alarms for %x, %v", r.raised, err)
 	}
 	r = newRig(&rig{own: []covered{{9, 3, 7}}, peers: func(_ int, rev int64, _ string) []peerHash { return both(rev, 3, 7, 7) }})
-	r.barrier = replica.ErrTimeout
+	r.barrier = errTimeout
 	if err := r.periodic(t.Context()); err == nil || !slices.Equal(r.outcomes, []string{"periodic failed"}) {
 		t.Errorf("without a barrier: %v, %q", err, r.outcomes)
 	}

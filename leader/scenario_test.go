@@ -16,9 +16,8 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/mvcc"
-	"github.com/belaydb/belay/replica"
-	"github.com/belaydb/belay/state"
 )
 
 // TestScenarios runs the deciders over made-up observations. Each file of testdata has the
@@ -91,7 +90,7 @@ func (sc *scenario) run(t *testing.T, d *datadriven.TestData) string {
 		}
 		target := stringArg(d, "downgrade")
 		found := memberLines(t, d)
-		next, lines := nextVersion(current, state.Downgrade{Enabled: target != "", TargetVersion: target}, found)
+		next, lines := nextVersion(current, command.Downgrade{Enabled: target != "", TargetVersion: target}, found)
 		out := "stays\n"
 		if next != nil {
 			out = "set " + next.String() + "\n"
@@ -133,18 +132,19 @@ func (sc *scenario) run(t *testing.T, d *datadriven.TestData) string {
 		return out.String()
 
 	case "status":
-		var st replica.Status
-		d.ScanArgs(t, "term", &st.Term)
+		var term uint64
+		state := raft.StateFollower
+		d.ScanArgs(t, "term", &term)
 		switch role := stringArg(d, "role"); role {
 		case "leader":
-			st.State = raft.StateLeader
+			state = raft.StateLeader
 		case "candidate":
-			st.State = raft.StateCandidate
+			state = raft.StateCandidate
 		case "follower":
 		default:
 			t.Fatalf("role %q", role)
 		}
-		tenure := tenureOf(st)
+		tenure := tenureOf(state, term)
 		out := fmt.Sprintf("demoted up to term %d", tenure.term)
 		if tenure.leads {
 			out = fmt.Sprintf("leads in term %d", tenure.term)

@@ -2,7 +2,6 @@ package leader
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,12 +9,11 @@ import (
 	"time"
 
 	"github.com/coreos/go-semver/semver"
+	"go.etcd.io/raft/v3"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/internal/version"
-	"github.com/belaydb/belay/replica"
-	"github.com/belaydb/belay/state"
 )
 
 // MinClusterVersion is the cluster's version while not all members' versions are known.
@@ -27,7 +25,7 @@ const versionInterval = 4 * time.Second
 // ClusterState is what the cluster has agreed on; *state.Machine implements it.
 type ClusterState interface {
 	ClusterVersion() *semver.Version // nil: none yet
-	DowngradeInfo() state.Downgrade
+	DowngradeInfo() command.Downgrade
 }
 
 // ClusterVersionConfig is what ClusterVersion needs.
@@ -90,8 +88,8 @@ func (c *ClusterVersion) Run(ctx context.Context) {
 	look := c.Update
 	for ctx.Err() == nil {
 		changed := c.cfg.Raft.LeaderChanged()
-		if st := c.cfg.Raft.Status(); st.IsLeader() {
-			look(ctx, st.Term)
+		if state, term := c.cfg.Raft.Role(); state == raft.StateLeader {
+			look(ctx, term)
 		} else {
 			c.onlyBelay.Store(false)
 		}
@@ -144,7 +142,7 @@ func (c *ClusterVersion) Update(ctx context.Context, term uint64) {
 	switch {
 	case err == nil:
 		c.cfg.Logger.Info("cluster version is updated", zap.String("cluster-version", minor(next)))
-	case errors.Is(err, replica.ErrStopped):
+	case ctx.Err() != nil:
 		c.cfg.Logger.Warn("aborting cluster version update; server is stopped", zap.Error(err))
 	default:
 		c.cfg.Logger.Warn("failed to update cluster version", zap.Error(err))
@@ -166,7 +164,7 @@ func (c *ClusterVersion) ask(ctx context.Context) map[uint64]*Versions {
 
 // nextVersion is the version to be set, nil if it stays. found has every member, with nil for
 // those whose version is not known.
-func nextVersion(current *semver.Version, downgrade state.Downgrade, found map[uint64]*Versions) (next *semver.Version, lines []line) {
+func nextVersion(current *semver.Version, downgrade command.Downgrade, found map[uint64]*Versions) (next *semver.Version, lines []line) {
 	lowest, lines := lowestVersion(found)
 	switch {
 	case current == nil && lowest == nil:

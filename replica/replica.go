@@ -278,6 +278,12 @@ func (r *Replica) Stopped() <-chan struct{} { return r.stopped }
 // Status returns the member's raft state.
 func (r *Replica) Status() Status { return r.pub.now() }
 
+// Role returns the member's raft state and term, of one moment.
+func (r *Replica) Role() (raft.StateType, uint64) {
+	st := r.pub.now()
+	return st.State, st.Term
+}
+
 // ID is this member's.
 func (r *Replica) ID() uint64 { return r.cfg.ID }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/store"
 	"github.com/belaydb/belay/timemap"
@@ -31,6 +32,7 @@ type Replica interface {
 	proposer
 	group
 	leader.Raft
+	Status() replica.Status
 	TransferLeader(ctx context.Context, to uint64) error
 	Leader() uint64 // 0: none known
 	Term() uint64

@@ -17,7 +17,6 @@ import (
 	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/replica"
-	"github.com/belaydb/belay/state"
 )
 
 // maintenanceService is etcdserverpb.Maintenance. Snapshot is in snapshot.go.
@@ -51,7 +50,7 @@ type maintained interface {
 	Member(id uint64) *command.Member // nil: it is none
 	IsLearner(id uint64) bool
 	Alarms() []*pb.AlarmMember
-	DowngradeInfo() state.Downgrade
+	DowngradeInfo() command.Downgrade
 	QuotaBytes() int64
 }
 

@@ -28,7 +28,7 @@ import (
 type peerAnswers struct {
 	clusterID uint64
 	members   func() []*command.Member
-	downgrade func() state.Downgrade
+	downgrade func() command.Downgrade
 	barrier   func(context.Context) error // Replica.ReadBarrier
 	callers   *authorizer
 	cluster   *clusterService

@@ -13,6 +13,7 @@ import (
 	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/snapshotfile"
+	"github.com/belaydb/belay/state"
 )
 
 // Snapshot streams etcd's snapshot file: the database in chunks of at most
@@ -115,7 +116,11 @@ func (m *maintenanceService) export(ctx context.Context) (*snapshotfile.File, er
 	start := time.Now()
 	view := m.kv.View()
 	defer view.Close()
-	content, err := snapshotfile.ContentOf(view)
+	stored, err := state.ReadStored(view.Reader())
+	if err != nil {
+		return nil, err
+	}
+	content, err := snapshotfile.ContentOf(view, stored)
 	if err != nil {
 		return nil, err
 	}

@@ -133,6 +133,10 @@ func (r *solo) Status() replica.Status {
 	return st
 }
 
+func (r *solo) Role() (raft.StateType, uint64) {
+	st := r.Status()
+	return st.State, st.Term
+}
 func (r *solo) Leader() uint64 { return r.Status().Leader }
 func (r *solo) Term() uint64   { return r.Status().Term }
 func (r *solo) NextID() uint64 { return r.ids.Add(1) }

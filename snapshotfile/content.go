@@ -4,19 +4,15 @@ import (
 	"encoding/json"
 
 	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
-	"github.com/belaydb/belay/state"
 )
 
 // ContentOf is what a view shows, as the content of a file. It reads from the view until the file
-// is made.
-func ContentOf(view *mvcc.View) (Content, error) {
+// is made; stored is what that view's store holds about the cluster (state.ReadStored).
+func ContentOf(view *mvcc.View, stored *command.Stored) (Content, error) {
 	r := view.Reader()
-	stored, err := state.ReadStored(r)
-	if err != nil {
-		return Content{}, err
-	}
 	c := Content{
 		ConfState:  stored.ConfState,
 		Members:    stored.Members,
@@ -35,10 +31,12 @@ func ContentOf(view *mvcc.View) (Content, error) {
 	if stored.Version != nil {
 		c.ClusterVersion = stored.Version.String()
 	}
-	if stored.Downgrade != (state.Downgrade{}) {
-		if c.Downgrade, err = json.Marshal(stored.Downgrade); err != nil {
+	if stored.Downgrade != (command.Downgrade{}) {
+		text, err := json.Marshal(stored.Downgrade)
+		if err != nil {
 			return Content{}, err
 		}
+		c.Downgrade = text
 	}
 	return c, nil
 }

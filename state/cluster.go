@@ -32,14 +32,8 @@ type cluster struct {
 	members   map[uint64]*command.Member
 	removed   map[uint64]bool
 	version   *semver.Version // nil until the leader has set it
-	downgrade Downgrade
+	downgrade command.Downgrade
 	alarms    alarmSet
-}
-
-// Downgrade is a downgrade of the cluster in progress, or none.
-type Downgrade struct {
-	TargetVersion string `json:"target-version"`
-	Enabled       bool   `json:"enabled"`
 }
 
 type alarmKey struct {
@@ -178,7 +172,7 @@ func (m *Machine) ClusterVersion() *semver.Version {
 }
 
 // DowngradeInfo is the downgrade in progress.
-func (m *Machine) DowngradeInfo() Downgrade { return m.published.Load().downgrade }
+func (m *Machine) DowngradeInfo() command.Downgrade { return m.published.Load().downgrade }
 
 // Alarms returns the active alarms, by type and member.
 func (m *Machine) Alarms() []*pb.AlarmMember {
@@ -336,9 +330,9 @@ func (a *application) setMemberAttributes(r *membershippb.ClusterMemberAttrSetRe
 }
 
 func (a *application) setDowngrade(r *membershippb.DowngradeInfoSetRequest) {
-	d := Downgrade{}
+	d := command.Downgrade{}
 	if r.Enabled {
-		d = Downgrade{TargetVersion: r.Ver, Enabled: true}
+		d = command.Downgrade{TargetVersion: r.Ver, Enabled: true}
 	}
 	a.change().downgrade = d
 	a.set(store.ClusterKey(downgradeName), mustJSON(d))

@@ -33,7 +33,7 @@ func RestoreCluster(b *store.Batch, members []*command.Member, alarms []*pb.Alar
 // RestoreStored writes what a snapshot file says of a cluster that goes on: the inverse of
 // ReadStored, but that which alarms members raised by themselves is not known. REQUIRES: no Machine
 // was opened on the store yet.
-func RestoreStored(b *store.Batch, s *Stored) error {
+func RestoreStored(b *store.Batch, s *command.Stored) error {
 	if err := RestoreCluster(b, s.Members, s.Alarms); err != nil {
 		return err
 	}
@@ -44,7 +44,7 @@ func RestoreStored(b *store.Batch, s *Stored) error {
 	if s.Version != nil {
 		errs = append(errs, b.Set(store.ClusterKey(clusterVersionName), []byte(s.Version.String())))
 	}
-	if s.Downgrade != (Downgrade{}) {
+	if s.Downgrade != (command.Downgrade{}) {
 		errs = append(errs, b.Set(store.ClusterKey(downgradeName), mustJSON(s.Downgrade)))
 	}
 	value, err := proto.Marshal(s.ConfState)

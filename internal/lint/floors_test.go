@@ -29,8 +29,7 @@ const floors = `
 	command, peers, internal/interrupt, internal/version, internal/show, internal/crash, internal/invariants
 	< store, raftlog, transport, listen, admission, logsink, evidence, timemap, neighbours, discovery, walfile
 	< mvcc, lease, auth
-	< state, watch, replica
-	< snapshotfile, leader
+	< state, watch, replica, snapshotfile, leader
 	< server, datadir
 	< node
 	< config
