@@ -143,6 +143,7 @@ func Default() *Config {
 			},
 			Data: node.Data{
 				NoSpaceDisarm:  true,
+				Usage:          true,
 				AuthToken:      "simple",
 				Limits:         node.DefaultLimits(),
 				WarningApply:   100 * time.Millisecond,

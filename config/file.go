@@ -105,6 +105,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		QuotaBytes            *int64          `json:"quota-backend-bytes"`
 		NoSpaceDisarm         *bool           `json:"nospace-disarm"`
 		StrictAuth            *bool           `json:"strict-auth"`
+		Usage                 *bool           `json:"usage"`
 		CORSSimpleRequests    *bool           `json:"cors-simple-requests"`
 		MaxTxnOps             *uint           `json:"max-txn-ops"`
 		MaxRequestBytes       *uint           `json:"max-request-bytes"`
@@ -205,7 +206,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		MaxSnapshots: &c.MaxSnapshots, MaxWALs: &c.MaxWALs,
 		HeartbeatInterval: uint(c.HeartbeatInterval.Milliseconds()), ElectionTimeout: uint(c.ElectionTimeout.Milliseconds()),
 		AdvanceTicks: &c.AdvanceTicks, BatchInterval: &c.BatchInterval, BatchLimit: &c.BatchLimit, FreelistType: &c.FreelistType,
-		QuotaBytes: &c.QuotaBytes, NoSpaceDisarm: &c.NoSpaceDisarm, StrictAuth: &c.StrictAuth, CORSSimpleRequests: &c.CORSSimpleRequests, MaxTxnOps: &c.MaxTxnOps, MaxRequestBytes: &c.MaxRequestBytes, MaxConcurrentStreams: &c.MaxConcurrentStreams,
+		QuotaBytes: &c.QuotaBytes, NoSpaceDisarm: &c.NoSpaceDisarm, StrictAuth: &c.StrictAuth, Usage: &c.Usage, CORSSimpleRequests: &c.CORSSimpleRequests, MaxTxnOps: &c.MaxTxnOps, MaxRequestBytes: &c.MaxRequestBytes, MaxConcurrentStreams: &c.MaxConcurrentStreams,
 		SelfSignedYears: &c.SelfSignedYears, CipherSuites: &c.CipherSuites, TLSMinVersion: &c.TLSMinVersion, TLSMaxVersion: &c.TLSMaxVersion,
 		InitialClusterState: &c.InitialClusterState, DiscoverySRV: &c.DiscoverySRV, DiscoverySRVName: &c.DiscoverySRVName,
 		InitialCluster: &c.InitialCluster, InitialClusterToken: &c.InitialClusterToken, StrictReconfigCheck: &c.StrictReconfigCheck,

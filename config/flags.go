@@ -197,6 +197,8 @@ func behaviourFlags() []flagDef {
 			bind: boolFlag(func(c *Config) *bool { return &c.CORSSimpleRequests })},
 		{group: groupBelay, name: "nospace-disarm", usage: "A NOSPACE alarm that a member raised itself is disarmed by it when it has room again. false: only by 'belay ctl alarm disarm'.",
 			bind: boolFlag(func(c *Config) *bool { return &c.NoSpaceDisarm })},
+		{group: groupBelay, name: "usage", usage: "Who uses the member is counted, from samples: the heaviest prefixes of keys, clients, users and watches.",
+			bind: boolFlag(func(c *Config) *bool { return &c.Usage })},
 		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while a disk stalls, this member's or others'; beyond it writes are refused.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},
 

@@ -240,6 +240,7 @@ func (n *Node) assemble() (err error) {
 		ReadyChecks: []server.HealthCheck{
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},
 		},
+		Usage:           n.usage(),
 		Events:          n.witness.report,
 		Neighbours:      n.tellNeighbours,
 		Revisions:       n.revisionsAt,

@@ -80,6 +80,7 @@ type Data struct {
 	QuotaBytes    int64 // 0: the default of 2 GiB; negative: none
 	NoSpaceDisarm bool  // a NOSPACE alarm that a member raised itself ends when it has room again
 	Limits        Limits
+	Usage         bool // who uses the member is counted
 
 	CompactionBatchLimit int           // 0: the default of mvcc
 	CompactionSleep      time.Duration // 0: the default of mvcc

@@ -6,6 +6,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/timemap"
+	"github.com/belaydb/belay/usage"
 )
 
 // startTimes begins to keep when which revision was the newest. The file is on a real file system
@@ -24,6 +25,16 @@ func (n *Node) stopTimes() {
 			n.logger.Warn("when the last revisions were written is not on disk", zap.Error(err))
 		}
 	}
+}
+
+// usage makes what counts who uses the member; nil: nobody does.
+func (n *Node) usage() *usage.Tracker {
+	if !n.cfg.Usage {
+		return nil
+	}
+	t := usage.New(nil)
+	n.registry.MustRegister(usage.NewCollector(t, func() bool { return !n.state.Policy().Enabled() }))
+	return t
 }
 
 // revisionsAt answers from the map; a member that has not begun to serve knows nothing yet.

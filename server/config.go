@@ -23,6 +23,7 @@ import (
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/store"
 	"github.com/belaydb/belay/timemap"
+	"github.com/belaydb/belay/usage"
 	"github.com/belaydb/belay/watch"
 )
 
@@ -93,6 +94,9 @@ type Config struct {
 	// Neighbours writes what /debug/belay/neighbours serves, the samples that end after since; nil:
 	// there is no such path.
 	Neighbours func(w io.Writer, since time.Time) error
+	// Usage counts who uses this member, and usage.Path serves it; nil: it is not counted, and there
+	// is no such path.
+	Usage *usage.Tracker
 	// Revisions is what timemap.Path serves; nil: there is no such path.
 	Revisions func(query url.Values) (timemap.Answer, error)
 

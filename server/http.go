@@ -40,6 +40,9 @@ type pages struct {
 	// probe reads what is not there, as a client would; it shows nothing.
 	probe  func(ctx context.Context, serializable bool) error
 	events func(within time.Duration) evidence.Report // nil: there is no such page
+	// usage tells who uses this member, under usageName; without a tracker there is no such page.
+	usage     *usageOf
+	usageName string
 	// neighbours writes a record; nil: there is no such page
 	neighbours func(w io.Writer, since time.Time) error
 	// revisions answers when which revision was written; nil: there is no such page.
@@ -102,6 +105,7 @@ func (p *pages) handleMetricsAndHealth(mux *http.ServeMux) {
 	mux.HandleFunc("/health", p.serveHealth)
 	p.handleEvents(mux)
 	p.handleNeighbours(mux)
+	p.handleUsage(mux)
 	p.handleChecks(mux, "livez", []HealthCheck{
 		{"serializable_read", p.serializableRead},
 	})

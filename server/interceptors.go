@@ -33,6 +33,7 @@ type calls struct {
 	warnAfter       time.Duration // what takes longer is logged
 	debug           bool          // debug logging is on: every request is logged
 	metrics         *Metrics
+	usage           *usageOf
 	logger          *zap.Logger
 
 	versionKnown atomic.Bool   // the cluster version was seen once: it never goes away again
@@ -107,6 +108,7 @@ func (c *calls) endCall(ctx context.Context, m *methodMetrics, method string, re
 	if m.seconds != nil {
 		m.seconds.Observe(took.Seconds())
 	}
+	c.usage.call(ctx, req, resp, err)
 	if took > c.warnAfter || c.debug {
 		c.logRequestStats(ctx, method, req, resp, start, took)
 	}
@@ -197,7 +199,7 @@ func (c *calls) interceptStream(srv any, stream grpc.ServerStream, info *grpc.St
 	err := c.mayCall(stream.Context(), nil, info.FullMethod, &c.metrics.streamVersions)
 	if err == nil {
 		ctx := c.life.endable(stream.Context())
-		counted := &countedStream{ServerStream: stream, method: m, ctx: ctx}
+		counted := &countedStream{ServerStream: stream, method: m, ctx: ctx, usage: c.usage}
 		if requiresLeader(ctx) {
 			err = c.withLeader(ctx, func() error { return handler(srv, counted) })
 		} else {
@@ -218,6 +220,7 @@ type countedStream struct {
 	grpc.ServerStream
 	method *methodMetrics
 	ctx    *endableContext
+	usage  *usageOf
 }
 
 func (c *countedStream) Context() context.Context { return c.ctx }
@@ -234,6 +237,7 @@ func (c *countedStream) RecvMsg(m any) error {
 	err := c.ServerStream.RecvMsg(m)
 	if err == nil {
 		c.method.received.Inc()
+		c.usage.message(c.ctx, m)
 	}
 	return err
 }

@@ -26,6 +26,7 @@ type kvService struct {
 	callers *authorizer
 	headers *headers
 	quota   *quota
+	usage   *usageOf
 	turns   *turns
 	codec   *countingCodec
 	slow    slowReads
@@ -398,6 +399,7 @@ func (k *kvService) rangeStream(t *turn, view *mvcc.View, r *pb.RangeRequest, st
 			message = encoded
 			t.again()
 		}
+		k.usage.call(stream.Context(), r, resp, nil)
 		return sendWithin(streamStall, func() error { return stream.SendMsg(message) })
 	}
 

@@ -35,6 +35,7 @@ type Server struct {
 	headers *headers
 	turns   *turns
 	calls   *calls
+	usage   *usageOf
 
 	kv          *kvService
 	lease       *leaseService
@@ -89,7 +90,9 @@ func (s *Server) makeParts() {
 	}
 	s.log = &proposals{replica: cfg.Replica, gate: cfg.Admission, callers: s.callers, metrics: cfg.Metrics}
 	s.headers = &headers{clusterID: cfg.ClusterID, memberID: cfg.MemberID, term: cfg.Replica.Term, revision: cfg.KV.Revision}
+	s.usage = &usageOf{tracker: cfg.Usage, callers: s.callers}
 	s.calls = &calls{
+		usage:  s.usage,
 		leader: cfg.Replica.Leader, clusterVersion: cfg.State.ClusterVersion,
 		isLearner: func() bool { return cfg.State.IsLearner(cfg.MemberID) },
 		spans:     newSpans(cfg.Tracing), codec: newCountingCodec(cfg.Metrics), life: s.life,
@@ -129,7 +132,7 @@ func (s *Server) makeServices() {
 	bound := &quota{fits: cfg.State.QuotaFits, exceeded: s.OverQuota}
 	s.kv = &kvService{
 		kv: cfg.KV, barrier: cfg.Replica.ReadBarrier, log: s.log, callers: s.callers, headers: s.headers,
-		quota: bound, turns: s.turns, codec: s.calls.codec, slow: cfg.State,
+		quota: bound, usage: s.usage, turns: s.turns, codec: s.calls.codec, slow: cfg.State,
 		limits: cfg.Limits, maxTxnOps: cfg.MaxTxnOps, maxRequestBytes: cfg.MaxRequestBytes,
 		life: s.life, metrics: cfg.Metrics,
 	}
@@ -159,7 +162,7 @@ func (s *Server) makeServices() {
 	}
 	s.pages = &pages{
 		memberID: cfg.MemberID, state: cfg.State, versions: versions, status: cfg.Replica.Status, probe: s.kv.probe,
-		events: cfg.Events, neighbours: cfg.Neighbours, revisions: cfg.Revisions, gatherer: cfg.Gatherer, registerer: cfg.Registerer, readyChecks: cfg.ReadyChecks,
+		usage: s.usage, usageName: cfg.Name, events: cfg.Events, neighbours: cfg.Neighbours, revisions: cfg.Revisions, gatherer: cfg.Gatherer, registerer: cfg.Registerer, readyChecks: cfg.ReadyChecks,
 		requestTimeout: cfg.RequestTimeout, profiles: cfg.EnablePprof, debug: s.calls.debug, metrics: cfg.Metrics, logger: cfg.Logger,
 	}
 	s.peers = &peerAnswers{
@@ -257,6 +260,7 @@ func (s *Server) RegisterGRPC(g *grpc.Server) {
 		ProgressInterval: s.cfg.WatchProgressInterval,
 		Logger:           s.cfg.Logger,
 		Rights:           rightsOf,
+		Usage:            s.usage,
 		Failed:           func(kind string) { s.cfg.Metrics.streamFailures.WithLabelValues(kind, "watch").Inc() },
 	}))
 	q := &queues{

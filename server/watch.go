@@ -32,6 +32,7 @@ type watchConfig struct {
 	Logger           *zap.Logger
 	// Rights are those of the caller of a stream.
 	Rights func(ctx context.Context) rights
+	Usage  *usageOf // nil: nobody counts
 	// Failed counts a stream that failed: kind is receive or send. May be nil.
 	Failed func(kind string)
 }
@@ -209,7 +210,9 @@ func (c *watchConn) create(r *pb.WatchCreateRequest) {
 	if err := c.rights.admit(r.Key, r.RangeEnd, func() {
 		if _, err := c.hub.Watch(req); err != nil {
 			c.hub.Refuse(err.Error())
+			return
 		}
+		c.cfg.Usage.watchCreated(r.Key, r.RangeEnd)
 	}); err != nil {
 		c.hub.Refuse(c.deniedReason(err).Error())
 	}
@@ -259,6 +262,7 @@ func (c *watchConn) send(r *watch.Response) error {
 	took := time.Since(start).Seconds()
 	m := c.cfg.Hub.Metrics()
 	if n := len(r.Events); n > 0 {
+		c.cfg.Usage.watchSent(c.stream.Context(), r)
 		m.SendEvents.Observe(took)
 		m.SendPerEvent.Observe(took / float64(n))
 	} else {

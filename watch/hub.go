@@ -678,15 +678,7 @@ func (s *Stream) Ranges() []Range {
 		if w.state == stateEnded {
 			continue
 		}
-		r := Range{ID: id, Key: []byte(w.span.start)}
-		switch {
-		case w.span.single:
-		case w.span.end.inf:
-			r.End = []byte{0}
-		default:
-			r.End = []byte(w.span.end.key)
-		}
-		out = append(out, r)
+		out = append(out, w.span.rangeOf(id))
 	}
 	return out
 }

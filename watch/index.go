@@ -41,6 +41,19 @@ func (s span) contains(key []byte) bool {
 	return string(key) >= s.start && s.end.after(key)
 }
 
+// rangeOf is the span as a watcher with the id asked for it.
+func (s span) rangeOf(id int64) Range {
+	r := Range{ID: id, Key: []byte(s.start)}
+	switch {
+	case s.single:
+	case s.end.inf:
+		r.End = []byte{0}
+	default:
+		r.End = []byte(s.end.key)
+	}
+	return r
+}
+
 // watchList is the watchers of one span. Order has no meaning.
 type watchList struct {
 	ws []*watcher

@@ -35,6 +35,16 @@ type Response struct {
 	CancelReason string
 	CompactRev   int64 // with Canceled: the history from the watcher's next revision is gone
 	Fragment     bool  // the watcher asked for large responses to be cut
+
+	of *watcher // of the events; nil without
+}
+
+// Range is what the watcher watches that the events are of; the zero Range without events.
+func (r *Response) Range() Range {
+	if r.of == nil {
+		return Range{}
+	}
+	return r.of.span.rangeOf(r.ID)
 }
 
 // item waits in a stream's queue: events of one revision for one watcher, or, if
@@ -316,7 +326,7 @@ func (s *Stream) take(it *item, send func(*Response) error) error {
 			p = &pile{}
 		}
 		p.w, w.pile = w, p
-		p.resp.ID, p.resp.Fragment = w.id, w.req.Fragment
+		p.resp.ID, p.resp.Fragment, p.resp.of = w.id, w.req.Fragment, w
 		s.order = append(s.order, p)
 	}
 	if n := len(p.resp.Events); n > 0 && it.rev.rev <= p.resp.Events[n-1].Kv.ModRevision {
@@ -350,7 +360,7 @@ func (s *Stream) flush(send func(*Response) error) error {
 		if err := s.sendPile(p, send); err != nil {
 			return err
 		}
-		p.w.pile, p.w = nil, nil
+		p.w.pile, p.w, p.resp.of = nil, nil, nil
 		if cap(p.resp.Events) > maxResponseRevs {
 			p.resp.Events = nil
 		}

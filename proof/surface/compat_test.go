@@ -57,6 +57,7 @@ import (
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/store"
 	"github.com/belaydb/belay/transport"
+	"github.com/belaydb/belay/usage"
 	"github.com/belaydb/belay/watch"
 )
 
@@ -188,7 +189,7 @@ func load(args ...string) (ok bool, code int, stdout, stderr, log string) {
 const etcdFlags = 129
 
 // ownFlags is how many flags Belay has that etcd has not.
-const ownFlags = 12
+const ownFlags = 13
 
 // TestFlags gives each flag a value that is not its default.
 func TestFlags(t *testing.T) {
@@ -276,6 +277,7 @@ func registered(t *testing.T) []string {
 	logsink.NewMetrics(reg)
 	node.NewMetrics(reg)
 	evidence.NewMetrics(reg)
+	reg.MustRegister(usage.NewCollector(nil, func() bool { return true }))
 	server.NewMetrics(reg, server.MetricsOptions{Extensive: true})
 	descs := make(chan *prometheus.Desc)
 	go func() {
@@ -465,6 +467,7 @@ func startMember(t *testing.T) member {
 				ListenClientURLs: client, AdvertiseClientURLs: client, ListenPeerURLs: peer, AdvertisePeerURLs: peer, EnableGateway: true,
 			},
 			Raft: node.Raft{UnsafeNoFsync: true},
+			Data: node.Data{Usage: true},
 		},
 		TickInterval: 10 * time.Millisecond, ElectionTicks: 10,
 		// Some paths are served at log level debug alone.
