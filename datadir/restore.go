@@ -9,11 +9,13 @@ import (
 	"path/filepath"
 	"slices"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/raftlog"
@@ -34,6 +36,24 @@ type RestoreConfig struct {
 	// BumpRevision is added to the current revision, and everything up to there counts as
 	// compacted, so that no client sees a revision twice with different content; 0: neither.
 	BumpRevision int64
+}
+
+// A Source is what data is made of: a snapshot file, or a backup. Each method reads from the
+// beginning.
+type Source interface {
+	// Index is beyond no entry of the old cluster's raft log that the content comes from; 0: not known.
+	Index() uint64
+	// Revisions calls each for every version, by ascending revision; see snapshotfile.Reader.
+	Revisions(each func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error) error
+	// Compactions are the newest revisions up to which a compaction was asked for, and up to which
+	// it was done; -1: none.
+	Compactions() (scheduled, finished int64, err error)
+	// Leases calls each for every lease, once.
+	Leases(each func(id, ttl, remaining int64) error) error
+	// Auth calls each for every record of users, roles and their settings.
+	Auth(each func(bucket, name string, value []byte) error) error
+	// Alarms are the active alarms.
+	Alarms() ([]*pb.AlarmMember, error)
 }
 
 // Restored says what was restored.
@@ -60,6 +80,55 @@ const (
 // Crash points: what is incomplete is called member.restoring, and a start refuses a separate log
 // under --wal-dir without a store beside it.
 func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
+	return restore(ctx, c, func(fill func(Source) error) error {
+		return snapshotfile.Read(c.Snapshot, c.SkipHash, func(f *snapshotfile.Reader) error { return fill(f) })
+	})
+}
+
+// RestoreFrom is Restore from another source than a snapshot file.
+func RestoreFrom(ctx context.Context, c RestoreConfig, src Source) (Restored, error) {
+	return restore(ctx, c, func(fill func(Source) error) error { return fill(src) })
+}
+
+// Scratch fills a store of its own in dir, which must not exist, and calls look with a view of it
+// and how many versions were written. In the end, come what may, dir is removed. It is for trying
+// whether a source can be restored: no member can be started on it.
+func Scratch(ctx context.Context, dir string, src Source, look func(view *mvcc.View, versions int) error) (err error) {
+	fs := FS()
+	if _, err := fs.Stat(dir); err == nil {
+		return fmt.Errorf("%s exists", dir)
+	}
+	if err := fs.MkdirAll(dir, folderMode); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	var r Restored
+	// Nothing of it outlives the process, so nothing is synced.
+	options := store.Options{FS: fs, NoSync: true, CacheBytes: scratchCacheBytes, MemTableBytes: scratchMemTableBytes}
+	if _, err := restoreStore(ctx, dir, options, src, nil, 0, &r); err != nil {
+		return err
+	}
+	st, err := store.OpenReadOnly(dir, options)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	view := mvcc.ReadView(st)
+	defer view.Close()
+	if err := view.Err(); err != nil {
+		return err
+	}
+	return look(view, r.Keys)
+}
+
+// The memory of a scratch store: it stands beside a member at work.
+const (
+	scratchCacheBytes    = 8 << 20
+	scratchMemTableBytes = 8 << 20
+)
+
+// restore: with calls its argument with the source while that can be read.
+func restore(ctx context.Context, c RestoreConfig, with func(fill func(Source) error) error) (r Restored, err error) {
 	id, err := Found(c.Name, c.InitialCluster, c.InitialClusterToken)
 	if err != nil {
 		return r, err
@@ -84,7 +153,7 @@ func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 			_ = os.Remove(c.DataDir) // if nothing else is in it
 		}
 	}()
-	err = snapshotfile.Read(c.Snapshot, c.SkipHash, func(f *snapshotfile.Reader) error {
+	err = with(func(src Source) error {
 		if err := fs.MkdirAll(temporary, 0o700); err != nil {
 			return err
 		}
@@ -96,7 +165,7 @@ func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 			logDir = paths.Log
 		}
 		storeDir := filepath.Join(temporary, "store")
-		index, err := restoreStore(ctx, storeDir, f, id, c.BumpRevision, &r)
+		index, err := restoreStore(ctx, storeDir, store.Options{FS: fs}, src, id.Members, c.BumpRevision, &r)
 		if err != nil {
 			return err
 		}
@@ -119,8 +188,8 @@ func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 }
 
 // restoreStore fills a new store; index is its applied index.
-func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id Identity, bump int64, r *Restored) (index uint64, err error) {
-	st, err := store.Open(dir, store.Options{FS: FS()})
+func restoreStore(ctx context.Context, dir string, options store.Options, src Source, members []*command.Member, bump int64, r *Restored) (index uint64, err error) {
+	st, err := store.Open(dir, options)
 	if err != nil {
 		return 0, err
 	}
@@ -130,7 +199,7 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id Id
 		return st.NewBatch(index, restoreTerm)
 	}}
 	defer w.abort()
-	revs, err := w.content(f, r)
+	revs, err := w.content(src, r)
 	if err != nil {
 		return 0, err
 	}
@@ -139,17 +208,17 @@ func restoreStore(ctx context.Context, dir string, f *snapshotfile.Reader, id Id
 		revs.scheduled = revs.current
 	}
 	r.Revision = revs.current
-	alarms, err := f.Alarms()
+	alarms, err := src.Alarms()
 	if err != nil {
 		return 0, err
 	}
 	// Beyond every entry of the old cluster, so that a late message from it counts as outdated.
-	index = max(index, f.Index()) + 1
+	index = max(index, src.Index()) + 1
 	batch := st.NewBatch(index, restoreTerm)
 	defer batch.Close()
 	if err := errors.Join(
 		mvcc.RestoreRevision(batch, revs.current, revs.scheduled, revs.finished),
-		state.RestoreCluster(batch, id.Members, alarms),
+		state.RestoreCluster(batch, members, alarms),
 		batch.Commit(),
 	); err != nil {
 		return 0, err
@@ -199,9 +268,9 @@ func (w *filling) abort() {
 type revisions struct{ current, scheduled, finished int64 }
 
 // content writes keys with their history, leases, users and roles, and counts them in r.
-func (w *filling) content(f *snapshotfile.Reader, r *Restored) (revs revisions, err error) {
+func (w *filling) content(src Source, r *Restored) (revs revisions, err error) {
 	leases := map[int64]bool{}
-	if err := f.Leases(func(id, ttl, remaining int64) error {
+	if err := src.Leases(func(id, ttl, remaining int64) error {
 		b, err := w.next(64)
 		if err != nil {
 			return err
@@ -215,7 +284,7 @@ func (w *filling) content(f *snapshotfile.Reader, r *Restored) (revs revisions, 
 
 	revs.current = 1
 	attached := map[string]int64{} // keys whose newest version has a lease
-	if err := f.Revisions(func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error {
+	if err := src.Revisions(func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error {
 		revs.current = max(revs.current, main)
 		if kv == nil {
 			return nil
@@ -245,7 +314,7 @@ func (w *filling) content(f *snapshotfile.Reader, r *Restored) (revs revisions, 
 			return revs, err
 		}
 	}
-	if err := f.Auth(func(bucket, name string, value []byte) error {
+	if err := src.Auth(func(bucket, name string, value []byte) error {
 		rec, err := auth.RecordOf(bucket, name, value)
 		if err != nil {
 			return err
@@ -258,7 +327,7 @@ func (w *filling) content(f *snapshotfile.Reader, r *Restored) (revs revisions, 
 	}); err != nil {
 		return revs, err
 	}
-	if revs.scheduled, revs.finished, err = f.Compactions(); err != nil {
+	if revs.scheduled, revs.finished, err = src.Compactions(); err != nil {
 		return revs, err
 	}
 	revs.current = max(revs.current, revs.scheduled)

@@ -138,11 +138,20 @@ func (v *View) Range(ctx context.Context, key, end []byte, o RangeOptions) (Rang
 // Revisions calls each for every revision that compactions leave, in order. value is the KeyValue
 // in protobuf, as etcd stores it (a tombstone's has only the key); the callee may keep it. The cost
 // is a seek for each revision.
-func (v *View) Revisions(ctx context.Context, each func(main, sub int64, tombstone bool, value []byte) error) (err error) {
+func (v *View) Revisions(ctx context.Context, each func(main, sub int64, tombstone bool, value []byte) error) error {
+	return v.RevisionsAfter(ctx, 0, each)
+}
+
+// RevisionsAfter is Revisions for those after a main revision; 0: all. The cost is that of what it
+// calls each for.
+func (v *View) RevisionsAfter(ctx context.Context, after int64, each func(main, sub int64, tombstone bool, value []byte) error) (err error) {
 	if v.err != nil {
 		return v.err
 	}
 	lower, upper := store.RevisionsSpan()
+	if after > 0 {
+		lower = store.AppendRevisionKey(nil, uint64(after)+1, 0)
+	}
 	it, err := v.v.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 	if err != nil {
 		return err

@@ -9,6 +9,8 @@ import (
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/timemap"
 )
 
 // diffPage is how many keys are read at a time; their values are not.
@@ -89,7 +91,7 @@ func (p past) revisionOf(ctx context.Context, text string) (int64, error) {
 		}
 		return rev, nil
 	}
-	t, err := parseMoment(text, time.Now())
+	t, err := timemap.Parse(text, time.Now())
 	if err != nil {
 		return 0, fail(codeBadArgs, err)
 	}

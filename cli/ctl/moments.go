@@ -27,33 +27,6 @@ const maxMoments = 4 << 20
 // look once a second.
 const coarse = 2500 * time.Millisecond
 
-// parseMoment reads a point in time: a time of day (the last such), a day and a time, RFC 3339, or
-// how long ago. Without a zone it is local time.
-func parseMoment(text string, now time.Time) (time.Time, error) {
-	ago := strings.TrimPrefix(strings.TrimSpace(strings.TrimSuffix(text, "ago")), "-")
-	if d, err := time.ParseDuration(ago); err == nil {
-		return now.Add(-d), nil
-	}
-	if t, err := time.Parse(time.RFC3339, text); err == nil {
-		return t, nil
-	}
-	for _, layout := range []string{"2006-01-02 15:04:05", "2006-01-02T15:04:05", "2006-01-02 15:04", "2006-01-02T15:04"} {
-		if t, err := time.ParseInLocation(layout, text, now.Location()); err == nil {
-			return t, nil
-		}
-	}
-	for _, layout := range []string{"15:04:05", "15:04"} {
-		if t, err := time.ParseInLocation(layout, text, now.Location()); err == nil {
-			t = time.Date(now.Year(), now.Month(), now.Day(), t.Hour(), t.Minute(), t.Second(), 0, now.Location())
-			if t.After(now) {
-				t = t.AddDate(0, 0, -1)
-			}
-			return t, nil
-		}
-	}
-	return time.Time{}, fmt.Errorf("%q is no time: give one such as 15:04:05, \"2006-01-02 15:04:05\", 2006-01-02T15:04:05Z, or 10m for ten minutes ago", text)
-}
-
 // past is what is asked of a cluster about its earlier revisions.
 type past struct {
 	c   *ctl
@@ -200,7 +173,7 @@ func (c *ctl) atFlag(cmd *cobra.Command, usage string) func(ctx context.Context,
 		if cmd.Flags().Changed("rev") {
 			return 0, failf(codeBadArgs, "--at and --rev both say which revision: give one")
 		}
-		t, err := parseMoment(*text, time.Now())
+		t, err := timemap.Parse(*text, time.Now())
 		if err != nil {
 			return 0, fail(codeBadArgs, fmt.Errorf("--at: %w", err))
 		}

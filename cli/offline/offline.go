@@ -78,8 +78,8 @@ func command(name string, stdout io.Writer) *cobra.Command {
 			fmt.Fprintf(stdout, "etcdutl version: %s\nAPI version: %s.%s\nBelay version: %s\n", version.Etcd, major, minor, version.Belay)
 		},
 	})
-	if name != "etcdutl" { // whose migrate is another one
-		root.AddCommand(migrateCommand(name, stdout, format))
+	if name != "etcdutl" { // whose migrate is another one, and which knows no backups
+		root.AddCommand(migrateCommand(name, stdout, format), backupCommand(name, stdout, format))
 	}
 	// cobra's own would be for a program of the name belay-util.
 	root.CompletionOptions.DisableDefaultCmd = true

@@ -30,7 +30,7 @@ const floors = `
 	< store, raftlog, transport, listen, admission, logsink, evidence, usage, timemap, neighbours, discovery, walfile
 	< mvcc, lease, auth
 	< state, watch, replica, snapshotfile, leader
-	< server, datadir
+	< server, datadir, backup
 	< node
 	< config
 	< cli/connect

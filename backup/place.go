@@ -1,0 +1,43 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// A Place says where a depot is, as flags do.
+type Place struct {
+	To string // a directory
+}
+
+// Check refuses what cannot be a place, without looking whether it is there. flag is the name of
+// the flag that To comes from.
+func (p Place) Check(flag string) error {
+	switch {
+	case p.To == "":
+		return fmt.Errorf("--%s must name a directory", flag)
+	case strings.Contains(p.To, "://"):
+		return fmt.Errorf("--%s must name a directory, not %q", flag, p.To)
+	}
+	return nil
+}
+
+// Open gives the depot; a directory is on fs. Nothing is made before something is written.
+func (p Place) Open(flag string, fs vfs.FS) (Depot, error) {
+	if err := p.Check(flag); err != nil {
+		return nil, err
+	}
+	root, err := filepath.Abs(p.To)
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %w", flag, err)
+	}
+	if info, err := os.Stat(root); err == nil && !info.IsDir() {
+		return nil, fmt.Errorf("--%s: %w", flag, &os.PathError{Op: "open", Path: root, Err: errors.New("it is a file, not a directory")})
+	}
+	return Dir(fs, root), nil
+}
