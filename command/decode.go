@@ -9,13 +9,22 @@ import (
 )
 
 // Decode reads the payload of a normal entry. The request may refer to data, which must not change
-// afterwards. It accepts exactly what proto.Unmarshal accepts and gives an equal message.
+// afterwards. It accepts what proto.Unmarshal accepts, and gives an equal message; and requests of
+// the API of version 2, which etcd 3.5 still writes, as what they mean (FromV2). It is nil for one
+// of these that has no effect.
 func Decode(data []byte) (*pb.InternalRaftRequest, error) {
 	if req := decodePlainPut(data); req != nil {
 		return req, nil
 	}
 	req := new(pb.InternalRaftRequest)
-	if err := proto.Unmarshal(data, req); err != nil {
+	err := proto.Unmarshal(data, req)
+	if err == nil && len(req.ProtoReflect().GetUnknown()) == 0 {
+		return req, nil
+	}
+	if old, ok, oldErr := FromV2(data); ok {
+		return old, oldErr
+	}
+	if err != nil {
 		return nil, err
 	}
 	return req, nil

@@ -9,8 +9,9 @@
 //
 // A normal entry carries an etcdserverpb.InternalRaftRequest in protobuf, exactly as etcd writes
 // it, so that etcd's members and Belay's can read each other's entries. A leader's empty entry
-// carries nothing. A conf change entry carries a raftpb.ConfChange (V1) whose context is the JSON
-// of a member, as etcd's membership package writes it:
+// carries nothing. Etcd before 3.6 also writes requests of the API of version 2 (v2.go). A conf
+// change entry carries a raftpb.ConfChange (V1) whose context is the JSON of a member, as etcd's
+// membership package writes it:
 //
 //	add, add learner   {"id":N,"peerURLs":[...],"isLearner":true?,"name":"..."?,"clientURLs":[...]?,"isPromote":false}
 //	promote            {"id":N,"peerURLs":null,"isPromote":true}   (type: add node)
@@ -26,8 +27,8 @@
 // and TestEncodeEqualsProto check.
 //
 // Files: entry.go (Entry, Result, Change), member.go (Member, its ids and JSON), encode.go,
-// decode.go (payloads), check.go (whether a payload can be decoded), id.go (request ids), stored.go
-// (what a store holds about the cluster itself).
+// decode.go (payloads), v2.go (those of etcd before 3.6), check.go (whether a payload can be
+// decoded), id.go (request ids), stored.go (what a store holds about the cluster itself).
 //
 // Sources: docs/compatibility.md, section 8; etcd server/etcdserver/api/membership (JSON forms),
 // pkg/idutil (ids).

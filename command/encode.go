@@ -12,6 +12,7 @@ import (
 // Field numbers of raft_internal.proto and rpc.proto that the hand-written forms use.
 const (
 	fieldRequestID     = 1
+	fieldRequestV2     = 2 // of etcd before 3.6
 	fieldRequestPut    = 4
 	fieldRequestHeader = 100
 

@@ -8,15 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/coreos/go-semver/semver"
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/membershippb"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/command"
@@ -64,15 +59,25 @@ func (b *building) toBelay(ctx context.Context, place func() error) error {
 // newestSchema is the newest storage version that is known.
 func newestSchema() semver.Version { return *semver.New(snapshotfile.StorageVersion) }
 
+// checkSchema refuses a database of a newer schema.
+func checkSchema(f *snapshotfile.Reader) error {
+	text := f.StorageVersion()
+	if text == "" {
+		return nil
+	}
+	v, err := semver.NewVersion(text)
+	if err != nil {
+		return fmt.Errorf("storage version %q: %w", text, err)
+	}
+	if known := newestSchema(); known.LessThan(semver.Version{Major: v.Major, Minor: v.Minor}) {
+		return fmt.Errorf("the data is of storage version %s; this program knows those up to %s", text, snapshotfile.StorageVersion)
+	}
+	return nil
+}
+
 func (b *building) fromEtcd(ctx context.Context, folder string, f *snapshotfile.Reader, log *walfile.Contents, place func() error) error {
-	if text := f.StorageVersion(); text != "" {
-		v, err := semver.NewVersion(text)
-		if err != nil {
-			return fmt.Errorf("storage version %q: %w", text, err)
-		}
-		if known := newestSchema(); known.LessThan(semver.Version{Major: v.Major, Minor: v.Minor}) {
-			return fmt.Errorf("the data is of storage version %s; this program knows those up to %s", text, snapshotfile.StorageVersion)
-		}
+	if err := checkSchema(f); err != nil {
+		return err
 	}
 	if log.Torn != nil {
 		b.note("the end of the log is a write that a crash interrupted, and was cut, as etcd does at its start: %v", log.Torn)
@@ -196,25 +201,7 @@ func (b *building) count(f *snapshotfile.Reader) (err error) {
 // writes down which entry it has applied only together with keys. Those that are ahead are added
 // again by the entries that follow.
 func clusterOf(folder string, f *snapshotfile.Reader, log *walfile.Contents) (s *command.Stored, err error) {
-	s = new(command.Stored)
-	if s.Alarms, err = f.Alarms(); err != nil {
-		return nil, err
-	}
-	if s.Removed, err = f.Removed(); err != nil {
-		return nil, err
-	}
-	slices.Sort(s.Removed)
-	if text := f.ClusterVersion(); text != "" {
-		if s.Version, err = semver.NewVersion(text); err != nil {
-			return nil, fmt.Errorf("cluster version %q: %w", text, err)
-		}
-	}
-	if text := f.Downgrade(); text != nil {
-		if err := json.Unmarshal(text, &s.Downgrade); err != nil {
-			return nil, fmt.Errorf("downgrade %q: %w", text, err)
-		}
-	}
-	listed, err := f.Members()
+	s, listed, err := writtenCluster(f)
 	if err != nil {
 		return nil, err
 	}
@@ -251,16 +238,10 @@ func clusterOf(folder string, f *snapshotfile.Reader, log *walfile.Contents) (s 
 	for _, m := range listed {
 		known[m.ID] = m
 	}
-	ids := slices.Concat(s.ConfState.Voters, s.ConfState.Learners)
-	for _, id := range slices.Sorted(slices.Values(ids)) {
-		m := known[id]
-		if m == nil {
-			return nil, fmt.Errorf("raft's configuration has member %x, but neither the list of members nor the log says who that is", id)
-		}
-		m = m.Clone()
-		m.IsLearner = slices.Contains(s.ConfState.Learners, id)
-		s.Members = append(s.Members, m)
+	if err := configured(s, known); err != nil {
+		return nil, err
 	}
+	ids := slices.Concat(s.ConfState.Voters, s.ConfState.Learners)
 	later := map[uint64]*command.Member{}
 	if err := foldConfState(new(raftpb.ConfState), later, log.Tail, nil); err != nil {
 		return nil, err
@@ -270,9 +251,49 @@ func clusterOf(folder string, f *snapshotfile.Reader, log *walfile.Contents) (s 
 			return nil, fmt.Errorf("member %x is in the list of members, but neither in raft's configuration nor in the log", m.ID)
 		}
 	}
-	// A removal that is ahead is repeated, too: until then the member is one.
-	s.Removed = slices.DeleteFunc(s.Removed, func(id uint64) bool { return slices.Contains(ids, id) })
 	return s, nil
+}
+
+// writtenCluster is what a database itself says of the cluster. listed are its members, which are
+// not in s: whether they are members is raft's to say.
+func writtenCluster(f *snapshotfile.Reader) (s *command.Stored, listed []*command.Member, err error) {
+	s = new(command.Stored)
+	if s.Alarms, err = f.Alarms(); err != nil {
+		return nil, nil, err
+	}
+	if s.Removed, err = f.Removed(); err != nil {
+		return nil, nil, err
+	}
+	slices.Sort(s.Removed)
+	if text := f.ClusterVersion(); text != "" {
+		if s.Version, err = semver.NewVersion(text); err != nil {
+			return nil, nil, fmt.Errorf("cluster version %q: %w", text, err)
+		}
+	}
+	if text := f.Downgrade(); text != nil {
+		if err := json.Unmarshal(text, &s.Downgrade); err != nil {
+			return nil, nil, fmt.Errorf("downgrade %q: %w", text, err)
+		}
+	}
+	listed, err = f.Members()
+	return s, listed, err
+}
+
+// configured makes those in raft's configuration the members, of whom known says the rest.
+func configured(s *command.Stored, known map[uint64]*command.Member) error {
+	ids := slices.Concat(s.ConfState.Voters, s.ConfState.Learners)
+	for _, id := range slices.Sorted(slices.Values(ids)) {
+		m := known[id]
+		if m == nil {
+			return fmt.Errorf("raft's configuration has member %x, but neither the list of members nor the log says who that is", id)
+		}
+		m = m.Clone()
+		m.IsLearner = slices.Contains(s.ConfState.Learners, id)
+		s.Members = append(s.Members, m)
+	}
+	// A removal that is ahead is repeated: until then the member is one.
+	s.Removed = slices.DeleteFunc(s.Removed, func(id uint64) bool { return slices.Contains(ids, id) })
+	return nil
 }
 
 // foldConfState applies the member changes in entries, as raft does, and notes whom they add.
@@ -320,13 +341,12 @@ func translate(entries []*raftpb.Entry) (translated []*raftpb.Entry, dropped int
 		if e.GetType() != raftpb.EntryNormal {
 			continue
 		}
-		old, ok := oldRequest(e.GetData())
-		if !ok {
-			continue
-		}
-		request, err := old.request()
+		request, ok, err := command.FromV2(e.GetData())
 		if err != nil {
 			return nil, 0, fmt.Errorf("entry %d of the log: %w", e.GetIndex(), err)
+		}
+		if !ok {
+			continue
 		}
 		var data []byte
 		if request == nil {
@@ -337,78 +357,6 @@ func translate(entries []*raftpb.Entry) (translated []*raftpb.Entry, dropped int
 		translated[i] = &raftpb.Entry{Type: raftpb.EntryNormal.Enum(), Term: new(e.GetTerm()), Index: new(e.GetIndex()), Data: data}
 	}
 	return translated, dropped, nil
-}
-
-// oldV2 is a request of the API of version 2.
-type oldV2 struct {
-	id                  uint64
-	method, path, value string
-}
-
-// oldRequest finds one in an entry's data. It is field 2 of an InternalRaftRequest, or all of the
-// data, and then its own field 2 is the method.
-func oldRequest(data []byte) (r oldV2, ok bool) {
-	whole, ok := parseV2(data)
-	if !ok || whole.method == "" {
-		return r, false
-	}
-	if inner, ok := parseV2([]byte(whole.method)); ok && inner.method != "" {
-		return inner, true
-	}
-	return whole, true
-}
-
-func parseV2(data []byte) (r oldV2, ok bool) {
-	for len(data) > 0 {
-		num, kind, n := protowire.ConsumeTag(data)
-		if n < 0 {
-			return r, false
-		}
-		data = data[n:]
-		var text []byte
-		switch {
-		case num == 1 && kind == protowire.VarintType:
-			r.id, n = protowire.ConsumeVarint(data)
-		case num >= 2 && num <= 4 && kind == protowire.BytesType:
-			text, n = protowire.ConsumeBytes(data)
-			*map[protowire.Number]*string{2: &r.method, 3: &r.path, 4: &r.value}[num] = string(text)
-		default:
-			n = protowire.ConsumeFieldValue(num, kind, data)
-		}
-		if n < 0 {
-			return r, false
-		}
-		data = data[n:]
-	}
-	return r, true
-}
-
-// request is what etcd 3.5 would have written; nil: nothing.
-func (r oldV2) request() (*pb.InternalRaftRequest, error) {
-	header := &pb.RequestHeader{ID: r.id}
-	parts := strings.Split(strings.TrimPrefix(r.path, "/"), "/")
-	switch {
-	case r.method != "PUT":
-		return nil, nil
-	case r.path == "/0/version":
-		return &pb.InternalRaftRequest{Header: header, ClusterVersionSet: &membershippb.ClusterVersionSetRequest{Ver: r.value}}, nil
-	case len(parts) == 4 && parts[0] == "0" && parts[1] == "members" && parts[3] == "attributes":
-		id, err := strconv.ParseUint(parts[2], 16, 64)
-		if err != nil {
-			return nil, err
-		}
-		var a struct {
-			Name       string   `json:"name"`
-			ClientURLs []string `json:"clientURLs"`
-		}
-		if err := json.Unmarshal([]byte(r.value), &a); err != nil {
-			return nil, err
-		}
-		return &pb.InternalRaftRequest{Header: header, ClusterMemberAttrSet: &membershippb.ClusterMemberAttrSetRequest{
-			Member_ID: id, MemberAttributes: &membershippb.Attributes{Name: a.Name, ClientUrls: a.ClientURLs},
-		}}, nil
-	}
-	return nil, nil
 }
 
 // migrateStore fills a new store that has applied entry index. With index 0 it stays empty: the log

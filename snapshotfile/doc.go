@@ -43,7 +43,8 @@
 // Create and Files are independent of each other; a File belongs to one goroutine.
 //
 // Files: create.go (writing one), file.go (File: opening, checking), read.go (what is in it),
-// cluster.go (of it: what is about the cluster), hash.go (HashKV of it), content.go (a view's content).
+// pages.go (whether bbolt can read it), cluster.go (of it: what is about the cluster), hash.go
+// (HashKV of it), content.go (a view's content).
 //
 // Sources: docs/compatibility.md, section 8; etcd server/storage/schema,
 // etcdserver/api/v3rpc/maintenance.go (Snapshot), etcdutl/snapshot.

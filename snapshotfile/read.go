@@ -49,7 +49,23 @@ func Read(path string, skipHash bool, fn func(*Reader) error) (err error) {
 		return fmt.Errorf("the snapshot file %s cannot be read as a database: %w", path, err)
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	if err := checkPagesOf(path); err != nil {
+		return fmt.Errorf("the snapshot file %s is damaged: %w", path, err)
+	}
 	return db.View(func(tx *bolt.Tx) error { return fn(&Reader{tx}) })
+}
+
+func checkPagesOf(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return checkPages(f, info.Size())
 }
 
 // checkFile compares the SHA-256 at the end with the rest of the file.
@@ -164,6 +180,14 @@ func (r *Reader) Compactions() (scheduled, finished int64, err error) {
 // Index is the last entry of the raft log that is in the file.
 func (r *Reader) Index() uint64 {
 	if v := r.get("meta", "consistent_index"); len(v) == 8 {
+		return binary.BigEndian.Uint64(v)
+	}
+	return 0
+}
+
+// Term is the term of that entry; 0: the file does not say (etcd before 3.5).
+func (r *Reader) Term() uint64 {
+	if v := r.get("meta", "term"); len(v) == 8 {
 		return binary.BigEndian.Uint64(v)
 	}
 	return 0

@@ -79,7 +79,7 @@ type Membership struct {
 
 // WriteSnapshot makes the .snap file of a position, durably.
 func WriteSnapshot(dir string, p Position, m Membership) error {
-	content, err := m.encode()
+	content, err := m.Encode()
 	if err != nil {
 		return err
 	}
@@ -144,7 +144,8 @@ type attributes struct {
 // eventCapacity is what etcd's own files say; it indexes into a list of this length.
 const eventCapacity = 1000
 
-func (m Membership) encode() ([]byte, error) {
+// Encode is the data of raft's snapshot: in a .snap file, and in the message that brings a snapshot.
+func (m Membership) Encode() ([]byte, error) {
 	root := &node{Path: "/", ExpireTime: noExpiry, Children: map[string]*node{}}
 	cluster := root.folder("0")
 	root.folder("1")

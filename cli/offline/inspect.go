@@ -256,6 +256,9 @@ func requestOf(f raftlog.Found) (name string, key []byte) {
 	if err != nil {
 		return err.Error(), nil
 	}
+	if request == nil {
+		return "nothing", nil // of the API of version 2
+	}
 	request.ProtoReflect().Range(func(field protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
 		if field.Kind() == protoreflect.MessageKind && field.Name() != "header" {
 			name = string(field.Name())
