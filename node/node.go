@@ -194,7 +194,8 @@ func (n *Node) fail(err error) {
 
 // assemble builds what runs: the network, the replica, the services.
 func (n *Node) assemble() (err error) {
-	messages := &peerHandler{logger: n.logger, store: n.store, state: n.state, hub: n.hub, witness: n.witness, sending: &n.snapshots, removed: n.isRemoved}
+	messages := &peerHandler{logger: n.logger, store: n.store, kv: n.kv, state: n.state, hub: n.hub, witness: n.witness, sending: &n.snapshots, removed: n.isRemoved,
+		dataDir: n.cfg.DataDir, files: make(chan struct{}, filesForEtcd)}
 	n.transport = transport.New(transport.Config{
 		MemberID: n.id.Member, ClusterID: n.id.Cluster, URLs: urlStrings(n.cfg.AdvertisePeerURLs), Version: version.Belay,
 		Logger: n.logger, Metrics: transport.NewMetrics(n.registry), Handler: messages, Source: messages,

@@ -133,14 +133,24 @@ func (s *Store) removeIncoming(dir string) {
 	}
 }
 
+// Scratch makes a folder beside the database, for what a snapshot is made of before it is one. The
+// caller removes it with done; a crash leaves it to the next Open.
+func (s *Store) Scratch() (dir string, done func(), err error) {
+	dir = s.fs.PathJoin(s.dir, incomingDir, strconv.FormatUint(s.incoming.Add(1), 10))
+	if err := s.fs.MkdirAll(dir, 0o700); err != nil {
+		return "", nil, fmt.Errorf("store: receive a snapshot: %w", err)
+	}
+	return dir, func() { s.removeIncoming(dir) }, nil
+}
+
 // ReceiveSnapshot writes a stream made by WriteSnapshot to tables beside the database and verifies
 // all of it. Memory is bounded by the largest value. The store's content does not change, and the
 // store remains usable.
 func (s *Store) ReceiveSnapshot(ctx context.Context, r io.Reader) (*Incoming, error) {
 	in := &Incoming{s: s}
-	in.dir = s.fs.PathJoin(s.dir, incomingDir, strconv.FormatUint(s.incoming.Add(1), 10))
-	if err := s.fs.MkdirAll(in.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("store: receive a snapshot: %w", err)
+	var err error
+	if in.dir, _, err = s.Scratch(); err != nil {
+		return nil, err
 	}
 	rc := receiver{in: in, fs: s.fs, r: r, ctx: ctx, writerOptions: s.opts.MakeWriterOptions(6, s.db.TableFormat())}
 	if err := rc.receive(); err != nil {

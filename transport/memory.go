@@ -466,7 +466,7 @@ func (e *Endpoint) runSnapshot(m *raftpb.Message) error {
 		return errors.New("transport: no snapshot source")
 	}
 	d := direction{e.id, m.GetTo()}
-	body, err := e.src.OpenSnapshot(m)
+	body, err := e.src.OpenSnapshot(e.ctx, m, Software{Kind: KindBelay})
 	if err != nil {
 		return err
 	}

@@ -200,7 +200,7 @@ func TestMemorySnapshot(t *testing.T) {
 		defer n.Close()
 		n.SetDefault(Link{BytesPerSecond: 1 << 20, Delay: time.Millisecond})
 		var opened error
-		ha.open = func(m *raftpb.Message) (io.ReadCloser, error) {
+		ha.open = func(m *raftpb.Message, _ Software) (io.ReadCloser, error) {
 			m.Snapshot.Metadata.Index = new(uint64(12))
 			return io.NopCloser(io.LimitReader(zeros{}, 2<<20)), opened
 		}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/coreos/go-semver/semver"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/peers"
@@ -74,31 +75,8 @@ func driftIsSure(drift, rtt time.Duration) bool { return drift.Abs()-rtt/2 > max
 
 // probeOnce sends one probe. drift is how far the peer's clock is behind ours.
 func (p *peer) probeOnce() (rtt, drift time.Duration, err error) {
-	u := p.urls.pick()
-	if u == nil {
-		return 0, 0, errNoURL
-	}
-	target := *u
-	target.Path = peers.PathRaftProbing
-	ctx, cancel := context.WithTimeout(p.ctx, probeInterval)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
-	if err != nil {
-		return 0, 0, err
-	}
-	p.t.setRequestHeaders(req.Header, p.id)
 	start := time.Now()
-	resp, err := p.t.requestRT.RoundTrip(req)
-	if err != nil {
-		p.urls.unreachable(u)
-		return 0, 0, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		p.urls.unreachable(u)
-		return 0, 0, fmt.Errorf("got unexpected HTTP status code %s from %s", resp.Status, target.String())
-	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	body, header, err := p.get(p.ctx, peers.PathRaftProbing)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -110,7 +88,63 @@ func (p *peer) probeOnce() (rtt, drift time.Duration, err error) {
 	if !a.OK {
 		return 0, 0, fmt.Errorf("the peer says that it is not healthy")
 	}
-	p.sawHeaders(resp.Header)
+	p.sawHeaders(header)
 	rtt = end.Sub(start)
 	return rtt, start.Add(rtt / 2).Sub(a.Now), nil
+}
+
+// get asks the peer under one of its URLs.
+func (p *peer) get(ctx context.Context, path string) (body []byte, header http.Header, err error) {
+	u := p.urls.pick()
+	if u == nil {
+		return nil, nil, errNoURL
+	}
+	target := *u
+	target.Path = path
+	ctx, cancel := context.WithTimeout(ctx, probeInterval)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.t.setRequestHeaders(req.Header, p.id)
+	resp, err := p.t.requestRT.RoundTrip(req)
+	if err != nil {
+		p.urls.unreachable(u)
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		p.urls.unreachable(u)
+		return nil, nil, fmt.Errorf("got unexpected HTTP status code %s from %s", resp.Status, target.String())
+	}
+	body, err = io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	return body, resp.Header, err
+}
+
+// software asks the peer what it runs: since the last handshake it may have become another, and what
+// is not made for it could destroy its data. etcd writes any body down as its database.
+func (p *peer) software(ctx context.Context) (s Software, err error) {
+	_, header, err := p.get(ctx, peers.PathRaftProbing)
+	if err != nil {
+		return s, err
+	}
+	p.sawHeaders(header)
+	if s.Kind = kindOf(header); s.Kind == KindBelay {
+		return s, nil
+	}
+	body, _, err := p.get(ctx, peers.PathVersion)
+	if err != nil {
+		return s, err
+	}
+	var told struct {
+		Server string `json:"etcdserver"`
+	}
+	if err := json.Unmarshal(body, &told); err != nil {
+		return s, fmt.Errorf("its answer to %s: %w", peers.PathVersion, err)
+	}
+	if s.Version, err = semver.NewVersion(told.Server); err != nil {
+		return s, fmt.Errorf("its version %q: %w", told.Server, err)
+	}
+	return s, nil
 }

@@ -25,8 +25,9 @@ import (
 //	+----------------+-------------------+--------------------------------+
 //
 // etcd's body is a bbolt file. Ours is the store's own stream, and the header X-Belay-Snapshot says
-// so. Both ends hold only their copy buffers. A snapshot has its own connection, so it shares only
-// bandwidth and CPU with the appends; the source should leave them some.
+// so; a peer that runs etcd gets etcd's. Both ends hold only their copy buffers. A snapshot has its
+// own connection, so it shares only bandwidth and CPU with the appends; the source should leave them
+// some.
 const (
 	// snapshotStall is how long a snapshot may make no progress, in either direction.
 	snapshotStall = 30 * time.Second
@@ -95,30 +96,19 @@ func (p *peer) runSnapshot(m *raftpb.Message) error {
 		p.logger.Warn("failed to send database snapshot", fields(zap.Error(err))...)
 		return err
 	}
-	kind := p.kindNow()
-	if kind == KindUnknown {
-		if _, _, err := p.probeOnce(); err != nil {
-			return fail(fmt.Errorf("cannot tell what software the peer runs: %w", err))
-		}
-		kind = p.kindNow()
+	to, err := p.software(p.ctx)
+	if err != nil {
+		return fail(fmt.Errorf("cannot tell what software the peer runs: %w", err))
 	}
-	src, err := t.cfg.Source.OpenSnapshot(m)
+	src, err := t.cfg.Source.OpenSnapshot(p.ctx, m, to)
 	if err != nil {
 		return fail(fmt.Errorf("open the snapshot: %w", err))
 	}
-	format := KindBelay
-	if k, ok := src.(interface{ SnapshotKind() string }); ok {
-		format = k.SnapshotKind()
-	}
 	header := http.Header{}
-	switch {
-	case format == KindBelay && kind != KindBelay:
-		_ = src.Close() // nothing was read
-		return fail(fmt.Errorf("peer %s runs etcd, which cannot read Belay's snapshot stream", p.name))
-	case format == KindBelay:
+	if to.Kind == KindBelay {
 		header.Set(peers.HeaderSnapshot, "1")
 	}
-	p.logger.Info("sending database snapshot", fields(zap.String("format", format))...)
+	p.logger.Info("sending database snapshot", fields(zap.String("format", to.Kind))...)
 
 	envelope := marshalMessage(m)
 	head := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(envelope)), uint64(len(envelope)))

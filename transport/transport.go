@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-semver/semver"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
@@ -37,11 +38,18 @@ type Handler interface {
 	ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.Reader, kind string) error
 }
 
-// SnapshotSource opens the body that goes with a MsgSnap. It may replace the snapshot metadata in m
-// by exactly what it streams. It is called in the goroutine that sends the snapshot. A body with a
-// method SnapshotKind() string names its format by it; any other has KindBelay.
+// SnapshotSource opens the body that goes with a MsgSnap, in the form that the receiver reads. It
+// may replace the snapshot in m by exactly what it streams. It is called in the goroutine that sends
+// the snapshot; ctx ends when the snapshot need not be sent any more.
 type SnapshotSource interface {
-	OpenSnapshot(m *raftpb.Message) (body io.ReadCloser, err error)
+	OpenSnapshot(ctx context.Context, m *raftpb.Message, to Software) (body io.ReadCloser, err error)
+}
+
+// Software is what a member runs. Version is that of etcd's protocol, which is etcd's own if Kind is
+// KindEtcd.
+type Software struct {
+	Kind    Kind
+	Version *semver.Version // nil: not known, and not asked for where Kind is KindBelay
 }
 
 // Kind says what software a peer runs, and so whose snapshot format it reads.

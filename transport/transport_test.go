@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/peers"
 )
 
 // member is a Handler and a SnapshotSource that remember.
@@ -30,7 +33,7 @@ type member struct {
 	reports     chan bool
 	process     func(m *raftpb.Message) error // nil: to messages
 	receive     func(m *raftpb.Message, body io.Reader, kind string) error
-	open        func(m *raftpb.Message) (io.ReadCloser, error)
+	open        func(m *raftpb.Message, to Software) (io.ReadCloser, error)
 
 	mu   sync.Mutex
 	gone map[uint64]bool
@@ -72,7 +75,9 @@ func (h *member) remove(id uint64) {
 func (h *member) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.Reader, kind string) error {
 	return h.receive(m, body, kind)
 }
-func (h *member) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) { return h.open(m) }
+func (h *member) OpenSnapshot(_ context.Context, m *raftpb.Message, to Software) (io.ReadCloser, error) {
+	return h.open(m, to)
+}
 
 // a node is a Transport on a listener.
 type node struct {
@@ -491,7 +496,9 @@ func TestAnotherMemberAnswers(t *testing.T) {
 	third := startNode(t, 3, nil)
 	for _, url := range []string{third.url, etcds.URL} {
 		a := startNode(t, 1, func(c *Config) { c.Removed = func(err error) { t.Errorf("%s: %v", url, err) } })
-		a.h.open = func(*raftpb.Message) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("x")), nil }
+		a.h.open = func(*raftpb.Message, Software) (io.ReadCloser, error) {
+			return io.NopCloser(strings.NewReader("x")), nil
+		}
 		a.AddPeer(2, []string{url})
 		third.AddPeer(1, []string{a.url})
 		a.Send([]*raftpb.Message{message(raftpb.MsgVote, 1, 2, 1)})
@@ -548,11 +555,9 @@ func TestRemote(t *testing.T) {
 type slowBody struct {
 	io.Reader
 	closed chan struct{}
-	kind   string
 }
 
-func (b *slowBody) Close() error         { close(b.closed); return nil }
-func (b *slowBody) SnapshotKind() string { return b.kind }
+func (b *slowBody) Close() error { close(b.closed); return nil }
 
 func TestSnapshot(t *testing.T) {
 	a, b := startNode(t, 1, nil), startNode(t, 2, nil)
@@ -564,10 +569,13 @@ func TestSnapshot(t *testing.T) {
 		return m
 	}
 	var body *slowBody
-	open := func(kind string) {
-		a.h.open = func(m *raftpb.Message) (io.ReadCloser, error) {
+	open := func() {
+		a.h.open = func(m *raftpb.Message, to Software) (io.ReadCloser, error) {
+			if to.Kind != KindBelay {
+				t.Errorf("the receiver is taken for %q", to.Kind)
+			}
 			m.Snapshot.Metadata.Index = new(uint64(12)) // what it streams is newer
-			body = &slowBody{Reader: io.LimitReader(zeros{}, size), closed: make(chan struct{}), kind: kind}
+			body = &slowBody{Reader: io.LimitReader(zeros{}, size), closed: make(chan struct{})}
 			return body, nil
 		}
 	}
@@ -586,10 +594,10 @@ func TestSnapshot(t *testing.T) {
 		received <- got{m.GetSnapshot().GetMetadata().GetIndex(), n, kind}
 		return fail
 	}
-	for _, kind := range []string{KindBelay, KindEtcd} {
-		open(kind)
+	for range 2 {
+		open()
 		a.Send([]*raftpb.Message{m()})
-		if g := await(t, "the snapshot", received); g != (got{12, size, kind}) {
+		if g := await(t, "the snapshot", received); g != (got{12, size, KindBelay}) {
 			t.Fatalf("received %+v", g)
 		}
 		if !await(t, "a report", a.h.reports) {
@@ -598,14 +606,14 @@ func TestSnapshot(t *testing.T) {
 		await(t, "the body to be closed", body.closed)
 	}
 	fail = errors.New("disk full")
-	open(KindBelay)
+	open()
 	a.Send([]*raftpb.Message{m()})
 	await(t, "the snapshot", received)
 	if await(t, "a report", a.h.reports) {
 		t.Fatal("a refused snapshot was reported as success")
 	}
 	await(t, "the body to be closed", body.closed)
-	a.h.open = func(m *raftpb.Message) (io.ReadCloser, error) { return nil, errors.New("no view") }
+	a.h.open = func(*raftpb.Message, Software) (io.ReadCloser, error) { return nil, errors.New("no view") }
 	a.Send([]*raftpb.Message{m()})
 	if await(t, "a report", a.h.reports) {
 		t.Fatal("a snapshot that did not open was reported as success")
@@ -636,7 +644,9 @@ func TestSnapshotsBounded(t *testing.T) {
 		return err
 	}
 	b.h.receive, c.h.receive = receive, receive
-	a.h.open = func(m *raftpb.Message) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("x")), nil }
+	a.h.open = func(*raftpb.Message, Software) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader("x")), nil
+	}
 	for _, to := range []uint64{2, 2, 3} { // the second to 2 joins the first
 		m := message(raftpb.MsgSnap, 1, to, 0)
 		m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(uint64(10)), Term: new(uint64(1))}}
@@ -653,31 +663,62 @@ func TestSnapshotsBounded(t *testing.T) {
 	}
 }
 
-// TestSnapshotForEtcd: a peer without Belay's marker is not sent a stream it would store as a bbolt
-// file.
+// TestSnapshotForEtcd: a peer without Belay's marker is sent what its version of etcd reads, and
+// never the store's own stream, which it would write down as its database.
 func TestSnapshotForEtcd(t *testing.T) {
 	a := startNode(t, 1, nil)
+	var version atomic.Pointer[string]
+	bodies := make(chan string, 1)
 	etcd := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/raft/probing" {
+		switch text := version.Load(); {
+		case r.URL.Path == "/raft/probing":
 			fmt.Fprintf(w, `{"OK":true,"Now":%q}`, time.Now().Format(time.RFC3339Nano))
-			return
+		case r.URL.Path == "/version" && text != nil:
+			fmt.Fprintf(w, `{"etcdserver":%q,"etcdcluster":"3.5.0"}`, *text)
+		case r.URL.Path == "/raft/snapshot":
+			if r.Header.Get(peers.HeaderSnapshot) != "" {
+				t.Error("the body is marked as Belay's")
+			}
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			bodies <- string(body[len(body)-8:])
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			http.Error(w, "error sender not found", http.StatusNotFound)
 		}
-		if r.URL.Path == "/raft/snapshot" {
-			t.Error("the snapshot was sent")
-		}
-		http.Error(w, "error sender not found", http.StatusNotFound)
 	}))
 	defer etcd.Close()
-	closed := make(chan struct{})
-	a.h.open = func(m *raftpb.Message) (io.ReadCloser, error) {
-		return &slowBody{Reader: zeros{}, closed: closed, kind: KindBelay}, nil
+	var closed chan struct{}
+	a.h.open = func(m *raftpb.Message, to Software) (io.ReadCloser, error) {
+		if to.Kind != KindEtcd || to.Version.String() != "3.5.35" {
+			t.Errorf("the receiver is taken for %v", to)
+		}
+		closed = make(chan struct{})
+		return &slowBody{Reader: strings.NewReader("database"), closed: closed}, nil
 	}
 	a.AddPeer(2, []string{etcd.URL})
-	m := message(raftpb.MsgSnap, 1, 2, 0)
-	m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(uint64(10)), Term: new(uint64(1))}}
-	a.Send([]*raftpb.Message{m})
-	if await(t, "the report", a.h.reports) {
-		t.Fatal("success")
+	send := func() bool {
+		m := message(raftpb.MsgSnap, 1, 2, 0)
+		m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(uint64(10)), Term: new(uint64(1))}}
+		a.Send([]*raftpb.Message{m})
+		return await(t, "the report", a.h.reports)
+	}
+	for _, text := range []string{"", "nonsense"} { // nothing is opened for who does not say what it is
+		if text != "" {
+			version.Store(&text)
+		}
+		if send() {
+			t.Fatalf("a snapshot was sent to a peer of version %q", text)
+		}
+	}
+	version.Store(new("3.5.35"))
+	if !send() {
+		t.Fatal("failure")
+	}
+	if body := await(t, "the body", bodies); body != "database" {
+		t.Fatalf("the body ends with %q", body)
 	}
 	await(t, "the body to be closed", closed)
 	if a.PeerKind(2) != KindEtcd {

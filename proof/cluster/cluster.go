@@ -137,9 +137,15 @@ func New(cfg Config) (*Cluster, error) {
 func (c *Cluster) Become(kind Kind, binary string) {
 	c.cfg.Kind, c.cfg.Binary = kind, binary
 	for _, m := range c.Members {
-		m.cfg.Kind, m.cfg.Binary = kind, binary
+		m.Become(kind, binary)
 	}
 }
+
+// Become makes this member alone run another program from its next start on.
+func (m *Member) Become(kind Kind, binary string) { m.cfg.Kind, m.cfg.Binary = kind, binary }
+
+// Kind is the program that the member runs, or will run.
+func (m *Member) Kind() Kind { return m.cfg.Kind }
 
 // Start starts all members and waits until each of them answers.
 func (c *Cluster) Start(ctx context.Context) error {

@@ -451,7 +451,7 @@ func (l *life) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body io.R
 	return nil
 }
 
-func (l *life) OpenSnapshot(m *raftpb.Message) (io.ReadCloser, error) {
+func (l *life) OpenSnapshot(_ context.Context, m *raftpb.Message, _ transport.Software) (io.ReadCloser, error) {
 	if l.dead.Load() {
 		return nil, errDown
 	}
