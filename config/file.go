@@ -110,6 +110,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		MaxTxnOps             *uint           `json:"max-txn-ops"`
 		MaxRequestBytes       *uint           `json:"max-request-bytes"`
 		MaxConcurrentStreams  *uint32         `json:"max-concurrent-streams"`
+		RPCEngine             *string         `json:"rpc-engine"`
 		SelfSignedYears       *uint           `json:"self-signed-cert-validity"`
 		CipherSuites          *[]string       `json:"cipher-suites"`
 		TLSMinVersion         *string         `json:"tls-min-version"`
@@ -207,6 +208,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		HeartbeatInterval: uint(c.HeartbeatInterval.Milliseconds()), ElectionTimeout: uint(c.ElectionTimeout.Milliseconds()),
 		AdvanceTicks: &c.AdvanceTicks, BatchInterval: &c.BatchInterval, BatchLimit: &c.BatchLimit, FreelistType: &c.FreelistType,
 		QuotaBytes: &c.QuotaBytes, NoSpaceDisarm: &c.NoSpaceDisarm, StrictAuth: &c.StrictAuth, Usage: &c.Usage, CORSSimpleRequests: &c.CORSSimpleRequests, MaxTxnOps: &c.MaxTxnOps, MaxRequestBytes: &c.MaxRequestBytes, MaxConcurrentStreams: &c.MaxConcurrentStreams,
+		RPCEngine:       &c.RPCEngine,
 		SelfSignedYears: &c.SelfSignedYears, CipherSuites: &c.CipherSuites, TLSMinVersion: &c.TLSMinVersion, TLSMaxVersion: &c.TLSMaxVersion,
 		InitialClusterState: &c.InitialClusterState, DiscoverySRV: &c.DiscoverySRV, DiscoverySRVName: &c.DiscoverySRVName,
 		InitialCluster: &c.InitialCluster, InitialClusterToken: &c.InitialClusterToken, StrictReconfigCheck: &c.StrictReconfigCheck,

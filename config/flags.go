@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/belaydb/belay/node"
 )
 
 // A group is a heading of the help text.
@@ -201,6 +203,11 @@ func behaviourFlags() []flagDef {
 			bind: boolFlag(func(c *Config) *bool { return &c.Usage })},
 		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while a disk stalls, this member's or others'; beyond it writes are refused.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},
+
+		{group: groupBelay, name: "rpc-engine", usage: "What serves gRPC: 'grpc-go', or 'belay', an experimental server of Belay's own.",
+			bind: valueFlag(func(c *Config) flag.Value {
+				return choiceValue{&c.RPCEngine, []string{node.EngineGRPC, node.EngineBelay}}
+			})},
 
 		{group: groupBelay, name: "neighbours-record-bytes", usage: "How large a record of who else writes to the log's disk may become, for 'belay doctor neighbours'. 0: none is kept.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.NeighboursRecordBytes })},

@@ -20,8 +20,10 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/tap"
 
 	"github.com/belaydb/belay/listen"
+	"github.com/belaydb/belay/rpc"
 	"github.com/belaydb/belay/server"
 )
 
@@ -36,6 +38,15 @@ type portsEnv struct {
 	stopping func() bool
 	// failed ends the member; it waits for nothing.
 	failed func(error)
+}
+
+// A callServer serves gRPC: grpc.Server, or Belay's own.
+type callServer interface {
+	grpc.ServiceRegistrar
+	Serve(net.Listener) error
+	// GracefulStop waits for the calls; Stop ends them.
+	GracefulStop()
+	Stop()
 }
 
 // ports are a member's listeners and what serves them: for peers, for clients
@@ -56,7 +67,7 @@ type ports struct {
 	memory  *listen.Memory   // where the gateway reaches grpc
 	gateway *grpc.ClientConn // nil: no gateway
 	// grpc serves all client ports; nil before serveClients.
-	grpc *grpc.Server
+	grpc callServer
 	// receiving bounds what clients have sent of requests that are not complete.
 	receiving *listen.Receiving
 	// overHTTP serves the calls that net/http gets; nil: it gets none.
@@ -363,7 +374,7 @@ func (ps *ports) serveMetrics(handler http.Handler) {
 
 // serveClients starts the gRPC server, one for all ports, and HTTP.
 func (ps *ports) serveClients(srv *server.Server) {
-	ps.grpc = grpc.NewServer(append(srv.GRPCOptions(), grpc.Creds(listen.Credentials()), grpc.InTapHandle(ps.receiving.Tap))...)
+	ps.grpc = ps.newCallServer(srv)
 	srv.RegisterGRPC(ps.grpc)
 	if ps.cfg.EnableGateway {
 		if err := ps.startGateway(); err != nil {
@@ -393,6 +404,9 @@ func (ps *ports) serveClients(srv *server.Server) {
 		}
 		go func() { ps.served(p.front.Serve(s)) }()
 		fields := []zap.Field{zap.String("traffic", traffic), zap.String("address", p.address)}
+		if engine := ps.engine(); p.grpc && engine != EngineGRPC {
+			fields = append(fields, zap.String("rpc-engine", engine))
+		}
 		if p.plain {
 			ps.logger.Info("serving client traffic insecurely; this is strongly discouraged!", fields...)
 		}
@@ -400,6 +414,28 @@ func (ps *ports) serveClients(srv *server.Server) {
 			ps.logger.Info("serving client traffic securely", fields...)
 		}
 	}
+}
+
+// newCallServer makes what serves the client ports' gRPC.
+func (ps *ports) newCallServer(srv *server.Server) callServer {
+	if ps.engine() == EngineGRPC {
+		return grpc.NewServer(append(srv.GRPCOptions(), grpc.Creds(listen.Credentials()), grpc.InTapHandle(ps.receiving.Tap))...)
+	}
+	opts := srv.RPCOptions()
+	opts.Credentials = listen.Credentials()
+	opts.Tap = func(ctx context.Context, method string) error {
+		_, err := ps.receiving.Tap(ctx, &tap.Info{FullMethodName: method})
+		return err
+	}
+	return rpc.New(opts)
+}
+
+// engine is which server that is.
+func (ps *ports) engine() string {
+	if ps.cfg.RPCEngine == EngineBelay && ps.cfg.Tracing == nil {
+		return EngineBelay
+	}
+	return EngineGRPC
 }
 
 // callsOverHTTP serves gRPC calls that come on a connection of net/http: a proxy that pools its

@@ -31,6 +31,12 @@ type Cluster struct {
 	DowngradeCheckTime  time.Duration // between two looks of the leader at a downgrade; 0: never
 }
 
+// The engines of --rpc-engine.
+const (
+	EngineGRPC  = "grpc-go"
+	EngineBelay = "belay" // package rpc
+)
+
 // Ports are the ports, TLS, and what may be asked over HTTP and gRPC.
 type Ports struct {
 	ListenPeerURLs       []url.URL
@@ -55,6 +61,9 @@ type Ports struct {
 	CORSSimpleRequests         bool     // also of requests without preflight
 	HostWhitelist              []string // of plain HTTP; none or "*": all
 
+	// RPCEngine is what serves gRPC: EngineGRPC, or EngineBelay, which is experimental and has no
+	// tracing: with spans it is EngineGRPC all the same. Empty: EngineGRPC.
+	RPCEngine            string
 	MaxConcurrentStreams uint32
 	KeepaliveMinTime     time.Duration
 	KeepaliveInterval    time.Duration // 0: none

@@ -47,7 +47,7 @@ func BenchmarkPut(b *testing.B) {
 	}
 	for _, clients := range []int{1, 100, 1000} {
 		b.Run(fmt.Sprintf("bare/clients=%d", clients), func(b *testing.B) {
-			benchPut(b, clients, func(g *grpc.Server) { pb.RegisterKVServer(g, bareKV{}) }, grpc.NumStreamWorkers(defaultStreamWorkers))
+			benchPut(b, clients, func(g grpc.ServiceRegistrar) { pb.RegisterKVServer(g, bareKV{}) }, grpc.NumStreamWorkers(defaultStreamWorkers))
 		})
 		for _, n := range []uint32{1, 4, 8, 32} {
 			b.Run(fmt.Sprintf("ours/workers=%d/clients=%d", n, clients), func(b *testing.B) {
@@ -60,7 +60,7 @@ func BenchmarkPut(b *testing.B) {
 
 // benchPut spreads the clients over as many connections as etcd's benchmark
 // does by default for a hundred clients or more: ten.
-func benchPut(b *testing.B, clients int, register func(*grpc.Server), opts ...grpc.ServerOption) {
+func benchPut(b *testing.B, clients int, register func(grpc.ServiceRegistrar), opts ...grpc.ServerOption) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(b, err)
 	g := grpc.NewServer(opts...)

@@ -45,7 +45,7 @@ func newQueueFixture(t *testing.T) *queueFixture {
 		},
 		rights: func(context.Context) rights { return keyRights{} },
 	}
-	cc := serveServices(t, func(g *grpc.Server) {
+	cc := serveServices(t, func(g grpc.ServiceRegistrar) {
 		electionpb.RegisterElectionServer(g, &electionService{queues: q})
 		lockpb.RegisterLockServer(g, &lockService{queues: q})
 	})

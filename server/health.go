@@ -9,7 +9,7 @@ import (
 
 // registerHealth serves grpc.health.v1: the service "" is serving from the start on, also during a
 // defragmentation, since none blocks here.
-func registerHealth(g *grpc.Server, h *health.Server, logger *zap.Logger) {
+func registerHealth(g grpc.ServiceRegistrar, h *health.Server, logger *zap.Logger) {
 	healthpb.RegisterHealthServer(g, h)
 	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 	logger.Info("grpc service status changed",

@@ -18,6 +18,7 @@ import (
 	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/peers"
+	"github.com/belaydb/belay/rpc"
 	"github.com/belaydb/belay/server/electionpb"
 	"github.com/belaydb/belay/server/lockpb"
 	"github.com/belaydb/belay/snapshotfile"
@@ -242,8 +243,19 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 	return opts
 }
 
-// RegisterGRPC registers every service with a server that was made with GRPCOptions.
-func (s *Server) RegisterGRPC(g *grpc.Server) {
+// RPCOptions are GRPCOptions for Belay's own server. It has no tracing.
+func (s *Server) RPCOptions() rpc.Options {
+	return rpc.Options{
+		Codec: s.calls.codec, Unary: s.calls.interceptUnary, Stream: s.calls.interceptStream,
+		MaxRecvBytes: s.cfg.MaxRequestBytes + recvOverheadBytes, MaxSendBytes: math.MaxInt32,
+		MaxHeaderBytes: maxHeaderBytes, MaxStreams: s.cfg.MaxConcurrentStreams, Workers: s.cfg.StreamWorkers,
+		KeepaliveMinTime: s.cfg.KeepaliveMinTime,
+		Keepalive:        keepalive.ServerParameters{Time: s.cfg.KeepaliveInterval, Timeout: s.cfg.KeepaliveTimeout},
+	}
+}
+
+// RegisterGRPC registers every service with a server that was made with GRPCOptions or RPCOptions.
+func (s *Server) RegisterGRPC(g grpc.ServiceRegistrar) {
 	registerKV(g, s.calls, s.kv)
 	pb.RegisterLeaseServer(g, s.lease)
 	pb.RegisterClusterServer(g, s.cluster)

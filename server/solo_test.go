@@ -266,7 +266,7 @@ func newBareMember(t testing.TB, edit ...func(*Config, *state.Config)) *member {
 	m.Server, err = New(cfg)
 	must(t, err)
 	t.Cleanup(m.Stop)
-	m.conn = serveServices(t, m.RegisterGRPC, m.GRPCOptions()...)
+	m.conn = serveMember(t, m.Server)
 	m.kv, m.lease, m.cluster = pb.NewKVClient(m.conn), pb.NewLeaseClient(m.conn), pb.NewClusterClient(m.conn)
 	m.maintenance, m.auth = pb.NewMaintenanceClient(m.conn), pb.NewAuthClient(m.conn)
 	return m

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sort"
 	"strings"
 	"sync"
@@ -21,10 +22,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
+	encodingproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/belaydb/belay/rpc"
 	"github.com/belaydb/belay/watch"
 )
 
@@ -234,9 +238,33 @@ func (kv *watchedKV) del(key string) {
 }
 
 // serveServices serves what register registers and returns a connection to it.
-func serveServices(t testing.TB, register func(*grpc.Server), opts ...grpc.ServerOption) *grpc.ClientConn {
+func serveServices(t testing.TB, register func(grpc.ServiceRegistrar), opts ...grpc.ServerOption) *grpc.ClientConn {
+	if ownEngine() && len(opts) == 0 {
+		return serveOn(t, rpc.New(rpc.Options{Codec: encoding.GetCodecV2(encodingproto.Name)}), register)
+	}
+	return serveOn(t, grpc.NewServer(opts...), register)
+}
+
+// serveMember is serveServices for all of a member's.
+func serveMember(t testing.TB, s *Server) *grpc.ClientConn {
+	if ownEngine() {
+		return serveOn(t, rpc.New(s.RPCOptions()), s.RegisterGRPC)
+	}
+	return serveOn(t, grpc.NewServer(s.GRPCOptions()...), s.RegisterGRPC)
+}
+
+// ownEngine: BELAY_RPC_ENGINE=belay runs this package's tests over package rpc.
+func ownEngine() bool { return os.Getenv("BELAY_RPC_ENGINE") == "belay" }
+
+// callServer is what the services are registered with and served by.
+type callServer interface {
+	grpc.ServiceRegistrar
+	Serve(net.Listener) error
+	Stop()
+}
+
+func serveOn(t testing.TB, g callServer, register func(grpc.ServiceRegistrar)) *grpc.ClientConn {
 	l := bufconn.Listen(1 << 16)
-	g := grpc.NewServer(opts...)
 	register(g)
 	go func() { _ = g.Serve(l) }()
 	cc, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -324,7 +352,7 @@ func (w *watchTester) recv() *pb.WatchResponse {
 func TestWatchScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata/watch", func(t *testing.T, path string) {
 		kv := newWatchedKV(t, watch.Options{})
-		cc := serveServices(t, func(g *grpc.Server) { pb.RegisterWatchServer(g, newWatchServer(watchTestConfig(kv))) })
+		cc := serveServices(t, func(g grpc.ServiceRegistrar) { pb.RegisterWatchServer(g, newWatchServer(watchTestConfig(kv))) })
 		streams := map[string]*watchTester{}
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			var out strings.Builder
@@ -442,7 +470,7 @@ func TestWatchFragments(t *testing.T) {
 	kv := newWatchedKV(t, watch.Options{})
 	cfg := watchTestConfig(kv)
 	cfg.MaxRequestBytes = 10<<10 - recvOverheadBytes // cut at 10 KiB
-	cc := serveServices(t, func(g *grpc.Server) { pb.RegisterWatchServer(g, newWatchServer(cfg)) })
+	cc := serveServices(t, func(g grpc.ServiceRegistrar) { pb.RegisterWatchServer(g, newWatchServer(cfg)) })
 	st := openWatch(t, cc)
 	st.create(&pb.WatchCreateRequest{Key: []byte("k"), RangeEnd: []byte("l"), Fragment: true, WatchId: 1})
 	st.recv()
@@ -495,7 +523,7 @@ func TestWatchFragments(t *testing.T) {
 // TestWatchManyOnOneStream: a thousand watchers on a stream that is read slowly lose nothing.
 func TestWatchManyOnOneStream(t *testing.T) {
 	kv := newWatchedKV(t, watch.Options{StreamBytes: 20 << 10})
-	cc := serveServices(t, func(g *grpc.Server) { pb.RegisterWatchServer(g, newWatchServer(watchTestConfig(kv))) })
+	cc := serveServices(t, func(g grpc.ServiceRegistrar) { pb.RegisterWatchServer(g, newWatchServer(watchTestConfig(kv))) })
 	st := openWatch(t, cc)
 	const watchers, writes = 1000, 300
 	var wg sync.WaitGroup
@@ -540,7 +568,7 @@ func TestWatchProgressNotify(t *testing.T) {
 	kv := newWatchedKV(t, watch.Options{})
 	cfg := watchTestConfig(kv)
 	cfg.ProgressInterval = time.Nanosecond // becomes the least allowed
-	cc := serveServices(t, func(g *grpc.Server) { pb.RegisterWatchServer(g, newWatchServer(cfg)) })
+	cc := serveServices(t, func(g grpc.ServiceRegistrar) { pb.RegisterWatchServer(g, newWatchServer(cfg)) })
 	st := openWatch(t, cc)
 	rev := kv.put("x", "1")
 	st.create(&pb.WatchCreateRequest{Key: []byte("k"), ProgressNotify: true})
@@ -589,7 +617,7 @@ func (c *reasonContext) Err() error {
 func TestWatchNoLeader(t *testing.T) {
 	kv := newWatchedKV(t, watch.Options{})
 	opened := make(chan *reasonContext, 1)
-	cc := serveServices(t, func(g *grpc.Server) { pb.RegisterWatchServer(g, newWatchServer(watchTestConfig(kv))) },
+	cc := serveServices(t, func(g grpc.ServiceRegistrar) { pb.RegisterWatchServer(g, newWatchServer(watchTestConfig(kv))) },
 		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
 			c := &reasonContext{Context: ss.Context(), done: make(chan struct{})}
 			opened <- c
@@ -612,7 +640,7 @@ func TestWatchNoLeader(t *testing.T) {
 func TestWatchStreamEndsFree(t *testing.T) {
 	kv := newWatchedKV(t, watch.Options{})
 	returned := make(chan error, 1)
-	cc := serveServices(t, func(g *grpc.Server) { pb.RegisterWatchServer(g, newWatchServer(watchTestConfig(kv))) },
+	cc := serveServices(t, func(g grpc.ServiceRegistrar) { pb.RegisterWatchServer(g, newWatchServer(watchTestConfig(kv))) },
 		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
 			err := h(srv, ss)
 			returned <- err
@@ -642,7 +670,7 @@ func BenchmarkWatchFanOut(b *testing.B) {
 	for _, n := range []int{1, 100, 1000} {
 		b.Run(fmt.Sprintf("streams=%d", n), func(b *testing.B) {
 			kv := newWatchedKV(b, watch.Options{})
-			cc := serveServices(b, func(g *grpc.Server) { pb.RegisterWatchServer(g, newWatchServer(watchTestConfig(kv))) })
+			cc := serveServices(b, func(g grpc.ServiceRegistrar) { pb.RegisterWatchServer(g, newWatchServer(watchTestConfig(kv))) })
 			var got sync.WaitGroup
 			for range n {
 				st := openWatchBench(b, cc)

@@ -27,7 +27,7 @@ const module = "github.com/belaydb/belay"
 // DESIGN: command is the shared vocabulary, so it lies below everything.
 const floors = `
 	command, peers, internal/interrupt, internal/version, internal/show, internal/crash, internal/invariants
-	< store, raftlog, transport, listen, admission, logsink, evidence, usage, timemap, neighbours, discovery, walfile
+	< store, raftlog, transport, listen, rpc, admission, logsink, evidence, usage, timemap, neighbours, discovery, walfile
 	< mvcc, lease, auth
 	< state, watch, replica, snapshotfile, leader
 	< server, datadir, backup

@@ -244,13 +244,17 @@ func (m *Member) Start() error {
 	return nil
 }
 
-// cleanEnv is our environment without variables that would configure a member.
+// cleanEnv is our environment without variables that would configure a member. BELAY_RPC_ENGINE is
+// the --rpc-engine of all members, so that every proof can be tried over either.
 func cleanEnv() []string {
 	var env []string
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "ETCD_") && !strings.HasPrefix(kv, "BELAY_") {
 			env = append(env, kv)
 		}
+	}
+	if engine := os.Getenv("BELAY_RPC_ENGINE"); engine != "" {
+		env = append(env, "ETCD_RPC_ENGINE="+engine) // etcd warns of it
 	}
 	return env
 }

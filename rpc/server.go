@@ -1,0 +1,257 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
+)
+
+// Options of a Server. Those without a default must be set.
+type Options struct {
+	// Codec reads and writes messages, whatever the content type's subtype.
+	Codec encoding.CodecV2
+	// Unary and Stream are what calls pass before their handlers; nil: nothing.
+	Unary  grpc.UnaryServerInterceptor
+	Stream grpc.StreamServerInterceptor
+	// Credentials make the handshake; nil: there is none, and nothing is known of the client.
+	Credentials credentials.TransportCredentials
+	// Tap may refuse a call before it has a goroutine. It is called with a connection's lock held
+	// and must not wait. nil: all are let in. ctx has the connection's peer.
+	Tap func(ctx context.Context, method string) error
+	// MaxRecvBytes and MaxSendBytes bound a message without its compression [4 MiB, 2 GiB].
+	MaxRecvBytes, MaxSendBytes int
+	// MaxHeaderBytes bounds the headers of a call, in the sense of HTTP/2's header list [256 KiB].
+	MaxHeaderBytes int
+	// MaxStreams bounds the open calls of a connection; 0: no bound.
+	MaxStreams uint32
+	// KeepaliveMinTime is how often a client may ping [5 min]; PermitWithoutStream: also while it
+	// has no call.
+	KeepaliveMinTime    time.Duration
+	PermitWithoutStream bool
+	// Keepalive is the server's side, as grpc-go has it; 0 is never for the ages.
+	Keepalive keepalive.ServerParameters
+	// Workers is how many goroutines are kept for handlers, so that the stack of a new one need not
+	// grow for each call; beyond them each call gets its own. 0: none.
+	Workers uint32
+}
+
+// A method is what serves a path: one of unary and stream.
+type method struct {
+	unary  *grpc.MethodDesc
+	stream *grpc.StreamDesc
+	info   grpc.StreamServerInfo
+	impl   any
+}
+
+// A Server serves gRPC. It is a grpc.ServiceRegistrar: what is registered, before the first Serve,
+// is called as grpc.Server would. Any goroutine may use it then.
+type Server struct {
+	opts     Options
+	methods  map[string]*method  // by path; not changed after the first Serve
+	services map[string]struct{} // the names of the registered ones
+	work     chan *stream        // to idle workers
+	born     time.Time
+
+	mu        sync.Mutex
+	listeners map[net.Listener]struct{}
+	conns     map[*conn]struct{}
+	stopped   bool
+	quit      chan struct{}  // closed by Stop and GracefulStop, once no connection is left
+	quitOnce  sync.Once      // for quit
+	serving   sync.WaitGroup // connections
+	handlers  sync.WaitGroup
+}
+
+// New makes a Server; Stop it.
+func New(o Options) *Server {
+	o.setDefaults()
+	s := &Server{
+		opts: o, methods: make(map[string]*method), services: make(map[string]struct{}), work: make(chan *stream), born: time.Now(),
+		listeners: make(map[net.Listener]struct{}), conns: make(map[*conn]struct{}), quit: make(chan struct{}),
+	}
+	for range o.Workers {
+		go s.worker()
+	}
+	return s
+}
+
+// RegisterService is grpc.ServiceRegistrar's.
+func (s *Server) RegisterService(d *grpc.ServiceDesc, impl any) {
+	s.services[d.ServiceName] = struct{}{}
+	for i := range d.Methods {
+		m := &d.Methods[i]
+		s.methods["/"+d.ServiceName+"/"+m.MethodName] = &method{unary: m, impl: impl}
+	}
+	for i := range d.Streams {
+		m := &d.Streams[i]
+		path := "/" + d.ServiceName + "/" + m.StreamName
+		s.methods[path] = &method{stream: m, impl: impl,
+			info: grpc.StreamServerInfo{FullMethod: path, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams}}
+	}
+}
+
+// unknown says what is not registered.
+func (s *Server) unknown(path string) string {
+	name, ok := strings.CutPrefix(path, "/")
+	i := strings.LastIndex(name, "/")
+	if !ok || i < 0 {
+		return fmt.Sprintf("malformed method name: %q", path)
+	}
+	if _, ok := s.services[name[:i]]; ok {
+		return fmt.Sprintf("unknown method %v for service %v", name[i+1:], name[:i])
+	}
+	return fmt.Sprintf("unknown service %v", name[:i])
+}
+
+// worker runs handlers until the server has stopped.
+func (s *Server) worker() {
+	for {
+		select {
+		case st := <-s.work:
+			st.handle()
+			s.handlers.Done()
+		case <-s.quit:
+			return
+		}
+	}
+}
+
+// run has the handler of a stream run. It does not wait.
+func (s *Server) run(st *stream) {
+	s.handlers.Add(1)
+	select {
+	case s.work <- st:
+	default:
+		go func() {
+			st.handle()
+			s.handlers.Done()
+		}()
+	}
+}
+
+// Serve accepts connections until l fails or the server stops: then the error is nil, or
+// grpc.ErrServerStopped if it had stopped before.
+func (s *Server) Serve(l net.Listener) error {
+	s.mu.Lock()
+	if s.stopped {
+		s.mu.Unlock()
+		l.Close()
+		return grpc.ErrServerStopped
+	}
+	s.listeners[l] = struct{}{}
+	s.mu.Unlock()
+	for pause := time.Duration(0); ; {
+		nc, err := l.Accept()
+		if err == nil {
+			pause = 0
+			s.begin(nc)
+			continue
+		}
+		s.mu.Lock()
+		stopped := s.stopped
+		s.mu.Unlock()
+		if stopped {
+			return nil
+		}
+		if te, ok := err.(interface{ Temporary() bool }); !ok || !te.Temporary() {
+			s.mu.Lock()
+			delete(s.listeners, l)
+			s.mu.Unlock()
+			return err
+		}
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-s.quit:
+			timer.Stop()
+		}
+	}
+}
+
+// begin serves a connection in a goroutine of its own.
+func (s *Server) begin(nc net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		nc.Close()
+		return
+	}
+	s.serving.Add(1)
+	go func() {
+		defer s.serving.Done()
+		s.serveConn(nc)
+	}()
+}
+
+func (s *Server) serveConn(nc net.Conn) {
+	_ = nc.SetDeadline(time.Now().Add(handshakeTimeout)) // a failure shows in the first read
+	var info credentials.AuthInfo
+	if s.opts.Credentials != nil {
+		shaken, found, err := s.opts.Credentials.ServerHandshake(nc)
+		if err != nil {
+			nc.Close()
+			return
+		}
+		nc, info = shaken, found
+	}
+	_ = nc.SetWriteDeadline(time.Time{}) // as above
+	c := newConn(s, nc, peer.Peer{Addr: nc.RemoteAddr(), LocalAddr: nc.LocalAddr(), AuthInfo: info})
+	s.mu.Lock()
+	if s.stopped {
+		s.mu.Unlock()
+		nc.Close()
+		return
+	}
+	s.conns[c] = struct{}{}
+	s.mu.Unlock()
+	c.keep()
+	c.serve()
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+}
+
+// Stop closes all connections at once. Handlers learn of it by their contexts, and may run on.
+func (s *Server) Stop() {
+	for _, c := range s.stop() {
+		c.close(grpc.ErrServerStopped)
+	}
+	s.serving.Wait()
+	s.quitOnce.Do(func() { close(s.quit) })
+}
+
+// GracefulStop takes no new connections and calls, and returns when all calls have ended. Stop may
+// be called meanwhile to end them.
+func (s *Server) GracefulStop() {
+	for _, c := range s.stop() {
+		c.drain("graceful_stop")
+	}
+	s.serving.Wait()
+	s.handlers.Wait()
+	s.quitOnce.Do(func() { close(s.quit) })
+}
+
+// stop ends accepting and returns the connections.
+func (s *Server) stop() (conns []*conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = true
+	for l := range s.listeners {
+		_ = l.Close() // it is gone either way
+	}
+	clear(s.listeners)
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	return conns
+}
