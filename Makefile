@@ -26,7 +26,7 @@ test: tools ## all tests, and the checks at their default length
 	@set -o pipefail; status=0; \
 	go test -timeout 20m $(PACKAGES) || status=1; \
 	go test -count=1 -timeout 20m ./proof/faults ./proof/inject || status=1; \
-	go test -count=1 -timeout 30m ./proof/check || status=1; \
+	go test -count=1 -timeout 30m -parallel 3 ./proof/check || status=1; \
 	go test -count=1 -timeout 30m ./proof/clients || status=1; \
 	go test -count=1 -timeout 10m ./proof/fuzzrpc ./proof/abuse || status=1; \
 	go test -timeout 30m -v ./proof/sim -sim.budget 70s | grep -v '^=== \|^    --- PASS' || status=1; \

@@ -64,6 +64,9 @@
 //
 // # Files
 //
+//	verify.go    reading everything, and what is wrong with it
+//	schema.go    the storage version of an etcd's data
+//	defrag.go    rewriting the store of a stopped member
 //	parts.go     the three parts, and what identity.json says
 //	bind.go      recording that they belong together
 //	misfit.go    folders that cannot be a member's

@@ -44,7 +44,8 @@
 //
 // Files: create.go (writing one), file.go (File: opening, checking), read.go (what is in it),
 // pages.go (whether bbolt can read it), cluster.go (of it: what is about the cluster), hash.go
-// (HashKV of it), content.go (a view's content).
+// (HashKV of it), content.go (a view's content), maintain.go (a stopped etcd's database:
+// defragmenting it, its storage version).
 //
 // Sources: docs/compatibility.md, section 8; etcd server/storage/schema,
 // etcdserver/api/v3rpc/maintenance.go (Snapshot), etcdutl/snapshot.

@@ -27,6 +27,9 @@ import (
 // calls.
 type Reader struct{ tx *bolt.Tx }
 
+// ErrInUse is part of the errors about a file that a process has locked.
+var ErrInUse = errors.New("in use, by an etcd that runs on it")
+
 // lockWait is how long Read waits for a file that a running etcd has locked.
 const lockWait = time.Second
 
@@ -43,7 +46,7 @@ func Read(path string, skipHash bool, fn func(*Reader) error) (err error) {
 	}()
 	db, err := bolt.Open(path, 0o400, &bolt.Options{ReadOnly: true, Timeout: lockWait})
 	if errors.Is(err, bolterrors.ErrTimeout) {
-		return fmt.Errorf("%s is in use, by an etcd that runs on it: stop that one first, or take a snapshot from it (`etcdctl snapshot save`) and read that", path)
+		return fmt.Errorf("%s is %w: stop that one first, or take a snapshot from it (`etcdctl snapshot save`) and read that", path, ErrInUse)
 	}
 	if err != nil {
 		return fmt.Errorf("the snapshot file %s cannot be read as a database: %w", path, err)

@@ -30,6 +30,9 @@ func (l pebbleLogger) Errorf(format string, args ...any) {
 // the process ends. The raft log has everything that was not flushed.
 func (l pebbleLogger) Fatalf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
+	if !l.logger.Core().Enabled(zap.FatalLevel) { // zap would end the process without a word
+		panic("store: " + text)
+	}
 	// Without a stack, which tells an operator nothing.
 	l.logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Fatal("the storage engine cannot go on; check the disk, then start the member again: nothing acknowledged is lost",
 		zap.String("reason", text))

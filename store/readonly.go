@@ -72,7 +72,8 @@ func openPinned(fs vfs.FS, dir string, opts Options) (_ *Store, err error) {
 	s.sizes.init()
 	o := s.pebbleOptions(opts)
 	o.FS, o.ReadOnly, o.ErrorIfNotExists = pinned, true, true
-	o.EventListener = nil
+	// Pebble's own answer to a damaged file is to end the process.
+	o.EventListener = &pebble.EventListener{DataCorruption: func(info pebble.DataCorruptionInfo) { s.tellCorrupt(info.Path, info.Details) }}
 	s.opts = o
 	if s.db, err = pebble.Open(dir, o); err != nil {
 		return nil, fmt.Errorf("store: read the database in %s: %w", dir, explain(err))

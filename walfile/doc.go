@@ -33,6 +33,7 @@
 //
 //	read.go      Read, and the records
 //	write.go     Write
+//	version.go   which etcd can read the entries
 //	snapshot.go  .snap files, with the membership in the form of etcd's old store
 //
 // Sources: etcd's server/storage/wal and server/etcdserver/api/snap, read for facts.

@@ -5,12 +5,14 @@
 //	snapshot status   what such a file holds
 //	hashkv            the hash of keys and history, of such a file or of a member's store
 //	inspect           what each kind of file that a member writes holds
-//	migrate           a stopped etcd's data made Belay's, or back
+//	verify            everything that a stopped member's data directory holds, read and checked
+//	defrag            a stopped member's store, rewritten without what it does not need
+//	migrate           a stopped etcd's data made Belay's, or back; by the name etcdutl: an etcd's
+//	                  data made that of another version of etcd
 //	raftlog           a member's raft log, group by group
 //
-// Commands, flags, output and exit codes are etcdutl's where it has them; its defrag and
-// migrate have no counterpart, since there is no database file for them to work on; `belay util
-// migrate` is another one.
+// Commands, flags, output and exit codes are etcdutl's where it has them. Its migrate and `belay
+// util migrate` are two commands.
 //
 // Sources: etcd's etcdutl/etcdutl and etcdutl/snapshot, read for facts and compared live.
 package offline

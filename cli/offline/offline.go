@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -66,19 +67,22 @@ func command(name string, stdout io.Writer) *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	format := root.PersistentFlags().StringP("write-out", "w", "simple", "set the output format (fields, json, simple, table)")
-	root.PersistentFlags().Duration("timeout", 0, "without effect: a file that is in use is waited for for a second")
+	wait := root.PersistentFlags().Duration("timeout", 10*time.Second, "how long defrag and etcdutl's migrate wait for an etcd's database that is in use, 0 for ever; others wait a second")
 
 	snapshot := &cobra.Command{Use: "snapshot <subcommand>", Short: "Snapshot files, as `snapshot save` writes them"}
 	snapshot.AddCommand(restoreCommand(name, stdout), statusCommand(stdout, format))
-	root.AddCommand(snapshot, hashkvCommand(stdout, format), inspectCommand(stdout), raftlogCommand(stdout), &cobra.Command{
-		Use: "version", Short: "Prints versions", Args: cobra.NoArgs,
-		Run: func(*cobra.Command, []string) {
-			major, minor, _ := strings.Cut(version.Etcd, ".")
-			minor, _, _ = strings.Cut(minor, ".")
-			fmt.Fprintf(stdout, "etcdutl version: %s\nAPI version: %s.%s\nBelay version: %s\n", version.Etcd, major, minor, version.Belay)
-		},
-	})
-	if name != "etcdutl" { // whose migrate is another one, and which knows no backups
+	root.AddCommand(snapshot, hashkvCommand(stdout, format), inspectCommand(stdout), raftlogCommand(stdout),
+		verifyCommand(name, stdout, format), defragCommand(stdout, wait), &cobra.Command{
+			Use: "version", Short: "Prints versions", Args: cobra.NoArgs,
+			Run: func(*cobra.Command, []string) {
+				major, minor, _ := strings.Cut(version.Etcd, ".")
+				minor, _, _ = strings.Cut(minor, ".")
+				fmt.Fprintf(stdout, "etcdutl version: %s\nAPI version: %s.%s\nBelay version: %s\n", version.Etcd, major, minor, version.Belay)
+			},
+		})
+	if name == "etcdutl" {
+		root.AddCommand(schemaCommand(stdout, wait))
+	} else {
 		root.AddCommand(migrateCommand(name, stdout, format), backupCommand(name, stdout, format))
 	}
 	// cobra's own would be for a program of the name belay-util.

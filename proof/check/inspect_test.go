@@ -137,8 +137,9 @@ func TestInspect(t *testing.T) {
 		t.Fatal(tables, err)
 	}
 	flip(t, tables[len(tables)-1], 100)
-	if _, code = inspect(t, "store", m.DataDir); code != 1 {
-		t.Errorf("a flipped bit in %s: code %d", tables[len(tables)-1], code)
+	lines, code = inspect(t, "store", m.DataDir)
+	if damage := ofKind(lines, "damage"); code != 1 || len(damage) == 0 || damage[0]["file"] != tables[len(tables)-1] {
+		t.Errorf("a flipped bit in %s: code %d, %v", tables[len(tables)-1], code, damage)
 	}
 }
 

@@ -24,7 +24,6 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/belaydb/belay/cli/offline"
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/server/electionpb"
 )
@@ -522,15 +521,6 @@ func probes() map[string]probe {
 				}
 			}
 			return errors.Join(errs...)
-		},
-		"no-database-tools": func(s *subject) error {
-			for _, name := range []string{"defrag", "migrate"} {
-				var out, errs bytes.Buffer
-				if code := offline.Main("etcdutl", []string{name, "--help"}, &out, &errs); code == 0 && strings.Contains(out.String(), "--data-dir") {
-					return fmt.Errorf("%s is there", name)
-				}
-			}
-			return nil
 		},
 		"no-proxies": func(*subject) error {
 			return errors.Join(starts(1, nil, []string{"grpc-proxy", "start"}, `"grpc-proxy" is not a valid flag`), starts(1, nil, []string{"gateway", "start"}, `"gateway" is not a valid flag`))

@@ -1,0 +1,62 @@
+package datadir
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/belaydb/belay/snapshotfile"
+	"github.com/belaydb/belay/store"
+)
+
+// Defragment rewrites the store of a stopped member, Belay's or etcd's, so that it takes the least
+// space, and returns which file or folder that is and its bytes before and after. wait is how long an
+// etcd's database may be locked by another process; 0: for ever. A store of Belay's does this by
+// itself while the member runs, so little is to be gained there.
+//
+// Errors: the store is missing or in use, or the disk has no room for a copy. The store is whole
+// then, as at every point of a crash.
+func Defragment(ctx context.Context, dataDir string, wait time.Duration) (path string, before, after int64, err error) {
+	paths := PathsOf(dataDir, "")
+	if !isBelay(paths.Member) {
+		path = filepath.Join(paths.Member, etcdsFolder, "db")
+		before, after, err = snapshotfile.Defragment(ctx, path, wait)
+		return path, before, after, err
+	}
+	if before, err = folderBytes(paths.Store); err != nil {
+		return paths.Store, 0, 0, err
+	}
+	st, err := store.Open(paths.Store, store.Options{FS: FS()})
+	if err != nil {
+		return paths.Store, 0, 0, err
+	}
+	if err = errors.Join(st.CompactAll(ctx), st.Close()); err == nil {
+		after, err = folderBytes(paths.Store)
+	}
+	return paths.Store, before, after, err
+}
+
+// folderBytes is the size of the files in a folder.
+func folderBytes(dir string) (total int64, err error) {
+	names, err := vfs.Default.List(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range names {
+		info, err := os.Lstat(filepath.Join(dir, name))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		if info.Mode().IsRegular() {
+			total += info.Size()
+		}
+	}
+	return total, nil
+}

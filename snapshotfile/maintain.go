@@ -1,0 +1,218 @@
+package snapshotfile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-semver/semver"
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// copyBatchBytes is how much Defragment copies in one transaction.
+const copyBatchBytes = 1 << 20
+
+// Defragment rewrites the database file of a stopped etcd member (member/snap/db) without its free
+// pages, and returns its size before and after, in bytes. wait bounds the wait for a file that a
+// process has locked; 0: for ever.
+//
+// The copy is made beside the file (db.tmp.*, which etcd removes at its start), is durable before it
+// takes the file's place in one step, and keeps its permissions. At every point of a crash one whole
+// database is in the file.
+func Defragment(ctx context.Context, path string, wait time.Duration) (before, after int64, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, 0, err
+	}
+	src, err := openLocked(path, wait)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }() // it holds the lock until the end
+	tmp, err := os.CreateTemp(filepath.Dir(path), "db.tmp.*")
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { _ = os.Remove(tmp.Name()) }() // it has another name if all went well
+	if err := errors.Join(tmp.Chmod(info.Mode().Perm()), tmp.Close()); err != nil {
+		return 0, 0, err
+	}
+	dst, err := bolt.Open(tmp.Name(), info.Mode().Perm(), &bolt.Options{NoFreelistSync: true, NoSync: true})
+	if err != nil {
+		return 0, 0, err
+	}
+	err = guarded(path, func() error { return copyBuckets(ctx, dst, src) })
+	err = errors.Join(err, dst.Sync(), dst.Close())
+	if err != nil {
+		return 0, 0, err
+	}
+	copied, err := os.Stat(tmp.Name())
+	if err != nil {
+		return 0, 0, err
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return 0, 0, err
+	}
+	return info.Size(), copied.Size(), syncDir(filepath.Dir(path))
+}
+
+// copyBuckets copies what etcd's databases have: buckets of keys, without buckets in them.
+func copyBuckets(ctx context.Context, dst, src *bolt.DB) error {
+	return src.View(func(from *bolt.Tx) error {
+		to, err := dst.Begin(true)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = to.Rollback() }() // after Commit: nothing
+		size := 0
+		err = from.ForEach(func(name []byte, b *bolt.Bucket) error {
+			into, err := to.CreateBucketIfNotExists(name)
+			if err != nil {
+				return err
+			}
+			into.FillPercent = 0.9 // as etcd: keys come in order, and a few will be added
+			return b.ForEach(func(k, v []byte) error {
+				if v == nil {
+					return fmt.Errorf("bucket %s, key %x: a bucket in a bucket, which no etcd writes", name, k)
+				}
+				if size += len(k) + len(v); size > copyBatchBytes {
+					size = 0
+					if err := errors.Join(to.Commit(), ctx.Err()); err != nil {
+						return err
+					}
+					if to, err = dst.Begin(true); err != nil {
+						return err
+					}
+					into = to.Bucket(name)
+					into.FillPercent = 0.9
+				}
+				return into.Put(k, v)
+			})
+		})
+		if err != nil {
+			return err
+		}
+		return errors.Join(to.Commit(), ctx.Err())
+	})
+}
+
+// openLocked opens a database for writing.
+func openLocked(path string, wait time.Duration) (db *bolt.DB, err error) {
+	err = guarded(path, func() error {
+		db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: wait, NoFreelistSync: true})
+		return err
+	})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return nil, fmt.Errorf("%s is %w: stop that one first", path, ErrInUse)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s cannot be opened as a database: %w", path, err)
+	}
+	return db, nil
+}
+
+// guarded makes an error of bbolt's panics on pages that make no sense.
+func guarded(path string, fn func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%s is damaged: %v", path, r)
+		}
+	}()
+	return fn()
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// oldestSchema is what a database without a storage version has.
+var oldestSchema = semver.Version{Major: 3, Minor: 5}
+
+// ErrNewerEntries says that the log has entries that an etcd of the target version cannot read.
+var ErrNewerEntries = errors.New("cannot downgrade storage, WAL contains newer entries")
+
+// ChangeSchema makes the database file of a stopped etcd member one of the storage version target
+// (major and minor count), as etcd's own migration does: since 3.6 the version stands in the file,
+// and nothing else differs up to StorageVersion. minimal is asked, on the way down, for the least
+// version that can read the member's log. force skips the rules and writes the version.
+//
+// It returns the version before and after. Sources: etcd server/storage/schema.
+func ChangeSchema(path string, wait time.Duration, target semver.Version, force bool, minimal func() (semver.Version, error)) (from, to semver.Version, err error) {
+	if _, err := os.Stat(path); err != nil { // bbolt would make the file
+		return from, to, err
+	}
+	to = semver.Version{Major: target.Major, Minor: target.Minor}
+	db, err := openLocked(path, wait)
+	if err != nil {
+		return from, to, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	err = guarded(path, func() error {
+		return db.Update(func(tx *bolt.Tx) error {
+			meta := tx.Bucket([]byte("meta"))
+			if meta == nil {
+				return fmt.Errorf("%s has no bucket meta: it is no database of etcd", path)
+			}
+			if from, err = schemaOf(meta); err != nil {
+				return err
+			}
+			if from == to {
+				return nil
+			}
+			if err := mayChange(from, to, minimal); err != nil && !force {
+				return err
+			}
+			if to == oldestSchema {
+				return meta.Delete([]byte("storageVersion"))
+			}
+			return meta.Put([]byte("storageVersion"), []byte(to.String()))
+		})
+	})
+	return from, to, err
+}
+
+// schemaOf is the storage version of a database, by etcd's rules.
+func schemaOf(meta *bolt.Bucket) (v semver.Version, err error) {
+	if text := meta.Get([]byte("storageVersion")); text != nil {
+		found, err := semver.NewVersion(strings.TrimSpace(string(text)))
+		if err != nil {
+			return v, fmt.Errorf("storage version %q: %w", text, err)
+		}
+		return semver.Version{Major: found.Major, Minor: found.Minor}, nil
+	}
+	for _, field := range []struct{ key, name string }{{"confState", "confstate"}, {"term", "term"}} {
+		if meta.Get([]byte(field.key)) == nil {
+			return v, fmt.Errorf("missing %s information: the data is of an etcd before 3.5; start it with etcd 3.5 first", field.name)
+		}
+	}
+	return oldestSchema, nil
+}
+
+func mayChange(from, to semver.Version, minimal func() (semver.Version, error)) error {
+	newest := *semver.New(StorageVersion)
+	for _, v := range []semver.Version{from, to} {
+		if v.LessThan(oldestSchema) || newest.LessThan(v) {
+			return fmt.Errorf("cannot create migration plan: version %q is not supported", v.String())
+		}
+	}
+	if from.LessThan(to) {
+		return nil
+	}
+	least, err := minimal()
+	if err != nil {
+		return err
+	}
+	if to.LessThan(semver.Version{Major: least.Major, Minor: least.Minor}) {
+		return fmt.Errorf("%w: etcd %d.%d can read them", ErrNewerEntries, least.Major, least.Minor)
+	}
+	return nil
+}
