@@ -61,6 +61,25 @@ func (s *Store) Range(ctx context.Context, key, end []byte, o RangeOptions) (Ran
 	return res, errors.Join(err, it.Close())
 }
 
+// InMemory reports whether Cached would answer now.
+func (s *Store) InMemory(key []byte) bool {
+	current := s.rev.Load()
+	kv, whole, ok := s.cache.get(key)
+	return ok && whole && kv.ModRevision <= current
+}
+
+// Cached is Range of one key at the newest revision, if its newest version is in memory. It waits
+// for nothing. Any goroutine may call it.
+func (s *Store) Cached(key []byte) (res RangeResult, ok bool) {
+	current := s.rev.Load()
+	kv, whole, ok := s.cache.get(key)
+	if !ok || !whole || kv.ModRevision > current {
+		return RangeResult{}, false
+	}
+	s.metrics.ranges.Inc()
+	return pointResult(kv, RangeOptions{}, current), true
+}
+
 // point reads one key.
 func (s *Store) point(ctx context.Context, key []byte, o RangeOptions) (RangeResult, error) {
 	current := s.rev.Load()

@@ -39,6 +39,7 @@ func TestCallsEndWhileApplyingHangs(t *testing.T) {
 			}{
 				{"put", func(ctx context.Context) error { return m.put(ctx, "k", "w") }},
 				{"read", m.replica().ReadBarrier},
+				{"read without waiting", func(ctx context.Context) error { return barrierThen(ctx, m.replica()) }},
 				{"change", change},
 			}
 			type ended struct {
@@ -83,6 +84,46 @@ func TestCallsEndWhileApplyingHangs(t *testing.T) {
 			m.mustRead("k", "w") // the outcome was unknown, not a refusal
 		})
 	}
+}
+
+// barrierThen is ReadBarrier by way of ReadBarrierThen.
+func barrierThen(ctx context.Context, r *Replica) error {
+	done := make(chan error, 1)
+	r.ReadBarrierThen(func(err error) { done <- err })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Readers that do not wait share the questions of those that do, on every member, and hear of a stop.
+func TestReadersThatDoNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		defer c.close()
+		leader := c.leader()
+		leader.mustPut("k", "v")
+		for _, m := range append(c.others(leader), leader) {
+			const readers = 20
+			ends := make(chan error, 2*readers)
+			for range readers {
+				m.replica().ReadBarrierThen(func(err error) { ends <- err })
+				go func() { ends <- m.replica().ReadBarrier(c.short()) }()
+			}
+			for range cap(ends) {
+				if err := <-ends; err != nil {
+					t.Errorf("member %d: %v", m.id, err)
+				}
+			}
+		}
+		r := leader.replica()
+		r.Stop()
+		if err := barrierThen(c.short(), r); !errors.Is(err, ErrStopped) {
+			t.Errorf("after a stop: %v", err)
+		}
+	})
 }
 
 // A received snapshot that raft does not want is removed from the disk, and the disk stalls.

@@ -18,7 +18,8 @@ import (
 type readRound struct {
 	done  chan struct{} // closed when err is set and readers may go on
 	err   error
-	index uint64 // known once the leader has answered
+	then  []func(error) // of the readers that do not wait
+	index uint64        // known once the leader has answered
 
 	born     time.Time // when it was begun with: the request timeout runs from here
 	asked    time.Time
@@ -26,6 +27,19 @@ type readRound struct {
 	// unasked: the member it should be sent to now cannot be asked yet. It may have been sent to an
 	// earlier leader.
 	unasked bool
+}
+
+// end lets the readers go on. Those that do not wait are called in a goroutine of their own, one
+// after the other: neither the loop nor the applier may wait for them.
+func (r *readRound) end() {
+	close(r.done)
+	if len(r.then) > 0 {
+		go func() {
+			for _, then := range r.then {
+				then(r.err)
+			}
+		}()
+	}
 }
 
 // reads is what readers share with the loop and the applier.
@@ -60,20 +74,9 @@ func (q *questions) init(c *core, r *reads, lastContext uint64) {
 // member, before the call. It touches no disk. It waits for a change of leader, and for what is not
 // applied yet, within the request timeout; then ErrTimeout.
 func (r *Replica) ReadBarrier(ctx context.Context) error {
-	q := &r.reads
-	q.mu.Lock()
-	if q.closed {
-		q.mu.Unlock()
-		return ErrStopped
-	}
-	round := q.next
-	if round == nil {
-		round = &readRound{done: make(chan struct{})}
-		q.next = round
-		q.mu.Unlock()
-		r.inbox.signal()
-	} else {
-		q.mu.Unlock()
+	round, err := r.joinRound(nil)
+	if err != nil {
+		return err
 	}
 	select {
 	case <-round.done:
@@ -81,6 +84,38 @@ func (r *Replica) ReadBarrier(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// ReadBarrierThen is ReadBarrier for a reader without a goroutine: it does not wait, and then is
+// called with the error once, from another goroutine, where others wait for it to return. Whoever
+// does not want to wait any longer ignores it.
+func (r *Replica) ReadBarrierThen(then func(error)) {
+	if _, err := r.joinRound(then); err != nil {
+		go then(err)
+	}
+}
+
+// joinRound takes part in the next question; then may be nil.
+func (r *Replica) joinRound(then func(error)) (*readRound, error) {
+	q := &r.reads
+	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		return nil, ErrStopped
+	}
+	round, first := q.next, q.next == nil
+	if first {
+		round = &readRound{done: make(chan struct{})}
+		q.next = round
+	}
+	if then != nil {
+		round.then = append(round.then, then)
+	}
+	q.mu.Unlock()
+	if first {
+		r.inbox.signal()
+	}
+	return round, nil
 }
 
 // start sends the question for the readers that wait. One question is
@@ -197,7 +232,7 @@ func (q *questions) retry(now time.Time) {
 			i--
 			q.metrics.ReadIndexFailed.Inc()
 			round.err = ErrTimeout
-			close(round.done)
+			round.end()
 			continue
 		}
 		if now.Sub(round.asked) >= readRetryInterval {
@@ -225,7 +260,7 @@ func (q *reads) await(round *readRound, applied func() uint64) {
 	// so either it sees this round or we see its index.
 	if applied() >= round.index {
 		q.mu.Unlock()
-		close(round.done)
+		round.end()
 		return
 	}
 	i := len(q.answered)
@@ -243,7 +278,7 @@ func (q *reads) advance(applied uint64) {
 	q.mu.Lock()
 	n := 0
 	for n < len(q.answered) && q.answered[n].index <= applied {
-		close(q.answered[n].done)
+		q.answered[n].end()
 		n++
 	}
 	if n > 0 {
@@ -261,7 +296,7 @@ func (q *reads) expire(born time.Time) {
 			return false
 		}
 		round.err = ErrTimeout
-		close(round.done)
+		round.end()
 		return true
 	})
 	q.mu.Unlock()
@@ -278,7 +313,7 @@ func (q *reads) closeAll(asked []*readRound) {
 	q.next, q.answered = nil, nil
 	for _, round := range all {
 		round.err = ErrStopped
-		close(round.done)
+		round.end()
 	}
 }
 

@@ -18,7 +18,9 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 )
@@ -80,6 +82,7 @@ type conn struct {
 	outBuffer  *[]byte // where out lies; nil: out is empty
 	wake       chan struct{}
 	idleWriter bool
+	reading    bool // the reader handles frames
 	stalled    bool // the reader waits in stall
 	stallWake  chan struct{}
 	closeAfter bool // when out is written
@@ -286,11 +289,10 @@ func (r *reader) read() error {
 		if n > 0 {
 			c.lastRead.Store(int64(time.Since(c.s.born)))
 			have += n
+			c.setReading(true)
 			rest, ferr := r.frames(buf[:have])
 			have = copy(buf, rest)
-			c.mu.Lock()
-			c.kick()
-			c.mu.Unlock()
+			c.setReading(false)
 			if ferr != nil {
 				return ferr
 			}
@@ -312,6 +314,14 @@ func (r *reader) read() error {
 			}
 		}
 	}
+}
+
+// setReading brackets what the reader does with what it has read.
+func (c *conn) setReading(on bool) {
+	c.mu.Lock()
+	c.reading = on
+	c.kick()
+	c.mu.Unlock()
 }
 
 func payloadOf(b []byte) int { return int(b[0])<<16 | int(b[1])<<8 | int(b[2]) }
@@ -525,6 +535,7 @@ func (r *reader) fragment(p []byte, last bool, cost int) error {
 	}
 	req.seal()
 	req.called = c.s.methods[req.path]
+	req.ctx = metadata.NewIncomingContext(c.ctx, req.md)
 	if cost == len(p) && !req.malformed && indexed(p) { // it came in one piece
 		k := &r.known[r.knownNext%len(r.known)]
 		r.knownNext++
@@ -599,18 +610,29 @@ func (r *reader) begin(id uint32, req *request, ends bool) error {
 		return nil
 	}
 	st := &stream{c: c, id: id, req: req, sendWindow: c.peerWindow, recvWindow: defaultWindow, contentLeft: req.contentLength}
+	if req.timed {
+		st.deadline = time.Now().Add(req.timeout)
+	}
 	c.streams[id] = st
 	c.idleSince = time.Time{}
 	if req.called == nil {
 		c.finish(st, status.New(codes.Unimplemented, c.s.unknown(req.path)), nil)
 		return nil
 	}
-	st.start()
+	if req.called.hot != nil && (req.encoding == "" || req.encoding == encoding.Identity) && c.queued < hotQueueLimit {
+		st.hot = true
+	} else {
+		st.start()
+	}
 	if ends {
 		c.endReceiving(st)
 	}
 	return nil
 }
+
+// hotQueueLimit bounds the answers that wait for a client's windows, in bytes, while further calls
+// are answered by a Hot, which waits for nobody.
+const hotQueueLimit = 4 << 20
 
 // maxOrphans is how many handlers may run whose streams are closed. A client that resets its calls
 // as soon as it has made them does not get around the bound of streams so.
@@ -635,10 +657,25 @@ func (r *reader) data(flags http2.Flags, id uint32, p []byte) error {
 	if id == 0 || id > c.maxID {
 		return protocolError("DATA on an idle stream")
 	}
+	st, err := r.take(id, p, whole, ends)
+	if st == nil || err != nil {
+		return err
+	}
+	message := p[prefixBytes:]
+	if call := (*Call)(st); !st.req.called.hot(call, message) {
+		call.Delegate(bytes.Clone(message))
+	}
+	return nil
+}
+
+// take takes p, of a frame of `whole` bytes, for its stream. The result is nil, or a stream whose
+// request is complete with it and that a Hot serves.
+func (r *reader) take(id uint32, p []byte, whole int64, ends bool) (hot *stream, err error) {
+	c := r.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.recvWindow -= whole; c.recvWindow < 0 {
-		return connError{http2.ErrCodeFlowControl, "the connection's window is exceeded"}
+		return nil, connError{http2.ErrCodeFlowControl, "the connection's window is exceeded"}
 	}
 	c.giveConnWindow()
 	st := c.streams[id]
@@ -646,29 +683,37 @@ func (r *reader) data(flags http2.Flags, id uint32, p []byte) error {
 		if !slices.Contains(c.late[:], id) {
 			c.resetUnknown(id, http2.ErrCodeStreamClosed)
 		}
-		return nil
+		return nil, nil
 	}
 	if st.recvDone {
 		c.reset(st, http2.ErrCodeStreamClosed)
-		return nil
+		return nil, nil
 	}
 	if st.recvWindow -= whole; st.recvWindow < 0 {
 		c.reset(st, http2.ErrCodeFlowControl)
-		return nil
+		return nil, nil
 	}
 	if st.contentLeft >= 0 {
 		if st.contentLeft -= int64(len(p)); st.contentLeft < 0 || ends && st.contentLeft > 0 {
 			c.reset(st, http2.ErrCodeProtocol)
-			return nil
+			return nil, nil
 		}
+	}
+	if st.hot {
+		if _, ok := wholeMessage(p, c.s.opts.MaxRecvBytes); ok && ends {
+			st.hot = false
+			c.endReceiving(st)
+			return st, nil
+		}
+		st.begin()
 	}
 	st.receive(p)
 	if ends {
 		c.endReceiving(st)
-		return nil
+		return nil, nil
 	}
 	c.giveStreamWindow(st)
-	return nil
+	return nil, nil
 }
 
 // endReceiving is the client's end of a stream. REQUIRES: mu.
@@ -677,6 +722,7 @@ func (c *conn) endReceiving(st *stream) {
 		c.reset(st, http2.ErrCodeProtocol)
 		return
 	}
+	st.begin()
 	st.recvDone = true
 	c.ungrant(st)
 	if st.recvErr == nil {

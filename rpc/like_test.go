@@ -17,12 +17,16 @@ import (
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 )
 
-// both runs a scenario against grpc-go's server and ours and compares what it returns.
+// both runs a scenario against grpc-go's server and ours, with a Hot too, and compares what it
+// returns.
 func both(t *testing.T, o Options, scenario func(t *testing.T, addr string) string) {
 	t.Helper()
 	want := scenario(t, serve(t, theirs(o), &echo{}))
 	if got := scenario(t, serve(t, ours(o), &echo{})); got != want {
 		t.Errorf("ours:\n%s\ngrpc-go:\n%s", got, want)
+	}
+	if got := scenario(t, serve(t, hot(o), &echo{})); got != want {
+		t.Errorf("ours, with a Hot:\n%s\ngrpc-go:\n%s", got, want)
 	}
 }
 

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"math"
@@ -28,6 +29,7 @@ type request struct {
 	// contentLength is how many bytes of DATA the client announces; -1: it does not.
 	contentLength int64
 	md            metadata.MD
+	ctx           context.Context // with md and the peer
 
 	// malformed: the stream is reset, as RFC 9113 (8.1.1) asks for.
 	malformed bool

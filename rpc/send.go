@@ -42,9 +42,10 @@ func (c *conn) buffer() []byte {
 	return c.out
 }
 
-// kick has the writer write what there is. REQUIRES: mu.
+// kick has the writer write what there is. While the reader handles what it has read, it does so
+// at the end of that. REQUIRES: mu.
 func (c *conn) kick() {
-	if c.idleWriter && (len(c.out) > 0 || c.closeAfter || c.stage == stageClosed || c.ready.first != nil && c.sendWindow > 0) {
+	if c.idleWriter && !c.reading && (len(c.out) > 0 || c.closeAfter || c.stage == stageClosed || c.ready.first != nil && c.sendWindow > 0) {
 		c.idleWriter = false
 		c.wake <- struct{}{} // it has room: the writer waits, and has not been woken
 	}
@@ -193,20 +194,33 @@ func (c *conn) sendFrame(st *stream) {
 	}
 }
 
+// fits reports whether a message of so many bytes, with its prefix, may go straight into out.
+// REQUIRES: mu.
+func (c *conn) fits(st *stream, total int) bool {
+	return st.queued == 0 && int64(total) <= min(st.sendWindow, c.sendWindow, int64(c.peerFrame)) && len(c.out) < outLimit
+}
+
+// beginData begins the frame of a message that fits: n bytes are appended to the result, which is
+// put into c.out. REQUIRES: mu.
+func (c *conn) beginData(st *stream, prefix [prefixBytes]byte, n int) []byte {
+	total := prefixBytes + n
+	st.sendWindow -= int64(total)
+	c.sendWindow -= int64(total)
+	c.pingOwed = true
+	return append(appendFrame(c.buffer(), total, http2.FrameData, 0, st.id), prefix[:]...)
+}
+
 // message sends a message with its prefix. It takes over data. REQUIRES: mu, and that the stream is
 // neither closed nor ending.
 func (c *conn) message(st *stream, prefix [prefixBytes]byte, data mem.BufferSlice) {
 	total := prefixBytes + data.Len()
-	if st.queued == 0 && int64(total) <= min(st.sendWindow, c.sendWindow, int64(c.peerFrame)) && len(c.out) < outLimit {
-		b := append(appendFrame(c.buffer(), total, http2.FrameData, 0, st.id), prefix[:]...)
+	if c.fits(st, total) {
+		b := c.beginData(st, prefix, data.Len())
 		for _, piece := range data {
 			b = append(b, piece.ReadOnlyData()...)
 		}
 		c.out = b
 		data.Free()
-		st.sendWindow -= int64(total)
-		c.sendWindow -= int64(total)
-		c.pingOwed = true
 		return
 	}
 	st.queue = append(st.queue, mem.SliceBuffer(append([]byte(nil), prefix[:]...)))

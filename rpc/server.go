@@ -49,6 +49,7 @@ type method struct {
 	unary  *grpc.MethodDesc
 	stream *grpc.StreamDesc
 	info   grpc.StreamServerInfo
+	hot    Hot // nil: none
 	impl   any
 }
 

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // echo is grpc's test service: it answers with what is asked for.
@@ -149,10 +151,62 @@ func theirs(o Options) registrar {
 
 func ours(o Options) registrar { return New(o) }
 
+// hotServer is ours whose UnaryCall is a Hot.
+type hotServer struct{ *Server }
+
+func hot(o Options) registrar { return hotServer{New(o)} }
+
+// hotEcho is echo.UnaryCall at once, or later, or by the handler after all.
+func hotEcho(c *Call, message []byte) bool {
+	in := new(testpb.SimpleRequest)
+	md, _ := metadata.FromIncomingContext(c.Context())
+	for name := range md {
+		if strings.HasPrefix(name, "x-") {
+			return false
+		}
+	}
+	if proto.Unmarshal(message, in) != nil {
+		return false
+	}
+	answer := func() {
+		resp, err := (&echo{}).UnaryCall(c.Context(), in)
+		if err != nil {
+			c.Fail(err)
+			return
+		}
+		c.Reply(protoMessage{resp})
+	}
+	switch in.GetResponseSize() % 3 {
+	case 0:
+		answer()
+	case 1:
+		go answer()
+	default:
+		message = bytes.Clone(message)
+		go c.Delegate(message)
+	}
+	return true
+}
+
+type protoMessage struct{ proto.Message }
+
+func (m protoMessage) Size() int { return proto.Size(m.Message) }
+
+func (m protoMessage) AppendTo(b []byte) []byte {
+	b, err := proto.MarshalOptions{}.MarshalAppend(b, m.Message)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
 // serve runs a server of the test service until the test ends and returns its address.
 func serve(t testing.TB, s registrar, impl testpb.TestServiceServer) string {
 	t.Helper()
 	testpb.RegisterTestServiceServer(s, impl)
+	if h, ok := s.(hotServer); ok {
+		h.Hot("/grpc.testing.TestService/UnaryCall", hotEcho)
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -27,6 +28,9 @@ type stream struct {
 	id     uint32
 	req    *request
 	closed bool // it is not among the connection's streams any more
+	hot    bool // a Hot may serve it: its message has not come
+	// deadline is the client's; the zero time: it has none.
+	deadline time.Time
 
 	// What is received. held is how many bytes of window have been used for what the handler has
 	// not taken: complete messages and the one that is under way.
@@ -70,12 +74,21 @@ type stream struct {
 	gotFirst bool
 }
 
-// start begins the handler of a stream that has just been opened. REQUIRES: mu.
+// begin is start for a stream whose message cannot be a Hot's, if it has not been begun.
+// REQUIRES: mu.
+func (st *stream) begin() {
+	if st.hot {
+		st.hot = false
+		st.start()
+	}
+}
+
+// start begins the handler of a stream. REQUIRES: mu.
 func (st *stream) start() {
 	c := st.c
-	ctx := metadata.NewIncomingContext(c.ctx, st.req.md)
+	ctx := st.req.ctx
 	if st.req.timed {
-		ctx, st.cancel = context.WithTimeout(ctx, st.req.timeout)
+		ctx, st.cancel = context.WithDeadline(ctx, st.deadline)
 		stop := context.AfterFunc(ctx, st.expired)
 		inner := st.cancel
 		st.cancel = func() { stop(); inner() }

@@ -35,6 +35,8 @@ type Replica interface {
 	leader.Raft
 	Status() replica.Status
 	TransferLeader(ctx context.Context, to uint64) error
+	// ReadBarrierThen is ReadBarrier that does not wait.
+	ReadBarrierThen(func(error))
 	Leader() uint64 // 0: none known
 	Term() uint64
 	NextID() uint64

@@ -257,6 +257,13 @@ func (s *Server) RPCOptions() rpc.Options {
 // RegisterGRPC registers every service with a server that was made with GRPCOptions or RPCOptions.
 func (s *Server) RegisterGRPC(g grpc.ServiceRegistrar) {
 	registerKV(g, s.calls, s.kv)
+	if own, ok := g.(*rpc.Server); ok {
+		h := &hotRange{
+			kv: s.kv, calls: s.calls, barrier: s.cfg.Replica.ReadBarrierThen, store: s.cfg.KV,
+			method: s.calls.metrics.grpc.method(rangeMethod, "unary"),
+		}
+		own.Hot(rangeMethod, h.serve)
+	}
 	pb.RegisterLeaseServer(g, s.lease)
 	pb.RegisterClusterServer(g, s.cluster)
 	pb.RegisterMaintenanceServer(g, s.maintenance)

@@ -50,6 +50,7 @@ type solo struct {
 	statuses atomic.Int64 // calls of Status
 	ids      atomic.Uint64
 	barriers atomic.Int64
+	shared   atomic.Int64 // of barriers, those by ReadBarrierThen
 }
 
 func (r *solo) Propose(ctx context.Context, req *pb.InternalRaftRequest) (command.Result, error) {
@@ -101,6 +102,11 @@ func (r *solo) ReadBarrier(ctx context.Context) error {
 		return r.barrierErr
 	}
 	return ctx.Err()
+}
+
+func (r *solo) ReadBarrierThen(then func(error)) {
+	r.shared.Add(1)
+	go func() { then(r.ReadBarrier(context.Background())) }()
 }
 
 func (r *solo) TransferLeader(ctx context.Context, to uint64) error {

@@ -1,0 +1,164 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/rpc"
+	"github.com/belaydb/belay/state"
+)
+
+const rangeMethod = "/etcdserverpb.KV/Range"
+
+// hotRange answers the gets of one key whose newest version is in memory, without a goroutine for
+// each: on the connection's reader, or after a read barrier that many share. Everything else is left
+// to kvService.Range, before it has been counted: other ranges, keys that are not in memory, calls
+// that would be refused or traced, and all calls while there are users.
+type hotRange struct {
+	kv      *kvService
+	calls   *calls
+	barrier func(func(error))
+	store   interface { // *mvcc.Store
+		InMemory(key []byte) bool
+		Cached(key []byte) (mvcc.RangeResult, bool)
+	}
+	method *methodMetrics
+}
+
+// hotGet is one such call.
+type hotGet struct {
+	*hotRange
+	call  *rpc.Call
+	req   pb.RangeRequest
+	bytes int // of the request
+	start time.Time
+}
+
+// serve is a rpc.Hot.
+func (h *hotRange) serve(call *rpc.Call, message []byte) bool {
+	c := h.calls
+	if c.debug || c.spans != nil || !c.capable() || c.isLearner() || h.kv.callers.enabled() || c.leader() == 0 {
+		return false
+	}
+	g := &hotGet{hotRange: h, call: call, bytes: len(message), start: time.Now()}
+	if !readRange(mem.BufferSlice{mem.SliceBuffer(message)}, &g.req) || !ofOneKey(&g.req) {
+		return false
+	}
+	if g.req.Serializable {
+		return g.answer(g.start)
+	}
+	if !h.store.InMemory(g.req.Key) {
+		return false
+	}
+	h.barrier(g.passed)
+	return true
+}
+
+// ofOneKey reports whether a request asks for the newest version of one key and nothing else.
+func ofOneKey(r *pb.RangeRequest) bool {
+	return len(r.Key) > 0 && len(r.RangeEnd) == 0 && r.Revision == 0 && r.SortOrder == 0 && r.SortTarget == 0 && !r.KeysOnly && !r.CountOnly &&
+		r.MinModRevision == 0 && r.MaxModRevision == 0 && r.MinCreateRevision == 0 && r.MaxCreateRevision == 0
+}
+
+// passed goes on after the read barrier.
+func (g *hotGet) passed(err error) {
+	if err == nil && g.call.Late() {
+		err = context.DeadlineExceeded
+	}
+	if err != nil {
+		g.failed(err)
+		return
+	}
+	if g.answer(time.Now()) {
+		return
+	}
+	b, err := proto.Marshal(&g.req)
+	if err != nil {
+		g.failed(err)
+		return
+	}
+	g.call.Delegate(b)
+}
+
+// failed ends a call whose barrier did not hold.
+func (g *hotGet) failed(err error) {
+	took := time.Since(g.start)
+	g.kv.metrics.observeRequest(kindRange, false, took.Seconds())
+	g.kv.slow.WarnSlowRange(took, 0, &g.req, nil, err)
+	err = toGRPC(err)
+	if refused := g.begin(); refused != nil {
+		err = refused
+	}
+	g.end(nil, err)
+}
+
+// begin counts the call as one that came, and may refuse it.
+func (g *hotGet) begin() error {
+	g.calls.codec.metrics.receivedBytes.Add(float64(g.bytes))
+	return g.calls.beginCall(g.call.Context(), g.method, rangeMethod, &g.req)
+}
+
+// end counts its end, and answers.
+func (g *hotGet) end(resp *pb.RangeResponse, err error) {
+	g.calls.endCall(g.call.Context(), g.method, rangeMethod, &g.req, resp, err, g.start)
+	if err != nil {
+		g.call.Fail(err)
+		return
+	}
+	answer := &rangeAnswer{resp, rangeResponseSize(resp)}
+	g.calls.codec.metrics.sentBytes.Add(float64(answer.size))
+	g.call.Reply(answer)
+}
+
+// answer reads what is in memory. It returns false, and nothing has been counted, when that is not
+// enough: the version is not there any more, or the rules have changed meanwhile.
+func (g *hotGet) answer(read time.Time) bool {
+	k := g.kv
+	res, ok := g.store.Cached(g.req.Key)
+	if !ok {
+		return false
+	}
+	resp, err := state.RangeWithin(g.call.Context(), readAlready{res}, &g.req, k.limits.AnswerBytes)
+	if err != nil || k.callers.enabled() {
+		return false
+	}
+	if err := g.begin(); err != nil {
+		g.end(nil, err)
+		return true
+	}
+	k.headers.fill(resp.Header)
+	now := time.Now()
+	took := now.Sub(g.start)
+	k.metrics.observeRange(true, now.Sub(read).Seconds())
+	k.metrics.observeRequest(kindRange, true, took.Seconds())
+	k.slow.WarnSlowRange(took, 0, &g.req, resp, nil)
+	g.end(resp, nil)
+	return true
+}
+
+// readAlready is a state.Ranger of what was read.
+type readAlready struct{ res mvcc.RangeResult }
+
+func (r readAlready) Range(context.Context, []byte, []byte, mvcc.RangeOptions) (mvcc.RangeResult, error) {
+	return r.res, nil
+}
+
+// rangeAnswer is an answer as package rpc writes it.
+type rangeAnswer struct {
+	resp *pb.RangeResponse
+	size int
+}
+
+func (a *rangeAnswer) Size() int { return a.size }
+
+func (a *rangeAnswer) AppendTo(b []byte) []byte {
+	n := len(b)
+	b = appendRangeResponse(b, a.resp)
+	filled(b[n:], a.size)
+	return b
+}
