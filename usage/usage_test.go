@@ -47,12 +47,13 @@ func TestKnownShares(t *testing.T) {
 	for _, perSecond := range []int{20, 1_000, 60_000} {
 		tr, c := testTracker()
 		random := rand.New(rand.NewPCG(1, uint64(perSecond)))
+		tr.random = rand.New(rand.NewPCG(2, uint64(perSecond))).Uint32N
 		var requests, bytes [maxDepth + 1]map[string]float64
 		for i := range requests {
 			requests[i], bytes[i] = map[string]float64{}, map[string]float64{}
 		}
 		clients := map[string]float64{}
-		n := max(perSecond*20, 6_000)
+		n := min(max(perSecond*60, 6_000), 200_000)
 		for i := range n {
 			c.at = c.at.Add(time.Second / time.Duration(perSecond))
 			// Half of all is one prefix, a fifth another; the rest is spread over 5,000.
