@@ -67,7 +67,7 @@ type Tracker struct {
 	halfLife time.Duration
 	now      func() time.Time
 	random   func(n uint32) uint32 // below n; any goroutine calls it
-	every    atomic.Uint32 // of how many small requests one is told, by chance
+	every    atomic.Uint32         // of how many small requests one is told, by chance
 
 	mu       sync.Mutex
 	began    time.Time

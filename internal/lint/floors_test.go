@@ -34,7 +34,9 @@ const floors = `
 	< node
 	< config
 	< cli/connect
-	< cli/ctl, cli/offline, cli/dev, cli/doctor, cli/proxy
+	< cli/doctor
+	< cli/top
+	< cli/ctl, cli/offline, cli/dev, cli/proxy
 	< cmd
 `
 

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/belaydb/belay/cli/doctor/live"
 )
@@ -30,7 +29,6 @@ type Asker struct {
 	o       live.Options
 	ask     *live.Asker
 	members []*live.Member
-	clients map[string]*clientv3.Client // by endpoint
 	kinds   map[uint64]kind
 	looks   int
 }
@@ -44,34 +42,22 @@ type kind struct {
 
 // NewAsker makes one; Close ends it.
 func NewAsker(o live.Options) *Asker {
-	return &Asker{o: o, ask: live.NewAsker(o), clients: map[string]*clientv3.Client{}, kinds: map[uint64]kind{}}
+	return &Asker{o: o, ask: live.NewAsker(o), kinds: map[uint64]kind{}}
 }
 
 // Close ends all connections.
-func (a *Asker) Close() {
-	for _, c := range a.clients {
-		_ = c.Close() // nothing is lost
-	}
-	a.ask.Close()
-}
+func (a *Asker) Close() { a.ask.Close() }
 
 // Look asks all members at the same time.
 func (a *Asker) Look(ctx context.Context) Look {
 	if a.looks%newMembers == 0 || len(a.members) == 0 {
 		// Who does not know the members leaves those that were known.
-		if m := a.ask.Members(ctx); len(m) > 0 {
+		if m, _ := a.ask.Members(ctx); len(m) > 0 {
 			a.members = m
 		}
 	}
 	a.looks++
 	l := Look{At: time.Now(), Members: make([]Seen, len(a.members))}
-	for _, m := range a.members {
-		if m.Endpoint != "" && a.clients[m.Endpoint] == nil {
-			if c, err := a.client(ctx, m.Endpoint); err == nil {
-				a.clients[m.Endpoint] = c
-			}
-		}
-	}
 	kinds := make([]kind, len(a.members))
 	var asking sync.WaitGroup
 	for i, m := range a.members {
@@ -88,25 +74,15 @@ func (a *Asker) Look(ctx context.Context) Look {
 	return l
 }
 
-// client makes a client to one endpoint. It does not wait until somebody answers there, unless a
-// user has to log in.
-func (a *Asker) client(ctx context.Context, endpoint string) (*clientv3.Client, error) {
-	cfg := *a.o.Client
-	cfg.Endpoints, cfg.Context = []string{endpoint}, ctx
-	if cfg.DialTimeout == 0 || cfg.DialTimeout > a.o.Timeout {
-		cfg.DialTimeout = a.o.Timeout
-	}
-	return clientv3.New(cfg)
-}
-
 func (a *Asker) seen(ctx context.Context, m *live.Member, k *kind) Seen {
 	if !m.Started || m.Endpoint == "" {
 		return Seen{}
 	}
 	s := Seen{ID: m.ID, Name: m.Name}
+	c, clientErr := a.ask.Client(ctx, m) // it outlives this look
 	ctx, cancel := context.WithTimeout(ctx, a.o.Timeout)
 	defer cancel()
-	if c := a.clients[m.Endpoint]; c == nil {
+	if clientErr != nil {
 		s.Err = "no connection to " + m.Endpoint
 	} else if st, err := pb.NewMaintenanceClient(c.ActiveConnection()).Status(ctx, &pb.StatusRequest{}); err != nil {
 		s.Err, s.Refused = live.Plain(err), refused(err.Error())

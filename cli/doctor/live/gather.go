@@ -85,6 +85,9 @@ func Gather(ctx context.Context, o Options) (*Cluster, error) {
 type gatherer struct {
 	o    Options
 	http *http.Client
+	// bare: who the members are is asked for, and not alarms and users beside it, which etcd puts
+	// through the log.
+	bare bool
 }
 
 // newGatherer makes one; its idle connections are to be closed.
@@ -164,6 +167,9 @@ func (g *gatherer) membersBy(ctx context.Context, c *Cluster, endpoint string) e
 		}
 		c.Members = append(c.Members, m)
 	}
+	if g.bare {
+		return nil
+	}
 	if alarms, err := cli.AlarmList(ctx); err == nil {
 		c.Alarms = alarms.Alarms
 	} else {
@@ -233,20 +239,23 @@ func (g *gatherer) read(ctx context.Context, m *Member) Answer {
 func (g *gatherer) base(m *Member) string { return connect.HTTPBase(m.Endpoint, g.o.Client.TLS != nil) }
 
 func (g *gatherer) get(ctx context.Context, address string) (body []byte, header http.Header, err error) {
-	body, resp, err := g.answer(ctx, address)
+	body, resp, err := g.answer(ctx, address, "")
 	if resp == nil {
 		return nil, nil, err
 	}
 	return body, resp.Header, err
 }
 
-// answer is get with all of the answer but its body; nil if there was none.
-func (g *gatherer) answer(ctx context.Context, address string) (body []byte, resp *http.Response, err error) {
+// answer is get with all of the answer but its body; nil if there was none. A token says who asks.
+func (g *gatherer) answer(ctx context.Context, address, token string) (body []byte, resp *http.Response, err error) {
 	ctx, cancel := context.WithTimeout(ctx, g.o.Timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, nil, err
+	}
+	if token != "" {
+		req.Header.Set("Authorization", token)
 	}
 	resp, err = g.http.Do(req)
 	if err != nil {

@@ -1,0 +1,74 @@
+package ctl
+
+import (
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"golang.org/x/term"
+
+	"github.com/belaydb/belay/cli/top"
+	"github.com/belaydb/belay/internal/interrupt"
+)
+
+func (c *ctl) topCommand() *cobra.Command {
+	var o top.Options
+	cmd := &cobra.Command{
+		Use:   "top [options]",
+		Short: "Shows the cluster at work on the terminal: members, requests, who uses it, events",
+		Long: `Shows the cluster at work, again and again: members with their disks and sizes, requests by kind with p50 and p99,
+round trips, alarms, what happened and why, and who uses it (prefixes, clients, users, watches). Works on etcd with what
+its metrics have. ? shows the keys. Without a terminal, or with --once, it prints one page and ends; -w json prints
+what it knows as one JSON object.`,
+		GroupID: groupMaintenance,
+		Args:    cobra.NoArgs,
+	}
+	fs := cmd.Flags()
+	fs.DurationVar(&o.Every, "every", time.Second, "time between two looks")
+	fs.BoolVar(&o.Once, "once", false, "print one page and end")
+	fs.BoolVar(&o.Plain, "no-color", os.Getenv("NO_COLOR") != "", "no colours (also: NO_COLOR)")
+	fs.StringSliceVar(&o.Live.Metrics, "metrics-urls", nil, "where members answer /metrics, if not on their client URLs")
+	cmd.RunE = c.run(func(cmd *cobra.Command, _ []string) error {
+		spec, out, err := c.configure(cmd)
+		if err != nil {
+			return err
+		}
+		switch {
+		case out.format != "simple" && out.format != "json":
+			return failf(codeBadFeature, "top prints simple and json")
+		case o.Every < 100*time.Millisecond || o.Every > time.Hour:
+			return failf(codeBadArgs, "--every %s: 100ms to 1h", o.Every)
+		}
+		if o.Live.Client, err = clientv3.NewClientConfig(spec, zap.NewNop()); err != nil {
+			return fail(codeBadArgs, err)
+		}
+		ctx, stop := interrupt.Context(cmd.Context())
+		defer stop()
+		o.Live.Client.Logger, o.Live.Client.Context = zap.NewNop(), ctx
+		o.Live.Timeout = min(c.global.CommandTimeout, max(o.Every, 2*time.Second))
+		o.JSON, o.In, o.Out, o.Width = out.format == "json", c.in, c.out, 100
+		if stdout, ok := c.terminal(); ok {
+			o.Out = stdout // bubbletea asks it for its size
+			if width, _, err := term.GetSize(int(stdout.Fd())); err == nil {
+				o.Width = width
+			}
+			o.Once = o.Once || !top.IsTerminal(c.in, stdout, term.IsTerminal)
+		} else {
+			o.Once = true
+		}
+		return top.Run(ctx, o)
+	})
+	return cmd
+}
+
+// terminal is standard output, if that is a terminal.
+func (c *ctl) terminal() (*os.File, bool) {
+	locked, ok := c.out.(*lockedWriter)
+	if !ok {
+		return nil, false
+	}
+	file, ok := locked.w.(*os.File)
+	return file, ok && term.IsTerminal(int(file.Fd()))
+}
