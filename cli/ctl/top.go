@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"io"
 	"os"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 	"github.com/belaydb/belay/internal/interrupt"
 )
 
-func (c *ctl) topCommand() *cobra.Command {
+func topCommand(c *ctl) *cobra.Command {
 	var o top.Options
 	cmd := &cobra.Command{
 		Use:   "top [options]",
@@ -49,7 +50,7 @@ what it knows as one JSON object.`,
 		o.Live.Client.Logger, o.Live.Client.Context = zap.NewNop(), ctx
 		o.Live.Timeout = min(c.global.CommandTimeout, max(o.Every, 2*time.Second))
 		o.JSON, o.In, o.Out, o.Width = out.format == "json", c.in, c.out, 100
-		if stdout, ok := c.terminal(); ok {
+		if stdout, ok := terminal(c.out); ok {
 			o.Out = stdout // bubbletea asks it for its size
 			if width, _, err := term.GetSize(int(stdout.Fd())); err == nil {
 				o.Width = width
@@ -63,9 +64,9 @@ what it knows as one JSON object.`,
 	return cmd
 }
 
-// terminal is standard output, if that is a terminal.
-func (c *ctl) terminal() (*os.File, bool) {
-	locked, ok := c.out.(*lockedWriter)
+// terminal is what a command writes to, if that is a terminal.
+func terminal(out io.Writer) (*os.File, bool) {
+	locked, ok := out.(*lockedWriter)
 	if !ok {
 		return nil, false
 	}
