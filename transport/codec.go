@@ -620,5 +620,14 @@ func slowMessage(buf []byte) (*raftpb.Message, error) {
 	if err := proto.Unmarshal(buf, m); err != nil {
 		return nil, fmt.Errorf("transport: message: %w", err)
 	}
+	dropEmptySnapshot(m)
 	return m, nil
+}
+
+// dropEmptySnapshot removes what etcd before 3.6 writes into each message: there the field is no
+// pointer.
+func dropEmptySnapshot(m *raftpb.Message) {
+	if s := m.GetSnapshot(); s != nil && m.GetType() != raftpb.MsgSnap && s.GetMetadata().GetIndex() == 0 && len(s.GetData()) == 0 {
+		m.Snapshot = nil
+	}
 }
