@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/tlsutil"
 
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/logsink"
 	"github.com/belaydb/belay/neighbours"
@@ -263,6 +264,11 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxUnsyncedBytes < minUnsyncedBytes {
 		return fmt.Errorf("--max-unsynced-bytes must be at least %d (set to %d)", minUnsyncedBytes, c.MaxUnsyncedBytes)
+	}
+	if c.MaxClusterVersion != "" {
+		if _, err := datadir.ParseEtcdVersion(c.MaxClusterVersion); err != nil {
+			return fmt.Errorf("--max-cluster-version must be a version of etcd from 3.4 on that this program knows, as 3.6 (set to %q)", c.MaxClusterVersion)
+		}
 	}
 	if c.MaxLearners < 0 {
 		return fmt.Errorf("--max-learners must not be negative (set to %d)", c.MaxLearners)

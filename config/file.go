@@ -139,6 +139,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		BootstrapDefrag       *uint           `json:"bootstrap-defrag-threshold-megabytes"`
 		WarningRequest        *time.Duration  `json:"warning-unary-request-duration"`
 		MaxLearners           *int            `json:"max-learners"`
+		MaxClusterVersion     *string         `json:"max-cluster-version"`
 		ForceNewCluster       *bool           `json:"force-new-cluster"`
 		EnablePprof           *bool           `json:"enable-pprof"`
 		Metrics               *string         `json:"metrics"`
@@ -218,7 +219,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		CorruptCheckTime: &c.CorruptCheckTime, CompactHashCheckTime: &c.CompactHashCheckTime,
 		CompactionBatchLimit: &c.CompactionBatchLimit, CompactionSleep: &c.CompactionSleep, WatchProgressInterval: &c.WatchProgressInterval,
 		WarningApply: &c.WarningApply, BootstrapDefrag: &c.BootstrapDefragMegabytes, WarningRequest: &c.WarningRequest,
-		MaxLearners: &c.MaxLearners, ForceNewCluster: &c.ForceNewCluster, EnablePprof: &c.EnablePprof, Metrics: &c.Metrics,
+		MaxLearners: &c.MaxLearners, MaxClusterVersion: &c.MaxClusterVersion, ForceNewCluster: &c.ForceNewCluster, EnablePprof: &c.EnablePprof, Metrics: &c.Metrics,
 		Tracing: &c.Tracing, TracingAddress: &c.TracingAddress, TracingServiceName: &c.TracingServiceName,
 		TracingInstanceID: &c.TracingInstanceID, TracingPerMillion: &c.TracingPerMillion,
 		Logger: &c.Logger, LogLevel: &c.LogLevel, LogFormat: &c.LogFormat, LogOutputs: &c.LogOutputs,

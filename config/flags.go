@@ -191,6 +191,8 @@ func behaviourFlags() []flagDef {
 		{group: groupFeatures, name: "max-learners", usage: "Learners in the cluster, at most.",
 			bind: intFlag(func(c *Config) *int { return &c.MaxLearners })},
 
+		{group: groupBelay, name: "max-cluster-version", usage: "The leader raises the cluster's version to this at most, as 3.6, so that members of an older etcd can join, or take the cluster back. Empty: to that of its members.",
+			bind: stringFlag(func(c *Config) *string { return &c.MaxClusterVersion })},
 		{group: groupBelay, name: "disk-stall-handover", usage: "A leader whose log's disk has ended no sync, or whose store has not got on, for so long hands over to a member where both work. 0: never.",
 			bind: durationFlag(func(c *Config) *time.Duration { return &c.DiskStallHandOver })},
 		{group: groupBelay, name: "strict-auth", usage: "A watch, or another stream, ends when its client loses the right to it, and a JWT of an older auth revision is refused for administration too. false: as in etcd, neither.",

@@ -89,8 +89,12 @@ func (sc *scenario) run(t *testing.T, d *datadriven.TestData) string {
 			current = semver.New(text)
 		}
 		target := stringArg(d, "downgrade")
+		var highest *semver.Version
+		if text := stringArg(d, "highest"); text != "" {
+			highest = semver.New(text)
+		}
 		found := memberLines(t, d)
-		next, lines := nextVersion(current, command.Downgrade{Enabled: target != "", TargetVersion: target}, found)
+		next, lines := nextVersion(current, command.Downgrade{Enabled: target != "", TargetVersion: target}, found, highest)
 		out := "stays\n"
 		if next != nil {
 			out = "set " + next.String() + "\n"

@@ -38,6 +38,8 @@ type ClusterVersionConfig struct {
 	// over.
 	Set          func(ctx context.Context, term uint64, v *semver.Version) error
 	EndDowngrade func(ctx context.Context) error
+	// Highest is the version to which the cluster's is raised at most; nil: that of its members.
+	Highest *semver.Version
 	// Timeout bounds the requests to the others, and a proposal.
 	Timeout time.Duration
 	// DowngradeInterval is the time between two checks whether a downgrade is done; 0: it never
@@ -131,7 +133,7 @@ func (c *ClusterVersion) Update(ctx context.Context, term uint64) {
 	}
 	found := c.ask(ctx)
 	c.onlyBelay.Store(allBelay(found))
-	next, lines := nextVersion(c.cfg.State.ClusterVersion(), c.cfg.State.DowngradeInfo(), found)
+	next, lines := nextVersion(c.cfg.State.ClusterVersion(), c.cfg.State.DowngradeInfo(), found, c.cfg.Highest)
 	say(c.cfg.Logger, lines)
 	if next == nil {
 		return
@@ -163,14 +165,18 @@ func (c *ClusterVersion) ask(ctx context.Context) map[uint64]*Versions {
 }
 
 // nextVersion is the version to be set, nil if it stays. found has every member, with nil for
-// those whose version is not known.
-func nextVersion(current *semver.Version, downgrade command.Downgrade, found map[uint64]*Versions) (next *semver.Version, lines []line) {
+// those whose version is not known. It is not raised beyond highest, if that is not nil.
+func nextVersion(current *semver.Version, downgrade command.Downgrade, found map[uint64]*Versions, highest *semver.Version) (next *semver.Version, lines []line) {
 	lowest, lines := lowestVersion(found)
+	raised := lowest
+	if lowest != nil && highest != nil && highest.LessThan(*cut(lowest)) {
+		raised = highest
+	}
 	switch {
 	case current == nil && lowest == nil:
 		next = semver.New(MinClusterVersion)
 	case current == nil:
-		next = cut(lowest)
+		next = cut(raised)
 	case lowest == nil:
 		return nil, lines
 	case downgrade.Enabled:
@@ -184,8 +190,8 @@ func nextVersion(current *semver.Version, downgrade command.Downgrade, found map
 				zap.String("downgrade-target", downgrade.TargetVersion), zap.String("cluster-version", current.String())))
 		}
 		next = cut(target)
-	case current.Major == lowest.Major && current.LessThan(*cut(lowest)):
-		next = cut(lowest)
+	case current.Major == lowest.Major && current.LessThan(*cut(raised)):
+		next = cut(raised)
 	default:
 		return nil, lines
 	}

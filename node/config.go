@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/coreos/go-semver/semver"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/datadir"
@@ -104,7 +105,7 @@ func (c *Config) services() server.Settings {
 		BcryptCost: c.BcryptCost, LaxAuth: c.LaxAuth, StrictReconfigCheck: c.StrictReconfigCheck, MaxLearners: c.maxLearners(),
 		Compaction:        c.AutoCompaction.leaders(),
 		CorruptionChecks:  leader.CorruptionChecks{Interval: c.CorruptCheckTime, CompactionInterval: c.CompactHashCheckTime},
-		DowngradeInterval: c.DowngradeCheckTime, NoSpaceDisarm: c.NoSpaceDisarm,
+		DowngradeInterval: c.DowngradeCheckTime, MaxClusterVersion: c.maxClusterVersion(), NoSpaceDisarm: c.NoSpaceDisarm,
 	}
 }
 
@@ -150,4 +151,13 @@ func (c *Config) maxLearners() int {
 		return -1
 	}
 	return c.MaxLearners
+}
+
+// maxClusterVersion is nil for none. Package config has refused what is no version.
+func (c *Config) maxClusterVersion() *semver.Version {
+	v, err := datadir.ParseEtcdVersion(c.MaxClusterVersion)
+	if err != nil {
+		return nil
+	}
+	return v
 }

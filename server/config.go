@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/coreos/go-semver/semver"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/crypto/bcrypt"
@@ -146,8 +147,11 @@ type Settings struct {
 	MaxLearners int
 
 	// What members do by themselves.
-	Compaction        leader.AutoCompaction
-	CorruptionChecks  leader.CorruptionChecks
+	Compaction       leader.AutoCompaction
+	CorruptionChecks leader.CorruptionChecks
+	// MaxClusterVersion is the version to which the leader raises the cluster's at most; nil: that of
+	// the members.
+	MaxClusterVersion *semver.Version
 	DowngradeInterval time.Duration // between two looks whether a downgrade is done; 0: never
 	MinFreeBytes      uint64        // free space of the file system below which NOSPACE is raised [128 MiB]
 	// NoSpaceDisarm: this member disarms a NOSPACE alarm that it raised itself when it has room

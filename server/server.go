@@ -190,7 +190,7 @@ func (s *Server) makeTasks() {
 	s.version = leader.NewClusterVersion(leader.ClusterVersionConfig{
 		Raft: cfg.Replica, State: cfg.State, Members: members, Own: s.pages.versions.all,
 		Set: own.setVersion, EndDowngrade: s.maintenance.cancelDowngrade,
-		Timeout: cfg.RequestTimeout, DowngradeInterval: cfg.DowngradeInterval, Logger: cfg.Logger,
+		Highest: cfg.MaxClusterVersion, Timeout: cfg.RequestTimeout, DowngradeInterval: cfg.DowngradeInterval, Logger: cfg.Logger,
 	})
 	s.expiry = leader.NewExpiry(leader.ExpiryConfig{
 		MemberID: cfg.MemberID, Raft: cfg.Replica, Leases: cfg.Leases,
