@@ -68,6 +68,10 @@ clients: tools ## programs that no one here wrote, all of them: Kubernetes' stor
 kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on one
 	BELAY_KILL_ROUNDS=50 go test -count=1 -timeout 60m -v -run 'TestKill(Three|One)$$' ./proof/check
 
+.PHONY: move
+move: tools tools-old ## the members of running etcds of 3.5, 3.6 and 3.7 become Belay one by one and go back, under load, with kill -9 in each step
+	BELAY_MOVE=1 go test -count=1 -timeout 60m -v -run 'TestMove' ./proof/check
+
 .PHONY: faults
 faults: tools ## the table of faults on real members, Belay beside etcd (FAULTS='-rows leader-slow' for some)
 	go run ./proof/faults $(FAULTS)

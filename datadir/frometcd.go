@@ -159,7 +159,7 @@ func (b *building) judge(s *command.Stored) {
 		b.note("the members of the cluster do not include this one yet; the log must say so")
 	}
 	if n := len(s.Members); n > 1 {
-		b.note("the cluster has %d members: stop them all, move each one's own data, and start them", n)
+		b.note("the cluster has %d members: move the own data of each, one member at a time or all of them stopped (docs/migration.md)", n)
 	}
 	for _, a := range s.Alarms {
 		b.note("the alarm %s of member %x is active and stays so", a.Alarm, a.MemberID)

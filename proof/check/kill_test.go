@@ -145,8 +145,12 @@ type kill struct {
 }
 
 func newKill(t *testing.T, kind cluster.Kind, size int, seed uint64) *kill {
+	return newKillOf(t, cluster.Config{Kind: kind, Size: size, Args: killArgs}, seed)
+}
+
+func newKillOf(t *testing.T, cfg cluster.Config, seed uint64) *kill {
 	k := &kill{seed: seed, start: time.Now(), tried: make(map[string]string)}
-	k.c = startCluster(t, cluster.Config{Kind: kind, Size: size, Args: killArgs})
+	k.c = startCluster(t, cfg)
 	for range 6 {
 		k.clients = append(k.clients, newClient(t, k.c.Endpoints()))
 	}

@@ -29,6 +29,7 @@ func TestMove(t *testing.T) {
 	etcd, belay := EtcdTools(t).Etcd, Belay(t)
 	c := startCluster(t, cluster.Config{Kind: cluster.Etcd, Binary: etcd, Size: 3, Args: []string{
 		"--bcrypt-cost=4", "--unsafe-no-fsync", "--snapshot-count=50", "--snapshot-catchup-entries=50", "--strict-reconfig-check=false",
+		"--corrupt-check-time=1s", "--compact-hash-check-time=1s", "--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true",
 	}})
 	m1, m2, m3 := c.Members[0], c.Members[1], c.Members[2]
 	fillForRestore(t, ctx, m1.Endpoint())
