@@ -11,7 +11,10 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/internal/show"
 )
 
 func (c *ctl) snapshotCommand() *cobra.Command {
@@ -55,7 +58,7 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 				}
 				return err
 			}
-			version, err := saveSnapshot(ctx, cli, args[0])
+			version, err := c.saveSnapshot(ctx, cli, args[0])
 			if err != nil {
 				return fail(codeInterrupted, err)
 			}
@@ -72,7 +75,7 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 // saveSnapshot streams a snapshot to path.part and, once it is complete, verified and durable,
 // renames it to path. So there is never a partial backup under the final name. It returns the
 // server's storage version.
-func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string) (version string, err error) {
+func (c *ctl) saveSnapshot(ctx context.Context, cli *clientv3.Client, path string) (version string, err error) {
 	part := path + ".part"
 	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -84,15 +87,12 @@ func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string) (versi
 			err = rerr
 		}
 	}()
-	resp, err := cli.SnapshotWithVersion(ctx)
+	digest := newTrailingDigest()
+	meter := show.NewMeter(c.err, c.errFile, "snapshot", show.Bytes)
+	version, size, err := receiveSnapshot(ctx, cli, io.MultiWriter(f, digest), meter.Show)
+	meter.End()
 	if err != nil {
 		return "", err
-	}
-	defer resp.Snapshot.Close()
-	digest := newTrailingDigest()
-	size, err := io.Copy(io.MultiWriter(f, digest), resp.Snapshot)
-	if err != nil {
-		return "", fmt.Errorf("could not write snapshot: %w", err)
 	}
 	// The database is a number of whole 512-byte sectors; its digest comes after it.
 	if size%512 != sha256.Size {
@@ -116,7 +116,37 @@ func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string) (versi
 			return "", fmt.Errorf("could not fsync the directory of %s: %w", path, err)
 		}
 	}
-	return resp.Version, nil
+	return version, nil
+}
+
+// receiveSnapshot writes a snapshot to w and tells show how much of how much is there. clientv3's own
+// does not say how much is left.
+func receiveSnapshot(ctx context.Context, cli *clientv3.Client, w io.Writer, show func(done, total int64)) (version string, size int64, err error) {
+	stream, err := pb.NewMaintenanceClient(cli.ActiveConnection()).Snapshot(ctx, &pb.SnapshotRequest{})
+	if err != nil {
+		return "", 0, clientv3.ContextError(ctx, err)
+	}
+	for {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return version, size, nil
+		}
+		if err != nil {
+			if version == "" && size == 0 { // it was refused, or nobody was there
+				return "", 0, err
+			}
+			return "", 0, fmt.Errorf("could not write snapshot: %w", clientv3.ContextError(ctx, err))
+		}
+		n, err := w.Write(resp.Blob)
+		if err != nil {
+			return "", 0, fmt.Errorf("could not write snapshot: %w", err)
+		}
+		size += int64(n)
+		if resp.Version != "" {
+			version = resp.Version
+		}
+		show(size, size+int64(resp.RemainingBytes))
+	}
 }
 
 // A trailingDigest checks a stream whose last 32 bytes are the SHA-256 of the rest, without knowing
