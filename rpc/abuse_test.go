@@ -151,6 +151,63 @@ func TestStreamErrors(t *testing.T) {
 	}
 }
 
+// TestClosedStreams: frames on a stream that the client knows to be closed are errors; those that may
+// have been under way when this side closed it are not.
+func TestClosedStreams(t *testing.T) {
+	t.Parallel()
+	addr := serve(t, ours(testOptions()), &echo{})
+	for _, c := range []struct {
+		name   string
+		fields []hpack.HeaderField
+		ends   bool   // the client's side, with the headers
+		then   string // DATA, HEADERS or WINDOW, and RST before it
+		want   string // of a reset or a GOAWAY; "": neither
+	}{
+		{"DATA behind the end", callFields("UnaryCall"), true, "DATA", "STREAM_CLOSED"},
+		{"DATA behind the end of what is refused", callFields("UnaryCall", "content-type", "x"), true, "DATA", "STREAM_CLOSED"},
+		{"HEADERS behind the end of what is refused", callFields("UnaryCall", "content-type", "x"), true, "HEADERS", "STREAM_CLOSED"},
+		{"DATA of what was refused", callFields("UnaryCall", "content-type", "x"), false, "DATA", ""},
+		{"HEADERS of what was refused", callFields("UnaryCall", "content-type", "x"), false, "HEADERS", ""},
+		{"DATA behind the client's reset", callFields("UnaryCall", "content-type", "x"), false, "RST DATA", "STREAM_CLOSED"},
+		{"HEADERS behind the client's reset", callFields("UnaryCall"), false, "RST HEADERS", "STREAM_CLOSED"},
+		{"no window for what was refused", callFields("UnaryCall", "content-type", "x"), false, "WINDOW", "PROTOCOL_ERROR"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := connect(t, addr)
+			id := r.begin(c.fields, c.ends)
+			a := r.answers[id]
+			if c.ends || c.fields[4].Value == "x" {
+				r.answer(id)
+			}
+			if strings.HasPrefix(c.then, "RST ") {
+				r.write(r.fr.WriteRSTStream(id, http2.ErrCodeCancel))
+			}
+			a.reset = ""
+			switch strings.TrimPrefix(c.then, "RST ") {
+			case "DATA":
+				r.write(r.fr.WriteData(id, false, []byte{1}))
+			case "HEADERS":
+				r.write(r.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.encode(callFields("UnaryCall")), EndHeaders: true, EndStream: true}))
+			case "WINDOW":
+				r.write(r.fr.WriteWindowUpdate(id, 0))
+			}
+			r.write(r.fr.WritePing(false, [8]byte{1}))
+			r.until(func() bool { return r.acks == 1 })
+			got := a.reset
+			if got == "NO_ERROR" { // of the refusal
+				got = ""
+			}
+			if len(r.goAways) > 0 {
+				got, _, _ = strings.Cut(r.goAways[0], " ")
+			}
+			if got != c.want {
+				t.Errorf("%q, want %q: %s", got, c.want, r.describe())
+			}
+		})
+	}
+}
+
 // TestFloods: frames without end or sense end the connection, and its memory is bounded.
 func TestFloods(t *testing.T) {
 	t.Parallel()

@@ -826,6 +826,9 @@ func (r *reader) resetByClient(id uint32, p []byte) error {
 	if st := c.streams[id]; st != nil {
 		c.closeStream(st)
 	}
+	if i := slices.Index(c.late[:], id); i >= 0 {
+		c.late[i] = 0 // the client knows
+	}
 	return nil
 }
 
@@ -852,9 +855,11 @@ func (r *reader) windowUpdate(id uint32, p []byte) error {
 	}
 	st := c.streams[id]
 	switch {
-	case st == nil:
+	case n == 0 && st == nil:
+		c.resetUnknown(id, http2.ErrCodeProtocol)
 	case n == 0:
 		c.reset(st, http2.ErrCodeProtocol)
+	case st == nil:
 	default:
 		if st.sendWindow += n; st.sendWindow > maxWindow {
 			c.reset(st, http2.ErrCodeFlowControl)
@@ -995,7 +1000,9 @@ func (c *conn) goAway(last uint32, code http2.ErrCode, text string) {
 // refuse answers a request that no handler sees. REQUIRES: mu.
 func (c *conn) refuse(id uint32, subtype string, r *refusal, open bool) {
 	fields := r.fields(subtype)
-	c.closedHere(id)
+	if open {
+		c.closedHere(id)
+	}
 	if c.peerList != 0 && listBytes(fields) > int64(c.peerList) {
 		c.resetFrame(id, http2.ErrCodeInternal)
 		return
