@@ -100,7 +100,7 @@ func (r *Replica) newRawNode() (*raft.RawNode, error) {
 }
 
 // newLoop makes the loop, which nobody but its goroutine touches from then on.
-func (r *Replica) newLoop(node *raft.RawNode) *loop {
+func newLoop(r *Replica, node *raft.RawNode) *loop {
 	l := &loop{
 		core:     core{env: r.env, node: node},
 		inbox:    &r.inbox,

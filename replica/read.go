@@ -74,7 +74,7 @@ func (q *questions) init(c *core, r *reads, lastContext uint64) {
 // member, before the call. It touches no disk. It waits for a change of leader, and for what is not
 // applied yet, within the request timeout; then ErrTimeout.
 func (r *Replica) ReadBarrier(ctx context.Context) error {
-	round, err := r.joinRound(nil)
+	round, err := r.reads.join(nil, &r.inbox)
 	if err != nil {
 		return err
 	}
@@ -90,14 +90,13 @@ func (r *Replica) ReadBarrier(ctx context.Context) error {
 // called with the error once, from another goroutine, where others wait for it to return. Whoever
 // does not want to wait any longer ignores it.
 func (r *Replica) ReadBarrierThen(then func(error)) {
-	if _, err := r.joinRound(then); err != nil {
+	if _, err := r.reads.join(then, &r.inbox); err != nil {
 		go then(err)
 	}
 }
 
-// joinRound takes part in the next question; then may be nil.
-func (r *Replica) joinRound(then func(error)) (*readRound, error) {
-	q := &r.reads
+// join takes part in the next question, for which the loop is woken; then may be nil.
+func (q *reads) join(then func(error), loop *inbox) (*readRound, error) {
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
@@ -113,7 +112,7 @@ func (r *Replica) joinRound(then func(error)) (*readRound, error) {
 	}
 	q.mu.Unlock()
 	if first {
-		r.inbox.signal()
+		loop.signal()
 	}
 	return round, nil
 }

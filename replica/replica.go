@@ -256,7 +256,7 @@ func (r *Replica) Start() error {
 		return fmt.Errorf("replica: %w", err)
 	}
 	r.running.Add(4)
-	go func() { defer r.running.Done(); r.newLoop(node).run() }()
+	go func() { defer r.running.Done(); newLoop(r, node).run() }()
 	go func() { defer r.running.Done(); r.applier.run() }()
 	go func() { defer r.running.Done(); r.keeper.run() }()
 	go func() { defer r.running.Done(); r.flusher.run() }()

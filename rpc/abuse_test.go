@@ -245,6 +245,8 @@ func TestFloods(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			r := connect(t, addr)
+			r.auto = false // what is read must not write beside the flood
+			_ = c.send(r)  // the first may open a stream
 			sent := make(chan struct{})
 			go func() {
 				defer close(sent)
@@ -254,7 +256,6 @@ func TestFloods(t *testing.T) {
 					}
 				}
 			}()
-			r.auto = false // what is read must not write beside the flood
 			r.until(func() bool { return len(r.goAways) > 0 })
 			if len(r.goAways) != 1 || !strings.HasPrefix(r.goAways[0], c.want) {
 				t.Errorf("%s, want %s", r.describe(), c.want)
@@ -370,10 +371,11 @@ func TestSlowReader(t *testing.T) {
 		<-written
 	})
 	t.Run("a stream of answers", func(t *testing.T) {
+		const answers = 600 // more than the kernel takes on the way
 		r := connect(t, addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1})
 		r.write(r.fr.WriteWindowUpdate(0, 1<<31-1-defaultWindow))
 		in := &testpb.StreamingOutputCallRequest{}
-		for range 2000 {
+		for range answers {
 			in.ResponseParameters = append(in.ResponseParameters, &testpb.ResponseParameters{Size: 50000})
 		}
 		id := r.begin(callFields("StreamingOutputCall"), false)
@@ -395,7 +397,7 @@ func TestSlowReader(t *testing.T) {
 		a := r.answers[id]
 		r.auto = false
 		r.until(func() bool { return a.closed }) // and it goes on when the client reads
-		if len(a.data) < 2000*50000 {
+		if len(a.data) < answers*50000 {
 			t.Errorf("%d bytes of the answer", len(a.data))
 		}
 	})
@@ -438,7 +440,8 @@ func TestKeepalive(t *testing.T) {
 	aged := connect(t, serve(t, ours(o), &echo{}))
 	id := aged.begin(callFields("FullDuplexCall"), false)
 	aged.until(func() bool { return aged.ended })
-	if want := "[NO_ERROR max_age NO_ERROR max_age]"; fmt.Sprint(aged.goAways) != want || aged.answers[id].closed {
+	// The second GOAWAY comes with the answer to a ping, or the grace is over before.
+	if len(aged.goAways) == 0 || aged.goAways[0] != "NO_ERROR max_age" || aged.answers[id].closed {
 		t.Errorf("aged: %v", aged.goAways)
 	}
 }

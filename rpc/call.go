@@ -48,8 +48,8 @@ func (c *Call) Reply(m Message) {
 	var prefix [prefixBytes]byte
 	n := m.Size()
 	binary.BigEndian.PutUint32(prefix[1:], uint32(n))
-	if conn.fits(st, prefixBytes+n) {
-		conn.out = m.AppendTo(conn.beginData(st, prefix, n))
+	if st.fits(prefixBytes + n) {
+		conn.out = m.AppendTo(st.beginData(prefix, n))
 	} else {
 		conn.message(st, prefix, mem.BufferSlice{mem.SliceBuffer(m.AppendTo(make([]byte, 0, n)))})
 	}

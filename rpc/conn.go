@@ -289,10 +289,10 @@ func (r *reader) read() error {
 		if n > 0 {
 			c.lastRead.Store(int64(time.Since(c.s.born)))
 			have += n
-			c.setReading(true)
+			r.setReading(true)
 			rest, ferr := r.frames(buf[:have])
 			have = copy(buf, rest)
-			c.setReading(false)
+			r.setReading(false)
 			if ferr != nil {
 				return ferr
 			}
@@ -317,7 +317,8 @@ func (r *reader) read() error {
 }
 
 // setReading brackets what the reader does with what it has read.
-func (c *conn) setReading(on bool) {
+func (r *reader) setReading(on bool) {
+	c := r.c
 	c.mu.Lock()
 	c.reading = on
 	c.kick()

@@ -196,13 +196,15 @@ func (c *conn) sendFrame(st *stream) {
 
 // fits reports whether a message of so many bytes, with its prefix, may go straight into out.
 // REQUIRES: mu.
-func (c *conn) fits(st *stream, total int) bool {
+func (st *stream) fits(total int) bool {
+	c := st.c
 	return st.queued == 0 && int64(total) <= min(st.sendWindow, c.sendWindow, int64(c.peerFrame)) && len(c.out) < outLimit
 }
 
 // beginData begins the frame of a message that fits: n bytes are appended to the result, which is
 // put into c.out. REQUIRES: mu.
-func (c *conn) beginData(st *stream, prefix [prefixBytes]byte, n int) []byte {
+func (st *stream) beginData(prefix [prefixBytes]byte, n int) []byte {
+	c := st.c
 	total := prefixBytes + n
 	st.sendWindow -= int64(total)
 	c.sendWindow -= int64(total)
@@ -214,8 +216,8 @@ func (c *conn) beginData(st *stream, prefix [prefixBytes]byte, n int) []byte {
 // neither closed nor ending.
 func (c *conn) message(st *stream, prefix [prefixBytes]byte, data mem.BufferSlice) {
 	total := prefixBytes + data.Len()
-	if c.fits(st, total) {
-		b := c.beginData(st, prefix, data.Len())
+	if st.fits(total) {
+		b := st.beginData(prefix, data.Len())
 		for _, piece := range data {
 			b = append(b, piece.ReadOnlyData()...)
 		}
