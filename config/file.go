@@ -106,6 +106,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		NoSpaceDisarm         *bool           `json:"nospace-disarm"`
 		StrictAuth            *bool           `json:"strict-auth"`
 		Usage                 *bool           `json:"usage"`
+		WebView               *bool           `json:"web-view"`
 		CORSSimpleRequests    *bool           `json:"cors-simple-requests"`
 		MaxTxnOps             *uint           `json:"max-txn-ops"`
 		MaxRequestBytes       *uint           `json:"max-request-bytes"`
@@ -208,7 +209,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		MaxSnapshots: &c.MaxSnapshots, MaxWALs: &c.MaxWALs,
 		HeartbeatInterval: uint(c.HeartbeatInterval.Milliseconds()), ElectionTimeout: uint(c.ElectionTimeout.Milliseconds()),
 		AdvanceTicks: &c.AdvanceTicks, BatchInterval: &c.BatchInterval, BatchLimit: &c.BatchLimit, FreelistType: &c.FreelistType,
-		QuotaBytes: &c.QuotaBytes, NoSpaceDisarm: &c.NoSpaceDisarm, StrictAuth: &c.StrictAuth, Usage: &c.Usage, CORSSimpleRequests: &c.CORSSimpleRequests, MaxTxnOps: &c.MaxTxnOps, MaxRequestBytes: &c.MaxRequestBytes, MaxConcurrentStreams: &c.MaxConcurrentStreams,
+		QuotaBytes: &c.QuotaBytes, NoSpaceDisarm: &c.NoSpaceDisarm, StrictAuth: &c.StrictAuth, Usage: &c.Usage, WebView: &c.WebView, CORSSimpleRequests: &c.CORSSimpleRequests, MaxTxnOps: &c.MaxTxnOps, MaxRequestBytes: &c.MaxRequestBytes, MaxConcurrentStreams: &c.MaxConcurrentStreams,
 		RPCEngine:       &c.RPCEngine,
 		SelfSignedYears: &c.SelfSignedYears, CipherSuites: &c.CipherSuites, TLSMinVersion: &c.TLSMinVersion, TLSMaxVersion: &c.TLSMaxVersion,
 		InitialClusterState: &c.InitialClusterState, DiscoverySRV: &c.DiscoverySRV, DiscoverySRVName: &c.DiscoverySRVName,

@@ -101,7 +101,7 @@ func (c *Config) services() server.Settings {
 		MaxRequestBytes: c.MaxRequestBytes, MaxTxnOps: c.MaxTxnOps, WarnUnaryRequest: c.WarningRequest, Limits: c.Limits,
 		MaxConcurrentStreams: c.MaxConcurrentStreams, WatchProgressInterval: c.WatchProgressInterval,
 		KeepaliveMinTime: c.KeepaliveMinTime, KeepaliveInterval: c.KeepaliveInterval, KeepaliveTimeout: c.KeepaliveTimeout,
-		CORS: c.CORS, CORSSimpleRequests: c.CORSSimpleRequests, HostWhitelist: c.HostWhitelist, EnablePprof: c.EnablePprof,
+		CORS: c.CORS, CORSSimpleRequests: c.CORSSimpleRequests, HostWhitelist: c.HostWhitelist, EnablePprof: c.EnablePprof, WebView: c.WebView,
 		BcryptCost: c.BcryptCost, LaxAuth: c.LaxAuth, StrictReconfigCheck: c.StrictReconfigCheck, MaxLearners: c.maxLearners(),
 		Compaction:        c.AutoCompaction.leaders(),
 		CorruptionChecks:  leader.CorruptionChecks{Interval: c.CorruptCheckTime, CompactionInterval: c.CompactHashCheckTime},

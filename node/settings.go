@@ -50,6 +50,7 @@ type Ports struct {
 	ReuseAddress         bool // --socket-reuse-address
 	EnableGateway        bool // JSON on /v3/
 	EnablePprof          bool
+	WebView              bool // --web-view
 
 	// TLS of the two sides; ports with a plain URL ignore it.
 	ClientTLS, PeerTLS         listen.TLSInfo

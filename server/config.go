@@ -134,6 +134,7 @@ type Settings struct {
 	CORSSimpleRequests bool
 	HostWhitelist      []string // hosts of plain HTTP requests; none or "*": all
 	EnablePprof        bool
+	WebView            bool // pathView is served
 
 	// Users.
 	BcryptCost int // of passwords' hashes [10]

@@ -303,6 +303,11 @@ func (s *Server) RegisterPeers(mux *peers.Mux) { s.peers.register(mux) }
 func (s *Server) HTTPHandler(gateway *grpc.ClientConn) (http.Handler, error) {
 	mux := http.NewServeMux()
 	s.pages.register(mux)
+	if s.cfg.WebView {
+		view := &webView{pages: s.pages, kv: s.kv, members: s.cfg.State.Members, quota: s.cfg.State.QuotaBytes(),
+			size: func() int64 { total, _ := s.cfg.Store.Size(); return total }}
+		view.register(mux)
+	}
 	if gateway != nil {
 		g, err := newGateway(gateway, s.cfg.MaxRequestBytes)
 		if err != nil {
