@@ -27,10 +27,13 @@ const (
 	mostKeyReads = 20
 )
 
-// completeArguments has the cluster's own names offered by a shell: keys as far as the next slash,
+// A completer answers a shell that asks how a line may go on.
+type completer struct{ ctl *ctl }
+
+// register has the cluster's own names offered by a shell: keys as far as the next slash,
 // members, users, roles, leases. A cluster that does not answer, or a password that would have to be
 // asked for, offers nothing: a shell in the middle of a line shows no errors.
-func (c *ctl) completeArguments(root *cobra.Command) {
+func (c completer) register(root *cobra.Command) {
 	offer := func(path string, kinds ...candidates) {
 		cmd, _, err := root.Find(strings.Fields(path))
 		if err != nil || cmd.CommandPath() != root.CommandPath()+" "+path {
@@ -73,7 +76,7 @@ func (c *ctl) completeArguments(root *cobra.Command) {
 		given, last := "", begun
 		if i := strings.LastIndexByte(begun, ','); i >= 0 {
 			given, last = begun[:i+1], begun[i+1:]
-			c.global.Endpoints = strings.Split(begun[:i], ",")
+			c.ctl.global.Endpoints = strings.Split(begun[:i], ",")
 		}
 		found, directive := c.candidates(cmd, endpoints, last)
 		for i := range found {
@@ -86,12 +89,12 @@ func (c *ctl) completeArguments(root *cobra.Command) {
 // candidates are what may stand at a place of the line; begun is what is there already.
 type candidates func(ctx context.Context, cli *clientv3.Client, begun string) (found []string, noSpace bool, err error)
 
-func (c *ctl) candidates(cmd *cobra.Command, kind candidates, begun string) ([]string, cobra.ShellCompDirective) {
+func (c completer) candidates(cmd *cobra.Command, kind candidates, begun string) ([]string, cobra.ShellCompDirective) {
 	// Warnings of the variables would be printed into the line.
 	if err := connect.FromEnvironment(cmd.InheritedFlags(), io.Discard); err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	g := &c.global
+	g := &c.ctl.global
 	if g.User != "" && g.Password == "" && !strings.Contains(g.User, ":") {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -107,7 +110,7 @@ func (c *ctl) candidates(cmd *cobra.Command, kind candidates, begun string) ([]s
 	spec.DialTimeout = min(spec.DialTimeout, completionTime)
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 	defer cancel()
-	cli, err := c.dial(ctx, spec)
+	cli, err := c.ctl.dial(ctx, spec)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -130,7 +130,7 @@ func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Comm
 		c.checkCommand(), c.makeMirrorCommand(), c.versionCommand(), c.completionCommand(), c.optionsCommand(),
 	)
 	root.AddCommand(c.authCommands()...)
-	c.completeArguments(root)
+	completer{c}.register(root)
 	root.SetHelpCommandGroupID(groupUtility)
 
 	root.PersistentFlags().VisitAll(func(f *pflag.Flag) { f.Hidden = true })

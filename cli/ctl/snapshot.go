@@ -58,7 +58,7 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 				}
 				return err
 			}
-			version, err := c.saveSnapshot(ctx, cli, args[0])
+			version, err := saveSnapshot(ctx, cli, args[0], show.NewMeter(c.err, c.errFile, "snapshot", show.Bytes))
 			if err != nil {
 				return fail(codeInterrupted, err)
 			}
@@ -75,7 +75,7 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 // saveSnapshot streams a snapshot to path.part and, once it is complete, verified and durable,
 // renames it to path. So there is never a partial backup under the final name. It returns the
 // server's storage version.
-func (c *ctl) saveSnapshot(ctx context.Context, cli *clientv3.Client, path string) (version string, err error) {
+func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string, meter *show.Meter) (version string, err error) {
 	part := path + ".part"
 	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -88,7 +88,6 @@ func (c *ctl) saveSnapshot(ctx context.Context, cli *clientv3.Client, path strin
 		}
 	}()
 	digest := newTrailingDigest()
-	meter := show.NewMeter(c.err, c.errFile, "snapshot", show.Bytes)
 	version, size, err := receiveSnapshot(ctx, cli, io.MultiWriter(f, digest), meter.Show)
 	meter.End()
 	if err != nil {
