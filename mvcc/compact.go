@@ -104,6 +104,7 @@ func (s *Store) compactLoop(ctx context.Context, work <-chan struct{}, stopped c
 				if ctx.Err() != nil || errors.Is(err, store.ErrReplaced) {
 					return // Reload or the next Open begins again where this one stopped
 				}
+				s.st.Note(err)
 				// After its first steps there must be no hash: it would differ from every other
 				// member's.
 				r.whole = false

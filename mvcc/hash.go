@@ -39,6 +39,7 @@ func (s *Store) HashKV(ctx context.Context, rev int64) (hash uint32, compactRev,
 // HashState is HashKV without the hashes of compactions: always over what is stored now. Two
 // members whose compact revisions are the same have the same hash of a revision.
 func (s *Store) HashState(ctx context.Context, rev int64) (hash uint32, compactRev, currentRev int64, err error) {
+	defer func() { s.st.Note(err) }()
 	start := time.Now()
 	lower, upper := store.UserKeysSpan()
 	for {
@@ -80,6 +81,7 @@ func (s *Store) HashState(ctx context.Context, rev int64) (hash uint32, compactR
 // Hash hashes everything in the store that should be equal on all members. Its value means nothing
 // outside Belay.
 func (s *Store) Hash(ctx context.Context) (hash uint32, rev int64, err error) {
+	defer func() { s.st.Note(err) }()
 	start := time.Now()
 	v := s.View()
 	defer v.Close()

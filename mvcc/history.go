@@ -20,6 +20,7 @@ import (
 // Errors: ErrCompacted, before the first call of fn, if from is compacted; the context's; fn's;
 // those of the disk.
 func (s *Store) Events(ctx context.Context, from, to int64, maxBytes int, fn func(rev int64, events []*mvccpb.Event) error) (next int64, err error) {
+	defer func() { s.st.Note(err) }()
 	from = max(from, 1)
 	lower := store.AppendRevisionKey(nil, uint64(from), 0)
 	_, upper := store.RevisionsSpan()
@@ -125,7 +126,8 @@ func (s *Store) event(values *pebble.Iterator, r Revision, tombstone bool, key [
 
 // PrevKV is the key of an event as it was before: nil if the event created it, or if it is
 // compacted. It must not be changed.
-func (s *Store) PrevKV(ev *mvccpb.Event) (*mvccpb.KeyValue, error) {
+func (s *Store) PrevKV(ev *mvccpb.Event) (_ *mvccpb.KeyValue, err error) {
+	defer func() { s.st.Note(err) }()
 	kv := ev.Kv
 	if ev.Type == mvccpb.Event_PUT && kv.CreateRevision == kv.ModRevision || kv.ModRevision <= 1 {
 		return nil, nil

@@ -43,7 +43,8 @@ type RangeResult struct {
 // Range reads the keys of [key, end) in order. An empty end means key alone, "\0" every key from
 // key on. Any goroutine may call it; it waits for no writer. Errors: ErrCompacted, ErrFutureRev,
 // the context's, and those of the disk.
-func (s *Store) Range(ctx context.Context, key, end []byte, o RangeOptions) (RangeResult, error) {
+func (s *Store) Range(ctx context.Context, key, end []byte, o RangeOptions) (_ RangeResult, err error) {
+	defer func() { s.st.Note(err) }()
 	s.metrics.ranges.Inc()
 	if len(end) == 0 {
 		return s.point(ctx, key, o)

@@ -72,8 +72,8 @@ func (s *Store) checkBlobs(before map[string]bool) error {
 	}
 	maps.Copy(now, before)
 	if have := uint64(len(now)); have < live {
-		return fmt.Errorf("store: %d of %d files of values (%s/*%s) are missing (restore this member from its peers: remove it from the cluster, delete its data, add it again)",
-			live-have, live, s.dir, blobSuffix)
+		return damage{fmt.Errorf("store: %d of %d files of values (%s/*%s) are missing (restore this member from its peers: remove it from the cluster, delete its data, add it again)",
+			live-have, live, s.dir, blobSuffix)}
 	}
 	return nil
 }

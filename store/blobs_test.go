@@ -110,3 +110,44 @@ func rewriteFile(fs vfs.FS, path string, change func([]byte) []byte) error {
 	_, err = w.Write(change(data))
 	return errors.Join(err, w.Sync(), w.Close())
 }
+
+// TestDamageWithinValues: damage within a file of values is reported, too. The engine alone gives
+// the reader an error, and tells nobody else: a member answered with it for ever instead of ending
+// in favour of the others.
+func TestDamageWithinValues(t *testing.T) {
+	fs := vfs.NewMem()
+	s := open(t, fs, "db")
+	key := AppendUserKey(nil, []byte("k"), 2, 0)
+	b := s.NewBatch(1, 1)
+	if err := errors.Join(b.Set(key, make([]byte, separateBytes)), b.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, s)
+	closeStore(t, s)
+	names, err := fs.List("db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range names {
+		if strings.HasSuffix(n, ".blob") {
+			if err := rewriteFile(fs, fs.PathJoin("db", n), func(b []byte) []byte { b[2] ^= 1; return b }); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var told []error
+	if s, err = Open("db", Options{FS: fs, Corrupt: func(err error) { told = append(told, err) }}); err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, s)
+	v := s.View()
+	defer v.Close()
+	if _, _, err := v.Get(key); !IsDamage(err) || len(told) != 1 || !IsDamage(told[0]) {
+		t.Errorf("%v, told %v", err, told)
+	}
+	for _, err := range []error{nil, errors.New("another")} {
+		if s.Note(err); len(told) != 1 {
+			t.Errorf("told %v", told)
+		}
+	}
+}

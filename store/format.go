@@ -49,7 +49,7 @@ func prepareDir(fs vfs.FS, dir string) error {
 	}
 	for _, file := range files {
 		if strings.HasPrefix(file, "MANIFEST-") || strings.HasPrefix(file, "marker.") || strings.HasSuffix(file, ".sst") || file == "CURRENT" {
-			return fmt.Errorf("store: %s holds a database (%s) that is not a store of Belay: it has no file %s. Nothing in it was changed; choose another directory", dir, file, formatFile)
+			return damage{fmt.Errorf("store: %s holds a database (%s) that is not a store of Belay: it has no file %s. Nothing in it was changed; choose another directory", dir, file, formatFile)}
 		}
 	}
 	return writeFormat(fs, dir, name)
@@ -58,11 +58,11 @@ func prepareDir(fs vfs.FS, dir string) error {
 func checkFormat(name, text string) error {
 	number, ok := strings.CutPrefix(strings.TrimSuffix(text, "\n"), formatPrefix)
 	if !ok {
-		return fmt.Errorf("store: %s does not say which store this is: %q. Nothing was changed", name, text)
+		return damage{fmt.Errorf("store: %s does not say which store this is: %q. Nothing was changed", name, text)}
 	}
 	version, err := strconv.Atoi(number)
 	if err != nil || version < 1 {
-		return fmt.Errorf("store: %s names a version that is not a number: %q. Nothing was changed", name, text)
+		return damage{fmt.Errorf("store: %s names a version that is not a number: %q. Nothing was changed", name, text)}
 	}
 	if version > formatVersion {
 		return fmt.Errorf("store: %s: written by a newer Belay (format %d; this one knows up to %d). Nothing was changed; start the newer version", name, version, formatVersion)
@@ -102,7 +102,7 @@ func openError(dir string, err error) error {
 	// Pebble calls a table that is missing or has the wrong size no corruption, but its start is
 	// the same.
 	if pebble.IsCorruptionError(err) || oserror.IsNotExist(err) || strings.Contains(err.Error(), "object size mismatch") {
-		return fmt.Errorf("store: the database in %s is damaged (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", dir, explain(oneLine{err}))
+		return damage{fmt.Errorf("store: the database in %s is damaged (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", dir, explain(oneLine{err}))}
 	}
 	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) && strings.Contains(err.Error(), "LOCK") {
 		return fmt.Errorf("store: another process uses the database in %s; is this member running already? (%w)", dir, err)

@@ -47,7 +47,10 @@ func (s *Store) WriteSnapshot(ctx context.Context, v *View, w io.Writer) (err er
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
+	defer func() {
+		err = errors.Join(err, it.Close())
+		s.Note(err)
+	}()
 
 	index, term := v.Applied()
 	buf := append(make([]byte, 0, 2*snapshotBlockBytes), snapshotMagic...)

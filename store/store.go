@@ -395,7 +395,28 @@ func explain(err error) error {
 }
 
 func corruptFile(path string, err error) error {
-	return fmt.Errorf("file %s is corrupt (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", path, oneLine{err})
+	return damage{fmt.Errorf("file %s is corrupt (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", path, oneLine{err})}
+}
+
+// Note reports damage that a read has met and that the engine (Pebble 2.1.7) does not report by
+// itself: that within a file of values. Options.Corrupt hears of it as of any other. Who reads values
+// by an iterator passes its errors here; nil and other errors are of no interest.
+func (s *Store) Note(err error) {
+	if err != nil && pebble.IsCorruptionError(err) && pebble.ExtractDataCorruptionInfo(err) == nil && !errors.Is(err, errBlobDamaged) {
+		s.tellCorrupt(s.dir, err)
+	}
+}
+
+// damage marks an error that says what is damaged.
+type damage struct{ error }
+
+func (d damage) Unwrap() error { return d.error }
+
+// IsDamage reports whether an error of this package means that files of the store are damaged, or
+// are missing, rather than that the disk or this program failed.
+func IsDamage(err error) bool {
+	var d damage
+	return errors.As(err, &d) || pebble.IsCorruptionError(err) || errors.Is(err, errBlobDamaged)
 }
 
 // Explain returns an error of an iterator with the name of the corrupt file, if that is what it is.

@@ -98,6 +98,7 @@ func (v *View) Get(key []byte) (value []byte, ok bool, err error) {
 	}
 	value, err = v.point.ValueAndErr()
 	if err != nil {
+		v.s.Note(err)
 		return nil, false, fmt.Errorf("store: read: %w", explain(err))
 	}
 	return append(make([]byte, 0, len(value)), value...), true, nil
