@@ -72,6 +72,11 @@ kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on o
 move: tools tools-old ## the members of running etcds of 3.5, 3.6 and 3.7 become Belay one by one and go back, under load, with kill -9 in each step
 	BELAY_MOVE=1 go test -count=1 -timeout 60m -v -run 'TestMove' ./proof/check
 
+.PHONY: heal
+heal: ## a member of three that heals: killed before each step of it, and each of its files altered and deleted, under load
+	BELAY_HEAL=all go test -count=1 -timeout 20m -v -run 'TestHealKilledAtEachStep$$' ./node
+	BELAY_HEAL=all go test -count=1 -timeout 60m -v -run 'TestHeal' ./proof/check
+
 .PHONY: faults
 faults: tools ## the table of faults on real members, Belay beside etcd (FAULTS='-rows leader-slow' for some)
 	go run ./proof/faults $(FAULTS)

@@ -104,6 +104,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		FreelistType          *string         `json:"backend-bbolt-freelist-type"`
 		QuotaBytes            *int64          `json:"quota-backend-bytes"`
 		NoSpaceDisarm         *bool           `json:"nospace-disarm"`
+		Heal                  *bool           `json:"heal"`
 		StrictAuth            *bool           `json:"strict-auth"`
 		Usage                 *bool           `json:"usage"`
 		WebView               *bool           `json:"web-view"`
@@ -209,7 +210,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		MaxSnapshots: &c.MaxSnapshots, MaxWALs: &c.MaxWALs,
 		HeartbeatInterval: uint(c.HeartbeatInterval.Milliseconds()), ElectionTimeout: uint(c.ElectionTimeout.Milliseconds()),
 		AdvanceTicks: &c.AdvanceTicks, BatchInterval: &c.BatchInterval, BatchLimit: &c.BatchLimit, FreelistType: &c.FreelistType,
-		QuotaBytes: &c.QuotaBytes, NoSpaceDisarm: &c.NoSpaceDisarm, StrictAuth: &c.StrictAuth, Usage: &c.Usage, WebView: &c.WebView, CORSSimpleRequests: &c.CORSSimpleRequests, MaxTxnOps: &c.MaxTxnOps, MaxRequestBytes: &c.MaxRequestBytes, MaxConcurrentStreams: &c.MaxConcurrentStreams,
+		QuotaBytes: &c.QuotaBytes, NoSpaceDisarm: &c.NoSpaceDisarm, Heal: &c.Heal, StrictAuth: &c.StrictAuth, Usage: &c.Usage, WebView: &c.WebView, CORSSimpleRequests: &c.CORSSimpleRequests, MaxTxnOps: &c.MaxTxnOps, MaxRequestBytes: &c.MaxRequestBytes, MaxConcurrentStreams: &c.MaxConcurrentStreams,
 		RPCEngine:       &c.RPCEngine,
 		SelfSignedYears: &c.SelfSignedYears, CipherSuites: &c.CipherSuites, TLSMinVersion: &c.TLSMinVersion, TLSMaxVersion: &c.TLSMaxVersion,
 		InitialClusterState: &c.InitialClusterState, DiscoverySRV: &c.DiscoverySRV, DiscoverySRVName: &c.DiscoverySRVName,

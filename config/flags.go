@@ -205,6 +205,8 @@ func behaviourFlags() []flagDef {
 			bind: boolFlag(func(c *Config) *bool { return &c.Usage })},
 		{group: groupBelay, name: "web-view", usage: "Serve a page that shows this member and its keys, read-only, at /belay/ on the client URLs; for root alone when there are users.",
 			bind: boolFlag(func(c *Config) *bool { return &c.WebView })},
+		{group: groupBelay, name: "heal", usage: "A member whose data is damaged or missing sets it aside and comes back with the others' data, under a new id, if the others are a quorum without it. Wanted on all members.",
+			bind: boolFlag(func(c *Config) *bool { return &c.Heal })},
 		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while a disk stalls, this member's or others'; beyond it writes are refused.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},
 

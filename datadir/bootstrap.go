@@ -2,7 +2,6 @@ package datadir
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"time"
 
@@ -32,6 +31,21 @@ type Newcomer struct {
 	Logger      *zap.Logger
 }
 
+// OtherURLs are the peer URLs in --initial-cluster that are not this member's; none if it cannot be
+// read.
+func OtherURLs(name, initialCluster string) (urls []string) {
+	members, err := initialMembers(initialCluster, "")
+	if err != nil {
+		return nil
+	}
+	for _, m := range members {
+		if m.Name != name {
+			urls = append(urls, m.PeerURLs...)
+		}
+	}
+	return urls
+}
+
 // foundingPatience is how long a start of a new cluster waits for a member that does not run yet.
 const foundingPatience = time.Second
 
@@ -51,8 +65,8 @@ func (n Newcomer) Identify(ctx context.Context) (Identity, error) {
 		return j.join(ctx, id.Members)
 	}
 	j.timeout = foundingPatience
-	if j.bootstrapped(ctx, id) {
-		return Identity{}, fmt.Errorf("member %x has already been bootstrapped", id.Member)
+	if as, yes := j.bootstrapped(ctx, id); yes {
+		return Identity{}, damaged("member %x has already been bootstrapped", as)
 	}
 	if n.Seeds.Join == nil {
 		return id, nil

@@ -78,6 +78,7 @@
 //	founder.go   asking those that were down
 //	firstlog.go  the first log of a new cluster
 //	owner.go     flags that describe another member
+//	heal.go      damaged data replaced by the others': steps, crash points, what is kept
 //	force.go     a cluster of one (--force-new-cluster)
 //	restore.go   data made from a snapshot file
 //	migrate.go   data of an etcd made Belay's, or back: steps and crash points; frometcd.go, toetcd.go

@@ -109,7 +109,7 @@ func (f *Founder) Hear(ctx context.Context, peer uint64) error {
 	if knows && !f.over.Load() && f.env.Leader() == 0 {
 		f.env.Logger.Warn("this member has run before and its data is gone: remove it from the cluster and add it again (belay ctl member remove, belay ctl member add)",
 			zap.String("local-member-id", command.IDText(f.env.Member)), zap.String("remote-peer-id", command.IDText(peer)))
-		f.env.Failed(fmt.Errorf("member %x has already been bootstrapped, says member %x", f.env.Member, peer))
+		f.env.Failed(damaged("member %x has already been bootstrapped, says member %x", f.env.Member, peer))
 		return errUnheard
 	}
 	f.mu.Lock()

@@ -91,7 +91,7 @@ func (j *joiner) join(ctx context.Context, given []*command.Member) (Identity, e
 		// what the leader sends.
 		j.logger.Warn("this member has run before and its data is gone: remove it from the cluster and add it again (belay ctl member remove, belay ctl member add)",
 			zap.String("local-member-id", command.IDText(own)))
-		return Identity{}, fmt.Errorf("member %x has already been bootstrapped", own)
+		return Identity{}, damaged("member %x has already been bootstrapped", own)
 	}
 	return Identity{Member: own, Cluster: cluster.id, Members: cluster.members, Fresh: true, Joining: true}, nil
 }
@@ -102,9 +102,23 @@ func started(members []*command.Member, id uint64) bool {
 
 // bootstrapped asks the other members of a new cluster whether it runs already and knows this
 // member as started: then its data was lost, and a first log would let it vote twice.
-func (j *joiner) bootstrapped(ctx context.Context, id Identity) bool {
+// So does a member of the same cluster that ran under these peer URLs and has another id, as one
+// that was added or has healed.
+func (j *joiner) bootstrapped(ctx context.Context, id Identity) (as uint64, yes bool) {
 	cluster, err := j.ask(ctx, j.others(id.Members), false)
-	return err == nil && started(cluster.members, id.Member)
+	if err != nil {
+		return 0, false
+	}
+	if started(cluster.members, id.Member) {
+		return id.Member, true
+	}
+	own := memberByName(id.Members, j.name)
+	for _, m := range cluster.members {
+		if cluster.id == id.Cluster && own != nil && len(m.ClientURLs) > 0 && slices.Equal(slices.Sorted(slices.Values(m.PeerURLs)), own.PeerURLs) {
+			return m.ID, true
+		}
+	}
+	return 0, false
 }
 
 // others are the peer URLs of all but this member.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"go.uber.org/zap"
 )
@@ -38,7 +39,7 @@ func CheckRoot(dir string, logger *zap.Logger) *Misfit {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if name != "member" && name != "proxy" {
+		if name != "member" && name != "proxy" && name != healingFile && !strings.HasPrefix(name, damagedPrefix) {
 			logger.Warn("found invalid file under data directory", zap.String("filename", name), zap.String("data-dir", dir))
 		}
 	}

@@ -110,7 +110,7 @@ func readRecord(fs vfs.FS, path string) (*Record, error) {
 	}
 	r, err := decodeRecord(data)
 	if err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w. It says whose store and which raft log lie here. If --data-dir and --wal-dir are those that this member always had, "+
+		return nil, damaged("%s is damaged: %w. It says whose store and which raft log lie here. If --data-dir and --wal-dir are those that this member always had, "+
 			"move it away, and the other %s under the same --data-dir too, and start again", path, err, identityFile)
 	}
 	return &r, nil
@@ -174,7 +174,7 @@ func (p *Parts) check() error {
 			return fmt.Errorf("the store in %s belongs to member %x of cluster %x (says %s), the raft log in %s to member %x of cluster %x; they cannot run together. %s",
 				p.paths.Store, r.Member, r.Cluster, known.path, p.paths.Log, p.log.MemberID, p.log.ClusterID, together)
 		case r.Log != 0 && r.Log != p.log.LogID:
-			return fmt.Errorf("the store in %s belongs to the raft log %x (says %s), but the raft log in %s is %x: these are two histories of member %x, and they cannot run together. %s",
+			return damaged("the store in %s belongs to the raft log %x (says %s), but the raft log in %s is %x: these are two histories of member %x, and they cannot run together. %s",
 				p.paths.Store, r.Log, known.path, p.paths.Log, p.log.LogID, p.log.MemberID, together)
 		}
 	}
@@ -184,7 +184,7 @@ func (p *Parts) check() error {
 const together = "Nothing was changed. Give the --data-dir and --wal-dir that were used together"
 
 func (p *Parts) logMissing() error {
-	return fmt.Errorf("the store in %s belongs to a member, but its raft log is missing from %s: give --wal-dir as it was when the member was created. "+
+	return damaged("the store in %s belongs to a member, but its raft log is missing from %s: give --wal-dir as it was when the member was created. "+
 		"If the log is lost, remove the member from the cluster, delete %s and join again; a single member: restore a snapshot",
 		p.paths.Store, p.paths.Log, p.paths.root())
 }
@@ -198,7 +198,7 @@ func (p *Parts) CheckStore(applied uint64) (lost bool, err error) {
 	case p.identity == nil || p.identity.Log == 0 || p.store != nil:
 		return false, nil
 	case applied > 0:
-		return false, fmt.Errorf("the data in %s belongs to the raft log %x in %s, but the store in %s does not say so: it is another member's, or of before that log; they cannot run together. %s",
+		return false, damaged("the data in %s belongs to the raft log %x in %s, but the store in %s does not say so: it is another member's, or of before that log; they cannot run together. %s",
 			p.paths.Member, p.log.LogID, p.paths.Log, p.paths.Store, together)
 	}
 	return true, nil

@@ -24,6 +24,9 @@ import (
 // part on it. Nothing of raft is known yet but the applied index.
 func (n *Node) openData() (err error) {
 	paths := n.cfg.paths()
+	if err := n.recovery.look(n); err != nil {
+		return err
+	}
 	if n.parts, err = datadir.Prepare(n.cfg.FS, paths); err != nil {
 		return err // before the store is created beside parts that cannot be used
 	}
@@ -80,6 +83,10 @@ func (n *Node) openLog() (err error) {
 			n.logger.Warn("discovery token is ignored since cluster already initialized; valid logs are found", zap.String("wal-dir", dir))
 		}
 		n.id = datadir.Identity{Member: meta.MemberID, Cluster: meta.ClusterID}
+	} else if n.recovery.state != nil {
+		if n.id, err = n.recovery.state.Identity(); err != nil {
+			return err
+		}
 	} else if n.id, err = n.identify(); err != nil {
 		return err
 	}
@@ -128,6 +135,7 @@ func (n *Node) openLog() (err error) {
 		MemberID: n.id.Member, ClusterID: n.id.Cluster, QuotaBytes: n.cfg.QuotaBytes,
 		WarningApply: n.cfg.WarningApply, MaxAnswerBytes: n.cfg.Limits.MaxAnswer(),
 		OnNoSpace: func() { n.server.OverQuota() }, // server is set before anything is applied
+		Damaged:   n.recovery.note(n),
 	})
 	if err != nil {
 		return err
@@ -146,6 +154,9 @@ func (n *Node) openLog() (err error) {
 			zap.Uint64("applied-index", index), zap.Uint64("applied-term", term))
 	}
 	if err := n.parts.Bind(n.log, n.cfg.UnsafeNoFsync, n.logger); err != nil {
+		return err
+	}
+	if err := n.recovery.maySpeak(n); err != nil {
 		return err
 	}
 	n.hasState = meta != nil && (index > 0 || lastIndex > 0)

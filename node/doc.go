@@ -19,6 +19,7 @@
 //	dialing.go       how other members are dialled
 //	snapshot.go      messages and state sent to and received from peers
 //	disks.go         the state of the other members' disks
+//	heal.go          damaged data replaced by the others'
 //	evidence.go      the evidence members exchange about slow disks and stops
 //	neighbours.go    the record of who writes to the log's disk
 //	tracing.go       spans for a collector

@@ -13,6 +13,8 @@ import (
 type Metrics struct {
 	notAfter *prometheus.GaugeVec   // of certificates, by side and file
 	refused  *prometheus.CounterVec // connections, by port and state
+	healing  prometheus.Gauge
+	damaged  prometheus.Gauge
 	bounds   *boundsCollector
 	// About incomplete requests.
 	receivingRefused *prometheus.CounterVec // calls, connections, and connections for their headers
@@ -39,6 +41,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			of: make(map[string]portKind),
 		},
 	}
+	m.healing = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "belay_healing", Help: "1 while this member, whose data was damaged, has come back under a new id and is not yet what it was.",
+	})
+	m.damaged = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "belay_damaged_copies", Help: "Copies of damaged data of this member that are kept in its data directory.",
+	})
+	r.MustRegister(m.healing, m.damaged)
 	m.receivingRefused = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "belay_receiving_refused_total",
 		Help: "Calls that were refused, and connections that were closed, because their connection held too many bytes of incomplete requests, or of incomplete headers.",

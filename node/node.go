@@ -81,8 +81,9 @@ type Node struct {
 	fatal    chan error     // reasons why the member cannot go on; the first counts, and later ones may be dropped
 	parts    *datadir.Parts // as they were found
 	hasState bool           // there was something to serve at the start, in the store or in the log
-	serving  chan struct{}  // closed when gRPC clients are let in
-	stop     chan struct{}  // closed when Stop begins
+	recovery recovery
+	serving  chan struct{} // closed when gRPC clients are let in
+	stop     chan struct{} // closed when Stop begins
 	stopOnce sync.Once
 	removed  sync.Once // a peer has said it
 }
@@ -121,6 +122,7 @@ func Start(cfg Config) (_ *Node, err error) {
 	if err := n.openData(); err != nil {
 		return nil, err
 	}
+	n.metrics.damaged.Set(float64(datadir.DamagedCopies(cfg.FS, cfg.paths())))
 	n.witness.keep()
 	if err := n.openLog(); err != nil {
 		return nil, err
@@ -237,6 +239,7 @@ func (n *Node) assemble() (err error) {
 		Leases: n.leases, Hub: n.hub, Tokens: n.tokens, Admission: admission.New(admission.Options{}),
 		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics,
 		Metrics: server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features}),
+		Heal:    n.cfg.Heal, IsEtcd: func(id uint64) bool { return n.transport.PeerKind(id) == transport.KindEtcd }, LogEnd: func() (uint64, uint64) { return lastEntry(n.log) },
 		Tracing: n.tracing, BacklogBytes: n.log.BytesBetween, FreeBytes: n.freeBytes,
 		ReadyChecks: []server.HealthCheck{
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},
@@ -361,6 +364,9 @@ func (n *Node) serve() {
 	n.witness.start()
 	n.keepNeighbours()
 	n.startTimes()
+	if n.recovery.state != nil {
+		n.recovery.ended.Go(func() { n.recovery.end(n) })
+	}
 	n.ports.serveClients(n.server)
 	go n.letCallsIn(n.hasState)
 	n.ports.serveMetrics(n.server.MetricsHandler())
@@ -522,6 +528,7 @@ func (n *Node) closeParts() {
 		n.neighbours.Close(flushTimeout)
 	}
 	n.stopTimes()
+	n.recovery.ended.Wait()
 	if n.transport != nil {
 		n.transport.Stop()
 	}

@@ -28,8 +28,10 @@ type Cluster struct {
 	ForceNewCluster     bool // makes this member the only one of its cluster
 	MaxLearners         int  // 0: none
 	StrictReconfigCheck bool
-	MaxClusterVersion   string        // to which the leader raises the cluster's; empty: that of the members
-	DowngradeCheckTime  time.Duration // between two looks of the leader at a downgrade; 0: never
+	// Heal: damaged data is replaced by the others', and this member helps others to do so.
+	Heal               bool
+	MaxClusterVersion  string        // to which the leader raises the cluster's; empty: that of the members
+	DowngradeCheckTime time.Duration // between two looks of the leader at a downgrade; 0: never
 }
 
 // The engines of --rpc-engine.

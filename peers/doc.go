@@ -22,6 +22,7 @@
 //
 //	protocol.go   the names           ask.go   questions
 //	roundtrip.go  dialling            mux.go   answers
+//	heal.go       what a member that heals and the others say
 //
 // Everything here may be called from any goroutine, except that a Mux must be complete before it
 // serves.

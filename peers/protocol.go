@@ -6,7 +6,7 @@ package peers
 // means what it means to raft.
 //
 // It is raised when a path, a header or a context is added or changes its meaning.
-const Protocol = 1
+const Protocol = 2
 
 // Paths of etcd's members. The parts that answer register them in a Mux.
 const (
@@ -33,6 +33,8 @@ const (
 	PathPing      = "/belay/ping"       // GET: evidence.PingAnswer as JSON
 	PathEvents    = "/belay/events"     // GET: evidence.Report of the last evidence.TellWithin, as JSON
 	PathLastWords = "/belay/last-words" // POST: "failing" or "stopping", a space and why
+	PathHeal      = "/belay/heal"       // POST: HealQuestion, answered with HealAnswer
+	PathHealing   = "/belay/healing"    // POST: HealingQuestion, answered with HealingAnswer by a member that heals
 )
 
 // Headers of etcd's members, in net/http's canonical form. Ids are hexadecimal.

@@ -40,7 +40,7 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 	}
 	t := &l.tail
 	if index < t.base {
-		return false, fmt.Errorf("raftlog: %s starts after entry %d, but the store has applied only up to %d: "+
+		return false, unfit("%s starts after entry %d, but the store has applied only up to %d: "+
 			"the store is older than the log, or was removed. "+
 			"Put back the store that belongs to this log; or remove this member, move its data directory away and add it again",
 			l.files.dir, t.base, index)
@@ -49,7 +49,7 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 
 	h := l.hard
 	if !keep && index <= h.commit {
-		return false, fmt.Errorf("raftlog: the store has applied entry %d of term %d, but in the log in %s the committed entry %d has term %d: "+
+		return false, unfit("the store has applied entry %d of term %d, but in the log in %s the committed entry %d has term %d: "+
 			"the two do not belong together, and nothing was changed. "+
 			"Put back the store that belongs to this log; or remove this member, move its data directory away and add it again",
 			index, term, l.files.dir, index, t.term(index))

@@ -55,6 +55,16 @@ func (e *OldError) Error() string {
 		e.Dir, e.Group, e.Least)
 }
 
+// UnfitError means that log and store do not go together: the store is older than what the log still
+// has, or is another one's. Nothing was changed.
+type UnfitError struct{ Reason string }
+
+func (e *UnfitError) Error() string { return "raftlog: " + e.Reason }
+
+func unfit(format string, args ...any) error {
+	return &UnfitError{Reason: fmt.Sprintf(format, args...)}
+}
+
 // fileError adds the operation and the file to an error. Most file systems name the file in their
 // errors as well; once is enough.
 func fileError(op, path string, err error) error {

@@ -47,3 +47,33 @@ func Look(dir string, fs vfs.FS, applied uint64) (*Content, error) {
 	}
 	return c, nil
 }
+
+// An End is how far a log can be read: its last entry, and what it promised last. Of a damaged log,
+// what comes before the damage.
+type End struct {
+	Index, Term uint64
+	HardTerm    uint64
+	Commit      uint64
+}
+
+// Readable is the End of a log that nobody writes. It changes nothing and takes no lock. Errors are
+// those of Open; with a *CorruptError the End is that of the part before the damage. fs may be nil
+// for the default.
+func Readable(dir string, fs vfs.FS) (End, error) {
+	if fs == nil {
+		fs = vfs.Default
+	}
+	ls, err := list(fs, dir)
+	if err != nil {
+		return End{}, err
+	}
+	m, err := readMeta(fs, dir)
+	if err != nil {
+		return End{}, err
+	}
+	r, err := replaySegments(fs, dir, ls.segments, m.logID, 0)
+	if r == nil {
+		return End{}, err
+	}
+	return End{Index: r.last, Term: r.lastTerm, HardTerm: r.hard.term, Commit: r.hard.commit}, err
+}

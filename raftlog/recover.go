@@ -158,6 +158,9 @@ func scanSegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) ([]*sca
 
 // replaySegments reads the log. It changes no file.
 //
+// With an error from within the groups it returns what it has read before, which only tells how far
+// the damage lets one read.
+//
 // It does not read segments whose entries, up to applied, the store has all applied; see skip.
 //
 // The rule (doc.go, "Torn or damaged?"): where a group is missing or bad, the log
@@ -208,7 +211,7 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID, applied uint
 	}()
 	for i, s := range segs {
 		if s.header.prevIndex != r.last || s.header.prevTerm != r.lastTerm {
-			return nil, &CorruptError{File: s.path, Reason: fmt.Sprintf(
+			return r, &CorruptError{File: s.path, Reason: fmt.Sprintf(
 				"the segment continues entry %d of term %d, but the log before it ends with entry %d of term %d",
 				s.header.prevIndex, s.header.prevTerm, r.last, r.lastTerm)}
 		}
@@ -217,7 +220,7 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID, applied uint
 			next = segs[i+1].header.first
 		}
 		if next != 0 && next <= r.group {
-			return nil, &CorruptError{File: segs[i+1].path, Reason: fmt.Sprintf(
+			return r, &CorruptError{File: segs[i+1].path, Reason: fmt.Sprintf(
 				"the segment starts with group %d, which the one before it holds", next)}
 		}
 		if src, ahead = ahead, nil; src == nil {
@@ -234,7 +237,7 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID, applied uint
 		r.lastGroup, r.lastOffset, r.lastHeader = nil, segmentHeaderBytes, s.raw
 		done, err := r.replaySegment(fs, src, segs[i:], next)
 		if err != nil {
-			return nil, err
+			return r, err
 		}
 		src.close()
 		src = nil

@@ -103,6 +103,13 @@ type Config struct {
 	// Revisions is what timemap.Path serves; nil: there is no such path.
 	Revisions func(query url.Values) (timemap.Answer, error)
 
+	// Heal: as the leader, this member puts an heir in the place of a member that heals. IsEtcd says of
+	// which members it is known that they are no Belay, LogEnd the raft log's last entry; both are
+	// needed for it.
+	Heal   bool
+	IsEtcd func(id uint64) bool
+	LogEnd func() (index, term uint64)
+
 	RequestTimeout    time.Duration // [5 s and two election timeouts]
 	ElectionTimeout   time.Duration // [1 s]
 	HeartbeatInterval time.Duration // [100 ms]

@@ -63,7 +63,7 @@
 //	http.go          /version /health /livez /readyz /metrics /debug; events.go; health.go: grpc's
 //	access.go        what HTTP requests pass; origin.go: whose page sent them
 //	gateway.go       JSON; websocket.go: streams of JSON
-//	peerhttp.go      answers to other members
+//	peerhttp.go      answers to other members; heal.go: to one whose data is damaged
 //	leading.go       what package leader proposes; publish.go
 //	quorum.go        reporting a lost quorum; samples.go, descriptors_unix.go, descriptors_other.go
 //	metrics.go       series; grpcmetrics.go: grpc_server_*; emptymetrics.go: etcd's that stay empty

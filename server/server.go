@@ -46,6 +46,7 @@ type Server struct {
 	health      *health.Server
 	pages       *pages
 	peers       *peerAnswers
+	healing     *healing // nil: it does not heal others
 
 	// What this member does by itself.
 	publisher  *publisher
@@ -169,6 +170,13 @@ func (s *Server) makeServices() {
 	s.peers = &peerAnswers{
 		clusterID: cfg.ClusterID, members: cfg.State.Members, downgrade: cfg.State.DowngradeInfo, barrier: cfg.Replica.ReadBarrier,
 		callers: s.callers, cluster: s.cluster, lease: s.lease, hashes: history{cfg.KV}, version: s.pages.serveVersion, logger: cfg.Logger,
+	}
+	if cfg.Heal {
+		s.healing = &healing{
+			name: cfg.Name, memberID: cfg.MemberID, clusterID: cfg.ClusterID, cluster: s.cluster,
+			status: cfg.Replica.Status, barrier: cfg.Replica.ReadBarrier, isRemoved: cfg.State.IsRemoved, isEtcd: cfg.IsEtcd, copy: s.copy,
+			client: s.peerClient(), busy: make(chan struct{}, 1), logger: cfg.Logger,
+		}
 	}
 }
 
@@ -296,7 +304,20 @@ func (s *Server) RegisterGRPC(g grpc.ServiceRegistrar) {
 }
 
 // RegisterPeers registers what the server answers on the peer port.
-func (s *Server) RegisterPeers(mux *peers.Mux) { s.peers.register(mux) }
+func (s *Server) RegisterPeers(mux *peers.Mux) {
+	s.peers.register(mux)
+	if s.healing != nil {
+		s.healing.register(mux)
+	}
+}
+
+// copy is how much this member has.
+func (s *Server) copy() peers.Copy {
+	st := s.cfg.Replica.Status()
+	c := peers.Copy{Applied: st.Applied, Revision: s.cfg.KV.Revision()}
+	c.LogIndex, c.LogTerm = s.cfg.LogEnd()
+	return c
+}
 
 // HTTPHandler serves the client port's HTTP: versions, health, metrics, profiles, and the JSON
 // gateway if there is a connection for it to call this member's gRPC server on.

@@ -116,6 +116,9 @@ func (a *application) orStop(what string, err error) error {
 	case errors.Is(err, mvcc.ErrCompacted), errors.Is(err, mvcc.ErrFutureRev),
 		errors.Is(err, ErrEmptyKey), errors.Is(err, ErrInvalidSortOption), errors.Is(err, mvcc.ErrTooLarge):
 	default:
+		if a.m.cfg.Damaged != nil && store.IsDamage(err) {
+			a.m.cfg.Damaged(err)
+		}
 		a.stop(fmt.Sprintf("%s: %v", what, err))
 	}
 	return err

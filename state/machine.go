@@ -60,6 +60,10 @@ type Config struct {
 	// this member's database is over its quota. It must not wait.
 	OnNoSpace func()
 
+	// Damaged, where set, is called before the process ends because an entry cannot be applied over
+	// damaged files of the store. It may wait for a disk.
+	Damaged func(error)
+
 	// WarningApply is from which duration a request is logged as slow. Default 100 ms.
 	WarningApply time.Duration
 

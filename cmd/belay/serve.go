@@ -92,38 +92,89 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 	for _, change := range changes {
 		change(&nc)
 	}
-	n, err := node.Start(nc)
-	if err != nil {
-		return failStart(program, cfg, logger, stderr, err)
-	}
-	go announce(n, cfg, logger)
+	n, s, err := begin(nc, nil, nil, signals)
+	for {
+		switch {
+		case s != nil:
+			logger.Info("received signal; shutting down", zap.String("signal", s.String()))
+			return endBySignal(s, logger)
+		case errors.Is(err, node.ErrRemoved):
+			sayRemoved(cfg, logger)
+			return 0
+		case err != nil:
+			return failStart(program, cfg, logger, stderr, err)
+		}
+		go announce(n, cfg, logger)
 
-	select {
-	case s := <-signals:
-		logger.Info("received signal; shutting down", zap.String("signal", s.String()))
-		first := time.Now()
-		go func() {
-			for range signals {
-				if time.Since(first) > sameSignal {
-					break
+		select {
+		case s := <-signals:
+			logger.Info("received signal; shutting down", zap.String("signal", s.String()))
+			first := time.Now()
+			go func() {
+				for range signals {
+					if time.Since(first) > sameSignal {
+						break
+					}
 				}
-			}
-			logger.Warn("received a second signal; stopping at once")
-			logger.Close()
-			os.Exit(130)
-		}()
-		stop(n, logger)
-		return endBySignal(s, logger)
-	case err := <-n.Failed():
-		if errors.Is(err, node.ErrRemoved) {
-			logger.Warn("this member was removed from its cluster; it stops. The data-dir used by this member must be removed before another member can use it",
-				zap.String("data-dir", cfg.DataDir))
+				logger.Warn("received a second signal; stopping at once")
+				logger.Close()
+				os.Exit(130)
+			}()
+			stop(n, logger)
+			return endBySignal(s, logger)
+		case err = <-n.Failed():
+		}
+		switch {
+		case errors.Is(err, node.ErrRemoved):
+			sayRemoved(cfg, logger)
 			stop(n, logger)
 			return 0
+		case nc.Heal && node.IsDamage(err):
+			logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Error("this member cannot read its data; it stops in order to heal", zap.String("error", err.Error()))
+			if others := node.Others(n); stop(n, logger) {
+				n, s, err = begin(nc, err, others, signals)
+				continue
+			}
 		}
 		// No orderly stop: it might wait for the disk that has failed.
 		return fail(program, cfg, logger, stderr, err, "the member cannot run", zap.String("error", err.Error()))
 	}
+}
+
+// begin starts a member. One that may heal does so first if its data is damaged, in this process: a
+// supervisor that restarts what ends would start it again with the same data. found, if not nil, is
+// what was wrong with its data as it ran, others whom it knew then. A signal, which is returned, ends
+// the wait for the others.
+func begin(nc node.Config, found error, others []string, signals <-chan os.Signal) (*node.Node, os.Signal, error) {
+	for {
+		if found == nil {
+			n, err := node.Start(nc)
+			if err == nil || !nc.Heal || !node.IsDamage(err) {
+				return n, nil, err
+			}
+			found = err
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		healed := make(chan error, 1)
+		go func() { healed <- node.Heal(ctx, nc, found, others) }()
+		select {
+		case s := <-signals:
+			cancel()
+			<-healed
+			return nil, s, nil
+		case err := <-healed:
+			cancel()
+			if err != nil {
+				return nil, nil, err
+			}
+		}
+		found = nil
+	}
+}
+
+func sayRemoved(cfg *config.Config, logger *logsink.Logger) {
+	logger.Warn("this member was removed from its cluster; it stops. The data-dir used by this member must be removed before another member can use it",
+		zap.String("data-dir", cfg.DataDir))
 }
 
 // logGRPC sends the log lines of grpc and the gateway to the member's log. By default they write to
@@ -195,10 +246,16 @@ func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 		zap.String("cluster-id", fmt.Sprintf("%x", n.ClusterID())))
 	select {
 	case <-n.Ready():
+	case <-n.Stopping():
+		return
 	case <-time.After(10 * time.Second):
 		logger.Warn("still waiting for a leader; are enough members of the cluster running, and can they reach each other's peer URLs, and were they started with the same --initial-cluster and --initial-cluster-token?",
 			zap.String("initial-cluster", cfg.InitialCluster))
-		<-n.Ready()
+		select {
+		case <-n.Ready():
+		case <-n.Stopping():
+			return
+		}
 	}
 	logger.Info("ready to serve client requests",
 		zap.String("try", tryLine(cfg)))
@@ -251,14 +308,17 @@ func clientEndpoint(cfg *config.Config) string {
 	return cfg.ListenClientURLs[0].Host
 }
 
-func stop(n *node.Node, logger *logsink.Logger) {
+// stop reports whether the member has stopped in time: nothing of it runs then.
+func stop(n *node.Node, logger *logsink.Logger) bool {
 	done := make(chan struct{})
 	go func() { n.Stop(); close(done) }()
 	select {
 	case <-done:
+		return true
 	case <-time.After(stopTimeout):
 		logger.Warn("the member did not stop in time, a disk does not answer; ending the process without waiting for it (nothing acknowledged is lost)",
 			zap.Duration("waited", stopTimeout))
+		return false
 	}
 }
 

@@ -189,7 +189,7 @@ func load(args ...string) (ok bool, code int, stdout, stderr, log string) {
 const etcdFlags = 129
 
 // ownFlags is how many flags Belay has that etcd has not.
-const ownFlags = 15
+const ownFlags = 16
 
 // TestFlags gives each flag a value that is not its default.
 func TestFlags(t *testing.T) {

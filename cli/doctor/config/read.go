@@ -162,7 +162,7 @@ func booleans() []string {
 		"auto-tls", "peer-auto-tls", "client-cert-auth", "peer-client-cert-auth", "force-new-cluster", "enable-pprof", "pre-vote", "strict-reconfig-check",
 		"initial-election-tick-advance", "enable-grpc-gateway", "enable-log-rotation", "unsafe-no-fsync", "memory-mlock", "socket-reuse-port", "socket-reuse-address",
 		"enable-distributed-tracing", "peer-skip-client-san-verification", "discovery-insecure-transport", "discovery-insecure-skip-tls-verify",
-		"strict-auth", "nospace-disarm", "cors-simple-requests", "version", "help", "enable-v2", "debug",
+		"strict-auth", "nospace-disarm", "heal", "cors-simple-requests", "version", "help", "enable-v2", "debug",
 	}
 }
 
