@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -72,6 +73,23 @@ func moveLive(t *testing.T, version, etcd string) {
 	args := slices.Concat(killArgs, []string{"--strict-reconfig-check=false"})
 	args[slices.Index(args, "--snapshot-count")+1] = "100"
 	x.kill = newKillOf(t, cluster.Config{Kind: cluster.Etcd, Binary: etcd, Size: 3, Args: args, Env: x.env()}, seedOf(t, t.Name()))
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		// The end of a log does not say which comparison raised an alarm.
+		about := regexp.MustCompile(`(?i)hash|alarm|corrupt|compact`)
+		for _, m := range x.c.Members {
+			log, _ := os.ReadFile(m.LogPath)
+			n := 0
+			for line := range strings.Lines(string(log)) {
+				if about.MatchString(line) && !strings.Contains(line, "etcdserver: corrupt cluster") && n < 200 {
+					t.Log(m.Name, strings.TrimSpace(line))
+					n++
+				}
+			}
+		}
+	})
 	round := 0
 	run := func(what string, disturb func(context.Context, *load) error) {
 		t.Helper()
