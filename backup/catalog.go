@@ -149,7 +149,7 @@ func (c *Catalog) read(ctx context.Context, d Depot, e *Entry) error {
 		}
 		e.Manifest, e.seal = m, sum
 	}
-	if e.Proof != nil && e.Proof.Restored && e.Proof.Good {
+	if e.Proof != nil && e.Proof.Good {
 		return nil
 	}
 	b, err := readAll(ctx, d, path.Join(c.Cluster, e.Name, proofName), maxSealedBytes)
@@ -347,7 +347,9 @@ func (c *Catalog) toTime(usable []*Entry, t time.Time) (*Plan, error) {
 			if s.Time.After(t) {
 				continue
 			}
-			if best == nil || s.Time.After(best.Seen) || s.Time.Equal(best.Seen) && s.Revision >= best.Revision {
+			// Of several backups that hold it, the one that ends soonest knows best of its leases.
+			if best == nil || s.Time.After(best.Seen) || s.Time.Equal(best.Seen) &&
+				(s.Revision > best.Revision || s.Revision == best.Revision && e.Manifest.Revision <= best.Last().Manifest.Revision) {
 				best = c.planOf(e, s.Revision)
 				best.Seen = s.Time
 			}

@@ -54,4 +54,8 @@
 //	prove.go     restoring into a scratch store, and comparing
 //	retain.go    what may be removed
 //	pace.go      the bandwidth
+//	place.go     flags that say where a depot is
+//	maker.go     the schedule, and who makes them
+//	answer.go    what is asked over HTTP, and metrics
+//	listing.go   a catalog to be shown
 package backup

@@ -1,6 +1,11 @@
 package backup
 
-import "time"
+import (
+	"fmt"
+	"time"
+
+	"github.com/belaydb/belay/internal/show"
+)
 
 // A Listed is an entry of a catalog as it is shown, and as JSON.
 type Listed struct {
@@ -34,4 +39,16 @@ func Listing(c *Catalog) []Listed {
 		list = append(list, l)
 	}
 	return list
+}
+
+// Columns are the heads of what Row gives.
+func Columns() []string { return []string{"TIME", "KIND", "REVISION", "SIZE", "STATE", "NAME"} }
+
+// Row is an entry as the row of a table for people.
+func (l Listed) Row() []string {
+	rev, size := "", ""
+	if l.Kind != "" {
+		rev, size = fmt.Sprint(l.Revision), show.Bytes(l.Bytes)
+	}
+	return []string{l.Time.Local().Format("2006-01-02 15:04:05"), l.Kind, rev, size, string(l.State), l.Name}
 }

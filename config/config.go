@@ -150,6 +150,7 @@ func Default() *Config {
 				Limits:         node.DefaultLimits(),
 				WarningApply:   100 * time.Millisecond,
 				WarningRequest: 300 * time.Millisecond,
+				Backup:         defaultBackup(),
 			},
 		},
 		Spans:                defaultSpans(),
@@ -269,6 +270,9 @@ func (c *Config) Validate() error {
 		if _, err := datadir.ParseEtcdVersion(c.MaxClusterVersion); err != nil {
 			return fmt.Errorf("--max-cluster-version must be a version of etcd from 3.4 on that this program knows, as 3.6 (set to %q)", c.MaxClusterVersion)
 		}
+	}
+	if err := c.Backup.Check(); err != nil {
+		return err
 	}
 	if c.MaxLearners < 0 {
 		return fmt.Errorf("--max-learners must not be negative (set to %d)", c.MaxLearners)

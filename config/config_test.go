@@ -467,7 +467,7 @@ func TestFileLines(t *testing.T) {
 func TestAllOfEtcd(t *testing.T) {
 	seen := map[string]bool{}
 	for _, d := range flagDefs() {
-		if d.group == groupBelay || d.group == groupLimits {
+		if d.group == groupBelay || d.group == groupBackup || d.group == groupLimits {
 			continue
 		}
 		seen[d.name] = true

@@ -173,6 +173,14 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		MaxTxnRangeBytes      *int64          `json:"max-txn-range-bytes"`
 		MaxAnswerBytes        *int64          `json:"max-answer-bytes"`
 		MaxReceiveBytes       *int64          `json:"max-receive-bytes"`
+		BackupTo              *string         `json:"backup-to"`
+		BackupEvery           *time.Duration  `json:"backup-interval"`
+		BackupIncrements      *time.Duration  `json:"backup-increment-interval"`
+		BackupFor             *time.Duration  `json:"backup-retention"`
+		BackupLeast           *int            `json:"backup-keep"`
+		BackupBytesPerSecond  *int64          `json:"backup-max-bytes-per-second"`
+		BackupMaxAge          *time.Duration  `json:"backup-max-age"`
+		BackupScratchDir      *string         `json:"backup-scratch-dir"`
 	}
 	type securityConfig struct {
 		CertFile           string   `json:"cert-file"`
@@ -230,6 +238,8 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		DiskStallHandOver: &c.DiskStallHandOver, MaxUnsyncedBytes: &c.MaxUnsyncedBytes, NeighboursRecordBytes: &c.NeighboursRecordBytes,
 		MaxKeyBytes: &c.Limits.KeyBytes, MaxTxnTotalOps: &c.Limits.TxnTotalOps,
 		MaxTxnRangeKeys: &c.Limits.TxnRangeKeys, MaxTxnRangeBytes: &c.Limits.TxnRangeBytes, MaxAnswerBytes: &c.Limits.AnswerBytes, MaxReceiveBytes: &c.Limits.ReceiveBytes,
+		BackupTo: &c.Backup.To, BackupEvery: &c.Backup.Every, BackupIncrements: &c.Backup.Increments, BackupFor: &c.Backup.For, BackupLeast: &c.Backup.Least,
+		BackupBytesPerSecond: &c.Backup.BytesPerSecond, BackupMaxAge: &c.Backup.MaxAge, BackupScratchDir: &c.Backup.ScratchDir,
 	}}
 	file.SocketOptions.ReusePort, file.SocketOptions.ReuseAddress = &c.ReusePort, &c.ReuseAddress
 	file.Discovery.Token = &d.Token

@@ -21,6 +21,7 @@ const (
 	groupAuth       group = "Auth"
 	groupFeatures   group = "Features"
 	groupBelay      group = "Disks that stall or fill (not in etcd)"
+	groupBackup     group = "Backups (not in etcd)"
 	groupLimits     group = "Limits of requests (not in etcd)"
 	groupUnsafe     group = "Unsafe feature"
 )
@@ -77,7 +78,7 @@ func millisecondsFlag(field func(*Config) *time.Duration) func(*flag.FlagSet, *C
 
 // flagDefs are all flags except the ignored ones, in the order of the help text.
 func flagDefs() []flagDef {
-	return slices.Concat(memberFlags(), portFlags(), clusterFlags(), discoveryFlags(), securityFlags(), authFlags(), monitoringFlags(), tracingFlags(), behaviourFlags(), inertFlags())
+	return slices.Concat(memberFlags(), portFlags(), clusterFlags(), discoveryFlags(), securityFlags(), authFlags(), monitoringFlags(), tracingFlags(), behaviourFlags(), backupFlags(), inertFlags())
 }
 
 func memberFlags() []flagDef {

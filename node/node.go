@@ -17,6 +17,7 @@ import (
 
 	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/backup"
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
@@ -56,12 +57,13 @@ type Node struct {
 	replica      *replica.Replica
 	transport    *transport.Transport
 	server       *server.Server
-	snapshots    sync.WaitGroup // being read, to be sent
+	snapshots    sync.WaitGroup // being read, to be sent or backed up
 	disks        *peerDisks
 	witness      *witness
 	neighbours   *neighbours.Keeper             // nil: no record
 	founder      *datadir.Founder               // nil: this member did not make the first log at this start
 	times        atomic.Pointer[timemap.Keeper] // nil before the member serves
+	backups      *backup.Maker                  // nil: none are made
 
 	ports   ports
 	dialing dialing
@@ -230,6 +232,9 @@ func (n *Node) assemble() (err error) {
 		return err
 	}
 	messages.replica = n.replica
+	if err := n.makeBackups(); err != nil {
+		return err
+	}
 	n.witness.meet(member{self: n.id.Member, state: n.state, replica: n.replica, client: n.transport.Client(), urls: n.peerURLs})
 	n.server, err = server.New(server.Config{
 		MemberID: n.id.Member, ClusterID: n.id.Cluster,
@@ -248,6 +253,7 @@ func (n *Node) assemble() (err error) {
 		Events:          n.witness.report,
 		Neighbours:      n.tellNeighbours,
 		Revisions:       n.revisionsAt,
+		Backups:         backupsPage(n.backups),
 		ElectionTimeout: n.cfg.electionTimeout(), HeartbeatInterval: n.cfg.TickInterval,
 		ClientCertAuth: n.cfg.ClientTLS.ClientCertAuth,
 		Settings:       n.cfg.services(),
@@ -367,6 +373,7 @@ func (n *Node) serve() {
 	if n.recovery.state != nil {
 		n.recovery.ended.Go(func() { n.recovery.end(n) })
 	}
+	n.startBackups()
 	n.ports.serveClients(n.server)
 	go n.letCallsIn(n.hasState)
 	n.ports.serveMetrics(n.server.MetricsHandler())

@@ -4,6 +4,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/belaydb/belay/backup"
 	"github.com/belaydb/belay/listen"
 )
 
@@ -94,6 +95,8 @@ type Data struct {
 	NoSpaceDisarm bool  // a NOSPACE alarm that a member raised itself ends when it has room again
 	Limits        Limits
 	Usage         bool // who uses the member is counted
+
+	Backup backup.Settings // without a place: none are made
 
 	CompactionBatchLimit int           // 0: the default of mvcc
 	CompactionSleep      time.Duration // 0: the default of mvcc

@@ -102,6 +102,9 @@ type Config struct {
 	Usage *usage.Tracker
 	// Revisions is what timemap.Path serves; nil: there is no such path.
 	Revisions func(query url.Values) (timemap.Answer, error)
+	// Backups is what backupPath serves, to root alone where there are users; nil: there is no such
+	// path.
+	Backups http.Handler
 
 	// Heal: as the leader, this member puts an heir in the place of a member that heals. IsEtcd says of
 	// which members it is known that they are no Belay, LogEnd the raft log's last entry; both are

@@ -47,6 +47,9 @@ type pages struct {
 	neighbours func(w io.Writer, since time.Time) error
 	// revisions answers when which revision was written; nil: there is no such page.
 	revisions func(query url.Values) (timemap.Answer, error)
+	backups   http.Handler // nil: there is no such page
+	// admin judges whether a call may administrate.
+	admin func(context.Context) error
 
 	gatherer       prometheus.Gatherer   // nil: no metrics
 	registerer     prometheus.Registerer // of the metrics page's own series; nil: it has none
@@ -70,6 +73,9 @@ func (p *pages) register(mux *http.ServeMux) {
 	p.handleMetricsAndHealth(mux)
 	mux.HandleFunc(peers.PathVersion, p.serveVersion)
 	mux.HandleFunc("/debug/vars", p.serveVars)
+	if p.backups != nil {
+		mux.HandleFunc(pathBackup, p.serveBackup)
+	}
 	if p.profiles || p.debug {
 		handleProfiles(mux)
 	}

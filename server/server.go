@@ -164,7 +164,7 @@ func (s *Server) makeServices() {
 	}
 	s.pages = &pages{
 		memberID: cfg.MemberID, state: cfg.State, versions: versions, status: cfg.Replica.Status, probe: s.kv.probe,
-		usage: s.usage, usageName: cfg.Name, events: cfg.Events, neighbours: cfg.Neighbours, revisions: cfg.Revisions, gatherer: cfg.Gatherer, registerer: cfg.Registerer, readyChecks: cfg.ReadyChecks,
+		usage: s.usage, usageName: cfg.Name, events: cfg.Events, neighbours: cfg.Neighbours, revisions: cfg.Revisions, backups: cfg.Backups, admin: s.callers.authorizeAdmin, gatherer: cfg.Gatherer, registerer: cfg.Registerer, readyChecks: cfg.ReadyChecks,
 		requestTimeout: cfg.RequestTimeout, profiles: cfg.EnablePprof, debug: s.calls.debug, metrics: cfg.Metrics, logger: cfg.Logger,
 	}
 	s.peers = &peerAnswers{

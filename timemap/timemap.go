@@ -156,6 +156,17 @@ func (m *Map) Span() (in Interval) {
 	return in
 }
 
+// Since are the points after t, oldest first.
+func (m *Map) Since(t time.Time) (points []Point) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	at := t.UnixMilli()
+	for _, p := range m.points[sort.Search(len(m.points), func(i int) bool { return m.points[i].at > at }):] {
+		points = append(points, *p.public())
+	}
+	return points
+}
+
 // snapshot copies the points.
 func (m *Map) snapshot() []point {
 	m.mu.Lock()

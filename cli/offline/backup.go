@@ -114,14 +114,10 @@ func backupListCommand(name string, stdout io.Writer, format *string) *cobra.Com
 }
 
 func printBackups(w io.Writer, list []backup.Listed, format string) error {
-	rows := [][]string{{"time", "kind", "revision", "size", "state", "name"}}
+	rows := [][]string{backup.Columns()}
 	var why []string
 	for _, l := range list {
-		rev, size := "", ""
-		if l.Kind != "" {
-			rev, size = fmt.Sprint(l.Revision), show.Bytes(l.Bytes)
-		}
-		rows = append(rows, []string{l.Time.Local().Format("2006-01-02 15:04:05"), l.Kind, rev, size, string(l.State), l.Name})
+		rows = append(rows, l.Row())
 		if l.Error != "" && l.State != backup.Incomplete {
 			why = append(why, fmt.Sprintf("%s is %s: %s", l.Name, l.State, l.Error))
 		}
@@ -138,12 +134,7 @@ func printBackups(w io.Writer, list []backup.Listed, format string) error {
 		show.Table(&out, rows)
 	default:
 		t := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
-		for i, row := range rows {
-			if i == 0 {
-				for j := range row {
-					row[j] = strings.ToUpper(row[j])
-				}
-			}
+		for _, row := range rows {
 			fmt.Fprintln(t, strings.Join(row, "\t"))
 		}
 		if err := t.Flush(); err != nil {

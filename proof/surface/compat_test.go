@@ -42,6 +42,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/belaydb/belay/backup"
 	"github.com/belaydb/belay/cli/ctl"
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/evidence"
@@ -189,7 +190,7 @@ func load(args ...string) (ok bool, code int, stdout, stderr, log string) {
 const etcdFlags = 129
 
 // ownFlags is how many flags Belay has that etcd has not.
-const ownFlags = 16
+const ownFlags = 24
 
 // TestFlags gives each flag a value that is not its default.
 func TestFlags(t *testing.T) {
@@ -208,6 +209,7 @@ func TestFlags(t *testing.T) {
 		"initial-cluster": {"default=http://127.0.0.1:1"}, "initial-cluster-state": {"existing"},
 		"heartbeat-interval": {"50"}, "election-timeout": {"2000"}, "log-level": {"error"}, "log-format": {"console"}, "log-outputs": {"stdout"}, "logger": {"zap"},
 		"disk-stall-handover": {"8s"}, "max-cluster-version": {"3.6"}, "max-unsynced-bytes": {"1073741824"}, "neighbours-record-bytes": {"1048576"}, "rpc-engine": {"belay"},
+		"backup-to": {"/x"}, "backup-interval": {"2h"}, "backup-increment-interval": {"2m"}, "backup-keep": {"3"},
 		"cipher-suites": {"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"}, "tls-max-version": {"TLS1.3"},
 		"discovery-endpoints": {"127.0.0.1:1", "--discovery-token=x"}, "discovery-token": {"x", "--discovery-endpoints=127.0.0.1:1"},
 		"feature-gates": {"InitialCorruptCheck=true"}, "config-file": {file}, "v2-deprecation": {"gone"},
@@ -467,7 +469,10 @@ func startMember(t *testing.T) member {
 				ListenClientURLs: client, AdvertiseClientURLs: client, ListenPeerURLs: peer, AdvertisePeerURLs: peer, EnableGateway: true,
 			},
 			Raft: node.Raft{UnsafeNoFsync: true},
-			Data: node.Data{Usage: true},
+			// Some are served only by a member that makes backups.
+			Data: node.Data{Usage: true, Backup: backup.Settings{
+				Place: backup.Place{To: filepath.Join(t.TempDir(), "backups")}, Every: time.Hour, Retention: backup.Retention{Least: 1},
+			}},
 		},
 		TickInterval: 10 * time.Millisecond, ElectionTicks: 10,
 		// Some paths are served at log level debug alone.

@@ -11,6 +11,7 @@ func own() []string {
 	return []string{
 		"disk-stall-handover", "strict-auth", "cors-simple-requests", "nospace-disarm", "usage", "web-view", "heal", "max-unsynced-bytes", "neighbours-record-bytes", "rpc-engine",
 		"max-key-bytes", "max-txn-total-ops", "max-txn-range-keys", "max-txn-range-bytes", "max-answer-bytes", "max-receive-bytes",
+		"backup-to", "backup-interval", "backup-increment-interval", "backup-retention", "backup-keep", "backup-max-bytes-per-second", "backup-max-age", "backup-scratch-dir",
 	}
 }
 

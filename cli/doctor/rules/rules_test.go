@@ -202,6 +202,7 @@ func trials() []trial {
 		{"LearnerForgotten", "", "61m", m1("etcd_server_is_learner", "1+0x70"), one(warning, "1"), [][]string{m1("etcd_server_is_learner", "1+0x30 0+0x70")}},
 		{"VersionsDiffer", "", "181m", version("3.6.1"), cluster(warning, "2"), [][]string{version("3.5.1")}},
 		{"CorruptionFound", Belay, "1m", append(up("1"), refused("belay_corruption_checks_total", `,check="periodic",result="mismatch"`, "1+0x5")...), one(critical, "1"), [][]string{append(up("1"), refused("belay_corruption_checks_total", `,check="periodic",result="equal"`, "1+0x5")...)}},
+		{"BackupTooOld", Belay, "6m", m1("belay_backup_too_old", "1+0x10"), one(critical, "1"), [][]string{m1("belay_backup_too_old", "0+0x10"), up("1")}},
 
 		// leadership
 		{"NoLeader", "", "2m", m1("etcd_server_has_leader", "0+0x5"), one(critical, "0"), [][]string{m1("etcd_server_has_leader", "1+0x5"), m1("etcd_server_has_leader", "1 0 1 0 1 0")}},

@@ -163,6 +163,12 @@ func members(Options) []alert {
 			summary: "Members' data differ.",
 			says:    "{{ $value }} comparisons of MEMBER's data with the others' have found a difference.",
 		},
+		{
+			name: "BackupTooOld", only: Belay, severity: critical, holds: "5m",
+			measure: "belay_backup_too_old{SEL}", when: "== 1",
+			summary: "No good backup is being made.",
+			says:    "MEMBER leads, and the last good backup is older than it may be (belay_backup_too_old is {{ $value }}).",
+		},
 	}
 }
 
