@@ -190,7 +190,7 @@ func load(args ...string) (ok bool, code int, stdout, stderr, log string) {
 const etcdFlags = 129
 
 // ownFlags is how many flags Belay has that etcd has not.
-const ownFlags = 24
+const ownFlags = 25
 
 // TestFlags gives each flag a value that is not its default.
 func TestFlags(t *testing.T) {
