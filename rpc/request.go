@@ -41,7 +41,7 @@ type request struct {
 	// Of the block that is being read.
 	size                    int
 	regular                 bool // a field that is no pseudo-header was seen
-	scheme, hasMethod, te   bool
+	scheme, hasMethod       bool
 	hasPath, hasAuthority   bool
 	contentType, headerText string // an invalid content type; what is wrong with a header
 	isGRPC                  bool

@@ -105,7 +105,7 @@ durable: the disk needs room for both.`,
 			defer stop()
 			path, before, after, err := datadir.Defragment(ctx, dataDir, *wait)
 			if err != nil {
-				return fmt.Errorf("Failed to defragment etcd data[%s] (%w)", dataDir, err) //nolint:staticcheck // etcdutl's words
+				return failf(codeError, "Failed to defragment etcd data[%s] (%w)", dataDir, err)
 			}
 			_, err = fmt.Fprintf(stdout, "Finished defragmenting directory %s: %s before, %s after\n", path, show.Bytes(before), show.Bytes(after))
 			return err

@@ -17,7 +17,6 @@ type screen struct {
 	look   func(context.Context) *Look // one at a time
 	now    func() time.Time
 	story  Story
-	latest *Look    // the last one, also while paused
 	shown  *Picture // nil: none yet
 	choice Choice
 	width  int

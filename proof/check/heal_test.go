@@ -347,7 +347,7 @@ func TestHealAnyFile(t *testing.T) {
 	w := newWard(ctx, t)
 	m := w.c.Members[1]
 	rest := w.others(t, m)
-	id := w.well(ctx, t, m, rest)
+	w.well(ctx, t, m, rest)
 	done := w.load(ctx, t, m)
 	defer done()
 	var names []string // of kinds of files: their numbers grow
@@ -360,7 +360,7 @@ func TestHealAnyFile(t *testing.T) {
 			if err := m.Start(); err != nil {
 				t.Fatal(err)
 			}
-			id = w.well(ctx, t, m, rest)
+			id := w.well(ctx, t, m, rest)
 			if err := m.Kill(); err != nil {
 				t.Fatal(err)
 			}
