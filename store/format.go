@@ -100,8 +100,8 @@ func syncDir(fs vfs.FS, dir string) error {
 // openError returns what to do about an error of pebble.Open.
 func openError(dir string, err error) error {
 	// Pebble calls a table that is missing or has the wrong size no corruption, but its start is
-	// the same.
-	if pebble.IsCorruptionError(err) || oserror.IsNotExist(err) || strings.Contains(err.Error(), "object size mismatch") {
+	// the same; nor a store whose marker files are gone, which it takes for a new one.
+	if pebble.IsCorruptionError(err) || oserror.IsNotExist(err) || errors.Is(err, pebble.ErrDBNotPristine) || strings.Contains(err.Error(), "object size mismatch") {
 		return damage{fmt.Errorf("store: the database in %s is damaged (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", dir, explain(oneLine{err}))}
 	}
 	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) && strings.Contains(err.Error(), "LOCK") {
