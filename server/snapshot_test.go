@@ -154,7 +154,7 @@ func TestUnreadSnapshots(t *testing.T) {
 		_, err := m.kv.Put(t.Context(), &pb.PutRequest{Key: fmt.Append(nil, i), Value: value})
 		must(t, err)
 	}
-	m.Server.maintenance.snapshotStall = 500 * time.Millisecond
+	m.Server.maintenance.snapshotStall = 2 * time.Second
 	open := func() pb.Maintenance_SnapshotClient {
 		t.Helper()
 		stream, err := m.maintenance.Snapshot(t.Context(), &pb.SnapshotRequest{})
