@@ -23,7 +23,7 @@ import (
 // maxBackupAnswer bounds the answer of one member.
 const maxBackupAnswer = 64 << 20
 
-func (c *ctl) backupCommand() *cobra.Command {
+func backupCommand(c *ctl) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backup <subcommand>",
 		Short: "Backups that the leader makes (belay server --backup-to): how they are, and making one now",
@@ -36,7 +36,7 @@ func (c *ctl) backupCommand() *cobra.Command {
 		Use:   "now",
 		Short: "Has the leader make a backup now and prove it, and waits for it",
 		Args:  cobra.NoArgs,
-		RunE: c.backupRun(func(ctx context.Context, b *backups) error {
+		RunE: backupRun(c, func(ctx context.Context, b *backups) error {
 			query := url.Values{}
 			if full {
 				query.Set("kind", backup.Full)
@@ -50,13 +50,13 @@ func (c *ctl) backupCommand() *cobra.Command {
 			Use:   "status",
 			Short: "Prints what each member says about the backups: how old the last good one is, what is being done, the last error",
 			Args:  cobra.NoArgs,
-			RunE:  c.backupRun(func(ctx context.Context, b *backups) error { return b.status() }),
+			RunE:  backupRun(c, func(ctx context.Context, b *backups) error { return b.status() }),
 		},
 		&cobra.Command{
 			Use:   "list",
 			Short: "Prints the backups that the leader sees, oldest first, and how far each can be relied on",
 			Args:  cobra.NoArgs,
-			RunE:  c.backupRun(func(ctx context.Context, b *backups) error { return b.list(ctx) }),
+			RunE:  backupRun(c, func(ctx context.Context, b *backups) error { return b.list(ctx) }),
 		},
 	)
 	verify := &cobra.Command{
@@ -65,7 +65,7 @@ func (c *ctl) backupCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 	}
 	verify.RunE = func(cmd *cobra.Command, args []string) error {
-		return c.backupRun(func(ctx context.Context, b *backups) error {
+		return backupRun(c, func(ctx context.Context, b *backups) error {
 			return b.order(ctx, url.Values{"verify": {args[0]}})
 		})(cmd, args)
 	}
@@ -84,7 +84,7 @@ type backups struct {
 }
 
 // backupRun asks all endpoints for their status first.
-func (c *ctl) backupRun(body func(ctx context.Context, b *backups) error) func(*cobra.Command, []string) error {
+func backupRun(c *ctl, body func(ctx context.Context, b *backups) error) func(*cobra.Command, []string) error {
 	return c.run(func(cmd *cobra.Command, _ []string) error {
 		spec, out, err := c.configure(cmd)
 		if err != nil {

@@ -125,7 +125,7 @@ func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Comm
 	root.AddCommand(
 		c.getCommand(), c.putCommand(), c.delCommand(), c.txnCommand(), c.compactionCommand(), c.watchCommand(), c.leaseCommand(),
 		c.historyCommand(), c.diffCommand(), c.restoreKeyCommand(),
-		c.alarmCommand(), c.defragCommand(), c.downgradeCommand(), c.endpointCommand(), c.moveLeaderCommand(), c.memberCommand(), c.snapshotCommand(), c.backupCommand(), topCommand(c),
+		c.alarmCommand(), c.defragCommand(), c.downgradeCommand(), c.endpointCommand(), c.moveLeaderCommand(), c.memberCommand(), c.snapshotCommand(), backupCommand(c), topCommand(c),
 		c.lockCommand(), c.electCommand(),
 		c.checkCommand(), c.makeMirrorCommand(), c.versionCommand(), c.completionCommand(), c.optionsCommand(),
 	)
