@@ -29,7 +29,7 @@ test: tools ## all tests, and the checks at their default length
 	go test -count=1 -timeout 30m -parallel 3 ./proof/check || status=1; \
 	go test -count=1 -timeout 30m ./proof/clients || status=1; \
 	go test -count=1 -timeout 10m ./proof/fuzzrpc ./proof/abuse || status=1; \
-	go test -timeout 30m -v ./proof/sim -sim.budget 70s | grep -v '^=== \|^    --- PASS' || status=1; \
+	go test -timeout 30m -v ./proof/sim -sim.budget 40s | grep -v '^=== \|^    --- PASS' || status=1; \
 	$(MAKE) --no-print-directory invariants || status=1; \
 	exit $$status
 
@@ -97,6 +97,10 @@ labelled: tools ## incidents of known cause on real members, kept, and how often
 sim: ## members in one process, everything broken: SEED=n, HOURS=h of virtual time, SIM='-sim.runs 20'
 	go test -count=1 -timeout 0 -v -run '^TestSim$$' ./proof/sim \
 	  $(if $(SEED),-sim.seed=$(SEED)) $(if $(HOURS),-sim.hours=$(HOURS)) $(SIM)
+
+.PHONY: mutations
+mutations: ## rules of the code left out one by one: the simulation must notice each (make test tries a quarter of them, another each day)
+	BELAY_MUTATIONS=all go test -count=1 -timeout 60m -v ./proof/sim -run '^TestMutations$$'
 
 .PHONY: fuzz
 fuzz: ## every fuzz test for FUZZTIME (10s) each

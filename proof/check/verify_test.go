@@ -101,7 +101,11 @@ func TestVerifyAndDefrag(t *testing.T) {
 				t.Fatalf("%s: no file %s: %v", kind, part, err)
 			}
 			name, _ := filepath.Rel(source.DataDir, files[0])
-			for _, how := range []string{"flipped", "cut", "gone"} {
+			hows := []string{"flipped", "gone"}
+			if part == "snap/db" {
+				hows = append(hows, "cut") // a page behind the end of a mapped file
+			}
+			for _, how := range hows {
 				dir := copyOf(t, source.DataDir)
 				damage(t, filepath.Join(dir, name), how)
 				if v, code, text := verifyData(t, dir); code != 1 || len(v.Findings) == 0 && !strings.Contains(text, "holds no data") {

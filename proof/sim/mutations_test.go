@@ -74,7 +74,10 @@ func TestMutations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range mutants {
+	for i, m := range mutants {
+		if os.Getenv("BELAY_MUTATIONS") != "all" && i%4 != time.Now().YearDay()%4 {
+			continue // make mutations runs all of them
+		}
 		t.Run(string(m.mutation), func(t *testing.T) {
 			begin, runs := time.Now(), 0
 			for runs < mutationRuns {
