@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -126,16 +125,9 @@ func IsDamage(err error) bool {
 // ReadHealing returns nil if the member does not heal.
 func ReadHealing(fs vfs.FS, paths Paths) (*Healing, error) {
 	path := fs.PathJoin(paths.root(), healingFile)
-	f, err := fs.Open(path)
-	if oserror.IsNotExist(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot read %s: %w", path, err)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxMembersBytes))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("cannot read %s: %w", path, err)
+	data, err := readSmall(fs, path, maxMembersBytes)
+	if data == nil {
+		return nil, err
 	}
 	h := new(Healing)
 	if err := json.Unmarshal(data, h); err != nil || h.Nonce == "" {

@@ -95,8 +95,8 @@ func decodeRecord(data []byte) (r Record, err error) {
 	return r, nil
 }
 
-// readRecord returns nil if the file is not there.
-func readRecord(fs vfs.FS, path string) (*Record, error) {
+// readSmall reads a file, up to most bytes; nil: it is not there.
+func readSmall(fs vfs.FS, path string, most int64) ([]byte, error) {
 	f, err := fs.Open(path)
 	if oserror.IsNotExist(err) {
 		return nil, nil
@@ -104,9 +104,18 @@ func readRecord(fs vfs.FS, path string) (*Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read %s: %w", path, err)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxIdentityBytes))
+	data, err := io.ReadAll(io.LimitReader(f, most)) // never nil
 	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, fmt.Errorf("cannot read %s: %w", path, err)
+	}
+	return data, nil
+}
+
+// readRecord returns nil if the file is not there.
+func readRecord(fs vfs.FS, path string) (*Record, error) {
+	data, err := readSmall(fs, path, maxIdentityBytes)
+	if data == nil {
+		return nil, err
 	}
 	r, err := decodeRecord(data)
 	if err != nil {

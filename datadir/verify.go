@@ -111,15 +111,15 @@ func (v *Verified) belay(ctx context.Context, paths Paths) (err error) {
 	if parts != nil && parts.log != nil {
 		v.Member, v.Cluster = parts.log.MemberID, parts.log.ClusterID
 	}
-	commit, group := v.walk(paths.Log)
+	group := v.walk(paths.Log)
 	if parts != nil && parts.log != nil && group < parts.LeastGroup() {
 		v.found(paths.Log, 0, "the log ends with group %d, but had group %d when it was closed last: its end is lost, or this is an old copy", group, parts.LeastGroup())
 	}
 	v.store(ctx, paths.Store, parts)
 	switch {
 	case v.Last == 0 && v.Applied == 0:
-	case commit > max(v.Last, v.Applied):
-		v.found(paths.Log, 0, "entry %d is said to be committed, but the log ends with entry %d: its end is lost", commit, v.Last)
+	case v.Commit > max(v.Last, v.Applied):
+		v.found(paths.Log, 0, "entry %d is said to be committed, but the log ends with entry %d: its end is lost", v.Commit, v.Last)
 	case v.First > v.Applied+1:
 		v.found(paths.Log, 0, "the log begins with entry %d, but the store has applied only up to %d: the store is older than the log, or was removed", v.First, v.Applied)
 	case v.Applied > v.Last:
@@ -128,9 +128,8 @@ func (v *Verified) belay(ctx context.Context, paths Paths) (err error) {
 	return nil
 }
 
-// walk reads the raft log, and returns up to where it says that entries are committed, and its last
-// group.
-func (v *Verified) walk(dir string) (commit, group uint64) {
+// walk reads the raft log, and returns its last group.
+func (v *Verified) walk(dir string) (group uint64) {
 	err := raftlog.Walk(dir, nil, func(f raftlog.Found) error {
 		switch f.Kind {
 		case "damage":
@@ -144,7 +143,7 @@ func (v *Verified) walk(dir string) (commit, group uint64) {
 		case "base":
 			v.First, v.Last = f.Index+1, f.Index
 		case "hard-state", "segment":
-			commit = max(commit, f.Commit)
+			v.Commit = max(v.Commit, f.Commit)
 			if f.Kind == "segment" && v.First == 0 {
 				v.First, v.Last = f.Index+1, f.Index
 			}
@@ -160,8 +159,7 @@ func (v *Verified) walk(dir string) (commit, group uint64) {
 		return nil
 	})
 	v.broken(dir, err)
-	v.Commit = commit
-	return commit, group
+	return group
 }
 
 // store reads every key of the store, and each version by the index of revisions.

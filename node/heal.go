@@ -154,8 +154,7 @@ func (p *patient) read(w http.ResponseWriter, r *http.Request, cluster string, q
 	if !peers.AllowMethod(w, r, http.MethodPost) {
 		return false
 	}
-	if id := r.Header.Get(peers.HeaderCluster); id != "" && cluster != "" && id != cluster {
-		http.Error(w, "cluster ID mismatch", http.StatusPreconditionFailed)
+	if !peers.ForCluster(w, r, cluster) {
 		return false
 	}
 	body, ok := peers.ReadQuestion(w, r, peers.MaxHealBytes)

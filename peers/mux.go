@@ -77,6 +77,16 @@ func AllowMethod(w http.ResponseWriter, r *http.Request, method string) bool {
 	return false
 }
 
+// ForCluster refuses a request that says it is for another cluster than this one, as etcd does, and
+// returns false. own is this cluster's id in hexadecimal; empty: it is not known.
+func ForCluster(w http.ResponseWriter, r *http.Request, own string) bool {
+	if id := r.Header.Get(HeaderCluster); id == "" || own == "" || id == own {
+		return true
+	}
+	http.Error(w, "cluster ID mismatch", http.StatusPreconditionFailed)
+	return false
+}
+
 // MaxQuestionBytes bounds the body of a question.
 const MaxQuestionBytes = 64 << 10
 

@@ -46,8 +46,7 @@ func (h *healing) register(mux *peers.Mux) {
 }
 
 func (h *healing) serve(w http.ResponseWriter, r *http.Request) {
-	if id := r.Header.Get(peers.HeaderCluster); id != "" && id != command.IDText(h.clusterID) {
-		http.Error(w, "cluster ID mismatch", http.StatusPreconditionFailed)
+	if !peers.ForCluster(w, r, command.IDText(h.clusterID)) {
 		return
 	}
 	body, ok := peers.ReadQuestion(w, r, peers.MaxHealBytes)

@@ -94,8 +94,7 @@ func (a *peerAnswers) servePromote(w http.ResponseWriter, r *http.Request) {
 
 // serveHashKV is a GET with a JSON body, as etcd's leader asks when it compares the members.
 func (a *peerAnswers) serveHashKV(w http.ResponseWriter, r *http.Request) {
-	if id := r.Header.Get(peers.HeaderCluster); id != "" && id != command.IDText(a.clusterID) {
-		http.Error(w, "cluster ID mismatch", http.StatusPreconditionFailed)
+	if !peers.ForCluster(w, r, command.IDText(a.clusterID)) {
 		return
 	}
 	body, ok := peers.ReadQuestion(w, r, peers.MaxQuestionBytes)

@@ -46,6 +46,8 @@ func (c completer) register(root *cobra.Command) {
 			return c.candidates(cmd, kinds[len(args)], begun)
 		}
 	}
+	members := membersThat(func(*pb.Member) bool { return true })
+	learners := membersThat((*pb.Member).GetIsLearner)
 	offer("get", keys, keys)
 	offer("put", keys, nil)
 	offer("del", keys, keys)
@@ -184,14 +186,6 @@ func membersThat(fits func(m *pb.Member) bool) candidates {
 		}
 		return found, false, nil
 	}
-}
-
-func members(ctx context.Context, cli *clientv3.Client, begun string) ([]string, bool, error) {
-	return membersThat(func(*pb.Member) bool { return true })(ctx, cli, begun)
-}
-
-func learners(ctx context.Context, cli *clientv3.Client, begun string) ([]string, bool, error) {
-	return membersThat(func(m *pb.Member) bool { return m.IsLearner })(ctx, cli, begun)
 }
 
 func about(m *pb.Member) string {

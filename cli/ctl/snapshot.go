@@ -118,9 +118,9 @@ func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string, meter 
 	return version, nil
 }
 
-// receiveSnapshot writes a snapshot to w and tells show how much of how much is there. clientv3's own
+// receiveSnapshot writes a snapshot to w and tells how much of how much is there. clientv3's own
 // does not say how much is left.
-func receiveSnapshot(ctx context.Context, cli *clientv3.Client, w io.Writer, show func(done, total int64)) (version string, size int64, err error) {
+func receiveSnapshot(ctx context.Context, cli *clientv3.Client, w io.Writer, tell func(done, total int64)) (version string, size int64, err error) {
 	stream, err := pb.NewMaintenanceClient(cli.ActiveConnection()).Snapshot(ctx, &pb.SnapshotRequest{})
 	if err != nil {
 		return "", 0, clientv3.ContextError(ctx, err)
@@ -144,7 +144,7 @@ func receiveSnapshot(ctx context.Context, cli *clientv3.Client, w io.Writer, sho
 		if resp.Version != "" {
 			version = resp.Version
 		}
-		show(size, size+int64(resp.RemainingBytes))
+		tell(size, size+int64(resp.RemainingBytes))
 	}
 }
 

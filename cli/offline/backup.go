@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -22,7 +21,6 @@ import (
 	"github.com/belaydb/belay/internal/interrupt"
 	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/mvcc"
-	"github.com/belaydb/belay/store"
 	"github.com/belaydb/belay/timemap"
 )
 
@@ -256,7 +254,6 @@ type backupRestoreFlags struct {
 
 func backupRestoreCommand(name string, stdout io.Writer) *cobra.Command {
 	var f backupRestoreFlags
-	const peer = "http://localhost:2380"
 	cmd := &cobra.Command{
 		Use:   "restore --from {dir} --data-dir {dir} [--time TIME | --revision REV | --backup NAME] [options]",
 		Short: "Makes the data directory of a member from backups, as of a time, a revision, or the newest backup",
@@ -300,10 +297,9 @@ of the last backup before it, since increments hold them as of their end.`,
 			if f.markCompacted != (f.bump > 0) {
 				return failf(codeBadArgs, "--bump-revision and --mark-compacted go together")
 			}
-			if f.bump > 1<<61 {
-				return failf(codeBadArgs, "--bump-revision is too large: at most %d", uint64(1)<<61)
+			if err := f.bumped(); err != nil {
+				return err
 			}
-			f.BumpRevision = int64(f.bump)
 			ctx, stop := interrupt.Context(cmd.Context())
 			defer stop()
 			return restoreBackup(ctx, f, stdout, cmd.ErrOrStderr())
@@ -311,18 +307,13 @@ of the last backup before it, since increments hold them as of their end.`,
 	}
 	fs := cmd.Flags()
 	f.depotFlags.add(fs)
+	f.restoreFlags.add(fs)
 	fs.StringVar(&f.time, "time", "", "restore what was the newest state at this time")
 	fs.Int64Var(&f.target.Revision, "revision", 0, "restore this revision")
 	fs.StringVar(&f.target.Name, "backup", "", "restore this backup, to its end")
 	fs.BoolVar(&f.dryRun, "dry-run", false, "only say which backups and which revision it would be")
 	fs.StringVar(&f.DataDir, "data-dir", "", "data directory to make; it must not exist, or be empty (default: NAME.belay)")
-	fs.StringVar(&f.WALDir, "wal-dir", "", "directory to make for the raft log (default: in --data-dir)")
-	fs.StringVar(&f.InitialCluster, "initial-cluster", "default="+peer, "the new cluster's members")
-	fs.StringVar(&f.InitialClusterToken, "initial-cluster-token", "etcd-cluster", "the new cluster's token; one that no other cluster has")
-	fs.StringVar(&f.peerURLs, "initial-advertise-peer-urls", peer, "this member's peer URLs, as in --initial-cluster")
-	fs.StringVar(&f.Name, "name", "default", "this member's name")
 	fs.Uint64Var(&f.bump, "bump-revision", 0, "how much to add to the current revision, so that it is beyond what clients have seen since")
-	fs.BoolVar(&f.markCompacted, "mark-compacted", false, "with --bump-revision: everything up to the new revision counts as compacted, so that watchers start anew")
 	cmd.PreRun = func(*cobra.Command, []string) {
 		if f.DataDir == "" {
 			f.DataDir = f.Name + ".belay"
@@ -360,11 +351,7 @@ func restoreBackup(ctx context.Context, f backupRestoreFlags, stdout, stderr io.
 	if err := compareRestored(ctx, r.StoreDir, p, f.BumpRevision, stdout); err != nil {
 		return err
 	}
-	wal := ""
-	if f.WALDir != "" {
-		wal = " --wal-dir " + f.WALDir
-	}
-	fmt.Fprintf(stdout, "Start it with: belay server --name %s --data-dir %s%s and the URLs of this member.\n", f.Name, f.DataDir, wal)
+	f.tellStart(stdout)
 	return nil
 }
 
@@ -392,26 +379,19 @@ func tellPlan(p *backup.Plan, t backup.Target, w io.Writer) {
 
 // compareRestored compares HashKV of what was restored with what the member had, where that is
 // known.
-func compareRestored(ctx context.Context, dir string, p *backup.Plan, bump int64, w io.Writer) (err error) {
+func compareRestored(ctx context.Context, dir string, p *backup.Plan, bump int64, w io.Writer) error {
 	want := p.Last().Manifest.Hash
 	if want == nil || p.Revision != p.Last().Manifest.Revision || bump > 0 {
 		fmt.Fprintln(w, "The sums of all files are right. There is no HashKV of this revision to compare with.")
 		return nil
 	}
-	st, err := store.OpenReadOnly(dir, store.Options{FS: datadir.FS()})
+	have, err := hashOfStore(ctx, dir, p.Revision)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, st.Close()) }()
-	view := mvcc.ReadView(st)
-	defer view.Close()
-	hash, err := view.HashState(ctx, p.Revision)
-	if err != nil {
-		return err
+	if have.Hash != *want {
+		return fmt.Errorf("HashKV of what was restored into %s is %d, and the member had %d: do not start it; restore another backup", dir, have.Hash, *want)
 	}
-	if hash != *want {
-		return fmt.Errorf("HashKV of what was restored into %s is %d, and the member had %d: do not start it; restore another backup", dir, hash, *want)
-	}
-	fmt.Fprintf(w, "HashKV at revision %d is %d, as the member had it.\n", p.Revision, hash)
+	fmt.Fprintf(w, "HashKV at revision %d is %d, as the member had it.\n", p.Revision, have.Hash)
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/datadir"
@@ -104,9 +105,37 @@ type restoreFlags struct {
 	markCompacted bool
 }
 
+// add adds those that a restore from backups has, too.
+func (f *restoreFlags) add(fs *pflag.FlagSet) {
+	const peer = "http://localhost:2380"
+	fs.StringVar(&f.WALDir, "wal-dir", "", "directory to make for the raft log (default: in --data-dir)")
+	fs.StringVar(&f.InitialCluster, "initial-cluster", "default="+peer, "the new cluster's members")
+	fs.StringVar(&f.InitialClusterToken, "initial-cluster-token", "etcd-cluster", "the new cluster's token; one that no other cluster has")
+	fs.StringVar(&f.peerURLs, "initial-advertise-peer-urls", peer, "this member's peer URLs, as in --initial-cluster")
+	fs.StringVar(&f.Name, "name", "default", "this member's name")
+	fs.BoolVar(&f.markCompacted, "mark-compacted", false, "with --bump-revision: everything up to the new revision counts as compacted, so that watchers start anew")
+}
+
+// bumped takes --bump-revision over.
+func (f *restoreFlags) bumped() error {
+	if f.bump > 1<<61 {
+		return failf(codeBadArgs, "--bump-revision is too large: at most %d", uint64(1)<<61)
+	}
+	f.BumpRevision = int64(f.bump)
+	return nil
+}
+
+// tellStart says how the member is started that was restored.
+func (f *restoreFlags) tellStart(w io.Writer) {
+	wal := ""
+	if f.WALDir != "" {
+		wal = " --wal-dir " + f.WALDir
+	}
+	fmt.Fprintf(w, "Start it with: belay server --name %s --data-dir %s%s and the URLs of this member.\n", f.Name, f.DataDir, wal)
+}
+
 func restoreCommand(name string, stdout io.Writer) *cobra.Command {
 	var f restoreFlags
-	const peer = "http://localhost:2380"
 	cmd := &cobra.Command{
 		Use:   "restore <filename> --data-dir {output dir} [options]",
 		Short: "Makes the data directory of a Belay member from a snapshot file of etcd or Belay",
@@ -132,16 +161,11 @@ may also be the database of a stopped etcd member (member/snap/db), with
 		},
 	}
 	fs := cmd.Flags()
+	f.add(fs)
 	fs.StringVar(&f.DataDir, "data-dir", "", "data directory to make; it must not exist, or be empty (default: NAME.belay, by the name etcdutl NAME.etcd)")
-	fs.StringVar(&f.WALDir, "wal-dir", "", "directory to make for the raft log (default: in --data-dir)")
-	fs.StringVar(&f.InitialCluster, "initial-cluster", "default="+peer, "the new cluster's members")
-	fs.StringVar(&f.InitialClusterToken, "initial-cluster-token", "etcd-cluster", "the new cluster's token; one that no other cluster has")
-	fs.StringVar(&f.peerURLs, "initial-advertise-peer-urls", peer, "this member's peer URLs, as in --initial-cluster")
-	fs.StringVar(&f.Name, "name", "default", "this member's name")
 	fs.BoolVar(&f.SkipHash, "skip-hash-check", false, "do not check the file's SHA-256 (a copied database has none)")
 	fs.Uint64("initial-memory-map-size", 0, "without effect: no file is mapped for writing")
 	fs.Uint64Var(&f.bump, "bump-revision", 0, "how much to add to the current revision, so that it is beyond what clients have seen since the snapshot was saved")
-	fs.BoolVar(&f.markCompacted, "mark-compacted", false, "with --bump-revision: everything up to the new revision counts as compacted, so that watchers start anew")
 	cmd.PreRun = func(*cobra.Command, []string) {
 		if f.DataDir == "" {
 			f.DataDir = f.Name + ".belay"
@@ -178,10 +202,10 @@ func restore(ctx context.Context, f restoreFlags, file string, stdout, stderr io
 	if f.markCompacted != (f.bump > 0) {
 		return failf(codeBadArgs, "--mark-compacted required if --revision-bump > 0")
 	}
-	if f.bump > 1<<61 {
-		return failf(codeBadArgs, "--bump-revision is too large: at most %d", uint64(1)<<61)
+	if err := f.bumped(); err != nil {
+		return err
 	}
-	f.Snapshot, f.BumpRevision = file, int64(f.bump)
+	f.Snapshot = file
 	if err := verify(ctx, f, stderr); err != nil {
 		return err
 	}
@@ -191,11 +215,7 @@ func restore(ctx context.Context, f restoreFlags, file string, stdout, stderr io
 	}
 	fmt.Fprintf(stdout, "Restored %s into %s: revision %d, %d versions of keys, %d leases; member %x of cluster %x.\n",
 		file, f.DataDir, r.Revision, r.Keys, r.Leases, r.Member, r.Cluster)
-	wal := ""
-	if f.WALDir != "" {
-		wal = " --wal-dir " + f.WALDir
-	}
-	fmt.Fprintf(stdout, "Start it with: belay server --name %s --data-dir %s%s and the URLs of this member.\n", f.Name, f.DataDir, wal)
+	f.tellStart(stdout)
 	return nil
 }
 

@@ -85,31 +85,39 @@ func (k *kill) loseData(ctx context.Context, m *cluster.Member) error {
 	return nil
 }
 
-// replace takes a member out of the cluster and puts an empty one in its place.
-func (k *kill) replace(ctx context.Context, l *load, m *cluster.Member) error {
+// askOthers makes a client of all members but one, and asks them for the list of members.
+func askOthers(ctx context.Context, c *cluster.Cluster, m *cluster.Member) (admin *clientv3.Client, list []*pb.Member, err error) {
 	var rest []string
-	for _, o := range k.c.Members {
+	for _, o := range c.Members {
 		if o != m {
 			rest = append(rest, o.Endpoint())
 		}
 	}
-	admin, err := clientv3.New(clientv3.Config{Endpoints: rest})
+	if admin, err = clientv3.New(clientv3.Config{Endpoints: rest}); err != nil {
+		return nil, nil, err
+	}
+	resp, err := admin.MemberList(ctx)
+	if err != nil {
+		return nil, nil, errors.Join(err, admin.Close())
+	}
+	return admin, resp.Members, nil
+}
+
+// replace takes a member out of the cluster and puts an empty one in its place.
+func (k *kill) replace(ctx context.Context, l *load, m *cluster.Member) error {
+	admin, list, err := askOthers(ctx, k.c, m)
 	if err != nil {
 		return err
 	}
 	defer admin.Close()
-	list, err := admin.MemberList(ctx)
-	if err != nil {
-		return err
-	}
-	i := slices.IndexFunc(list.Members, func(e *pb.Member) bool { return e.Name == m.Name })
+	i := slices.IndexFunc(list, func(e *pb.Member) bool { return e.Name == m.Name })
 	if i < 0 {
-		return fmt.Errorf("%s is not in the member list %v", m.Name, list.Members)
+		return fmt.Errorf("%s is not in the member list %v", m.Name, list)
 	}
 	running := m.PID() != 0
 	if err := eventually(ctx, func() error {
 		// Refused until the others have been connected for five seconds.
-		_, err := admin.MemberRemove(ctx, list.Members[i].ID)
+		_, err := admin.MemberRemove(ctx, list[i].ID)
 		return err
 	}); err != nil {
 		return fmt.Errorf("remove %s: %w", m.Name, err)

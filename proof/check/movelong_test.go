@@ -195,22 +195,12 @@ func (x *mixed) renewed(ctx context.Context, l *load, m *cluster.Member, kind cl
 	if err := waitAcked(ctx, l, 100); err != nil {
 		return err
 	}
-	var rest []string
-	for _, o := range x.c.Members {
-		if o != m {
-			rest = append(rest, o.Endpoint())
-		}
-	}
-	admin, err := clientv3.New(clientv3.Config{Endpoints: rest})
+	admin, list, err := askOthers(ctx, x.c, m)
 	if err != nil {
 		return err
 	}
 	defer admin.Close()
-	list, err := admin.MemberList(ctx)
-	if err != nil {
-		return err
-	}
-	for _, e := range list.Members {
+	for _, e := range list {
 		if e.Name == m.Name {
 			if err := eventually(ctx, func() error { _, err := admin.MemberRemove(ctx, e.ID); return err }); err != nil {
 				return fmt.Errorf("remove %s: %w", m.Name, err)

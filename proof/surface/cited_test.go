@@ -1,10 +1,6 @@
 package surface
 
 import (
-	"go/ast"
-	"go/parser"
-	"go/token"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -60,33 +56,13 @@ func pieces(message string) []string {
 	return parts
 }
 
-// literals are all string literals of the module's own code, tests aside, each with spaces as a
-// page has them.
+// literals are all string literals of the module's own code, each with spaces as a page has them.
 func literals(t *testing.T) string {
 	t.Helper()
 	var all strings.Builder
-	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
-		if err != nil {
-			return err
-		}
-		ast.Inspect(f, func(n ast.Node) bool {
-			switch n := n.(type) {
-			case *ast.BasicLit, *ast.BinaryExpr:
-				if text, ok := literal(n.(ast.Expr)); ok {
-					all.WriteString(strings.Join(strings.Fields(text), " "))
-					all.WriteByte('\n')
-				}
-			}
-			return true
-		})
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
+	for text := range readSourceBut(t).texts {
+		all.WriteString(strings.Join(strings.Fields(text), " "))
+		all.WriteByte('\n')
 	}
 	return all.String()
 }
