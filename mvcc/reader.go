@@ -62,19 +62,24 @@ func (s *Store) Range(ctx context.Context, key, end []byte, o RangeOptions) (_ R
 	return res, errors.Join(err, it.Close())
 }
 
+// inMemory returns the newest version of a key and the newest revision, if the version is in memory.
+func (s *Store) inMemory(key []byte) (kv *mvccpb.KeyValue, current int64, ok bool) {
+	current = s.rev.Load()
+	kv, whole, ok := s.cache.get(key)
+	return kv, current, ok && whole && kv.ModRevision <= current
+}
+
 // InMemory reports whether Cached would answer now.
 func (s *Store) InMemory(key []byte) bool {
-	current := s.rev.Load()
-	kv, whole, ok := s.cache.get(key)
-	return ok && whole && kv.ModRevision <= current
+	_, _, ok := s.inMemory(key)
+	return ok
 }
 
 // Cached is Range of one key at the newest revision, if its newest version is in memory. It waits
 // for nothing. Any goroutine may call it.
 func (s *Store) Cached(key []byte) (res RangeResult, ok bool) {
-	current := s.rev.Load()
-	kv, whole, ok := s.cache.get(key)
-	if !ok || !whole || kv.ModRevision > current {
+	kv, current, ok := s.inMemory(key)
+	if !ok {
 		return RangeResult{}, false
 	}
 	s.metrics.ranges.Inc()

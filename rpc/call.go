@@ -42,7 +42,11 @@ func (c *Call) Reply(m Message) {
 	st, conn := (*stream)(c), c.c
 	conn.mu.Lock()
 	defer conn.mu.Unlock()
-	if st.closed || st.ending || !conn.head(st, nil) {
+	if st.closed || st.ending {
+		return
+	}
+	if !conn.head(st, nil) {
+		conn.kick() // the reset
 		return
 	}
 	var prefix [prefixBytes]byte
@@ -62,15 +66,19 @@ func (c *Call) Reply(m Message) {
 
 // Fail ends the call with an error, as a handler's would.
 func (c *Call) Fail(err error) {
-	s, ok := status.FromError(err)
-	if !ok {
-		s = status.FromContextError(err)
-	}
 	st := (*stream)(c)
 	st.c.mu.Lock()
-	st.c.finish(st, s, nil)
+	st.c.finish(st, statusOf(err), nil)
 	st.c.kick()
 	st.c.mu.Unlock()
+}
+
+// statusOf is what grpc-go makes of a handler's error.
+func statusOf(err error) *status.Status {
+	if s, ok := status.FromError(err); ok {
+		return s
+	}
+	return status.FromContextError(err)
 }
 
 // Delegate has the registered handler serve the call after all; message is its own from now on.
@@ -88,10 +96,8 @@ func (c *Call) Delegate(message []byte) {
 	st.start()
 }
 
-// wholeMessage is the message of a frame that holds just one, uncompressed; false: it does not.
-func wholeMessage(p []byte, most int) ([]byte, bool) {
-	if len(p) < prefixBytes || p[0] != 0 || int64(binary.BigEndian.Uint32(p[1:])) != int64(len(p)-prefixBytes) || len(p)-prefixBytes > most {
-		return nil, false
-	}
-	return p[prefixBytes:], true
+// wholeMessage reports whether a frame holds just one message, uncompressed.
+func wholeMessage(p []byte, most int) bool {
+	n := len(p) - prefixBytes
+	return n >= 0 && p[0] == 0 && int64(binary.BigEndian.Uint32(p[1:])) == int64(n) && n <= most
 }

@@ -465,10 +465,7 @@ func (r *reader) headers(flags http2.Flags, id uint32, p []byte) error {
 		}
 	}
 	r.block = &request{contentLength: -1, md: make(map[string][]string, 8), malformed: selfish}
-	if err := r.fragment(p, whole, len(p)); err != nil || !whole {
-		return err
-	}
-	return nil
+	return r.fragment(p, whole, len(p))
 }
 
 // indexed reports whether a block is nothing but one-byte indexes of HPACK's tables. Such a block
@@ -701,7 +698,7 @@ func (r *reader) take(id uint32, p []byte, whole int64, ends bool) (hot *stream,
 		}
 	}
 	if st.hot {
-		if _, ok := wholeMessage(p, c.s.opts.MaxRecvBytes); ok && ends {
+		if ends && wholeMessage(p, c.s.opts.MaxRecvBytes) {
 			st.hot = false
 			c.endReceiving(st)
 			return st, nil

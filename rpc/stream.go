@@ -180,11 +180,7 @@ func (st *stream) handle() {
 	}
 	stat := status.New(codes.OK, "")
 	if err != nil {
-		s, ok := status.FromError(err)
-		if !ok {
-			s = status.FromContextError(err)
-		}
-		stat = s
+		stat = statusOf(err)
 	}
 	c := st.c
 	c.mu.Lock()
@@ -234,12 +230,8 @@ func (st *stream) compression() error {
 // fail ends a call with the error of one of its messages: what the handler returns then is not told
 // any more.
 func (st *stream) fail(err error) {
-	s, ok := status.FromError(err)
-	if !ok {
-		s = status.New(codes.Unknown, err.Error())
-	}
 	st.c.mu.Lock()
-	st.c.finish(st, s, st.trailer)
+	st.c.finish(st, status.Convert(err), st.trailer)
 	st.c.kick()
 	st.c.mu.Unlock()
 }

@@ -64,13 +64,6 @@ func (q *queues) lease(ctx context.Context, id int64) (int64, error) {
 	return resp.ID, nil
 }
 
-// prefixEnd is the end of the range of keys that begin with prefix, which ends in '/'.
-func prefixEnd(prefix []byte) []byte {
-	end := bytes.Clone(prefix)
-	end[len(end)-1]++
-	return end
-}
-
 func queuePrefix(name []byte) []byte { return append(bytes.Clone(name), '/') }
 
 func queueKey(prefix []byte, lease int64) []byte {
@@ -80,7 +73,7 @@ func queueKey(prefix []byte, lease int64) []byte {
 // firstOf is the range request for the oldest key under a prefix.
 func firstOf(prefix []byte) *pb.RangeRequest {
 	return &pb.RangeRequest{
-		Key: prefix, RangeEnd: prefixEnd(prefix), Limit: 1,
+		Key: prefix, RangeEnd: afterPrefix(prefix), Limit: 1,
 		SortTarget: pb.RangeRequest_CREATE, SortOrder: pb.RangeRequest_ASCEND,
 	}
 }
@@ -115,7 +108,7 @@ func (q *queues) awaitTurn(ctx context.Context, prefix, key []byte, rev int64) (
 	for {
 		resp, err := q.ops.Txn(ctx, &pb.TxnRequest{Success: []*pb.RequestOp{ // both at one revision
 			rangeOp(&pb.RangeRequest{
-				Key: prefix, RangeEnd: prefixEnd(prefix), Limit: 1, MaxCreateRevision: rev - 1,
+				Key: prefix, RangeEnd: afterPrefix(prefix), Limit: 1, MaxCreateRevision: rev - 1,
 				SortTarget: pb.RangeRequest_CREATE, SortOrder: pb.RangeRequest_DESCEND,
 			}),
 			rangeOp(&pb.RangeRequest{Key: key}),
@@ -365,7 +358,7 @@ func (e *electionService) observe(ctx context.Context, prefix []byte, stream ele
 		if len(resp.Kvs) > 0 {
 			leader.Kv = resp.Kvs[0]
 		} else {
-			err := e.follow(ctx, may, resp.Header.Revision, [][]byte{prefix}, prefixEnd(prefix), func(r *watch.Response) error {
+			err := e.follow(ctx, may, resp.Header.Revision, [][]byte{prefix}, afterPrefix(prefix), func(r *watch.Response) error {
 				for _, ev := range r.Events {
 					if ev.Type == mvccpb.Event_PUT {
 						leader.Kv, leader.Header = ev.Kv, e.header(ev.Kv.ModRevision)

@@ -11,9 +11,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.uber.org/zap"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/command"
@@ -66,10 +64,7 @@ func (a *peerAnswers) servePromote(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("member %s not found in cluster", text), http.StatusNotFound)
 		return
 	}
-	ctx := r.Context()
-	if token := r.Header.Get("Authorization"); token != "" {
-		ctx = metadata.NewIncomingContext(ctx, metadata.Pairs(rpctypes.TokenFieldNameGRPC, token))
-	}
+	ctx := withToken(r)
 	err = a.callers.authorizeAdmin(ctx)
 	if err == nil {
 		members, promoteErr := a.cluster.promoteHere(ctx, id)

@@ -233,17 +233,18 @@ func (s *Server) leaseExpired() {
 // GRPCOptions are the options that a grpc.Server for RegisterGRPC must be made with. The caller
 // adds credentials.
 func (s *Server) GRPCOptions() []grpc.ServerOption {
+	o := s.RPCOptions()
 	opts := []grpc.ServerOption{
-		grpc.ForceServerCodecV2(s.calls.codec),
-		grpc.UnaryInterceptor(s.calls.interceptUnary),
-		grpc.StreamInterceptor(s.calls.interceptStream),
-		grpc.MaxRecvMsgSize(s.cfg.MaxRequestBytes + recvOverheadBytes),
-		grpc.MaxSendMsgSize(math.MaxInt32),
-		grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.MaxConcurrentStreams(s.cfg.MaxConcurrentStreams),
-		grpc.NumStreamWorkers(s.cfg.StreamWorkers),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: s.cfg.KeepaliveMinTime, PermitWithoutStream: false}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: s.cfg.KeepaliveInterval, Timeout: s.cfg.KeepaliveTimeout}),
+		grpc.ForceServerCodecV2(o.Codec),
+		grpc.UnaryInterceptor(o.Unary),
+		grpc.StreamInterceptor(o.Stream),
+		grpc.MaxRecvMsgSize(o.MaxRecvBytes),
+		grpc.MaxSendMsgSize(o.MaxSendBytes),
+		grpc.MaxHeaderListSize(uint32(o.MaxHeaderBytes)),
+		grpc.MaxConcurrentStreams(o.MaxStreams),
+		grpc.NumStreamWorkers(o.Workers),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.KeepaliveMinTime, PermitWithoutStream: o.PermitWithoutStream}),
+		grpc.KeepaliveParams(o.Keepalive),
 	}
 	if s.cfg.Tracing != nil {
 		opts = append(opts, s.cfg.Tracing.Option)
@@ -251,7 +252,8 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 	return opts
 }
 
-// RPCOptions are GRPCOptions for Belay's own server. It has no tracing.
+// RPCOptions are what a server for RegisterGRPC must be made with, whichever it is; Belay's own takes
+// them as they are. It has no tracing.
 func (s *Server) RPCOptions() rpc.Options {
 	return rpc.Options{
 		Codec: s.calls.codec, Unary: s.calls.interceptUnary, Stream: s.calls.interceptStream,

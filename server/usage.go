@@ -2,13 +2,13 @@ package server
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
@@ -47,9 +47,7 @@ func roughly(req, resp any) (bytes, keys int) {
 		got, _ := resp.(*pb.RangeResponse)
 		kvs := got.GetKvs()
 		if len(kvs) < usage.LargeKeys {
-			for _, kv := range kvs {
-				bytes += len(kv.Key) + len(kv.Value)
-			}
+			bytes = sizeOf(kvs)
 		}
 		return bytes, len(kvs)
 	case *pb.DeleteRangeRequest:
@@ -57,11 +55,7 @@ func roughly(req, resp any) (bytes, keys int) {
 		return 0, int(got.GetDeleted())
 	case *pb.TxnRequest:
 		got, _ := resp.(*pb.TxnResponse)
-		branch := r.Failure
-		if got.GetSucceeded() {
-			branch = r.Success
-		}
-		for _, op := range branch {
+		for _, op := range branchOf(r, got) {
 			bytes += len(op.GetRequestPut().GetValue())
 		}
 		for _, op := range got.GetResponses() {
@@ -107,10 +101,7 @@ func appendOps(ops []usage.Op, req, resp any) []usage.Op {
 		op(r.Key, r.RangeEnd, n*len(r.Key)+sizeOf(got.GetPrevKvs()), n, n)
 	case *pb.TxnRequest:
 		got, _ := resp.(*pb.TxnResponse)
-		branch := r.Failure
-		if got.GetSucceeded() {
-			branch = r.Success
-		}
+		branch := branchOf(r, got)
 		answers := got.GetResponses()
 		if len(answers) == 0 && len(r.Compare) > 0 {
 			op(r.Compare[0].GetKey(), r.Compare[0].GetRangeEnd(), 0, 0, 0) // it only compared
@@ -130,6 +121,14 @@ func appendOps(ops []usage.Op, req, resp any) []usage.Op {
 		}
 	}
 	return ops
+}
+
+// branchOf are the operations of a transaction that were done.
+func branchOf(r *pb.TxnRequest, got *pb.TxnResponse) []*pb.RequestOp {
+	if got.GetSucceeded() {
+		return r.Success
+	}
+	return r.Failure
 }
 
 func sizeOf(kvs []*mvccpb.KeyValue) (bytes int) {
@@ -191,13 +190,10 @@ func clientOf(ctx context.Context) string {
 	if !ok || p.Addr == nil {
 		return ""
 	}
-	switch a := p.Addr.(type) {
-	case *net.TCPAddr:
-		return a.AddrPort().Addr().Unmap().String()
-	case *net.UnixAddr:
+	switch p.Addr.Network() { // its type is that of what the listener has put around the connection
+	case "unix":
 		return "unix"
-	}
-	if p.Addr.Network() == "pipe" {
+	case "pipe":
 		// From our own gateway, which puts the address that it sees behind those that a client may
 		// have invented.
 		md, _ := metadata.FromIncomingContext(ctx)
@@ -206,10 +202,7 @@ func clientOf(ctx context.Context) string {
 			return strings.TrimSpace(list[len(list)-1])
 		}
 	}
-	if host, _, err := net.SplitHostPort(p.Addr.String()); err == nil {
-		return host
-	}
-	return p.Addr.String()
+	return callerHost(ctx)
 }
 
 // userOf is the name of a call's user, as far as this member knows it without waiting; empty while
@@ -256,7 +249,7 @@ func (p *pages) rootOnly(next http.HandlerFunc) http.HandlerFunc {
 		if !peers.AllowMethod(w, r, http.MethodGet) {
 			return
 		}
-		if err := p.usage.callers.authorizeAdmin(callOf(r)); err != nil {
+		if err := p.admin(callOf(r)); err != nil {
 			http.Error(w, toGRPC(err).Error()+" (with users on, this is for root: Authorization: TOKEN, as /v3/auth/authenticate gives it, or a certificate)", http.StatusUnauthorized)
 			return
 		}
@@ -264,12 +257,18 @@ func (p *pages) rootOnly(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
+// withToken is the context that a gRPC call with the request's token would have.
+func withToken(r *http.Request) context.Context {
+	token := r.Header.Get("Authorization")
+	if token == "" {
+		return r.Context()
+	}
+	return metadata.NewIncomingContext(r.Context(), metadata.Pairs(rpctypes.TokenFieldNameGRPC, token))
+}
+
 // callOf is the context that a gRPC call with the request's token and certificate would have.
 func callOf(r *http.Request) context.Context {
-	ctx := r.Context()
-	if token := r.Header.Get("Authorization"); token != "" {
-		ctx = metadata.NewIncomingContext(ctx, metadata.Pairs("authorization", token))
-	}
+	ctx := withToken(r)
 	if r.TLS != nil {
 		ctx = peer.NewContext(ctx, &peer.Peer{AuthInfo: credentials.TLSInfo{State: *r.TLS}})
 	}

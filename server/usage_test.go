@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/peer"
 
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/usage"
@@ -159,5 +161,22 @@ func TestUsageIsRoots(t *testing.T) {
 	}
 	if !found {
 		t.Errorf("nothing is told of root: %+v", m.cfg.Usage.Answer(10).Top)
+	}
+}
+
+// TestClientOf names clients by their addresses, whatever a listener has put around these.
+func TestClientOf(t *testing.T) {
+	type wrapped struct{ net.Addr }
+	for want, addr := range map[string]net.Addr{
+		"10.0.0.7": &net.TCPAddr{IP: net.ParseIP("::ffff:10.0.0.7"), Port: 2379},
+		"fe80::1":  &net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: 2379},
+		"unix":     &net.UnixAddr{Name: "@", Net: "unix"},
+	} {
+		for _, a := range []net.Addr{addr, wrapped{addr}} {
+			ctx := peer.NewContext(t.Context(), &peer.Peer{Addr: a})
+			if got := clientOf(ctx); got != want {
+				t.Errorf("%T %v is %q, want %q", a, a, got, want)
+			}
+		}
 	}
 }
