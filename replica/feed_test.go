@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
 )
 
 // smallSegment is about the smallest of the log.
@@ -125,6 +126,15 @@ func TestFollowerThatHasAllIsSentNothing(t *testing.T) {
 		defer c.close()
 		leader := c.leader()
 		stalled := c.others(leader)[0]
+		// Raft streams to a member that has answered this leader. Before, it sends one append and
+		// waits for the disk, and the follower would lack all that comes.
+		for streams := false; !streams; time.Sleep(10 * time.Millisecond) {
+			if err := leader.replica().inbox.ask(c.short(), leader.replica().stopped, loopFunc(func(l *loop) {
+				streams = l.progress(stalled.id).State == tracker.StateReplicate
+			})); err != nil {
+				t.Fatal(err)
+			}
+		}
 		release := stalled.stall()
 		for i := range 500 { // FlushEntries is 50, KeepBytes 1: memory drops them
 			leader.mustPut(fmt.Sprint("k", i), "v")
