@@ -418,9 +418,10 @@ func (r *recovery) end(n *Node) {
 		if m := n.state.Member(n.replica.Leader()); m != nil && m.ID != n.id.Member {
 			for _, u := range m.PeerURLs {
 				a, err := askHeal(ctx, n.transport.Client(), u, command.IDText(n.id.Cluster), q)
-				if why = a.Why; err != nil {
-					why = err.Error()
+				if why = a.Why; err == nil {
+					break
 				}
+				why = err.Error()
 			}
 		}
 		if why != told && why != "" {

@@ -181,6 +181,12 @@ func (g *trio) live(t *testing.T, cfg Config, over <-chan struct{}) (healed bool
 				}
 				left, err := datadir.ReadHealing(cfg.FS, cfg.paths())
 				if err == nil && left == nil {
+					n.recovery.ended.Wait() // its last step is done, or the life was killed at it
+					select {
+					case <-over:
+						return false
+					default:
+					}
 					g.n["c"] = n
 					return true
 				}
@@ -291,7 +297,9 @@ func TestHealKilledAtEachStep(t *testing.T) {
 		}
 		put()
 		if at[round] == 0 {
+			mu.Lock()
 			steps = met
+			mu.Unlock()
 			for step := 1; step <= steps; step++ {
 				at = append(at, step)
 			}

@@ -179,19 +179,23 @@ func (h *peerHandler) openForEtcd(ctx context.Context, m *raftpb.Message, to tra
 		snapshot *raftpb.Snapshot
 		err      error
 	}
-	result := make(chan made, 1)
+	result := make(chan made)
 	// The file is whole before the first byte is sent: etcd gives up after 5 s without one.
 	h.sending.Go(func() {
 		var r made
 		r.file, r.snapshot, r.err = h.fileForEtcd(ctx, to)
-		if r.err == nil && ctx.Err() != nil { // nobody waits any more
-			r.err = errors.Join(ctx.Err(), r.file.Close())
-		}
 		if r.err != nil {
 			p.end(r.err)
 			<-h.files
 		}
-		result <- r
+		select {
+		case result <- r:
+		case <-ctx.Done(): // nobody waits any more
+			if r.err == nil {
+				p.end(errors.Join(ctx.Err(), r.file.Close()))
+				<-h.files
+			}
+		}
 	})
 	select {
 	case r := <-result:
@@ -201,12 +205,6 @@ func (h *peerHandler) openForEtcd(ctx context.Context, m *raftpb.Message, to tra
 		m.Snapshot = r.snapshot
 		return &fileBody{Reader: r.file.Reader(), file: r.file, p: p, rest: newRest(), done: func() { <-h.files }}, nil
 	case <-ctx.Done():
-		go func() { // it may have been complete at the last moment
-			if r := <-result; r.err == nil {
-				_ = r.file.Close()
-				<-h.files
-			}
-		}()
 		return nil, ctx.Err()
 	}
 }

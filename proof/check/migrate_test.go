@@ -27,15 +27,15 @@ func TestMigrate(t *testing.T) {
 
 // TestOlderMigrate is TestMigrate with every older etcd that was built (make older).
 func TestOlderMigrate(t *testing.T) {
-	forOlder(t, func(t *testing.T, version string, tools cluster.Tools) {
+	forOlder(t, "BELAY_OLDER", "`make older` runs it", func(t *testing.T, version string, tools cluster.Tools) {
 		migrateAndBack(t, version, tools.Etcd, 1)
 	})
 }
 
-// forOlder runs a test with each of the older etcds that were built.
-func forOlder(t *testing.T, test func(t *testing.T, version string, tools cluster.Tools)) {
-	if os.Getenv("BELAY_OLDER") == "" {
-		t.Skip("`make older` runs it")
+// forOlder runs a test with each of the older etcds that were built, where a variable asks for it.
+func forOlder(t *testing.T, variable, otherwise string, test func(t *testing.T, version string, tools cluster.Tools)) {
+	if os.Getenv(variable) == "" {
+		t.Skip(otherwise)
 	}
 	for _, version := range cluster.OlderEtcd() {
 		t.Run(version, func(t *testing.T) {

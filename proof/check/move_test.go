@@ -164,7 +164,7 @@ func renew(t testing.TB, ctx context.Context, admin *clientv3.Client, m *cluster
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.SetArgs(joining)
+	m.SetArgs(existing)
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -177,13 +177,6 @@ func renew(t testing.TB, ctx context.Context, admin *clientv3.Client, m *cluster
 	if err := m.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// joining are the arguments of a member that joins.
-func joining(args []string) []string {
-	i := slices.Index(args, "--initial-cluster-state")
-	args[i+1] = "existing"
-	return args
 }
 
 // moveLeader makes a member the leader. user "" is nobody.

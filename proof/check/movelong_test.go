@@ -30,24 +30,12 @@ func TestMoveLive(t *testing.T) {
 }
 
 func TestMoveLiveOlder(t *testing.T) {
-	if os.Getenv("BELAY_MOVE") == "" {
-		t.Skip("`make move` runs it")
-	}
-	for _, version := range cluster.OlderEtcd() {
+	forOlder(t, "BELAY_MOVE", "`make move` runs it", func(t *testing.T, version string, tools cluster.Tools) {
 		if strings.HasPrefix(version, "3.4.") {
-			continue // is moved as a whole only
+			t.Skip("it is moved as a whole only")
 		}
-		t.Run(version, func(t *testing.T) {
-			tools, ok, err := cluster.OlderTools(t.Context(), version, false)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !ok {
-				t.Skip("not built: make tools-old")
-			}
-			moveLive(t, version, tools.Etcd)
-		})
-	}
+		moveLive(t, version, tools.Etcd)
+	})
 }
 
 // mixed is a cluster whose members change their kind.
@@ -221,7 +209,7 @@ func (x *mixed) renewed(ctx context.Context, l *load, m *cluster.Member, kind cl
 	}); err != nil {
 		return fmt.Errorf("add %s: %w", m.Name, err)
 	}
-	m.SetArgs(joining)
+	m.SetArgs(existing)
 	m.Become(kind, map[cluster.Kind]string{cluster.Belay: x.belay, cluster.Etcd: x.etcd}[kind])
 	if err := m.Start(); err != nil {
 		return err
