@@ -12,6 +12,8 @@ import (
 	"github.com/coreos/go-semver/semver"
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/belaydb/belay/walfile"
 )
 
 // copyBatchBytes is how much Defragment copies in one transaction.
@@ -58,7 +60,7 @@ func Defragment(ctx context.Context, path string, wait time.Duration) (before, a
 	if err := os.Rename(tmp.Name(), path); err != nil {
 		return 0, 0, err
 	}
-	return info.Size(), copied.Size(), syncDir(filepath.Dir(path))
+	return info.Size(), copied.Size(), walfile.SyncDir(filepath.Dir(path))
 }
 
 // copyBuckets copies what etcd's databases have: buckets of keys, without buckets in them.
@@ -101,10 +103,23 @@ func copyBuckets(ctx context.Context, dst, src *bolt.DB) error {
 	})
 }
 
-// openLocked opens a database for writing.
-func openLocked(path string, wait time.Duration) (db *bolt.DB, err error) {
+// openLocked opens a database for writing, if all its pages make sense: bbolt's faults on others may
+// end the process (pages.go).
+func openLocked(path string, wait time.Duration) (*bolt.DB, error) {
+	looked, err := open(path, bolt.Options{Timeout: wait, ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	err = checkPagesOf(path) // nobody writes meanwhile
+	if err = errors.Join(err, looked.Close()); err != nil {
+		return nil, fmt.Errorf("%s is damaged: %w", path, err)
+	}
+	return open(path, bolt.Options{Timeout: wait, NoFreelistSync: true})
+}
+
+func open(path string, o bolt.Options) (db *bolt.DB, err error) {
 	err = guarded(path, func() error {
-		db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: wait, NoFreelistSync: true})
+		db, err = bolt.Open(path, 0o600, &o)
 		return err
 	})
 	if errors.Is(err, bolterrors.ErrTimeout) {
@@ -124,14 +139,6 @@ func guarded(path string, fn func() error) (err error) {
 		}
 	}()
 	return fn()
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // oldestSchema is what a database without a storage version has.

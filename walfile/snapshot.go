@@ -102,7 +102,7 @@ func WriteSnapshot(dir string, p Position, m Membership) error {
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return SyncDir(dir)
 }
 
 // A node is one of etcd's old tree of directories and values (its API of version 2), which lives on

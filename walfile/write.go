@@ -58,7 +58,7 @@ func Write(dir string, s Start) (err error) {
 	if err := errors.Join(err, merr, w.out.Flush(), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return syncDir(dir)
+	return SyncDir(dir)
 }
 
 // written is an entry with every number present, as etcd before 3.7 writes it.
@@ -100,7 +100,8 @@ func numbers(values ...uint64) []byte {
 	return b
 }
 
-func syncDir(dir string) error {
+// SyncDir makes the names in a folder durable.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
