@@ -53,6 +53,18 @@ func Complete(words []string) (choices []Choice, files bool) {
 	return choices, false
 }
 
+// Booleans are the flags that take no word behind them.
+func Booleans() (names []string) {
+	p := &parser{o: Options{Program: Belay}, cfg: Default()}
+	p.flags()
+	p.fs.VisitAll(func(f *flag.Flag) {
+		if isBool(f) {
+			names = append(names, f.Name)
+		}
+	})
+	return names
+}
+
 func isBool(f *flag.Flag) bool {
 	b, ok := f.Value.(interface{ IsBoolFlag() bool })
 	return ok && b.IsBoolFlag()

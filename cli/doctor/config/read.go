@@ -10,6 +10,8 @@ import (
 
 	"github.com/coreos/go-systemd/v22/unit"
 	"go.yaml.in/yaml/v3"
+
+	server "github.com/belaydb/belay/config"
 )
 
 // A Form is what a configuration is written as.
@@ -156,15 +158,8 @@ func flagsOf(words []string) (all []Setting) {
 	return all
 }
 
-// booleans are the flags that take no word behind them.
-func booleans() []string {
-	return []string{
-		"auto-tls", "peer-auto-tls", "client-cert-auth", "peer-client-cert-auth", "force-new-cluster", "enable-pprof", "pre-vote", "strict-reconfig-check",
-		"initial-election-tick-advance", "enable-grpc-gateway", "enable-log-rotation", "unsafe-no-fsync", "memory-mlock", "socket-reuse-port", "socket-reuse-address",
-		"enable-distributed-tracing", "peer-skip-client-san-verification", "discovery-insecure-transport", "discovery-insecure-skip-tls-verify",
-		"strict-auth", "nospace-disarm", "heal", "cors-simple-requests", "version", "help", "enable-v2", "debug",
-	}
-}
+// booleans are the flags that take no word behind them: a server's, and those of older etcds.
+func booleans() []string { return append(server.Booleans(), "version", "help", "enable-v2", "debug") }
 
 // variable is ETCD_NAME=value.
 func variable(text string) (s Setting, ok bool) {
