@@ -54,6 +54,14 @@ func (e *Entry) chain() (chain []*Entry) {
 	return chain
 }
 
+// root is the full backup that the entry goes back to.
+func (e *Entry) root() *Entry {
+	for e.parent != nil {
+		e = e.parent
+	}
+	return e
+}
+
 // usable: what it says can be restored, unless a file turns out to be damaged.
 func (s State) usable() bool { return s == Proved || s == ReadBack || s == Unproved }
 
@@ -267,6 +275,15 @@ func (p *Plan) Last() *Entry { return p.Chain[len(p.Chain)-1] }
 // ones.
 func (p *Plan) whole() bool { return p.Revision == p.Last().Manifest.Revision }
 
+// before is the backup whose compaction, users, roles and alarms hold at the revision: the last one
+// if it is restored to its end, else its parent.
+func (p *Plan) before() *Entry {
+	if last := p.Last(); p.whole() || last.parent == nil {
+		return last
+	}
+	return p.Last().parent
+}
+
 func (c *Catalog) planOf(e *Entry, rev int64) *Plan {
 	return &Plan{Cluster: c.Cluster, Chain: e.chain(), Revision: rev}
 }
@@ -331,13 +348,17 @@ func (e *Entry) floor() int64 {
 	return max(e.Manifest.Compacted, 1)
 }
 
+// sightings are those of the manifest, and its own.
+func (m *Manifest) sightings() []Sighting {
+	return append(slices.Clone(m.Times), Sighting{m.Time, m.Revision})
+}
+
 // toTime takes the last sighting at or before t, of all backups.
 func (c *Catalog) toTime(usable []*Entry, t time.Time) (*Plan, error) {
 	var best *Plan
 	var oldest time.Time
 	for _, e := range usable {
-		sightings := append(slices.Clone(e.Manifest.Times), Sighting{e.Manifest.Time, e.Manifest.Revision})
-		for _, s := range sightings {
+		for _, s := range e.Manifest.sightings() {
 			if s.Revision < e.floor() || s.Revision > e.Manifest.Revision {
 				continue
 			}
@@ -358,14 +379,14 @@ func (c *Catalog) toTime(usable []*Entry, t time.Time) (*Plan, error) {
 	if best == nil {
 		return nil, fmt.Errorf("%s is before what the backups that can be restored hold: they begin at %s", t.UTC().Format(time.RFC3339), oldest.UTC().Format(time.RFC3339))
 	}
-	best.Next = c.nextAfter(usable, best, t)
+	best.Next = nextAfter(usable, best, t)
 	return best, nil
 }
 
 // nextAfter is the first sighting after t of a later revision; zero: none.
-func (c *Catalog) nextAfter(usable []*Entry, p *Plan, t time.Time) (next time.Time) {
+func nextAfter(usable []*Entry, p *Plan, t time.Time) (next time.Time) {
 	for _, e := range usable {
-		for _, s := range append(slices.Clone(e.Manifest.Times), Sighting{e.Manifest.Time, e.Manifest.Revision}) {
+		for _, s := range e.Manifest.sightings() {
 			if s.Time.After(t) && s.Revision > p.Revision && (next.IsZero() || s.Time.Before(next)) {
 				next = s.Time
 			}

@@ -243,7 +243,7 @@ func (m *Maker) newest() (full, tip *Entry) {
 // good reports whether a backup counts as a good one: it was restored, or read back and what it
 // goes on from was restored.
 func good(e *Entry) bool {
-	return e.State == Proved || e.State == ReadBack && e.chain()[0].State == Proved
+	return e.State == Proved || e.State == ReadBack && e.root().State == Proved
 }
 
 // lastGood is the time of the newest good backup; zero: there is none.
@@ -436,7 +436,7 @@ func (m *Maker) clean(ctx context.Context) {
 	for _, e := range m.catalog.expired(m.s.Retention, fmt.Sprintf("%016x", m.env.Member), time.Now()) {
 		if err := remove(ctx, m.env.Depot, m.catalog.Cluster, e); err != nil {
 			m.env.Logger.Warn("cannot remove an old backup", zap.String("backup", e.Name), zap.String("to", m.env.Depot.String()), zap.Error(err))
-			return
+			break
 		}
 		gone[e] = true
 		m.env.Logger.Info("removed a backup", zap.String("backup", e.Name), zap.String("state", string(e.State)))

@@ -33,11 +33,24 @@ func readBack(ctx context.Context, d Depot, cluster string, e *Entry, pace *Pace
 
 // readState is readBack for leases, users and roles alone.
 func readState(ctx context.Context, d Depot, cluster string, e *Entry, pace *Pace) error {
-	s := alone(ctx, d, cluster, e, pace)
-	return errors.Join(
-		s.stateOf(e, recordLease, e.Manifest.Leases, func(body []byte) error { _, _, _, err := decodeLease(body); return err }),
-		s.stateOf(e, recordAuth, e.Manifest.Auth, func(body []byte) error { _, _, _, err := decodeAuth(body); return err }),
-	)
+	var leases, accounts int64
+	err := alone(ctx, d, cluster, e, pace).records(e, partState, func(kind byte, body []byte) (err error) {
+		switch kind {
+		case recordLease:
+			leases++
+			_, _, _, err = decodeLease(body)
+		case recordAuth:
+			accounts++
+			_, _, _, err = decodeAuth(body)
+		default:
+			err = errRecord
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(e.counted(recordLease, leases, e.Manifest.Leases), e.counted(recordAuth, accounts, e.Manifest.Auth))
 }
 
 // alone reads one backup without its ancestors.

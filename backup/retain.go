@@ -25,7 +25,7 @@ func (c *Catalog) expired(r Retention, member string, now time.Time) (gone []*En
 	youngest := map[*Entry]time.Time{} // by full backup
 	for _, e := range c.Entries {
 		if e.State.usable() || e.State == Bad {
-			root := e.chain()[0]
+			root := e.root()
 			if t := e.Manifest.Time; t.After(youngest[root]) {
 				youngest[root] = t
 			}
@@ -49,14 +49,19 @@ func (c *Catalog) expired(r Retention, member string, now time.Time) (gone []*En
 		case e.State == Damaged || e.State == Orphaned:
 			goes = old(began)
 		default:
-			root := e.chain()[0]
+			root := e.root()
 			goes = !slices.Contains(kept, root) && old(youngest[root])
 		}
 		if goes {
 			gone = append(gone, e)
 		}
 	}
-	depth := func(e *Entry) int { return len(e.chain()) }
+	depth := func(e *Entry) (n int) {
+		for ; e != nil; e = e.parent {
+			n++
+		}
+		return n
+	}
 	slices.SortStableFunc(gone, func(a, b *Entry) int { return depth(b) - depth(a) })
 	return gone
 }

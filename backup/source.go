@@ -159,11 +159,7 @@ func (s *Reading) Revisions(each func(main, sub int64, tombstone bool, kv *mvccp
 // Compactions is of datadir.Source. What the full backup holds was compacted up to its own
 // compaction, and the store goes on from there to the last one.
 func (s *Reading) Compactions() (scheduled, finished int64, err error) {
-	last := s.plan.Last()
-	if !s.plan.whole() && last.parent != nil {
-		last = last.parent
-	}
-	return last.Manifest.Compacted, s.plan.Chain[0].Manifest.Compacted, nil
+	return s.plan.before().Manifest.Compacted, s.plan.Chain[0].Manifest.Compacted, nil
 }
 
 // stateOf calls each for an entry's records of a kind: leases, or users and roles.
@@ -179,10 +175,18 @@ func (s *Reading) stateOf(e *Entry, kind byte, want int64, each func(body []byte
 		n++
 		return each(body)
 	})
-	if err == nil && n != want {
-		err = badError{fmt.Errorf("the backup %s has %d records of kind %c, and %d were saved", e.Name, n, kind, want)}
+	if err != nil {
+		return err
 	}
-	return err
+	return e.counted(kind, n, want)
+}
+
+// counted compares how many records of a kind the backup has with its manifest.
+func (e *Entry) counted(kind byte, n, want int64) error {
+	if n == want {
+		return nil
+	}
+	return badError{fmt.Errorf("the backup %s has %d records of kind %c, and %d were saved", e.Name, n, kind, want)}
 }
 
 // Leases is of datadir.Source: those of the last backup; if that is not restored to its end,
@@ -192,8 +196,8 @@ func (s *Reading) Leases(each func(id, ttl, remaining int64) error) error {
 	seen := map[int64]bool{}
 	last := s.plan.Last()
 	of := []*Entry{last}
-	if !s.plan.whole() && last.parent != nil {
-		of = append(of, last.parent)
+	if before := s.plan.before(); before != last {
+		of = append(of, before)
 	}
 	for _, e := range of {
 		err := s.stateOf(e, recordLease, e.Manifest.Leases, func(body []byte) error {
@@ -230,10 +234,7 @@ func (s *Reading) Leases(each func(id, ttl, remaining int64) error) error {
 
 // Auth is of datadir.Source. Between two backups users and roles are those of the earlier one.
 func (s *Reading) Auth(each func(bucket, name string, value []byte) error) error {
-	e := s.plan.Last()
-	if !s.plan.whole() && e.parent != nil {
-		e = e.parent
-	}
+	e := s.plan.before()
 	return s.stateOf(e, recordAuth, e.Manifest.Auth, func(body []byte) error {
 		bucket, name, value, err := decodeAuth(body)
 		if err != nil {
@@ -245,10 +246,7 @@ func (s *Reading) Auth(each func(bucket, name string, value []byte) error) error
 
 // Alarms is of datadir.Source.
 func (s *Reading) Alarms() (alarms []*pb.AlarmMember, err error) {
-	e := s.plan.Last()
-	if !s.plan.whole() && e.parent != nil {
-		e = e.parent
-	}
+	e := s.plan.before()
 	for _, a := range e.Manifest.Alarms {
 		alarms = append(alarms, &pb.AlarmMember{MemberID: a.Member, Alarm: pb.AlarmType(a.Alarm)})
 	}

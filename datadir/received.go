@@ -32,11 +32,8 @@ import (
 // log beside it must go on.
 const ReceiveRoom = 256 << 20
 
-const (
-	receivedCacheBytes    = 8 << 20
-	receivedMemTableBytes = 8 << 20
-	receivedRoomStep      = 16 << 20 // of the body, between two looks at the free space
-)
+// receivedRoomStep is how many bytes of the body come between two looks at the free space.
+const receivedRoomStep = 16 << 20
 
 // Receive makes a store in dir, which the caller removes after closing it, of the database that an
 // etcd sends as its snapshot of meta. It fails if the body is cut off or damaged, if it is not of
@@ -49,7 +46,7 @@ func Receive(ctx context.Context, dir string, body io.Reader, meta *raftpb.Snaps
 		return nil, fmt.Errorf("datadir: receive etcd's database: %w", err)
 	}
 	st, err := store.Open(filepath.Join(dir, "store"), store.Options{
-		FS: FS(), NoSync: true, CacheBytes: receivedCacheBytes, MemTableBytes: receivedMemTableBytes,
+		FS: FS(), NoSync: true, CacheBytes: scratchCacheBytes, MemTableBytes: scratchMemTableBytes,
 	})
 	if err == nil {
 		err = snapshotfile.Read(path, true, func(f *snapshotfile.Reader) error {

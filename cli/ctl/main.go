@@ -89,7 +89,6 @@ type ctl struct {
 	in      io.Reader
 	out     io.Writer
 	err     io.Writer
-	errFile io.Writer // where err's bytes go
 	global  globalFlags
 	clients []*clientv3.Client // closed when the command ends
 	tls     *tls.Config        // of the last client; nil: none
@@ -101,7 +100,7 @@ type ctl struct {
 // variable.
 func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
 	var lock sync.Mutex // stdout and stderr may be one file, and interactive watches print concurrently
-	c := &ctl{name: name, in: stdin, out: &lockedWriter{&lock, stdout}, err: &lockedWriter{&lock, stderr}, errFile: stderr}
+	c := &ctl{name: name, in: stdin, out: &lockedWriter{&lock, stdout}, err: &lockedWriter{&lock, stderr}}
 
 	root := &cobra.Command{
 		Use:         strings.ReplaceAll(name, " ", "-"),

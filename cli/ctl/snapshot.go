@@ -58,7 +58,8 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 				}
 				return err
 			}
-			version, err := saveSnapshot(ctx, cli, args[0], show.NewMeter(c.err, c.errFile, "snapshot", show.Bytes))
+			file, _ := terminal(c.err)
+			version, err := saveSnapshot(ctx, cli, args[0], show.NewMeter(c.err, file, "snapshot", show.Bytes))
 			if err != nil {
 				return fail(codeInterrupted, err)
 			}

@@ -55,7 +55,8 @@ what it knows as one JSON object.`,
 			if width, _, err := term.GetSize(int(stdout.Fd())); err == nil {
 				o.Width = width
 			}
-			o.Once = o.Once || !top.IsTerminal(c.in, stdout, term.IsTerminal)
+			keys, ok := c.in.(*os.File)
+			o.Once = o.Once || !ok || !term.IsTerminal(int(keys.Fd()))
 		} else {
 			o.Once = true
 		}

@@ -80,7 +80,7 @@ type kind struct {
 
 // NewAsker makes one; Close ends it.
 func NewAsker(o live.Options) *Asker {
-	return &Asker{o: o, ask: live.NewAsker(o), kinds: map[uint64]*kind{}}
+	return &Asker{o: o, ask: live.NewAsker(o), kinds: map[uint64]*kind{}, known: -1}
 }
 
 // Close ends all connections.
@@ -161,6 +161,9 @@ func (a *Asker) userToken(ctx context.Context) string {
 	}
 	a.token = ""
 	for _, m := range a.members {
+		if m.Endpoint == "" {
+			continue // it never started
+		}
 		c, err := a.ask.Client(ctx, m)
 		if err != nil {
 			continue

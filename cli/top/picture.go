@@ -54,27 +54,26 @@ type Picture struct {
 
 // A Member is one row.
 type Member struct {
-	Name     string   `json:"name"`
-	ID       string   `json:"id"`
-	Endpoint string   `json:"endpoint"`
-	Role     string   `json:"role"` // leader, follower, learner, down
-	Kind     string   `json:"kind"` // Belay, etcd 3.7.3
-	Uptime   float64  `json:"uptime_seconds"`
-	Term     uint64   `json:"term"`
-	Behind   uint64   `json:"entries_behind"` // of what is committed and this member has not applied
-	Size     int64    `json:"db_bytes"`
-	InUse    int64    `json:"db_in_use_bytes"`
-	Quota    int64    `json:"quota_bytes"` // 0: not known, negative: none
-	Disk     string   `json:"disk"`        // healthy, slow, stalled, dead; "" for etcd
-	FsyncP50 float64  `json:"fsync_p50_seconds"`
-	FsyncP99 float64  `json:"fsync_p99_seconds"`
-	Requests float64  `json:"requests_per_second"`
-	Watchers int64    `json:"watchers"`
-	Slow     int64    `json:"slow_watchers"`
-	CPU      float64  `json:"cpu"` // of one processor
-	Memory   int64    `json:"memory_bytes"`
-	Error    string   `json:"error,omitempty"`
-	Alarms   []string `json:"-"`
+	Name     string  `json:"name"`
+	ID       string  `json:"id"`
+	Endpoint string  `json:"endpoint"`
+	Role     string  `json:"role"` // leader, follower, learner, down
+	Kind     string  `json:"kind"` // Belay, etcd 3.7.3
+	Uptime   float64 `json:"uptime_seconds"`
+	Term     uint64  `json:"term"`
+	Behind   uint64  `json:"entries_behind"` // of what is committed and this member has not applied
+	Size     int64   `json:"db_bytes"`
+	InUse    int64   `json:"db_in_use_bytes"`
+	Quota    int64   `json:"quota_bytes"` // 0: not known, negative: none
+	Disk     string  `json:"disk"`        // healthy, slow, stalled, dead; "" for etcd
+	FsyncP50 float64 `json:"fsync_p50_seconds"`
+	FsyncP99 float64 `json:"fsync_p99_seconds"`
+	Requests float64 `json:"requests_per_second"`
+	Watchers int64   `json:"watchers"`
+	Slow     int64   `json:"slow_watchers"`
+	CPU      float64 `json:"cpu"` // of one processor
+	Memory   int64   `json:"memory_bytes"`
+	Error    string  `json:"error,omitempty"`
 }
 
 // A Link is the way from one member to another.
@@ -370,7 +369,9 @@ func alarmsOf(l *Look, names map[uint64]string) []string {
 			}
 		}
 	}
-	return slices.AppendSeq([]string{}, slices.Values(slices.Sorted(maps.Keys(all))))
+	list := slices.AppendSeq([]string{}, maps.Keys(all)) // not nil, in JSON
+	slices.Sort(list)
+	return list
 }
 
 // noLeader stands among the errors of a status, and is shown elsewhere.
@@ -396,11 +397,9 @@ func previously(before *Look, m *Seen) *metrics.Scrape {
 
 // since is by how much a histogram's series grew, or all of it if that is too little to tell.
 func since(now metrics.Histogram, name string, old *metrics.Scrape) metrics.Histogram {
-	for _, before := range old.Histograms(name) {
-		if before.Labels.Text() == now.Labels.Text() {
-			if diff, ok := now.Since(before); ok && diff.Count >= few {
-				return diff
-			}
+	if before, ok := now.Among(old.Histograms(name)); ok {
+		if diff, ok := now.Since(before); ok && diff.Count >= few {
+			return diff
 		}
 	}
 	return now
@@ -533,7 +532,7 @@ func addRequests(to map[string]*sum, now, old *metrics.Scrape) (served float64) 
 	if old != nil {
 		seconds = now.At.Sub(old.At).Seconds()
 	}
-	timed := map[string]bool{}
+	timed, olds := map[string]bool{}, old.Histograms(durations)
 	for _, h := range now.Histograms(durations) {
 		kind := h.Labels["type"]
 		timed[kind] = true
@@ -543,10 +542,8 @@ func addRequests(to map[string]*sum, now, old *metrics.Scrape) (served float64) 
 		for i := range h.Buckets {
 			before.Buckets[i].Upper = h.Buckets[i].Upper
 		}
-		for _, b := range old.Histograms(durations) {
-			if b.Labels.Text() == h.Labels.Text() {
-				before = b
-			}
+		if b, ok := h.Among(olds); ok {
+			before = b
 		}
 		diff, ok := h.Since(before)
 		if !ok || old == nil {

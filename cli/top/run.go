@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	tea "charm.land/bubbletea/v2"
@@ -71,11 +70,4 @@ func once(ctx context.Context, a *Asker, o Options) error {
 		return fmt.Errorf("%s", p.Error)
 	}
 	return nil
-}
-
-// IsTerminal reports whether a live view can be shown on out and read keys from in.
-func IsTerminal(in io.Reader, out io.Writer, is func(fd int) bool) bool {
-	i, ok1 := in.(*os.File)
-	o, ok2 := out.(*os.File)
-	return ok1 && ok2 && is(int(i.Fd())) && is(int(o.Fd()))
 }

@@ -223,6 +223,7 @@ func chart(s Series) report.Chart {
 // same process, or nil.
 func Of(source string, before, s *metrics.Scrape, names []string, peer func(id string) string) (all []Series) {
 	for _, name := range names {
+		befores := before.Histograms(name)
 		for _, h := range s.Histograms(name) {
 			one := Series{Kind: KindOf(name), Source: source, Over: "since its start", H: h}
 			if id := h.Labels["To"]; id != "" {
@@ -230,10 +231,7 @@ func Of(source string, before, s *metrics.Scrape, names []string, peer func(id s
 			} else if len(h.Labels) > 0 {
 				one.Peer = h.Labels.Text()
 			}
-			for _, b := range before.Histograms(name) {
-				if b.Labels.Text() != h.Labels.Text() {
-					continue
-				}
+			if b, ok := h.Among(befores); ok {
 				if diff, ok := h.Since(b); ok {
 					one.H, one.Over = diff, "in "+metrics.Seconds(s.At.Sub(before.At).Seconds())
 				}

@@ -196,10 +196,7 @@ func (m *Member) histogram(name string, few float64) (h metrics.Histogram, over 
 // observations, else all that it has; over says which.
 func (m *Member) recently(now metrics.Histogram, name string, few float64) (h metrics.Histogram, over string) {
 	if m.After != nil {
-		for _, before := range m.Before.Histograms(name) {
-			if before.Labels.Text() != now.Labels.Text() {
-				continue
-			}
+		if before, ok := now.Among(m.Before.Histograms(name)); ok {
 			if diff, ok := now.Since(before); ok && diff.Count >= few {
 				return diff, "in " + metrics.Seconds(m.between().Seconds())
 			}

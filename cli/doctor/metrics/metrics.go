@@ -138,6 +138,17 @@ func (s *Scrape) Histogram(name string) (Histogram, bool) {
 	return Histogram{}, false
 }
 
+// Among finds the series that has h's labels.
+func (h Histogram) Among(all []Histogram) (same Histogram, ok bool) {
+	text := h.Labels.Text()
+	for _, o := range all {
+		if o.Labels.Text() == text {
+			return o, true
+		}
+	}
+	return Histogram{}, false
+}
+
 // Since is what came between before and h. ok is false if the process was started again between
 // them, which a count that has fallen shows, or if the buckets differ.
 func (h Histogram) Since(before Histogram) (diff Histogram, ok bool) {
