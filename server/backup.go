@@ -4,6 +4,10 @@ import (
 	"net/http"
 )
 
+// pathBackup is backup.Path: the two rooms are on one floor, and `ctl backup`, which asks at the one
+// what this serves at the other, holds them together.
+const pathBackup = "/debug/belay/backup"
+
 // serveBackup lets in who may administrate, by a token as on the gateway, and no page of another
 // origin: a backup costs as much as reading all data.
 func (p *pages) serveBackup(w http.ResponseWriter, r *http.Request) {

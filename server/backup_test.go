@@ -6,8 +6,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
-
-	"github.com/belaydb/belay/backup"
 )
 
 // TestBackupPage: who may not administrate, and pages of another origin, do not reach the backups;
@@ -28,7 +26,7 @@ func TestBackupPage(t *testing.T) {
 	ask := func(change func(*http.Request)) int {
 		mux := http.NewServeMux()
 		p.register(mux)
-		r := httptest.NewRequest(http.MethodPost, backup.Path, nil)
+		r := httptest.NewRequest(http.MethodPost, pathBackup, nil)
 		change(r)
 		w := httptest.NewRecorder()
 		mux.ServeHTTP(w, r)

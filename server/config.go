@@ -102,7 +102,7 @@ type Config struct {
 	Usage *usage.Tracker
 	// Revisions is what timemap.Path serves; nil: there is no such path.
 	Revisions func(query url.Values) (timemap.Answer, error)
-	// Backups is what backup.Path serves, to root alone where there are users; nil: there is no such
+	// Backups is what pathBackup serves, to root alone where there are users; nil: there is no such
 	// path.
 	Backups http.Handler
 

@@ -20,7 +20,6 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/net/trace"
 
-	"github.com/belaydb/belay/backup"
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/internal/show"
@@ -75,7 +74,7 @@ func (p *pages) register(mux *http.ServeMux) {
 	mux.HandleFunc(peers.PathVersion, p.serveVersion)
 	mux.HandleFunc("/debug/vars", p.serveVars)
 	if p.backups != nil {
-		mux.HandleFunc(backup.Path, p.serveBackup)
+		mux.HandleFunc(pathBackup, p.serveBackup)
 	}
 	if p.profiles || p.debug {
 		handleProfiles(mux)

@@ -309,9 +309,6 @@ func (k *kvService) compactTo(ctx context.Context, rev int64) error {
 // compact also serves auto compaction.
 func (k *kvService) compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
 	result, err := k.log.propose(ctx, kindCompaction, &pb.InternalRaftRequest{Compaction: r}, smallRequest)
-	if err != nil {
-		return nil, err
-	}
 	if r.Physical && result.Done != nil {
 		// The entry is applied in any case; only the wait can fail.
 		select {
@@ -321,6 +318,9 @@ func (k *kvService) compact(ctx context.Context, r *pb.CompactionRequest) (*pb.C
 		case <-k.life.stopped.Done():
 			return nil, replica.ErrStopped
 		}
+	}
+	if err != nil {
+		return nil, err
 	}
 	resp, _ := result.Response.(*pb.CompactionResponse)
 	if resp == nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/replica"
@@ -130,4 +131,24 @@ func TestCandidateIsPromoted(t *testing.T) {
 		now, primary := m.cfg.Leases.Primary()
 		return primary && now == term
 	})
+}
+
+// TestCompactedAlready: who asks for a compaction to its end (physical) waits for it, as on etcd, also
+// where another one has scheduled it.
+func TestCompactedAlready(t *testing.T) {
+	m := newMember(t)
+	for i := range 2500 { // three steps of a compaction, with pauses
+		m.put("k", fmt.Sprint(i))
+	}
+	_, err := m.kv.Compact(t.Context(), &pb.CompactionRequest{Revision: 2501})
+	must(t, err)
+	_, err = m.kv.Compact(t.Context(), &pb.CompactionRequest{Revision: 2000, Physical: true})
+	if !errors.Is(rpctypes.Error(err), rpctypes.ErrCompacted) {
+		t.Fatalf("a revision that is compacted already: %v", err)
+	}
+	select {
+	case <-m.cfg.KV.Compacted(2501):
+	default:
+		t.Fatal("answered before the compaction had ended")
+	}
 }

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"errors"
 	"fmt"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
+	"github.com/belaydb/belay/mvcc"
 )
 
 // putAnswer is a PutResponse with its header, in one allocation.
@@ -146,10 +148,15 @@ func (a *application) remove(key, end []byte, wantPrev bool, maxBytes int64) (n 
 }
 
 // compact records the revision below which history may be removed; the removal follows in the
-// background.
+// background. As in etcd, who waits for the removal waits also where the revision is compacted
+// already: for what was scheduled by then.
 func (a *application) compact(r *pb.CompactionRequest) command.Result {
 	if err := a.w.Compact(r.Revision); err != nil {
-		return command.Result{Err: a.orStop("compaction", err)}
+		result := command.Result{Err: a.orStop("compaction", err)}
+		if errors.Is(err, mvcc.ErrCompacted) {
+			result.Done = a.m.cfg.KV.Compacted(a.w.CompactRevision())
+		}
+		return result
 	}
 	return command.Result{
 		Response: &pb.CompactionResponse{Header: a.revisionHeader()},
