@@ -70,7 +70,7 @@ kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on o
 
 .PHONY: move
 move: tools tools-old ## the members of running etcds of 3.5, 3.6 and 3.7 become Belay one by one and go back, under load, with kill -9 in each step
-	BELAY_MOVE=1 go test -count=1 -timeout 60m -v -run 'TestMove' ./proof/check
+	BELAY_MOVE=1 go test -count=1 -timeout 60m -v -run 'TestMove|TestMemberReplace' ./proof/check
 
 .PHONY: heal
 heal: ## a member of three that heals: killed before each step of it, and each of its files altered and deleted, under load

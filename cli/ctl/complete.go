@@ -61,6 +61,7 @@ func (c completer) register(root *cobra.Command) {
 	offer("member remove", members)
 	offer("member update", members)
 	offer("member promote", learners)
+	offer("member replace", members)
 	offer("user get", users)
 	offer("user delete", users)
 	offer("user passwd", users)

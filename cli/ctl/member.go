@@ -17,7 +17,7 @@ func (c *ctl) memberCommand() *cobra.Command {
 		Long:    "The cluster's members",
 		GroupID: groupMaintenance,
 	}
-	cmd.AddCommand(c.memberAddCommand(), c.memberRemoveCommand(), c.memberUpdateCommand(), c.memberListCommand(), c.memberPromoteCommand())
+	cmd.AddCommand(c.memberAddCommand(), c.memberRemoveCommand(), c.memberUpdateCommand(), c.memberListCommand(), c.memberPromoteCommand(), memberReplaceCommand(c))
 	return cmd
 }
 

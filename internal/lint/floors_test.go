@@ -35,7 +35,7 @@ const floors = `
 	< config
 	< cli/connect
 	< cli/doctor
-	< cli/top
+	< cli/top, cli/rolling
 	< cli/ctl, cli/offline, cli/dev, cli/proxy
 	< cmd
 `

@@ -1,0 +1,11 @@
+// Package rolling changes a running cluster one member at a time, with a look at all of it after
+// each step: a member replaced by a new one.
+//
+// What is to be done next is decided from what the members say now, and from nothing that an
+// earlier run has left behind: [Replace] looks, decides (a function that asks nobody), takes one
+// step, and looks again. So a run may end at any point, by Ctrl-C or a crash, and the next one goes
+// on where it was. The members may be Belay's or etcd's.
+//
+// Files: look.go (the cluster as its members tell it), replace.go (a member replaced),
+// decide.go (which step comes next).
+package rolling
