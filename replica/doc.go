@@ -91,7 +91,7 @@
 //	core.go       raft, as the parts of the loop share it
 //	loop.go       the raft loop
 //	check.go      which messages of peers raft may see
-//	propose.go    proposals and their waiters
+//	propose.go    proposals, with a completion or a caller that waits
 //	pending.go    what waits before raft
 //	read.go       the read barrier
 //	apply.go      the applier and snapshot installation

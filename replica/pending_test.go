@@ -61,7 +61,7 @@ func (d *testDoor) took() string {
 }
 
 func testProposal(name string) *proposal {
-	return &proposal{entry: &raftpb.Entry{Data: []byte(name)}, done: make(chan struct{}, 1)}
+	return &proposal{entry: &raftpb.Entry{Data: []byte(name)}}
 }
 
 func testChange(name string) *proposal {

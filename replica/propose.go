@@ -14,10 +14,32 @@ import (
 	"github.com/belaydb/belay/command"
 )
 
-// proposal is one request on its way through the log, from Propose to its result. Whoever removes
-// it from waiters ends it: the applier with a result, the loop with a timeout, the caller when its
-// context ends. The applier removes it only when it has the result: applying may hang with the
-// store's disk, and then nobody else could end the call.
+// A Completion is told how a proposal ended.
+type Completion interface {
+	// Completed is called once, with the result of applying the request or with one of the errors of
+	// errors.go. It is called by whoever ends the proposal: the applier, which goes on with the next
+	// one when it returns; the raft loop; or the goroutine that proposes or cancels. So it does little
+	// and does not wait; it may call the Replica. No lock is held.
+	Completed(result command.Result, err error)
+}
+
+// proposal is one request on its way through the log, from ProposeThen to its result. Whoever
+// removes it from waiters ends it: the applier with a result, the loop with a timeout or when it
+// stops, the proposer when it does not want to wait any longer. The applier removes it only when it
+// has the result: applying may hang with the store's disk, and then nobody else could end the call.
+//
+// What makes the end one, whoever races whom:
+//
+//   - A proposal is removed under its shard's lock, so by one goroutine, which calls Completed after
+//     the lock is released. Nobody else does.
+//   - It is in waiters before the inbox has it: a result finds it.
+//   - Ids are not used twice. So who cancels too late, or twice, finds nothing, and keeps nothing
+//     that belongs to another.
+//   - closeAll closes a shard before it empties it, and add into a closed shard ends the proposal:
+//     after Stop nobody waits.
+//   - state decides between the loop, which gives the proposal to raft, and those who give it up. The
+//     context's own error, which says that the request had and will have no effect, is told by who won.
+//   - A result is delivered when the applied index that covers it has been published.
 type proposal struct {
 	id      uint64
 	entry   *raftpb.Entry
@@ -25,6 +47,7 @@ type proposal struct {
 	request *pb.InternalRaftRequest // the decoded form, kept for our own apply
 	change  *command.Change
 	born    time.Time
+	then    Completion
 
 	// state goes waiting -> proposed (by the loop, back only if raft dropped
 	// it) or waiting -> abandoned (by the caller or the sweeper).
@@ -33,10 +56,6 @@ type proposal struct {
 	// gone: nobody waits for the result any more. The applier may skip what is done only for the
 	// answer.
 	gone atomic.Bool
-
-	done   chan struct{} // capacity 1; receives once, after result and err are set
-	result command.Result
-	err    error
 }
 
 const (
@@ -60,15 +79,11 @@ func (p *proposal) abandon() bool {
 	return p.state.CompareAndSwap(proposalWaiting, proposalAbandoned)
 }
 
-func (p *proposal) finish(result command.Result, err error) {
-	p.result, p.err = result, err
-	p.done <- struct{}{}
-}
-
 // waiters are the proposals without a result, by request id, in shards so that a thousand clients
 // do not contend for one lock.
 type waiters struct {
-	shards [waiterShards]waiterShard
+	metrics *Metrics
+	shards  [waiterShards]waiterShard
 }
 
 const waiterShards = 64
@@ -81,7 +96,8 @@ type waiterShard struct {
 	_      [40]byte // a shard to a cache line
 }
 
-func (w *waiters) init() {
+func (w *waiters) init(m *Metrics) {
+	w.metrics = m
 	for i := range w.shards {
 		w.shards[i].byID = make(map[uint64]*proposal)
 	}
@@ -89,17 +105,30 @@ func (w *waiters) init() {
 
 func (w *waiters) shard(id uint64) *waiterShard { return &w.shards[id%waiterShards] }
 
+// end tells how p ended. REQUIRES: it is not in w, and the caller has removed it or not added it; no
+// lock is held.
+func (w *waiters) end(p *proposal, result command.Result, err error) {
+	w.metrics.Pending.Add(-1)
+	if err != nil {
+		w.metrics.Failed.Inc()
+	}
+	p.then.Completed(result, err)
+}
+
 // add makes p findable; after closeAll it ends p at once.
 func (w *waiters) add(p *proposal) {
+	w.metrics.Pending.Add(1)
 	s := w.shard(p.id)
 	s.mu.Lock()
-	if s.closed {
-		p.abandon()
-		p.finish(command.Result{}, ErrStopped)
-	} else {
+	closed := s.closed
+	if !closed {
 		s.byID[p.id] = p
 	}
 	s.mu.Unlock()
+	if closed {
+		p.abandon()
+		w.end(p, command.Result{}, ErrStopped)
+	}
 }
 
 // find returns the proposal id and leaves it where it is; nil if nobody here waits
@@ -115,7 +144,7 @@ func (w *waiters) find(id uint64) *proposal {
 // finish ends the proposal id if anybody here still waits for it.
 func (w *waiters) finish(id uint64, result command.Result, err error) {
 	if p := w.take(id); p != nil {
-		p.finish(result, err)
+		w.end(p, result, err)
 	}
 }
 
@@ -136,59 +165,106 @@ func (w *waiters) take(id uint64) *proposal {
 func (w *waiters) expire(e *env, now time.Time) {
 	for i := range w.shards {
 		s := &w.shards[i]
+		var late []*proposal
 		s.mu.Lock()
 		for id, p := range s.byID {
-			if now.Sub(p.born) < e.cfg.RequestTimeout {
-				continue
-			}
-			p.gone.Store(true)
-			delete(s.byID, id)
-			if p.abandon() {
-				// There was no leader to propose to: etcd's callers see the bare
-				// context error here.
-				p.finish(command.Result{}, context.DeadlineExceeded)
-			} else {
-				p.finish(command.Result{}, e.timeoutCause(p.born))
+			if now.Sub(p.born) >= e.cfg.RequestTimeout {
+				delete(s.byID, id)
+				late = append(late, p)
 			}
 		}
 		s.mu.Unlock()
+		for _, p := range late {
+			p.gone.Store(true)
+			err := context.DeadlineExceeded // there was no leader to propose to: etcd's callers see the bare error
+			if !p.abandon() {
+				err = e.timeoutCause(p.born)
+			}
+			w.end(p, command.Result{}, err)
+		}
 	}
 }
 
+// closeAll ends all proposals, and has add end those that come later.
 func (w *waiters) closeAll() {
 	for i := range w.shards {
 		s := &w.shards[i]
 		s.mu.Lock()
-		s.closed = true
-		for id, p := range s.byID {
-			delete(s.byID, id)
-			p.abandon()
-			p.finish(command.Result{}, ErrStopped)
-		}
+		all := s.byID
+		s.closed, s.byID = true, make(map[uint64]*proposal)
 		s.mu.Unlock()
+		for _, p := range all {
+			p.abandon()
+			w.end(p, command.Result{}, ErrStopped)
+		}
 	}
 }
 
-// Propose replicates a request and waits until this member has applied it. It fills the request's
-// header id; the request must not be changed afterwards, not even when Propose has returned an
-// error. The error is raft's (see errors.go); what applying the request answered is in the result.
+// ProposeThen replicates a request and has then told when this member has applied it; it waits for
+// nothing itself. It fills the request's header id; the request must not be changed afterwards, not
+// even when it has ended with an error. With an error of ProposeThen the request has had no effect
+// and then is never called; otherwise it is, perhaps before ProposeThen returns. The error that it is
+// told is raft's (see errors.go); what applying the request answered is in the result.
+//
+// The id is for CancelProposal. Without that the proposal ends within the request timeout.
+func (r *Replica) ProposeThen(req *pb.InternalRaftRequest, then Completion) (id uint64, err error) {
+	p, err := r.proposer.submit(req, then)
+	if err != nil {
+		return 0, err
+	}
+	return p.id, nil
+}
+
+// CancelProposal ends a proposal that nobody waits for any longer, unless it has ended: cause is why,
+// context.Canceled or context.DeadlineExceeded. Its completion is told as the caller of Propose would
+// be whose context ends so.
+func (r *Replica) CancelProposal(id uint64, cause error) { r.proposer.cancel(id, cause) }
+
+// Propose is ProposeThen that waits for the end.
 //
 // A request waits here, in a goroutine that grpc has made for it. What is on its stack then should
 // fit the 4 KiB that such a goroutine is given: growing the stack once costs as much as the rest of
 // Propose. So the frames of those that wait are kept small, by doing the work before and after in
 // functions of their own that are not inlined.
 func (r *Replica) Propose(ctx context.Context, req *pb.InternalRaftRequest) (command.Result, error) {
-	p, err := r.proposer.submit(req)
-	if err == nil {
-		err = r.proposer.await(ctx, p)
-	}
+	w := r.buffers.newWaiting()
+	p, err := r.proposer.submit(req, w)
 	if err != nil {
 		return command.Result{}, err
 	}
-	return p.result, nil
+	return w.await(ctx, &r.proposer, p.id)
 }
 
-// proposer is the way of clients' requests into the inbox, and their wait. Any goroutine.
+// waiting is the completion of a proposal whose caller waits in a goroutine.
+type waiting struct {
+	ended  chan struct{} // capacity 1; receives once, when result and err are set
+	result command.Result
+	err    error
+}
+
+// Completed is Completion's.
+func (w *waiting) Completed(result command.Result, err error) {
+	w.result, w.err = result, err
+	w.ended <- struct{}{}
+}
+
+// await waits for the end of a proposal, which its context may bring about. It does not watch the
+// stopped channel: a select of a thousand goroutines on one channel spends its time on that
+// channel's lock. Stop ends every proposal instead. w must not be used after it.
+func (w *waiting) await(ctx context.Context, c *proposer, id uint64) (result command.Result, err error) {
+	select {
+	case <-w.ended:
+	case <-ctx.Done():
+		c.cancel(id, ctx.Err())
+		<-w.ended // whoever ended it before hands over the end at once
+	}
+	result, err = w.result, w.err
+	w.result, w.err = command.Result{}, nil
+	c.buffers.waiting.Put(w)
+	return result, err
+}
+
+// proposer is the way of clients' requests into the inbox, and how they end early. Any goroutine.
 type proposer struct {
 	*env
 	ids     *command.IDGenerator
@@ -200,7 +276,7 @@ type proposer struct {
 // submit makes a proposal of a request and puts it into the inbox.
 //
 //go:noinline
-func (c *proposer) submit(req *pb.InternalRaftRequest) (*proposal, error) {
+func (c *proposer) submit(req *pb.InternalRaftRequest, then Completion) (*proposal, error) {
 	id := c.ids.Next()
 	made := &struct {
 		proposal
@@ -208,7 +284,7 @@ func (c *proposer) submit(req *pb.InternalRaftRequest) (*proposal, error) {
 		header pb.RequestHeader
 	}{}
 	p := &made.proposal
-	p.id, p.request, p.entry = id, req, &made.entry
+	p.id, p.request, p.entry, p.then = id, req, &made.entry, then
 	if req.Header == nil {
 		req.Header = &made.header
 	}
@@ -220,7 +296,11 @@ func (c *proposer) submit(req *pb.InternalRaftRequest) (*proposal, error) {
 		c.buffers.put(p)
 		return nil, ErrRequestTooLarge
 	}
-	return p, c.enter(p)
+	if err := c.enter(p); err != nil {
+		c.buffers.put(p)
+		return nil, err
+	}
+	return p, nil
 }
 
 func (c *proposer) encode(p *proposal) (err error) {
@@ -229,12 +309,12 @@ func (c *proposer) encode(p *proposal) (err error) {
 	return err
 }
 
-// buffers pools the memory of encoded proposals. A leader's raft copies a proposed entry, so the
-// buffer can be reused as soon as raft has it: a 1 MB value is then not allocated, cleared and
-// collected once more.
+// buffers pools the memory of proposals, above all of encoded ones. A leader's raft copies a
+// proposed entry, so the buffer can be reused as soon as raft has it: a 1 MB value is then not
+// allocated, cleared and collected once more.
 type buffers struct {
 	small, large sync.Pool // of *[]byte of length 0
-	done         sync.Pool // of proposal.done, empty, of ended proposals
+	waiting      sync.Pool // of *waiting, empty, whose proposals have ended
 }
 
 // largeBuffer parts the pools, so that a large buffer is not kept busy by a small request.
@@ -249,6 +329,13 @@ func (b *buffers) get(size int) *[]byte {
 		return buffer
 	}
 	return new([]byte)
+}
+
+func (b *buffers) newWaiting() *waiting {
+	if w, _ := b.waiting.Get().(*waiting); w != nil {
+		return w
+	}
+	return &waiting{ended: make(chan struct{}, 1)}
 }
 
 // put takes back p's buffer. REQUIRES: nothing refers to p.entry.Data any more.
@@ -278,13 +365,11 @@ func (r *Replica) ProposeInTerm(ctx context.Context, term uint64, req *pb.Intern
 	if err != nil {
 		return command.Result{}, err
 	}
-	p := &proposal{id: id, entry: &raftpb.Entry{Data: data}, request: req}
+	w := r.buffers.newWaiting()
+	p := &proposal{id: id, entry: &raftpb.Entry{Data: data}, request: req, then: w}
 	r.proposer.register(p)
 	r.inbox.request(termProposal{p, term})
-	if err = r.proposer.await(ctx, p); err != nil {
-		return command.Result{}, err // the result may still be on its way into p
-	}
-	return p.result, nil
+	return w.await(ctx, &r.proposer, id)
 }
 
 // termProposal is a proposal that only the leader of a term may make.
@@ -303,7 +388,7 @@ func (t termProposal) handle(l *loop) {
 	}
 	if l.waiters.take(p.id) != nil {
 		p.abandon()
-		p.finish(command.Result{}, ErrNotLeader)
+		l.waiters.end(p, command.Result{}, ErrNotLeader)
 	}
 }
 
@@ -320,18 +405,16 @@ func (r *Replica) ProposeChange(ctx context.Context, c *command.Change) (command
 	if c.Type == raftpb.ConfChangeRemoveNode && c.MemberID == r.cfg.ID {
 		defer r.keeper.ownRemoval(c.ID)()
 	}
-	p := &proposal{
+	w := r.buffers.newWaiting()
+	if err := r.proposer.enter(&proposal{
 		id:     c.ID,
 		entry:  &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Data: data},
 		change: c,
-	}
-	if err := r.proposer.enter(p); err != nil {
+		then:   w,
+	}); err != nil {
 		return command.Result{}, err
 	}
-	if err = r.proposer.await(ctx, p); err != nil {
-		return command.Result{}, err // the result may still be on its way into p
-	}
-	return p.result, nil
+	return w.await(ctx, &r.proposer, c.ID)
 }
 
 // enter registers a proposal and puts it into the inbox, unless there is too much before it.
@@ -348,51 +431,27 @@ func (c *proposer) enter(p *proposal) error {
 // register adds p to waiters, whose users may end it.
 func (c *proposer) register(p *proposal) {
 	p.born = time.Now()
-	if p.done, _ = c.buffers.done.Get().(chan struct{}); p.done == nil {
-		p.done = make(chan struct{}, 1)
-	}
 	c.waiters.add(p)
-	c.metrics.Pending.Add(1)
 }
 
-// await waits for the end of a registered proposal. It does not watch the
-// stopped channel: a select of a thousand goroutines on one channel spends
-// its time on that channel's lock. Stop ends every proposal instead.
-func (c *proposer) await(ctx context.Context, p *proposal) error {
-	select {
-	case <-p.done:
-	case <-ctx.Done():
-		return c.giveUp(ctx, p)
-	}
-	c.buffers.done.Put(p.done) // empty again, and finish is called once
-	c.metrics.Pending.Add(-1)
-	if p.err != nil {
-		c.metrics.Failed.Inc()
-	}
-	return p.err
-}
-
-// giveUp ends a proposal whose caller does not wait any longer, unless it just had its result.
+// cancel is Replica.CancelProposal.
 //
 //go:noinline
-func (c *proposer) giveUp(ctx context.Context, p *proposal) error {
-	defer c.metrics.Pending.Add(-1)
-	if c.waiters.take(p.id) == nil {
-		<-p.done // whoever took it hands over the end at once
-		if p.err != nil {
-			c.metrics.Failed.Inc()
-		}
-		return p.err
+func (c *proposer) cancel(id uint64, cause error) {
+	p := c.waiters.take(id)
+	if p == nil {
+		return
 	}
 	p.gone.Store(true)
-	c.metrics.Failed.Inc()
-	if p.abandon() {
-		return ctx.Err()
+	err := cause
+	switch {
+	case p.abandon():
+	case cause == context.Canceled:
+		err = ErrCanceled
+	default:
+		err = c.timeoutCause(p.born)
 	}
-	if ctx.Err() == context.Canceled {
-		return ErrCanceled
-	}
-	return c.timeoutCause(p.born)
+	c.waiters.end(p, command.Result{}, err)
 }
 
 // timeoutCause picks, as etcd does, the error that says why a proposal made at

@@ -232,7 +232,7 @@ func New(cfg Config) (*Replica, error) {
 	r.metrics.Heartbeat.Set(cfg.TickInterval.Seconds())
 	r.pub.lead.init()
 	r.inbox.init()
-	r.waiters.init()
+	r.waiters.init(cfg.Metrics)
 	r.proposer = proposer{env: e, ids: command.NewIDGenerator(cfg.ID), inbox: &r.inbox, waiters: &r.waiters, buffers: &r.buffers}
 	r.applier.init(r)
 	r.keeper.init(e, &r.waiters)
