@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"time"
 
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 )
@@ -21,9 +23,111 @@ type Hot func(c *Call, message []byte) bool
 // Hot has h serve a registered unary method. REQUIRES: nothing is served yet.
 func (s *Server) Hot(path string, h Hot) { s.methods[path].hot = h }
 
-// A Call is one that a Hot has taken. Exactly one of Reply, Fail and Delegate is called, from any
-// goroutine; if the client has left meanwhile, they do nothing.
+// A Call is one that a Hot has taken. Exactly one of Reply, Fail and Delegate is called, once and from
+// any goroutine; if the client has left meanwhile, or the call's deadline has passed, they send
+// nothing. Until then the call counts towards the bound of those that a connection may leave behind.
 type Call stream
+
+// An Ender is told that nobody waits for a call any longer.
+type Ender interface {
+	// Ended is called with context.DeadlineExceeded, up to deadlineSlack after the call's deadline, or
+	// with context.Canceled when the client or its connection has gone. No lock is held.
+	Ended(cause error)
+}
+
+// Notify has e told when the call ends before it is answered: at most once, in another goroutine,
+// which may be soon if it has ended already. An answer is due in any case.
+func (c *Call) Notify(e Ender) {
+	st := (*stream)(c)
+	st.c.mu.Lock()
+	defer st.c.mu.Unlock()
+	if !st.taken {
+		return
+	}
+	if st.ender = e; st.closed {
+		st.c.tellEnder(st)
+	}
+}
+
+// release notes that a Hot has done with a stream that it took. REQUIRES: mu.
+func (st *stream) release() {
+	st.taken, st.ender = false, nil
+	if st.orphan {
+		st.orphan = false
+		st.c.orphans--
+	}
+}
+
+// tellEnder has the Ender of a stream told. REQUIRES: mu.
+func (c *conn) tellEnder(st *stream) {
+	c.ended = append(c.ended, endedCall{st.ender, st.cause})
+	st.ender = nil
+	if !c.telling {
+		c.telling = true
+		go c.tellEnders()
+	}
+}
+
+// endedCall is one whose Ender is to be told.
+type endedCall struct {
+	ender Ender
+	cause error
+}
+
+// tellEnders tells, one after the other, until there are no more: of all calls of a connection that
+// ends one goroutine does it.
+func (c *conn) tellEnders() {
+	for {
+		c.mu.Lock()
+		ended := c.ended
+		c.ended, c.telling = nil, len(ended) > 0
+		c.mu.Unlock()
+		if len(ended) == 0 {
+			return
+		}
+		for _, e := range ended {
+			e.ender.Ended(e.cause)
+		}
+	}
+}
+
+// deadlineSlack is how long after its deadline a call of a Hot may be ended. There is no timer for
+// each: the connection looks at all of them when the first deadline has passed, and not more often.
+const deadlineSlack = 5 * time.Millisecond
+
+// expect has the connection look when a deadline passes. REQUIRES: mu.
+func (c *conn) expect(deadline time.Time) {
+	if !c.callDue.IsZero() && !deadline.Before(c.callDue) {
+		return
+	}
+	c.callDue = deadline
+	if c.timer != nil {
+		c.timer.Reset(time.Until(c.nextLook(time.Now())))
+	}
+}
+
+// endLate resets the streams of a Hot whose deadlines have passed. REQUIRES: mu.
+func (c *conn) endLate(now time.Time) {
+	var late []*stream
+	next := time.Time{}
+	for _, st := range c.streams {
+		switch {
+		case !st.hot && !st.taken || st.deadline.IsZero():
+		case !now.Before(st.deadline):
+			late = append(late, st)
+		case next.IsZero() || st.deadline.Before(next):
+			next = st.deadline
+		}
+	}
+	for _, st := range late {
+		st.cause = context.DeadlineExceeded
+		c.reset(st, http2.ErrCodeCancel)
+	}
+	if least := now.Add(deadlineSlack); !next.IsZero() && next.Before(least) {
+		next = least
+	}
+	c.callDue = next
+}
 
 // A Message is an answer that knows its length and how to append itself.
 type Message interface {
@@ -40,9 +144,20 @@ func (c *Call) Late() bool { return !c.deadline.IsZero() && time.Now().After(c.d
 // Reply answers the call and ends it.
 func (c *Call) Reply(m Message) {
 	st, conn := (*stream)(c), c.c
+	n := m.Size()
+	var apart []byte // a long answer, which is not encoded under the lock
+	if n > maxFrameBytes && n <= conn.s.opts.MaxSendBytes {
+		apart = m.AppendTo(make([]byte, 0, n))
+	}
 	conn.mu.Lock()
 	defer conn.mu.Unlock()
+	st.release()
 	if st.closed || st.ending {
+		return
+	}
+	if most := conn.s.opts.MaxSendBytes; n > most {
+		conn.finish(st, tooLargeToSend(n, most), nil)
+		conn.kick()
 		return
 	}
 	if !conn.head(st, nil) {
@@ -50,12 +165,14 @@ func (c *Call) Reply(m Message) {
 		return
 	}
 	var prefix [prefixBytes]byte
-	n := m.Size()
 	binary.BigEndian.PutUint32(prefix[1:], uint32(n))
-	if st.fits(prefixBytes + n) {
+	switch {
+	case apart == nil && st.fits(prefixBytes+n):
 		conn.out = m.AppendTo(st.beginData(prefix, n))
-	} else {
+	case apart == nil:
 		conn.message(st, prefix, mem.BufferSlice{mem.SliceBuffer(m.AppendTo(make([]byte, 0, n)))})
+	default:
+		conn.message(st, prefix, mem.BufferSlice{mem.SliceBuffer(apart)})
 	}
 	st.ending = true
 	if st.queued == 0 {
@@ -64,10 +181,15 @@ func (c *Call) Reply(m Message) {
 	conn.kick()
 }
 
+func tooLargeToSend(n, most int) *status.Status {
+	return status.Newf(codes.ResourceExhausted, "trying to send message larger than max (%d vs. %d)", n, most)
+}
+
 // Fail ends the call with an error, as a handler's would.
 func (c *Call) Fail(err error) {
 	st := (*stream)(c)
 	st.c.mu.Lock()
+	st.release()
 	st.c.finish(st, statusOf(err), nil)
 	st.c.kick()
 	st.c.mu.Unlock()
@@ -86,6 +208,7 @@ func (c *Call) Delegate(message []byte) {
 	st, conn := (*stream)(c), c.c
 	conn.mu.Lock()
 	defer conn.mu.Unlock()
+	st.release()
 	if st.closed || st.ending {
 		return
 	}

@@ -63,9 +63,11 @@ type conn struct {
 	lastRead atomic.Int64 // when bytes came, in ns since s.born
 
 	mu sync.Mutex
-	// streams are the open ones. A handler may outlive its stream: it is an orphan then.
+	// streams are the open ones. A handler or a Hot may outlive its stream: it is an orphan then.
 	streams map[uint32]*stream
 	orphans int
+	ended   []endedCall // whose Enders are to be told
+	telling bool        // a goroutine tells them
 	// late are the streams that this side closed last: the client may not know yet.
 	late  [32]uint32
 	lates int
@@ -110,6 +112,7 @@ type conn struct {
 	pinged    time.Time // of the server's ping without an answer; the zero time: none
 	ageDue    time.Time // when max age is reached; the zero time: never, or it was
 	graceDue  time.Time // when what is left of an aged connection is closed; the zero time: never
+	callDue   time.Time // when the deadline of a Hot's call passes, at the earliest; the zero time: never
 	drainDue  time.Time // when the second GOAWAY is sent at the latest; the zero time: not draining
 	drainText string
 }
@@ -607,7 +610,9 @@ func (r *reader) begin(id uint32, req *request, ends bool) error {
 		c.refuse(id, req.subtype, &refusal{http.StatusOK, codes.DeadlineExceeded, context.DeadlineExceeded.Error()}, !ends)
 		return nil
 	}
-	st := &stream{c: c, id: id, req: req, sendWindow: c.peerWindow, recvWindow: defaultWindow, contentLeft: req.contentLength}
+	st := &stream{
+		c: c, id: id, req: req, sendWindow: c.peerWindow, recvWindow: defaultWindow, contentLeft: req.contentLength, cause: context.Canceled,
+	}
 	if req.timed {
 		st.deadline = time.Now().Add(req.timeout)
 	}
@@ -619,6 +624,9 @@ func (r *reader) begin(id uint32, req *request, ends bool) error {
 	}
 	if req.called.hot != nil && (req.encoding == "" || req.encoding == encoding.Identity) && c.queued < hotQueueLimit {
 		st.hot = true
+		if req.timed {
+			c.expect(st.deadline)
+		}
 	} else {
 		st.start()
 	}
@@ -699,7 +707,7 @@ func (r *reader) take(id uint32, p []byte, whole int64, ends bool) (hot *stream,
 	}
 	if st.hot {
 		if ends && wholeMessage(p, c.s.opts.MaxRecvBytes) {
-			st.hot = false
+			st.hot, st.taken = false, true
 			c.endReceiving(st)
 			return st, nil
 		}
@@ -970,9 +978,12 @@ func (c *conn) closeStream(st *stream) {
 	c.ungrant(st)
 	st.dropReceived()
 	st.dropQueue()
-	if st.running {
+	if st.running || st.taken {
 		st.orphan = true
 		c.orphans++
+	}
+	if st.ender != nil {
+		c.tellEnder(st)
 	}
 	if st.cancel != nil {
 		st.cancel()

@@ -153,6 +153,9 @@ func (c *conn) look() {
 	if !c.drainDue.IsZero() && !now.Before(c.drainDue) {
 		c.drained()
 	}
+	if !c.callDue.IsZero() && !now.Before(c.callDue) {
+		c.endLate(now)
+	}
 	heard := c.heard()
 	if heard.After(c.pinged) {
 		c.pinged = time.Time{}
@@ -196,6 +199,7 @@ func (c *conn) nextLook(now time.Time) time.Time {
 	}
 	sooner(c.ageDue)
 	sooner(c.graceDue)
+	sooner(c.callDue)
 	if c.stage == stageOpen {
 		sooner(c.drainDue)
 	}

@@ -29,6 +29,10 @@ type stream struct {
 	req    *request
 	closed bool // it is not among the connection's streams any more
 	hot    bool // a Hot may serve it: its message has not come
+	taken  bool // a Hot has it, and has not answered it
+	// ender hears of the end of a taken one; cause is the reason.
+	ender Ender
+	cause error
 	// deadline is the client's; the zero time: it has none.
 	deadline time.Time
 
@@ -64,7 +68,7 @@ type stream struct {
 	ctx      context.Context
 	cancel   context.CancelFunc // nil: no handler was begun
 	running  bool               // it has not ended
-	orphan   bool               // it runs on behind its stream's end
+	orphan   bool               // it, or a Hot, is still busy behind its stream's end
 	recvWake chan struct{}      // capacity 1: there is a message, or the end
 	sendWake chan struct{}      // capacity 1: there is room in the queue
 	trailer  metadata.MD
@@ -397,7 +401,7 @@ func (st *stream) send(m any) error {
 	}
 	if n := data.Len(); n > o.MaxSendBytes {
 		data.Free()
-		return status.Errorf(codes.ResourceExhausted, "trying to send message larger than max (%d vs. %d)", n, o.MaxSendBytes)
+		return tooLargeToSend(n, o.MaxSendBytes).Err()
 	}
 	binary.BigEndian.PutUint32(prefix[1:], uint32(data.Len()))
 	if err := st.enqueue(prefix, data); err != nil {

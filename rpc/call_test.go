@@ -1,0 +1,231 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
+)
+
+// A keeper is a Hot that keeps its calls, and hears of their ends.
+type keeper struct {
+	then  func(i int, c *keptCall) // what it does with each besides; nil: nothing
+	mu    sync.Mutex
+	calls []*keptCall
+}
+
+type keptCall struct {
+	*Call
+	told  atomic.Int32
+	cause error // set before told is raised
+}
+
+// Ended is Ender's.
+func (k *keptCall) Ended(cause error) {
+	k.cause = cause
+	k.told.Add(1)
+}
+
+func (k *keeper) serve(c *Call, _ []byte) bool {
+	call := &keptCall{Call: c}
+	k.mu.Lock()
+	i := len(k.calls)
+	k.calls = append(k.calls, call)
+	k.mu.Unlock()
+	c.Notify(call)
+	if k.then != nil {
+		k.then(i, call)
+	}
+	return true
+}
+
+// wait returns the calls when there are n.
+func (k *keeper) wait(t *testing.T, n int) []*keptCall {
+	t.Helper()
+	var calls []*keptCall
+	eventually(t, fmt.Sprint(n, " calls"), func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		calls = slices.Clone(k.calls)
+		return len(calls) >= n
+	})
+	return calls
+}
+
+// serveKept serves UnaryCall by a keeper.
+func serveKept(t *testing.T) (*keeper, string) {
+	t.Helper()
+	k, s := &keeper{}, New(testOptions())
+	addr := serve(t, s, &echo{})
+	s.Hot("/grpc.testing.TestService/UnaryCall", k.serve)
+	return k, addr
+}
+
+// TestKeptCallsEnd: who keeps a call is told once when nobody waits for it any longer, and why.
+func TestKeptCallsEnd(t *testing.T) {
+	t.Parallel()
+	call := func(r *raw, more ...string) uint32 {
+		id := r.begin(callFields("UnaryCall", more...), false)
+		r.data(id, framed(&testpb.SimpleRequest{}), true)
+		return id
+	}
+	ends := func(t *testing.T, c *keptCall, want error) {
+		t.Helper()
+		eventually(t, "it is told", func() bool { return c.told.Load() > 0 })
+		if c.cause != want {
+			t.Errorf("told %v, want %v", c.cause, want)
+		}
+		c.Reply(protoMessage{&testpb.SimpleResponse{Username: "too late"}})
+		if n := c.told.Load(); n != 1 {
+			t.Errorf("told %d times", n)
+		}
+	}
+	t.Run("reset", func(t *testing.T) {
+		k, addr := serveKept(t)
+		r := connect(t, addr)
+		id := call(r)
+		c := k.wait(t, 1)[0]
+		r.write(r.fr.WriteRSTStream(id, http2.ErrCodeCancel))
+		ends(t, c, context.Canceled)
+	})
+	t.Run("connection lost", func(t *testing.T) {
+		k, addr := serveKept(t)
+		r := connect(t, addr)
+		for range 50 {
+			call(r, "grpc-timeout", "1H")
+		}
+		calls := k.wait(t, 50)
+		r.nc.Close()
+		for _, c := range calls {
+			ends(t, c, context.Canceled)
+		}
+	})
+	t.Run("deadlines", func(t *testing.T) {
+		k, addr := serveKept(t)
+		r := connect(t, addr)
+		var ids []uint32
+		for _, timeout := range []string{"1H", "300m", "20m", "40m", "20m"} {
+			ids = append(ids, call(r, "grpc-timeout", timeout))
+		}
+		silent := r.begin(callFields("UnaryCall", "grpc-timeout", "30m"), false)
+		begun := time.Now()
+		for _, id := range append(ids[1:], silent) {
+			if a := r.answer(id); a.reset != "CANCEL" {
+				t.Errorf("behind its deadline: %s", a)
+			}
+		}
+		if time.Since(begun) < 250*time.Millisecond {
+			t.Error("a call was reset before its deadline")
+		}
+		calls := k.wait(t, len(ids))
+		for _, c := range calls[1:] {
+			if !c.Late() {
+				t.Error("not late")
+			}
+			ends(t, c, context.DeadlineExceeded)
+		}
+		calls[0].Reply(protoMessage{&testpb.SimpleResponse{}})
+		if a := r.answer(ids[0]); a.status() != "0 " {
+			t.Errorf("long before its deadline: %s", a)
+		}
+		if n := calls[0].told.Load(); n != 0 {
+			t.Error("told of the end of a call that was answered")
+		}
+	})
+}
+
+// TestKeptCallsCount: calls that are reset count until their Hot has done with them.
+func TestKeptCallsCount(t *testing.T) {
+	t.Parallel()
+	k, addr := serveKept(t)
+	r := connect(t, addr)
+	call := func() uint32 {
+		id := r.begin(callFields("UnaryCall"), false)
+		r.data(id, framed(&testpb.SimpleRequest{}), true)
+		return id
+	}
+	for range maxOrphans {
+		r.write(r.fr.WriteRSTStream(call(), http2.ErrCodeCancel))
+	}
+	calls := k.wait(t, maxOrphans)
+	if a := r.answer(call()); a.reset != "REFUSED_STREAM" {
+		t.Errorf("beside calls that were reset: %s", a)
+	}
+	for i, c := range calls {
+		switch i % 3 {
+		case 0:
+			c.Reply(protoMessage{&testpb.SimpleResponse{}})
+		case 1:
+			c.Fail(context.Canceled)
+		default:
+			c.Delegate(nil)
+		}
+	}
+	id := call()
+	k.wait(t, maxOrphans+1)[maxOrphans].Reply(protoMessage{&testpb.SimpleResponse{}})
+	if a := r.answer(id); a.status() != "0 " {
+		t.Errorf("when all have been answered: %s", a)
+	}
+}
+
+// TestAnswersRaceEnds: answers, resets and deadlines of many calls meet; each call is answered or
+// reset, and its end told at most once.
+func TestAnswersRaceEnds(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	k, addr := serveKept(t)
+	const n = 400
+	var answering sync.WaitGroup
+	k.then = func(i int, c *keptCall) {
+		rng := rand.New(rand.NewPCG(seed, uint64(i)))
+		answer := func() {
+			for range rng.IntN(200) {
+				runtime.Gosched()
+			}
+			switch rng.IntN(3) {
+			case 0:
+				c.Reply(protoMessage{&testpb.SimpleResponse{Username: "kept"}})
+			case 1:
+				c.Fail(context.Canceled)
+			default:
+				c.Delegate(nil)
+			}
+		}
+		if rng.IntN(2) == 0 {
+			answer()
+		} else {
+			answering.Go(answer)
+		}
+	}
+	r := connect(t, addr)
+	for range n {
+		timeout := []string{"1H", "1m", "5m", "400u"}[rng.IntN(4)]
+		id := r.begin(callFields("UnaryCall", "grpc-timeout", timeout), false)
+		r.data(id, framed(&testpb.SimpleRequest{}), true)
+		if rng.IntN(3) == 0 {
+			r.write(r.fr.WriteRSTStream(id, http2.ErrCodeCancel))
+			r.answers[id].closed = true
+		}
+	}
+	for id := uint32(1); id < r.next; id += 2 {
+		if a := r.answer(id); !a.closed {
+			t.Fatalf("stream %d has not ended: %s", id, a)
+		}
+	}
+	answering.Wait()
+	for i, c := range k.wait(t, 1) {
+		if told := c.told.Load(); told > 1 {
+			t.Errorf("the end of call %d was told %d times", i, told)
+		}
+	}
+}
