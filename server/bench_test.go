@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/state"
 )
 
@@ -29,6 +30,11 @@ type answering struct{ *solo }
 
 func (answering) Propose(context.Context, *pb.InternalRaftRequest) (command.Result, error) {
 	return command.Result{Response: &pb.PutResponse{Header: &pb.ResponseHeader{Revision: 2}}}, nil
+}
+
+func (a answering) ProposeThen(req *pb.InternalRaftRequest, then replica.Completion) (uint64, error) {
+	then.Completed(a.Propose(context.Background(), req))
+	return 0, nil
 }
 
 func (answering) Term() uint64 { return 2 }

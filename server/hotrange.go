@@ -41,8 +41,7 @@ type hotGet struct {
 
 // serve is a rpc.Hot.
 func (h *hotRange) serve(call *rpc.Call, message []byte) bool {
-	c := h.calls
-	if c.debug || c.spans != nil || !c.capable() || c.isLearner() || h.kv.callers.enabled() || c.leader() == 0 {
+	if !h.calls.hot() || h.kv.callers.enabled() {
 		return false
 	}
 	g := &hotGet{hotRange: h, call: call, bytes: len(message), start: time.Now()}
@@ -57,6 +56,11 @@ func (h *hotRange) serve(call *rpc.Call, message []byte) bool {
 	}
 	h.barrier(g.passed)
 	return true
+}
+
+// hot reports whether calls may be served without a handler now.
+func (c *calls) hot() bool {
+	return !c.debug && c.spans == nil && c.capable() && !c.isLearner() && c.leader() != 0
 }
 
 // ofOneKey reports whether a request asks for the newest version of one key and nothing else.

@@ -116,11 +116,10 @@ func (k *kvService) probe(ctx context.Context, serializable bool) error {
 }
 
 func (k *kvService) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
-	req, err := k.admitPut(ctx, r)
-	if err != nil {
+	if err := k.admitPut(r); err != nil {
 		return nil, err
 	}
-	result, err := k.log.propose(ctx, kindPut, req, len(r.Key)+len(r.Value))
+	result, err := k.log.propose(ctx, kindPut, &pb.InternalRaftRequest{Put: r}, putCost(r))
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -133,31 +132,39 @@ func (k *kvService) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse,
 // of its own.
 //
 //go:noinline
-func (k *kvService) admitPut(ctx context.Context, r *pb.PutRequest) (*pb.InternalRaftRequest, error) {
+func (k *kvService) admitPut(r *pb.PutRequest) error {
 	if err := k.quota.check(r); err != nil {
-		return nil, err
+		return err
 	}
 	if err := checkPut(r); err != nil {
-		return nil, err
+		return err
 	}
-	if err := k.limits.checkKey(r.Key); err != nil {
-		return nil, err
-	}
-	return &pb.InternalRaftRequest{Put: r}, nil
+	return k.limits.checkKey(r.Key)
 }
+
+// What requests cost: about what they hold in memory, in bytes, for admission.
+
+func putCost(r *pb.PutRequest) int { return len(r.Key) + len(r.Value) }
+
+func deleteCost(r *pb.DeleteRangeRequest) int { return len(r.Key) + len(r.RangeEnd) }
+
+func txnCost(r *pb.TxnRequest) int { return proto.Size(r) }
+
+// weighsDelete reports whether checkWork looks at a delete.
+func weighsDelete(r *pb.DeleteRangeRequest) bool { return r.PrevKv && len(r.RangeEnd) > 0 }
 
 func (k *kvService) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
 	if err := checkDelete(r); err != nil {
 		return nil, err
 	}
 	req := &pb.InternalRaftRequest{DeleteRange: r}
-	if r.PrevKv && len(r.RangeEnd) > 0 {
+	if weighsDelete(r) {
 		t := k.turns.newTurn(ctx)
 		if err := k.checkWork(t, req); err != nil {
 			return nil, toGRPC(err)
 		}
 	}
-	result, err := k.log.propose(ctx, kindDeleteRange, req, len(r.Key)+len(r.RangeEnd))
+	result, err := k.log.propose(ctx, kindDeleteRange, req, deleteCost(r))
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -174,16 +181,7 @@ func (k *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse,
 
 // txnInTurn is Txn as it is registered; see readingStream.
 func (k *kvService) txnInTurn(t *turn, r *pb.TxnRequest) (*pb.TxnResponse, error) {
-	if err := k.quota.check(r); err != nil {
-		return nil, err
-	}
-	if err := checkTxn(r, k.maxTxnOps); err != nil {
-		return nil, err
-	}
-	if err := k.limits.checkKeys(r); err != nil {
-		return nil, err
-	}
-	if err := k.limits.checkTotal(r); err != nil {
+	if err := k.admitTxn(r); err != nil {
 		return nil, err
 	}
 	resp, err := k.txn(t, r)
@@ -192,6 +190,20 @@ func (k *kvService) txnInTurn(t *turn, r *pb.TxnRequest) (*pb.TxnResponse, error
 	}
 	k.headers.fill(resp.Header)
 	return resp, nil
+}
+
+// admitTxn is what refuses a transaction by itself.
+func (k *kvService) admitTxn(r *pb.TxnRequest) error {
+	if err := k.quota.check(r); err != nil {
+		return err
+	}
+	if err := checkTxn(r, k.maxTxnOps); err != nil {
+		return err
+	}
+	if err := k.limits.checkKeys(r); err != nil {
+		return err
+	}
+	return k.limits.checkTotal(r)
 }
 
 func (k *kvService) txn(t *turn, r *pb.TxnRequest) (*pb.TxnResponse, error) {
@@ -205,7 +217,7 @@ func (k *kvService) txn(t *turn, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 			return nil, err
 		}
 	}
-	result, err := k.log.propose(t.Context, kindTxn, req, proto.Size(r))
+	result, err := k.log.propose(t.Context, kindTxn, req, txnCost(r))
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/replica"
 )
 
 // smallRequest is about what a request without keys and values holds in memory, in bytes, for
@@ -17,6 +18,9 @@ const smallRequest = 64
 // proposer is the raft group as far as it is written to; replica.Replica is one.
 type proposer interface {
 	Propose(ctx context.Context, req *pb.InternalRaftRequest) (command.Result, error)
+	// ProposeThen is Propose that does not wait; CancelProposal ends it early.
+	ProposeThen(req *pb.InternalRaftRequest, then replica.Completion) (id uint64, err error)
+	CancelProposal(id uint64, cause error)
 	// ProposeInTerm is Propose that is given up with ErrNotLeader unless this member
 	// leads in term when raft is handed the request.
 	ProposeInTerm(ctx context.Context, term uint64, req *pb.InternalRaftRequest) (command.Result, error)
@@ -71,6 +75,18 @@ func (p *proposals) admitAndPropose(ctx context.Context, kind requestKind, req *
 		err = result.Err
 	}
 	return
+}
+
+// begin is admitAndPropose for a caller without a goroutine. With an error nothing is left to do;
+// otherwise then is told of the end, and must call ended. REQUIRES: there are no users.
+func (p *proposals) begin(kind requestKind, req *pb.InternalRaftRequest, cost int, start time.Time, then replica.Completion) (id uint64, err error) {
+	if err = p.gate.Enter(cost, false); err != nil {
+		return 0, err
+	}
+	if id, err = p.replica.ProposeThen(req, then); err != nil {
+		p.ended(kind, cost, start, false)
+	}
+	return id, err
 }
 
 // ended is what is left to do once a proposal has ended; see Replica.Propose for why it is apart.

@@ -273,6 +273,9 @@ func (s *Server) RegisterGRPC(g grpc.ServiceRegistrar) {
 			method: s.calls.metrics.grpc.method(rangeMethod, "unary"),
 		}
 		own.Hot(rangeMethod, h.serve)
+		for _, m := range (&hotWrites{kv: s.kv, calls: s.calls}).methods() {
+			own.Hot(m.path, m.serve)
+		}
 	}
 	pb.RegisterLeaseServer(g, s.lease)
 	pb.RegisterClusterServer(g, s.cluster)

@@ -47,7 +47,11 @@ type solo struct {
 	candidate  bool   // while there is no leader
 	backlog    uint64 // committed and not applied, says Status
 
+	// kept are the proposals that have no result until their callers leave; nil: each has one at once.
+	kept map[uint64]replica.Completion
+
 	statuses atomic.Int64 // calls of Status
+	hot      atomic.Int64 // of ProposeThen
 	ids      atomic.Uint64
 	barriers atomic.Int64
 	shared   atomic.Int64 // of barriers, those by ReadBarrierThen
@@ -56,6 +60,12 @@ type solo struct {
 func (r *solo) Propose(ctx context.Context, req *pb.InternalRaftRequest) (command.Result, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.kept != nil {
+		r.mu.Unlock()
+		<-ctx.Done()
+		r.mu.Lock()
+		return command.Result{}, gaveUp(ctx.Err())
+	}
 	if r.proposeErr != nil {
 		return command.Result{}, r.proposeErr
 	}
@@ -65,6 +75,36 @@ func (r *solo) Propose(ctx context.Context, req *pb.InternalRaftRequest) (comman
 	r.proposed = append(r.proposed, proto.Clone(req))
 	r.index++
 	return r.machine.Apply([]command.Entry{{Index: r.index, Term: r.term, Request: req}})[0], nil
+}
+
+// gaveUp is what becomes of a proposal that raft has, and nobody waits for.
+func gaveUp(cause error) error {
+	if cause == context.Canceled {
+		return replica.ErrCanceled
+	}
+	return replica.ErrTimeout
+}
+
+func (r *solo) ProposeThen(req *pb.InternalRaftRequest, then replica.Completion) (uint64, error) {
+	id := uint64(r.hot.Add(1))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.kept != nil {
+		r.kept[id] = then
+		return id, nil
+	}
+	go func() { then.Completed(r.Propose(context.Background(), req)) }()
+	return id, nil
+}
+
+func (r *solo) CancelProposal(id uint64, cause error) {
+	r.mu.Lock()
+	then := r.kept[id]
+	delete(r.kept, id)
+	r.mu.Unlock()
+	if then != nil {
+		then.Completed(command.Result{}, gaveUp(cause))
+	}
 }
 
 func (r *solo) ProposeInTerm(ctx context.Context, term uint64, req *pb.InternalRaftRequest) (command.Result, error) {
