@@ -9,6 +9,7 @@ import (
 	"github.com/belaydb/belay/cli/dev"
 	"github.com/belaydb/belay/cli/doctor"
 	"github.com/belaydb/belay/cli/offline"
+	"github.com/belaydb/belay/cli/proxy"
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/internal/show"
 )
@@ -49,6 +50,8 @@ func complete(how string, words []string, stdin io.Reader, stdout, stderr io.Wri
 		return doctor.Main(append([]string{how}, rest...), stdin, stdout, stderr)
 	case "util":
 		return offline.Main("belay util", append([]string{how}, rest...), stdout, stderr)
+	case "proxy":
+		return proxy.Main("belay proxy", append([]string{how}, rest...), stdout, stderr)
 	case "server":
 		return completeServer(stdout, describe, rest)
 	case "dev":
@@ -69,7 +72,7 @@ func commandChoices(words []string) (choices []config.Choice) {
 	for _, c := range []config.Choice{
 		{Text: "completion", About: "print a completion script for a shell"}, {Text: "ctl", About: "talk to a cluster"},
 		{Text: "dev", About: "run a cluster on this machine"}, {Text: "doctor", About: "say what is wrong with a cluster"}, {Text: "help", About: "print what there is"},
-		{Text: "server", About: "run one member"}, {Text: "util", About: "work on files"}, {Text: "version", About: "print versions"},
+		{Text: "proxy", About: "stand between many clients and a cluster"}, {Text: "server", About: "run one member"}, {Text: "util", About: "work on files"}, {Text: "version", About: "print versions"},
 	} {
 		if len(words) == 0 || strings.HasPrefix(c.Text, words[0]) {
 			choices = append(choices, c)

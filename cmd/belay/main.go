@@ -13,6 +13,7 @@ import (
 	"github.com/belaydb/belay/cli/dev"
 	"github.com/belaydb/belay/cli/doctor"
 	"github.com/belaydb/belay/cli/offline"
+	"github.com/belaydb/belay/cli/proxy"
 	"github.com/belaydb/belay/config"
 )
 
@@ -22,6 +23,7 @@ Usage:
   belay server [flags]    run one member (etcd's flags and ETCD_* variables; --help lists them)
   belay dev [flags]       run a cluster of three members on this machine
   belay ctl COMMAND       talk to a cluster (etcdctl's commands, flags and output)
+  belay proxy [flags]     stand between many clients and a cluster, Belay's or etcd's
   belay doctor            look at a cluster, Belay's or etcd's: which member is in trouble, why, what to do
   belay util COMMAND      work on files: restore a snapshot of etcd's, look into one, look into a raft log
   belay completion SHELL  print a completion script: source <(belay completion bash)
@@ -39,6 +41,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case "etcd":
 		if len(args) > 2 && (args[1] == "__complete" || args[1] == "__completeNoDesc") {
 			return completeServer(stdout, args[1] == "__complete", args[2:])
+		}
+		if len(args) > 1 && (args[1] == "grpc-proxy" || args[1] == "gateway") {
+			return proxy.Main("etcd", args[1:], stdout, stderr)
 		}
 		return serve(config.Etcd, args[1:], stdout, stderr)
 	case "etcdctl":
@@ -60,6 +65,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return dev.Main(args[2:], stdin, stdout, stderr)
 	case "ctl":
 		return ctl.Main("belay ctl", args[2:], stdin, stdout, stderr)
+	case "proxy":
+		return proxy.Main("belay proxy", args[2:], stdout, stderr)
 	case "doctor":
 		return doctor.Main(args[2:], stdin, stdout, stderr)
 	case "util":

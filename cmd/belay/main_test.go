@@ -28,7 +28,7 @@ func TestLogGRPCIsSilent(t *testing.T) {
 
 func TestComplete(t *testing.T) {
 	for line, want := range map[string]string{
-		"belay __completeNoDesc ":                             "completion\nctl\ndev\ndoctor\nhelp\nserver\nutil\nversion\n:4\n",
+		"belay __completeNoDesc ":                             "completion\nctl\ndev\ndoctor\nhelp\nproxy\nserver\nutil\nversion\n:4\n",
 		"belay __complete ct":                                 "ctl\ttalk to a cluster\n:4\n",
 		"belay __completeNoDesc server --na":                  "--name\n:4\n",
 		"belay __completeNoDesc server --log-l":               "--log-level\n:4\n",
@@ -39,6 +39,7 @@ func TestComplete(t *testing.T) {
 		"belay __completeNoDesc dev --mem":                    "--members\n:4\n",
 		"belay __completeNoDesc dev --data-dir ":              ":0\n",
 		"belay __completeNoDesc dev --clean -- --quota":       "--quota-backend-bytes\n:4\n",
+		"belay __completeNoDesc proxy --resolver-t":           "--resolver-ttl\n:4\n",
 		"belay __completeNoDesc completion z":                 "zsh\n:4\n",
 		"belay __completeNoDesc ctl member pro":               "promote\n:4\n",
 		"belay __completeNoDesc ctl get --consis":             "--consistency\n:4\n",

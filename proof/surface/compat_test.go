@@ -44,6 +44,7 @@ import (
 
 	"github.com/belaydb/belay/backup"
 	"github.com/belaydb/belay/cli/ctl"
+	"github.com/belaydb/belay/cli/proxy/relay"
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/lease"
@@ -281,9 +282,12 @@ func registered(t *testing.T) []string {
 	evidence.NewMetrics(reg)
 	reg.MustRegister(usage.NewCollector(nil, func() bool { return true }))
 	server.NewMetrics(reg, server.MetricsOptions{Extensive: true})
+	proxied := prometheus.NewRegistry() // a process of its own, which has some of the same names
+	relay.NewMetrics(proxied)
 	descs := make(chan *prometheus.Desc)
 	go func() {
 		reg.Describe(descs)
+		proxied.Describe(descs)
 		close(descs)
 	}()
 	name := regexp.MustCompile(`fqName: "([^"]+)"`)

@@ -522,9 +522,6 @@ func probes() map[string]probe {
 			}
 			return errors.Join(errs...)
 		},
-		"no-proxies": func(*subject) error {
-			return errors.Join(starts(1, nil, []string{"grpc-proxy", "start"}, `"grpc-proxy" is not a valid flag`), starts(1, nil, []string{"gateway", "start"}, `"gateway" is not a valid flag`))
-		},
 		"no-bbolt-lines": func(s *subject) error { return want("a logger bbolt", s.src.texts["bbolt"], false) },
 		"no-trace-lines": func(s *subject) error {
 			return want("steps of a trace", s.src.texts["agreement among raft nodes before linearized reading"], false)

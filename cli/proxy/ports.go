@@ -1,0 +1,204 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/belaydb/belay/cli/proxy/relay"
+	"github.com/belaydb/belay/listen"
+	"github.com/belaydb/belay/server"
+)
+
+const (
+	// maxReceiveBytes bounds what clients have sent of requests that are not complete, together;
+	// maxPreludeBytes what connections have sent before there is a request.
+	maxReceiveBytes = 256 << 20
+	maxPreludeBytes = 32 << 20
+	maxHeaderBytes  = 64 << 10
+	// gracefulStop is how long calls may go on when the proxy ends.
+	gracefulStop = 2 * time.Second
+	// headerTimeout bounds how long the headers of an HTTP request may take.
+	headerTimeout = 5 * time.Second
+	idleTimeout   = 2 * time.Minute
+)
+
+// ports are the listeners of a proxy. They are used from the goroutine that starts and stops it.
+type ports struct {
+	o      *options
+	logger *zap.Logger
+	failed func(error)
+
+	security   *listen.Security // nil: without TLS
+	clients    *listen.Bound
+	receiving  *listen.Receiving
+	front      *listen.Front
+	metrics    net.Listener // nil: none
+	metricsTLS bool
+
+	memory *listen.Memory // where the proxy reaches itself
+	grpc   *grpc.Server   // nil before serve
+	http   []*http.Server
+}
+
+// openPorts listens and reads the certificates.
+func openPorts(o *options, logger *zap.Logger, failed func(error)) (opened *ports, err error) {
+	ps := &ports{o: o, logger: logger, failed: failed, memory: listen.NewMemory()}
+	defer func() {
+		if err != nil {
+			ps.stop()
+		}
+	}()
+	if ps.security, err = ps.tls(); err != nil {
+		return nil, err
+	}
+	shares, err := listen.Share(server.DescriptorLimit())
+	if err != nil {
+		return nil, err
+	}
+	ps.clients = listen.NewBound(shares.Clients+shares.Peers, func(bool) {
+		logger.Warn("too many connections; closed one that said nothing, or a new one", zap.Int("open-at-most", ps.clients.Max()))
+	})
+	ps.receiving = listen.NewReceiving(maxReceiveBytes, func(closed bool, held int64, remote string) {
+		logger.Warn("refused a call, or closed its connection: too much has come of requests that are not complete",
+			zap.Bool("closed", closed), zap.Int64("held-bytes", held), zap.String("remote-addr", remote))
+	})
+	inner, err := net.Listen("tcp", o.listenAddr)
+	if err != nil {
+		return nil, err
+	}
+	preludes := listen.NewPreludes(maxPreludeBytes, func(held int64, remote string) {
+		logger.Warn("closed a connection that held most of what may have come of TLS handshakes and headers that are not complete",
+			zap.Int64("held-bytes", held), zap.String("remote-addr", remote))
+	})
+	ps.front = listen.NewFront(preludes.Listener(ps.clients.Listener(inner)), listen.FrontOptions{
+		Security: ps.security, GRPC: true, HTTP: true, MaxStreams: o.maxConcurrentStreams,
+		MaxPending: listen.MaxPending(ps.clients.Max()), Receiving: ps.receiving,
+	})
+	logger.Info("listening for gRPC proxy client requests", zap.String("address", o.listenAddr))
+	if o.metricsAddr != "" {
+		if ps.metrics, err = ps.openMetrics(); err != nil {
+			return nil, err
+		}
+	}
+	return ps, nil
+}
+
+// tls reads the certificates of the side that clients see, or makes them; nil: none are given.
+func (ps *ports) tls() (*listen.Security, error) {
+	o := ps.o
+	info := o.listenTLS
+	if info.CertFile == "" && info.KeyFile == "" && info.TrustedCAFile == "" {
+		if !o.autoTLS {
+			return nil, nil
+		}
+		host, _, err := net.SplitHostPort(o.listenAddr)
+		if err != nil {
+			return nil, err
+		}
+		crl := info.CRLFile
+		if info, err = listen.SelfSigned(ps.logger, filepath.Join(o.dataDir, "fixtures", "proxy"), []string{host}, o.selfSignedYears); err != nil {
+			return nil, fmt.Errorf("--auto-tls: %w", err)
+		}
+		info.CRLFile = crl
+	}
+	if err := listen.Restrict(&info, o.cipherSuites, o.tlsMin, o.tlsMax); err != nil {
+		return nil, err
+	}
+	ps.logger.Info("gRPC proxy server TLS", zap.String("tls-info", info.String()))
+	security, err := listen.NewSecurity(info, listen.SecurityOptions{Logger: ps.logger, Rejected: "rejected connection on client endpoint"})
+	if err != nil {
+		return nil, fmt.Errorf("cannot use the files of --cert-file=%s --key-file=%s --trusted-ca-file=%s: %w", info.CertFile, info.KeyFile, info.TrustedCAFile, err)
+	}
+	return security, nil
+}
+
+func (ps *ports) openMetrics() (net.Listener, error) {
+	u, err := url.Parse(ps.o.metricsAddr)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("cannot parse %q: --metrics-addr is http://host:port, or https", ps.o.metricsAddr)
+	}
+	if ps.metricsTLS = u.Scheme == "https"; ps.metricsTLS && ps.security == nil {
+		return nil, fmt.Errorf("--metrics-addr=%s: https needs --cert-file and --key-file, or --auto-tls", ps.o.metricsAddr)
+	}
+	l, err := net.Listen("tcp", u.Host)
+	if err != nil {
+		return nil, err
+	}
+	ps.logger.Info("gRPC proxy listening for metrics", zap.String("address", u.String()))
+	return l, nil
+}
+
+// serve answers calls and requests for pages.
+func (ps *ports) serve(r *relay.Relay, pages pages) {
+	opts := append(r.Options(),
+		grpc.Creds(listen.Credentials()), grpc.InTapHandle(ps.receiving.Tap),
+		grpc.MaxRecvMsgSize(ps.o.maxSend+sendOverheadBytes), grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.MaxConcurrentStreams(ps.o.maxConcurrentStreams))
+	if ps.o.keepaliveMin > 0 {
+		opts = append(opts, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: ps.o.keepaliveMin}))
+	}
+	if ps.o.keepaliveInterval > 0 || ps.o.keepaliveTimeout > 0 {
+		opts = append(opts, grpc.KeepaliveParams(keepalive.ServerParameters{Time: ps.o.keepaliveInterval, Timeout: ps.o.keepaliveTimeout}))
+	}
+	ps.grpc = grpc.NewServer(opts...)
+	go func() { ps.served(ps.grpc.Serve(ps.front.GRPC())) }()
+	go func() { ps.served(ps.grpc.Serve(ps.memory)) }()
+	client := ps.httpServer(pages.clients)
+	go func() { ps.served(ps.front.Serve(client)) }()
+	if ps.metrics != nil {
+		s := ps.httpServer(pages.metrics)
+		ps.logger.Info("gRPC proxy server metrics URL serving")
+		if ps.metricsTLS {
+			front := listen.NewFront(ps.metrics, listen.FrontOptions{Security: ps.security, HTTP: true})
+			go func() { ps.served(front.Serve(s)) }()
+		} else {
+			go func() { ps.served(s.Serve(ps.metrics)) }()
+		}
+	}
+}
+
+func (ps *ports) httpServer(h http.Handler) *http.Server {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, ErrorLog: log.New(io.Discard, "", 0)}
+	listen.FollowHeaders(s)
+	ps.http = append(ps.http, s)
+	return s
+}
+
+// served handles the end of a listener's loop; an unexpected one ends the proxy.
+func (ps *ports) served(err error) {
+	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, grpc.ErrServerStopped) {
+		return
+	}
+	ps.failed(fmt.Errorf("listener failed: %w", err))
+}
+
+// stop closes the listeners, gives calls gracefulStop to end, and ends them.
+func (ps *ports) stop() {
+	if ps.front != nil {
+		_ = ps.front.Close() // it is gone either way
+		ps.logger.Info("stop listening gRPC proxy client requests", zap.String("address", ps.o.listenAddr))
+	}
+	if ps.metrics != nil {
+		_ = ps.metrics.Close()
+	}
+	if ps.grpc != nil {
+		late := time.AfterFunc(gracefulStop, ps.grpc.Stop)
+		ps.grpc.GracefulStop()
+		late.Stop()
+	}
+	for _, s := range ps.http {
+		s.Close()
+	}
+	ps.memory.Close()
+}

@@ -1,0 +1,60 @@
+package relay
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+)
+
+// Metrics are what a proxy counts about calls.
+type Metrics struct {
+	started, handled, received, sent *prometheus.CounterVec
+
+	// The names of etcd's proxy.
+	watchersCoalescing prometheus.Gauge
+	eventsCoalescing   prometheus.Counter
+	cacheKeys          prometheus.Gauge
+	cacheHits          prometheus.Gauge
+	cacheMisses        prometheus.Gauge
+}
+
+// NewMetrics makes the metrics; reg nil means unregistered but working.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	labels := []string{"grpc_type", "grpc_service", "grpc_method"}
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "grpc", Subsystem: "server", Name: name, Help: help}, labels)
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "etcd", Subsystem: "grpc_proxy", Name: name, Help: help})
+	}
+	m := &Metrics{
+		started:            counter("started_total", "RPCs that began on this server.", labels...),
+		handled:            counter("handled_total", "RPCs that ended on this server, with success or not, by code.", append(labels[:3:3], "grpc_code")...),
+		received:           counter("msg_received_total", "Messages received by this server's RPCs.", labels...),
+		sent:               counter("msg_sent_total", "Messages sent by this server's RPCs.", labels...),
+		watchersCoalescing: gauge("watchers_coalescing_total", "Watches of clients that share another client's watch of the cluster now."),
+		eventsCoalescing: prometheus.NewCounter(prometheus.CounterOpts{Namespace: "etcd", Subsystem: "grpc_proxy", Name: "events_coalescing_total",
+			Help: "Events that clients got from another client's watch of the cluster."}),
+		cacheKeys:   gauge("cache_keys_total", "Keys or ranges in the cache; 0: there is none."),
+		cacheHits:   gauge("cache_hits_total", "Reads answered from the cache; 0: there is none."),
+		cacheMisses: gauge("cache_misses_total", "Serializable reads that the cluster answered."),
+	}
+	if reg != nil {
+		reg.MustRegister(m.started, m.handled, m.received, m.sent, m.watchersCoalescing, m.eventsCoalescing, m.cacheKeys, m.cacheHits, m.cacheMisses)
+	}
+	return m
+}
+
+// methodCounts are one method's counters.
+type methodCounts struct {
+	started, received, sent prometheus.Counter
+	handled                 *prometheus.CounterVec // by code
+}
+
+func (m *Metrics) method(kind, service, name string) *methodCounts {
+	return &methodCounts{
+		started: m.started.WithLabelValues(kind, service, name), received: m.received.WithLabelValues(kind, service, name), sent: m.sent.WithLabelValues(kind, service, name),
+		handled: m.handled.MustCurryWith(prometheus.Labels{"grpc_type": kind, "grpc_service": service, "grpc_method": name}),
+	}
+}
+
+func (c *methodCounts) ended(code codes.Code) { c.handled.WithLabelValues(code.String()).Inc() }

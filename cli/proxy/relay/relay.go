@@ -1,0 +1,398 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync/atomic"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/cli/proxy/upstream"
+)
+
+// Config is what a Relay is made from.
+type Config struct {
+	Cluster   *upstream.Set
+	Namespace string // of all keys; "": none
+	// MemberList, if not nil, are the members that clients are told in place of the cluster's.
+	MemberList func() []*pb.Member
+	// OneFloor: no response is older than what any connection has had.
+	OneFloor bool
+	// LogPayloads logs every message.
+	LogPayloads bool
+	Metrics     *Metrics    // [unregistered]
+	Logger      *zap.Logger // nil: none
+}
+
+// A Relay answers calls.
+type Relay struct {
+	cfg      Config
+	ns       namespace
+	methods  map[string]*method
+	unknown  *method
+	payloads *payloadLog
+	floor    *atomic.Int64 // nil: each connection has its own
+}
+
+// New makes a Relay.
+func New(cfg Config) (*Relay, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics(nil)
+	}
+	r := &Relay{cfg: cfg, ns: namespace(cfg.Namespace)}
+	var err error
+	if r.methods, err = allMethods(); err != nil {
+		return nil, err
+	}
+	for _, m := range r.methods {
+		m.counts = cfg.Metrics.method(m.kind(), m.service, m.name)
+	}
+	// One for all: clients make no series of their own.
+	r.unknown = &method{service: "unknown", name: "unknown", clientStreams: true, serverStreams: true}
+	r.unknown.counts = cfg.Metrics.method(r.unknown.kind(), "unknown", "unknown")
+	if cfg.LogPayloads {
+		r.payloads = &payloadLog{cfg.Logger}
+	}
+	if cfg.OneFloor {
+		r.floor = new(atomic.Int64)
+	}
+	return r, nil
+}
+
+// Options are what a grpc.Server must be made with so that the Relay answers its calls.
+func (r *Relay) Options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(upstream.Codec()),
+		grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error { return r.handle(s) }),
+		grpc.StatsHandler(connections{r}),
+	}
+}
+
+type clientKey struct{}
+
+// connections gives each connection its upstream.Client.
+type connections struct{ *Relay }
+
+func (c connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
+	return context.WithValue(ctx, clientKey{}, upstream.NewClient(c.floor))
+}
+func (connections) HandleConn(context.Context, stats.ConnStats)                     {}
+func (connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+func (connections) HandleRPC(context.Context, stats.RPCStats)                       {}
+
+// A call is one call of a client.
+type call struct {
+	*Relay
+	method *method
+	full   string
+	stream grpc.ServerStream
+	client *upstream.Client
+	// ctx is for the call to a member: the client's metadata and deadline.
+	ctx context.Context
+}
+
+func (r *Relay) handle(s grpc.ServerStream) error {
+	full, _ := grpc.MethodFromServerStream(s)
+	c := &call{Relay: r, method: r.methods[full], full: full, stream: s, ctx: outgoing(s.Context())}
+	if c.method == nil {
+		c.method = r.unknown
+	}
+	if c.client, _ = s.Context().Value(clientKey{}).(*upstream.Client); c.client == nil {
+		c.client = upstream.NewClient(r.floor)
+	}
+	c.method.counts.started.Inc()
+	err := c.answer()
+	if err != nil && s.Context().Err() != nil && status.Code(err) == codes.Unknown {
+		err = status.FromContextError(s.Context().Err()).Err()
+	}
+	c.method.counts.ended(status.Code(err))
+	return err
+}
+
+func (c *call) answer() error {
+	switch {
+	case c.method.clientStreams:
+		return c.both()
+	case c.method.serverStreams:
+		return c.many()
+	}
+	return c.one()
+}
+
+// receive takes a message from the client.
+func (c *call) receive() (*upstream.Frame, error) {
+	f := &upstream.Frame{}
+	if err := c.stream.RecvMsg(f); err != nil {
+		return nil, err
+	}
+	c.method.counts.received.Inc()
+	c.payloads.request(c.stream.Context(), c.method, f.Head)
+	if c.ns == "" || c.method.request == nil {
+		return f, nil
+	}
+	m, err := decode(c.method.request, f.Head)
+	if err != nil {
+		return nil, status.Errorf(codes.Internal, "grpc: error unmarshalling request: %v", err)
+	}
+	if err := c.ns.request(m); err != nil {
+		return nil, err
+	}
+	return encode(m)
+}
+
+func encode(m proto.Message) (*upstream.Frame, error) {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &upstream.Frame{Head: b}, nil
+}
+
+// send gives a message to the client.
+func (c *call) send(f *upstream.Frame) error {
+	if members := c.cfg.MemberList; members != nil && c.full == memberListMethod {
+		var err error
+		if f, err = withMembers(f, members()); err != nil {
+			return err
+		}
+	}
+	if c.ns != "" && c.method.answer != nil {
+		m, err := decode(c.method.answer, f.Head)
+		if err != nil {
+			return status.Error(codes.Internal, err.Error())
+		}
+		c.ns.answer(m)
+		if f, err = encode(m); err != nil {
+			return err
+		}
+	}
+	c.payloads.answer(c.stream.Context(), c.method, f.Head)
+	c.method.counts.sent.Inc()
+	return c.stream.SendMsg(f)
+}
+
+func withMembers(f *upstream.Frame, members []*pb.Member) (*upstream.Frame, error) {
+	r := &pb.MemberListResponse{}
+	if err := proto.Unmarshal(f.Head, r); err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	r.Members = members
+	return encode(r)
+}
+
+// one is a unary call.
+func (c *call) one() error {
+	f, err := c.receive()
+	if err != nil {
+		return err
+	}
+	request := upstream.Request{Method: c.full, Frame: f, Read: c.method.read, Ordered: c.method.ordered}
+	if c.full == rangeMethod {
+		if serializable(f.Head) {
+			c.cfg.Metrics.cacheMisses.Inc()
+			request.Fresh = linearizable(f)
+		}
+	}
+	resp, err := c.cfg.Cluster.Call(c.ctx, c.client, request)
+	if len(resp.Header) > 0 {
+		if err := c.stream.SetHeader(passed(resp.Header)); err != nil {
+			return err
+		}
+	}
+	c.stream.SetTrailer(passed(resp.Trailer))
+	if err != nil {
+		return err
+	}
+	return c.send(&resp.Frame)
+}
+
+// serializable reports whether a RangeRequest is one.
+func serializable(b []byte) (yes bool) {
+	const serializableField = 7
+	for len(b) > 0 {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return false
+		}
+		b = b[n:]
+		if n = protowire.ConsumeFieldValue(number, kind, b); n < 0 {
+			return false
+		}
+		if number == serializableField && kind == protowire.VarintType {
+			v, _ := protowire.ConsumeVarint(b)
+			yes = v != 0
+		}
+		b = b[n:]
+	}
+	return yes
+}
+
+// linearizable is the same RangeRequest as a linearizable one: of a field that comes twice the last
+// one counts.
+func linearizable(f *upstream.Frame) *upstream.Frame {
+	const serializableField = 7
+	b := append([]byte(nil), f.Head...)
+	b = protowire.AppendTag(b, serializableField, protowire.VarintType)
+	return &upstream.Frame{Head: protowire.AppendVarint(b, 0)}
+}
+
+// many is a call with one request and a stream of answers. Until the first answer has come it may be
+// asked elsewhere.
+func (c *call) many() error {
+	f, err := c.receive()
+	if err != nil {
+		return err
+	}
+	s, first, cancel, err := c.begin(f)
+	defer cancel()
+	if s == nil {
+		return err
+	}
+	if err == nil {
+		if header, err := s.Header(); err == nil {
+			if err := c.stream.SetHeader(passed(header)); err != nil {
+				return err
+			}
+		}
+		if err = c.send(first); err != nil {
+			return err
+		}
+		err = c.copyAnswers(s)
+	}
+	c.stream.SetTrailer(passed(s.Trailer()))
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// begin opens a call with one request at a member and waits for its first answer. While that is an
+// error after which the call may be asked again, or one that is too old, others are asked. cancel
+// ends the call. The stream is nil if none was opened, and io.EOF an end without an answer.
+func (c *call) begin(f *upstream.Frame) (s grpc.ClientStream, first *upstream.Frame, cancel context.CancelFunc, err error) {
+	const attempts = 4
+	for count := 1; ; count++ {
+		var ctx context.Context
+		ctx, cancel = context.WithCancel(c.ctx)
+		if s, _, err = c.cfg.Cluster.Open(ctx, c.client, &grpc.StreamDesc{ServerStreams: true}, c.full); err != nil {
+			return nil, nil, cancel, err
+		}
+		first = &upstream.Frame{}
+		if err = s.SendMsg(f); err == nil || errors.Is(err, io.EOF) { // with EOF, RecvMsg has the error
+			if err = s.CloseSend(); err == nil {
+				err = s.RecvMsg(first)
+			}
+		}
+		again := false
+		if count < attempts && c.ctx.Err() == nil {
+			switch {
+			case err == nil && c.full == rangeStream && !c.client.Advance(streamRevision(first)):
+				f, again = linearizable(f), true
+			case status.Code(err) == codes.Unavailable:
+				again = c.method.read
+			}
+		}
+		if !again {
+			return s, first, cancel, err
+		}
+		cancel()
+	}
+}
+
+// streamRevision is the revision in a RangeStreamResponse, whose header is in the response in it.
+func streamRevision(f *upstream.Frame) int64 {
+	r := &pb.RangeStreamResponse{}
+	if proto.Unmarshal(f.Head, r) != nil {
+		return 0
+	}
+	return r.GetRangeResponse().GetHeader().GetRevision()
+}
+
+// copyAnswers gives the client what comes, until it ends; io.EOF: well.
+func (c *call) copyAnswers(s grpc.ClientStream) error {
+	for {
+		f := &upstream.Frame{}
+		if err := s.RecvMsg(f); err != nil {
+			return err
+		}
+		if err := c.send(f); err != nil {
+			return err
+		}
+	}
+}
+
+// both is a call with streams in both directions.
+func (c *call) both() error {
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	s, _, err := c.cfg.Cluster.Open(ctx, c.client, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, c.full)
+	if err != nil {
+		return err
+	}
+	refused := make(chan error, 1)
+	// Not waited for: it ends with the call.
+	go func() {
+		for {
+			f, err := c.receive()
+			if errors.Is(err, io.EOF) {
+				_ = s.CloseSend() // RecvMsg has its error
+				return
+			}
+			if err == nil {
+				err = s.SendMsg(f)
+			}
+			if errors.Is(err, io.EOF) {
+				return // RecvMsg has the error
+			}
+			if err != nil {
+				refused <- err
+				cancel()
+				return
+			}
+		}
+	}()
+	err = c.copyAnswers(s)
+	select {
+	case err := <-refused:
+		return err
+	default:
+	}
+	c.stream.SetTrailer(passed(s.Trailer()))
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// outgoing is a context for a call to a member on behalf of the client whose call's context this is.
+func outgoing(ctx context.Context) context.Context {
+	md, _ := metadata.FromIncomingContext(ctx)
+	return metadata.NewOutgoingContext(ctx, passed(md))
+}
+
+// passed is the metadata that is meant for the other end, not for this connection.
+func passed(md metadata.MD) metadata.MD {
+	out := make(metadata.MD, len(md))
+	for key, values := range md {
+		switch {
+		case strings.HasPrefix(key, ":"), strings.HasPrefix(key, "grpc-"):
+		case key == "content-type", key == "user-agent", key == "te", key == "host":
+		default:
+			out[key] = values
+		}
+	}
+	return out
+}

@@ -1,0 +1,188 @@
+package upstream
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// readAttempts is how often a read is asked that members answer with Unavailable.
+	readAttempts = 4
+	// pause is the time before a request is repeated when every member has been asked.
+	pause = 50 * time.Millisecond
+)
+
+// attempt is what the transport says about a request.
+type attempt struct{ sent atomic.Bool }
+
+type attemptKey struct{}
+
+// sentHandler notes when a request may have left: grpc opens a stream on a connection, and tells
+// it, before anything of the request is written. An attempt that grpc itself begins anew is one of
+// which the member has said that it was not looked at.
+type sentHandler struct{}
+
+func (sentHandler) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+func (sentHandler) HandleRPC(ctx context.Context, s stats.RPCStats) {
+	a, ok := ctx.Value(attemptKey{}).(*attempt)
+	if !ok {
+		return
+	}
+	switch s.(type) {
+	case *stats.Begin:
+		a.sent.Store(false)
+	case *stats.OutHeader:
+		a.sent.Store(true)
+	}
+}
+
+func (sentHandler) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+func (sentHandler) HandleConn(context.Context, stats.ConnStats)                       {}
+
+// A Request is one unary request.
+type Request struct {
+	Method string
+	Frame  *Frame
+	// Read: it may be asked twice.
+	Read bool
+	// Ordered: a response that is older than what the client has seen is not taken.
+	Ordered bool
+	// Fresh, if not nil, is the request to ask instead when a response was too old.
+	Fresh *Frame
+}
+
+// A Response is the answer to a request, with what came beside it. Header and Trailer are set for an
+// error, too.
+type Response struct {
+	Frame           Frame
+	Header, Trailer metadata.MD
+}
+
+// Call asks a member, and others if the request certainly did not run or is a read. Its errors are
+// those of the members, with their texts.
+func (s *Set) Call(ctx context.Context, c *Client, r Request) (*Response, error) {
+	started := time.Now()
+	var tried []*Member
+	for count := 1; ; count++ {
+		m, serving, err := s.Pick(ctx, c, tried...)
+		if err != nil {
+			return &Response{}, err
+		}
+		resp, sent, err := s.ask(ctx, m, serving, &r)
+		if err == nil && r.Ordered && !c.Advance(resp.Frame.Revision()) {
+			// Only a serializable read can be older: whatever has written is newer than all that was
+			// seen.
+			if count >= readAttempts {
+				return resp, status.Error(codes.Unavailable, "belay proxy: the members that can be reached are behind what this connection has read")
+			}
+			if r.Fresh != nil {
+				r.Frame = r.Fresh
+			}
+			tried = append(tried, m)
+			continue
+		}
+		if err == nil || !repeatable(ctx, &r, sent, err) || (sent && count >= readAttempts) || time.Since(started) > s.cfg.Patience {
+			return resp, err
+		}
+		if tried = append(tried, m); len(tried) >= len(s.Members()) {
+			tried = tried[:0]
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return resp, status.FromContextError(ctx.Err()).Err()
+			}
+		}
+	}
+}
+
+// Advance notes that the client has seen a revision; false: it has seen a newer one. 0 is a response
+// that tells none.
+func (c *Client) Advance(revision int64) bool {
+	if revision == 0 {
+		return true
+	}
+	for {
+		seen := c.seen.Load()
+		if revision < seen {
+			return false
+		}
+		if revision == seen || c.seen.CompareAndSwap(seen, revision) {
+			return true
+		}
+	}
+}
+
+// ask asks one member; sent says whether the request may have run.
+func (s *Set) ask(ctx context.Context, m *Member, serving context.Context, r *Request) (resp *Response, sent bool, err error) {
+	resp = &Response{}
+	if r.Read { // one that waits for a member in vain is asked elsewhere
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(serving, cancel)()
+	}
+	a := &attempt{}
+	err = m.conn.Invoke(context.WithValue(ctx, attemptKey{}, a), r.Method, r.Frame, &resp.Frame, grpc.Header(&resp.Header), grpc.Trailer(&resp.Trailer))
+	return resp, a.sent.Load(), err
+}
+
+// repeatable reports whether a request that failed may be asked again.
+func repeatable(ctx context.Context, r *Request, sent bool, err error) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	switch status.Code(err) {
+	case codes.Unavailable:
+		return r.Read || !sent
+	case codes.Canceled: // by us: the client is still there
+		return r.Read
+	}
+	return false
+}
+
+// Open opens a stream at a member. Until it returns without an error nothing has left that could
+// have run. The stream's context is ctx.
+func (s *Set) Open(ctx context.Context, c *Client, desc *grpc.StreamDesc, method string) (grpc.ClientStream, *Member, error) {
+	started := time.Now()
+	var tried []*Member
+	for {
+		m, _, err := s.Pick(ctx, c, tried...)
+		if err != nil {
+			return nil, nil, err
+		}
+		stream, err := m.conn.NewStream(ctx, desc, method)
+		if err == nil || status.Code(err) != codes.Unavailable || ctx.Err() != nil || time.Since(started) > s.cfg.Patience {
+			return stream, m, err
+		}
+		if !slices.Contains(tried, m) {
+			tried = append(tried, m)
+		}
+		if len(tried) >= len(s.Members()) {
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return nil, nil, status.FromContextError(ctx.Err()).Err()
+			}
+		}
+	}
+}
+
+// OpenAt is Open at the one member that it returns, once, with the context that ends when the member
+// is not fit any more.
+func (s *Set) OpenAt(ctx context.Context, desc *grpc.StreamDesc, method string, except ...*Member) (grpc.ClientStream, *Member, context.Context, error) {
+	m, serving, err := s.Pick(ctx, nil, except...)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	stream, err := m.conn.NewStream(ctx, desc, method)
+	return stream, m, serving, err
+}

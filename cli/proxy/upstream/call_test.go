@@ -1,0 +1,263 @@
+package upstream
+
+import (
+	"context"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// A fake is a member that answers as a test says.
+type fake struct {
+	pb.UnimplementedKVServer
+	pb.UnimplementedMaintenanceServer
+	address string
+	server  *grpc.Server
+
+	puts, ranges atomic.Int64
+	answer       func(ctx context.Context) error
+	revision     atomic.Int64
+	leader       atomic.Uint64
+}
+
+func newFake(t *testing.T, answer func(ctx context.Context) error) *fake {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fake{address: l.Addr().String(), server: grpc.NewServer(), answer: answer}
+	f.leader.Store(1)
+	f.revision.Store(1)
+	pb.RegisterKVServer(f.server, f)
+	pb.RegisterMaintenanceServer(f.server, f)
+	go f.server.Serve(l)
+	t.Cleanup(f.server.Stop)
+	return f
+}
+
+func (f *fake) Put(ctx context.Context, _ *pb.PutRequest) (*pb.PutResponse, error) {
+	f.puts.Add(1)
+	return &pb.PutResponse{Header: &pb.ResponseHeader{Revision: f.revision.Load()}}, f.answer(ctx)
+}
+
+func (f *fake) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	f.ranges.Add(1)
+	return &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: f.revision.Load()}, More: r.Serializable}, f.answer(ctx)
+}
+
+func (f *fake) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+	return &pb.StatusResponse{Leader: f.leader.Load()}, nil
+}
+
+func well(context.Context) error { return nil }
+
+func newSet(t *testing.T, fakes ...*fake) *Set {
+	t.Helper()
+	var endpoints []string
+	for _, f := range fakes {
+		endpoints = append(endpoints, f.address)
+	}
+	s, err := New(Config{Patience: 30 * time.Second}, endpoints)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	until(t, func() bool { return s.Fit() == len(fakes) })
+	return s
+}
+
+func until(t *testing.T, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it did not come to be")
+		}
+	}
+}
+
+func request(t *testing.T, method string, m proto.Message) Request {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Request{Method: "/etcdserverpb.KV/" + method, Frame: &Frame{Head: b}, Read: method == "Range", Ordered: true}
+}
+
+// TestWritesOnce: a write that reached a member is never sent to another, whatever became of it, and
+// one that did not is.
+func TestWritesOnce(t *testing.T) {
+	t.Parallel()
+	var fakes []*fake
+	for range 2 {
+		fakes = append(fakes, newFake(t, func(context.Context) error { return status.Error(codes.Unavailable, "etcdserver: leader changed") }))
+	}
+	s := newSet(t, fakes...)
+	client := NewClient(nil)
+	if _, err := s.Call(t.Context(), client, request(t, "Put", &pb.PutRequest{})); status.Convert(err).Message() != "etcdserver: leader changed" {
+		t.Errorf("the member's error is %v", err)
+	}
+	if n := fakes[0].puts.Load() + fakes[1].puts.Load(); n != 1 {
+		t.Errorf("a write came %d times", n)
+	}
+	// A connection that breaks while a write runs.
+	for _, f := range fakes {
+		f.puts.Store(0)
+		f.answer = func(ctx context.Context) error { go f.server.Stop(); <-ctx.Done(); return ctx.Err() }
+	}
+	if _, err := s.Call(t.Context(), client, request(t, "Put", &pb.PutRequest{})); status.Code(err) != codes.Unavailable {
+		t.Errorf("a member that dies: %v", err)
+	}
+	if n := fakes[0].puts.Load() + fakes[1].puts.Load(); n != 1 {
+		t.Errorf("a write came %d times", n)
+	}
+	fakes[0].answer, fakes[1].answer = well, well
+	// Whichever has died, writes that were not sent go to the other.
+	for range 20 {
+		if _, err := s.Call(t.Context(), client, request(t, "Put", &pb.PutRequest{})); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestReadsGoOn: reads are asked elsewhere when a member dies, refuses or does not answer.
+func TestReadsGoOn(t *testing.T) {
+	t.Parallel()
+	hung := newFake(t, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+	good := newFake(t, well)
+	s := newSet(t, hung, good)
+	client := NewClient(nil)
+	for hung.ranges.Load() == 0 { // in turn
+		done := make(chan error, 1)
+		go func() {
+			_, err := s.Call(t.Context(), NewClient(nil), request(t, "Range", &pb.RangeRequest{}))
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	hung.leader.Store(0)
+	until(t, func() bool { return s.Fit() == 1 })
+	for range 10 {
+		if _, err := s.Call(t.Context(), client, request(t, "Range", &pb.RangeRequest{})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hung.leader.Store(1)
+	hung.answer = func(context.Context) error { return status.Error(codes.Unavailable, "etcdserver: no leader") }
+	until(t, func() bool { return s.Fit() == 2 })
+	for range 10 {
+		if _, err := s.Call(t.Context(), NewClient(nil), request(t, "Range", &pb.RangeRequest{})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	good.answer = hung.answer // everywhere: then it is the client's
+	if _, err := s.Call(t.Context(), client, request(t, "Range", &pb.RangeRequest{})); status.Convert(err).Message() != "etcdserver: no leader" {
+		t.Errorf("an error of all members: %v", err)
+	}
+}
+
+// TestNeverBack: a connection that has read a revision does not read an older one from another member:
+// the read becomes linearizable.
+func TestNeverBack(t *testing.T) {
+	t.Parallel()
+	ahead, behind := newFake(t, well), newFake(t, well)
+	ahead.revision.Store(10)
+	s := newSet(t, ahead, behind)
+	client := NewClient(nil)
+	r := request(t, "Range", &pb.RangeRequest{Serializable: true})
+	fresh := request(t, "Range", &pb.RangeRequest{})
+	r.Fresh = fresh.Frame
+	for client.seen.Load() < 10 {
+		client.member.Store(nil)
+		if _, err := s.Call(t.Context(), client, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, m := range s.Members() { // prefer the one that is behind
+		if m.Endpoint == behind.address {
+			client.member.Store(m)
+		}
+	}
+	resp, err := s.Call(t.Context(), client, r)
+	if err != nil || resp.Frame.Revision() != 10 {
+		t.Fatalf("%v, revision %d", err, resp.Frame.Revision())
+	}
+	answer := &pb.RangeResponse{}
+	if err := proto.Unmarshal(resp.Frame.Head, answer); err != nil || answer.More {
+		t.Errorf("it was asked for a serializable read again: %v, %v", answer, err)
+	}
+	ahead.server.Stop()
+	until(t, func() bool { return s.Fit() == 1 })
+	if _, err := s.Call(t.Context(), client, r); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "behind what this connection has read") {
+		t.Errorf("only a member that is behind is left: %v", err)
+	}
+}
+
+// TestUpdate: members come and go.
+func TestUpdate(t *testing.T) {
+	t.Parallel()
+	one, two := newFake(t, well), newFake(t, well)
+	s := newSet(t, one)
+	kept := s.Members()[0]
+	if err := s.Update([]string{one.address, two.address}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() bool { return s.Fit() == 2 })
+	if s.Members()[0] != kept {
+		t.Error("the connection that was there is not kept")
+	}
+	if err := s.Update([]string{two.address}); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Endpoints(); len(got) != 1 || got[0] != two.address {
+		t.Errorf("endpoints %q", got)
+	}
+	for range 5 {
+		if _, err := s.Call(t.Context(), NewClient(nil), request(t, "Put", &pb.PutRequest{})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if one.puts.Load() > 0 {
+		t.Error("a member that is gone got a call")
+	}
+}
+
+func TestParse(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]endpoint{
+		"127.0.0.1:2379":   {"tcp", "127.0.0.1:2379", "127.0.0.1", false},
+		"http://h:1":       {"tcp", "h:1", "h", false},
+		"https://h:1":      {"tcp", "h:1", "h", true},
+		"[::1]:1":          {"tcp", "[::1]:1", "::1", false},
+		"unix:///a/b.sock": {"unix", "/a/b.sock", "b.sock", false},
+		"unixs://b:0":      {"unix", "b:0", "b", true},
+		"unix:b":           {"unix", "b", "b", false},
+	} {
+		if got, err := parse(text, false); err != nil || got != want {
+			t.Errorf("%s: %v, %v", text, got, err)
+		}
+	}
+	if got, err := parse("h:1", true); err != nil || !got.secure {
+		t.Errorf("with files for TLS: %v, %v", got, err)
+	}
+	for _, text := range []string{"", "h", "h:", "ftp://h:1", "unix:"} {
+		if got, err := parse(text, false); err == nil {
+			t.Errorf("%q is %v", text, got)
+		}
+	}
+}

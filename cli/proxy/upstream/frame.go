@@ -1,0 +1,81 @@
+package upstream
+
+import (
+	"fmt"
+
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+// A Frame is a message as it is on the wire: Head and then Body. A message is split where its second
+// part is the same for many receivers.
+type Frame struct{ Head, Body []byte }
+
+// Codec encodes Frames as they are, and other messages as protobuf.
+func Codec() encoding.CodecV2 { return codec{} }
+
+type codec struct{}
+
+func (codec) Name() string { return "proto" }
+
+func (codec) Marshal(v any) (mem.BufferSlice, error) {
+	switch m := v.(type) {
+	case *Frame:
+		if len(m.Body) == 0 {
+			return mem.BufferSlice{mem.SliceBuffer(m.Head)}, nil
+		}
+		return mem.BufferSlice{mem.SliceBuffer(m.Head), mem.SliceBuffer(m.Body)}, nil
+	case proto.Message:
+		b, err := proto.Marshal(m)
+		return mem.BufferSlice{mem.SliceBuffer(b)}, err
+	}
+	return nil, fmt.Errorf("upstream: %T is no message", v)
+}
+
+func (codec) Unmarshal(data mem.BufferSlice, v any) error {
+	switch m := v.(type) {
+	case *Frame:
+		m.Head, m.Body = data.Materialize(), nil
+		return nil
+	case proto.Message:
+		return proto.Unmarshal(data.Materialize(), m)
+	}
+	return fmt.Errorf("upstream: %T is no message", v)
+}
+
+// Revision is the revision in the header of a response; 0 if it has none. Of all responses of etcd's
+// API the header is field 1.
+func (f *Frame) Revision() int64 {
+	header := field(f.Head, 1)
+	for len(header) > 0 {
+		number, kind, n := protowire.ConsumeTag(header)
+		if n < 0 {
+			return 0
+		}
+		header = header[n:]
+		if number == 3 && kind == protowire.VarintType {
+			v, _ := protowire.ConsumeVarint(header)
+			return int64(v)
+		}
+		if n = protowire.ConsumeFieldValue(number, kind, header); n < 0 {
+			return 0
+		}
+		header = header[n:]
+	}
+	return 0
+}
+
+// field is the bytes of the first field of this number, which every encoder writes in order.
+func field(message []byte, want protowire.Number) []byte {
+	number, kind, n := protowire.ConsumeTag(message)
+	if n < 0 || number != want || kind != protowire.BytesType {
+		return nil
+	}
+	b, n := protowire.ConsumeBytes(message[n:])
+	if n < 0 {
+		return nil
+	}
+	return b
+}

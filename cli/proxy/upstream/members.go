@@ -1,0 +1,407 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// ProbeInterval is the time between two questions for a member's status, probeTimeout how long it
+	// has for the answer.
+	ProbeInterval = 2 * time.Second
+	probeTimeout  = time.Second
+
+	// streamWindowBytes is what a member may send of one stream before the proxy has passed it on;
+	// together with maxFrameBytes it bounds what a call costs. connWindowBytes is for all of a
+	// connection's streams; grpc gives it back without waiting for a stream's reader.
+	streamWindowBytes = 1 << 20
+	connWindowBytes   = 16 << 20
+)
+
+// Config is what a Set is made from.
+type Config struct {
+	TLS *tls.Config // nil: none, unless an endpoint asks for it
+	// KeepaliveTime is how long a connection is silent before it is pinged (0: never), KeepaliveTimeout
+	// how long the answer may take [20 s].
+	KeepaliveTime, KeepaliveTimeout time.Duration
+	PermitWithoutStream             bool
+	MaxRecvBytes                    int // of one message [2 GiB]
+	// Patience is how long a call waits until a member can be reached [10 s].
+	Patience time.Duration
+	Logger   *zap.Logger // nil: none
+}
+
+// A Set is the members of the cluster, as far as they are known.
+type Set struct {
+	cfg    Config
+	logger *zap.Logger
+	next   atomic.Uint32 // round robin
+	ctx    context.Context
+	stop   context.CancelFunc
+
+	mu      sync.Mutex
+	members []*Member
+	changed chan struct{} // closed, and replaced, when a member's state has changed
+}
+
+// A Member is one member of the cluster.
+type Member struct {
+	set      *Set
+	Endpoint string
+	Secure   bool // with TLS
+	conn     *grpc.ClientConn
+	stop     context.CancelFunc
+
+	// Guarded by the Set's mu.
+	ready bool
+	// healthy: the last answer to a probe said that it serves.
+	healthy bool
+	leader  uint64
+	// serving ends when the member is not fit for calls any more; there is a new one when it is again.
+	serving context.Context
+	unfit   context.CancelFunc
+}
+
+// New makes a Set of the endpoints, each once. It connects in the background.
+func New(cfg Config, endpoints []string) (*Set, error) {
+	if cfg.Patience == 0 {
+		cfg.Patience = 10 * time.Second
+	}
+	if cfg.KeepaliveTimeout == 0 {
+		cfg.KeepaliveTimeout = 20 * time.Second
+	}
+	if cfg.MaxRecvBytes == 0 {
+		cfg.MaxRecvBytes = math.MaxInt32
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
+	s := &Set{cfg: cfg, logger: cfg.Logger, changed: make(chan struct{})}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	if err := s.Update(endpoints); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close ends all connections.
+func (s *Set) Close() {
+	s.stop()
+	s.mu.Lock()
+	members := s.members
+	s.members = nil
+	s.mu.Unlock()
+	for _, m := range members {
+		m.close()
+	}
+}
+
+func (m *Member) close() {
+	m.stop()
+	_ = m.conn.Close()
+}
+
+// Update makes the endpoints those of the Set. Connections that remain are left alone; calls that
+// run on another one end.
+func (s *Set) Update(endpoints []string) error {
+	parsed := make(map[string]endpoint)
+	for _, text := range endpoints {
+		e, err := parse(text, s.cfg.TLS != nil)
+		if err != nil {
+			return err
+		}
+		parsed[text] = e
+	}
+	if len(parsed) == 0 {
+		return fmt.Errorf("no endpoints")
+	}
+	var members, gone []*Member
+	defer func() {
+		for _, m := range gone {
+			m.close()
+		}
+	}()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return s.ctx.Err()
+	}
+	for _, m := range s.members {
+		if _, kept := parsed[m.Endpoint]; kept {
+			members = append(members, m)
+			delete(parsed, m.Endpoint)
+		} else {
+			gone = append(gone, m)
+		}
+	}
+	for _, text := range endpoints { // in the order of the flag
+		e, missing := parsed[text]
+		if !missing {
+			continue
+		}
+		delete(parsed, text)
+		m, err := s.connect(text, e)
+		if err != nil {
+			return err
+		}
+		members = append(members, m)
+	}
+	s.members = members
+	return nil
+}
+
+func (s *Set) connect(text string, e endpoint) (*Member, error) {
+	creds := insecure.NewCredentials()
+	if e.secure {
+		c := &tls.Config{MinVersion: tls.VersionTLS12}
+		if s.cfg.TLS != nil {
+			c = s.cfg.TLS.Clone()
+		}
+		if c.ServerName == "" {
+			c.ServerName = e.serverName
+		}
+		creds = credentials.NewTLS(c)
+	}
+	opts := []grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
+		grpc.WithAuthority(e.serverName),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, e.network, e.address)
+		}),
+		grpc.WithIdleTimeout(0),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDisableRetry(),
+		grpc.WithNoProxy(),
+		grpc.WithStatsHandler(sentHandler{}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: 3 * time.Second,
+		}),
+		grpc.WithStaticStreamWindowSize(streamWindowBytes),
+		grpc.WithStaticConnWindowSize(connWindowBytes),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec{}), grpc.MaxCallRecvMsgSize(s.cfg.MaxRecvBytes), grpc.MaxCallSendMsgSize(math.MaxInt32)),
+	}
+	if s.cfg.KeepaliveTime > 0 {
+		opts = append(opts, grpc.WithKeepaliveParams(keepalive.ClientParameters{
+			Time: s.cfg.KeepaliveTime, Timeout: s.cfg.KeepaliveTimeout, PermitWithoutStream: s.cfg.PermitWithoutStream,
+		}))
+	}
+	conn, err := grpc.NewClient("passthrough:///"+e.address, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("endpoint %q: %w", text, err)
+	}
+	m := &Member{set: s, Endpoint: text, Secure: e.secure, conn: conn}
+	var ctx context.Context
+	ctx, m.stop = context.WithCancel(s.ctx)
+	m.serving, m.unfit = context.WithCancel(ctx)
+	go m.keepConnected(ctx)
+	go m.probe(ctx)
+	return m, nil
+}
+
+// keepConnected follows the connection, and connects again at once when it has ended.
+func (m *Member) keepConnected(ctx context.Context) {
+	for {
+		state := m.conn.GetState()
+		switch state {
+		case connectivity.Idle:
+			m.conn.Connect()
+		case connectivity.Shutdown:
+			m.update(func() { m.ready = false })
+			return
+		}
+		m.update(func() {
+			// A connection that is new is believed in until a probe says otherwise.
+			if ready := state == connectivity.Ready; ready != m.ready {
+				m.ready, m.healthy = ready, ready
+			}
+		})
+		if !m.conn.WaitForStateChange(ctx, state) {
+			return
+		}
+	}
+}
+
+// probe asks the member how it is.
+func (m *Member) probe(ctx context.Context) {
+	client := pb.NewMaintenanceClient(m.conn)
+	timer := time.NewTimer(rand.N(ProbeInterval))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		if m.conn.GetState() == connectivity.Ready {
+			bounded, cancel := context.WithTimeout(ctx, probeTimeout)
+			r, err := client.Status(bounded, &pb.StatusRequest{})
+			cancel()
+			m.update(func() {
+				switch code := status.Code(err); {
+				case code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.Canceled:
+					m.healthy = false
+				case err != nil: // it answers
+					m.healthy = true
+				default:
+					m.healthy, m.leader = r.Leader != 0 && !r.IsLearner, r.Leader
+				}
+			})
+		}
+		timer.Reset(ProbeInterval)
+	}
+}
+
+// update changes the member's state and tells who waits, and who should not go on waiting for it.
+func (m *Member) update(change func()) {
+	s := m.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	wasFit, wasReady := m.fit(), m.ready
+	change()
+	fit := m.fit()
+	if wasFit == fit && wasReady == m.ready {
+		return
+	}
+	switch {
+	case wasFit && !fit:
+		s.logger.Warn("a member is not fit for calls; they go to others", zap.String("endpoint", m.Endpoint), zap.Bool("connected", m.ready))
+		m.unfit()
+	case fit && !wasFit:
+		s.logger.Info("calls go to a member", zap.String("endpoint", m.Endpoint))
+		if m.serving.Err() != nil {
+			m.serving, m.unfit = context.WithCancel(s.ctx)
+		}
+	}
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// fit reports whether calls may go to the member. REQUIRES: the Set's mu is held.
+func (m *Member) fit() bool { return m.ready && m.healthy }
+
+// A Client is one connection of a client of the proxy: where its calls go, and what it has seen.
+type Client struct {
+	member atomic.Pointer[Member]
+	// seen is the newest revision that a response had.
+	seen *atomic.Int64
+}
+
+// NewClient makes a Client. It never reads an older state than seen has: nil is a floor of its own,
+// one that several share is a floor for all of them.
+func NewClient(seen *atomic.Int64) *Client {
+	if seen == nil {
+		seen = new(atomic.Int64)
+	}
+	return &Client{seen: seen}
+}
+
+// Pick is the member that a client's next call goes to, but none of except if there is another one.
+// ctx bounds the wait for one, as does Config.Patience. The context ends when the member is not fit
+// for calls any more.
+func (s *Set) Pick(ctx context.Context, c *Client, except ...*Member) (*Member, context.Context, error) {
+	var expired <-chan time.Time
+	for {
+		s.mu.Lock()
+		m := s.choose(c, except)
+		changed := s.changed
+		var serving context.Context
+		if m != nil {
+			serving = m.serving
+		}
+		s.mu.Unlock()
+		if m != nil {
+			if c != nil {
+				c.member.Store(m)
+			}
+			return m, serving, nil
+		}
+		if expired == nil {
+			timer := time.NewTimer(s.cfg.Patience)
+			defer timer.Stop()
+			expired = timer.C
+		}
+		select {
+		case <-changed:
+		case <-expired:
+			return nil, nil, status.Error(codes.Unavailable, "belay proxy: no member of the cluster can be reached")
+		case <-ctx.Done():
+			return nil, nil, status.FromContextError(ctx.Err()).Err()
+		}
+	}
+}
+
+// choose takes the client's member, or the next in turn, of the fit ones; a member that is merely
+// connected if there are none: it has the error for the client. nil: there is none.
+func (s *Set) choose(c *Client, except []*Member) *Member {
+	var fit, ready, excepted []*Member
+	for _, m := range s.members {
+		switch {
+		case !m.ready:
+		case slices.Contains(except, m):
+			excepted = append(excepted, m)
+		case m.healthy:
+			fit = append(fit, m)
+		default:
+			ready = append(ready, m)
+		}
+	}
+	for _, candidates := range [][]*Member{fit, ready, excepted} {
+		if len(candidates) == 0 {
+			continue
+		}
+		if c != nil && slices.Contains(candidates, c.member.Load()) {
+			return c.member.Load()
+		}
+		return candidates[int(s.next.Add(1))%len(candidates)]
+	}
+	return nil
+}
+
+// Endpoints are the members' addresses, as flags and the member list have them.
+func (s *Set) Endpoints() (list []string) {
+	for _, m := range s.Members() {
+		list = append(list, m.Endpoint)
+	}
+	return list
+}
+
+// Members are the members; their number is that of the upstream connections.
+func (s *Set) Members() []*Member {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.members)
+}
+
+// Fit is how many members calls may go to.
+func (s *Set) Fit() (count int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.members {
+		if m.fit() {
+			count++
+		}
+	}
+	return count
+}
