@@ -23,7 +23,7 @@ type fake struct {
 	server  *grpc.Server
 
 	puts, ranges atomic.Int64
-	answer       func(ctx context.Context) error
+	answer       atomic.Pointer[func(ctx context.Context) error]
 	revision     atomic.Int64
 	leader       atomic.Uint64
 }
@@ -34,7 +34,8 @@ func newFake(t *testing.T, answer func(ctx context.Context) error) *fake {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fake{address: l.Addr().String(), server: grpc.NewServer(), answer: answer}
+	f := &fake{address: l.Addr().String(), server: grpc.NewServer()}
+	f.answer.Store(&answer)
 	f.leader.Store(1)
 	f.revision.Store(1)
 	pb.RegisterKVServer(f.server, f)
@@ -44,14 +45,17 @@ func newFake(t *testing.T, answer func(ctx context.Context) error) *fake {
 	return f
 }
 
+// will is what it answers from now on.
+func (f *fake) will(answer func(ctx context.Context) error) { f.answer.Store(&answer) }
+
 func (f *fake) Put(ctx context.Context, _ *pb.PutRequest) (*pb.PutResponse, error) {
 	f.puts.Add(1)
-	return &pb.PutResponse{Header: &pb.ResponseHeader{Revision: f.revision.Load()}}, f.answer(ctx)
+	return &pb.PutResponse{Header: &pb.ResponseHeader{Revision: f.revision.Load()}}, (*f.answer.Load())(ctx)
 }
 
 func (f *fake) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
 	f.ranges.Add(1)
-	return &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: f.revision.Load()}, More: r.Serializable}, f.answer(ctx)
+	return &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: f.revision.Load()}, More: r.Serializable}, (*f.answer.Load())(ctx)
 }
 
 func (f *fake) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
@@ -112,7 +116,7 @@ func TestWritesOnce(t *testing.T) {
 	// A connection that breaks while a write runs.
 	for _, f := range fakes {
 		f.puts.Store(0)
-		f.answer = func(ctx context.Context) error { go f.server.Stop(); <-ctx.Done(); return ctx.Err() }
+		f.will(func(ctx context.Context) error { go f.server.Stop(); <-ctx.Done(); return ctx.Err() })
 	}
 	if _, err := s.Call(t.Context(), client, request(t, "Put", &pb.PutRequest{})); status.Code(err) != codes.Unavailable {
 		t.Errorf("a member that dies: %v", err)
@@ -120,7 +124,8 @@ func TestWritesOnce(t *testing.T) {
 	if n := fakes[0].puts.Load() + fakes[1].puts.Load(); n != 1 {
 		t.Errorf("a write came %d times", n)
 	}
-	fakes[0].answer, fakes[1].answer = well, well
+	fakes[0].will(well)
+	fakes[1].will(well)
 	// Whichever has died, writes that were not sent go to the other.
 	for range 20 {
 		if _, err := s.Call(t.Context(), client, request(t, "Put", &pb.PutRequest{})); err != nil {
@@ -158,14 +163,15 @@ func TestReadsGoOn(t *testing.T) {
 		}
 	}
 	hung.leader.Store(1)
-	hung.answer = func(context.Context) error { return status.Error(codes.Unavailable, "etcdserver: no leader") }
+	leaderless := func(context.Context) error { return status.Error(codes.Unavailable, "etcdserver: no leader") }
+	hung.will(leaderless)
 	until(t, func() bool { return s.Fit() == 2 })
 	for range 10 {
 		if _, err := s.Call(t.Context(), NewClient(nil), request(t, "Range", &pb.RangeRequest{})); err != nil {
 			t.Fatal(err)
 		}
 	}
-	good.answer = hung.answer // everywhere: then it is the client's
+	good.will(leaderless) // everywhere: then it is the client's
 	if _, err := s.Call(t.Context(), client, request(t, "Range", &pb.RangeRequest{})); status.Convert(err).Message() != "etcdserver: no leader" {
 		t.Errorf("an error of all members: %v", err)
 	}
