@@ -117,8 +117,8 @@ func TestLikeTheMember(t *testing.T) {
 	_, address := startProxy(t, "--endpoints="+member)
 	direct, through := dial(t, member), dial(t, address)
 	key := []byte("k")
-	for _, r := range []pb.PutRequest{{Key: key, Value: []byte("1")}, {Key: []byte("l"), Value: []byte("2")}} {
-		if _, err := pb.NewKVClient(through).Put(t.Context(), &r); err != nil {
+	for _, r := range []*pb.PutRequest{{Key: key, Value: []byte("1")}, {Key: []byte("l"), Value: []byte("2")}} {
+		if _, err := pb.NewKVClient(through).Put(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
 	}
