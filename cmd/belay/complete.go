@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/belaydb/belay/cli/bench"
 	"github.com/belaydb/belay/cli/ctl"
 	"github.com/belaydb/belay/cli/dev"
 	"github.com/belaydb/belay/cli/doctor"
@@ -27,7 +28,7 @@ func completion(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "belay completion: which shell? bash, zsh, fish or powershell, as in: source <(belay completion bash)")
 		return 2
 	}
-	for _, name := range []string{"belay", "etcdctl", "etcdutl", "etcd"} {
+	for _, name := range []string{"belay", "etcdctl", "etcdutl", "etcd", "benchmark"} {
 		if err := show.Completion(stdout, args[0], name); err != nil {
 			fmt.Fprintf(stderr, "belay: %v\n", err)
 			return 2
@@ -46,6 +47,8 @@ func complete(how string, words []string, stdin io.Reader, stdout, stderr io.Wri
 	switch rest := words[1:]; words[0] {
 	case "ctl":
 		return ctl.Main("belay ctl", append([]string{how}, rest...), stdin, stdout, stderr)
+	case "bench":
+		return bench.Main("belay bench", append([]string{how}, rest...), stdin, stdout, stderr)
 	case "doctor":
 		return doctor.Main(append([]string{how}, rest...), stdin, stdout, stderr)
 	case "util":
@@ -70,7 +73,7 @@ func complete(how string, words []string, stdin io.Reader, stdout, stderr io.Wri
 
 func commandChoices(words []string) (choices []config.Choice) {
 	for _, c := range []config.Choice{
-		{Text: "completion", About: "print a completion script for a shell"}, {Text: "ctl", About: "talk to a cluster"},
+		{Text: "bench", About: "measure a cluster"}, {Text: "completion", About: "print a completion script for a shell"}, {Text: "ctl", About: "talk to a cluster"},
 		{Text: "dev", About: "run a cluster on this machine"}, {Text: "doctor", About: "say what is wrong with a cluster"}, {Text: "help", About: "print what there is"},
 		{Text: "proxy", About: "stand between many clients and a cluster"}, {Text: "server", About: "run one member"}, {Text: "util", About: "work on files"}, {Text: "version", About: "print versions"},
 	} {

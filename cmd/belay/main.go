@@ -1,5 +1,5 @@
 // Command belay is the whole of Belay in one binary. Its first argument selects what it does;
-// called through a link named etcd, etcdctl or etcdutl, it behaves like that program.
+// called through a link named etcd, etcdctl, etcdutl or benchmark, it behaves like that program.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/belaydb/belay/cli/bench"
 	"github.com/belaydb/belay/cli/ctl"
 	"github.com/belaydb/belay/cli/dev"
 	"github.com/belaydb/belay/cli/doctor"
@@ -25,11 +26,12 @@ Usage:
   belay ctl COMMAND       talk to a cluster (etcdctl's commands, flags and output)
   belay proxy [flags]     stand between many clients and a cluster, Belay's or etcd's
   belay doctor            look at a cluster, Belay's or etcd's: which member is in trouble, why, what to do
+  belay bench COMMAND     measure a cluster (etcd's benchmark tool: its commands, flags and output, and more)
   belay util COMMAND      work on files: restore a snapshot of etcd's, look into one, look into a raft log
   belay completion SHELL  print a completion script: source <(belay completion bash)
   belay version           print versions
 
-Called by the name etcd, etcdctl or etcdutl (a link to this binary), it behaves as that program.
+Called by the name etcd, etcdctl, etcdutl or benchmark (a link to this binary), it behaves as that program.
 `
 
 func main() {
@@ -50,6 +52,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return ctl.Main("etcdctl", args[1:], stdin, stdout, stderr)
 	case "etcdutl":
 		return offline.Main("etcdutl", args[1:], stdout, stderr)
+	case "benchmark":
+		return bench.Main("benchmark", args[1:], stdin, stdout, stderr)
 	}
 	if len(args) < 2 {
 		fmt.Fprint(stderr, usage)
@@ -69,6 +73,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return proxy.Main("belay proxy", args[2:], stdout, stderr)
 	case "doctor":
 		return doctor.Main(args[2:], stdin, stdout, stderr)
+	case "bench":
+		return bench.Main("belay bench", args[2:], stdin, stdout, stderr)
 	case "util":
 		return offline.Main("belay util", args[2:], stdout, stderr)
 	case "__complete", "__completeNoDesc": // what a shell asks whose completion came from `belay completion`

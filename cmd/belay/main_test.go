@@ -28,7 +28,7 @@ func TestLogGRPCIsSilent(t *testing.T) {
 
 func TestComplete(t *testing.T) {
 	for line, want := range map[string]string{
-		"belay __completeNoDesc ":                             "completion\nctl\ndev\ndoctor\nhelp\nproxy\nserver\nutil\nversion\n:4\n",
+		"belay __completeNoDesc ":                             "bench\ncompletion\nctl\ndev\ndoctor\nhelp\nproxy\nserver\nutil\nversion\n:4\n",
 		"belay __complete ct":                                 "ctl\ttalk to a cluster\n:4\n",
 		"belay __completeNoDesc server --na":                  "--name\n:4\n",
 		"belay __completeNoDesc server --log-l":               "--log-level\n:4\n",
@@ -46,6 +46,9 @@ func TestComplete(t *testing.T) {
 		"belay __completeNoDesc ctl --write-out ":             "fields\njson\n",
 		"belay __completeNoDesc util snapshot re":             "restore\n:",
 		"belay __completeNoDesc util snapshot restore --bump": "--bump-revision\n:",
+		"belay __completeNoDesc bench txn-m":                  "txn-mixed\n:4\n",
+		"belay __completeNoDesc bench put --val":              "--val-size\n:4\n",
+		"benchmark __completeNoDesc watch-l":                  "watch-latency\n:4\n",
 		"etcd __completeNoDesc --election":                    "--election-timeout\n:4\n",
 		"etcdctl __completeNoDesc member pro":                 "promote\n:4\n",
 		"etcdutl __completeNoDesc snapshot re":                "restore\n:",
@@ -64,14 +67,14 @@ func TestCompletionInBash(t *testing.T) {
 		t.Skip("bash is not installed")
 	}
 	dir := t.TempDir()
-	for _, name := range []string{"belay", "etcd", "etcdctl", "etcdutl"} {
+	for _, name := range []string{"belay", "etcd", "etcdctl", "etcdutl", "benchmark"} {
 		if err := os.Symlink(must(os.Executable()), filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for line, want := range map[string]string{
 		"belay se": "server", "belay server --na": "--name", "belay dev --mem": "--members", "belay dev fau": "fault", "belay dev fault part": "partition", "belay ctl member pro": "promote",
-		"belay util snapshot sta": "status", "etcd --election": "--election-timeout", "etcdctl member pro": "promote", "etcdutl snapshot sta": "status",
+		"belay util snapshot sta": "status", "etcd --election": "--election-timeout", "etcdctl member pro": "promote", "etcdutl snapshot sta": "status", "belay bench lease": "lease-keepalive", "benchmark watch-g": "watch-get",
 	} {
 		program, _, _ := strings.Cut(line, " ")
 		cmd := exec.CommandContext(t.Context(), bash, "--norc", "-c", `

@@ -35,7 +35,7 @@ const floors = `
 	< config
 	< cli/connect
 	< cli/doctor
-	< cli/top, cli/rolling
+	< cli/top, cli/rolling, cli/bench
 	< cli/ctl, cli/offline, cli/dev, cli/proxy
 	< cmd
 `
