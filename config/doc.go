@@ -24,7 +24,7 @@
 //	auth.go    --auth-token                   gates.go  etcd's feature gates
 //	bootstrap.go  discovery, --initial-*      inert.go  flags without effect here
 //	listeners.go  from URLs to sockets        blame.go  Explain: which flag an error is about
-//	complete.go   what a shell may complete
+//	complete.go   what a shell may complete    nodeconfig.go  what package node makes of it
 //
 // Sources: etcd server/embed/config.go, server/etcdmain and pkg/flags (v3.7.3).
 package config

@@ -62,6 +62,33 @@ func Load(o Options) (cfg *Config, logger *logsink.Logger, code int, ok bool) {
 	return p.cfg, p.logger, 0, true
 }
 
+// Parse is Load for a program that runs members itself: it takes flags alone, tells what Load would
+// log to logger, and returns what is wrong with them.
+func Parse(args []string, logger *zap.Logger) (*Config, error) {
+	if logger == nil {
+		logger = zap.NewNop()
+	}
+	p := &parser{o: Options{Program: Belay, Args: args}, cfg: Default(), logger: &logsink.Logger{Logger: logger}}
+	p.flags()
+	switch err := p.fs.Parse(args); {
+	case err != nil:
+		return nil, err
+	case p.fs.NArg() > 0:
+		return nil, fmt.Errorf("%q is not a valid flag", p.fs.Arg(0))
+	case p.version || p.file != "":
+		return nil, errors.New("--version and --config-file are for the command line alone")
+	}
+	p.derive()
+	p.applyGates()
+	if err := p.cfg.Validate(); err != nil {
+		return nil, err
+	}
+	p.warn()
+	p.complete()
+	p.remember()
+	return p.cfg, nil
+}
+
 type parser struct {
 	o       Options
 	cfg     *Config

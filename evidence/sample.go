@@ -54,6 +54,8 @@ type SamplerOptions struct {
 	FreeBytes  func() (uint64, error) // of the data directory's file system; may hang
 	// MinFreeBytes is the free space below which there is an event.
 	MinFreeBytes uint64
+	// NoSignals leaves signals alone: that the process was stopped is then told by the clock only.
+	NoSignals bool
 }
 
 // StartSampler begins to sample into ring.
@@ -64,7 +66,10 @@ func StartSampler(ring *Ring, opts SamplerOptions) *Sampler {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
-	stopSignals := notifyContinued(s.continued)
+	stopSignals := func() {}
+	if !opts.NoSignals {
+		stopSignals = notifyContinued(s.continued)
+	}
 	s.running.Go(func() {
 		defer stopSignals()
 		tick := time.NewTicker(sampleInterval)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"math"
 	"net"
+	"net/url"
+	"os"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -55,6 +57,9 @@ type Config struct {
 	ExtensiveMetrics bool
 
 	FS vfs.FS // default: the operating system's
+	// Listen, if set, opens the sockets in place of the operating system; flag is the one that the
+	// URL came from.
+	Listen func(u url.URL, flag string) (net.Listener, error)
 	// Over, if set, is put over the way in which other members are dialed; for `belay dev`.
 	Over   func(Dial) Dial
 	Logger *zap.Logger // nil: none
@@ -112,6 +117,14 @@ func (c *Config) services() server.Settings {
 // onDisk reports whether the member's files are the operating system's, whatever is put over them:
 // what is written past FS belongs beside them then, and not beside those of a test in memory.
 func (c *Config) onDisk() bool { return vfs.Root(c.FS) == vfs.Root(datadir.FS()) }
+
+// spoolDir is where files lie while snapshots are sent: they are the operating system's always.
+func (c *Config) spoolDir() string {
+	if c.onDisk() {
+		return c.DataDir
+	}
+	return os.TempDir()
+}
 
 // replication is what was chosen about the replica.
 func (c *Config) replication() replica.Settings {

@@ -199,7 +199,7 @@ func (n *Node) fail(err error) {
 // assemble builds what runs: the network, the replica, the services.
 func (n *Node) assemble() (err error) {
 	messages := &peerHandler{logger: n.logger, store: n.store, kv: n.kv, state: n.state, hub: n.hub, witness: n.witness, sending: &n.snapshots, removed: n.isRemoved,
-		dataDir: n.cfg.DataDir, files: make(chan struct{}, filesForEtcd)}
+		dataDir: n.cfg.spoolDir(), files: make(chan struct{}, filesForEtcd)}
 	n.transport = transport.New(transport.Config{
 		MemberID: n.id.Member, ClusterID: n.id.Cluster, URLs: urlStrings(n.cfg.AdvertisePeerURLs), Version: version.Belay,
 		Logger: n.logger, Metrics: transport.NewMetrics(n.registry), Handler: messages, Source: messages,
@@ -239,7 +239,7 @@ func (n *Node) assemble() (err error) {
 	n.server, err = server.New(server.Config{
 		MemberID: n.id.Member, ClusterID: n.id.Cluster,
 		Name: n.cfg.Name, ClientURLs: urlStrings(n.cfg.AdvertiseClientURLs),
-		Version: version.Belay, DataDir: n.cfg.DataDir, WALDir: n.cfg.WALDir,
+		Version: version.Belay, DataDir: n.cfg.DataDir, WALDir: n.cfg.WALDir, SpoolDir: n.cfg.spoolDir(),
 		Replica: n.replica, Peers: n.transport, State: n.state, Store: n.store, KV: n.kv,
 		Leases: n.leases, Hub: n.hub, Tokens: n.tokens, Admission: admission.New(admission.Options{}),
 		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics,
@@ -423,6 +423,9 @@ func (n *Node) Versioned() bool { return n.state.ClusterVersion() != nil }
 // MemberID and ClusterID identify this member.
 func (n *Node) MemberID() uint64  { return n.id.Member }
 func (n *Node) ClusterID() uint64 { return n.id.Cluster }
+
+// Leader is the member that this one follows, or itself; 0: none.
+func (n *Node) Leader() uint64 { return n.replica.Leader() }
 
 // gracefulStop bounds how long open calls may take to end at a stop, and how long the other members
 // may take to learn of a new leader.

@@ -232,7 +232,11 @@ func onlyLocal(u url.URL) bool {
 }
 
 func (ps *ports) open(u url.URL, flag string, kind portKind, grpc, http bool) (*port, error) {
-	l, err := listen.Open(u, flag, ps.socketOptions())
+	open := ps.cfg.Listen
+	if open == nil {
+		open = func(u url.URL, flag string) (net.Listener, error) { return listen.Open(u, flag, ps.socketOptions()) }
+	}
+	l, err := open(u, flag)
 	if err != nil {
 		return nil, err
 	}

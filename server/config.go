@@ -61,9 +61,12 @@ type Config struct {
 	ClientURLs []string
 	// Version is Belay's own, shown by /version.
 	Version string
-	// DataDir holds the temporary files of snapshots that clients ask for.
+	// DataDir is named in log lines.
 	DataDir string
-	WALDir  string // of the raft log if FreeBytes counts its file system too; for log lines
+	// SpoolDir holds the temporary files of snapshots that clients ask for; empty: DataDir. What an
+	// earlier life left there is removed if it is DataDir.
+	SpoolDir string
+	WALDir   string // of the raft log if FreeBytes counts its file system too; for log lines
 
 	Replica Replica
 	Peers   Peers // nil: other members cannot be reached
@@ -173,6 +176,9 @@ type Settings struct {
 func (c *Config) setDefaults() error {
 	if c.Replica == nil || c.State == nil || c.KV == nil || c.Leases == nil || c.Store == nil {
 		return errors.New("server: Config needs Replica, State, Store, KV and Leases")
+	}
+	if c.SpoolDir == "" {
+		c.SpoolDir = c.DataDir
 	}
 	def := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {

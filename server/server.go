@@ -74,7 +74,7 @@ func New(cfg Config) (*Server, error) {
 	cfg.Metrics.authRevision.Store(&revision)
 	cfg.Metrics.setServerID(cfg.MemberID)
 	cfg.Metrics.quota.Set(float64(cfg.State.QuotaBytes()))
-	if cfg.DataDir != "" {
+	if cfg.SpoolDir == cfg.DataDir && cfg.DataDir != "" {
 		if err := snapshotfile.RemoveLeftovers(cfg.DataDir); err != nil {
 			cfg.Logger.Warn("failed to remove what an interrupted snapshot left", zap.String("data-dir", cfg.DataDir), zap.Error(err))
 		}
@@ -154,7 +154,7 @@ func (s *Server) makeServices() {
 		defrag: &defragmenter{
 			store: cfg.Store, path: filepath.Join(cfg.DataDir, "member", "store"), life: s.life, metrics: cfg.Metrics, logger: cfg.Logger,
 		},
-		activeSince: s.activeSince, dataDir: cfg.DataDir, timeout: cfg.RequestTimeout, life: s.life,
+		activeSince: s.activeSince, dataDir: cfg.SpoolDir, timeout: cfg.RequestTimeout, life: s.life,
 		metrics: cfg.Metrics, logger: cfg.Logger,
 		snapshots: make(chan struct{}, maxSnapshots), snapshotStall: streamStall,
 	}

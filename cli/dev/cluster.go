@@ -18,7 +18,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/belaydb/belay/cli/dev/fault"
+	"github.com/belaydb/belay/internal/fault"
 )
 
 // MemberCommand is the word behind "belay dev" that makes a process one of its members.

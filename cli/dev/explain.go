@@ -7,7 +7,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/belaydb/belay/cli/dev/fault"
+	"github.com/belaydb/belay/internal/fault"
 )
 
 // electionTime is how long an election takes without flags, as a person would count: followers wait

@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/belaydb/belay/cli/dev/fault"
+	"github.com/belaydb/belay/internal/fault"
 )
 
 // Kinds of faults, as they are typed.

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/belaydb/belay/cli/dev/fault"
+	"github.com/belaydb/belay/internal/fault"
 )
 
 // three is a cluster of three members that were never started.

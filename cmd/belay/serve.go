@@ -21,10 +21,10 @@ import (
 	"google.golang.org/grpc/grpclog"
 
 	"github.com/belaydb/belay/cli/dev"
-	"github.com/belaydb/belay/cli/dev/fault"
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/discovery"
+	"github.com/belaydb/belay/internal/fault"
 	"github.com/belaydb/belay/internal/interrupt"
 	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/listen"
@@ -88,7 +88,8 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 		return wrong.Code
 	}
 	boundGarbage()
-	nc := nodeConfig(cfg, logger)
+	nc := cfg.NodeConfig(logger.Logger)
+	nc.LogDropped, nc.LogStalled = logger.Dropped, logger.Stalled
 	for _, change := range changes {
 		change(&nc)
 	}
@@ -187,49 +188,6 @@ func logGRPC(logger *zap.Logger) {
 		logger = logger.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel))
 	}
 	grpclog.SetLoggerV2(zapgrpc.NewLogger(logger))
-}
-
-func nodeConfig(cfg *config.Config, logger *logsink.Logger) node.Config {
-	return node.Config{
-		Settings: cfg.Settings, Tracing: tracing(cfg),
-		JoinExisting: cfg.InitialClusterState == "existing",
-		Seeds:        func(ctx context.Context) (datadir.Seeds, error) { return cfg.Seeds(ctx, logger.Logger, nil) },
-		Discovers:    len(cfg.Discovery.Endpoints) > 0,
-		TickInterval: cfg.HeartbeatInterval, ElectionTicks: cfg.ElectionTicks(),
-		TuneTimeouts:     !cfg.Explicit["heartbeat-interval"] && !cfg.Explicit["election-timeout"],
-		SnapshotCountSet: cfg.Explicit["snapshot-count"],
-		MaxRequestBytes:  int(cfg.MaxRequestBytes), MaxTxnOps: int(cfg.MaxTxnOps), LaxAuth: !cfg.StrictAuth,
-		AutoCompaction: node.AutoCompaction{Mode: cfg.CompactionMode, Period: cfg.CompactionPeriod, Revisions: cfg.CompactionRevisions},
-		BcryptCost:     int(cfg.BcryptCost), AuthTokenTTL: time.Duration(cfg.AuthTokenTTL) * time.Second,
-		CompactHashCheckTime: onlyIf(cfg.CompactHashCheck, cfg.CompactHashCheckTime), DiskStallHandOver: orNever(cfg.DiskStallHandOver),
-		SnapshotCatchupEntries: cfg.SnapshotCatchupEntries, BootstrapDefragMegabytes: cfg.BootstrapDefragMegabytes,
-		MemberLocalAddr: cfg.Gates.Enabled(config.GateSetMemberLocalAddr), Features: cfg.Features(), ExtensiveMetrics: cfg.Metrics == "extensive",
-		Logger: logger.Logger, LogDropped: logger.Dropped, LogStalled: logger.Stalled,
-	}
-}
-
-func tracing(cfg *config.Config) *node.Tracing {
-	if !cfg.Tracing {
-		return nil
-	}
-	return &node.Tracing{Address: cfg.TracingAddress, ServiceName: cfg.TracingServiceName, InstanceID: cfg.TracingInstanceID, PerMillion: cfg.TracingPerMillion}
-}
-
-// orNever turns the flags' 0, meaning never, into a negative value: 0 means the default in the
-// packages' options.
-func orNever(d time.Duration) time.Duration {
-	if d == 0 {
-		return -1
-	}
-	return d
-}
-
-// onlyIf is d if a feature is on, and 0, for never, if not.
-func onlyIf(on bool, d time.Duration) time.Duration {
-	if !on {
-		return 0
-	}
-	return d
 }
 
 // announce logs, once the member serves, how to reach it.

@@ -26,14 +26,14 @@ const module = "github.com/belaydb/belay"
 //
 // DESIGN: command is the shared vocabulary, so it lies below everything.
 const floors = `
-	command, peers, internal/interrupt, internal/version, internal/show, internal/crash, internal/invariants
+	command, peers, internal/interrupt, internal/version, internal/show, internal/crash, internal/fault, internal/invariants
 	< store, raftlog, transport, listen, rpc, admission, logsink, evidence, usage, timemap, neighbours, discovery, walfile
 	< mvcc, lease, auth
 	< state, watch, replica, snapshotfile, leader
 	< server, datadir, backup
 	< node
 	< config
-	< cli/connect
+	< cli/connect, embed
 	< cli/doctor
 	< cli/top, cli/rolling, cli/bench
 	< cli/ctl, cli/offline, cli/dev, cli/proxy

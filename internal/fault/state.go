@@ -69,6 +69,10 @@ func Attach(pipe io.Reader) (*Layer, error) {
 	return l, nil
 }
 
+// New makes a Layer that breaks nothing before Set is called: for members in one process with who
+// breaks them.
+func New() *Layer { return &Layer{changed: make(chan struct{})} }
+
 // Follow takes on what the supervisor says until it is gone: the last word holds on.
 func (l *Layer) Follow() {
 	for l.next() == nil {
@@ -87,11 +91,12 @@ func (l *Layer) next() error {
 	if err := json.Unmarshal(line, &s); err != nil {
 		return err
 	}
-	l.set(s)
+	l.Set(s)
 	return nil
 }
 
-func (l *Layer) set(s State) {
+// Set has s hold from now on.
+func (l *Layer) Set(s State) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.state = s

@@ -1,11 +1,11 @@
-// Package fault breaks what a member of `belay dev` stands on, without root: the files under its
-// data directory and its connections to the other members. It is a layer inside the member's
-// process, told by the supervisor what is broken.
+// Package fault breaks what a member stands on, without root: the files under its data directory and
+// its connections to the other members. It is a layer inside the member's process, told what is
+// broken by the supervisor of `belay dev`, or by the test whose members package belaytest runs.
 //
 // # Promises
 //
 //   - A plain `belay server` does not have it: only `belay dev member`, which the supervisor starts
-//     with a pipe as standard input, makes a Layer, and refuses to run without that pipe.
+//     with a pipe as standard input, makes a Layer of that pipe, and refuses to run without it.
 //   - The Layer is told a whole State each time, never a change of one, so that the last one told
 //     always holds. The first comes before the member opens a file.
 //   - A fault does to a member what the real one does as far as a process can tell: a disk that
