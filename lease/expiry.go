@@ -74,6 +74,30 @@ func (t *Table) Renew(ctx context.Context, id ID) (ttl int64, checkpointed bool,
 	}
 }
 
+// RenewNow is Renew where nothing has to be waited for, neither a revocation, a checkpoint that is on
+// its way or must be cleared, nor whoever changes the table. Otherwise it returns false, and Renew is
+// to be called, though the lease may have its full TTL already. It waits for nothing.
+func (t *Table) RenewNow(id ID) (ttl int64, ok bool) {
+	if !t.mu.TryRLock() {
+		return 0, false
+	}
+	defer t.mu.RUnlock()
+	e := t.leases[id]
+	if e == nil || !t.primary {
+		return 0, false
+	}
+	ttl = t.fullTTL(e)
+	old, now := e.expiry.Load(), t.now()
+	if old <= now || !e.expiry.CompareAndSwap(old, now+ttl*int64(time.Second)) {
+		return 0, false
+	}
+	if e.noting.Load() != nil || e.remaining.Load() > 0 || e.doubt.Load() { // after the swap: see Checkpoints
+		return 0, false
+	}
+	t.opts.Metrics.renewed.Inc()
+	return ttl, true
+}
+
 // Primary reports whether this member decides expiries, and as leader of which term.
 func (t *Table) Primary() (term uint64, ok bool) {
 	t.mu.RLock()

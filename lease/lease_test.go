@@ -148,7 +148,11 @@ func (r *rig) run(t *testing.T, d *datadriven.TestData) string {
 	case "renew":
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel() // a renewal that would wait gives the context's error instead
+		now, atOnce := r.RenewNow(ID(id))
 		ttl, checkpointed, err := r.Renew(ctx, ID(id))
+		if want := err == nil && !checkpointed; atOnce != want || atOnce && now != ttl {
+			return fmt.Sprintf("RenewNow: %d %v, Renew: %d %v %v", now, atOnce, ttl, checkpointed, err)
+		}
 		if errors.Is(err, context.Canceled) {
 			return "waits"
 		}
@@ -252,6 +256,22 @@ func TestRenewWaits(t *testing.T) {
 // TTL is over, and a lease that was reported as expired is not renewed. A renewal that comes while
 // a checkpoint is on its way is answered only when that has been applied, and then has it cleared:
 // otherwise the next leader would know less than was promised (found by sim, seed 2106448567).
+// RenewNow waits for nobody who changes the table. (That it does else what Renew does, if that would
+// not wait, all scenarios show.)
+func TestRenewNowDoesNotWait(t *testing.T) {
+	r := newRig(t, Options{})
+	r.grant(1, 10)
+	r.Promote(1, 0)
+	r.mu.Lock()
+	if _, ok := r.RenewNow(1); ok {
+		t.Error("renewed beside whoever changes the table")
+	}
+	r.mu.Unlock()
+	if ttl, ok := r.RenewNow(1); !ok || ttl != 10 {
+		t.Errorf("%d %v", ttl, ok)
+	}
+}
+
 func TestRenewWaitsForACheckpoint(t *testing.T) {
 	r := newRig(t, Options{})
 	r.apply(func(b *store.Batch) error { _, err := r.Grant(b, 1, 100); return err })

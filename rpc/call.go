@@ -219,6 +219,49 @@ func (c *Call) Delegate(message []byte) {
 	st.start()
 }
 
+// A HotMessage answers one message of a call on which both sides stream, in place of the registered
+// handler, while that waits for a message and has sent all that it had to send: so nothing overtakes
+// anything, and all else about the call is the handler's. It is called on the connection's reader as
+// a Hot is, with the call's metadata and peer in ctx. It returns false to leave the message to the
+// handler.
+//
+// It sees only messages that came in one frame, not compressed and not the last of their call.
+type HotMessage func(ctx context.Context, message []byte) (answer Message, ok bool)
+
+// HotMessages has h see the messages of a registered method. REQUIRES: nothing is served yet.
+func (s *Server) HotMessages(path string, h HotMessage) { s.methods[path].each = h }
+
+// idleFor reports whether a frame is a message for a HotMessage. REQUIRES: mu.
+func (st *stream) idleFor(p []byte, ends bool) bool {
+	c := st.c
+	return st.idle && st.req.called.each != nil && !ends && st.prefixs == 0 && len(st.messages) == 0 && st.recvErr == nil && st.compress == "" &&
+		st.queued == 0 && c.queued < hotQueueLimit && wholeMessage(p, c.s.opts.MaxRecvBytes)
+}
+
+// answerMessage has a HotMessage answer a frame of its stream, or the handler.
+func (st *stream) answerMessage(p []byte) {
+	c := st.c
+	answer, ok := st.req.called.each(st.req.ctx, p[prefixBytes:])
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if st.closed || st.ending {
+		return // its context has ended meanwhile
+	}
+	if !ok {
+		st.receive(p)
+	} else if st.headed || c.head(st, st.header) {
+		n := answer.Size()
+		var prefix [prefixBytes]byte
+		binary.BigEndian.PutUint32(prefix[1:], uint32(n))
+		if st.fits(prefixBytes + n) {
+			c.out = answer.AppendTo(st.beginData(prefix, n))
+		} else {
+			c.message(st, prefix, mem.BufferSlice{mem.SliceBuffer(answer.AppendTo(make([]byte, 0, n)))})
+		}
+	}
+	c.giveStreamWindow(st)
+}
+
 // wholeMessage reports whether a frame holds just one message, uncompressed.
 func wholeMessage(p []byte, most int) bool {
 	n := len(p) - prefixBytes

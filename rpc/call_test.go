@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -227,5 +228,79 @@ func TestAnswersRaceEnds(t *testing.T) {
 		if told := c.told.Load(); told > 1 {
 			t.Errorf("the end of call %d was told %d times", i, told)
 		}
+	}
+}
+
+// TestHotMessages: messages that a HotMessage answers and others take turns on one stream, and the
+// answers are in their order.
+func TestHotMessages(t *testing.T) {
+	t.Parallel()
+	s := New(testOptions())
+	addr := serve(t, s, &echo{})
+	var hot atomic.Int32
+	s.HotMessages("/grpc.testing.TestService/FullDuplexCall", func(ctx context.Context, message []byte) (Message, bool) {
+		answer, ok := hotDuplex(ctx, message)
+		if ok {
+			hot.Add(1)
+		}
+		return answer, ok
+	})
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	stream, err := dial(t, addr).FullDuplexCall(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(sizes ...int32) {
+		r := &testpb.StreamingOutputCallRequest{}
+		for _, size := range sizes {
+			r.ResponseParameters = append(r.ResponseParameters, &testpb.ResponseParameters{Size: size})
+		}
+		if err := stream.Send(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var want []int32
+	for range 300 {
+		sizes := []int32{1 + rng.Int32N(100)}
+		switch rng.IntN(10) {
+		case 0:
+			sizes = append(sizes, 5, 6)
+		case 1:
+			sizes[0] = rng.Int32N(200 << 10) // more than a window
+		}
+		ask(sizes...)
+		want = append(want, sizes...)
+		for len(want) > 0 && (rng.IntN(3) > 0 || len(want) > 20) {
+			got, err := stream.Recv()
+			if err != nil || int32(len(got.GetPayload().GetBody())) != want[0] {
+				t.Fatalf("an answer of %d bytes, want %d: %v", len(got.GetPayload().GetBody()), want[0], err)
+			}
+			want = want[1:]
+		}
+	}
+	for i := 0; hot.Load() == 0; i++ { // on a slow machine the handler may never have waited
+		if i == 10000 {
+			t.Fatal("no message was answered without the handler")
+		}
+		for range want {
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want = []int32{1}
+		ask(want...)
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	for range want {
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := stream.Recv(); err != io.EOF {
+		t.Errorf("after the last answer: %v", err)
 	}
 }

@@ -667,6 +667,10 @@ func (r *reader) data(flags http2.Flags, id uint32, p []byte) error {
 	if st == nil || err != nil {
 		return err
 	}
+	if !st.taken {
+		st.answerMessage(p)
+		return nil
+	}
 	message := p[prefixBytes:]
 	if call := (*Call)(st); !st.req.called.hot(call, message) {
 		call.Delegate(bytes.Clone(message))
@@ -674,8 +678,8 @@ func (r *reader) data(flags http2.Flags, id uint32, p []byte) error {
 	return nil
 }
 
-// take takes p, of a frame of `whole` bytes, for its stream. The result is nil, or a stream whose
-// request is complete with it and that a Hot serves.
+// take takes p, of a frame of `whole` bytes, for its stream. The result is nil, or a stream that has
+// not got it: its request is complete with it and a Hot has taken it, or a HotMessage may answer it.
 func (r *reader) take(id uint32, p []byte, whole int64, ends bool) (hot *stream, err error) {
 	c := r.c
 	c.mu.Lock()
@@ -712,6 +716,9 @@ func (r *reader) take(id uint32, p []byte, whole int64, ends bool) (hot *stream,
 			return st, nil
 		}
 		st.begin()
+	}
+	if st.idleFor(p, ends) {
+		return st, nil
 	}
 	st.receive(p)
 	if ends {

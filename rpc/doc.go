@@ -45,7 +45,7 @@
 //	conn.go       a connection: its reader, every frame, the windows of what is received
 //	request.go    what a block of headers asks for
 //	stream.go     a call with its handler: grpc.ServerStream
-//	call.go       a call without: Hot; the deadlines of such calls
+//	call.go       a call without: Hot, and messages: HotMessage; the deadlines of such calls
 //	send.go       the writer, the windows of what is sent
 //	answer.go     the headers of answers
 //	keepalive.go  pings, age, idleness, draining

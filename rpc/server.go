@@ -49,7 +49,8 @@ type method struct {
 	unary  *grpc.MethodDesc
 	stream *grpc.StreamDesc
 	info   grpc.StreamServerInfo
-	hot    Hot // nil: none
+	hot    Hot        // nil: none
+	each   HotMessage // nil: none
 	impl   any
 }
 

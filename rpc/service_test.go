@@ -151,7 +151,7 @@ func theirs(o Options) registrar {
 
 func ours(o Options) registrar { return New(o) }
 
-// hotServer is ours whose UnaryCall is a Hot.
+// hotServer is ours whose UnaryCall is a Hot, and FullDuplexCall has a HotMessage.
 type hotServer struct{ *Server }
 
 func hot(o Options) registrar { return hotServer{New(o)} }
@@ -188,6 +188,15 @@ func hotEcho(c *Call, message []byte) bool {
 	return true
 }
 
+// hotDuplex is echo.FullDuplexCall for messages that are answered with one.
+func hotDuplex(_ context.Context, message []byte) (Message, bool) {
+	in := new(testpb.StreamingOutputCallRequest)
+	if proto.Unmarshal(message, in) != nil || len(in.GetResponseParameters()) != 1 {
+		return nil, false
+	}
+	return protoMessage{&testpb.StreamingOutputCallResponse{Payload: &testpb.Payload{Body: filled(int(in.GetResponseParameters()[0].GetSize()), 0)}}}, true
+}
+
 type protoMessage struct{ proto.Message }
 
 func (m protoMessage) Size() int { return proto.Size(m.Message) }
@@ -206,6 +215,7 @@ func serve(t testing.TB, s registrar, impl testpb.TestServiceServer) string {
 	testpb.RegisterTestServiceServer(s, impl)
 	if h, ok := s.(hotServer); ok {
 		h.Hot("/grpc.testing.TestService/UnaryCall", hotEcho)
+		h.HotMessages("/grpc.testing.TestService/FullDuplexCall", hotDuplex)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

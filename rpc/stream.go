@@ -46,6 +46,7 @@ type stream struct {
 	messages    []received
 	recvErr     error // after the messages: io.EOF, or why there are no more
 	recvDone    bool  // the client's side has ended
+	idle        bool  // the handler waits for a message
 	recvWindow  int64
 	held        int64
 	granted     int64 // of conn.granted
@@ -295,6 +296,7 @@ func (st *stream) takeMessage(m any) error {
 	c := st.c
 	for {
 		c.mu.Lock()
+		st.idle = false
 		if len(st.messages) > 0 {
 			next := st.messages[0]
 			if st.messages = st.messages[1:]; len(st.messages) == 0 {
@@ -309,6 +311,7 @@ func (st *stream) takeMessage(m any) error {
 			return st.decode(next, m)
 		}
 		err := st.recvErr
+		st.idle = err == nil && st.ctx.Err() == nil
 		c.mu.Unlock()
 		switch {
 		case st.ctx.Err() != nil:

@@ -53,7 +53,7 @@
 //	lifetime.go      what runs in the background, and contexts that end with the member
 //	proposals.go     requests into the log; headers.go; forward.go: asking the leader
 //	interceptors.go  what every call passes; hotcalls.go: KV's calls without interceptor
-//	hotrange.go      gets without a goroutine, over package rpc; hotwrites.go: writes
+//	hotrange.go      gets without a goroutine, over package rpc; hotwrites.go: writes; hotlease.go: keepalives
 //	codec.go         bytes in and out; wire.go: the messages of puts and gets by hand
 //	authorize.go     rights of callers; rights.go: those of streams that stay open
 //	errors.go        the error table; validate.go: request checks; limits.go: bounds of work

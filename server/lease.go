@@ -313,7 +313,7 @@ func (l *leaseService) confirmLeadership(ctx context.Context) error {
 		return lease.ErrNotPrimary
 	}
 	now := time.Now()
-	if now.Sub(l.confirmed.load()) < l.electionTimeout/2 {
+	if l.confirmedAt(now) {
 		return nil
 	}
 	if err := l.barrier(ctx); err != nil {
@@ -330,6 +330,22 @@ func (l *leaseService) confirmLeadership(ctx context.Context) error {
 	}
 	l.confirmed.store(now)
 	return nil
+}
+
+// confirmedAt reports whether leadership, if this member leads, needs no barrier now.
+func (l *leaseService) confirmedAt(now time.Time) bool {
+	return now.Sub(l.confirmed.load()) < l.electionTimeout/2
+}
+
+// renewNow is renewHere where nothing has to be waited for; false: something has, or it cannot be
+// done. Then renewHere is to be called.
+func (l *leaseService) renewNow(id lease.ID) (ttl int64, ok bool) {
+	leads := func() bool { return l.raft.Status().IsLeader() && l.confirmedAt(time.Now()) }
+	if !leads() {
+		return 0, false
+	}
+	ttl, ok = l.leases.RenewNow(id)
+	return ttl, ok && leads() // again: see renewHere
 }
 
 // atomicTime is a time that goroutines share; its zero value is the zero time.

@@ -278,6 +278,10 @@ func (s *Server) RegisterGRPC(g grpc.ServiceRegistrar) {
 		}
 	}
 	pb.RegisterLeaseServer(g, s.lease)
+	if own, ok := g.(*rpc.Server); ok {
+		h := &hotLease{lease: s.lease, calls: s.calls, method: s.calls.metrics.grpc.method(keepAliveMethod, "bidi_stream")}
+		own.HotMessages(keepAliveMethod, h.serve)
+	}
 	pb.RegisterClusterServer(g, s.cluster)
 	pb.RegisterMaintenanceServer(g, s.maintenance)
 	pb.RegisterAuthServer(g, s.auth)

@@ -223,7 +223,7 @@ func (m *Member) Start() error {
 		return err
 	}
 	cmd := exec.Command(m.cfg.Binary, m.Args()...)
-	cmd.Env = append(cleanEnv(), m.cfg.Env...)
+	cmd.Env = append(cleanEnv(m.cfg.Args), m.cfg.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = m.cfg.Dir
 	setParentDeath(cmd)
@@ -244,16 +244,18 @@ func (m *Member) Start() error {
 	return nil
 }
 
-// cleanEnv is our environment without variables that would configure a member. BELAY_RPC_ENGINE is
-// the --rpc-engine of all members, so that every proof can be tried over either.
-func cleanEnv() []string {
+// cleanEnv is our environment without variables that would configure a member with these flags.
+// BELAY_RPC_ENGINE is the --rpc-engine of all members that have none, so that every proof can be
+// tried over either.
+func cleanEnv(args []string) []string {
 	var env []string
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "ETCD_") && !strings.HasPrefix(kv, "BELAY_") {
 			env = append(env, kv)
 		}
 	}
-	if engine := os.Getenv("BELAY_RPC_ENGINE"); engine != "" {
+	given := slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--rpc-engine") })
+	if engine := os.Getenv("BELAY_RPC_ENGINE"); engine != "" && !given {
 		env = append(env, "ETCD_RPC_ENGINE="+engine) // etcd warns of it
 	}
 	return env
