@@ -292,7 +292,7 @@ func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 	case to == raft.None:
 		return 0, ErrBadLeaderTransferee
 	}
-	return to, r.transfer(ctx, to, reasonStop)
+	return to, (&transferRequest{to: to, reason: reasonStop}).run(ctx, r)
 }
 
 // successorRequest asks which member is best placed to lead.
@@ -405,19 +405,26 @@ func (h *handOver) stalled(now time.Time, log, store diskSample) (to uint64, rea
 // TransferLeader hands leadership to a voter and returns once it leads. No election timeout passes.
 // Errors: ErrNotLeader, ErrBadLeaderTransferee (not a voter), ErrTimeoutLeaderTransfer.
 func (r *Replica) TransferLeader(ctx context.Context, to uint64) error {
-	return r.transfer(ctx, to, reasonRequest)
+	return (&transferRequest{to: to, reason: reasonRequest}).run(ctx, r)
 }
 
-func (r *Replica) transfer(ctx context.Context, to uint64, reason string) error {
+// transferRequest has leadership moved to a voter.
+type transferRequest struct {
+	to     uint64
+	reason string
+	err    error // ErrNotLeader or ErrBadLeaderTransferee: nothing was begun
+}
+
+// run asks the loop, and waits until the voter leads.
+func (q *transferRequest) run(ctx context.Context, r *Replica) error {
 	changed := r.LeaderChanged()
-	q := &transferRequest{to: to, reason: reason}
 	if err := r.inbox.ask(ctx, r.stopped, q); err != nil {
 		return err
 	}
 	if q.err != nil {
 		return q.err
 	}
-	for r.Leader() != to {
+	for r.Leader() != q.to {
 		select {
 		case <-changed:
 			changed = r.LeaderChanged()
@@ -428,13 +435,6 @@ func (r *Replica) transfer(ctx context.Context, to uint64, reason string) error 
 		}
 	}
 	return nil
-}
-
-// transferRequest has leadership moved to a voter.
-type transferRequest struct {
-	to     uint64
-	reason string
-	err    error // ErrNotLeader or ErrBadLeaderTransferee: nothing was begun
 }
 
 func (q *transferRequest) handle(l *loop) {

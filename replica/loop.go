@@ -79,13 +79,13 @@ type incomingSnapshot struct {
 	discard func()
 }
 
-func (r *Replica) newRawNode() (*raft.RawNode, error) {
-	applied := r.pub.applied.Load()
+func newRawNode(e *env) (*raft.RawNode, error) {
+	applied := e.pub.applied.Load()
 	return raft.NewRawNode(&raft.Config{
-		ID:                       r.cfg.ID,
-		ElectionTick:             r.cfg.ElectionTicks,
+		ID:                       e.cfg.ID,
+		ElectionTick:             e.cfg.ElectionTicks,
 		HeartbeatTick:            1,
-		Storage:                  r.cfg.Log,
+		Storage:                  e.cfg.Log,
 		Applied:                  applied,
 		AsyncStorageWrites:       true,
 		MaxSizePerMsg:            maxMessageBytes,
@@ -93,9 +93,9 @@ func (r *Replica) newRawNode() (*raft.RawNode, error) {
 		MaxInflightMsgs:          maxInflightCount,
 		MaxInflightBytes:         maxInflightBytes,
 		CheckQuorum:              true,
-		PreVote:                  r.cfg.PreVote,
+		PreVote:                  e.cfg.PreVote,
 		ReadOnlyOption:           raft.ReadOnlySafe,
-		Logger:                   raftLogger{r.logger.Named("raft").WithOptions(zap.AddCallerSkip(1)).Sugar()},
+		Logger:                   raftLogger{e.logger.Named("raft").WithOptions(zap.AddCallerSkip(1)).Sugar()},
 	})
 }
 

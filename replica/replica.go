@@ -251,7 +251,7 @@ func New(cfg Config) (*Replica, error) {
 
 // Start runs the replica's goroutines.
 func (r *Replica) Start() error {
-	node, err := r.newRawNode()
+	node, err := newRawNode(r.env)
 	if err != nil {
 		return fmt.Errorf("replica: %w", err)
 	}

@@ -45,7 +45,7 @@ func (c *Call) Notify(e Ender) {
 		return
 	}
 	if st.ender = e; st.closed {
-		st.c.tellEnder(st)
+		st.c.kept.tell(st)
 	}
 }
 
@@ -58,14 +58,14 @@ func (st *stream) release() {
 	}
 }
 
-// tellEnder has the Ender of a stream told. REQUIRES: mu.
-func (c *conn) tellEnder(st *stream) {
-	c.ended = append(c.ended, endedCall{st.ender, st.cause})
-	st.ender = nil
-	if !c.telling {
-		c.telling = true
-		go c.tellEnders()
-	}
+// keptCalls are a connection's calls that a Hot answers later: who is told of their ends, and when
+// deadlines pass. Its fields belong to mu.
+type keptCalls struct {
+	c *conn
+	// due is when the deadline of one passes, at the earliest; the zero time: none has one.
+	due     time.Time
+	ended   []endedCall // whose Enders are to be told
+	telling bool        // a goroutine tells them
 }
 
 // endedCall is one whose Ender is to be told.
@@ -74,14 +74,24 @@ type endedCall struct {
 	cause error
 }
 
-// tellEnders tells, one after the other, until there are no more: of all calls of a connection that
+// tell has the Ender of a stream told. REQUIRES: mu.
+func (k *keptCalls) tell(st *stream) {
+	k.ended = append(k.ended, endedCall{st.ender, st.cause})
+	st.ender = nil
+	if !k.telling {
+		k.telling = true
+		go k.tellAll()
+	}
+}
+
+// tellAll tells, one after the other, until there are no more: of all calls of a connection that
 // ends one goroutine does it.
-func (c *conn) tellEnders() {
+func (k *keptCalls) tellAll() {
 	for {
-		c.mu.Lock()
-		ended := c.ended
-		c.ended, c.telling = nil, len(ended) > 0
-		c.mu.Unlock()
+		k.c.mu.Lock()
+		ended := k.ended
+		k.ended, k.telling = nil, len(ended) > 0
+		k.c.mu.Unlock()
 		if len(ended) == 0 {
 			return
 		}
@@ -96,21 +106,24 @@ func (c *conn) tellEnders() {
 const deadlineSlack = 5 * time.Millisecond
 
 // expect has the connection look when a deadline passes. REQUIRES: mu.
-func (c *conn) expect(deadline time.Time) {
-	if !c.callDue.IsZero() && !deadline.Before(c.callDue) {
+func (k *keptCalls) expect(deadline time.Time) {
+	if !k.due.IsZero() && !deadline.Before(k.due) {
 		return
 	}
-	c.callDue = deadline
-	if c.timer != nil {
+	k.due = deadline
+	if c := k.c; c.timer != nil {
 		c.timer.Reset(time.Until(c.nextLook(time.Now())))
 	}
 }
 
-// endLate resets the streams of a Hot whose deadlines have passed. REQUIRES: mu.
-func (c *conn) endLate(now time.Time) {
+// look resets the streams whose deadlines have passed. REQUIRES: mu.
+func (k *keptCalls) look(now time.Time) {
+	if k.due.IsZero() || now.Before(k.due) {
+		return
+	}
 	var late []*stream
 	next := time.Time{}
-	for _, st := range c.streams {
+	for _, st := range k.c.streams {
 		switch {
 		case !st.hot && !st.taken || st.deadline.IsZero():
 		case !now.Before(st.deadline):
@@ -121,12 +134,12 @@ func (c *conn) endLate(now time.Time) {
 	}
 	for _, st := range late {
 		st.cause = context.DeadlineExceeded
-		c.reset(st, http2.ErrCodeCancel)
+		k.c.reset(st, http2.ErrCodeCancel)
 	}
 	if least := now.Add(deadlineSlack); !next.IsZero() && next.Before(least) {
 		next = least
 	}
-	c.callDue = next
+	k.due = next
 }
 
 // A Message is an answer that knows its length and how to append itself.

@@ -66,8 +66,7 @@ type conn struct {
 	// streams are the open ones. A handler or a Hot may outlive its stream: it is an orphan then.
 	streams map[uint32]*stream
 	orphans int
-	ended   []endedCall // whose Enders are to be told
-	telling bool        // a goroutine tells them
+	kept    keptCalls
 	// late are the streams that this side closed last: the client may not know yet.
 	late  [32]uint32
 	lates int
@@ -112,7 +111,6 @@ type conn struct {
 	pinged    time.Time // of the server's ping without an answer; the zero time: none
 	ageDue    time.Time // when max age is reached; the zero time: never, or it was
 	graceDue  time.Time // when what is left of an aged connection is closed; the zero time: never
-	callDue   time.Time // when the deadline of a Hot's call passes, at the earliest; the zero time: never
 	drainDue  time.Time // when the second GOAWAY is sent at the latest; the zero time: not draining
 	drainText string
 }
@@ -180,6 +178,7 @@ func newConn(s *Server, nc net.Conn, p peer.Peer) *conn {
 		recvWindow: connWindow, born: time.Now(),
 	}
 	c.idleSince = c.born
+	c.kept.c = c
 	c.ctx = peer.NewContext(context.Background(), &c.peer)
 	return c
 }
@@ -625,7 +624,7 @@ func (r *reader) begin(id uint32, req *request, ends bool) error {
 	if req.called.hot != nil && (req.encoding == "" || req.encoding == encoding.Identity) && c.queued < hotQueueLimit {
 		st.hot = true
 		if req.timed {
-			c.expect(st.deadline)
+			c.kept.expect(st.deadline)
 		}
 	} else {
 		st.start()
@@ -990,7 +989,7 @@ func (c *conn) closeStream(st *stream) {
 		c.orphans++
 	}
 	if st.ender != nil {
-		c.tellEnder(st)
+		c.kept.tell(st)
 	}
 	if st.cancel != nil {
 		st.cancel()

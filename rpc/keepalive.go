@@ -153,9 +153,7 @@ func (c *conn) look() {
 	if !c.drainDue.IsZero() && !now.Before(c.drainDue) {
 		c.drained()
 	}
-	if !c.callDue.IsZero() && !now.Before(c.callDue) {
-		c.endLate(now)
-	}
+	c.kept.look(now)
 	heard := c.heard()
 	if heard.After(c.pinged) {
 		c.pinged = time.Time{}
@@ -199,7 +197,7 @@ func (c *conn) nextLook(now time.Time) time.Time {
 	}
 	sooner(c.ageDue)
 	sooner(c.graceDue)
-	sooner(c.callDue)
+	sooner(c.kept.due)
 	if c.stage == stageOpen {
 		sooner(c.drainDue)
 	}
