@@ -9,6 +9,8 @@
 //	defrag            a stopped member's store, rewritten without what it does not need
 //	migrate           a stopped etcd's data made Belay's, or back; by the name etcdutl: an etcd's
 //	                  data made that of another version of etcd
+//	move              the members of a running etcd made Belay one by one, or back: it alone asks
+//	                  members that run
 //	raftlog           a member's raft log, group by group
 //
 // Commands, flags, output and exit codes are etcdutl's where it has them. Its migrate and `belay

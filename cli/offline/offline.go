@@ -84,7 +84,7 @@ func command(name string, stdout io.Writer) *cobra.Command {
 	if name == "etcdutl" {
 		root.AddCommand(schemaCommand(stdout, wait))
 	} else {
-		root.AddCommand(migrateCommand(name, stdout, format), backupCommand(name, stdout, format))
+		root.AddCommand(migrateCommand(name, stdout, format), moveCommand(name, stdout), backupCommand(name, stdout, format))
 	}
 	// cobra's own would be for a program of the name belay-util.
 	root.CompletionOptions.DisableDefaultCmd = true

@@ -2,8 +2,10 @@ package rolling
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"sync"
@@ -12,6 +14,9 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/belaydb/belay/cli/connect"
 	"github.com/belaydb/belay/command"
@@ -33,6 +38,7 @@ type Member struct {
 	Status   *clientv3.StatusResponse // nil: it does not answer
 	Err      error                    // why it does not
 	Kind     Kind                     // as far as it answers HTTP
+	Version  string                   // of the cluster, as this member has it: "3.6.0"; likewise
 }
 
 // Called is a member's name, or its id if it has not started yet.
@@ -140,16 +146,33 @@ func (l *looker) bounded(ctx context.Context, fn func(ctx context.Context) error
 	return fn(ctx)
 }
 
-func (l *looker) status(ctx context.Context, endpoint string) (st *clientv3.StatusResponse, err error) {
+// revive is how long a connection that has failed gets to come back within one question.
+const revive = 500 * time.Millisecond
+
+// status asks one endpoint. That nobody is there is known at once: clientv3's own call would try for
+// seconds.
+func (l *looker) status(ctx context.Context, endpoint string) (*clientv3.StatusResponse, error) {
 	c, err := l.at(endpoint)
 	if err != nil {
 		return nil, err
 	}
-	err = l.bounded(ctx, func(ctx context.Context) error {
-		st, err = c.Status(ctx, endpoint)
+	var st *pb.StatusResponse
+	ask := func(timeout time.Duration, opts ...grpc.CallOption) error {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		st, err = pb.NewMaintenanceClient(c.ActiveConnection()).Status(ctx, &pb.StatusRequest{}, opts...)
 		return err
-	})
-	return st, err
+	}
+	if err := ask(l.timeout); status.Code(err) == codes.Unavailable {
+		// It may be the failure of a while ago, which grpc remembers.
+		c.ActiveConnection().ResetConnectBackoff()
+		if ask(revive, grpc.WaitForReady(true)) != nil {
+			return nil, err
+		}
+	} else if err != nil {
+		return nil, err
+	}
+	return (*clientv3.StatusResponse)(st), nil
 }
 
 // look asks who the members are, which needs a quorum, and then each of them. Endpoints of the
@@ -211,7 +234,7 @@ func (l *looker) look(ctx context.Context) (*Cluster, error) {
 		if c.Leader == 0 {
 			c.Leader = m.Status.Leader
 		}
-		asking.Go(func() { m.Kind = l.kind(ctx, m.Endpoint) })
+		asking.Go(func() { m.Kind, m.Version = l.kind(ctx, m.Endpoint) })
 	}
 	asking.Wait()
 	return c, ctx.Err()
@@ -233,30 +256,44 @@ func (l *looker) ask(ctx context.Context, m *Member) {
 	}
 }
 
-// kind asks for a page that Belay alone has, and that it shows to everybody or to root.
-func (l *looker) kind(ctx context.Context, endpoint string) Kind {
+// kind asks for a page that Belay alone has, and that it shows to everybody or to root; and for the
+// version of the cluster.
+func (l *looker) kind(ctx context.Context, endpoint string) (kind Kind, version string) {
 	base := connect.HTTPBase(endpoint, l.cfg.TLS != nil)
 	if base == "" {
-		return ""
+		return "", ""
 	}
+	code, _ := l.page(ctx, base+"/debug/belay/events?within=1s")
+	switch code {
+	case http.StatusNotFound:
+		kind = Etcd
+	case http.StatusOK, http.StatusUnauthorized, http.StatusForbidden:
+		kind = Belay
+	}
+	var said struct {
+		Cluster string `json:"etcdcluster"`
+	}
+	if _, body := l.page(ctx, base+"/version"); json.Unmarshal(body, &said) != nil {
+		return kind, ""
+	}
+	return kind, said.Cluster
+}
+
+// page is the answer to a GET, as far as it is short; code 0: there was none.
+func (l *looker) page(ctx context.Context, address string) (code int, body []byte) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/debug/belay/events?within=1s", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
-		return ""
+		return 0, nil
 	}
 	resp, err := l.web.Do(req)
 	if err != nil {
-		return ""
+		return 0, nil
 	}
-	resp.Body.Close()
-	switch resp.StatusCode {
-	case http.StatusNotFound:
-		return Etcd
-	case http.StatusOK, http.StatusUnauthorized, http.StatusForbidden:
-		return Belay
-	}
-	return ""
+	defer resp.Body.Close()
+	body, _ = io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // half of it is none that can be read
+	return resp.StatusCode, body
 }
 
 // hashTries is how often hashes are compared again that differ: a compaction may be under way at
