@@ -68,6 +68,11 @@ clients: tools ## programs that no one here wrote, all of them: Kubernetes' stor
 kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on one
 	BELAY_KILL_ROUNDS=50 go test -count=1 -timeout 60m -v -run 'TestKill(Three|One)$$' ./proof/check
 
+.PHONY: proxy
+proxy: tools ## members and proxies killed in 20 rounds under watches and writes, and all of etcdctl through proxies
+	BELAY_PROXY_ROUNDS=20 go test -count=1 -timeout 60m -v -run 'TestProx' ./proof/check
+	go test -count=1 -timeout 20m -run TestModel ./cli/proxy/merge -merge.runs 50000
+
 .PHONY: move
 move: tools tools-old ## the members of running etcds of 3.5, 3.6 and 3.7 become Belay one by one and go back, under load, with kill -9 in each step
 	BELAY_MOVE=1 go test -count=1 -timeout 60m -v -run 'TestMove|TestMemberReplace' ./proof/check

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -45,9 +46,25 @@ func startMember(t *testing.T) string {
 		defer l.Close()
 		return l.Addr().String()
 	}
-	address, peer := free(), free()
+	var n *node.Node
+	var address string
+	eventually(t, func() (err error) { // between free and its use another test may take a port
+		address = free()
+		n, err = startNode(t, address, free())
+		return err
+	})
+	t.Cleanup(n.Stop)
+	c := dial(t, address)
+	eventually(t, func() error {
+		_, err := pb.NewKVClient(c).Range(t.Context(), &pb.RangeRequest{Key: []byte("x")})
+		return err
+	})
+	return address
+}
+
+func startNode(t *testing.T, address, peer string) (*node.Node, error) {
 	client, peers := []url.URL{{Scheme: "http", Host: address}}, []url.URL{{Scheme: "http", Host: peer}}
-	n, err := node.Start(node.Config{
+	return node.Start(node.Config{
 		Settings: node.Settings{
 			Cluster: node.Cluster{Name: "m", DataDir: filepath.Join(t.TempDir(), "data"), InitialCluster: "m=http://" + peer, InitialClusterToken: "proxy"},
 			Ports:   node.Ports{ListenClientURLs: client, AdvertiseClientURLs: client, ListenPeerURLs: peers, AdvertisePeerURLs: peers},
@@ -56,16 +73,6 @@ func startMember(t *testing.T) string {
 		},
 		TickInterval: 10 * time.Millisecond, ElectionTicks: 10, BcryptCost: 4, AuthTokenTTL: time.Minute,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(n.Stop)
-	c := dial(t, address)
-	eventually(t, func() error {
-		_, err := pb.NewKVClient(c).Range(t.Context(), &pb.RangeRequest{Key: []byte("x")})
-		return err
-	})
-	return address
 }
 
 func eventually(t *testing.T, do func() error) {
@@ -408,6 +415,12 @@ func TestPages(t *testing.T) {
 		}
 		return r.StatusCode, string(b)
 	}
+	eventually(t, func() error {
+		if code, text := page("/readyz"); code != http.StatusOK {
+			return errors.New(text)
+		}
+		return nil
+	})
 	for path, want := range map[string]string{
 		"/health": `{"health":"true","reason":""}`, "/proxy/health": `{"health":"true","reason":""}`, "/livez": "ok", "/readyz": "ok",
 		"/metrics": "\netcd_server_has_leader 1", "/proxy/metrics": "\nbelay_proxy_members_fit 1", "/debug/pprof/cmdline": "",

@@ -96,7 +96,7 @@ func start(waiting context.Context, o *options, logger *zap.Logger) (started *pr
 		p.resolver = newResolver(o, logger)
 	}
 	cfg := relay.Config{
-		Cluster: p.cluster, Namespace: o.namespace, OneFloor: o.ordering, LogPayloads: o.logPayloads,
+		Cluster: p.cluster, Namespace: o.namespace, OneFloor: o.ordering, FragmentBytes: o.maxSend + sendOverheadBytes, LogPayloads: o.logPayloads,
 		Metrics: relay.NewMetrics(p.registry), Logger: logger,
 	}
 	if p.resolver != nil {

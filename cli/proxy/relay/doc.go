@@ -6,16 +6,24 @@
 //     metadata beside them, in both directions. Errors are the members' own, with codes, texts and
 //     details. So are deadlines, and so is who the caller is: a token goes with each of its client's
 //     calls, and the members judge it.
+//
 //   - With a namespace every key that goes to a member has the prefix, and no key that comes from
 //     one is shown without having had it: of KV, Watch, Lease, Lock and Election.
+//
 //   - No response is older than one that the same connection has had before, whichever member
 //     answers.
+//
 //   - A stream whose client does not read is read from the member no further than flow control
 //     allows.
+//
+//   - Watches of one caller on one range are one watch of the cluster (package merge). Callers are
+//     told apart by their tokens, and each has a stream of its own at a member, which so enforces its
+//     rights, and takes them away. Without users there is one caller, or two: who requires a leader.
 //
 // All calls come in by Relay.handle, which no service is registered for, by the method's name. The
 // methods and their messages are those of the protobuf descriptors, so none can be forgotten.
 //
-// Files: relay.go the calls; methods.go which there are; namespace.go keys; metrics.go counters;
+// Files: relay.go the calls; watch.go a client's watches; watchhub.go those of one
+// caller, at the cluster; methods.go which there are; namespace.go keys; metrics.go counters;
 // payload.go lines for each message; ask.go the proxy's own questions.
 package relay

@@ -15,6 +15,10 @@ type Metrics struct {
 	cacheKeys          prometheus.Gauge
 	cacheHits          prometheus.Gauge
 	cacheMisses        prometheus.Gauge
+
+	watches, sources prometheus.Gauge
+	parked           prometheus.Counter
+	queued           prometheus.Gauge
 }
 
 // NewMetrics makes the metrics; reg nil means unregistered but working.
@@ -38,7 +42,16 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		cacheHits:   gauge("cache_hits_total", "Reads answered from the cache; 0: there is none."),
 		cacheMisses: gauge("cache_misses_total", "Serializable reads that the cluster answered."),
 	}
+	own := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "belay", Subsystem: "proxy", Name: name, Help: help})
+	}
+	m.watches = own("watches", "Watches of clients.")
+	m.sources = own("upstream_watches", "Watches of the cluster that they make.")
+	m.queued = own("watch_queue_bytes", "Events that are queued for clients.")
+	m.parked = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "belay", Subsystem: "proxy", Name: "slow_watches_total",
+		Help: "Watches that had to wait because their client did not read, and caught up on their own."})
 	if reg != nil {
+		reg.MustRegister(m.watches, m.sources, m.queued, m.parked)
 		reg.MustRegister(m.started, m.handled, m.received, m.sent, m.watchersCoalescing, m.eventsCoalescing, m.cacheKeys, m.cacheHits, m.cacheMisses)
 	}
 	return m

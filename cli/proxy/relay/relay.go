@@ -30,8 +30,10 @@ type Config struct {
 	OneFloor bool
 	// LogPayloads logs every message.
 	LogPayloads bool
-	Metrics     *Metrics    // [unregistered]
-	Logger      *zap.Logger // nil: none
+	// FragmentBytes is the size from which responses are split for watches that asked for it [2 MiB].
+	FragmentBytes int
+	Metrics       *Metrics    // [unregistered]
+	Logger        *zap.Logger // nil: none
 }
 
 // A Relay answers calls.
@@ -42,6 +44,7 @@ type Relay struct {
 	unknown  *method
 	payloads *payloadLog
 	floor    *atomic.Int64 // nil: each connection has its own
+	watching watching
 }
 
 // New makes a Relay.
@@ -51,6 +54,9 @@ func New(cfg Config) (*Relay, error) {
 	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics(nil)
+	}
+	if cfg.FragmentBytes == 0 {
+		cfg.FragmentBytes = 2 << 20
 	}
 	r := &Relay{cfg: cfg, ns: namespace(cfg.Namespace)}
 	var err error
@@ -66,6 +72,7 @@ func New(cfg Config) (*Relay, error) {
 	if cfg.LogPayloads {
 		r.payloads = &payloadLog{cfg.Logger}
 	}
+	r.watching = watching{relay: r, hubs: make(map[caller]*watchHub)}
 	if cfg.OneFloor {
 		r.floor = new(atomic.Int64)
 	}
@@ -124,6 +131,8 @@ func (r *Relay) handle(s grpc.ServerStream) error {
 
 func (c *call) answer() error {
 	switch {
+	case c.full == watchMethod:
+		return c.watch()
 	case c.method.clientStreams:
 		return c.both()
 	case c.method.serverStreams:

@@ -1,0 +1,346 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/belaydb/belay/cli/proxy/merge"
+	"github.com/belaydb/belay/cli/proxy/upstream"
+)
+
+// A caller is who watches: clients that show the same are one to the cluster.
+type caller struct{ token, authorization, hasLeader string }
+
+func callerOf(md metadata.MD) caller {
+	one := func(key string) string { return strings.Join(md.Get(key), "\x00") }
+	return caller{one(rpctypes.TokenFieldNameGRPC), one("authorization"), one(rpctypes.MetadataRequireLeaderKey)}
+}
+
+// watching is the hubs of all callers.
+type watching struct {
+	relay  *Relay
+	queued atomic.Int64 // bytes for all clients
+
+	mu   sync.Mutex
+	hubs map[caller]*watchHub
+}
+
+// join adds a stream to its caller's hub, which begins with the first.
+func (w *watching) join(c *call, client *watchClient) *watchHub {
+	md, _ := metadata.FromOutgoingContext(c.ctx)
+	who := callerOf(md)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h := w.hubs[who]
+	if h == nil {
+		h = newWatchHub(w.relay, who, md)
+		w.hubs[who] = h
+	}
+	h.clients++
+	return h
+}
+
+// leave removes a stream; the hub ends with the last.
+func (w *watching) leave(h *watchHub, client *watchClient) {
+	h.tell(h.ctx, hubEvent{client: client, kind: closed})
+	client.mu.Lock()
+	left := client.bytes
+	client.gone, client.bytes, client.queue = true, 0, nil
+	client.mu.Unlock()
+	w.queued.Add(-left)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if h.clients--; h.clients == 0 {
+		delete(w.hubs, h.who)
+		h.cancel()
+	}
+}
+
+// A hubEvent is what a hub's goroutine is told.
+type hubEvent struct {
+	kind     hubEventKind
+	client   *watchClient
+	request  *pb.WatchRequest
+	response *pb.WatchResponse
+	stream   *watchStream // that an event of the connection is about
+	err      error
+}
+
+type hubEventKind int
+
+const (
+	requested hubEventKind = iota // a client sends a request
+	drained                       // a client's queue has room
+	closed                        // a client is gone
+	connected                     // there is a stream to a member
+	responded                     // a response came
+	broken                        // the stream is gone
+	hopeless                      // there will be none: err says why
+)
+
+// A watchHub is the watches of one caller. Its goroutine owns the merge.Hub; another one keeps a
+// stream to a member, reads it, and a third one, for each stream, writes.
+type watchHub struct {
+	relay   *Relay
+	who     caller
+	ctx     context.Context // ends with it
+	cancel  context.CancelFunc
+	clients int // guarded by watching.mu
+	// inbox: its goroutine never waits for who tells it something.
+	inbox chan hubEvent
+
+	// Of its goroutine.
+	merge  *merge.Hub
+	stream *watchStream // nil: none
+	shown  shown
+}
+
+// shown is what of a hub the metrics have.
+type shown struct{ watches, sources, shared, parked int64 }
+
+func newWatchHub(r *Relay, who caller, md metadata.MD) *watchHub {
+	h := &watchHub{relay: r, who: who, inbox: make(chan hubEvent, 64)}
+	h.ctx, h.cancel = context.WithCancel(metadata.NewOutgoingContext(context.Background(), md))
+	h.merge = merge.New(h)
+	go h.run()
+	go h.keepConnected()
+	return h
+}
+
+// tell puts an event into the inbox, unless one of the contexts ends.
+func (h *watchHub) tell(ctx context.Context, e hubEvent) {
+	select {
+	case h.inbox <- e:
+	case <-ctx.Done():
+		if e.kind == closed { // not lost as long as there is somebody to hear it
+			select {
+			case h.inbox <- e:
+			case <-h.ctx.Done():
+			}
+		}
+	case <-h.ctx.Done():
+	}
+}
+
+// Send is as in merge.Env.
+func (h *watchHub) Send(r *pb.WatchRequest) { h.stream.send(r) }
+
+func (h *watchHub) run() {
+	defer h.show(shown{})
+	timer := time.NewTimer(merge.AtRest)
+	defer timer.Stop()
+	last, restless := time.Now(), false
+	all := make(map[*watchClient]bool)
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-timer.C:
+			h.merge.Tick(max(1, int(time.Since(last)/merge.TickInterval)))
+			last, restless = time.Now(), h.merge.Restless()
+			timer.Reset(interval(restless))
+		case e := <-h.inbox:
+			h.handle(e, all)
+		}
+		if h.merge.Restless() && !restless {
+			restless = true
+			timer.Reset(merge.TickInterval)
+		}
+		h.show(shown{int64(h.merge.Watches()), int64(h.merge.Sources()), h.merge.Shared, h.merge.Parked})
+	}
+}
+
+func interval(restless bool) time.Duration {
+	if restless {
+		return merge.TickInterval
+	}
+	return merge.AtRest
+}
+
+func (h *watchHub) handle(e hubEvent, all map[*watchClient]bool) {
+	switch e.kind {
+	case requested:
+		if e.client.merged == nil {
+			e.client.merged = h.merge.NewClient(e.client)
+			all[e.client] = true
+		}
+		h.merge.Request(e.client.merged, e.request)
+	case drained:
+		h.merge.Drained(e.client.merged)
+	case closed:
+		if e.client.merged != nil {
+			h.merge.Close(e.client.merged)
+			delete(all, e.client)
+		}
+	case connected:
+		h.stream = e.stream
+		h.merge.Up()
+	case responded:
+		if e.stream != h.stream {
+			return
+		}
+		if err := h.merge.Response(e.response); err != nil {
+			h.relay.cfg.Logger.Sugar().Errorf("a member's watch stream is not understood; opening another: %v", err)
+			h.disconnect()
+		}
+	case broken:
+		if e.stream == h.stream && h.stream != nil {
+			h.disconnect()
+		}
+	case hopeless:
+		for c := range all {
+			c.fail(e.err)
+		}
+	}
+}
+
+// disconnect ends the stream.
+func (h *watchHub) disconnect() {
+	h.merge.Down()
+	h.stream.cancel()
+	h.stream = nil
+}
+
+// show brings the metrics to what is.
+func (h *watchHub) show(now shown) {
+	m, was := h.relay.cfg.Metrics, h.shown
+	m.queued.Set(float64(h.relay.watching.queued.Load()))
+	if now == was {
+		return
+	}
+	m.watches.Add(float64(now.watches - was.watches))
+	m.sources.Add(float64(now.sources - was.sources))
+	m.watchersCoalescing.Add(float64((now.watches - now.sources) - (was.watches - was.sources)))
+	if now.shared > was.shared {
+		m.eventsCoalescing.Add(float64(now.shared - was.shared))
+	}
+	if now.parked > was.parked {
+		m.parked.Add(float64(now.parked - was.parked))
+	}
+	h.shown = now
+}
+
+// keepConnected keeps a stream to a member until the hub ends, or there is no use in it.
+func (h *watchHub) keepConnected() {
+	var tried []*upstream.Member // since a response came
+	failing := time.Now()
+	for h.ctx.Err() == nil {
+		heard, member, err := h.connect(tried)
+		if heard {
+			tried, failing = nil, time.Now()
+		}
+		if member != nil {
+			tried = append(tried, member)
+		}
+		all := len(tried) >= len(h.relay.cfg.Cluster.Members())
+		switch {
+		case h.ctx.Err() != nil:
+			return
+		case status.Code(err) == codes.Unavailable && status.Convert(err).Message() == rpctypes.ErrNoLeader.Error():
+			if all {
+				h.tell(h.ctx, hubEvent{kind: hopeless, err: err})
+				tried = nil
+			}
+		case status.Code(err) == codes.Unavailable, status.Code(err) == codes.Canceled, errors.Is(err, io.EOF), status.Code(err) == codes.Internal:
+			if time.Since(failing) > hopelessAfter {
+				h.tell(h.ctx, hubEvent{kind: hopeless, err: status.Error(codes.Unavailable, status.Convert(err).Message())})
+				failing = time.Now()
+			}
+			if all {
+				tried = nil
+			}
+		default: // such as a token that is none
+			h.tell(h.ctx, hubEvent{kind: hopeless, err: err})
+		}
+		if !heard {
+			select {
+			case <-time.After(reconnectPause):
+			case <-h.ctx.Done():
+			}
+		}
+	}
+}
+
+const (
+	// hopelessAfter is how long there may be no stream before clients are told: they may know another
+	// proxy.
+	hopelessAfter  = 15 * time.Second
+	reconnectPause = 100 * time.Millisecond
+)
+
+// connect opens a stream and reads it to its end; heard: something came.
+func (h *watchHub) connect(except []*upstream.Member) (heard bool, member *upstream.Member, err error) {
+	ctx, cancel := context.WithCancel(h.ctx)
+	defer cancel()
+	s, member, serving, err := h.relay.cfg.Cluster.OpenAt(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, watchMethod, except...)
+	if err != nil {
+		return false, member, err
+	}
+	defer context.AfterFunc(serving, cancel)()
+	stream := &watchStream{cancel: cancel, ready: make(chan struct{}, 1)}
+	go stream.write(ctx, s)
+	h.tell(ctx, hubEvent{kind: connected, stream: stream})
+	for {
+		r := &pb.WatchResponse{}
+		if err = s.RecvMsg(r); err != nil {
+			h.tell(h.ctx, hubEvent{kind: broken, stream: stream})
+			return heard, member, err
+		}
+		heard = true
+		if h.relay.ns != "" {
+			h.relay.ns.answer(r)
+		}
+		h.tell(ctx, hubEvent{kind: responded, stream: stream, response: r})
+	}
+}
+
+// A watchStream is the sending side of a stream to a member. What waits to be sent are a few bytes for
+// each watch that begins or ends: the hub must never wait for the member, which may wait for the hub.
+type watchStream struct {
+	cancel context.CancelFunc
+	ready  chan struct{} // something is queued
+
+	mu    sync.Mutex
+	queue []*pb.WatchRequest
+}
+
+func (s *watchStream) send(r *pb.WatchRequest) {
+	s.mu.Lock()
+	s.queue = append(s.queue, r)
+	s.mu.Unlock()
+	select {
+	case s.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (s *watchStream) write(ctx context.Context, to grpc.ClientStream) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.ready:
+		}
+		s.mu.Lock()
+		queue := s.queue
+		s.queue = nil
+		s.mu.Unlock()
+		for _, r := range queue {
+			if to.SendMsg(r) != nil {
+				return // the reader has the error
+			}
+		}
+	}
+}

@@ -1,0 +1,184 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// metric is a metric of a proxy.
+func metric(t *testing.T, address, name string) float64 {
+	t.Helper()
+	r, err := http.Get("http://" + address + "/proxy/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindSubmatch(b)
+	if found == nil {
+		t.Fatalf("no metric %s", name)
+	}
+	v, err := strconv.ParseFloat(string(found[1]), 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func newClient(t *testing.T, address string) *clientv3.Client {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{address}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// TestWatchesMerged: watches of many clients on one range are one of the cluster, wherever they
+// began, and each gets what it asked for.
+func TestWatchesMerged(t *testing.T) {
+	t.Parallel()
+	member := startMember(t)
+	_, address := startProxy(t, "--endpoints="+member)
+	ctx, cancel := context.WithTimeout(t.Context(), wait)
+	defer cancel()
+	writer := newClient(t, address)
+	put := func(value int) {
+		t.Helper()
+		if _, err := writer.Put(ctx, "p/k", strconv.Itoa(value)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for value := range 5 {
+		put(value)
+	}
+	const clients, each, last = 10, 10, 12
+	type watching struct {
+		events clientv3.WatchChan
+		first  int
+	}
+	var all []watching
+	for range clients {
+		c := newClient(t, address)
+		for i := range each {
+			opts := []clientv3.OpOption{clientv3.WithPrefix()}
+			w := watching{first: 5}
+			switch i % 3 {
+			case 1: // from the past
+				w.first = 1
+				opts = append(opts, clientv3.WithRev(3))
+			case 2: // from what is to come
+				opts = append(opts, clientv3.WithRev(7))
+			}
+			w.events = c.Watch(ctx, "p/", append(opts, clientv3.WithCreatedNotify())...)
+			if r := <-w.events; !r.Created || r.Err() != nil {
+				t.Fatalf("not created: %v", r)
+			}
+			all = append(all, w)
+		}
+	}
+	for value := 5; value < last; value++ {
+		put(value)
+	}
+	for _, w := range all {
+		for want := w.first; want < last; {
+			r, ok := <-w.events
+			if !ok || r.Err() != nil {
+				t.Fatalf("a watch ended: %v", r.Err())
+			}
+			for _, e := range r.Events {
+				if string(e.Kv.Value) != strconv.Itoa(want) {
+					t.Fatalf("a watch from %d has %s, not %d", w.first, e.Kv.Value, want)
+				}
+				want++
+			}
+		}
+	}
+	eventually(t, func() error {
+		if n := metric(t, address, "belay_proxy_upstream_watches"); n != 1 {
+			return fmt.Errorf("%v watches of the cluster", n)
+		}
+		return nil
+	})
+	if n := metric(t, address, "etcd_grpc_proxy_watchers_coalescing_total"); n != clients*each-1 {
+		t.Errorf("%v watches share another's", n)
+	}
+	// Progress, when it is asked for.
+	if err := writer.RequestProgress(ctx); err != nil {
+		t.Fatal(err)
+	}
+	own := writer.Watch(ctx, "p/", clientv3.WithPrefix())
+	eventually(t, func() error {
+		if err := writer.RequestProgress(ctx); err != nil {
+			return err
+		}
+		if r := <-own; !r.IsProgressNotify() || r.Header.Revision < last+1 {
+			return fmt.Errorf("%v", r)
+		}
+		return nil
+	})
+}
+
+// TestSlowWatcher: a client that does not read costs no more than its queue, delays nobody, and gets
+// everything when it reads again.
+func TestSlowWatcher(t *testing.T) {
+	t.Parallel()
+	member := startMember(t)
+	_, address := startProxy(t, "--endpoints="+member)
+	ctx, cancel := context.WithTimeout(t.Context(), wait)
+	defer cancel()
+	slow, err := pb.NewWatchClient(dial(t, address)).Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	create := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("k")}}}
+	if err := slow.Send(create); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := slow.Recv(); err != nil || !r.Created {
+		t.Fatalf("%v, %v", r, err)
+	}
+	fast := newClient(t, address)
+	events := fast.Watch(ctx, "k")
+	value := strings.Repeat("v", 100<<10)
+	const count = 100 // ten times the queue and what flow control lets through
+	for range count {
+		if _, err := fast.Put(ctx, "k", value); err != nil {
+			t.Fatal(err)
+		}
+		if r := <-events; len(r.Events) != 1 {
+			t.Fatalf("%v", r.Err())
+		}
+	}
+	if n := metric(t, address, "belay_proxy_slow_watches_total"); n == 0 {
+		t.Error("the client was not slow")
+	}
+	if n := metric(t, address, "belay_proxy_watch_queue_bytes"); n > 2<<20 {
+		t.Errorf("%v bytes are queued", n)
+	}
+	for version := int64(1); version <= count; {
+		r, err := slow.Recv()
+		if err != nil || r.Canceled {
+			t.Fatalf("%v, %v", r, err)
+		}
+		for _, e := range r.Events {
+			if e.Kv.Version != version {
+				t.Fatalf("version %d instead of %d", e.Kv.Version, version)
+			}
+			version++
+		}
+	}
+}
