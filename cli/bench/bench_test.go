@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"flag"
 	"net"
 	"net/url"
 	"os"
@@ -22,6 +23,8 @@ import (
 
 	"github.com/belaydb/belay/node"
 )
+
+var rewrite = flag.Bool("rewrite", false, "write testdata/report.txt anew")
 
 // TestFlagsAreEtcds holds the flags against those of etcd's tool, which its help gave.
 func TestFlagsAreEtcds(t *testing.T) {
@@ -279,6 +282,13 @@ func TestBadInput(t *testing.T) {
 		"watch-get --events=0":                   "--events=0: give a number from 1",
 		"watch-latency --put-total=0":            "--put-total=0: give a number from 1",
 		"mvcc put --total=0":                     "--total=0: give a number from 1",
+		"--versus=x, put":                        "--versus=x,: an endpoint is empty",
+		"--repeat=-1 put":                        "--repeat=-1: give 1 to 1000",
+		"--report=x.pdf put":                     "--report=x.pdf: give a name that ends in .html or .svg",
+		"-o yaml put":                            "--output=yaml: give text or json",
+		"put --val-size=1,x":                     `"x" is no size: give bytes, or 1k`,
+		"mix --mix=x":                            "--mix=x: give one of discovery, kubernetes, patroni",
+		"mvcc put --versus=x":                    "mvcc put has no --versus",
 		"nonsense":                               `unknown command "nonsense"`,
 		"put --nonsense":                         "unknown flag: --nonsense",
 		"put --user=a:b --cacert=/nonexistent --total=1": "--cacert",

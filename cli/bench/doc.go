@@ -2,10 +2,12 @@
 // what it lacks.
 //
 // A sub-command says what one client does (put.go, read.go, txn.go, stm.go, lease.go, watch.go,
-// watchget.go, latency.go, mvcc.go); package load does it with many clients and counts. What it
-// counted is printed as etcd's tool prints it, and below that with the high percentiles and what the
-// servers spent (text.go), or as JSON. Nothing ends in a panic: a request that fails is counted under
-// the text of its error.
+// watchget.go, latency.go, mvcc.go, mix.go); package load does it with many clients and counts.
+// run.go does it as often as the flags say, for each size of values (sizes.go) and each side, and
+// costs.go reads what the servers spent meanwhile. What was counted is printed as etcd's tool prints
+// it, and below that with the high percentiles and the costs (text.go), compared (versus.go), as JSON
+// (json.go), for perfdash (perfdash.go), and drawn (report.go). Nothing ends in a panic: a request
+// that fails is counted under the text of its error.
 //
 // Requests travel through clientv3's connections, so that TLS, users and the choice of a member are
 // those of every other client; what is timed passes them encoded (package load), so that the client

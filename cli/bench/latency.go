@@ -17,7 +17,7 @@ type latencyPlan struct {
 	streams, perStream int
 	prevKV             bool
 	total, rate        int
-	keySize, valSize   int
+	keySize            int
 }
 
 func (b *bench) watchLatencyCommand() *cobra.Command {
@@ -32,13 +32,13 @@ percentiles at the end also count it from when the put was sent.`}
 	fs.IntVar(&p.total, "put-total", 1000, "how many puts in all")
 	fs.IntVar(&p.rate, "put-rate", 100, "at most this many puts a second (0: no limit)")
 	fs.IntVar(&p.keySize, "key-size", 32, "bytes of the key")
-	fs.IntVar(&p.valSize, "val-size", 32, "bytes of a value")
+	values := valSizes(fs, 32)
 	cmd.RunE = b.runs(func(*cobra.Command, []string) (*task, error) {
 		if err := first(atLeast(1, "streams", p.streams), atLeast(1, "watchers-per-stream", p.perStream), atLeast(1, "put-total", p.total),
-			atLeast(0, "put-rate", p.rate), atLeast(1, "key-size", p.keySize), atLeast(0, "val-size", p.valSize)); err != nil {
+			atLeast(0, "put-rate", p.rate), atLeast(1, "key-size", p.keySize)); err != nil {
 			return nil, err
 		}
-		return &task{run: func(ctx context.Context, t *target) (*outcome, error) { return p.run(ctx, b, t) }}, nil
+		return &task{sizes: *values, run: func(ctx context.Context, t *target, valSize int) (*outcome, error) { return p.run(ctx, b, t, valSize) }}, nil
 	})
 	return cmd
 }
@@ -52,7 +52,7 @@ type arrival struct {
 // written is a put: when it was sent and when it was answered.
 type written struct{ sent, answered time.Time }
 
-func (p latencyPlan) run(parent context.Context, b *bench, t *target) (*outcome, error) {
+func (p latencyPlan) run(parent context.Context, b *bench, t *target, valSize int) (*outcome, error) {
 	ctx, stop := context.WithCancel(parent)
 	defer stop()
 	key := randomBytes(p.keySize)
@@ -88,7 +88,7 @@ func (p latencyPlan) run(parent context.Context, b *bench, t *target) (*outcome,
 	}
 	created.Wait()
 
-	request, err := load.Encode(&pb.PutRequest{Key: key, Value: randomBytes(p.valSize)})
+	request, err := load.Encode(&pb.PutRequest{Key: key, Value: randomBytes(valSize)})
 	if err != nil {
 		return nil, err
 	}

@@ -33,8 +33,8 @@ with --keep-stream a client's requests share one, as those of clients at work do
 		if err != nil {
 			return nil, err
 		}
-		return &task{run: func(ctx context.Context, t *target) (*outcome, error) {
-			return simple(ctx, o, "lease-keepalive", "", func(i int) (load.Operation, error) { return keepAlives(ctx, t, i, keep) })
+		return &task{run: func(ctx context.Context, t *target, _ int) (*outcome, error) {
+			return b.simple(ctx, o, t, "lease-keepalive", "", func(i int) (load.Operation, error) { return keepAlives(ctx, t, i, keep) })
 		}}, nil
 	})
 	return cmd

@@ -46,6 +46,15 @@ type bench struct {
 	perfdash bool // etcd 3.7's --report-perfdash
 
 	timeout time.Duration
+	versus  []string
+	repeat  int
+	report  string
+	output  string
+	// perSecond is as given if perSecondSet; else a line is printed on a terminal.
+	perSecond, perSecondSet bool
+
+	changed map[string]string // flags that were given
+	several bool              // there is more than one run
 
 	password string // asked for once
 	code     int
@@ -99,7 +108,10 @@ func (b *bench) command() *cobra.Command {
 It writes to the cluster that it measures: do not point it at one whose data matters.`,
 		// Main prints them.
 		SilenceUsage: true, SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error { return b.validate() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			b.perSecondSet = cmd.Flags().Changed("per-second")
+			return b.validate(cmd)
+		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	fs := root.PersistentFlags()
@@ -120,13 +132,18 @@ It writes to the cluster that it measures: do not point it at one whose data mat
 	fs.BoolVar(&b.perfdash, "report-perfdash", false, "also write a file of percentiles for Kubernetes' perfdash, into the folder $ARTIFACTS or ./_artifacts")
 
 	fs.DurationVar(&b.timeout, "timeout", 0, "count a request that takes longer as failed (0: wait for it)")
+	fs.StringSliceVar(&b.versus, "versus", nil, "other servers to measure in turn with --endpoints, and to compare with them")
+	fs.IntVar(&b.repeat, "repeat", 0, "how often each side is measured (0: once, with --versus 3 times)")
+	fs.StringVar(&b.report, "report", "", "also write a page (.html) or a picture (.svg) to this file: throughput over time, latency by percentile, values' sizes side by side")
+	fs.StringVarP(&b.output, "output", "o", "text", "text as etcd's tool prints it, or json")
+	fs.BoolVar(&b.perSecond, "per-second", false, "print a line each second on standard error (default: if that is a terminal)")
 
 	root.AddCommand(b.putCommand(), b.rangeCommand(), b.txnPutCommand(), b.txnMixedCommand(), b.stmCommand(),
-		b.watchCommand(), b.watchGetCommand(), b.watchLatencyCommand(), b.leaseCommand(), b.mvccCommand())
+		b.watchCommand(), b.watchGetCommand(), b.watchLatencyCommand(), b.leaseCommand(), b.mixCommand(), b.mvccCommand())
 	return root
 }
 
-func (b *bench) validate() error {
+func (b *bench) validate(cmd *cobra.Command) error {
 	const most = 1 << 20
 	switch {
 	case b.clients == 0:
@@ -141,12 +158,22 @@ func (b *bench) validate() error {
 		return usagef("--endpoints is empty: give at least one host:port")
 	case b.timeout < 0:
 		return usagef("--timeout=%v: give 0 or more", b.timeout)
+	case b.repeat < 0 || b.repeat > 1000:
+		return usagef("--repeat=%d: give 1 to 1000", b.repeat)
+	case b.output != "text" && b.output != "json":
+		return usagef("--output=%s: give text or json", b.output)
+	case b.report != "" && !strings.HasSuffix(b.report, ".html") && !strings.HasSuffix(b.report, ".svg"):
+		return usagef("--report=%s: give a name that ends in .html or .svg", b.report)
+	case cmd.Flags().Changed("versus") && len(b.versus) == 0:
+		return usagef("--versus is empty: give the other side's host:port, comma separated")
 	case (b.cert == "") != (b.key == ""):
 		return usagef("--cert and --key belong together: give both or neither")
 	}
-	for i, ep := range b.endpoints {
-		if b.endpoints[i] = strings.TrimSpace(ep); b.endpoints[i] == "" {
-			return usagef("--endpoints=%s: an endpoint is empty; give host:port, comma separated", strings.Join(b.endpoints, ","))
+	for flag, endpoints := range map[string][]string{"endpoints": b.endpoints, "versus": b.versus} {
+		for i, ep := range endpoints {
+			if endpoints[i] = strings.TrimSpace(ep); endpoints[i] == "" {
+				return usagef("--%s=%s: an endpoint is empty; give host:port, comma separated", flag, strings.Join(endpoints, ","))
+			}
 		}
 	}
 	return nil

@@ -44,6 +44,9 @@ func (b *bench) mvccCommand() *cobra.Command {
 		if err := first(atLeast(1, "total", p.total), atLeast(1, "key-size", p.keySize), atLeast(0, "value-size", p.valueSize), atLeast(1, "txn-ops", p.ops)); err != nil {
 			return err
 		}
+		if len(b.versus) > 0 || b.repeat > 1 || b.report != "" || b.output != "text" {
+			return usagef("mvcc put has no --versus, --repeat, --report and --output: it measures this process once")
+		}
 		var o *outcome
 		if err := profiled(p.cpuProfile, p.memProfile, func() (err error) {
 			o, err = p.run(cmd.Context())
@@ -51,7 +54,7 @@ func (b *bench) mvccCommand() *cobra.Command {
 		}); err != nil {
 			return err
 		}
-		b.print(o)
+		b.printer().print(o)
 		if o.interrupted {
 			b.code = codeInterrupted
 		}

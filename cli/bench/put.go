@@ -56,14 +56,13 @@ type upkeep struct {
 func (b *bench) putCommand() *cobra.Command {
 	var l loop
 	var k keySpace
-	var valSize int
 	var sequential bool
 	var u upkeep
 	cmd := &cobra.Command{Use: "put", Short: "Benchmark put", Args: cobra.NoArgs}
 	fs := cmd.Flags()
 	l.register(fs, "puts")
 	fs.IntVar(&k.size, "key-size", 8, "bytes of a key")
-	fs.IntVar(&valSize, "val-size", 8, "bytes of a value")
+	values := valSizes(fs, 8)
 	fs.IntVar(&k.count, "key-space-size", 1, "how many different keys")
 	fs.BoolVar(&sequential, "sequential-keys", false, "take the keys one after another, not at random")
 	fs.DurationVar(&u.interval, "compact-interval", 0, "compact the history so often (0: never); not together with the server's auto-compaction-retention")
@@ -71,13 +70,13 @@ func (b *bench) putCommand() *cobra.Command {
 	fs.BoolVar(&u.hash, "check-hashkv", false, "print the first endpoint's hash of all keys at the end")
 	cmd.RunE = b.runs(func(cmd *cobra.Command, _ []string) (*task, error) {
 		o, err := l.options(b, fs)
-		if err = first(err, k.validate(), atLeast(0, "val-size", valSize)); err != nil {
+		if err = first(err, k.validate()); err != nil {
 			return nil, err
 		}
 		if u.interval < 0 || u.delta < 0 {
 			return nil, usagef("--compact-interval=%v, --compact-index-delta=%d: give 0 or more", u.interval, u.delta)
 		}
-		return &task{run: func(ctx context.Context, t *target) (*outcome, error) {
+		return &task{sizes: *values, run: func(ctx context.Context, t *target, valSize int) (*outcome, error) {
 			stop := u.begin(ctx, b, t)
 			out, err := b.puts(ctx, o, t, k, valSize, sequential)
 			stop()
@@ -96,7 +95,7 @@ func (b *bench) puts(ctx context.Context, o load.Options, t *target, k keySpace,
 	if err != nil {
 		return nil, err
 	}
-	return simple(ctx, o, "put", "\n", func(i int) (load.Operation, error) {
+	return b.simple(ctx, o, t, "put", "\n", func(i int) (load.Operation, error) {
 		request, conn := template.Request(), t.conn(i)
 		return func(ctx context.Context, n int64) (int, error) {
 			if !sequential {

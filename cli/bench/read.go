@@ -59,8 +59,8 @@ func (b *bench) rangeCommand() *cobra.Command {
 		if err != nil {
 			return nil, err
 		}
-		return &task{greet: greet, run: func(ctx context.Context, t *target) (*outcome, error) {
-			return simple(ctx, o, "range", "", func(i int) (load.Operation, error) {
+		return &task{greet: greet, run: func(ctx context.Context, t *target, _ int) (*outcome, error) {
+			return b.simple(ctx, o, t, "range", "", func(i int) (load.Operation, error) {
 				conn := t.conn(i)
 				return func(ctx context.Context, _ int64) (int, error) {
 					return 0, conn.Invoke(ctx, load.MethodRange, encoded, nil, load.Raw())

@@ -19,9 +19,9 @@ import (
 
 // stmPlan are the flags of stm.
 type stmPlan struct {
-	isolation                   string
-	keys, perTxn, writes, value int
-	locker                      string
+	isolation            string
+	keys, perTxn, writes int
+	locker               string
 }
 
 const (
@@ -50,19 +50,21 @@ func (b *bench) stmCommand() *cobra.Command {
 	fs.IntVar(&p.perTxn, "keys-per-txn", 1, "keys of a transaction")
 	fs.IntVar(&p.writes, "txn-wr-percent", 50, "how many of them it writes, in percent")
 	fs.StringVar(&p.locker, "stm-locker", "stm", "what a transaction is guarded by: nothing more (stm), a lock of the client's (lock-client), one of the server's (lock-rpc)")
-	fs.IntVar(&p.value, "val-size", 8, "bytes of a value")
+	values := valSizes(fs, 8)
 	cmd.RunE = b.runs(func(*cobra.Command, []string) (*task, error) {
 		o, err := l.options(b, fs)
 		if err = first(err, p.validate()); err != nil {
 			return nil, err
 		}
-		return &task{run: func(ctx context.Context, t *target) (*outcome, error) { return p.run(ctx, o, t) }}, nil
+		return &task{sizes: *values, run: func(ctx context.Context, t *target, valSize int) (*outcome, error) {
+			return p.run(ctx, b, o, t, valSize)
+		}}, nil
 	})
 	return cmd
 }
 
 func (p stmPlan) validate() error {
-	if err := first(atLeast(1, "keys", p.keys), atLeast(0, "keys-per-txn", p.perTxn), atLeast(0, "txn-wr-percent", p.writes), atLeast(0, "val-size", p.value)); err != nil {
+	if err := first(atLeast(1, "keys", p.keys), atLeast(0, "keys-per-txn", p.perTxn), atLeast(0, "txn-wr-percent", p.writes)); err != nil {
 		return err
 	}
 	if p.perTxn > p.keys {
@@ -80,15 +82,15 @@ func (p stmPlan) validate() error {
 	return nil
 }
 
-func (p stmPlan) run(ctx context.Context, o load.Options, t *target) (*outcome, error) {
-	value := string(randomBytes(p.value))
+func (p stmPlan) run(ctx context.Context, b *bench, o load.Options, t *target, valSize int) (*outcome, error) {
+	value := string(randomBytes(valSize))
 	var locks []lock
 	defer func() {
 		for _, l := range locks {
 			l.end()
 		}
 	}()
-	return simple(ctx, o, "stm", "", func(i int) (load.Operation, error) {
+	return b.simple(ctx, o, t, "stm", "", func(i int) (load.Operation, error) {
 		l, err := lockers()[p.locker](ctx, t, i)
 		if err != nil {
 			return nil, fmt.Errorf("--stm-locker=%s: client %d: %s", p.locker, i, describe(err))

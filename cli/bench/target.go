@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math"
@@ -25,6 +26,9 @@ const answerWithin = 5 * time.Second
 type target struct {
 	endpoints []string
 	conns     []*clientv3.Client
+	tls       *tls.Config // nil: none
+
+	meter *meter // of the run that goes on
 }
 
 // connect opens the connections: number i to endpoint i, and again from the first. At least one
@@ -43,12 +47,12 @@ func (b *bench) connect(ctx context.Context, endpoints []string) (*target, error
 		if b.targetLeader {
 			to = endpoints // all of one member
 		}
-		c, err := b.dial(ctx, to)
+		c, secured, err := b.dialSecured(ctx, to)
 		if err != nil {
 			t.close()
 			return nil, err
 		}
-		t.conns = append(t.conns, c)
+		t.conns, t.tls = append(t.conns, c), secured
 	}
 	if err := t.look(ctx, b); err != nil {
 		t.close()
@@ -58,6 +62,12 @@ func (b *bench) connect(ctx context.Context, endpoints []string) (*target, error
 }
 
 func (b *bench) dial(ctx context.Context, endpoints []string) (*clientv3.Client, error) {
+	c, _, err := b.dialSecured(ctx, endpoints)
+	return c, err
+}
+
+// dialSecured also returns the TLS configuration, nil if there is none.
+func (b *bench) dialSecured(ctx context.Context, endpoints []string) (*clientv3.Client, *tls.Config, error) {
 	f := connect.Flags{Cert: b.cert, Key: b.key, CACert: b.cacert, InsecureSkipVerify: b.skipVerify, InsecureTransport: true, InsecureDiscovery: true,
 		User: b.user, Password: b.password, DialTimeout: b.dialTimeout, MaxSendBytes: math.MaxInt32}
 	if f.DialTimeout == 0 {
@@ -65,12 +75,12 @@ func (b *bench) dial(ctx context.Context, endpoints []string) (*clientv3.Client,
 	}
 	auth, err := f.Credentials(b.in, b.err)
 	if err != nil {
-		return nil, usagef("--user: %v", err)
+		return nil, nil, usagef("--user: %v", err)
 	}
 	b.password = f.Password
 	cfg, err := clientv3.NewClientConfig(f.Spec(endpoints, auth), zap.NewNop())
 	if err != nil {
-		return nil, usagef("--cert, --key, --cacert: %v", err)
+		return nil, nil, usagef("--cert, --key, --cacert: %v", err)
 	}
 	// A run's context ends its requests one by one; the connection outlives it, to tell what the
 	// run has cost.
@@ -81,9 +91,9 @@ func (b *bench) dial(ctx context.Context, endpoints []string) (*clientv3.Client,
 	}
 	c, err := clientv3.New(*cfg)
 	if err != nil {
-		return nil, fmt.Errorf("--endpoints=%s: %s", strings.Join(endpoints, ","), describe(err))
+		return nil, nil, fmt.Errorf("--endpoints=%s: %s", strings.Join(endpoints, ","), describe(err))
 	}
-	return c, nil
+	return c, cfg.TLS, nil
 }
 
 // leader are the client URLs of the leader.

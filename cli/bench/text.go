@@ -10,74 +10,72 @@ import (
 	"time"
 
 	"github.com/belaydb/belay/cli/bench/load"
+	"github.com/belaydb/belay/internal/show"
 )
 
+// A printer writes outcomes as text.
+type printer struct {
+	w       io.Writer
+	precise bool // all digits of a number
+	sample  bool // what each second was
+}
+
+func (b *bench) printer() printer { return printer{b.out, b.precise, b.sample} }
+
 // print writes an outcome: each section as etcd's tool does, then what it does not have.
-func (b *bench) print(o *outcome) {
+func (p printer) print(o *outcome) {
 	for _, s := range o.sections {
-		io.WriteString(b.out, s.before)
-		b.printReport(b.out, s)
-		io.WriteString(b.out, s.after)
+		io.WriteString(p.w, s.before)
+		p.printReport(s)
+		io.WriteString(p.w, s.after)
 	}
-	io.WriteString(b.out, o.trailer)
-	b.printMore(b.out, o)
+	io.WriteString(p.w, o.trailer)
+	p.printMore(o)
 }
 
 // etcdPercentiles are those of etcd's report.
 var etcdPercentiles = [...]float64{10, 25, 50, 75, 90, 95, 99, 99.9}
 
-func (b *bench) format() string {
-	if b.precise {
+func (p printer) format() string {
+	if p.precise {
 		return "%g"
 	}
 	return "%4.4f"
 }
 
 // printReport writes etcd's report of one class of operations.
-func (b *bench) printReport(w io.Writer, s section) {
+func (p printer) printReport(s section) {
 	c := s.class.Counts
-	number := b.format()
+	number := p.format()
 	secs := func(d time.Duration) string { return fmt.Sprintf(number+" secs", d.Seconds()) }
 	if c.N() > 0 {
-		fmt.Fprint(w, "\nSummary:\n")
-		fmt.Fprintf(w, "  Total:\t%s.\n", secs(s.elapsed))
-		fmt.Fprintf(w, "  Slowest:\t%s.\n", secs(c.Slowest()))
-		fmt.Fprintf(w, "  Fastest:\t%s.\n", secs(c.Fastest()))
-		fmt.Fprintf(w, "  Average:\t%s.\n", secs(c.Mean()))
-		fmt.Fprintf(w, "  Stddev:\t%s.\n", secs(c.Deviation()))
-		fmt.Fprintf(w, "  Requests/sec:\t"+number+"\n", s.rate())
-		fmt.Fprint(w, "\nResponse time histogram:\n")
+		fmt.Fprint(p.w, "\nSummary:\n")
+		fmt.Fprintf(p.w, "  Total:\t%s.\n", secs(s.elapsed))
+		fmt.Fprintf(p.w, "  Slowest:\t%s.\n", secs(c.Slowest()))
+		fmt.Fprintf(p.w, "  Fastest:\t%s.\n", secs(c.Fastest()))
+		fmt.Fprintf(p.w, "  Average:\t%s.\n", secs(c.Mean()))
+		fmt.Fprintf(p.w, "  Stddev:\t%s.\n", secs(c.Deviation()))
+		fmt.Fprintf(p.w, "  Requests/sec:\t"+number+"\n", s.rate())
+		fmt.Fprint(p.w, "\nResponse time histogram:\n")
 		for _, bar := range bars(c) {
-			fmt.Fprintf(w, "  "+number+" [%v]\t|%v\n", bar.bound.Seconds(), bar.count, strings.Repeat("∎", bar.long))
+			fmt.Fprintf(p.w, "  "+number+" [%v]\t|%v\n", bar.bound.Seconds(), bar.count, strings.Repeat("∎", bar.long))
 		}
-		fmt.Fprint(w, "\nLatency distribution:\n")
+		fmt.Fprint(p.w, "\nLatency distribution:\n")
 		for i, at := range ranks(c.N()) {
 			if d := c.Quantile(at); at > 0 && d > 0 {
-				fmt.Fprintf(w, "  %v%% in %s.\n", etcdPercentiles[i], secs(d))
+				fmt.Fprintf(p.w, "  %v%% in %s.\n", etcdPercentiles[i], secs(d))
 			}
 		}
-		if b.sample {
-			printSample(w, s.class.Seconds)
+		if p.sample {
+			printSample(p.w, s.class.Seconds)
 		}
 	}
 	if errs := c.Errors(); len(errs) > 0 {
-		fmt.Fprint(w, "\nError distribution:\n")
+		fmt.Fprint(p.w, "\nError distribution:\n")
 		for _, e := range sortedErrors(errs) {
-			fmt.Fprintf(w, "  [%d]\t%s\n", e.count, e.text)
+			fmt.Fprintf(p.w, "  [%d]\t%s\n", e.count, e.text)
 		}
 	}
-}
-
-// rate is operations per second.
-func (s section) rate() float64 {
-	n := float64(s.class.Counts.N())
-	if s.weight > 0 {
-		n *= s.weight
-	}
-	if s.elapsed <= 0 {
-		return 0
-	}
-	return n / s.elapsed.Seconds()
 }
 
 type bar struct {
@@ -163,9 +161,9 @@ func sortedErrors(errs map[string]int64) []errorCount {
 var highPercentiles = [...]float64{50, 90, 99, 99.9, 99.99}
 
 // printMore writes what etcd's report lacks.
-func (b *bench) printMore(w io.Writer, o *outcome) {
-	number := b.format()
-	fmt.Fprint(w, "\nPercentiles:\n")
+func (p printer) printMore(o *outcome) {
+	number := p.format()
+	fmt.Fprint(p.w, "\nPercentiles:\n")
 	for _, s := range slices.Concat(o.sections, o.more) {
 		c := s.class.Counts
 		if c.N() == 0 {
@@ -175,15 +173,36 @@ func (b *bench) printMore(w io.Writer, o *outcome) {
 		if s.name != "" {
 			line += s.name + ": "
 		}
-		for i, p := range highPercentiles {
+		for i, share := range highPercentiles {
 			if i > 0 {
 				line += ", "
 			}
-			line += fmt.Sprintf("p%v "+number, p, c.Quantile(p/100).Seconds())
+			line += fmt.Sprintf("p%v "+number, share, c.Quantile(share/100).Seconds())
 		}
-		fmt.Fprintf(w, "%s, max "+number+" secs.\n", line, c.Slowest().Seconds())
+		fmt.Fprintf(p.w, "%s, max "+number+" secs.\n", line, c.Slowest().Seconds())
 	}
 	if o.unanswered > 0 {
-		fmt.Fprintf(w, "Unanswered:\t%d requests were due and had not ended; the oldest for "+number+" secs.\n", o.unanswered, o.oldest.Seconds())
+		fmt.Fprintf(p.w, "Unanswered:\t%d requests were due and had not ended; the oldest for "+number+" secs.\n", o.unanswered, o.oldest.Seconds())
 	}
+	p.printCosts(o)
+}
+
+// printCosts writes what the servers and the client have spent.
+func (p printer) printCosts(o *outcome) {
+	c, n := o.costs, float64(o.operations())
+	if c == nil || n == 0 {
+		return
+	}
+	seen := fmt.Sprintf("%d of %d members", c.Seen, c.Members)
+	if c.Seen == c.Members {
+		seen = fmt.Sprintf("%d members", c.Members)
+		if c.Members == 1 {
+			seen = "1 member"
+		}
+	}
+	fmt.Fprintf(p.w, "Server CPU:\t%.4f secs per 1,000 operations (%s); RSS of the largest %s", c.CPU/n*1000, seen, show.Bytes(int64(c.RSS)))
+	if c.Written >= 0 {
+		fmt.Fprintf(p.w, "; written %s for each operation", show.Bytes(int64(float64(c.Written)/n)))
+	}
+	fmt.Fprintf(p.w, ".\nClient CPU:\t%.4f secs per 1,000 operations.\n", c.Client/n*1000)
 }

@@ -23,29 +23,29 @@ func putsOf(key, value []byte, n int) *pb.TxnRequest {
 func (b *bench) txnPutCommand() *cobra.Command {
 	var l loop
 	var k keySpace
-	var valSize, ops int
+	var ops int
 	cmd := &cobra.Command{Use: "txn-put", Short: "Benchmark txn-put", Args: cobra.NoArgs}
 	fs := cmd.Flags()
 	l.register(fs, "transactions")
 	fs.IntVar(&k.size, "key-size", 8, "bytes of a key")
-	fs.IntVar(&valSize, "val-size", 8, "bytes of a value")
+	values := valSizes(fs, 8)
 	fs.IntVar(&ops, "txn-ops", 1, "puts in a transaction")
 	fs.IntVar(&k.count, "key-space-size", 1, "how many different keys")
 	cmd.RunE = b.runs(func(*cobra.Command, []string) (*task, error) {
 		o, err := l.options(b, fs)
-		if err = first(err, k.validate(), atLeast(0, "val-size", valSize), atLeast(1, "txn-ops", ops)); err != nil {
+		if err = first(err, k.validate(), atLeast(1, "txn-ops", ops)); err != nil {
 			return nil, err
 		}
 		if ops > k.count {
 			return nil, usagef("--txn-ops=%d: a transaction writes a key once; give at most --key-space-size, which is %d", ops, k.count)
 		}
-		return &task{run: func(ctx context.Context, t *target) (*outcome, error) {
+		return &task{sizes: *values, run: func(ctx context.Context, t *target, valSize int) (*outcome, error) {
 			value := randomBytes(valSize)
 			template, err := load.NewTemplate(k.size, func(key []byte) proto.Message { return putsOf(key, value, ops) })
 			if err != nil {
 				return nil, err
 			}
-			return simple(ctx, o, "txn-put", "\n", func(i int) (load.Operation, error) {
+			return b.simple(ctx, o, t, "txn-put", "\n", func(i int) (load.Operation, error) {
 				request, conn := template.Request(), t.conn(i)
 				return func(ctx context.Context, n int64) (int, error) {
 					for j := range ops {
@@ -62,7 +62,6 @@ func (b *bench) txnPutCommand() *cobra.Command {
 func (b *bench) txnMixedCommand() *cobra.Command {
 	var l loop
 	var k keySpace
-	var valSize int
 	var endKey, level string
 	var limit int64
 	var ratio float64
@@ -72,7 +71,7 @@ func (b *bench) txnMixedCommand() *cobra.Command {
 	fs := cmd.Flags()
 	l.register(fs, "transactions")
 	fs.IntVar(&k.size, "key-size", 8, "bytes of a key")
-	fs.IntVar(&valSize, "val-size", 8, "bytes of a value")
+	values := valSizes(fs, 8)
 	fs.StringVar(&endKey, "end-key", "", "where the ranges that are read end (default: at the second argument; without a key: nowhere)")
 	fs.Int64Var(&limit, "limit", 1000, "at most this many keys in an answer")
 	fs.IntVar(&k.count, "key-space-size", 1, "how many different keys")
@@ -81,7 +80,7 @@ func (b *bench) txnMixedCommand() *cobra.Command {
 	cmd.RunE = b.runs(func(_ *cobra.Command, args []string) (*task, error) {
 		o, err := l.options(b, fs)
 		greet, wrong := consistency(level).greet()
-		if err = first(err, wrong, k.validate(), atLeast(0, "val-size", valSize)); err != nil {
+		if err = first(err, wrong, k.validate()); err != nil {
 			return nil, err
 		}
 		switch {
@@ -106,7 +105,7 @@ func (b *bench) txnMixedCommand() *cobra.Command {
 				read.RangeEnd = []byte{0}
 			}
 		}
-		return &task{greet: greet, run: func(ctx context.Context, t *target) (*outcome, error) {
+		return &task{greet: greet, sizes: *values, run: func(ctx context.Context, t *target, valSize int) (*outcome, error) {
 			return b.mixed(ctx, o, t, k, valSize, read, ratio)
 		}}, nil
 	})
@@ -125,7 +124,7 @@ func (b *bench) mixed(ctx context.Context, o load.Options, t *target, k keySpace
 	}
 	const reads, writes = 0, 1
 	o.Classes = []string{reads: "read", writes: "write"}
-	r, err := load.Run(ctx, o, func(i int) (load.Operation, error) {
+	r, err := b.load(ctx, o, t, func(i int) (load.Operation, error) {
 		request, conn := template.Request(), t.conn(i)
 		return func(ctx context.Context, n int64) (int, error) {
 			if rand.Float64() < ratio/(1+ratio) {

@@ -70,6 +70,14 @@ type tally struct {
 	elapsed time.Duration
 	since   *load.Counts // since the current second began
 	second  time.Time
+	tick    func(s load.Second, done int64) // nil: nobody is told
+}
+
+// tally is one that prints a line each second.
+func (b *bench) tally() *tally {
+	t := newTally()
+	t.tick = func(s load.Second, done int64) { b.second(t.begin, s, done, 0) }
+	return t
 }
 
 func newTally() *tally {
@@ -92,8 +100,12 @@ func (t *tally) add(took time.Duration, err error) {
 }
 
 func (t *tally) endSecond(now time.Time) {
-	t.class.Seconds = append(t.class.Seconds, t.since.Second(t.second, now.Sub(t.second)))
+	s := t.since.Second(t.second, now.Sub(t.second))
+	t.class.Seconds = append(t.class.Seconds, s)
 	t.class.Counts.Merge(t.since)
+	if t.tick != nil {
+		t.tick(s, t.class.Counts.N())
+	}
 	t.since = load.NewCounts()
 	t.second = now
 }
@@ -138,7 +150,7 @@ there is watch-latency.)`}
 			atLeast(1, "watched-key-total", p.watched), atLeast(0, "put-rate", p.putRate), atLeast(1, "put-total", p.putTotal)); err != nil {
 			return nil, err
 		}
-		return &task{run: func(ctx context.Context, t *target) (*outcome, error) {
+		return &task{run: func(ctx context.Context, t *target, _ int) (*outcome, error) {
 			if have, need := len(t.conns), 1+p.streams/100; have < need {
 				fmt.Fprintf(b.err, "warning: grpc limits 100 streams per client connection, have %d but need %d\n", have, need)
 			}
@@ -181,7 +193,7 @@ func (p watchPlan) run(parent context.Context, b *bench, t *target) (*outcome, e
 	}
 
 	// Watcher n of all watches key n, and round again.
-	created := newTally()
+	created := b.tally()
 	expected := make([]int64, p.streams) // events of each stream
 	watchers := map[string]int64{}       // of each key
 	var mu sync.Mutex
@@ -225,7 +237,7 @@ func (p watchPlan) run(parent context.Context, b *bench, t *target) (*outcome, e
 // events writes the keys and counts what the watchers get. A put that fails, and a stream that ends,
 // are counted as errors, and their events are not waited for.
 func (p watchPlan) events(ctx context.Context, stop context.CancelFunc, b *bench, t *target, streams []*watchStream, keys []string, expected []int64, watchers map[string]int64) (section, error) {
-	received := newTally()
+	received := b.tally()
 	var left atomic.Int64
 	for _, n := range expected {
 		left.Add(n)

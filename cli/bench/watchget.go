@@ -31,7 +31,7 @@ func (b *bench) watchGetCommand() *cobra.Command {
 		if err := first(atLeast(1, "watchers", watchers), atLeast(1, "streams", streams), atLeast(1, "events", events)); err != nil {
 			return nil, err
 		}
-		return &task{run: func(ctx context.Context, t *target) (*outcome, error) {
+		return &task{run: func(ctx context.Context, t *target, _ int) (*outcome, error) {
 			return b.watchGet(ctx, t, watchers, streams, events)
 		}}, nil
 	})
@@ -61,7 +61,7 @@ func (b *bench) watchGet(parent context.Context, t *target, watchers, streams, e
 		return nil, err
 	}
 
-	gets := newTally()
+	gets := b.tally()
 	var wg sync.WaitGroup
 	begin := sync.OnceFunc(func() {
 		wg.Go(func() {
