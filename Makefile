@@ -131,6 +131,15 @@ tools: ## build real etcd, etcdctl and etcdutl once, into the user's cache
 tools-old: ## build etcd 3.4, 3.5 and 3.6 too, into the same cache: what `make older` needs
 	@go run ./proof/etcdtools -old
 
+# A server that speaks as S3 does, which others wrote.
+VERSITYGW = v1.8.0
+
+.PHONY: s3
+s3: ## backups in a bucket of a real server, versitygw, which is built into the user's cache
+	@dir=$${XDG_CACHE_HOME:-$$HOME/.cache}/belay-versitygw/$(VERSITYGW); \
+	[ -x "$$dir/versitygw" ] || GOBIN="$$dir" go install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW) || exit 1; \
+	BELAY_S3_SERVER="$$dir/versitygw" go test -count=1 -v -run '^TestRealS3$$' ./backup
+
 .PHONY: older
 older: tools tools-old ## doctor and util on real etcds of 3.4, 3.5 and 3.6
 	BELAY_OLDER=1 go test -count=1 -timeout 30m -v -run '^TestOlder' ./proof/check

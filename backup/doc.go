@@ -47,7 +47,7 @@
 // # Files
 //
 //	format.go    manifests, proofs, parts: what is written
-//	depot.go     where it is written: a directory
+//	depot.go     where it is written: a directory; s3.go: a bucket
 //	save.go      a backup made of a view
 //	catalog.go   what is in a depot, and which backups lead to a revision or a time
 //	source.go    a chain of backups read back

@@ -12,17 +12,20 @@ import (
 
 // A Place says where a depot is, as flags do.
 type Place struct {
-	To string // a directory
+	To string // a directory, or s3://BUCKET/PREFIX
 }
 
-// Check refuses what cannot be a place, without looking whether it is there. flag is the name of
-// the flag that To comes from.
+// Check refuses what cannot be a place, without looking whether it is there. flag is the name of the
+// flag that To comes from.
 func (p Place) Check(flag string) error {
 	switch {
 	case p.To == "":
-		return fmt.Errorf("--%s must name a directory", flag)
+		return fmt.Errorf("--%s must name a directory, or a bucket as s3://BUCKET/PREFIX", flag)
+	case isS3(p.To):
+		_, err := readS3(flag, p.To)
+		return err
 	case strings.Contains(p.To, "://"):
-		return fmt.Errorf("--%s must name a directory, not %q", flag, p.To)
+		return fmt.Errorf("--%s must name a directory, or a bucket as s3://BUCKET/PREFIX, not %q", flag, p.To)
 	}
 	return nil
 }
@@ -31,6 +34,13 @@ func (p Place) Check(flag string) error {
 func (p Place) Open(flag string, fs vfs.FS) (Depot, error) {
 	if err := p.Check(flag); err != nil {
 		return nil, err
+	}
+	if isS3(p.To) {
+		place, err := readS3(flag, p.To)
+		if err != nil {
+			return nil, err
+		}
+		return place.open(flag)
 	}
 	root, err := filepath.Abs(p.To)
 	if err != nil {

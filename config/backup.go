@@ -20,7 +20,7 @@ func backupFlags() []flagDef {
 		return flagDef{group: groupBackup, name: name, usage: usage, bind: durationFlag(field)}
 	}
 	return []flagDef{
-		text("backup-to", "Directory where the leader makes backups, and proves each by restoring it. The same, shared directory on all members is best. Empty: none are made.", func(c *Config) *string { return &c.Backup.To }),
+		text("backup-to", "Directory, or bucket as s3://BUCKET/PREFIX, where the leader makes backups, and proves each by restoring it. The same place for all members is best. Empty: none are made.", func(c *Config) *string { return &c.Backup.To }),
 		span("backup-interval", "How often a full backup is made.", func(c *Config) *time.Duration { return &c.Backup.Every }),
 		span("backup-increment-interval", "How often what was written since is added, so that each second can be restored. 0: never.", func(c *Config) *time.Duration { return &c.Backup.Increments }),
 		span("backup-retention", "How long a full backup is kept with its increments. 0: for ever.", func(c *Config) *time.Duration { return &c.Backup.For }),

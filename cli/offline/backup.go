@@ -32,7 +32,7 @@ type depotFlags struct {
 }
 
 func (f *depotFlags) add(fs *pflag.FlagSet) {
-	fs.StringVar(&f.place.To, "from", "", "where the backups are: the directory of the server's --backup-to")
+	fs.StringVar(&f.place.To, "from", "", "where the backups are: the directory or s3://BUCKET/PREFIX of the server's --backup-to")
 	fs.StringVar(&f.cluster, "cluster", "", "id of the cluster, in hexadecimal, if there are backups of several")
 	fs.Int64Var(&f.rate, "max-bytes-per-second", 0, "how fast backups are read, at most; 0: as fast as it goes")
 }
@@ -40,7 +40,7 @@ func (f *depotFlags) add(fs *pflag.FlagSet) {
 // open finds the cluster's backups.
 func (f *depotFlags) open(ctx context.Context) (d backup.Depot, c *backup.Catalog, err error) {
 	if f.place.To == "" {
-		return nil, nil, failf(codeBadArgs, "--from is required: the directory that the server writes its backups to (its --backup-to)")
+		return nil, nil, failf(codeBadArgs, "--from is required: where the server writes its backups to, a directory or s3://BUCKET/PREFIX (its --backup-to)")
 	}
 	if f.rate < 0 {
 		return nil, nil, failf(codeBadArgs, "--max-bytes-per-second must not be negative (set to %d)", f.rate)
