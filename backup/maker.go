@@ -208,6 +208,12 @@ func (m *Maker) due() time.Time {
 	return later(due, m.notBefore)
 }
 
+// nextTry is how long it is until the next backup by itself; one that was ordered and failed does not
+// put it off.
+func (m *Maker) nextTry(now time.Time) time.Duration {
+	return max(0, m.due().Sub(now)).Round(time.Millisecond)
+}
+
 func earlier(a, b time.Time) time.Time {
 	if a.Before(b) {
 		return a
@@ -280,7 +286,7 @@ func (m *Maker) step(ctx context.Context, o *order) {
 			m.retry = min(max(2*m.retry, firstRetry), lastRetry)
 			m.notBefore = time.Now().Add(m.retry)
 		}
-		m.env.Logger.Error("a backup failed", zap.String("backup", out.Name), zap.String("to", m.env.Depot.String()), zap.Error(err), zap.Duration("next-try-in", m.retry))
+		m.env.Logger.Error("a backup failed", zap.String("backup", out.Name), zap.String("to", m.env.Depot.String()), zap.Error(err), zap.Duration("next-try-in", m.nextTry(time.Now())))
 		m.update(func(s *Status) { s.LastError, s.LastErrorAt = err.Error(), time.Now().UTC() })
 	default:
 		m.retry, m.notBefore = 0, time.Time{}

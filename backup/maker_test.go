@@ -283,3 +283,20 @@ func TestPace(t *testing.T) {
 		t.Error("no end")
 	}
 }
+
+// TestNextTry: what the log says of a failed backup is when the next one is tried by itself, also
+// if the failed one was ordered.
+func TestNextTry(t *testing.T) {
+	now := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	if got := (&Maker{notBefore: now.Add(time.Minute)}).nextTry(now); got != time.Minute {
+		t.Errorf("after a failure: %v", got)
+	}
+	if got := (&Maker{}).nextTry(now); got != 0 {
+		t.Errorf("at once: %v", got)
+	}
+	made := &Entry{State: Proved, Manifest: &Manifest{Kind: Full, Time: now.Add(-time.Hour)}}
+	m := &Maker{s: Settings{Every: 3 * time.Hour}, catalog: &Catalog{Entries: []*Entry{made}}}
+	if got := m.nextTry(now); got != 2*time.Hour {
+		t.Errorf("an ordered one failed, an hour after the last: %v", got)
+	}
+}

@@ -256,6 +256,11 @@ func (p *patient) isOld(m *command.Member) bool {
 	return !m.IsLearner && (m.ID == p.state.Member || slices.Equal(slices.Sorted(slices.Values(m.PeerURLs)), slices.Sorted(slices.Values(p.own))))
 }
 
+// helpless reports whether a member votes without which the others are no quorum even if all run.
+func helpless(members []*command.Member, own uint64) bool {
+	return countVoters(members) <= 2 && slices.ContainsFunc(members, func(m *command.Member) bool { return m.ID == own && !m.IsLearner })
+}
+
 func countVoters(members []*command.Member) (n int) {
 	for _, m := range members {
 		if !m.IsLearner {
@@ -356,12 +361,17 @@ type recovery struct {
 }
 
 // note makes damage durable that ends the process, so that its next start heals, whatever that one
-// finds.
+// finds. Where the others are no quorum without this member nothing is noted: nobody can help it, and
+// a start that finds the note would refuse to go on with what is there.
 func (r *recovery) note(n *Node) func(error) {
 	if !n.cfg.Heal {
 		return nil
 	}
 	return func(found error) {
+		if n.state == nil || helpless(n.state.Members(), n.id.Member) {
+			n.logger.Warn("healing: the damage is not noted for the next start: without this member there is no quorum", zap.NamedError("found", found))
+			return
+		}
 		if _, err := datadir.BeginHealing(n.cfg.FS, n.cfg.paths(), found, Others(n), time.Now()); err != nil {
 			n.logger.Error("healing: the damage is not noted for the next start", zap.NamedError("found", found), zap.Error(err))
 		}

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/internal/crash"
 )
@@ -400,6 +401,11 @@ func TestHealRefusedHere(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-n.Ready()
+	// What it finds while it applies is not noted either: the next start would refuse because of it.
+	n.recovery.note(n)(errors.New("a byte"))
+	if h, err := datadir.ReadHealing(datadir.FS(), datadir.PathsOf(cfg.DataDir, cfg.WALDir)); h != nil || err != nil {
+		t.Errorf("it has noted %+v, %v", h, err)
+	}
 	n.Stop()
 	log := filepath.Join(l.wal(), "log")
 	if err := os.Rename(log, log+"-away"); err != nil {
@@ -423,6 +429,25 @@ func TestHealRefusedHere(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.Stop()
+}
+
+// TestHelpless: two voters are no quorum without one of them; a learner beside two is no loss to it.
+func TestHelpless(t *testing.T) {
+	members := func(voters, learners int) (all []*command.Member) {
+		for i := range voters + learners {
+			all = append(all, &command.Member{ID: uint64(i + 1), IsLearner: i >= voters})
+		}
+		return all
+	}
+	for _, tc := range []struct {
+		voters, learners int
+		own              uint64
+		want             bool
+	}{{1, 0, 1, true}, {2, 0, 2, true}, {2, 1, 2, true}, {2, 1, 3, false}, {3, 0, 1, false}, {1, 1, 2, false}, {2, 0, 9, false}} {
+		if got := helpless(members(tc.voters, tc.learners), tc.own); got != tc.want {
+			t.Errorf("%+v: %v", tc, got)
+		}
+	}
 }
 
 // TestUnfinishedHealing: a member that has asked for a new id does not start with its old one, with
