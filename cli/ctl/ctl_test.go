@@ -91,6 +91,11 @@ func samples(out *output) map[string]reply {
 		})}}
 	}
 	change := func(raw any) reply { return out.memberChanged(0x2b, "updated in", raw, noRevision, members) }
+	wide := slices.Concat(status(20480, 16384), status(20480, 16384), status(0, 0), status(0, 0))
+	changes, slow, p99 := 4, 1, 0.0021
+	wide[0].Wide = &wideStatus{LeaderChanges: &changes, Disk: "slow", DiskState: &slow, FsyncP99: &p99}
+	wide[1].Wide = &wideStatus{LeaderChanges: &changes, FsyncP99: &p99} // an etcd
+	wide[2].Wide = &wideStatus{Error: "refused"}
 	return map[string]reply{
 		"get":       rangeReply(get),
 		"get-none":  rangeReply(&pb.RangeResponse{Header: header}),
@@ -120,9 +125,10 @@ func samples(out *output) map[string]reply {
 			{Endpoint: "10.0.0.1:2379", Health: true, Took: "1.5ms"},
 			{Endpoint: "10.0.0.2:2379", Took: "5s", Error: "context deadline exceeded"},
 		}),
-		"status":        statusReply(status(20480, 16384)),
-		"status-nosize": statusReply(status(0, 0)),
-		"status-none":   statusReply(nil),
+		"status":        statusReply(status(20480, 16384), false),
+		"status-nosize": statusReply(status(0, 0), false),
+		"status-none":   statusReply(nil, false),
+		"status-wide":   statusReply(wide, true),
 		"hashkv":        hashReply([]endpointHash{{Endpoint: "10.0.0.1:2379", HashKV: (*clientv3.HashKVResponse)(&pb.HashKVResponse{Header: header, Hash: 4000000000, HashRevision: 7, CompactRevision: 2})}}),
 		"alarms":        alarmReply(&pb.AlarmResponse{Header: header, Alarms: []*pb.AlarmMember{{MemberID: 0x1a, Alarm: pb.AlarmType_NOSPACE}, {MemberID: 0x2b, Alarm: pb.AlarmType_CORRUPT}}}),
 		"move-leader":   moveLeaderReply(0x1a, 0x2b, &pb.MoveLeaderResponse{Header: header}),

@@ -171,40 +171,49 @@ func health(ctx context.Context, cli *clientv3.Client, ep string) endpointHealth
 }
 
 func (c *ctl) endpointStatusCommand(cluster *bool) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Prints servers' versions, sizes and places in the cluster",
 		Long: `Prints servers' versions, sizes and places in the cluster, with --write-out=simple as a comma separated line each:
 endpoint, ID, version, storage version, db size, in use, percentage not in use, quota, is leader, is learner, raft term,
-raft index, raft applied index, errors, downgrade target version, downgrade enabled.
+raft index, raft applied index, errors, downgrade target version, downgrade enabled. With --wide, and of Belay in
+--write-out=json always: the changes of leader that the member has seen, the state of its disk, and the p99 of its
+fsyncs, all since it started.
 `,
-		RunE: c.run(func(cmd *cobra.Command, args []string) error {
-			spec, out, err := c.configure(cmd)
-			if err != nil {
-				return err
-			}
-			var list []endpointStatus
-			failed, err := c.each(cmd, spec, *cluster, func(ctx context.Context, cli *clientv3.Client, ep string) error {
-				resp, err := cli.Status(ctx, ep)
-				if err != nil {
-					fmt.Fprintf(c.err, "Failed to get the status of endpoint %s (%v)\n", ep, err)
-					return err
-				}
-				list = append(list, endpointStatus{Endpoint: ep, Status: resp})
-				return nil
-			})
-			if err != nil {
-				return err
-			}
-			if err := out.show(statusReply(list)); err != nil {
-				return err
-			}
-			if failed != nil {
-				return &exitError{code: codeError, hint: c.unreachable(failed)}
-			}
-			return nil
-		}),
 	}
+	wide, urls := wideFlags(cmd)
+	cmd.RunE = c.run(func(cmd *cobra.Command, args []string) error {
+		spec, out, err := c.configure(cmd)
+		if err != nil {
+			return err
+		}
+		asker, err := out.widely(spec, *wide, *urls, c.global.CommandTimeout)
+		if err != nil {
+			return err
+		}
+		defer asker.close()
+		var list []endpointStatus
+		failed, err := c.each(cmd, spec, *cluster, func(ctx context.Context, cli *clientv3.Client, ep string) error {
+			resp, err := cli.Status(ctx, ep)
+			if err != nil {
+				fmt.Fprintf(c.err, "Failed to get the status of endpoint %s (%v)\n", ep, err)
+				return err
+			}
+			list = append(list, endpointStatus{Endpoint: ep, Status: resp, Wide: asker.ask(ctx, ep, resp.Header.GetMemberId())})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := out.show(statusReply(list, *wide)); err != nil {
+			return err
+		}
+		if failed != nil {
+			return &exitError{code: codeError, hint: c.unreachable(failed)}
+		}
+		return nil
+	})
+	return cmd
 }
 
 func (c *ctl) endpointHashKVCommand(cluster *bool) *cobra.Command {

@@ -161,6 +161,7 @@ type (
 	endpointStatus struct {
 		Endpoint string                   `json:"Endpoint"`
 		Status   *clientv3.StatusResponse `json:"Status"`
+		Wide     *wideStatus              `json:"Wide,omitempty"`
 	}
 	endpointHash struct {
 		Endpoint string                   `json:"Endpoint"`
@@ -199,7 +200,7 @@ func healthReply(list []endpointHealth) reply {
 	}
 }
 
-func statusReply(list []endpointStatus) reply {
+func statusReply(list []endpointStatus, wide bool) reply {
 	rows := [][]string{{
 		"endpoint", "ID", "version", "storage version", "db size", "in use", "percentage not in use", "quota", "is leader", "is learner",
 		"raft term", "raft index", "raft applied index", "errors", "downgrade target version", "downgrade enabled",
@@ -225,6 +226,12 @@ func statusReply(list []endpointStatus) reply {
 			strconv.FormatBool(s.GetDowngradeInfo().GetEnabled()),
 		})
 	}
+	if wide {
+		rows[0] = append(rows[0], wideColumns...)
+		for i, e := range list {
+			rows[i+1] = append(rows[i+1], e.Wide.row()...)
+		}
+	}
 	return reply{
 		json:   list,
 		simple: commaLines(rows),
@@ -246,6 +253,9 @@ func statusReply(list []endpointStatus) reply {
 				p.quoted("Endpoint", e.Endpoint)
 				p.quoted("DowngradeTargetVersion", s.GetDowngradeInfo().GetTargetVersion())
 				p.field("DowngradeEnabled", s.GetDowngradeInfo().GetEnabled())
+				if wide {
+					e.Wide.fields(p)
+				}
 				p.line()
 			}
 		},

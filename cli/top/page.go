@@ -310,7 +310,7 @@ func members(p *Picture, width int) []line {
 			m.Name, m.Role, span(m.Uptime), m.Kind, fmt.Sprint(m.Term), count(float64(m.Behind)), show.Bytes(m.Size), quota, show.Bytes(m.InUse),
 			cmp.Or(m.Disk, "-"), seconds(m.FsyncP50), seconds(m.FsyncP99), seconds(worst[m.Name]), rate, count(float64(m.Watchers)), cpu, show.Bytes(m.Memory), m.Endpoint,
 		}}
-		if m.Role == "no leader" || m.Disk != "" && m.Disk != diskStates[0] || m.Quota > 0 && m.Size > m.Quota*9/10 {
+		if m.Role == "no leader" || m.Disk != "" && m.Disk != "healthy" || m.Quota > 0 && m.Size > m.Quota*9/10 {
 			r.tone = bad
 		}
 		rows = append(rows, r)

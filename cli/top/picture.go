@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/belaydb/belay/cli/doctor/live"
 	"github.com/belaydb/belay/cli/doctor/metrics"
 	"github.com/belaydb/belay/usage"
 )
@@ -413,8 +414,6 @@ func quantile(h metrics.Histogram, q float64) float64 {
 	return v
 }
 
-var diskStates = []string{"healthy", "slow", "stalled", "dead"}
-
 func memberOf(m *Seen, old *metrics.Scrape, committed uint64) Member {
 	out := Member{Name: m.Name, ID: fmt.Sprintf("%x", m.ID), Endpoint: m.Endpoint, Role: "down", Error: m.Err, Uptime: uptimeOf(m)}
 	if st := m.Status; st != nil {
@@ -438,10 +437,7 @@ func memberOf(m *Seen, old *metrics.Scrape, committed uint64) Member {
 		v, _ := m.Scrape.Value(name)
 		return v
 	}
-	if state, ok := m.Scrape.Value("belay_disk_state"); ok {
-		worst := int(max(state, value("belay_store_state")))
-		out.Disk = diskStates[min(max(worst, 0), len(diskStates)-1)]
-	}
+	_, out.Disk, _ = live.DiskState(m.Scrape)
 	if out.Quota == 0 {
 		out.Quota = int64(value("etcd_server_quota_backend_bytes"))
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/belaydb/belay/cli/doctor/metrics"
 	"github.com/belaydb/belay/cli/doctor/rules"
 )
 
@@ -55,4 +56,19 @@ func (c *Cluster) Silence() []string {
 		}
 	}
 	return all
+}
+
+// diskStates are the states of belay_disk_state and belay_store_state, in words.
+var diskStates = []string{"healthy", "slow", "stalled", "dead"}
+
+// DiskState is the worse of the two that a member of Belay reports, of its log's disk and its
+// store's; ok is false for an etcd.
+func DiskState(s *metrics.Scrape) (state int, word string, ok bool) {
+	log, ok := s.Value("belay_disk_state")
+	if !ok {
+		return 0, "", false
+	}
+	store, _ := s.Value("belay_store_state")
+	state = min(max(int(max(log, store)), 0), len(diskStates)-1)
+	return state, diskStates[state], true
 }
