@@ -507,23 +507,32 @@ func FuzzFrames(f *testing.F) {
 		begin("FullDuplexCall", 3), frame(http2.FrameData, 0, 3, framed(&testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: 9}}})),
 		frame(http2.FrameRSTStream, 0, 3, make([]byte, 4)), frame(http2.FrameWindowUpdate, 0, 0, []byte{0, 0, 1, 0}),
 		frame(http2.FramePing, 0, 0, make([]byte, 8)), frame(http2.FrameGoAway, 0, 0, make([]byte, 8))}, nil))
+	one := framed(&testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: 9}}})
+	f.Add(bytes.Join([][]byte{begin("FullDuplexCall", 1), frame(http2.FrameData, 0, 1, one), frame(http2.FrameData, 0, 1, one), frame(http2.FrameData, 0, 1, one[:7]),
+		frame(http2.FrameData, 0, 1, one[7:]), frame(http2.FrameData, 0, 1, one), begin("UnaryCall", 3), frame(http2.FrameData, http2.FlagDataEndStream, 3, framed(&testpb.SimpleRequest{ResponseSize: 1})),
+		frame(http2.FrameRSTStream, 0, 3, make([]byte, 4)), frame(http2.FrameData, http2.FlagDataEndStream, 1, one)}, nil))
 	f.Add(frame(http2.FrameSettings, 0, 0, []byte{0, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 5, 0, 1, 0, 0}))
 	f.Add(bytes.Join([][]byte{frame(http2.FrameHeaders, 0, 1, []byte{0x83}), frame(http2.FrameContinuation, 4, 1, []byte{0x86})}, nil))
-	s := New(testOptions())
-	testpb.RegisterTestServiceServer(s, &echo{})
+	plain, hot := New(testOptions()), hotServer{New(testOptions())}
+	for _, s := range []*Server{plain, hot.Server} {
+		testpb.RegisterTestServiceServer(s, &echo{})
+	}
+	hot.begin()
 	f.Fuzz(func(t *testing.T, sent []byte) {
-		here, there := net.Pipe()
-		done := make(chan struct{})
-		go func() { s.serveConn(there); close(done) }()
-		go func() { _, _ = io.Copy(io.Discard, here) }()
-		_, _ = here.Write([]byte(http2.ClientPreface))
-		_, _ = here.Write(frame(http2.FrameSettings, 0, 0, nil))
-		_, _ = here.Write(sent)
-		here.Close()
-		select {
-		case <-done:
-		case <-time.After(30 * time.Second):
-			t.Fatal("the connection has not ended")
+		for _, s := range []*Server{plain, hot.Server} {
+			here, there := net.Pipe()
+			done := make(chan struct{})
+			go func() { s.serveConn(there); close(done) }()
+			go func() { _, _ = io.Copy(io.Discard, here) }()
+			_, _ = here.Write([]byte(http2.ClientPreface))
+			_, _ = here.Write(frame(http2.FrameSettings, 0, 0, nil))
+			_, _ = here.Write(sent)
+			here.Close()
+			select {
+			case <-done:
+			case <-time.After(30 * time.Second):
+				t.Fatal("the connection has not ended")
+			}
 		}
 	})
 }

@@ -156,6 +156,12 @@ type hotServer struct{ *Server }
 
 func hot(o Options) registrar { return hotServer{New(o)} }
 
+// begin makes them so. REQUIRES: the service is registered.
+func (h hotServer) begin() {
+	h.Hot("/grpc.testing.TestService/UnaryCall", hotEcho)
+	h.HotMessages("/grpc.testing.TestService/FullDuplexCall", hotDuplex)
+}
+
 // hotEcho is echo.UnaryCall at once, or later, or by the handler after all.
 func hotEcho(c *Call, message []byte) bool {
 	in := new(testpb.SimpleRequest)
@@ -214,8 +220,7 @@ func serve(t testing.TB, s registrar, impl testpb.TestServiceServer) string {
 	t.Helper()
 	testpb.RegisterTestServiceServer(s, impl)
 	if h, ok := s.(hotServer); ok {
-		h.Hot("/grpc.testing.TestService/UnaryCall", hotEcho)
-		h.HotMessages("/grpc.testing.TestService/FullDuplexCall", hotDuplex)
+		h.begin()
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -132,3 +132,20 @@ func TestRenewalsThatWaitForNothing(t *testing.T) {
 		})
 	}
 }
+
+// FuzzReadKeepAlive: what readKeepAlive reads is what proto does.
+func FuzzReadKeepAlive(f *testing.F) {
+	f.Add([]byte{8, 7})
+	f.Add([]byte{8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
+	f.Add([]byte{8, 7, 8, 9})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		id, ok := readKeepAlive(b)
+		if !ok {
+			return
+		}
+		var r pb.LeaseKeepAliveRequest
+		if err := proto.Unmarshal(b, &r); err != nil || r.ID != id || len(r.ProtoReflect().GetUnknown()) > 0 {
+			t.Errorf("%x: %d, proto says %v %v", b, id, &r, err)
+		}
+	})
+}
