@@ -243,6 +243,25 @@ func TestUsers(t *testing.T) {
 	if r := <-u.Watch(watching, "mine", clientv3.WithRev(1)); len(r.Events) != 1 {
 		t.Errorf("a watch of one's own key: %v", r)
 	}
+	// A right that is taken away: the member ends the watch, and nothing that is written since comes.
+	mine := u.Watch(watching, "mine", clientv3.WithCreatedNotify())
+	if r := <-mine; !r.Created {
+		t.Fatalf("not created: %v", r)
+	}
+	if _, err := root.RoleRevokePermission(ctx, "r", "mine", ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := root.Put(ctx, "mine", "secret"); err != nil {
+		t.Fatal(err)
+	}
+	for r := range mine { // clientv3 closes what a member has cancelled
+		if len(r.Events) > 0 {
+			t.Errorf("a watch whose right is gone: %v", r)
+		}
+	}
+	if watching.Err() != nil {
+		t.Error("a watch whose right is gone goes on")
+	}
 	if err := p.clusterHealth(ctx); err != nil {
 		t.Errorf("health of a cluster with users: %v", err)
 	}

@@ -182,3 +182,98 @@ func TestSlowWatcher(t *testing.T) {
 		}
 	}
 }
+
+// TestKeepAlives: keepalives of many clients for one lease are few for the cluster, leases that are
+// gone are soon known to be, and one that nobody keeps alive expires.
+func TestKeepAlives(t *testing.T) {
+	t.Parallel()
+	member := startMember(t)
+	_, address := startProxy(t, "--endpoints="+member)
+	ctx, cancel := context.WithTimeout(t.Context(), wait)
+	defer cancel()
+	lease := pb.NewLeaseClient(dial(t, address))
+	granted, err := lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: 60})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const clients, each = 5, 20
+	for range clients {
+		s, err := pb.NewLeaseClient(dial(t, address)).LeaseKeepAlive(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range each {
+			if err := s.Send(&pb.LeaseKeepAliveRequest{ID: granted.ID}); err != nil {
+				t.Fatal(err)
+			}
+			if r, err := s.Recv(); err != nil || r.ID != granted.ID || r.TTL < 30 || r.TTL > 60 || r.Header.GetClusterId() == 0 {
+				t.Fatalf("%v, %v", r, err)
+			}
+		}
+		if err := s.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := s.Recv(); err != io.EOF {
+			t.Fatalf("after the last request: %v, %v", r, err)
+		}
+	}
+	if n := metric(t, address, "belay_proxy_upstream_keepalives_total"); n < 1 || n > clients*each/2 {
+		t.Errorf("the cluster was asked %v times for %d keepalives", n, clients*each)
+	}
+	s, err := lease.LeaseKeepAlive(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ttl := func(id int64) int64 {
+		t.Helper()
+		if err := s.Send(&pb.LeaseKeepAliveRequest{ID: id}); err != nil {
+			t.Fatal(err)
+		}
+		r, err := s.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.TTL
+	}
+	if n := ttl(granted.ID); n < 30 {
+		t.Errorf("TTL %d", n)
+	}
+	if _, err := lease.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: granted.ID}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		if n := ttl(granted.ID); n != 0 {
+			return fmt.Errorf("a lease that is revoked has TTL %d", n)
+		}
+		return nil
+	})
+	// Revoked by somebody else: for maxPace at most it is not noticed.
+	other, err := lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: 60})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ttl(other.ID)
+	if _, err := pb.NewLeaseClient(dial(t, member)).LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: other.ID}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		if n := ttl(other.ID); n != 0 {
+			return fmt.Errorf("a lease that is revoked has TTL %d", n)
+		}
+		return nil
+	})
+	// The proxy keeps nothing alive by itself, though the stream is open.
+	short, err := lease.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ttl(short.ID)
+	direct := pb.NewLeaseClient(dial(t, member))
+	eventually(t, func() error {
+		r, err := direct.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: short.ID})
+		if err == nil && r.TTL >= 0 {
+			err = fmt.Errorf("a lease that nobody keeps alive has TTL %d", r.TTL)
+		}
+		return err
+	})
+}

@@ -213,6 +213,14 @@ func TestProxyFailover(t *testing.T) {
 		}()
 	}
 	writer := client(addresses...)
+	lease, err := writer.Grant(ctx, 30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alive, err := writer.KeepAlive(ctx, lease.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
 	acknowledged := make(map[int64]string)
 	value, last := 0, int64(0)
 	write := func() {
@@ -268,6 +276,19 @@ func TestProxyFailover(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
+	}
+	for done := false; !done; {
+		select {
+		case r := <-alive:
+			if r == nil {
+				t.Fatal("a lease that is kept alive is lost")
+			}
+		default:
+			done = true
+		}
+	}
+	if r, err := writer.TimeToLive(ctx, lease.ID); err != nil || r.TTL < 1 {
+		t.Errorf("a lease that is kept alive: %v, %v", r, err)
 	}
 	stopWatching()
 	for range watchers {

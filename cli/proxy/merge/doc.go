@@ -19,8 +19,9 @@
 //
 // next: what comes from the cluster begins at next, and is all that there is from there on. quiet:
 // there is no event from quiet up to next; it is the last event's revision + 1, or where the source
-// began. A watch whose client has everything below its own next may move to a source whose quiet is not above
-// that: nothing lies between, and what the source delivers below is left out for this watch (min).
+// began. A watch whose client has everything below its own next may move to a source whose quiet is
+// not above that: nothing lies between, and what the source delivers below is left out for this watch
+// (min).
 //
 // # Invariants
 //

@@ -20,10 +20,14 @@
 //     told apart by their tokens, and each has a stream of its own at a member, which so enforces its
 //     rights, and takes them away. Without users there is one caller, or two: who requires a leader.
 //
+//   - A keepalive goes to the cluster only on behalf of a client that asks for it, and not when the
+//     cluster was asked just before: see leases.
+//
 // All calls come in by Relay.handle, which no service is registered for, by the method's name. The
 // methods and their messages are those of the protobuf descriptors, so none can be forgotten.
 //
 // Files: relay.go the calls; watch.go a client's watches; watchhub.go those of one
-// caller, at the cluster; methods.go which there are; namespace.go keys; metrics.go counters;
+// caller, at the cluster; keepalive.go and keephub.go the same for leases; link.go a stream to a member
+// that is kept; methods.go which there are; namespace.go keys; metrics.go counters;
 // payload.go lines for each message; ask.go the proxy's own questions.
 package relay

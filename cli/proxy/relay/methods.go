@@ -41,6 +41,8 @@ func (m *method) kind() string {
 const (
 	watchMethod      = "/etcdserverpb.Watch/Watch"
 	keepAliveMethod  = "/etcdserverpb.Lease/LeaseKeepAlive"
+	revokeMethod     = "/etcdserverpb.Lease/LeaseRevoke"
+	grantMethod      = "/etcdserverpb.Lease/LeaseGrant"
 	memberListMethod = "/etcdserverpb.Cluster/MemberList"
 	rangeMethod      = "/etcdserverpb.KV/Range"
 	rangeStream      = "/etcdserverpb.KV/RangeStream"

@@ -18,6 +18,7 @@ type Metrics struct {
 
 	watches, sources prometheus.Gauge
 	parked           prometheus.Counter
+	keepalives       prometheus.Counter
 	queued           prometheus.Gauge
 }
 
@@ -50,8 +51,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.queued = own("watch_queue_bytes", "Events that are queued for clients.")
 	m.parked = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "belay", Subsystem: "proxy", Name: "slow_watches_total",
 		Help: "Watches that had to wait because their client did not read, and caught up on their own."})
+	m.keepalives = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "belay", Subsystem: "proxy", Name: "upstream_keepalives_total",
+		Help: "Keepalives of leases that were sent to the cluster."})
 	if reg != nil {
-		reg.MustRegister(m.watches, m.sources, m.queued, m.parked)
+		reg.MustRegister(m.keepalives, m.watches, m.sources, m.queued, m.parked)
 		reg.MustRegister(m.started, m.handled, m.received, m.sent, m.watchersCoalescing, m.eventsCoalescing, m.cacheKeys, m.cacheHits, m.cacheMisses)
 	}
 	return m

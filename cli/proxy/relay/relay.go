@@ -45,6 +45,7 @@ type Relay struct {
 	payloads *payloadLog
 	floor    *atomic.Int64 // nil: each connection has its own
 	watching watching
+	keeping  keeping
 }
 
 // New makes a Relay.
@@ -72,6 +73,7 @@ func New(cfg Config) (*Relay, error) {
 	if cfg.LogPayloads {
 		r.payloads = &payloadLog{cfg.Logger}
 	}
+	r.keeping = keeping{relay: r, hubs: make(map[caller]*keepHub)}
 	r.watching = watching{relay: r, hubs: make(map[caller]*watchHub)}
 	if cfg.OneFloor {
 		r.floor = new(atomic.Int64)
@@ -133,6 +135,8 @@ func (c *call) answer() error {
 	switch {
 	case c.full == watchMethod:
 		return c.watch()
+	case c.full == keepAliveMethod:
+		return c.keepAlive()
 	case c.method.clientStreams:
 		return c.both()
 	case c.method.serverStreams:
@@ -222,10 +226,26 @@ func (c *call) one() error {
 		}
 	}
 	c.stream.SetTrailer(passed(resp.Trailer))
+	c.forgetLease(f)
 	if err != nil {
 		return err
 	}
 	return c.send(&resp.Frame)
+}
+
+// forgetLease has no keepalive be answered from what was known of a lease that the call has changed, or
+// may have.
+func (c *call) forgetLease(request *upstream.Frame) {
+	if c.full != revokeMethod && c.full != grantMethod {
+		return
+	}
+	m, err := decode(c.method.request, request.Head)
+	if err != nil {
+		return
+	}
+	if r, ok := m.(interface{ GetID() int64 }); ok && r.GetID() != 0 {
+		c.keeping.forget(c.ctx, r.GetID())
+	}
 }
 
 // serializable reports whether a RangeRequest is one.

@@ -2,8 +2,6 @@ package relay
 
 import (
 	"context"
-	"errors"
-	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,13 +9,9 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 
 	"github.com/belaydb/belay/cli/proxy/merge"
-	"github.com/belaydb/belay/cli/proxy/upstream"
 )
 
 // A caller is who watches: clients that show the same are one to the cluster.
@@ -74,7 +68,7 @@ type hubEvent struct {
 	client   *watchClient
 	request  *pb.WatchRequest
 	response *pb.WatchResponse
-	stream   *watchStream // that an event of the connection is about
+	stream   *sender[*pb.WatchRequest] // that an event of the connection is about
 	err      error
 }
 
@@ -90,8 +84,8 @@ const (
 	hopeless                      // there will be none: err says why
 )
 
-// A watchHub is the watches of one caller. Its goroutine owns the merge.Hub; another one keeps a
-// stream to a member, reads it, and a third one, for each stream, writes.
+// A watchHub is the watches of one caller. Its goroutine owns the merge.Hub; a link has the stream to
+// a member.
 type watchHub struct {
 	relay   *Relay
 	who     caller
@@ -103,7 +97,7 @@ type watchHub struct {
 
 	// Of its goroutine.
 	merge  *merge.Hub
-	stream *watchStream // nil: none
+	stream *sender[*pb.WatchRequest] // nil: none
 	shown  shown
 }
 
@@ -115,7 +109,19 @@ func newWatchHub(r *Relay, who caller, md metadata.MD) *watchHub {
 	h.ctx, h.cancel = context.WithCancel(metadata.NewOutgoingContext(context.Background(), md))
 	h.merge = merge.New(h)
 	go h.run()
-	go h.keepConnected()
+	l := link[*pb.WatchRequest, *pb.WatchResponse]{
+		cluster: r.cfg.Cluster, method: watchMethod, fresh: func() *pb.WatchResponse { return &pb.WatchResponse{} },
+		up:   func(s *sender[*pb.WatchRequest]) { h.tell(h.ctx, hubEvent{kind: connected, stream: s}) },
+		down: func(s *sender[*pb.WatchRequest]) { h.tell(h.ctx, hubEvent{kind: broken, stream: s}) },
+		got: func(s *sender[*pb.WatchRequest], response *pb.WatchResponse) {
+			if r.ns != "" {
+				r.ns.answer(response)
+			}
+			h.tell(h.ctx, hubEvent{kind: responded, stream: s, response: response})
+		},
+		hopeless: func(err error) { h.tell(h.ctx, hubEvent{kind: hopeless, err: err}) },
+	}
+	go l.run(h.ctx)
 	return h
 }
 
@@ -230,117 +236,4 @@ func (h *watchHub) show(now shown) {
 		m.parked.Add(float64(now.parked - was.parked))
 	}
 	h.shown = now
-}
-
-// keepConnected keeps a stream to a member until the hub ends, or there is no use in it.
-func (h *watchHub) keepConnected() {
-	var tried []*upstream.Member // since a response came
-	failing := time.Now()
-	for h.ctx.Err() == nil {
-		heard, member, err := h.connect(tried)
-		if heard {
-			tried, failing = nil, time.Now()
-		}
-		if member != nil {
-			tried = append(tried, member)
-		}
-		all := len(tried) >= len(h.relay.cfg.Cluster.Members())
-		switch {
-		case h.ctx.Err() != nil:
-			return
-		case status.Code(err) == codes.Unavailable && status.Convert(err).Message() == rpctypes.ErrNoLeader.Error():
-			if all {
-				h.tell(h.ctx, hubEvent{kind: hopeless, err: err})
-				tried = nil
-			}
-		case status.Code(err) == codes.Unavailable, status.Code(err) == codes.Canceled, errors.Is(err, io.EOF), status.Code(err) == codes.Internal:
-			if time.Since(failing) > hopelessAfter {
-				h.tell(h.ctx, hubEvent{kind: hopeless, err: status.Error(codes.Unavailable, status.Convert(err).Message())})
-				failing = time.Now()
-			}
-			if all {
-				tried = nil
-			}
-		default: // such as a token that is none
-			h.tell(h.ctx, hubEvent{kind: hopeless, err: err})
-		}
-		if !heard {
-			select {
-			case <-time.After(reconnectPause):
-			case <-h.ctx.Done():
-			}
-		}
-	}
-}
-
-const (
-	// hopelessAfter is how long there may be no stream before clients are told: they may know another
-	// proxy.
-	hopelessAfter  = 15 * time.Second
-	reconnectPause = 100 * time.Millisecond
-)
-
-// connect opens a stream and reads it to its end; heard: something came.
-func (h *watchHub) connect(except []*upstream.Member) (heard bool, member *upstream.Member, err error) {
-	ctx, cancel := context.WithCancel(h.ctx)
-	defer cancel()
-	s, member, serving, err := h.relay.cfg.Cluster.OpenAt(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, watchMethod, except...)
-	if err != nil {
-		return false, member, err
-	}
-	defer context.AfterFunc(serving, cancel)()
-	stream := &watchStream{cancel: cancel, ready: make(chan struct{}, 1)}
-	go stream.write(ctx, s)
-	h.tell(ctx, hubEvent{kind: connected, stream: stream})
-	for {
-		r := &pb.WatchResponse{}
-		if err = s.RecvMsg(r); err != nil {
-			h.tell(h.ctx, hubEvent{kind: broken, stream: stream})
-			return heard, member, err
-		}
-		heard = true
-		if h.relay.ns != "" {
-			h.relay.ns.answer(r)
-		}
-		h.tell(ctx, hubEvent{kind: responded, stream: stream, response: r})
-	}
-}
-
-// A watchStream is the sending side of a stream to a member. What waits to be sent are a few bytes for
-// each watch that begins or ends: the hub must never wait for the member, which may wait for the hub.
-type watchStream struct {
-	cancel context.CancelFunc
-	ready  chan struct{} // something is queued
-
-	mu    sync.Mutex
-	queue []*pb.WatchRequest
-}
-
-func (s *watchStream) send(r *pb.WatchRequest) {
-	s.mu.Lock()
-	s.queue = append(s.queue, r)
-	s.mu.Unlock()
-	select {
-	case s.ready <- struct{}{}:
-	default:
-	}
-}
-
-func (s *watchStream) write(ctx context.Context, to grpc.ClientStream) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.ready:
-		}
-		s.mu.Lock()
-		queue := s.queue
-		s.queue = nil
-		s.mu.Unlock()
-		for _, r := range queue {
-			if to.SendMsg(r) != nil {
-				return // the reader has the error
-			}
-		}
-	}
 }

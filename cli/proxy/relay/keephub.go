@@ -1,0 +1,196 @@
+package relay
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/metadata"
+)
+
+// keepAliveStreams is how many streams a caller's keepalives go over, by lease: a member renews one
+// lease of a stream after the other.
+const keepAliveStreams = 4
+
+// keepSweep is the time between two looks for leases that nobody keeps alive any more.
+const keepSweep = 10 * time.Second
+
+// keeping is the keepalives of all callers.
+type keeping struct {
+	relay *Relay
+
+	mu   sync.Mutex
+	hubs map[caller]*keepHub
+}
+
+// join is the hub of a call's caller, which begins with the first stream.
+func (k *keeping) join(c *call) *keepHub {
+	md, _ := metadata.FromOutgoingContext(c.ctx)
+	who := callerOf(md)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	h := k.hubs[who]
+	if h == nil {
+		h = newKeepHub(k.relay, who, md)
+		k.hubs[who] = h
+	}
+	h.clients++
+	return h
+}
+
+// leave removes a stream; the hub ends with the last.
+func (k *keeping) leave(h *keepHub) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if h.clients--; h.clients == 0 {
+		delete(k.hubs, h.who)
+		h.cancel()
+	}
+}
+
+// forget has no later keepalive of a lease be answered by what was known of it.
+func (k *keeping) forget(ctx context.Context, id int64) {
+	k.mu.Lock()
+	hubs := make([]*keepHub, 0, len(k.hubs))
+	for _, h := range k.hubs {
+		hubs = append(hubs, h)
+	}
+	k.mu.Unlock()
+	for _, h := range hubs {
+		h.tell(ctx, keepEvent{kind: keepForget, id: id})
+	}
+}
+
+// A keepEvent is what a hub's goroutine is told.
+type keepEvent struct {
+	kind     keepEventKind
+	client   *keepClient
+	id       int64
+	response *pb.LeaseKeepAliveResponse
+	lane     int
+	stream   *sender[*pb.LeaseKeepAliveRequest]
+	err      error
+}
+
+type keepEventKind int
+
+const (
+	keepRequested keepEventKind = iota // a client sends a request
+	keepForget                         // a lease was revoked, or granted
+	keepConnected                      // there is a stream to a member
+	keepResponded                      // an answer came
+	keepBroken                         // the stream is gone
+	keepHopeless                       // there will be none: err says why
+)
+
+// A keepHub is the keepalives of one caller. Its goroutine owns the leases; a link for each lane has
+// a stream to a member.
+type keepHub struct {
+	relay   *Relay
+	who     caller
+	ctx     context.Context // ends with it
+	cancel  context.CancelFunc
+	clients int // guarded by keeping.mu
+	// inbox: its goroutine never waits for who tells it something.
+	inbox chan keepEvent
+
+	// Of its goroutine.
+	leases leases
+	lanes  [keepAliveStreams]keepLane
+}
+
+// A keepLane is one stream to a member, which begins with its first lease.
+type keepLane struct {
+	begun  bool
+	stream *sender[*pb.LeaseKeepAliveRequest] // nil: none
+}
+
+func newKeepHub(r *Relay, who caller, md metadata.MD) *keepHub {
+	h := &keepHub{relay: r, who: who, inbox: make(chan keepEvent, 64)}
+	h.ctx, h.cancel = context.WithCancel(metadata.NewOutgoingContext(context.Background(), md))
+	h.leases = leases{byID: make(map[int64]*keptLease), ask: h.ask}
+	go h.run()
+	return h
+}
+
+// tell puts an event into the inbox, unless one of the contexts ends.
+func (h *keepHub) tell(ctx context.Context, e keepEvent) {
+	select {
+	case h.inbox <- e:
+	case <-ctx.Done():
+	case <-h.ctx.Done():
+	}
+}
+
+func laneOf(id int64) int { return int(uint64(id) % keepAliveStreams) }
+
+// ask sends a keepalive, or leaves that to the stream that will be there.
+func (h *keepHub) ask(id int64) {
+	lane := &h.lanes[laneOf(id)]
+	if !lane.begun {
+		lane.begun = true
+		h.begin(laneOf(id))
+	}
+	if lane.stream != nil {
+		lane.stream.send(&pb.LeaseKeepAliveRequest{ID: id})
+		h.relay.cfg.Metrics.keepalives.Inc()
+	}
+}
+
+func (h *keepHub) begin(lane int) {
+	tell := func(e keepEvent) {
+		e.lane = lane
+		h.tell(h.ctx, e)
+	}
+	l := link[*pb.LeaseKeepAliveRequest, *pb.LeaseKeepAliveResponse]{
+		cluster: h.relay.cfg.Cluster, method: keepAliveMethod,
+		fresh: func() *pb.LeaseKeepAliveResponse { return &pb.LeaseKeepAliveResponse{} },
+		up:    func(s *sender[*pb.LeaseKeepAliveRequest]) { tell(keepEvent{kind: keepConnected, stream: s}) },
+		down:  func(s *sender[*pb.LeaseKeepAliveRequest]) { tell(keepEvent{kind: keepBroken, stream: s}) },
+		got: func(s *sender[*pb.LeaseKeepAliveRequest], r *pb.LeaseKeepAliveResponse) {
+			tell(keepEvent{kind: keepResponded, stream: s, response: r})
+		},
+		hopeless: func(err error) { tell(keepEvent{kind: keepHopeless, err: err}) },
+	}
+	go l.run(h.ctx)
+}
+
+func (h *keepHub) run() {
+	ticker := time.NewTicker(keepSweep)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-ticker.C:
+			h.leases.sweep(time.Now())
+		case e := <-h.inbox:
+			h.handle(e)
+		}
+	}
+}
+
+func (h *keepHub) handle(e keepEvent) {
+	lane := &h.lanes[e.lane]
+	mine := func(id int64) bool { return laneOf(id) == e.lane }
+	switch e.kind {
+	case keepRequested:
+		h.leases.request(e.client, e.id, time.Now())
+	case keepForget:
+		h.leases.forget(e.id)
+	case keepConnected:
+		lane.stream = e.stream
+		h.leases.again(mine, time.Now())
+	case keepResponded:
+		if e.stream == lane.stream {
+			h.leases.answer(e.response)
+		}
+	case keepBroken:
+		if e.stream == lane.stream {
+			lane.stream = nil
+		}
+	case keepHopeless:
+		h.leases.fail(mine, e.err)
+	}
+}
