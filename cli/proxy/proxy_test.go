@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io"
@@ -527,5 +528,46 @@ func TestFlags(t *testing.T) {
 				t.Errorf("%s %q: code %d, %q, want %q", name, line, code, errs.String(), want)
 			}
 		}
+	}
+}
+
+// TestTLS: a proxy shows a certificate of its own, and reaches what has one: here another proxy.
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	member := startMember(t)
+	_, first := startProxy(t, "--endpoints="+member, "--auto-tls", "--data-dir="+t.TempDir())
+	_, second := startProxy(t, "--endpoints=https://"+first, "--insecure-skip-tls-verify")
+	_, strict := startProxy(t, "--endpoints=https://"+first)
+	ctx, cancel := context.WithTimeout(t.Context(), wait)
+	defer cancel()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"https://" + first}, TLS: &tls.Config{InsecureSkipVerify: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Put(ctx, "k", "v"); err != nil {
+		t.Fatal(err)
+	}
+	through := newClient(t, second)
+	r, err := through.Get(ctx, "k")
+	if err != nil || len(r.Kvs) != 1 {
+		t.Fatalf("%v, %v", r, err)
+	}
+	if w := <-through.Watch(ctx, "k", clientv3.WithRev(1)); len(w.Events) != 1 {
+		t.Errorf("%v", w)
+	}
+	pages := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: wait}
+	health, err := pages.Get("https://" + first + "/health")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer health.Body.Close()
+	if health.StatusCode != http.StatusOK {
+		t.Errorf("health: %d", health.StatusCode)
+	}
+	short, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if _, err := pb.NewKVClient(dial(t, strict)).Range(short, &pb.RangeRequest{Key: []byte("k")}); err == nil {
+		t.Error("a certificate that nobody vouches for is believed")
 	}
 }

@@ -157,7 +157,7 @@ func (p *proxy) clusterTLS() (*tls.Config, error) {
 		return nil, nil
 	}
 	// A common name would be the user of every client of this proxy.
-	info := listen.TLSInfo{TrustedCAFile: o.ca, CertFile: o.cert, KeyFile: o.key, EmptyCN: true}
+	info := listen.TLSInfo{TrustedCAFile: o.ca, CertFile: o.cert, KeyFile: o.key, EmptyCN: o.cert != ""}
 	c, err := info.ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("cannot use the files of --cert=%s --key=%s --cacert=%s: %w", o.cert, o.key, o.ca, err)
