@@ -18,6 +18,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 
 	"github.com/belaydb/belay/cli/bench/load"
@@ -257,6 +258,7 @@ func TestReadSpent(t *testing.T) {
 // stalling is a server that answers everything at once, but for half a second from its first put on
 // nothing.
 type stalling struct {
+	wants error // of Status
 	pb.UnimplementedKVServer
 	pb.UnimplementedMaintenanceServer
 	until func() time.Time
@@ -268,7 +270,7 @@ func (s *stalling) Put(context.Context, *pb.PutRequest) (*pb.PutResponse, error)
 }
 
 func (s *stalling) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
-	return &pb.StatusResponse{}, nil
+	return &pb.StatusResponse{}, s.wants
 }
 
 // TestOpenLoopShowsAStalledServer: of 1,000 requests, 500 are due while the server stalls. With
@@ -298,5 +300,22 @@ func TestOpenLoopShowsAStalledServer(t *testing.T) {
 	}
 	if p75, slowest := run(); p75 > 0.25 || slowest < 0.45 {
 		t.Errorf("closed loop: p75 %v s, slowest %v s", p75, slowest)
+	}
+}
+
+// TestWantsUser: a cluster with users on says so before anything is measured.
+func TestWantsUser(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	pb.RegisterMaintenanceServer(srv, &stalling{wants: rpctypes.ErrGRPCUserEmpty})
+	go func() { _ = srv.Serve(l) }()
+	defer srv.Stop()
+	code, _, errs := do(t, "--endpoints="+l.Addr().String(), "put")
+	if want := "--user: " + l.Addr().String() + " wants a user; give name:password"; code != codeFailed || !strings.Contains(errs, want) {
+		t.Errorf("code %d: %s", code, errs)
 	}
 }

@@ -14,6 +14,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/belaydb/belay/cli/bench/load"
 	"github.com/belaydb/belay/cli/connect"
@@ -111,13 +113,13 @@ func (b *bench) leader(ctx context.Context, endpoints []string) ([]string, error
 	}
 	var failed error
 	for _, ep := range endpoints {
-		status, err := c.Status(ctx, ep)
+		answer, err := c.Status(ctx, ep)
 		if err != nil {
 			failed = err
 			continue
 		}
 		for _, m := range members.Members {
-			if m.ID == status.Leader && len(m.ClientURLs) > 0 {
+			if m.ID == answer.Leader && len(m.ClientURLs) > 0 {
 				return m.ClientURLs, nil
 			}
 		}
@@ -134,12 +136,16 @@ func (t *target) look(ctx context.Context, b *bench) error {
 		ctx, cancel := context.WithTimeout(ctx, answerWithin)
 		_, err := pb.NewMaintenanceClient(t.conn(i)).Status(ctx, &pb.StatusRequest{})
 		cancel()
-		if err != nil {
+		if rpctypes.Error(err) == rpctypes.ErrUserEmpty {
+			return fmt.Errorf("--user: %s wants a user; give name:password (%s)", t.endpoints[i], describe(err))
+		}
+		switch status.Code(err) {
+		case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
 			failed = append(failed, fmt.Sprintf("%s: %s", t.endpoints[i], describe(err)))
 		}
 	}
 	if len(failed) == asked {
-		return fmt.Errorf("--endpoints: none answers (%s); name a server that runs, and --cacert, --cert, --key or --user if it wants them", strings.Join(failed, "; "))
+		return fmt.Errorf("--endpoints: none answers (%s); name a server that runs, and --cacert, --cert and --key if it wants them", strings.Join(failed, "; "))
 	}
 	for _, f := range failed {
 		fmt.Fprintf(b.err, "warning: an endpoint does not answer: %s\n", f)

@@ -179,10 +179,10 @@ func (p printer) printMore(o *outcome) {
 			}
 			line += fmt.Sprintf("p%v "+number, share, c.Quantile(share/100).Seconds())
 		}
-		fmt.Fprintf(p.w, "%s, max "+number+" secs.\n", line, c.Slowest().Seconds())
+		fmt.Fprintf(p.w, "%s secs.\n", line)
 	}
 	if o.unanswered > 0 {
-		fmt.Fprintf(p.w, "Unanswered:\t%d requests were due and had not ended; the oldest for "+number+" secs.\n", o.unanswered, o.oldest.Seconds())
+		fmt.Fprintf(p.w, "Unanswered:\t%d requests were due and not answered, the oldest for "+number+" secs.\n", o.unanswered, o.oldest.Seconds())
 	}
 	p.printCosts(o)
 }
@@ -200,9 +200,9 @@ func (p printer) printCosts(o *outcome) {
 			seen = "1 member"
 		}
 	}
-	fmt.Fprintf(p.w, "Server CPU:\t%.4f secs per 1,000 operations (%s); RSS of the largest %s", c.CPU/n*1000, seen, show.Bytes(int64(c.RSS)))
+	fmt.Fprintf(p.w, "Server CPU:\t%.4f secs per 1,000 operations (%s).\nServer RSS:\t%s, of the largest member.\n", c.CPU/n*1000, seen, show.Bytes(int64(c.RSS)))
 	if c.Written >= 0 {
-		fmt.Fprintf(p.w, "; written %s for each operation", show.Bytes(int64(float64(c.Written)/n)))
+		fmt.Fprintf(p.w, "Written:\t%s for each operation.\n", show.Bytes(int64(float64(c.Written)/n)))
 	}
-	fmt.Fprintf(p.w, ".\nClient CPU:\t%.4f secs per 1,000 operations.\n", c.Client/n*1000)
+	fmt.Fprintf(p.w, "Client CPU:\t%.4f secs per 1,000 operations.\n", c.Client/n*1000)
 }
