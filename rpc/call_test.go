@@ -304,3 +304,44 @@ func TestHotMessages(t *testing.T) {
 		t.Errorf("after the last answer: %v", err)
 	}
 }
+
+// TestStopBesideKeptCalls: a graceful stop lets a call be answered that a Hot has, and a stop ends it.
+func TestStopBesideKeptCalls(t *testing.T) {
+	t.Parallel()
+	for _, graceful := range []bool{true, false} {
+		k, s := &keeper{}, New(testOptions())
+		addr := serve(t, s, &echo{})
+		s.Hot("/grpc.testing.TestService/UnaryCall", k.serve)
+		r := connect(t, addr)
+		id := r.begin(callFields("UnaryCall", "grpc-timeout", "1H"), false)
+		r.data(id, framed(&testpb.SimpleRequest{}), true)
+		c := k.wait(t, 1)[0]
+		stopped := make(chan struct{})
+		go func() {
+			if graceful {
+				s.GracefulStop()
+			} else {
+				s.Stop()
+			}
+			close(stopped)
+		}()
+		if graceful {
+			r.until(func() bool { return len(r.goAways) > 0 })
+			c.Reply(protoMessage{&testpb.SimpleResponse{}})
+			if a := r.answer(id); a.status() != "0 " {
+				t.Errorf("during a graceful stop: %s", a)
+			}
+			if n := c.told.Load(); n != 0 {
+				t.Error("a call that was answered was told of its end")
+			}
+		} else {
+			eventually(t, "it is told", func() bool { return c.told.Load() > 0 })
+			if c.cause != context.Canceled {
+				t.Errorf("told %v", c.cause)
+			}
+			c.Fail(c.cause)
+		}
+		r.nc.Close()
+		<-stopped
+	}
+}
