@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
 )
 
@@ -343,5 +344,56 @@ func TestStopBesideKeptCalls(t *testing.T) {
 		}
 		r.nc.Close()
 		<-stopped
+	}
+}
+
+// busy is echo whose FullDuplexCall is held up by each message.
+type busy struct {
+	echo
+	has, goOn chan struct{}
+}
+
+func (b *busy) FullDuplexCall(s grpc.BidiStreamingServer[testpb.StreamingOutputCallRequest, testpb.StreamingOutputCallResponse]) error {
+	for {
+		if _, err := s.Recv(); err != nil {
+			return nil
+		}
+		b.has <- struct{}{}
+		<-b.goOn
+		if err := s.Send(&testpb.StreamingOutputCallResponse{Payload: &testpb.Payload{Body: []byte("the handler's")}}); err != nil {
+			return err
+		}
+	}
+}
+
+// TestHotMessagesDoNotOvertake: while the handler is busy with a message, the next one waits for it.
+func TestHotMessagesDoNotOvertake(t *testing.T) {
+	t.Parallel()
+	impl := &busy{has: make(chan struct{}), goOn: make(chan struct{})}
+	client := dial(t, serve(t, hot(testOptions()), impl))
+	stream, err := client.FullDuplexCall(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&testpb.StreamingOutputCallRequest{}); err != nil { // not for the HotMessage
+		t.Fatal(err)
+	}
+	<-impl.has
+	if err := stream.Send(&testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	// The connection's reader has seen it when it answers this.
+	if _, err := client.EmptyCall(t.Context(), &testpb.Empty{}); err != nil {
+		t.Fatal(err)
+	}
+	impl.goOn <- struct{}{}
+	got, err := stream.Recv()
+	if err != nil || string(got.GetPayload().GetBody()) != "the handler's" {
+		t.Fatalf("first comes %q: %v", got.GetPayload().GetBody(), err)
+	}
+	<-impl.has // the second is the handler's, too: it was there before the handler waited
+	impl.goOn <- struct{}{}
+	if got, err = stream.Recv(); err != nil || string(got.GetPayload().GetBody()) != "the handler's" {
+		t.Errorf("then comes %q: %v", got.GetPayload().GetBody(), err)
 	}
 }
