@@ -118,7 +118,7 @@ func (b *building) compareContent(ctx context.Context, view *mvcc.View, f *snaps
 	if max(view.CompactRevision(), 0) != max(b.r.Compacted, 0) {
 		return fmt.Errorf("the compactions are at %d and %d", view.CompactRevision(), b.r.Compacted)
 	}
-	raised, err := compareVersions(ctx, view, f, b.r.Compacted)
+	raised, err := b.compareVersions(ctx, view, f)
 	if err != nil {
 		return err
 	}
@@ -132,7 +132,9 @@ func (b *building) compareContent(ctx context.Context, view *mvcc.View, f *snaps
 		b.note("a restored snapshot has raised the revision by an entry that no key has: HashKV differs until it is compacted, so every version was compared, but not HashKV")
 		return nil
 	}
-	for _, rev := range hashedRevisions(max(b.r.Compacted, 1), b.r.Revision, b.r.Versions) {
+	revs := hashedRevisions(max(b.r.Compacted, 1), b.r.Revision, b.r.Versions)
+	for i, rev := range revs {
+		b.tell("hashing", int64(i), int64(len(revs)))
 		theirs, _, _, err := f.HashKV(rev)
 		if err != nil {
 			return err
@@ -167,7 +169,8 @@ func hashedRevisions(oldest, newest int64, versions int) (revs []int64) {
 // compareVersions walks both in revision order. What a compaction has made unreachable may be
 // missing on either side: the two remove it at different times. raised says that the file has an
 // entry that is no key's.
-func compareVersions(ctx context.Context, view *mvcc.View, f *snapshotfile.Reader, compacted int64) (raised bool, err error) {
+func (b *building) compareVersions(ctx context.Context, view *mvcc.View, f *snapshotfile.Reader) (raised bool, err error) {
+	compacted, compared := b.r.Compacted, int64(0)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var failed error
@@ -187,6 +190,8 @@ func compareVersions(ctx context.Context, view *mvcc.View, f *snapshotfile.Reade
 		if err != nil {
 			return raised, err
 		}
+		compared++
+		b.tell("comparing", compared, int64(b.r.Versions))
 		if v != nil && len(v.Value) == 0 {
 			raised = true
 			continue

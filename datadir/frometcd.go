@@ -122,7 +122,7 @@ func (b *building) fromEtcd(ctx context.Context, folder string, f *snapshotfile.
 	b.judge(stored)
 
 	storeDir, logDir := filepath.Join(b.temporary, "store"), b.logDir("log")
-	if err := migrateStore(ctx, storeDir, f, applied, log.Term, stored); err != nil {
+	if err := b.migrateStore(ctx, storeDir, f, applied, log.Term, stored); err != nil {
 		return err
 	}
 	record, err := migrateLog(ctx, logDir, log, applied, stored.ConfState, hs, tail)
@@ -361,7 +361,7 @@ func translate(entries []*raftpb.Entry) (translated []*raftpb.Entry, dropped int
 
 // migrateStore fills a new store that has applied entry index. With index 0 it stays empty: the log
 // has everything.
-func migrateStore(ctx context.Context, dir string, f *snapshotfile.Reader, index, term uint64, s *command.Stored) (err error) {
+func (b *building) migrateStore(ctx context.Context, dir string, f *snapshotfile.Reader, index, term uint64, s *command.Stored) (err error) {
 	st, err := store.Open(dir, store.Options{FS: FS()})
 	if err != nil {
 		return err
@@ -378,7 +378,7 @@ func migrateStore(ctx context.Context, dir string, f *snapshotfile.Reader, index
 	// is there.
 	w := filling{ctx: ctx, begin: st.NewLocalBatch}
 	defer w.abort()
-	revs, err := w.content(f, new(Restored))
+	revs, err := w.content(metered{Source: f, versions: true, total: int64(b.r.Versions), tell: b.move.Progress}, new(Restored))
 	if err != nil {
 		return err
 	}

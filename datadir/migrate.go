@@ -31,6 +31,10 @@ type Move struct {
 	// DryRun reads and judges everything, and writes nothing.
 	DryRun bool
 
+	// Progress is told of "writing" and "comparing" in versions of keys, and of "hashing" in
+	// revisions; nil: nobody looks.
+	Progress Progress
+
 	// ToEtcd is the version of etcd, 3.4 to 3.7, that is to run on it; nil: Belay is.
 	ToEtcd *semver.Version
 }
@@ -153,6 +157,12 @@ type building struct {
 	temporary string // where it is built
 	made      []string
 	placed    bool
+}
+
+func (b *building) tell(step string, done, total int64) {
+	if b.move.Progress != nil {
+		b.move.Progress(step, done, total)
+	}
 }
 
 func (b *building) note(format string, args ...any) {

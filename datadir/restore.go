@@ -36,6 +36,40 @@ type RestoreConfig struct {
 	// BumpRevision is added to the current revision, and everything up to there counts as
 	// compacted, so that no client sees a revision twice with different content; 0: neither.
 	BumpRevision int64
+
+	// Progress is told how many bytes of keys and values are written, of how many bytes the file
+	// has; nil: nobody looks.
+	Progress Progress
+}
+
+// Progress is told how far a step is that may take long: done of total, 0 while that is not known. It
+// is called for each key, and returns at once.
+type Progress func(step string, done, total int64)
+
+// metered is a source whose reading is told of, in bytes, or in versions.
+type metered struct {
+	Source
+	versions bool
+	total    int64
+	tell     Progress
+}
+
+func (s metered) Revisions(each func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error) error {
+	if s.tell == nil {
+		return s.Source.Revisions(each)
+	}
+	done := int64(0)
+	return s.Source.Revisions(func(main, sub int64, tombstone bool, kv *mvccpb.KeyValue) error {
+		switch {
+		case kv == nil:
+		case s.versions:
+			done++
+		default:
+			done += int64(len(kv.Key) + len(kv.Value))
+		}
+		s.tell("writing", done, s.total)
+		return each(main, sub, tombstone, kv)
+	})
 }
 
 // A Source is what data is made of: a snapshot file, or a backup. Each method reads from the
@@ -81,13 +115,19 @@ const (
 // under --wal-dir without a store beside it.
 func Restore(ctx context.Context, c RestoreConfig) (r Restored, err error) {
 	return restore(ctx, c, func(fill func(Source) error) error {
-		return snapshotfile.Read(c.Snapshot, c.SkipHash, func(f *snapshotfile.Reader) error { return fill(f) })
+		size := int64(0)
+		if info, err := os.Stat(c.Snapshot); err == nil { // else Read says so
+			size = info.Size()
+		}
+		return snapshotfile.Read(c.Snapshot, c.SkipHash, func(f *snapshotfile.Reader) error {
+			return fill(metered{Source: f, total: size, tell: c.Progress})
+		})
 	})
 }
 
 // RestoreFrom is Restore from another source than a snapshot file.
 func RestoreFrom(ctx context.Context, c RestoreConfig, src Source) (Restored, error) {
-	return restore(ctx, c, func(fill func(Source) error) error { return fill(src) })
+	return restore(ctx, c, func(fill func(Source) error) error { return fill(metered{Source: src, tell: c.Progress}) })
 }
 
 // Scratch fills a store of its own in dir, which must not exist, and calls look with a view of it

@@ -99,6 +99,14 @@ func (b *building) toEtcd(ctx context.Context, place func() error) (err error) {
 		content.ClusterVersion = stored.Version.String()
 	}
 	folder, wal := filepath.Join(b.temporary, etcdsFolder), b.logDir("wal")
+	revisions, written := content.Revisions, int64(0)
+	content.Revisions = func(ctx context.Context, each func(main, sub int64, tombstone bool, value []byte) error) error {
+		return revisions(ctx, func(main, sub int64, tombstone bool, value []byte) error {
+			written++
+			b.tell("writing", written, int64(b.r.Versions))
+			return each(main, sub, tombstone, value)
+		})
+	}
 	if err := writeDatabase(ctx, folder, content); err != nil {
 		return err
 	}

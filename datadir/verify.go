@@ -42,6 +42,8 @@ type Verified struct {
 
 	Findings []Finding
 	Notes    []string // what is as it may be, but worth knowing
+
+	progress Progress
 }
 
 func (v *Verified) found(file string, offset int64, format string, args ...any) {
@@ -66,11 +68,12 @@ func (v *Verified) broken(file string, err error) {
 
 // Verify reads everything that a stopped member's folders hold, Belay's or etcd's, and says what is
 // wrong: each checksum, that the parts belong together, that what is kept twice is equal, that the
-// log has what it says is committed. It changes nothing. walDir may be empty.
+// log has what it says is committed. It changes nothing. walDir may be empty. progress, if not nil, is
+// told the bytes of keys and values that were read of Belay's store.
 //
 // Errors: there is no data, or a member runs on it, or ctx ended. What is wrong with the data is no
 // error, but a Finding.
-func Verify(ctx context.Context, dataDir, walDir string) (*Verified, error) {
+func Verify(ctx context.Context, dataDir, walDir string, progress Progress) (*Verified, error) {
 	paths := PathsOf(dataDir, walDir)
 	var v *Verified
 	var err error
@@ -83,7 +86,7 @@ func Verify(ctx context.Context, dataDir, walDir string) (*Verified, error) {
 		v = &Verified{Kind: "etcd"}
 		err = v.etcd(filepath.Join(paths.Member, etcdsFolder, "db"), wal)
 	case belay && !etcd:
-		v = &Verified{Kind: "belay"}
+		v = &Verified{Kind: "belay", progress: progress}
 		err = v.belay(ctx, paths)
 	case belay:
 		v = &Verified{Kind: "belay"}
@@ -212,6 +215,7 @@ func (v *Verified) tables(ctx context.Context, st *store.Store) (err error) {
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
 	var versions, indexed int
+	read := int64(0)
 	for ok := it.First(); ok; ok = it.Next() {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -219,6 +223,9 @@ func (v *Verified) tables(ctx context.Context, st *store.Store) (err error) {
 		value, err := it.ValueAndErr()
 		if err != nil {
 			return err
+		}
+		if read += int64(len(it.Key()) + len(value)); v.progress != nil {
+			v.progress("reading", read, 0)
 		}
 		if _, _, ok := store.ParseRevisionKey(it.Key()); ok {
 			indexed++

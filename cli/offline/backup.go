@@ -339,7 +339,10 @@ func restoreBackup(ctx context.Context, f backupRestoreFlags, stdout, stderr io.
 		return err
 	}
 	reading := backup.Read(ctx, d, p, backup.NewPace(f.rate))
+	progress, end := meters(stderr, show.Bytes)
+	f.Progress = progress
 	r, err := datadir.RestoreFrom(ctx, f.RestoreConfig, reading)
+	end()
 	if err != nil {
 		return err
 	}

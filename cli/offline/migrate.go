@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -61,7 +62,9 @@ new data, as DIR/member.etcd or DIR/member.belay. See docs/migration.md.`,
 			// A partly made directory is removed on a signal.
 			ctx, stop := interrupt.Context(cmd.Context())
 			defer stop()
-			return migrate(ctx, m, stdout, *format)
+			progress, end := meters(cmd.ErrOrStderr(), counted)
+			m.Progress = progress
+			return migrate(ctx, m, end, stdout, *format)
 		},
 	}
 	fs := cmd.Flags()
@@ -76,8 +79,13 @@ new data, as DIR/member.etcd or DIR/member.belay. See docs/migration.md.`,
 	return cmd
 }
 
-func migrate(ctx context.Context, m datadir.Move, stdout io.Writer, format string) error {
+// counted is the unit of what is counted, versions and revisions.
+func counted(n int64) string { return strconv.FormatInt(n, 10) }
+
+// migrate calls end before it prints.
+func migrate(ctx context.Context, m datadir.Move, end func(), stdout io.Writer, format string) error {
 	r, err := m.Run(ctx)
+	end()
 	if err != nil {
 		return err
 	}

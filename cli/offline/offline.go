@@ -206,10 +206,13 @@ func restore(ctx context.Context, f restoreFlags, file string, stdout, stderr io
 		return err
 	}
 	f.Snapshot = file
+	progress, end := meters(stderr, show.Bytes)
+	f.Progress = progress
 	if err := verify(ctx, f, stderr); err != nil {
 		return err
 	}
 	r, err := datadir.Restore(ctx, f.RestoreConfig)
+	end()
 	if err != nil {
 		return err
 	}
@@ -217,6 +220,21 @@ func restore(ctx context.Context, f restoreFlags, file string, stdout, stderr io
 		file, f.DataDir, r.Revision, r.Keys, r.Leases, r.Member, r.Cluster)
 	f.tellStart(stdout)
 	return nil
+}
+
+// meters show each step of something long on a terminal; end takes the last line away. unit makes a text
+// of an amount.
+func meters(stderr io.Writer, unit func(int64) string) (tell datadir.Progress, end func()) {
+	var meter *show.Meter
+	now := ""
+	tell = func(step string, done, total int64) {
+		if step != now {
+			meter.End()
+			now, meter = step, show.NewMeter(stderr, stderr, step, unit)
+		}
+		meter.Show(done, total)
+	}
+	return tell, func() { meter.End() }
 }
 
 func statusCommand(stdout io.Writer, format *string) *cobra.Command {

@@ -38,7 +38,9 @@ same at the same revision.`,
 			}
 			ctx, stop := interrupt.Context(cmd.Context())
 			defer stop()
-			v, err := datadir.Verify(ctx, dataDir, walDir)
+			progress, end := meters(cmd.ErrOrStderr(), show.Bytes)
+			v, err := datadir.Verify(ctx, dataDir, walDir, progress)
+			end()
 			if err != nil {
 				return err
 			}
