@@ -222,8 +222,8 @@ func restore(ctx context.Context, f restoreFlags, file string, stdout, stderr io
 	return nil
 }
 
-// meters show each step of something long on a terminal; end takes the last line away. unit makes a text
-// of an amount.
+// meters show each step of something long on a terminal; end takes the last line away. unit makes a
+// text of an amount.
 func meters(stderr io.Writer, unit func(int64) string) (tell datadir.Progress, end func()) {
 	var meter *show.Meter
 	now := ""
