@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -158,8 +159,11 @@ func TestMixes(t *testing.T) {
 			t.Fatalf("%s: %+v", name, s)
 		}
 		for i, p := range m.parts {
-			// Chance: a share of 2 % is 20 of 1,000, and never none.
-			if n := s[i+1].Operations; s[i+1].Name != p.name || n == 0 || n < int64(5*p.share) || n > int64(20*p.share) {
+			// By chance some are more and some less: by six standard deviations once in 500 million runs, and
+			// 2 % of 1,000 are never none.
+			share := float64(p.share) / 100
+			far := 6 * math.Sqrt(1000*share*(1-share))
+			if n := s[i+1].Operations; s[i+1].Name != p.name || n == 0 || math.Abs(float64(n)-1000*share) > far {
 				t.Errorf("%s: %d of 1,000 are %s, want about %d", name, n, p.name, 10*p.share)
 			}
 		}
