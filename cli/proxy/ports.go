@@ -26,6 +26,7 @@ const (
 	maxReceiveBytes = 256 << 20
 	maxPreludeBytes = 32 << 20
 	maxHeaderBytes  = 64 << 10
+	readBufferBytes = 8 << 10
 	// gracefulStop is how long calls may go on when the proxy ends.
 	gracefulStop = 2 * time.Second
 	// headerTimeout bounds how long the headers of an HTTP request may take.
@@ -144,7 +145,9 @@ func (ps *ports) serve(r *relay.Relay, pages pages) {
 	opts := append(r.Options(),
 		grpc.Creds(listen.Credentials()), grpc.InTapHandle(ps.receiving.Tap),
 		grpc.MaxRecvMsgSize(ps.o.maxSend+sendOverheadBytes), grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.MaxConcurrentStreams(ps.o.maxConcurrentStreams))
+		grpc.MaxConcurrentStreams(ps.o.maxConcurrentStreams),
+		// What a connection costs while nothing is said on it are its buffers.
+		grpc.SharedWriteBuffer(true), grpc.ReadBufferSize(readBufferBytes))
 	if ps.o.keepaliveMin > 0 {
 		opts = append(opts, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: ps.o.keepaliveMin}))
 	}

@@ -137,6 +137,9 @@ func (p *proxy) stop() {
 	if p.resolver != nil {
 		p.resolver.stop()
 	}
+	if p.relay != nil {
+		p.relay.Stop()
+	}
 	if p.ports != nil {
 		p.ports.stop()
 	}

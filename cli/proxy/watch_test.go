@@ -12,6 +12,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // metric is a metric of a proxy.
@@ -276,4 +278,40 @@ func TestKeepAlives(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// TestStop: a proxy that ends does not wait for watches and keepalives, and tells their clients.
+func TestStop(t *testing.T) {
+	t.Parallel()
+	member := startMember(t)
+	p, address := startProxy(t, "--endpoints="+member)
+	ctx, cancel := context.WithTimeout(t.Context(), wait)
+	defer cancel()
+	watch, err := pb.NewWatchClient(dial(t, address)).Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := watch.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("k")}}}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := watch.Recv(); err != nil || !r.Created {
+		t.Fatalf("%v, %v", r, err)
+	}
+	keep, err := pb.NewLeaseClient(dial(t, address)).LeaseKeepAlive(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := keep.Send(&pb.LeaseKeepAliveRequest{ID: 7}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := keep.Recv(); err != nil || r.TTL != 0 {
+		t.Fatalf("%v, %v", r, err)
+	}
+	p.relay.Stop()
+	if _, err := watch.Recv(); status.Code(err) != codes.Unavailable {
+		t.Errorf("the watch ends with %v", err)
+	}
+	if _, err := keep.Recv(); status.Code(err) != codes.Unavailable {
+		t.Errorf("the keepalives end with %v", err)
+	}
 }

@@ -111,6 +111,8 @@ func (c *call) keepAlive() error {
 				return err
 			}
 			closing, received = true, nil
+		case <-c.stopping:
+			return errStopping()
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -46,6 +47,8 @@ type Relay struct {
 	floor    *atomic.Int64 // nil: each connection has its own
 	watching watching
 	keeping  keeping
+	stopping chan struct{} // closed when the streams that would not end by themselves end
+	stop     func()
 }
 
 // New makes a Relay.
@@ -73,6 +76,8 @@ func New(cfg Config) (*Relay, error) {
 	if cfg.LogPayloads {
 		r.payloads = &payloadLog{cfg.Logger}
 	}
+	r.stopping = make(chan struct{})
+	r.stop = sync.OnceFunc(func() { close(r.stopping) })
 	r.keeping = keeping{relay: r, hubs: make(map[caller]*keepHub)}
 	r.watching = watching{relay: r, hubs: make(map[caller]*watchHub)}
 	if cfg.OneFloor {
@@ -80,6 +85,12 @@ func New(cfg Config) (*Relay, error) {
 	}
 	return r, nil
 }
+
+// Stop ends the clients' watches and keepalives with Unavailable, now and later: their clients go on at
+// another proxy.
+func (r *Relay) Stop() { r.stop() }
+
+func errStopping() error { return status.Error(codes.Unavailable, "belay proxy: shutting down") }
 
 // Options are what a grpc.Server must be made with so that the Relay answers its calls.
 func (r *Relay) Options() []grpc.ServerOption {

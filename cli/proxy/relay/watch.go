@@ -166,6 +166,8 @@ func (c *call) watch() error {
 			}
 		case err := <-received:
 			return err
+		case <-c.stopping:
+			return errStopping()
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
 		}
