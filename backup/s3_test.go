@@ -93,7 +93,6 @@ func (b *bucket) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (b *bucket) list(w io.Writer, prefix, after string) {
-	type name struct{ Key, Prefix string }
 	var answer struct {
 		XMLName               xml.Name `xml:"ListBucketResult"`
 		IsTruncated           bool
