@@ -159,8 +159,8 @@ func TestMixes(t *testing.T) {
 			t.Fatalf("%s: %+v", name, s)
 		}
 		for i, p := range m.parts {
-			// By chance some are more and some less: by six standard deviations once in 500 million runs, and
-			// 2 % of 1,000 are never none.
+			// By chance some are more and some less: by six standard deviations once in 500
+			// million runs, and 2 % of 1,000 are never none.
 			share := float64(p.share) / 100
 			far := 6 * math.Sqrt(1000*share*(1-share))
 			if n := s[i+1].Operations; s[i+1].Name != p.name || n == 0 || math.Abs(float64(n)-1000*share) > far {

@@ -33,22 +33,22 @@ type options struct {
 	cert, key, ca      string // as a client of the cluster
 	insecureSkipVerify bool
 
-	listenTLS              listen.TLSInfo
-	cipherSuites           []string
-	autoTLS                bool
-	selfSignedYears        uint
-	tlsMin, tlsMax         string
-	keepaliveMin           time.Duration
-	keepaliveInterval      time.Duration
-	keepaliveTimeout       time.Duration
-	maxConcurrentStreams   uint32
-	advertise              string
-	resolverPrefix         string
-	resolverTTL            int
-	namespace              string
-	leasing                string
-	ordering, logPayloads  bool
-	advertiseSet, forEtcds bool // the flag was given; called by the name etcd
+	listenTLS             listen.TLSInfo
+	cipherSuites          []string
+	autoTLS               bool
+	selfSignedYears       uint
+	tlsMin, tlsMax        string
+	keepaliveMin          time.Duration
+	keepaliveInterval     time.Duration
+	keepaliveTimeout      time.Duration
+	maxConcurrentStreams  uint32
+	advertise             string
+	resolverPrefix        string
+	resolverTTL           int
+	namespace             string
+	leasing               string
+	ordering, logPayloads bool
+	forEtcds              bool // called by the name etcd
 }
 
 // belayDialKeepalive is --dial-keepalive-time of `belay proxy`. etcd's default is never: a member

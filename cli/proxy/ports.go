@@ -147,7 +147,7 @@ func (ps *ports) serve(r *relay.Relay, pages pages) {
 		grpc.MaxRecvMsgSize(ps.o.maxSend+sendOverheadBytes), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(ps.o.maxConcurrentStreams),
 		// What a connection costs while nothing is said on it are its buffers.
-		grpc.SharedWriteBuffer(true), grpc.ReadBufferSize(readBufferBytes))
+		grpc.ReadBufferSize(readBufferBytes))
 	if ps.o.keepaliveMin > 0 {
 		opts = append(opts, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: ps.o.keepaliveMin}))
 	}

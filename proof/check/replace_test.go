@@ -134,7 +134,6 @@ func memberReplace(t *testing.T, kind cluster.Kind) {
 	if err := moveLeader(ctx, c, lost, ""); err != nil {
 		t.Fatal(err)
 	}
-	old = member(lost.Name).ID
 	extra := newCluster(t, cluster.Config{Kind: kind, Size: 1, Args: []string{"--unsafe-no-fsync"}}).Members[0]
 	args = []string{lost.Name, "--name", "m4", "--peer-urls", extra.PeerURL}
 	said, err := run("Start the new member", args...)

@@ -119,13 +119,11 @@ func (o *outlet) Push(m Message) {
 		}
 	}
 	if r.Created {
-		a := o.order[0]
 		if r.Canceled { // refused: of any that is not answered
 			for i, c := range o.order {
 				if c.create.StartRevision < 0 || c.create.WatchId != 0 && o.asked[c.create.WatchId] != nil && o.asked[c.create.WatchId] != c {
-					a = c
 					o.order = slices.Delete(o.order, i, i+1)
-					a.canceled = true
+					c.canceled = true
 					return
 				}
 			}
@@ -135,7 +133,7 @@ func (o *outlet) Push(m Message) {
 		if i < 0 {
 			w.t.Fatalf("a watch was created that nobody asked for: %v", r)
 		}
-		a = o.order[i]
+		a := o.order[i]
 		o.order = slices.Delete(o.order, i, i+1)
 		a.announced = true
 		if a.start = a.create.StartRevision; a.start == 0 {
