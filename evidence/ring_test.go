@@ -3,6 +3,7 @@ package evidence
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -243,11 +244,12 @@ func TestKeeperThatHangs(t *testing.T) {
 	if n := len(r.since(0, nil)); n != defaultEvents {
 		t.Errorf("%d events", n)
 	}
-	// Let the writer go.
+	// Let the writer go, and read: what it has may be more than a pipe holds.
 	f, err := os.OpenFile(filepath.Join(dir, fileNames[0]), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	go io.Copy(io.Discard, f)
 	<-k.done
 }
