@@ -28,6 +28,6 @@
 //
 // Files: relay.go the calls; watch.go a client's watches; watchhub.go those of one
 // caller, at the cluster; keepalive.go and keephub.go the same for leases; link.go a stream to a member
-// that is kept; methods.go which there are; namespace.go keys; metrics.go counters;
-// payload.go lines for each message; ask.go the proxy's own questions.
+// that is kept; hubs.go and outbox.go what both have; methods.go which there are; namespace.go keys;
+// metrics.go counters; payload.go lines for each message; ask.go the proxy's own questions.
 package relay

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -21,13 +20,12 @@ const keepQueueCount = 4096
 // A keepClient is one LeaseKeepAlive stream of a client: a queue between its caller's hub and its own
 // goroutine, which sends.
 type keepClient struct {
-	ready chan struct{} // something is queued, or the stream is to end
+	outbox[*pb.LeaseKeepAliveResponse]
+	owed int // requests that are not answered, with what is queued; guarded by mu
+}
 
-	mu    sync.Mutex
-	queue []*pb.LeaseKeepAliveResponse
-	owed  int // requests that are not answered, with what is queued
-	ended error
-	room  chan struct{} // closed when there is; nil: nobody waits
+func newKeepClient() *keepClient {
+	return &keepClient{outbox: newOutbox[*pb.LeaseKeepAliveResponse]()}
 }
 
 func (c *keepClient) push(r *pb.LeaseKeepAliveResponse) {
@@ -37,66 +35,28 @@ func (c *keepClient) push(r *pb.LeaseKeepAliveResponse) {
 	c.signal()
 }
 
-func (c *keepClient) fail(err error) {
-	c.mu.Lock()
-	if c.ended == nil {
-		c.ended = err
-	}
-	c.mu.Unlock()
-	c.signal()
-}
-
-func (c *keepClient) signal() {
-	select {
-	case c.ready <- struct{}{}:
-	default:
-	}
-}
-
-// take is what is queued.
-func (c *keepClient) take() ([]*pb.LeaseKeepAliveResponse, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	queue := c.queue
-	c.queue = nil
-	return queue, c.ended
-}
-
 func (c *keepClient) sent() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.owed--; c.room != nil {
-		close(c.room)
-		c.room = nil
-	}
+	c.owed--
+	c.freed()
 }
 
 // owe counts a request, when there is room for its answer.
 func (c *keepClient) owe(ctx context.Context) bool {
-	for {
-		c.mu.Lock()
-		if c.owed < keepQueueCount {
+	return c.await(ctx, func() bool {
+		room := c.owed < keepQueueCount
+		if room {
 			c.owed++
-			c.mu.Unlock()
-			return true
 		}
-		if c.room == nil {
-			c.room = make(chan struct{})
-		}
-		room := c.room
-		c.mu.Unlock()
-		select {
-		case <-room:
-		case <-ctx.Done():
-			return false
-		}
-	}
+		return room
+	})
 }
 
 // keepAlive is a LeaseKeepAlive stream of a client.
 func (c *call) keepAlive() error {
 	ctx := c.stream.Context()
-	client := &keepClient{ready: make(chan struct{}, 1)}
+	client := newKeepClient()
 	hub := c.keeping.join(c)
 	defer c.keeping.leave(hub)
 	received := make(chan error, 1)

@@ -15,7 +15,7 @@ func TestLeases(t *testing.T) {
 	var asked []int64
 	ls := &leases{byID: make(map[int64]*keptLease)}
 	ls.ask = func(id int64) { asked = append(asked, id) }
-	c, d := &keepClient{ready: make(chan struct{}, 1)}, &keepClient{ready: make(chan struct{}, 1)}
+	c, d := newKeepClient(), newKeepClient()
 	start := time.Now()
 	at := func(d time.Duration) time.Time { return start.Add(d) }
 	expect := func(what string, requests int, clients map[*keepClient][]int64) {

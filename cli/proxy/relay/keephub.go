@@ -2,11 +2,9 @@ package relay
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"google.golang.org/grpc/metadata"
 )
 
 // keepAliveStreams is how many streams a caller's keepalives go over, by lease: a member renews one
@@ -17,47 +15,11 @@ const keepAliveStreams = 4
 const keepSweep = 10 * time.Second
 
 // keeping is the keepalives of all callers.
-type keeping struct {
-	relay *Relay
-
-	mu   sync.Mutex
-	hubs map[caller]*keepHub
-}
-
-// join is the hub of a call's caller, which begins with the first stream.
-func (k *keeping) join(c *call) *keepHub {
-	md, _ := metadata.FromOutgoingContext(c.ctx)
-	who := callerOf(md)
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	h := k.hubs[who]
-	if h == nil {
-		h = newKeepHub(k.relay, who, md)
-		k.hubs[who] = h
-	}
-	h.clients++
-	return h
-}
-
-// leave removes a stream; the hub ends with the last.
-func (k *keeping) leave(h *keepHub) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if h.clients--; h.clients == 0 {
-		delete(k.hubs, h.who)
-		h.cancel()
-	}
-}
+type keeping struct{ hubs[*keepHub] }
 
 // forget has no later keepalive of a lease be answered by what was known of it.
 func (k *keeping) forget(ctx context.Context, id int64) {
-	k.mu.Lock()
-	hubs := make([]*keepHub, 0, len(k.hubs))
-	for _, h := range k.hubs {
-		hubs = append(hubs, h)
-	}
-	k.mu.Unlock()
-	for _, h := range hubs {
+	for _, h := range k.all() {
 		h.tell(ctx, keepEvent{kind: keepForget, id: id})
 	}
 }
@@ -87,11 +49,8 @@ const (
 // A keepHub is the keepalives of one caller. Its goroutine owns the leases; a link for each lane has
 // a stream to a member.
 type keepHub struct {
-	relay   *Relay
-	who     caller
-	ctx     context.Context // ends with it
-	cancel  context.CancelFunc
-	clients int // guarded by keeping.mu
+	hubLife
+	relay *Relay
 	// inbox: its goroutine never waits for who tells it something.
 	inbox chan keepEvent
 
@@ -106,9 +65,8 @@ type keepLane struct {
 	stream *sender[*pb.LeaseKeepAliveRequest] // nil: none
 }
 
-func newKeepHub(r *Relay, who caller, md metadata.MD) *keepHub {
-	h := &keepHub{relay: r, who: who, inbox: make(chan keepEvent, 64)}
-	h.ctx, h.cancel = context.WithCancel(metadata.NewOutgoingContext(context.Background(), md))
+func newKeepHub(r *Relay, l hubLife) *keepHub {
+	h := &keepHub{hubLife: l, relay: r, inbox: make(chan keepEvent, 64)}
 	h.leases = leases{byID: make(map[int64]*keptLease), ask: h.ask}
 	go h.run()
 	return h

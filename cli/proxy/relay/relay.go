@@ -78,8 +78,8 @@ func New(cfg Config) (*Relay, error) {
 	}
 	r.stopping = make(chan struct{})
 	r.stop = sync.OnceFunc(func() { close(r.stopping) })
-	r.keeping = keeping{relay: r, hubs: make(map[caller]*keepHub)}
-	r.watching = watching{relay: r, hubs: make(map[caller]*watchHub)}
+	r.keeping.hubs = newHubs(func(l hubLife) *keepHub { return newKeepHub(r, l) })
+	r.watching.hubs = newHubs(func(l hubLife) *watchHub { return newWatchHub(r, l) })
 	if cfg.OneFloor {
 		r.floor = new(atomic.Int64)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"sync"
 	"sync/atomic"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -27,19 +26,15 @@ const (
 // A watchClient is one Watch stream of a client: a queue between its caller's hub and its own
 // goroutine, which sends.
 type watchClient struct {
+	outbox[merge.Message]
 	total  *atomic.Int64 // of all queues
 	merged *merge.Client // of the hub's goroutine
 	ctx    context.Context
-	// ready: something is queued, or the stream is to end.
-	ready chan struct{}
 
-	mu      sync.Mutex
-	queue   []merge.Message
+	// Guarded by mu.
 	bytes   int64
 	starved bool // events are held back until there is room
 	gone    bool // the stream has ended: nothing is queued any more
-	ended   error
-	room    chan struct{} // closed when there is; nil: nobody waits
 }
 
 // Push, Full and End are called by the hub.
@@ -73,40 +68,14 @@ func (c *watchClient) full() bool {
 // End is as in merge.Outlet.
 func (c *watchClient) End(reason string) { c.fail(status.Error(codes.Unavailable, reason)) }
 
-func (c *watchClient) fail(err error) {
-	c.mu.Lock()
-	if c.ended == nil {
-		c.ended = err
-	}
-	c.mu.Unlock()
-	c.signal()
-}
-
-func (c *watchClient) signal() {
-	select {
-	case c.ready <- struct{}{}:
-	default:
-	}
-}
-
-// take is what is queued; after it has been sent, sent is due.
-func (c *watchClient) take() ([]merge.Message, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	queue := c.queue
-	c.queue = nil
-	return queue, c.ended
-}
-
 // sent notes that messages of this size have left; drained: what was held back may come.
 func (c *watchClient) sent(size int64) (drained bool) {
 	c.total.Add(-size)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.bytes -= size
-	if c.room != nil && !c.full() {
-		close(c.room)
-		c.room = nil
+	if !c.full() {
+		c.freed()
 	}
 	if c.starved && !c.full() && c.bytes < clientQueueBytes/2 {
 		c.starved = false
@@ -117,31 +86,15 @@ func (c *watchClient) sent(size int64) (drained bool) {
 
 // hasRoom waits until the queue is not full: a client that only asks and never reads waits here.
 func (c *watchClient) hasRoom() bool {
-	for {
-		c.mu.Lock()
-		if !c.full() {
-			c.mu.Unlock()
-			return true
-		}
-		if c.room == nil {
-			c.room = make(chan struct{})
-		}
-		room := c.room
-		c.mu.Unlock()
-		select {
-		case <-room:
-		case <-c.ctx.Done():
-			return false
-		}
-	}
+	return c.await(c.ctx, func() bool { return !c.full() })
 }
 
 // watch is a Watch stream of a client.
 func (c *call) watch() error {
 	ctx := c.stream.Context()
-	client := &watchClient{total: &c.watching.queued, ctx: ctx, ready: make(chan struct{}, 1)}
-	hub := c.watching.join(c, client)
-	defer c.watching.leave(hub, client)
+	client := &watchClient{outbox: newOutbox[merge.Message](), total: &c.watching.queued, ctx: ctx}
+	hub := c.watching.join(c)
+	defer c.watching.end(hub, client)
 	received := make(chan error, 1)
 	// Not waited for: it ends with the call.
 	go func() {

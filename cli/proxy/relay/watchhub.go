@@ -2,64 +2,29 @@ package relay
 
 import (
 	"context"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"google.golang.org/grpc/metadata"
 
 	"github.com/belaydb/belay/cli/proxy/merge"
 )
 
-// A caller is who watches: clients that show the same are one to the cluster.
-type caller struct{ token, authorization, hasLeader string }
-
-func callerOf(md metadata.MD) caller {
-	one := func(key string) string { return strings.Join(md.Get(key), "\x00") }
-	return caller{one(rpctypes.TokenFieldNameGRPC), one("authorization"), one(rpctypes.MetadataRequireLeaderKey)}
-}
-
-// watching is the hubs of all callers.
+// watching is the watches of all callers.
 type watching struct {
-	relay  *Relay
+	hubs[*watchHub]
 	queued atomic.Int64 // bytes for all clients
-
-	mu   sync.Mutex
-	hubs map[caller]*watchHub
 }
 
-// join adds a stream to its caller's hub, which begins with the first.
-func (w *watching) join(c *call, client *watchClient) *watchHub {
-	md, _ := metadata.FromOutgoingContext(c.ctx)
-	who := callerOf(md)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	h := w.hubs[who]
-	if h == nil {
-		h = newWatchHub(w.relay, who, md)
-		w.hubs[who] = h
-	}
-	h.clients++
-	return h
-}
-
-// leave removes a stream; the hub ends with the last.
-func (w *watching) leave(h *watchHub, client *watchClient) {
+// end removes a stream with its watches.
+func (w *watching) end(h *watchHub, client *watchClient) {
 	h.tell(h.ctx, hubEvent{client: client, kind: closed})
 	client.mu.Lock()
 	left := client.bytes
 	client.gone, client.bytes, client.queue = true, 0, nil
 	client.mu.Unlock()
 	w.queued.Add(-left)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if h.clients--; h.clients == 0 {
-		delete(w.hubs, h.who)
-		h.cancel()
-	}
+	w.leave(h)
 }
 
 // A hubEvent is what a hub's goroutine is told.
@@ -87,11 +52,8 @@ const (
 // A watchHub is the watches of one caller. Its goroutine owns the merge.Hub; a link has the stream to
 // a member.
 type watchHub struct {
-	relay   *Relay
-	who     caller
-	ctx     context.Context // ends with it
-	cancel  context.CancelFunc
-	clients int // guarded by watching.mu
+	hubLife
+	relay *Relay
 	// inbox: its goroutine never waits for who tells it something.
 	inbox chan hubEvent
 
@@ -104,9 +66,8 @@ type watchHub struct {
 // shown is what of a hub the metrics have.
 type shown struct{ watches, sources, shared, parked int64 }
 
-func newWatchHub(r *Relay, who caller, md metadata.MD) *watchHub {
-	h := &watchHub{relay: r, who: who, inbox: make(chan hubEvent, 64)}
-	h.ctx, h.cancel = context.WithCancel(metadata.NewOutgoingContext(context.Background(), md))
+func newWatchHub(r *Relay, life hubLife) *watchHub {
+	h := &watchHub{hubLife: life, relay: r, inbox: make(chan hubEvent, 64)}
 	h.merge = merge.New(h)
 	go h.run()
 	l := link[*pb.WatchRequest, *pb.WatchResponse]{
