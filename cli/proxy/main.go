@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/belaydb/belay/internal/daemon"
+
 	"github.com/spf13/cobra"
 
 	"github.com/belaydb/belay/cli/proxy/gateway"
@@ -90,7 +92,7 @@ func gatewayCommand(use string, stderr io.Writer) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			notifySystemd(logger.Logger)
+			daemon.NotifyReady(logger.Logger)
 			return g.Run(c.Context())
 		})
 	}

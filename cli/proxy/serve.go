@@ -6,15 +6,12 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/belaydb/belay/internal/daemon"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zapgrpc"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/grpclog"
 
 	"github.com/belaydb/belay/cli/proxy/relay"
 	"github.com/belaydb/belay/cli/proxy/upstream"
@@ -25,13 +22,13 @@ import (
 
 // serve runs a proxy until ctx ends or it fails.
 func serve(ctx context.Context, o *options, logger *logsink.Logger) error {
-	logGRPC(logger.Logger)
+	daemon.LogGRPC(logger.Logger)
 	listen.BoundUnpacking()
 	p, err := start(ctx, o, logger.Logger)
 	if err != nil {
 		return err
 	}
-	notifySystemd(logger.Logger)
+	daemon.NotifyReady(logger.Logger)
 	select {
 	case <-ctx.Done():
 		logger.Info("received signal; shutting down")
@@ -239,24 +236,4 @@ func clientURLs(list []*pb.Member) (endpoints []string) {
 		}
 	}
 	return endpoints
-}
-
-// logGRPC sends grpc's lines to the log: warnings, and with --debug all.
-func logGRPC(logger *zap.Logger) {
-	if !logger.Core().Enabled(zapcore.DebugLevel) {
-		logger = logger.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel))
-	} else {
-		grpc.EnableTracing = true
-	}
-	grpclog.SetLoggerV2(zapgrpc.NewLogger(logger))
-}
-
-// notifySystemd tells systemd, if it asks, that the proxy serves; it logs etcd's lines.
-func notifySystemd(logger *zap.Logger) {
-	logger.Info("notifying init daemon")
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		logger.Error("failed to notify systemd for readiness", zap.Error(err))
-		return
-	}
-	logger.Info("successfully notified init daemon")
 }

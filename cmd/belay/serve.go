@@ -13,12 +13,10 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/belaydb/belay/internal/daemon"
+
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zapgrpc"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/grpclog"
 
 	"github.com/belaydb/belay/cli/dev"
 	"github.com/belaydb/belay/config"
@@ -76,7 +74,7 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 		return code
 	}
 	defer logger.Close()
-	logGRPC(logger.Logger)
+	daemon.LogGRPC(logger.Logger)
 	listen.BoundUnpacking()
 
 	// Before the first listener opens: a signal from here on is an orderly stop.
@@ -178,18 +176,6 @@ func sayRemoved(cfg *config.Config, logger *logsink.Logger) {
 		zap.String("data-dir", cfg.DataDir))
 }
 
-// logGRPC sends the log lines of grpc and the gateway to the member's log. By default they write to
-// stderr, and wait for its reader.
-func logGRPC(logger *zap.Logger) {
-	switch {
-	case logger.Core().Enabled(zapcore.DebugLevel):
-		grpc.EnableTracing = true // for /debug/requests
-	case logger.Core().Enabled(zapcore.InfoLevel): // of a logger that is quieter already zap would complain itself
-		logger = logger.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel))
-	}
-	grpclog.SetLoggerV2(zapgrpc.NewLogger(logger))
-}
-
 // announce logs, once the member serves, how to reach it.
 func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 	dataDir := cfg.DataDir
@@ -217,7 +203,7 @@ func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 	}
 	logger.Info("ready to serve client requests",
 		zap.String("try", tryLine(cfg)))
-	notifySystemd(logger.Logger)
+	daemon.NotifyReady(logger.Logger)
 	if cfg.LogForPerson { // the last line on the screen says what to do next
 		for tick, tries := time.NewTicker(100*time.Millisecond), 0; !n.Versioned() && tries < 50; tries++ {
 			<-tick.C
@@ -225,17 +211,6 @@ func announce(n *node.Node, cfg *config.Config, logger *logsink.Logger) {
 		logger.Info(fmt.Sprintf("Belay %s is ready: clients at %s, peers at %s, data in %s; Ctrl-C stops it. Try, elsewhere: %s",
 			version.Belay, config.JoinURLs(cfg.AdvertiseClientURLs), config.JoinURLs(cfg.AdvertisePeerURLs), dataDir, tryLine(cfg)))
 	}
-}
-
-// notifySystemd tells systemd, if NOTIFY_SOCKET asks for it, that the member serves (a unit of
-// Type=notify waits for it). It logs the same without systemd, as etcd does.
-func notifySystemd(logger *zap.Logger) {
-	logger.Info("notifying init daemon")
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		logger.Error("failed to notify systemd for readiness", zap.Error(err))
-		return
-	}
-	logger.Info("successfully notified init daemon")
 }
 
 // tryLine is a command that works when it is pasted. It sets variables rather than flags: the shell

@@ -1,0 +1,43 @@
+// Package daemon is what a command of Belay that runs until it is stopped, a server or a proxy, sets
+// up in its process and tells its init system.
+package daemon
+
+import (
+	"github.com/coreos/go-systemd/v22/daemon"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zapgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/grpclog"
+)
+
+// LogGRPC sends the log lines of grpc and the gateway to logger: warnings, and at level debug all. By
+// default they write to stderr, and wait for its reader. nil: nobody gets them.
+//
+// REQUIRES: grpc is not used yet, as with all of grpc's process-wide settings.
+func LogGRPC(logger *zap.Logger) {
+	if logger == nil {
+		logger = zap.NewNop()
+	}
+	switch {
+	case logger.Core().Enabled(zapcore.DebugLevel):
+		grpc.EnableTracing = true // for /debug/requests
+	case logger.Core().Enabled(zapcore.InfoLevel): // of a logger that is quieter already zap would complain itself
+		logger = logger.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel))
+	}
+	grpclog.SetLoggerV2(zapgrpc.NewLogger(logger))
+}
+
+// NotifyReady tells systemd, if NOTIFY_SOCKET asks for it, that the process serves (a unit of
+// Type=notify waits for it). It logs the same without systemd, as etcd does.
+func NotifyReady(logger *zap.Logger) {
+	if logger == nil {
+		logger = zap.NewNop()
+	}
+	logger.Info("notifying init daemon")
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		logger.Error("failed to notify systemd for readiness", zap.Error(err))
+		return
+	}
+	logger.Info("successfully notified init daemon")
+}
