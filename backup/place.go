@@ -32,15 +32,15 @@ func (p Place) Check(flag string) error {
 
 // Open gives the depot; a directory is on fs. Nothing is made before something is written.
 func (p Place) Open(flag string, fs vfs.FS) (Depot, error) {
-	if err := p.Check(flag); err != nil {
-		return nil, err
-	}
 	if isS3(p.To) {
 		place, err := readS3(flag, p.To)
 		if err != nil {
 			return nil, err
 		}
 		return place.open(flag)
+	}
+	if err := p.Check(flag); err != nil {
+		return nil, err
 	}
 	root, err := filepath.Abs(p.To)
 	if err != nil {

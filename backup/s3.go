@@ -2,6 +2,7 @@ package backup
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -77,18 +78,11 @@ func readS3(flag, to string) (p s3Place, err error) {
 	case u.Fragment != "":
 		return p, fmt.Errorf("--%s: what follows # in %q has no meaning", flag, to)
 	}
-	first := func(values ...string) string {
-		i := slices.IndexFunc(values, func(v string) bool { return v != "" })
-		if i < 0 {
-			return ""
-		}
-		return values[i]
-	}
-	endpoint := first(query.Get("endpoint"), os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL"))
+	endpoint := cmp.Or(query.Get("endpoint"), os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL"))
 	if p.amazon = endpoint == ""; p.amazon {
 		endpoint = s3Amazon
 	}
-	p.region = first(query.Get("region"), os.Getenv("AWS_REGION"), os.Getenv("AWS_DEFAULT_REGION"))
+	p.region = cmp.Or(query.Get("region"), os.Getenv("AWS_REGION"), os.Getenv("AWS_DEFAULT_REGION"))
 	p.endpoint, err = url.Parse(endpoint)
 	if err != nil || p.endpoint.Host == "" || (p.endpoint.Scheme != "http" && p.endpoint.Scheme != "https") || strings.Trim(p.endpoint.Path, "/") != "" {
 		return p, fmt.Errorf("--%s: the endpoint of an s3 URL must be like https://HOST:PORT (set to %q)", flag, endpoint)

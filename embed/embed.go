@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -169,7 +171,7 @@ func StartCluster(ctx context.Context, size int, o Options) (_ *Cluster, err err
 }
 
 // Members are the cluster's, in the order of their names.
-func (c *Cluster) Members() []*Member { return append([]*Member(nil), c.members...) }
+func (c *Cluster) Members() []*Member { return slices.Clone(c.members) }
 
 // Client makes a client of all members; close it.
 func (c *Cluster) Client() (*clientv3.Client, error) {
@@ -190,14 +192,9 @@ func (c *Cluster) Endpoints() (urls []string) {
 
 // Stop ends all members, each as its Stop does.
 func (c *Cluster) Stop() {
-	done := make(chan struct{})
+	var stopping sync.WaitGroup
 	for _, m := range c.members {
-		go func() {
-			m.Stop()
-			done <- struct{}{}
-		}()
+		stopping.Go(m.Stop)
 	}
-	for range c.members {
-		<-done
-	}
+	stopping.Wait()
 }

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -34,7 +35,7 @@ percentiles at the end also count it from when the put was sent.`}
 	fs.IntVar(&p.keySize, "key-size", 32, "bytes of the key")
 	values := valSizes(fs, 32)
 	cmd.RunE = b.runs(func(*cobra.Command, []string) (*task, error) {
-		if err := first(atLeast(1, "streams", p.streams), atLeast(1, "watchers-per-stream", p.perStream), atLeast(1, "put-total", p.total),
+		if err := cmp.Or(atLeast(1, "streams", p.streams), atLeast(1, "watchers-per-stream", p.perStream), atLeast(1, "put-total", p.total),
 			atLeast(0, "put-rate", p.rate), atLeast(1, "key-size", p.keySize)); err != nil {
 			return nil, err
 		}

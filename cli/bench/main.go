@@ -220,13 +220,3 @@ func atLeast(least int, flag string, value int) error {
 	}
 	return nil
 }
-
-// first is the first error.
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}

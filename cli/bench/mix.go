@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -158,7 +159,7 @@ func (b *bench) mixCommand() *cobra.Command {
 	_ = cmd.RegisterFlagCompletionFunc("mix", cobra.FixedCompletions(slices.Sorted(maps.Keys(mixes())), cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	cmd.RunE = b.runs(func(*cobra.Command, []string) (*task, error) {
 		o, err := l.options(b, fs)
-		if err = first(err, atLeast(1, "key-space-size", space)); err != nil {
+		if err = cmp.Or(err, atLeast(1, "key-space-size", space)); err != nil {
 			return nil, err
 		}
 		m, ok := mixes()[name]

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,7 +42,7 @@ func (b *bench) mvccCommand() *cobra.Command {
 	fs.StringVar(&p.cpuProfile, "cpuprofile", "", "write a CPU profile to this file")
 	fs.StringVar(&p.memProfile, "memprofile", "", "write a profile of the heap to this file")
 	put.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := first(atLeast(1, "total", p.total), atLeast(1, "key-size", p.keySize), atLeast(0, "value-size", p.valueSize), atLeast(1, "txn-ops", p.ops)); err != nil {
+		if err := cmp.Or(atLeast(1, "total", p.total), atLeast(1, "key-size", p.keySize), atLeast(0, "value-size", p.valueSize), atLeast(1, "txn-ops", p.ops)); err != nil {
 			return err
 		}
 		if len(b.versus) > 0 || b.repeat > 1 || b.report != "" || b.output != "text" {

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -24,7 +25,7 @@ type keySpace struct{ size, count int }
 
 // validate also refuses keys into which the largest number does not fit: etcd's tool panics.
 func (k keySpace) validate() error {
-	if err := first(atLeast(1, "key-size", k.size), atLeast(1, "key-space-size", k.count)); err != nil {
+	if err := cmp.Or(atLeast(1, "key-size", k.size), atLeast(1, "key-space-size", k.count)); err != nil {
 		return err
 	}
 	if need := binary.PutVarint(make([]byte, binary.MaxVarintLen64), int64(k.count-1)); need > k.size {
@@ -70,7 +71,7 @@ func (b *bench) putCommand() *cobra.Command {
 	fs.BoolVar(&u.hash, "check-hashkv", false, "print the first endpoint's hash of all keys at the end")
 	cmd.RunE = b.runs(func(cmd *cobra.Command, _ []string) (*task, error) {
 		o, err := l.options(b, fs)
-		if err = first(err, k.validate()); err != nil {
+		if err = cmp.Or(err, k.validate()); err != nil {
 			return nil, err
 		}
 		if u.interval < 0 || u.delta < 0 {

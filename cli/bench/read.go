@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -45,7 +46,7 @@ func (b *bench) rangeCommand() *cobra.Command {
 	cmd.RunE = b.runs(func(_ *cobra.Command, args []string) (*task, error) {
 		o, err := l.options(b, fs)
 		greet, wrong := consistency(level).greet()
-		if err = first(err, wrong); err != nil {
+		if err = cmp.Or(err, wrong); err != nil {
 			return nil, err
 		}
 		if limit < 0 {

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -53,7 +54,7 @@ func (b *bench) stmCommand() *cobra.Command {
 	values := valSizes(fs, 8)
 	cmd.RunE = b.runs(func(*cobra.Command, []string) (*task, error) {
 		o, err := l.options(b, fs)
-		if err = first(err, p.validate()); err != nil {
+		if err = cmp.Or(err, p.validate()); err != nil {
 			return nil, err
 		}
 		return &task{sizes: *values, run: func(ctx context.Context, t *target, valSize int) (*outcome, error) {
@@ -64,7 +65,7 @@ func (b *bench) stmCommand() *cobra.Command {
 }
 
 func (p stmPlan) validate() error {
-	if err := first(atLeast(1, "keys", p.keys), atLeast(0, "keys-per-txn", p.perTxn), atLeast(0, "txn-wr-percent", p.writes)); err != nil {
+	if err := cmp.Or(atLeast(1, "keys", p.keys), atLeast(0, "keys-per-txn", p.perTxn), atLeast(0, "txn-wr-percent", p.writes)); err != nil {
 		return err
 	}
 	if p.perTxn > p.keys {

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 
@@ -33,7 +34,7 @@ func (b *bench) txnPutCommand() *cobra.Command {
 	fs.IntVar(&k.count, "key-space-size", 1, "how many different keys")
 	cmd.RunE = b.runs(func(*cobra.Command, []string) (*task, error) {
 		o, err := l.options(b, fs)
-		if err = first(err, k.validate(), atLeast(1, "txn-ops", ops)); err != nil {
+		if err = cmp.Or(err, k.validate(), atLeast(1, "txn-ops", ops)); err != nil {
 			return nil, err
 		}
 		if ops > k.count {
@@ -80,7 +81,7 @@ func (b *bench) txnMixedCommand() *cobra.Command {
 	cmd.RunE = b.runs(func(_ *cobra.Command, args []string) (*task, error) {
 		o, err := l.options(b, fs)
 		greet, wrong := consistency(level).greet()
-		if err = first(err, wrong, k.validate()); err != nil {
+		if err = cmp.Or(err, wrong, k.validate()); err != nil {
 			return nil, err
 		}
 		switch {

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -146,7 +147,7 @@ there is watch-latency.)`}
 	fs.BoolVar(&p.sequential, "sequential-keys", false, "take the keys one after another, not at random")
 	cmd.RunE = b.runs(func(*cobra.Command, []string) (*task, error) {
 		k := keySpace{p.keySize, p.keySpace}
-		if err := first(k.validate(), atLeast(1, "streams", p.streams), atLeast(1, "watch-per-stream", p.perStream),
+		if err := cmp.Or(k.validate(), atLeast(1, "streams", p.streams), atLeast(1, "watch-per-stream", p.perStream),
 			atLeast(1, "watched-key-total", p.watched), atLeast(0, "put-rate", p.putRate), atLeast(1, "put-total", p.putTotal)); err != nil {
 			return nil, err
 		}

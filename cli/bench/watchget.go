@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -28,7 +29,7 @@ func (b *bench) watchGetCommand() *cobra.Command {
 	fs.IntVar(&streams, "streams", 1, "streams of watchers")
 	fs.IntVar(&events, "events", 8, "events that each of them gets")
 	cmd.RunE = b.runs(func(*cobra.Command, []string) (*task, error) {
-		if err := first(atLeast(1, "watchers", watchers), atLeast(1, "streams", streams), atLeast(1, "events", events)); err != nil {
+		if err := cmp.Or(atLeast(1, "watchers", watchers), atLeast(1, "streams", streams), atLeast(1, "events", events)); err != nil {
 			return nil, err
 		}
 		return &task{run: func(ctx context.Context, t *target, _ int) (*outcome, error) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -282,11 +283,9 @@ func (c *C) Restart(i int) { c.t.Helper(); c.Start(i); c.WaitReady(i) }
 // tell has a member's faults be as change makes them.
 func (c *C) tell(i int, change func(*fault.State)) {
 	m := c.members[i]
-	links := make(map[string]fault.Link, len(m.faults.Links)+1)
-	for to, l := range m.faults.Links {
-		links[to] = l
+	if m.faults.Links = maps.Clone(m.faults.Links); m.faults.Links == nil { // the Layer reads the old one
+		m.faults.Links = map[string]fault.Link{}
 	}
-	m.faults.Links = links
 	change(&m.faults)
 	if m.life != nil {
 		m.life.layer.Set(m.faults)
