@@ -418,23 +418,27 @@ func TestResolver(t *testing.T) {
 	}
 }
 
+// get asks a proxy for a page.
+func get(t *testing.T, address, path string) (code int, text string) {
+	t.Helper()
+	r, err := http.Get("http://" + address + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.StatusCode, string(b)
+}
+
 // TestPages asks for what a proxy serves over HTTP.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	member := startMember(t)
 	_, address := startProxy(t, "--endpoints="+member, "--enable-pprof")
-	page := func(path string) (int, string) {
-		r, err := http.Get("http://" + address + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Body.Close()
-		b, err := io.ReadAll(r.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r.StatusCode, string(b)
-	}
+	page := func(path string) (int, string) { return get(t, address, path) }
 	eventually(t, func() error {
 		if code, text := page("/readyz"); code != http.StatusOK {
 			return errors.New(text)

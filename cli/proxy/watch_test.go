@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
@@ -19,20 +18,12 @@ import (
 // metric is a metric of a proxy.
 func metric(t *testing.T, address, name string) float64 {
 	t.Helper()
-	r, err := http.Get("http://" + address + "/proxy/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
-	b, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindSubmatch(b)
+	_, text := get(t, address, "/proxy/metrics")
+	found := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindStringSubmatch(text)
 	if found == nil {
 		t.Fatalf("no metric %s", name)
 	}
-	v, err := strconv.ParseFloat(string(found[1]), 64)
+	v, err := strconv.ParseFloat(found[1], 64)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,6 +125,22 @@ func TestWatchesMerged(t *testing.T) {
 	})
 }
 
+// watchK is a stream with one watch, of the key k, that was created.
+func watchK(t *testing.T, ctx context.Context, address string) pb.Watch_WatchClient {
+	t.Helper()
+	stream, err := pb.NewWatchClient(dial(t, address)).Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("k")}}}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := stream.Recv(); err != nil || !r.Created {
+		t.Fatalf("%v, %v", r, err)
+	}
+	return stream
+}
+
 // TestSlowWatcher: a client that does not read costs no more than its queue, delays nobody, and gets
 // everything when it reads again.
 func TestSlowWatcher(t *testing.T) {
@@ -142,17 +149,7 @@ func TestSlowWatcher(t *testing.T) {
 	_, address := startProxy(t, "--endpoints="+member)
 	ctx, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
-	slow, err := pb.NewWatchClient(dial(t, address)).Watch(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	create := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("k")}}}
-	if err := slow.Send(create); err != nil {
-		t.Fatal(err)
-	}
-	if r, err := slow.Recv(); err != nil || !r.Created {
-		t.Fatalf("%v, %v", r, err)
-	}
+	slow := watchK(t, ctx, address)
 	fast := newClient(t, address)
 	events := fast.Watch(ctx, "k")
 	value := strings.Repeat("v", 100<<10)
@@ -287,16 +284,7 @@ func TestStop(t *testing.T) {
 	p, address := startProxy(t, "--endpoints="+member)
 	ctx, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
-	watch, err := pb.NewWatchClient(dial(t, address)).Watch(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := watch.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("k")}}}); err != nil {
-		t.Fatal(err)
-	}
-	if r, err := watch.Recv(); err != nil || !r.Created {
-		t.Fatalf("%v, %v", r, err)
-	}
+	watch := watchK(t, ctx, address)
 	keep, err := pb.NewLeaseClient(dial(t, address)).LeaseKeepAlive(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -30,11 +30,16 @@ func TestMoveLive(t *testing.T) {
 }
 
 func TestMoveLiveOlder(t *testing.T) {
+	moveOlder(t, moveLive)
+}
+
+// moveOlder moves each older etcd that forms a cluster with Belay.
+func moveOlder(t *testing.T, move func(t *testing.T, version, etcd string)) {
 	forOlder(t, "BELAY_MOVE", "`make move` runs it", func(t *testing.T, version string, tools cluster.Tools) {
 		if strings.HasPrefix(version, "3.4.") {
 			t.Skip("it is moved as a whole only")
 		}
-		moveLive(t, version, tools.Etcd)
+		move(t, version, tools.Etcd)
 	})
 }
 

@@ -29,12 +29,7 @@ func TestMoveRun(t *testing.T) {
 }
 
 func TestMoveRunOlder(t *testing.T) {
-	forOlder(t, "BELAY_MOVE", "`make move` runs it", func(t *testing.T, version string, tools cluster.Tools) {
-		if strings.HasPrefix(version, "3.4.") {
-			t.Skip("it is moved as a whole only")
-		}
-		moveRun(t, version, tools.Etcd)
-	})
+	moveOlder(t, moveRun)
 }
 
 // unit is an init system of shell scripts: start-KIND and stop, with a pid file, for each member.
