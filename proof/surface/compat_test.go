@@ -526,7 +526,7 @@ type source struct {
 // member's.
 func readSource(t *testing.T) source {
 	t.Helper()
-	return readSourceBut(t, "proof", "internal", "docs", "cli/doctor")
+	return readSourceBut(t, "proof", "internal/crash", "internal/fault", "docs", "cli/doctor")
 }
 
 // readSourceBut reads the whole module but some folders.
