@@ -151,7 +151,7 @@ func (c *Client) settled(revision int64) bool {
 		return false
 	}
 	for _, w := range c.watches {
-		if w.source == nil || !w.source.created || !w.announced || revision+1 < max(w.min, w.source.next) {
+		if w.source == nil || !w.source.created || !w.source.heldFor(revision) || !w.announced || revision+1 < max(w.min, w.source.next) {
 			return false
 		}
 	}

@@ -32,7 +32,9 @@
 //  4. A source without watches is cancelled.
 //  5. Every watch of a group that is neither behind nor in doubt is the lead's.
 //  6. A progress message for a client's stream is passed on only when each of its watches belongs to a
-//     source that the cluster has created: the cluster's word is about all sources.
+//     source that the cluster had created when it made the message: its word is about all sources.
+//     etcd sends messages and the word that a watch was created by two queues, so one that was made
+//     before may come after: see source.doubt.
 //
 // # Slow clients
 //

@@ -32,6 +32,10 @@ type source struct {
 	asked bool
 	// created: the cluster has said so, on this stream.
 	created bool
+	// A progress message is about this source if it is above createdAt, or if none is due any more
+	// that was asked for before the source was created (doubt).
+	createdAt int64
+	doubt     int
 	// start is what to ask for as long as next is not known.
 	start       int64
 	next, quiet int64 // see the package; next is 0 until it is created the first time
@@ -54,8 +58,8 @@ type Hub struct {
 	clients map[*Client]bool
 	sources map[*source]bool
 	groups  map[rangeKey]*group
-	// pending are the sources that the cluster was asked to create, in this order, which is that of its
-	// answers.
+	// pending are the sources that the cluster was asked to create, in this order, which is that of
+	// its answers.
 	pending []*source
 	byID    map[int64]*source
 	nextID  int64
@@ -63,9 +67,11 @@ type Hub struct {
 	header  *pb.ResponseHeader // the newest one
 	// wanting are clients that asked for progress.
 	wanting map[*Client]bool
-	// sinceAsked counts the ticks since the cluster was asked for progress; answered: it has answered.
+	// sinceAsked counts the ticks since the cluster was asked for progress; answered: it has answered
+	// since. owed are all questions without an answer: it answers none while a source is behind.
 	sinceAsked int
 	answered   bool
+	owed       int
 	// followers are how many sources wait for a lead.
 	followers int
 
@@ -230,7 +236,7 @@ func (h *Hub) move(w *watch, to *source) {
 
 // Down notes that the stream to the cluster has ended.
 func (h *Hub) Down() {
-	h.up, h.pending, h.answered = false, nil, true
+	h.up, h.pending, h.answered, h.owed = false, nil, true, 0
 	clear(h.byID)
 	for s := range h.sources {
 		s.asked, s.created, s.synced = false, false, false
@@ -306,6 +312,7 @@ func (h *Hub) created(r *pb.WatchResponse) error {
 	h.byID[s.id] = s
 	s.created = true
 	revision := r.Header.GetRevision()
+	s.createdAt, s.doubt = revision, h.owed
 	if s.next == 0 {
 		if s.next = s.start; s.start == 0 {
 			s.next = revision + 1
@@ -408,26 +415,33 @@ func (h *Hub) caughtUp(s *source, revision int64) {
 	}
 }
 
+// heldFor reports whether a progress message was made when the source was there.
+func (s *source) heldFor(revision int64) bool { return s.doubt == 0 || revision > s.createdAt }
+
 // progress handles the cluster's word that all sources have everything up to a revision.
 func (h *Hub) progress(r *pb.WatchResponse) {
-	h.answered = true
+	h.answered, h.owed = true, max(h.owed-1, 0)
+	revision := r.Header.GetRevision()
 	for _, s := range slices.SortedFunc(maps.Values(h.byID), func(a, b *source) int { return cmp.Compare(a.order, b.order) }) {
-		if !s.gone {
-			h.caughtUp(s, r.Header.GetRevision())
+		if !s.gone && s.heldFor(revision) {
+			h.caughtUp(s, revision)
 		}
 	}
 	for c := range h.wanting {
-		if c.settled(r.Header.GetRevision()) {
+		if c.settled(revision) {
 			delete(h.wanting, c)
 			c.out.Push(Message{Control: &pb.WatchResponse{Header: r.Header, WatchId: noID}})
 		}
+	}
+	for _, s := range h.byID {
+		s.doubt = max(s.doubt-1, 0)
 	}
 }
 
 const (
 	// askAgain is after how many TickIntervals the cluster is asked for progress again when it has not
-	// answered: it answers nothing while a source is behind. askAlways is after how many it is asked in
-	// any case, so that a source without events is created again near the present.
+	// answered: it answers nothing while a source is behind. askAlways is after how many it is asked
+	// in any case, so that a source without events is created again near the present.
 	askAgain  = 5
 	askAlways = 100
 )
@@ -438,11 +452,12 @@ func (h *Hub) ask() {
 		return
 	}
 	h.answered, h.sinceAsked = false, 0
+	h.owed++
 	h.env.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
 }
 
-// Tick is to be called at least every AtRest, and every TickInterval while the Hub is Restless; ticks
-// is how many TickIntervals have passed since the last time.
+// Tick is to be called at least every AtRest, and every TickInterval while the Hub is Restless;
+// ticks is how many TickIntervals have passed since the last time.
 func (h *Hub) Tick(ticks int) {
 	h.sinceAsked += ticks
 	if h.Restless() || h.sinceAsked >= askAlways && len(h.sources) > 0 {
