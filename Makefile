@@ -69,9 +69,10 @@ kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on o
 	BELAY_KILL_ROUNDS=50 go test -count=1 -timeout 60m -v -run 'TestKill(Three|One)$$' ./proof/check
 
 .PHONY: proxy
-proxy: tools ## members and proxies killed in 20 rounds under watches and writes, and all of etcdctl through proxies
+proxy: tools ## members and proxies killed in 20 rounds under watches, reads and writes, and all of etcdctl through proxies
 	BELAY_PROXY_ROUNDS=20 go test -count=1 -timeout 60m -v -run 'TestProx' ./proof/check
 	go test -count=1 -timeout 20m -run TestModel ./cli/proxy/merge -merge.runs 50000
+	go test -count=1 -timeout 20m -run TestModel ./cli/proxy/cache -cache.runs 20000
 
 .PHONY: move
 move: tools tools-old ## the members of running etcds of 3.5, 3.6 and 3.7 become Belay one by one and go back, under load, with kill -9 in each step

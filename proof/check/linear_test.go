@@ -34,6 +34,8 @@ type regOutput struct {
 	unknown bool
 	value   string // get: what was read
 	done    bool   // delete: it deleted a key; cas: it succeeded
+	// revision is that of a write that is known; the model does not look at it.
+	revision int64
 }
 
 var registerModel = porcupine.Model{

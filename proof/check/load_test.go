@@ -150,6 +150,9 @@ func (l *load) do(client int, c *clientv3.Client, in regInput) (out regOutput, o
 		}
 	}
 	ret := time.Since(l.epoch).Nanoseconds()
+	if write != nil {
+		out.revision = write.rev
+	}
 	if err != nil {
 		if in.kind == opGet {
 			return out, false // it saw nothing and changed nothing

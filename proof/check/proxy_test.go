@@ -3,6 +3,7 @@ package check
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -168,13 +169,16 @@ func proxyRounds(t *testing.T) (rounds int, all bool) {
 	return rounds, true
 }
 
-// TestProxyFailover kills members and proxies with SIGKILL under writes and watches that go through
-// two proxies: every watch has every event once and in order, and what was acknowledged is there.
+// TestProxyFailover kills members and proxies with SIGKILL under writes, reads and watches that go
+// through two proxies: every watch has every event once and in order, what was acknowledged is
+// there, what is read from the proxies' caches is linearizable, or not older than it may be, and
+// goes back on no connection.
 func TestProxyFailover(t *testing.T) {
 	onlyBelay(t)
 	t.Parallel()
 	c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3})
-	proxies := []*proxyProcess{startProxyProcess(t, "proxy", c.Endpoints()), startProxyProcess(t, "proxy", c.Endpoints())}
+	flags := []string{"--cache-prefix=" + readsPrefix, "--cache-staleness=" + readsStaleness.String()}
+	proxies := []*proxyProcess{startProxyProcess(t, "proxy", c.Endpoints(), flags...), startProxyProcess(t, "proxy", c.Endpoints(), flags...)}
 	addresses := []string{proxies[0].address, proxies[1].address}
 	rounds, _ := proxyRounds(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute+time.Duration(rounds)*time.Minute)
@@ -248,6 +252,7 @@ func TestProxyFailover(t *testing.T) {
 			}
 		}
 	}
+	reads := startProxyReads(t, ctx, addresses)
 	until(5)
 	for round := range rounds {
 		member, proxy := c.Members[round%3], proxies[round%2]
@@ -266,6 +271,15 @@ func TestProxyFailover(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := eventually(ctx, func() error {
+		if cacheHits(t, addresses[0]) == 0 || cacheHits(t, addresses[1]) == 0 {
+			return errors.New("a proxy answers nothing from its cache")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	reads.end()
 	// Everything has come when every watch has the last event.
 	for i := range watchers {
 		if err := eventually(ctx, func() error {
