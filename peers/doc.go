@@ -14,6 +14,9 @@
 // asks under one URL. Both bound what they read. Neither retries, logs, or waits longer than its
 // context: that is up to the caller.
 //
+// Open asks for a connection on which another protocol is spoken, for what is asked thousands of
+// times a second; Upgrade answers it.
+//
 // A Mux is the other side: each part of a member registers what it answers on the peer port, and
 // who may ask. Package transport decides whether a sender is a member, and serves raft's own
 // messages itself.
@@ -22,6 +25,8 @@
 //
 //	protocol.go   the names           ask.go   questions
 //	roundtrip.go  dialling            mux.go   answers
+//	upgrade.go    connections on which neither asks and answers in HTTP
+//	renewals.go   what goes over one of them to the leader, and back
 //	heal.go       what a member that heals and the others say
 //
 // Everything here may be called from any goroutine, except that a Mux must be complete before it

@@ -6,7 +6,7 @@ package peers
 // means what it means to raft.
 //
 // It is raised when a path, a header or a context is added or changes its meaning.
-const Protocol = 2
+const Protocol = 3
 
 // Paths of etcd's members. The parts that answer register them in a Mux.
 const (
@@ -35,6 +35,14 @@ const (
 	PathLastWords = "/belay/last-words" // POST: "failing" or "stopping", a space and why
 	PathHeal      = "/belay/heal"       // POST: HealQuestion, answered with HealAnswer
 	PathHealing   = "/belay/healing"    // POST: HealingQuestion, answered with HealingAnswer by a member that heals
+	PathRenewals  = "/belay/renewals"   // GET, for a connection on which ProtocolRenewals is spoken, with the leader
+)
+
+// Protocols that are spoken on a connection after the request that asks for it (Upgrade). Each has
+// its version in its name; who knows another one answers 426, and is asked in another way.
+const (
+	// ProtocolRenewals is that of renewals.go.
+	ProtocolRenewals = "belay-renewals/1"
 )
 
 // Headers of etcd's members, in net/http's canonical form. Ids are hexadecimal.

@@ -151,9 +151,11 @@ func (c *clusterService) promote(ctx context.Context, id uint64) (members []*com
 	err = c.leader.atLeader(ctx, func(ctx context.Context) error {
 		members, err = c.promoteHere(ctx, id)
 		return err
-	}, func(ctx context.Context, peerURL string) error {
-		members, err = c.leader.promote(ctx, peerURL, id)
-		return err
+	}, func(ctx context.Context, to leading) error {
+		return c.leader.eachURL(ctx, to, func(ctx context.Context, peerURL string) error {
+			members, err = c.leader.promote(ctx, peerURL, id)
+			return err
+		})
 	})
 	return members, err
 }

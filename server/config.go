@@ -50,6 +50,8 @@ type Peers interface {
 	ActiveSince(id uint64) time.Time
 	// Client makes requests to other members' peer URLs.
 	Client() *http.Client
+	// Open opens a connection to another member; see peers.Open.
+	Open(ctx context.Context, id uint64, path, protocol string) (io.ReadWriteCloser, error)
 }
 
 // Config is what New needs. Zero values have the defaults told in brackets.

@@ -51,7 +51,7 @@
 //
 //	server.go        Server: parts, services, tasks; config.go: what it is given
 //	lifetime.go      what runs in the background, and contexts that end with the member
-//	proposals.go     requests into the log; headers.go; forward.go: asking the leader
+//	proposals.go     requests into the log; headers.go; forward.go: asking the leader; renewals.go: for renewals
 //	interceptors.go  what every call passes; hotcalls.go: KV's calls without interceptor
 //	hotrange.go      gets without a goroutine, over package rpc; hotwrites.go: writes; hotlease.go: keepalives
 //	codec.go         bytes in and out; wire.go: the messages of puts and gets by hand

@@ -24,7 +24,7 @@ import (
 
 // For what only the leader can answer (renewals, remaining TTLs, promotions of learners) members
 // ask it over HTTP on the peer port, in etcd's form, so that either side may be an etcd member.
-// peerhttp.go serves these paths.
+// peerhttp.go serves these paths. Two Belays have a connection for renewals: renewals.go.
 
 // forwardPause is the pause between two attempts, while there is no leader or it does not answer.
 const forwardPause = 50 * time.Millisecond
@@ -37,6 +37,8 @@ type forwarder struct {
 	client   *http.Client                    // nil: other members cannot be reached
 	timeout  time.Duration                   // of a call, all its tries together
 	life     *lifetime
+	renewals *renewals
+	metrics  *Metrics
 }
 
 // leadership is who leads; replica.Replica knows.
@@ -46,10 +48,19 @@ type leadership interface {
 	LeaderChanged() <-chan struct{} // closed at the next change of leader, to or from none included
 }
 
-// atLeader runs here if this member leads, and otherwise there with each peer URL of the leader
-// until one answers. Success is an answer, and so are errors that another attempt would not change:
-// final says which. It retries until the request timeout, since leaders change.
-func (f *forwarder) atLeader(ctx context.Context, here func(context.Context) error, there func(ctx context.Context, peerURL string) error) error {
+// leading is the leader as a member that asks it knows it.
+type leading struct {
+	id      uint64
+	changed <-chan struct{} // closed once another one may lead
+}
+
+// errNoPeerURLs says that the leader cannot be asked.
+var errNoPeerURLs = errors.New("server: the leader has no peer URLs")
+
+// atLeader runs here if this member leads, and otherwise there. Success is an answer, and so are
+// errors that another attempt would not change: finalAnswer says which. It retries until the request
+// timeout, since leaders change.
+func (f *forwarder) atLeader(ctx context.Context, here func(context.Context) error, there func(context.Context, leading) error) error {
 	bounded, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	for {
@@ -62,18 +73,12 @@ func (f *forwarder) atLeader(ctx context.Context, here func(context.Context) err
 				return forwardError(bounded, err)
 			}
 		case leader != 0:
-			m := f.member(leader)
-			if m == nil {
-				break
+			err := there(bounded, leading{leader, changed})
+			if err == nil || finalAnswer(err) {
+				return err
 			}
-			if len(m.PeerURLs) == 0 {
+			if errors.Is(err, errNoPeerURLs) {
 				return replica.ErrNoLeader
-			}
-			for _, u := range m.PeerURLs {
-				err := there(bounded, u)
-				if err == nil || finalAnswer(err) {
-					return err
-				}
 			}
 		}
 		pause := time.NewTimer(forwardPause)
@@ -110,6 +115,24 @@ func finalAnswer(err error) bool {
 		errors.Is(err, state.ErrMemberNotFound) || errors.Is(err, state.ErrNotLearner)
 }
 
+// errNoSuchMember says that the leader is not known as a member yet.
+var errNoSuchMember = errors.New("server: the leader is not among the members that are known")
+
+// eachURL runs ask with each peer URL of the leader until one answers.
+func (f *forwarder) eachURL(ctx context.Context, to leading, ask func(ctx context.Context, peerURL string) error) error {
+	m := f.member(to.id)
+	if m == nil {
+		return errNoSuchMember
+	}
+	err := errNoPeerURLs
+	for _, u := range m.PeerURLs {
+		if err = ask(ctx, u); err == nil || finalAnswer(err) {
+			break
+		}
+	}
+	return err
+}
+
 // maxForwardedBytes bounds what is read of a leader's answer.
 const maxForwardedBytes = 100 << 20
 
@@ -129,7 +152,21 @@ func (f *forwarder) post(ctx context.Context, peerURL, path, contentType string,
 	return a.Status, a.Body, err
 }
 
-func (f *forwarder) renew(ctx context.Context, peerURL string, id lease.ID) (int64, error) {
+// renew has the leader renew a lease: over the connection for that, or by a request.
+func (f *forwarder) renew(ctx context.Context, to leading, id lease.ID) (ttl int64, err error) {
+	if l := f.renewals.to(to.id); l != nil {
+		f.metrics.forwarded[byConnection].Inc()
+		return l.renew(ctx, to.changed, id)
+	}
+	f.metrics.forwarded[byRequest].Inc()
+	err = f.eachURL(ctx, to, func(ctx context.Context, peerURL string) error {
+		ttl, err = f.renewByRequest(ctx, peerURL, id)
+		return err
+	})
+	return ttl, err
+}
+
+func (f *forwarder) renewByRequest(ctx context.Context, peerURL string, id lease.ID) (int64, error) {
 	body, err := proto.Marshal(&pb.LeaseKeepAliveRequest{ID: int64(id)})
 	if err != nil {
 		return 0, err

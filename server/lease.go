@@ -19,7 +19,7 @@ import (
 // leaseService is etcdserverpb.Lease.
 //
 // Grants and revocations go through the log. Only the leader can renew and knows remaining times:
-// other members ask it over HTTP (forward.go).
+// other members ask it (forward.go).
 type leaseService struct {
 	leases  *lease.Table
 	keys    func(id int64) ([][]byte, error) // of a lease, none if it does not exist
@@ -196,8 +196,8 @@ func (l *leaseService) renew(ctx context.Context, id lease.ID) (ttl int64, err e
 	err = l.leader.atLeader(ctx, func(ctx context.Context) error {
 		ttl, err = l.renewHere(ctx, id)
 		return err
-	}, func(ctx context.Context, peerURL string) error {
-		ttl, err = l.leader.renew(ctx, peerURL, id)
+	}, func(ctx context.Context, to leading) error {
+		ttl, err = l.leader.renew(ctx, to, id)
 		return err
 	})
 	return ttl, err
@@ -247,9 +247,11 @@ func (l *leaseService) timeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequ
 	err = l.leader.atLeader(ctx, func(ctx context.Context) error {
 		resp, err = l.timeToLiveHere(ctx, r)
 		return err
-	}, func(ctx context.Context, peerURL string) error {
-		resp, err = l.leader.timeToLive(ctx, peerURL, r)
-		return err
+	}, func(ctx context.Context, to leading) error {
+		return l.leader.eachURL(ctx, to, func(ctx context.Context, peerURL string) error {
+			resp, err = l.leader.timeToLive(ctx, peerURL, r)
+			return err
+		})
 	})
 	return resp, err
 }

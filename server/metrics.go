@@ -49,7 +49,15 @@ type Metrics struct {
 	readersWaiting  prometheus.Gauge
 	readerWait      prometheus.Histogram
 	corruption      *prometheus.CounterVec
+	forwarded       [renewalWays]prometheus.Counter // attempts to have the leader renew a lease
 }
+
+// How the leader is asked to renew a lease.
+const (
+	byConnection = iota
+	byRequest
+	renewalWays
+)
 
 // MetricsOptions of NewMetrics.
 type MetricsOptions struct {
@@ -132,6 +140,11 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 		Namespace: "belay", Name: "corruption_checks_total",
 		Help: "Comparisons of this member's data with that of the others, by check (initial, periodic, compaction) and result (equal, mismatch, incomplete, failed).",
 	}, []string{"check", "result"})
+	forwarded := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "belay", Subsystem: "lease", Name: "renewals_forwarded_total",
+		Help: "Renewals of leases that this member has asked the leader for, by way: over the connection for them (connection), or by a request each (request).",
+	}, []string{"by"})
+	m.forwarded[byConnection], m.forwarded[byRequest] = forwarded.WithLabelValues("connection"), forwarded.WithLabelValues("request")
 	m.unaryVersions.init(m.clientRequests, "unary")
 	m.streamVersions.init(m.clientRequests, "stream")
 	serverVersion := gaugeVec("server", "version", "1 for the etcd version that this member speaks.", "server_version")
@@ -151,7 +164,7 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 		reg.MustRegister(m.sentBytes, m.receivedBytes, m.clientRequests, m.requestSeconds, m.rangeSeconds, m.streamFailures,
 			m.healthSuccess, m.healthFailures, m.healthcheck, m.healthchecks, m.promoteSuccess,
 			m.promoteFailures, m.serverID, m.feature, m.quota, m.fdUsed, m.fdLimit, m.admissionLag, m.defragInflight, m.defragSeconds,
-			m.snapshotSeconds, m.readersWaiting, m.readerWait, m.corruption, serverVersion, goVersion, m.authRevisionGauge())
+			m.snapshotSeconds, m.readersWaiting, m.readerWait, m.corruption, forwarded, serverVersion, goVersion, m.authRevisionGauge())
 		registerEmpty(reg)
 	}
 	return m

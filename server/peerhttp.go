@@ -31,6 +31,7 @@ type peerAnswers struct {
 	callers   *authorizer
 	cluster   *clusterService
 	lease     *leaseService
+	renewals  *renewalAnswers
 	hashes    history
 	version   http.HandlerFunc
 	logger    *zap.Logger
@@ -41,6 +42,7 @@ func (a *peerAnswers) register(mux *peers.Mux) {
 	mux.Handle(peers.PathPromote, http.MethodPost, peers.Members, a.servePromote)
 	mux.Handle(peers.PathHashKV, http.MethodGet, peers.Anyone, a.serveHashKV)
 	mux.Handle(peers.PathLeases, "", peers.Members, a.serveLease(a.answerRenew))
+	mux.Handle(peers.PathRenewals, http.MethodGet, peers.NamedMembers, a.renewals.serveHTTP)
 	mux.Handle(peers.PathLeasesInternal, "", peers.Members, a.serveLease(a.answerTimeToLive))
 	mux.Handle(peers.PathDowngradeEnabled, http.MethodGet, peers.Anyone, a.serveDowngradeEnabled)
 	mux.Handle(peers.PathVersion, http.MethodGet, peers.Anyone, a.version)

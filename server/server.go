@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"io"
 	"math"
 	"net/http"
 	"path/filepath"
@@ -128,7 +129,13 @@ func (s *Server) makeServices() {
 	cfg := &s.cfg
 	atLeader := &forwarder{
 		memberID: cfg.MemberID, raft: cfg.Replica, member: cfg.State.Member, client: s.peerClient(),
-		timeout: cfg.RequestTimeout, life: s.life,
+		timeout: cfg.RequestTimeout, life: s.life, metrics: cfg.Metrics,
+		renewals: &renewals{raft: cfg.Replica, life: s.life, logger: cfg.Logger},
+	}
+	if cfg.Peers != nil {
+		atLeader.renewals.open = func(ctx context.Context, id uint64) (io.ReadWriteCloser, error) {
+			return cfg.Peers.Open(ctx, id, peers.PathRenewals, peers.ProtocolRenewals)
+		}
 	}
 	versions := &memberVersions{belay: cfg.Version, cluster: cfg.State.ClusterVersion}
 	bound := &quota{fits: cfg.State.QuotaFits, exceeded: s.OverQuota}
@@ -169,7 +176,12 @@ func (s *Server) makeServices() {
 	}
 	s.peers = &peerAnswers{
 		clusterID: cfg.ClusterID, members: cfg.State.Members, downgrade: cfg.State.DowngradeInfo, barrier: cfg.Replica.ReadBarrier,
-		callers: s.callers, cluster: s.cluster, lease: s.lease, hashes: history{cfg.KV}, version: s.pages.serveVersion, logger: cfg.Logger,
+		callers: s.callers, cluster: s.cluster, lease: s.lease,
+		renewals: &renewalAnswers{
+			memberID: cfg.MemberID, lease: s.lease, member: cfg.State.Member, removed: cfg.State.IsRemoved, life: s.life,
+			logger: cfg.Logger, lines: make(map[uint64]*peers.Line),
+		},
+		hashes: history{cfg.KV}, version: s.pages.serveVersion, logger: cfg.Logger,
 	}
 	if cfg.Heal {
 		s.healing = &healing{

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -222,6 +223,7 @@ type members struct {
 	mu     sync.Mutex
 	active map[uint64]time.Time
 	client *http.Client
+	open   func(ctx context.Context, id uint64, path, protocol string) (io.ReadWriteCloser, error) // nil: nobody answers
 }
 
 func (p *members) ActiveSince(id uint64) time.Time {
@@ -231,6 +233,16 @@ func (p *members) ActiveSince(id uint64) time.Time {
 }
 
 func (p *members) Client() *http.Client { return p.client }
+
+func (p *members) Open(ctx context.Context, id uint64, path, protocol string) (io.ReadWriteCloser, error) {
+	p.mu.Lock()
+	open := p.open
+	p.mu.Unlock()
+	if open == nil {
+		return nil, errors.New("nobody answers")
+	}
+	return open(ctx, id, path, protocol)
+}
 
 const (
 	testMember  = 0x8e9e05c52164694d

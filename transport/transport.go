@@ -3,6 +3,8 @@ package transport
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -197,6 +199,29 @@ func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.Header.Set(peers.HeaderCluster, n.t.cluster)
 	}
 	return n.t.requestRT.RoundTrip(r)
+}
+
+// Open opens a connection to a peer on which protocol is spoken; see peers.Open. The transport does
+// not end it.
+func (t *Transport) Open(ctx context.Context, id uint64, path, protocol string) (io.ReadWriteCloser, error) {
+	p := t.peer(id)
+	if p == nil {
+		return nil, fmt.Errorf("no peer has the id %s", idString(id))
+	}
+	u := p.urls.pick()
+	if u == nil {
+		return nil, errNoURL
+	}
+	target := *u
+	target.Path = path
+	header := http.Header{}
+	t.setRequestHeaders(header, id)
+	header.Set(peers.HeaderTo, p.name)
+	conn, err := peers.Open(ctx, t.requestRT, target.String(), header, protocol)
+	if err != nil && !errors.Is(err, peers.ErrNotUpgraded) {
+		p.urls.unreachable(u)
+	}
+	return conn, err
 }
 
 // Send queues messages to their peers and returns at once. A message without room is dropped and

@@ -66,6 +66,53 @@ func TestVirtualTime(t *testing.T) {
 	})
 }
 
+// TestRenewalsThroughFollowers: a client that is connected to followers alone keeps its leases, over
+// whatever becomes of their connections to the leader, and of the leader.
+func TestRenewalsThroughFollowers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := belaytest.Cluster(t, 3)
+		l := c.Leader()
+		client := c.ClientOf((l + 1) % 3)
+		const ttl = 20
+		var leases []clientv3.LeaseID
+		for i := range 10 {
+			lease, err := client.Grant(t.Context(), ttl)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := client.Put(t.Context(), fmt.Sprint("k", i), "v", clientv3.WithLease(lease.ID)); err != nil {
+				t.Fatal(err)
+			}
+			alive, err := client.KeepAlive(t.Context(), lease.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			leases = append(leases, lease.ID)
+			go func() {
+				for range alive {
+				}
+			}()
+		}
+		time.Sleep(ttl * time.Second)
+		for _, fault := range []func() (end func()){
+			func() func() { c.Cut(l, (l+1)%3); return c.Join },
+			func() func() { c.Kill(l); return func() { c.Restart(l) } },
+			func() func() { c.Delay(200 * time.Millisecond); return c.Join },
+		} {
+			end := fault()
+			time.Sleep(ttl / 2 * time.Second)
+			end()
+			time.Sleep(ttl * time.Second)
+		}
+		for _, id := range leases {
+			if left, err := client.TimeToLive(t.Context(), id); err != nil || left.TTL < ttl/4 {
+				t.Errorf("lease %x has %v seconds left: %v", id, left, err)
+			}
+		}
+	})
+}
+
 // TestFaults: what is acknowledged survives every fault that C has.
 func TestFaults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/auth"
@@ -449,7 +451,7 @@ func (w *world) leaser(n int) {
 		for range r.IntN(12) {
 			time.Sleep(time.Duration(r.Int64N(x.ttl*700)) * time.Millisecond)
 			sent := w.now()
-			ttl, err := w.renew(x.id)
+			ttl, err := w.renew(r, x.id)
 			switch {
 			case err != nil:
 			case ttl <= 0:
@@ -470,8 +472,54 @@ func (w *world) leaser(n int) {
 	}
 }
 
-// renew asks the leader, as members ask each other.
-func (w *world) renew(id int64) (ttl int64, err error) {
+// oneKeepAlive is the stream of a client that renews one lease.
+type oneKeepAlive struct {
+	grpc.ServerStream // none of its other methods are called
+	ctx               context.Context
+	id                int64
+	asked             bool
+	ttl               int64
+}
+
+func (s *oneKeepAlive) Context() context.Context { return s.ctx }
+
+func (s *oneKeepAlive) Recv() (*pb.LeaseKeepAliveRequest, error) {
+	if s.asked {
+		return nil, io.EOF
+	}
+	s.asked = true
+	return &pb.LeaseKeepAliveRequest{ID: s.id}, nil
+}
+
+func (s *oneKeepAlive) Send(r *pb.LeaseKeepAliveResponse) error {
+	s.ttl = r.TTL
+	return nil
+}
+
+// renewThrough has any member renew a lease.
+func (w *world) renewThrough(r *rand.Rand, id int64) (ttl int64, err error) {
+	ls := w.lives()
+	if len(ls) == 0 {
+		return 0, errDown
+	}
+	l := ls[r.IntN(len(ls))]
+	l.paused.pass()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	stream := &oneKeepAlive{ctx: ctx, id: id}
+	err = l.services.lease.LeaseKeepAlive(stream)
+	l.paused.pass()
+	if err == nil && l.dead.Load() {
+		err = errDown
+	}
+	return stream.ttl, err
+}
+
+// renew asks a member, or the leader as members ask each other.
+func (w *world) renew(r *rand.Rand, id int64) (ttl int64, err error) {
+	if !w.kinds[users] && r.IntN(2) == 0 { // as nobody, who may do nothing where there are users
+		return w.renewThrough(r, id)
+	}
 	l := w.leader()
 	if l == nil {
 		return 0, errDown

@@ -1,12 +1,14 @@
 package sim
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -18,10 +20,12 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/auth"
@@ -95,6 +99,7 @@ type life struct {
 	log      *raftlog.Log
 	replica  *replica.Replica
 	server   *server.Server
+	services services
 	peerHTTP http.Handler
 	endpoint *transport.Endpoint
 	logger   *zap.Logger
@@ -253,6 +258,7 @@ func (m *member) start() (err error) {
 	}
 	mux := peers.NewMux(nil)
 	l.server.RegisterPeers(mux)
+	l.server.RegisterGRPC(&l.services)
 	l.peerHTTP = mux
 	for _, other := range m.peers {
 		if other != l.id {
@@ -560,11 +566,92 @@ func (g gatedNetwork) Send(ms []*raftpb.Message) {
 
 func (g gatedNetwork) ActiveSince(id uint64) time.Time { return g.l.endpoint.ActiveSince(id) }
 
+// services are a member's that are called here.
+type services struct{ lease pb.LeaseServer }
+
+// RegisterService is grpc.ServiceRegistrar's.
+func (s *services) RegisterService(_ *grpc.ServiceDesc, service any) {
+	if lease, ok := service.(pb.LeaseServer); ok {
+		s.lease = lease
+	}
+}
+
 // otherMembers is HTTP between members.
 type otherMembers struct{ l *life }
 
 func (p otherMembers) ActiveSince(id uint64) time.Time { return p.l.endpoint.ActiveSince(id) }
 func (p otherMembers) Client() *http.Client            { return &http.Client{Transport: p} }
+
+// Open opens a connection to another member, which passes what all else does between the two.
+func (p otherMembers) Open(ctx context.Context, id uint64, path, protocol string) (io.ReadWriteCloser, error) {
+	to, err := p.reach(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	near, here := net.Pipe()
+	there, far := net.Pipe()
+	p.l.w.background(func() { p.carry(here, there, to) })
+	p.l.w.background(func() { p.carry(there, here, to) })
+	p.l.w.background(func() { serveOver(far, to.peerHTTP) })
+	header := http.Header{}
+	header.Set(peers.HeaderFrom, command.IDText(p.l.id))
+	header.Set(peers.HeaderTo, command.IDText(id))
+	way := &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return near, nil }}
+	conn, err := peers.Open(ctx, way, peerURL(id)+path, header, protocol)
+	if err != nil {
+		_ = near.Close() // perhaps once more
+	}
+	p.l.w.count("connections between members")
+	return conn, err
+}
+
+// carry brings what one end of a connection says to the other, until one is gone, or the link is cut.
+func (p otherMembers) carry(from, to net.Conn, other *life) {
+	defer from.Close()
+	defer to.Close()
+	b := make([]byte, 4<<10)
+	for {
+		n, err := from.Read(b)
+		if err != nil || p.pass(context.Background(), other.id) != nil {
+			return
+		}
+		other.paused.pass()
+		if other.dead.Load() {
+			return
+		}
+		if _, err := to.Write(b[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// serveOver serves one request that comes over a connection, which it may take over.
+func serveOver(conn net.Conn, h http.Handler) {
+	defer conn.Close()
+	early := bufio.NewReader(conn)
+	r, err := http.ReadRequest(early)
+	if err != nil {
+		return
+	}
+	w := &takenOver{ResponseRecorder: httptest.NewRecorder(), conn: conn, early: early}
+	h.ServeHTTP(w, r)
+	if w.early != nil {
+		_ = w.Result().Write(conn) // nobody to tell
+	}
+}
+
+// takenOver is the answer of a request whose connection a handler may take over.
+type takenOver struct {
+	*httptest.ResponseRecorder
+	conn  net.Conn
+	early *bufio.Reader // nil: it was taken
+}
+
+func (w *takenOver) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	rw := bufio.NewReadWriter(w.early, bufio.NewWriter(w.conn))
+	w.early = nil
+	return w.conn, rw, nil
+}
 
 // roundTrips are what the links between the members make it, at worst.
 type roundTrips struct{ w *world }
