@@ -38,27 +38,7 @@ func Append(dst []byte, req *pb.InternalRaftRequest) ([]byte, error) {
 		return proto.MarshalOptions{}.MarshalAppend(dst, req)
 	}
 	put, header := req.Put, req.Header
-
-	putSize := sizeBytes(put.Key) + sizeBytes(put.Value) + sizeVarint(uint64(put.Lease))
-	if put.PrevKv {
-		putSize += 2
-	}
-	if put.IgnoreValue {
-		putSize += 2
-	}
-	if put.IgnoreLease {
-		putSize += 2
-	}
-	size := sizeVarint(req.ID) + 1 + protowire.SizeBytes(putSize)
-	headerSize := 0
-	if header != nil {
-		headerSize = sizeVarint(header.ID) + sizeVarint(header.AuthRevision)
-		if n := len(header.Username); n > 0 {
-			headerSize += 1 + protowire.SizeBytes(n)
-		}
-		size += 2 + protowire.SizeBytes(headerSize)
-	}
-
+	size, putSize, headerSize := plainPutSizes(req)
 	b, before := slices.Grow(dst, size), len(dst)
 	b = appendVarint(b, fieldRequestID, req.ID)
 	b = append(b, fieldRequestPut<<3|byte(protowire.BytesType))
@@ -83,6 +63,39 @@ func Append(dst []byte, req *pb.InternalRaftRequest) ([]byte, error) {
 		panic("command: Encode foretold another size than it wrote") // the sizes computed above disagree with the appends
 	}
 	return b, nil
+}
+
+// Size is how many bytes Append would append.
+func Size(req *pb.InternalRaftRequest) int {
+	if !isPlainPut(req) {
+		return proto.Size(req)
+	}
+	size, _, _ := plainPutSizes(req)
+	return size
+}
+
+// plainPutSizes foretells the encoding of a plain put, and of its two messages, in bytes.
+func plainPutSizes(req *pb.InternalRaftRequest) (size, putSize, headerSize int) {
+	put, header := req.Put, req.Header
+	putSize = sizeBytes(put.Key) + sizeBytes(put.Value) + sizeVarint(uint64(put.Lease))
+	if put.PrevKv {
+		putSize += 2
+	}
+	if put.IgnoreValue {
+		putSize += 2
+	}
+	if put.IgnoreLease {
+		putSize += 2
+	}
+	size = sizeVarint(req.ID) + 1 + protowire.SizeBytes(putSize)
+	if header != nil {
+		headerSize = sizeVarint(header.ID) + sizeVarint(header.AuthRevision)
+		if n := len(header.Username); n > 0 {
+			headerSize += 1 + protowire.SizeBytes(n)
+		}
+		size += 2 + protowire.SizeBytes(headerSize)
+	}
+	return size, putSize, headerSize
 }
 
 // isPlainPut reports whether the request is a put and a header and nothing else at all.

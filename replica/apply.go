@@ -49,6 +49,7 @@ type applier struct {
 	// Owned by the applier goroutine.
 	batch     []command.Entry
 	waiting   []*proposal // for each entry of batch, who waits here; nil: nobody
+	large     []uint64    // the request ids of its large entries
 	bytes     int
 	lastTerm  uint64
 	lastIndex uint64
@@ -128,6 +129,9 @@ func (a *applier) addEntry(e *raftpb.Entry) bool {
 	if data := e.GetData(); len(data) > 0 {
 		if id := command.RequestID(data); id != 0 {
 			p = a.waiters.find(id)
+			if len(data) >= largeProposal {
+				a.large = append(a.large, id)
+			}
 		}
 		if p != nil && p.request != nil {
 			entry.Request = p.request
@@ -166,10 +170,11 @@ func (a *applier) applyBatch() {
 			a.waiters.finish(p.id, results[i], nil)
 		}
 	}
+	a.waiters.window.applied(a.large)
 	a.flusher.note(uint64(len(a.batch)), int64(a.bytes))
 	clear(a.batch)
 	clear(a.waiting)
-	a.batch, a.waiting, a.bytes = a.batch[:0], a.waiting[:0], 0
+	a.batch, a.waiting, a.large, a.bytes = a.batch[:0], a.waiting[:0], a.large[:0], 0
 }
 
 // nowApplied publishes the applied index. It is called before any result is delivered: a caller
@@ -274,6 +279,7 @@ func (a *applier) installSnapshot(s *raftpb.Snapshot, install func() error) erro
 		a.lastIndex, a.lastTerm = index, term
 		a.pub.raiseFlushed(index)
 		a.nowApplied(index)
+		a.waiters.window.restart()
 		if a.cfg.MembersChanged != nil {
 			a.cfg.MembersChanged()
 		}

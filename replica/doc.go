@@ -93,6 +93,7 @@
 //	check.go      which messages of peers raft may see
 //	propose.go    proposals, with a completion or a caller that waits
 //	pending.go    what waits before raft
+//	window.go     large proposals, which wait so that small ones need not
 //	read.go       the read barrier
 //	apply.go      the applier and snapshot installation
 //	change.go     member changes, and what a crash must not take back

@@ -234,6 +234,7 @@ func (l *loop) tick() {
 	l.ticks++
 	if l.ticks%5 == 0 {
 		l.waiters.expire(l.env, time.Now())
+		l.waiters.window.sweep(time.Now())
 		l.pending.dropAbandoned()
 	}
 	l.room.watch()
@@ -527,6 +528,7 @@ func (l *loop) publish(rd *raft.Ready) {
 	if l.leader != raft.None {
 		l.lastLeader = l.leader
 		l.pending.retry()
+		l.waiters.window.restart()
 		l.questions.reissue()
 	}
 }

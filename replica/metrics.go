@@ -27,6 +27,8 @@ type Metrics struct {
 	Unsynced     prometheus.Gauge
 	Held         prometheus.Gauge
 	Refusing     prometheus.Gauge
+	LargeWaiting prometheus.Gauge
+	LargeWindow  prometheus.Gauge
 	LoopDelay    prometheus.Histogram
 	ApplyBacklog prometheus.Gauge
 	HandOvers    *prometheus.CounterVec
@@ -74,6 +76,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.Unsynced = own("log_unsynced_bytes", "Bytes of the raft log that are in memory and not yet durable.")
 	m.Held = own("log_held_bytes", "Bytes of the raft log that memory cannot let go: not committed, not applied or not durable in the store.")
 	m.Refusing = own("log_refusing", "Whether writes are refused, or appends by a follower, since too much of the raft log waits in memory: 1 or 0.")
+	m.LargeWaiting = own("large_proposals_waiting_bytes", "Bytes of large writes of this member's clients that wait until the large ones before them are applied, so that small writes need not.")
+	m.LargeWindow = own("large_proposals_window_bytes", "Bytes of large writes of this member's clients that may be on their way through the raft log at a time.")
 	m.ApplyBacklog = own("apply_backlog_entries", "Entries that are committed and not yet applied.")
 	m.ElectionTimeout = own("election_timeout_seconds", "The election timeout of this member: as configured, or longer where it follows the measured round trips.")
 	m.Heartbeat = own("heartbeat_interval_seconds", "The interval at which this member sends heartbeats when it leads.")
@@ -109,7 +113,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	if reg != nil {
 		reg.MustRegister(m.HasLeader, m.IsLeader, m.LeaderChanges, m.Committed, m.Applied, m.Failed,
 			m.ReadIndexSlow, m.ReadIndexFailed, pending, m.HeartbeatsLate,
-			m.DiskState, m.DiskOldest, m.StoreState, m.StoreOldest, m.Unsynced, m.Held, m.Refusing, m.ApplyBacklog, m.LoopDelay, m.HandOvers, m.Refused,
+			m.DiskState, m.DiskOldest, m.StoreState, m.StoreOldest, m.Unsynced, m.Held, m.Refusing, m.LargeWaiting, m.LargeWindow, m.ApplyBacklog, m.LoopDelay, m.HandOvers, m.Refused,
 			m.ElectionTimeout, m.Heartbeat, m.Feeds, m.FedBytes, m.KeptBytes, m.FirstKept)
 	}
 	return m

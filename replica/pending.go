@@ -290,7 +290,9 @@ func (e *env) refuse(m *raftpb.Message) {
 // eight bytes each.
 func (w *waiters) refuse(ids []byte) {
 	for ; len(ids) >= 8; ids = ids[8:] {
-		w.finish(binary.BigEndian.Uint64(ids), command.Result{}, ErrTooManyRequests)
+		id := binary.BigEndian.Uint64(ids)
+		w.window.refused(id)
+		w.finish(id, command.Result{}, ErrTooManyRequests)
 	}
 }
 

@@ -53,6 +53,8 @@ type proposal struct {
 	// it) or waiting -> abandoned (by the caller or the sweeper).
 	state atomic.Int32
 
+	large int64 // the encoded size in bytes of one that passes the window, which encodes it; 0 of others
+
 	// gone: nobody waits for the result any more. The applier may skip what is done only for the
 	// answer.
 	gone atomic.Bool
@@ -83,6 +85,7 @@ func (p *proposal) abandon() bool {
 // do not contend for one lock.
 type waiters struct {
 	metrics *Metrics
+	window  *window // of the large ones
 	shards  [waiterShards]waiterShard
 }
 
@@ -96,8 +99,8 @@ type waiterShard struct {
 	_      [40]byte // a shard to a cache line
 }
 
-func (w *waiters) init(m *Metrics) {
-	w.metrics = m
+func (w *waiters) init(m *Metrics, large *window) {
+	w.metrics, w.window = m, large
 	for i := range w.shards {
 		w.shards[i].byID = make(map[uint64]*proposal)
 	}
@@ -109,6 +112,9 @@ func (w *waiters) shard(id uint64) *waiterShard { return &w.shards[id%waiterShar
 // lock is held.
 func (w *waiters) end(p *proposal, result command.Result, err error) {
 	w.metrics.Pending.Add(-1)
+	if p.large > 0 {
+		w.window.ended(p)
+	}
 	if err != nil {
 		w.metrics.Failed.Inc()
 	}
@@ -289,24 +295,20 @@ func (c *proposer) submit(req *pb.InternalRaftRequest, then Completion) (*propos
 		req.Header = &made.header
 	}
 	req.Header.ID = id
-	if err := c.encode(p); err != nil {
-		return nil, err
-	}
-	if len(p.entry.Data) > c.cfg.MaxRequestBytes {
-		c.buffers.put(p)
+	size := command.Size(req)
+	if size > c.cfg.MaxRequestBytes {
 		return nil, ErrRequestTooLarge
+	}
+	if size >= largeProposal {
+		p.large = int64(size)
+	} else if err := c.buffers.encode(p, size); err != nil {
+		return nil, err
 	}
 	if err := c.enter(p); err != nil {
 		c.buffers.put(p)
 		return nil, err
 	}
 	return p, nil
-}
-
-func (c *proposer) encode(p *proposal) (err error) {
-	p.buffer = c.buffers.get(proto.Size(p.request.Put) + 64)
-	p.entry.Data, err = command.Append(*p.buffer, p.request)
-	return err
 }
 
 // buffers pools the memory of proposals, above all of encoded ones. A leader's raft copies a
@@ -329,6 +331,13 @@ func (b *buffers) get(size int) *[]byte {
 		return buffer
 	}
 	return new([]byte)
+}
+
+// encode encodes p's request, whose encoding has a size in bytes.
+func (b *buffers) encode(p *proposal, size int) (err error) {
+	p.buffer = b.get(size)
+	p.entry.Data, err = command.Append(*p.buffer, p.request)
+	return err
 }
 
 func (b *buffers) newWaiting() *waiting {
@@ -424,7 +433,11 @@ func (c *proposer) enter(p *proposal) error {
 		return ErrTooManyRequests
 	}
 	c.register(p)
-	c.inbox.propose(p)
+	if p.large > 0 {
+		c.waiters.window.enter(p)
+	} else {
+		c.inbox.propose(p)
+	}
 	return nil
 }
 

@@ -61,7 +61,11 @@ func TestEachProposalEndsOnce(t *testing.T) {
 								t.Errorf("a request that is too large: %v", err)
 							}
 						}
-						proposal, err := r.ProposeThen(putRequest(e.key, "x"), e)
+						value := "x"
+						if rng.IntN(8) == 0 {
+							value = string(make([]byte, largeProposal+rng.IntN(200<<10)))
+						}
+						proposal, err := r.ProposeThen(putRequest(e.key, value), e)
 						if err != nil {
 							if !errors.Is(err, ErrTooManyRequests) {
 								t.Errorf("%s: %v", e.key, err)
@@ -123,6 +127,15 @@ func TestEachProposalEndsOnce(t *testing.T) {
 		reader := c.leader()
 		if err := reader.replica().ReadBarrier(c.short()); err != nil {
 			t.Fatal(err)
+		}
+		time.Sleep(8 * time.Second) // RequestTimeout and a sweep
+		for _, m := range c.members {
+			w := &m.replica().window
+			w.mu.Lock()
+			if w.outside.Len() > 0 || w.waiting != 0 || len(w.places) > 0 || w.bytes != 0 || len(w.inside) > 0 {
+				t.Errorf("member %d: %d proposals of %d bytes wait outside the window, %d of %d bytes are inside", m.id, w.outside.Len(), w.waiting, len(w.inside), w.bytes)
+			}
+			w.mu.Unlock()
 		}
 		now := c.members[1].replica()
 		// The last ones end with their replica.

@@ -188,6 +188,7 @@ type Replica struct {
 
 	// Queues, and what is common to those at their ends.
 	inbox   inbox   // to the loop
+	window  window  // of large proposals, before the inbox
 	waiters waiters // proposals without a result: of clients, the applier, the keeper and the loop
 	buffers buffers // of clients and the loop
 	reads   reads   // of readers, the loop and the applier
@@ -232,7 +233,8 @@ func New(cfg Config) (*Replica, error) {
 	r.metrics.Heartbeat.Set(cfg.TickInterval.Seconds())
 	r.pub.lead.init()
 	r.inbox.init()
-	r.waiters.init(cfg.Metrics)
+	r.window.init(r)
+	r.waiters.init(cfg.Metrics, &r.window)
 	r.proposer = proposer{env: e, ids: command.NewIDGenerator(cfg.ID), inbox: &r.inbox, waiters: &r.waiters, buffers: &r.buffers}
 	r.applier.init(r)
 	r.keeper.init(e, &r.waiters)

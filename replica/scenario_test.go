@@ -406,6 +406,10 @@ func (s *scenario) putInTerm(td *datadriven.TestData) {
 func (s *scenario) fill(td *datadriven.TestData, size int) {
 	m := s.member(td, 0)
 	text := strings.Repeat("x", size)
+	w := &m.replica().window // which is not what is tried
+	w.mu.Lock()
+	w.size = 1 << 40
+	w.mu.Unlock()
 	for range s.number(td, 1) {
 		go func() {
 			if err := m.put(context.Background(), "fill", text); err != nil {

@@ -1,0 +1,228 @@
+package replica
+
+import (
+	"container/list"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/belaydb/belay/command"
+)
+
+// Large proposals, and those that must not wait behind them.
+//
+// An entry is written, sent, committed and applied after all that is before it in the log. Who
+// writes values of 1 MB faster than the cluster takes them would have every other write wait behind
+// his own: 60 of them, on a machine that takes 15 a second, are four seconds. So the large proposals
+// of a member pass a window. Only so many bytes of them are between the inbox and the applier at a
+// time; the others wait outside, in order of arrival, and whatever is small passes by.
+//
+// The window follows the time that large proposals take on their way. It grows while that is
+// short, so that a fast cluster has as much to do as it can, and shrinks when it is long: what waits
+// in the log then would not be done any sooner. It never falls below what keeps a disk busy whose
+// syncs take a tenth of a second.
+const (
+	// largeProposal is the size in bytes, encoded, from which on a proposal passes the window.
+	largeProposal = largeBuffer
+	// minWindow and maxWindow bound the window, in bytes.
+	minWindow = 4 << 20
+	maxWindow = 64 << 20
+	// windowTime is how long a large proposal should take from the inbox until it is applied, at
+	// most: what another write finds before it takes about as long.
+	windowTime = 400 * time.Millisecond
+)
+
+// window is what large proposals pass. Any goroutine may call its methods, without a lock.
+type window struct {
+	inbox   *inbox
+	waiters *waiters
+	buffers *buffers
+	timeout time.Duration // Config.RequestTimeout
+	waits   prometheus.Gauge
+	allowed prometheus.Gauge
+
+	mu       sync.Mutex
+	size     int64                    // in bytes, from minWindow to maxWindow
+	inside   map[uint64]passed        // what has passed, by request id, and may not be applied yet
+	bytes    int64                    // of inside; above size only by one proposal that was alone
+	outside  list.List                // of *proposal, in order of arrival; none is in the inbox
+	places   map[uint64]*list.Element // of outside, by request id
+	waiting  int64                    // bytes of outside
+	shrunkAt time.Time                // when the window was last made smaller
+}
+
+// passed is a proposal inside the window.
+type passed struct {
+	size int64
+	at   time.Time
+}
+
+func (w *window) init(r *Replica) {
+	m := r.cfg.Metrics
+	w.inbox, w.waiters, w.buffers = &r.inbox, &r.waiters, &r.buffers
+	w.timeout, w.waits, w.allowed = r.cfg.RequestTimeout, m.LargeWaiting, m.LargeWindow
+	w.size, w.inside, w.places = minWindow, make(map[uint64]passed), make(map[uint64]*list.Element)
+	w.allowed.Set(minWindow)
+}
+
+// enter hands a large proposal on, now or when there is room. REQUIRES: it is in waiters, and not
+// encoded.
+func (w *window) enter(p *proposal) {
+	w.mu.Lock()
+	if p.abandoned() { // it ended between waiters and here
+		w.mu.Unlock()
+		return
+	}
+	if w.outside.Len() > 0 || !w.fits(p) {
+		w.places[p.id] = w.outside.PushBack(p)
+		w.wait(p.large)
+		w.mu.Unlock()
+		return
+	}
+	w.let(p, time.Now())
+	w.mu.Unlock()
+	w.pass(p)
+}
+
+// pass encodes a proposal that was let in, and puts it into the inbox. What waits outside is not
+// encoded, so that it is in memory once.
+func (w *window) pass(p *proposal) {
+	if p.abandoned() {
+		return
+	}
+	if err := w.buffers.encode(p, int(p.large)); err != nil {
+		w.refused(p.id)
+		if w.waiters.take(p.id) != nil {
+			p.abandon()
+			w.waiters.end(p, command.Result{}, err)
+		}
+		return
+	}
+	w.inbox.propose(p)
+}
+
+// applied takes note that large entries have been applied; of those of other members it knows nothing.
+func (w *window) applied(ids []uint64) {
+	if len(ids) == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	for _, id := range ids {
+		p, ok := w.inside[id]
+		if !ok {
+			continue
+		}
+		w.adapt(p, now)
+		w.remove(id, p)
+	}
+	w.fill(now)
+}
+
+// ended takes note of the end of a large proposal, by whichever cause. One that raft was given stays
+// inside: it may be in the log, and be applied.
+func (w *window) ended(p *proposal) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if place, ok := w.places[p.id]; ok {
+		w.outside.Remove(place)
+		delete(w.places, p.id)
+		w.wait(-p.large)
+	}
+	if inside, ok := w.inside[p.id]; ok && p.abandoned() {
+		w.remove(p.id, inside)
+	}
+	w.fill(time.Now())
+}
+
+// refused takes note that the leader did not take a proposal.
+func (w *window) refused(id uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p, ok := w.inside[id]; ok {
+		w.remove(id, p)
+		w.fill(time.Now())
+	}
+}
+
+// restart forgets what is inside. It is called when another member leads, since what the one before
+// had not committed may be lost, and when a snapshot took the place of entries.
+func (w *window) restart() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	clear(w.inside)
+	w.bytes = 0
+	w.fill(time.Now())
+}
+
+// sweep forgets what has been inside for longer than anybody waits: raft may have lost it.
+func (w *window) sweep(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, p := range w.inside {
+		if now.Sub(p.at) > w.timeout {
+			w.remove(id, p)
+		}
+	}
+	w.fill(now)
+}
+
+// The methods below need mu.
+
+func (w *window) fits(p *proposal) bool {
+	return w.bytes == 0 || w.bytes+p.large <= w.size
+}
+
+func (w *window) let(p *proposal, now time.Time) {
+	w.inside[p.id] = passed{p.large, now}
+	w.bytes += p.large
+}
+
+func (w *window) remove(id uint64, p passed) {
+	delete(w.inside, id)
+	w.bytes -= p.size
+}
+
+func (w *window) wait(bytes int64) {
+	w.waiting += bytes
+	w.waits.Set(float64(w.waiting))
+}
+
+// fill lets in what fits, in order.
+func (w *window) fill(now time.Time) {
+	for {
+		first := w.outside.Front()
+		if first == nil {
+			return
+		}
+		p := first.Value.(*proposal)
+		if !w.fits(p) {
+			return
+		}
+		w.outside.Remove(first)
+		delete(w.places, p.id)
+		w.wait(-p.large)
+		w.let(p, now)
+		go w.pass(p) // whoever made room, often the applier, has other things to do than to copy
+	}
+}
+
+// adapt follows how long a proposal took that is applied now. A window that is not used up says
+// nothing about a larger one. Those that passed before it was made smaller say nothing about the
+// smaller one.
+func (w *window) adapt(p passed, now time.Time) {
+	switch took := now.Sub(p.at); {
+	case took > windowTime:
+		if p.at.Before(w.shrunkAt) {
+			return
+		}
+		w.size, w.shrunkAt = max(minWindow, w.size/4, w.size*int64(windowTime)/int64(took)), now
+	case took < windowTime/2 && (w.outside.Len() > 0 || w.bytes > w.size/2):
+		w.size = min(maxWindow, w.size+p.size)
+	default:
+		return
+	}
+	w.allowed.Set(float64(w.size))
+}

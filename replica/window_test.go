@@ -1,0 +1,209 @@
+package replica
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/belaydb/belay/command"
+)
+
+// Small writes find no more large ones before them than the window lets in, whatever a client of the
+// same member has begun; and all of them end.
+func TestSmallWritesPassLargeOnes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		defer c.close()
+		leader := c.leader()
+		for _, m := range []*testMember{leader, c.others(leader)[0]} {
+			m.mustPut("before", "")
+			release := stallState(&m.state.applyStalled)
+			var writes sync.WaitGroup
+			put := func(key, value string) {
+				writes.Go(func() {
+					if err := m.put(c.short(), key, value); err != nil {
+						t.Errorf("member %d: %s: %v", m.id, key, err)
+					}
+				})
+			}
+			const size, large = 1 << 20, 16
+			for i := range large {
+				put(fmt.Sprint("large", i), strings.Repeat("v", size))
+			}
+			time.Sleep(200 * time.Millisecond)
+			put("small", "v")
+			time.Sleep(200 * time.Millisecond)
+			r := m.replica()
+			if n := int(r.Status().Committed - r.AppliedIndex()); n > minWindow/size+1 {
+				t.Errorf("member %d: the small write is behind %d others", m.id, n-1)
+			}
+			release()
+			writes.Wait()
+			for i := range large {
+				if got := len(m.state.get(fmt.Sprint("large", i))); got != size {
+					t.Errorf("member %d: write %d has %d bytes", m.id, i, got)
+				}
+			}
+			w := &r.window
+			w.mu.Lock()
+			if m.state.get("small") == "" || w.bytes != 0 || w.waiting != 0 {
+				t.Errorf("member %d: %d bytes inside, %d outside at the end", m.id, w.bytes, w.waiting)
+			}
+			w.mu.Unlock()
+		}
+	})
+}
+
+// The window grows while large writes take little time, and shrinks when they take long, but not
+// below its least.
+func TestWindowFollowsTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		defer c.close()
+		m := c.leader()
+		load := func() {
+			for range 200 {
+				go func() { _ = m.put(c.short(), "large", strings.Repeat("v", 256<<10)) }()
+			}
+			time.Sleep(10 * time.Second)
+		}
+		w := &m.replica().window
+		size := func() int64 {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.size
+		}
+		load()
+		grown := size()
+		if grown < 3*minWindow || grown > maxWindow {
+			t.Errorf("the window is %d bytes after 200 large writes without a delay", grown)
+		}
+		m.state.applyTakes.Store(int64(2 * time.Second))
+		load()
+		load()
+		if now := size(); now != minWindow {
+			t.Errorf("the window is %d bytes when each step takes 2 s, was %d", now, grown)
+		}
+	})
+}
+
+// In random schedules the window holds what it says: no more than its size, what is inside is in the
+// inbox, and nothing stays outside while there is room.
+func TestWindow(t *testing.T) {
+	for range 50 {
+		rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+		synctest.Test(t, func(t *testing.T) {
+			r := &Replica{env: &env{cfg: Config{Settings: Settings{RequestTimeout: 7 * time.Second}}, metrics: NewMetrics(prometheus.NewRegistry())}}
+			r.cfg.Metrics = r.metrics
+			r.inbox.init()
+			w := &r.window
+			w.init(r)
+			r.waiters.init(r.metrics, w)
+			ends := make(map[uint64]int)
+			var live []*proposal     // have not ended
+			var begun, seen []uint64 // ids, in order: that came to the window, that came to the inbox
+			passedOnce := make(map[uint64]bool)
+			for step := range 400 {
+				time.Sleep(time.Duration(rng.IntN(600)) * time.Millisecond)
+				pick := func() *proposal {
+					if len(live) == 0 {
+						return nil
+					}
+					i := rng.IntN(len(live))
+					p := live[i]
+					live = slices.Delete(live, i, i+1)
+					return p
+				}
+				switch kind := rng.IntN(20); {
+				case kind < 10:
+					p := &proposal{
+						id: uint64(step + 1), request: putRequest("k", "v"), entry: new(raftpb.Entry), then: endCounter{ends, uint64(step + 1)},
+						large: int64(largeProposal + rng.IntN(3<<20)), // said, so that nothing large is copied
+					}
+					r.waiters.add(p)
+					live, begun = append(live, p), append(begun, p.id)
+					w.enter(p)
+				case kind < 16: // applied, if raft has it
+					if p := pick(); p == nil {
+					} else if p.state.Load() == proposalProposed {
+						w.applied([]uint64{p.id, 1 << 60})
+						r.waiters.finish(p.id, command.Result{}, nil)
+					} else {
+						live = append(live, p)
+					}
+				case kind < 18: // its client has gone
+					if p := pick(); p != nil {
+						p.abandon()
+						r.waiters.finish(p.id, command.Result{}, ErrCanceled)
+					}
+				case kind < 19:
+					w.sweep(time.Now())
+				default:
+					w.restart()
+				}
+				synctest.Wait()
+				var in taken
+				r.inbox.take(&in)
+				for _, p := range in.proposals {
+					if len(p.entry.Data) == 0 {
+						t.Fatalf("proposal %d is not encoded", p.id)
+					}
+					if !p.abandoned() {
+						p.markProposed()
+					}
+					seen, passedOnce[p.id] = append(seen, p.id), true
+				}
+				sum, outside := int64(0), int64(0)
+				for id, p := range w.inside {
+					sum += p.size
+					if !passedOnce[id] {
+						t.Fatalf("proposal %d is inside and not in the inbox", id)
+					}
+				}
+				for e := w.outside.Front(); e != nil; e = e.Next() {
+					outside += e.Value.(*proposal).large
+				}
+				first := w.outside.Front()
+				switch {
+				case sum != w.bytes, outside != w.waiting, w.outside.Len() != len(w.places):
+					t.Fatalf("%d bytes inside, said %d; %d outside, said %d; %d places of %d", sum, w.bytes, outside, w.waiting, len(w.places), w.outside.Len())
+				case w.bytes > w.size && len(w.inside) > 1 && w.shrunkAt.IsZero():
+					t.Fatalf("%d bytes inside a window of %d", w.bytes, w.size)
+				case w.size < minWindow || w.size > maxWindow:
+					t.Fatalf("a window of %d bytes", w.size)
+				case first != nil && w.fits(first.Value.(*proposal)):
+					t.Fatal("the first outside would fit")
+				}
+			}
+			for _, p := range slices.Clone(live) {
+				w.applied([]uint64{p.id})
+				r.waiters.finish(p.id, command.Result{}, nil)
+			}
+			for _, id := range begun {
+				if ends[id] != 1 {
+					t.Errorf("proposal %d has ended %d times", id, ends[id])
+				}
+			}
+			if len(seen) < 20 {
+				t.Errorf("%d proposals have passed: the test tries little", len(seen))
+			}
+		})
+	}
+}
+
+// endCounter counts how often a proposal ends.
+type endCounter struct {
+	ends map[uint64]int
+	id   uint64
+}
+
+// Completed is Completion's.
+func (c endCounter) Completed(command.Result, error) { c.ends[c.id]++ }
