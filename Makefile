@@ -120,6 +120,14 @@ fuzz: ## every fuzz test for FUZZTIME (10s) each
 fuzz-rpc: ## random messages, valid and broken, to every method of three members, for FUZZTIME (1h) (SEED=n for the messages of a run)
 	BELAY_FUZZ_TIME=$${FUZZTIME:-1h} $(if $(SEED),BELAY_FUZZ_SEED=$(SEED)) go test -count=1 -timeout 0 -v ./proof/fuzzrpc
 
+.PHONY: frames
+frames: ## random sequences of frames, valid and broken, to Belay's own gRPC server and to grpc-go's, for FRAMESTIME (10m): the same answers
+	BELAY_FRAMES_TIME=$${FRAMESTIME:-10m} go test -count=1 -timeout 0 -v -run '^TestFramesLikeGRPC$$' ./rpc
+
+.PHONY: soak
+soak: ## three members over Belay's own gRPC server under all kinds of calls for SOAK (1h), with kills, stops and new certificates
+	BELAY_SOAK=$${SOAK:-1h} go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./proof/check
+
 .PHONY: bench
 bench: tools ## Belay beside etcd, all cases (BENCH='-cases put* -nodes 1' for some)
 	go run ./proof/bench $(BENCH)

@@ -44,13 +44,16 @@ func (s *Store) HashState(ctx context.Context, rev int64) (hash uint32, compactR
 	lower, upper := store.UserKeysSpan()
 	for {
 		generation := s.generation.Load()
+		// Before the iterator is made: one that is newer than the iterator would be hashed without its
+		// own versions, and another member's check would find data that differs.
+		current := s.rev.Load()
 		it, err := s.st.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 		if err != nil {
 			return 0, 0, 0, err
 		}
-		// What the iterator shows is complete for the compaction requested by then, and for no
-		// older one.
-		compact, current := s.compact.Load(), s.rev.Load()
+		// After it: what it shows is complete for the compaction requested by then, and for no older
+		// one.
+		compact := s.compact.Load()
 		if s.st.Generation() != generation {
 			if err := errors.Join(it.Close(), s.awaitReload(ctx)); err != nil {
 				return 0, 0, 0, err
@@ -59,6 +62,11 @@ func (s *Store) HashState(ctx context.Context, rev int64) (hash uint32, compactR
 		}
 		at := rev
 		switch {
+		case rev == 0 && current < compact: // both have moved on since
+			if err := it.Close(); err != nil {
+				return 0, 0, 0, err
+			}
+			continue
 		case rev > 0 && rev < compact:
 			err = ErrCompacted
 		case rev > current:
@@ -204,6 +212,13 @@ type part struct {
 
 // defaultHashParts bounds the memory of a pass to about 25 MB.
 const defaultHashParts = 1 << 19
+
+// HashSteps is about how many versions HashState of a View walks over if so many are stored: for who
+// shows how far it is.
+func HashSteps(versions int64) int64 {
+	passes := (versions + defaultHashParts - 1) / defaultHashParts
+	return versions * passes
+}
 
 // pass joins the parts from a revision on, as many as memory allows. more is where the next pass
 // must begin; nil: done.

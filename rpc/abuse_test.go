@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/encoding"
 	encodingproto "google.golang.org/grpc/encoding/proto"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
@@ -65,10 +66,14 @@ func TestProtocolErrors(t *testing.T) {
 		{"WINDOW_UPDATE too large", frame(http2.FrameWindowUpdate, 0, 0, 0x7f, 0xff, 0xff, 0xff), "FLOW_CONTROL_ERROR"},
 		{"WINDOW_UPDATE too short", frame(http2.FrameWindowUpdate, 0, 0, 1), "FRAME_SIZE_ERROR"},
 		{"WINDOW_UPDATE on an idle stream", frame(http2.FrameWindowUpdate, 0, 9, 0, 0, 0, 1), "PROTOCOL_ERROR"},
+		{"DATA on a stream that would be ours", func(r *raw) { open(r); open(r); frame(http2.FrameData, 0, 2, 1)(r) }, "PROTOCOL_ERROR"},
+		{"RST_STREAM on a stream that would be ours", func(r *raw) { open(r); open(r); frame(http2.FrameRSTStream, 0, 2, 0, 0, 0, 0)(r) }, "PROTOCOL_ERROR"},
+		{"WINDOW_UPDATE on a stream that would be ours", func(r *raw) { open(r); open(r); frame(http2.FrameWindowUpdate, 0, 2, 0, 0, 0, 1)(r) }, "PROTOCOL_ERROR"},
 		{"PRIORITY on stream 0", frame(http2.FramePriority, 0, 0, 0, 0, 0, 1, 1), "PROTOCOL_ERROR"},
 		{"PRIORITY too short", frame(http2.FramePriority, 0, 1, 0), "FRAME_SIZE_ERROR"},
 		{"PUSH_PROMISE", frame(http2.FramePushPromise, 0, 1, 0, 0, 0, 2), "PROTOCOL_ERROR"},
 		{"GOAWAY on a stream", frame(http2.FrameGoAway, 0, 1, make([]byte, 8)...), "PROTOCOL_ERROR"},
+		{"GOAWAY too short", frame(http2.FrameGoAway, 0, 0, 1, 2, 3), "FRAME_SIZE_ERROR"},
 		{"a frame too large", func(r *raw) { r.write(r.fr.WriteData(open(r), false, make([]byte, maxFrameBytes+1))) }, "FRAME_SIZE_ERROR"},
 		{"the connection's window exceeded", func(r *raw) {
 			id := r.begin(callFields("None"), false) // refused at once: its DATA counts all the same
@@ -129,6 +134,13 @@ func TestStreamErrors(t *testing.T) {
 			r.write(r.fr.WriteWindowUpdate(id, 1<<31-1))
 			return id
 		}, "FLOW_CONTROL_ERROR"},
+		{"a window that is too large for a moment", func(r *raw) uint32 {
+			id := r.begin(callFields("FullDuplexCall"), false)
+			r.write(r.fr.WriteWindowUpdate(id, 100))
+			r.write(r.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: defaultWindow}))
+			r.write(r.fr.WriteWindowUpdate(id, 0))
+			return id
+		}, "PROTOCOL_ERROR"},
 		{"HEADERS again", func(r *raw) uint32 {
 			id := r.begin(callFields("FullDuplexCall"), false)
 			r.write(r.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.encode(callFields("UnaryCall")), EndHeaders: true, EndStream: true}))
@@ -166,6 +178,7 @@ func TestClosedStreams(t *testing.T) {
 		{"DATA behind the end", callFields("UnaryCall"), true, "DATA", "STREAM_CLOSED"},
 		{"DATA behind the end of what is refused", callFields("UnaryCall", "content-type", "x"), true, "DATA", "STREAM_CLOSED"},
 		{"HEADERS behind the end of what is refused", callFields("UnaryCall", "content-type", "x"), true, "HEADERS", "STREAM_CLOSED"},
+		{"DATA behind the end of an unknown method", callFields("None"), true, "DATA", "STREAM_CLOSED"},
 		{"DATA of what was refused", callFields("UnaryCall", "content-type", "x"), false, "DATA", ""},
 		{"HEADERS of what was refused", callFields("UnaryCall", "content-type", "x"), false, "HEADERS", ""},
 		{"DATA behind the client's reset", callFields("UnaryCall", "content-type", "x"), false, "RST DATA", "STREAM_CLOSED"},
@@ -425,7 +438,7 @@ func TestLongMessagesShareABudget(t *testing.T) {
 func TestKeepalive(t *testing.T) {
 	t.Parallel()
 	o := testOptions()
-	o.Keepalive = keepalive.ServerParameters{Time: 20 * time.Millisecond, Timeout: 50 * time.Millisecond}
+	o.Keepalive, o.pingOften = keepalive.ServerParameters{Time: 20 * time.Millisecond, Timeout: 50 * time.Millisecond}, true
 	addr := serve(t, ours(o), &echo{})
 	silent := connect(t, addr)
 	silent.auto = false
@@ -443,6 +456,125 @@ func TestKeepalive(t *testing.T) {
 	// The second GOAWAY comes with the answer to a ping, or the grace is over before.
 	if len(aged.goAways) == 0 || aged.goAways[0] != "NO_ERROR max_age" || aged.answers[id].closed {
 		t.Errorf("aged: %v", aged.goAways)
+	}
+	if s := New(Options{Keepalive: keepalive.ServerParameters{Time: time.Millisecond}}); s.opts.Keepalive.Time != time.Second {
+		t.Errorf("a client is pinged each %v", s.opts.Keepalive.Time)
+	}
+}
+
+// TestReadyStreamsEnd: a client that never opens the connection's window, and resets each call whose
+// answer waits for it, leaves nothing behind.
+func TestReadyStreamsEnd(t *testing.T) {
+	t.Parallel()
+	s := New(testOptions())
+	r := connect(t, serve(t, s, &echo{}))
+	r.auto = false
+	r.data(r.begin(callFields("UnaryCall"), false), framed(&testpb.SimpleRequest{ResponseSize: 2 * defaultWindow}), true)
+	sent := 0
+	r.until(func() bool {
+		sent = len(r.answers[1].data)
+		return sent == defaultWindow
+	})
+	waiting := func(id uint32) (ready int, waits bool) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range s.conns {
+			c.mu.Lock()
+			for st := c.ready.first; st != nil; st = st.next {
+				ready++
+				waits = waits || st.id == id
+			}
+			c.mu.Unlock()
+		}
+		return ready, waits
+	}
+	for range 20 {
+		id := r.begin(callFields("UnaryCall"), false)
+		r.data(id, framed(&testpb.SimpleRequest{ResponseSize: 100}), true)
+		eventually(t, "its answer waits", func() bool { _, waits := waiting(id); return waits })
+		r.write(r.fr.WriteRSTStream(id, http2.ErrCodeCancel))
+	}
+	eventually(t, "only the answer that is left is kept", func() bool { ready, _ := waiting(0); return ready <= 1 })
+	r.write(r.fr.WriteWindowUpdate(0, 1<<20)) // and it goes on
+	r.write(r.fr.WriteWindowUpdate(1, 1<<20))
+	if a := r.answer(1); a.status() != "0 " {
+		t.Errorf("the answer that was left: %s", a.status())
+	}
+}
+
+// silentCredentials wait for a word of the client.
+type silentCredentials struct {
+	credentials.TransportCredentials
+}
+
+func (silentCredentials) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	_, err := c.Read(make([]byte, 1))
+	return c, nil, err
+}
+
+// TestStopBesideHandshakes: clients that have said nothing do not hold up the end.
+func TestStopBesideHandshakes(t *testing.T) {
+	t.Parallel()
+	for _, graceful := range []bool{true, false} {
+		o := testOptions()
+		o.Credentials = silentCredentials{}
+		s := New(o)
+		nc, err := net.Dial("tcp", serve(t, s, &echo{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		eventually(t, "it is being greeted", func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return len(s.shaking) == 1
+		})
+		stopped := make(chan struct{})
+		go func() {
+			if graceful {
+				s.GracefulStop()
+			} else {
+				s.Stop()
+			}
+			close(stopped)
+		}()
+		select {
+		case <-stopped:
+		case <-time.After(60 * time.Second): // half of a handshake's time
+			t.Fatalf("graceful %v: it waits for a handshake", graceful)
+		}
+	}
+}
+
+// TestClientThatGoesOn: a client that keeps sending when its connection has been drained, and takes no
+// answers, does not hold up a graceful stop.
+func TestClientThatGoesOn(t *testing.T) {
+	t.Parallel()
+	s := New(testOptions())
+	r := connect(t, serve(t, s, &echo{}))
+	id := r.begin(callFields("UnaryCall", "content-type", "x"), true)
+	r.answer(id)
+	stopped := make(chan struct{})
+	go func() { s.GracefulStop(); close(stopped) }()
+	r.until(func() bool { return len(r.goAways) == 2 })
+	// Each pair is answered with a reset, which the client knows at once.
+	var flood bytes.Buffer
+	fr := http2.NewFramer(&flood, nil)
+	for range 1000 {
+		_ = fr.WriteData(id, false, []byte{1})
+		_ = fr.WriteRSTStream(id, http2.ErrCodeCancel)
+	}
+	go func() {
+		for range 1000 {
+			if _, err := r.nc.Write(flood.Bytes()); err != nil {
+				return
+			}
+		}
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(30 * time.Second):
+		t.Fatal("a client that goes on holds up the stop")
 	}
 }
 

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -20,8 +21,14 @@ import (
 // and not compressed.
 type Hot func(c *Call, message []byte) bool
 
-// Hot has h serve a registered unary method. REQUIRES: nothing is served yet.
-func (s *Server) Hot(path string, h Hot) { s.methods[path].hot = h }
+// Hot has h serve a registered method on which neither side streams. REQUIRES: nothing is served yet.
+func (s *Server) Hot(path string, h Hot) {
+	m := s.methods[path]
+	if m == nil || m.stream != nil && (m.stream.ClientStreams || m.stream.ServerStreams) {
+		panic("rpc: no such method for a Hot: " + path)
+	}
+	m.hot = h
+}
 
 // A Call is one that a Hot has taken. Exactly one of Reply, Fail and Delegate is called, once and from
 // any goroutine; if the client has left meanwhile, or the call's deadline has passed, they send
@@ -241,8 +248,26 @@ func (c *Call) Delegate(message []byte) {
 // It sees only messages that came in one frame, not compressed and not the last of their call.
 type HotMessage func(ctx context.Context, message []byte) (answer Message, ok bool)
 
-// HotMessages has h see the messages of a registered method. REQUIRES: nothing is served yet.
-func (s *Server) HotMessages(path string, h HotMessage) { s.methods[path].each = h }
+// HotMessages has h see the messages of a registered method on which both sides stream. REQUIRES:
+// nothing is served yet.
+func (s *Server) HotMessages(path string, h HotMessage) {
+	m := s.methods[path]
+	if m == nil || m.stream == nil || !m.stream.ClientStreams || !m.stream.ServerStreams {
+		panic("rpc: no such method for a HotMessage: " + path)
+	}
+	m.each = h
+}
+
+// HotPaths are the methods that have a Hot or a HotMessage, in their order.
+func (s *Server) HotPaths() (paths []string) {
+	for path, m := range s.methods {
+		if m.hot != nil || m.each != nil {
+			paths = append(paths, path)
+		}
+	}
+	slices.Sort(paths)
+	return paths
+}
 
 // idleFor reports whether a frame is a message for a HotMessage. REQUIRES: mu.
 func (st *stream) idleFor(p []byte, ends bool) bool {

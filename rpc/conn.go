@@ -87,6 +87,7 @@ type conn struct {
 	stalled    bool // the reader waits in stall
 	stallWake  chan struct{}
 	closeAfter bool // when out is written
+	written    bool // all that is ever written: the writer has ended
 	ready      streamList
 	queued     int // bytes in the streams' queues
 	sendWindow int64
@@ -407,6 +408,9 @@ func (r *reader) frame(kind http2.FrameType, flags http2.Flags, id uint32, p []b
 		if id != 0 {
 			return protocolError("GOAWAY on a stream")
 		}
+		if len(p) < 8 {
+			return connError{http2.ErrCodeFrameSize, "GOAWAY"}
+		}
 	case http2.FramePushPromise:
 		return protocolError("PUSH_PROMISE of a client")
 	}
@@ -427,6 +431,10 @@ func (r *reader) priority(id uint32, p []byte) error {
 	}
 	return nil
 }
+
+// idle reports whether there never was such a stream: the client has not begun it, or could not, as
+// those with even ids are ours, and we begin none.
+func (r *reader) idle(id uint32) bool { return id&1 == 0 || id > r.c.maxID }
 
 // unpadded is a payload without its padding.
 func unpadded(flags http2.Flags, p []byte) ([]byte, error) {
@@ -618,6 +626,7 @@ func (r *reader) begin(id uint32, req *request, ends bool) error {
 	c.streams[id] = st
 	c.idleSince = time.Time{}
 	if req.called == nil {
+		st.recvDone = ends
 		c.finish(st, status.New(codes.Unimplemented, c.s.unknown(req.path)), nil)
 		return nil
 	}
@@ -645,7 +654,6 @@ const maxOrphans = 1000
 
 // data takes a part of a request.
 func (r *reader) data(flags http2.Flags, id uint32, p []byte) error {
-	c := r.c
 	whole := int64(len(p))
 	p, err := unpadded(flags, p)
 	if err != nil {
@@ -659,7 +667,7 @@ func (r *reader) data(flags http2.Flags, id uint32, p []byte) error {
 	} else {
 		r.idles = 0
 	}
-	if id == 0 || id > c.maxID {
+	if r.idle(id) {
 		return protocolError("DATA on an idle stream")
 	}
 	st, err := r.take(id, p, whole, ends)
@@ -827,7 +835,7 @@ func (c *conn) windowFrame(id, n uint32) {
 // resetByClient is a RST_STREAM.
 func (r *reader) resetByClient(id uint32, p []byte) error {
 	c := r.c
-	if id == 0 || id > c.maxID {
+	if r.idle(id) {
 		return protocolError("RST_STREAM on an idle stream")
 	}
 	if len(p) != 4 {
@@ -851,7 +859,7 @@ func (r *reader) windowUpdate(id uint32, p []byte) error {
 		return connError{http2.ErrCodeFrameSize, "WINDOW_UPDATE"}
 	}
 	n := int64(binary.BigEndian.Uint32(p) & (1<<31 - 1))
-	if id > c.maxID {
+	if id != 0 && r.idle(id) {
 		return protocolError("WINDOW_UPDATE on an idle stream")
 	}
 	c.mu.Lock()
@@ -899,16 +907,41 @@ func (r *reader) settings(flags http2.Flags, id uint32, p []byte) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	window := c.peerWindow
 	for ; len(p) > 0; p = p[6:] {
-		if err := r.setting(http2.SettingID(binary.BigEndian.Uint16(p)), binary.BigEndian.Uint32(p[2:])); err != nil {
+		id, v := http2.SettingID(binary.BigEndian.Uint16(p)), binary.BigEndian.Uint32(p[2:])
+		if id == http2.SettingInitialWindowSize && v <= maxWindow {
+			window = int64(v) // the last one counts: see setWindows
+		} else if err := r.setting(id, v); err != nil {
 			return err
 		}
+	}
+	if err := r.setWindows(window); err != nil {
+		return err
 	}
 	c.out = appendFrame(c.buffer(), 0, http2.FrameSettings, http2.FlagSettingsAck, 0)
 	return nil
 }
 
-// setting applies one. REQUIRES: mu.
+// setWindows changes the windows of all streams to what the client's settings say. A frame has room
+// for 2,730 of them, so that is done once for each frame: nothing can be sent in between. REQUIRES: mu.
+func (r *reader) setWindows(initial int64) error {
+	c := r.c
+	delta := initial - c.peerWindow
+	if delta == 0 {
+		return nil
+	}
+	c.peerWindow = initial
+	for _, st := range c.streams {
+		if st.sendWindow += delta; st.sendWindow > maxWindow {
+			return connError{http2.ErrCodeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE"}
+		}
+		c.makeReady(st)
+	}
+	return nil
+}
+
+// setting applies one but for windows. REQUIRES: mu.
 func (r *reader) setting(id http2.SettingID, v uint32) error {
 	c := r.c
 	switch id {
@@ -921,17 +954,7 @@ func (r *reader) setting(id http2.SettingID, v uint32) error {
 			return protocolError("SETTINGS_ENABLE_PUSH")
 		}
 	case http2.SettingInitialWindowSize:
-		if v > maxWindow {
-			return connError{http2.ErrCodeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE"}
-		}
-		delta := int64(v) - c.peerWindow
-		c.peerWindow = int64(v)
-		for _, st := range c.streams {
-			if st.sendWindow += delta; st.sendWindow > maxWindow {
-				return connError{http2.ErrCodeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE"}
-			}
-			c.makeReady(st)
-		}
+		return connError{http2.ErrCodeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE"} // it is beyond maxWindow
 	case http2.SettingMaxFrameSize:
 		if v < maxFrameBytes || v > 1<<24-1 {
 			return protocolError("SETTINGS_MAX_FRAME_SIZE")
@@ -984,6 +1007,10 @@ func (c *conn) closeStream(st *stream) {
 	c.ungrant(st)
 	st.dropReceived()
 	st.dropQueue()
+	if st.ready {
+		st.ready = false
+		c.ready.remove(st)
+	}
 	if st.running || st.taken {
 		st.orphan = true
 		c.orphans++

@@ -214,6 +214,14 @@ func (c *conn) nextLook(now time.Time) time.Time {
 	return next
 }
 
+// leastPingTime is how often the server pings at most.
+func (o *Options) leastPingTime() time.Duration {
+	if o.pingOften {
+		return 0
+	}
+	return time.Second
+}
+
 // setDefaults completes the keepalive options as grpc-go does.
 func (o *Options) setDefaults() {
 	def := func(d *time.Duration, v time.Duration) {
@@ -222,6 +230,7 @@ func (o *Options) setDefaults() {
 		}
 	}
 	def(&o.Keepalive.Time, 2*time.Hour)
+	o.Keepalive.Time = max(o.Keepalive.Time, o.leastPingTime())
 	def(&o.Keepalive.Timeout, 20*time.Second)
 	def(&o.KeepaliveMinTime, 5*time.Minute)
 	if o.MaxStreams == math.MaxUint32 {

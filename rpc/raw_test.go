@@ -126,21 +126,34 @@ func (r *raw) data(id uint32, b []byte, end bool) {
 
 // read takes the next frame; false: there is none any more.
 func (r *raw) read() bool {
-	_ = r.nc.SetReadDeadline(time.Now().Add(30 * time.Second))
+	more, late := r.readFor(30 * time.Second)
+	if late {
+		r.t.Fatalf("nothing has come for 30 s; so far %+v", r.describe())
+	}
+	return more
+}
+
+// readFor is read that may come too late, between two frames.
+func (r *raw) readFor(d time.Duration) (more, late bool) {
+	_ = r.nc.SetReadDeadline(time.Now().Add(d))
 	f, err := r.fr.ReadFrame()
 	if err != nil {
 		if ne, ok := err.(net.Error); ok && ne.Timeout() {
-			r.t.Fatalf("nothing has come for 30 s; so far %+v", r.describe())
+			return false, true
 		}
 		if se, ok := err.(http2.StreamError); ok {
 			r.t.Fatalf("the server's frame is an error: %v", se)
 		}
 		r.ended = true
-		return false
+		return false, false
 	}
-	a := r.answers[f.Header().StreamID]
+	id := f.Header().StreamID
+	a := r.answers[id]
 	if a == nil {
-		a = &answer{}
+		a = new(answer)
+		if id != 0 {
+			r.answers[id] = a
+		}
 	}
 	switch f := f.(type) {
 	case *http2.MetaHeadersFrame:
@@ -180,7 +193,7 @@ func (r *raw) read() bool {
 			r.write(r.fr.WritePing(true, f.Data))
 		}
 	}
-	return true
+	return true, false
 }
 
 // until reads until a condition holds; the end of the connection ends it, too.

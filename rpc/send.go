@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -65,6 +66,7 @@ func (c *conn) write() {
 		case c.closeAfter:
 			// The reader ends when the client closes, or soon.
 			_ = c.nc.SetReadDeadline(time.Now().Add(lingerTime))
+			c.written = true
 			c.mu.Unlock()
 			return
 		default:
@@ -94,6 +96,8 @@ func (c *conn) write() {
 	}
 }
 
+var errWritten = errors.New("rpc: the client goes on after the end of its connection")
+
 // stall waits while the client does not read what it has asked for. The error is why the
 // connection has been closed.
 func (c *conn) stall() error {
@@ -107,6 +111,10 @@ func (c *conn) stall() error {
 			c.mu.Unlock()
 			return nil
 		}
+		if c.written { // nobody takes anything out of it any more
+			defer c.mu.Unlock()
+			return errWritten
+		}
 		c.stalled = true
 		c.kick()
 		c.mu.Unlock()
@@ -114,25 +122,31 @@ func (c *conn) stall() error {
 	}
 }
 
-// streamList is a queue of streams, linked by next.
+// streamList is a queue of streams, linked by next and prev.
 type streamList struct{ first, last *stream }
 
 func (l *streamList) push(st *stream) {
-	if l.last == nil {
+	if st.prev = l.last; st.prev == nil {
 		l.first = st
 	} else {
-		l.last.next = st
+		st.prev.next = st
 	}
 	l.last = st
 }
 
-func (l *streamList) pop() *stream {
-	st := l.first
-	if l.first = st.next; l.first == nil {
-		l.last = nil
+// remove takes out a stream. REQUIRES: it is in the list.
+func (l *streamList) remove(st *stream) {
+	if st.prev == nil {
+		l.first = st.next
+	} else {
+		st.prev.next = st.next
 	}
-	st.next = nil
-	return st
+	if st.next == nil {
+		l.last = st.prev
+	} else {
+		st.next.prev = st.prev
+	}
+	st.next, st.prev = nil, nil
 }
 
 // makeReady enters a stream among those that the writer takes from. REQUIRES: mu.
@@ -147,11 +161,9 @@ func (c *conn) makeReady(st *stream) {
 // fill puts frames of the streams that are ready into out. REQUIRES: mu.
 func (c *conn) fill() {
 	for len(c.out) < outTarget && c.ready.first != nil && c.sendWindow > 0 {
-		st := c.ready.pop()
+		st := c.ready.first
+		c.ready.remove(st)
 		st.ready = false
-		if st.closed {
-			continue
-		}
 		c.sendFrame(st)
 		c.makeReady(st)
 	}

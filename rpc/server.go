@@ -37,8 +37,10 @@ type Options struct {
 	// has no call.
 	KeepaliveMinTime    time.Duration
 	PermitWithoutStream bool
-	// Keepalive is the server's side, as grpc-go has it; 0 is never for the ages.
+	// Keepalive is the server's side, as grpc-go has it; 0 is never for the ages. Time is a second at
+	// least.
 	Keepalive keepalive.ServerParameters
+	pingOften bool // tests have no time
 	// Workers is how many goroutines are kept for handlers, so that the stack of a new one need not
 	// grow for each call; beyond them each call gets its own. 0: none.
 	Workers uint32
@@ -65,6 +67,7 @@ type Server struct {
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
+	shaking   map[net.Conn]struct{} // connections before their handshake's end
 	conns     map[*conn]struct{}
 	stopped   bool
 	quit      chan struct{}  // closed by Stop and GracefulStop, once no connection is left
@@ -78,7 +81,7 @@ func New(o Options) *Server {
 	o.setDefaults()
 	s := &Server{
 		opts: o, methods: make(map[string]*method), services: make(map[string]struct{}), work: make(chan *stream), born: time.Now(),
-		listeners: make(map[net.Listener]struct{}), conns: make(map[*conn]struct{}), quit: make(chan struct{}),
+		listeners: make(map[net.Listener]struct{}), shaking: make(map[net.Conn]struct{}), conns: make(map[*conn]struct{}), quit: make(chan struct{}),
 	}
 	for range o.Workers {
 		go s.worker()
@@ -189,26 +192,32 @@ func (s *Server) begin(nc net.Conn) {
 		return
 	}
 	s.serving.Add(1)
+	s.shaking[nc] = struct{}{}
 	go func() {
 		defer s.serving.Done()
 		s.serveConn(nc)
 	}()
 }
 
-func (s *Server) serveConn(nc net.Conn) {
-	_ = nc.SetDeadline(time.Now().Add(handshakeTimeout)) // a failure shows in the first read
+func (s *Server) serveConn(accepted net.Conn) {
+	_ = accepted.SetDeadline(time.Now().Add(handshakeTimeout)) // a failure shows in the first read
+	nc := accepted
 	var info credentials.AuthInfo
+	var err error
 	if s.opts.Credentials != nil {
-		shaken, found, err := s.opts.Credentials.ServerHandshake(nc)
-		if err != nil {
-			nc.Close()
-			return
-		}
-		nc, info = shaken, found
+		nc, info, err = s.opts.Credentials.ServerHandshake(accepted)
+	}
+	if err != nil {
+		s.mu.Lock()
+		delete(s.shaking, accepted)
+		s.mu.Unlock()
+		accepted.Close()
+		return
 	}
 	_ = nc.SetWriteDeadline(time.Time{}) // as above
 	c := newConn(s, nc, peer.Peer{Addr: nc.RemoteAddr(), LocalAddr: nc.LocalAddr(), AuthInfo: info})
 	s.mu.Lock()
+	delete(s.shaking, accepted)
 	if s.stopped {
 		s.mu.Unlock()
 		nc.Close()
@@ -226,7 +235,7 @@ func (s *Server) serveConn(nc net.Conn) {
 // Stop closes all connections at once. Handlers learn of it by their contexts, and may run on.
 func (s *Server) Stop() {
 	for _, c := range s.stop() {
-		c.close(grpc.ErrServerStopped)
+		go c.close(grpc.ErrServerStopped) // with TLS it may wait for seconds, for a client that takes nothing
 	}
 	s.serving.Wait()
 	s.quitOnce.Do(func() { close(s.quit) })
@@ -243,7 +252,8 @@ func (s *Server) GracefulStop() {
 	s.quitOnce.Do(func() { close(s.quit) })
 }
 
-// stop ends accepting and returns the connections.
+// stop ends accepting, and the connections that have come no further than to their handshakes, and
+// returns the others.
 func (s *Server) stop() (conns []*conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -252,6 +262,9 @@ func (s *Server) stop() (conns []*conn) {
 		_ = l.Close() // it is gone either way
 	}
 	clear(s.listeners)
+	for nc := range s.shaking {
+		_ = nc.Close() // as above
+	}
 	for c := range s.conns {
 		conns = append(conns, c)
 	}

@@ -141,7 +141,7 @@ func testOptions() Options {
 func theirs(o Options) registrar {
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(o.Codec), grpc.MaxRecvMsgSize(o.MaxRecvBytes), grpc.MaxHeaderListSize(uint32(o.MaxHeaderBytes)),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.KeepaliveMinTime}), grpc.KeepaliveParams(o.Keepalive),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.KeepaliveMinTime, PermitWithoutStream: o.PermitWithoutStream}), grpc.KeepaliveParams(o.Keepalive),
 	}
 	if o.MaxStreams != 0 {
 		opts = append(opts, grpc.MaxConcurrentStreams(o.MaxStreams))

@@ -59,7 +59,7 @@ type stream struct {
 	offset     int // of the queue's first piece that is sent
 	queued     int // bytes
 	ready      bool
-	next       *stream // in conn.ready
+	next, prev *stream // in conn.ready
 	header     metadata.MD
 	headed     bool // the answer's headers are out
 	ending     bool // trailers follow the queue

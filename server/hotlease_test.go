@@ -1,8 +1,11 @@
 package server
 
 import (
+	"context"
 	"maps"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,10 +28,24 @@ func TestHotKeepAlives(t *testing.T) {
 	var counted [2]map[string]float64
 	for i, m := range []*member{newMember(t, trustsItself), newMember(t, trustsItself)} {
 		var server callServer = grpc.NewServer(m.GRPCOptions()...)
+		register := m.RegisterGRPC
+		var renewed atomic.Int32 // on the connection's reader
 		if i == 1 {
-			server = rpc.New(m.RPCOptions())
+			own := rpc.New(m.RPCOptions())
+			server = own
+			register = func(g grpc.ServiceRegistrar) {
+				m.RegisterGRPC(g)
+				h := &hotLease{lease: m.Server.lease, calls: m.calls, method: m.calls.metrics.grpc.method(keepAliveMethod, "bidi_stream")}
+				own.HotMessages(keepAliveMethod, func(ctx context.Context, message []byte) (rpc.Message, bool) {
+					answer, ok := h.serve(ctx, message)
+					if ok {
+						renewed.Add(1)
+					}
+					return answer, ok
+				})
+			}
 		}
-		leases := pb.NewLeaseClient(serveOn(t, server, m.RegisterGRPC))
+		leases := pb.NewLeaseClient(serveOn(t, server, register))
 		for _, id := range []int64{7, -9} {
 			_, err := leases.LeaseGrant(t.Context(), &pb.LeaseGrantRequest{ID: id, TTL: 100})
 			must(t, err)
@@ -50,6 +67,9 @@ func TestHotKeepAlives(t *testing.T) {
 		if _, err := stream.Recv(); err == nil {
 			t.Error("an answer too many")
 		}
+		if i == 1 && renewed.Load() == 0 {
+			t.Error("no lease was renewed without the handler")
+		}
 		waitUntil(t, "the stream is counted", func() bool {
 			counted[i] = m.since(was)
 			for name := range counted[i] {
@@ -67,6 +87,34 @@ func TestHotKeepAlives(t *testing.T) {
 	}
 	if !maps.Equal(counted[0], counted[1]) {
 		t.Errorf("ours counts %v, grpc-go's %v", counted[1], counted[0])
+	}
+}
+
+// TestHotHandlersAreRegistered: each of the handlers without goroutines serves the method that it is
+// for. That it does so when it is called is tried by TestHotGets, TestHotWrites and TestHotKeepAlives.
+func TestHotHandlersAreRegistered(t *testing.T) {
+	t.Parallel()
+	m := newMember(t)
+	own := rpc.New(m.RPCOptions())
+	m.RegisterGRPC(own)
+	want := []string{pb.KV_DeleteRange_FullMethodName, pb.KV_Put_FullMethodName, pb.KV_Range_FullMethodName, pb.KV_Txn_FullMethodName, pb.Lease_LeaseKeepAlive_FullMethodName}
+	if got := own.HotPaths(); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	for _, wrong := range []func(){
+		func() { own.Hot("/etcdserverpb.KV/Get", nil) },
+		func() { own.Hot(pb.Lease_LeaseKeepAlive_FullMethodName, nil) },
+		func() { own.HotMessages(pb.KV_Put_FullMethodName, nil) },
+		func() { own.HotMessages("/etcdserverpb.Lease/KeepAlive", nil) },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("a handler for a method that is not there")
+				}
+			}()
+			wrong()
+		}()
 	}
 }
 

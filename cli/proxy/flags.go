@@ -47,6 +47,9 @@ type options struct {
 	resolverTTL           int
 	namespace             string
 	leasing               string
+	cacheBytes            int64 // 0: no cache
+	cachePrefixes         []string
+	cacheStaleness        time.Duration
 	ordering, logPayloads bool
 	forEtcds              bool // called by the name etcd
 }
@@ -97,6 +100,9 @@ func (o *options) register(fs *pflag.FlagSet) {
 
 	fs.BoolVar(&o.ordering, "experimental-serializable-ordering", false, "ensure serializable reads have monotonically increasing store revisions across endpoints, of all clients together; those of one connection always have")
 	fs.StringVar(&o.leasing, "experimental-leasing-prefix", "", "etcd's leasing metadata; it is refused")
+	fs.Int64Var(&o.cacheBytes, "cache-bytes", 64<<20, "memory for the content of key ranges that reads are answered from (0: every read goes to the cluster)")
+	fs.StringSliceVar(&o.cachePrefixes, "cache-prefix", nil, "comma separated key prefixes to keep in the cache at any time, beside those that are read often")
+	fs.DurationVar(&o.cacheStaleness, "cache-staleness", time.Second, "how old the answer to a serializable read from the cache may be")
 	fs.BoolVar(&o.logPayloads, "experimental-enable-grpc-logging", false, "log all grpc requests and responses")
 	fs.BoolVar(&o.debug, "debug", false, "enable debug-level logging for grpc-proxy")
 	fs.Uint32Var(&o.maxConcurrentStreams, "max-concurrent-streams", math.MaxUint32, "maximum concurrent streams that each client can open at a time")
@@ -145,6 +151,10 @@ func (o *options) check(fs *pflag.FlagSet) error {
 		return fmt.Errorf("--max-send-bytes=%d is not between 0 and %d", o.maxSend, math.MaxInt32-sendOverheadBytes)
 	case o.maxRecv < 0 || o.maxRecv > math.MaxInt32:
 		return fmt.Errorf("--max-recv-bytes=%d is not between 0 and %d", o.maxRecv, math.MaxInt32)
+	case o.cacheBytes < 0:
+		return fmt.Errorf("--cache-bytes=%d is negative", o.cacheBytes)
+	case o.cacheStaleness <= 0:
+		return fmt.Errorf("--cache-staleness=%s is not positive; without a cache (--cache-bytes=0) every read goes to the cluster", o.cacheStaleness)
 	case o.autoSync < 0:
 		return fmt.Errorf("--endpoints-auto-sync-interval=%s is negative", o.autoSync)
 	}

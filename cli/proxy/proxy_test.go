@@ -505,6 +505,8 @@ func TestFlags(t *testing.T) {
 		"proxy|--tls-max-version=1":                                          "tls-max-version is invalid: ",
 		"proxy|--tls-min-version=TLS1.3|--tls-max-version=TLS1.2":            "min version (TLS1.3) is greater than max version (TLS1.2)",
 		"proxy|--tls-min-version=TLS1.3|--listen-cipher-suites=a":            "cipher suites cannot be configured when only TLS1.3 is enabled",
+		"proxy|--cache-bytes=-1":                                             "--cache-bytes=-1 is negative",
+		"proxy|--cache-staleness=0":                                          "--cache-staleness=0s is not positive",
 		"proxy|--experimental-leasing-prefix=x":                              "leasing is not served",
 		"proxy|--listen-addr=x":                                              `--listen-addr="x" is not host:port`,
 		"proxy|--listen-addr=127.0.0.1:0|--endpoints=ftp://a:1":              "a scheme is http, https, unix or unixs",

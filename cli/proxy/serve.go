@@ -11,8 +11,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/cli/proxy/cache"
 	"github.com/belaydb/belay/cli/proxy/relay"
 	"github.com/belaydb/belay/cli/proxy/upstream"
 	"github.com/belaydb/belay/internal/version"
@@ -94,6 +96,7 @@ func start(waiting context.Context, o *options, logger *zap.Logger) (started *pr
 	}
 	cfg := relay.Config{
 		Cluster: p.cluster, Namespace: o.namespace, OneFloor: o.ordering, FragmentBytes: o.maxSend + sendOverheadBytes, LogPayloads: o.logPayloads,
+		Cache:   cache.Config{Bytes: o.cacheBytes, Staleness: o.cacheStaleness, Named: prefixes(o.namespace, o.cachePrefixes)},
 		Metrics: relay.NewMetrics(p.registry), Logger: logger,
 	}
 	if p.resolver != nil {
@@ -119,6 +122,19 @@ func start(waiting context.Context, o *options, logger *zap.Logger) (started *pr
 	}
 	logger.Info("started gRPC proxy", zap.String("address", o.listenAddr), zap.String("version", version.Belay), zap.Strings("endpoints", endpoints))
 	return p, nil
+}
+
+// prefixes are the ranges of keys with these prefixes, in the cluster; "" is all keys of the namespace.
+func prefixes(namespace string, list []string) (ranges []cache.Interval) {
+	for _, prefix := range list {
+		key := namespace + prefix
+		end := clientv3.GetPrefixRangeEnd(key)
+		if key == "" {
+			key = "\x00"
+		}
+		ranges = append(ranges, cache.Interval{Key: key, End: end})
+	}
+	return ranges
 }
 
 // fail ends the proxy; it waits for nothing.

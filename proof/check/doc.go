@@ -18,6 +18,7 @@
 //	corrupt_test.go       a member whose data was altered is found and named
 //	corrupt_bytes_test.go  one byte of a stored file is altered, in one of three and in a lone member
 //	logs_test.go          one day of Belay and of etcd: the same lines and metrics
+//	soak_test.go          an hour of all kinds of calls, with kills, stops and new certificates
 //	prometheus_*_test.go  the community's alerts on the real Prometheus
 //
 // A check that cannot fail is worthless, so most of them can also be pointed at etcd, or at a side
@@ -31,6 +32,7 @@
 //	BELAY_KILL_ROUNDS=n       rounds of kill -9 (6; the full proof is 50)
 //	BELAY_LAG_ENTRIES=n, BELAY_LAG_VALUE_BYTES=n  how far a member lags (3000, 16384; a paused one must need a snapshot beyond 192 MiB)
 //	BELAY_CORRUPT_ROUNDS=n    kills of a healthy cluster under corruption checks (6)
+//	BELAY_SOAK=1h             how long TestSoak takes; it runs only with this
 //	BELAY_BIN=path            a belay binary to check, instead of building one
 //	BELAY_ETCD, BELAY_ETCDCTL, BELAY_ETCDUTL   etcd's programs, instead of building them
 //

@@ -84,6 +84,7 @@ func (c *call) keepAlive() error {
 			}
 			c.payloads.answer(ctx, c.method, b.Head)
 			c.method.counts.sent.Inc()
+			c.client.Advance(r.Header.GetRevision())
 			if err := c.stream.SendMsg(b); err != nil {
 				return err
 			}

@@ -87,7 +87,7 @@ func (l *link[Request, Response]) connect(ctx context.Context, except []*upstrea
 		return false, member, err
 	}
 	defer context.AfterFunc(serving, cancel)()
-	out := &sender[Request]{cancel: cancel, ready: make(chan struct{}, 1)}
+	out := &sender[Request]{cancel: cancel, ready: make(chan struct{}, 1), member: member, serving: serving}
 	go out.write(ctx, s)
 	l.up(out)
 	defer l.down(out)
@@ -107,6 +107,9 @@ func (l *link[Request, Response]) connect(ctx context.Context, except []*upstrea
 type sender[Request proto.Message] struct {
 	cancel context.CancelFunc // ends the stream
 	ready  chan struct{}      // something is queued
+	// The member, and the context that ends when it is not fit for calls any more.
+	member  *upstream.Member
+	serving context.Context
 
 	mu    sync.Mutex
 	queue []Request

@@ -20,6 +20,8 @@ type Metrics struct {
 	parked           prometheus.Counter
 	keepalives       prometheus.Counter
 	queued           prometheus.Gauge
+	cacheBytes       prometheus.Gauge
+	barriers         prometheus.Counter
 }
 
 // NewMetrics makes the metrics; reg nil means unregistered but working.
@@ -39,9 +41,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		watchersCoalescing: gauge("watchers_coalescing_total", "Watches of clients that share another client's watch of the cluster now."),
 		eventsCoalescing: prometheus.NewCounter(prometheus.CounterOpts{Namespace: "etcd", Subsystem: "grpc_proxy", Name: "events_coalescing_total",
 			Help: "Events that clients got from another client's watch of the cluster."}),
-		cacheKeys:   gauge("cache_keys_total", "Keys or ranges in the cache; 0: there is none."),
-		cacheHits:   gauge("cache_hits_total", "Reads answered from the cache; 0: there is none."),
-		cacheMisses: gauge("cache_misses_total", "Serializable reads that the cluster answered."),
+		cacheKeys:   gauge("cache_keys_total", "Keys or ranges in the cache."),
+		cacheHits:   gauge("cache_hits_total", "Reads answered from the cache."),
+		cacheMisses: gauge("cache_misses_total", "Reads that the cluster answered."),
 	}
 	own := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "belay", Subsystem: "proxy", Name: name, Help: help})
@@ -51,10 +53,13 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.queued = own("watch_queue_bytes", "Events that are queued for clients.")
 	m.parked = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "belay", Subsystem: "proxy", Name: "slow_watches_total",
 		Help: "Watches that had to wait because their client did not read, and caught up on their own."})
+	m.cacheBytes = own("cache_bytes", "What the cache holds: keys, values and answers.")
+	m.barriers = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "belay", Subsystem: "proxy", Name: "cache_barriers_total",
+		Help: "Linearizable reads of nothing that the cluster was asked on behalf of all reads that waited for one."})
 	m.keepalives = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "belay", Subsystem: "proxy", Name: "upstream_keepalives_total",
 		Help: "Keepalives of leases that were sent to the cluster."})
 	if reg != nil {
-		reg.MustRegister(m.keepalives, m.watches, m.sources, m.queued, m.parked)
+		reg.MustRegister(m.keepalives, m.watches, m.sources, m.queued, m.parked, m.cacheBytes, m.barriers)
 		reg.MustRegister(m.started, m.handled, m.received, m.sent, m.watchersCoalescing, m.eventsCoalescing, m.cacheKeys, m.cacheHits, m.cacheMisses)
 	}
 	return m

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/belaydb/belay/cli/proxy/cache"
 	"github.com/belaydb/belay/cli/proxy/upstream"
 )
 
@@ -33,8 +34,10 @@ type Config struct {
 	LogPayloads bool
 	// FragmentBytes is the size from which responses are split for watches that asked for it [2 MiB].
 	FragmentBytes int
-	Metrics       *Metrics    // [unregistered]
-	Logger        *zap.Logger // nil: none
+	// Cache, if Bytes is not 0, is what reads are answered from. Prefix is the Namespace.
+	Cache   cache.Config
+	Metrics *Metrics    // [unregistered]
+	Logger  *zap.Logger // nil: none
 }
 
 // A Relay answers calls.
@@ -47,6 +50,7 @@ type Relay struct {
 	floor    *atomic.Int64 // nil: each connection has its own
 	watching watching
 	keeping  keeping
+	caching  *caching      // nil: none
 	stopping chan struct{} // closed when the streams that would not end by themselves end
 	stop     func()
 }
@@ -83,12 +87,18 @@ func New(cfg Config) (*Relay, error) {
 	if cfg.OneFloor {
 		r.floor = new(atomic.Int64)
 	}
+	if cfg.Cache.Bytes > 0 {
+		r.caching = newCaching(r)
+	}
 	return r, nil
 }
 
 // Stop ends the clients' watches and keepalives with Unavailable, now and later: their clients go on at
 // another proxy.
-func (r *Relay) Stop() { r.stop() }
+func (r *Relay) Stop() {
+	r.stop()
+	r.caching.stop()
+}
 
 func errStopping() error { return status.Error(codes.Unavailable, "belay proxy: shutting down") }
 
@@ -225,8 +235,10 @@ func (c *call) one() error {
 	}
 	request := upstream.Request{Method: c.full, Frame: f, Read: c.method.read, Ordered: c.method.ordered}
 	if c.full == rangeMethod {
+		if answered, err := c.fromCache(f); answered {
+			return err
+		}
 		if serializable(f.Head) {
-			c.cfg.Metrics.cacheMisses.Inc()
 			request.Fresh = linearizable(f)
 		}
 	}
@@ -241,6 +253,7 @@ func (c *call) one() error {
 	if err != nil {
 		return err
 	}
+	c.client.Advance(resp.Frame.Revision())
 	return c.send(&resp.Frame)
 }
 
@@ -307,6 +320,7 @@ func (c *call) many() error {
 				return err
 			}
 		}
+		c.seen(first)
 		if err = c.send(first); err != nil {
 			return err
 		}
@@ -339,7 +353,8 @@ func (c *call) begin(f *upstream.Frame) (s grpc.ClientStream, first *upstream.Fr
 		again := false
 		if count < attempts && c.ctx.Err() == nil {
 			switch {
-			case err == nil && c.full == rangeStream && !c.client.Advance(streamRevision(first)):
+			case err == nil && c.full == rangeStream && serializable(f.Head) && (first.Nested() == 0 || !c.client.Advance(first.Nested())):
+				// Only the last part of a long one says how old it is.
 				f, again = linearizable(f), true
 			case status.Code(err) == codes.Unavailable:
 				again = c.method.read
@@ -352,15 +367,6 @@ func (c *call) begin(f *upstream.Frame) (s grpc.ClientStream, first *upstream.Fr
 	}
 }
 
-// streamRevision is the revision in a RangeStreamResponse, whose header is in the response in it.
-func streamRevision(f *upstream.Frame) int64 {
-	r := &pb.RangeStreamResponse{}
-	if proto.Unmarshal(f.Head, r) != nil {
-		return 0
-	}
-	return r.GetRangeResponse().GetHeader().GetRevision()
-}
-
 // copyAnswers gives the client what comes, until it ends; io.EOF: well.
 func (c *call) copyAnswers(s grpc.ClientStream) error {
 	for {
@@ -368,9 +374,19 @@ func (c *call) copyAnswers(s grpc.ClientStream) error {
 		if err := s.RecvMsg(f); err != nil {
 			return err
 		}
+		c.seen(f)
 		if err := c.send(f); err != nil {
 			return err
 		}
+	}
+}
+
+// seen has no later read of the client be older than a part of a stream.
+func (c *call) seen(f *upstream.Frame) {
+	if c.full == rangeStream {
+		c.client.Advance(f.Nested())
+	} else {
+		c.client.Advance(f.Revision())
 	}
 }
 

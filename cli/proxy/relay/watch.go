@@ -156,5 +156,7 @@ func (c *call) sendWatch(head, body []byte) error {
 		c.payloads.answer(c.stream.Context(), c.method, append(append([]byte(nil), head...), body...))
 	}
 	c.method.counts.sent.Inc()
-	return c.stream.SendMsg(&upstream.Frame{Head: head, Body: body})
+	f := &upstream.Frame{Head: head, Body: body}
+	c.client.Advance(f.Revision())
+	return c.stream.SendMsg(f)
 }

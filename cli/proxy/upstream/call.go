@@ -60,8 +60,8 @@ type Request struct {
 	Fresh *Frame
 }
 
-// A Response is the answer to a request, with what came beside it. Header and Trailer are set for an
-// error, too.
+// A Response is the answer to a request, with what came beside it. Header and Trailer are set for
+// an error, too.
 type Response struct {
 	Frame           Frame
 	Header, Trailer metadata.MD
@@ -104,8 +104,8 @@ func (s *Set) Call(ctx context.Context, c *Client, r Request) (*Response, error)
 	}
 }
 
-// Advance notes that the client has seen a revision; false: it has seen a newer one. 0 is a response
-// that tells none.
+// Advance notes that the client has seen a revision; false: it has seen a newer one. 0 is a
+// response that tells none.
 func (c *Client) Advance(revision int64) bool {
 	if revision == 0 {
 		return true
@@ -121,6 +121,9 @@ func (c *Client) Advance(revision int64) bool {
 	}
 }
 
+// Seen is the newest revision that a response had.
+func (c *Client) Seen() int64 { return c.seen.Load() }
+
 // ask asks one member; sent says whether the request may have run.
 func (s *Set) ask(ctx context.Context, m *Member, serving context.Context, r *Request) (resp *Response, sent bool, err error) {
 	resp = &Response{}
@@ -133,6 +136,16 @@ func (s *Set) ask(ctx context.Context, m *Member, serving context.Context, r *Re
 	a := &attempt{}
 	err = m.conn.Invoke(context.WithValue(ctx, attemptKey{}, a), r.Method, r.Frame, &resp.Frame, grpc.Header(&resp.Header), grpc.Trailer(&resp.Trailer))
 	return resp, a.sent.Load(), err
+}
+
+// AskAt asks one member for a read, once. serving is the member's, as of OpenAt; the answer has
+// maxBytes at most.
+func (s *Set) AskAt(ctx context.Context, m *Member, serving context.Context, method string, f *Frame, maxBytes int) (*Frame, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(serving, cancel)()
+	answer := &Frame{}
+	return answer, m.conn.Invoke(ctx, method, f, answer, grpc.MaxCallRecvMsgSize(maxBytes))
 }
 
 // repeatable reports whether a request that failed may be asked again.
@@ -176,8 +189,8 @@ func (s *Set) Open(ctx context.Context, c *Client, desc *grpc.StreamDesc, method
 	}
 }
 
-// OpenAt is Open at the one member that it returns, once, with the context that ends when the member
-// is not fit any more.
+// OpenAt is Open at the one member that it returns, once, with the context that ends when the
+// member is not fit any more.
 func (s *Set) OpenAt(ctx context.Context, desc *grpc.StreamDesc, method string, except ...*Member) (grpc.ClientStream, *Member, context.Context, error) {
 	m, serving, err := s.Pick(ctx, nil, except...)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// A Frame is a message as it is on the wire: Head and then Body. A message is split where its second
-// part is the same for many receivers.
+// A Frame is a message as it is on the wire: Head and then Body. A message is split where its
+// second part is the same for many receivers.
 type Frame struct{ Head, Body []byte }
 
 // Codec encodes Frames as they are, and other messages as protobuf.
@@ -45,8 +45,8 @@ func (codec) Unmarshal(data mem.BufferSlice, v any) error {
 	return fmt.Errorf("upstream: %T is no message", v)
 }
 
-// Revision is the revision in the header of a response; 0 if it has none. Of all responses of etcd's
-// API the header is field 1.
+// Revision is the revision in the header of a response; 0 if it has none. Of all responses of
+// etcd's API the header is field 1.
 func (f *Frame) Revision() int64 {
 	header := field(f.Head, 1)
 	for len(header) > 0 {
@@ -66,6 +66,10 @@ func (f *Frame) Revision() int64 {
 	}
 	return 0
 }
+
+// Nested is the revision of a response that holds another one, as RangeStreamResponse does, whose
+// header it is.
+func (f *Frame) Nested() int64 { return (&Frame{Head: field(f.Head, 1)}).Revision() }
 
 // field is the bytes of the first field of this number, which every encoder writes in order.
 func field(message []byte, want protowire.Number) []byte {
