@@ -56,6 +56,13 @@ type method struct {
 	impl   any
 }
 
+// A DirectCodec is a Codec that knows messages which append themselves to what leaves on a connection.
+type DirectCodec interface {
+	encoding.CodecV2
+	// Direct is what Marshal would be asked for; false: it is to be asked.
+	Direct(message any) (Message, bool)
+}
+
 // A Server serves gRPC. It is a grpc.ServiceRegistrar: what is registered, before the first Serve,
 // is called as grpc.Server would. Any goroutine may use it then.
 type Server struct {

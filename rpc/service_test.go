@@ -151,10 +151,22 @@ func theirs(o Options) registrar {
 
 func ours(o Options) registrar { return New(o) }
 
-// hotServer is ours whose UnaryCall is a Hot, and FullDuplexCall has a HotMessage.
+// hotServer is ours whose UnaryCall is a Hot, FullDuplexCall has a HotMessage, and what is streamed
+// appends itself.
 type hotServer struct{ *Server }
 
-func hot(o Options) registrar { return hotServer{New(o)} }
+func hot(o Options) registrar {
+	o.Codec = directCodec{o.Codec}
+	return hotServer{New(o)}
+}
+
+// directCodec is a DirectCodec.
+type directCodec struct{ encoding.CodecV2 }
+
+func (directCodec) Direct(m any) (Message, bool) {
+	out, ok := m.(*testpb.StreamingOutputCallResponse)
+	return protoMessage{out}, ok
+}
 
 // begin makes them so. REQUIRES: the service is registered.
 func (h hotServer) begin() {

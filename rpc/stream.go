@@ -389,6 +389,11 @@ func (st *stream) SendMsg(m any) error {
 
 func (st *stream) send(m any) error {
 	o := &st.c.s.opts
+	if d, ok := o.Codec.(DirectCodec); ok && st.packer == nil {
+		if own, ok := d.Direct(m); ok {
+			return st.sendDirect(own)
+		}
+	}
 	data, err := o.Codec.Marshal(m)
 	if err != nil {
 		return status.Errorf(codes.Internal, "grpc: error while marshaling: %v", err)
@@ -414,8 +419,45 @@ func (st *stream) send(m any) error {
 	return nil
 }
 
+// sendDirect is send for a message that appends itself.
+func (st *stream) sendDirect(m Message) error {
+	n := m.Size()
+	if most := st.c.s.opts.MaxSendBytes; n > most {
+		return tooLargeToSend(n, most).Err()
+	}
+	if err := st.beginSend(); err != nil {
+		return err
+	}
+	c := st.c
+	defer c.mu.Unlock()
+	var prefix [prefixBytes]byte
+	binary.BigEndian.PutUint32(prefix[1:], uint32(n))
+	if st.fits(prefixBytes + n) {
+		c.out = m.AppendTo(st.beginData(prefix, n))
+	} else {
+		pool := mem.DefaultBufferPool()
+		b := pool.Get(n)
+		*b = m.AppendTo((*b)[:0])
+		c.message(st, prefix, mem.BufferSlice{mem.NewBuffer(b, pool)})
+	}
+	st.sent()
+	return nil
+}
+
 // enqueue waits for room and hands a message over. With an error, data is the caller's still.
 func (st *stream) enqueue(prefix [prefixBytes]byte, data mem.BufferSlice) error {
+	if err := st.beginSend(); err != nil {
+		return err
+	}
+	defer st.c.mu.Unlock()
+	st.c.message(st, prefix, data)
+	st.sent()
+	return nil
+}
+
+// beginSend waits until a message may be sent, and opens the answer. Unless it returns an error, it
+// has taken mu.
+func (st *stream) beginSend() error {
 	c := st.c
 	for {
 		c.mu.Lock()
@@ -432,16 +474,19 @@ func (st *stream) enqueue(prefix [prefixBytes]byte, data mem.BufferSlice) error 
 		case <-st.ctx.Done():
 		}
 	}
-	defer c.mu.Unlock()
 	if !st.headed && !c.head(st, st.header) {
 		c.kick()
+		c.mu.Unlock()
 		return errHeaderListTooLarge
 	}
-	c.message(st, prefix, data)
-	if m := st.req.called; m.stream != nil && m.stream.ServerStreams {
-		c.kick() // else the end of the call follows at once
-	}
 	return nil
+}
+
+// sent has a message leave. REQUIRES: mu.
+func (st *stream) sent() {
+	if m := st.req.called; m.stream != nil && m.stream.ServerStreams {
+		st.c.kick() // else the end of the call follows at once
+	}
 }
 
 // writable is why nothing more can be sent; nil: it can. REQUIRES: mu.

@@ -6,12 +6,14 @@ import (
 	"google.golang.org/grpc/encoding"
 	encodingproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+
+	"github.com/belaydb/belay/rpc"
 )
 
 // countingCodec is grpc's own protobuf codec that counts the bytes of messages as etcd does:
 // payload alone, without frames, headers and compression. Counting here costs one atomic add; a
 // stats.Handler for the same numbers costs an allocation and four calls for each request. The
-// messages of puts and gets it reads and writes itself; see wire.go.
+// messages of puts, gets and watches it reads and writes itself; see wire.go.
 type countingCodec struct {
 	encoding.CodecV2
 	metrics *Metrics
@@ -30,6 +32,8 @@ func (c *countingCodec) Marshal(v any) (data mem.BufferSlice, err error) {
 		return data, nil
 	}
 	switch r := v.(type) {
+	case *watchAnswer:
+		data = written(r.size, r.AppendTo)
 	case *pb.PutResponse:
 		if r.GetHeader() != nil {
 			data = written(putResponseSize(r), func(b []byte) []byte { return appendPutResponse(b, r) })
@@ -48,6 +52,15 @@ func (c *countingCodec) Marshal(v any) (data mem.BufferSlice, err error) {
 	}
 	c.metrics.sentBytes.Add(float64(data.Len()))
 	return data, err
+}
+
+// Direct is what package rpc asks for messages that write themselves; they are counted here.
+func (c *countingCodec) Direct(v any) (rpc.Message, bool) {
+	a, ok := v.(*watchAnswer)
+	if ok {
+		c.metrics.sentBytes.Add(float64(a.size))
+	}
+	return a, ok
 }
 
 // encode turns a message into a form that the stream can send directly.

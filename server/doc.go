@@ -54,7 +54,7 @@
 //	proposals.go     requests into the log; headers.go; forward.go: asking the leader; renewals.go: for renewals
 //	interceptors.go  what every call passes; hotcalls.go: KV's calls without interceptor
 //	hotrange.go      gets without a goroutine, over package rpc; hotwrites.go: writes; hotlease.go: keepalives
-//	codec.go         bytes in and out; wire.go: the messages of puts and gets by hand
+//	codec.go         bytes in and out; wire.go: the messages of puts, gets and watches by hand
 //	authorize.go     rights of callers; rights.go: those of streams that stay open
 //	errors.go        the error table; validate.go: request checks; limits.go: bounds of work
 //	turn.go          reading much in turns

@@ -13,7 +13,6 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/watch"
 )
@@ -256,7 +255,7 @@ func (c *watchConn) send(r *watch.Response) error {
 	if r.Fragment && len(r.Events) > 1 {
 		err = c.sendFragments(r.Events)
 	} else {
-		err = c.stream.Send(out)
+		err = c.sendOne()
 	}
 	out.Events = nil
 	took := time.Since(start).Seconds()
@@ -274,16 +273,15 @@ func (c *watchConn) send(r *watch.Response) error {
 // sendFragments sends c.out with the events in as many messages as it takes to
 // keep each below the bound, or at one event. All but the last are marked.
 func (c *watchConn) sendFragments(events []*mvccpb.Event) error {
-	if proto.Size(&c.out) < c.fragmentBytes {
-		return c.stream.Send(&c.out)
+	if watchResponseSize(&c.out) < c.fragmentBytes {
+		return c.sendOne()
 	}
 	c.out.Events, c.out.Fragment = nil, true
-	frame := proto.Size(&c.out)
+	frame := watchResponseSize(&c.out)
 	for len(events) > 0 {
 		n, size := 0, frame
 		for n < len(events) {
-			b := proto.Size(events[n])
-			b += 1 + varintBytes(b)
+			b := messageSize(eventSize(events[n]))
 			if n > 0 && size+b >= c.fragmentBytes {
 				break
 			}
@@ -291,7 +289,7 @@ func (c *watchConn) sendFragments(events []*mvccpb.Event) error {
 			n++
 		}
 		c.out.Events, c.out.Fragment = events[:n], n < len(events)
-		if err := c.stream.Send(&c.out); err != nil {
+		if err := c.sendOne(); err != nil {
 			return err
 		}
 		events = events[n:]
@@ -299,10 +297,10 @@ func (c *watchConn) sendFragments(events []*mvccpb.Event) error {
 	return nil
 }
 
-func varintBytes(n int) int {
-	b := 1
-	for ; n >= 0x80; n >>= 7 {
-		b++
+// sendOne sends c.out as it is.
+func (c *watchConn) sendOne() error {
+	if a := newWatchAnswer(&c.out); a != nil {
+		return c.stream.SendMsg(a)
 	}
-	return b
+	return c.stream.Send(&c.out)
 }

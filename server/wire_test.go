@@ -138,3 +138,81 @@ func TestWriteResponses(t *testing.T) {
 		check(r)
 	}
 }
+
+// randomKeyValue is what an event may hold; nil now and then.
+func randomKeyValue(r *rand.Rand) *mvccpb.KeyValue {
+	number := func() int64 { return int64(r.Uint64()) >> r.IntN(64) }
+	text := func() []byte {
+		if r.IntN(6) == 0 {
+			return nil
+		}
+		b := make([]byte, 1<<r.IntN(9)+r.IntN(70))
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		return b
+	}
+	switch r.IntN(12) {
+	case 0:
+		return nil
+	case 1:
+		return &mvccpb.KeyValue{}
+	}
+	kv := &mvccpb.KeyValue{Key: text(), Value: text()}
+	for _, field := range []*int64{&kv.CreateRevision, &kv.ModRevision, &kv.Version, &kv.Lease} {
+		if r.IntN(3) > 0 {
+			*field = number()
+		}
+	}
+	return kv
+}
+
+// TestWatchAnswers: a response with events is written as proto writes it, byte for byte.
+func TestWatchAnswers(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(5, 6))
+	codec := newCountingCodec(NewMetrics(nil, MetricsOptions{}))
+	for range 5_000 {
+		m := &pb.WatchResponse{
+			Header:  &pb.ResponseHeader{ClusterId: r.Uint64() >> r.IntN(65), MemberId: r.Uint64() >> r.IntN(65), Revision: int64(r.Uint64() >> r.IntN(65)), RaftTerm: r.Uint64() >> r.IntN(65)},
+			WatchId: int64(r.Uint64()) >> r.IntN(64), Created: r.IntN(9) == 0, Canceled: r.IntN(9) == 0, Fragment: r.IntN(3) == 0,
+		}
+		if r.IntN(4) == 0 {
+			m.CompactRevision = int64(r.Uint64()) >> r.IntN(64)
+		}
+		for range 1 + r.IntN(4) {
+			ev := &mvccpb.Event{Type: mvccpb.Event_EventType(r.IntN(2)), Kv: randomKeyValue(r)}
+			if r.IntN(3) == 0 {
+				ev.PrevKv = randomKeyValue(r)
+			}
+			m.Events = append(m.Events, ev)
+			if n := proto.Size(ev); eventSize(ev) != n {
+				t.Fatalf("%v: size %d, proto's %d", ev, eventSize(ev), n)
+			}
+		}
+		want, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+		must(t, err)
+		a := newWatchAnswer(m)
+		if a == nil {
+			t.Fatalf("left to proto: %v", m)
+		}
+		if got := a.AppendTo([]byte("before")); a.Size() != len(want) || string(got) != "before"+string(want) {
+			t.Fatalf("%v:\n got %x\nwant %x", m, got, want)
+		}
+		data, err := codec.Marshal(a)
+		must(t, err)
+		if got := data.Materialize(); !bytes.Equal(got, want) {
+			t.Fatalf("the codec's: %x\nwant %x", got, want)
+		}
+		data.Free()
+	}
+	for _, m := range []*pb.WatchResponse{
+		{Header: &pb.ResponseHeader{}, Created: true},
+		{Header: &pb.ResponseHeader{}, Canceled: true, CancelReason: "why", Events: []*mvccpb.Event{{}}},
+		{Events: []*mvccpb.Event{{}}},
+	} {
+		if newWatchAnswer(m) != nil {
+			t.Errorf("not left to proto: %v", m)
+		}
+	}
+}
