@@ -653,7 +653,7 @@ func again(name string, flags http2.Flags, id func(m *frames) uint32) func(m *fr
 			f := []hpack.HeaderField{{Name: "x-trailer", Value: "v"}}
 			r.write(r.fr.WriteRawFrame(http2.FrameHeaders, flags|http2.FlagHeadersEndHeaders, s, bytes.Clone(r.encode(f))))
 		})
-		return step{name: name, id: s}
+		return step{name: name, id: s, until: closed(s)}
 	}
 }
 
