@@ -601,7 +601,15 @@ func sent(name string, kind http2.FrameType, flags http2.Flags, id func(m *frame
 			return step{}
 		}
 		m.frame(kind, flags, s, p...)
+		m.forget(s)
 		return step{name: name, id: s}
+	}
+}
+
+// forget has no further steps be about a stream: nobody keeps books of what has become of it.
+func (m *frames) forget(id uint32) {
+	for _, of := range []*[]uint32{&m.bidi, &m.begun, &m.ended, &m.dropped} {
+		*of = without(*of, id)
 	}
 }
 
@@ -653,6 +661,7 @@ func again(name string, flags http2.Flags, id func(m *frames) uint32) func(m *fr
 			f := []hpack.HeaderField{{Name: "x-trailer", Value: "v"}}
 			r.write(r.fr.WriteRawFrame(http2.FrameHeaders, flags|http2.FlagHeadersEndHeaders, s, bytes.Clone(r.encode(f))))
 		})
+		m.forget(s)
 		return step{name: name, id: s, until: closed(s)}
 	}
 }
