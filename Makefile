@@ -124,6 +124,11 @@ fuzz-rpc: ## random messages, valid and broken, to every method of three members
 frames: ## random sequences of frames, valid and broken, to Belay's own gRPC server and to grpc-go's, for FRAMESTIME (10m): the same answers
 	BELAY_FRAMES_TIME=$${FRAMESTIME:-10m} go test -count=1 -timeout 0 -v -run '^TestFramesLikeGRPC$$' ./rpc
 
+.PHONY: interop
+interop: tools ## Belay's own gRPC server under h2spec, gRPC's interoperability client, and Python's gRPC
+	BELAY_INTEROP=1 go test -count=1 -timeout 60m -v -run 'TestH2Spec|TestInteropClient' ./rpc
+	BELAY_CLIENTS=all go test -count=1 -timeout 30m -v -run TestPython ./proof/clients
+
 .PHONY: soak
 soak: ## three members over Belay's own gRPC server under all kinds of calls for SOAK (1h), with kills, stops and new certificates
 	BELAY_SOAK=$${SOAK:-1h} go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./proof/check

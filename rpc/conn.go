@@ -542,6 +542,9 @@ func (r *reader) fragment(p []byte, last bool, cost int) error {
 		return r.trailers(id, req)
 	}
 	req.seal()
+	if c.s.opts.anyRequest {
+		req.refusal = nil
+	}
 	req.called = c.s.methods[req.path]
 	req.ctx = metadata.NewIncomingContext(c.ctx, req.md)
 	if cost == len(p) && !req.malformed && indexed(p) { // it came in one piece

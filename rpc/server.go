@@ -40,7 +40,8 @@ type Options struct {
 	// Keepalive is the server's side, as grpc-go has it; 0 is never for the ages. Time is a second at
 	// least.
 	Keepalive keepalive.ServerParameters
-	pingOften bool // tests have no time
+	// For tests: they have no time, and h2spec's requests are no calls.
+	pingOften, anyRequest bool
 	// Workers is how many goroutines are kept for handlers, so that the stack of a new one need not
 	// grow for each call; beyond them each call gets its own. 0: none.
 	Workers uint32
