@@ -13,6 +13,7 @@
 //	etcdctl_test.go     etcdctl's commands side by side with etcd; etcdutl;
 //	                    `belay ctl` beside etcdctl
 //	node_test.go        the npm package etcd3
+//	python_test.go      etcd's API from Python, by gRPC's C core
 //	coredns_test.go     CoreDNS serving a zone that lies in Belay
 //	benchmark_test.go   etcd's own benchmark tool, every sub-command
 //	debian_test.go      Patroni, and other programs that Debian has
