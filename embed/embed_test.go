@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,10 +14,19 @@ import (
 	"github.com/belaydb/belay/embed"
 )
 
+// engine is the flag for what BELAY_RPC_ENGINE says, so that these tests can be run over either.
+func engine() []string {
+	if name := os.Getenv("BELAY_RPC_ENGINE"); name != "" {
+		return []string{"--rpc-engine=" + name}
+	}
+	return nil
+}
+
 func started(t *testing.T, o embed.Options) *embed.Member {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	o.Flags = append(o.Flags, engine()...)
 	m, err := embed.Start(ctx, o)
 	if err != nil {
 		t.Fatal(err)
@@ -112,7 +122,7 @@ func TestWrongOptions(t *testing.T) {
 func ExampleStartCluster() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	cluster, err := embed.StartCluster(ctx, 3, embed.Options{})
+	cluster, err := embed.StartCluster(ctx, 3, embed.Options{Flags: engine()})
 	if err != nil {
 		log.Fatal(err)
 	}

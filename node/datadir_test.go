@@ -50,6 +50,7 @@ func (l *lone) config() Config {
 			Ports: Ports{
 				ListenPeerURLs: []url.URL{{Scheme: "unix", Path: filepath.Join(l.dir, "peer")}}, AdvertisePeerURLs: []url.URL{peer},
 				ListenClientURLs: []url.URL{{Scheme: "unix", Path: filepath.Join(l.dir, "client")}}, AdvertiseClientURLs: []url.URL{peer},
+				RPCEngine: os.Getenv("BELAY_RPC_ENGINE"),
 			},
 			Raft: Raft{PreVote: true, AdvanceTicks: true},
 			Data: Data{QuotaBytes: 1 << 30, WarningApply: time.Minute, WarningRequest: time.Minute},
