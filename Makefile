@@ -74,6 +74,10 @@ proxy: tools ## members and proxies killed in 20 rounds under watches, reads and
 	go test -count=1 -timeout 20m -run TestModel ./cli/proxy/merge -merge.runs 50000
 	go test -count=1 -timeout 20m -run TestModel ./cli/proxy/cache -cache.runs 20000
 
+.PHONY: proxy-costs
+proxy-costs: tools ## readers, leases and connections through `belay proxy` and `etcd grpc-proxy`, in turn: CPU, memory, latency (ulimit -n 24000)
+	BELAY_PROXY_COSTS=3 BELAY_PROXY_CONNECTIONS=20000 go test -count=1 -timeout 60m -v -run 'TestProxyCo' ./proof/check
+
 .PHONY: move
 move: tools tools-old ## the members of running etcds of 3.5, 3.6 and 3.7 become Belay one by one and go back, under load, with kill -9 in each step
 	BELAY_MOVE=1 go test -count=1 -timeout 60m -v -run 'TestMove|TestMemberReplace|TestMigrateKilled' ./proof/check

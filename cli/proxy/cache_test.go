@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -181,5 +182,21 @@ func TestCacheAndUsers(t *testing.T) {
 	_, err := pb.NewKVClient(dial(t, fresh)).Range(metadata.AppendToOutgoingContext(ctx, rpctypes.TokenFieldNameGRPC, "none"), &pb.RangeRequest{Key: []byte("k"), Serializable: true})
 	if err == nil || metric(t, fresh, cacheHits) != hits {
 		t.Errorf("a token that is none: %v", err)
+	}
+}
+
+// TestMaxConnections: nearly all descriptors of a proxy are its clients'.
+func TestMaxConnections(t *testing.T) {
+	t.Parallel()
+	for descriptors, want := range map[uint64]int{0: math.MaxInt32, 1 << 40: math.MaxInt32, 100: 0, 1024: 438, 20512: 20000} {
+		got, err := maxConnections(descriptors)
+		if got != want || (err != nil) != (want == 0) {
+			t.Errorf("with %d descriptors %d, %v; want %d", descriptors, got, err, want)
+		}
+	}
+	for descriptors := uint64(151); descriptors < 3000; descriptors++ {
+		if got, err := maxConnections(descriptors); err != nil || got < 1 || got > int(descriptors) {
+			t.Fatalf("with %d descriptors %d, %v", descriptors, got, err)
+		}
 	}
 }

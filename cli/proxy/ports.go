@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -63,11 +64,11 @@ func openPorts(o *options, logger *zap.Logger, failed func(error)) (opened *port
 	if ps.security, err = ps.tls(); err != nil {
 		return nil, err
 	}
-	shares, err := listen.Share(server.DescriptorLimit())
+	most, err := maxConnections(server.DescriptorLimit())
 	if err != nil {
 		return nil, err
 	}
-	ps.clients = listen.NewBound(shares.Clients+shares.Peers, func(bool) {
+	ps.clients = listen.NewBound(most, func(bool) {
 		logger.Warn("too many connections; closed one that said nothing, or a new one", zap.Int("open-at-most", ps.clients.Max()))
 	})
 	ps.receiving = listen.NewReceiving(maxReceiveBytes, func(closed bool, held int64, remote string) {
@@ -93,6 +94,22 @@ func openPorts(o *options, logger *zap.Logger, failed func(error)) (opened *port
 		}
 	}
 	return ps, nil
+}
+
+// maxConnections is how many clients there may be with this limit of descriptors (0: none). A proxy
+// keeps some for itself: its log, and connections to the members and for its pages. It has no
+// files.
+func maxConnections(descriptors uint64) (int, error) {
+	const own = 512
+	switch {
+	case descriptors == 0 || descriptors > math.MaxInt32:
+		return math.MaxInt32, nil
+	case descriptors <= listen.ReservedDescriptors:
+		return 0, listen.ErrFewDescriptors
+	case descriptors <= 2*own:
+		return int(descriptors-listen.ReservedDescriptors)/2 + 1, nil
+	}
+	return int(descriptors - own), nil
 }
 
 // tls reads the certificates of the side that clients see, or makes them; nil: none are given.
