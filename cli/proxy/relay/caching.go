@@ -29,6 +29,8 @@ type caching struct {
 	cancel context.CancelFunc
 	wake   chan struct{} // Tick is due sooner
 
+	sending sending
+
 	mu     sync.Mutex
 	cache  *cache.Cache
 	stream *sender[*pb.WatchRequest] // nil: none
@@ -132,6 +134,7 @@ func (k *caching) show() {
 	m := k.relay.cfg.Metrics
 	m.cacheKeys.Set(float64(k.cache.Areas()))
 	m.cacheBytes.Set(float64(k.cache.Bytes()))
+	m.sendingBytes.Set(float64(k.sending.total()))
 	m.barriers.Add(float64(k.cache.Barriers - k.told))
 	k.told = k.cache.Barriers
 }
@@ -231,7 +234,7 @@ func anonymous(ctx context.Context) bool {
 // fromCache answers a Range from the cache; false: the cluster is to be asked.
 func (c *call) fromCache(f *upstream.Frame) (answered bool, err error) {
 	ctx := c.stream.Context()
-	if c.caching != nil && anonymous(ctx) {
+	if c.caching != nil && anonymous(ctx) && c.caching.sending.total() < maxSendingBytes {
 		r := &pb.RangeRequest{}
 		if proto.Unmarshal(f.Head, r) == nil && cache.Cacheable(r) {
 			// Another answer of the connection may have come while this one was waited for.
@@ -251,5 +254,5 @@ func (c *call) sendCached(a cache.Answer) error {
 		c.payloads.answer(c.stream.Context(), c.method, append(append([]byte(nil), a.Head...), a.Body...))
 	}
 	c.method.counts.sent.Inc()
-	return c.stream.SendMsg(&upstream.Frame{Head: a.Head, Body: a.Body})
+	return c.stream.SendMsg(&upstream.Frame{Head: a.Head, Body: a.Body, Pool: c.caching.sending.begin(a.Body)})
 }

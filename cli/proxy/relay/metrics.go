@@ -21,6 +21,7 @@ type Metrics struct {
 	keepalives       prometheus.Counter
 	queued           prometheus.Gauge
 	cacheBytes       prometheus.Gauge
+	sendingBytes     prometheus.Gauge
 	barriers         prometheus.Counter
 }
 
@@ -54,12 +55,13 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.parked = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "belay", Subsystem: "proxy", Name: "slow_watches_total",
 		Help: "Watches that had to wait because their client did not read, and caught up on their own."})
 	m.cacheBytes = own("cache_bytes", "What the cache holds: keys, values and answers.")
+	m.sendingBytes = own("cache_sending_bytes", "Answers from the cache that are on their way to clients, each counted once.")
 	m.barriers = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "belay", Subsystem: "proxy", Name: "cache_barriers_total",
 		Help: "Linearizable reads of nothing that the cluster was asked on behalf of all reads that waited for one."})
 	m.keepalives = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "belay", Subsystem: "proxy", Name: "upstream_keepalives_total",
 		Help: "Keepalives of leases that were sent to the cluster."})
 	if reg != nil {
-		reg.MustRegister(m.keepalives, m.watches, m.sources, m.queued, m.parked, m.cacheBytes, m.barriers)
+		reg.MustRegister(m.keepalives, m.watches, m.sources, m.queued, m.parked, m.cacheBytes, m.sendingBytes, m.barriers)
 		reg.MustRegister(m.started, m.handled, m.received, m.sent, m.watchersCoalescing, m.eventsCoalescing, m.cacheKeys, m.cacheHits, m.cacheMisses)
 	}
 	return m

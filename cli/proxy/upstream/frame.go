@@ -11,7 +11,12 @@ import (
 
 // A Frame is a message as it is on the wire: Head and then Body. A message is split where its
 // second part is the same for many receivers.
-type Frame struct{ Head, Body []byte }
+type Frame struct {
+	Head, Body []byte
+	// Pool, if not nil, gets Body back when it was sent, or will not be. Body must be too large for
+	// the transport to copy it: see mem.IsBelowBufferPoolingThreshold.
+	Pool mem.BufferPool
+}
 
 // Codec encodes Frames as they are, and other messages as protobuf.
 func Codec() encoding.CodecV2 { return codec{} }
@@ -26,7 +31,7 @@ func (codec) Marshal(v any) (mem.BufferSlice, error) {
 		if len(m.Body) == 0 {
 			return mem.BufferSlice{mem.SliceBuffer(m.Head)}, nil
 		}
-		return mem.BufferSlice{mem.SliceBuffer(m.Head), mem.SliceBuffer(m.Body)}, nil
+		return mem.BufferSlice{mem.SliceBuffer(m.Head), mem.NewBuffer(&m.Body, m.Pool)}, nil
 	case proto.Message:
 		b, err := proto.Marshal(m)
 		return mem.BufferSlice{mem.SliceBuffer(b)}, err
