@@ -3,14 +3,19 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
+	"net"
+	"strings"
 	"testing"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 )
@@ -199,4 +204,77 @@ func TestMaxConnections(t *testing.T) {
 			t.Fatalf("with %d descriptors %d, %v", descriptors, got, err)
 		}
 	}
+}
+
+// TestUnreadAnswers: an answer that its client does not read is counted until the client is gone, each
+// version of it once.
+func TestUnreadAnswers(t *testing.T) {
+	t.Parallel()
+	member := startMember(t)
+	_, address := startProxy(t, "--endpoints="+member, "--cache-prefix=k")
+	kv := pb.NewKVClient(dial(t, member))
+	const bytes = 100_000
+	put := func(key string) {
+		t.Helper()
+		if _, err := kv.Put(t.Context(), &pb.PutRequest{Key: []byte(key), Value: make([]byte, bytes)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("k")
+	awaitCache(t, address, &pb.RangeRequest{Key: []byte("k")})
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	go func() { _, _ = io.Copy(io.Discard, conn) }() // it reads, but lets nothing be sent
+	f := http2.NewFramer(conn, nil)
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}); err != nil {
+		t.Fatal(err)
+	}
+	var head strings.Builder
+	e := hpack.NewEncoder(&head)
+	for _, h := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", "/etcdserverpb.KV/Range"}, {":authority", "x"}, {"content-type", "application/grpc"}, {"te", "trailers"}} {
+		if err := e.WriteField(hpack.HeaderField{Name: h[0], Value: h[1], Sensitive: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream := uint32(1)
+	const versions, each = 4, 10
+	sending := func() float64 { return metric(t, address, "belay_proxy_cache_sending_bytes") }
+	for version := range versions {
+		before := metric(t, address, cacheHits)
+		for range each {
+			if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: []byte(head.String()), EndHeaders: true}); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.WriteData(stream, true, []byte{0, 0, 0, 0, 3, 0x0a, 1, 'k'}); err != nil {
+				t.Fatal(err)
+			}
+			stream += 2
+		}
+		eventually(t, func() error {
+			if hits := metric(t, address, cacheHits) - before; hits < each {
+				return fmt.Errorf("version %d: %v of %d are answered", version, hits, each)
+			}
+			return nil
+		})
+		put("k")
+	}
+	expect := func(what string, good func(float64) bool) {
+		t.Helper()
+		eventually(t, func() error {
+			put("k2") // the metric is brought to what is when something happens
+			if n := sending(); !good(n) {
+				return fmt.Errorf("%s: %v bytes are under way", what, n)
+			}
+			return nil
+		})
+	}
+	expect("each version once", func(n float64) bool { return n >= (versions-1)*bytes && n < (versions+2)*bytes*1.3 })
+	conn.Close()
+	expect("the client is gone", func(n float64) bool { return n == 0 })
 }

@@ -254,5 +254,9 @@ func (c *call) sendCached(a cache.Answer) error {
 		c.payloads.answer(c.stream.Context(), c.method, append(append([]byte(nil), a.Head...), a.Body...))
 	}
 	c.method.counts.sent.Inc()
-	return c.stream.SendMsg(&upstream.Frame{Head: a.Head, Body: a.Body, Pool: c.caching.sending.begin(a.Body)})
+	f := &upstream.Frame{Head: a.Head, Body: a.Body}
+	if l, ok := c.stream.Context().Value(ledgerKey{}).(*ledger); ok {
+		f.Pool = l.begin(a.Body)
+	}
+	return c.stream.SendMsg(f)
 }

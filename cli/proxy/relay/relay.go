@@ -111,15 +111,30 @@ func (r *Relay) Options() []grpc.ServerOption {
 	}
 }
 
-type clientKey struct{}
+type (
+	clientKey struct{}
+	ledgerKey struct{}
+)
 
-// connections gives each connection its upstream.Client.
+// connections gives each connection its upstream.Client, and its ledger.
 type connections struct{ *Relay }
 
 func (c connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
-	return context.WithValue(ctx, clientKey{}, upstream.NewClient(c.floor))
+	ctx = context.WithValue(ctx, clientKey{}, upstream.NewClient(c.floor))
+	if c.caching != nil {
+		ctx = context.WithValue(ctx, ledgerKey{}, &ledger{all: &c.caching.sending})
+	}
+	return ctx
 }
-func (connections) HandleConn(context.Context, stats.ConnStats)                     {}
+
+func (connections) HandleConn(ctx context.Context, s stats.ConnStats) {
+	if l, ok := ctx.Value(ledgerKey{}).(*ledger); ok {
+		if _, ended := s.(*stats.ConnEnd); ended {
+			l.end()
+		}
+	}
+}
+
 func (connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
 func (connections) HandleRPC(context.Context, stats.RPCStats)                       {}
 
