@@ -163,9 +163,8 @@ func measureCost(t *testing.T, ctx context.Context, member *cluster.Member, s *c
 	cmd := exec.CommandContext(ctx, Belay(t), append([]string{"bench", "--output=json", "--endpoints=" + s.address}, args...)...)
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
-	if err != nil { // a proxy that is overloaded, perhaps: the others are measured nevertheless
+	if err != nil { // some requests have failed, or it could not go on: the others are measured nevertheless
 		t.Logf("through %s: %v %s", s.name, err, errs.String())
-		return cost{ended: true}
 	}
 	k.server, k.proxy = usage(member.PID()).CPU-server.CPU, usage(s.proxy).CPU-proxy.CPU
 	k.serverRSS, k.peakRSS = usage(member.PID()).RSSBytes, usage(s.proxy).PeakRSSBytes
@@ -179,7 +178,7 @@ func measureCost(t *testing.T, ctx context.Context, member *cluster.Member, s *c
 		} `json:"runs"`
 	}
 	if err := json.Unmarshal(out, &document); err != nil || len(document.Runs) == 0 || len(document.Runs[0].Sections) == 0 {
-		t.Fatalf("%v: %s", err, out)
+		return cost{ended: true}
 	}
 	section := document.Runs[0].Sections[0]
 	for _, n := range section.Errors {
