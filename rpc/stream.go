@@ -425,23 +425,36 @@ func (st *stream) sendDirect(m Message) error {
 	if most := st.c.s.opts.MaxSendBytes; n > most {
 		return tooLargeToSend(n, most).Err()
 	}
+	var prefix [prefixBytes]byte
+	binary.BigEndian.PutUint32(prefix[1:], uint32(n))
+	if n > maxFrameBytes { // a long one, which is not encoded under the lock
+		data := pooled(m, n)
+		err := st.enqueue(prefix, data)
+		if err != nil {
+			data.Free()
+		}
+		return err
+	}
 	if err := st.beginSend(); err != nil {
 		return err
 	}
 	c := st.c
 	defer c.mu.Unlock()
-	var prefix [prefixBytes]byte
-	binary.BigEndian.PutUint32(prefix[1:], uint32(n))
 	if st.fits(prefixBytes + n) {
 		c.out = m.AppendTo(st.beginData(prefix, n))
 	} else {
-		pool := mem.DefaultBufferPool()
-		b := pool.Get(n)
-		*b = m.AppendTo((*b)[:0])
-		c.message(st, prefix, mem.BufferSlice{mem.NewBuffer(b, pool)})
+		c.message(st, prefix, pooled(m, n))
 	}
 	st.sent()
 	return nil
+}
+
+// pooled is a message of n bytes in a buffer of the pool.
+func pooled(m Message, n int) mem.BufferSlice {
+	pool := mem.DefaultBufferPool()
+	b := pool.Get(n)
+	*b = m.AppendTo((*b)[:0])
+	return mem.BufferSlice{mem.NewBuffer(b, pool)}
 }
 
 // enqueue waits for room and hands a message over. With an error, data is the caller's still.
