@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/base64"
 	"encoding/binary"
@@ -20,6 +21,7 @@ import (
 type raw struct {
 	t     testing.TB
 	nc    net.Conn
+	in    *bufio.Reader // what nc says
 	fr    *http2.Framer
 	block bytes.Buffer
 	enc   *hpack.Encoder
@@ -49,7 +51,8 @@ func connect(t testing.TB, addr string, settings ...http2.Setting) *raw {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	r := &raw{t: t, nc: nc, fr: http2.NewFramer(nc, nc), next: 1, answers: make(map[uint32]*answer), auto: true}
+	in := bufio.NewReader(nc)
+	r := &raw{t: t, nc: nc, in: in, fr: http2.NewFramer(nc, in), next: 1, answers: make(map[uint32]*answer), auto: true}
 	r.fr.AllowIllegalWrites = true
 	r.enc = hpack.NewEncoder(&r.block)
 	r.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -135,10 +138,15 @@ func (r *raw) read() bool {
 
 // readFor is read that may come too late, between two frames.
 func (r *raw) readFor(d time.Duration) (more, late bool) {
+	timedOut := func(err error) bool { ne, ok := err.(net.Error); return ok && ne.Timeout() }
 	_ = r.nc.SetReadDeadline(time.Now().Add(d))
+	if _, err := r.in.Peek(1); timedOut(err) {
+		return false, true
+	}
+	_ = r.nc.SetReadDeadline(time.Now().Add(30 * time.Second)) // a frame that has begun is read
 	f, err := r.fr.ReadFrame()
 	if err != nil {
-		if ne, ok := err.(net.Error); ok && ne.Timeout() {
+		if timedOut(err) {
 			return false, true
 		}
 		if se, ok := err.(http2.StreamError); ok {
