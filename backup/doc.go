@@ -48,6 +48,7 @@
 //
 //	format.go    manifests, proofs, parts: what is written
 //	depot.go     where it is written: a directory; s3.go: a bucket
+//	bounded.go   a depot that hangs keeps nobody waiting
 //	save.go      a backup made of a view
 //	catalog.go   what is in a depot, and which backups lead to a revision or a time
 //	source.go    a chain of backups read back
@@ -58,4 +59,5 @@
 //	maker.go     the schedule, and who makes them
 //	answer.go    what is asked over HTTP, and metrics
 //	listing.go   a catalog to be shown
+//	walk.go      every file of a depot, for who inspects
 package backup

@@ -351,7 +351,10 @@ func (m *Maker) save(ctx context.Context, parent *Entry, deep bool) (*Entry, err
 		s.Hash = deep || time.Since(m.tried.ended) >= provingShare*m.tried.took
 	}
 	m.update(func(st *Status) { st.Running = &Running{Doing: "saving", Kind: kind, Since: time.Now().UTC()} })
-	s.Progress = func(raw int64) { m.update(func(st *Status) { st.Running.Bytes = raw }) }
+	s.Progress = func(raw int64) {
+		m.update(func(st *Status) { st.Running.Bytes = raw })
+		m.tellAge(time.Now()) // a depot may be so slow that the last good one becomes too old meanwhile
+	}
 	s.Time = time.Now()
 	view := m.env.View()
 	defer view.Close()

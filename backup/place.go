@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -46,8 +47,27 @@ func (p Place) Open(flag string, fs vfs.FS) (Depot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
-	if info, err := os.Stat(root); err == nil && !info.IsDir() {
+	if isFile(root) {
 		return nil, fmt.Errorf("--%s: %w", flag, &os.PathError{Op: "open", Path: root, Err: errors.New("it is a file, not a directory")})
 	}
-	return Dir(fs, root), nil
+	return Bounded(Dir(fs, root), answerWithin), nil
+}
+
+// lookFor is how long a look at a directory may take that might hang.
+const lookFor = 2 * time.Second
+
+// isFile reports whether a path is no directory. A file system that hangs keeps nobody from starting:
+// then it is false, and the first backup says so.
+func isFile(path string) bool {
+	file := make(chan bool, 1)
+	go func() {
+		info, err := os.Stat(path)
+		file <- err == nil && !info.IsDir()
+	}()
+	select {
+	case is := <-file:
+		return is
+	case <-time.After(lookFor):
+		return false
+	}
 }
