@@ -20,11 +20,15 @@ import (
 //
 // Errors: the store is missing or in use, or the disk has no room for a copy. The store is whole
 // then, as at every point of a crash.
-func Defragment(ctx context.Context, dataDir string, wait time.Duration) (path string, before, after int64, err error) {
+//
+// progress, if not nil, is told the bytes that are written anew: of an etcd's database of at most how
+// many; of Belay's store in steps, of an unknown total, since what is in the last level already is left
+// there.
+func Defragment(ctx context.Context, dataDir string, wait time.Duration, progress Progress) (path string, before, after int64, err error) {
 	paths := PathsOf(dataDir, "")
 	if !isBelay(paths.Member) {
 		path = filepath.Join(paths.Member, etcdsFolder, "db")
-		before, after, err = snapshotfile.Defragment(ctx, path, wait)
+		before, after, err = snapshotfile.Defragment(ctx, path, wait, progress.step("copying"))
 		return path, before, after, err
 	}
 	if before, err = folderBytes(paths.Store); err != nil {
@@ -34,10 +38,31 @@ func Defragment(ctx context.Context, dataDir string, wait time.Duration) (path s
 	if err != nil {
 		return paths.Store, 0, 0, err
 	}
-	if err = errors.Join(st.CompactAll(ctx), st.Close()); err == nil {
+	if err = errors.Join(compactAll(ctx, st, progress), st.Close()); err == nil {
 		after, err = folderBytes(paths.Store)
 	}
 	return paths.Store, before, after, err
+}
+
+// compactAll compacts a store, and tells from time to time how much was written.
+func compactAll(ctx context.Context, st *store.Store, progress Progress) error {
+	if progress == nil {
+		return st.CompactAll(ctx)
+	}
+	done := make(chan error, 1)
+	go func() { done <- st.CompactAll(ctx) }()
+	look := time.NewTicker(500 * time.Millisecond)
+	defer look.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-look.C:
+			m := st.Pebble()
+			all := m.Total()
+			progress("rewriting", int64(all.TableBytesCompacted+all.BlobBytesCompacted)+m.Compact.InProgressBytes, 0)
+		}
+	}
 }
 
 // folderBytes is the size of the files in a folder.

@@ -40,6 +40,17 @@ func PathsOf(dataDir, walDir string) Paths {
 	return p
 }
 
+// PathsOfCopy are the paths of a copy of the data that was set aside under another name than member, in
+// the data directory and, if the log is apart, in walDir: damaged-TIME, say.
+func PathsOfCopy(dataDir, walDir, folder string) Paths {
+	member := filepath.Join(dataDir, folder)
+	p := Paths{Member: member, Store: filepath.Join(member, "store"), Log: filepath.Join(member, "log")}
+	if walDir != "" {
+		p.Log = filepath.Join(walDir, folder)
+	}
+	return p
+}
+
 // root is the data directory.
 func (p Paths) root() string { return filepath.Dir(p.Member) }
 

@@ -46,6 +46,14 @@ type RestoreConfig struct {
 // is called for each key, and returns at once.
 type Progress func(step string, done, total int64)
 
+// step is the progress of one step alone; nil if nobody looks.
+func (p Progress) step(step string) func(done, total int64) {
+	if p == nil {
+		return nil
+	}
+	return func(done, total int64) { p(step, done, total) }
+}
+
 // metered is a source whose reading is told of, in bytes, or in versions.
 type metered struct {
 	Source

@@ -75,6 +75,42 @@ func Read(r io.Reader, since time.Time, take func(Sample)) (skipped int, err err
 	}
 }
 
+// Walk calls each for every line of a record's file: its offset, what it says, and the sample, which is
+// nil if the line is torn or no line of a record.
+func Walk(name string, each func(offset int64, line []byte, s *Sample) error) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines, offset := bufio.NewReaderSize(f, maxRecordLine), int64(0)
+	for {
+		at := offset
+		line, err := lines.ReadSlice('\n')
+		offset += int64(len(line))
+		line = bytes.TrimSpace(line)
+		if s, ok := parseRecord(line); ok {
+			if err := each(at, line[9:], &s); err != nil { // without its checksum
+				return err
+			}
+		} else if len(line) > 0 {
+			if err := each(at, line, nil); err != nil {
+				return err
+			}
+		}
+		for errors.Is(err, bufio.ErrBufferFull) { // the rest of a line that is none
+			line, err = lines.ReadSlice('\n')
+			offset += int64(len(line))
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
 // ReadFiles reads the records of files, of one member, into a log, in the order of their times.
 func ReadFiles(files []string, since time.Time, log *Log) (skipped int, err error) {
 	type file struct {

@@ -71,7 +71,8 @@ func (r *Reader) HashKV(rev int64) (hash uint32, at, compact int64, err error) {
 	case rev == 0:
 		rev = current
 	}
-	kept, err := r.kept(rev)
+	read := r.reading(2) // all versions, twice
+	kept, err := r.kept(rev, read)
 	if err != nil {
 		return 0, 0, 0, err
 	}
@@ -81,6 +82,7 @@ func (r *Reader) HashKV(rev int64) (hash uint32, at, compact int64, err error) {
 		if err != nil || main > rev {
 			return err
 		}
+		read(len(k) + len(v))
 		if main <= compact && len(kept) > 0 {
 			if _, ok := kept[[2]int64{main, sub}]; !ok {
 				return nil
@@ -97,10 +99,26 @@ func (r *Reader) HashKV(rev int64) (hash uint32, at, compact int64, err error) {
 
 func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
+// reading counts bytes that are read, and tells of them, from time to time, beside those that reading
+// the whole file so many times takes.
+func (r *Reader) reading(times int64) func(n int) {
+	if r.Tell == nil {
+		return func(int) {}
+	}
+	const step = 1 << 20
+	done, told, total := int64(0), int64(0), times*r.tx.Size()
+	return func(n int) {
+		if done += int64(n); done-told >= step {
+			told = done
+			r.Tell(done, max(done, total))
+		}
+	}
+}
+
 // kept are the revisions that a compaction at a revision would keep: of each key the newest at or
 // below it, unless that ends the key. Where the revision itself ends the key, etcd looks no
 // further, even if the same revision creates it again.
-func (r *Reader) kept(at int64) (map[[2]int64]struct{}, error) {
+func (r *Reader) kept(at int64, read func(n int)) (map[[2]int64]struct{}, error) {
 	type newest struct {
 		rev   [2]int64
 		live  bool
@@ -116,6 +134,7 @@ func (r *Reader) kept(at int64) (map[[2]int64]struct{}, error) {
 		if v == nil || v.Main > at {
 			break
 		}
+		read(len(v.Value))
 		if len(v.Value) == 0 {
 			continue
 		}

@@ -25,8 +25,8 @@ const copyBatchBytes = 1 << 20
 //
 // The copy is made beside the file (db.tmp.*, which etcd removes at its start), is durable before it
 // takes the file's place in one step, and keeps its permissions. At every point of a crash one whole
-// database is in the file.
-func Defragment(ctx context.Context, path string, wait time.Duration) (before, after int64, err error) {
+// database is in the file. tell is told how many bytes are copied, of at most how many; nil: nobody looks.
+func Defragment(ctx context.Context, path string, wait time.Duration, tell func(done, total int64)) (before, after int64, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return 0, 0, err
@@ -48,7 +48,7 @@ func Defragment(ctx context.Context, path string, wait time.Duration) (before, a
 	if err != nil {
 		return 0, 0, err
 	}
-	err = guarded(path, func() error { return copyBuckets(ctx, dst, src) })
+	err = guarded(path, func() error { return copyBuckets(ctx, dst, src, info.Size(), tell) })
 	err = errors.Join(err, dst.Sync(), dst.Close())
 	if err != nil {
 		return 0, 0, err
@@ -64,14 +64,14 @@ func Defragment(ctx context.Context, path string, wait time.Duration) (before, a
 }
 
 // copyBuckets copies what etcd's databases have: buckets of keys, without buckets in them.
-func copyBuckets(ctx context.Context, dst, src *bolt.DB) error {
+func copyBuckets(ctx context.Context, dst, src *bolt.DB, total int64, tell func(done, total int64)) error {
 	return src.View(func(from *bolt.Tx) error {
 		to, err := dst.Begin(true)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = to.Rollback() }() // after Commit: nothing
-		size := 0
+		size, done := 0, int64(0)
 		err = from.ForEach(func(name []byte, b *bolt.Bucket) error {
 			into, err := to.CreateBucketIfNotExists(name)
 			if err != nil {
@@ -82,8 +82,12 @@ func copyBuckets(ctx context.Context, dst, src *bolt.DB) error {
 				if v == nil {
 					return fmt.Errorf("bucket %s, key %x: a bucket in a bucket, which no etcd writes", name, k)
 				}
+				done += int64(len(k) + len(v))
 				if size += len(k) + len(v); size > copyBatchBytes {
 					size = 0
+					if tell != nil {
+						tell(done, total)
+					}
 					if err := errors.Join(to.Commit(), ctx.Err()); err != nil {
 						return err
 					}

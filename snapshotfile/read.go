@@ -25,7 +25,12 @@ import (
 // A Reader reads the content of a snapshot file, written by Belay or by etcd, or of etcd's own
 // database file (member/snap/db of a stopped member). It lives as long as the function that Read
 // calls.
-type Reader struct{ tx *bolt.Tx }
+type Reader struct {
+	// Tell is told by HashKV how many bytes it has read, of about how many; nil: nobody looks.
+	Tell func(done, total int64)
+
+	tx *bolt.Tx
+}
 
 // ErrInUse is part of the errors about a file that a process has locked.
 var ErrInUse = errors.New("in use, by an etcd that runs on it")
@@ -55,7 +60,7 @@ func Read(path string, skipHash bool, fn func(*Reader) error) (err error) {
 	if err := checkPagesOf(path); err != nil {
 		return fmt.Errorf("the snapshot file %s is damaged: %w", path, err)
 	}
-	return db.View(func(tx *bolt.Tx) error { return fn(&Reader{tx}) })
+	return db.View(func(tx *bolt.Tx) error { return fn(&Reader{tx: tx}) })
 }
 
 func checkPagesOf(path string) error {

@@ -15,7 +15,7 @@ import (
 
 // OpenReadOnly opens a store to be looked at: no file is written, made, removed or locked, so a
 // member may be running on it. It shows what the member's files hold, which is less than what the
-// member has applied: see Applied. Only View, Get, NewIter, Applied and Close may be called.
+// member has applied: see Applied. Only View, Get, NewIter, Applied, Entries and Close may be called.
 //
 // The member goes on removing files that compactions have replaced. So all are opened before the
 // manifest is read, and what is open stays readable; if one that the manifest names was made and
@@ -166,3 +166,18 @@ func (p *pinnedFS) Unwrap() vfs.FS { return p.FS }
 
 // Dir is the store's folder.
 func (s *Store) Dir() string { return s.dir }
+
+// Entries is how many entries the store's tables have, versions that were replaced and deletions
+// included: for who shows how far it is. It reads the end of every table.
+func (s *Store) Entries() (n int64, err error) {
+	levels, err := s.db.SSTables(pebble.WithProperties())
+	if err != nil {
+		return 0, fmt.Errorf("store: list tables: %w", explain(err))
+	}
+	for _, level := range levels {
+		for _, table := range level {
+			n += int64(table.Properties.NumEntries)
+		}
+	}
+	return n, nil
+}

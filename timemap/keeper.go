@@ -23,12 +23,12 @@ const (
 	rewriteFrom = 4096
 )
 
-// recordBytes is the size of a record in the file:
+// RecordBytes is the size of a record in the file:
 //
 //	0   8  Unix time in milliseconds, big endian
 //	8   8  revision
 //	16  4  CRC-32C of the 16 bytes before
-const recordBytes = 20
+const RecordBytes = 20
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -42,8 +42,8 @@ func (p point) append(b []byte) []byte {
 // decode reads records up to the first that is torn, or does not follow the one before: n are the
 // bytes of those that are good.
 func decode(b []byte) (points []point, n int) {
-	for ; len(b)-n >= recordBytes; n += recordBytes {
-		r := b[n : n+recordBytes]
+	for ; len(b)-n >= RecordBytes; n += RecordBytes {
+		r := b[n : n+RecordBytes]
 		if crc32.Checksum(r[:16], castagnoli) != binary.BigEndian.Uint32(r[16:]) {
 			break
 		}
@@ -216,7 +216,7 @@ func (k *Keeper) appendAll(points []point) (err error) {
 }
 
 func encode(points []point) []byte {
-	b := make([]byte, 0, len(points)*recordBytes)
+	b := make([]byte, 0, len(points)*RecordBytes)
 	for _, p := range points {
 		b = p.append(b)
 	}

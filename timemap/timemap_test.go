@@ -162,7 +162,7 @@ func TestFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Write(make([]byte, recordBytes+3)); err != nil {
+	if _, err := f.Write(make([]byte, RecordBytes+3)); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
@@ -209,7 +209,7 @@ func TestFileBounded(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if most := int64(2*k.len()+rewriteFrom+600) * recordBytes; info.Size() > most {
+				if most := int64(2*k.len()+rewriteFrom+600) * RecordBytes; info.Size() > most {
 					t.Fatalf("%d bytes, of a map of %d points", info.Size(), k.len())
 				}
 			}

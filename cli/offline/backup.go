@@ -388,7 +388,7 @@ func compareRestored(ctx context.Context, dir string, p *backup.Plan, bump int64
 		fmt.Fprintln(w, "The sums of all files are right. There is no HashKV of this revision to compare with.")
 		return nil
 	}
-	have, err := hashOfStore(ctx, dir, p.Revision)
+	have, err := hashOfStore(ctx, dir, p.Revision, io.Discard)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/internal/interrupt"
 	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/mvcc"
@@ -40,7 +41,7 @@ func hashkvCommand(stdout io.Writer, format *string) *cobra.Command {
 			}
 			ctx, stop := interrupt.Context(cmd.Context())
 			defer stop()
-			h, err := hashOf(ctx, args[0], rev)
+			h, err := hashOf(ctx, args[0], rev, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -51,23 +52,41 @@ func hashkvCommand(stdout io.Writer, format *string) *cobra.Command {
 	return cmd
 }
 
-// hashOf never changes the file, nor the store of a member that runs.
-func hashOf(ctx context.Context, path string, rev int64) (h hashKV, err error) {
+// hashOf never changes the file, nor the store of a member that runs. On a terminal it shows there how
+// far it is.
+func hashOf(ctx context.Context, path string, rev int64, stderr io.Writer) (h hashKV, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return h, err
 	}
 	if info.IsDir() {
-		return hashOfStore(ctx, path, rev)
+		return hashOfStore(ctx, path, rev, stderr)
 	}
+	progress, end := meters(stderr, show.Bytes)
+	defer end()
 	err = snapshotfile.Read(path, true, func(f *snapshotfile.Reader) error {
+		f.Tell = func(done, total int64) { progress("hashing", done, total) }
 		h.Hash, h.HashRevision, h.CompactRevision, err = f.HashKV(rev)
 		return err
 	})
 	return h, err
 }
 
-func hashOfStore(ctx context.Context, dir string, rev int64) (h hashKV, err error) {
+// told is a context of a walk over a store that tells how far it is.
+type told struct {
+	context.Context
+	tell        datadir.Progress
+	done, total int64 // versions
+}
+
+// Pace is of mvcc.Pacer.
+func (t *told) Pace(keys, _ int64) error {
+	t.done += keys
+	t.tell("hashing", t.done, max(t.done, t.total))
+	return nil
+}
+
+func hashOfStore(ctx context.Context, dir string, rev int64, stderr io.Writer) (h hashKV, err error) {
 	if part := filepath.Join(dir, "member", "store"); isDir(part) {
 		dir = part
 	}
@@ -82,7 +101,11 @@ func hashOfStore(ctx context.Context, dir string, rev int64) (h hashKV, err erro
 	if rev == 0 {
 		h.HashRevision = view.Rev()
 	}
-	h.Hash, err = view.HashState(ctx, h.HashRevision)
+	progress, end := meters(stderr, func(n int64) string { return fmt.Sprintf("%d versions", n) })
+	defer end()
+	total, _ := st.Entries() // what is damaged is found below, too
+	// Each version has an entry in the index of revisions, too.
+	h.Hash, err = view.HashState(&told{Context: ctx, tell: progress, total: mvcc.HashSteps(total / 2)}, h.HashRevision)
 	return h, err
 }
 

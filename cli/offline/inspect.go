@@ -62,18 +62,36 @@ func (p *inspection) damage(file string, offset int64, reason string) error {
 
 // inspectCommand has one inspector for each kind of file that a member writes.
 func inspectCommand(stdout io.Writer) *cobra.Command {
-	var walDir, output string
+	var walDir, output, folder string
 	cmd := &cobra.Command{
 		Use:   "inspect <part>",
-		Short: "Prints what a member's files hold: identity, log, store or events; changes nothing, and the member may be running",
-		Long: `Prints what the files in a member's data directory hold. Nothing is written, made
-or locked, so the member may be running: then the store is shown as its files are,
-which is behind what the member has applied, and the end of the log may be half
+		Short: "Prints what a member's files hold, or those of backups; changes nothing, and the member may be running",
+		Long: `Prints what the files in a member's data directory hold, or the files of backups.
+` + "`inspect files`" + ` lists all of them, and which part shows which. Nothing is written,
+made or locked, so the member may be running: then the store is shown as its files
+are, which is behind what the member has applied, and the end of the log may be half
 written. What cannot be read is a line "damage" with file and offset; the rest is
 printed, and the exit code is 1.`,
 	}
 	cmd.PersistentFlags().StringVar(&walDir, "wal-dir", "", "the member's --wal-dir, if it has one")
+	cmd.PersistentFlags().StringVar(&folder, "copy", "member", "another folder of the data directory, such as damaged-TIME, with data that was set aside")
 	cmd.PersistentFlags().StringVarP(&output, "output", "o", "text", "text, or json: one object a line")
+
+	// inspect runs an inspector.
+	inspect := func(run func(p *inspection) error) error {
+		if output != "text" && output != "json" {
+			return failf(codeBadArgs, "%s not supported as output: text or json", output)
+		}
+		p := &inspection{out: bufio.NewWriter(stdout), json: output == "json"}
+		err := run(p)
+		if err := errors.Join(err, p.out.Flush()); err != nil {
+			return err
+		}
+		if p.damaged > 0 {
+			return failf(codeError, "%d damaged places", p.damaged)
+		}
+		return nil
+	}
 
 	add := func(use, short string, run func(p *inspection, paths datadir.Paths, dataDir string) error) *cobra.Command {
 		part := &cobra.Command{
@@ -82,21 +100,18 @@ printed, and the exit code is 1.`,
 				if len(args) != 1 {
 					return failf(codeBadArgs, "inspect %s requires exactly one argument, the data directory", use)
 				}
-				if output != "text" && output != "json" {
-					return failf(codeBadArgs, "%s not supported as output: text or json", output)
+				wanted := filepath.Join(args[0], folder)
+				if use == "files" || use == "healing" { // they look beside it, too
+					wanted = args[0]
 				}
-				if _, err := os.Stat(filepath.Join(args[0], "member")); err != nil {
+				if _, err := os.Stat(wanted); err != nil {
 					return err
 				}
-				p := &inspection{out: bufio.NewWriter(stdout), json: output == "json"}
-				err := run(p, datadir.PathsOf(args[0], walDir), args[0])
-				if err := errors.Join(err, p.out.Flush()); err != nil {
-					return err
+				paths := datadir.PathsOf(args[0], walDir)
+				if folder != "member" {
+					paths = datadir.PathsOfCopy(args[0], walDir, folder)
 				}
-				if p.damaged > 0 {
-					return failf(codeError, "%d damaged places", p.damaged)
-				}
-				return nil
+				return inspect(func(p *inspection) error { return run(p, paths, args[0]) })
 			},
 		}
 		cmd.AddCommand(part)
@@ -104,6 +119,11 @@ printed, and the exit code is 1.`,
 	}
 	add("identity", "whose data it is, and whether the parts belong together", inspectIdentity)
 	add("events", "the record of events that verdicts are made from", inspectEvents)
+	add("files", "every file there is, and which part shows what it holds", inspectFiles)
+	add("times", "when which revision was the newest", inspectTimes)
+	add("neighbours", "the record of who wrote to the log's disk, one object a line", inspectNeighbours)
+	add("healing", "how far a member that heals has come, and the copies of its data that were set aside", inspectHealing)
+	cmd.AddCommand(inspectBackup(inspect))
 
 	var entries struct{ from, to uint64 }
 	log := add("log", "the raft log: segments, groups, entries, hard states", func(p *inspection, paths datadir.Paths, _ string) error {
@@ -120,6 +140,25 @@ printed, and the exit code is 1.`,
 	st.Flags().Int64Var(&keys.from, "from-rev", 0, "only versions from this revision on, and nothing else")
 	st.Flags().Int64Var(&keys.to, "to-rev", math.MaxInt64, "only versions up to this revision, and nothing else")
 	st.Flags().BoolVar(&keys.values, "values", false, "print values, too")
+	return cmd
+}
+
+// inspectBackup takes no data directory.
+func inspectBackup(inspect func(func(p *inspection) error) error) *cobra.Command {
+	var f depotFlags
+	var records bool
+	cmd := &cobra.Command{
+		Use: "backup [NAME] --from {dir}", Short: "manifests, proofs and parts of backups, or of one: every file is read, and compared with its manifest",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return failf(codeBadArgs, "inspect backup takes at most one argument, the name of a backup")
+			}
+			name := strings.Join(args, "")
+			return inspect(func(p *inspection) error { return inspectDepot(cmd.Context(), p, &f, name, records) })
+		},
+	}
+	f.add(cmd.Flags())
+	cmd.Flags().BoolVar(&records, "records", false, "print what is in the parts: versions without their values, leases, names of users and roles")
 	return cmd
 }
 

@@ -105,7 +105,9 @@ durable: the disk needs room for both.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := interrupt.Context(cmd.Context())
 			defer stop()
-			path, before, after, err := datadir.Defragment(ctx, dataDir, *wait)
+			progress, end := meters(cmd.ErrOrStderr(), show.Bytes)
+			path, before, after, err := datadir.Defragment(ctx, dataDir, *wait, progress)
+			end()
 			if err != nil {
 				return failf(codeError, "Failed to defragment etcd data[%s] (%w)", dataDir, err)
 			}
