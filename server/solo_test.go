@@ -365,8 +365,9 @@ func (m *member) put(key, value string) *pb.PutResponse {
 
 // get serves an HTTP GET on the client port.
 func (m *member) get(target string) *httptest.ResponseRecorder {
-	w := httptest.NewRecorder()
-	m.httpHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, target, nil))
+	w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, target, nil)
+	r.Host = "127.0.0.1:2379"
+	m.httpHandler().ServeHTTP(w, r)
 	return w
 }
 

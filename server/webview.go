@@ -6,9 +6,12 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -45,11 +48,22 @@ type webView struct {
 	pages   *pages
 	kv      *kvService
 	members func() []*command.Member
+	hosts   []string // Config.HostWhitelist
 	quota   int64
 	size    func() int64
 }
 
+// register registers the page and what it asks.
 func (v *webView) register(mux *http.ServeMux) {
+	handle := func(path string, serve http.HandlerFunc) {
+		mux.HandleFunc(pathView+path, func(w http.ResponseWriter, r *http.Request) {
+			if r.TLS == nil && !v.named(hostOf(r)) {
+				http.Error(w, fmt.Sprintf("the name %q is none of this cluster's: open the page by an address, by localhost, by a name in --advertise-client-urls of a member, or by one that --host-whitelist lists", hostOf(r)), http.StatusMisdirectedRequest)
+				return
+			}
+			serve(w, r)
+		})
+	}
 	for path, file := range map[string]struct{ name, contentType string }{
 		"{$}":       {"index.html", "text/html; charset=utf-8"},
 		"style.css": {"style.css", "text/css; charset=utf-8"},
@@ -59,7 +73,7 @@ func (v *webView) register(mux *http.ServeMux) {
 		if err != nil {
 			panic(err) // it is in the binary
 		}
-		mux.HandleFunc(pathView+path, func(w http.ResponseWriter, r *http.Request) {
+		handle(path, func(w http.ResponseWriter, r *http.Request) {
 			if !peers.AllowMethod(w, r, http.MethodGet) {
 				return
 			}
@@ -75,9 +89,31 @@ func (v *webView) register(mux *http.ServeMux) {
 			_, _ = w.Write(body) // the client has left
 		})
 	}
-	mux.HandleFunc(pathView+"api/state", v.pages.rootOnly(v.serveState))
-	mux.HandleFunc(pathView+"api/keys", v.pages.rootOnly(v.serveKeys))
-	mux.HandleFunc(pathView+"api/history", v.pages.rootOnly(v.serveHistory))
+	handle("api/state", v.pages.rootOnly(v.serveState))
+	handle("api/keys", v.pages.rootOnly(v.serveKeys))
+	handle("api/history", v.pages.rootOnly(v.serveHistory))
+}
+
+// named reports whether a plain request may name a host. A page of anybody's can have its own name
+// resolve to a member's address (DNS rebinding), and is then of the same origin as the member: only
+// the name that the browser asked for tells them apart. An address cannot be rebound, and with TLS the
+// certificate has the name.
+func (v *webView) named(host string) bool {
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	if net.ParseIP(strings.Trim(host, "[]")) != nil || host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	if !slices.Contains(v.hosts, "*") && slices.Contains(v.hosts, host) {
+		return true
+	}
+	for _, m := range v.members() {
+		for _, text := range m.ClientURLs {
+			if u, err := url.Parse(text); err == nil && host != "" && strings.EqualFold(u.Hostname(), host) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 type viewMember struct {

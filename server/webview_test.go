@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/state"
 	"github.com/belaydb/belay/usage"
 )
@@ -47,7 +49,9 @@ func TestWebView(t *testing.T) {
 			t.Errorf("%q has %q: the policy forbids it, or text could become more than text", file, found)
 		}
 		post := httptest.NewRecorder()
-		m.httpHandler().ServeHTTP(post, httptest.NewRequest(http.MethodPost, pathView+file, nil))
+		r := httptest.NewRequest(http.MethodPost, pathView+file, nil)
+		r.Host = "localhost:2379"
+		m.httpHandler().ServeHTTP(post, r)
 		if post.Code != http.StatusMethodNotAllowed {
 			t.Errorf("%q takes POST: %d", file, post.Code)
 		}
@@ -133,6 +137,7 @@ func TestWebViewIsRoots(t *testing.T) {
 		}
 		for _, path := range []string{"state", "keys", "history?key=YQ=="} {
 			r := httptest.NewRequest(http.MethodGet, pathView+"api/"+path, nil)
+			r.Host = "[::1]:2379"
 			r.Header.Set("Authorization", token)
 			w := httptest.NewRecorder()
 			m.httpHandler().ServeHTTP(w, r)
@@ -144,6 +149,42 @@ func TestWebViewIsRoots(t *testing.T) {
 			m.httpHandler().ServeHTTP(w, r)
 			if w.Code != http.StatusForbidden {
 				t.Errorf("a page of another origin asks for %s: %d", path, w.Code)
+			}
+		}
+	}
+}
+
+// TestWebViewHosts: over plain HTTP the page answers under addresses and the cluster's own names alone;
+// a name that somebody had resolve to the member is not one of them.
+func TestWebViewHosts(t *testing.T) {
+	t.Parallel()
+	m := newMember(t, viewing)
+	v := &webView{hosts: []string{"listed.example"}, members: func() []*command.Member {
+		return []*command.Member{{ClientURLs: []string{"http://Named.Example:2379", "unix:///a"}}}
+	}}
+	for host, want := range map[string]bool{
+		"127.0.0.1": true, "::1": true, "[::1]": true, "10.1.2.3": true, "localhost": true, "LOCALHOST.": true, "a.localhost": true,
+		"named.example": true, "named.example.": true, "listed.example": true,
+		"evil.example": false, "localhost.evil.example": false, "127.0.0.1.evil.example": false, "": false,
+	} {
+		if got := v.named(host); got != want {
+			t.Errorf("%q: %v", host, got)
+		}
+	}
+	if v.hosts = []string{"*"}; v.named("evil.example") {
+		t.Error("the default of --host-whitelist names all")
+	}
+	for _, path := range []string{"", "view.js", "api/state", "api/keys", "api/history?key=YQ=="} {
+		for _, tc := range []struct {
+			host string
+			tls  *tls.ConnectionState
+			want bool
+		}{{"evil.example:2379", nil, false}, {"evil.example:2379", new(tls.ConnectionState), true}, {"127.0.0.1:2379", nil, true}} {
+			w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, pathView+path, nil)
+			r.Host, r.TLS = tc.host, tc.tls
+			m.httpHandler().ServeHTTP(w, r)
+			if (w.Code != http.StatusMisdirectedRequest) != tc.want {
+				t.Errorf("%s at %s, TLS %v: %d %s", path, tc.host, tc.tls != nil, w.Code, w.Body)
 			}
 		}
 	}
