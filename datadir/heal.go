@@ -78,9 +78,11 @@ type Healing struct {
 	Member  uint64 `json:"member,string,omitempty"`
 	Cluster uint64 `json:"cluster,string,omitempty"`
 	// Before is the nonce of which Member was the heir, and did not get so far as to be a voter.
-	Before string    `json:"before,omitempty"`
-	Found  string    `json:"found"` // what is damaged
-	At     time.Time `json:"at"`
+	Before string `json:"before,omitempty"`
+	Found  string `json:"found"` // what is damaged
+	// Differs: the data can be read, but is not that of a quorum of the others, by a corruption check.
+	Differs bool      `json:"differs,omitempty"`
+	At      time.Time `json:"at"`
 	// Peers are peer URLs of other members, as far as known.
 	Peers []string `json:"peers,omitempty"`
 
@@ -101,6 +103,16 @@ type damageError struct{ error }
 func (d damageError) Unwrap() error { return d.error }
 
 func damaged(format string, args ...any) error { return damageError{fmt.Errorf(format, args...)} }
+
+// errDiffers is in the errors of Differs.
+var errDiffers = errors.New("this member's data differs from that of the others")
+
+// Differs is the error of a member that a corruption check found to have other data than a quorum of
+// the others: damage, of which it heals as of any other.
+func Differs(detail string) error { return damaged("%w: %s", errDiffers, detail) }
+
+// IsDiffering reports whether damage is that of Differs.
+func IsDiffering(err error) bool { return errors.Is(err, errDiffers) }
 
 // IsDamage reports whether an error of a member's start, or the reason why it ended, is that its
 // data is damaged, missing or not of one piece: what a member can heal from. That a disk takes no
@@ -258,7 +270,7 @@ func BeginHealing(fs vfs.FS, paths Paths, found error, others []string, now time
 	if err != nil && !IsDamage(err) {
 		return nil, err
 	}
-	h := &Healing{Nonce: rand.Text(), Found: found.Error(), At: now}
+	h := &Healing{Nonce: rand.Text(), Found: found.Error(), Differs: IsDiffering(found), At: now}
 	switch {
 	case before != nil && before.Heir == 0:
 		return before, nil
@@ -267,12 +279,8 @@ func BeginHealing(fs vfs.FS, paths Paths, found error, others []string, now time
 	default:
 		h.Member, h.Cluster = whose(fs, paths)
 	}
-	if copies := damagedIn(fs, paths.root()); len(copies) >= keptDamaged {
-		oldest, err := time.Parse(damagedTime, strings.TrimPrefix(copies[len(copies)-keptDamaged], damagedPrefix))
-		if err == nil && now.Sub(oldest) < healsWithin && now.After(oldest) {
-			return nil, fmt.Errorf("this member has healed %d times within %v, and does not again: look after its disk first, then remove %s*: %w",
-				keptDamaged, healsWithin, fs.PathJoin(paths.root(), damagedPrefix), found)
-		}
+	if err := MayHeal(fs, paths, now); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, found)
 	}
 	for _, u := range slices.Concat(others, membersIn(fs, paths, h.Member)) {
 		if !slices.Contains(h.Peers, u) {
@@ -280,6 +288,20 @@ func BeginHealing(fs vfs.FS, paths Paths, found error, others []string, now time
 		}
 	}
 	return h, h.Write(fs, paths)
+}
+
+// MayHeal says whether a member has healed too often to begin again; nil: it has not.
+func MayHeal(fs vfs.FS, paths Paths, now time.Time) error {
+	copies := damagedIn(fs, paths.root())
+	if len(copies) < keptDamaged {
+		return nil
+	}
+	oldest, err := time.Parse(damagedTime, strings.TrimPrefix(copies[len(copies)-keptDamaged], damagedPrefix))
+	if err != nil || now.Sub(oldest) >= healsWithin || !now.After(oldest) {
+		return nil // a name that no Belay gave bounds nothing
+	}
+	return fmt.Errorf("this member has healed %d times within %v, and does not again: look after its disk first, then remove %s*",
+		keptDamaged, healsWithin, fs.PathJoin(paths.root(), damagedPrefix))
 }
 
 // whose is the member and cluster of the first part that can be read; 0: none can.

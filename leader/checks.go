@@ -106,10 +106,18 @@ func (c *Corruption) initial(ctx context.Context) error {
 	c.cfg.Outcome(checkInitial, v.outcome)
 	say(c.cfg.Logger, v.lines)
 	if v.unfit {
-		return fmt.Errorf("%s found data inconsistency with peers", local)
+		err := fmt.Errorf("%s found data inconsistency with peers", local)
+		if v.alone {
+			err = OutlierError{err}
+		}
+		return err
 	}
 	return nil
 }
+
+// An OutlierError is the initial check's if a quorum of the others have the same data, and this member
+// has not.
+type OutlierError struct{ error }
 
 // Run makes the two checks of a leader, one after the other, until ctx ends.
 func (c *Corruption) Run(ctx context.Context) {

@@ -1,6 +1,7 @@
 package leader
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -66,6 +67,7 @@ type verdict struct {
 	culprits []uint64 // sorted, without duplicates; 0: not known. Empty unless there is a mismatch
 	lines    []line
 	unfit    bool // of the initial check: this member must not serve
+	alone    bool // beside unfit: the others are a quorum that agrees
 }
 
 // compareInitial compares this member's data, before it serves, with that of its peers.
@@ -119,6 +121,14 @@ func compareInitial(local uint64, own covered, peers []peerHash) (v verdict) {
 			[]zap.Field{member, zap.Int("equal-members", same), zap.Int("different-members", different)})
 	default:
 		v.outcome, v.unfit = outcomeMismatch, true
+		var known []peerHash
+		for _, p := range peers {
+			if p.err == nil && p.compactRev == own.compactRev {
+				known = append(known, p)
+			}
+		}
+		a := agreement(local, own, true, known)
+		v.alone = !a.Own && len(a.Equal) >= command.Quorum(len(peers)+1)
 	}
 	return v
 }
@@ -193,6 +203,9 @@ func compareNewest(o newest) (v verdict) {
 		}
 	}
 	v.culprits = slices.Sorted(maps.Keys(guilty))
+	if guilty[0] { // there are two hashes at least
+		v.lines = append(v.lines, undecided(groups))
+	}
 	switch {
 	case len(guilty) > 0:
 		v.outcome = outcomeMismatch
@@ -203,6 +216,23 @@ func compareNewest(o newest) (v verdict) {
 	}
 	v.lines = append(v.lines, info("finished peer corruption check", zap.Int("number-of-peers-checked", checked)))
 	return v
+}
+
+// undecided is said beside an alarm of member 0: which members have the same, the most first.
+func undecided(groups map[uint32][]uint64) line {
+	hashes := slices.SortedFunc(maps.Keys(groups), func(a, b uint32) int {
+		return cmp.Or(cmp.Compare(len(groups[b]), len(groups[a])), cmp.Compare(slices.Min(groups[a]), slices.Min(groups[b])))
+	})
+	copies := make([]string, len(hashes))
+	for i, h := range hashes {
+		copies[i] = fmt.Sprintf("hash %d: %s", h, idList(groups[h]))
+	}
+	better := "not known: no copy is had by more members than the others; compare with a backup's HashKV"
+	if len(groups[hashes[0]]) > len(groups[hashes[1]]) {
+		better = idList(groups[hashes[0]])
+	}
+	return fault("the members' data differs, and no majority of them has the same: nobody is replaced by the others' data until the alarm CORRUPT of member 0 is disarmed",
+		zap.Strings("copies", copies), zap.String("better-copy", better))
 }
 
 // minority names the members whose hash differs from that of the majority of the cluster's members:
@@ -274,6 +304,7 @@ func compareCompaction(local uint64, h mvcc.CompactionHash, peers []peerHash) (v
 	}
 	known := v.culprits[0] != 0
 	if !known {
+		v.lines = append(v.lines, undecided(groups))
 		v.lines = append(v.lines, fault("Detected compaction hash mismatch but cannot identify the corrupted members, so intentionally set the memberID as 0", fields...))
 	}
 	for _, hash := range slices.Sorted(maps.Keys(groups)) {

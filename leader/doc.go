@@ -4,8 +4,9 @@
 //
 // Every member runs all of it, and checks each time whether it leads: leadership moves, and a new
 // leader continues from what it recorded as a follower (for example the revisions of the last
-// hour). A member does two things for itself whether it leads or not: it compares its data before
-// it serves (Corruption.Initial), and it watches its own space (Space).
+// hour). A member does three things for itself whether it leads or not: it compares its data before
+// it serves (Corruption.Initial), it watches its own space (Space), and it leaves to come back with the
+// others' data when it is the one that differs (Outlier).
 //
 // # Deciders and loops
 //
@@ -35,6 +36,7 @@
 //	version.go     the cluster's version, and the end of a downgrade
 //	corruption.go  comparing hashes: who differs from most
 //	checks.go      the three corruption checks: what is asked of whom, and when
+//	outlier.go     the member that differs from a quorum leaves, to heal
 //	space.go       alarms of space: when they are raised, and when they end
 //	ask.go         what other members are asked over HTTP
 //	lines.go       log lines that a decider returns

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -25,6 +26,9 @@ import (
 // IsDamage reports whether a start failed, or a member ended, because its data is damaged or
 // missing: with Config.Heal, Heal is what comes next.
 func IsDamage(err error) bool { return datadir.IsDamage(err) }
+
+// IsDiffering reports whether damage is that the member's data is not that of the others.
+func IsDiffering(err error) bool { return datadir.IsDiffering(err) }
 
 // ErrNoHealing is in the error of a Heal that cannot succeed, however long it waited. Nothing was
 // changed then.
@@ -121,7 +125,7 @@ func (p *patient) refuse(format string, args ...any) error {
 
 // handler answers the leader, which asks whether this member heals, and others that heal.
 func (p *patient) handler() http.Handler {
-	nonce, member, cluster := p.state.Nonce, hexID(p.state.Member), hexID(p.state.Cluster)
+	nonce, member, cluster, differs := p.state.Nonce, hexID(p.state.Member), hexID(p.state.Cluster), p.state.Differs
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		// Raft's requests are for the old id, which does not speak; Belay's they still are.
@@ -137,7 +141,7 @@ func (p *patient) handler() http.Handler {
 			http.NotFound(w, r)
 			return
 		}
-		peers.AnswerJSON(w, peers.HealingAnswer{Nonce: nonce, Member: member, Found: p.copy.Damage, Copy: p.copy})
+		peers.AnswerJSON(w, peers.HealingAnswer{Nonce: nonce, Member: member, Found: p.copy.Damage, Copy: p.copy, Differs: differs})
 	})
 	mux.HandleFunc(peers.PathHeal, func(w http.ResponseWriter, r *http.Request) {
 		var q peers.HealQuestion
@@ -421,7 +425,8 @@ func (r *recovery) end(n *Node) {
 	n.logger.Info("healing: this member has published its name, and is to be what it was", id, zap.Bool("voter", h.Voter))
 	q := peers.HealQuestion{Nonce: h.Nonce, Member: own, PeerURLs: urlStrings(n.cfg.AdvertisePeerURLs), Heir: own, Promote: true}
 	for told := ""; ; {
-		if m := n.state.Member(n.id.Member); m != nil && (!m.IsLearner || !h.Voter) {
+		named, _ := n.state.Alarm(pb.AlarmType_CORRUPT, h.Member) // the leader disarms it when it is asked
+		if m := n.state.Member(n.id.Member); m != nil && (!m.IsLearner || !h.Voter) && !named {
 			break
 		}
 		why := "no leader is known"

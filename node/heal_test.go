@@ -25,6 +25,7 @@ import (
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/internal/crash"
+	"github.com/belaydb/belay/store"
 )
 
 // A wire carries what members in this process say to each other, until it is cut: then one of them
@@ -345,6 +346,87 @@ func (g *trio) check(t *testing.T, old uint64, writes int) {
 	if _, err := pb.NewKVClient(conn).Put(t.Context(), &pb.PutRequest{Key: []byte("by c")}); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestHealDiffering: a member whose data is not that of the others, which the leader's check finds,
+// leaves, comes back with theirs under a new id, and the alarm is disarmed: writes go on by themselves.
+func TestHealDiffering(t *testing.T) {
+	t.Parallel()
+	g := newTrio(t)
+	kv := pb.NewKVClient(g.client(t, "a"))
+	for _, key := range []string{"k0", "k1"} {
+		if _, err := kv.Put(t.Context(), &pb.PutRequest{Key: []byte(key), Value: []byte("v")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := g.n["c"].MemberID()
+	g.n["c"].Stop()
+	if err := alterValue(g.fs["c"], "k1"); err != nil {
+		t.Fatal(err)
+	}
+	// All check, whoever leads.
+	for _, name := range []string{"a", "b", "c"} {
+		if name != "c" {
+			g.n[name].Stop()
+		}
+		cfg := g.config(name)
+		cfg.CorruptCheckTime = 500 * time.Millisecond
+		var err error
+		if g.n[name], err = Start(cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var found error
+	select {
+	case found = <-g.n["c"].Failed():
+	case <-time.After(2 * time.Minute):
+		t.Fatalf("it does not leave; alarms %v", g.n["a"].state.Alarms())
+	}
+	if !IsDamage(found) || !IsDiffering(found) {
+		t.Fatalf("it leaves because of %v", found)
+	}
+	cfg, others := g.config("c"), Others(g.n["c"])
+	g.n["c"].Stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := Heal(ctx, cfg, found, others); err != nil {
+		t.Fatal(err)
+	}
+	if !g.live(t, cfg, nil) {
+		t.Fatal("it is not well again")
+	}
+	if alarms := g.n["a"].state.Alarms(); len(alarms) > 0 {
+		t.Errorf("the alarms %v are left", alarms)
+	}
+	g.check(t, old, 2) // it writes, too
+	a, _, _, err := g.n["a"].kv.HashState(ctx, 3)
+	c, _, _, errC := g.n["c"].kv.HashState(ctx, 3)
+	if err != nil || errC != nil || a != c {
+		t.Errorf("hashes %d and %d, %v, %v", a, c, err, errC)
+	}
+}
+
+// alterValue changes one byte of a key's newest value in the store of a member that does not run.
+func alterValue(fs vfs.FS, key string) (err error) {
+	st, err := store.Open("/data/member/store", store.Options{FS: fs})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	it, err := st.NewIter(nil)
+	if err != nil {
+		return err
+	}
+	if !it.SeekGE(store.AppendUserKeyPrefix(nil, []byte(key))) {
+		return errors.Join(fmt.Errorf("there is no %q", key), it.Close())
+	}
+	stored, value := slices.Clone(it.Key()), slices.Clone(it.Value())
+	if err := it.Close(); err != nil {
+		return err
+	}
+	value[len(value)-1] ^= 1
+	b := st.NewLocalBatch()
+	return errors.Join(b.Set(stored, value), b.Commit(), st.Flush(context.Background()))
 }
 
 // A damage is something that happens to a member's files while it does not run.

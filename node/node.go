@@ -22,6 +22,7 @@ import (
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/internal/version"
+	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/mvcc"
@@ -139,6 +140,9 @@ func Start(cfg Config) (_ *Node, err error) {
 	}
 	if cfg.InitialCorruptCheck && !n.id.Fresh {
 		if err := n.server.CheckInitial(context.Background()); err != nil {
+			if _, ok := errors.AsType[leader.OutlierError](err); ok && cfg.Heal {
+				return nil, datadir.Differs(err.Error())
+			}
 			return nil, err
 		}
 	}
@@ -245,6 +249,7 @@ func (n *Node) assemble() (err error) {
 		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics,
 		Metrics: server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features}),
 		Heal:    n.cfg.Heal, IsEtcd: func(id uint64) bool { return n.transport.PeerKind(id) == transport.KindEtcd }, LogEnd: func() (uint64, uint64) { return lastEntry(n.log) },
+		MayHeal: func() error { return datadir.MayHeal(n.cfg.FS, n.cfg.paths(), time.Now()) }, Differs: func(found string) { n.fail(datadir.Differs(found)) },
 		Tracing: n.tracing, BacklogBytes: n.log.BytesBetween, FreeBytes: n.freeBytes,
 		ReadyChecks: []server.HealthCheck{
 			{Name: "disk", Check: func(context.Context) error { return n.replica.CheckDisk() }},

@@ -68,6 +68,8 @@ type HealingAnswer struct {
 	Member string `json:"member,omitempty"` // whose data is damaged, where it is known
 	Found  string `json:"found"`
 	Copy   Copy   `json:"copy"`
+	// Differs: its data can be read, and is not that of the others.
+	Differs bool `json:"differs,omitempty"`
 }
 
 // A Copy is how much of the cluster's data a member has, as far as it can be read.

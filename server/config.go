@@ -112,11 +112,14 @@ type Config struct {
 	Backups http.Handler
 
 	// Heal: as the leader, this member puts an heir in the place of a member that heals. IsEtcd says of
-	// which members it is known that they are no Belay, LogEnd the raft log's last entry; both are
-	// needed for it.
-	Heal   bool
-	IsEtcd func(id uint64) bool
-	LogEnd func() (index, term uint64)
+	// which members it is known that they are no Belay, LogEnd the raft log's last entry. MayHeal says
+	// whether this member has healed too often, and Differs stops it, so that it heals, because its data
+	// is not that of the others; it does not wait. All are needed for it.
+	Heal    bool
+	IsEtcd  func(id uint64) bool
+	LogEnd  func() (index, term uint64)
+	MayHeal func() error
+	Differs func(found string)
 
 	RequestTimeout    time.Duration // [5 s and two election timeouts]
 	ElectionTimeout   time.Duration // [1 s]

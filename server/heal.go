@@ -8,12 +8,14 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/replica"
 )
@@ -33,10 +35,32 @@ type healing struct {
 	isRemoved           func(id uint64) bool
 	isEtcd              func(id uint64) bool
 	copy                func() peers.Copy
+	corrupt             func() []uint64 // whom the alarm CORRUPT names; 0: nobody knows whom
+	endCorrupt          func(ctx context.Context, id uint64) error
+	agree               func(ctx context.Context, among []uint64, still bool) (leader.Agreement, error)
+	background          func(func(context.Context)) // runs it with a context that ends with the member
 	client              *http.Client
 	busy                chan struct{} // capacity 1
 	logger              *zap.Logger
+
+	compared comparison
 }
+
+// comparison is the last one of the others' data, before a member was replaced whose data differs.
+type comparison struct {
+	mu      sync.Mutex
+	nonce   string // for whom it was made
+	running bool
+	why     string // it must not be replaced; empty: it may
+	at      time.Time
+}
+
+const (
+	// comparedFresh is how long a comparison that found a quorum holds.
+	comparedFresh = time.Minute
+	// comparedRest is the pause after one that found none: each reads all data of all members.
+	comparedRest = 10 * time.Second
+)
 
 // healTimeout bounds how long the member that heals may take to say so.
 const healTimeout = 2 * time.Second
@@ -125,6 +149,12 @@ func (h *healing) answer(ctx context.Context, q peers.HealQuestion) peers.HealAn
 			return wait("the member that comes back does not get its URLs: %v", err)
 		}
 	}
+	if why := h.disarm(bounded); why != "" {
+		return wait("%s", why)
+	}
+	if slices.Contains(h.corrupt(), heir.ID) {
+		return wait("the alarm CORRUPT names it")
+	}
 	if q.Promote && voter && heir.IsLearner {
 		if _, err := h.cluster.promoteHere(bounded, heir.ID); err != nil {
 			return wait("it is not promoted: %v", err)
@@ -137,6 +167,20 @@ func (h *healing) answer(ctx context.Context, q peers.HealQuestion) peers.HealAn
 		a.Outcome = peers.HealDone
 	}
 	return a
+}
+
+// disarm ends the alarms CORRUPT of members that are none any more: nobody serves what they had.
+func (h *healing) disarm(ctx context.Context) (why string) {
+	for _, id := range h.corrupt() {
+		if id == 0 || !h.isRemoved(id) {
+			continue
+		}
+		h.logger.Warn("disarming the alarm CORRUPT of a member that was replaced", zap.String("removed-member-id", command.IDText(id)))
+		if err := h.endCorrupt(ctx, id); err != nil {
+			return fmt.Sprintf("the alarm CORRUPT of member %x is not disarmed: %v", id, err)
+		}
+	}
+	return ""
 }
 
 // heir finds the member that was added for a nonce; nil: there is none.
@@ -183,8 +227,16 @@ func (h *healing) mayReplace(ctx context.Context, old *command.Member, nonce str
 	if !h.cluster.activeSince(old.ID).IsZero() {
 		return fmt.Sprintf("member %x is connected: another process runs as it", old.ID)
 	}
+	// Who comes back gets the data of the leader, which must be one that others have, too.
+	corrupt := h.corrupt()
+	if slices.Contains(corrupt, h.memberID) {
+		return "the alarm CORRUPT names the member that leads"
+	}
+	if why := leader.Undecided(corrupt); why != "" {
+		return why
+	}
 	voters := h.cluster.voters()
-	others := slices.DeleteFunc(slices.Clone(voters), func(m *command.Member) bool { return m.ID == old.ID })
+	others := slices.DeleteFunc(slices.Clone(voters), func(m *command.Member) bool { return m.ID == old.ID || slices.Contains(corrupt, m.ID) })
 	if connected, quorum := h.cluster.connected(others), command.Quorum(len(voters)); !old.IsLearner && connected < quorum {
 		return fmt.Sprintf("only %d of the other voters have been connected for %v, and a quorum of the %d is %d", connected, healthInterval, len(voters), quorum)
 	}
@@ -220,9 +272,57 @@ func (h *healing) mayReplace(ctx context.Context, old *command.Member, nonce str
 	}); err != nil {
 		return fmt.Sprintf("under the peer URLs of member %x nobody says that it heals: %v", old.ID, err)
 	}
+	if named := slices.Contains(corrupt, old.ID); named || said.Differs {
+		if why := h.comparedOthers(nonce, others, len(voters), named); why != "" {
+			return why
+		}
+	}
 	h.logger.Warn("a member heals", zap.String("damaged-member-id", command.IDText(old.ID)), zap.String("name", old.Name),
 		zap.String("found", said.Found), zap.Stringer("its-copy", said.Copy))
 	return ""
+}
+
+// comparedOthers says why a member must not be replaced whose data can be read, but differs: "" once a
+// quorum of the voters has been found to have the same data, without it and without those whose data
+// is in doubt, too. The comparison may take minutes, so it is made in the background, and who
+// heals asks again. still: the alarm CORRUPT is active, so nothing is written.
+func (h *healing) comparedOthers(nonce string, sound []*command.Member, voters int, still bool) (why string) {
+	c := &h.compared
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	const comparing = "the others' data is being compared before it is replaced"
+	switch age := time.Since(c.at); {
+	case c.running:
+		return comparing
+	case c.nonce == nonce && c.why == "" && age < comparedFresh:
+		return ""
+	case c.nonce == nonce && c.why != "" && age < comparedRest:
+		return c.why
+	}
+	var among []uint64
+	for _, m := range sound {
+		if !m.IsLearner {
+			among = append(among, m.ID)
+		}
+	}
+	c.nonce, c.running = nonce, true
+	h.background(func(ctx context.Context) {
+		a, err := h.agree(ctx, among, still)
+		why := ""
+		switch {
+		case err != nil:
+			why = fmt.Sprintf("the leader's data cannot be hashed: %v", err)
+		case len(a.Different) > 0:
+			why = fmt.Sprintf("the others' data is not the same either; %v", a)
+		default:
+			why = leader.Short(a.Equal, voters, "have the same data")
+		}
+		h.logger.Info("compared the others' data, before a member is replaced whose data differs", zap.Stringer("found", a), zap.String("refused", why))
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.running, c.why, c.at = false, why, time.Now()
+	})
+	return comparing
 }
 
 // add puts the heir of a member beside it.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/state"
@@ -27,6 +29,8 @@ import (
 type ward struct {
 	members map[uint64]*command.Member
 	removed map[uint64]bool
+	corrupt map[uint64]bool // whom the alarm names
+	differ  []uint64        // who has other data than the others
 	changes []string
 	fails   func(n int) bool // the n-th change, from 1 on
 }
@@ -85,7 +89,7 @@ func patientAt(t *testing.T, nonce string) string {
 
 // ill is a cluster of three, 1 to 3, of which 1 leads and 3 heals with the nonce "n".
 func ill(t *testing.T) (*ward, *healing) {
-	w := &ward{members: map[uint64]*command.Member{}, removed: map[uint64]bool{}}
+	w := &ward{members: map[uint64]*command.Member{}, removed: map[uint64]bool{}, corrupt: map[uint64]bool{}}
 	for id, u := range map[uint64]string{1: "http://127.0.0.1:1", 2: "http://127.0.0.1:2", 3: patientAt(t, "n")} {
 		w.members[id] = &command.Member{ID: id, Name: fmt.Sprint("m", id), PeerURLs: []string{u}, ClientURLs: []string{"http://c"}}
 	}
@@ -97,7 +101,22 @@ func ill(t *testing.T) (*ward, *healing) {
 		},
 		barrier: func(context.Context) error { return nil }, isRemoved: func(id uint64) bool { return w.removed[id] },
 		isEtcd: func(uint64) bool { return false }, copy: func() peers.Copy { return peers.Copy{} },
-		client: http.DefaultClient, busy: make(chan struct{}, 1), logger: zap.NewNop(),
+		corrupt: func() []uint64 { return slices.Sorted(maps.Keys(w.corrupt)) },
+		endCorrupt: func(_ context.Context, id uint64) error {
+			w.changes = append(w.changes, fmt.Sprintf("disarm %x", id))
+			if w.fails != nil && w.fails(len(w.changes)) {
+				return errors.New("no leader any more")
+			}
+			delete(w.corrupt, id)
+			return nil
+		},
+		agree: func(_ context.Context, among []uint64, _ bool) (leader.Agreement, error) {
+			a := leader.Agreement{Equal: among, Different: w.differ}
+			a.Equal = slices.DeleteFunc(slices.Clone(among), func(id uint64) bool { return slices.Contains(w.differ, id) })
+			return a, nil
+		},
+		background: func(run func(context.Context)) { go run(context.Background()) },
+		client:     http.DefaultClient, busy: make(chan struct{}, 1), logger: zap.NewNop(),
 		cluster: &clusterService{members: w, group: w, headers: &headers{memberID: 1}, timeout: time.Minute, logger: zap.NewNop(), metrics: NewMetrics(nil, MetricsOptions{}),
 			activeSince: func(id uint64) time.Time {
 				if id != 2 {
@@ -222,6 +241,10 @@ func TestHealRefused(t *testing.T) {
 			w.members[4] = &command.Member{ID: 4, IsLearner: true, PeerURLs: command.HeirURLs([]string{"http://127.0.0.1:2"}, 2)}
 		}, peers.HealWait, "one at a time"},
 		{"another question is being answered", func(_ *ward, h *healing, _ *peers.HealQuestion) { h.busy <- struct{}{} }, peers.HealWait, "another question"},
+		{"the leader's data is in doubt", func(w *ward, _ *healing, _ *peers.HealQuestion) { w.corrupt[1] = true }, peers.HealWait, "names the member that leads"},
+		{"nobody knows whose data is right", func(w *ward, _ *healing, _ *peers.HealQuestion) { w.corrupt[0] = true }, peers.HealWait, "nobody knows"},
+		{"the other one's data is in doubt", func(w *ward, _ *healing, _ *peers.HealQuestion) { w.corrupt[2] = true }, peers.HealWait, "only 1 of the other voters"},
+		{"it and the other one are named", func(w *ward, _ *healing, _ *peers.HealQuestion) { w.corrupt[2], w.corrupt[3] = true, true }, peers.HealWait, "only 1 of the other voters"},
 		{"it was removed", func(w *ward, _ *healing, _ *peers.HealQuestion) { delete(w.members, 3); w.removed[3] = true }, peers.HealRemoved, "was removed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -236,6 +259,62 @@ func TestHealRefused(t *testing.T) {
 				t.Errorf("changed: %v", w.changes)
 			}
 		})
+	}
+}
+
+// compared asks until the others' data has been compared.
+func compared(t *testing.T, h *healing, q peers.HealQuestion) (a peers.HealAnswer) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		a = h.answer(t.Context(), q)
+		if a.Outcome != peers.HealWait || !strings.Contains(a.Why, "is being compared") {
+			return a
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it goes on comparing: %+v", a)
+		}
+	}
+}
+
+// TestHealDiffering: a member whose data differs is replaced only when the others' is the same, its
+// alarm is disarmed when it is no member any more, and each change may fail and another leader go on.
+func TestHealDiffering(t *testing.T) {
+	w, h := ill(t)
+	w.corrupt[3], w.differ = true, []uint64{2}
+	if a := compared(t, h, w.question()); a.Outcome != peers.HealWait || !strings.Contains(a.Why, "not the same either") || len(w.changes) > 0 {
+		t.Errorf("the others differ, too: %+v, %v", a, w.changes)
+	}
+	for step := 1; step <= 5; step++ {
+		w, h := ill(t)
+		w.corrupt[3] = true
+		urls := w.members[3].PeerURLs
+		w.fails = func(n int) bool { return n == step }
+		q := w.question()
+		a := compared(t, h, q)
+		for tries := 0; tries < 3 && a.Outcome == peers.HealWait; tries++ {
+			_, other := ill(t) // another leader, over the same list
+			other.cluster.members, other.cluster.group, other.isRemoved = w, w, h.isRemoved
+			other.corrupt, other.endCorrupt = h.corrupt, h.endCorrupt
+			h = other
+			a = compared(t, h, q)
+		}
+		heir := command.HeirID(urls, "n", true)
+		if a.Outcome != peers.HealJoin || len(w.corrupt) > 0 || !w.removed[3] {
+			t.Fatalf("step %d: %+v, %v", step, a, w.changes)
+		}
+		if at := slices.Index(w.changes, "disarm 3"); at < slices.Index(w.changes, "ConfChangeRemoveNode 3 false") {
+			t.Errorf("step %d: disarmed while it was a member: %v", step, w.changes)
+		}
+		// The heir's data is found to differ, too: it gets no vote.
+		q.Heir, q.Member, q.Promote = a.Heir, a.Heir, true
+		w.fails, w.corrupt[heir] = nil, true
+		if a := h.answer(t.Context(), q); a.Outcome != peers.HealWait || !w.members[heir].IsLearner {
+			t.Errorf("step %d: promoted with the alarm: %+v", step, a)
+		}
+		delete(w.corrupt, heir)
+		if a := h.answer(t.Context(), q); a.Outcome != peers.HealDone || w.members[heir].IsLearner {
+			t.Errorf("step %d: %+v", step, a)
+		}
 	}
 }
 

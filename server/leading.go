@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/coreos/go-semver/semver"
@@ -15,13 +16,14 @@ import (
 
 // ownRequests are what package leader proposes: requests are made here, and counted by their kinds.
 type ownRequests struct {
-	memberID uint64
-	log      *proposals
-	callers  *authorizer
-	alarms   func() []*pb.AlarmMember
-	timeout  time.Duration // of a proposal in the background
-	life     *lifetime
-	logger   *zap.Logger
+	memberID  uint64
+	log       *proposals
+	callers   *authorizer
+	alarms    func() []*pb.AlarmMember
+	timeout   time.Duration // of a proposal in the background
+	isRemoved func(id uint64) bool
+	life      *lifetime
+	logger    *zap.Logger
 }
 
 func (o *ownRequests) setVersion(ctx context.Context, term uint64, v *semver.Version) error {
@@ -59,12 +61,26 @@ func (o *ownRequests) endNoSpace(ctx context.Context, id uint64) error {
 	return err
 }
 
-// raiseCorrupt does nothing if the alarm is active already. It does not wait.
-func (o *ownRequests) raiseCorrupt(id uint64) {
+// corrupt is whom the alarm CORRUPT names; 0: nobody knows whom.
+func (o *ownRequests) corrupt() (ids []uint64) {
 	for _, a := range o.alarms() {
-		if a.Alarm == pb.AlarmType_CORRUPT && a.MemberID == id {
-			return
+		if a.Alarm == pb.AlarmType_CORRUPT {
+			ids = append(ids, a.MemberID)
 		}
+	}
+	return ids
+}
+
+func (o *ownRequests) endCorrupt(ctx context.Context, id uint64) error {
+	_, err := o.log.alarm(ctx, &pb.AlarmRequest{MemberID: id, Action: pb.AlarmRequest_DEACTIVATE, Alarm: pb.AlarmType_CORRUPT})
+	return err
+}
+
+// raiseCorrupt does nothing if the alarm is active already, or the member was removed while it was
+// compared. It does not wait.
+func (o *ownRequests) raiseCorrupt(id uint64) {
+	if slices.Contains(o.corrupt(), id) || id != 0 && o.isRemoved(id) {
+		return
 	}
 	o.life.background(func(stopped context.Context) {
 		ctx, cancel := context.WithTimeout(stopped, o.timeout)

@@ -55,6 +55,7 @@ type Server struct {
 	expiry     *leader.Expiry
 	compactor  *leader.Compactor
 	corruption *leader.Corruption
+	outlier    *leader.Outlier // nil: without Heal
 	space      *leader.Space
 }
 
@@ -183,13 +184,26 @@ func (s *Server) makeServices() {
 		},
 		hashes: history{cfg.KV}, version: s.pages.serveVersion, logger: cfg.Logger,
 	}
-	if cfg.Heal {
-		s.healing = &healing{
-			name: cfg.Name, memberID: cfg.MemberID, clusterID: cfg.ClusterID, cluster: s.cluster,
-			status: cfg.Replica.Status, barrier: cfg.Replica.ReadBarrier, isRemoved: cfg.State.IsRemoved, isEtcd: cfg.IsEtcd, copy: s.copy,
-			client: s.peerClient(), busy: make(chan struct{}, 1), logger: cfg.Logger,
-		}
+}
+
+// makeHealing makes what helps members that heal, and has this one heal when its data is not that of
+// the others.
+func (s *Server) makeHealing(own *ownRequests) {
+	cfg := &s.cfg
+	if !cfg.Heal {
+		return
 	}
+	s.healing = &healing{
+		name: cfg.Name, memberID: cfg.MemberID, clusterID: cfg.ClusterID, cluster: s.cluster,
+		status: cfg.Replica.Status, barrier: cfg.Replica.ReadBarrier, isRemoved: cfg.State.IsRemoved, isEtcd: cfg.IsEtcd, copy: s.copy,
+		corrupt: own.corrupt, endCorrupt: own.endCorrupt, agree: s.corruption.Agree, background: s.life.background,
+		client: s.peerClient(), busy: make(chan struct{}, 1), logger: cfg.Logger,
+	}
+	s.outlier = leader.NewOutlier(leader.OutlierConfig{
+		MemberID: cfg.MemberID, Corrupt: own.corrupt, Members: cfg.State.Members,
+		Connected: func(id uint64) bool { return !s.activeSince(id).IsZero() }, IsEtcd: cfg.IsEtcd,
+		Agree: s.corruption.Agree, MayHeal: cfg.MayHeal, Leave: cfg.Differs, Logger: cfg.Logger,
+	})
 }
 
 func (s *Server) makePublisher() {
@@ -204,7 +218,7 @@ func (s *Server) makeTasks() {
 	cfg := &s.cfg
 	own := &ownRequests{
 		memberID: cfg.MemberID, log: s.log, callers: s.callers, alarms: cfg.State.Alarms,
-		timeout: cfg.RequestTimeout, life: s.life, logger: cfg.Logger,
+		isRemoved: cfg.State.IsRemoved, timeout: cfg.RequestTimeout, life: s.life, logger: cfg.Logger,
 	}
 	members := &leader.Members{MemberID: cfg.MemberID, ClusterID: cfg.ClusterID, All: cfg.State.Members, Client: s.peerClient(), Logger: cfg.Logger}
 	s.version = leader.NewClusterVersion(leader.ClusterVersionConfig{
@@ -234,6 +248,7 @@ func (s *Server) makeTasks() {
 		Raise: own.raiseNoSpace, End: own.endNoSpace, Background: s.life.background,
 		Timeout: cfg.RequestTimeout, Logger: cfg.Logger,
 	})
+	s.makeHealing(own)
 }
 
 func (s *Server) leaseExpired() {
@@ -346,7 +361,7 @@ func (s *Server) HTTPHandler(gateway *grpc.ClientConn) (http.Handler, error) {
 	mux := http.NewServeMux()
 	s.pages.register(mux)
 	if s.cfg.WebView {
-		view := &webView{pages: s.pages, kv: s.kv, members: s.cfg.State.Members, quota: s.cfg.State.QuotaBytes(),
+		view := &webView{pages: s.pages, kv: s.kv, members: s.cfg.State.Members, hosts: s.cfg.HostWhitelist, quota: s.cfg.State.QuotaBytes(),
 			size: func() int64 { total, _ := s.cfg.Store.Size(); return total }}
 		view.register(mux)
 	}
@@ -389,6 +404,9 @@ func (s *Server) Start() {
 		s.expiry.Run, s.version.Run, s.compactor.Run, s.corruption.Run, s.space.Run,
 	} {
 		s.life.background(loop)
+	}
+	if s.outlier != nil {
+		s.life.background(s.outlier.Run)
 	}
 	if cfg.Peers != nil {
 		q := &quorumSample{own: cfg.MemberID, members: cfg.State.Members, activeSince: s.activeSince, leader: cfg.Replica.Leader, logger: cfg.Logger}

@@ -129,7 +129,11 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 			stop(n, logger)
 			return 0
 		case nc.Heal && node.IsDamage(err):
-			logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Error("this member cannot read its data; it stops in order to heal", zap.String("error", err.Error()))
+			why := "this member cannot read its data; it stops in order to heal"
+			if node.IsDiffering(err) {
+				why = "this member's data differs from that of the others; it stops in order to heal"
+			}
+			logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Error(why, zap.String("error", err.Error()))
 			if others := node.Others(n); stop(n, logger) {
 				n, s, err = begin(nc, err, others, signals)
 				continue

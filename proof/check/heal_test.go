@@ -31,10 +31,10 @@ type ward struct {
 
 const wardKeys = 500
 
-func newWard(ctx context.Context, t *testing.T) *ward {
+func newWard(ctx context.Context, t *testing.T, args ...string) *ward {
 	onlyBelay(t)
 	w := new(ward)
-	w.c = startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3, Args: []string{"--heal"}})
+	w.c = startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3, Args: append([]string{"--heal"}, args...)})
 	client := newClient(t, w.c.Endpoints())
 	var filling sync.WaitGroup
 	for i := range 10 {
@@ -315,6 +315,56 @@ func TestHeal(t *testing.T) {
 	}
 	w.well(ctx, t, ill[1], admin(t, ill[0], w.c.Members[2]))
 	w.well(ctx, t, ill[0], admin(t, ill[1], w.c.Members[2]))
+}
+
+// TestHealDiffering alters what a follower, and then the leader, has stored, so that its data differs
+// from the others': the corruption check names it, it is a voter again within a minute with the
+// others' data, the alarm is gone, and writes go on, without a command. make heal.
+func TestHealDiffering(t *testing.T) {
+	if os.Getenv("BELAY_HEAL") != "all" {
+		t.Skip("make heal; node.TestHealDiffering is of one process")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	w := newWard(ctx, t, "--corrupt-check-time=2s")
+	m := w.c.Members[1]
+	rest := w.others(t, m)
+	for _, leads := range []bool{false, true} {
+		forgetHealed(t, m)
+		id := w.well(ctx, t, m, rest)
+		if err := m.Stop(ctx); err != nil {
+			t.Fatal(err)
+		}
+		alterValue(t, m, fmt.Sprintf("key%05d", 7))
+		began := time.Now()
+		if err := errors.Join(m.Start(), m.WaitReady(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		if leads {
+			if err := moveLeader(ctx, w.c, m, ""); err != nil {
+				t.Logf("it had left before it could lead: %v", err)
+			}
+		}
+		if err := eventually(ctx, func() error {
+			list, err := rest.MemberList(ctx)
+			if err == nil && slices.ContainsFunc(list.Members, func(e *pb.Member) bool { return e.ID == id }) {
+				err = fmt.Errorf("it does not leave: %s", m.LogTail(5))
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if now := w.well(ctx, t, m, rest); now == id {
+			t.Error("it has the id of before")
+		}
+		if alarms, err := rest.AlarmList(ctx); err != nil || len(alarms.Alarms) > 0 {
+			t.Errorf("alarms: %v, %v", alarms, err)
+		}
+		if _, err := rest.Put(ctx, "after", "v"); err != nil {
+			t.Error(err)
+		}
+		t.Logf("leads %v: well and without an alarm %.1f s after its start", leads, time.Since(began).Seconds())
+	}
 }
 
 // TestHealAnyFile alters, and then deletes, one file of a member at a time, of all that it has, and
