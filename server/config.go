@@ -113,8 +113,8 @@ type Config struct {
 
 	// Heal: as the leader, this member puts an heir in the place of a member that heals. IsEtcd says of
 	// which members it is known that they are no Belay, LogEnd the raft log's last entry. MayHeal says
-	// whether this member has healed too often, and Differs stops it, so that it heals, because its data
-	// is not that of the others; it does not wait. All are needed for it.
+	// whether this member has healed too often, and Differs stops it, so that it heals, because its
+	// data is not that of the others; it does not wait. All are needed for it.
 	Heal    bool
 	IsEtcd  func(id uint64) bool
 	LogEnd  func() (index, term uint64)

@@ -25,7 +25,8 @@ const copyBatchBytes = 1 << 20
 //
 // The copy is made beside the file (db.tmp.*, which etcd removes at its start), is durable before it
 // takes the file's place in one step, and keeps its permissions. At every point of a crash one whole
-// database is in the file. tell is told how many bytes are copied, of at most how many; nil: nobody looks.
+// database is in the file. tell is told how many bytes are copied, of at most how many; nil: nobody
+// looks.
 func Defragment(ctx context.Context, path string, wait time.Duration, tell func(done, total int64)) (before, after int64, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
