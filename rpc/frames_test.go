@@ -170,6 +170,7 @@ var framesThatDiffer = map[string]difference{
 	"HEADERS with too long padding":        {"reset PROTOCOL_ERROR", "goaway PROTOCOL_ERROR, ended", "RFC 9113 (6.2) has an error of the connection"},
 	"WINDOW_UPDATE of 0 on an idle stream": {"reset PROTOCOL_ERROR", "goaway PROTOCOL_ERROR, ended", "there is no such stream that could be reset"},
 	"trailers":                             {"goaway PROTOCOL_ERROR, ended", "status 0 ", "RFC 9113 (8.1) lets clients end a request so"},
+	"PRIORITY_UPDATE on a stream":          {"ended", "", "we do not know RFC 9218, and a frame of an unknown kind is passed over"},
 	"trailers that do not end the stream":  {"goaway PROTOCOL_ERROR, ended", "reset PROTOCOL_ERROR", "RFC 9113 (8.1) has an error of the stream"},
 }
 
@@ -671,6 +672,9 @@ func setting(name string, id http2.SettingID, v uint32) func(m *frames) step {
 	return sent(name, http2.FrameSettings, 0, zero, p...)
 }
 
+// priorityUpdate is a frame of RFC 9218.
+const priorityUpdate = 0x10
+
 // brokenSteps are what clients may not send.
 var brokenSteps = []func(m *frames) step{
 	sent("DATA on stream 0", http2.FrameData, 0, zero, 1),
@@ -739,6 +743,7 @@ var brokenSteps = []func(m *frames) step{
 		m.frame(http2.FramePriority, 0, id, append(binary.BigEndian.AppendUint32(nil, id), 1)...)
 		return step{name: "a stream that depends on itself", id: id}
 	},
+	sent("PRIORITY_UPDATE on a stream", priorityUpdate, 0, ofBidi, 0, 0, 0, 0),
 	sent("PUSH_PROMISE", http2.FramePushPromise, http2.FlagPushPromiseEndHeaders, ofBidi, 0, 0, 0, 8, 0x82),
 	sent("GOAWAY on a stream", http2.FrameGoAway, 0, idle, make([]byte, 8)...),
 	sent("GOAWAY of another length", http2.FrameGoAway, 0, zero, make([]byte, 7)...),
@@ -791,6 +796,9 @@ func damaged(m *frames) step {
 		frame = append(frame, p...)
 		for range 1 + rnd.IntN(4) {
 			frame[3+rnd.IntN(len(frame)-3)] ^= 1 << rnd.IntN(8)
+		}
+		if frame[3] == priorityUpdate { // which has a step of its own
+			frame[3] = byte(http2.FrameData)
 		}
 		_, _ = r.nc.Write(frame) // an error shows in what is read
 	})
