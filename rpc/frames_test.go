@@ -278,9 +278,14 @@ func (m *frames) step() bool {
 var elsewhere = regexp.MustCompile(`^on \d+: `)
 
 // stricter reports whether ours refuses what theirs passes over or serves, or says what theirs only
-// does.
+// does, or whether they differ as some step does.
 func stricter(ours, theirs string) bool {
-	ours = elsewhere.ReplaceAllString(ours, "") // the stream's number may be damaged, too
+	ours, theirs = elsewhere.ReplaceAllString(ours, ""), elsewhere.ReplaceAllString(theirs, "") // the stream's number may be damaged, too
+	for _, d := range framesThatDiffer {
+		if d.ours == ours && d.theirs == theirs {
+			return true
+		}
+	}
 	if strings.HasPrefix(ours, "goaway") {
 		return true
 	}
