@@ -30,7 +30,7 @@ const (
 	maxWindow = 64 << 20
 	// windowTime is how long a large proposal should take from the inbox until it is applied, at
 	// most: what another write finds before it takes about as long.
-	windowTime = 400 * time.Millisecond
+	windowTime = 250 * time.Millisecond
 )
 
 // window is what large proposals pass. Any goroutine may call its methods, without a lock.
