@@ -184,6 +184,7 @@ type testMember struct {
 	// log of an earlier life goes on writing to its lost disk.
 	life atomic.Int64
 	dead atomic.Bool // nothing leaves a crashed member
+	mute atomic.Bool // it answers no question about its disk
 	told atomic.Bool // by another member, that it was removed
 
 	heartbeats atomic.Int64 // sent
@@ -467,7 +468,7 @@ func (m *testMember) AskDisks(ids []uint64) {
 		to := m.c.members[id]
 		cut := to == nil || m.c.cut[[2]uint64{m.id, id}] || m.c.cut[[2]uint64{id, m.id}]
 		m.c.mu.Unlock()
-		if !cut && !to.dead.Load() {
+		if !cut && !to.dead.Load() && !to.mute.Load() {
 			m.replica().TellDisk(id, to.replica().Disk())
 		}
 	}

@@ -263,17 +263,20 @@ func (h *handOver) nameSuccessor() {
 // and a healthy disk. It returns once that member leads. A member that stops calls it so that
 // nobody waits for an election timeout. ErrBadLeaderTransferee: there is none.
 func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
+	q := successorRequest{since: time.Now()}
 	if r.cfg.PeerDisks != nil {
 		r.cfg.PeerDisks.AskDisks(slices.DeleteFunc(slices.Clone(*r.pub.voters.Load()), func(id uint64) bool { return id == r.cfg.ID }))
-		// Members that have not answered by then count as unknown.
 		select {
 		case <-time.After(r.cfg.TickInterval):
 		case <-ctx.Done():
 		}
 	}
-	// At each election timeout raft briefly forgets which followers are active: it knows again
-	// after the next heartbeats.
-	for try := 0; err == nil && to == raft.None && try <= activeTries; try++ {
+	// One that has answered now does not sleep. And at each election timeout raft briefly forgets
+	// which followers are active: it knows again after the next heartbeats.
+	missing := func(try int) bool {
+		return to == raft.None && try <= activeTries || r.cfg.PeerDisks != nil && !q.answered && try <= answerTries
+	}
+	for try := 0; err == nil && missing(try); try++ {
 		if try > 0 {
 			select {
 			case <-time.After(r.cfg.TickInterval):
@@ -281,7 +284,6 @@ func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 				return 0, ErrBadLeaderTransferee
 			}
 		}
-		var q successorRequest
 		if err = r.inbox.ask(ctx, r.stopped, &q); err == nil {
 			to = q.id
 		}
@@ -297,17 +299,21 @@ func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 
 // successorRequest asks which member is best placed to lead.
 type successorRequest struct {
-	id uint64 // none: nobody
+	since    time.Time // when the members were asked for their disks
+	id       uint64    // none: nobody
+	answered bool      // it has told of its disk since then
 }
 
-func (q *successorRequest) handle(l *loop) { q.id = l.handOver.best() }
+func (q *successorRequest) handle(l *loop) { q.id, q.answered = l.handOver.best(q.since) }
 
-// activeTries is how many heartbeats a leader that stops waits for a member that could lead.
-const activeTries = 5
+// activeTries and answerTries are how many heartbeats a leader that stops waits for a member that
+// could lead, and for one that answers besides. An etcd answers no question about its disk.
+const activeTries, answerTries = 5, 2
 
-// best is the member that is best placed to lead, of those that answer and
-// whose disk does well; none: there is nobody.
-func (h *handOver) best() (to uint64) {
+// best is the member that is best placed to lead, of those that answer and whose disk does well;
+// none: there is nobody. One that has told of its disk since a moment is preferred: what it told
+// before says nothing about now.
+func (h *handOver) best(since time.Time) (to uint64, answered bool) {
 	peers, _ := h.peerViews(time.Now())
 	var best *peerView
 	for i := range peers {
@@ -319,7 +325,7 @@ func (h *handOver) best() (to uint64) {
 			switch {
 			case p.behind > maxTransfereeBehind:
 				return 2
-			case !p.known:
+			case !p.known || h.reports[p.id].at.Before(since):
 				return 1
 			}
 			return 0
@@ -328,10 +334,10 @@ func (h *handOver) best() (to uint64) {
 			best = p
 		}
 	}
-	if best != nil {
-		to = best.id
+	if best == nil {
+		return raft.None, false
 	}
-	return to
+	return best.id, best.known && !h.reports[best.id].at.Before(since)
 }
 
 // notLeading runs at each tick of a member that does not lead.
@@ -482,7 +488,7 @@ func (h *handOver) forRemoval(now time.Time) {
 	if h.transfer != nil || h.node.BasicStatus().LeadTransferee != raft.None {
 		return
 	}
-	if to := h.best(); to != raft.None {
+	if to, _ := h.best(time.Time{}); to != raft.None {
 		h.begin(now, to, reasonRemoval)
 	}
 }

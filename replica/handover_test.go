@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+	"go.etcd.io/raft/v3/raftpb"
 )
 
 // load is writers and readers at all members, until it is stopped.
@@ -523,4 +524,29 @@ func value(t *testing.T, m prometheus.Metric) float64 {
 		t.Fatal(err)
 	}
 	return d.GetCounter().GetValue() + d.GetGauge().GetValue()
+}
+
+// TestStopPrefersWhoAnswers: a leader that stops hands over to a member that answers now, not to one
+// that answered a moment ago and sleeps since.
+func TestStopPrefersWhoAnswers(t *testing.T) {
+	for sleeper := range 2 {
+		synctest.Test(t, func(t *testing.T) {
+			c := newTestCluster(t, 3)
+			defer c.close()
+			leader := c.leader()
+			leader.mustPut("k", "v")
+			others := c.others(leader)
+			leader.AskDisks([]uint64{others[0].id, others[1].id})
+			time.Sleep(200 * time.Millisecond)
+			asleep := others[sleeper]
+			asleep.mute.Store(true)
+			c.dropping(func(m *raftpb.Message) bool { return m.GetTo() == asleep.id || m.GetFrom() == asleep.id })
+			ctx, cancel := context.WithTimeout(t.Context(), leader.replica().cfg.electionTimeout())
+			defer cancel()
+			to, err := leader.replica().HandOver(ctx)
+			if want := others[1-sleeper].id; to != want || err != nil {
+				t.Errorf("handed over to %x, %v, want %x", to, err, want)
+			}
+		})
+	}
 }
