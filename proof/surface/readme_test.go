@@ -78,8 +78,7 @@ func TestReadmeCosts(t *testing.T) {
 		{`([0-9.]+) to ([0-9.]+) of it for a get`, []string{"get-lin-100", "get-ser-100"}, func(c *costs) []float64 { return c.cpu }},
 		{`([0-9.]+) to ([0-9.]+) for a small put`, []string{"put-1", "put-100", "put-1000"}, func(c *costs) []float64 { return c.cpu }},
 		{`([0-9.]+) to ([0-9.]+) for a range of 10,000 keys`, []string{"range-10k"}, func(c *costs) []float64 { return c.cpu }},
-		{`Lease renewals on three members are the exception, at ()([0-9.]+[0-9])`, []string{"keepalive-100"}, func(c *costs) []float64 { return c.cpu }},
-		{`Lease renewals on three members cost ()([0-9.]+) times etcd's CPU`, []string{"keepalive-100"}, func(c *costs) []float64 { return c.cpu }},
+		{`([0-9.]+) to ([0-9.]+) for a lease renewal`, []string{"keepalive-100"}, func(c *costs) []float64 { return c.cpu }},
 		{`Memory under a load of writes is ([0-9.]+) to ([0-9.]+) times etcd's`, []string{"put-1", "put-100", "put-1000"}, func(c *costs) []float64 { return c.rss }},
 	} {
 		said := regexp.MustCompile(tc.sentence).FindStringSubmatch(text)
