@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -360,6 +361,9 @@ func TestHealDiffering(t *testing.T) {
 		}
 	}
 	old := g.n["c"].MemberID()
+	if _, err := pb.NewKVClient(g.client(t, "c")).Range(t.Context(), &pb.RangeRequest{Key: []byte("k1")}); err != nil {
+		t.Fatal(err) // what it has read it has applied
+	}
 	g.n["c"].Stop()
 	if err := alterValue(g.fs["c"], "k1"); err != nil {
 		t.Fatal(err)
@@ -417,7 +421,8 @@ func alterValue(fs vfs.FS, key string) (err error) {
 	if err != nil {
 		return err
 	}
-	if !it.SeekGE(store.AppendUserKeyPrefix(nil, []byte(key))) {
+	prefix := store.AppendUserKeyPrefix(nil, []byte(key))
+	if !it.SeekGE(prefix) || !bytes.HasPrefix(it.Key(), prefix) {
 		return errors.Join(fmt.Errorf("there is no %q", key), it.Close())
 	}
 	stored, value := slices.Clone(it.Key()), slices.Clone(it.Value())

@@ -237,6 +237,9 @@ func TestCheckedMessagesDoNotPanicRaft(t *testing.T) {
 			if m.GetTerm() > status.GetTerm()+1000 || (m.GetType() == raftpb.MsgTransferLeader && status.RaftState != raft.StateLeader) {
 				continue // as takes does
 			}
+			if m.GetType() == raftpb.MsgHeartbeatResp && len(m.GetContext()) > 0 {
+				continue // which reads the leader has asked about only raft knows: docs/security.md, What falls short
+			}
 			passed++
 			if !stepOrContradict(t, node, storage, m) {
 				break
