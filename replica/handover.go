@@ -315,6 +315,7 @@ const activeTries, answerTries = 5, 2
 // before says nothing about now.
 func (h *handOver) best(since time.Time) (to uint64, answered bool) {
 	peers, _ := h.peerViews(time.Now())
+	told := func(p *peerView) bool { return p.known && !h.reports[p.id].at.Before(since) }
 	var best *peerView
 	for i := range peers {
 		p := &peers[i]
@@ -325,7 +326,7 @@ func (h *handOver) best(since time.Time) (to uint64, answered bool) {
 			switch {
 			case p.behind > maxTransfereeBehind:
 				return 2
-			case !p.known || h.reports[p.id].at.Before(since):
+			case !told(p):
 				return 1
 			}
 			return 0
@@ -337,7 +338,7 @@ func (h *handOver) best(since time.Time) (to uint64, answered bool) {
 	if best == nil {
 		return raft.None, false
 	}
-	return best.id, best.known && !h.reports[best.id].at.Before(since)
+	return best.id, told(best)
 }
 
 // notLeading runs at each tick of a member that does not lead.

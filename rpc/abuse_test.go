@@ -529,15 +529,7 @@ func TestStopBesideHandshakes(t *testing.T) {
 			defer s.mu.Unlock()
 			return len(s.shaking) == 1
 		})
-		stopped := make(chan struct{})
-		go func() {
-			if graceful {
-				s.GracefulStop()
-			} else {
-				s.Stop()
-			}
-			close(stopped)
-		}()
+		stopped := stopping(s, graceful)
 		select {
 		case <-stopped:
 		case <-time.After(60 * time.Second): // half of a handshake's time
@@ -554,8 +546,7 @@ func TestClientThatGoesOn(t *testing.T) {
 	r := connect(t, serve(t, s, &echo{}))
 	id := r.begin(callFields("UnaryCall", "content-type", "x"), true)
 	r.answer(id)
-	stopped := make(chan struct{})
-	go func() { s.GracefulStop(); close(stopped) }()
+	stopped := stopping(s, true)
 	r.until(func() bool { return len(r.goAways) == 2 })
 	// Each pair is answered with a reset, which the client knows at once.
 	var flood bytes.Buffer

@@ -317,15 +317,7 @@ func TestStopBesideKeptCalls(t *testing.T) {
 		id := r.begin(callFields("UnaryCall", "grpc-timeout", "1H"), false)
 		r.data(id, framed(&testpb.SimpleRequest{}), true)
 		c := k.wait(t, 1)[0]
-		stopped := make(chan struct{})
-		go func() {
-			if graceful {
-				s.GracefulStop()
-			} else {
-				s.Stop()
-			}
-			close(stopped)
-		}()
+		stopped := stopping(s, graceful)
 		if graceful {
 			r.until(func() bool { return len(r.goAways) > 0 })
 			c.Reply(protoMessage{&testpb.SimpleResponse{}})

@@ -259,6 +259,20 @@ func dial(t testing.TB, addr string, opts ...grpc.DialOption) testpb.TestService
 	return testpb.NewTestServiceClient(cc)
 }
 
+// stopping stops a server in the background; the channel is closed when it has stopped.
+func stopping(s *Server, graceful bool) <-chan struct{} {
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		if graceful {
+			s.GracefulStop()
+		} else {
+			s.Stop()
+		}
+	}()
+	return stopped
+}
+
 // eventually waits for a condition, with a deadline that only a failure meets.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()

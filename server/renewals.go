@@ -116,10 +116,9 @@ type leaderLine struct {
 	line *peers.Line
 
 	mu      sync.Mutex
-	number  uint64 // of the last question
-	waiting map[uint64]chan<- peers.RenewalAnswer
-	ended   bool
-	unused  int // beats since the last question
+	number  uint64                                // of the last question
+	waiting map[uint64]chan<- peers.RenewalAnswer // nil: the connection has ended
+	unused  int                                   // beats since the last question
 }
 
 func newLeaderLine(to uint64, conn io.ReadWriteCloser) *leaderLine {
@@ -132,7 +131,7 @@ func newLeaderLine(to uint64, conn io.ReadWriteCloser) *leaderLine {
 func (l *leaderLine) hasEnded() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.ended
+	return l.waiting == nil
 }
 
 // run reads answers until the connection ends, and returns why. leads reports whether the other side
@@ -141,7 +140,6 @@ func (l *leaderLine) run(leads func() bool) error {
 	err := l.line.Run(peers.RenewalAnswerBytes, l.take, func() bool { return leads() && l.wanted() })
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ended = true
 	for _, c := range l.waiting {
 		close(c)
 	}
@@ -179,7 +177,7 @@ func (l *leaderLine) ask(id lease.ID, patience time.Duration) (number uint64, an
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case l.ended:
+	case l.waiting == nil:
 		return 0, nil, errLineLost
 	case len(l.waiting) >= maxRenewals:
 		return 0, nil, errRenewalsFull

@@ -8,8 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"regexp"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -189,13 +187,9 @@ func cacheHits(t *testing.T, address string) float64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := regexp.MustCompile(`(?m)^etcd_grpc_proxy_cache_hits_total (\S+)$`).FindSubmatch(text)
-	if found == nil {
+	families := parseScrape(t, text)
+	if families["etcd_grpc_proxy_cache_hits_total"] == nil {
 		t.Fatal("no etcd_grpc_proxy_cache_hits_total")
 	}
-	hits, err := strconv.ParseFloat(string(found[1]), 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return hits
+	return sum(families, "etcd_grpc_proxy_cache_hits_total")
 }

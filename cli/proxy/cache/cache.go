@@ -318,6 +318,11 @@ func (c *Cache) forget() {
 		c.drop(a)
 	}
 	c.marks = nil
+	c.forgetBarriers()
+}
+
+// forgetBarriers forwards the reads that wait for a barrier, the one that was asked for or the next.
+func (c *Cache) forgetBarriers() {
 	if q := c.barrier; q != nil {
 		c.barrier = nil
 		forward(q.reads)

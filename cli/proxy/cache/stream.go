@@ -39,13 +39,7 @@ func (c *Cache) Up(now time.Duration) {
 func (c *Cache) Down(now time.Duration) {
 	c.up, c.pending = false, nil
 	clear(c.byID)
-	if q := c.barrier; q != nil {
-		c.barrier = nil
-		forward(q.reads)
-	}
-	queued := c.queued
-	c.queued, c.refresh = nil, false
-	forward(queued)
+	c.forgetBarriers()
 	for _, a := range c.areas {
 		a.created, a.id = false, 0
 		waiting := a.waiting
