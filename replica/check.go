@@ -2,6 +2,7 @@ package replica
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -35,7 +36,7 @@ const (
 	refusedForm  = "form"  // raft would panic, or could not make sense of it
 	refusedEntry = "entry" // one of its entries could not be applied
 	refusedTerm  = "term"  // its term is too far ahead
-	refusedAck   = "ack"   // it acknowledges more than this leader's log holds
+	refusedAck   = "ack"   // it acknowledges more than this leader's log holds, or reads that it has not asked about
 )
 
 // CheckMessage returns what is wrong with a message of a peer, except its term. Process calls it.
@@ -212,8 +213,42 @@ func (l *loop) takes(m *raftpb.Message, now time.Time) bool {
 			return false
 		}
 	}
+	if m.GetType() == raftpb.MsgHeartbeatResp && len(m.GetContext()) > 0 && !l.heartbeats.asked(m) {
+		if own := l.node.BasicStatus(); own.RaftState == raft.StateLeader && own.GetTerm() == term { // else raft does not read it
+			l.refuseMessage(m, refusedAck, now, zap.Binary("acknowledged-reads", m.GetContext()), zap.Uint64("last-asked", l.heartbeats.reads))
+			return false
+		}
+	}
 	return true
 }
+
+// heartbeats knows which reads this member has asked about as a leader. Raft numbers the reads of a
+// term from 1; the context of a heartbeat is the number of the newest read that it is to confirm,
+// and the answer repeats it. Raft slices its list of reads by the number that a majority has
+// answered, and does not check that it has asked.
+type heartbeats struct {
+	term  uint64 // of the newest heartbeat with a context
+	reads uint64 // the newest read that the heartbeats of that term ask about
+}
+
+// sent takes note of a message that raft sends.
+func (h *heartbeats) sent(m *raftpb.Message) {
+	if m.GetType() != raftpb.MsgHeartbeat || len(m.GetContext()) != readsBytes {
+		return
+	}
+	if m.GetTerm() != h.term {
+		h.term, h.reads = m.GetTerm(), 0
+	}
+	h.reads = max(h.reads, binary.LittleEndian.Uint64(m.GetContext()))
+}
+
+// asked reports whether an answer with a context is of a heartbeat that was sent in its term.
+func (h *heartbeats) asked(m *raftpb.Message) bool {
+	return m.GetTerm() == h.term && len(m.GetContext()) == readsBytes && binary.LittleEndian.Uint64(m.GetContext()) <= h.reads
+}
+
+// readsBytes is the length of a heartbeat's context: a little-endian number.
+const readsBytes = 8
 
 // refuseMessage counts a refused message, and logs it, but not every one.
 func (l *loop) refuseMessage(m *raftpb.Message, why string, now time.Time, fields ...zap.Field) {

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -219,6 +220,45 @@ func TestFalseAcknowledgements(t *testing.T) {
 	})
 }
 
+// Raft slices its list of reads by what a majority has answered.
+func TestFalseReadAcknowledgements(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3, liars)
+		defer c.close()
+		leader := c.leader()
+		leader.mustPut("k", "v")
+		leader.mustRead("k", "v")
+		synctest.Wait()
+		for _, other := range c.others(leader) {
+			c.partition(other.id, true)
+		}
+		term := leader.replica().Term()
+		for _, context := range [][]byte{{1}, []byte("1234567"), []byte("12345678"), []byte("123456789"), binary.LittleEndian.AppendUint64(nil, 3)} {
+			for _, other := range c.others(leader) {
+				if err := leader.replica().Process(&raftpb.Message{
+					Type: raftpb.MsgHeartbeatResp.Enum(), From: new(other.id), To: new(leader.id), Term: new(term), Context: context,
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		synctest.Wait()
+		if leader.replica().Term() != term {
+			t.Fatal("the leader changed: this shows nothing")
+		}
+		if err := leader.replica().ReadBarrier(c.short()); err == nil {
+			t.Error("a read was answered without a second member")
+		}
+		if leader.refused(refusedAck) != 10 {
+			t.Errorf("%v were counted, not 10", leader.refused(refusedAck))
+		}
+		for _, other := range c.others(leader) {
+			c.partition(other.id, false)
+		}
+		c.leader().mustRead("k", "v")
+	})
+}
+
 // Raft panics on many forms that it never sends. What passes checkForm it takes, in any state,
 // unless its own log is contradicted.
 func TestCheckedMessagesDoNotPanicRaft(t *testing.T) {
@@ -228,6 +268,7 @@ func TestCheckedMessagesDoNotPanicRaft(t *testing.T) {
 	passed := 0
 	for range 3000 {
 		node, storage := newRaftForTest(t, r)
+		var asked heartbeats
 		for range 40 {
 			m := randomRaftMessage(r, node.BasicStatus().GetTerm())
 			if checkForm(m, 1) != nil {
@@ -237,11 +278,11 @@ func TestCheckedMessagesDoNotPanicRaft(t *testing.T) {
 			if m.GetTerm() > status.GetTerm()+1000 || (m.GetType() == raftpb.MsgTransferLeader && status.RaftState != raft.StateLeader) {
 				continue // as takes does
 			}
-			if m.GetType() == raftpb.MsgHeartbeatResp && len(m.GetContext()) > 0 {
-				continue // which reads the leader has asked about only raft knows: docs/security.md, What falls short
+			if m.GetType() == raftpb.MsgHeartbeatResp && len(m.GetContext()) > 0 && !asked.asked(m) {
+				continue
 			}
 			passed++
-			if !stepOrContradict(t, node, storage, m) {
+			if !stepOrContradict(t, node, storage, m, asked.sent) {
 				break
 			}
 		}
@@ -252,7 +293,9 @@ func TestCheckedMessagesDoNotPanicRaft(t *testing.T) {
 }
 
 // stepOrContradict is false if raft found that the log was contradicted.
-func stepOrContradict(t *testing.T, node *raft.RawNode, storage *raft.MemoryStorage, m *raftpb.Message) (ok bool) {
+func stepOrContradict(
+	t *testing.T, node *raft.RawNode, storage *raft.MemoryStorage, m *raftpb.Message, sent func(*raftpb.Message),
+) (ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			text := fmt.Sprint(p)
@@ -266,6 +309,7 @@ func stepOrContradict(t *testing.T, node *raft.RawNode, storage *raft.MemoryStor
 	for node.HasReady() {
 		rd := node.Ready()
 		for _, out := range rd.Messages {
+			sent(out)
 			if out.GetTo() == raft.LocalAppendThread {
 				if s := out.GetSnapshot(); !raft.IsEmptySnap(s) {
 					if err := storage.ApplySnapshot(s); err != nil {
@@ -312,7 +356,7 @@ func newRaftForTest(t *testing.T, r *rand.Rand) (*raft.RawNode, *raft.MemoryStor
 	if err != nil {
 		t.Fatal(err)
 	}
-	step := func(m *raftpb.Message) { stepOrContradict(t, node, storage, m) }
+	step := func(m *raftpb.Message) { stepOrContradict(t, node, storage, m, func(*raftpb.Message) {}) }
 	switch r.IntN(3) {
 	case 0:
 		step(&raftpb.Message{Type: raftpb.MsgHeartbeat.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(uint64(3))})
@@ -321,7 +365,7 @@ func newRaftForTest(t *testing.T, r *rand.Rand) (*raft.RawNode, *raft.MemoryStor
 			t.Fatal(err)
 		}
 		for node.HasReady() {
-			stepOrContradict(t, node, storage, &raftpb.Message{Type: raftpb.MsgBeat.Enum(), From: new(raft.LocalAppendThread)})
+			step(&raftpb.Message{Type: raftpb.MsgBeat.Enum(), From: new(raft.LocalAppendThread)})
 		}
 		if r.IntN(2) == 0 {
 			for _, typ := range []raftpb.MessageType{raftpb.MsgPreVoteResp, raftpb.MsgVoteResp} {
@@ -366,6 +410,9 @@ func randomRaftMessage(r *rand.Rand, term uint64) *raftpb.Message {
 	}
 	if r.IntN(3) == 0 {
 		m.Context = []byte("12345678")
+		if r.IntN(2) == 0 {
+			m.Context = binary.LittleEndian.AppendUint64(nil, uint64(r.IntN(4)))[:8-r.IntN(8)*r.IntN(2)]
+		}
 	}
 	if r.IntN(8) == 0 {
 		m.Responses = []*raftpb.Message{{Type: raftpb.MsgAppResp.Enum()}}

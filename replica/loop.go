@@ -50,6 +50,8 @@ type loop struct {
 	room      room         // for more of the log
 	recorder  recorder     // what went wrong, for package evidence
 	timeouts  timeouts
+	// heartbeats of this member, as a leader: which answers may come
+	heartbeats heartbeats
 
 	apart bool // without a leader, this member, that led last, had no quorum in reach at the last tick
 
@@ -376,6 +378,7 @@ func (l *loop) handleReady() {
 					l.followers.startFeed(m)
 					continue
 				}
+				l.heartbeats.sent(m)
 				l.out = append(l.out, m)
 			}
 		}
