@@ -89,7 +89,11 @@ func (d *doctor) readLogs(cmd *cobra.Command, c *logs.Collector, arg string, now
 		files = nil
 		err := filepath.WalkDir(arg, func(path string, entry fs.DirEntry, err error) error {
 			if err != nil {
-				return err
+				if path == arg {
+					return err
+				}
+				c.Unreadable(path, err)
+				return nil
 			}
 			if entry.Type().IsRegular() && len(files) < maxFiles && isLogName(path) {
 				files = append(files, path)
@@ -109,6 +113,10 @@ func (d *doctor) readLogs(cmd *cobra.Command, c *logs.Collector, arg string, now
 			return err
 		}
 		f, err := os.Open(path)
+		if err != nil && info.IsDir() {
+			c.Unreadable(path, err)
+			continue
+		}
 		if err != nil {
 			return err
 		}

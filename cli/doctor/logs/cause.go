@@ -421,7 +421,7 @@ func ruleDisk(c *court) (found []verdict) {
 		}
 		v.evidence = quote(own, 2)
 		late := worst(c.of(m, kindLate, kindLateCPU))
-		if late != nil && late.Kind == kindLate && w.Took >= late.Took/2 {
+		if late != nil && late.Kind == kindLate && w.Took >= late.Took/2 && slices.ContainsFunc(own, late.within) {
 			v.evidence = append(v.evidence, fmt.Sprintf("its heartbeats were late by %s, which the fsync explains", show(late.Took)))
 		}
 		timeouts := c.lostBy(m, "timeout")

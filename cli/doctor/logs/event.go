@@ -104,6 +104,12 @@ func (k Kind) gap() time.Duration {
 	return 5 * time.Second
 }
 
+// within says whether it can be of what other tells of: they were at the same time, to within what
+// it takes to write the lines.
+func (e *Event) within(other *Event) bool {
+	return !e.Last.Before(other.begins()) && !e.begins().After(other.Last.Add(beside))
+}
+
 // ofLoad says whether it tells of slow requests, which may come for days.
 func (e *Event) ofLoad() bool { return e.Kind == kindApply || e.Kind == kindRequest }
 
@@ -149,8 +155,10 @@ var (
 	rxPeerTo   = regexp.MustCompile(`, to ` + hexID + `\)?`)
 	rxTook     = regexp.MustCompile(`(?:took too long|took|duration of|timeout for|too high|in|for) [\[(]?((?:\d+h)?(?:\d+m)?\d+(?:\.\d+)?(?:ns|us|µs|ms|s))`)
 	rxSize     = regexp.MustCompile(`range_response_count:(\d+) size:(\d+)`)
-	rxKilled   = regexp.MustCompile(`systemd: (\S*etcd\S*|\S*belay\S*): .*(?:status=9/KILL|code=killed|code=dumped|oom-kill)`)
-	rxOOM      = regexp.MustCompile(`kernel: .*(?:Out of memory|oom-kill|Killed process \d+ \((?:etcd|belay)\))`)
+	rxClient   = regexp.MustCompile(`etcdserver: (?:request timed out|leader changed|no leader|server stopped|too many requests|mvcc: database space exceeded|not capable)|connection refused|transport is closing|` +
+		`createTransport failed|code = (?:Unavailable|DeadlineExceeded|ResourceExhausted)|EtcdConnectionFailed|No more machines in the cluster|Request to server \S+ failed|DCS is not accessible|EtcdException`)
+	rxKilled = regexp.MustCompile(`systemd: (\S*etcd\S*|\S*belay\S*): .*(?:status=9/KILL|code=killed|code=dumped|oom-kill)`)
+	rxOOM    = regexp.MustCompile(`kernel: .*(?:Out of memory|oom-kill|Killed process \d+ \((?:etcd|belay)\))`)
 )
 
 // ownID is the id of the member that wrote a line, if the line tells it.
@@ -224,6 +232,12 @@ func classify(l *Line) (*Event, bool) {
 			return is(kindOOM, "the kernel killed a process for lack of memory")
 		case rxKilled.MatchString(msg):
 			return is(kindKilled, "systemd: the process was killed or crashed")
+		}
+		return nil, false
+	}
+	if l.Client {
+		if rxClient.MatchString(msg) {
+			return is(kindClient, "a client's call failed")
 		}
 		return nil, false
 	}
@@ -440,7 +454,7 @@ func classify(l *Line) (*Event, bool) {
 		}
 		return is(kindCompact, "compaction took "+show(e.Took))
 	// clients
-	case has("retrying of unary invoker failed", "etcdserver: request timed out", "context deadline exceeded while waiting"):
+	case has("retrying of unary invoker failed", "retrying of streaming invoker failed", "etcdserver: request timed out", "context deadline exceeded while waiting"):
 		return is(kindClient, "a client's call failed")
 	}
 	return nil, false

@@ -52,7 +52,15 @@ func (c *Collector) Judge(ask Ask) (*report.Report, error) {
 	r := &report.Report{Command: "doctor logs", Subject: ask.Subject, At: ask.At}
 	if c.lines == c.unknown {
 		r.Blind = true
-		r.Add(report.Finding{ID: "no-log", Severity: report.Unknown, Confidence: report.Certain, What: "No line of a log of etcd or Belay was found.", Evidence: c.incomplete})
+		f := report.Finding{ID: "no-log", Severity: report.Unknown, Confidence: report.Certain, What: "No line of a log of etcd or Belay was found.", Evidence: c.incomplete,
+			Do: []string{"give what the members write: `journalctl -u etcd -o json`, `kubectl logs POD --timestamps`, `docker logs NAME`, or the file of --log-outputs"}}
+		switch {
+		case c.lines > 0:
+			f.Evidence = append(f.Evidence, fmt.Sprintf("%s in %s, none in a form that is known", count(c.lines, "line"), count(len(c.inputs), "input")))
+		case len(c.incomplete) == 0:
+			f.Evidence = append(f.Evidence, "there is nothing in "+or(strings.Join(c.inputNames(), ", "), "it"))
+		}
+		r.Add(f)
 		return r, nil
 	}
 	if ask.Incident != 0 {
@@ -64,33 +72,70 @@ func (c *Collector) Judge(ask Ask) (*report.Report, error) {
 		r.Summary = c.summary(found, members)
 	}
 	for _, text := range c.incomplete {
-		r.Add(report.Finding{ID: "log-incomplete", Severity: report.Unknown, Confidence: report.Certain, What: text})
+		r.Add(report.Finding{ID: "log-incomplete", Severity: report.Unknown, Confidence: report.Certain, What: text + ".", Why: "What stands in the rest is not in this report.", Do: []string{"give it again, whole and readable"}})
 	}
-	for n, i := range found {
-		if n == maxIncidents {
-			r.Add(report.Finding{ID: "more-incidents", Severity: report.Unknown, Confidence: report.Certain, What: fmt.Sprintf("%d more incidents are not told of", len(found)-n), Do: []string{"--since and --until choose a time"}})
-			break
-		}
-		r.Add(i.finding())
+	for _, f := range findings(found) {
+		r.Add(f)
 	}
 	if ask.Incident == 0 {
 		for _, f := range recurring(found) {
 			r.Add(f)
 		}
 	}
-	if len(found) == 0 {
-		r.Add(report.Finding{ID: "quiet", Severity: report.Good, Confidence: report.Certain, What: "No incident in these logs."})
+	failed := c.clients(found)
+	if failed != nil && ask.Incident == 0 {
+		r.Add(*failed)
 	}
-	timeline := c.timeline(found, ask.Incident != 0)
-	r.Tables = append(r.Tables, timeline)
+	if len(found) == 0 && len(members) > 0 {
+		r.Add(report.Finding{ID: "quiet", Severity: report.Good, Confidence: report.Certain, What: "No incident in these logs."})
+	} else if len(members) == 0 && failed == nil {
+		r.Add(report.Finding{ID: "no-member", Severity: report.Unknown, Confidence: report.Certain, What: "No line here is of a member.", Do: []string{"add the logs of the members"}})
+	}
+	if timeline := c.timeline(found, ask.Incident != 0); len(timeline.Rows) > 0 {
+		r.Tables = append(r.Tables, timeline)
+	}
 	if ask.Incident != 0 {
 		r.Tables = append(r.Tables, found[0].quoted())
-	} else {
+	} else if len(members) > 0 {
 		r.Tables = append(r.Tables, c.memberTable(members))
 	}
 	r.Pictures = c.pictures(found, members)
 	r.Data = dataOf(found)
 	return r, nil
+}
+
+// clients is what clients' logs say of times at which no member's log tells of trouble; nil: nothing.
+func (c *Collector) clients(found []*incident) *report.Finding {
+	var alone []*Event
+	for _, e := range c.events {
+		if e.Kind == kindClient && !slices.ContainsFunc(found, func(i *incident) bool { return slices.Contains(i.events, e) }) {
+			alone = append(alone, e)
+		}
+	}
+	if len(alone) == 0 {
+		return nil
+	}
+	last := alone[0].Last
+	for _, e := range alone {
+		if e.Last.After(last) {
+			last = e.Last
+		}
+	}
+	form := "2006-01-02 15:04:05"
+	return &report.Finding{
+		ID: "client-errors", Severity: report.Unknown, Confidence: report.Certain,
+		What:     fmt.Sprintf("Clients' calls failed, %s from %s to %s UTC, and no member's log here tells why.", count(lines(alone), "line"), alone[0].At.UTC().Format(form), last.UTC().Format(form)),
+		Evidence: quote(alone, 4),
+		Why:      "What a client sees of a member that is slow, of one that is gone, and of the network between them is the same.",
+		Do:       []string{"add the logs of all members of that time", "`belay doctor` asks the members as they are now"},
+	}
+}
+
+func (c *Collector) inputNames() (all []string) {
+	for _, in := range c.inputs[:min(len(c.inputs), 8)] {
+		all = append(all, in.name)
+	}
+	return all
 }
 
 // members are all that lines are of, or that a change of leader names.
@@ -119,7 +164,7 @@ func (c *Collector) summary(found []*incident, members []string) []string {
 		text += ", read as " + strings.Join(forms[:min(len(forms), 6)], ", ")
 	}
 	if c.unknown > 0 {
-		text += fmt.Sprintf("; %d were not understood", c.unknown)
+		text += fmt.Sprintf("; %s not understood", was(c.unknown))
 	}
 	out := []string{text + "."}
 	text = fmt.Sprintf("%s, %s.", count(len(members), "member"), count(len(found), "incident"))
@@ -136,6 +181,13 @@ func (c *Collector) summary(found []*incident, members []string) []string {
 		text += " `--incident N` shows one with all its lines."
 	}
 	return append(out, text)
+}
+
+func was(n int) string {
+	if n == 1 {
+		return "1 was"
+	}
+	return fmt.Sprintf("%d were", n)
 }
 
 func count(n int, what string) string {
@@ -156,6 +208,52 @@ func (i *incident) span() string {
 		return text + " to " + to.Format("15:04:05.000")
 	}
 	return text + " to " + to.Format("2006-01-02 15:04:05.000")
+}
+
+// maxAlike is how many incidents of one cause and one member are told of in full.
+const maxAlike = 3
+
+// findings are the incidents'. Of many that are alike the first are told of, and of the others which
+// they are.
+func findings(found []*incident) (all []report.Finding) {
+	type kind struct{ id, member string }
+	alike := map[kind][]*incident{}
+	for _, i := range found[:min(len(found), maxIncidents)] {
+		k := kind{i.cause.id, i.cause.member}
+		alike[k] = append(alike[k], i)
+	}
+	last := map[*incident][]*incident{}
+	for _, them := range alike {
+		if len(them) > maxAlike+1 { // one more takes no more room than to say so
+			last[them[maxAlike-1]] = them[maxAlike:]
+			for _, i := range them[maxAlike:] {
+				last[i] = nil
+			}
+		}
+	}
+	for n, i := range found {
+		if n == maxIncidents {
+			all = append(all, report.Finding{ID: "more-incidents", Severity: report.Unknown, Confidence: report.Certain, What: fmt.Sprintf("%d more incidents are not told of.", len(found)-n), Do: []string{"--since and --until choose a time"}})
+			break
+		}
+		more, known := last[i]
+		if known && more == nil {
+			continue
+		}
+		f := i.finding()
+		if len(more) > 0 {
+			var numbers []string
+			for _, m := range more[:min(len(more), 20)] {
+				numbers = append(numbers, fmt.Sprint(m.number))
+			}
+			if len(more) > 20 {
+				numbers = append(numbers, "...")
+			}
+			f.Evidence = append(f.Evidence, fmt.Sprintf("%d more are like it, to %s: incidents %s", len(more), more[len(more)-1].to.UTC().Format("2006-01-02 15:04:05"), strings.Join(numbers, ", ")))
+		}
+		all = append(all, f)
+	}
+	return all
 }
 
 func (i *incident) finding() report.Finding {
@@ -237,21 +335,20 @@ func (c *Collector) timeline(found []*incident, whole bool) report.Table {
 	if whole {
 		limit *= 10
 	}
-	for level := 1; len(rows) > limit && level <= 2; level++ {
-		before := len(rows)
-		rows = slices.DeleteFunc(rows, func(r *row) bool {
-			return r.trouble() < level+1 && r.Kind != kindLeads && r.Kind != kindStart && r.Kind != kindElected && r.Kind != kindCampaign
-		})
-		if n := before - len(rows); n > 0 {
-			t.Notes = append(t.Notes, fmt.Sprintf("%d rows of lesser things are left out; --incident N has them.", n))
+	all := len(rows)
+	// First what is no trouble by itself goes, then all that is not about who leads, latest first.
+	for level := 2; len(rows) > limit && level <= 3; level++ {
+		over := len(rows) - limit
+		for n := len(rows) - 1; n >= 0 && over > 0; n-- {
+			if r := rows[n]; r.trouble() < level && r.Kind != kindLeads && r.Kind != kindStart && r.Kind != kindElected && r.Kind != kindCampaign {
+				rows[n], over = nil, over-1
+			}
 		}
-		if level == 2 {
-			break
-		}
+		rows = slices.DeleteFunc(rows, func(r *row) bool { return r == nil })
 	}
-	if n := len(rows) - limit; n > 0 {
-		rows = rows[:limit]
-		t.Notes = append(t.Notes, fmt.Sprintf("%d more rows are left out; --since, --until and --incident N choose a time.", n))
+	rows = rows[:min(len(rows), limit)]
+	if n := all - len(rows); n > 0 {
+		t.Notes = append(t.Notes, fmt.Sprintf("%d rows are left out; --since, --until and --incident N choose a time.", n))
 	}
 	form := "15:04:05.000"
 	if len(rows) > 0 {
@@ -288,7 +385,7 @@ func (c *Collector) timeline(found []*incident, whole bool) report.Table {
 		t.Rows = append(t.Rows, []string{r.At.UTC().Format(form), cut(or(r.Member, "?"), 16), text, term, cut(r.Leader, 16)})
 	}
 	if c.guessed {
-		t.Notes = append(t.Notes, fmt.Sprintf("Some times name no zone and were read as %s; --zone says another.", c.o.Zone))
+		t.Notes = append(t.Notes, fmt.Sprintf("Some times name no zone and were read as %s; --zone says another.", zoneName(c.o.Zone)))
 	}
 	if c.noYear {
 		t.Notes = append(t.Notes, "Some times have no year, or no date; it was taken from when the input was last written.")
@@ -297,6 +394,14 @@ func (c *Collector) timeline(found []*incident, whole bool) report.Table {
 		t.Notes = append(t.Notes, fmt.Sprintf("%d lines that matter less are not counted: there were too many; --since and --until choose a time.", c.leftOut))
 	}
 	return t
+}
+
+// zoneName is how a zone is called; that of this machine has the name Local, which tells nothing.
+func zoneName(zone *time.Location) string {
+	if zone == time.Local {
+		return "this machine's, " + time.Now().Format("MST")
+	}
+	return zone.String()
 }
 
 // quoted are an incident's lines as they were.
@@ -327,6 +432,17 @@ func (c *Collector) memberTable(members []string) report.Table {
 			id[e.Member] = e.own
 		}
 	}
+	form, days := "15:04:05", map[string]bool{}
+	for _, s := range c.streams {
+		for _, at := range []time.Time{s.first, s.last} {
+			if !at.IsZero() {
+				days[at.UTC().Format(time.DateOnly)] = true
+			}
+		}
+	}
+	if len(days) > 1 {
+		form = "01-02 15:04:05"
+	}
 	for _, m := range members {
 		seen := false
 		done := map[*stream]bool{}
@@ -338,7 +454,7 @@ func (c *Collector) memberTable(members []string) report.Table {
 			if len(done) > 8 {
 				break
 			}
-			t.Rows = append(t.Rows, []string{cut(m, 16), id[m], tail(e.stream.input, 32), e.stream.first.UTC().Format("01-02 15:04:05"), e.stream.last.UTC().Format("01-02 15:04:05")})
+			t.Rows = append(t.Rows, []string{cut(m, 16), id[m], tail(e.stream.input, 32), e.stream.first.UTC().Format(form), e.stream.last.UTC().Format(form)})
 		}
 		if !seen {
 			t.Rows = append(t.Rows, []string{cut(m, 16), id[m], "not at hand", "", ""})

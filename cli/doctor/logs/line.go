@@ -18,6 +18,8 @@ type Line struct {
 	Shown  string            // the line as it is quoted: without wrapping, at most maxShown bytes
 	// Foreign is set for lines about a process by another: systemd's, the kernel's.
 	Foreign bool
+	// Client is set for lines in a form that clients' logs have and members' never.
+	Client bool
 }
 
 const (
@@ -56,6 +58,9 @@ var (
 	capnsLine  = regexp.MustCompile(`^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{1,9}) ([CEWNIDT]) \| (.*)$`)
 	raftLine   = regexp.MustCompile(`^raft(\d{4})/(\d\d)/(\d\d) (\d\d:\d\d:\d\d) (DEBUG|INFO|WARN|ERROR|FATAL|PANIC): (.*)$`)
 	personLine = regexp.MustCompile(`^(\d\d:\d\d:\d\d\.\d{3}) (DEBUG|INFO|WARN|ERROR|DPANIC|PANIC|FATAL) +(.*)$`)
+	klogLine   = regexp.MustCompile(`^([IWEF])(\d\d)(\d\d) (\d\d:\d\d:\d\d\.\d{6}) +\d{1,10} ([^\s\]:]{1,128}:\d{1,7})\] (.*)$`)
+	pythonLine = regexp.MustCompile(`^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[,.]\d{3}) (?:- )?(DEBUG|INFO|WARNING|ERROR|CRITICAL):? (.*)$`)
+	goLogLine  = regexp.MustCompile(`^(\d{4})/(\d\d)/(\d\d) (\d\d:\d\d:\d\d(?:\.\d{6})?) (.*)$`)
 	stampLine  = regexp.MustCompile(`^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S{1,20}) (.+)$`)
 	capnsText  = regexp.MustCompile(`^(etcdmain|etcdserver|embed|raft|rafthttp|wal|mvcc|auth|lease|snap|store|osutil|pkg/[a-z]+|etcdserver/[a-z0-9]+|mvcc/backend): (.*)$`)
 	pairText   = regexp.MustCompile(` ([A-Za-z0-9_-]{1,64})=("(?:[^"\\]|\\.)*"|\[[^\]]*\]|\S*)`)
@@ -203,6 +208,9 @@ func (p *parser) peel(text string, l *Line, t *stamp) (rest, form string, done b
 		l.Msg, l.Fields = splitPairs(m[3])
 		return text, "Belay's terminal", true
 	}
+	if rest, form, ok := p.client(text, l, t); ok {
+		return rest, form, true
+	}
 	if strings.Count(text, "\t") >= 2 {
 		if p.console(text, l, t) {
 			return text, "zap console", true
@@ -257,6 +265,30 @@ func (p *parser) peel(text string, l *Line, t *stamp) (rest, form string, done b
 		return text, "text", true
 	}
 	return text, "", true
+}
+
+// client is a line of a client: in the form of Kubernetes' programs, of Python's (Patroni), or of
+// Go's own log package, which gRPC writes to, too.
+func (p *parser) client(text string, l *Line, t *stamp) (rest, form string, ok bool) {
+	if m := klogLine.FindStringSubmatch(text); m != nil {
+		if month, err := strconv.Atoi(m[2]); err == nil && month >= 1 && month <= 12 {
+			*t = t.better(p.stamp(time.Month(month).String()[:3] + " " + m[3] + " " + m[4]))
+			l.Level = map[string]string{"I": "info", "W": "warn", "E": "error", "F": "fatal"}[m[1]]
+			l.Msg, l.Client = m[6], true
+			return text, "klog", true
+		}
+	}
+	if m := pythonLine.FindStringSubmatch(text); m != nil {
+		*t = t.better(p.stamp(m[1]))
+		l.Level, l.Msg, l.Client = strings.ToLower(m[2]), m[3], true
+		return text, "Python's log", true
+	}
+	if m := goLogLine.FindStringSubmatch(text); m != nil {
+		*t = t.better(p.stamp(m[1] + "-" + m[2] + "-" + m[3] + " " + m[4]))
+		l.Msg, l.Client = m[5], true
+		return text, "Go's log", true
+	}
+	return text, "", false
 }
 
 // journaled is what remains of a line of the journal or of syslog that the program ident wrote.

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // names is what logs tell of which id has which name.
@@ -48,8 +49,9 @@ func (n *names) learn(l *Line) {
 			put(firstField(l, "local-member-id", "member-id"), f["name"])
 		}
 		for _, pair := range [][2]string{{"added-peer-id", "added-peer-peer-urls"}, {"recovered-remote-peer-id", "recovered-remote-peer-urls"}, {"remote-peer-id", "remote-peer-urls"}} {
-			if id := trimID(f[pair[0]]); isID(id) {
-				n.urls[id] = rxURLs.FindAllString(f[pair[1]], 8)
+			// Most lines that name a peer do not tell its URLs.
+			if urls := rxURLs.FindAllString(f[pair[1]], 8); len(urls) > 0 && isID(trimID(f[pair[0]])) {
+				n.urls[trimID(f[pair[0]])] = urls
 			}
 		}
 		n.cluster(f["initial-cluster"])
@@ -208,12 +210,31 @@ func (c *Collector) assign() {
 			}
 		}
 	}
+	c.lives()
 	for _, e := range c.events {
 		if e.Leader != "" {
 			e.Leader = c.names.of(e.Leader)
 		}
 		if e.Peer != "" {
 			e.Peer = c.names.of(e.Peer)
+		}
+	}
+}
+
+// lives marks the starts before which another file has lines of the same member: logs are rotated,
+// and the kubelet begins a file for each life of a container.
+func (c *Collector) lives() {
+	of := map[string][]*stream{}
+	for _, e := range c.events {
+		if e.Member != "" && e.Kind != kindClient && !slices.Contains(of[e.Member], e.stream) {
+			of[e.Member] = append(of[e.Member], e.stream)
+		}
+	}
+	for _, e := range c.events {
+		if e.Kind == kindStart && !e.again && e.stream != nil && len(e.stream.ids) < 2 {
+			e.again = slices.ContainsFunc(of[e.Member], func(s *stream) bool {
+				return s != e.stream && len(s.ids) < 2 && !s.first.IsZero() && s.first.Before(e.At.Add(-2*time.Second))
+			})
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -133,6 +134,14 @@ func (c *Collector) Read(in io.Reader, name string, written time.Time) {
 	if err != nil {
 		c.incomplete = append(c.incomplete, fmt.Sprintf("%s was not read to its end: %v", name, err))
 	}
+}
+
+// Unreadable is told of a file that could not be opened.
+func (c *Collector) Unreadable(name string, err error) {
+	if path := new(fs.PathError); errors.As(err, &path) {
+		err = path.Err
+	}
+	c.incomplete = append(c.incomplete, fmt.Sprintf("%s cannot be read: %v", name, err))
 }
 
 // eachLine gives take each line; of one that is longer than maxLine, its beginning.

@@ -23,6 +23,8 @@ func (r *Report) HTML(w io.Writer) error {
 		return err
 	}
 	pictures := slices.Clone(r.Pictures)
+	people := *r
+	people.Findings = together(r.Findings)
 	for _, c := range r.Charts {
 		pictures = append(pictures, Picture{Title: c.Title, SVG: c.SVG()})
 	}
@@ -31,5 +33,5 @@ func (r *Report) HTML(w io.Writer) error {
 		Verdict string
 		Drawn   []Picture
 		Well    bool
-	}{r, r.verdict(), pictures, slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Severity == Good })})
+	}{&people, r.verdict(), pictures, slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Severity == Good })})
 }

@@ -9,6 +9,7 @@ package report
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -54,6 +55,8 @@ type Table struct {
 	Header []string   `json:"header"`
 	Rows   [][]string `json:"rows"`
 	Notes  []string   `json:"notes,omitempty"` // below it, each a paragraph
+	// Wide is set for a matrix, whose columns are parted where they are too many for a terminal.
+	Wide bool `json:"-"`
 }
 
 // A Picture is an SVG document; it is only in the HTML form.
@@ -111,6 +114,41 @@ func (r *Report) ExitCode() int {
 // Sort puts the worst findings first, and keeps the order of those that are equally bad.
 func (r *Report) Sort() {
 	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return cmp.Compare(a.Severity.rank(), b.Severity.rank()) })
+}
+
+// together is findings for people: of those that say the same of several members one is left, with
+// the evidence of each. Scripts get them one by one.
+func together(findings []Finding) (all []Finding) {
+	same := func(a, b Finding) bool {
+		return a.ID == b.ID && a.Severity == b.Severity && a.What == b.What && a.Why == b.Why && a.Confidence == b.Confidence && slices.Equal(a.Do, b.Do)
+	}
+	for n, f := range findings {
+		if f.Member == "" || f.Severity == Good {
+			all = append(all, f)
+			continue
+		}
+		members := []string{}
+		var evidence []string
+		before := false
+		for k, o := range findings {
+			if o.Member == "" || !same(f, o) {
+				continue
+			}
+			before = before || k < n
+			members = append(members, o.Member)
+			for _, e := range o.Evidence {
+				evidence = append(evidence, o.Member+": "+e)
+			}
+		}
+		switch {
+		case len(members) == 1:
+			all = append(all, f)
+		case !before:
+			f.Member, f.Evidence = "each of "+strings.Join(members, ", "), evidence
+			all = append(all, f)
+		}
+	}
+	return all
 }
 
 // Add appends a finding.

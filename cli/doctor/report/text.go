@@ -29,7 +29,7 @@ func (r *Report) Text(w io.Writer, style Style) error {
 		wrap(&b, style.Width, "", "", p)
 	}
 	good := 0
-	for _, f := range r.Findings {
+	for _, f := range together(r.Findings) {
 		if f.Severity == Good {
 			good++
 			continue
@@ -65,7 +65,7 @@ func (r *Report) Text(w io.Writer, style Style) error {
 // verdict is the last line.
 func (r *Report) verdict() string {
 	count := map[Severity]int{}
-	for _, f := range r.Findings {
+	for _, f := range together(r.Findings) {
 		count[f.Severity]++
 	}
 	switch {
@@ -119,37 +119,124 @@ func (f Finding) text(b *bytes.Buffer, style Style) {
 	part("sure", string(f.Confidence)+" ["+f.ID+"]")
 }
 
-// text draws the table with as few columns of space as it needs.
+// text draws the table with as few columns of space as it needs. If it needs more than there are, a
+// table of many narrow columns is parted, its first column on each part, and the cells of another
+// are broken into lines.
 func (t Table) text(b *bytes.Buffer, width int) {
 	if t.Title != "" {
 		b.WriteString(printable(t.Title) + "\n")
 	}
+	rows := make([][]string, 0, len(t.Rows)+1)
 	widths := make([]int, len(t.Header))
-	rows := append([][]string{t.Header}, t.Rows...)
-	for _, row := range rows {
+	for _, row := range append([][]string{t.Header}, t.Rows...) {
+		clean := make([]string, len(row))
 		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(printable(cell)))
+			clean[i] = printable(cell)
+			widths[i] = max(widths[i], utf8.RuneCountInString(clean[i]))
 		}
+		rows = append(rows, clean)
 	}
-	for n, row := range rows {
-		var line strings.Builder
-		line.WriteString("  ")
-		for i, cell := range row {
-			cell = printable(cell)
-			line.WriteString(cell + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
-		}
-		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
-		if n == 0 {
-			total := 0
-			for _, w := range widths {
-				total += w + 2
+	if !t.Wide {
+		fit(widths, rows[0], width-2)
+		drawn(b, rows, widths, columns(0, len(widths)), width)
+	} else {
+		for from := 1; from < len(widths); {
+			to, used := from, widths[0]+2
+			for to < len(widths) && (to == from || used+2+widths[to] <= width) {
+				used += 2 + widths[to]
+				to++
 			}
-			b.WriteString("  " + strings.Repeat("-", min(max(total-2, 0), width-2)) + "\n")
+			if from > 1 {
+				b.WriteByte('\n')
+			}
+			drawn(b, rows, widths, append([]int{0}, columns(from, to)...), width)
+			from = to
 		}
 	}
 	for _, note := range t.Notes {
 		wrap(b, width, "  ", "  ", note)
 	}
+}
+
+func columns(from, to int) (all []int) {
+	for i := from; i < to; i++ {
+		all = append(all, i)
+	}
+	return all
+}
+
+// fit takes width from the widest columns until all fit into room, but none below its header or 12.
+func fit(widths []int, header []string, room int) {
+	for {
+		total := -2
+		for _, w := range widths {
+			total += w + 2
+		}
+		widest := -1
+		for i, w := range widths {
+			if w > max(12, utf8.RuneCountInString(header[i])) && (widest < 0 || w > widths[widest]) {
+				widest = i
+			}
+		}
+		if total <= room || widest < 0 {
+			return
+		}
+		widths[widest]--
+	}
+}
+
+// drawn draws these columns of rows, the first of which is the header.
+func drawn(b *bytes.Buffer, rows [][]string, widths, which []int, width int) {
+	for n, row := range rows {
+		broken, high := make([][]string, len(which)), 1
+		for j, i := range which {
+			broken[j] = breakCell(row[i], widths[i])
+			high = max(high, len(broken[j]))
+		}
+		for k := range high {
+			var line strings.Builder
+			line.WriteString("  ")
+			for j, i := range which {
+				cell := ""
+				if k < len(broken[j]) {
+					cell = broken[j][k]
+				}
+				line.WriteString(cell + strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
+			}
+			b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+		}
+		if n == 0 {
+			total := 0
+			for _, i := range which {
+				total += widths[i] + 2
+			}
+			b.WriteString("  " + strings.Repeat("-", min(max(total-2, 0), width-2)) + "\n")
+		}
+	}
+}
+
+// breakCell breaks a cell into lines of at most width columns, between words where it can.
+func breakCell(cell string, width int) (lines []string) {
+	if utf8.RuneCountInString(cell) <= width {
+		return []string{cell}
+	}
+	line := ""
+	for _, word := range strings.Fields(cell) {
+		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
+			lines, line = append(lines, line), ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+		for r := []rune(line); len(r) > width; r = []rune(line) {
+			lines, line = append(lines, string(r[:width])), string(r[width:])
+		}
+	}
+	if line != "" {
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 // wrap writes text in lines of at most width columns: first begins the first, next the others.
