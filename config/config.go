@@ -124,7 +124,7 @@ func Default() *Config {
 				ListenClientURLs:     mustURLs(defaultClientURL),
 				AdvertisePeerURLs:    mustURLs(defaultPeerURL),
 				AdvertiseClientURLs:  mustURLs(defaultClientURL),
-				RPCEngine:            node.EngineGRPC,
+				RPCEngine:            node.EngineBelay,
 				MaxConcurrentStreams: 1<<32 - 1,
 				KeepaliveMinTime:     5 * time.Second,
 				KeepaliveInterval:    2 * time.Hour,

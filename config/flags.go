@@ -211,9 +211,9 @@ func behaviourFlags() []flagDef {
 		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while a disk stalls, this member's or others'; beyond it writes are refused.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},
 
-		{group: groupBelay, name: "rpc-engine", usage: "What serves gRPC: 'grpc-go', or 'belay', an experimental server of Belay's own.",
+		{group: groupBelay, name: "rpc-engine", usage: "What serves clients' gRPC: 'belay', Belay's own server, or 'grpc-go'.",
 			bind: valueFlag(func(c *Config) flag.Value {
-				return choiceValue{&c.RPCEngine, []string{node.EngineGRPC, node.EngineBelay}}
+				return choiceValue{&c.RPCEngine, []string{node.EngineBelay, node.EngineGRPC}}
 			})},
 
 		{group: groupBelay, name: "neighbours-record-bytes", usage: "How large a record of who else writes to the log's disk may become, for 'belay doctor neighbours'. 0: none is kept.",

@@ -408,8 +408,8 @@ func (ps *ports) serveClients(srv *server.Server) {
 		}
 		go func() { ps.served(p.front.Serve(s)) }()
 		fields := []zap.Field{zap.String("traffic", traffic), zap.String("address", p.address)}
-		if engine := ps.engine(); p.grpc && engine != EngineGRPC {
-			fields = append(fields, zap.String("rpc-engine", engine))
+		if p.grpc {
+			fields = append(fields, zap.String("rpc-engine", ps.engine()))
 		}
 		if p.plain {
 			ps.logger.Info("serving client traffic insecurely; this is strongly discouraged!", fields...)
@@ -436,10 +436,10 @@ func (ps *ports) newCallServer(srv *server.Server) callServer {
 
 // engine is which server that is.
 func (ps *ports) engine() string {
-	if ps.cfg.RPCEngine == EngineBelay && ps.cfg.Tracing == nil {
-		return EngineBelay
+	if ps.cfg.RPCEngine == EngineGRPC || ps.cfg.Tracing != nil {
+		return EngineGRPC
 	}
-	return EngineGRPC
+	return EngineBelay
 }
 
 // callsOverHTTP serves gRPC calls that come on a connection of net/http: a proxy that pools its

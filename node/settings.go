@@ -37,8 +37,8 @@ type Cluster struct {
 
 // The engines of --rpc-engine.
 const (
-	EngineGRPC  = "grpc-go"
 	EngineBelay = "belay" // package rpc
+	EngineGRPC  = "grpc-go"
 )
 
 // Ports are the ports, TLS, and what may be asked over HTTP and gRPC.
@@ -66,8 +66,8 @@ type Ports struct {
 	CORSSimpleRequests         bool     // also of requests without preflight
 	HostWhitelist              []string // of plain HTTP; none or "*": all
 
-	// RPCEngine is what serves gRPC: EngineGRPC, or EngineBelay, which is experimental and has no
-	// tracing: with spans it is EngineGRPC all the same. Empty: EngineGRPC.
+	// RPCEngine is what serves gRPC: EngineBelay, which has no tracing, so that with spans it is
+	// EngineGRPC all the same, or EngineGRPC. Empty: EngineBelay.
 	RPCEngine            string
 	MaxConcurrentStreams uint32
 	KeepaliveMinTime     time.Duration

@@ -253,8 +253,8 @@ func serveMember(t testing.TB, s *Server) *grpc.ClientConn {
 	return serveOn(t, grpc.NewServer(s.GRPCOptions()...), s.RegisterGRPC)
 }
 
-// ownEngine: BELAY_RPC_ENGINE=belay runs this package's tests over package rpc.
-func ownEngine() bool { return os.Getenv("BELAY_RPC_ENGINE") == "belay" }
+// ownEngine: BELAY_RPC_ENGINE=grpc-go runs this package's tests over grpc-go's server.
+func ownEngine() bool { return os.Getenv("BELAY_RPC_ENGINE") != "grpc-go" }
 
 // callServer is what the services are registered with and served by.
 type callServer interface {

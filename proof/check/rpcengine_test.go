@@ -17,11 +17,19 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestOwnRPCEngine is what a client does, over Belay's own gRPC server. All of this package's tests run
-// over it with BELAY_RPC_ENGINE=belay.
-func TestOwnRPCEngine(t *testing.T) {
-	t.Parallel()
-	m := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 1, Args: []string{"--rpc-engine=belay"}}).Members[0]
+// TestRPCEngines is what a client does, over each gRPC server. All of this package's tests run over
+// Belay's own, or over grpc-go with BELAY_RPC_ENGINE=grpc-go.
+func TestRPCEngines(t *testing.T) {
+	for _, engine := range []string{"belay", "grpc-go"} {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			testRPCEngine(t, engine)
+		})
+	}
+}
+
+func testRPCEngine(t *testing.T, engine string) {
+	m := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 1, Args: []string{"--rpc-engine=" + engine}}).Members[0]
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cli, err := clientv3.New(clientv3.Config{Endpoints: []string{m.Endpoint()}, Context: ctx})
@@ -78,7 +86,7 @@ func TestOwnRPCEngine(t *testing.T) {
 	if err := m.Stop(ctx); err != nil { // beside a watch that is open
 		t.Error(err)
 	}
-	if log := m.LogTail(200); !strings.Contains(log, `"rpc-engine":"belay"`) {
+	if log := m.LogTail(200); !strings.Contains(log, `"rpc-engine":"`+engine+`"`) {
 		t.Error("the log does not name the engine")
 	}
 }

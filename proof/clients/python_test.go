@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -14,8 +13,7 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-// TestPython runs etcd's API from Python, whose gRPC is the C core, over the server that
-// BELAY_RPC_ENGINE names (Belay's own if it names none), over TLS and without.
+// TestPython runs etcd's API from Python, whose gRPC is the C core, over TLS and without.
 func TestPython(t *testing.T) {
 	wantAll(t)
 	python := ""
@@ -28,17 +26,10 @@ func TestPython(t *testing.T) {
 	if python == "" {
 		t.Skip("no python3 has grpc; on Debian it is in the package python3-grpcio")
 	}
-	engine := os.Getenv("BELAY_RPC_ENGINE")
-	if engine == "" {
-		engine = "belay"
-	}
 	for _, secure := range []bool{false, true} {
 		name := map[bool]string{false: "plain", true: "TLS"}[secure]
 		t.Run(name, func(t *testing.T) {
 			cfg := cluster.Config{Kind: checkKind(t), Size: 1}
-			if cfg.Kind == cluster.Belay {
-				cfg.Args = append(cfg.Args, "--rpc-engine="+engine)
-			}
 			var files []string
 			if secure {
 				ca, err := cluster.NewAuthority(t.TempDir(), "check")
