@@ -110,7 +110,8 @@ func newSoak(t *testing.T) *soak {
 	}
 	c, err := cluster.New(cluster.Config{Kind: cluster.Belay, Binary: Belay(t), Size: 3, Dir: t.TempDir(), TLS: s.issuer.client("good"), Args: []string{
 		"--cert-file=" + s.issuer.Cert("server"), "--key-file=" + s.issuer.Key("server"), "--trusted-ca-file=" + s.issuer.CA(), "--client-cert-auth",
-		"--rpc-engine=" + engine, "--enable-pprof", "--snapshot-count=10000", "--auto-compaction-mode=periodic", "--auto-compaction-retention=10m",
+		"--rpc-engine=" + engine, "--enable-pprof", "--snapshot-count=10000", "--auto-compaction-mode=periodic", "--auto-compaction-retention=4m",
+		"--quota-backend-bytes=17179869184", // a fast machine writes more than a gigabyte a minute
 	}})
 	if err != nil {
 		t.Fatal(err)
