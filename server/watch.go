@@ -87,8 +87,9 @@ type watchConn struct {
 	rights rights
 
 	// Of the sender. grpc encodes a message before Send returns, so one message serves for all.
-	out   pb.WatchResponse
-	whole func(*watch.Response) error
+	out    pb.WatchResponse
+	answer watchAnswer
+	whole  func(*watch.Response) error
 }
 
 // serve sends until the stream ends, and returns why it did.
@@ -102,7 +103,9 @@ func (c *watchConn) serve(received <-chan error) error {
 	for {
 		select {
 		case <-c.hub.Ready():
-			if err := c.hub.Drain(c.whole); err != nil {
+			err := c.hub.Drain(c.whole)
+			c.answer.forget()
+			if err != nil {
 				if ctx.Err() != nil {
 					return streamEnd(ctx)
 				}
@@ -273,13 +276,13 @@ func (c *watchConn) send(r *watch.Response) error {
 // sendFragments sends c.out with the events in as many messages as it takes to
 // keep each below the bound, or at one event. All but the last are marked.
 func (c *watchConn) sendFragments(events []*mvccpb.Event) error {
-	if watchResponseSize(&c.out) < c.fragmentBytes {
+	head := watchHeadSize(&c.out)
+	if head+eventsSize(events) < c.fragmentBytes {
 		return c.sendOne()
 	}
-	c.out.Events, c.out.Fragment = nil, true
-	frame := watchResponseSize(&c.out)
+	head += flagSize(true)
 	for len(events) > 0 {
-		n, size := 0, frame
+		n, size := 0, head
 		for n < len(events) {
 			b := messageSize(eventSize(events[n]))
 			if n > 0 && size+b >= c.fragmentBytes {
@@ -299,8 +302,8 @@ func (c *watchConn) sendFragments(events []*mvccpb.Event) error {
 
 // sendOne sends c.out as it is.
 func (c *watchConn) sendOne() error {
-	if a := newWatchAnswer(&c.out); a != nil {
-		return c.stream.SendMsg(a)
+	if c.answer.set(&c.out) {
+		return c.stream.SendMsg(&c.answer)
 	}
 	return c.stream.Send(&c.out)
 }

@@ -276,42 +276,8 @@ func appendPutResponse(b []byte, r *pb.PutResponse) []byte {
 	return b
 }
 
-// watchAnswer is a WatchResponse with events, as codec and package rpc write it.
-type watchAnswer struct {
-	*pb.WatchResponse
-	size int
-}
-
-// newWatchAnswer is nil for a response that is proto's: one without events.
-func newWatchAnswer(r *pb.WatchResponse) *watchAnswer {
-	if r.GetHeader() == nil || len(r.Events) == 0 || r.CancelReason != "" {
-		return nil
-	}
-	return &watchAnswer{r, watchResponseSize(r)}
-}
-
-func (a *watchAnswer) Size() int { return a.size }
-
-func (a *watchAnswer) AppendTo(b []byte) []byte {
-	n := len(b)
-	b = appendWatchResponse(b, a.WatchResponse)
-	filled(b[n:], a.size)
-	return b
-}
-
 // messageSize is that of a message within another, with its key.
 func messageSize(n int) int { return 1 + varintSize(uint64(n)) + n }
-
-func eventSize(ev *mvccpb.Event) int {
-	n := fieldSize(uint64(ev.Type))
-	if ev.Kv != nil {
-		n += messageSize(keyValueSize(ev.Kv))
-	}
-	if ev.PrevKv != nil {
-		n += messageSize(keyValueSize(ev.PrevKv))
-	}
-	return n
-}
 
 func flagSize(set bool) int {
 	if set {
@@ -320,40 +286,11 @@ func flagSize(set bool) int {
 	return 0
 }
 
-func watchResponseSize(r *pb.WatchResponse) int {
-	n := 2 + headerSize(r.Header) + fieldSize(uint64(r.WatchId)) + flagSize(r.Created) + flagSize(r.Canceled) +
-		fieldSize(uint64(r.CompactRevision)) + flagSize(r.Fragment)
-	for _, ev := range r.Events {
-		n += messageSize(eventSize(ev))
-	}
-	return n
-}
-
 func appendFlag(b []byte, number byte, set bool) []byte {
 	if !set {
 		return b
 	}
 	return append(b, number<<3|wireVarint, 1)
-}
-
-func appendWatchResponse(b []byte, r *pb.WatchResponse) []byte {
-	b = appendHeader(b, r.Header)
-	b = appendField(b, 2, uint64(r.WatchId))
-	b = appendFlag(b, 3, r.Created)
-	b = appendFlag(b, 4, r.Canceled)
-	b = appendField(b, 5, uint64(r.CompactRevision))
-	b = appendFlag(b, 7, r.Fragment)
-	for _, ev := range r.Events {
-		b = protowire.AppendVarint(append(b, 11<<3|wireBytes), uint64(eventSize(ev)))
-		b = appendField(b, 1, uint64(ev.Type))
-		if ev.Kv != nil {
-			b = appendKeyValue(b, 2, ev.Kv)
-		}
-		if ev.PrevKv != nil {
-			b = appendKeyValue(b, 3, ev.PrevKv)
-		}
-	}
-	return b
 }
 
 func rangeResponseSize(r *pb.RangeResponse) int {

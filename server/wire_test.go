@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -172,7 +173,10 @@ func TestWatchAnswers(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(5, 6))
 	codec := newCountingCodec(NewMetrics(nil, MetricsOptions{}))
-	for range 5_000 {
+	var a watchAnswer
+	var events, again []*mvccpb.Event
+	copied := 0
+	for i := range 10_000 {
 		m := &pb.WatchResponse{
 			Header:  &pb.ResponseHeader{ClusterId: r.Uint64() >> r.IntN(65), MemberId: r.Uint64() >> r.IntN(65), Revision: int64(r.Uint64() >> r.IntN(65)), RaftTerm: r.Uint64() >> r.IntN(65)},
 			WatchId: int64(r.Uint64()) >> r.IntN(64), Created: r.IntN(9) == 0, Canceled: r.IntN(9) == 0, Fragment: r.IntN(3) == 0,
@@ -180,38 +184,62 @@ func TestWatchAnswers(t *testing.T) {
 		if r.IntN(4) == 0 {
 			m.CompactRevision = int64(r.Uint64()) >> r.IntN(64)
 		}
+		again, events = events, nil
 		for range 1 + r.IntN(4) {
 			ev := &mvccpb.Event{Type: mvccpb.Event_EventType(r.IntN(2)), Kv: randomKeyValue(r)}
 			if r.IntN(3) == 0 {
 				ev.PrevKv = randomKeyValue(r)
 			}
-			m.Events = append(m.Events, ev)
+			events = append(events, ev)
 			if n := proto.Size(ev); eventSize(ev) != n {
 				t.Fatalf("%v: size %d, proto's %d", ev, eventSize(ev), n)
 			}
 		}
+		switch r.IntN(8) { // watchers of one key get the same events one after the other
+		case 0:
+			events = append(again[:len(again):len(again)], events...)
+		case 1:
+			events = again[:r.IntN(len(again)+1)]
+		case 2, 3, 4:
+			events = again
+		}
+		if len(events) == 0 || i == 0 {
+			events = []*mvccpb.Event{{Kv: randomKeyValue(r)}}
+		}
+		m.Events = slices.Clone(events) // the hub's are in a slice of each watcher
 		want, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 		must(t, err)
-		a := newWatchAnswer(m)
-		if a == nil {
+		if r.IntN(20) == 0 {
+			a.forget()
+		}
+		if !a.set(m) {
 			t.Fatalf("left to proto: %v", m)
+		}
+		if a.lastCopied {
+			copied++
+		}
+		if eventsSize(a.last) > repeatedBytes {
+			t.Fatalf("%d bytes are remembered", eventsSize(a.last))
 		}
 		if got := a.AppendTo([]byte("before")); a.Size() != len(want) || string(got) != "before"+string(want) {
 			t.Fatalf("%v:\n got %x\nwant %x", m, got, want)
 		}
-		data, err := codec.Marshal(a)
+		data, err := codec.Marshal(&a)
 		must(t, err)
 		if got := data.Materialize(); !bytes.Equal(got, want) {
 			t.Fatalf("the codec's: %x\nwant %x", got, want)
 		}
 		data.Free()
 	}
+	if copied < 1000 {
+		t.Errorf("%d answers were copied: this tries little", copied)
+	}
 	for _, m := range []*pb.WatchResponse{
 		{Header: &pb.ResponseHeader{}, Created: true},
 		{Header: &pb.ResponseHeader{}, Canceled: true, CancelReason: "why", Events: []*mvccpb.Event{{}}},
 		{Events: []*mvccpb.Event{{}}},
 	} {
-		if newWatchAnswer(m) != nil {
+		if a.set(m) {
 			t.Errorf("not left to proto: %v", m)
 		}
 	}
