@@ -50,6 +50,7 @@ var beside = map[string][]string{
 	"proof/abuse":     {"proof/cluster"},
 	"proof/fuzzrpc":   {"proof/cluster"},
 	"proof/bench":     {"proof/cluster"},
+	"proof/costs":     {"embed", "cli/bench/load"},
 	"proof/inject":    {"proof/cluster"},
 	"proof/faults":    {"proof/cluster", "proof/inject"},
 	"proof/labelled":  {"proof/cluster", "proof/inject", "cli/doctor/logs", "cli/doctor/report"},
