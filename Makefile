@@ -141,6 +141,10 @@ soak: ## three members over Belay's own gRPC server under all kinds of calls for
 bench: tools ## Belay beside etcd, all cases (BENCH='-cases put* -nodes 1' for some)
 	go run ./proof/bench $(BENCH)
 
+.PHONY: growth
+growth: tools ## curves of Belay beside etcd by keys, connections, leases and what a member has missed, with pictures into docs/growth (GROWTH='-growth keys -most 50000000')
+	go run ./proof/bench -growth all $(GROWTH)
+
 .PHONY: tools
 tools: ## build real etcd, etcdctl and etcdutl once, into the user's cache
 	@go run ./proof/etcdtools

@@ -12,8 +12,9 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/belaydb/belay/cli/bench/load"
 	"github.com/belaydb/belay/proof/cluster"
 )
 
@@ -29,6 +30,7 @@ type benchCase struct {
 // Values are 256 bytes and keys 8, as in etcd's own benchmark, unless a case
 // says otherwise. Puts go to random keys out of a million.
 const (
+	keyBytes   = 8
 	valueBytes = 256
 	keySpace   = 1_000_000
 	filled     = 10_000 // keys that the read cases find
@@ -95,37 +97,6 @@ func value(n int) []byte {
 	return b
 }
 
-// keyed is an encoded request with the place of its key, so that the key can
-// be changed in place. One call at a time uses it.
-type keyed struct {
-	buf []byte
-	at  []int
-	rng *rand.Rand
-}
-
-// The placeholder of a key while a request is encoded.
-var keyMark = []byte("\xfd\xfekeyKEY")
-
-func newKeyed(request []byte, seed int) *keyed {
-	k := &keyed{buf: request, rng: rand.New(rand.NewPCG(uint64(seed), 2))}
-	for from := 0; ; {
-		i := strings.Index(string(request[from:min(len(request), from+4096)]), string(keyMark))
-		if i < 0 {
-			return k
-		}
-		k.at = append(k.at, from+i)
-		from += i + len(keyMark)
-	}
-}
-
-func (k *keyed) next(space uint64) []byte {
-	n := k.rng.Uint64N(space) * 0x9e3779b97f4a7c15
-	for _, at := range k.at {
-		binary.BigEndian.PutUint64(k.buf[at:], n)
-	}
-	return k.buf
-}
-
 func withConns(o options, cl *cluster.Cluster, fn func(cs conns) (result, error)) (result, error) {
 	cs, err := dial(cl, o.conns)
 	if err != nil {
@@ -135,23 +106,26 @@ func withConns(o options, cl *cluster.Cluster, fn func(cs conns) (result, error)
 	return fn(cs)
 }
 
-// unary runs one encoded request with changing keys.
-func unary(ctx context.Context, o options, cl *cluster.Cluster, cs conns, clients int, method string, space uint64, request func() []byte) (result, error) {
-	return loop(ctx, o, cl, clients, func(i int) (func(context.Context, uint64) error, error) {
-		k := newKeyed(request(), i)
-		conn := cs[i%len(cs)]
-		return func(ctx context.Context, _ uint64) error {
-			return conn.Invoke(ctx, method, k.next(space), nil, callRaw...)
-		}, nil
+// unary runs one request with changing keys.
+func unary(ctx context.Context, o options, cl *cluster.Cluster, cs conns, clients int, method string, space uint64, message func(key []byte) proto.Message) (result, error) {
+	t, err := load.NewTemplate(keyBytes, message)
+	if err != nil {
+		return result{}, err
+	}
+	return loop(ctx, o, cl, clients, func(i int) (load.Operation, error) {
+		return random(cs[i%len(cs)], method, t, i, space), nil
 	})
+}
+
+func putOf(valueBytes int) func(key []byte) proto.Message {
+	v := value(valueBytes)
+	return func(key []byte) proto.Message { return &pb.PutRequest{Key: key, Value: v} }
 }
 
 func puts(clients, valueBytes int) func(context.Context, options, *cluster.Cluster) (result, error) {
 	return func(ctx context.Context, o options, cl *cluster.Cluster) (result, error) {
 		return withConns(o, cl, func(cs conns) (result, error) {
-			return unary(ctx, o, cl, cs, clients, methodPut, keySpace, func() []byte {
-				return encode(&pb.PutRequest{Key: keyMark, Value: value(valueBytes)})
-			})
+			return unary(ctx, o, cl, cs, clients, load.MethodPut, keySpace, putOf(valueBytes))
 		})
 	}
 }
@@ -163,15 +137,15 @@ func gets(clients int, serializable bool) func(context.Context, options, *cluste
 				return result{}, err
 			}
 			// Answers are not checked below, so check once that keys are found.
-			resp, err := pb.NewKVClient(cs[0]).Range(ctx, &pb.RangeRequest{Key: newKeyed(encode(&pb.RangeRequest{Key: keyMark}), 1).next(filled)[2:]})
+			resp, err := pb.NewKVClient(cs[0]).Range(ctx, &pb.RangeRequest{Key: key(filled / 2)})
 			if err == nil && len(resp.Kvs) != 1 && resp.Header.GetRevision() != emptyRevision {
 				err = fmt.Errorf("a loaded key is not found")
 			}
 			if err != nil {
 				return result{}, err
 			}
-			return unary(ctx, o, cl, cs, clients, methodRange, filled, func() []byte {
-				return encode(&pb.RangeRequest{Key: keyMark, Serializable: serializable})
+			return unary(ctx, o, cl, cs, clients, load.MethodRange, filled, func(key []byte) proto.Message {
+				return &pb.RangeRequest{Key: key, Serializable: serializable}
 			})
 		})
 	}
@@ -182,12 +156,12 @@ func ranges(ctx context.Context, o options, cl *cluster.Cluster) (result, error)
 		if err := fill(ctx, cs, filled, valueBytes); err != nil {
 			return result{}, err
 		}
-		request := encode(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
-		return loop(ctx, o, cl, 4, func(i int) (func(context.Context, uint64) error, error) {
-			conn := cs[i%len(cs)]
-			return func(ctx context.Context, _ uint64) error {
-				return conn.Invoke(ctx, methodRange, request, nil, callRaw...)
-			}, nil
+		request, err := load.Encode(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
+		if err != nil {
+			return result{}, err
+		}
+		return loop(ctx, o, cl, 4, func(i int) (load.Operation, error) {
+			return call(cs[i%len(cs)], load.MethodRange, request), nil
 		})
 	})
 }
@@ -195,12 +169,13 @@ func ranges(ctx context.Context, o options, cl *cluster.Cluster) (result, error)
 func txns(clients int) func(context.Context, options, *cluster.Cluster) (result, error) {
 	return func(ctx context.Context, o options, cl *cluster.Cluster) (result, error) {
 		return withConns(o, cl, func(cs conns) (result, error) {
-			return unary(ctx, o, cl, cs, clients, methodTxn, keySpace, func() []byte {
-				return encode(&pb.TxnRequest{
-					Compare: []*pb.Compare{{Key: keyMark, Target: pb.Compare_VERSION, Result: pb.Compare_GREATER, TargetUnion: &pb.Compare_Version{Version: -1}}},
-					Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: keyMark, Value: value(valueBytes)}}}},
-					Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: keyMark}}}},
-				})
+			v := value(valueBytes)
+			return unary(ctx, o, cl, cs, clients, load.MethodTxn, keySpace, func(key []byte) proto.Message {
+				return &pb.TxnRequest{
+					Compare: []*pb.Compare{{Key: key, Target: pb.Compare_VERSION, Result: pb.Compare_GREATER, TargetUnion: &pb.Compare_Version{Version: -1}}},
+					Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: key, Value: v}}}},
+					Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: key}}}},
+				}
 			})
 		})
 	}
@@ -213,22 +188,25 @@ func keepAlives(clients int) func(context.Context, options, *cluster.Cluster) (r
 		return withConns(o, cl, func(cs conns) (result, error) {
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()
-			return loop(ctx, o, cl, clients, func(i int) (func(context.Context, uint64) error, error) {
+			return loop(ctx, o, cl, clients, func(i int) (load.Operation, error) {
 				conn := cs[i%len(cs)]
 				id := int64(1000 + i)
 				if _, err := pb.NewLeaseClient(conn).LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: id, TTL: 600}); err != nil {
 					return nil, err
 				}
-				stream, err := conn.NewStream(ctx, bidi, methodKeepAlive, callRaw...)
+				stream, err := conn.NewStream(ctx, bidi, load.MethodKeepAlive, load.Raw())
 				if err != nil {
 					return nil, err
 				}
-				request := encode(&pb.LeaseKeepAliveRequest{ID: id})
-				return func(context.Context, uint64) error {
+				request, err := load.Encode(&pb.LeaseKeepAliveRequest{ID: id})
+				if err != nil {
+					return nil, err
+				}
+				return func(context.Context, int64) (int, error) {
 					if err := stream.SendMsg(request); err != nil {
-						return err
+						return 0, err
 					}
-					return stream.RecvMsg(nil)
+					return 0, stream.RecvMsg(nil)
 				}, nil
 			})
 		})
@@ -248,16 +226,19 @@ func watches(ctx context.Context, o options, cl *cluster.Cluster) (result, error
 			want atomic.Int64
 			all  chan struct{}
 		}
-		ws := newSlice[writer](writers)
-		for _, w := range ws {
-			w.all = make(chan struct{}, 1)
+		ws := make([]*writer, writers)
+		for i := range ws {
+			ws[i] = &writer{all: make(chan struct{}, 1)}
 		}
-		create := encode(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("w/"), RangeEnd: []byte("w0")}}})
+		create, err := load.Encode(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("w/"), RangeEnd: []byte("w0")}}})
+		if err != nil {
+			return result{}, err
+		}
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		defer cancel()
 		for i := range watchers {
-			stream, err := cs[i%len(cs)].NewStream(ctx, bidi, methodWatch, callRaw...)
+			stream, err := cs[i%len(cs)].NewStream(ctx, bidi, load.MethodWatch, load.Raw())
 			if err != nil {
 				return result{}, err
 			}
@@ -276,7 +257,7 @@ func watches(ctx context.Context, o options, cl *cluster.Cluster) (result, error
 						}
 						return
 					}
-					eachEventKey(buf, func(key []byte) {
+					load.ReadWatch(buf, func(key []byte, _ int64) {
 						if len(key) < 3 || int(key[2]) >= writers {
 							return
 						}
@@ -288,23 +269,27 @@ func watches(ctx context.Context, o options, cl *cluster.Cluster) (result, error
 				}
 			})
 		}
-		res, err := loop(ctx, o, cl, writers, func(i int) (func(context.Context, uint64) error, error) {
+		res, err := loop(ctx, o, cl, writers, func(i int) (load.Operation, error) {
 			w := ws[i]
 			conn := cs[i%len(cs)]
-			request := encode(&pb.PutRequest{Key: []byte{'w', '/', byte(i)}, Value: value(valueBytes)})
-			return func(ctx context.Context, _ uint64) error {
+			request, err := load.Encode(&pb.PutRequest{Key: []byte{'w', '/', byte(i)}, Value: value(valueBytes)})
+			if err != nil {
+				return nil, err
+			}
+			put := call(conn, load.MethodPut, request)
+			return func(ctx context.Context, n int64) (int, error) {
 				w.want.Add(watchers)
-				if err := conn.Invoke(ctx, methodPut, request, nil, callRaw...); err != nil {
+				if _, err := put(ctx, n); err != nil {
 					if ctx.Err() == nil {
 						fail(fmt.Errorf("a put failed, so its events can not be counted: %w", err))
 					}
-					return err
+					return 0, err
 				}
 				select {
 				case <-w.all:
-					return nil
+					return 0, nil
 				case <-ctx.Done():
-					return ctx.Err()
+					return 0, ctx.Err()
 				}
 			}, nil
 		})
@@ -319,37 +304,4 @@ func watches(ctx context.Context, o options, cl *cluster.Cluster) (result, error
 		res.WrittenPerOp /= watchers
 		return res, nil
 	})
-}
-
-// eachEventKey calls fn with the key of each event of an encoded WatchResponse
-// (events = 11, kv = 2, key = 1), and decodes nothing else.
-func eachEventKey(resp []byte, fn func(key []byte)) {
-	eachField(resp, 11, func(event []byte) {
-		eachField(event, 2, func(kv []byte) {
-			eachField(kv, 1, fn)
-		})
-	})
-}
-
-func eachField(msg []byte, field protowire.Number, fn func([]byte)) {
-	for len(msg) > 0 {
-		num, typ, n := protowire.ConsumeTag(msg)
-		if n < 0 {
-			return
-		}
-		msg = msg[n:]
-		if num == field && typ == protowire.BytesType {
-			b, n := protowire.ConsumeBytes(msg)
-			if n < 0 {
-				return
-			}
-			fn(b)
-			msg = msg[n:]
-			continue
-		}
-		if n = protowire.ConsumeFieldValue(num, typ, msg); n < 0 {
-			return
-		}
-		msg = msg[n:]
-	}
 }

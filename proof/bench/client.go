@@ -3,47 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
-	"sync"
-	"time"
+	"math/rand/v2"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/mem"
-	"google.golang.org/protobuf/proto"
 
+	"github.com/belaydb/belay/cli/bench/load"
 	"github.com/belaydb/belay/proof/cluster"
-)
-
-// rawCodec sends bytes as they are and drops answers undecoded, except into a
-// *[]byte, which gets a copy. The content type stays that of protobuf.
-type rawCodec struct{}
-
-func (rawCodec) Name() string { return "proto" }
-
-func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
-	b, ok := v.([]byte)
-	if !ok {
-		return nil, fmt.Errorf("bench: %T is not encoded", v)
-	}
-	return mem.BufferSlice{mem.SliceBuffer(b)}, nil
-}
-
-func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
-	if out, ok := v.(*[]byte); ok && out != nil {
-		*out = append((*out)[:0], data.Materialize()...)
-	}
-	return nil
-}
-
-var callRaw = []grpc.CallOption{grpc.ForceCodecV2(rawCodec{})}
-
-// Methods of the calls that are timed.
-const (
-	methodPut       = "/etcdserverpb.KV/Put"
-	methodRange     = "/etcdserverpb.KV/Range"
-	methodTxn       = "/etcdserverpb.KV/Txn"
-	methodWatch     = "/etcdserverpb.Watch/Watch"
-	methodKeepAlive = "/etcdserverpb.Lease/LeaseKeepAlive"
 )
 
 // conns are connections spread over the members.
@@ -51,9 +17,13 @@ type conns []*grpc.ClientConn
 
 func dial(c *cluster.Cluster, n int) (conns, error) {
 	var cs conns
+	buffers := 64 << 10
+	if n > 500 {
+		buffers = 4 << 10 // many connections have little on each
+	}
 	for i := range max(n, len(c.Members)) {
 		conn, err := c.Members[i%len(c.Members)].Dial(
-			grpc.WithReadBufferSize(64<<10), grpc.WithWriteBufferSize(64<<10),
+			grpc.WithReadBufferSize(buffers), grpc.WithWriteBufferSize(buffers),
 			grpc.WithInitialWindowSize(4<<20), grpc.WithInitialConnWindowSize(16<<20))
 		if err != nil {
 			cs.close()
@@ -70,140 +40,74 @@ func (cs conns) close() {
 	}
 }
 
-// encode makes a request once; requests are then patched in place.
-func encode(m proto.Message) []byte {
-	b, err := proto.Marshal(m)
-	if err != nil {
-		panic(err) // our own constant messages
+// loop runs clients in a closed loop: each does its next operation when the previous one is
+// answered. Operations that end within the window are counted, and what the members spend in it.
+func loop(ctx context.Context, o options, cl *cluster.Cluster, clients int, newClient func(i int) (load.Operation, error)) (result, error) {
+	var before, after costs
+	var unread error
+	r, err := load.Run(ctx, load.Options{
+		Clients: clients, Duration: o.duration, WarmUp: o.warmup, Describe: firstLine,
+		Begin: func(context.Context) (err error) { before, err = costsOf(cl); return err },
+		End:   func(context.Context) { after, unread = costsOf(cl) },
+	}, newClient)
+	switch {
+	case err != nil:
+		return result{}, err
+	case ctx.Err() != nil:
+		return result{}, context.Cause(ctx)
+	case unread != nil:
+		return result{}, unread
 	}
-	return b
+	c := r.Classes[0].Counts
+	if c.N() == 0 {
+		return result{}, fmt.Errorf("no operation ended well within %v: %v", o.duration, c.Errors())
+	}
+	return resultOf(c, r.Elapsed, before, after), nil
 }
 
-// loop runs clients in a closed loop: each sends its next operation when the previous one is
-// answered. make(i) returns client i's operation. Operations that end within the window are
-// counted.
-func loop(ctx context.Context, o options, cl *cluster.Cluster, clients int, make func(i int) (func(ctx context.Context, n uint64) error, error)) (result, error) {
-	ops := []func(context.Context, uint64) error{}
-	for i := range clients {
-		op, err := make(i)
-		if err != nil {
-			return result{}, err
+// call makes an operation of a request that does not change.
+func call(conn *grpc.ClientConn, method string, request []byte) load.Operation {
+	return func(ctx context.Context, _ int64) (int, error) {
+		return 0, conn.Invoke(ctx, method, request, nil, load.Raw())
+	}
+}
+
+// random makes an operation of a request whose keys are all the same one, out of space, by chance.
+func random(conn *grpc.ClientConn, method string, t *load.Template, seed int, space uint64) load.Operation {
+	r, rng := t.Request(), rand.New(rand.NewPCG(uint64(seed), 2))
+	return func(ctx context.Context, _ int64) (int, error) {
+		k := key(rng.Uint64N(space))
+		for i := range t.Keys() {
+			copy(r.Key(i), k)
 		}
-		ops = append(ops, op)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	begin := time.Now().Add(o.warmup)
-	end := begin.Add(o.duration)
-	hists := newSlice[histogram](clients)
-	var wg sync.WaitGroup
-	var firstErr struct {
-		sync.Mutex
-		err error
-	}
-	for i, op := range ops {
-		h := hists[i]
-		wg.Go(func() {
-			for n := uint64(0); ; n++ {
-				start := time.Now()
-				err := op(ctx, n)
-				now := time.Now()
-				if now.After(end) || ctx.Err() != nil {
-					return
-				}
-				if err != nil {
-					h.errors++
-					firstErr.Lock()
-					if firstErr.err == nil {
-						firstErr.err = err
-					}
-					firstErr.Unlock()
-					if h.errors > 100 {
-						return
-					}
-					continue
-				}
-				if now.After(begin) {
-					h.add(now.Sub(start))
-				}
-			}
-		})
-	}
-	if err := sleepUntil(ctx, begin); err != nil {
-		return result{}, err
-	}
-	before, err := costsOf(cl)
-	if err != nil {
-		return result{}, err
-	}
-	if err := sleepUntil(ctx, end); err != nil {
-		return result{}, err
-	}
-	after, err := costsOf(cl)
-	if err != nil {
-		return result{}, err
-	}
-	cancel()
-	wg.Wait()
-	var all histogram
-	for _, h := range hists {
-		all.merge(h)
-	}
-	if all.n == 0 {
-		return result{}, fmt.Errorf("no operation ended well within %v: %v", o.duration, firstErr.err)
-	}
-	return resultOf(&all, o.duration, before, after), nil
-}
-
-func newSlice[T any](n int) []*T {
-	s := make([]*T, n)
-	for i := range s {
-		s[i] = new(T)
-	}
-	return s
-}
-
-func sleepUntil(ctx context.Context, t time.Time) error {
-	timer := time.NewTimer(time.Until(t))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+		err := conn.Invoke(ctx, method, r, nil, load.Raw())
+		if err != nil {
+			r.Renew()
+		}
+		return 0, err
 	}
 }
 
 // fill puts keys 0..n-1 with values of the given size, 100 to a transaction.
 func fill(ctx context.Context, cs conns, n, valueBytes int) error {
+	return fillFrom(ctx, cs, 0, n, valueBytes)
+}
+
+// fillFrom puts keys first..n-1.
+func fillFrom(ctx context.Context, cs conns, first, n, valueBytes int) error {
 	const perTxn = 100
-	next := make(chan int)
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var wg sync.WaitGroup
-	for i := range 32 {
-		kv := pb.NewKVClient(cs[i%len(cs)])
-		wg.Go(func() {
-			for from := range next {
-				txn := &pb.TxnRequest{}
-				for k := from; k < min(from+perTxn, n); k++ {
-					txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{
-						RequestPut: &pb.PutRequest{Key: key(uint64(k)), Value: value(valueBytes)}}})
-				}
-				if _, err := kv.Txn(ctx, txn); err != nil {
-					cancel(fmt.Errorf("load keys: %w", err))
-					return
-				}
-			}
-		})
-	}
-	for from := 0; from < n && ctx.Err() == nil; from += perTxn {
-		select {
-		case next <- from:
-		case <-ctx.Done():
+	v := value(valueBytes)
+	err := each(ctx, (n-first+perTxn-1)/perTxn, 32, func(i int) error {
+		txn := &pb.TxnRequest{}
+		from := first + i*perTxn
+		for k := from; k < min(from+perTxn, n); k++ {
+			txn.Success = append(txn.Success, &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: key(uint64(k)), Value: v}}})
 		}
+		_, err := pb.NewKVClient(cs[i%len(cs)]).Txn(ctx, txn)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("load keys: %w", err)
 	}
-	close(next)
-	wg.Wait()
-	return context.Cause(ctx)
+	return nil
 }

@@ -8,17 +8,19 @@
 //	go run ./proof/bench                          everything: about a quarter of an hour
 //	go run ./proof/bench -cases put-1000 -nodes 1 -repeat 5
 //	go run ./proof/bench -cases restart -keys 1000000
+//	go run ./proof/bench -growth all              curves by keys, connections, leases (make growth)
 //
-// Clients and servers share the machine, so the client is lean: requests are encoded once and
-// patched, answers are not decoded, connections are few. Its own cost is therefore small but not
-// zero, and the throughput on two cores is not that of a server that has them to itself; the CPU
-// column is.
+// Clients and servers share the machine, so the client is lean, as cli/bench/load makes it: requests
+// are encoded once and patched, answers are not decoded, connections are few. Its own cost is
+// therefore small but not zero, and the throughput on two cores is not that of a server that has
+// them to itself; the CPU column is.
 //
 // The kind empty is a gRPC server that answers every call with nothing: the lower bound for any
 // server built on grpc-go.
 //
-// Files: main.go (flags, order), cases.go (what is run), client.go (the lean client), measure.go
-// (histogram, costs), report.go (table, JSON), restart.go, readers.go, empty.go, own.go (this
+// Files: main.go (flags, order), cases.go (what is run), client.go (connections, clients), measure.go
+// (costs), report.go (table, JSON), restart.go, readers.go, growth.go (what
+// grows), curves.go (its tables and pictures), empty.go, own.go (this
 // process's CPU time).
 package main
 
@@ -40,6 +42,9 @@ import (
 )
 
 const empty cluster.Kind = "empty"
+
+// quota is the members' --quota-backend-bytes.
+const quota = 64 << 30
 
 type options struct {
 	duration time.Duration
@@ -86,6 +91,10 @@ func run() error {
 	flag.IntVar(&o.keys, "keys", 1_000_000, "keys of the restart case")
 	flag.StringVar(&o.dir, "dir", "", "where members keep their data (default: a temporary folder); name a folder on the disk that matters")
 	flag.StringVar(&o.args, "args", "", "more flags for every member, separated by spaces")
+	var g growing
+	flag.StringVar(&g.curves, "growth", "", "instead of the cases: curves of what grows, comma-separated, of keys, connections, leases, catch-up; or all")
+	flag.StringVar(&g.pictures, "pictures", "docs/growth", "folder for the pictures of -growth")
+	flag.IntVar(&g.most, "most", 1_000_000, "the largest size of -growth: 50000000 keys take some 20 GB of disk and hours")
 	belay := flag.String("belay", "", "belay binary (default: built from this source)")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -141,6 +150,9 @@ func run() error {
 
 	rep := newReport(o, kinds)
 	rep.header(os.Stdout)
+	if g.curves != "" {
+		return grow(ctx, o, g, kinds)
+	}
 	for _, size := range sizes {
 		rep.section(os.Stdout, size)
 		for _, c := range cases {
@@ -181,13 +193,22 @@ func run() error {
 func firstLine(err error) string { return strings.SplitN(err.Error(), "\n", 2)[0] }
 
 // runCase runs one case once, on fresh members.
-func runCase(ctx context.Context, o options, c benchCase, kind cluster.Kind, size int) (result, error) {
+func runCase(ctx context.Context, o options, c benchCase, kind cluster.Kind, size int) (res result, err error) {
+	err = onCluster(ctx, o, kind, size, 10*time.Minute, func(ctx context.Context, cl *cluster.Cluster) error {
+		res, err = c.run(ctx, o, cl)
+		return err
+	})
+	return res, err
+}
+
+// onCluster does something with fresh members, for at most so long.
+func onCluster(ctx context.Context, o options, kind cluster.Kind, size int, limit time.Duration, do func(context.Context, *cluster.Cluster) error) error {
 	dir, err := os.MkdirTemp(o.dir, string(kind)+"-")
 	if err != nil {
-		return result{}, err
+		return err
 	}
 	defer os.RemoveAll(dir)
-	args := []string{"--quota-backend-bytes", strconv.Itoa(16 << 30), "--log-level", "error"}
+	args := []string{"--quota-backend-bytes", strconv.Itoa(quota), "--log-level", "error"}
 	clusterKind := kind
 	if kind == empty {
 		clusterKind = cluster.Etcd // its flags are ignored
@@ -196,16 +217,16 @@ func runCase(ctx context.Context, o options, c benchCase, kind cluster.Kind, siz
 		Kind: clusterKind, Binary: o.binaries[kind], Size: size, Dir: dir, Args: append(args, strings.Fields(o.args)...),
 	})
 	if err != nil {
-		return result{}, err
+		return err
 	}
 	defer cl.Close()
 	if kind == empty {
 		cl.Members[0].SetArgs(func([]string) []string { return []string{"serve-empty", cl.Members[0].Endpoint()} })
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := cl.Start(ctx); err != nil {
-		return result{}, err
+		return err
 	}
-	return c.run(ctx, o, cl)
+	return do(ctx, cl)
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"math/bits"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/belaydb/belay/cli/bench/load"
 	"github.com/belaydb/belay/proof/cluster"
 )
 
@@ -29,57 +29,6 @@ type result struct {
 	RestartGraceful float64 `json:"restart_graceful_seconds,omitempty"`
 	RestartKilled   float64 `json:"restart_killed_seconds,omitempty"`
 	Failure         string  `json:"failure,omitempty"`
-}
-
-// histogram counts durations in buckets of 1/32 of a power of two: a quantile
-// is exact to 3 %. One goroutine writes it.
-type histogram struct {
-	buckets [64 * 32]uint32
-	n       int64
-	errors  int64
-}
-
-func (h *histogram) add(d time.Duration) {
-	h.buckets[bucketOf(uint64(d))]++
-	h.n++
-}
-
-func bucketOf(v uint64) int {
-	if v < 32 {
-		return int(v)
-	}
-	exp := bits.Len64(v) - 6 // v >> exp is in [32, 64)
-	return (exp+1)*32 + int(v>>exp) - 32
-}
-
-func bucketFloor(b int) time.Duration {
-	if b < 64 {
-		return time.Duration(b)
-	}
-	exp := b/32 - 1
-	return time.Duration(uint64(32+b%32) << exp)
-}
-
-func (h *histogram) merge(o *histogram) {
-	for i, n := range o.buckets {
-		h.buckets[i] += n
-	}
-	h.n += o.n
-	h.errors += o.errors
-}
-
-// quantile returns the duration below which a share q of the samples lie.
-func (h *histogram) quantile(q float64) time.Duration {
-	if h.n == 0 {
-		return 0
-	}
-	rank := int64(q * float64(h.n))
-	for i, n := range h.buckets {
-		if rank -= int64(n); rank < 0 {
-			return bucketFloor(i)
-		}
-	}
-	return bucketFloor(len(h.buckets) - 1)
 }
 
 // costs is what the members have used up to now.
@@ -129,18 +78,18 @@ func costsOf(c *cluster.Cluster) (costs, error) {
 }
 
 // resultOf combines what was counted between two readings of the costs.
-func resultOf(h *histogram, window time.Duration, before, after costs) result {
-	n := float64(max(h.n, 1))
+func resultOf(c *load.Counts, window time.Duration, before, after costs) result {
+	n := float64(max(c.N(), 1))
 	return result{
-		OpsPerSecond:   float64(h.n) / window.Seconds(),
-		P50:            h.quantile(0.50).Seconds(),
-		P99:            h.quantile(0.99).Seconds(),
+		OpsPerSecond:   float64(c.N()) / window.Seconds(),
+		P50:            c.Quantile(0.50).Seconds(),
+		P99:            c.Quantile(0.99).Seconds(),
 		CPUPerThousand: (after.cpu - before.cpu).Seconds() / n * 1000,
 		ClientCPU:      (after.client - before.client).Seconds() / n * 1000,
 		PeakRSSBytes:   float64(after.peak),
 		WrittenPerOp:   float64(after.written-before.written) / n,
 		DevicePerOp:    float64(after.device-before.device) / n,
-		Operations:     h.n,
-		Errors:         h.errors,
+		Operations:     c.N(),
+		Errors:         c.Failed(),
 	}
 }

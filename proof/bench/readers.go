@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/belaydb/belay/cli/bench/load"
 	"github.com/belaydb/belay/proof/cluster"
 )
 
@@ -37,11 +38,12 @@ func readers(clients int) func(context.Context, options, *cluster.Cluster) (resu
 			began := time.Now()
 			light := make(chan lightResult, 1)
 			go func() { light <- runLight(ctx, cl.Members[0].Endpoint(), o.warmup, o.duration) }()
-			request := encode(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0xff, 0xff}})
-			res, err := loop(ctx, o, cl, clients, func(i int) (func(context.Context, uint64) error, error) {
-				return func(ctx context.Context, _ uint64) error {
-					return cs[i].Invoke(ctx, methodRange, request, nil, callRaw...)
-				}, nil
+			request, err := load.Encode(&pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0xff, 0xff}})
+			if err != nil {
+				return result{}, err
+			}
+			res, err := loop(ctx, o, cl, clients, func(i int) (load.Operation, error) {
+				return call(cs[i], load.MethodRange, request), nil
 			})
 			if err != nil {
 				return res, err
@@ -50,20 +52,21 @@ func readers(clients int) func(context.Context, options, *cluster.Cluster) (resu
 			if puts.err != nil {
 				return res, fmt.Errorf("the light client, after %v: %w", time.Since(began), puts.err)
 			}
-			res.P50, res.P99 = puts.latencies.quantile(0.50).Seconds(), puts.latencies.quantile(0.99).Seconds()
-			res.Errors += puts.latencies.errors
+			res.P50, res.P99 = puts.latencies.Quantile(0.50).Seconds(), puts.latencies.Quantile(0.99).Seconds()
+			res.Errors += puts.latencies.Failed()
 			return res, nil
 		})
 	}
 }
 
 type lightResult struct {
-	latencies histogram
+	latencies *load.Counts
 	err       error
 }
 
 // runLight runs the light client and reads what it prints.
 func runLight(ctx context.Context, endpoint string, warmup, duration time.Duration) (res lightResult) {
+	res.latencies = load.NewCounts()
 	exe, err := os.Executable()
 	if err != nil {
 		return lightResult{err: err}
@@ -80,13 +83,13 @@ func runLight(ctx context.Context, endpoint string, warmup, duration time.Durati
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		ns, err := strconv.ParseInt(lines.Text(), 10, 64)
 		if err != nil {
-			res.latencies.errors++
+			res.latencies.Fail(lines.Text())
 			fmt.Fprintln(os.Stderr, "bench: light client:", lines.Text())
 			continue
 		}
-		res.latencies.add(time.Duration(ns))
+		res.latencies.Add(time.Duration(ns))
 	}
-	if res.err = cmd.Wait(); res.err == nil && res.latencies.n == 0 {
+	if res.err = cmd.Wait(); res.err == nil && res.latencies.N() == 0 {
 		res.err = fmt.Errorf("no put of it has ended")
 	}
 	return res
@@ -114,7 +117,11 @@ func lightClient(args []string) error {
 	defer conn.Close()
 	out := bufio.NewWriter(os.Stdout)
 	defer out.Flush()
-	k := newKeyed(encode(&pb.PutRequest{Key: keyMark, Value: value(valueBytes)}), 1)
+	request, err := load.Encode(putOf(valueBytes)(key(0)))
+	if err != nil {
+		return err
+	}
+	put := call(conn, load.MethodPut, request)
 	begin := time.Now().Add(warmup)
 	end := begin.Add(duration)
 	tick := time.NewTicker(lightInterval)
@@ -122,7 +129,7 @@ func lightClient(args []string) error {
 	for start := time.Now(); start.Before(end); start = <-tick.C {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		start = time.Now()
-		err := conn.Invoke(ctx, methodPut, k.next(1), nil, callRaw...)
+		_, err := put(ctx, 0)
 		took := time.Since(start)
 		cancel()
 		if start.Before(begin) {

@@ -19,6 +19,7 @@ import (
 
 var (
 	rewrite = flag.Bool("rewrite", false, "write testdata/figures.txt anew, on a quiet machine; read the diff")
+	strict  = flag.Bool("strict", false, "fail on a fifth more CPU time, too, and not half: for a machine that does nothing else")
 	profile = flag.String("profile", "", "write profiles of the processes' CPU and allocations into files whose names begin so, with -op")
 	only    = flag.String("op", "", "measure one operation only, as in put/grpc-go")
 )
@@ -37,13 +38,14 @@ const (
 	profileRounds = 400
 
 	// longest is how long rounds go on. A quiet machine needs a tenth of it; where it does not
-	// suffice, others have the CPUs and their caches, and CPU time says nothing. Objects, bytes and
-	// calls do, after hurriedRounds.
-	longest       = 20 * time.Second
-	hurriedRounds = 4
+	// suffice, others have the CPUs and their caches, and CPU time says nothing; and keepalives that
+	// come so seldom that leadership has to be confirmed for each burst cost a member more.
+	longest = 15 * time.Second
 
-	// bound is how much more than its figure an operation may cost.
-	bound = 1.2
+	// fifth is how much more than its figure an operation may cost; half, how much more CPU time where
+	// others use the machine. Among 40 busy threads on two CPUs the ratio was up to a third too high.
+	fifth = 1.2
+	half  = 1.5
 )
 
 // An operation is one row of the figures.
@@ -169,15 +171,20 @@ type column struct {
 	name  string
 	what  string // with the number before it
 	of    func(*figure) *float64
-	slack float64 // what the member does by itself meanwhile, and rounding
+	bound float64 // of the figure
+	slack float64 // beside it: what the member does by itself meanwhile, and rounding
 }
 
 func columns() []column {
+	most := half
+	if *strict {
+		most = fifth
+	}
 	return []column{
-		{"objects", "objects allocated", func(f *figure) *float64 { return &f.objects }, 0.5},
-		{"bytes", "bytes allocated", func(f *figure) *float64 { return &f.bytes }, 64},
-		{"calls", "system calls", func(f *figure) *float64 { return &f.calls }, 0.01},
-		{"cpu", "times the CPU of an empty call", func(f *figure) *float64 { return &f.cpu }, 0.005},
+		{"objects", "objects allocated", func(f *figure) *float64 { return &f.objects }, fifth, 0.5},
+		{"bytes", "bytes allocated", func(f *figure) *float64 { return &f.bytes }, fifth, 64},
+		{"calls", "system calls", func(f *figure) *float64 { return &f.calls }, fifth, 0.01},
+		{"cpu", "times the CPU of an empty call", func(f *figure) *float64 { return &f.cpu }, most, 0.005},
 	}
 }
 
@@ -187,7 +194,7 @@ func tooDear(f, recorded figure, judgeCPU bool) (names []string) {
 		if c.name == "cpu" && !judgeCPU {
 			continue
 		}
-		if *c.of(&f) > *c.of(&recorded)*bound+c.slack {
+		if *c.of(&f) > *c.of(&recorded)*c.bound+c.slack {
 			names = append(names, c.name)
 		}
 	}
@@ -269,7 +276,7 @@ func (b *bench) costs(r *row) figure {
 	return f
 }
 
-// TestCosts fails where an operation costs a fifth more than its figure says.
+// TestCosts fails where an operation costs more than its figure allows.
 func TestCosts(t *testing.T) {
 	if raced || testing.CoverMode() != "" {
 		t.Skip("a build for the race detector or for coverage has costs of its own")
@@ -297,10 +304,8 @@ func TestCosts(t *testing.T) {
 	dear := b.rows
 	began := time.Now()
 	for n := 0; n < fewestRounds || n < mostRounds && len(dear) > 0; n++ {
-		if n >= hurriedRounds && time.Since(began) > longest {
-			t.Logf("CPU is not judged: the machine is too busy, %d rounds took %v", n, time.Since(began).Round(time.Second))
-			judgeCPU = false
-			break
+		if took := time.Since(began); took > longest {
+			t.Skipf("nothing is judged: the machine is too busy, %d rounds took %v", n, took.Round(time.Second))
 		}
 		if n < fewestRounds {
 			dear = b.rows
@@ -318,10 +323,10 @@ func TestCosts(t *testing.T) {
 			is, was := *c.of(&got), *c.of(&want)
 			switch {
 			case slices.Contains(names, c.name):
-				t.Errorf(`%s: an operation costs %.4g %s; by %s it is %.4g, and a fifth more is allowed. To see what it does:
+				t.Errorf(`%s: an operation costs %.4g %s; by %s it is %.4g, and %.0f %% more are allowed. To see what it does:
     go test -count=1 ./proof/costs -run 'TestCosts$' -op=%s -profile=/tmp/costs
-If the cost is meant: go test -count=1 ./proof/costs -rewrite, on a quiet machine, and say why in the commit.`, r, is, c.what, figuresFile, was, r)
-			case is*bound+c.slack < was:
+If the cost is meant: go test -count=1 ./proof/costs -rewrite, on a quiet machine, and say why in the commit.`, r, is, c.what, figuresFile, was, c.bound*100-100, r)
+			case is*fifth+c.slack < was:
 				t.Logf("%s: %.4g %s, by the figures %.4g: keep what was won by -rewrite", r, is, c.what, was)
 			}
 		}
@@ -409,7 +414,7 @@ func cpuKind() string {
 	return fmt.Sprintf("%s %s, family %s, model %s", runtime.GOARCH, found["model name"], found["cpu family"], found["model"])
 }
 
-// TestLossIsFound: a fifth is found in each column, and what is within it is not.
+// TestLossIsFound: more than may be is found in each column, and what is within it is not.
 func TestLossIsFound(t *testing.T) {
 	recorded, _ := readFigures(t)
 	for name, f := range recorded {
@@ -418,13 +423,13 @@ func TestLossIsFound(t *testing.T) {
 		}
 		for _, c := range columns() {
 			worse := f
-			*c.of(&worse) = *c.of(&f)*1.19 + c.slack
+			*c.of(&worse) = *c.of(&f)*(c.bound-0.01) + c.slack
 			if names := tooDear(worse, f, true); len(names) > 0 {
-				t.Errorf("%s: 19 %% more of %s is too dear", name, c.name)
+				t.Errorf("%s: what may be of %s is too dear", name, c.name)
 			}
-			*c.of(&worse) = *c.of(&f)*1.21 + c.slack
+			*c.of(&worse) = *c.of(&f)*(c.bound+0.01) + c.slack
 			if names := tooDear(worse, f, true); !slices.Equal(names, []string{c.name}) {
-				t.Errorf("%s: 21 %% more of %s: %v", name, c.name, names)
+				t.Errorf("%s: more of %s: %v", name, c.name, names)
 			}
 		}
 		worse := f
