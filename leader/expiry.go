@@ -19,8 +19,8 @@ import (
 // lease that its client keeps alive).
 const (
 	expiryInterval     = 500 * time.Millisecond
-	maxRevokesPerTick  = 500 // 1,000 a second, as etcd
-	maxPendingRevokes  = 16
+	maxRevokesAtOnce   = 500 // before leadership is confirmed again
+	maxPendingRevokes  = 16  // beside the writes of clients
 	maxCheckpointBatch = 1000
 )
 
@@ -135,27 +135,33 @@ func (e *Expiry) lead(ctx context.Context, term uint64, changed <-chan struct{})
 			return
 		case <-tick.C:
 		}
-		e.revoke(ctx)
-		e.note(ctx)
+		// etcd revokes 500 leases at a tick, whatever is due. Where more are granted, they expire
+		// minutes late. What keeps revocations from crowding out other writes is that 16 of them
+		// wait at a time.
+		for more := true; more; {
+			more = e.revoke(ctx)
+			e.note(ctx)
+		}
 	}
 }
 
 // revoke proposes the revocation of what has expired. A leader that comes back from a stall finds
 // leases expired that its successor has renewed since. So it confirms its leadership first, and
-// each proposal is bound to the term.
-func (e *Expiry) revoke(ctx context.Context) {
-	term, ids := e.cfg.Leases.Expired(maxRevokesPerTick)
+// each proposal is bound to the term. It reports whether more may have expired; what could not be
+// revoked has not, for a while (lease.Options.RetryInterval).
+func (e *Expiry) revoke(ctx context.Context) (more bool) {
+	term, ids := e.cfg.Leases.Expired(maxRevokesAtOnce)
 	if len(ids) == 0 {
-		return
+		return false
 	}
 	if err := e.cfg.Raft.ReadBarrier(ctx); err != nil {
 		e.cfg.Logger.Warn("Failed to check current member's leadership", zap.Error(err))
-		return
+		return false
 	}
 	if !tenureOf(e.cfg.Raft.Role()).holds(term) {
 		e.cfg.Logger.Warn("Ignore the lease revoking request because current member isn't a leader",
 			zap.Uint64("local-member-id", e.cfg.MemberID))
-		return
+		return false
 	}
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, maxPendingRevokes)
@@ -174,6 +180,7 @@ func (e *Expiry) revoke(ctx context.Context) {
 		})
 	}
 	wg.Wait()
+	return len(ids) == maxRevokesAtOnce && ctx.Err() == nil
 }
 
 // note proposes checkpoints of remaining times.

@@ -6,7 +6,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -86,6 +88,43 @@ func TestNoRevocationByAFormerLeader(t *testing.T) {
 	if l := logs.TakeAll(); len(l) != 1 || l[0].Message != "failed to revoke lease" || l[0].ContextMap()["lease-id"] != "0000000000000009" {
 		t.Errorf("%v", l)
 	}
+}
+
+// due is a lease table on which so many leases have expired at once.
+type due struct {
+	expired
+	left int
+}
+
+func (d *due) Expired(limit int) (term uint64, ids []lease.ID) {
+	for len(ids) < limit && d.left > 0 {
+		ids = append(ids, lease.ID(d.left))
+		d.left--
+	}
+	return 2, ids
+}
+
+// TestExpiryKeepsUp: leases that expire faster than 500 in each half second, which is what etcd
+// revokes, are revoked at the tick after it all the same.
+func TestExpiryKeepsUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const leases = 20_000
+		var revoked atomic.Int64
+		e := NewExpiry(ExpiryConfig{
+			MemberID: 1, Raft: &leading{term: 2, leads: true}, Leases: &due{left: leases}, MayNote: func() bool { return false },
+			Revoke:  func(context.Context, uint64, lease.ID) error { time.Sleep(time.Microsecond); return nil },
+			Revoked: func() { revoked.Add(1) },
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { e.lead(ctx, 2, nil) })
+		time.Sleep(2*expiryInterval - time.Millisecond)
+		if n := revoked.Load(); n != leases {
+			t.Errorf("%d of %d leases are revoked before the second tick", n, leases)
+		}
+		cancel()
+		wg.Wait()
+	})
 }
 
 func TestWindow(t *testing.T) {

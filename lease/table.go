@@ -35,8 +35,8 @@ type Options struct {
 	// up. Default 0.
 	MinTTL int64
 
-	// RevokeRate is how many leases per second the server revokes at most; Promote spreads expiries
-	// accordingly. Default 1000.
+	// RevokeRate is how many leases a second Promote lets expire: fewer than a leader can revoke, so
+	// that a new one has room for its clients' writes. Default 1000.
 	RevokeRate int
 
 	// RetryInterval is the time after which Expired reports a lease again that still exists.
