@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -83,16 +84,21 @@ func allCurves() []curve {
 	}
 }
 
-// grow measures the curves that are asked for and writes tables to standard output and pictures into
-// the folder.
+// grow measures the curves that are asked for and writes tables to standard output and pictures
+// into the folder.
 func grow(ctx context.Context, o options, g growing, kinds []cluster.Kind) error {
 	curves := allCurves()
 	var chosen []curve
+	runs := g.curves == "all"
 	if g.curves != "all" {
 		for _, want := range strings.Split(g.curves, ",") {
+			if want == articleName {
+				runs = true
+				continue
+			}
 			i := slices.IndexFunc(curves, func(c curve) bool { return c.name == want })
 			if i < 0 {
-				return fmt.Errorf("-growth: no curve %q; there are all, keys, connections, leases, catch-up", want)
+				return fmt.Errorf("-growth: no curve %q; there are all, keys, connections, leases, catch-up, "+articleName, want)
 			}
 			chosen = append(chosen, curves[i])
 		}
@@ -131,11 +137,47 @@ func grow(ctx context.Context, o options, g growing, kinds []cluster.Kind) error
 			return err
 		}
 	}
+	if runs {
+		return article(ctx, o, g)
+	}
 	return nil
 }
 
-// growKeys fills one member further and further, measures gets and puts of any key at each size, and
-// starts it again, after SIGTERM and after kill -9.
+// articleName is the name of the write path's runs among the curves.
+const articleName = "article"
+
+// article runs the commands of docs/bench.md that an article on etcd's write path is about: a
+// thousand clients put small and large values, and a hundred very large ones, on three members of
+// etcd and three of Belay in turn. `belay bench` draws the pictures. A thousand clients with 1 MB
+// each took three etcds 8 GB of memory for each member.
+func article(ctx context.Context, o options, g growing) error {
+	fmt.Printf("\n### %s\n", articleName)
+	return onCluster(ctx, o, cluster.Etcd, 3, time.Hour, func(ctx context.Context, etcd *cluster.Cluster) error {
+		return onCluster(ctx, o, cluster.Belay, 3, time.Hour, func(ctx context.Context, belay *cluster.Cluster) error {
+			for _, size := range []string{"256", "100k", "1m"} {
+				duration, clients := max(o.duration, 10*time.Second), "1000"
+				if size == "1m" {
+					clients = "100"
+				}
+				args := []string{
+					"bench", "--endpoints=" + strings.Join(etcd.Endpoints(), ","), "--versus=" + strings.Join(belay.Endpoints(), ","),
+					"--conns=100", "--clients=" + clients, "--repeat=" + strconv.Itoa(max(o.repeat, 3)), "--report=" + filepath.Join(g.pictures, articleName+"-"+size+".svg"),
+					"put", "--val-size=" + size, "--key-space-size=1000", "--duration=" + duration.String(), "--warm-up=" + (duration / 5).String(),
+				}
+				fmt.Printf("\nbelay %s\n\n", strings.Join(args, " "))
+				cmd := exec.CommandContext(ctx, o.binaries[cluster.Belay], args...)
+				cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+				if err := cmd.Run(); err != nil {
+					return fmt.Errorf("values of %s: %w", size, err)
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// growKeys fills one member further and further, measures gets and puts of any key at each size,
+// and starts it again, after SIGTERM and after kill -9.
 func growKeys(ctx context.Context, o options, cl *cluster.Cluster, sizes []int, point func(int, map[string]float64)) error {
 	from := 0
 	for _, n := range sizes {
@@ -229,8 +271,8 @@ func growConnections(ctx context.Context, o options, cl *cluster.Cluster, sizes 
 	return nil
 }
 
-// lastingSeconds is the time to live of the leases: so long that many live at once, and so short that
-// one waits for them.
+// lastingSeconds is the time to live of the leases: so long that many live at once, and so short
+// that one waits for them.
 func lastingSeconds(leases int) int64 { return int64(max(20, leases/10_000)) }
 
 // sampled is how many of the leases have a key, by whose end one sees when they expire.
@@ -295,7 +337,7 @@ func expiries(ctx context.Context, cl *cluster.Cluster, cs conns, n int) (map[st
 		return nil, err
 	}
 	run := rand.Int64N(1 << 40)
-	r, err := load.Run(ctx, load.Options{Clients: 200, Total: int64(n), Describe: firstLine}, func(i int) (load.Operation, error) {
+	r, err := load.Run(ctx, load.Options{Clients: 100, Total: int64(n), Describe: firstLine}, func(i int) (load.Operation, error) {
 		lease, kv := pb.NewLeaseClient(cs[i%len(cs)]), pb.NewKVClient(cs[i%len(cs)])
 		return func(ctx context.Context, k int64) (int, error) {
 			id := run<<22 + k + 1

@@ -92,7 +92,7 @@ func run() error {
 	flag.StringVar(&o.dir, "dir", "", "where members keep their data (default: a temporary folder); name a folder on the disk that matters")
 	flag.StringVar(&o.args, "args", "", "more flags for every member, separated by spaces")
 	var g growing
-	flag.StringVar(&g.curves, "growth", "", "instead of the cases: curves of what grows, comma-separated, of keys, connections, leases, catch-up; or all")
+	flag.StringVar(&g.curves, "growth", "", "instead of the cases: curves of what grows, comma-separated, of keys, connections, leases, catch-up, article; or all")
 	flag.StringVar(&g.pictures, "pictures", "docs/growth", "folder for the pictures of -growth")
 	flag.IntVar(&g.most, "most", 1_000_000, "the largest size of -growth: 50000000 keys take some 20 GB of disk and hours")
 	belay := flag.String("belay", "", "belay binary (default: built from this source)")
@@ -148,6 +148,9 @@ func run() error {
 		}
 	}
 
+	if both := o.binaries[cluster.Etcd] != "" && o.binaries[cluster.Belay] != ""; g.curves != "" && !both {
+		return fmt.Errorf("-growth compares: give -kinds etcd,belay")
+	}
 	rep := newReport(o, kinds)
 	rep.header(os.Stdout)
 	if g.curves != "" {
