@@ -208,8 +208,14 @@ func TestSimpleTokens(t *testing.T) {
 		t.Fatalf("prefix %q", prefix)
 	}
 	token, err := s.Assign("alice", 3, prefix, 77)
-	if err != nil || token != prefix+".77" {
+	if err != nil || token != prefix+".76" { // as etcd numbers it
 		t.Fatal(token, err)
+	}
+	if index, ok := TokenIndex(token); !ok || index != 77 {
+		t.Fatal(index, ok)
+	}
+	if index, ok := TokenIndex("x.18446744073709551615"); ok {
+		t.Fatal(index)
 	}
 	for range 5 { // use keeps it alive
 		now = now.Add(50 * time.Second)
@@ -225,7 +231,7 @@ func TestSimpleTokens(t *testing.T) {
 		t.Fatalf("%d tokens, %v", len(s.tokens), err)
 	}
 	s.Keep(func(user string) bool { return user != "bob" })
-	if _, ok := s.Info("x.78", 9); ok {
+	if _, ok := s.Info("x.77", 9); ok {
 		t.Fatal("the token of a forgotten user is taken")
 	}
 }

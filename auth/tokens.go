@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -131,8 +132,11 @@ func (s *simple) Prefix() string {
 	return string(out)
 }
 
+// Assign numbers the token by the entry before its own, as etcd does, which takes the consistent index
+// of the moment in which it applies. Members of both kinds apply the entry, and each must make the
+// same token of it: clients show it to another member than the one that they logged in at.
 func (s *simple) Assign(user string, _ uint64, prefix string, index uint64) (string, error) {
-	token := fmt.Sprintf("%s.%d", prefix, index)
+	token := fmt.Sprintf("%s.%d", prefix, index-1)
 	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -180,15 +184,15 @@ func (s *simple) Keep(keep func(user string) bool) {
 	}
 }
 
-// TokenIndex is the log index that a simple token ends with: a member that has not applied it
-// cannot know the token.
+// TokenIndex is the log index of the entry that made a simple token, one more than the token ends with:
+// a member that has not applied it cannot know the token.
 func TokenIndex(token string) (index uint64, ok bool) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 2 {
 		return 0, false
 	}
-	index, err := strconv.ParseUint(parts[1], 10, 64)
-	return index, err == nil
+	before, err := strconv.ParseUint(parts[1], 10, 64)
+	return before + 1, err == nil && before < math.MaxUint64
 }
 
 // Fingerprint is the form of a token that may be logged.

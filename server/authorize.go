@@ -83,7 +83,7 @@ func tokenOf(ctx context.Context) (token string, ok bool) {
 	return strings.TrimPrefix(tokens[0], "Bearer "), true
 }
 
-// tokenInfo asks the token provider. A simple token ends with the index of the entry that made it:
+// tokenInfo asks the token provider. A simple token tells the index of the entry that made it:
 // a member that has not applied it catches up first.
 func (a *authorizer) tokenInfo(ctx context.Context, token string) (auth.Identity, bool) {
 	if a.tokens == nil {

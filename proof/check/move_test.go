@@ -15,6 +15,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/belaydb/belay/proof/cluster"
 )
@@ -87,6 +88,8 @@ func TestMove(t *testing.T) {
 		t.Errorf("the members are\n%s\nwere\n%s", now, members)
 	}
 
+	tokensAnywhere(t, ctx, c)
+
 	// A new member has nothing, and what a leader that was moved has of the log begins later.
 	admin = rootClient(t, m1.Endpoint())
 	renew(t, ctx, admin, m3)
@@ -110,6 +113,34 @@ func TestMove(t *testing.T) {
 	}
 	if alarms, err := admin.AlarmList(ctx); err != nil || len(alarms.Alarms) > 0 {
 		t.Errorf("alarms: %v, %v", alarms, err)
+	}
+}
+
+// tokensAnywhere has root log in at each member and show the token at all: clients log in at one
+// endpoint and call another.
+func tokensAnywhere(t *testing.T, ctx context.Context, c *cluster.Cluster) {
+	t.Helper()
+	for _, from := range c.Members {
+		conn, err := from.Dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		said, err := pb.NewAuthClient(conn).Authenticate(ctx, &pb.AuthenticateRequest{Name: "root", Password: "pw"})
+		conn.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, at := range c.Members {
+			conn, err := at.Dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = pb.NewKVClient(conn).Range(metadata.AppendToOutgoingContext(ctx, "token", said.Token), &pb.RangeRequest{Key: []byte("x")})
+			conn.Close()
+			if err != nil {
+				t.Errorf("the token of %s (%s) at %s (%s): %v", from.Name, from.Kind(), at.Name, at.Kind(), err)
+			}
+		}
 	}
 }
 
