@@ -80,7 +80,7 @@ proxy-costs: tools ## readers, leases and connections through `belay proxy` and 
 
 .PHONY: move
 move: tools tools-old ## the members of running etcds of 3.5, 3.6 and 3.7 become Belay one by one and go back, under load, with kill -9 in each step
-	BELAY_MOVE=1 go test -count=1 -timeout 60m -v -run 'TestMove|TestMemberReplace|TestMigrateKilled' ./proof/check
+	BELAY_MOVE=1 go test -count=1 -timeout 90m -v -run 'TestMove|TestMemberReplace|TestMigrateKilled' ./proof/check
 
 .PHONY: heal
 heal: ## a member of three that heals: killed before each step of it, and each of its files altered and deleted, under load

@@ -132,9 +132,9 @@ func (s *simple) Prefix() string {
 	return string(out)
 }
 
-// Assign numbers the token by the entry before its own, as etcd does, which takes the consistent index
-// of the moment in which it applies. Members of both kinds apply the entry, and each must make the
-// same token of it: clients show it to another member than the one that they logged in at.
+// Assign numbers the token by the entry before its own, as etcd does, which takes the consistent
+// index of the moment in which it applies. Members of both kinds apply the entry, and each must
+// make the same token of it: clients show it to another member than the one that they logged in at.
 func (s *simple) Assign(user string, _ uint64, prefix string, index uint64) (string, error) {
 	token := fmt.Sprintf("%s.%d", prefix, index-1)
 	now := s.now()
@@ -184,8 +184,8 @@ func (s *simple) Keep(keep func(user string) bool) {
 	}
 }
 
-// TokenIndex is the log index of the entry that made a simple token, one more than the token ends with:
-// a member that has not applied it cannot know the token.
+// TokenIndex is the log index of the entry that made a simple token, one more than the token ends
+// with: a member that has not applied it cannot know the token.
 func TokenIndex(token string) (index uint64, ok bool) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 2 {

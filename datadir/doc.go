@@ -81,7 +81,7 @@
 //	heal.go      damaged data replaced by the others': steps, crash points, what is kept
 //	force.go     a cluster of one (--force-new-cluster)
 //	restore.go   data made from a snapshot file
-//	migrate.go   data of an etcd made Belay's, or back: steps and crash points; frometcd.go, toetcd.go
+//	migrate.go   data of an etcd made Belay's, or back: steps and crash points; frometcd.go, toetcd.go, waldir.go
 //	received.go  the database that an etcd sends as its snapshot, made a store
 //	compare.go   what was made, compared with what it was made of
 //	exchange_linux.go, exchange_other.go  two names swapped in one step

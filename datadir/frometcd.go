@@ -29,6 +29,8 @@ func (b *building) toBelay(ctx context.Context, place func() error) error {
 	wal := filepath.Join(b.member, "wal")
 	if b.move.WALDir != "" {
 		wal = b.move.WALDir
+	} else if !exists(wal) {
+		return fmt.Errorf("%s is not there: give the --wal-dir with which this member runs", wal)
 	}
 	return snapshotfile.Read(filepath.Join(folder, "db"), true, func(f *snapshotfile.Reader) error {
 		log, err := walfile.Read(wal, f.Index())

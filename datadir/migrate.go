@@ -15,17 +15,18 @@ import (
 // members of a cluster can be moved, each by itself, and go on together.
 //
 // The new data is built in a folder of its own, made durable, read back and compared with the old,
-// and only then gets its place. Crash points: before the last step there is nothing but the old data
-// and a folder member.migrating that nobody looks at, and that the next run removes. The last step
-// is one rename, or in place one exchange of two names, so member is always either the old data or
-// the new, whole. After an exchange the old data is in member.migrating, and gets its name; a crash
-// before that leaves it there, and the next run gives it the name.
+// and only then gets its place. Crash points: before the last step there is nothing but the old
+// data and a folder member.migrating that nobody looks at, and that the next run removes. The last
+// step is one rename, or in place one exchange of two names, so member is always either the old
+// data or the new, whole. After an exchange the old data is in member.migrating, and gets its name;
+// a crash before that leaves it there, and the next run gives it the name. A log in a directory of
+// its own: see apart.
 type Move struct {
 	// The data to move, as in the flags of the server. WALDir "": in the data directory.
 	DataDir, WALDir string
 
-	// Out and OutWALDir are where the new data goes; they must not exist, or be empty. With Out "" it
-	// takes the place of the old, which is kept beside it.
+	// Out and OutWALDir are where the new data goes; they must not exist, or be empty. With Out ""
+	// it takes the place of the old, which is kept beside it.
 	Out, OutWALDir string
 
 	// DryRun reads and judges everything, and writes nothing.
@@ -67,8 +68,8 @@ type Moved struct {
 	Notes  []string
 }
 
-// countLeasesAndUsers counts what leases and auth call their argument for, as a snapshotfile.Content
-// and a snapshotfile.Reader do.
+// countLeasesAndUsers counts what leases and auth call their argument for, as a
+// snapshotfile.Content and a snapshotfile.Reader do.
 func (m *Moved) countLeasesAndUsers(leases func(func(id, ttl, remaining int64) error) error, auth func(func(bucket, name string, value []byte) error) error) error {
 	if err := leases(func(int64, int64, int64) error { m.Leases++; return nil }); err != nil {
 		return err
@@ -98,12 +99,18 @@ func (m Move) Run(ctx context.Context) (*Moved, error) {
 		r.From, r.To, kept, isSource, isTarget = "belay", "etcd", keptBelay, isBelay, isEtcd
 	}
 	inPlace := m.Out == ""
+	wal := m.wal()
 	member := filepath.Join(m.DataDir, "member")
 	source := filepath.Join(m.DataDir, migratingDir)
 	r.Source = member
 	if inPlace && isTarget(member) && isSource(source) {
 		// An earlier run did everything but this.
 		if !m.DryRun {
+			if wal != nil {
+				if err := wal.setAside(); err != nil {
+					return nil, err
+				}
+			}
 			if err := renameDurably(source, filepath.Join(m.DataDir, kept)); err != nil {
 				return nil, err
 			}
@@ -117,21 +124,23 @@ func (m Move) Run(ctx context.Context) (*Moved, error) {
 		return nil, fmt.Errorf("%s is no data of %s", member, r.From)
 	}
 	if inPlace && !m.DryRun {
-		if m.WALDir != "" {
-			return nil, errors.New("with the log in a --wal-dir of its own the data cannot change places in one step: give --out and --out-wal-dir")
-		}
 		if isSource(source) {
 			return nil, fmt.Errorf("%s holds data of %s that no run of this left: move it away", source, r.From)
 		}
 		if _, err := os.Lstat(filepath.Join(m.DataDir, kept)); err == nil {
 			return nil, fmt.Errorf("%s is there from an earlier run: move it away, or remove it if it is not needed", filepath.Join(m.DataDir, kept))
 		}
+		if wal != nil {
+			if err := wal.check(); err != nil {
+				return nil, err
+			}
+		}
 	}
 	root := m.Out
 	if inPlace {
 		root = m.DataDir
 	}
-	b := building{move: m, r: r, member: member, root: root, temporary: filepath.Join(root, migratingDir)}
+	b := building{move: m, r: r, wal: wal, member: member, root: root, temporary: filepath.Join(root, migratingDir)}
 	if !m.DryRun {
 		if err := b.prepare(inPlace); err != nil {
 			return nil, err
@@ -152,6 +161,7 @@ func (m Move) Run(ctx context.Context) (*Moved, error) {
 type building struct {
 	move      Move
 	r         *Moved
+	wal       *apart // nil: the log is with the rest, or --out is given
 	member    string // the old data
 	root      string // the data directory of the new
 	temporary string // where it is built
@@ -171,6 +181,9 @@ func (b *building) note(format string, args ...any) {
 
 // logDir is where the new log is built: in the new data, or, if it is to be apart, in its place.
 func (b *building) logDir(name string) string {
+	if b.wal != nil {
+		return b.wal.built()
+	}
 	if b.move.OutWALDir == "" {
 		return filepath.Join(b.temporary, name)
 	}
@@ -207,6 +220,11 @@ func (b *building) prepare(inPlace bool) error {
 			return err
 		}
 	}
+	if b.wal != nil {
+		if err := b.wal.clear(); err != nil {
+			return err
+		}
+	}
 	if err := os.RemoveAll(b.temporary); err != nil {
 		return err
 	}
@@ -227,12 +245,23 @@ func (b *building) place(inPlace bool, kept string) error {
 	if err := SyncDir(fs, b.root); err != nil { // the name that is about to be swapped
 		return err
 	}
+	if b.wal != nil {
+		if err := b.wal.put(); err != nil {
+			return err
+		}
+	}
 	if err := exchange(b.temporary, b.member); err != nil {
 		return fmt.Errorf("this system or file system cannot swap two names in one step (%w): give --out, and swap them yourself", err)
 	}
 	b.placed = true
 	if err := SyncDir(fs, b.root); err != nil {
 		return err
+	}
+	if b.wal != nil {
+		if err := b.wal.setAside(); err != nil {
+			return err
+		}
+		b.note("the old log is in %s", b.wal.kept())
 	}
 	b.r.Source = filepath.Join(b.root, kept)
 	return renameDurably(b.temporary, b.r.Source)
@@ -244,6 +273,9 @@ func (b *building) discard() error {
 		return nil
 	}
 	err := os.RemoveAll(b.temporary)
+	if b.wal != nil {
+		err = errors.Join(err, b.wal.clear())
+	}
 	for _, dir := range b.made {
 		if dir == b.move.OutWALDir {
 			err = errors.Join(err, os.RemoveAll(dir))

@@ -11,6 +11,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/cli/connect"
 )
 
 const clusterFlagUsage = "ask all members of the cluster, found through --endpoints"
@@ -120,8 +122,8 @@ func (c *ctl) endpointHealthCommand(cluster *bool) *cobra.Command {
 			for _, h := range list {
 				if h.Error != "" {
 					bad = true
-					if perr := c.probe(h.Endpoint); perr != nil {
-						hint += hintOf(h.Endpoint, perr) + "\n"
+					if perr := connect.Probe(h.Endpoint, c.tls); perr != nil {
+						hint += connect.Hint(h.Endpoint, perr) + "\n"
 					}
 				}
 			}

@@ -43,8 +43,8 @@ step that fails and says what to do. Run again, it goes on where it ended: it lo
 at the cluster.
 
 Processes are your init system's, so the steps that touch one are commands of yours.
-They are templates: {{.Name}}, {{.ID}}, {{.Host}}, {{.PeerURL}}, {{.ClientURL}} and {{.DataDir}}
-are the member's, {{.From}} and {{.To}} are etcd and belay, {{.Version}} is that of the etcd (3.6),
+They are templates: {{.Name}}, {{.ID}}, {{.Host}}, {{.PeerURL}}, {{.ClientURL}}, {{.DataDir}}
+and {{.WALDir}} are the member's, {{.From}} and {{.To}} are etcd and belay, {{.Version}} is that of the etcd (3.6),
 {{.Migrate}} is the command that migrates the data. Without a command --run asks at
 the terminal. See docs/migration.md.`,
 		Example: "  " + name + " move --plan --endpoints http://10.0.0.1:2379\n" +
@@ -59,6 +59,7 @@ the terminal. See docs/migration.md.`,
 	fs.StringVar(&etcd, "to-etcd", "", "from Belay to etcd, of this version (3.5, 3.6 or 3.7; alone: the cluster's)")
 	fs.Lookup("to-etcd").NoOptDefVal = ofCluster
 	fs.StringVar(&m.Commands.DataDir, "data-dir", "", "a member's data directory on its machine, a template")
+	fs.StringVar(&m.Commands.WALDir, "wal-dir", "", "a member's --wal-dir on its machine, a template, if the log is apart")
 	fs.StringVar(&m.Commands.Stop, "stop-command", "", "what stops a member, a template")
 	fs.StringVar(&m.Commands.Migrate, "migrate-command", "", "what migrates its data, a template; '{{.Migrate}}' if it is on this machine")
 	fs.StringVar(&m.Commands.Start, "start-command", "", "what starts it as what it has become, a template")

@@ -127,6 +127,10 @@ func (l *looker) at(endpoint string) (*clientv3.Client, error) {
 	cfg.Endpoints = []string{endpoint}
 	c, err := clientv3.New(cfg)
 	if err != nil {
+		// With a user it logs in, and tells no more than that it took too long.
+		if why := connect.Probe(endpoint, cfg.TLS); silent(err) && why != nil {
+			err = status.Error(codes.Unavailable, why.Error())
+		}
 		return nil, err
 	}
 	l.mu.Lock()

@@ -41,7 +41,10 @@ func (m *Move) open(ctx context.Context) (err error) {
 	if err := m.Commands.Check(); err != nil {
 		return err
 	}
-	m.look, err = newLooker(ctx, m.Client, min(m.Timeout, lookTimeout))
+	if m.look, err = newLooker(ctx, m.Client, min(m.Timeout, lookTimeout)); err != nil {
+		err = m.look.about(err)
+		m.look.close()
+	}
 	return err
 }
 
@@ -53,12 +56,16 @@ func (m *Move) Plan(ctx context.Context) (string, error) {
 	defer m.look.close()
 	c, err := m.look.look(ctx)
 	if err != nil {
+		return "", m.look.about(err)
+	}
+	if err := m.look.mayCompare(ctx, c); err != nil {
 		return "", err
 	}
 	p, err := newPlan(c, m.To, m.Version, m.Commands)
 	if err != nil {
 		return "", err
 	}
+	p.secured = m.Client.TLS != nil || m.Client.Username != "" || m.Client.Token != ""
 	return p.text()
 }
 
@@ -152,7 +159,7 @@ func (m *Move) one(ctx context.Context, p *plan, it *Member) error {
 	}); err != nil {
 		return err
 	}
-	back := "belay util migrate --data-dir " + at.DataDir + " --in-place"
+	back := strings.TrimSuffix(at.Migrate, " --to-etcd="+p.version)
 	if at.From == Etcd {
 		back += " --to-etcd=" + p.version
 	}
@@ -230,8 +237,12 @@ func (m *Move) planned(ctx context.Context, version string) (p *plan, err error)
 			err = errors.New("no member knows a leader")
 		}
 		if err == nil {
+			err = m.look.mayCompare(ctx, c)
+		}
+		if err == nil {
 			p, err = newPlan(c, m.To, version, m.Commands)
 		}
+		err = m.look.about(err)
 		if _, refused := errors.AsType[refusal](err); refused {
 			p = &plan{refused: err}
 			return nil
@@ -334,10 +345,10 @@ func (m *Move) gone(ctx context.Context, it *Member) error {
 	if it.Endpoint == "" {
 		return nil
 	}
-	if _, err := m.look.status(ctx, it.Endpoint); err == nil {
-		return fmt.Errorf("%s still answers at %s", it.Name, it.Endpoint)
+	if _, err := m.look.status(ctx, it.Endpoint); !silent(err) {
+		return fmt.Errorf("%s still answers at %s", it.Name, it.Endpoint) // a refusal is an answer, too
 	}
-	return nil
+	return ctx.Err()
 }
 
 // back wants a member to answer as what it is to be, and to have what the leader had when it first
@@ -352,6 +363,9 @@ func (m *Move) back(ctx context.Context, p *plan, it *Member, goal *uint64) erro
 	case now == nil:
 		return fmt.Errorf("it is no member any more")
 	case now.Status == nil:
+		if why := m.look.health(ctx, now.Endpoint); why != "" {
+			return fmt.Errorf("it runs and says %s: if this stays, see its log and those of the others (\"rejected connection on peer endpoint\" names a certificate that does not fit)", why)
+		}
 		return fmt.Errorf("it does not answer: %w", now.Err)
 	case now.Kind != p.to:
 		return fmt.Errorf("what answers at %s is %s, not %s", now.Endpoint, now.Kind, p.to)

@@ -18,6 +18,7 @@ type place struct {
 	PeerURL   string // its first
 	ClientURL string // where it answers, or would
 	DataDir   string
+	WALDir    string // "" unless its log is apart
 	From, To  Kind
 	Version   string // "3.6": of the etcd, and --max-cluster-version of each Belay
 	Migrate   string // the command that migrates DataDir
@@ -28,6 +29,7 @@ type place struct {
 type Commands struct {
 	Stop, Migrate, Start string
 	DataDir              string // of the member, on its machine
+	WALDir               string // its --wal-dir; "": it has none
 }
 
 // filled is a template with a member's fields.
@@ -41,12 +43,16 @@ func filled(text string, p place) (string, error) {
 	return out.String(), err
 }
 
+// somewhere has all that a member has, for templates that cut and compare it.
+var somewhere = place{Name: "a-member", ID: "8e9e05c52164694d", Host: "a.host.name", PeerURL: "http://a.host.name:2380", ClientURL: "http://a.host.name:2379",
+	DataDir: "/data", WALDir: "/wal", From: Etcd, To: Belay, Version: "3.6", Migrate: "belay util migrate"}
+
 // Check finds a template that cannot be used, before anything is done.
 func (c Commands) Check() error {
 	for _, f := range []struct{ flag, text string }{
-		{"stop-command", c.Stop}, {"migrate-command", c.Migrate}, {"start-command", c.Start}, {"data-dir", c.DataDir},
+		{"stop-command", c.Stop}, {"migrate-command", c.Migrate}, {"start-command", c.Start}, {"data-dir", c.DataDir}, {"wal-dir", c.WALDir},
 	} {
-		if _, err := filled(f.text, place{}); err != nil {
+		if _, err := filled(f.text, somewhere); err != nil {
 			return fmt.Errorf("--%s: %w", f.flag, err)
 		}
 	}
@@ -64,6 +70,7 @@ type plan struct {
 	commands  Commands
 	cluster   *Cluster
 	refused   error // why there is no plan
+	secured   bool  // the cluster is asked over TLS, or as a user
 }
 
 // oldest and newest are the minor versions of etcd 3 whose members can share a cluster with Belay's.
@@ -210,7 +217,15 @@ func (p *plan) place(m *Member) (place, error) {
 		}
 	}
 	at.DataDir = dir
-	at.Migrate = "belay util migrate --data-dir " + dir + " --in-place"
+	at.Migrate = "belay util migrate --data-dir " + dir
+	if p.commands.WALDir != "" {
+		var err error
+		if at.WALDir, err = filled(p.commands.WALDir, at); err != nil {
+			return at, err
+		}
+		at.Migrate += " --wal-dir " + at.WALDir
+	}
+	at.Migrate += " --in-place"
 	if p.to == Etcd {
 		at.Migrate += " --to-etcd=" + p.version
 	}
@@ -344,6 +359,9 @@ func (p *plan) heir(c *Cluster, but uint64) *Member {
 
 // notes are what has to be known of this cluster while both kinds are in it.
 func (p *plan) notes() (all []string) {
+	if p.secured {
+		all = append(all, "The commands of `belay ctl` take the same --cacert, --cert, --key and --user as this one, or the variables ETCDCTL_CACERT and so on.")
+	}
 	if p.version == "3.5" {
 		all = append(all, "The corruption checks of etcd 3.5 are experimental: leave them off while both kinds are there.")
 	}

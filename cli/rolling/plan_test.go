@@ -86,7 +86,7 @@ func TestPlan(t *testing.T) {
 }
 
 func TestPlanText(t *testing.T) {
-	commands := Commands{DataDir: "/data/{{.Name}}", Stop: "ssh {{.Host}} systemctl stop {{.From}}", Start: "start {{.ID}} {{.To}} {{.Version}} {{.PeerURL}} {{.ClientURL}}"}
+	commands := Commands{DataDir: "/data/{{.Name}}", WALDir: "/wal/{{slice .Name 0 1}}", Stop: "ssh {{.Host}} systemctl stop {{.From}}", Start: "start {{.ID}} {{.To}} {{.Version}} {{.PeerURL}} {{.ClientURL}}"}
 	p, err := newPlan(kinds("a b* c", "6b6", "6"), Belay, "", commands)
 	if err != nil {
 		t.Fatal(err)
@@ -96,7 +96,7 @@ func TestPlanText(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"--endpoints b snapshot save", "Cluster 63: 3 members, b leads.", "2 become Belay", "ssh a systemctl stop etcd", "belay util migrate --data-dir /data/c --in-place\n",
+		"--endpoints b snapshot save", "Cluster 63: 3 members, b leads.", "2 become Belay", "ssh a systemctl stop etcd", "belay util migrate --data-dir /data/c --wal-dir /wal/c --in-place\n",
 		"start 3 belay 3.6 http://c c", "--max-cluster-version=3.6", "--to-etcd=3.6",
 	} {
 		if !strings.Contains(text, want) {
@@ -111,6 +111,9 @@ func TestPlanText(t *testing.T) {
 	hand := strings.Index(text, "move-leader 1\n            (to a)")
 	if err != nil || hand < strings.Index(text, "\nb (b)") || !strings.Contains(text, "--in-place --to-etcd=3.6\n") {
 		t.Errorf("%v: %s", err, text)
+	}
+	if err := commands.Check(); err != nil {
+		t.Error(err)
 	}
 	for _, bad := range []string{"{{.Nam}}", "{{"} {
 		if err := (Commands{Stop: bad}).Check(); err == nil || !strings.Contains(err.Error(), "--stop-command") {
