@@ -6,6 +6,7 @@ const every = 2000; // between two looks, ms
 let token = '';     // of root, in this page's memory alone
 let scrapes = [];   // of /metrics, the newest last
 let busy = false;
+let unasked = 0;    // looks left out while nobody is logged in
 const $ = id => document.getElementById(id);
 
 class NeedsLogin extends Error {}
@@ -13,7 +14,7 @@ class NeedsLogin extends Error {}
 async function ask(path, how = {}) {
   const headers = token ? { Authorization: token } : {};
   const answer = await fetch(path, { headers, cache: 'no-store', credentials: 'same-origin', redirect: 'error', ...how });
-  if (answer.status === 401) throw new NeedsLogin();
+  if (answer.status === 401) throw new NeedsLogin((await answer.text()).trim().slice(0, 200));
   if (!answer.ok) throw new Error(`${path}: ${answer.status} ${(await answer.text()).slice(0, 200)}`);
   return answer;
 }
@@ -199,6 +200,7 @@ function drawUsage(usage) {
 
 async function look() {
   if (busy || document.hidden && latest.state) return;
+  if (!$('login').hidden && !token && ++unasked % 15) return; // users may be turned off
   busy = true;
   try {
     const [state, record, metrics] = await Promise.all([askJSON('api/state'), askJSON('/debug/belay/events'), ask('/metrics').then(r => r.text())]);
@@ -220,6 +222,11 @@ async function look() {
       $('login').hidden = false;
       $('main').hidden = true;
       $('summary').textContent = '';
+      if (token) { // one that is not root's, or that the member has forgotten
+        token = '';
+        $('trouble').hidden = false;
+        $('trouble').textContent = shown(`${$('user').value} sees nothing here: ${e.message}`);
+      }
     } else {
       $('trouble').hidden = false;
       $('trouble').textContent = shown(`the member does not answer: ${e.message}`);
@@ -265,6 +272,10 @@ async function history(key) {
 
 // follow does once what the address asks for, as a link: #prefix=/a/ lists keys, #key=/a/b shows a history.
 let wanted = new URLSearchParams(location.hash.slice(1));
+addEventListener('hashchange', () => {
+  wanted = new URLSearchParams(location.hash.slice(1));
+  if (!$('main').hidden) follow();
+});
 function follow() {
   const { prefix, key } = Object.fromEntries(wanted);
   wanted = new URLSearchParams();
