@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -26,7 +27,10 @@ func ChangeSchema(dataDir string, target semver.Version, wait time.Duration, for
 		return from, to, fmt.Errorf("%s is data of Belay, which has no storage version: every version of Belay reads it. "+
 			"To make it etcd's: belay util migrate --data-dir %s --to-etcd=%d.%d", dataDir, dataDir, target.Major, target.Minor)
 	}
-	wal := filepath.Join(paths.Member, "wal")
+	db, wal := filepath.Join(paths.Member, etcdsFolder, "db"), filepath.Join(paths.Member, "wal")
+	if _, err := os.Stat(db); err != nil { // etcdutl names this one first
+		return from, to, err
+	}
 	log, err := walfile.Read(wal, math.MaxUint64)
 	if err != nil {
 		return from, to, err
@@ -41,5 +45,5 @@ func ChangeSchema(dataDir string, target semver.Version, wait time.Duration, for
 		}
 		return walfile.LeastVersion(since.Tail)
 	}
-	return snapshotfile.ChangeSchema(filepath.Join(paths.Member, etcdsFolder, "db"), wait, target, force, least)
+	return snapshotfile.ChangeSchema(db, wait, target, force, least)
 }
