@@ -20,12 +20,13 @@
 // member proposes for itself) may use twice as much, so that a flood of writes cannot keep leases
 // from expiring.
 //
-// Turns is the other part: work that is expensive for the CPU, such as hashing a password, is done
-// by a few calls at a time, and clients take turns.
+// Turns is another part: work that is expensive for the CPU, such as hashing a password, is done
+// by a few calls at a time, and clients take turns. Room does for memory what Turns does for the
+// CPU: calls wait until what they will hold has room.
 //
 // # Goroutines
 //
-// Take, Enter and Leave may be called from any goroutine, Observe from one: the sampler, every 100
-// ms or so. The verdict about the backlog does not change between two samples, so the gate may open
-// and close one sample late.
+// Take, Enter and Leave, and the methods of Room, may be called from any goroutine, Observe from
+// one: the sampler, every 100 ms or so. The verdict about the backlog does not change between two
+// samples, so the gate may open and close one sample late.
 package admission

@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/tlsutil"
 
+	"github.com/belaydb/belay/budget"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/discovery"
 	"github.com/belaydb/belay/logsink"
@@ -60,6 +61,8 @@ type Config struct {
 
 	HeartbeatInterval time.Duration // one tick; whole milliseconds
 	ElectionTimeout   time.Duration // whole milliseconds
+
+	MemoryBudget string // --memory-budget, as given; empty: the default share of what there is
 
 	StrictAuth      bool // rights end at once, for streams and JWTs too
 	MaxRequestBytes uint
@@ -265,6 +268,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxUnsyncedBytes < minUnsyncedBytes {
 		return fmt.Errorf("--max-unsynced-bytes must be at least %d (set to %d)", minUnsyncedBytes, c.MaxUnsyncedBytes)
+	}
+	if _, err := budget.ParseSize(c.MemoryBudget); err != nil {
+		return fmt.Errorf("--memory-budget is %q: %w", c.MemoryBudget, err)
 	}
 	if c.MaxClusterVersion != "" {
 		if _, err := datadir.ParseEtcdVersion(c.MaxClusterVersion); err != nil {

@@ -14,6 +14,10 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/belaydb/belay/budget"
+	"github.com/belaydb/belay/node"
 )
 
 // outcome is what Load said and did.
@@ -535,4 +539,41 @@ func FuzzArguments(f *testing.F) {
 			t.Fatal("refused without a word")
 		}
 	})
+}
+
+// TestMemoryBudget: what no flag has set is a share of the budget; what one has set stays.
+func TestMemoryBudget(t *testing.T) {
+	budgeted := func(args ...string) (node.Config, []string) {
+		o := load(t, Belay, nil, append(args, "--data-dir", t.TempDir())...)
+		if !o.ok {
+			t.Fatalf("%q: %s", args, o.stderr)
+		}
+		core, logs := observer.New(zap.WarnLevel)
+		nc := o.cfg.NodeConfig(zap.New(core))
+		var told []string
+		for _, e := range logs.All() {
+			told = append(told, e.Message)
+		}
+		return nc, told
+	}
+	nc, told := budgeted("--memory-budget=128MiB")
+	if nc.MaxUnsyncedBytes != 16<<20 || nc.Limits.ReceiveBytes != 12<<20 || nc.Limits.AnswerBytes != 28<<20 || nc.Budget.Bytes != 128<<20 || len(told) != 0 {
+		t.Errorf("128MiB: %+v, %+v, told %q", nc.Budget, nc.Limits, told)
+	}
+	nc, _ = budgeted("--memory-budget=128MiB", "--max-unsynced-bytes=1073741824", "--max-receive-bytes=1000", "--max-answer-bytes=-1")
+	if nc.MaxUnsyncedBytes != 1<<30 || nc.Limits.ReceiveBytes != 1000 || nc.Limits.AnswerBytes != -1 || nc.Budget.Parts.Log != 1<<30 || nc.Budget.Taken() < 1<<30 {
+		t.Errorf("128MiB with flags: %+v, %+v", nc.Budget, nc.Limits)
+	}
+	if _, told = budgeted("--memory-budget=1000TiB"); len(told) != 1 || !strings.HasPrefix(told[0], "--memory-budget is more than there is") {
+		t.Errorf("more than any machine has: told %q", told)
+	}
+	if nc, _ = budgeted("--memory-budget=100%"); nc.Budget.Bytes < budget.Least {
+		t.Errorf("100%%: %+v", nc.Budget)
+	}
+	for value, want := range map[string]string{"banana": "want bytes as 536870912, 512MiB or 2GiB", "127MiB": "must be at least 128MiB", "200%": "must be between 1% and 100%"} {
+		o := load(t, Belay, nil, "--memory-budget="+value)
+		if o.ok || !strings.Contains(o.stderr+fmt.Sprint(o.lines), want) || !strings.Contains(o.stderr+fmt.Sprint(o.lines), "--memory-budget") {
+			t.Errorf("%s: %s %v; want %q", value, o.stderr, o.lines, want)
+		}
+	}
 }

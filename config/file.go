@@ -167,6 +167,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		DiskStallHandOver     *time.Duration  `json:"disk-stall-handover"`
 		MaxUnsyncedBytes      *int64          `json:"max-unsynced-bytes"`
 		NeighboursRecordBytes *int64          `json:"neighbours-record-bytes"`
+		MemoryBudget          *string         `json:"memory-budget"`
 		MaxKeyBytes           *int64          `json:"max-key-bytes"`
 		MaxTxnTotalOps        *int64          `json:"max-txn-total-ops"`
 		MaxTxnRangeKeys       *int64          `json:"max-txn-range-keys"`
@@ -235,7 +236,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		Logger: &c.Logger, LogLevel: &c.LogLevel, LogFormat: &c.LogFormat, LogOutputs: &c.LogOutputs,
 		LogRotation: &c.LogRotation, LogRotationSet: &c.LogRotationSet,
 		EnableGateway: &c.EnableGateway, UnsafeNoFsync: &c.UnsafeNoFsync, DowngradeCheckTime: &c.DowngradeCheckTime, MemoryMlock: &c.MemoryMlock,
-		DiskStallHandOver: &c.DiskStallHandOver, MaxUnsyncedBytes: &c.MaxUnsyncedBytes, NeighboursRecordBytes: &c.NeighboursRecordBytes,
+		DiskStallHandOver: &c.DiskStallHandOver, MaxUnsyncedBytes: &c.MaxUnsyncedBytes, NeighboursRecordBytes: &c.NeighboursRecordBytes, MemoryBudget: &c.MemoryBudget,
 		MaxKeyBytes: &c.Limits.KeyBytes, MaxTxnTotalOps: &c.Limits.TxnTotalOps,
 		MaxTxnRangeKeys: &c.Limits.TxnRangeKeys, MaxTxnRangeBytes: &c.Limits.TxnRangeBytes, MaxAnswerBytes: &c.Limits.AnswerBytes, MaxReceiveBytes: &c.Limits.ReceiveBytes,
 		BackupTo: &c.Backup.To, BackupEvery: &c.Backup.Every, BackupIncrements: &c.Backup.Increments, BackupFor: &c.Backup.For, BackupLeast: &c.Backup.Least,

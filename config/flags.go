@@ -211,6 +211,8 @@ func behaviourFlags() []flagDef {
 		{group: groupBelay, name: "max-unsynced-bytes", usage: "Raft log that is held in memory while a disk stalls, this member's or others'; beyond it writes are refused.",
 			bind: int64Flag(func(c *Config) *int64 { return &c.MaxUnsyncedBytes })},
 
+		{group: groupBelay, name: "memory-budget", usage: "Memory that this member may take, which all its caches, queues and requests share: bytes as 512MiB, or a share as 50%. Empty: 75% of the cgroup's limit, without one 50% of the machine's memory, or GOMEMLIMIT.",
+			bind: stringFlag(func(c *Config) *string { return &c.MemoryBudget })},
 		{group: groupBelay, name: "rpc-engine", usage: "What serves clients' gRPC: 'belay', Belay's own server, or 'grpc-go'.",
 			bind: valueFlag(func(c *Config) flag.Value {
 				return choiceValue{&c.RPCEngine, []string{node.EngineBelay, node.EngineGRPC}}

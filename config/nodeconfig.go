@@ -2,10 +2,13 @@ package config
 
 import (
 	"context"
+	"os"
+	"runtime/debug"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/budget"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/node"
 )
@@ -15,8 +18,9 @@ func (c *Config) NodeConfig(logger *zap.Logger) node.Config {
 	if logger == nil {
 		logger = zap.NewNop()
 	}
+	memory, settings := c.budget(logger)
 	return node.Config{
-		Settings: c.Settings, Tracing: c.tracing(),
+		Settings: settings, Budget: memory, Tracing: c.tracing(),
 		JoinExisting: c.InitialClusterState == "existing",
 		Seeds:        func(ctx context.Context) (datadir.Seeds, error) { return c.Seeds(ctx, logger, nil) },
 		Discovers:    len(c.Discovery.Endpoints) > 0,
@@ -31,6 +35,43 @@ func (c *Config) NodeConfig(logger *zap.Logger) node.Config {
 		MemberLocalAddr: c.Gates.Enabled(GateSetMemberLocalAddr), Features: c.Features(), ExtensiveMetrics: c.Metrics == "extensive",
 		Logger: logger,
 	}
+}
+
+// budget divides what --memory-budget says, of the memory that there is for this process. The
+// settings are those of the configuration, with the bounds that no flag has set as their shares are.
+func (c *Config) budget(logger *zap.Logger) (budget.Budget, node.Settings) {
+	there := budget.Find(os.DirFS("/"), debug.SetMemoryLimit(-1))
+	size, err := budget.ParseSize(c.MemoryBudget)
+	if err != nil { // Validate has refused it
+		panic(err)
+	}
+	bytes := size.Of(there)
+	switch {
+	case bytes <= there.Bytes:
+	case size.Bytes > 0:
+		logger.Warn("--memory-budget is more than there is; the kernel ends this member when it takes it",
+			zap.String("memory-budget", c.MemoryBudget), zap.Int64("there-is-bytes", there.Bytes), zap.String("says", string(there.Source)))
+	default:
+		logger.Warn("there is less memory than a member wants at least; the kernel may end it",
+			zap.Int64("least-bytes", budget.Least), zap.Int64("there-is-bytes", there.Bytes), zap.String("says", string(there.Source)))
+	}
+	b, s := budget.Divide(bytes, there), c.Settings
+	for _, bound := range []struct {
+		flag       string
+		set, share *int64
+	}{
+		{"max-unsynced-bytes", &s.MaxUnsyncedBytes, &b.Parts.Log},
+		{"max-receive-bytes", &s.Limits.ReceiveBytes, &b.Parts.Receiving},
+		{"max-answer-bytes", &s.Limits.AnswerBytes, &b.Parts.Answer},
+	} {
+		switch {
+		case !c.Explicit[bound.flag]:
+			*bound.set = *bound.share
+		case *bound.set > 0: // negative: no limit, and nothing to show
+			*bound.share = *bound.set
+		}
+	}
+	return b, s
 }
 
 func (c *Config) tracing() *node.Tracing {

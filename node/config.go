@@ -12,6 +12,7 @@ import (
 	"github.com/coreos/go-semver/semver"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/budget"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/leader"
 	"github.com/belaydb/belay/replica"
@@ -39,6 +40,10 @@ type Config struct {
 	MaxTxnOps        int
 	LaxAuth          bool // see server.Config
 	AutoCompaction   AutoCompaction
+
+	// Budget is what the member's parts may take. Without one each has the bound of a machine with
+	// memory to spare.
+	Budget budget.Budget
 
 	BcryptCost           int           // of passwords' hashes; 0: 10
 	AuthTokenTTL         time.Duration // of simple tokens; 0: 5 min
@@ -103,7 +108,7 @@ func (a AutoCompaction) leaders() leader.AutoCompaction {
 // services are what was chosen about the services.
 func (c *Config) services() server.Settings {
 	return server.Settings{
-		MaxRequestBytes: c.MaxRequestBytes, MaxTxnOps: c.MaxTxnOps, WarnUnaryRequest: c.WarningRequest, Limits: c.Limits,
+		MaxRequestBytes: c.MaxRequestBytes, MaxTxnOps: c.MaxTxnOps, WarnUnaryRequest: c.WarningRequest, Limits: c.Limits, AnswersBytes: c.Budget.Parts.Answers,
 		MaxConcurrentStreams: c.MaxConcurrentStreams, WatchProgressInterval: c.WatchProgressInterval,
 		KeepaliveMinTime: c.KeepaliveMinTime, KeepaliveInterval: c.KeepaliveInterval, KeepaliveTimeout: c.KeepaliveTimeout,
 		CORS: c.CORS, CORSSimpleRequests: c.CORSSimpleRequests, HostWhitelist: c.HostWhitelist, EnablePprof: c.EnablePprof, WebView: c.WebView,
@@ -131,7 +136,7 @@ func (c *Config) replication() replica.Settings {
 	return replica.Settings{
 		TickInterval: c.TickInterval, ElectionTicks: c.ElectionTicks, PreVote: c.PreVote, AdvanceTicks: c.AdvanceTicks,
 		MaxRequestBytes: c.MaxRequestBytes, MaxUnsyncedBytes: c.MaxUnsyncedBytes, DiskStallHandOver: c.DiskStallHandOver,
-		TuneTimeouts: c.TuneTimeouts, FlushEntries: c.flushEntries(),
+		TuneTimeouts: c.TuneTimeouts, FlushEntries: c.flushEntries(), KeepBytes: c.Budget.Parts.LogKept, HoldBytes: c.Budget.LogInMemory(),
 	}
 }
 

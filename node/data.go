@@ -33,6 +33,7 @@ func (n *Node) openData() (err error) {
 	opening := time.Now()
 	st, err := store.Open(paths.Store, store.Options{
 		FS: n.cfg.FS, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.UnsafeNoFsync, MaxOpenFiles: n.ports.connections.storeFiles,
+		CacheBytes: n.cfg.Budget.Parts.Blocks, MemTableBytes: n.cfg.Budget.Parts.MemTable,
 		Failed: n.fail, Corrupt: n.storeCorrupt,
 	})
 	if err != nil {
@@ -51,6 +52,7 @@ func (n *Node) openData() (err error) {
 	n.kv, err = mvcc.Open(st, mvcc.Options{
 		Logger: n.logger, Metrics: mvcc.NewMetrics(n.registry),
 		CompactionBatchLimit: n.cfg.CompactionBatchLimit, CompactionSleep: n.cfg.CompactionSleep,
+		CacheBytes: n.cfg.Budget.Parts.HotKeys, ExistsFilterBytes: int(n.cfg.Budget.Parts.ExistsFilter),
 	})
 	return err
 }
@@ -92,6 +94,7 @@ func (n *Node) openLog() (err error) {
 	}
 	opts := raftlog.Options{
 		FS: fs, MemberID: n.id.Member, ClusterID: n.id.Cluster, LeastGroup: n.parts.LeastGroup(), Logger: n.logger, NoSync: n.cfg.UnsafeNoFsync,
+		MemoryBytes: n.cfg.Budget.LogInMemory(),
 	}
 	if n.id.Founds() {
 		n.logger.Info("bootstrapping a new cluster",
@@ -118,7 +121,8 @@ func (n *Node) openLog() (err error) {
 	if err != nil {
 		return err
 	}
-	n.hub = watch.NewHub(n.kv, watch.Options{Logger: n.logger, Metrics: watch.NewMetrics(n.registry)})
+	n.hub = watch.NewHub(n.kv, watch.Options{Logger: n.logger, Metrics: watch.NewMetrics(n.registry),
+		QueueBytes: n.cfg.Budget.Parts.Watches, RecentBytes: n.cfg.Budget.Parts.Recent, BacklogBytes: n.cfg.Budget.Parts.Backlog})
 	n.tokens, err = auth.NewTokens(n.logger, n.cfg.AuthToken, n.cfg.AuthTokenTTL)
 	if err != nil {
 		n.logger.Warn("failed to create token provider", zap.Error(err))

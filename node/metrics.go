@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/belaydb/belay/budget"
 	"github.com/belaydb/belay/listen"
 )
 
@@ -19,6 +20,9 @@ type Metrics struct {
 	// About incomplete requests.
 	receivingRefused *prometheus.CounterVec // calls, connections, and connections for their headers
 	receiving        atomic.Pointer[listen.Receiving]
+
+	budget prometheus.Gauge     // 0: none
+	shares *prometheus.GaugeVec // of the budget, by part
 }
 
 // NewMetrics registers them.
@@ -48,6 +52,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		Name: "belay_damaged_copies", Help: "Copies of damaged data of this member that are kept in its data directory.",
 	})
 	r.MustRegister(m.healing, m.damaged)
+	m.budget = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "belay_memory_budget_bytes", Help: "Memory that this member may take (--memory-budget).",
+	})
+	m.shares = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "belay_memory_share_bytes", Help: "Memory that each part of this member may take of the budget. Some are within others.",
+	}, []string{"part"})
+	r.MustRegister(m.budget, m.shares)
 	m.receivingRefused = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "belay_receiving_refused_total",
 		Help: "Calls that were refused, and connections that were closed, because their connection held too many bytes of incomplete requests, or of incomplete headers.",
@@ -64,6 +75,14 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		return 0
 	}))
 	return m
+}
+
+// divided shows a budget.
+func (m *Metrics) divided(b budget.Budget) {
+	m.budget.Set(float64(b.Bytes))
+	for _, p := range b.Table() {
+		m.shares.WithLabelValues(p.Name).Set(float64(p.Bytes))
+	}
 }
 
 // boundsCollector reads the bounds of each kind of port at a scrape.

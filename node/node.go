@@ -122,6 +122,8 @@ func Start(cfg Config) (_ *Node, err error) {
 	n.certificates = newCertificates(map[string]*listen.Security{"client": n.ports.clientSecurity, "peer": n.ports.peerSecurity}, n.logger, n.metrics.notAfter)
 	n.certificates.look(time.Now())
 	n.words.sayConfig()
+	n.words.sayBudget()
+	n.metrics.divided(cfg.Budget)
 	if err := n.openData(); err != nil {
 		return nil, err
 	}
@@ -245,7 +247,7 @@ func (n *Node) assemble() (err error) {
 		Name: n.cfg.Name, ClientURLs: urlStrings(n.cfg.AdvertiseClientURLs),
 		Version: version.Belay, DataDir: n.cfg.DataDir, WALDir: n.cfg.WALDir, SpoolDir: n.cfg.spoolDir(),
 		Replica: n.replica, Peers: n.transport, State: n.state, Store: n.store, KV: n.kv,
-		Leases: n.leases, Hub: n.hub, Tokens: n.tokens, Admission: admission.New(admission.Options{}),
+		Leases: n.leases, Hub: n.hub, Tokens: n.tokens, Admission: admission.New(admission.Options{MaxInFlightBytes: n.cfg.Budget.Parts.Proposals}),
 		Logger: n.logger, Gatherer: n.registry, Registerer: n.registry, LeaseMetrics: n.leaseMetrics,
 		Metrics: server.NewMetrics(n.registry, server.MetricsOptions{Extensive: n.cfg.ExtensiveMetrics, Features: n.cfg.Features}),
 		Heal:    n.cfg.Heal, IsEtcd: func(id uint64) bool { return n.transport.PeerKind(id) == transport.KindEtcd }, LogEnd: func() (uint64, uint64) { return lastEntry(n.log) },

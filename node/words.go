@@ -101,6 +101,24 @@ func (a *announcer) sayConfig() {
 		zap.Int("max-learners", c.MaxLearners))
 }
 
+// sayBudget logs how the memory is divided.
+func (a *announcer) sayBudget() {
+	b := a.cfg.Budget
+	if b.Bytes == 0 {
+		return
+	}
+	fields := []zap.Field{zap.String("budget", show.LogBytes(b.Bytes)), zap.Int64("budget-bytes", b.Bytes),
+		zap.String("there-is", show.LogBytes(b.Limit.Bytes)), zap.String("says", string(b.Limit.Source))}
+	for _, p := range b.Table() {
+		fields = append(fields, zap.String(p.Name, show.LogBytes(p.Bytes)))
+	}
+	a.logger.Info("divided the memory budget", fields...)
+	if taken := b.Taken(); taken > b.Bytes {
+		a.logger.Warn("flags let parts of this member take more memory than the budget; raise --memory-budget, or lower --max-unsynced-bytes or --max-receive-bytes",
+			zap.Int64("budget-bytes", b.Bytes), zap.Int64("parts-bytes", taken))
+	}
+}
+
 func allIfNone(list []string) []string {
 	if len(list) == 0 {
 		return []string{"*"}

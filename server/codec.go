@@ -1,12 +1,15 @@
 package server
 
 import (
+	"sync/atomic"
+
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 	encodingproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 
+	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/rpc"
 )
 
@@ -73,6 +76,56 @@ func (c *countingCodec) encode(stream grpc.ServerStream, message any) (any, erro
 	}
 	data, err := c.Marshal(message)
 	return &encodedMessage{data}, err
+}
+
+// sending is an encoded answer that holds room until grpc frees its pieces, which it does as they
+// are sent. What it forgets when a connection breaks, the collector finds.
+type sending struct {
+	hold   *admission.Hold
+	pieces atomic.Int64 // not freed yet
+}
+
+// sendingPiece stands in for one buffer: it is the pool to which grpc gives it back.
+type sendingPiece struct {
+	answer *sending
+	inner  mem.Buffer
+}
+
+var _ mem.BufferPool = (*sendingPiece)(nil)
+
+func (p *sendingPiece) Get(n int) *[]byte { return mem.DefaultBufferPool().Get(n) }
+
+func (p *sendingPiece) Put(*[]byte) {
+	n := int64(p.inner.Len())
+	p.inner.Free()
+	if p.answer.pieces.Add(-1) == 0 {
+		p.answer.hold.Release()
+	} else {
+		p.answer.hold.Less(n)
+	}
+}
+
+// holding gives back the room that an answer holds as its buffers are freed.
+func holding(h *admission.Hold, data mem.BufferSlice) mem.BufferSlice {
+	h.Set(int64(data.Len()))
+	answer := &sending{hold: h}
+	answer.pieces.Store(1)
+	out := make(mem.BufferSlice, len(data))
+	for i, b := range data {
+		bytes := b.ReadOnlyData()
+		if mem.IsBelowBufferPoolingThreshold(cap(bytes)) {
+			out[i] = b // grpc would not give it back
+			continue
+		}
+		answer.pieces.Add(1)
+		out[i] = mem.NewBuffer(&bytes, &sendingPiece{answer, b})
+	}
+	if answer.pieces.Add(-1) == 0 {
+		h.Release()
+	} else {
+		admission.ReleaseWith(h, answer)
+	}
+	return out
 }
 
 // written is the memory that add appends size bytes to.

@@ -137,6 +137,9 @@ type Settings struct {
 	MaxTxnOps        int           // on one level of a transaction [128]
 	WarnUnaryRequest time.Duration // what takes longer is logged [300 ms]
 	Limits           Limits
+	// AnswersBytes is how much memory large answers may take together, from when they are read until
+	// they are sent; others wait [no bound].
+	AnswersBytes int64
 
 	// Connections and streams.
 	MaxConcurrentStreams  uint32        // of a connection [no bound]

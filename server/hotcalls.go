@@ -95,9 +95,9 @@ func readingStream[Req, Resp any](c *calls, ts *turns, name string, call func(*t
 			if err := stream.RecvMsg(&in.req); err != nil {
 				return err
 			}
-			in.turn.Context, in.turn.turns = stream.Context(), ts
+			in.turn.Context, in.turn.turns, in.turn.collects = stream.Context(), ts, true
 			resp, err := answer(in)
-			if in.turn.release == nil {
+			if in.turn.release == nil && in.turn.hold == nil {
 				if err != nil {
 					return err
 				}
@@ -108,10 +108,12 @@ func readingStream[Req, Resp any](c *calls, ts *turns, name string, call func(*t
 	}
 }
 
-// sendInTurn encodes an answer and releases the turn before it is sent.
+// sendInTurn encodes an answer and releases the turn before it is sent, and the room that it takes
+// as it is sent.
 //
 //go:noinline
 func (c *countingCodec) sendInTurn(t *turn, stream grpc.ServerStream, resp any, err error) error {
+	defer t.drop()
 	defer t.end() // after a panic, too
 	if err != nil {
 		return err
@@ -119,6 +121,10 @@ func (c *countingCodec) sendInTurn(t *turn, stream grpc.ServerStream, resp any, 
 	encoded, err := c.encode(stream, resp)
 	if err != nil {
 		return err
+	}
+	if m, ok := encoded.(*encodedMessage); ok && t.hold != nil {
+		m.data = holding(t.hold, m.data)
+		t.hold = nil
 	}
 	t.end()
 	return stream.SendMsg(encoded)

@@ -47,6 +47,7 @@ type slowReads interface {
 
 func (k *kvService) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
 	t := k.turns.newTurn(ctx)
+	defer t.drop()
 	defer t.end()
 	return k.rangeInTurn(t, r)
 }
@@ -82,7 +83,7 @@ func (k *kvService) rangeLocal(t *turn, r *pb.RangeRequest, to reader) (resp *pb
 		read := time.Now()
 		get := func() (err error) {
 			if keys, ok := estimator(k.kv.Estimate).ofRange(r); ok {
-				if err := t.expect(keys); err != nil {
+				if err := t.expect(keys, k.sample(t, r)); err != nil {
 					return err
 				}
 			}
@@ -105,6 +106,16 @@ func (k *kvService) rangeLocal(t *turn, r *pb.RangeRequest, to reader) (resp *pb
 	k.metrics.observeRequest(kindRange, err == nil, took.Seconds())
 	k.slow.WarnSlowRange(took, t.waited, r, resp, err)
 	return resp, err
+}
+
+// sample looks at the first keys of a range: how many of how many bytes its answer has.
+func (k *kvService) sample(t *turn, r *pb.RangeRequest) func(keys int64) (n, bytes int64, err error) {
+	return func(keys int64) (n, bytes int64, err error) {
+		if r.KeysOnly && r.SortTarget != pb.RangeRequest_VALUE {
+			return 1, 0, nil
+		}
+		return k.kv.Weigh(t.Context, r.Key, r.RangeEnd, keys, math.MaxInt64)
+	}
 }
 
 // probe reads as a health check does.
@@ -175,6 +186,7 @@ func (k *kvService) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (
 
 func (k *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	t := k.turns.newTurn(ctx)
+	defer t.drop()
 	defer t.end()
 	return k.txnInTurn(t, r)
 }
@@ -281,7 +293,7 @@ func (k *kvService) txnLocal(t *turn, r *pb.TxnRequest, nested, serializable boo
 	if err == nil {
 		err = k.callers.permittedRead(t.Context, func(p *auth.Policy, who auth.Identity) error { return p.Txn(who, r, k.callers.leaseKeys) }, func() (err error) {
 			if w := estimator(k.kv.Estimate).ofTxn(r); w.known {
-				if err := t.expect(w.keys); err != nil {
+				if err := t.expect(w.keys, nil); err != nil {
 					return err
 				}
 			}

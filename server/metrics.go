@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/belaydb/belay/admission"
 	"github.com/belaydb/belay/internal/version"
 )
 
@@ -48,6 +49,8 @@ type Metrics struct {
 	snapshotSeconds prometheus.Histogram
 	readersWaiting  prometheus.Gauge
 	readerWait      prometheus.Histogram
+	answers         atomic.Pointer[admission.Room] // nil: there is none
+	answersRefused  prometheus.Counter
 	corruption      *prometheus.CounterVec
 	forwarded       [renewalWays]prometheus.Counter // attempts to have the leader renew a lease
 }
@@ -131,6 +134,18 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 		Namespace: "belay", Name: "reader_wait_seconds", Help: "How long calls that read much have waited for each of their turns.",
 		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10),
 	})
+	m.answersRefused = prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: "belay", Name: "answers_refused_total",
+		Help: "Calls that read much and were refused because the answers to others left no room for theirs, and were not read.",
+	})
+	answers := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "belay", Name: "answers_bytes", Help: "Memory held by large answers that are being read, encoded or sent.",
+	}, func() float64 {
+		if room := m.answers.Load(); room != nil {
+			return float64(room.Held())
+		}
+		return 0
+	})
 	m.rangeSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: "etcd", Subsystem: "server", Name: "range_duration_seconds",
 		Help:    "How long ranges took to read, without the read barrier before them.",
@@ -164,7 +179,7 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 		reg.MustRegister(m.sentBytes, m.receivedBytes, m.clientRequests, m.requestSeconds, m.rangeSeconds, m.streamFailures,
 			m.healthSuccess, m.healthFailures, m.healthcheck, m.healthchecks, m.promoteSuccess,
 			m.promoteFailures, m.serverID, m.feature, m.quota, m.fdUsed, m.fdLimit, m.admissionLag, m.defragInflight, m.defragSeconds,
-			m.snapshotSeconds, m.readersWaiting, m.readerWait, m.corruption, forwarded, serverVersion, goVersion, m.authRevisionGauge())
+			m.snapshotSeconds, m.readersWaiting, m.readerWait, m.answersRefused, answers, m.corruption, forwarded, serverVersion, goVersion, m.authRevisionGauge())
 		registerEmpty(reg)
 	}
 	return m

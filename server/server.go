@@ -64,7 +64,7 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, life: newLifetime(), health: health.NewServer(), turns: newTurns(cfg.Metrics)}
+	s := &Server{cfg: cfg, life: newLifetime(), health: health.NewServer(), turns: newTurns(cfg.Metrics, cfg.AnswersBytes)}
 	s.makeParts()
 	s.makeServices()
 	s.makePublisher()

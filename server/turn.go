@@ -30,11 +30,18 @@ const (
 // turns are those of all calls of a member.
 type turns struct {
 	slots   *admission.Turns
+	answers *admission.Room // for what is read and not sent yet; nil: there is no bound
 	metrics *Metrics
 }
 
-func newTurns(m *Metrics) *turns {
-	return &turns{admission.NewTurns(max(1, runtime.GOMAXPROCS(0)-1), math.MaxInt, math.MaxInt), m}
+// newTurns bounds the bytes of answers; 0: not.
+func newTurns(m *Metrics, answerBytes int64) *turns {
+	ts := &turns{slots: admission.NewTurns(max(1, runtime.GOMAXPROCS(0)-1), math.MaxInt, math.MaxInt), metrics: m}
+	if answerBytes > 0 {
+		ts.answers = admission.NewRoom(answerBytes, m.answersRefused.Inc)
+		m.answers.Store(ts.answers)
+	}
+	return ts
 }
 
 // turn is one call's: the context of what it reads, which takes a turn when that
@@ -45,14 +52,31 @@ type turn struct {
 
 	keys, bytes int64  // read without a turn
 	release     func() // nil: it has none
-	since       time.Time
-	waited      time.Duration // in all
+
+	// Of a call that collects what it reads for one answer: it enters the room for answers before
+	// its turn. drop must be called.
+	collects          bool
+	hold              *admission.Hold // nil: it has not entered
+	allKeys, allBytes int64           // read in all, since it has entered or not
+
+	since  time.Time
+	waited time.Duration // in all
 }
 
 var _ mvcc.Pacer = (*turn)(nil)
 
 // Pace is mvcc.Pacer's.
 func (t *turn) Pace(keys, bytes int64) error {
+	if t.collects {
+		t.allKeys += keys
+		t.allBytes += bytes
+		if t.hold != nil {
+			// More than was foreseen does not wait; see admission.Room.
+			if cost := answerCost(t.allKeys, t.allBytes); cost > t.hold.Bytes() {
+				t.hold.Set(cost + cost/4)
+			}
+		}
+	}
 	if t.release != nil {
 		if now := time.Now(); now.Sub(t.since) > turnTime {
 			t.since = now
@@ -80,7 +104,14 @@ func (t *turn) take() error {
 	}
 	start := time.Now()
 	t.turns.metrics.readersWaiting.Inc()
-	release, err := t.turns.slots.Take(t, callerHost(t))
+	host := callerHost(t)
+	release, err := (func())(nil), error(nil)
+	if t.collects && t.hold == nil {
+		err = t.enter(host, answerCost(t.allKeys, t.allBytes)*unforeseen)
+	}
+	if err == nil {
+		release, err = t.turns.slots.Take(t, host)
+	}
 	t.turns.metrics.readersWaiting.Dec()
 	t.since = time.Now()
 	t.waited += t.since.Sub(start)
@@ -89,19 +120,72 @@ func (t *turn) take() error {
 	return err
 }
 
+// unforeseen is how many times as much as it has read a call is taken to read in the end, when it
+// has read what is free.
+const unforeseen = 8
+
+// answerCost is about how many bytes of memory an answer of keys takes: as read and as encoded.
+func answerCost(keys, bytes int64) int64 { return keys*answerKeyBytes + 2*bytes }
+
+// answerKeyBytes is what a key costs besides its bytes and those of its value, which mvcc.Pacer does
+// not count: the message, its place in the answer, and a short key.
+const answerKeyBytes = 192
+
+// answerPatience is how long a call waits for room while nothing that others hold is sent.
+const answerPatience = 10 * time.Second
+
+// enter waits for room for an answer.
+func (t *turn) enter(host string, cost int64) (err error) {
+	if t.turns.answers != nil && t.hold == nil {
+		t.hold, err = t.turns.answers.Enter(t, host, cost, answerPatience)
+	}
+	return err
+}
+
 // expect takes a turn beforehand for what is known to be much, so that whoever waits holds nothing.
-func (t *turn) expect(keys int64) error {
+// sample reads the first few keys, which say how large the others may be; nil: they are taken to be
+// small.
+func (t *turn) expect(keys int64, sample func(keys int64) (n, bytes int64, err error)) error {
 	if keys <= freeKeys {
 		return nil
 	}
+	if t.collects && t.turns.answers != nil {
+		n, bytes, err := int64(1), int64(unsampledBytes), error(nil)
+		if sample != nil {
+			if n, bytes, err = sample(sampledKeys); err != nil {
+				return err
+			}
+		}
+		start := time.Now()
+		t.turns.metrics.readersWaiting.Inc()
+		err = t.enter(callerHost(t), answerCost(keys, bytes/max(n, 1)*keys))
+		t.turns.metrics.readersWaiting.Dec()
+		t.waited += time.Since(start)
+		if err != nil {
+			return err
+		}
+	}
 	return t.take()
 }
+
+const (
+	sampledKeys    = 128 // how many keys say how large the others may be
+	unsampledBytes = 256 // of a key with its value that nobody has looked at
+)
 
 // end gives the turn back, if the call has one.
 func (t *turn) end() {
 	if t.release != nil {
 		t.release()
 		t.release = nil
+	}
+}
+
+// drop gives back the room that the call has, if any.
+func (t *turn) drop() {
+	if t.hold != nil {
+		t.hold.Release()
+		t.hold = nil
 	}
 }
 

@@ -51,6 +51,10 @@ type Options struct {
 	Metrics *Metrics    // nil: unregistered
 	// StreamBytes bounds the undelivered events of a stream. 0: 4 MiB.
 	StreamBytes int64
+	// QueueBytes is what the undelivered events of all streams share: as they become many, the bound
+	// of each falls below StreamBytes, in equal shares, though not below leastStreamBytes. 0: no
+	// bound but StreamBytes.
+	QueueBytes int64
 	// RecentBytes bounds the events kept for watchers that join a little late. 0: 8 MiB.
 	RecentBytes int64
 	// BacklogBytes bounds the events that wait for the dispatcher. 0: 64 MiB.
@@ -95,6 +99,17 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// leastStreamBytes is what a stream may always hold: some hundred events of small values.
+const leastStreamBytes = 32 << 10
+
+// streamBytes is the bound of each of n streams.
+func (o *Options) streamBytes(n int64) int64 {
+	if o.QueueBytes <= 0 {
+		return o.StreamBytes
+	}
+	return min(o.StreamBytes, max(o.QueueBytes/max(n, 1), leastStreamBytes))
+}
+
 // Hub distributes the events of the state machine. See the package comment.
 type Hub struct {
 	kv      History
@@ -105,6 +120,9 @@ type Hub struct {
 	recent recent
 	active atomic.Int64 // watchers that are not ended; 0: Notify wakes nobody
 	prev   atomic.Int64 // those of them that want previous values
+
+	streams     atomic.Int64 // open ones
+	streamBytes atomic.Int64 // the bound of each; see Options.QueueBytes
 
 	mu       sync.Mutex
 	done     int64  // every live watcher has its events <= done in its stream's queue
@@ -448,8 +466,13 @@ func (h *Hub) NewStream() *Stream {
 		ready:    make(chan struct{}, 1),
 	}
 	h.metrics.streams.Add(1)
+	h.opened(1)
 	return s
 }
+
+// opened counts streams that were opened, or, below 0, closed. The bound may be that of a moment ago
+// when several are at once.
+func (h *Hub) opened(n int64) { h.streamBytes.Store(h.opts.streamBytes(h.streams.Add(n))) }
 
 // Metrics are the hub's, for the sender of streams to observe.
 func (h *Hub) Metrics() *Metrics { return h.metrics }
@@ -797,6 +820,7 @@ func (s *Stream) Close() {
 	h.metrics.pending.Add(-s.events)
 	s.events = 0
 	s.mu.Unlock()
+	h.opened(-1)
 
 	for more := true; more; {
 		h.mu.Lock()

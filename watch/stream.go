@@ -128,7 +128,7 @@ type Stream struct {
 	ended      bool  // Close was called
 	progressAt int64 // a manual progress waits for this revision; 0: none waits
 
-	charged  atomic.Int64 // bytes of events queued or being sent, <= StreamBytes or one revision
+	charged  atomic.Int64 // bytes of events queued or being sent, <= Hub.streamBytes when it was charged, or one revision
 	wantRoom atomic.Bool  // somebody found no room; cleared by hub.roomy
 
 	mu       sync.Mutex
@@ -187,7 +187,7 @@ func (s *Stream) push(w *watcher, r *revision, head int64, sel []int32, bytes in
 func (s *Stream) reserve(bytes int64) bool {
 	for {
 		c := s.charged.Load()
-		if c > 0 && c+bytes > s.hub.opts.StreamBytes {
+		if c > 0 && c+bytes > s.hub.streamBytes.Load() {
 			return false
 		}
 		if s.charged.CompareAndSwap(c, c+bytes) {
@@ -201,7 +201,7 @@ func (s *Stream) reserve(bytes int64) bool {
 func (s *Stream) release(bytes int64) {
 	if c := s.charged.Add(-bytes); c < 0 {
 		panic("watch: stream released more than it held")
-	} else if c > s.hub.opts.StreamBytes/2 {
+	} else if c > s.hub.streamBytes.Load()/2 {
 		return
 	}
 	if s.wantRoom.Load() {

@@ -5,29 +5,33 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+
+	"github.com/belaydb/belay/budget"
 )
 
 const (
-	// garbageBytes is how much garbage may accumulate beside the live heap before the next
-	// collection. Go's own rule is as much as is live: with large values in flight that is a
-	// gigabyte, and each page of it that is touched for the first time costs the kernel more than
-	// the collection would have cost.
-	garbageBytes = 192 << 20
 	maxGCPercent = 100 // Go's own default
 	minGCPercent = 15  // however large the live heap is
 )
 
-// boundGarbage keeps the garbage of this process within garbageBytes from now on, unless the
-// environment says otherwise (GOGC, GOMEMLIMIT).
-func boundGarbage() {
-	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
-		return
+// boundGarbage keeps the garbage of this process within its share of the memory budget from now on,
+// and Go's heap within the budget, unless the environment says otherwise (GOGC, GOMEMLIMIT).
+func boundGarbage(b budget.Budget) {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(b.GoHeap())
+		if os.Getenv("GOGC") == "" {
+			(&garbage{most: b.Parts.Garbage, percent: maxGCPercent, set: debug.SetGCPercent, live: liveBytes}).afterEachCollection()
+		}
 	}
-	(&garbage{percent: maxGCPercent, set: debug.SetGCPercent, live: liveBytes}).afterEachCollection()
 }
 
 // garbage sets the percentage after each collection, in the runtime's goroutine for cleanups.
 type garbage struct {
+	// most is how much garbage may accumulate beside the live heap before the next collection, in
+	// bytes. Go's own rule is as much as is live: with large values in flight that is a gigabyte,
+	// and each page of it that is touched for the first time costs the kernel more than the
+	// collection would have cost.
+	most    int64
 	percent int
 	set     func(percent int) (old int)
 	live    func() uint64
@@ -47,7 +51,7 @@ func (g *garbage) afterEachCollection() {
 }
 
 func (g *garbage) tune(live uint64) {
-	percent := int(min(garbageBytes*100/max(live, 1), maxGCPercent))
+	percent := int(min(uint64(g.most)*100/max(live, 1), maxGCPercent))
 	percent = max(percent, minGCPercent)
 	// Setting it stops the world for a moment.
 	if d := percent - g.percent; d*d > 25 || (d != 0 && percent == maxGCPercent) {

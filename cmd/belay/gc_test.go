@@ -8,7 +8,7 @@ import (
 )
 
 func TestGarbageIsBounded(t *testing.T) {
-	g := &garbage{percent: maxGCPercent, set: func(int) int { return 0 }}
+	g := &garbage{most: 192 << 20, percent: maxGCPercent, set: func(int) int { return 0 }}
 	for _, c := range []struct {
 		live uint64
 		want int
@@ -25,7 +25,7 @@ func TestGarbageIsLookedAtAgain(t *testing.T) {
 	var times atomic.Int64
 	alive := uint64(1 << 20) // more and less in turn, so that each look changes something
 	g := &garbage{
-		percent: maxGCPercent, set: func(int) int { times.Add(1); return 0 },
+		most: 192 << 20, percent: maxGCPercent, set: func(int) int { times.Add(1); return 0 },
 		live: func() uint64 { alive ^= 1 << 30; return alive },
 	}
 	g.afterEachCollection()

@@ -85,8 +85,8 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 		fail(program, cfg, logger, stderr, wrong.Err, wrong.Says, wrong.Fields...)
 		return wrong.Code
 	}
-	boundGarbage()
 	nc := cfg.NodeConfig(logger.Logger)
+	boundGarbage(nc.Budget)
 	nc.LogDropped, nc.LogStalled = logger.Dropped, logger.Stalled
 	for _, change := range changes {
 		change(&nc)

@@ -191,7 +191,7 @@ func load(args ...string) (ok bool, code int, stdout, stderr, log string) {
 const etcdFlags = 129
 
 // ownFlags is how many flags Belay has that etcd has not.
-const ownFlags = 25
+const ownFlags = 26
 
 // TestFlags gives each flag a value that is not its default.
 func TestFlags(t *testing.T) {
@@ -209,7 +209,7 @@ func TestFlags(t *testing.T) {
 		"advertise-client-urls": {"http://127.0.0.1:1"}, "initial-advertise-peer-urls": {"http://127.0.0.1:1"},
 		"initial-cluster": {"default=http://127.0.0.1:1"}, "initial-cluster-state": {"existing"},
 		"heartbeat-interval": {"50"}, "election-timeout": {"2000"}, "log-level": {"error"}, "log-format": {"console"}, "log-outputs": {"stdout"}, "logger": {"zap"},
-		"disk-stall-handover": {"8s"}, "max-cluster-version": {"3.6"}, "max-unsynced-bytes": {"1073741824"}, "neighbours-record-bytes": {"1048576"}, "rpc-engine": {"grpc-go"},
+		"disk-stall-handover": {"8s"}, "max-cluster-version": {"3.6"}, "max-unsynced-bytes": {"1073741824"}, "memory-budget": {"2GiB"}, "neighbours-record-bytes": {"1048576"}, "rpc-engine": {"grpc-go"},
 		"backup-to": {"/x"}, "backup-interval": {"2h"}, "backup-increment-interval": {"2m"}, "backup-keep": {"3"},
 		"cipher-suites": {"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"}, "tls-max-version": {"TLS1.3"},
 		"discovery-endpoints": {"127.0.0.1:1", "--discovery-token=x"}, "discovery-token": {"x", "--discovery-endpoints=127.0.0.1:1"},

@@ -9,7 +9,7 @@ import (
 // own are Belay's own flags, which etcd does not know.
 func own() []string {
 	return []string{
-		"disk-stall-handover", "strict-auth", "cors-simple-requests", "nospace-disarm", "usage", "web-view", "heal", "max-unsynced-bytes", "neighbours-record-bytes", "rpc-engine",
+		"disk-stall-handover", "strict-auth", "cors-simple-requests", "nospace-disarm", "usage", "web-view", "heal", "max-unsynced-bytes", "memory-budget", "neighbours-record-bytes", "rpc-engine",
 		"max-key-bytes", "max-txn-total-ops", "max-txn-range-keys", "max-txn-range-bytes", "max-answer-bytes", "max-receive-bytes",
 		"backup-to", "backup-interval", "backup-increment-interval", "backup-retention", "backup-keep", "backup-max-bytes-per-second", "backup-max-age", "backup-scratch-dir",
 	}
