@@ -137,6 +137,10 @@ interop: tools ## Belay's own gRPC server under h2spec, gRPC's interoperability 
 soak: ## three members over Belay's own gRPC server under all kinds of calls for SOAK (1h), with kills, stops and new certificates
 	BELAY_SOAK=$${SOAK:-1h} go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./proof/check
 
+.PHONY: memory
+memory: tools ## as root: a member in a cgroup of 512 MiB with 300,000 keys under 100 full ranges beside a light writer, etcd's and Belay's
+	BELAY_MEMORY=1 go test -count=1 -timeout 30m -v -run '^TestMemory$$' ./proof/check
+
 .PHONY: bench
 bench: tools ## Belay beside etcd, all cases (BENCH='-cases put* -nodes 1' for some)
 	go run ./proof/bench $(BENCH)

@@ -12,8 +12,8 @@
 //     <= R of the watchers that it speaks for.
 //   - A stream holds at most Options.StreamBytes of undelivered events, or its equal share of
 //     Options.QueueBytes if that is less (and one revision, if that alone is larger). A
-//     watcher whose stream has no room falls back to the history and loses nothing, unless the history it still needs is
-//     compacted: then it is cancelled with the compact revision.
+//     watcher whose stream has no room falls back to the history and loses nothing, unless the
+//     history it still needs is compacted: then it is cancelled with the compact revision.
 //   - Hub.Notify never waits for a stream, for a disk or for a watcher being made.
 //
 // # How an event travels
