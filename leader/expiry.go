@@ -20,7 +20,7 @@ import (
 const (
 	expiryInterval     = 500 * time.Millisecond
 	maxRevokesAtOnce   = 500 // before leadership is confirmed again
-	maxPendingRevokes  = 16  // beside the writes of clients
+	maxPendingRevokes  = 128 // beside the writes of clients; etcd: 16
 	maxCheckpointBatch = 1000
 )
 
@@ -136,8 +136,8 @@ func (e *Expiry) lead(ctx context.Context, term uint64, changed <-chan struct{})
 		case <-tick.C:
 		}
 		// etcd revokes 500 leases at a tick, whatever is due. Where more are granted, they expire
-		// minutes late. What keeps revocations from crowding out other writes is that 16 of them
-		// wait at a time.
+		// minutes late. What keeps revocations from crowding out other writes is that no more of
+		// them wait at a time than of the writes of a busy client.
 		for more := true; more; {
 			more = e.revoke(ctx)
 			e.note(ctx)
