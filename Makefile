@@ -75,7 +75,7 @@ proxy: tools ## members and proxies killed in 20 rounds under watches, reads and
 	go test -count=1 -timeout 20m -run TestModel ./cli/proxy/cache -cache.runs 20000
 
 .PHONY: proxy-costs
-proxy-costs: tools ## readers, leases and connections through `belay proxy` and `etcd grpc-proxy`, in turn: CPU, memory, latency (ulimit -n 24000)
+proxy-costs: tools ## readers, leases and connections through `belay proxy` and `etcd grpc-proxy`, in turn: CPU, memory, latency (ulimit -n 20000)
 	BELAY_PROXY_COSTS=3 BELAY_PROXY_CONNECTIONS=20000 go test -count=1 -timeout 60m -v -run 'TestProxyCo' ./proof/check
 
 .PHONY: move

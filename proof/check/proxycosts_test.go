@@ -1,6 +1,7 @@
 package check
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -191,8 +192,13 @@ func measureCost(t *testing.T, ctx context.Context, member *cluster.Member, s *c
 	return k
 }
 
-// TestProxyConnections opens many connections to a proxy, each of which asks twice, and says what
-// they take.
+// perProcess is how many connections of this test one process has: its limit of descriptors may be
+// 20,000, and a proxy keeps 512 of its own for other things.
+const perProcess = 19_400
+
+// TestProxyConnections opens many connections, each of which asks twice, and says what they take.
+// Where they are more than one process may have there are several proxies side by side, and several
+// processes of clients.
 func TestProxyConnections(t *testing.T) {
 	count, err := strconv.Atoi(os.Getenv("BELAY_PROXY_CONNECTIONS"))
 	if err != nil {
@@ -200,56 +206,144 @@ func TestProxyConnections(t *testing.T) {
 	}
 	tools := EtcdTools(t)
 	c := startCluster(t, cluster.Config{Kind: cluster.Etcd, Size: 1, Binary: tools.Etcd})
-	ours := startProxyProcess(t, "proxy", c.Endpoints())
-	for _, s := range []*costed{
-		{name: "`belay proxy`", address: ours.address, proxy: ours.cmd.Process.Pid},
-		startEtcdProxy(t, tools.Etcd, c.Endpoints()),
-	} {
-		usage := func(pid int) cluster.Usage {
-			u, err := cluster.ProcessUsage(pid)
+	parts := (count + perProcess - 1) / perProcess
+	for _, kind := range []string{"`belay proxy`", "`etcd grpc-proxy`"} {
+		var pids []int
+		var clients []*connectionClient
+		for i := range parts {
+			side := &costed{}
+			if kind == "`belay proxy`" {
+				p := startProxyProcess(t, "proxy", c.Endpoints())
+				side.address, side.proxy = p.address, p.cmd.Process.Pid
+			} else {
+				side = startEtcdProxy(t, tools.Etcd, c.Endpoints())
+			}
+			pids = append(pids, side.proxy)
+			clients = append(clients, startConnectionClient(t, side.address, count*(i+1)/parts-count*i/parts))
+		}
+		usage := func() (sum cluster.Usage) {
+			for _, pid := range pids {
+				u, err := cluster.ProcessUsage(pid)
+				if err != nil {
+					t.Fatal(err)
+				}
+				sum.CPU, sum.RSSBytes = sum.CPU+u.CPU, sum.RSSBytes+u.RSSBytes
+			}
+			return sum
+		}
+		server := func() cluster.Usage {
+			u, err := cluster.ProcessUsage(c.Members[0].PID())
 			if err != nil {
 				t.Fatal(err)
 			}
 			return u
 		}
-		before, server := usage(s.proxy), usage(c.Members[0].PID())
-		began := time.Now()
-		conns := make([]net.Conn, count)
-		var refused atomic.Int64
-		each := func(do func(i int) error) {
-			var group sync.WaitGroup
-			for part := range 50 {
-				group.Go(func() {
-					for i := part; i < count; i += 50 {
-						if err := do(i); err != nil && refused.Add(1) == 1 {
-							t.Logf("connection %d through %s: %v", i, s.name, err)
-						}
-					}
-				})
+		// all tells the clients to go on and returns how many of their connections were refused.
+		all := func() (refused int) {
+			for _, one := range clients {
+				fmt.Fprintln(one.in)
 			}
-			group.Wait()
-		}
-		each(func(i int) (err error) {
-			if conns[i], err = net.Dial("tcp", s.address); err != nil {
-				return err
+			for _, one := range clients {
+				line, err := one.out.ReadString('\n')
+				n, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+				bad, failed := strconv.Atoi(n)
+				if err != nil || failed != nil {
+					t.Fatalf("a process of clients said %q: %v", line, err)
+				}
+				if refused += bad; bad > 0 {
+					t.Logf("through %s: %s", kind, text)
+				}
 			}
-			return ask(conns[i], 1)
-		})
-		opened := time.Since(began)
-		if idle := usage(s.proxy); refused.Load() == 0 {
-			each(func(i int) error { return ask(conns[i], 3) })
-			after := usage(s.proxy)
-			t.Logf("%d connections through %s in %v: RSS %d MB, from %d MB; after another request of each %d MB; proxy CPU %v; server CPU %v, RSS %d MB; %d failed",
-				count, s.name, opened, idle.RSSBytes>>20, before.RSSBytes>>20, after.RSSBytes>>20, after.CPU-before.CPU,
-				usage(c.Members[0].PID()).CPU-server.CPU, usage(c.Members[0].PID()).RSSBytes>>20, refused.Load())
-		} else {
-			t.Logf("%d of %d connections through %s were refused", refused.Load(), count, s.name)
+			return refused
 		}
+		before, serverBefore, began := usage(), server(), time.Now()
+		refused := all()
+		opened, idle := time.Since(began), usage()
+		if refused == 0 {
+			refused = all()
+		}
+		after, serverAfter := usage(), server()
+		t.Logf("%d connections through %d %s in %v: RSS %d MB together, from %d MB; after another request of each %d MB; proxy CPU %v; server CPU %v, RSS %d MB; %d failed",
+			count, parts, kind, opened, idle.RSSBytes>>20, before.RSSBytes>>20, after.RSSBytes>>20, after.CPU-before.CPU,
+			serverAfter.CPU-serverBefore.CPU, serverAfter.RSSBytes>>20, refused)
+		for _, one := range clients {
+			one.in.Close()
+		}
+	}
+}
+
+// A connectionClient is a process of clients, by TestConnectionClient.
+type connectionClient struct {
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func startConnectionClient(t *testing.T, address string, count int) *connectionClient {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-test.run=^TestConnectionClient$", "-test.timeout=20m")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("BELAY_CONNECTION_CLIENT=%s %d", address, count))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); _ = cmd.Wait() })
+	return &connectionClient{in, bufio.NewReader(out)}
+}
+
+// TestConnectionClient is the process of clients: for each line of its input each connection asks
+// once, and a line says how many were refused, and why the first one was.
+func TestConnectionClient(t *testing.T) {
+	var address string
+	var count int
+	if n, _ := fmt.Sscan(os.Getenv("BELAY_CONNECTION_CLIENT"), &address, &count); n != 2 {
+		t.Skip("a part of TestProxyConnections")
+	}
+	conns := make([]net.Conn, count)
+	defer func() {
 		for _, conn := range conns {
 			if conn != nil {
 				conn.Close()
 			}
 		}
+	}()
+	stream := uint32(1)
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); stream += 2 {
+		var refused atomic.Int64
+		var first atomic.Pointer[error]
+		var group sync.WaitGroup
+		for part := range 50 {
+			group.Go(func() {
+				for i := part; i < count; i += 50 {
+					var err error
+					if conns[i] == nil {
+						conns[i], err = net.Dial("tcp", address)
+					}
+					if err == nil {
+						err = ask(conns[i], stream)
+					}
+					if err != nil && refused.Add(1) == 1 {
+						first.Store(&err)
+					}
+				}
+			})
+		}
+		group.Wait()
+		why := ""
+		if err := first.Load(); err != nil {
+			why = (*err).Error()
+		}
+		fmt.Println(refused.Load(), why)
 	}
 }
 
