@@ -104,6 +104,9 @@ func grow(ctx context.Context, o options, g growing, kinds []cluster.Kind) error
 		}
 		curves = chosen
 	}
+	if both := slices.Contains(kinds, cluster.Etcd) && slices.Contains(kinds, cluster.Belay); runs && !both {
+		return fmt.Errorf("-growth %s compares: give -kinds etcd,belay", articleName)
+	}
 	if err := os.MkdirAll(g.pictures, 0o755); err != nil {
 		return err
 	}

@@ -148,9 +148,6 @@ func run() error {
 		}
 	}
 
-	if both := o.binaries[cluster.Etcd] != "" && o.binaries[cluster.Belay] != ""; g.curves != "" && !both {
-		return fmt.Errorf("-growth compares: give -kinds etcd,belay")
-	}
 	rep := newReport(o, kinds)
 	rep.header(os.Stdout)
 	if g.curves != "" {
