@@ -305,6 +305,18 @@ func TestLateInOneSpell(t *testing.T) {
 	if e := r.since(0, nil); len(e) != 1 || e[0].Kind != SlowLink || e[0].Value != 3 {
 		t.Errorf("late in two spells: %+v", e)
 	}
+	// A link that was slow for 10 s, and later one round trip that is late: slow is what was told while it was.
+	answered(40, 2*time.Millisecond)
+	told := len(r.since(0, nil))
+	answered(20, 930*time.Millisecond)
+	answered(8, 2*time.Millisecond)
+	answered(1, 400*time.Millisecond)
+	answered(30, 2*time.Millisecond)
+	for _, e := range r.since(0, nil)[told:] {
+		if e.Took < slowRoundTrip {
+			t.Errorf("a slow link is called lossy: %+v", e)
+		}
+	}
 }
 
 func TestWhyNot(t *testing.T) {

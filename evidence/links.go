@@ -28,7 +28,10 @@ const (
 	lateRoundTrip = 150 * time.Millisecond
 	lateWindow    = 30
 	lossyCount    = 3
-	roundTrips    = 120 // kept: those of a minute
+	// longSpell: more than so many late in a row are no losses. The link was slow for a while, which
+	// was an event of its own when it was; another late one beside such a spell proves nothing.
+	longSpell  = 6
+	roundTrips = 120 // kept: those of a minute
 )
 
 // PingAnswer is a peer's answer to a ping.
@@ -207,7 +210,7 @@ func (l *Links) pinged(id uint64, start, end time.Time, answer PingAnswer, err e
 
 // recent is the median of the last round trips, how many of them were late, and in how many spells:
 // what is lost now and then comes late now and then, and what was held up for a while comes late in
-// one spell. Too few mean nothing.
+// one spell. Long spells are not among them. Too few mean nothing.
 func (k *link) recent() (median time.Duration, late, spells int) {
 	const few = 4
 	n := min(k.n, lateWindow)
@@ -230,16 +233,30 @@ func (k *link) recent() (median time.Duration, late, spells int) {
 	}
 	// Of a link that became slower, what is about as slow as the newest is not late.
 	// A spell lasts until round trips are as usual again.
-	bound, normal, before := 2*max(usual, median)+lateRoundTrip, 2*max(usual, median)+lateRoundTrip/3, false
-	for _, d := range buf[:n] {
-		if d > bound {
-			late++
-			if !before {
-				spells++
-			}
+	bound, normal := 2*max(usual, median)+lateRoundTrip, 2*max(usual, median)+lateRoundTrip/3
+	in, long := 0, 0 // late ones of the spell that goes on: in the window, and in all
+	end := func() {
+		if in > 0 && long <= longSpell {
+			late, spells = late+in, spells+1
 		}
-		before = d > bound || before && d > normal
+		in, long = 0, 0
 	}
+	for i := range min(k.n, roundTrips) {
+		d := k.took[(k.n-1-i)%roundTrips]
+		if i >= n && (long == 0 || d <= normal) {
+			break // a spell that reaches out of the window is seen to its beginning
+		}
+		switch {
+		case d > bound:
+			long++
+			if i < n {
+				in++
+			}
+		case d <= normal:
+			end()
+		}
+	}
+	end()
 	return median, late, spells
 }
 
