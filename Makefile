@@ -60,6 +60,10 @@ check: tools ## real processes against etcd: differential, kill -9, bad input, c
 rules: tools ## `belay doctor rules` and dashboard under a real Prometheus, over etcd and Belay that are well, and are not
 	BELAY_RULES=1 go test -count=1 -timeout 30m -v -run 'TestDoctorRules$$' ./proof/check
 
+.PHONY: follow
+follow: tools tools-old ## `belay doctor follow` on Belay and each etcd from 3.4 on: a move, a pause, a kill, the loss of all members
+	BELAY_FOLLOW=1 go test -count=1 -timeout 30m -v -run 'TestDoctorFollow' ./proof/check
+
 .PHONY: clients
 clients: tools ## programs that no one here wrote, all of them: Kubernetes' storage, etcdctl, npm's etcd3, CoreDNS, Patroni (CLIENTS='-run TestNode' for some)
 	BELAY_CLIENTS=all go test -count=1 -timeout 60m -v ./proof/clients $(CLIENTS)

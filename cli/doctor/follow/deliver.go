@@ -28,7 +28,7 @@ var Forms = [...]string{FormAlertmanager, FormSlack, FormJSON}
 
 const (
 	receiverTime = 10 * time.Second // that Receivers.Time is without a value
-	tries        = 3                // of a webhook
+	tries        = 8                // of a webhook: over two minutes, in which a receiver is started again
 	waiting      = 100              // reports that may wait for receivers; more are dropped, and that is said
 	outputBytes  = 8 << 10          // of a command that are shown
 )
@@ -67,18 +67,20 @@ type Receivers struct {
 	Again   time.Duration // before a webhook is tried again, and twice that the next time; 0: 1 s
 }
 
-// A Deliverer brings reports to receivers, one after the other, and never holds up who reports.
+// A Deliverer brings reports to receivers, to each one after the other, and never holds up who
+// reports, nor the program while the webhook does not answer.
 type Deliverer struct {
 	o     Receivers
 	http  *http.Client
-	queue chan Report
+	runs  chan Report // for the program
+	posts chan Report // for the webhook
 	ended sync.WaitGroup
 
 	sent    []time.Time // within o.AtMost.Within
 	leftOut int         // since the last that was sent
 }
 
-// NewDeliverer makes one and starts its goroutine, which ends with ctx or Close.
+// NewDeliverer makes one and starts its goroutines, which end with ctx or Close.
 func NewDeliverer(ctx context.Context, o Receivers) *Deliverer {
 	if o.Time == 0 {
 		o.Time = receiverTime
@@ -86,10 +88,19 @@ func NewDeliverer(ctx context.Context, o Receivers) *Deliverer {
 	if o.Again == 0 {
 		o.Again = time.Second
 	}
-	d := &Deliverer{o: o, http: &http.Client{Timeout: o.Time}, queue: make(chan Report, waiting)}
+	d := &Deliverer{o: o, http: &http.Client{Timeout: o.Time}, runs: make(chan Report, waiting), posts: make(chan Report, waiting)}
 	d.ended.Go(func() {
-		for r := range d.queue {
-			d.deliver(ctx, r)
+		for r := range d.runs {
+			if err := d.run(ctx, r); err != nil && ctx.Err() == nil {
+				d.o.Trouble(fmt.Sprintf("%s: %v", d.o.Exec[0], err))
+			}
+		}
+	})
+	d.ended.Go(func() {
+		for r := range d.posts {
+			if err := d.post(ctx, r); err != nil && ctx.Err() == nil {
+				d.o.Trouble(fmt.Sprintf("webhook: %v", err))
+			}
 		}
 	})
 	return d
@@ -112,37 +123,34 @@ func (d *Deliverer) Put(r Report) {
 		return
 	}
 	r.LeftOut = d.leftOut
-	select {
-	case d.queue <- r:
-		d.leftOut = 0
-		d.sent = append(d.sent, now)
-	default:
-		d.leftOut++
-		d.o.Trouble(fmt.Sprintf("receivers are %d reports behind: this one is printed here only", waiting))
+	taken := false
+	put := func(wanted bool, name string, queue chan Report) {
+		if !wanted {
+			return
+		}
+		select {
+		case queue <- r:
+			taken = true
+		default:
+			d.o.Trouble(fmt.Sprintf("%s is %d reports behind and does not get this one", name, waiting))
+		}
 	}
+	put(d.o.Exec != nil, "the program", d.runs)
+	put(d.o.Webhook != "", "the webhook", d.posts)
+	if !taken {
+		d.leftOut++
+		return
+	}
+	d.leftOut = 0
+	d.sent = append(d.sent, now)
 }
 
 // Close takes no more and waits for what is under way.
 func (d *Deliverer) Close() {
-	close(d.queue)
+	close(d.runs)
+	close(d.posts)
 	d.ended.Wait()
 	d.http.CloseIdleConnections()
-}
-
-func (d *Deliverer) deliver(ctx context.Context, r Report) {
-	if ctx.Err() != nil {
-		return
-	}
-	if d.o.Exec != nil {
-		if err := d.run(ctx, r); err != nil {
-			d.o.Trouble(fmt.Sprintf("%s: %v", d.o.Exec[0], err))
-		}
-	}
-	if d.o.Webhook != "" {
-		if err := d.post(ctx, r); err != nil {
-			d.o.Trouble(fmt.Sprintf("webhook: %v", err))
-		}
-	}
 }
 
 // Environment is the report as variables. What others have written, such as a member's name, is
@@ -296,8 +304,14 @@ func (d *Deliverer) post(ctx context.Context, r Report) error {
 	wait := d.o.Again
 	for try := 1; ; try++ {
 		again, err := d.postOnce(ctx, body)
-		if err == nil || !again || try == tries {
+		if err == nil || !again {
 			return err
+		}
+		if try == tries {
+			return fmt.Errorf("given up after %d tries: %w", tries, err)
+		}
+		if try == 1 {
+			d.o.Trouble(fmt.Sprintf("webhook: %v; it is tried again", err))
 		}
 		select {
 		case <-ctx.Done():
@@ -328,5 +342,5 @@ func (d *Deliverer) postOnce(ctx context.Context, body []byte) (again bool, err 
 	if resp.StatusCode/100 == 2 {
 		return false, nil
 	}
-	return resp.StatusCode/100 == 5 || resp.StatusCode == http.StatusTooManyRequests, fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(text)))
+	return resp.StatusCode/100 == 5 || resp.StatusCode == http.StatusTooManyRequests, errors.New(strings.TrimSuffix(resp.Status+": "+strings.TrimSpace(string(text)), ": "))
 }
