@@ -33,6 +33,9 @@ func Member(pid int) (Target, error) {
 	dir := "/proc/" + strconv.Itoa(pid)
 	fds, err := readNames(dir+"/fd", maxFiles)
 	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return Target{}, fmt.Errorf("there is no process %d", pid)
+		}
 		return Target{}, fmt.Errorf("the files of process %d: %w", pid, err)
 	}
 	disks := newDisks(fs)

@@ -7,6 +7,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/belaydb/belay/cli/doctor/disk"
+	"github.com/belaydb/belay/cli/doctor/live"
+	"github.com/belaydb/belay/cli/doctor/report"
 )
 
 // Beside a member's data a measurement is careful: it takes so many writes a second, and so many
@@ -57,7 +59,15 @@ written, unless --rate or --size say otherwise.`, carefulRate, carefulBytes>>20)
 		if o.Rate == 0 {
 			member = ""
 		}
-		return d.print(disk.Judge(r, begin, member))
+		judged := disk.Judge(r, begin, member)
+		if short := live.Short(); short != "" {
+			for i := range judged.Findings {
+				if f := &judged.Findings[i]; f.Severity != report.Good && f.Severity != report.Unknown {
+					f.Evidence, f.Confidence = append(f.Evidence, short), report.Possible
+				}
+			}
+		}
+		return d.print(judged)
 	}
 	return cmd
 }

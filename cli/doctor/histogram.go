@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,7 +19,7 @@ import (
 func (d *doctor) histogramCommand() *cobra.Command {
 	o := live.Options{}
 	var names []string
-	var prometheus, at, picture string
+	var prometheus, at, picture, bitmap string
 	var over time.Duration
 	cmd := &cobra.Command{
 		Use: "histogram [FILE [LATER-FILE]]", Short: "Reads latency histograms: percentiles, one mode or two, a verdict",
@@ -41,6 +40,7 @@ func (d *doctor) histogramCommand() *cobra.Command {
 	fs.StringSliceVar(&o.Metrics, "metrics-urls", nil, "where members answer /metrics, if not on their client URLs")
 	fs.DurationVar(&o.Between, "between", 0, "two scrapes this far apart, for the time between them; 0: since the members started")
 	fs.StringVar(&picture, "svg", "", "also draw the first histogram into this file, as SVG")
+	fs.StringVar(&bitmap, "png", "", "the same as PNG")
 	d.asks(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(names) == 0 {
@@ -81,20 +81,33 @@ func (d *doctor) histogramCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r = histogram.Judge(strings.Join(cfg.Endpoints, ","), c.At, c.Histograms(names))
-			if len(c.Members) == 0 {
-				r.Findings[0].Evidence = c.Errors
+			if r = c.Nobody("doctor histogram"); r == nil {
+				all := c.Histograms(names)
+				if silent := c.Silence(); len(all) == 0 && len(silent) == 0 {
+					return fmt.Errorf("no member has any of these histograms: %s", strings.Join(names, ", "))
+				}
+				r = histogram.Judge(strings.Join(cfg.Endpoints, ","), c.At, all)
+				if silent := c.Silence(); len(silent) > 0 && !r.Blind {
+					r.Add(report.Finding{ID: "histogram-missing", Severity: report.Unknown, Confidence: report.Certain, What: "Not all members are in it.", Evidence: silent,
+						Do: []string{"`belay doctor` says more of a member that does not answer; --metrics-urls names the URLs of --listen-metrics-urls"}})
+				}
 			}
 		}
-		if picture != "" {
-			if len(r.Charts) == 0 {
-				return errors.New("there is nothing to draw: no histogram holds anything")
+		if err := d.print(r); err != nil {
+			return err
+		}
+		for file, draw := range map[string]func(report.Chart) []byte{picture: func(c report.Chart) []byte { return []byte(c.SVG()) }, bitmap: report.Chart.PNG} {
+			if file == "" {
+				continue
 			}
-			if err := os.WriteFile(picture, []byte(r.Charts[0].SVG()), 0o600); err != nil {
+			if len(r.Charts) == 0 {
+				return fmt.Errorf("%s is not drawn: no histogram holds enough", file)
+			}
+			if err := os.WriteFile(file, draw(r.Charts[0]), 0o600); err != nil {
 				return err
 			}
 		}
-		return d.print(r)
+		return nil
 	}
 	return cmd
 }
@@ -125,6 +138,13 @@ func (d *doctor) histogramsOf(files, names []string) ([]histogram.Series, error)
 	var before *metrics.Scrape
 	if len(scrapes) == 2 {
 		before = scrapes[0]
+	}
+	for _, name := range names {
+		for _, h := range last.Histograms(name) {
+			if b, ok := h.Among(before.Histograms(name)); ok && h.Count < b.Count {
+				return nil, fmt.Errorf("%s has fewer observations than %s: the earlier answer comes first, and both are of one process (%s: %.0f, then %.0f)", files[1], files[0], name, b.Count, h.Count)
+			}
+		}
 	}
 	all := histogram.Of(filepath.Base(files[len(files)-1]), before, last, names, func(id string) string { return id })
 	if len(all) == 0 {

@@ -61,6 +61,9 @@ func MainContext(ctx context.Context, args []string, stdin io.Reader, stdout, st
 		fmt.Fprintf(stderr, "Error: %v\n", err)
 		return report.CodeUsage
 	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted: there is nothing to say yet")
+	}
 	fmt.Fprintf(stderr, "Error: %v\n", err)
 	return report.CodeUnknown
 }
@@ -70,6 +73,14 @@ func (d *doctor) command() *cobra.Command {
 		Use:         "belay-doctor",
 		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "belay doctor"},
 		Short:       "Says which member is in trouble, why, and what to do; for Belay and for any etcd.",
+		Long: `Says which member is in trouble, why, and what to do; for Belay and for any etcd. Without a command it looks at the
+cluster at --endpoints as it runs, for some seconds, and changes nothing in it.
+
+The exit code is 0 if all is well, 1 for warnings, 2 for what is critical, 3 if what was asked for could not be looked
+at, 4 if the command line is wrong.`,
+		Example: `  belay doctor --endpoints 10.0.0.1:2379 --html page.html
+  belay doctor logs m1.log m2.log m3.log
+  belay doctor disk /var/lib/etcd`,
 		// Main prints them.
 		SilenceUsage: true, SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
@@ -127,15 +138,26 @@ func (d *doctor) configured(cmd *cobra.Command) (*clientv3.Config, error) {
 // print gives the report in the forms that the flags ask for, and remembers the exit code.
 func (d *doctor) print(r *report.Report) error {
 	d.code = r.ExitCode()
-	if d.html != "" {
-		f, err := os.OpenFile(d.html, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(r.HTML(f), f.Close()); err != nil {
-			return fmt.Errorf("writing %s: %w", d.html, err)
-		}
+	// What was found is printed even if the page cannot be written.
+	return errors.Join(d.show(r), d.page(r))
+}
+
+// page writes the report into the file of --html, if there is one.
+func (d *doctor) page(r *report.Report) error {
+	if d.html == "" {
+		return nil
 	}
+	f, err := os.OpenFile(d.html, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(r.HTML(f), f.Close()); err != nil {
+		return fmt.Errorf("writing %s: %w", d.html, err)
+	}
+	return nil
+}
+
+func (d *doctor) show(r *report.Report) error {
 	if d.output == "json" {
 		return r.JSON(d.out)
 	}

@@ -84,13 +84,31 @@ func (c *checker) is(name string) bool {
 // at is a setting as evidence.
 func (s Setting) at() string {
 	text := s.Name + ": " + s.Value
-	if s.Flag {
+	switch {
+	case s.Flag:
 		text = "--" + s.Name + "=" + s.Value
+	case s.Variable:
+		text = variableName(s.Name) + "=" + s.Value
 	}
 	if s.Line > 0 {
 		return fmt.Sprintf("line %d: %s", s.Line, text)
 	}
 	return text
+}
+
+func variableName(name string) string {
+	return "ETCD_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}
+
+// spelt is a setting as it is written in this form of configuration.
+func (c *checker) spelt(name, value string) string {
+	switch c.Form {
+	case Unit, Manifest:
+		return "--" + name + "=" + value
+	case Env:
+		return variableName(name) + "=" + value
+	}
+	return name + ": " + value
 }
 
 func (c *checker) add(id string, sev report.Severity, sure report.Confidence, what, why string, do string, evidence ...Setting) {
@@ -119,11 +137,17 @@ func (c *checker) names() {
 			c.add("config-flag-gone", sev, report.Certain, fmt.Sprintf("%s is no setting any more: %s.", s.Name, what), why, "remove it, or write what took its place", s)
 			continue
 		}
-		do := "remove it"
+		do, named := "remove it", s.Name
 		if near := nearest(s.Name, c.known); near != "" {
 			do = "is " + near + " meant?"
+			if s.Variable {
+				do = "is " + variableName(near) + " meant?"
+			}
 		}
-		what := s.Name + " is no setting of a server."
+		if s.Variable {
+			named = variableName(s.Name)
+		}
+		what := named + " is no setting of a server."
 		if c.of == ForEtcd && slices.Contains(belays, s.Name) {
 			what, do = s.Name+" is Belay's own, and etcd does not know it.", "remove it, or check it with --for belay"
 		}
@@ -388,7 +412,7 @@ func (c *checker) space(host Host) {
 	case given && err != nil:
 		c.add("config-quota", report.Critical, report.Certain, "quota-backend-bytes is a number of bytes.", "The server does not start.", "8589934592 for 8 GiB", quota)
 	case !given || bytes == 0:
-		c.add("config-quota", report.Warning, report.Possible, "No quota is set, so it is 2 GiB.", "At the quota all writes are refused until somebody compacts, defragments and disarms the alarm. It should be a number that somebody chose.", "quota-backend-bytes: 8589934592, if the disk has the room")
+		c.add("config-quota", report.Warning, report.Possible, "No quota is set, so it is 2 GiB.", "At the quota all writes are refused until somebody compacts, defragments and disarms the alarm. It should be a number that somebody chose.", c.spelt("quota-backend-bytes", "8589934592")+", if the disk has the room")
 	case bytes < 0:
 		c.add("config-quota", report.Warning, report.Certain, "The quota is off.", "What fills the disk then stops the member, and not its writes alone.", "a quota below what the disk has free", quota)
 	case c.of == ForEtcd && bytes > 8*gib:
@@ -407,7 +431,7 @@ func (c *checker) space(host Host) {
 		if given {
 			evidence = []Setting{retention}
 		}
-		c.add("config-no-compaction", report.Warning, report.Likely, "Nothing compacts the history.", "Each change of each key is kept until the quota is full. (The API server of Kubernetes compacts by itself.)", "auto-compaction-mode: periodic, auto-compaction-retention: 1h", evidence...)
+		c.add("config-no-compaction", report.Warning, report.Likely, "Nothing compacts the history.", "Each change of each key is kept until the quota is full. (The API server of Kubernetes compacts by itself.)", c.spelt("auto-compaction-mode", "periodic")+" and "+c.spelt("auto-compaction-retention", "1h"), evidence...)
 	case given && mode == "revision" && numeric == nil && n > 0 && n < 1000:
 		c.add("config-compaction-short", report.Warning, report.Likely, fmt.Sprintf("Of the history, %d revisions are kept.", n), "A watch that is interrupted for a moment cannot go on.", "10000 or more; or by time: periodic, 1h", retention)
 	case given && mode == "periodic" && numeric == nil && n > 0:

@@ -256,3 +256,26 @@ func TestNearest(t *testing.T) {
 		}
 	}
 }
+
+// TestSpelt: evidence and advice are written as the file that is checked writes settings.
+func TestSpelt(t *testing.T) {
+	for text, want := range map[string][]string{
+		"ETCD_NAME=m1\nETCD_HEARTBEAT_INTERVAL=100ms\nETCD_QUOTA_BACKEND_BYTE=1\n":  {"line 2: ETCD_HEARTBEAT_INTERVAL=100ms", "ETCD_AUTO_COMPACTION_MODE=periodic", "is ETCD_QUOTA_BACKEND_BYTES meant?"},
+		"[Service]\nExecStart=/usr/bin/etcd --name m1 --heartbeat-interval=100ms\n": {"line 2: --heartbeat-interval=100ms", "--auto-compaction-mode=periodic"},
+		"name: m1\nheartbeat-interval: 100ms\n":                                     {"line 2: heartbeat-interval: 100ms", "auto-compaction-mode: periodic"},
+	} {
+		f, err := Read([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []string
+		for _, finding := range Check(f, "x", ForEtcd, Host{}, time.Now()).Findings {
+			all = append(append(all, finding.Evidence...), finding.Do...)
+		}
+		for _, part := range want {
+			if !strings.Contains(strings.Join(all, "\n"), part) {
+				t.Errorf("no %q in %q", part, all)
+			}
+		}
+	}
+}

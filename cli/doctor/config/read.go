@@ -31,6 +31,8 @@ type Setting struct {
 	Value string
 	Line  int  // from 1; 0: unknown
 	Flag  bool // given as a flag, which a server refuses if it does not know it; else a variable, or a key of a file
+	// Variable is set for ETCD_NAME=value.
+	Variable bool
 }
 
 // A File is a configuration that was read.
@@ -168,7 +170,7 @@ func variable(text string) (s Setting, ok bool) {
 	if !ok || !etcd || rest == "" {
 		return s, false
 	}
-	return Setting{Name: strings.ToLower(strings.ReplaceAll(rest, "_", "-")), Value: value}, true
+	return Setting{Name: strings.ToLower(strings.ReplaceAll(rest, "_", "-")), Value: value, Variable: true}, true
 }
 
 // readEnv reads lines NAME=value; ok is false if there are others.
@@ -259,13 +261,13 @@ func (f *File) readKubeadm(args *yaml.Node) {
 	if args.Kind == yaml.SequenceNode {
 		for _, one := range args.Content {
 			if name, value := child(one, "name"), child(one, "value"); name != nil && value != nil {
-				f.Settings = append(f.Settings, Setting{name.Value, value.Value, name.Line, true})
+				f.Settings = append(f.Settings, Setting{Name: name.Value, Value: value.Value, Line: name.Line, Flag: true})
 			}
 		}
 		return
 	}
 	for i := 0; i+1 < len(args.Content); i += 2 {
-		f.Settings = append(f.Settings, Setting{args.Content[i].Value, args.Content[i+1].Value, args.Content[i].Line, true})
+		f.Settings = append(f.Settings, Setting{Name: args.Content[i].Value, Value: args.Content[i+1].Value, Line: args.Content[i].Line, Flag: true})
 	}
 }
 

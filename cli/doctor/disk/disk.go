@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -78,6 +79,9 @@ func Measure(ctx context.Context, o Options) (*Result, error) {
 		return nil, errors.New("nothing may be written: block, size and time must be more than 0, and size at least a block")
 	}
 	f, err := os.CreateTemp(o.Dir, ".belay-doctor-*")
+	if path := new(fs.PathError); errors.As(err, &path) {
+		return nil, fmt.Errorf("no file can be made in %s: %w", o.Dir, path.Err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -39,6 +39,40 @@ func KindOf(metric string) Kind {
 	return Kind{Metric: metric, Name: metric, Slow: math.Inf(1), Bad: math.Inf(1)}
 }
 
+// Level judges h by its p99: 0 well, 1 slow, 2 bad. Of few observations one alone makes a p99; two
+// that are bad, or three that are slow, are no accident.
+func (k Kind) Level(h metrics.Histogram) int {
+	p99, _ := h.Quantile(0.99)
+	over := func(bound float64) (n float64) {
+		n = h.Count
+		for _, b := range h.Buckets {
+			if b.Upper <= bound {
+				n = h.Count - b.Count
+			}
+		}
+		return n
+	}
+	switch {
+	case p99 >= k.Bad && over(k.Bad) >= 2:
+		return 2
+	case p99 >= k.Slow && over(k.Slow) >= 3:
+		return 1
+	}
+	return 0
+}
+
+// TwoFaces tells whether h is of a thing that is well as a rule and has something in its way at
+// times: few are in the last mode, and took four times as long as half of all at least.
+func TwoFaces(h metrics.Histogram) (first, last metrics.Mode, ok bool) {
+	modes := h.Modes()
+	if len(modes) < 2 || h.Count < 100 {
+		return first, last, false
+	}
+	first, last = modes[0], modes[len(modes)-1]
+	p50, _ := h.Quantile(0.5)
+	return first, last, last.Count < h.Count/4 && last.Low >= 4*p50
+}
+
 // A Series is one histogram.
 type Series struct {
 	Kind   Kind
@@ -53,16 +87,10 @@ const few = 20
 
 // State is ok, slow, bad or few.
 func (s Series) State() string {
-	p99, _ := s.H.Quantile(0.99)
-	switch {
-	case s.H.Count < few:
+	if s.H.Count < few {
 		return "few"
-	case p99 >= s.Kind.Bad:
-		return "bad"
-	case p99 >= s.Kind.Slow:
-		return "slow"
 	}
-	return "ok"
+	return []string{"ok", "slow", "bad"}[s.Kind.Level(s.H)]
 }
 
 func (s Series) name() string {
@@ -156,9 +184,8 @@ func kindsOf(all []Series) (kinds []Kind) {
 func (s Series) judge(r *report.Report, state string) {
 	f := report.Finding{ID: "histogram-" + state, Member: s.name(), Confidence: report.Certain, Why: s.Kind.Why}
 	f.Evidence = []string{fmt.Sprintf("p50 %s, p90 %s, p99 %s, mean %s of %.0f %s", s.H.QuantileText(0.5), s.H.QuantileText(0.9), s.H.QuantileText(0.99), metrics.Seconds(s.H.Mean()), s.H.Count, s.Over)}
-	if modes := s.H.Modes(); len(modes) > 1 && s.H.Count >= 100 {
-		first, last := modes[0], modes[len(modes)-1]
-		f.Evidence = append(f.Evidence, fmt.Sprintf("%d modes: %.1f %% up to %s, %.1f %% from %s on", len(modes), 100*first.Count/s.H.Count, metrics.Seconds(first.High), 100*last.Count/s.H.Count, metrics.Seconds(last.Low)),
+	if first, last, ok := TwoFaces(s.H); ok {
+		f.Evidence = append(f.Evidence, fmt.Sprintf("%d modes: %.1f %% up to %s, %.1f %% from %s on", len(s.H.Modes()), 100*first.Count/s.H.Count, metrics.Seconds(first.High), 100*last.Count/s.H.Count, metrics.Seconds(last.Low)),
 			"that is a thing that is well as a rule, and at times has something in its way")
 	}
 	switch state {

@@ -39,6 +39,9 @@ func TestStates(t *testing.T) {
 		{buckets(500, 40, 2, 0, 0, 20, 3), "slow", report.CodeWarning, true},
 		{buckets(500, 40, 2, 0, 0, 0, 0, 0, 0, 0, 5, 40), "bad", report.CodeCritical, true},
 		{buckets(3, 1), "few", report.CodeUnknown, false},
+		// Two that make a p99 are an accident, and two peaks side by side no two faces.
+		{buckets(30, 1, 0, 0, 0, 2), "ok", report.CodeGood, false},
+		{buckets(10, 5, 48, 20, 52, 5), "slow", report.CodeWarning, false},
 	} {
 		s := Series{Kind: fsync, Source: "m1", Over: "since its start", H: tc.h}
 		if s.State() != tc.state {

@@ -1,6 +1,7 @@
 package live
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/url"
@@ -29,6 +30,9 @@ func checkReachable(c *Cluster, a *adder) {
 				severity, why = report.Critical, fmt.Sprintf("%d of %d voters answer, and %d are needed to write: the cluster has no quorum, if they are as silent to each other as to doctor.", up, len(voters), need)
 			}
 			evidence := []string{m.Endpoint + ": " + plain(m.Err)}
+			if losing := c.losing(m); len(losing) > 0 {
+				evidence = append(evidence, strings.Join(losing, ", ")+" could not reach it either: it is not the way from here")
+			}
 			if m.Health != "" {
 				evidence = append(evidence, "its /health says "+m.Health)
 			}
@@ -50,6 +54,18 @@ func checkReachable(c *Cluster, a *adder) {
 		a.unknown("An endpoint that is no member's does not answer.", []string{s}, "take it out of --endpoints, or see what is behind it")
 	}
 	a.good("each member answers (%d of %d)", len(c.Members), len(c.Members))
+}
+
+// losing are the members that lost messages to m while doctor looked.
+func (c *Cluster) losing(m *Member) (names []string) {
+	for _, o := range c.Members {
+		for _, l := range o.lost() {
+			if l.to == fmt.Sprintf("%x", m.ID) {
+				names = append(names, o.Name)
+			}
+		}
+	}
+	return names
 }
 
 func losses(n int) string {
@@ -190,6 +206,13 @@ func days(d time.Duration) string {
 }
 
 func checkVerdicts(c *Cluster, a *adder) {
+	type told struct {
+		Verdict
+		by  string
+		ago time.Duration
+	}
+	alike := map[string][]told{}
+	var order []string
 	belays := 0
 	for _, m := range c.Members {
 		if m.Belay == nil {
@@ -202,25 +225,55 @@ func checkVerdicts(c *Cluster, a *adder) {
 			if err != nil || err2 != nil || now.Sub(at) > time.Hour {
 				continue
 			}
-			who := "the links " + strings.Join(v.Links, ", ")
-			if len(v.Members) > 0 {
-				who = strings.Join(v.Members, ", ")
+			key := fmt.Sprint(v.Cause, v.Members, v.Links)
+			if strings.HasPrefix(v.Incident, "near miss") {
+				key = v.Cause // nobody lost anything: one finding, whoever it was each time
 			}
-			f := report.Finding{
-				ID: "verdict-" + v.Cause, Severity: report.Warning, Confidence: report.Likely,
-				Member:   strings.Join(v.Members, ", "),
-				What:     fmt.Sprintf("%s ago: %s; the cause was %s at %s.", now.Sub(at).Round(time.Second), v.Incident, v.Cause, who),
-				Evidence: append(v.Evidence, "the verdict of "+m.Name+", which led"),
-				Why:      "Each change of leader, and each near miss, costs some clients a retry.",
+			if alike[key] == nil {
+				order = append(order, key)
 			}
-			if v.Advice != "" {
-				f.Do = []string{v.Advice}
-			}
-			if v.Cause == "unknown" {
-				f.Confidence = report.Possible
-			}
-			a.add(f)
+			alike[key] = append(alike[key], told{v, m.Name, now.Sub(at)})
 		}
+	}
+	for _, key := range order {
+		all := alike[key]
+		slices.SortStableFunc(all, func(x, y told) int { return cmp.Compare(x.ago, y.ago) })
+		v := all[0] // the last one
+		who := " at " + strings.Join(v.Members, ", ")
+		switch {
+		case len(v.Members) > 0:
+		case len(v.Links) > 0:
+			who = " at the links " + strings.Join(v.Links, ", ")
+		default:
+			who = ""
+		}
+		f := report.Finding{
+			ID: "verdict-" + v.Cause, Severity: report.Warning, Confidence: report.Likely,
+			Member:   strings.Join(v.Members, ", "),
+			What:     fmt.Sprintf("%s ago: %s; the cause was %s%s.", age(v.ago), v.Incident, v.Cause, who),
+			Evidence: append(slices.Clone(v.Evidence), "the verdict of "+v.by+", which led"),
+			Why:      "Each change of leader, and each near miss, costs some clients a retry.",
+		}
+		if len(all) > 1 {
+			var ages []string
+			for _, o := range all[1:min(len(all), 7)] {
+				ages = append(ages, strings.TrimSpace(age(o.ago)+" ("+strings.Join(append(slices.Clone(o.Members), o.Links...), ", ")+")"))
+			}
+			more := ""
+			if len(all) > 7 {
+				more = ", ..."
+			}
+			f.Evidence = append(f.Evidence, fmt.Sprintf("%d times within the last hour; the others, by how long ago: %s%s", len(all), strings.Join(ages, ", "), more))
+		}
+		if v.Advice != "" {
+			f.Do = []string{v.Advice}
+		}
+		if v.Cause == "unknown" {
+			f.Confidence = report.Possible
+			f.What = fmt.Sprintf("%s ago: %s; nothing that the members noted explains it.", age(v.ago), v.Incident)
+			f.Do = append(f.Do, "`belay doctor logs` on the logs of all members of that time")
+		}
+		a.add(f)
 	}
 	if belays > 0 {
 		a.good("no incident in the last hour")

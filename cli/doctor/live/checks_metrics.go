@@ -50,11 +50,10 @@ func count(n float64) string {
 
 // twoModes says that a histogram shows a disk or a link with two faces; "" if it does not.
 func twoModes(h metrics.Histogram) string {
-	modes := h.Modes()
-	if len(modes) < 2 || h.Count < 100 {
+	first, last, ok := histogram.TwoFaces(h)
+	if !ok {
 		return ""
 	}
-	first, last := modes[0], modes[len(modes)-1]
 	return fmt.Sprintf("two modes: %s of them up to %s, %s from %s on: as a rule it is well, and at times something else is in its way",
 		share(first.Count, h.Count), metrics.Seconds(first.High), share(last.Count, h.Count), metrics.Seconds(last.Low))
 }
@@ -74,16 +73,27 @@ func share(part, all float64) string {
 // slow judges a histogram of the metric by its p99 and the metric's bounds: 0 well, 1 slow, 2 bad.
 // What is older than the look counts less.
 func slow(h metrics.Histogram, over, metric string) int {
-	kind := histogram.KindOf(metric)
-	p99, _ := h.Quantile(0.99)
-	recent := strings.HasPrefix(over, "in ")
-	switch {
-	case p99 >= kind.Bad && recent:
-		return 2
-	case p99 >= kind.Slow:
-		return 1
+	level := histogram.KindOf(metric).Level(h)
+	if !strings.HasPrefix(over, "in ") {
+		return min(level, 1)
 	}
-	return 0
+	return level
+}
+
+// busyCPU is said wherever a time is long that has waiting for a CPU in it.
+const busyCPU = "a machine without CPU to spare makes them long, too: see its load and its steal time"
+
+// late adds what a member measures to be slow. If its machine has no CPU to spare, that may be why.
+func (a *adder) late(severity report.Severity, m *Member, noCPU, what, why string, evidence []string, do ...string) {
+	f := report.Finding{Severity: severity, Member: m.Name, What: what, Why: why, Evidence: evidence, Do: do}
+	if noCPU != "" {
+		f.Severity, f.Confidence = report.Warning, report.Possible
+		f.Evidence = slices.Clone(evidence)
+		f.Evidence[0] += noCPU
+		do = slices.DeleteFunc(slices.Clone(do), func(s string) bool { return s == busyCPU })
+		f.Do = append([]string{"first see who takes the CPUs of this machine (`top`), then look again"}, do...)
+	}
+	a.add(f)
 }
 
 func severity(level int) report.Severity {
@@ -97,7 +107,7 @@ func checkDisk(c *Cluster, a *adder) {
 			s := m.scrape()
 			if oldest, ok := s.Value("belay_disk_sync_oldest_seconds"); ok && oldest >= bounds.SlowSync.Seconds() {
 				a.bad(report.Critical, m, "The disk of its raft log does not answer.", "It promises nothing meanwhile; the others do, and a leader hands over.",
-					[]string{"the oldest sync is " + metrics.Seconds(oldest) + " old"}, "see what else writes to that disk (iotop, pidstat -d)", "see the kernel's log for errors")
+					[]string{"the oldest sync is " + metrics.Seconds(oldest) + " old"}, "see what else writes to that disk: `belay doctor neighbours` on that machine", "see the kernel's log for errors (`journalctl -k`)")
 				return
 			}
 		}
@@ -118,12 +128,13 @@ func checkDisk(c *Cluster, a *adder) {
 		why := "Every write waits for a quorum of these, and on etcd the leader's heartbeats wait too: syncs of a second cost it the leadership."
 		if m.Belay != nil {
 			severe := report.Warning
-			a.bad(severe, m, "The disk of its raft log is slow.", "Nobody waits for it while a quorum of the other disks is fast.", evidence,
-				"see what else writes to that disk (iotop, pidstat -d)", "give the log a disk of its own: --wal-dir")
+			a.late(severe, m, c.noCPU(m), "The fsyncs of its raft log are slow.", "Nobody waits for them while those of a quorum of the others are fast.", evidence,
+				"see what else writes to that disk: `belay doctor neighbours` on that machine", busyCPU, "give the log a disk of its own: --wal-dir")
 			return
 		}
-		a.bad(severity(level), m, "The disk of its log is slow.", why, evidence,
-			"see what else writes to that disk (iotop, pidstat -d); `belay doctor disk DIR` there tells what it can",
+		a.late(severity(level), m, c.noCPU(m), "The fsyncs of its log are slow.", why, evidence,
+			"see what else writes to that disk: `belay doctor neighbours` on that machine; `belay doctor disk DIR` there tells what the disk can",
+			busyCPU,
 			"give the log a disk of its own (--wal-dir), a local SSD rather than a network volume")
 	})
 	if len(well) > 0 {
@@ -148,8 +159,8 @@ func checkBackend(c *Cluster, a *adder) {
 			return
 		}
 		if level := slow(h, over, commits); level > 0 {
-			a.bad(severity(level), m, "Commits of its database are slow.", "Requests wait while its database is written.", []string{"commit " + describe(h, over)},
-				"large values, many keys for each transaction, or a busy disk: compare with the fsyncs of the log above", "defrag if much of the file is free")
+			a.late(severity(level), m, c.noCPU(m), "Commits of its database are slow.", "Requests wait while its database is written.", []string{"commit " + describe(h, over)},
+				"large values, many keys for each transaction, or a busy disk: compare with the fsyncs of the log above", "`defrag` if much of the file is free")
 			return
 		}
 		well = append(well, m.Name+" p99 "+h.QuantileText(0.99))
@@ -196,6 +207,13 @@ func checkRTT(c *Cluster, a *adder) {
 		Do: []string{"a busy CPU at either end looks the same: see the CPU of both", "`belay doctor network` measures from here",
 			"over long distances: --heartbeat-interval about the round trip, --election-timeout ten times that"},
 	}
+	for _, m := range c.Members {
+		if text := c.noCPU(m); text != "" {
+			f.Severity, f.Confidence = report.Warning, report.Possible
+			f.Evidence = append(f.Evidence, m.Name+" runs"+strings.TrimPrefix(text, ","))
+			break
+		}
+	}
 	// One member's, if it has a part in each link that is slow and the others are fast among
 	// themselves.
 	for _, m := range c.Members {
@@ -219,17 +237,12 @@ func peerName(c *Cluster, id string) string {
 
 func checkPeers(c *Cluster, a *adder) {
 	each(c, a, "Whether members reach each other is", func(m *Member) {
-		for _, s := range m.scrape().Samples("etcd_network_peer_sent_failures_total") {
-			was := 0.0
-			for _, b := range m.Before.Samples("etcd_network_peer_sent_failures_total") {
-				if b.Labels["To"] == s.Labels["To"] {
-					was = b.Value
-				}
+		for _, l := range m.lost() {
+			if slices.ContainsFunc(c.Members, func(o *Member) bool { return o.Err != nil && fmt.Sprintf("%x", o.ID) == l.to }) {
+				continue // it does not answer at all, which is told
 			}
-			if m.between() > 0 && s.Value > was {
-				a.bad(report.Critical, m, "Messages to "+peerName(c, s.Labels["To"])+" are lost.", "It hears too little of this member.", []string{fmt.Sprintf("%.0f in %s", s.Value-was, metrics.Seconds(m.between().Seconds()))},
-					"is that member down? If not: the peer port, firewalls and certificates between the two")
-			}
+			a.bad(report.Critical, m, "Messages to "+peerName(c, l.to)+" are lost.", "It hears too little of this member.", []string{fmt.Sprintf("%.0f in %s", l.count, metrics.Seconds(m.between().Seconds()))},
+				"it answers from here: look at the peer port, firewalls and certificates between the two, and whether it was started just now")
 		}
 		active, ok1 := m.scrape().Value("etcd_network_active_peers")
 		others := float64(len(c.Members) - 1)
@@ -238,6 +251,30 @@ func checkPeers(c *Cluster, a *adder) {
 		}
 	})
 	a.good("members reach each other")
+}
+
+// A lost is how many messages to a member were lost while doctor looked.
+type lost struct {
+	to    string // its id
+	count float64
+}
+
+func (m *Member) lost() (all []lost) {
+	if m.between() == 0 {
+		return nil
+	}
+	for _, s := range m.scrape().Samples("etcd_network_peer_sent_failures_total") {
+		was := 0.0
+		for _, b := range m.Before.Samples("etcd_network_peer_sent_failures_total") {
+			if b.Labels["To"] == s.Labels["To"] {
+				was = b.Value
+			}
+		}
+		if s.Value > was {
+			all = append(all, lost{s.Labels["To"], s.Value - was})
+		}
+	}
+	return all
 }
 
 func (c *Cluster) allAnswer() bool {
@@ -366,7 +403,7 @@ func checkHistory(c *Cluster, a *adder) {
 			return
 		}
 		if m == c.leader() {
-			a.good("history is compacted: %s revisions are kept", count(current-max(compacted, 0)))
+			a.good("little history is kept: revisions since the last compaction: %s", count(current-max(compacted, 0)))
 		}
 	}
 }

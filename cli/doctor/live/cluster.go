@@ -25,6 +25,7 @@ type Cluster struct {
 	AlarmsErr error
 	AuthKnown bool // whether Auth was told
 	Auth      bool
+	Machine   Machine // the one that doctor runs on
 }
 
 // A Member is one of them. What it did not tell is nil or zero.
@@ -36,6 +37,7 @@ type Member struct {
 	Learner      bool
 	Started      bool // it has told the cluster its name once
 	Endpoint     string
+	Here         bool // it runs on the machine that doctor runs on
 	Status       *clientv3.StatusResponse
 	Later        *clientv3.StatusResponse // Status, after Options.Between
 	Err          error                    // why there is no Status

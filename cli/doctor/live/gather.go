@@ -7,6 +7,7 @@
 package live
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -50,6 +51,7 @@ func Gather(ctx context.Context, o Options) (*Cluster, error) {
 	defer g.http.CloseIdleConnections()
 	c := &Cluster{At: time.Now(), Endpoints: o.Client.Endpoints, User: o.Client.Username, TLS: o.Client.TLS != nil}
 	g.members(ctx, c)
+	slices.SortStableFunc(c.Members, func(a, b *Member) int { return natural(a.Name, b.Name) })
 
 	var wg sync.WaitGroup
 	for _, m := range c.Members {
@@ -59,6 +61,7 @@ func Gather(ctx context.Context, o Options) (*Cluster, error) {
 		wg.Go(func() { g.ask(ctx, m) })
 	}
 	wg.Wait()
+	c.Machine = here()
 	if o.Between <= 0 || c.silent() {
 		return c, ctx.Err()
 	}
@@ -79,7 +82,35 @@ func Gather(ctx context.Context, o Options) (*Cluster, error) {
 		})
 	}
 	wg.Wait()
+	c.Machine = here()
 	return c, ctx.Err()
+}
+
+// natural orders names as people do: m2 before m10.
+func natural(a, b string) int {
+	digits := func(s string) int {
+		n := 0
+		for n < len(s) && s[n] >= '0' && s[n] <= '9' {
+			n++
+		}
+		return n
+	}
+	for a != "" && b != "" {
+		n, m := digits(a), digits(b)
+		if n > 0 && m > 0 {
+			x, y := strings.TrimLeft(a[:n], "0"), strings.TrimLeft(b[:m], "0")
+			if c := cmp.Or(cmp.Compare(len(x), len(y)), cmp.Compare(x, y)); c != 0 {
+				return c
+			}
+			a, b = a[n:], b[m:]
+			continue
+		}
+		if a[0] != b[0] {
+			return cmp.Compare(a[0], b[0])
+		}
+		a, b = a[1:], b[1:]
+	}
+	return cmp.Compare(len(a), len(b))
 }
 
 type gatherer struct {
@@ -143,6 +174,7 @@ func (g *gatherer) members(ctx context.Context, c *Cluster) {
 		if m.Endpoint == "" && len(m.ClientURLs) > 0 {
 			m.Endpoint = m.ClientURLs[0]
 		}
+		m.Here = onThisMachine(m.Endpoint)
 	}
 }
 
@@ -411,8 +443,10 @@ func plain(err error) string {
 		return "no answer in time"
 	}
 	text = strings.TrimSuffix(text, "\"")
-	if at := strings.LastIndex(text, "dial tcp "); at >= 0 {
-		text = text[at+len("dial tcp "):]
+	for _, before := range []string{"dial tcp ", "dial tcp: ", "desc = \"transport: "} {
+		if at := strings.LastIndex(text, before); at >= 0 {
+			text = text[at+len(before):]
+		}
 	}
 	// The address stands before it already.
 	if _, what, ok := strings.Cut(text, ": connect: "); ok {

@@ -95,6 +95,14 @@ func Judge(c *Cluster) *report.Report {
 	return r
 }
 
+// Nobody is the report of a command if no member answers; nil if one does.
+func (c *Cluster) Nobody(command string) *report.Report {
+	if !c.silent() {
+		return nil
+	}
+	return nobody(c, &report.Report{Command: command, Subject: strings.Join(c.Endpoints, ","), At: c.At})
+}
+
 // nobody is the report when no member answers.
 func nobody(c *Cluster, r *report.Report) *report.Report {
 	r.Blind = true

@@ -3,6 +3,7 @@ package live
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -189,6 +190,101 @@ func TestJudge(t *testing.T) {
 			if n := len([]rune(strings.TrimRight(line, "\n"))); n > 80 {
 				t.Errorf("%s: a line of %d columns: %s", tc.id, n, line)
 			}
+		}
+	}
+}
+
+// TestNotAccused has what looks like a fault and is none, or is the consequence of one that is told.
+func TestNotAccused(t *testing.T) {
+	rtt := func(quick, slow int) string {
+		return fmt.Sprintf(`# TYPE etcd_network_peer_round_trip_time_seconds histogram
+etcd_network_peer_round_trip_time_seconds_bucket{To="2",le="0.0064"} %[1]d
+etcd_network_peer_round_trip_time_seconds_bucket{To="2",le="0.2048"} %[2]d
+etcd_network_peer_round_trip_time_seconds_bucket{To="2",le="+Inf"} %[2]d
+etcd_network_peer_round_trip_time_seconds_sum{To="2"} 1
+etcd_network_peer_round_trip_time_seconds_count{To="2"} %[2]d
+`, quick, quick+slow)
+	}
+	lost := func(n int) string {
+		return fmt.Sprintf("# TYPE etcd_network_peer_sent_failures_total counter\netcd_network_peer_sent_failures_total{To=\"2\"} %d\n", n)
+	}
+	c := three(t)
+	m1, m2 := c.Members[0], c.Members[1]
+	// One round trip of 33 that was late when the member started makes a p99, and no finding.
+	m1.Before, m1.After = page(t, now, 1000, 0, rtt(32, 1)+lost(3)), page(t, now.Add(5*time.Second), 1200, 0, rtt(32, 1)+lost(90))
+	// A member that is down: what others could not send it is the same fault.
+	m2.Err, m2.Status, m2.Later, m2.Before, m2.After = errors.New("refused"), nil, nil, nil, nil
+	r := Judge(c)
+	for _, f := range r.Findings {
+		if f.Severity != report.Good && f.ID != "member-unreachable" {
+			t.Errorf("%s at %q: %s %v", f.ID, f.Member, f.What, f.Evidence)
+		}
+		if f.ID == "member-unreachable" && !strings.Contains(strings.Join(f.Evidence, "\n"), "m1 could not reach it either") {
+			t.Errorf("%v", f.Evidence)
+		}
+	}
+	if r.ExitCode() != report.CodeWarning {
+		t.Errorf("exit code %d", r.ExitCode())
+	}
+
+	// Slow fsyncs on a machine without CPU to spare may be the CPU's; of another machine nothing is known.
+	for here, want := range map[bool]report.Confidence{true: report.Possible, false: report.Certain} {
+		c = three(t)
+		c.Machine = pressure("some avg10=61.50 avg60=1.00 avg300=0.10 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
+		c.Members[1].Here = here
+		c.Members[1].After = page(t, now.Add(5*time.Second), 1060, 10, "")
+		for _, f := range Judge(c).Findings {
+			if f.ID == "disk-slow" && f.Member == "m2" && (f.Confidence != want || here == (f.Severity == report.Critical) || strings.Contains(f.Evidence[0], "62 % of the last 10 s") != here) {
+				t.Errorf("here %t: %+v", here, f)
+			}
+		}
+	}
+}
+
+// TestVerdicts: near misses of one cause are one finding, changes of leader each their own.
+func TestVerdicts(t *testing.T) {
+	c := three(t)
+	e := &Events{MemberID: "1", Now: now.Format(time.RFC3339)}
+	for i, v := range []Verdict{
+		{Incident: "near miss: m1 leads on", Cause: "cpu-starved", Members: []string{"m1"}},
+		{Incident: "near miss: m1 leads on", Cause: "cpu-starved", Members: []string{"m2", "m3"}},
+		{Incident: "election: m1 leads, before it m2", Cause: "disk-slow", Members: []string{"m2"}},
+	} {
+		v.Time, v.Advice = now.Add(time.Duration(i-10)*time.Minute).Format(time.RFC3339), "advice"
+		e.Verdicts = append(e.Verdicts, v)
+	}
+	c.Members[0].Belay = e
+	var got []string
+	for _, f := range Judge(c).Findings {
+		if strings.HasPrefix(f.ID, "verdict-") {
+			got = append(got, f.Member+": "+f.What+" "+f.Evidence[len(f.Evidence)-1])
+		}
+	}
+	want := []string{
+		"m2, m3: 9 min ago: near miss: m1 leads on; the cause was cpu-starved at m2, m3. 2 times within the last hour; the others, by how long ago: 10 min (m1)",
+		"m2: 8 min ago: election: m1 leads, before it m2; the cause was disk-slow at m2. the verdict of m1, which led",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestNatural(t *testing.T) {
+	names := []string{"m10", "m2", "etcd-0", "m1", "m02", "etcd-11", "a"}
+	slices.SortStableFunc(names, natural)
+	if got := strings.Join(names, " "); got != "a etcd-0 etcd-11 m1 m2 m02 m10" {
+		t.Error(got)
+	}
+}
+
+func TestPlain(t *testing.T) {
+	for text, want := range map[string]string{
+		`connection error: desc = "transport: Error while dialing: dial tcp: lookup foo.invalid on 10.0.0.2:53: no such host"`: "lookup foo.invalid on 10.0.0.2:53: no such host",
+		`connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused"`:         "connection refused",
+		`Get "http://x/metrics": context deadline exceeded`:                                                                    "no answer in time",
+	} {
+		if got := plain(errors.New(text)); got != want {
+			t.Errorf("%s: %s, want %s", text, got, want)
 		}
 	}
 }

@@ -33,7 +33,14 @@ func summary(c *Cluster) []string {
 			text += fmt.Sprintf(" in term %d", st.RaftTerm)
 		}
 		if changes, ok := l.scrape().Value("etcd_server_leader_changes_seen_total"); ok {
-			text += fmt.Sprintf("; leaders came and went %.0f times in the %s that it has run", max(0, changes-1), age(l.uptime()))
+			switch n := max(0, changes-1); {
+			case n == 0:
+				text += fmt.Sprintf("; the leader has not changed in the %s that it has run", age(l.uptime()))
+			case n == 1:
+				text += fmt.Sprintf("; it has seen one change of leader in the %s that it has run", age(l.uptime()))
+			default:
+				text += fmt.Sprintf("; it has seen %.0f changes of leader in the %s that it has run", n, age(l.uptime()))
+			}
 		}
 		text += "."
 	}
@@ -77,7 +84,7 @@ func tables(c *Cluster) []report.Table {
 		members.Rows = append(members.Rows, row)
 	}
 	all := []report.Table{members}
-	rtt := report.Table{Title: "Round trips between members (p50, p99; from the row to the column)", Header: []string{"from"}}
+	rtt := report.Table{Title: "Round trips between members (p50, p99; from the row to the column)", Header: []string{"from"}, Wide: true}
 	for _, m := range c.Members {
 		rtt.Header = append(rtt.Header, "to "+m.Name)
 	}
@@ -87,7 +94,7 @@ func tables(c *Cluster) []report.Table {
 		for _, to := range c.Members {
 			cell := "-"
 			for _, h := range from.scrape().Histograms(roundTrips) {
-				if h.Labels["To"] == fmt.Sprintf("%x", to.ID) && h.Count > 0 {
+				if h.Labels["To"] == fmt.Sprintf("%x", to.ID) && h.Count >= 5 {
 					cell, some = h.QuantileText(0.5)+", "+h.QuantileText(0.99), true
 				}
 			}

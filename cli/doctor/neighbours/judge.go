@@ -20,6 +20,8 @@ const (
 	slowBursts = 0.6
 	// byChance is up to which probability an agreement is not taken for chance.
 	byChance = 0.01
+	// noMore is from which probability on fsyncs are no slower in a writer's bursts than at other times.
+	noMore = 0.2
 )
 
 // About is what samples are of.
@@ -98,10 +100,21 @@ func Judge(samples []neighbours.Sample, about About) *report.Report {
 		r.Add(unexplained(samples, l, slow, own))
 	}
 	for _, a := range candidates {
-		if a.period > 0 && !slices.Contains(blamed, a) && l.known() && 2*a.slow < len(a.windows) {
-			r.Add(report.Finding{ID: "neighbour-harmless", Severity: report.Good, Confidence: report.Likely, What: a.rhythm() + ", and fsyncs do not mind",
-				Evidence: []string{fmt.Sprintf("slow in %d of %d times, %s then, %s otherwise", a.slow, len(a.windows), seconds(a.in), seconds(a.before))}})
+		if a.period == 0 || slices.Contains(blamed, a) || !l.known() {
+			continue
 		}
+		f := report.Finding{ID: "neighbour-harmless", Severity: report.Good, Confidence: report.Likely,
+			Evidence: []string{fmt.Sprintf("slow in %d of %d times, %s then, %s otherwise", a.slow, len(a.windows), seconds(a.in), seconds(a.before))}}
+		switch {
+		case 2*a.slow < len(a.windows):
+			f.What = a.rhythm() + ", and fsyncs do not mind"
+		case a.chance >= noMore:
+			f.What = a.rhythm() + ", and fsyncs are slow as often at other times"
+			f.Evidence = []string{fmt.Sprintf("slow in %d of %d times; by chance there would be so many with a probability of %s", a.slow, len(a.windows), probability(a.chance))}
+		default:
+			continue
+		}
+		r.Add(f)
 	}
 	missing(r, samples, about, l)
 	if l.known() && slow == 0 && l.usual <= slowFsync.Seconds() {
