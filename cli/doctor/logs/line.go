@@ -1,6 +1,7 @@
 package logs
 
 import (
+	"cmp"
 	"encoding/json"
 	"regexp"
 	"strconv"
@@ -61,6 +62,7 @@ var (
 	klogLine   = regexp.MustCompile(`^([IWEF])(\d\d)(\d\d) (\d\d:\d\d:\d\d\.\d{6}) +\d{1,10} ([^\s\]:]{1,128}:\d{1,7})\] (.*)$`)
 	pythonLine = regexp.MustCompile(`^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[,.]\d{3}) (?:- )?(DEBUG|INFO|WARNING|ERROR|CRITICAL):? (.*)$`)
 	goLogLine  = regexp.MustCompile(`^(\d{4})/(\d\d)/(\d\d) (\d\d:\d\d:\d\d(?:\.\d{6})?) (.*)$`)
+	syslog5424 = regexp.MustCompile(`^<\d{1,3}>1 (\S{19,40}) (\S{1,255}) (\S{1,128}) \S{1,128} \S{1,128} (?:-|\[[^\]]*\]) ?(.*)$`)
 	stampLine  = regexp.MustCompile(`^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S{1,20}) (.+)$`)
 	capnsText  = regexp.MustCompile(`^(etcdmain|etcdserver|embed|raft|rafthttp|wal|mvcc|auth|lease|snap|store|osutil|pkg/[a-z]+|etcdserver/[a-z0-9]+|mvcc/backend): (.*)$`)
 	pairText   = regexp.MustCompile(` ([A-Za-z0-9_-]{1,64})=("(?:[^"\\]|\\.)*"|\[[^\]]*\]|\S*)`)
@@ -96,9 +98,6 @@ func (p *parser) parse(text string) (l Line, ok bool) {
 	if len(text) > maxLine {
 		text = text[:maxLine]
 	}
-	if strings.IndexByte(text, '\x1b') >= 0 {
-		text = ansi.ReplaceAllString(text, "")
-	}
 	text = strings.TrimRight(text, "\r\n ")
 	return p.below(text, l, stamp{}, false)
 }
@@ -111,6 +110,9 @@ func (p *parser) below(text string, l Line, t stamp, done bool) (_ Line, ok bool
 	}
 	for i := 0; i < maxPeels && !done; i++ {
 		var next string
+		if strings.IndexByte(text, '\x1b') >= 0 { // also within what a runtime took
+			text = ansi.ReplaceAllString(text, "")
+		}
 		text, next, done = p.peel(text, &l, &t)
 		if next != "" {
 			if form != "" {
@@ -191,6 +193,13 @@ func (p *parser) peel(text string, l *Line, t *stamp) (rest, form string, done b
 		from(m[1])
 		return m[3], "kubectl", false
 	}
+	if m := syslog5424.FindStringSubmatch(text); m != nil {
+		if s := p.stamp(m[1]); s.set {
+			*t = t.better(s)
+			from(m[2])
+			return p.journaled(l, m[3], strings.TrimPrefix(m[4], "\ufeff"), from)
+		}
+	}
 	if m := capnsLine.FindStringSubmatch(text); m != nil {
 		*t = t.better(p.stamp(m[1]))
 		l.Level, l.Msg = capnsLevels[m[2]], m[3]
@@ -255,6 +264,15 @@ func (p *parser) peel(text string, l *Line, t *stamp) (rest, form string, done b
 			l.Level, l.Msg = "panic", text
 			return text, "Go runtime", true
 		}
+	}
+	// Whatever others put before it (stern: pod and container).
+	if before, _, ok := strings.Cut(text, `{"level":"`); ok && before != "" && len(before) <= 200 {
+		for _, word := range strings.Fields(before) {
+			if !strings.ContainsAny(word, `:"`) { // no time
+				from(word)
+			}
+		}
+		return text[len(before):], "prefix", false
 	}
 	if t.set {
 		if m := capnsText.FindStringSubmatch(text); m != nil {
@@ -337,6 +355,15 @@ func (p *parser) object(text string, l *Line, t *stamp, from func(...string)) (r
 		_ = json.Unmarshal(raw["kubernetes"], &k)
 		from(k.Pod)
 		return strings.TrimRight(str("log"), "\r\n"), "docker", false
+	case !hasMsg && wrapped(raw) != "":
+		for _, key := range []string{"@timestamp", "timestamp", "time", "ts"} {
+			if s := p.stamp(str(key)); s.set {
+				*t = t.better(s)
+				break
+			}
+		}
+		from(podOf(raw))
+		return strings.TrimRight(str(wrapped(raw)), "\r\n"), "log shipper", false
 	case hasMsg || raw["message"] != nil && raw["level"] != nil:
 		l.Fields = make(map[string]string, len(raw))
 		for key, v := range raw {
@@ -358,6 +385,33 @@ func (p *parser) object(text string, l *Line, t *stamp, from func(...string)) (r
 		return text, "zap JSON", true
 	}
 	return text, "", true
+}
+
+// wrapped is the field of a log shipper's object (Filebeat, Vector, Loki, Cloud Logging) that has a
+// structured line inside; empty: none has.
+func wrapped(raw map[string]json.RawMessage) string {
+	for _, key := range []string{"message", "line", "log", "body", "textPayload"} {
+		if text := plain(raw[key]); strings.HasPrefix(text, "{") && strings.HasPrefix(string(raw[key]), `"`) || capnsLine.MatchString(text) {
+			return key
+		}
+	}
+	return ""
+}
+
+// podOf is the pod that a log shipper names.
+func podOf(raw map[string]json.RawMessage) string {
+	var k struct {
+		Name string `json:"pod_name"`
+		Pod  struct {
+			Name string `json:"name"`
+		} `json:"pod"`
+	}
+	_ = json.Unmarshal(raw["kubernetes"], &k)
+	var labels struct {
+		Pod string `json:"pod"`
+	}
+	_ = json.Unmarshal(raw["labels"], &labels)
+	return cut(cmp.Or(k.Name, k.Pod.Name, labels.Pod), 128)
 }
 
 // journalEntry is an entry of journalctl's json or export forms.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf16"
 
 	"github.com/cockroachdb/datadriven"
 
@@ -359,6 +360,34 @@ func TestPeriods(t *testing.T) {
 		}
 		if got != c.period {
 			t.Errorf("%v: %q, want %q", c.minutes, got, c.period)
+		}
+	}
+}
+
+// TestEncodings: PowerShell writes UTF-16, editors a mark before UTF-8.
+func TestEncodings(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join("testdata", "etcd373", "pause", "m1.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	crlf := bytes.ReplaceAll(data, []byte("\n"), []byte("\r\n"))
+	wide := func(order binary.AppendByteOrder) (out []byte) {
+		for _, unit := range utf16.Encode([]rune("\ufeff" + string(crlf))) {
+			out = order.AppendUint16(out, unit)
+		}
+		return out
+	}
+	for name, input := range map[string][]byte{
+		"plain": data, "mark": append([]byte("\ufeff"), crlf...), "little": wide(binary.LittleEndian), "big": wide(binary.BigEndian), "zipped": zipped(t, wide(binary.LittleEndian)),
+	} {
+		c := NewCollector(Options{})
+		c.Read(bytes.NewReader(input), name, written)
+		r, err := c.Judge(Ask{Subject: name, At: written})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.unknown != 0 || len(r.Findings) != 1 || r.Findings[0].ID != "process-paused" {
+			t.Errorf("%s: %d lines not understood, %+v", name, c.unknown, r.Findings)
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf16"
 )
 
 const (
@@ -103,7 +104,7 @@ func NewCollector(o Options) *Collector {
 // report; what was read before counts.
 func (c *Collector) Read(in io.Reader, name string, written time.Time) {
 	p := newParser(written, c.o.Zone)
-	br := bufio.NewReaderSize(in, 256<<10)
+	br := text(bufio.NewReaderSize(in, 256<<10))
 	if magic, _ := br.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) {
 		z, err := gzip.NewReader(br)
 		if err != nil {
@@ -111,7 +112,7 @@ func (c *Collector) Read(in io.Reader, name string, written time.Time) {
 			return
 		}
 		defer z.Close()
-		br = bufio.NewReaderSize(z, 256<<10)
+		br = text(bufio.NewReaderSize(z, 256<<10))
 	}
 	count := inputCount{name: name}
 	export := false
@@ -142,6 +143,55 @@ func (c *Collector) Unreadable(name string, err error) {
 		err = path.Err
 	}
 	c.incomplete = append(c.incomplete, fmt.Sprintf("%s cannot be read: %v", name, err))
+}
+
+// text is an input as UTF-8 without a byte order mark. PowerShell writes UTF-16.
+func text(br *bufio.Reader) *bufio.Reader {
+	mark, _ := br.Peek(3)
+	switch {
+	case bytes.HasPrefix(mark, []byte{0xff, 0xfe}):
+		return bufio.NewReaderSize(&utf16Reader{in: br, order: binary.LittleEndian}, 256<<10)
+	case bytes.HasPrefix(mark, []byte{0xfe, 0xff}):
+		return bufio.NewReaderSize(&utf16Reader{in: br, order: binary.BigEndian}, 256<<10)
+	case bytes.Equal(mark, []byte("\ufeff")):
+		_, _ = br.Discard(len(mark)) // it was peeked at
+	}
+	return br
+}
+
+// A utf16Reader makes UTF-8 of UTF-16.
+type utf16Reader struct {
+	in    *bufio.Reader
+	order binary.ByteOrder
+	ready []byte
+	begun bool
+	err   error
+}
+
+func (u *utf16Reader) Read(p []byte) (int, error) {
+	for len(u.ready) == 0 {
+		if u.err != nil {
+			return 0, u.err
+		}
+		var raw [8 << 10]byte
+		n, err := io.ReadFull(u.in, raw[:])
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = io.EOF
+		}
+		u.err = err
+		units := make([]uint16, 0, n/2)
+		for i := 0; i+1 < n; i += 2 {
+			units = append(units, u.order.Uint16(raw[i:]))
+		}
+		// A character of two units may be parted by the end of the buffer: it becomes two marks of
+		// what cannot be read, in text that nobody searches for.
+		if u.ready = []byte(string(utf16.Decode(units))); !u.begun {
+			u.ready, u.begun = bytes.TrimPrefix(u.ready, []byte("\ufeff")), true
+		}
+	}
+	n := copy(p, u.ready)
+	u.ready = u.ready[n:]
+	return n, nil
 }
 
 // eachLine gives take each line; of one that is longer than maxLine, its beginning.
