@@ -64,6 +64,10 @@ rules: tools ## `belay doctor rules` and dashboard under a real Prometheus, over
 follow: tools tools-old ## `belay doctor follow` on Belay and each etcd from 3.4 on: a move, a pause, a kill, the loss of all members
 	BELAY_FOLLOW=1 go test -count=1 -timeout 30m -v -run 'TestDoctorFollow' ./proof/check
 
+.PHONY: devfaults
+devfaults: ## delays, losses and slow disks by `belay dev fault`: the verdict names each, and nothing else afterwards
+	BELAY_DEVFAULTS=1 go test -count=1 -timeout 30m -v -run 'TestDevFault' ./proof/check
+
 .PHONY: clients
 clients: tools ## programs that no one here wrote, all of them: Kubernetes' storage, etcdctl, npm's etcd3, CoreDNS, Patroni (CLIENTS='-run TestNode' for some)
 	BELAY_CLIENTS=all go test -count=1 -timeout 60m -v ./proof/clients $(CLIENTS)

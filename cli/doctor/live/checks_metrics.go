@@ -326,7 +326,7 @@ func checkBehind(c *Cluster, a *adder) {
 func checkHeartbeats(c *Cluster, a *adder) {
 	each(c, a, "Late heartbeats are", func(m *Member) {
 		if by, ok := m.grown("etcd_server_heartbeat_send_failures_total"); ok && by > 0 {
-			a.bad(report.Warning, m, "It sends heartbeats late.", "Followers begin an election when none comes for the election timeout.", []string{fmt.Sprintf("%.0f in %s", by, metrics.Seconds(m.between().Seconds()))},
+			a.bad(report.Warning, m, "It sends heartbeats late.", "Followers begin an election when none comes for the election timeout.", []string{fmt.Sprintf("%.0f in %s", by, metrics.Seconds(m.between().Seconds())) + c.noCPU(m)},
 				"etcd's log blames the disk; the CPU is as often to blame: see both here")
 		}
 		for name, what := range map[string]string{
