@@ -305,7 +305,8 @@ func TestLateInOneSpell(t *testing.T) {
 	if e := r.since(0, nil); len(e) != 1 || e[0].Kind != SlowLink || e[0].Value != 3 {
 		t.Errorf("late in two spells: %+v", e)
 	}
-	// A link that was slow for 10 s, and later one round trip that is late: slow is what was told while it was.
+	// A link that was slow for 10 s, and later one round trip that is late: slow is what was told
+	// while it was.
 	answered(40, 2*time.Millisecond)
 	told := len(r.since(0, nil))
 	answered(20, 930*time.Millisecond)

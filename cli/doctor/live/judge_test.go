@@ -227,7 +227,8 @@ etcd_network_peer_round_trip_time_seconds_count{To="2"} %[2]d
 		t.Errorf("exit code %d", r.ExitCode())
 	}
 
-	// Slow fsyncs on a machine without CPU to spare may be the CPU's; of another machine nothing is known.
+	// Slow fsyncs on a machine without CPU to spare may be the CPU's; of another machine nothing is
+	// known.
 	for here, want := range map[bool]report.Confidence{true: report.Possible, false: report.Certain} {
 		c = three(t)
 		c.Machine = pressure("some avg10=61.50 avg60=1.00 avg300=0.10 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")

@@ -20,7 +20,8 @@ const (
 	slowBursts = 0.6
 	// byChance is up to which probability an agreement is not taken for chance.
 	byChance = 0.01
-	// noMore is from which probability on fsyncs are no slower in a writer's bursts than at other times.
+	// noMore is from which probability on fsyncs are no slower in a writer's bursts than at other
+	// times.
 	noMore = 0.2
 )
 
