@@ -13,7 +13,9 @@ import (
 // can read, whatever the umask: files have mode 0600 and folders 0700. The folders alone would be
 // enough as long as files stay in them; with copies, archives and folders whose mode was changed
 // they do not.
-func FS() vfs.FS { return privateFS{vfs.Default} }
+//
+// Large writes pass the page cache by; see direct.go.
+func FS() vfs.FS { return privateFS{directFS{vfs.Default}} }
 
 // privateFS creates each file itself before vfs.Default opens it, which knows no mode. Changing the
 // mode afterwards would be too late if another process opened the file in between.

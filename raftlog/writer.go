@@ -55,6 +55,10 @@ type writer struct {
 
 const groupStart = segmentHeaderBytes // of a group in buf
 
+// largeWrite is from how many bytes on a write counts towards the time of its sync: the file system
+// may hand it to the disk at once, and then the disk's time is that of the write.
+const largeWrite = 64 << 10
+
 // write is the writer goroutine: it takes everything that waits, writes it in groups, syncs,
 // releases.
 func (l *Log) write() {
@@ -225,6 +229,9 @@ func (w *writer) writeGroup(reset bool) error {
 	}
 	wrote := time.Now()
 	w.opts.Metrics.write.Observe(wrote.Sub(start).Seconds())
+	if len(b) >= largeWrite {
+		wrote = start
+	}
 	w.opts.Metrics.writeBytes.Add(float64(len(b)))
 	if !w.opts.NoSync {
 		if err := w.file.SyncData(); err != nil {
