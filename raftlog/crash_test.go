@@ -402,6 +402,8 @@ func TestCrash(t *testing.T) {
 					switch rng.IntN(6) {
 					case 0:
 						mustSync(t, l)
+					case 2:
+						l.Trim(m.hard.commit, int64(rng.IntN(4000))) // all that is committed may be applied
 					case 1:
 						// The store flushes without waiting for the log, unless a
 						// snapshot is on its way.

@@ -27,6 +27,7 @@ import (
 //	       [snapshot=INDEX@TERM] [install-fails]                                       and a Sync
 //	adopt index=I term=T
 //	compact durable=I keep=BYTES
+//	trim applied=I keep=BYTES [hold=I]   prints where memory begins
 //	state         what raft sees
 //	files         the directory
 //	inspect
@@ -210,6 +211,18 @@ func TestScenarios(t *testing.T) {
 					return err.Error() + "\n"
 				}
 				return state()
+			case "trim":
+				var applied, hold uint64
+				var keep int64
+				d.ScanArgs(t, "applied", &applied)
+				d.ScanArgs(t, "keep", &keep)
+				if d.MaybeScanArgs(t, "hold", &hold) {
+					l.Hold(hold, 1<<30)
+				}
+				l.Trim(applied, keep)
+				l.Hold(NoHold, 0)
+				first, _ := l.FirstIndex()
+				return fmt.Sprintf("first %d\n", first)
 			case "state":
 				return state()
 			case "files":

@@ -21,15 +21,16 @@
 //   - A change of commit by itself promises nothing: it is written with the next group, by Sync or
 //     by Close. Adopt raises it to what the store has applied.
 //   - Damage to what was durable is an error that names the file (with the limits below).
-//   - Memory: entries beyond MemoryBytes or beyond what Compact was told to keep are dropped, but
-//     never one that the store does not hold durably. Bytes reports the size. Right after Open all
-//     of the log is in memory, until Adopt says where the store is.
+//   - Memory: entries beyond MemoryBytes or beyond what Compact or Trim was told to keep are
+//     dropped, but never one that is not in the files or not applied. Bytes reports the size. Right
+//     after Open all of the log is in memory, until Adopt says where the store is.
+//   - Files: never is an entry dropped that the store does not hold durably.
 //
 // # Who may call
 //
 // Append, the methods of raft.Storage and SetSnapshotMeta: the raft loop; they never wait for the
 // disk. Compact: one flusher, it renames and removes files. Unsynced and Stats, which take no lock,
-// Bytes, BytesAfter, Sync, Close: any goroutine. Released and Failed are called by the writer
+// Trim, Bytes, BytesAfter, Sync, Close: any goroutine. Released and Failed are called by the writer
 // goroutine, and so is Install; while one of them runs nothing is written.
 //
 // The log's own goroutines: the writer, which owns the end of the log on disk, and one that

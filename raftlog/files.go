@@ -335,6 +335,23 @@ func (f *files) retire(s segment) error {
 	return nil
 }
 
+// Trim drops entries from memory alone: those up to applied that are durable in the files, and that no
+// follower of which Hold knows lacks; the newest of them stay, keepBytes of log in all, and the bound
+// MemoryBytes applies as well. The files keep all that the store has not made durable, so a crash
+// finds what it finds without Trim.
+//
+// REQUIRES: raft knows that applied is applied. It does no I/O.
+func (l *Log) Trim(applied uint64, keepBytes int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	limit := min(applied, l.written, l.holdAfter.Load(), l.tail.last)
+	if l.closing || limit <= l.tail.base {
+		return
+	}
+	l.tail.trim(l.tail.trimPoint(limit, min(keepBytes, l.opts.MemoryBytes)))
+	l.checkTail()
+}
+
 // Compact drops entries that the store holds durably, from memory and from the files, and keeps the
 // newest of them, keepBytes of log in all, for lagging followers; the bound MemoryBytes applies as
 // well. The files keep more if Hold says so.

@@ -31,8 +31,8 @@ type Options struct {
 	// SegmentBytes is the size of a segment file; default 64 MiB. The first ones of a log are
 	// smaller, and one with a larger group is larger. It may change between runs.
 	SegmentBytes int64
-	// MemoryBytes bounds the entries held in memory, except those that the store has not made
-	// durable: they stay. Default 256 MiB. Applied by Adopt and Compact.
+	// MemoryBytes bounds the entries held in memory, except those that neither Adopt, Compact nor
+	// Trim may drop. Default 256 MiB. Applied by all three.
 	MemoryBytes int64
 	// Applied is the store's applied entry, which Adopt will be called with: segments whose entries
 	// are all applied are not read, so that neither the time nor the memory of Open grows with what
@@ -173,11 +173,13 @@ type Log struct {
 	// They change with mu held; Unsynced reads them without.
 	unsyncedBytes, unsyncedEntries atomic.Int64
 	oldest                         instant
-	started                        bool // an Append or Sync happened: too late for Adopt
-	closing                        bool
-	released                       bool // Close was called; guarded by compactMu
-	failure                        error
-	checks                         invariants.Budget // of checkTail
+	// written: what the tail holds up to here is durable in the files.
+	written  uint64
+	started  bool // an Append or Sync happened: too late for Adopt
+	closing  bool
+	released bool // Close was called; guarded by compactMu
+	failure  error
+	checks   invariants.Budget // of checkTail
 
 	files files  // the directory: segments and spares
 	w     writer // owned by the writer goroutine once Open has returned
@@ -264,6 +266,7 @@ func (l *Log) takeEntries(entries []*raftpb.Entry) int64 {
 		panic(fmt.Sprintf("raftlog: entry %d would replace a committed one (commit %d, base %d)", first, l.hard.commit, l.tail.base))
 	}
 	l.tail.truncate(first - 1)
+	l.written = min(l.written, first-1)
 	before := l.tail.bytes
 	for _, e := range entries {
 		if e.GetIndex() != l.tail.last+1 || e.GetTerm() < l.tail.lastTerm {

@@ -323,11 +323,15 @@ func (w *writer) startSegment() error {
 func (l *Log) release(items, rest []item) {
 	var responses []*raftpb.Message
 	var bytes int64
+	var written uint64
 	entries := 0
 	for i := range items {
 		it := &items[i]
 		bytes += it.bytes
-		entries += len(it.entries)
+		if n := len(it.entries); n > 0 {
+			entries += n
+			written = it.entries[n-1].GetIndex()
+		}
 		switch {
 		case len(it.responses) == 0:
 		case responses == nil:
@@ -339,6 +343,7 @@ func (l *Log) release(items, rest []item) {
 	l.mu.Lock()
 	l.unsyncedBytes.Add(-bytes)
 	l.unsyncedEntries.Add(-int64(entries))
+	l.raiseWritten(written, rest)
 	oldest := oldestPromise(rest)
 	if oldest.IsZero() {
 		oldest = oldestPromise(l.queue)
@@ -355,6 +360,19 @@ func (l *Log) release(items, rest []item) {
 			items[i].synced = nil
 		}
 	}
+}
+
+// raiseWritten notes that an item's entries, up to index, are durable. What waits may replace some of
+// them: then the tail holds others from there on. REQUIRES l.mu.
+func (l *Log) raiseWritten(index uint64, rest []item) {
+	for _, waiting := range [][]item{rest, l.queue} {
+		for i := range waiting {
+			if es := waiting[i].entries; len(es) > 0 {
+				index = min(index, es[0].GetIndex()-1)
+			}
+		}
+	}
+	l.written = max(l.written, index)
 }
 
 func oldestPromise(items []item) time.Time {

@@ -26,7 +26,12 @@ type flusher struct {
 
 	// hold: a follower still needs what the log would drop; set by the loop.
 	hold atomic.Bool
+
+	untrimmed int64 // bytes applied since the log's memory was last trimmed; the applier's
 }
+
+// trimBytes is after how much applied log the memory of the log is trimmed.
+const trimBytes = 4 << 20
 
 func (f *flusher) init(e *env, work *storeWork) {
 	f.env, f.work, f.due = e, work, make(chan struct{}, 1)
@@ -42,6 +47,20 @@ func (f *flusher) note(entries uint64, bytes int64) {
 	if due {
 		f.wake()
 	}
+	// The store's flush may take long, and until it ends the entries are in the store's memory, too. The
+	// log need not keep them there as well: what is applied is needed by followers alone.
+	if f.untrimmed += bytes; f.untrimmed >= trimBytes {
+		f.untrimmed = 0
+		f.cfg.Log.Trim(min(f.pub.applied.Load(), f.pub.raftApplied.Load()), f.keep())
+	}
+}
+
+// keep is how much log stays in memory for followers, in bytes.
+func (f *flusher) keep() int64 {
+	if f.hold.Load() {
+		return f.cfg.HoldBytes
+	}
+	return f.cfg.KeepBytes
 }
 
 // wake makes the flusher check whether there is something to flush.
@@ -92,13 +111,9 @@ func (f *flusher) run() {
 		}
 		f.work.flushing.stop()
 		f.pub.raiseFlushed(index)
-		keep := f.cfg.KeepBytes
-		if f.hold.Load() {
-			keep = f.cfg.HoldBytes
-		}
 		// The state machine may be ahead of what raft knows to be applied, and raft reads the
 		// entries in between before it campaigns.
-		if err := f.cfg.Log.Compact(min(index, f.pub.raftApplied.Load()), keep); err != nil {
+		if err := f.cfg.Log.Compact(min(index, f.pub.raftApplied.Load()), f.keep()); err != nil {
 			f.cfg.Failed(err)
 			return
 		}
