@@ -755,7 +755,7 @@ func (c *conn) endReceiving(st *stream) {
 		}
 	}
 	st.pieces.Free()
-	st.pieces = nil
+	st.pieces, st.whole = nil, nil
 	signal(st.recvWake)
 }
 

@@ -8,6 +8,7 @@ import (
 	"math"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -39,10 +40,11 @@ type stream struct {
 	// What is received. held is how many bytes of window have been used for what the handler has
 	// not taken: complete messages and the one that is under way.
 	prefix      [prefixBytes]byte
-	prefixs     int             // bytes of prefix
-	pieces      mem.BufferSlice // of the message under way
-	need        int64           // bytes of it to come
-	size        int64           // bytes of it that came, with its prefix
+	prefixs     int              // bytes of prefix
+	pieces      mem.BufferSlice  // of the message under way, or, from some point on,
+	whole       *strings.Builder // all that came of it; nil: it is in pieces
+	need        int64            // bytes of it to come
+	size        int64            // bytes of it that came, with its prefix
 	messages    []received
 	recvErr     error // after the messages: io.EOF, or why there are no more
 	recvDone    bool  // the client's side has ended
@@ -141,20 +143,58 @@ func (st *stream) receive(p []byte) {
 			}
 		} else {
 			n := min(st.need, int64(len(p)))
-			st.pieces = append(st.pieces, mem.Copy(p[:n], mem.DefaultBufferPool()))
+			if st.whole == nil && st.granted > 0 && (st.size+n)*gatherShare >= st.size+st.need {
+				st.gather()
+			}
+			if st.whole != nil {
+				st.whole.Write(p[:n])
+			} else {
+				st.pieces = append(st.pieces, mem.Copy(p[:n], mem.DefaultBufferPool()))
+			}
 			st.need -= n
 			st.size += n
 			st.held += n
 			p = p[n:]
 		}
 		if st.need == 0 {
+			if st.whole != nil {
+				st.pieces = mem.BufferSlice{ownedBy(st.whole)}
+			}
 			st.messages = append(st.messages, received{st.prefix[0], st.pieces, st.size})
 			c.unread += st.size
-			st.prefixs, st.pieces, st.size = 0, nil, 0
+			st.prefixs, st.pieces, st.whole, st.size = 0, nil, nil, 0
 			c.ungrant(st)
 			signal(st.recvWake)
 		}
 	}
+}
+
+// gatherShare: when one of so many parts of a long message has come, there is one piece of memory for all
+// of it. Before, a client that announces long messages and sends nothing would have it allocated.
+const gatherShare = 8
+
+// gather puts what came of a message into one piece of memory of the message's size, for what is still
+// to come, too: so that it is copied once on its way from the reader's buffer into a request. A
+// strings.Builder is the way to memory that is not cleared first. REQUIRES: mu, and a window has been
+// granted for all of the message, so that there is no more of such memory than receiveBudget.
+func (st *stream) gather() {
+	st.whole = new(strings.Builder)
+	st.whole.Grow(int(st.size - prefixBytes + st.need))
+	for _, piece := range st.pieces {
+		st.whole.Write(piece.ReadOnlyData())
+	}
+	st.pieces.Free()
+	st.pieces = nil
+}
+
+// Owned is a received message in one piece of memory, which nobody writes or uses again: who decodes
+// it may keep parts of it. A codec meets it as the only buffer of a message.
+type Owned struct{ mem.SliceBuffer }
+
+// ownedBy is the memory of a builder that is not used any more, and whose string nobody has.
+func ownedBy(b *strings.Builder) Owned {
+	s := b.String()
+	return Owned{unsafe.Slice(unsafe.StringData(s), len(s))}
 }
 
 // dropReceived frees what nobody will read. REQUIRES: mu.
@@ -165,7 +205,7 @@ func (st *stream) dropReceived() {
 	}
 	st.messages = nil
 	st.pieces.Free()
-	st.pieces = nil
+	st.pieces, st.whole = nil, nil
 	st.c.giveConnWindow()
 }
 

@@ -10,6 +10,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/belaydb/belay/rpc"
 )
 
 // The wire forms of the hot messages, by hand. Each function either does
@@ -17,7 +19,8 @@ import (
 // several times the same field, damage) and leaves it to proto.
 //
 // What is saved for a request is proto's table walk, and for one with a large value a copy: proto
-// wants one piece of memory, while a message of 1 MB comes from the network in 64 pieces.
+// wants one piece of memory, while a message of 1 MB comes from grpc-go in 64 pieces; and where it
+// comes in one (rpc.Owned), its value stays where it is.
 
 // A field's key on the wire: number<<3 | type.
 const (
@@ -30,11 +33,16 @@ type wireReader struct {
 	rest   []byte          // of the present piece
 	pieces mem.BufferSlice // after it
 	left   int             // bytes of both
+	owned  bool            // the memory may be kept: see rpc.Owned
 	failed bool
 }
 
 func newWireReader(data mem.BufferSlice) wireReader {
-	return wireReader{pieces: data, left: data.Len()}
+	r := wireReader{pieces: data, left: data.Len()}
+	if len(data) == 1 {
+		_, r.owned = data[0].(rpc.Owned)
+	}
+	return r
 }
 
 // fill makes rest non-empty. REQUIRES: left > 0.
@@ -78,7 +86,8 @@ const protowireMaxVarint = 10
 // largeField is from which size on memory is worth having without clearing it.
 const largeField = 4 << 10
 
-// bytes returns a copy of a field's content; nil if it is empty.
+// bytes returns a field's content, a copy unless it is large and the message's memory may be kept; nil
+// if it is empty.
 func (r *wireReader) bytes() []byte {
 	size := r.varint()
 	if r.failed || size == 0 || size > uint64(r.left) {
@@ -91,6 +100,12 @@ func (r *wireReader) bytes() []byte {
 	if n <= len(r.rest) && n < largeField {
 		b := make([]byte, n)
 		copy(b, r.rest)
+		r.rest = r.rest[n:]
+		return b
+	}
+	if r.owned {
+		r.fill()
+		b := r.rest[:n:n]
 		r.rest = r.rest[n:]
 		return b
 	}

@@ -11,6 +11,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/rpc"
 )
 
 // split cuts data into pieces of the sizes given, over and over.
@@ -30,14 +32,18 @@ func split(data []byte, sizes ...int) (s mem.BufferSlice) {
 func checkRead(t *testing.T, data []byte, fresh func() proto.Message, sizes ...int) {
 	t.Helper()
 	codec := newCountingCodec(NewMetrics(nil, MetricsOptions{}))
-	want, got := fresh(), fresh()
+	want := fresh()
 	wantErr := proto.Unmarshal(data, want)
-	gotErr := codec.Unmarshal(split(data, sizes...), got)
-	if (wantErr != nil) != (gotErr != nil) {
-		t.Fatalf("%x in pieces of %v: error %v, proto says %v", data, sizes, gotErr, wantErr)
-	}
-	if wantErr == nil && !proto.Equal(want, got) {
-		t.Fatalf("%x in pieces of %v:\n got %v\nwant %v", data, sizes, got, want)
+	owned := mem.BufferSlice{rpc.Owned{SliceBuffer: bytes.Clone(data)}}
+	for _, in := range []mem.BufferSlice{split(data, sizes...), owned} {
+		got := fresh()
+		gotErr := codec.Unmarshal(in, got)
+		if (wantErr != nil) != (gotErr != nil) {
+			t.Fatalf("%x in pieces of %v (%d): error %v, proto says %v", data, sizes, len(in), gotErr, wantErr)
+		}
+		if wantErr == nil && !proto.Equal(want, got) {
+			t.Fatalf("%x in pieces of %v (%d):\n got %v\nwant %v", data, sizes, len(in), got, want)
+		}
 	}
 }
 
