@@ -48,8 +48,8 @@ func allCases() []benchCase {
 		{name: "txn-100", about: "transactions: one compare, one put, 100 clients", empty: true, run: txns(100)},
 		{name: "watch-100", about: "16 writers, each waits until 100 watchers have its event; an operation is an event", run: watches},
 		{name: "keepalive-100", about: "lease keepalives, 100 clients, each with a lease and a stream", run: keepAlives(100)},
-		{name: "put-100k", about: "100 KB puts, 100 clients", run: puts(100, 100<<10)},
-		{name: "put-1m", about: "1 MB puts, 100 clients", run: puts(100, 1<<20)},
+		{name: "put-100k", about: "100 KB puts, 100 clients", empty: true, run: puts(100, 100<<10)},
+		{name: "put-1m", about: "1 MB puts, 100 clients", empty: true, run: puts(100, 1<<20)},
 		{name: "readers-100", about: "ranges of 10 MB, 100 clients; p50 and p99 are those of the puts of a light client beside them", run: readers(100)},
 		{name: "restart", about: "start of the process to the first linearizable read", oneNode: true, run: restart},
 	}

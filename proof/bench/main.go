@@ -15,8 +15,8 @@
 // therefore small but not zero, and the throughput on two cores is not that of a server that has
 // them to itself; the CPU column is.
 //
-// The kind empty is a gRPC server that answers every call with nothing: the lower bound for any
-// server built on grpc-go.
+// The kinds empty and empty-own are gRPC servers that answer every call with nothing: the lower
+// bounds for any server built on grpc-go, and on package rpc.
 //
 // Files: main.go (flags, order), cases.go (what is run), client.go (connections, clients), measure.go
 // (costs), report.go (table, JSON), restart.go, readers.go, growth.go (what
@@ -41,7 +41,11 @@ import (
 	"github.com/belaydb/belay/proof/cluster"
 )
 
-const empty cluster.Kind = "empty"
+// Servers that answer every call with nothing: on grpc-go, and on Belay's own server.
+const (
+	empty    cluster.Kind = "empty"
+	emptyOwn cluster.Kind = "empty-own"
+)
 
 // quota is the members' --quota-backend-bytes.
 const quota = 64 << 30
@@ -82,7 +86,7 @@ func run() error {
 	var o options
 	caseList := flag.String("cases", "all", "comma-separated cases, or a prefix of their names ending in *; all = "+strings.Join(caseNames(), ","))
 	nodeList := flag.String("nodes", "1,3", "comma-separated sizes of the cluster")
-	kindList := flag.String("kinds", "etcd,belay", "comma-separated kinds: etcd, belay, empty (one node, calls without a stream)")
+	kindList := flag.String("kinds", "etcd,belay", "comma-separated kinds: etcd, belay, empty, empty-own (servers that do nothing: one node, calls without a stream)")
 	jsonPath := flag.String("json", "", "also write the results to this file as JSON")
 	flag.DurationVar(&o.duration, "d", 5*time.Second, "how long each case is measured")
 	flag.DurationVar(&o.warmup, "warmup", time.Second, "how long each case runs before it is measured")
@@ -139,7 +143,7 @@ func run() error {
 					return err
 				}
 			}
-		case empty:
+		case empty, emptyOwn:
 			if o.binaries[kind], err = os.Executable(); err != nil {
 				return err
 			}
@@ -165,7 +169,7 @@ func run() error {
 					slices.Reverse(order)
 				}
 				for _, kind := range order {
-					if kind == empty && (!c.empty || size != 1) {
+					if isEmpty(kind) && (!c.empty || size != 1) {
 						continue
 					}
 					res, err := runCase(ctx, o, c, kind, size)
@@ -190,6 +194,8 @@ func run() error {
 	return nil
 }
 
+func isEmpty(kind cluster.Kind) bool { return kind == empty || kind == emptyOwn }
+
 func firstLine(err error) string { return strings.SplitN(err.Error(), "\n", 2)[0] }
 
 // runCase runs one case once, on fresh members.
@@ -210,7 +216,7 @@ func onCluster(ctx context.Context, o options, kind cluster.Kind, size int, limi
 	defer os.RemoveAll(dir)
 	args := []string{"--quota-backend-bytes", strconv.Itoa(quota), "--log-level", "error"}
 	clusterKind := kind
-	if kind == empty {
+	if isEmpty(kind) {
 		clusterKind = cluster.Etcd // its flags are ignored
 	}
 	cl, err := cluster.New(cluster.Config{
@@ -220,8 +226,8 @@ func onCluster(ctx context.Context, o options, kind cluster.Kind, size int, limi
 		return err
 	}
 	defer cl.Close()
-	if kind == empty {
-		cl.Members[0].SetArgs(func([]string) []string { return []string{"serve-empty", cl.Members[0].Endpoint()} })
+	if isEmpty(kind) {
+		cl.Members[0].SetArgs(func([]string) []string { return []string{"serve-empty", string(kind), cl.Members[0].Endpoint()} })
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
