@@ -17,12 +17,14 @@ const flushInterval = 60 * time.Second
 // and lets the log drop what is then no longer needed.
 type flusher struct {
 	*env
-	work *storeWork
+	work   *storeWork
+	window *window // hears how much is not flushed
 
-	mu      sync.Mutex
-	entries uint64 // applied since the last flush began
-	bytes   int64
-	due     chan struct{} // capacity 1: enough has come together
+	mu       sync.Mutex
+	entries  uint64 // applied since the last flush began
+	bytes    int64
+	flushing int64         // bytes of the flush under way
+	due      chan struct{} // capacity 1: enough has come together
 
 	// hold: a follower still needs what the log would drop; set by the loop.
 	hold atomic.Bool
@@ -33,8 +35,8 @@ type flusher struct {
 // trimBytes is after how much applied log the memory of the log is trimmed.
 const trimBytes = 4 << 20
 
-func (f *flusher) init(e *env, work *storeWork) {
-	f.env, f.work, f.due = e, work, make(chan struct{}, 1)
+func (f *flusher) init(e *env, work *storeWork, window *window) {
+	f.env, f.work, f.window, f.due = e, work, window, make(chan struct{}, 1)
 }
 
 // note is called by the applier for each batch.
@@ -43,6 +45,7 @@ func (f *flusher) note(entries uint64, bytes int64) {
 	f.entries += entries
 	f.bytes += bytes
 	due := f.entries >= f.cfg.FlushEntries || f.bytes >= f.cfg.FlushBytes
+	due = f.window.setUnflushed(f.flushing+f.bytes) || due
 	f.mu.Unlock()
 	if due {
 		f.wake()
@@ -75,8 +78,16 @@ func (f *flusher) begin() (any bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	any = f.entries > 0
-	f.entries, f.bytes = 0, 0
+	f.flushing, f.entries, f.bytes = f.bytes, 0, 0
 	return any
+}
+
+// end takes note that what begin found is durable.
+func (f *flusher) end() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.flushing = 0
+	f.window.setUnflushed(f.bytes)
 }
 
 func (f *flusher) run() {
@@ -110,6 +121,7 @@ func (f *flusher) run() {
 			return
 		}
 		f.work.flushing.stop()
+		f.end()
 		f.pub.raiseFlushed(index)
 		// The state machine may be ahead of what raft knows to be applied, and raft reads the
 		// entries in between before it campaigns.

@@ -238,7 +238,7 @@ func New(cfg Config) (*Replica, error) {
 	r.proposer = proposer{env: e, ids: command.NewIDGenerator(cfg.ID), inbox: &r.inbox, waiters: &r.waiters, buffers: &r.buffers}
 	r.applier.init(r)
 	r.keeper.init(e, &r.waiters)
-	r.flusher.init(e, &r.work)
+	r.flusher.init(e, &r.work, &r.window)
 	index, term := cfg.State.Applied()
 	r.pub.applied.Store(index)
 	r.pub.raftApplied.Store(index)

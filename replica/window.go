@@ -31,6 +31,11 @@ const (
 	// windowTime is how long a large proposal should take from the inbox until it is applied, at
 	// most: what another write finds before it takes about as long.
 	windowTime = 250 * time.Millisecond
+	// maxUnflushed is how many bytes of applied log may wait for the store's flush, or be in it, while
+	// large proposals still pass: they are in the store's memory. A disk that takes less than comes in
+	// makes that grow until the store's own bound, half a gigabyte, and then all writes would wait. It
+	// bridges a stall of some seconds.
+	maxUnflushed = 128 << 20
 )
 
 // window is what large proposals pass. Any goroutine may call its methods, without a lock.
@@ -42,14 +47,16 @@ type window struct {
 	waits   prometheus.Gauge
 	allowed prometheus.Gauge
 
-	mu       sync.Mutex
-	size     int64                    // in bytes, from minWindow to maxWindow
-	inside   map[uint64]passed        // what has passed, by request id, and may not be applied yet
-	bytes    int64                    // of inside; above size only by one proposal that was alone
-	outside  list.List                // of *proposal, in order of arrival; none is in the inbox
-	places   map[uint64]*list.Element // of outside, by request id
-	waiting  int64                    // bytes of outside
-	shrunkAt time.Time                // when the window was last made smaller
+	mu      sync.Mutex
+	size    int64                    // in bytes, from minWindow to maxWindow
+	inside  map[uint64]passed        // what has passed, by request id, and may not be applied yet
+	bytes   int64                    // of inside; above size only by one proposal that was alone
+	outside list.List                // of *proposal, in order of arrival; none is in the inbox
+	places  map[uint64]*list.Element // of outside, by request id
+	waiting int64                    // bytes of outside
+	// unflushed are the bytes that are applied and that no flush of the store has made durable.
+	unflushed, mostUnflushed int64     // the latter is maxUnflushed, but in tests
+	shrunkAt                 time.Time // when the window was last made smaller
 }
 
 // passed is a proposal inside the window.
@@ -64,6 +71,7 @@ func (w *window) init(r *Replica) {
 	w.timeout, w.waits, w.allowed = r.cfg.RequestTimeout, m.LargeWaiting, m.LargeWindow
 	w.size, w.inside, w.places = minWindow, make(map[uint64]passed), make(map[uint64]*list.Element)
 	w.allowed.Set(minWindow)
+	w.mostUnflushed = maxUnflushed
 }
 
 // enter hands a large proposal on, now or when there is room. REQUIRES: it is in waiters, and not
@@ -169,10 +177,22 @@ func (w *window) sweep(now time.Time) {
 	w.fill(now)
 }
 
+// setUnflushed is told by the flusher, and says whether a flush is due because of it. At the end of
+// that it is told again.
+func (w *window) setUnflushed(bytes int64) (due bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	lower := bytes < w.unflushed
+	if w.unflushed = bytes; lower {
+		w.fill(time.Now())
+	}
+	return bytes >= w.mostUnflushed
+}
+
 // The methods below need mu.
 
 func (w *window) fits(p *proposal) bool {
-	return w.bytes == 0 || w.bytes+p.large <= w.size
+	return w.unflushed < w.mostUnflushed && (w.bytes == 0 || w.bytes+p.large <= w.size)
 }
 
 func (w *window) let(p *proposal, now time.Time) {

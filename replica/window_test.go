@@ -62,6 +62,50 @@ func TestSmallWritesPassLargeOnes(t *testing.T) {
 	})
 }
 
+// Large writes wait while the store has much that it has not flushed, and small ones do not; all end
+// when it has flushed.
+func TestLargeWritesWaitForTheFlush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		defer c.close()
+		m := c.leader()
+		m.mustPut("before", "")
+		w := &m.replica().window
+		const size, most, writes = 256 << 10, 2 << 20, 120
+		w.mu.Lock()
+		w.mostUnflushed = most
+		w.mu.Unlock()
+		release := stallState(&m.state.flushStalled)
+		var all sync.WaitGroup
+		for i := range writes {
+			all.Go(func() {
+				if err := m.put(c.short(), fmt.Sprint("large", i), strings.Repeat("v", size)); err != nil {
+					t.Errorf("write %d: %v", i, err)
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		applied := 0
+		for i := range writes {
+			applied += len(m.state.get(fmt.Sprint("large", i)))
+		}
+		w.mu.Lock()
+		inside := int(w.size) // what had passed before so much was applied
+		w.mu.Unlock()
+		if applied < most || applied > most+inside+size || applied == writes*size {
+			t.Errorf("%d bytes of large writes were applied while nothing was flushed, and the window has %d", applied, inside)
+		}
+		m.mustPut("small", "v")
+		release()
+		all.Wait()
+		for i := range writes {
+			if got := len(m.state.get(fmt.Sprint("large", i))); got != size {
+				t.Errorf("write %d has %d bytes", i, got)
+			}
+		}
+	})
+}
+
 // The window grows while large writes take little time, and shrinks when they take long, but not
 // below its least.
 func TestWindowFollowsTheTime(t *testing.T) {
