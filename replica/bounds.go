@@ -7,9 +7,9 @@ import (
 	"github.com/belaydb/belay/evidence"
 )
 
-// backlog is the log that this member holds in memory and cannot drop, in bytes, by what it waits
-// for. An entry is dropped when the store has its effect durably, so anything that makes no
-// progress, here or on other members, makes the log longer. Config.MaxUnsyncedBytes bounds the
+// backlog is the log that this member cannot drop, in bytes, by what it waits for. It is in memory: in
+// the log's, or, if it is applied, in the store's. An entry is dropped when the store has its effect
+// durably, so anything that makes no progress, here or on other members, makes the log longer. Config.MaxUnsyncedBytes bounds the
 // parts.
 type backlog struct {
 	unsynced    int64 // for the disk of the raft log
@@ -49,8 +49,9 @@ func (r *room) backlog() backlog {
 	applied := max(r.pub.applied.Load(), flushed)
 	committed := max(r.pub.committed.Load(), applied)
 	return backlog{
-		unsynced:    log.Unsynced().Bytes,
-		unflushed:   log.BytesBetween(flushed, applied),
+		unsynced: log.Unsynced().Bytes,
+		// The log may have let go of it (Log.Trim); then the store's memory has it.
+		unflushed:   max(log.BytesBetween(flushed, applied), r.flusher.unflushed.Load()),
 		unapplied:   log.BytesBetween(applied, committed),
 		uncommitted: log.BytesBetween(committed, r.lastIndex()),
 	}
@@ -61,7 +62,8 @@ func (r *room) check() {
 	bound := r.cfg.MaxUnsyncedBytes
 	r.left = bound - r.cfg.Log.Unsynced().Bytes
 	// If the whole log is small there is room, without further checks.
-	if mem, _ := r.cfg.Log.Bytes(); mem <= bound/2 {
+	mem, _ := r.cfg.Log.Bytes()
+	if mem += r.flusher.unflushed.Load(); mem <= bound/2 {
 		r.left = min(r.left, bound-mem)
 	} else {
 		r.left = r.in(r.backlog())

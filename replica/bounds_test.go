@@ -216,6 +216,25 @@ func TestLeaderBehindIsBounded(t *testing.T) {
 	}
 }
 
+// What the log's memory has let go of counts as well: it is in the store's until that has flushed it.
+func TestUnflushedIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1, bounded, func(c *testCluster) { c.keepBytes = 256 << 10 })
+		defer c.close()
+		m := c.leader()
+		m.mustPut("k", "v")
+		release := stallState(&m.state.flushStalled)
+		if refused := flood(m, 200); refused == 0 {
+			t.Error("20 MB were taken while nothing was flushed")
+		}
+		if n := m.replica().flusher.unflushed.Load(); n > testHeld {
+			t.Errorf("%d bytes are not flushed; the bound is %d", n, testBound)
+		}
+		release()
+		m.putWhenTaken("k", "w")
+	})
+}
+
 // Followers are full of what nobody could commit, and their leader goes. The next one can commit
 // that only together with an entry of its own term, which another one that is as full has to take.
 func TestFullFollowersElectAndCommit(t *testing.T) {

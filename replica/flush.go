@@ -20,11 +20,12 @@ type flusher struct {
 	work   *storeWork
 	window *window // hears how much is not flushed
 
-	mu       sync.Mutex
-	entries  uint64 // applied since the last flush began
-	bytes    int64
-	flushing int64         // bytes of the flush under way
-	due      chan struct{} // capacity 1: enough has come together
+	mu        sync.Mutex
+	entries   uint64 // applied since the last flush began
+	bytes     int64
+	flushing  int64         // bytes of the flush under way
+	unflushed atomic.Int64  // bytes and flushing; changed with mu held
+	due       chan struct{} // capacity 1: enough has come together
 
 	// hold: a follower still needs what the log would drop; set by the loop.
 	hold atomic.Bool
@@ -32,7 +33,8 @@ type flusher struct {
 	untrimmed int64 // bytes applied since the log's memory was last trimmed; the applier's
 }
 
-// trimBytes is after how much applied log the memory of the log is trimmed.
+// trimBytes is after how much applied log the memory of the log is trimmed; or after Config.KeepBytes, if
+// that is less.
 const trimBytes = 4 << 20
 
 func (f *flusher) init(e *env, work *storeWork, window *window) {
@@ -45,14 +47,14 @@ func (f *flusher) note(entries uint64, bytes int64) {
 	f.entries += entries
 	f.bytes += bytes
 	due := f.entries >= f.cfg.FlushEntries || f.bytes >= f.cfg.FlushBytes
-	due = f.window.setUnflushed(f.flushing+f.bytes) || due
+	due = f.tellUnflushed() || due
 	f.mu.Unlock()
 	if due {
 		f.wake()
 	}
 	// The store's flush may take long, and until it ends the entries are in the store's memory, too. The
 	// log need not keep them there as well: what is applied is needed by followers alone.
-	if f.untrimmed += bytes; f.untrimmed >= trimBytes {
+	if f.untrimmed += bytes; f.untrimmed >= min(trimBytes, f.cfg.KeepBytes) {
 		f.untrimmed = 0
 		f.cfg.Log.Trim(min(f.pub.applied.Load(), f.pub.raftApplied.Load()), f.keep())
 	}
@@ -87,7 +89,14 @@ func (f *flusher) end() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.flushing = 0
-	f.window.setUnflushed(f.bytes)
+	f.tellUnflushed()
+}
+
+// tellUnflushed publishes how much is applied and not flushed. REQUIRES: mu.
+func (f *flusher) tellUnflushed() (due bool) {
+	n := f.flushing + f.bytes
+	f.unflushed.Store(n)
+	return f.window.setUnflushed(n)
 }
 
 func (f *flusher) run() {
