@@ -108,6 +108,8 @@ type Store struct {
 
 	// scratch is the applier's map of what a batch wrote, kept between batches.
 	scratch overlay
+	// indexed is the same for the entries of the revision index that are to be written.
+	indexed []indexed
 
 	checks invariants.Budget // the applier's
 }

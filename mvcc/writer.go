@@ -75,6 +75,7 @@ func (s *Store) NewWriter(b *store.Batch) *Writer {
 	rev := s.rev.Load()
 	w := &Writer{s: s, b: b, base: rev, rev: rev, compact: s.compact.Load(), overlay: s.scratch}
 	clear(w.overlay)
+	w.dropIndex() // of a writer whose batch was dropped
 	b.BeforeCommit(w.beforeCommit)
 	return w
 }
@@ -156,13 +157,47 @@ func (w *Writer) nextSub() uint32 {
 	return uint32(w.sub - 1)
 }
 
-// index writes the entry of the revision index.
+// indexed is an entry of the revision index.
+type indexed struct {
+	key   []byte
+	rev   int64
+	sub   uint32
+	flags byte
+}
+
+// maxIndexed is how many entries of the revision index wait for the end of a batch.
+const maxIndexed = 4096
+
+// index notes an entry of the revision index. Those of a batch are written one after the other: the
+// engine finds the place of a key in its memory table at once when it follows the one before it, and
+// between the keys of users it had to search for each of these as well. Nobody reads the index through
+// a batch.
 func (w *Writer) index(key []byte, rev int64, sub uint32, flags byte) error {
-	op := w.b.SetDeferred(store.RevisionKeyLen, 1+len(key))
-	store.AppendRevisionKey(op.Key[:0], uint64(rev), sub)
-	op.Value[0] = flags
-	copy(op.Value[1:], key)
-	return op.Finish()
+	w.s.indexed = append(w.s.indexed, indexed{key, rev, sub, flags})
+	if len(w.s.indexed) < maxIndexed {
+		return nil
+	}
+	return w.writeIndex()
+}
+
+// writeIndex writes what index has noted.
+func (w *Writer) writeIndex() error {
+	for _, e := range w.s.indexed {
+		op := w.b.SetDeferred(store.RevisionKeyLen, 1+len(e.key))
+		store.AppendRevisionKey(op.Key[:0], uint64(e.rev), e.sub)
+		op.Value[0] = e.flags
+		copy(op.Value[1:], e.key)
+		if err := op.Finish(); err != nil {
+			return err
+		}
+	}
+	w.dropIndex()
+	return nil
+}
+
+func (w *Writer) dropIndex() {
+	clear(w.s.indexed)
+	w.s.indexed = w.s.indexed[:0]
 }
 
 // remove writes a tombstone for a key that exists.
@@ -337,6 +372,9 @@ func (w *Writer) beforeCommit(b *store.Batch) error {
 	}
 	if w.rev == w.base {
 		return nil
+	}
+	if err := w.writeIndex(); err != nil {
+		return err
 	}
 	return b.Set(store.MetaKey(metaRevision), number(w.rev))
 }
