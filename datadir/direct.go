@@ -19,8 +19,8 @@ import (
 // are behind, and a value by a reader who finds it in no cache. So whatever comes in large pieces
 // goes to the disk from the writer's own memory (O_DIRECT).
 //
-// What is promised does not change. A direct write is no more durable than another before a sync: the
-// disk's own cache may hold it, and the file's length and blocks may be in memory alone. Both kinds
+// What is promised does not change. A direct write is no more durable than another before a sync:
+// the disk may hold it in a cache, and the length and blocks of the file may be in memory. Both kinds
 // may be torn alike. The pages on both sides of a direct write are whole pages, so the disk never
 // has to read a sector of an older write in order to change a part of it; what is less than a page
 // goes through the page cache. The kernel keeps both ways consistent as long as they do not write

@@ -33,8 +33,8 @@ type flusher struct {
 	untrimmed int64 // bytes applied since the log's memory was last trimmed; the applier's
 }
 
-// trimBytes is after how much applied log the memory of the log is trimmed; or after Config.KeepBytes, if
-// that is less.
+// trimBytes is after how much applied log the memory of the log is trimmed; or after
+// Config.KeepBytes, if that is less.
 const trimBytes = 4 << 20
 
 func (f *flusher) init(e *env, work *storeWork, window *window) {
@@ -52,8 +52,8 @@ func (f *flusher) note(entries uint64, bytes int64) {
 	if due {
 		f.wake()
 	}
-	// The store's flush may take long, and until it ends the entries are in the store's memory, too. The
-	// log need not keep them there as well: what is applied is needed by followers alone.
+	// The store's flush may take long, and until it ends the entries are in the store's memory, too.
+	// The log need not keep them as well: what is applied is needed by followers alone.
 	if f.untrimmed += bytes; f.untrimmed >= min(trimBytes, f.cfg.KeepBytes) {
 		f.untrimmed = 0
 		f.cfg.Log.Trim(min(f.pub.applied.Load(), f.pub.raftApplied.Load()), f.keep())

@@ -169,12 +169,13 @@ func (st *stream) receive(p []byte) {
 	}
 }
 
-// gatherShare: when one of so many parts of a long message has come, there is one piece of memory for all
-// of it. Before, a client that announces long messages and sends nothing would have it allocated.
+// gatherShare: when one of so many parts of a long message has come, there is one piece of memory
+// for all of it. Before, a client that announces long messages and sends nothing would have it
+// allocated.
 const gatherShare = 8
 
-// gather puts what came of a message into one piece of memory of the message's size, for what is still
-// to come, too: so that it is copied once on its way from the reader's buffer into a request. A
+// gather puts what came of a message into one piece of memory of the message's size, for what is
+// still to come, too: so that it is copied once on its way from the reader's buffer to a request. A
 // strings.Builder is the way to memory that is not cleared first. REQUIRES: mu, and a window has been
 // granted for all of the message, so that there is no more of such memory than receiveBudget.
 func (st *stream) gather() {

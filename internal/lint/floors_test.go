@@ -49,7 +49,7 @@ var beside = map[string][]string{
 	"proof/clients":   {"proof/cluster", "proof/check"},
 	"proof/abuse":     {"proof/cluster"},
 	"proof/fuzzrpc":   {"proof/cluster"},
-	"proof/bench":     {"proof/cluster", "cli/bench/load"},
+	"proof/bench":     {"proof/cluster", "cli/bench/load", "rpc"},
 	"proof/costs":     {"embed", "cli/bench/load"},
 	"proof/inject":    {"proof/cluster"},
 	"proof/faults":    {"proof/cluster", "proof/inject"},
