@@ -8,9 +8,9 @@ import (
 )
 
 // backlog is the log that this member cannot drop, in bytes, by what it waits for. It is in memory:
-// in the log's, or, if it is applied, in the store's. An entry is dropped when the store has its effect
-// durably, so anything that makes no progress, here or on other members, makes the log longer. Config.MaxUnsyncedBytes bounds the
-// parts.
+// in the log's, or, if it is applied, in the store's. An entry is dropped when the store has its
+// effect durably, so anything that makes no progress, here or on other members, makes the log
+// longer. Config.MaxUnsyncedBytes bounds the parts.
 type backlog struct {
 	unsynced    int64 // for the disk of the raft log
 	unflushed   int64 // applied; for the disk of the store
