@@ -20,13 +20,14 @@ import (
 // goes to the disk from the writer's own memory (O_DIRECT).
 //
 // What is promised does not change. A direct write is no more durable than another before a sync:
-// the disk may hold it in a cache, and the length and blocks of the file may be in memory. Both kinds
-// may be torn alike. The pages on both sides of a direct write are whole pages, so the disk never
-// has to read a sector of an older write in order to change a part of it; what is less than a page
-// goes through the page cache. The kernel keeps both ways consistent as long as they do not write
-// the same page at the same time, and one goroutine writes a file here.
+// the disk may hold it in a cache, and the length and blocks of the file may be in memory. Both
+// kinds may be torn alike. The pages on both sides of a direct write are whole pages, so the disk
+// never has to read a sector of an older write in order to change a part of it; what is less than a
+// page goes through the page cache. The kernel keeps both ways consistent as long as they do not
+// write the same page at the same time, and one goroutine writes a file here.
 //
-// A file system that does not know such writes, or wants them aligned otherwise, gets ordinary ones.
+// A file system that does not know such writes, or wants them aligned otherwise, gets ordinary
+// ones.
 const (
 	// directBytes is how large a write is at least that is worth it, in bytes.
 	directBytes = 64 << 10
