@@ -4,10 +4,10 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# The checks and the faults start real processes and measure time: they run by
-# themselves, after the packages' own tests.
+# The checks, the faults and the costs start real processes and measure time: they
+# run by themselves, after the packages' own tests.
 # So does sim, with new seeds each time.
-PACKAGES = $(shell go list ./... | grep -v '/proof/\(check\|clients\|fuzzrpc\|abuse\|faults\|inject\|sim\)$$')
+PACKAGES = $(shell go list ./... | grep -v '/proof/\(check\|clients\|costs\|fuzzrpc\|abuse\|faults\|inject\|sim\)$$')
 
 .PHONY: help
 help: ## print the targets
@@ -25,6 +25,7 @@ dev: ## three members on this machine, until Ctrl-C
 test: tools ## all tests, and the checks at their default length
 	@set -o pipefail; status=0; \
 	go test -timeout 20m $(PACKAGES) || status=1; \
+	go test -count=1 -timeout 5m ./proof/costs || status=1; \
 	go test -count=1 -timeout 20m ./proof/faults ./proof/inject || status=1; \
 	go test -count=1 -timeout 30m -parallel 3 ./proof/check || status=1; \
 	go test -count=1 -timeout 30m ./proof/clients || status=1; \
