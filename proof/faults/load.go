@@ -30,7 +30,7 @@ const (
 	requestTimeout = 2 * time.Second
 	// leaseTTL is longer than any row silences one member: a client that keeps its lease alive
 	// through a silent member does not notice.
-	leaseTTL = 20 // seconds
+	leaseTTL = 40 // seconds: the pauses of 20 s, and a renewal each third of it
 
 	writePrefix = "f/"
 )
