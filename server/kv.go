@@ -290,8 +290,12 @@ func (k *kvService) txnLocal(t *turn, r *pb.TxnRequest, nested, serializable boo
 	if nested && err == nil {
 		err = k.callers.rules.AlarmRefusal(&pb.InternalRaftRequest{Txn: r})
 	}
+	permitted := k.callers.permittedRead
+	if nested {
+		permitted = k.callers.permitted // what goes through the log may have a token of a later revision
+	}
 	if err == nil {
-		err = k.callers.permittedRead(t.Context, func(p *auth.Policy, who auth.Identity) error { return p.Txn(who, r, k.callers.leaseKeys) }, func() (err error) {
+		err = permitted(t.Context, func(p *auth.Policy, who auth.Identity) error { return p.Txn(who, r, k.callers.leaseKeys) }, func() (err error) {
 			if w := estimator(k.kv.Estimate).ofTxn(r); w.known {
 				if err := t.expect(w.keys, nil); err != nil {
 					return err
