@@ -167,14 +167,10 @@ func (h *Hold) Less(bytes int64) {
 	r := h.room
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if h.gone {
-		return
+	if !h.gone {
+		h.give(min(bytes, h.bytes))
+		r.fill()
 	}
-	bytes = min(bytes, h.bytes)
-	h.bytes -= bytes
-	r.take(h.client, -bytes)
-	r.moved = time.Now()
-	r.fill()
 }
 
 // Release ends the call; further calls of it do nothing.
@@ -186,9 +182,7 @@ func (h *Hold) Release() {
 		return
 	}
 	h.gone = true
-	r.take(h.client, -h.bytes)
-	h.bytes = 0
-	r.moved = time.Now()
+	h.give(h.bytes)
 	r.forget(h.client)
 	r.fill()
 }
@@ -200,6 +194,13 @@ func ReleaseWith[T any](h *Hold, token *T) {
 }
 
 // The methods below need mu.
+
+// give gives back a part of what the call holds.
+func (h *Hold) give(bytes int64) {
+	h.bytes -= bytes
+	h.room.take(h.client, -bytes)
+	h.room.moved = time.Now()
+}
 
 func (r *Room) client(name string) *inRoom {
 	c := r.clients[name]

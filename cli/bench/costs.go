@@ -222,21 +222,5 @@ func (m *meter) written(base string) int64 {
 
 // isLocal reports whether a host is this machine.
 func isLocal(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	if ip == nil {
-		return false
-	}
-	if ip.IsLoopback() {
-		return true
-	}
-	own, _ := net.InterfaceAddrs()
-	for _, a := range own {
-		if n, ok := a.(*net.IPNet); ok && n.IP.Equal(ip) {
-			return true
-		}
-	}
-	return false
+	return host == "localhost" || connect.OwnAddress(host)
 }

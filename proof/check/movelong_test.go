@@ -23,14 +23,19 @@ import (
 // TestKillThree: no acknowledged write is lost, reads are linearizable, watchers see everything once
 // and in order, and all members have the same hash.
 func TestMoveLive(t *testing.T) {
-	if os.Getenv("BELAY_MOVE") == "" {
-		t.Skip("`make move` runs it")
-	}
-	moveLive(t, cluster.EtcdVersion, EtcdTools(t).Etcd)
+	moveNewest(t, moveLive)
 }
 
 func TestMoveLiveOlder(t *testing.T) {
 	moveOlder(t, moveLive)
+}
+
+// moveNewest moves the etcd that Belay is compared with.
+func moveNewest(t *testing.T, move func(t *testing.T, version, etcd string)) {
+	if os.Getenv("BELAY_MOVE") == "" {
+		t.Skip("`make move` runs it")
+	}
+	move(t, cluster.EtcdVersion, EtcdTools(t).Etcd)
 }
 
 // moveOlder moves each older etcd that forms a cluster with Belay.

@@ -22,10 +22,7 @@ import (
 // TestMoveRun and TestMoveRunOlder move a running etcd to Belay and back by `belay util move --run`,
 // under load. A step fails on the way, a run is killed, and the next ones go on.
 func TestMoveRun(t *testing.T) {
-	if os.Getenv("BELAY_MOVE") == "" {
-		t.Skip("`make move` runs it")
-	}
-	moveRun(t, cluster.EtcdVersion, EtcdTools(t).Etcd)
+	moveNewest(t, moveRun)
 }
 
 func TestMoveRunOlder(t *testing.T) {

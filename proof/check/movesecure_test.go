@@ -25,10 +25,7 @@ import (
 // in at the beginning goes on. Who may not do it, or cannot, is told why before anything is
 // stopped.
 func TestMoveSecure(t *testing.T) {
-	if os.Getenv("BELAY_MOVE") == "" {
-		t.Skip("`make move` runs it")
-	}
-	moveSecure(t, cluster.EtcdVersion, EtcdTools(t).Etcd)
+	moveNewest(t, moveSecure)
 }
 
 func TestMoveSecureOlder(t *testing.T) {
@@ -198,10 +195,7 @@ func moveSecure(t *testing.T, version, etcd string) {
 // TestMoveGaps and TestMoveGapsOlder count what fails, and for how long nothing is answered, in a
 // rolling restart of etcd, in a live move to Belay and in one back, each under the same load.
 func TestMoveGaps(t *testing.T) {
-	if os.Getenv("BELAY_MOVE") == "" {
-		t.Skip("`make move` runs it")
-	}
-	moveGaps(t, cluster.EtcdVersion, EtcdTools(t).Etcd)
+	moveNewest(t, moveGaps)
 }
 
 func TestMoveGapsOlder(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/belaydb/belay/cli/connect"
 )
 
 // A Machine is what the machine here tells of its CPUs. Members on it wait for them, too, and what a
@@ -52,26 +54,7 @@ func Short() string {
 // onThisMachine tells whether an endpoint's host is an address of this machine.
 func onThisMachine(endpoint string) bool {
 	host, _, err := net.SplitHostPort(hostOf(endpoint))
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	if ip == nil {
-		return false
-	}
-	if ip.IsLoopback() {
-		return true
-	}
-	addresses, err := net.InterfaceAddrs()
-	if err != nil {
-		return false
-	}
-	for _, a := range addresses {
-		if n, ok := a.(*net.IPNet); ok && n.IP.Equal(ip) {
-			return true
-		}
-	}
-	return false
+	return err == nil && connect.OwnAddress(host)
 }
 
 // noCPU is the evidence that a member's machine has no CPU to spare, so that what it takes to be a
