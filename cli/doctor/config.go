@@ -16,6 +16,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/spf13/cobra"
 
+	"github.com/belaydb/belay/budget"
 	configure "github.com/belaydb/belay/cli/doctor/config"
 	"github.com/belaydb/belay/cli/doctor/disk"
 	"github.com/belaydb/belay/cli/doctor/report"
@@ -265,26 +266,9 @@ func refused(err error) bool {
 // memoryBytes is the machine's memory, or the limit of this process' cgroup if that is less; 0:
 // unknown.
 func memoryBytes() int64 {
-	least := int64(math.MaxInt64)
-	if text, err := os.ReadFile("/proc/meminfo"); err == nil {
-		for line := range strings.Lines(string(text)) {
-			if rest, ok := strings.CutPrefix(line, "MemTotal:"); ok {
-				n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-				least = n << 10
-			}
-		}
-	}
-	for _, name := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			continue
-		}
-		if n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil && n > 0 {
-			least = min(least, n)
-		}
-	}
-	if least == math.MaxInt64 {
+	there := budget.Find(os.DirFS("/"), math.MaxInt64)
+	if there.Source == budget.Unknown {
 		return 0
 	}
-	return least
+	return there.Bytes
 }

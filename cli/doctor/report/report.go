@@ -3,8 +3,7 @@
 // page that can be sent, with its pictures inside and nothing fetched from elsewhere.
 //
 // Files: report.go (what a report holds, its exit code), text.go, json.go, html.go (its three
-// forms), chart.go and png.go
-// (bars).
+// forms), chart.go and png.go (bars).
 package report
 
 import (
