@@ -76,7 +76,6 @@ func TestSoak(t *testing.T) {
 type soak struct {
 	t       *testing.T
 	seed    uint64
-	engine  string
 	issuer  *issuer
 	c       *cluster.Cluster
 	metrics []string // URLs, by member
@@ -98,11 +97,7 @@ type soakWriter struct {
 }
 
 func newSoak(t *testing.T) *soak {
-	engine := os.Getenv("BELAY_RPC_ENGINE")
-	if engine == "" {
-		engine = "belay"
-	}
-	s := &soak{t: t, seed: seedOf(t, "TestSoak"), engine: engine, issuer: newIssuer(t, "check"), counts: make(map[string]int)}
+	s := &soak{t: t, seed: seedOf(t, "TestSoak"), issuer: newIssuer(t, "check"), counts: make(map[string]int)}
 	s.issuer.issue("server", nil)
 	s.issuer.issue("good", nil)
 	for i := range soakWriters {
@@ -110,7 +105,7 @@ func newSoak(t *testing.T) *soak {
 	}
 	c, err := cluster.New(cluster.Config{Kind: cluster.Belay, Binary: Belay(t), Size: 3, Dir: t.TempDir(), TLS: s.issuer.client("good"), Args: []string{
 		"--cert-file=" + s.issuer.Cert("server"), "--key-file=" + s.issuer.Key("server"), "--trusted-ca-file=" + s.issuer.CA(), "--client-cert-auth",
-		"--rpc-engine=" + engine, "--enable-pprof", "--snapshot-count=10000", "--auto-compaction-mode=periodic", "--auto-compaction-retention=4m",
+		"--enable-pprof", "--snapshot-count=10000", "--auto-compaction-mode=periodic", "--auto-compaction-retention=4m",
 		"--quota-backend-bytes=17179869184", // a fast machine writes more than a gigabyte a minute
 	}})
 	if err != nil {
