@@ -85,11 +85,12 @@ unit, a Kubernetes manifest, a file of variables or of --config-file that exists
 			return usageError{err}
 		}
 		var m configure.Measured
+		var slow []report.Finding
 		if measure {
-			m = d.measured(cmd, o)
+			m, slow = d.measured(cmd, o)
 		}
 		if d.output == "text" || d.output == "json" {
-			return d.print(planned(o, m))
+			return d.print(planned(o, m, slow))
 		}
 		text, err := configure.Write(configure.Form(d.output), o, m)
 		if err != nil {
@@ -108,8 +109,8 @@ func namesOf(members []configure.Member) (names []string) {
 	return names
 }
 
-// planned is a plan as a report.
-func planned(o configure.Options, m configure.Measured) *report.Report {
+// planned is a plan as a report, with what is wrong with the disk.
+func planned(o configure.Options, m configure.Measured, slow []report.Finding) *report.Report {
 	lines := configure.Plan(o, m)
 	t := report.Table{Title: "Settings", Header: []string{"setting", "value"}}
 	for _, l := range lines {
@@ -120,6 +121,9 @@ func planned(o configure.Options, m configure.Measured) *report.Report {
 		Summary: []string{"To be used with -o yaml, systemd, env or kubeadm."}}
 	for _, missing := range m.Missing {
 		r.Add(report.Finding{ID: "config-not-measured", Severity: report.Unknown, Confidence: report.Certain, What: missing + "."})
+	}
+	for _, f := range slow {
+		r.Add(f)
 	}
 	return r
 }
@@ -204,8 +208,9 @@ func existing(dir string) string {
 // trips is how many connections a round trip is measured by.
 const trips = 11
 
-// measured takes the round trips, the disk and the memory. What cannot be had is told.
-func (d *doctor) measured(cmd *cobra.Command, o configure.Options) (m configure.Measured) {
+// measured takes the round trips, the disk and the memory. What cannot be had is told. slow are the
+// findings of `doctor disk`, if the disk is not good.
+func (d *doctor) measured(cmd *cobra.Command, o configure.Options) (m configure.Measured, slow []report.Finding) {
 	for _, one := range o.Members {
 		if one.Name == o.Self {
 			continue
@@ -227,6 +232,7 @@ func (d *doctor) measured(cmd *cobra.Command, o configure.Options) (m configure.
 		m.Missing = append(m.Missing, fmt.Sprintf("the disk of %s: %v", dir, err))
 	} else {
 		m.Sync, m.Writes = time.Duration(r.P99*float64(time.Second)), r.Writes
+		slow = faultsOf(r)
 	}
 	if m.Memory = memoryBytes(); m.Memory == 0 {
 		m.Missing = append(m.Missing, "the memory: there is no /proc/meminfo")
@@ -236,7 +242,17 @@ func (d *doctor) measured(cmd *cobra.Command, o configure.Options) (m configure.
 	} else {
 		m.Free = int64(usage.AvailBytes)
 	}
-	return m
+	return m, slow
+}
+
+// faultsOf is what `doctor disk` finds wrong with a disk.
+func faultsOf(r *disk.Result) (slow []report.Finding) {
+	for _, f := range disk.Judge(r, time.Now(), "").Findings {
+		if f.Severity != report.Good {
+			slow = append(slow, f)
+		}
+	}
+	return slow
 }
 
 // roundTrip is the median time that a TCP connection takes to be made, or refused, which both take one

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	configure "github.com/belaydb/belay/cli/doctor/config"
+	"github.com/belaydb/belay/cli/doctor/disk"
 	"github.com/belaydb/belay/cli/doctor/report"
 	server "github.com/belaydb/belay/config"
 )
@@ -74,5 +76,16 @@ func TestConfig(t *testing.T) {
 	}
 	if code, _, err := run("config", "--check", "/nothing"); code != report.CodeUnknown || !strings.Contains(err, "/nothing") {
 		t.Errorf("a file that is not there: code %d, %s", code, err)
+	}
+}
+
+// A plan beside a slow disk says so as `doctor disk` does, and ends with 1.
+func TestPlanOnASlowDisk(t *testing.T) {
+	o := configure.Options{For: configure.ForBelay, Self: "m1", Members: []configure.Member{{Name: "m1", Host: "127.0.0.1"}}, DataDir: "/var/lib/belay"}
+	for p99, want := range map[float64]int{0.4: report.CodeWarning, 0.002: report.CodeGood} {
+		r := planned(o, configure.Measured{}, faultsOf(&disk.Result{Writes: 500, IOPS: 900, P99: p99}))
+		if got := r.ExitCode(); got != want {
+			t.Errorf("fsync p99 of %v s: exit code %d, want %d", p99, got, want)
+		}
 	}
 }

@@ -136,7 +136,7 @@ func (o Options) disk(m Measured) string {
 	case m.Sync == 0:
 		return ""
 	case m.Sync > 10*time.Millisecond:
-		return fmt.Sprintf(" (measured: fdatasync p99 %s of %d, which is slow; under 10 ms is wanted)", metrics.Seconds(m.Sync.Seconds()), m.Writes)
+		return fmt.Sprintf(" (measured: fdatasync p99 %s of %d, which is slow: over 10 ms)", metrics.Seconds(m.Sync.Seconds()), m.Writes)
 	}
 	return fmt.Sprintf(" (measured: fdatasync p99 %s of %d, which is well)", metrics.Seconds(m.Sync.Seconds()), m.Writes)
 }
