@@ -52,7 +52,7 @@ var causes = []struct {
 	{CauseDiskFull, []ground{
 		{about: itsEnd, weight: 100, evidence: failedBecause(CauseDiskFull)},
 		{about: itsSpace, weight: 88, handOver: ForDisk, swing: 20, evidence: hasLittleSpace},
-	}, "free space on that member or enlarge its volume, then disarm the NOSPACE alarm"},
+	}, "free space on that member or enlarge its volume; the NOSPACE alarm ends by itself then (unless --nospace-disarm is false)"},
 
 	{CauseStopped, []ground{
 		{about: itsEnd, weight: 95, evidence: saidThatItStops},

@@ -49,6 +49,7 @@ type SpaceConfig struct {
 	Leads           func() bool
 	Alarms          Alarms
 	Free            func() (uint64, error)              // what the disk can take
+	Seen            func(free uint64)                   // told of what Free said; nil: nobody
 	Size            func() (total, inUse int64)         // of the store
 	Rewrite         func()                              // has the store rewritten in the background
 	Rewriting       func() bool                         // it is being rewritten
@@ -96,7 +97,7 @@ func (s *Space) Exceeded() {
 		bytes := s.cfg.Alarms.QuotaBytes()
 		s.cfg.Logger.Warn("message exceeded backend quota; raising alarm",
 			zap.Int64("quota-size-bytes", bytes), zap.String("quota-size", show.LogBytes(bytes)), zap.Error(errors.New("etcdserver: no space")),
-			zap.String("what-to-do", "delete or compact, or restart with a larger --quota-backend-bytes; then disarm the NOSPACE alarm"))
+			zap.String("what-to-do", s.endsBy("delete or compact, or restart with a larger --quota-backend-bytes")))
 	})
 }
 
@@ -120,7 +121,9 @@ func (s *Space) observe(now time.Time) space {
 	}
 	var err error
 	o.free, err = s.cfg.Free()
-	o.freeKnown = err == nil
+	if o.freeKnown = err == nil; o.freeKnown && s.cfg.Seen != nil {
+		s.cfg.Seen(o.free)
+	}
 	o.total, o.inUse = s.cfg.Size()
 	o.active, o.itself = s.cfg.Alarms.Alarm(pb.AlarmType_NOSPACE, s.cfg.MemberID)
 	if !s.cfg.Alarms.AlarmActive(pb.AlarmType_NOSPACE) {
@@ -187,7 +190,7 @@ func (s *Space) act(do orders) {
 		logger.Warn("the file system of the data directory is nearly full; raising alarm",
 			zap.String("data-dir", s.cfg.DataDir), zap.String("wal-dir", s.cfg.WALDir),
 			zap.Uint64("free-bytes", seen.free), zap.Uint64("minimum-free-bytes", seen.minFree),
-			zap.String("what-to-do", "free space or enlarge the volume, then disarm the NOSPACE alarm"))
+			zap.String("what-to-do", s.endsBy("free space or enlarge the volume")))
 		s.raise(func() {})
 	}
 	if do.forget != 0 {
@@ -278,4 +281,12 @@ func (s *Space) propose(f func(bounded, stopped context.Context)) {
 		defer cancel()
 		f(ctx, stopped)
 	})
+}
+
+// endsBy is an advice that makes room, and how the alarm ends then.
+func (s *Space) endsBy(advice string) string {
+	if s.cfg.Disarm {
+		return advice + "; the NOSPACE alarm ends by itself then"
+	}
+	return advice + "; then disarm the NOSPACE alarm"
 }

@@ -41,6 +41,8 @@ type Metrics struct {
 	serverID        *prometheus.GaugeVec
 	feature         *prometheus.GaugeVec
 	quota           prometheus.Gauge
+	diskFree        prometheus.Gauge // set by leader.Space
+	diskFreeMinimum prometheus.Gauge
 	authRevision    atomic.Pointer[func() float64] // set by New
 	fdUsed, fdLimit prometheus.Gauge
 	admissionLag    prometheus.Gauge
@@ -112,8 +114,16 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 		serverID:        gaugeVec("server", "id", "1 for this member's id, in hexadecimal.", "server_id"),
 		feature:         gaugeVec("server", "feature_enabled", "Whether a feature is on: 1 or 0.", "name", "stage"),
 		quota:           gauge("server", "quota_backend_bytes", "Space quota in bytes."),
-		fdUsed:          prometheus.NewGauge(prometheus.GaugeOpts{Name: "os_fd_used", Help: "File descriptors in use, read every ten minutes."}),
-		fdLimit:         prometheus.NewGauge(prometheus.GaugeOpts{Name: "os_fd_limit", Help: "Limit of file descriptors."}),
+		diskFree: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "belay", Subsystem: "disk", Name: "free_bytes",
+			Help: "What this member may still write to the disk of its data, or to the log's if that has less.",
+		}),
+		diskFreeMinimum: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "belay", Subsystem: "disk", Name: "free_minimum_bytes",
+			Help: "With less than this in belay_disk_free_bytes the member raises NOSPACE.",
+		}),
+		fdUsed:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "os_fd_used", Help: "File descriptors in use, read every ten minutes."}),
+		fdLimit: prometheus.NewGauge(prometheus.GaugeOpts{Name: "os_fd_limit", Help: "Limit of file descriptors."}),
 		admissionLag: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "belay", Subsystem: "server", Name: "apply_lag_seconds", Help: "How long the oldest committed entry has waited to be applied.",
 		}),
@@ -178,7 +188,7 @@ func NewMetrics(reg prometheus.Registerer, o MetricsOptions) *Metrics {
 	if reg != nil {
 		reg.MustRegister(m.sentBytes, m.receivedBytes, m.clientRequests, m.requestSeconds, m.rangeSeconds, m.streamFailures,
 			m.healthSuccess, m.healthFailures, m.healthcheck, m.healthchecks, m.promoteSuccess,
-			m.promoteFailures, m.serverID, m.feature, m.quota, m.fdUsed, m.fdLimit, m.admissionLag, m.defragInflight, m.defragSeconds,
+			m.promoteFailures, m.serverID, m.feature, m.quota, m.diskFree, m.diskFreeMinimum, m.fdUsed, m.fdLimit, m.admissionLag, m.defragInflight, m.defragSeconds,
 			m.snapshotSeconds, m.readersWaiting, m.readerWait, m.answersRefused, answers, m.corruption, forwarded, serverVersion, goVersion, m.authRevisionGauge())
 		registerEmpty(reg)
 	}

@@ -76,6 +76,7 @@ func New(cfg Config) (*Server, error) {
 	cfg.Metrics.authRevision.Store(&revision)
 	cfg.Metrics.setServerID(cfg.MemberID)
 	cfg.Metrics.quota.Set(float64(cfg.State.QuotaBytes()))
+	cfg.Metrics.diskFreeMinimum.Set(float64(cfg.MinFreeBytes))
 	if cfg.SpoolDir == cfg.DataDir && cfg.DataDir != "" {
 		if err := snapshotfile.RemoveLeftovers(cfg.DataDir); err != nil {
 			cfg.Logger.Warn("failed to remove what an interrupted snapshot left", zap.String("data-dir", cfg.DataDir), zap.Error(err))
@@ -244,7 +245,7 @@ func (s *Server) makeTasks() {
 		MemberID: cfg.MemberID, DataDir: cfg.DataDir, WALDir: cfg.WALDir,
 		MinFreeBytes: cfg.MinFreeBytes, Disarm: cfg.NoSpaceDisarm,
 		Leads: func() bool { return cfg.Replica.Leader() == cfg.MemberID }, Alarms: cfg.State,
-		Free: cfg.FreeBytes, Size: cfg.Store.Size, Rewrite: s.maintenance.defrag.start, Rewriting: s.maintenance.defrag.running.Load,
+		Free: cfg.FreeBytes, Seen: func(free uint64) { cfg.Metrics.diskFree.Set(float64(free)) }, Size: cfg.Store.Size, Rewrite: s.maintenance.defrag.start, Rewriting: s.maintenance.defrag.running.Load,
 		Raise: own.raiseNoSpace, End: own.endNoSpace, Background: s.life.background,
 		Timeout: cfg.RequestTimeout, Logger: cfg.Logger,
 	})

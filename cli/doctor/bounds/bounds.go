@@ -47,6 +47,9 @@ func FailedCodes() []string {
 const (
 	// QuotaNear and QuotaFull are parts of the quota.
 	QuotaNear, QuotaFull = 0.80, 0.95
+	// DiskNear and DiskFull are multiples of the free space with less than which a member of Belay
+	// raises NOSPACE.
+	DiskNear, DiskFull = 8, 2
 	// FullSoon and FullNow are times until the quota is reached.
 	FullSoon, FullNow = 24 * time.Hour, 4 * time.Hour
 	// FreeShare is the part of etcd's database file that is free when a defragmentation is worth its

@@ -123,12 +123,16 @@ func checkAlarms(c *Cluster, a *adder) {
 		m := c.byID(alarm.MemberID)
 		switch alarm.Alarm.String() {
 		case "NOSPACE":
+			what, evidence := "it is over its quota", []string(nil)
 			do := []string{"find who writes so much before making room (`belay doctor` says what grows)",
 				"compact to a recent revision: `compact REV`", "give the space back: `defrag` each member, followers first", "`alarm disarm`"}
-			if m != nil && m.Belay != nil {
+			if free, least, known := diskFree(m); known && free < least*3/2 {
+				what, evidence = "its disk is full", []string{bytes(free) + " are free; with less than " + bytes(least) + " the alarm is raised"}
+				do = []string{"free space on that disk or enlarge the volume: the alarm ends by itself then", "see what else writes to it: `belay doctor neighbours` on that machine"}
+			} else if m != nil && m.Belay != nil {
 				do = []string{"delete or compact what is not needed: space comes back by itself, and the alarm ends with it", "or raise --quota-backend-bytes"}
 			}
-			a.bad(report.Critical, m, "NOSPACE: it is over its quota, so the whole cluster refuses writes.", "Every put is answered `etcdserver: mvcc: database space exceeded`.", nil, do...)
+			a.bad(report.Critical, m, "NOSPACE: "+what+", so the whole cluster refuses writes.", "Every put is answered `etcdserver: mvcc: database space exceeded`.", evidence, do...)
 		case "CORRUPT":
 			a.bad(report.Critical, m, "CORRUPT: its data differs from the other members'.", "It may answer with wrong data; the cluster refuses writes.",
 				nil, "do not disarm", "compare `endpoint hashkv --cluster` at one revision to see who differs from the majority", "remove that member, move its data away, add it again")

@@ -341,6 +341,41 @@ func checkHeartbeats(c *Cluster, a *adder) {
 	a.good("heartbeats are sent in time")
 }
 
+// diskFree is what a member of Belay may still write to its disk, in bytes, and with less than what it
+// raises NOSPACE; etcd does not tell.
+func diskFree(m *Member) (free, least float64, known bool) {
+	if m == nil || m.scrape() == nil {
+		return 0, 0, false
+	}
+	free, known1 := m.scrape().Value("belay_disk_free_bytes")
+	least, known2 := m.scrape().Value("belay_disk_free_minimum_bytes")
+	return free, least, known1 && known2
+}
+
+func checkFree(c *Cluster, a *adder) {
+	var well []string
+	for _, m := range c.Members {
+		free, least, known := diskFree(m)
+		if !known {
+			continue
+		}
+		evidence := []string{bytes(free) + " are free; with less than " + bytes(least) + " it raises NOSPACE"}
+		const why = "A member whose disk is full has the whole cluster refuse writes."
+		do := []string{"free space on that disk or enlarge the volume", "see what else writes to it: `belay doctor neighbours` on that machine"}
+		switch {
+		case free < least*bounds.DiskFull:
+			a.bad(report.Critical, m, "Its disk is full, or nearly.", why, evidence, do...)
+		case free < least*bounds.DiskNear:
+			a.bad(report.Warning, m, "Its disk is getting full.", why, evidence, do...)
+		default:
+			well = append(well, m.Name+" "+bytes(free))
+		}
+	}
+	if len(well) > 0 {
+		a.good("disks have room: %s", strings.Join(well, ", "))
+	}
+}
+
 func checkQuota(c *Cluster, a *adder) {
 	var well []string
 	for _, m := range c.Members {
@@ -384,7 +419,7 @@ func checkQuota(c *Cluster, a *adder) {
 		}
 	}
 	if len(well) > 0 {
-		a.good("there is room: %s", strings.Join(well, ", "))
+		a.good("databases are within their quotas: %s", strings.Join(well, ", "))
 	}
 }
 

@@ -28,6 +28,7 @@ var checks = []struct {
 	{"member-behind", checkBehind},
 	{"heartbeats-late", checkHeartbeats},
 	{"quota", checkQuota},
+	{"disk-full", checkFree},
 	{"history-kept", checkHistory},
 	{"slow-watchers", checkWatchers},
 	{"lease-churn", checkLeases},

@@ -41,6 +41,24 @@ process_start_time_seconds %[3]d
 	return s
 }
 
+// withDisk is a page of a member that has so much left on its disk.
+func withDisk(t *testing.T, free int) *metrics.Scrape {
+	return page(t, now.Add(5*time.Second), 1200, 0, fmt.Sprintf("# TYPE belay_disk_free_bytes gauge\nbelay_disk_free_bytes %d\n# TYPE belay_disk_free_minimum_bytes gauge\nbelay_disk_free_minimum_bytes %d\n", free, 128<<20))
+}
+
+// TestFullDiskIsNoQuota: the alarm of a member whose disk is full is not laid to its quota.
+func TestFullDiskIsNoQuota(t *testing.T) {
+	c := three(t)
+	c.Members[0].Belay = &Events{MemberID: "1"}
+	c.Members[0].After = withDisk(t, 0)
+	c.Alarms = []*pb.AlarmMember{{MemberID: 1, Alarm: pb.AlarmType_NOSPACE}}
+	for _, f := range Judge(c).Findings {
+		if text := f.What + strings.Join(f.Do, " "); f.ID == "alarm" && (!strings.Contains(text, "disk is full") || strings.Contains(text, "quota")) {
+			t.Errorf("%+v", f)
+		}
+	}
+}
+
 // fresh is another status like st.
 func fresh(st *clientv3.StatusResponse) *clientv3.StatusResponse {
 	return &clientv3.StatusResponse{Header: st.Header, Version: st.Version, Leader: st.Leader, RaftTerm: st.RaftTerm, RaftIndex: st.RaftIndex, RaftAppliedIndex: st.RaftAppliedIndex, DbSize: st.DbSize, DbSizeInUse: st.DbSizeInUse}
@@ -96,6 +114,9 @@ func TestJudge(t *testing.T) {
 		{"alarm", "m1", report.Critical, report.CodeCritical, func(_ *testing.T, c *Cluster) {
 			c.Alarms = []*pb.AlarmMember{{MemberID: 1, Alarm: pb.AlarmType_NOSPACE}}
 		}},
+		{"disk-full", "m2", report.Warning, report.CodeWarning, func(t *testing.T, c *Cluster) { c.Members[1].After = withDisk(t, 900<<20) }},
+		{"disk-full", "m2", report.Critical, report.CodeCritical, func(t *testing.T, c *Cluster) { c.Members[1].After = withDisk(t, 200<<20) }},
+		{"", "", report.Good, report.CodeGood, func(t *testing.T, c *Cluster) { c.Members[1].After = withDisk(t, 2<<30) }},
 		{"quota", "m2", report.Critical, report.CodeCritical, func(_ *testing.T, c *Cluster) {
 			st := fresh(c.Members[1].Status)
 			st.DbSize = 1.99e9

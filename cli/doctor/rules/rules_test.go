@@ -160,6 +160,9 @@ func trials() []trial {
 	sized := func(size, quota string) []string {
 		return []string{at("etcd_mvcc_db_total_size_in_bytes", "m1", "", size), at("etcd_server_quota_backend_bytes", "m1", "", quota)}
 	}
+	room := func(free string) []string {
+		return append(m1("belay_disk_free_bytes", free+"+0x20"), m1("belay_disk_free_minimum_bytes", "134217728+0x20")...)
+	}
 	alarmed := func(kind, value string) []string {
 		return append(up("1"), at("etcd_debugging_server_alarms", "m1", `,server_id="1",alarm_type="`+kind+`"`, value+"+0x5"))
 	}
@@ -255,6 +258,8 @@ func trials() []trial {
 		{"QuotaNear", "", "6m", sized("96+0x20", "100+0x20"), one(critical, "96%"), [][]string{sized("85+0x20", "100+0x20")}},
 		{"QuotaFullSoon", "", "120m", sized("1000000000+60000x200", "1043200500+0x200"), one(warning, "10h 0m 0s"), [][]string{sized("1000000000+0x200", "1043200500+0x200"), sized("_x70 1000000000+60000x200", "1043200500+0x200"), sized("1000000000+60000x200", "0+0x200")}},
 		{"QuotaFullSoon", "", "120m", sized("1000000000+60000x200", "1014400500+0x200"), both("2h 0m 0s"), [][]string{sized("1000000000+600x200", "1014400500+0x200")}},
+		{"DiskNearlyFull", Belay, "11m", room("838860800"), one(warning, "800Mi"), [][]string{room("2147483648")}},
+		{"DiskNearlyFull", Belay, "1m", room("209715200"), one(critical, "200Mi"), [][]string{room("838860800")}},
 		{"AlarmNoSpace", "", "1m", alarmed("NOSPACE", "1"), cluster(critical, "1"), [][]string{alarmed("NOSPACE", "0"), alarmed("CORRUPT", "1"), up("1")}},
 		{"AlarmCorrupt", "", "1m", alarmed("CORRUPT", "1"), cluster(critical, "1"), [][]string{alarmed("CORRUPT", "0"), alarmed("NOSPACE", "1"), up("1")}},
 		{"Fragmented", Etcd, "61m", used("200000000", "600000000"), one(warning, "33.33%"), [][]string{used("400000000", "600000000"), used("200000000", "500000000")}},

@@ -419,9 +419,18 @@ func space(Options) []alert {
 			says:    "MEMBER's database is at {{ $value | humanizePercentage }} of its quota; at the quota the cluster refuses writes.",
 		}
 	}
+	free := func(severity, holds string, times int) alert {
+		return alert{
+			name: "DiskNearlyFull", only: Belay, severity: severity, holds: holds,
+			measure: "belay_disk_free_bytes{SEL}", when: fmt.Sprintf("< %d * belay_disk_free_minimum_bytes{SEL}", times),
+			summary: "A member's disk is nearly full.",
+			says:    "MEMBER may write {{ $value | humanize1024 }}B more to its disk; a member without room has the whole cluster refuse writes.",
+		}
+	}
 	return []alert{
 		near(warning, "10m", bounds.QuotaNear), near(critical, "5m", bounds.QuotaFull),
 		full(warning, bounds.FullSoon), full(critical, bounds.FullNow),
+		free(warning, "10m", bounds.DiskNear), free(critical, "", bounds.DiskFull),
 		{
 			name: "AlarmNoSpace", severity: critical,
 			measure: orZero("count by (BY) (etcd_debugging_server_alarms{SEL,alarm_type=\"NOSPACE\"} > 0)", "BY"), when: "> 0",

@@ -86,6 +86,7 @@ func rows(kind rules.Kind) []row {
 		{"Size and quota", []panel{
 			{title: "Database", unit: "bytes", queries: []query{{size, member}, {`etcd_mvcc_db_total_size_in_use_in_bytes{SEL}`, member + " in use"}, {"min(" + quota + ")", "quota"}}, says: "The quota is of the whole size."},
 			{title: "Of the quota", unit: "percentunit", max: 1, lines: []float64{bounds.QuotaNear, bounds.QuotaFull}, queries: one(size+" / ("+quota+" > 0)", member), says: "At the quota the cluster refuses writes."},
+			{title: "Free on disk", only: rules.Belay, unit: "bytes", queries: []query{{`belay_disk_free_bytes{SEL}`, member}, {"max(belay_disk_free_minimum_bytes{SEL})", "NOSPACE is raised below"}}, says: "Of the data's disk, or the log's if that has less."},
 			{title: "Keys", unit: "short", queries: one(`etcd_debugging_mvcc_keys_total{SEL}`, member), says: "That are there now."},
 			{title: "Revisions since the last compaction", unit: "short", lines: []float64{bounds.HistoryKept}, queries: one(`etcd_debugging_mvcc_current_revision{SEL} - clamp_min(etcd_debugging_mvcc_compact_revision{SEL}, 0)`, member), says: "All of them stay in the database."},
 			{title: "Puts, deletes, transactions", unit: "ops", queries: []query{{rate("etcd_mvcc_put_total{SEL}"), member + " put"}, {rate("etcd_mvcc_delete_total{SEL}"), member + " delete"}, {rate("etcd_mvcc_txn_total{SEL}"), member + " txn"}}, says: "As applied: alike on all members."},
