@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"sync"
 	"syscall"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -34,7 +35,9 @@ func Open(u url.URL, flag string, opts *SocketOptions) (net.Listener, error) {
 	var err error
 	if network == "unix" {
 		if err = removeStale(address); err == nil {
-			l, err = transport.NewUnixListener(address)
+			if l, err = transport.NewUnixListener(address); err == nil {
+				l = &closedOnce{Listener: l}
+			}
 		}
 	} else {
 		l, err = transport.NewListenerWithOpts(address, "http", transport.WithSocketOpts(opts))
@@ -47,6 +50,19 @@ func Open(u url.URL, flag string, opts *SocketOptions) (net.Listener, error) {
 		advice = "another program, perhaps another member, listens there; stop it or " + advice
 	}
 	return nil, fmt.Errorf("cannot listen on %s: %w; %s", u.String(), err, advice)
+}
+
+// closedOnce is the listener of a socket file. Its Close removes the file, so a second one, as
+// http.Server makes when its loop ends, would remove that of a listener opened since at the same path.
+type closedOnce struct {
+	net.Listener
+	once sync.Once
+	err  error
+}
+
+func (l *closedOnce) Close() error {
+	l.once.Do(func() { l.err = l.Listener.Close() })
+	return l.err
 }
 
 // removeStale refuses a socket file that another process serves, which etcd would take over, and

@@ -20,6 +20,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -81,11 +82,44 @@ type trio struct {
 	wire *wire
 	fs   map[string]vfs.FS
 	n    map[string]*Node
+	logs map[string]*tail // what each said last; printed if the test fails
+}
+
+// tail keeps the last lines of a log.
+type tail struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (l *tail) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lines = append(l.lines, string(b))
+	if n := len(l.lines); n > 300 {
+		l.lines = slices.Delete(l.lines, 0, n-200)
+	}
+	return len(b), nil
+}
+
+func (l *tail) logger() *zap.Logger {
+	cfg := zap.NewDevelopmentEncoderConfig()
+	return zap.New(zapcore.NewCore(zapcore.NewConsoleEncoder(cfg), zapcore.AddSync(l), zapcore.InfoLevel))
 }
 
 func newTrio(t *testing.T) *trio {
-	g := &trio{dir: shortDir(t), wire: &wire{}, fs: map[string]vfs.FS{}, n: map[string]*Node{}}
+	g := &trio{dir: shortDir(t), wire: &wire{}, fs: map[string]vfs.FS{}, n: map[string]*Node{}, logs: map[string]*tail{}}
 	g.wire.dir = g.dir
+	t.Cleanup(func() {
+		for name, l := range g.logs {
+			if l.mu.Lock(); t.Failed() {
+				t.Logf("the last that %s said:\n%s", name, strings.Join(l.lines, ""))
+			}
+			l.mu.Unlock()
+		}
+	})
+	for _, name := range []string{"a", "b", "c"} {
+		g.logs[name] = &tail{}
+	}
 	for _, name := range []string{"a", "b", "c"} {
 		g.fs[name] = vfs.NewMem()
 		if name == "c" {
@@ -124,6 +158,7 @@ func (g *trio) config(name string) Config {
 	cfg.InitialCluster = "a=http://a:1,b=http://b:1,c=http://c:1"
 	cfg.TickInterval, cfg.ElectionTicks = 50*time.Millisecond, 10
 	cfg.Over = g.wire.over(name == "c")
+	cfg.Logger = g.logs[name].logger()
 	return cfg
 }
 
