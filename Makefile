@@ -96,6 +96,10 @@ heal: ## a member of three that heals: killed before each step of it, and each o
 	BELAY_HEAL=all go test -count=1 -timeout 20m -v -run 'TestHealKilledAtEachStep$$' ./node
 	BELAY_HEAL=all go test -count=1 -timeout 60m -v -run 'TestHeal' ./proof/check
 
+.PHONY: webview
+webview: ## the web view in headless Chromium, wide and on a phone, with TLS and users; pictures in WEBVIEW (/tmp/belay-webview)
+	BELAY_WEBVIEW=$${WEBVIEW:-/tmp/belay-webview} go test -count=1 -timeout 15m -v -run '^TestWebView' ./proof/check
+
 .PHONY: faults
 faults: tools ## the table of faults on real members, Belay beside etcd (FAULTS='-rows leader-slow' for some)
 	go run ./proof/faults $(FAULTS)

@@ -32,6 +32,7 @@
 //	BELAY_KILL_ROUNDS=n       rounds of kill -9 (6; the full proof is 50)
 //	BELAY_LAG_ENTRIES=n, BELAY_LAG_VALUE_BYTES=n  how far a member lags (3000, 16384; a paused one must need a snapshot beyond 192 MiB)
 //	BELAY_CORRUPT_ROUNDS=n    kills of a healthy cluster under corruption checks (6)
+//	BELAY_WEBVIEW=dir         look at the web view in Chromium, and write its pictures there
 //	BELAY_SOAK=1h             how long TestSoak takes; it runs only with this
 //	BELAY_BIN=path            a belay binary to check, instead of building one
 //	BELAY_ETCD, BELAY_ETCDCTL, BELAY_ETCDUTL   etcd's programs, instead of building them

@@ -33,13 +33,14 @@ function node(kind, text, ...classes) {
 function fill(table, titles, rows) {
   const all = [];
   const head = node('tr');
-  for (const [title, kind] of titles) head.append(node('th', title, kind || 'x'));
+  const classes = titles.map(([, kind]) => (kind || 'x').split(' '));
+  titles.forEach(([title], i) => head.append(node('th', title, ...classes[i])));
   all.push(head);
   for (const { cells, tone } of rows) {
     const tr = node('tr');
     if (tone) tr.classList.add(tone);
     cells.forEach((cell, i) => {
-      const td = node('td', undefined, titles[i][1] || 'x');
+      const td = node('td', undefined, ...classes[i]);
       if (cell instanceof Node) td.append(cell); else td.textContent = shown(cell);
       tr.append(td);
     });
@@ -102,21 +103,21 @@ function quantile(now, before, q) {
 
 // chart draws lines over time: [{at, p50, p99}], seconds.
 function chart(place, points) {
-  const w = Math.max(place.clientWidth, 200), h = 110, left = 56, bottom = 16;
+  const w = Math.max(place.clientWidth, 200), h = 124, left = 56, bottom = 16, head = 18; // a line of text on both sides
   const top = Math.max(1e-4, ...points.map(p => p.p99 || 0)) * 1.15;
   const s = svg('svg', { viewBox: `0 0 ${w} ${h}`, role: 'img' });
   if (points.length > 1) {
     const from = points[0].at, to = points.at(-1).at;
     const x = t => left + (w - left - 4) * (t - from) / Math.max(to - from, 1);
-    const y = v => (h - bottom) * (1 - v / top) + 2;
-    s.append(svg('line', { x1: left, x2: w, y1: h - bottom + 2, y2: h - bottom + 2, class: 'axis' }));
-    s.append(svg('text', { x: 0, y: 12 }, seconds(top)), svg('text', { x: 0, y: h - bottom }, '0'));
+    const y = v => head + (h - bottom - head) * (1 - v / top);
+    s.append(svg('line', { x1: left, x2: w, y1: y(0), y2: y(0), class: 'axis' }));
+    s.append(svg('text', { x: 0, y: head + 8 }, seconds(top)), svg('text', { x: 0, y: y(0) }, '0'));
     s.append(svg('text', { x: left, y: h - 2 }, `${ago((to - from) / 1000)} ago`), svg('text', { x: w - 28, y: h - 2 }, 'now'));
     for (const name of ['p50', 'p99']) {
       s.append(svg('polyline', { class: name, points: points.map(p => `${x(p.at).toFixed(1)},${y(p[name] || 0).toFixed(1)}`).join(' ') }));
     }
     const last = points.at(-1);
-    s.append(svg('text', { x: left + 4, y: 12 }, `p50 ${seconds(last.p50)}, p99 ${seconds(last.p99)}`));
+    s.append(svg('text', { x: left, y: 11, class: 'ofP50' }, `p50 ${seconds(last.p50)}`), svg('text', { x: left + 90, y: 11, class: 'ofP99' }, `p99 ${seconds(last.p99)}`));
   }
   place.replaceChildren(s);
 }
@@ -132,7 +133,7 @@ function leaders(place, record, names, own) {
     else if (e.kind === 'lost-leader' || e.kind === 'stepped-down') changes.push([at, '']);
   }
   changes.sort((a, b) => a[0] - b[0]);
-  const ids = [...names.keys()].sort();
+  const ids = [...names.keys()];
   const w = Math.max(place.clientWidth, 200), h = 110, s = svg('svg', { viewBox: `0 0 ${w} ${h}`, role: 'img' });
   if (changes.length) {
     const from = changes[0][0], x = t => w * (t - from) / Math.max(now - from, 1);
@@ -151,6 +152,7 @@ let rtts = [], fsyncs = [], latest = {};
 
 function draw() {
   const { state, record, usage } = latest;
+  state.members.sort((a, b) => (a.name || a.id).localeCompare(b.name || b.id, 'en', { numeric: true }));
   const names = new Map(state.members.map(m => [m.id, m.name || m.id]));
   const leader = names.get(state.leader) || 'none';
   document.title = `${state.name}: Belay`;
@@ -159,7 +161,7 @@ function draw() {
   const trouble = [...state.alarms.map(a => `ALARM ${a}`), ...(state.leader ? [] : ['no leader'])].join(', ');
   $('trouble').hidden = !trouble;
   $('trouble').textContent = shown(trouble);
-  fill($('members'), [['member'], ['role'], ['id'], ['clients at', 't']], state.members.map(m => ({
+  fill($('members'), [['member'], ['role', 'k'], ['id', 'k'], ['clients at', 't']], state.members.map(m => ({
     tone: m.id === state.leader ? 'leader' : '',
     cells: [m.name || '(not started)', m.id === state.leader ? 'leader' : m.learner ? 'learner' : 'voter', m.id, (m.client_urls || []).join(' ')],
   })));
@@ -176,7 +178,7 @@ function draw() {
     ...(record.verdicts || []).map(v => ({ at: Date.parse(v.time), kind: 'verdict', text: `${[...(v.members || []), ...(v.links || [])].join(', ')}: ${v.cause}; ${(v.evidence || []).join('; ')}; ${v.advice || ''}`, tone: 'bad' })),
     ...(record.events || []).map(e => ({ at: e.time ? Date.parse(e.time) : Date.parse(record.now) - 1000 * e.seconds_ago, kind: e.kind, text: [names.get(e.peer) || e.peer, e.took_seconds > 0 ? seconds(e.took_seconds) : '', e.count > 1 ? `${e.count} times` : '', e.note].filter(Boolean).join(', ') })),
   ].sort((a, b) => b.at - a.at).slice(0, 60);
-  fill($('events'), [['ago', 'n'], ['event'], ['', 't']], events.map(e => ({ tone: e.tone, cells: [ago(Math.max((Date.parse(record.now) - e.at) / 1000, 0)), e.kind, e.text] })));
+  fill($('events'), [['ago', 'n'], ['event', 'k'], ['', 't']], events.map(e => ({ tone: e.tone, cells: [ago(Math.max((Date.parse(record.now) - e.at) / 1000, 0)), e.kind, e.text] })));
 }
 
 function requests() {
@@ -249,7 +251,7 @@ async function browse(from) {
     next = got.next || '';
     $('more').hidden = !next;
     $('found').textContent = shown(got.note || `${listed.length}${next ? ' or more' : ''} keys at revision ${got.revision}`);
-    fill($('keys'), [['key', 't'], ['created', 'n'], ['modified', 'n'], ['version', 'n'], ['lease', 'n']], listed.map(k => {
+    fill($('keys'), [['key', 't'], ['created', 'n spare'], ['modified', 'n'], ['version', 'n'], ['lease', 'n spare']], listed.map(k => {
       const b = node('button', textOf(k.key), 'key');
       b.type = 'button';
       b.addEventListener('click', () => history(k.key));
@@ -263,7 +265,7 @@ async function history(key) {
   try {
     const got = await askJSON(`api/history?${new URLSearchParams({ key })}`);
     fill($('versions'), [['revision', 'n'], ['version', 'n'], ['size', 'n'], ['value', 't']], [
-      ...got.versions.map(v => ({ cells: [v.mod_revision, v.version, size(v.value_bytes), textOf(v.value) + (v.cut ? ' ...' : '')] })),
+      ...got.versions.map(v => ({ cells: [v.mod_revision, v.version, size(v.value_bytes), node('div', textOf(v.value) + (v.cut ? ' ...' : ''), 'value')] })),
       ...(got.note ? [{ cells: ['', '', '', got.note] }] : []),
     ]);
     $('history').scrollIntoView({ block: 'nearest' });
