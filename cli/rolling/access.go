@@ -63,6 +63,18 @@ func (l *looker) about(err error) error {
 	return err
 }
 
+// refused is about, of what no wait mends alone; nil: nothing is known to be. Who prints other errors
+// looks at the endpoints by itself.
+func (l *looker) refused(err error) error {
+	if _, ok := errors.AsType[refusal](err); ok {
+		return nil // by the members as they are now
+	}
+	if why, ok := errors.AsType[refusal](l.about(err)); ok {
+		return why
+	}
+	return nil
+}
+
 // mayCompare tells whether the user may ask every member for its hash, which the checks need,
 // before anything has been stopped: it asks for the hash of a revision that is not there yet.
 func (l *looker) mayCompare(ctx context.Context, c *Cluster) error {

@@ -85,6 +85,10 @@ func (r *Replace) Run(ctx context.Context) (*Replaced, error) {
 	var err error
 	r.asked = map[step]bool{}
 	if r.look, err = newLooker(ctx, r.Client, min(r.Timeout, lookTimeout)); err != nil {
+		if why := r.look.refused(err); why != nil {
+			err = why
+		}
+		r.look.close()
 		return nil, err
 	}
 	defer r.look.close()
@@ -92,6 +96,11 @@ func (r *Replace) Run(ctx context.Context) (*Replaced, error) {
 	last := stepAsk
 	for {
 		c, s, err := r.once(ctx)
+		why := r.look.refused(err)
+		wait := patience
+		if r.t == nil {
+			wait = min(patience, r.Timeout) // nobody has answered yet: an endpoint that is wrong, most likely
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
@@ -100,11 +109,13 @@ func (r *Replace) Run(ctx context.Context) (*Replaced, error) {
 			return done, nil
 		case err == nil:
 			failing = time.Time{}
+		case why != nil:
+			return nil, why
 		case !passing(err):
 			return nil, err
 		case failing.IsZero() || s != last:
 			failing = time.Now()
-		case time.Since(failing) > patience:
+		case time.Since(failing) > wait:
 			return nil, err
 		}
 		last = s
