@@ -348,13 +348,37 @@ func (l *Log) Trim(applied uint64, keepBytes int64) {
 	if l.closing || limit <= l.tail.base {
 		return
 	}
+	after, bytes := l.tail.base, l.tail.bytes
 	l.tail.trim(l.tail.trimPoint(limit, min(keepBytes, l.opts.MemoryBytes)))
+	if l.tail.base > after {
+		l.trimmed = append(l.trimmed, trimmed{after, bytes - l.tail.bytes})
+	}
 	l.checkTail()
+}
+
+// trimmed are entries that left memory together and are in the files: those after one, bytes of them.
+type trimmed struct {
+	after uint64
+	bytes int64
+}
+
+// keptAfter is the entry after which there are keepBytes of log, the older ones in the files alone, or
+// fewer, if an earlier Compact let go of the others. REQUIRES: mu.
+func (l *Log) keptAfter(keepBytes int64) uint64 {
+	after, kept := l.tail.base, l.tail.bytes
+	for i := len(l.trimmed) - 1; i >= 0; i-- {
+		if kept += l.trimmed[i].bytes; kept > keepBytes {
+			l.trimmed = slices.Delete(l.trimmed, 0, i+1)
+			break
+		}
+		after = l.trimmed[i].after
+	}
+	return after
 }
 
 // Compact drops entries that the store holds durably, from memory and from the files, and keeps the
 // newest of them, keepBytes of log in all, for lagging followers; the bound MemoryBytes applies as
-// well. The files keep more if Hold says so.
+// well. What Trim has let go of counts as kept, in the files. They keep more if Hold says so.
 //
 // durable is the store's durable index, or a lower one. Entries above it are never dropped, so the
 // log may exceed its bounds while the store lags.
@@ -369,13 +393,16 @@ func (l *Log) Compact(durable uint64, keepBytes int64) error {
 		l.mu.Unlock()
 		return ErrClosed
 	}
-	limit := min(durable, l.tail.last)
-	if limit > l.tail.base {
-		l.tail.trim(l.tail.trimPoint(limit, min(keepBytes, l.opts.MemoryBytes)))
+	keepBytes = min(keepBytes, l.opts.MemoryBytes)
+	if limit, base := min(durable, l.tail.last), l.tail.base; limit > base {
+		l.tail.trim(l.tail.trimPoint(limit, keepBytes))
+		if l.tail.base > base {
+			l.trimmed = nil // memory has all that is to be kept
+		}
 		l.checkTail()
 	}
 	// A snapshot may have moved the base in memory beyond what the store has so far.
-	drop := min(l.tail.base, durable)
+	drop := min(l.keptAfter(keepBytes), durable)
 	l.mu.Unlock()
 	l.checkFiles()
 

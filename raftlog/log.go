@@ -174,7 +174,9 @@ type Log struct {
 	unsyncedBytes, unsyncedEntries atomic.Int64
 	oldest                         instant
 	// written: what the tail holds up to here is durable in the files.
-	written  uint64
+	written uint64
+	// trimmed is what Trim let go of since a Compact or a snapshot did, oldest first, without gaps.
+	trimmed  []trimmed
 	started  bool // an Append or Sync happened: too late for Adopt
 	closing  bool
 	released bool // Close was called; guarded by compactMu
@@ -221,6 +223,7 @@ func (l *Log) Append(a Append) {
 		it.snapshot, it.install, it.promise = true, a.Install, true
 		it.base = hard{term: m.GetTerm(), commit: m.GetIndex()}
 		l.tail.reset(m.GetIndex(), m.GetTerm())
+		l.trimmed = nil
 		l.confState = m.GetConfState()
 	}
 	if len(a.Entries) > 0 {

@@ -40,6 +40,54 @@ func readAll(t *testing.T, l *Log, index uint64) (entries []*raftpb.Entry, err e
 	}
 }
 
+// What Trim lets go of stays in the files as far as Compact is told to keep it, and no further.
+func TestTrimmedIsKeptInFiles(t *testing.T) {
+	var s sink
+	l := mustOpen(t, "log", testOptions(vfs.NewMem(), &s))
+	defer mustClose(t, l)
+	l.Append(Append{HardState: hardState(1, 1, 0)})
+	const keep = 50_000 // some 44 entries
+	check := func(last uint64) {
+		t.Helper()
+		if err := l.Compact(last-1, keep); err != nil {
+			t.Fatal(err)
+		}
+		if mem, _ := l.Bytes(); mem > 5000 {
+			t.Errorf("%d bytes are in memory", mem)
+		}
+		// Files are dropped as a whole, and one is some 16 entries.
+		if n := last - l.Oldest(); n < 40 || n > 90 {
+			t.Errorf("the files keep %d entries", n)
+		}
+		if got, err := readAll(t, l, last-40); err != nil || len(got) < 40 {
+			t.Errorf("%d entries, %v", len(got), err)
+		}
+	}
+	for last := uint64(10); last <= 200; last += 10 {
+		grow(t, l, last)
+		l.Trim(last-1, 4000)
+	}
+	check(200)
+	for last := uint64(210); last <= 500; last += 10 {
+		grow(t, l, last)
+		l.Trim(last-1, 4000)
+		if last%50 == 0 {
+			check(last)
+		}
+	}
+	if n := len(l.trimmed); n > 10 {
+		t.Errorf("%d trims are remembered", n)
+	}
+	// Without Trim, memory has what is to be kept, and what was trimmed before is forgotten.
+	grow(t, l, 600)
+	if err := l.Compact(599, keep); err != nil {
+		t.Fatal(err)
+	}
+	if mem, _ := l.Bytes(); mem > keep || mem < keep/2 || len(l.trimmed) != 0 || l.Oldest() < 500 {
+		t.Errorf("%d bytes are in memory, the files begin with %d, %d trims are remembered", mem, l.Oldest(), len(l.trimmed))
+	}
+}
+
 // Compact leaves in the files what Hold asks for, up to its bound, and drops it from
 // memory all the same.
 func TestHold(t *testing.T) {

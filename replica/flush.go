@@ -29,13 +29,22 @@ type flusher struct {
 
 	// hold: a follower still needs what the log would drop; set by the loop.
 	hold atomic.Bool
+	// behind: a follower of this leader lacks more than is kept in memory for those that keep up;
+	// set by the loop.
+	behind atomic.Bool
 
 	untrimmed int64 // bytes applied since the log's memory was last trimmed; the applier's
 }
 
-// trimBytes is after how much applied log the memory of the log is trimmed; or after
-// Config.KeepBytes, if that is less.
+// trimBytes is after how much applied log the memory of the log is trimmed; or after what is kept
+// in memory, if that is less.
 const trimBytes = 4 << 20
+
+// nearShare is which part of KeepBytes stays in memory while nobody is behind: where there are no
+// followers, on the leader of followers that keep up, and on a member that does not lead. (A
+// follower that is behind when this one begins to lead is fed from the files, which keep as much
+// as ever.)
+const nearShare = 8
 
 func (f *flusher) init(e *env, work *storeWork, window *window) {
 	f.env, f.work, f.window, f.due = e, work, window, make(chan struct{}, 1)
@@ -54,13 +63,23 @@ func (f *flusher) note(entries uint64, bytes int64) {
 	}
 	// The store's flush may take long, and until it ends the entries are in the store's memory, too.
 	// The log need not keep them as well: what is applied is needed by followers alone.
-	if f.untrimmed += bytes; f.untrimmed >= min(trimBytes, f.cfg.KeepBytes) {
+	keep := f.keepInMemory()
+	if f.untrimmed += bytes; f.untrimmed >= min(trimBytes, keep) {
 		f.untrimmed = 0
-		f.cfg.Log.Trim(min(f.pub.applied.Load(), f.pub.raftApplied.Load()), f.keep())
+		f.cfg.Log.Trim(min(f.pub.applied.Load(), f.pub.raftApplied.Load()), keep)
 	}
 }
 
-// keep is how much log stays in memory for followers, in bytes.
+// keepInMemory is how much log stays in memory for followers, in bytes; at most keep. What a
+// follower lacks that was heard of lately stays in any case: see raftlog.Log.Trim.
+func (f *flusher) keepInMemory() int64 {
+	if f.hold.Load() || f.behind.Load() {
+		return f.keep()
+	}
+	return f.cfg.KeepBytes / nearShare
+}
+
+// keep is how much log is kept for followers, in memory or in the files, in bytes.
 func (f *flusher) keep() int64 {
 	if f.hold.Load() {
 		return f.cfg.HoldBytes

@@ -49,6 +49,7 @@ func (fs *followers) notLeading() {
 	fs.lagging = time.Time{}
 	clear(fs.catching)
 	fs.flusher.hold.Store(false)
+	fs.flusher.behind.Store(false)
 	fs.releaseDisk()
 }
 
@@ -77,7 +78,7 @@ const holdInactive = 10 * time.Second
 // holdDisk tells the log which part of it the followers need from the files. It runs at each tick
 // of a leader.
 func (fs *followers) holdDisk(now time.Time) {
-	after, known := uint64(raftlog.NoHold), make(map[uint64]bool, len(fs.wanted))
+	after, known, behind := uint64(raftlog.NoHold), make(map[uint64]bool, len(fs.wanted)), false
 	fs.node.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
 		if id == fs.cfg.ID {
 			return
@@ -91,7 +92,11 @@ func (fs *followers) holdDisk(now time.Time) {
 		if now.Sub(fs.heard[id]) < holdInactive {
 			after = min(after, fs.wanted[id])
 		}
+		// Half of what is kept for those that keep up: it goes on falling behind until it is
+		// looked at again.
+		behind = behind || fs.cfg.Log.BytesAfter(p.Match) > fs.cfg.KeepBytes/nearShare/2
 	})
+	fs.flusher.behind.Store(behind)
 	for id := range fs.wanted {
 		if !known[id] {
 			delete(fs.wanted, id)

@@ -115,7 +115,8 @@ type Settings struct {
 	FlushEntries uint64
 	// KeepBytes is how much log is kept in memory for followers that lag, below what the
 	// state machine needs; a follower further behind gets what is on disk (HoldDiskBytes) or
-	// a snapshot. Default 32 MiB.
+	// a snapshot. While no follower is behind an eighth of it is in memory and the rest on disk.
+	// Default 32 MiB.
 	KeepBytes int64
 	// HoldBytes is the same while an active follower gets a snapshot, and until it has caught up to
 	// within half of KeepBytes: it will need what is written in the meantime. The log's own bound
