@@ -27,6 +27,14 @@ import (
 // published version, or one newer than what is published. A reader at revision R takes it if its
 // revision is <= R, since then nothing between it and R exists; otherwise it reads the store.
 //
+// # What stays
+//
+// A key that is written for the first time is young: most of those are not asked for soon, and
+// what young keys take together is bounded by an eighth (youngShare). One that is read, or written
+// again, while it is young, is hot afterwards; and so is at once what a reader puts, and the new
+// version of a key that had one. So writes of new keys, however many, neither drive out what is
+// read nor fill the memory.
+//
 // Entries are protobuf messages that are shared by many readers; nobody may change them.
 type cache struct {
 	seed   maphash.Seed
@@ -44,18 +52,26 @@ const (
 	// place in the map.
 	entryBytes = 320
 
+	// youngShare is which part of the cache young entries may take.
+	youngShare = 8
+
 	subUnknown = math.MaxUint32
 )
 
 type shard struct {
 	mu      sync.Mutex
 	entries map[string]*entry
-	// Ring of all entries, newest first at head; the second chance works at its tail.
-	head, tail *entry
-	bytes      int64
-	limit      int64
+	// All entries are in one of the two.
+	young, hot ring
+	limit      int64 // of the bytes of both
 	dropped    int64
 	_          [64]byte // shards on cache lines of their own
+}
+
+// A ring has entries, newest first at head; the second chance works at its tail.
+type ring struct {
+	head, tail *entry
+	bytes      int64
 }
 
 type entry struct {
@@ -63,6 +79,7 @@ type entry struct {
 	sub        uint32           // sub revision; subUnknown if it is not known
 	whole      bool             // the value is there, if there is one
 	used       bool             // read since it last was at the head
+	hot        bool             // in that ring, else in young
 	size       int32
 	prev, next *entry
 }
@@ -115,7 +132,7 @@ func (c *cache) put(kv *mvccpb.KeyValue, sub uint32) {
 	if e := sh.entries[string(kv.Key)]; e != nil {
 		sh.replace(e, kv, sub, whole)
 	} else {
-		sh.insert(kv, sub, whole)
+		sh.insert(kv, sub, whole, kv.Version > 1)
 	}
 	sh.mu.Unlock()
 }
@@ -127,7 +144,6 @@ func (c *cache) forget(kv *mvccpb.KeyValue) {
 	if e := sh.entries[string(kv.Key)]; e != nil {
 		sh.unlink(e)
 		delete(sh.entries, string(kv.Key))
-		sh.bytes -= int64(e.size)
 	}
 	sh.dropped = max(sh.dropped, kv.ModRevision)
 	sh.mu.Unlock()
@@ -143,7 +159,7 @@ func (c *cache) fill(kv *mvccpb.KeyValue, asOf int64) {
 			sh.replace(e, kv, subUnknown, whole)
 		}
 	} else if sh.dropped <= asOf {
-		sh.insert(kv, subUnknown, whole)
+		sh.insert(kv, subUnknown, whole, true)
 	}
 	sh.mu.Unlock()
 }
@@ -159,60 +175,83 @@ func trim(kv *mvccpb.KeyValue) (_ *mvccpb.KeyValue, whole bool) {
 }
 
 // replace also gives the map the new version's key: the old one may share its memory with the old
-// value.
+// value. The entry is hot then.
 func (sh *shard) replace(e *entry, kv *mvccpb.KeyValue, sub uint32, whole bool) {
 	sh.unlink(e)
-	sh.bytes -= int64(e.size)
-	e.kv, e.sub, e.whole = kv, sub, whole
+	e.kv, e.sub, e.whole, e.hot = kv, sub, whole, true
 	sh.entries[str(kv.Key)] = e
 	sh.add(e)
 }
 
-func (sh *shard) insert(kv *mvccpb.KeyValue, sub uint32, whole bool) {
-	e := &entry{kv: kv, sub: sub, whole: whole}
+func (sh *shard) insert(kv *mvccpb.KeyValue, sub uint32, whole, hot bool) {
+	e := &entry{kv: kv, sub: sub, whole: whole, hot: hot}
 	sh.entries[str(kv.Key)] = e
 	sh.add(e)
 }
 
-// add puts an entry of the map into the ring, and evicts what is too much.
+// add puts an entry of the map into its ring, and evicts what is too much.
 func (sh *shard) add(e *entry) {
 	e.size = int32(entryBytes + len(e.kv.Key) + len(e.kv.Value))
 	sh.pushHead(e)
-	sh.bytes += int64(e.size)
-	for sh.bytes > sh.limit && sh.tail != nil {
-		e := sh.tail
+	for sh.young.bytes > sh.limit/youngShare {
+		e := sh.young.tail
 		sh.unlink(e)
-		if e.used && sh.head != nil {
+		if e.used {
+			e.used, e.hot = false, true
+			sh.pushHead(e)
+			continue
+		}
+		sh.forgotten(e)
+	}
+	for sh.young.bytes+sh.hot.bytes > sh.limit && sh.hot.tail != nil {
+		e := sh.hot.tail
+		sh.unlink(e)
+		if e.used && sh.hot.head != nil {
 			e.used = false
 			sh.pushHead(e)
 			continue
 		}
-		delete(sh.entries, str(e.kv.Key))
-		sh.bytes -= int64(e.size)
-		sh.dropped = max(sh.dropped, e.kv.ModRevision)
+		sh.forgotten(e)
 	}
+}
+
+// forgotten removes an entry that is in no ring any longer.
+func (sh *shard) forgotten(e *entry) {
+	delete(sh.entries, str(e.kv.Key))
+	sh.dropped = max(sh.dropped, e.kv.ModRevision)
+}
+
+func (sh *shard) ringOf(e *entry) *ring {
+	if e.hot {
+		return &sh.hot
+	}
+	return &sh.young
 }
 
 func (sh *shard) pushHead(e *entry) {
-	e.prev, e.next = nil, sh.head
-	if sh.head != nil {
-		sh.head.prev = e
+	r := sh.ringOf(e)
+	r.bytes += int64(e.size)
+	e.prev, e.next = nil, r.head
+	if r.head != nil {
+		r.head.prev = e
 	} else {
-		sh.tail = e
+		r.tail = e
 	}
-	sh.head = e
+	r.head = e
 }
 
 func (sh *shard) unlink(e *entry) {
+	r := sh.ringOf(e)
+	r.bytes -= int64(e.size)
 	if e.prev != nil {
 		e.prev.next = e.next
 	} else {
-		sh.head = e.next
+		r.head = e.next
 	}
 	if e.next != nil {
 		e.next.prev = e.prev
 	} else {
-		sh.tail = e.prev
+		r.tail = e.prev
 	}
 	e.prev, e.next = nil, nil
 }
@@ -223,7 +262,7 @@ func (c *cache) reset(rev int64) {
 		sh := &c.shards[i]
 		sh.mu.Lock()
 		clear(sh.entries)
-		sh.head, sh.tail, sh.bytes, sh.dropped = nil, nil, 0, rev
+		sh.young, sh.hot, sh.dropped = ring{}, ring{}, rev
 		sh.mu.Unlock()
 	}
 }

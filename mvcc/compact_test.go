@@ -143,13 +143,68 @@ func TestWideDeleteAndCache(t *testing.T) {
 	}
 }
 
+// TestCacheKeepsWhatIsAskedFor: keys that are written once and not read fill an eighth of the cache,
+// and leave in it what is read or written again.
+func TestCacheKeepsWhatIsAskedFor(t *testing.T) {
+	const limit = 8 << 20
+	c := newCache(limit)
+	rev := int64(0)
+	put := func(key string, version int64) {
+		rev++
+		c.put(&mvccpb.KeyValue{Key: []byte(key), Value: make([]byte, 100), ModRevision: rev, Version: version}, 0)
+	}
+	has := func(key string) bool { _, _, ok := c.get([]byte(key)); return ok }
+	bytes := func() (young, all int64) {
+		for i := range c.shards {
+			young += c.shards[i].young.bytes
+			all += c.shards[i].young.bytes + c.shards[i].hot.bytes
+		}
+		return young, all
+	}
+	keys := map[string]func(key string){
+		"read while young":    func(key string) { put(key, 1); has(key) },
+		"written twice":       func(key string) { put(key, 1); put(key, 2) },
+		"written again later": func(key string) { put(key, 7) },
+		"found by a reader":   func(key string) { c.fill(&mvccpb.KeyValue{Key: []byte(key), ModRevision: rev, Version: 1}, rev) },
+	}
+	for how, do := range keys {
+		for i := range 1000 {
+			do(fmt.Sprint(how, i))
+		}
+	}
+	put("written once", 1)
+	for i := range 30_000 {
+		put(fmt.Sprint("flood", i), 1)
+	}
+	if young, all := bytes(); young > limit/youngShare || young < limit/youngShare/2 || all > limit {
+		t.Errorf("keys that were written once take %d bytes, all keys %d of %d", young, all, limit)
+	}
+	if has("written once") {
+		t.Error("a key that was written once is there after 30,000 others")
+	}
+	for how := range keys {
+		for i := range 1000 {
+			if !has(fmt.Sprint(how, i)) {
+				t.Fatalf("key %d of those %s is gone", i, how)
+			}
+		}
+	}
+	// What is asked for has the whole cache, the least recent of it is evicted.
+	for i := range 30_000 {
+		put(fmt.Sprint("again", i), 2)
+	}
+	if _, all := bytes(); all > limit || all < limit*9/10 {
+		t.Errorf("all keys take %d bytes of %d", all, limit)
+	}
+}
+
 // TestCacheHoldsWhatItCounts: versions that are gone keep no memory alive through the keys of those
 // that came after.
 func TestCacheHoldsWhatItCounts(t *testing.T) {
 	const n, valueBytes = 4000, 10 << 10
 	counted := func(c *cache) (bytes int64) {
 		for i := range c.shards {
-			bytes += c.shards[i].bytes
+			bytes += c.shards[i].young.bytes + c.shards[i].hot.bytes
 		}
 		return bytes
 	}

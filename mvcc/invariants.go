@@ -166,12 +166,21 @@ func (c *cache) check(live []*mvccpb.KeyValue, rev int64) {
 	for i := range c.shards {
 		sh := &c.shards[i]
 		sh.mu.Lock()
-		n, size := 0, int64(0)
-		for e := sh.head; e != nil; e = e.next {
-			n, size = n+1, size+int64(e.size)
+		n := 0
+		for _, r := range []*ring{&sh.young, &sh.hot} {
+			size := int64(0)
+			for e := r.head; e != nil; e = e.next {
+				n, size = n+1, size+int64(e.size)
+				if sh.ringOf(e) != r {
+					invariants.Broken("mvcc", "%q is in the wrong order of the cache", e.kv.Key)
+				}
+			}
+			if size != r.bytes {
+				invariants.Broken("mvcc", "entries of %d bytes are in an order of the cache, which counts %d", size, r.bytes)
+			}
 		}
-		if n != len(sh.entries) || size != sh.bytes {
-			invariants.Broken("mvcc", "a part of the cache has %d entries of %d bytes in order, %d by key of %d", n, size, len(sh.entries), sh.bytes)
+		if n != len(sh.entries) {
+			invariants.Broken("mvcc", "a part of the cache has %d entries in order, %d by key", n, len(sh.entries))
 		}
 		for key, e := range sh.entries {
 			kv := newest[key]
