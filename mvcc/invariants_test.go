@@ -59,7 +59,7 @@ func TestInvariantsBreak(t *testing.T) {
 		{"cached key that is gone", func(r *rig) {
 			r.cache.put(&mvccpb.KeyValue{Key: []byte("gone"), ModRevision: 9, CreateRevision: 9, Version: 1}, 0)
 		}, "is cached as"},
-		{"order of the cache", func(r *rig) { r.cache.shard([]byte("key07")).bytes++ }, "a part of the cache"},
+		{"order of the cache", func(r *rig) { r.cache.shard([]byte("key07")).hot.bytes++ }, "an order of the cache"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, Options{countBlockKeys: 4})
