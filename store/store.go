@@ -50,6 +50,10 @@ type Options struct {
 	// manifestBytes, for tests, is how large a manifest gets before the next one is begun. 0:
 	// Pebble's default.
 	manifestBytes int64
+
+	// valuesAge, for tests, is how old a file of values is before it is written anew for the garbage
+	// in it. 0: rewriteAge.
+	valuesAge time.Duration
 }
 
 // Store is the open database of a member. The package comment says what it promises, and which
@@ -104,6 +108,26 @@ const (
 
 	separateBytes = 4 << 10 // values from this size on go to blob files
 	blockBytes    = 16 << 10
+
+	// tableBytes is how large tables get at least before the next one is begun, on the upper levels;
+	// the lower ones have larger ones. A table counts with the values that it points to, and a flush
+	// makes a file of values for each table. With 4 MiB, puts of 100 KB made a file for every ten,
+	// and the making of files was an eighth of their CPU: each costs two syncs, and ext4 looks for an
+	// inode among all that were freed lately.
+	tableBytes = 32 << 20
+
+	// blobDepth is how many files of values the tables of one key may point into, about, before a
+	// compaction copies their values into new files, so that neighbours lie together. The copies cost
+	// more than they gain: a value takes a quarter of a block at least. The bound is for the lists of
+	// files that each table has, which are in memory.
+	blobDepth = 500
+
+	// rewriteAge and rewriteGarbage: when that share of all values in files is garbage, the files with
+	// the most of it are written anew without it, but for those younger than this, since what is
+	// overwritten often soon leaves nothing in them. Nothing else bounds the garbage, so the age bounds
+	// how far a busy writer can get ahead.
+	rewriteAge     = 5 * time.Second
+	rewriteGarbage = 0.2
 )
 
 // Open opens the store in dir, and creates it if there is none. It fails, changing nothing, if dir
@@ -164,6 +188,10 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 	if maxOpenFiles <= 0 {
 		maxOpenFiles = defaultMaxOpenFiles
 	}
+	valuesAge := opts.valuesAge
+	if valuesAge <= 0 {
+		valuesAge = rewriteAge
+	}
 	listener := s.eventListener()
 	o := &pebble.Options{
 		FS:                 pacedFS{blobFS{markerFS{s.fs}, s}, &s.background},
@@ -190,7 +218,9 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		EventListener:              &listener,
 		Logger:                     pebbleLogger{s.logger},
 	}
-	o.TargetFileSizes[0] = 4 << 20
+	for i := range o.TargetFileSizes {
+		o.TargetFileSizes[i] = max(tableBytes, int64(4<<20)<<i)
+	}
 	// The write-ahead log makes a flushable ingest durable, and there is none: Install must wait
 	// for the manifest.
 	o.Experimental.DisableIngestAsFlushable = func() bool { return true }
@@ -202,9 +232,9 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		return pebble.ValueSeparationPolicy{
 			Enabled:               true,
 			MinimumSize:           separateBytes,
-			MaxBlobReferenceDepth: 30,
-			RewriteMinimumAge:     5 * time.Minute,
-			TargetGarbageRatio:    0.2,
+			MaxBlobReferenceDepth: blobDepth,
+			RewriteMinimumAge:     valuesAge,
+			TargetGarbageRatio:    rewriteGarbage,
 		}
 	}
 	for i := range o.Levels {
