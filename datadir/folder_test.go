@@ -141,3 +141,31 @@ func TestBind(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestWhoseRecordIsDamaged: of the two records, one that differs from the other and from the log is
+// damaged, as by one digit; where both differ from the log, folders were mixed up, which heals nothing.
+func TestWhoseRecordIsDamaged(t *testing.T) {
+	t.Parallel()
+	right, member, cluster := Record{Member: 1, Cluster: 0x34948525}, Record{Member: 2, Cluster: 0x34948525}, Record{Member: 1, Cluster: 0x34948524}
+	for _, tc := range []struct {
+		identity, store *Record
+		want            string
+		damage          bool
+	}{
+		{&right, &right, "", false},
+		{&right, nil, "", false},
+		{&cluster, &right, "/d/member/identity.json is damaged", true},
+		{&right, &cluster, "/d/member/store/identity.json is damaged", true},
+		{&member, &right, "/d/member/identity.json is damaged", true},
+		{&cluster, &cluster, "cannot run together", false},
+		{&cluster, nil, "cannot run together", false},
+		{nil, &member, "cannot run together", false},
+	} {
+		paths := PathsOf("/d", "")
+		p := &Parts{paths: paths, identity: tc.identity, store: tc.store, log: &raftlog.Metadata{MemberID: 1, ClusterID: 0x34948525}}
+		err := p.check()
+		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) || IsDamage(err) != tc.damage {
+			t.Errorf("%+v, %+v: %v, damage %v", tc.identity, tc.store, err, IsDamage(err))
+		}
+	}
+}

@@ -190,7 +190,15 @@ func (p *Parts) check() error {
 		case r == nil:
 		case p.log == nil:
 			return p.logMissing()
-		case r.Member != p.log.MemberID || r.Cluster != p.log.ClusterID:
+		case !p.ofLog(r) && (p.identity != nil && p.ofLog(p.identity) || p.store != nil && p.ofLog(p.store)):
+			// Folders that were mixed up would take both records along.
+			good := p.paths.identity()
+			if known.path == good {
+				good = p.paths.storeIdentity()
+			}
+			return damaged("%s is damaged: it says that this is member %x of cluster %x, but %s and the raft log in %s say member %x of cluster %x. Copy %s over it and start again",
+				known.path, r.Member, r.Cluster, good, p.paths.Log, p.log.MemberID, p.log.ClusterID, good)
+		case !p.ofLog(r):
 			return fmt.Errorf("the store in %s belongs to member %x of cluster %x (says %s), the raft log in %s to member %x of cluster %x; they cannot run together. %s",
 				p.paths.Store, r.Member, r.Cluster, known.path, p.paths.Log, p.log.MemberID, p.log.ClusterID, together)
 		case r.Log != 0 && r.Log != p.log.LogID:
@@ -199,6 +207,11 @@ func (p *Parts) check() error {
 		}
 	}
 	return nil
+}
+
+// ofLog reports whether a record is of the member whose log there is.
+func (p *Parts) ofLog(r *Record) bool {
+	return r.Member == p.log.MemberID && r.Cluster == p.log.ClusterID
 }
 
 const together = "Nothing was changed. Give the --data-dir and --wal-dir that were used together"
