@@ -18,7 +18,7 @@ const Path = "/debug/belay/backup"
 // A Status is what a member says about its backups, as JSON.
 type Status struct {
 	Member     string `json:"member"`
-	Leading    bool   `json:"leading"` // it makes the backups
+	Leading    bool   `json:"leading"` // it makes the backups, or has them made
 	To         string `json:"to"`
 	Every      string `json:"every"`
 	Increments string `json:"increments,omitempty"`
@@ -41,6 +41,7 @@ type Running struct {
 	Kind  string    `json:"kind,omitempty"`
 	Since time.Time `json:"since"`
 	Bytes int64     `json:"bytes,omitempty"` // saved so far, before compression
+	By    string    `json:"by,omitempty"`    // the member that does it for the leader
 }
 
 // An Outcome is what came of an order.
@@ -50,6 +51,7 @@ type Outcome struct {
 	Revision  int64  `json:"revision,omitempty"`
 	Unchanged bool   `json:"unchanged,omitempty"` // nothing was written since that one
 	Error     string `json:"error,omitempty"`
+	By        string `json:"by,omitempty"` // the member that made it
 }
 
 // Status is what there is to say without reading the depot.

@@ -34,10 +34,11 @@
 //
 // # Who makes it
 //
-// The leader, because there is one. Two members that both believe to lead, or two members one after
-// the other, do not disturb each other: names contain time and member, nothing is ever written twice,
-// and an increment is valid whoever made its parent, because both saw the same history. That
-// it is the same is checked: a restored cluster has the id of the one before it.
+// The leader, because there is one, decides; another member makes it, if one can (turn.go). Two
+// members that both believe to lead, or that make backups at once, do not disturb each other: names
+// contain time and member, nothing is ever written twice, and an increment is valid whoever made its
+// parent, because both saw the same history. That it is the same is checked: a restored cluster has
+// the id of the one before it.
 //
 // # Goroutines
 //
@@ -56,7 +57,8 @@
 //	retain.go    what may be removed
 //	pace.go      the bandwidth
 //	place.go     flags that say where a depot is
-//	maker.go     the schedule, and who makes them
+//	maker.go     the schedule
+//	turn.go      another member makes one in the leader's place
 //	answer.go    what is asked over HTTP, and metrics
 //	listing.go   a catalog to be shown
 //	walk.go      every file of a depot, for who inspects

@@ -93,8 +93,14 @@ type Env struct {
 
 	View    func() *mvcc.View
 	Applied func() uint64          // raft's index
-	Leading func() bool            // this member leads: it makes the backups
+	Leading func() bool            // this member leads: it makes the backups, or has them made
 	Changed func() <-chan struct{} // closed when that may have changed
+	// Leader is the member that this one follows, 0 if none, and its term. Deputies are the other
+	// members, which may make backups in its place (turn.go); nil: the leader makes all. Unwell says
+	// why this member should make none for the leader; "", or nil: nothing is wrong.
+	Leader   func() (id, term uint64)
+	Deputies func() []Deputy
+	Unwell   func() string
 	// Times are the sightings after a time, oldest first.
 	Times func(after time.Time) []Sighting
 
@@ -107,13 +113,15 @@ type Env struct {
 	Metrics *Metrics
 }
 
-// A Maker makes backups by a schedule while its member leads.
+// A Maker makes backups by a schedule while its member leads, or has other members make them; and
+// makes one for the leader if it is asked.
 type Maker struct {
 	s    Settings
 	env  Env
 	pace *Pace
 
 	orders chan *order // capacity 1: one waits at most
+	turns  chan *turn  // capacity 1: likewise; of the leader
 
 	// Of the goroutine of Run.
 	catalog   *Catalog  // nil: to be read
@@ -126,9 +134,14 @@ type Maker struct {
 		took  time.Duration
 	}
 	wasTooOld bool
+	seen      *Catalog             // of the last turn as a deputy
+	deputy    uint64               // the member that made the last backup for this one
+	shunned   map[uint64]time.Time // members that failed, and until when they are not asked
+	refusals  string               // why nobody else makes backups, as last said
 
 	mu     sync.Mutex
 	status Status
+	turn   *turn // the last one as a deputy
 }
 
 // An order is what somebody asked for.
@@ -143,7 +156,7 @@ func New(s Settings, env Env) *Maker {
 	if env.Logger == nil {
 		env.Logger = zap.NewNop()
 	}
-	m := &Maker{s: s, env: env, pace: NewPace(s.BytesPerSecond), orders: make(chan *order, 1)}
+	m := &Maker{s: s, env: env, pace: NewPace(s.BytesPerSecond), orders: make(chan *order, 1), turns: make(chan *turn, 1), shunned: map[uint64]time.Time{}}
 	m.status = Status{Member: env.MemberName, To: env.Depot.String(), Every: s.Every.String(), MaxAge: s.tooOldAfter().String()}
 	if s.Increments > 0 {
 		m.status.Increments = s.Increments.String()
@@ -157,6 +170,7 @@ func (m *Maker) Run(ctx context.Context) {
 		m.env.Logger.Warn("cannot remove what an interrupted trial of a backup left", zap.String("path", m.env.ScratchDir), zap.Error(err))
 	}
 	var o *order
+	var t *turn
 	for ctx.Err() == nil {
 		changed := m.env.Changed()
 		now := time.Now()
@@ -169,21 +183,32 @@ func (m *Maker) Run(ctx context.Context) {
 				o.done <- Outcome{Error: "this member does not lead any more: ask the leader"}
 			}
 			m.tellAge(now)
+			if t != nil {
+				m.take(ctx, t)
+				pause = 0
+			}
 		default:
 			if m.led.IsZero() {
-				m.led = now
+				m.led, m.seen = now, nil
+				if len(m.deputies(now)) > 0 { // the leader before this one may have given a turn
+					m.notBefore = now.Add(turnRest)
+				}
+			}
+			if t != nil {
+				m.take(ctx, t) // it ends at once
 			}
 			m.step(ctx, o)
 			m.tellAge(time.Now())
 			pause = min(restless, max(0, time.Until(m.due())))
 		}
 		timer := time.NewTimer(pause)
-		o = nil
+		o, t = nil, nil
 		select {
 		case <-ctx.Done():
 		case <-changed:
 		case <-timer.C:
 		case o = <-m.orders:
+		case t = <-m.turns:
 		}
 		timer.Stop()
 	}
@@ -275,19 +300,32 @@ func (m *Maker) step(ctx context.Context, o *order) {
 	if o == nil && time.Now().Before(m.due()) {
 		return
 	}
-	out, err := m.work(ctx, o)
+	within, cancel := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		m.watch(within, cancel, func() error {
+			if !m.env.Leading() {
+				return errLeads
+			}
+			return nil
+		})
+	})
+	out, err := m.work(within, o)
+	lost := context.Cause(within)
+	cancel(nil)
+	watching.Wait()
 	switch {
 	case ctx.Err() != nil:
 		out.Error = "the member is being stopped"
+	case err != nil && lost != nil:
+		out.Error = errLeads.Error()
 	case err != nil:
 		out.Error = err.Error()
-		m.env.Metrics.failures.Inc()
 		if o == nil {
 			m.retry = min(max(2*m.retry, firstRetry), lastRetry)
 			m.notBefore = time.Now().Add(m.retry)
 		}
-		m.env.Logger.Error("a backup failed", zap.String("backup", out.Name), zap.String("to", m.env.Depot.String()), zap.Error(err), zap.Duration("next-try-in", m.nextTry(time.Now())))
-		m.update(func(s *Status) { s.LastError, s.LastErrorAt = err.Error(), time.Now().UTC() })
+		m.failed(out.Name, err)
 	default:
 		m.retry, m.notBefore = 0, time.Time{}
 	}
@@ -297,12 +335,25 @@ func (m *Maker) step(ctx context.Context, o *order) {
 	}
 }
 
+var errLeads = errors.New("this member does not lead any more: ask the leader")
+
+// failed counts and says that a backup could not be made, or is not good.
+func (m *Maker) failed(name string, err error) {
+	m.env.Metrics.failures.Inc()
+	fields := []zap.Field{zap.String("backup", name), zap.String("to", m.env.Depot.String()), zap.Error(err)}
+	if !m.led.IsZero() {
+		fields = append(fields, zap.Duration("next-try-in", m.nextTry(time.Now())))
+	}
+	m.env.Logger.Error("a backup failed", fields...)
+	m.update(func(s *Status) { s.LastError, s.LastErrorAt = err.Error(), time.Now().UTC() })
+}
+
 func (m *Maker) work(ctx context.Context, o *order) (out Outcome, err error) {
 	m.update(func(s *Status) { s.Running = &Running{Doing: "reading what there is", Since: time.Now().UTC()} })
 	if m.catalog, err = Load(ctx, m.env.Depot, clusterFolder(m.env.Cluster), m.catalog); err != nil {
 		return out, fmt.Errorf("%s cannot be read: %w", m.env.Depot, err)
 	}
-	m.clean(ctx)
+	m.clean(ctx, m.s.Retention)
 	if o != nil && o.verify != "" {
 		return m.verify(ctx, o.verify)
 	}
@@ -318,7 +369,24 @@ func (m *Maker) work(ctx context.Context, o *order) (out Outcome, err error) {
 	case m.s.Increments == 0 && o != nil:
 		parent = nil
 	}
-	e, err := m.save(ctx, parent, o != nil)
+	// The one before it may have given a turn. By the schedule it is put off for as long.
+	if wait := time.Until(m.led.Add(turnRest)); o != nil && wait > 0 && len(m.deputies(now)) > 0 && !sleep(ctx, wait) {
+		return out, ctx.Err()
+	}
+	out, made, err := m.delegate(ctx, parent, o != nil)
+	if !made && err == nil {
+		out, err = m.produce(ctx, parent, o != nil)
+	}
+	if err == nil {
+		m.clean(ctx, m.s.Retention)
+	}
+	return out, err
+}
+
+// produce makes a backup here, and proves it.
+func (m *Maker) produce(ctx context.Context, parent *Entry, deep bool) (out Outcome, err error) {
+	now := time.Now()
+	e, err := m.save(ctx, parent, deep)
 	if errors.Is(err, ErrGap) {
 		m.env.Logger.Info("a full backup in place of an increment", zap.String("after", parent.Name), zap.Error(err))
 		e, err = m.save(ctx, nil, true)
@@ -326,7 +394,7 @@ func (m *Maker) work(ctx context.Context, o *order) (out Outcome, err error) {
 	if err != nil {
 		return out, err
 	}
-	out = Outcome{Name: e.Name, Revision: e.Manifest.Revision}
+	out = Outcome{Name: e.Name, Revision: e.Manifest.Revision, By: m.env.MemberName}
 	m.catalog.Entries = append(m.catalog.Entries, e)
 	m.catalog.judge()
 	if err := m.try(ctx, e, e.Manifest.Hash != nil); err != nil {
@@ -337,7 +405,6 @@ func (m *Maker) work(ctx context.Context, o *order) (out Outcome, err error) {
 	m.env.Metrics.took.Set(time.Since(now).Seconds())
 	m.env.Logger.Info("made a backup", zap.String("backup", e.Name), zap.String("state", string(e.State)), zap.Int64("revision", e.Manifest.Revision),
 		zap.Int64("versions", e.Manifest.Versions), zap.String("size", show.LogBytes(e.Bytes())), zap.Duration("took", time.Since(now)))
-	m.clean(ctx)
 	return out, nil
 }
 
@@ -440,9 +507,9 @@ func (m *Maker) verify(ctx context.Context, name string) (out Outcome, err error
 }
 
 // clean removes what may go. What cannot be removed is tried again next time.
-func (m *Maker) clean(ctx context.Context) {
+func (m *Maker) clean(ctx context.Context, r Retention) {
 	gone := map[*Entry]bool{}
-	for _, e := range m.catalog.expired(m.s.Retention, fmt.Sprintf("%016x", m.env.Member), time.Now()) {
+	for _, e := range m.catalog.expired(r, fmt.Sprintf("%016x", m.env.Member), time.Now()) {
 		if err := remove(ctx, m.env.Depot, m.catalog.Cluster, e); err != nil {
 			m.env.Logger.Warn("cannot remove an old backup", zap.String("backup", e.Name), zap.String("to", m.env.Depot.String()), zap.Error(err))
 			break
@@ -463,7 +530,10 @@ func (m *Maker) clean(ctx context.Context) {
 // tellAge publishes how old the last good backup is, and says in the log when it has become too
 // old. Only the leader knows, and only it complains.
 func (m *Maker) tellAge(now time.Time) {
-	last := m.lastGood()
+	var last time.Time
+	if !m.led.IsZero() {
+		last = m.lastGood()
+	}
 	tooOld := !m.led.IsZero() && now.Sub(last) > m.s.tooOldAfter() && now.Sub(m.led) > m.s.tooOldAfter()
 	if !last.IsZero() && !m.led.IsZero() {
 		tooOld = now.Sub(last) > m.s.tooOldAfter()

@@ -2,17 +2,24 @@ package node
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/belaydb/belay/backup"
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/peers"
+	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/timemap"
 )
 
@@ -34,9 +41,12 @@ func (n *Node) makeBackups() error {
 	if s.ScratchDir != "" {
 		disk, scratch = s.ScratchDir, filepath.Join(s.ScratchDir, fmt.Sprintf("%s-%016x", scratchFolder, n.id.Member))
 	}
+	turns := backupTurns{own: n.id.Member, members: n.state.Members, client: n.transport.Client, urls: n.peerURLs}
 	n.backups = backup.New(s, backup.Env{
 		Origin: backup.Origin{Cluster: n.id.Cluster, Member: n.id.Member, MemberName: n.cfg.Name}, Depot: depot,
 		View: n.kv.View, Applied: n.replica.AppliedIndex, Leading: n.replica.IsLeader, Changed: n.replica.LeaderChanged, Times: sightings(&n.times),
+		Leader:   func() (id, term uint64) { s := n.replica.Status(); return s.Leader, s.Term },
+		Deputies: turns.deputies, Unwell: func() string { return unwell(n.replica.Disk()) },
 		Scratch: func(ctx context.Context, dir string, r *backup.Reading, look func(*mvcc.View, int) error) error {
 			return datadir.Scratch(ctx, dir, r, look)
 		},
@@ -51,6 +61,79 @@ func (n *Node) makeBackups() error {
 		Logger: n.logger, Metrics: backup.NewMetrics(n.registry),
 	})
 	return nil
+}
+
+// backupTurns asks the other members to make backups, over their peer ports.
+type backupTurns struct {
+	own     uint64
+	members func() []*command.Member
+	client  func() *http.Client
+	urls    func(id uint64) []string
+}
+
+// deputies are the other members, as those who may make a backup for this one. An etcd, and a Belay
+// that makes none, answer 404.
+func (b backupTurns) deputies() (list []backup.Deputy) {
+	for _, m := range b.members() {
+		if m.ID == b.own || m.Name == "" {
+			continue
+		}
+		list = append(list, backup.Deputy{ID: m.ID, Name: m.Name, Ask: func(ctx context.Context, q backup.TurnQuestion) (a backup.TurnAnswer, err error) {
+			body, err := json.Marshal(q)
+			if err != nil {
+				return a, err
+			}
+			question := peers.Question{Method: http.MethodPost, Path: peers.PathBackup, Body: body, MaxAnswer: backup.MaxTurnBytes}
+			err, heard := peers.ErrNoURL, false
+			for _, u := range b.urls(m.ID) {
+				var got peers.Answer
+				if got, err = peers.At(ctx, b.client(), u, question); err == nil {
+					if got.Status == http.StatusNotFound {
+						return backup.TurnAnswer{Refused: "it makes no backups"}, nil
+					}
+					return a, errors.Join(got.OK(), json.Unmarshal(got.Body, &a))
+				}
+				op, ok := errors.AsType[*net.OpError](err)
+				heard = heard || !ok || op.Op != "dial"
+			}
+			if !heard {
+				err = backup.NotAsked(err)
+			}
+			return a, err
+		}})
+	}
+	return list
+}
+
+// unwell is why a member with these disks should make no backup for the leader; "": nothing.
+func unwell(d replica.DiskReport) string {
+	switch {
+	case d.State != replica.DiskHealthy:
+		return "the disk of its log is " + d.State.String()
+	case d.Store != replica.DiskHealthy:
+		return "the disk of its store is " + d.Store.String()
+	}
+	return ""
+}
+
+// registerBackups serves the leader, which may have this member make a backup; m nil: it makes none.
+func registerBackups(m *backup.Maker, mux *peers.Mux) {
+	if m == nil {
+		return
+	}
+	mux.Handle(peers.PathBackup, http.MethodPost, peers.NamedMembers, func(w http.ResponseWriter, r *http.Request) {
+		body, ok := peers.ReadQuestion(w, r, backup.MaxTurnBytes)
+		if !ok {
+			return
+		}
+		var q backup.TurnQuestion
+		from, err := strconv.ParseUint(r.Header.Get(peers.HeaderFrom), 16, 64)
+		if err := errors.Join(err, json.Unmarshal(body, &q)); err != nil || q.ID == "" {
+			http.Error(w, "error unmarshalling request", http.StatusBadRequest)
+			return
+		}
+		peers.AnswerJSON(w, m.Turn(from, q))
+	})
 }
 
 // backupsPage answers about backups; nil: there are none.

@@ -396,6 +396,7 @@ func (n *Node) peerHTTP() http.Handler {
 	n.server.RegisterPeers(mux)
 	n.witness.register(mux)
 	n.disks.register(mux)
+	registerBackups(n.backups, mux)
 	return mux
 }
 

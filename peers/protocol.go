@@ -6,7 +6,7 @@ package peers
 // means what it means to raft.
 //
 // It is raised when a path, a header or a context is added or changes its meaning.
-const Protocol = 3
+const Protocol = 4
 
 // Paths of etcd's members. The parts that answer register them in a Mux.
 const (
@@ -35,6 +35,7 @@ const (
 	PathLastWords = "/belay/last-words" // POST: "failing" or "stopping", a space and why
 	PathHeal      = "/belay/heal"       // POST: HealQuestion, answered with HealAnswer
 	PathHealing   = "/belay/healing"    // POST: HealingQuestion, answered with HealingAnswer by a member that heals
+	PathBackup    = "/belay/backup"     // POST: backup.TurnQuestion, answered with backup.TurnAnswer by a member that makes backups
 	PathRenewals  = "/belay/renewals"   // GET, for a connection on which ProtocolRenewals is spoken, with the leader
 )
 

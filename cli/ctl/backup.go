@@ -34,7 +34,7 @@ func backupCommand(c *ctl) *cobra.Command {
 	var full bool
 	now := &cobra.Command{
 		Use:   "now",
-		Short: "Has the leader make a backup now and prove it, and waits for it",
+		Short: "Has the leader make a backup now, or another member for it, and prove it, and waits for it",
 		Args:  cobra.NoArgs,
 		RunE: backupRun(c, func(ctx context.Context, b *backups) error {
 			query := url.Values{}
@@ -222,9 +222,9 @@ func (b *backups) status() error {
 		return b.printJSON(b.statuses)
 	}
 	for _, s := range b.statuses {
-		role := "follows: the leader makes the backups"
+		role := "follows: it makes backups when the leader asks it"
 		if s.Leading {
-			role = "leads, and makes the backups"
+			role = "leads: it decides when backups are made, and by whom"
 		}
 		fmt.Fprintf(b.c.out, "%s %s\n", s.Member, role)
 		every := s.Every
@@ -243,7 +243,11 @@ func (b *backups) status() error {
 			fmt.Fprintf(b.c.out, "  last good  %s\n", last)
 		}
 		if r := s.Running; r != nil {
-			fmt.Fprintf(b.c.out, "  now        %s %s, since %s, %s saved\n", r.Doing, r.Kind, stamp(r.Since), show.Bytes(r.Bytes))
+			by := ""
+			if r.By != "" {
+				by = r.By + ": "
+			}
+			fmt.Fprintf(b.c.out, "  now        %s%s %s, since %s, %s saved\n", by, r.Doing, r.Kind, stamp(r.Since), show.Bytes(r.Bytes))
 		}
 		if s.LastError != "" {
 			fmt.Fprintf(b.c.out, "  last error %s: %s\n", stamp(s.LastErrorAt), s.LastError)

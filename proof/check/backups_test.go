@@ -34,6 +34,21 @@ func TestBackups(t *testing.T) {
 	if err := json.Unmarshal([]byte(ctl.run("backup", "status", "-w", "json")), &statuses); err != nil || len(statuses) != 3 {
 		t.Fatalf("%v: %v", statuses, err)
 	}
+	// Once there is one, a member that follows makes them.
+	leads := ""
+	for _, s := range statuses {
+		if s.Leading {
+			leads = s.Member
+		}
+	}
+	for start, by := time.Now(), ""; by == "" || by == leads; {
+		var made struct{ By, Error string }
+		ctl.run("put", "a1", "4") // a change, or there is nothing to be made
+		if out := ctl.run("backup", "now", "-w", "json"); json.Unmarshal([]byte(out), &made) != nil || time.Since(start) > time.Minute {
+			t.Fatalf("%s leads; the last backup: %s", leads, out)
+		}
+		by = made.By
+	}
 	var left []string
 	for i, m := range c.Members {
 		if s := statuses[i]; !s.Leading || len(left) < i { // one
