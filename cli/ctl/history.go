@@ -27,16 +27,19 @@ type keyVersion struct {
 	Value    []byte      `json:"value,omitempty"`
 }
 
-// writtenKey is when a version was written: after From, and not after To.
+// writtenKey is when a version was written: after From, and not after To. To is zero if it was
+// written so lately that no member has noted it yet.
 type writtenKey struct {
 	From time.Time `json:"from"`
-	To   time.Time `json:"to"`
+	To   time.Time `json:"to,omitzero"`
 }
 
 func (w *writtenKey) text() string {
 	switch {
 	case w == nil:
 		return "not known"
+	case w.To.IsZero():
+		return "since " + stamp(w.From)
 	case w.To.Sub(w.From) > coarse:
 		return stamp(w.To) + fmt.Sprintf(" (or up to %v before)", w.To.Sub(w.From).Round(time.Second))
 	}
@@ -101,7 +104,13 @@ members of Belay remember it; etcd's do not), and the value. Values are cut; -w 
 	return cmd
 }
 
-func intervalOf(in timemap.Interval) *writtenKey { return &writtenKey{in.From.Time, in.To.Time} }
+func intervalOf(in timemap.Interval) *writtenKey {
+	w := &writtenKey{From: in.From.Time}
+	if in.To != nil {
+		w.To = in.To.Time
+	}
+	return w
+}
 
 // readHistory watches the key from the oldest revision on until it has seen all that was written
 // before. The watch may take as long as answers come within patience of each other.

@@ -135,7 +135,8 @@ func (p past) revisionAt(ctx context.Context, t time.Time) (int64, error) {
 func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
 // writtenAt says when revisions were written, by the member that saw each first. Those that nobody
-// knows are missing.
+// knows are missing; one that no member has compared its clock with yet, which they do once a second,
+// has no To.
 func (p past) writtenAt(ctx context.Context, revisions []int64) (map[int64]timemap.Interval, error) {
 	when := make(map[int64]timemap.Interval, len(revisions))
 	for len(revisions) > 0 {
@@ -151,16 +152,28 @@ func (p past) writtenAt(ctx context.Context, revisions []int64) (map[int64]timem
 		}
 		for _, a := range known {
 			for _, of := range a.Of {
-				if of.From == nil || of.To == nil {
-					continue // older than its map, or not there yet
+				if of.From == nil {
+					continue // older than its map
 				}
-				if seen, ok := when[of.Revision]; !ok || of.To.Time.Before(seen.To.Time) {
+				if seen, ok := when[of.Revision]; !ok || earlier(of.Interval, seen) {
 					when[of.Revision] = of.Interval
 				}
 			}
 		}
 	}
 	return when, nil
+}
+
+// earlier reports whether a is of the member that saw a revision first. Where neither has noted it,
+// the earlier bound is the true one: a member that is behind lacks what was written before.
+func earlier(a, b timemap.Interval) bool {
+	switch {
+	case a.To != nil && b.To != nil:
+		return a.To.Time.Before(b.To.Time)
+	case a.To != nil || b.To != nil:
+		return a.To != nil
+	}
+	return a.From.Time.Before(b.From.Time)
 }
 
 // atFlag adds --at to a command that has --rev, and returns how to read it: 0 if it is not given.
@@ -213,7 +226,7 @@ func (p past) explainCompacted(ctx context.Context, rev int64, err error) error 
 	when := func(rev int64) string {
 		known, err := p.writtenAt(ctx, []int64{rev})
 		if at, ok := known[rev]; err == nil && ok {
-			return " (written " + stamp(at.To.Time) + ")"
+			return " (written " + intervalOf(at).text() + ")"
 		}
 		return ""
 	}

@@ -1,6 +1,18 @@
 package ctl
 
-import "testing"
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/timemap"
+)
 
 func TestExcerpt(t *testing.T) {
 	for value, want := range map[string]string{
@@ -21,4 +33,46 @@ func long(n int, s string) (all string) {
 		all += s
 	}
 	return all
+}
+
+// TestWrittenSince: of a version that no member has noted yet, it is said since when; the earliest
+// member that had not seen it counts, and who has noted it more.
+func TestWrittenSince(t *testing.T) {
+	at := func(second int) *timemap.Point {
+		return &timemap.Point{Time: time.Date(2026, 11, 29, 12, 0, second, 0, time.Local)}
+	}
+	// Two members' answers to of=5, 6 and 7: not noted by either, by one, by both.
+	answers := []timemap.Answer{
+		{Of: []timemap.AnswerOf{{Revision: 5, Interval: timemap.Interval{From: at(2)}}, {Revision: 6, Interval: timemap.Interval{From: at(2)}}, {Revision: 7, Interval: timemap.Interval{From: at(3), To: at(5)}}, {Revision: 8}}},
+		{Of: []timemap.AnswerOf{{Revision: 5, Interval: timemap.Interval{From: at(1)}}, {Revision: 6, Interval: timemap.Interval{From: at(2), To: at(3)}}, {Revision: 7, Interval: timemap.Interval{From: at(3), To: at(4)}}, {Revision: 8}}},
+	}
+	cfg := clientv3.Config{Logger: zap.NewNop()}
+	for _, a := range answers {
+		member := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_ = json.NewEncoder(w).Encode(a)
+		}))
+		defer member.Close()
+		cfg.Endpoints = append(cfg.Endpoints, member.URL)
+	}
+	cli, err := clientv3.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cli.Close()
+	when, err := past{&ctl{}, cli}.writtenAt(t.Context(), []int64{5, 6, 7, 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for rev, want := range map[int64]string{5: "since 2026-11-29 12:00:01", 6: "2026-11-29 12:00:03", 7: "2026-11-29 12:00:04", 8: "not known"} {
+		var w *writtenKey
+		if in, ok := when[rev]; ok {
+			w = intervalOf(in)
+		}
+		if got := w.text(); got != want {
+			t.Errorf("revision %d: %s, want %s", rev, got, want)
+		}
+	}
+	if text, err := json.Marshal(intervalOf(when[5])); err != nil || strings.Contains(string(text), `"to"`) || !strings.Contains(string(text), `"from"`) {
+		t.Errorf("as JSON: %s, %v", text, err)
+	}
 }

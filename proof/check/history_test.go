@@ -168,7 +168,7 @@ func (h historian) sighting(key string, revision int64) string {
 			continue
 		}
 		for _, v := range history.Versions {
-			if v.Revision != revision || v.Written == nil {
+			if v.Revision != revision || v.Written == nil || v.Written.To.IsZero() {
 				continue
 			}
 			at := v.Written.To.Truncate(time.Second).Add(time.Second)
