@@ -209,9 +209,17 @@ func schemaOf(meta *bolt.Bucket) (v semver.Version, err error) {
 	return oldestSchema, nil
 }
 
+// mayChange makes etcd's plan: a minor version at a time, and the first that is not known is named.
 func mayChange(from, to semver.Version, minimal func() (semver.Version, error)) error {
+	if from.Major != to.Major {
+		return errors.New("cannot create migration plan: changing major storage version is not supported")
+	}
 	newest := *semver.New(StorageVersion)
-	for _, v := range []semver.Version{from, to} {
+	next := to
+	if to.Minor > from.Minor {
+		next.Minor = min(to.Minor, max(from.Minor, newest.Minor)+1)
+	}
+	for _, v := range []semver.Version{from, next} {
 		if v.LessThan(oldestSchema) || newest.LessThan(v) {
 			return fmt.Errorf("cannot create migration plan: version %q is not supported", v.String())
 		}

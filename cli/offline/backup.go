@@ -95,8 +95,8 @@ func backupListCommand(name string, stdout io.Writer, format *string) *cobra.Com
 		Example: "  " + name + " backup list --from /backups",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if !slices.Contains([]string{"json", "simple", "table"}, *format) {
-				return failf(codeBadFeature, "%s not supported as output format", *format)
+			if err := printable(*format, "json", "simple", "table"); err != nil {
+				return err
 			}
 			ctx, stop := interrupt.Context(cmd.Context())
 			defer stop()

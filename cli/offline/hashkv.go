@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -36,8 +35,8 @@ func hashkvCommand(stdout io.Writer, format *string) *cobra.Command {
 		Short: "Prints the hash of keys and history that a file of etcd holds, or the store of a Belay member (DATA-DIR/member/store)",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !slices.Contains([]string{"fields", "json", "simple", "table"}, *format) {
-				return failf(codeBadFeature, "%s not supported as output format", *format)
+			if err := printable(*format, "fields", "json", "simple", "table"); err != nil {
+				return err
 			}
 			ctx, stop := interrupt.Context(cmd.Context())
 			defer stop()

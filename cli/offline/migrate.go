@@ -49,7 +49,7 @@ new data, as DIR/member.etcd or DIR/member.belay. See docs/migration.md.`,
 			case m.OutWALDir != "" && m.Out == "":
 				return failf(codeBadArgs, "--out-wal-dir goes with --out")
 			case *format != "simple" && *format != "json":
-				return failf(codeBadFeature, "%s not supported as output format", *format)
+				return printable(*format, "json", "simple")
 			}
 			if cmd.Flags().Changed("to-etcd") {
 				v, err := datadir.ParseEtcdVersion(etcd)

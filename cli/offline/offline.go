@@ -237,6 +237,21 @@ func meters(stderr io.Writer, unit func(int64) string) (tell datadir.Progress, e
 	return tell, func() { meter.End() }
 }
 
+// formats are those that --write-out names. Some commands of etcdutl's have protobuf, none here has.
+var formats = []string{"fields", "json", "protobuf", "simple", "table"}
+
+// printable says whether a command can print in a format, in etcdutl's words: one that nobody knows
+// is another error than one that this command lacks.
+func printable(format string, known ...string) error {
+	switch {
+	case slices.Contains(known, format):
+		return nil
+	case slices.Contains(formats, format):
+		return failf(codeBadFeature, "%s not supported as output format", format)
+	}
+	return failf(codeBadFeature, "unsupported output format")
+}
+
 func statusCommand(stdout io.Writer, format *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status <filename>",
@@ -245,8 +260,8 @@ func statusCommand(stdout io.Writer, format *string) *cobra.Command {
 			if len(args) != 1 {
 				return failf(codeBadArgs, "snapshot status requires exactly one argument")
 			}
-			if !slices.Contains([]string{"fields", "json", "simple", "table"}, *format) {
-				return failf(codeBadFeature, "%s not supported as output format", *format)
+			if err := printable(*format, "fields", "json", "simple", "table"); err != nil {
+				return err
 			}
 			if _, err := os.Stat(args[0]); err != nil {
 				return err

@@ -30,8 +30,8 @@ same at the same revision.`,
 		Example: "  " + name + " verify --data-dir /var/lib/belay\n  " + name + " verify --data-dir /var/lib/etcd -w json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if *format != "simple" && *format != "json" {
-				return failf(codeBadFeature, "%s not supported as output format", *format)
+			if err := printable(*format, "json", "simple"); err != nil {
+				return err
 			}
 			if dataDir == "" {
 				return failf(codeBadArgs, "verify requires --data-dir")

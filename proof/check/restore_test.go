@@ -247,7 +247,7 @@ func at(lines []string, i int) string {
 // sameStatus compares `snapshot status` with etcdutl's in every format.
 func sameStatus(t *testing.T, etcdutl, file string) {
 	t.Helper()
-	for _, format := range []string{"simple", "table", "json", "fields", "protobuf"} {
+	for _, format := range []string{"simple", "table", "json", "fields", "protobuf", "bogus"} {
 		var answers [2]string
 		for i, program := range [][]string{{Belay(t), "util"}, {etcdutl}} {
 			out, err := exec.CommandContext(t.Context(), program[0], append(program[1:], "snapshot", "status", file, "-w", format)...).CombinedOutput()

@@ -158,7 +158,7 @@ func schemaLikeEtcdutl(t *testing.T, ctx context.Context, dir string) {
 	dirs := map[string]string{ours: dir, tools.Etcdutl: copyOf(t, dir)}
 	for _, args := range []string{
 		"--target-version=3.7", "--target-version=3.6", "--target-version=3.5", "--target-version=3.5", "--target-version=3.7",
-		"--target-version=3.8", "--target-version=3.4", "--target-version=x", "--target-version=3.5.1", "", "--target-version=3.8 --force", "--target-version=3.6",
+		"--target-version=3.8", "--target-version=3.9", "--target-version=4.0", "--target-version=2.9", "--target-version=3.4", "--target-version=x", "--target-version=3.5.1", "", "--target-version=3.8 --force", "--target-version=3.6",
 	} {
 		var said []string
 		for _, program := range []string{ours, tools.Etcdutl} {
