@@ -35,7 +35,24 @@ Called by the name etcd, etcdctl, etcdutl or benchmark (a link to this binary), 
 `
 
 func main() {
+	if servesMember(os.Args) {
+		boundMalloc()
+	}
 	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
+}
+
+// servesMember: the command line runs a member until it ends.
+func servesMember(args []string) bool {
+	arg := func(i int) string {
+		if i < len(args) {
+			return args[i]
+		}
+		return ""
+	}
+	if filepath.Base(args[0]) == "etcd" {
+		return arg(1) != "grpc-proxy" && arg(1) != "gateway" && !strings.HasPrefix(arg(1), "__complete")
+	}
+	return arg(1) == "server" || arg(1) == "dev" && arg(2) == dev.MemberCommand
 }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {

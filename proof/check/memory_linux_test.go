@@ -2,10 +2,12 @@ package check
 
 import (
 	"context"
+	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -292,4 +294,25 @@ func (g *memoryCgroup) kills() string {
 		}
 	}
 	return "kills unknown"
+}
+
+// TestMallocBounded: a member whose store takes memory from malloc has one arena, and begins once.
+func TestMallocBounded(t *testing.T) {
+	t.Parallel()
+	if _, theirs := os.LookupEnv("MALLOC_ARENA_MAX"); theirs {
+		t.Skip("the environment sees to malloc")
+	}
+	info, err := buildinfo.ReadFile(Belay(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cgo := slices.ContainsFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "CGO_ENABLED" && s.Value == "1" })
+	c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 1})
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", c.Members[0].PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(environ), "MALLOC_ARENA_MAX=1\x00"); (n == 1) != cgo {
+		t.Errorf("built with cgo: %v; MALLOC_ARENA_MAX=1 is there %d times", cgo, n)
+	}
 }
