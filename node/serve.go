@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -434,9 +435,10 @@ func (ps *ports) newCallServer(srv *server.Server) callServer {
 	return rpc.New(opts)
 }
 
-// engine is which server that is.
+// engine is which server that is. What GODEBUG=http2debug=1 or 2 prints, each frame and each header,
+// grpc-go's framer prints: who asks for it wants those lines.
 func (ps *ports) engine() string {
-	if ps.cfg.RPCEngine == EngineGRPC || ps.cfg.Tracing != nil {
+	if ps.cfg.RPCEngine == EngineGRPC || ps.cfg.Tracing != nil || strings.Contains(os.Getenv("GODEBUG"), "http2debug=") {
 		return EngineGRPC
 	}
 	return EngineBelay

@@ -86,3 +86,18 @@ func TestUnusableCertificate(t *testing.T) {
 		}
 	}
 }
+
+// TestEngine: what only grpc-go can do has it serve.
+func TestEngine(t *testing.T) {
+	for _, tc := range []struct{ debug, flag, want string }{
+		{"", "", EngineBelay}, {"", EngineGRPC, EngineGRPC}, {"http2debug=2", EngineBelay, EngineGRPC}, {"madvdontneed=1", EngineBelay, EngineBelay},
+	} {
+		t.Setenv("GODEBUG", tc.debug)
+		cfg := &Config{}
+		cfg.RPCEngine = tc.flag
+		ps := &ports{portsEnv: portsEnv{cfg: cfg}}
+		if got := ps.engine(); got != tc.want {
+			t.Errorf("GODEBUG=%s --rpc-engine=%s: %s, want %s", tc.debug, tc.flag, got, tc.want)
+		}
+	}
+}

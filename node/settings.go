@@ -67,7 +67,8 @@ type Ports struct {
 	HostWhitelist              []string // of plain HTTP; none or "*": all
 
 	// RPCEngine is what serves gRPC: EngineBelay, which has no tracing, so that with spans it is
-	// EngineGRPC all the same, or EngineGRPC. Empty: EngineBelay.
+	// EngineGRPC all the same, or EngineGRPC. Empty: EngineBelay. With http2debug in the environment's
+	// GODEBUG it is EngineGRPC, too.
 	RPCEngine            string
 	MaxConcurrentStreams uint32
 	KeepaliveMinTime     time.Duration
