@@ -47,8 +47,10 @@ type Network interface {
 // state at most, where Config does not say.
 const DefaultFlushEntries = 100_000
 
-// defaultFlushBytes is the same in bytes of log.
-const defaultFlushBytes = 32 << 20
+// defaultFlushBytes is the same in bytes of log. It is less than what a memory table of the store
+// holds of large values (32 MiB), so that a flush of them begins before one table is full, and what
+// comes meanwhile finds room.
+const defaultFlushBytes = 24 << 20
 
 // Config is what New needs.
 type Config struct {
@@ -110,7 +112,7 @@ type Settings struct {
 	TuneTimeouts bool
 	// FlushBytes and FlushEntries say how much log may lie between the durable applied index and
 	// the applied index before the flusher asks for a flush. They bound the replay at a start after
-	// a crash. Defaults 32 MiB (a quarter of MaxUnsyncedBytes if that is less), 100,000.
+	// a crash. Defaults 24 MiB (a quarter of MaxUnsyncedBytes if that is less), 100,000.
 	FlushBytes   int64
 	FlushEntries uint64
 	// KeepBytes is how much log is kept in memory for followers that lag, below what the
