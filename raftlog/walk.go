@@ -137,6 +137,23 @@ func (w *walk) read(f vfs.File, path string, off int64, n int) ([]byte, error) {
 	return w.buf[:got], nil
 }
 
+// zeros reports whether a file has nothing but zeros from an offset on.
+func (w *walk) zeros(f vfs.File, path string, off, size int64) (bool, error) {
+	for off < size {
+		b, err := w.read(f, path, off, int(min(size-off, 1<<16)))
+		if err != nil || len(b) == 0 {
+			return err == nil, err
+		}
+		for _, c := range b {
+			if c != 0 {
+				return false, nil
+			}
+		}
+		off += int64(len(b))
+	}
+	return true, nil
+}
+
 // groups walks one segment. What cannot be read is judged when something valid comes after it.
 func (w *walk) groups(f vfs.File, s, following *scanned, size int64) error {
 	seed := headerSeed(w.logID, s.number)
@@ -182,6 +199,12 @@ func (w *walk) groups(f vfs.File, s, following *scanned, size int64) error {
 	}
 	if bad == nil {
 		return nil
+	}
+	if following == nil && bad.Kind == "end" {
+		// Files are made longer than what is in them, and written in whole pages.
+		if unused, err := w.zeros(f, s.path, bad.Offset, size); err != nil || unused {
+			return err
+		}
 	}
 	if following != nil {
 		if following.headerErr == nil && (following.header.first == w.next || following.header.flags&flagReset != 0) {

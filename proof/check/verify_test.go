@@ -20,6 +20,8 @@ type verified struct {
 	Kind     string
 	Revision int64
 	Hash     uint32
+	Accounts int
+	Notes    []string
 	Findings []struct{ File, Reason string }
 }
 
@@ -58,6 +60,7 @@ func TestVerifyAndDefrag(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
+	accounts := 0 // of the same users and roles
 	for _, kind := range []cluster.Kind{cluster.Etcd, cluster.Belay} {
 		source := startCluster(t, cluster.Config{Kind: kind, Size: 1, Args: []string{"--bcrypt-cost=4", "--snapshot-count=100"}}).Members[0]
 		fillForRestore(t, ctx, source.Endpoint())
@@ -72,6 +75,12 @@ func TestVerifyAndDefrag(t *testing.T) {
 		whole, code, text := verifyData(t, source.DataDir)
 		if code != 0 || whole.Kind != string(kind) || whole.Revision < 100 || whole.Hash == 0 {
 			t.Errorf("%s: verify of whole data: code %d\n%s", kind, code, text)
+		}
+		if accounts == 0 {
+			accounts = whole.Accounts
+		}
+		if len(whole.Notes) > 0 || accounts == 0 || whole.Accounts != accounts {
+			t.Errorf("%s: %d users and roles of %d, and %q", kind, whole.Accounts, accounts, whole.Notes)
 		}
 		if locked.ReplaceAllString(filesOf(t, source.DataDir), "") != before {
 			t.Errorf("%s: verify changed files:\n%s\nwere\n%s", kind, locked.ReplaceAllString(filesOf(t, source.DataDir), ""), before)
