@@ -73,6 +73,10 @@ devfaults: ## delays, losses and slow disks by `belay dev fault`: the verdict na
 clients: tools ## programs that no one here wrote, all of them: Kubernetes' storage, etcdctl, npm's etcd3, CoreDNS, Patroni (CLIENTS='-run TestNode' for some)
 	BELAY_CLIENTS=all go test -count=1 -timeout 60m -v ./proof/clients $(CLIENTS)
 
+.PHONY: etcd-tests
+etcd-tests: tools tools-old ## etcd's own end-to-end tests against Belay, with etcd's tools and with Belay's, on a machine that is not busy (ETCD_TESTS=TestAlarm for some)
+	BELAY_ETCD_TESTS=$${ETCD_TESTS:-.} go test -count=1 -timeout 180m -v -run '^TestEtcdsOwnTests$$' ./proof/clients
+
 .PHONY: kill
 kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on one
 	BELAY_KILL_ROUNDS=50 go test -count=1 -timeout 60m -v -run 'TestKill(Three|One)$$' ./proof/check

@@ -16,6 +16,7 @@
 //	python_test.go      etcd's API from Python, by gRPC's C core
 //	coredns_test.go     CoreDNS serving a zone that lies in Belay
 //	benchmark_test.go   etcd's own benchmark tool, every sub-command
+//	etcdtests_test.go   etcd's own end-to-end tests, unchanged
 //	debian_test.go      Patroni, and other programs that Debian has
 //
 // Folders below with a go.mod are modules of their own: the clients' many dependencies stay out of

@@ -1,0 +1,112 @@
+package clients
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/belaydb/belay/proof/cluster"
+)
+
+// notForBelay are etcd's own tests that Belay cannot pass, or this harness, with the reason. What is
+// below a test's name is a part of it.
+var notForBelay = map[string]string{
+	"TestDowngradeUpgradeClusterOf1":                         filesOfEtcd,
+	"TestDowngradeUpgrade2InClusterOf3":                      filesOfEtcd,
+	"TestDowngradeUpgradeClusterOf3":                         filesOfEtcd,
+	"TestDowngradeUpgradeClusterOf1WithSnapshot":             filesOfEtcd,
+	"TestDowngradeUpgradeClusterOf3WithSnapshot":             filesOfEtcd,
+	"TestDowngradeCancellationAfterDowngrading1InClusterOf3": filesOfEtcd,
+	"TestDowngradeCancellationAfterDowngrading2InClusterOf3": filesOfEtcd,
+	"TestEtcdCorruptHash":                                    filesOfEtcd,
+	"TestPeriodicCheckDetectsCorruption":                     filesOfEtcd,
+	"TestCompactHashCheckDetectCorruption":                   filesOfEtcd,
+	"TestCompactHashCheckDetectCorruptionWithFeatureGate":    filesOfEtcd,
+	"TestEtcdExampleConfig":                                  "wants a file of etcd's repository",
+	"TestEtcdPeerLocalAddr":                                  "wants a way to the internet",
+	"TestEtcdUnixPeers":                                      "deletes the data of a member that is still stopping, and wants it to write nothing",
+}
+
+const filesOfEtcd = "has a release of etcd run on the data, or alters member/snap/db: moving is for belay util migrate"
+
+// TestEtcdsOwnTests runs etcd's end-to-end tests as they are: the packages e2e and common of
+// go.etcd.io/etcd/tests. They start Belay by the name etcd, with etcd's flags, and read what it logs,
+// answers and leaves; first with etcd's etcdctl and etcdutl, then with Belay's by those names. Each
+// test has a process of its own, since one that fails leaves goroutines that have the others skip,
+// and as root a network of its own, since they want certain ports. They have bounds of seconds: they
+// want a machine that is not busy. BELAY_ETCD_TESTS is a pattern of names, BELAY_ETCD_TESTS_TOOLS is
+// etcd or belay: only with these.
+func TestEtcdsOwnTests(t *testing.T) {
+	pattern := os.Getenv("BELAY_ETCD_TESTS")
+	if pattern == "" {
+		t.Skip("runs with BELAY_ETCD_TESTS, a pattern of names, as in make etcd-tests")
+	}
+	tools := etcdTools(t)
+	for _, of := range []string{"etcd", "belay"} {
+		if only := os.Getenv("BELAY_ETCD_TESTS_TOOLS"); only != "" && only != of {
+			continue
+		}
+		dir := t.TempDir()
+		links := map[string]string{"etcd": binary(t, checkKind(t)), "etcdctl": tools.Etcdctl, "etcdutl": tools.Etcdutl}
+		if of == "belay" {
+			links["etcdctl"], links["etcdutl"] = belay(t), belay(t)
+		}
+		if last := filepath.Join(filepath.Dir(filepath.Dir(tools.Etcd)), "3.6.16", "etcd"); exists(last) {
+			links["etcd-last-release"] = last
+		}
+		for name, program := range links {
+			if err := os.Symlink(program, filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, pkg := range []string{"common", "e2e"} {
+			t.Run(of+" tools/"+pkg, func(t *testing.T) { etcdsOwn(t, pkg, pattern, dir) })
+		}
+	}
+}
+
+func etcdsOwn(t *testing.T, pkg, pattern, binaries string) {
+	program := filepath.Join(t.TempDir(), pkg+".test")
+	path := "go.etcd.io/etcd/tests/v3/" + pkg
+	if stdout, stderr, err := run(t, 20*time.Minute, exec.Command("go", "test", "-C", "etcdtests", "-tags", "e2e", "-c", "-o", program, path)); err != nil {
+		t.Fatalf("build: %v\n%s%s", err, stdout, stderr)
+	}
+	source, stderr, err := run(t, time.Minute, exec.Command("go", "list", "-C", "etcdtests", "-tags", "e2e", "-f", "{{.Dir}}", path))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, stderr)
+	}
+	own := func(args ...string) *exec.Cmd {
+		args = append([]string{program, "-bin-dir", binaries}, args...)
+		if os.Getuid() == 0 {
+			args = append([]string{"unshare", "-n", "sh", "-c", `ip link set lo up && exec "$@"`, "sh"}, args...)
+		}
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Dir = strings.TrimSpace(source)
+		return cmd
+	}
+	list, stderr, err := run(t, time.Minute, own("-test.list", pattern))
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, list, stderr)
+	}
+	names := slices.DeleteFunc(strings.Fields(list), func(name string) bool { return !strings.HasPrefix(name, "Test") })
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			if reason := notForBelay[name]; reason != "" && checkKind(t) == cluster.Belay {
+				t.Skip(reason)
+			}
+			stdout, stderr, err := run(t, 10*time.Minute, own("-test.run", "^"+name+"$", "-test.v", "-test.timeout", "9m"))
+			if err != nil {
+				t.Errorf("%v\n%s%s", err, stdout, stderr)
+			}
+		})
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
