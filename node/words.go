@@ -131,13 +131,12 @@ func allIfNone(list []string) []string {
 // sayStore is called after the opening of the store.
 func (a *announcer) sayStore(st *store.Store, took time.Duration) {
 	a.logger.Info("opened backend db", zap.String("path", a.cfg.paths().Store), zap.Duration("took", took))
-	if index, _ := st.Applied(); index == 0 {
-		return
-	}
 	total, inUse := st.Size()
-	a.logger.Info("recovered v3 backend",
-		zap.Int64("backend-size-bytes", total), zap.String("backend-size", show.LogBytes(total)),
-		zap.Int64("backend-size-in-use-bytes", inUse), zap.String("backend-size-in-use", show.LogBytes(inUse)))
+	if index, _ := st.Applied(); index > 0 {
+		a.logger.Info("recovered v3 backend",
+			zap.Int64("backend-size-bytes", total), zap.String("backend-size", show.LogBytes(total)),
+			zap.Int64("backend-size-in-use-bytes", inUse), zap.String("backend-size-in-use", show.LogBytes(inUse)))
+	}
 	if threshold := int64(a.cfg.BootstrapDefragMegabytes) << 20; threshold > 0 {
 		// Free space is reclaimed all the time, so there is never as much as the flag asks for.
 		a.logger.Info("Skipping defragmentation",

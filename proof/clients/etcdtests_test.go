@@ -26,6 +26,7 @@ var notForBelay = map[string]string{
 	"TestPeriodicCheckDetectsCorruption":                     filesOfEtcd,
 	"TestCompactHashCheckDetectCorruption":                   filesOfEtcd,
 	"TestCompactHashCheckDetectCorruptionWithFeatureGate":    filesOfEtcd,
+	"TestBreakConsistentIndexNewerThanSnapshot":              filesOfEtcd,
 	"TestEtcdExampleConfig":                                  "wants a file of etcd's repository",
 	"TestEtcdPeerLocalAddr":                                  "wants a way to the internet",
 	"TestEtcdUnixPeers":                                      "deletes the data of a member that is still stopping, and wants it to write nothing",
