@@ -4,7 +4,7 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // registerEmpty registers families of etcd's that have no meaning here, and stay empty or zero, so
 // that dashboards and alerts that use them find a series. Belay has no snapshot files and no v2
-// store.
+// store; etcd's server has its proxy's families because the proxy is part of the program.
 func registerEmpty(r prometheus.Registerer) {
 	counter := func(name string) prometheus.Collector {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: "Always zero: there is no v2 store."})
@@ -16,7 +16,12 @@ func registerEmpty(r prometheus.Registerer) {
 		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: "Always empty: there are no snapshot files.",
 			Buckets: prometheus.ExponentialBuckets(start, 2, buckets)})
 	}
+	proxys := func(name string) prometheus.GaugeOpts {
+		return prometheus.GaugeOpts{Name: "etcd_grpc_proxy_" + name, Help: "Always zero on a member: of a proxy."}
+	}
 	r.MustRegister(
+		prometheus.NewGauge(proxys("cache_hits_total")), prometheus.NewGauge(proxys("cache_keys_total")), prometheus.NewGauge(proxys("cache_misses_total")),
+		prometheus.NewGauge(proxys("watchers_coalescing_total")), prometheus.NewCounter(prometheus.CounterOpts(proxys("events_coalescing_total"))),
 		counter("etcd_debugging_store_expires_total"),
 		counter("etcd_debugging_store_watch_requests_total"),
 		prometheus.NewGauge(prometheus.GaugeOpts{Name: "etcd_debugging_store_watchers", Help: "Always zero: there is no v2 store."}),

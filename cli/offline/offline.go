@@ -73,7 +73,7 @@ func command(name string, stdout io.Writer) *cobra.Command {
 	snapshot := &cobra.Command{Use: "snapshot <subcommand>", Short: "Snapshot files, as `snapshot save` writes them"}
 	snapshot.AddCommand(restoreCommand(name, stdout), statusCommand(stdout, format))
 	root.AddCommand(snapshot, hashkvCommand(stdout, format), inspectCommand(stdout), raftlogCommand(stdout),
-		verifyCommand(name, stdout, format), defragCommand(stdout, wait), &cobra.Command{
+		verifyCommand(name, stdout, format), defragCommand(name, stdout, wait), &cobra.Command{
 			Use: "version", Short: "Prints versions", Args: cobra.NoArgs,
 			Run: func(*cobra.Command, []string) {
 				major, minor, _ := strings.Cut(version.Etcd, ".")

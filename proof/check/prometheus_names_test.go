@@ -69,10 +69,6 @@ func absent() map[string]string {
 		"there is no v2 store, so no action of it": {
 			"etcd_debugging_store_reads_failed_total", "etcd_debugging_store_reads_total", "etcd_debugging_store_writes_failed_total", "etcd_debugging_store_writes_total",
 		},
-		"a server is no proxy": {
-			"etcd_grpc_proxy_cache_hits_total", "etcd_grpc_proxy_cache_keys_total", "etcd_grpc_proxy_cache_misses_total",
-			"etcd_grpc_proxy_events_coalescing_total", "etcd_grpc_proxy_watchers_coalescing_total",
-		},
 	}
 	names := map[string]string{}
 	for reason, list := range reasons {

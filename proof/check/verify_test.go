@@ -93,6 +93,13 @@ func TestVerifyAndDefrag(t *testing.T) {
 		if v, code, text := verifyData(t, dir); code != 0 || v.Hash != whole.Hash || v.Revision != whole.Revision {
 			t.Errorf("%s: verify after defrag: code %d\n%s\nbefore: %+v", kind, code, text, whole)
 		}
+		asEtcdutl := exec.CommandContext(ctx, Belay(t), "defrag", "--data-dir", dir)
+		asEtcdutl.Args[0] = "etcdutl"
+		var stdout, stderr strings.Builder
+		asEtcdutl.Stdout, asEtcdutl.Stderr = &stdout, &stderr
+		if err := asEtcdutl.Run(); err != nil || stdout.Len() > 0 || !strings.Contains(stderr.String(), "\tinfo\tfinished defragmenting directory\t{\"path\": ") {
+			t.Errorf("%s: etcdutl defrag: %v, %q\n%s", kind, err, stdout.String(), stderr.String())
+		}
 		if left, err := filepath.Glob(filepath.Join(dir, "member", "*", "db.tmp*")); err != nil || len(left) > 0 {
 			t.Error(left, err)
 		}
