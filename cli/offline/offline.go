@@ -82,7 +82,7 @@ func command(name string, stdout io.Writer) *cobra.Command {
 			},
 		})
 	if name == "etcdutl" {
-		root.AddCommand(schemaCommand(stdout, wait))
+		root.AddCommand(schemaCommand(name, wait))
 	} else {
 		root.AddCommand(migrateCommand(name, stdout, format), moveCommand(name, stdout), backupCommand(name, stdout, format))
 	}
@@ -157,7 +157,7 @@ may also be the database of a stopped etcd member (member/snap/db), with
 			// release.
 			ctx, stop := interrupt.Context(cmd.Context())
 			defer stop()
-			return restore(ctx, f, args[0], stdout, cmd.ErrOrStderr())
+			return restore(ctx, name, f, args[0], stdout, cmd.ErrOrStderr())
 		},
 	}
 	fs := cmd.Flags()
@@ -198,7 +198,7 @@ func verify(ctx context.Context, f restoreFlags, stderr io.Writer) error {
 	return errors.Join(err, lg.Close())
 }
 
-func restore(ctx context.Context, f restoreFlags, file string, stdout, stderr io.Writer) error {
+func restore(ctx context.Context, name string, f restoreFlags, file string, stdout, stderr io.Writer) error {
 	if f.markCompacted != (f.bump > 0) {
 		return failf(codeBadArgs, "--mark-compacted required if --revision-bump > 0")
 	}
@@ -211,10 +211,18 @@ func restore(ctx context.Context, f restoreFlags, file string, stdout, stderr io
 	if err := verify(ctx, f, stderr); err != nil {
 		return err
 	}
+	logger := etcdutlLog(name, stderr)
+	logger.Info("restoring snapshot", restoreFields(f.RestoreConfig)...)
 	r, err := datadir.Restore(ctx, f.RestoreConfig)
 	end()
 	if err != nil {
 		return err
+	}
+	if name == "etcdutl" {
+		stdout = stderr
+		if err := logRestored(logger, f.RestoreConfig, r); err != nil {
+			return err
+		}
 	}
 	fmt.Fprintf(stdout, "Restored %s into %s: revision %d, %d versions of keys, %d leases; member %x of cluster %x.\n",
 		file, f.DataDir, r.Revision, r.Keys, r.Leases, r.Member, r.Cluster)

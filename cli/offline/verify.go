@@ -9,6 +9,7 @@ import (
 
 	"github.com/coreos/go-semver/semver"
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/internal/interrupt"
@@ -113,9 +114,9 @@ durable: the disk needs room for both.`,
 				return failf(codeError, "Failed to defragment etcd data[%s] (%w)", dataDir, err)
 			}
 			if name == "etcdutl" { // which says so in its log alone
-				_, err = fmt.Fprintf(cmd.ErrOrStderr(), "%s\tinfo\tfinished defragmenting directory\t{\"path\": %q, \"current-db-size-bytes-diff\": %d, \"current-db-size-bytes\": %d, \"current-db-size\": %q, \"took\": %q}\n",
-					time.Now().UTC().Format(time.RFC3339), path, after-before, after, show.LogBytes(after), time.Since(start))
-				return err
+				etcdutlLog(name, cmd.ErrOrStderr()).Info("finished defragmenting directory", zap.String("path", path), zap.Int64("current-db-size-bytes-diff", after-before),
+					zap.Int64("current-db-size-bytes", after), zap.String("current-db-size", show.LogBytes(after)), zap.Duration("took", time.Since(start)))
+				return nil
 			}
 			_, err = fmt.Fprintf(stdout, "Finished defragmenting directory %s: %s before, %s after\n", path, show.Bytes(before), show.Bytes(after))
 			return err
@@ -127,14 +128,14 @@ durable: the disk needs room for both.`,
 }
 
 // schemaCommand is etcdutl's migrate, which is not belay util's.
-func schemaCommand(stdout io.Writer, wait *time.Duration) *cobra.Command {
+func schemaCommand(name string, wait *time.Duration) *cobra.Command {
 	var dataDir, target string
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Migrates the storage version of an etcd's data directory, for an older or newer etcd (to make it Belay's: belay util migrate)",
 		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			var v semver.Version
 			if n, err := fmt.Sscanf(target+"\n", "%d.%d\n", &v.Major, &v.Minor); n != 2 || err != nil {
 				return failf(codeBadArgs, "wrong target version format, expected \"X.Y\", got %q", target)
@@ -143,15 +144,16 @@ func schemaCommand(stdout io.Writer, wait *time.Duration) *cobra.Command {
 				return failf(codeBadArgs, "target version %q not supported. Minimal \"3.5\"", target)
 			}
 			from, to, err := datadir.ChangeSchema(dataDir, v, *wait, force)
+			logger := etcdutlLog(name, cmd.ErrOrStderr())
 			switch {
 			case err != nil:
 				return err
 			case from == to:
-				_, err = fmt.Fprintf(stdout, "storage version up-to-date: %s\n", to.String())
+				logger.Info("storage version up-to-date", zap.String("storage-version", fmt.Sprintf("%d.%d", to.Major, to.Minor)))
 			default:
-				_, err = fmt.Fprintf(stdout, "updated storage version: %s, it was %s\n", to.String(), from.String())
+				logger.Info("updated storage version", zap.String("new-storage-version", to.String()), zap.String("storage-version-before", from.String()))
 			}
-			return err
+			return nil
 		},
 	}
 	cmd.Flags().StringVar(&dataDir, "data-dir", "", "Path to the etcd data dir")
