@@ -98,7 +98,8 @@ func (a *announcer) sayConfig() {
 		zap.String("auto-compaction-mode", c.AutoCompaction.Mode),
 		zap.Duration("auto-compaction-retention", c.AutoCompaction.Period),
 		zap.String("auto-compaction-interval", c.AutoCompaction.Period.String()),
-		zap.Int("max-learners", c.MaxLearners))
+		zap.Int("max-learners", c.MaxLearners),
+		zap.String("v2-deprecation", "write-only")) // as etcd says whatever the flag is
 }
 
 // sayBudget logs how the memory is divided.
