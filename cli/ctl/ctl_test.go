@@ -180,6 +180,8 @@ func TestUnabbreviate(t *testing.T) {
 		{"--endpoints a,b --hex end st", "--endpoints a,b --hex endpoint status"},
 		{"--endpoints=a endp --cluster st", "--endpoints=a endpoint --cluster status"},
 		{"-wjson lea l", "-wjson lease list"},
+		{"--consistency s get a", "--consistency s get a"}, // of get, which comes later; not snapshot
+		{"--consistency=s ge a", "--consistency=s get a"},
 		{"get pu", "get pu"}, // get has no subcommands: pu is a key
 		{"-- mem li", "-- mem li"},
 		{"help mem li", "help member list"},

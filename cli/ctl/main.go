@@ -227,7 +227,9 @@ func takesNext(root, at *cobra.Command, arg string) bool {
 			return f.NoOptDefVal == ""
 		}
 	}
-	return false
+	// It is of a command that comes later, as in `--consistency s get a`; cobra takes the next argument
+	// for its value, too.
+	return strings.HasPrefix(arg, "--") || len(arg) == 2
 }
 
 func findCommand(at *cobra.Command, name string) *cobra.Command {
