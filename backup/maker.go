@@ -180,7 +180,7 @@ func (m *Maker) Run(ctx context.Context) {
 			m.catalog, m.led, m.unchanged = nil, time.Time{}, time.Time{}
 			m.retry, m.notBefore = 0, time.Time{}
 			if o != nil {
-				o.done <- Outcome{Error: "this member does not lead any more: ask the leader"}
+				o.done <- Outcome{Error: errLeads.Error()}
 			}
 			m.tellAge(now)
 			if t != nil {
@@ -300,20 +300,16 @@ func (m *Maker) step(ctx context.Context, o *order) {
 	if o == nil && time.Now().Before(m.due()) {
 		return
 	}
-	within, cancel := context.WithCancelCause(ctx)
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		m.watch(within, cancel, func() error {
-			if !m.env.Leading() {
-				return errLeads
-			}
-			return nil
-		})
+	var out Outcome
+	lost, err := m.watched(ctx, func() error {
+		if !m.env.Leading() {
+			return errLeads
+		}
+		return nil
+	}, func(ctx context.Context) (err error) {
+		out, err = m.work(ctx, o)
+		return err
 	})
-	out, err := m.work(within, o)
-	lost := context.Cause(within)
-	cancel(nil)
-	watching.Wait()
 	switch {
 	case ctx.Err() != nil:
 		out.Error = "the member is being stopped"

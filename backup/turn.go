@@ -148,28 +148,25 @@ func (m *Maker) Turn(from uint64, q TurnQuestion) TurnAnswer {
 
 // take has a turn, as a deputy.
 func (m *Maker) take(ctx context.Context, t *turn) {
-	within, cancel := context.WithCancelCause(ctx)
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		m.watch(within, cancel, func() error {
-			m.mu.Lock()
-			silent := time.Since(t.asked)
-			m.mu.Unlock()
-			switch {
-			case silent > turnLease:
-				return fmt.Errorf("the leader has not asked for it for %v", silent.Round(100*time.Millisecond))
-			case !m.follows(t.from, t.q.Term):
-				return errors.New("leadership has moved")
-			}
-			return nil
-		})
+	var out Outcome
+	lost, err := m.watched(ctx, func() error {
+		m.mu.Lock()
+		silent := time.Since(t.asked)
+		m.mu.Unlock()
+		switch {
+		case silent > turnLease:
+			return fmt.Errorf("the leader has not asked for it for %v", silent.Round(100*time.Millisecond))
+		case !m.follows(t.from, t.q.Term):
+			return errors.New("leadership has moved")
+		}
+		return nil
+	}, func(ctx context.Context) (err error) {
+		out, err = m.fulfil(ctx, t.q)
+		return err
 	})
-	out, err := m.fulfil(within, t.q)
-	if cause := context.Cause(within); cause != nil && err != nil {
-		err = errRefused{cause}
+	if lost != nil && err != nil {
+		err = errRefused{lost}
 	}
-	cancel(nil)
-	watching.Wait()
 	m.seen, m.catalog = m.catalog, nil
 	answer := TurnAnswer{Outcome: &out}
 	out.By = m.env.MemberName
@@ -184,6 +181,19 @@ func (m *Maker) take(ctx context.Context, t *turn) {
 	defer m.mu.Unlock()
 	m.status.Running = nil
 	t.answer = &answer
+}
+
+// watched does something within a context that ends when wrong gives an error. lost is why that
+// context had ended before it was done: that error, or the end of ctx; nil: it had not.
+func (m *Maker) watched(ctx context.Context, wrong func() error, do func(context.Context) error) (lost, err error) {
+	within, cancel := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { m.watch(within, cancel, wrong) })
+	err = do(within)
+	lost = context.Cause(within)
+	cancel(nil)
+	watching.Wait()
+	return lost, err
 }
 
 // watch calls cancel when wrong gives an error, until ctx ends.
@@ -225,10 +235,8 @@ func (m *Maker) fulfil(ctx context.Context, q TurnQuestion) (out Outcome, err er
 		if time.Now().After(deadline) {
 			return out, errRefused{fmt.Errorf("this member is behind: it has applied entry %d of %d", m.env.Applied(), q.Applied)}
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, 50*time.Millisecond) {
 			return out, ctx.Err()
-		case <-time.After(50 * time.Millisecond):
 		}
 	}
 	return m.produce(ctx, parent, q.Deep)
