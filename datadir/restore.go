@@ -104,6 +104,7 @@ type Restored struct {
 	Keys              int // revisions of keys, tombstones included
 	Leases            int
 	Member, Cluster   uint64
+	Members           []*command.Member // of the new cluster
 	StoreDir, WALPath string
 }
 
@@ -183,7 +184,7 @@ func restore(ctx context.Context, c RestoreConfig, with func(fill func(Source) e
 	}
 	fs := FS()
 	paths := PathsOf(c.DataDir, c.WALDir)
-	r = Restored{Member: id.Member, Cluster: id.Cluster, StoreDir: paths.Store, WALPath: paths.Log}
+	r = Restored{Member: id.Member, Cluster: id.Cluster, Members: id.Members, StoreDir: paths.Store, WALPath: paths.Log}
 	if names, err := os.ReadDir(c.DataDir); err == nil && len(names) > 0 {
 		return r, fmt.Errorf("data-dir %q not empty or could not be read; restore into one that does not exist", c.DataDir)
 	} else if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -13,10 +13,7 @@ import (
 
 // etcdutlLog is where etcdutl says what it did: on standard error, line by line, while standard output
 // stays empty. `belay util` says it in words on standard output, and logs nothing.
-func etcdutlLog(name string, stderr io.Writer) *zap.Logger {
-	if name != "etcdutl" {
-		return zap.NewNop()
-	}
+func etcdutlLog(stderr io.Writer) *zap.Logger {
 	return zap.New(zapcore.NewCore(zapcore.NewConsoleEncoder(zapcore.EncoderConfig{
 		TimeKey: "ts", LevelKey: "level", MessageKey: "msg", LineEnding: zapcore.DefaultLineEnding,
 		EncodeLevel: zapcore.LowercaseLevelEncoder, EncodeDuration: zapcore.StringDurationEncoder,
@@ -27,17 +24,12 @@ func etcdutlLog(name string, stderr io.Writer) *zap.Logger {
 }
 
 // logRestored says what etcdutl says at the end of a restore.
-func logRestored(logger *zap.Logger, c datadir.RestoreConfig, r datadir.Restored) error {
-	id, err := datadir.Found(c.Name, c.InitialCluster, c.InitialClusterToken)
-	if err != nil {
-		return err
-	}
-	for _, m := range id.Members {
+func logRestored(logger *zap.Logger, c datadir.RestoreConfig, r datadir.Restored) {
+	for _, m := range r.Members {
 		logger.Info("added member", zap.String("cluster-id", fmt.Sprintf("%x", r.Cluster)), zap.String("local-member-id", "0"),
 			zap.String("added-peer-id", fmt.Sprintf("%x", m.ID)), zap.Strings("added-peer-peer-urls", m.PeerURLs), zap.Bool("added-peer-is-learner", m.IsLearner))
 	}
 	logger.Info("restored snapshot", restoreFields(c)...)
-	return nil
 }
 
 func restoreFields(c datadir.RestoreConfig) []zap.Field {

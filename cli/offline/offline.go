@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/datadir"
@@ -82,7 +83,7 @@ func command(name string, stdout io.Writer) *cobra.Command {
 			},
 		})
 	if name == "etcdutl" {
-		root.AddCommand(schemaCommand(name, wait))
+		root.AddCommand(schemaCommand(wait))
 	} else {
 		root.AddCommand(migrateCommand(name, stdout, format), moveCommand(name, stdout), backupCommand(name, stdout, format))
 	}
@@ -211,19 +212,17 @@ func restore(ctx context.Context, name string, f restoreFlags, file string, stdo
 	if err := verify(ctx, f, stderr); err != nil {
 		return err
 	}
-	logger := etcdutlLog(name, stderr)
+	logger := zap.NewNop()
+	if name == "etcdutl" {
+		logger, stdout = etcdutlLog(stderr), stderr
+	}
 	logger.Info("restoring snapshot", restoreFields(f.RestoreConfig)...)
 	r, err := datadir.Restore(ctx, f.RestoreConfig)
 	end()
 	if err != nil {
 		return err
 	}
-	if name == "etcdutl" {
-		stdout = stderr
-		if err := logRestored(logger, f.RestoreConfig, r); err != nil {
-			return err
-		}
-	}
+	logRestored(logger, f.RestoreConfig, r)
 	fmt.Fprintf(stdout, "Restored %s into %s: revision %d, %d versions of keys, %d leases; member %x of cluster %x.\n",
 		file, f.DataDir, r.Revision, r.Keys, r.Leases, r.Member, r.Cluster)
 	f.tellStart(stdout)

@@ -114,7 +114,7 @@ durable: the disk needs room for both.`,
 				return failf(codeError, "Failed to defragment etcd data[%s] (%w)", dataDir, err)
 			}
 			if name == "etcdutl" { // which says so in its log alone
-				etcdutlLog(name, cmd.ErrOrStderr()).Info("finished defragmenting directory", zap.String("path", path), zap.Int64("current-db-size-bytes-diff", after-before),
+				etcdutlLog(cmd.ErrOrStderr()).Info("finished defragmenting directory", zap.String("path", path), zap.Int64("current-db-size-bytes-diff", after-before),
 					zap.Int64("current-db-size-bytes", after), zap.String("current-db-size", show.LogBytes(after)), zap.Duration("took", time.Since(start)))
 				return nil
 			}
@@ -128,7 +128,7 @@ durable: the disk needs room for both.`,
 }
 
 // schemaCommand is etcdutl's migrate, which is not belay util's.
-func schemaCommand(name string, wait *time.Duration) *cobra.Command {
+func schemaCommand(wait *time.Duration) *cobra.Command {
 	var dataDir, target string
 	var force bool
 	cmd := &cobra.Command{
@@ -144,7 +144,7 @@ func schemaCommand(name string, wait *time.Duration) *cobra.Command {
 				return failf(codeBadArgs, "target version %q not supported. Minimal \"3.5\"", target)
 			}
 			from, to, err := datadir.ChangeSchema(dataDir, v, *wait, force)
-			logger := etcdutlLog(name, cmd.ErrOrStderr())
+			logger := etcdutlLog(cmd.ErrOrStderr())
 			switch {
 			case err != nil:
 				return err
