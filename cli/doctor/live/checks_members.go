@@ -128,7 +128,7 @@ func checkAlarms(c *Cluster, a *adder) {
 				"compact to a recent revision: `compact REV`", "give the space back: `defrag` each member, followers first", "`alarm disarm`"}
 			if free, least, known := diskFree(m); known && free < least*3/2 {
 				what, evidence = "its disk is full", []string{bytes(free) + " are free; with less than " + bytes(least) + " the alarm is raised"}
-				do = []string{"free space on that disk or enlarge the volume: the alarm ends by itself then", "see what else writes to it: `belay doctor neighbours` on that machine"}
+				do = []string{"free space on that disk or enlarge the volume: the alarm ends by itself then", whoWrites}
 			} else if m != nil && m.Belay != nil {
 				do = []string{"delete or compact what is not needed: space comes back by itself, and the alarm ends with it", "or raise --quota-backend-bytes"}
 			}

@@ -107,7 +107,7 @@ func checkDisk(c *Cluster, a *adder) {
 			s := m.scrape()
 			if oldest, ok := s.Value("belay_disk_sync_oldest_seconds"); ok && oldest >= bounds.SlowSync.Seconds() {
 				a.bad(report.Critical, m, "The disk of its raft log does not answer.", "It promises nothing meanwhile; the others do, and a leader hands over.",
-					[]string{"the oldest sync is " + metrics.Seconds(oldest) + " old"}, "see what else writes to that disk: `belay doctor neighbours` on that machine", "see the kernel's log for errors (`journalctl -k`)")
+					[]string{"the oldest sync is " + metrics.Seconds(oldest) + " old"}, whoWrites, "see the kernel's log for errors (`journalctl -k`)")
 				return
 			}
 		}
@@ -129,11 +129,11 @@ func checkDisk(c *Cluster, a *adder) {
 		if m.Belay != nil {
 			severe := report.Warning
 			a.late(severe, m, c.noCPU(m), "The fsyncs of its raft log are slow.", "Nobody waits for them while those of a quorum of the others are fast.", evidence,
-				"see what else writes to that disk: `belay doctor neighbours` on that machine", busyCPU, "give the log a disk of its own: --wal-dir")
+				whoWrites, busyCPU, "give the log a disk of its own: --wal-dir")
 			return
 		}
 		a.late(severity(level), m, c.noCPU(m), "The fsyncs of its log are slow.", why, evidence,
-			"see what else writes to that disk: `belay doctor neighbours` on that machine; `belay doctor disk DIR` there tells what the disk can",
+			whoWrites+"; `belay doctor disk DIR` there tells what the disk can",
 			busyCPU,
 			"give the log a disk of its own (--wal-dir), a local SSD rather than a network volume")
 	})
@@ -341,6 +341,9 @@ func checkHeartbeats(c *Cluster, a *adder) {
 	a.good("heartbeats are sent in time")
 }
 
+// whoWrites is the advice where a member's disk is slow or full.
+const whoWrites = "see what else writes to that disk: `belay doctor neighbours` on that machine"
+
 // diskFree is what a member of Belay may still write to its disk, in bytes, and with less than what it
 // raises NOSPACE; etcd does not tell.
 func diskFree(m *Member) (free, least float64, known bool) {
@@ -361,7 +364,7 @@ func checkFree(c *Cluster, a *adder) {
 		}
 		evidence := []string{bytes(free) + " are free; with less than " + bytes(least) + " it raises NOSPACE"}
 		const why = "A member whose disk is full has the whole cluster refuse writes."
-		do := []string{"free space on that disk or enlarge the volume", "see what else writes to it: `belay doctor neighbours` on that machine"}
+		do := []string{"free space on that disk or enlarge the volume", whoWrites}
 		switch {
 		case free < least*bounds.DiskFull:
 			a.bad(report.Critical, m, "Its disk is full, or nearly.", why, evidence, do...)
