@@ -70,8 +70,11 @@ func TestEtcdsOwnTests(t *testing.T) {
 		if of == "belay" {
 			links["etcdctl"], links["etcdutl"] = belay(t), belay(t)
 		}
-		if last := filepath.Join(filepath.Dir(filepath.Dir(tools.Etcd)), "3.6.16", "etcd"); exists(last) {
-			links["etcd-last-release"] = last
+		older := cluster.OlderEtcd()
+		if last, ok, err := cluster.OlderTools(t.Context(), older[len(older)-1], false); err != nil {
+			t.Fatal(err)
+		} else if ok {
+			links["etcd-last-release"] = last.Etcd
 		}
 		for name, program := range links {
 			if err := os.Symlink(program, filepath.Join(dir, name)); err != nil {
@@ -127,9 +130,4 @@ func etcdsOwn(t *testing.T, pkg, pattern, binaries, tools string) {
 			}
 		})
 	}
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }
