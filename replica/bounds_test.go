@@ -27,8 +27,13 @@ func bounded(c *testCluster) { c.maxUnsynced = testBound }
 
 // flood puts n values of 100 KiB through m, several at a time, each with a second's
 // patience, and counts those that were refused.
-func flood(m *testMember, n int) (refused int) {
-	value := strings.Repeat("v", 100<<10)
+func flood(m *testMember, n int) (refused int) { return floodOf(m, n, 100<<10) }
+
+// floodOfSmall is flood with as many bytes in values that do not wait at the window.
+func floodOfSmall(m *testMember, n int) (refused int) { return floodOf(m, 10*n, 10<<10) }
+
+func floodOf(m *testMember, n, size int) (refused int) {
+	value := strings.Repeat("v", size)
 	var mu sync.Mutex
 	for first := 0; first < n; first += 10 {
 		var wg sync.WaitGroup
@@ -131,7 +136,7 @@ func TestOverloadedLeaderTakesMemberChanges(t *testing.T) {
 		leader := c.leader()
 		other := c.others(leader)[0]
 		release := stallState(&leader.state.flushStalled)
-		refused := flood(leader, 200)
+		refused := floodOfSmall(leader, 200)
 		for i, m := range []*testMember{leader, other} {
 			id := uint64(8 + i)
 			result, err := m.replica().ProposeChange(c.short(), &command.Change{
@@ -208,8 +213,8 @@ func TestLeaderBehindIsBounded(t *testing.T) {
 				t.Errorf("%s: the member that led has %d bytes of log in memory; the bound is %d", at, mem, testBound)
 			}
 			release()
-			leader.putWhenTaken("k", "w")
-			for _, m := range c.others(leader) {
+			c.leader().putWhenTaken("k", "w") // the one with the stalled store may have handed over
+			for _, m := range c.members {
 				m.mustRead("k", "w")
 			}
 		})
@@ -224,7 +229,7 @@ func TestUnflushedIsBounded(t *testing.T) {
 		m := c.leader()
 		m.mustPut("k", "v")
 		release := stallState(&m.state.flushStalled)
-		if refused := flood(m, 200); refused == 0 {
+		if refused := floodOfSmall(m, 200); refused == 0 {
 			t.Error("20 MB were taken while nothing was flushed")
 		}
 		if n := m.replica().flusher.unflushed.Load(); n > testHeld {

@@ -123,8 +123,9 @@ func newLoop(r *Replica, node *raft.RawNode) *loop {
 	// a leader may still hold old ones.
 	l.questions.init(c, &r.reads, r.proposer.ids.Next())
 	l.pending = pending{
-		door:    &raftDoor{core: c, removal: &l.removal, handOver: &l.handOver, buffers: &r.buffers},
-		timeout: r.cfg.RequestTimeout,
+		door:      &raftDoor{core: c, removal: &l.removal, handOver: &l.handOver, buffers: &r.buffers, window: &r.window, room: &l.room},
+		timeout:   r.cfg.RequestTimeout,
+		mostLarge: min(maxHeldLargeBytes, r.cfg.MaxUnsyncedBytes/2),
 	}
 	return l
 }
@@ -344,6 +345,9 @@ func (l *loop) step() {
 		l.pending.propose(l.taken.proposals)
 	}
 	l.pending.proposeChanges()
+	if len(l.pending.large) > 0 {
+		l.pending.retryLarge(time.Now())
+	}
 	l.taken.clear()
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -22,9 +23,14 @@ import (
 // are given to raft again when a leader is known, at each tick, and with the next proposals. None
 // of them is in any log, so that doubles nothing.
 
-// maxForwardedBytes bounds the proposals of other members that are held until
-// there is a leader to give them to.
-const maxForwardedBytes = 64 << 20
+const (
+	// maxForwardedBytes bounds the proposals of other members that are held until
+	// there is a leader to give them to.
+	maxForwardedBytes = 64 << 20
+	// maxHeldLargeBytes bounds the large ones that wait for this leader's store; half of
+	// Config.MaxUnsyncedBytes if that is less. It is what four members' windows let out at most.
+	maxHeldLargeBytes = 256 << 20
+)
 
 // pending is what waits before raft.
 type pending struct {
@@ -37,6 +43,10 @@ type pending struct {
 	// forwarded are proposals of other members, in order of arrival, none of them a change.
 	forwarded      []heldMessage
 	forwardedBytes int64 // of forwarded, as entryBytes counts; at most maxForwardedBytes
+	// large are proposals of other members that wait as this leader's own do outside its window, in
+	// order of arrival: its store has much to flush.
+	large                 []heldMessage
+	largeBytes, mostLarge int64 // of large, as entryBytes counts, and their bound
 	// changes are member changes that other members forwarded, in order of arrival.
 	changes []heldMessage
 	// barrier is an index at or above that of the last member change in the log of this
@@ -59,6 +69,8 @@ type door interface {
 	leaderKnown() bool
 	// closed: this member leads, and nothing may be proposed behind its own removal.
 	closed() bool
+	// full: this member leads, and large proposals wait for the flush of its store.
+	full() bool
 	// mayChange reports whether a member change may be given to raft now; not before everything up
 	// to the barrier is applied.
 	mayChange(e *raftpb.Entry, barrier uint64) bool
@@ -73,9 +85,51 @@ type door interface {
 	refuse(m *raftpb.Message)
 }
 
-// take gives raft a proposal that another member forwarded, or holds it; beyond
-// maxForwardedBytes it is refused.
-func (p *pending) take(m *raftpb.Message, now time.Time) { p.proposeFor(heldMessage{m, now}) }
+// take gives raft the proposals that another member forwarded, or holds them; beyond
+// maxForwardedBytes, and mostLarge, they are refused.
+func (p *pending) take(m *raftpb.Message, now time.Time) {
+	isLarge := func(e *raftpb.Entry) bool { return len(e.GetData()) >= largeProposal }
+	if slices.ContainsFunc(m.GetEntries(), isLarge) && (len(p.large) > 0 || p.door.full()) {
+		large := &raftpb.Message{Type: m.Type, From: m.From, To: m.To}
+		small := &raftpb.Message{Type: m.Type, From: m.From, To: m.To}
+		for _, e := range m.GetEntries() {
+			if isLarge(e) {
+				large.Entries = append(large.Entries, e)
+			} else {
+				small.Entries = append(small.Entries, e)
+			}
+		}
+		p.holdLarge(heldMessage{large, now})
+		if m = small; len(m.Entries) == 0 {
+			return
+		}
+	}
+	p.proposeFor(heldMessage{m, now})
+}
+
+func (p *pending) holdLarge(h heldMessage) {
+	size := entryBytes(h.message)
+	if p.largeBytes+size > p.mostLarge && len(p.large) > 0 {
+		p.door.refuse(h.message)
+		return
+	}
+	p.large = append(p.large, h)
+	p.largeBytes += size
+}
+
+// retryLarge gives raft what waited for the flush, as far as it may go on. Those that nobody waits for
+// any more are dropped.
+func (p *pending) retryLarge(now time.Time) {
+	for len(p.large) > 0 && !p.door.full() {
+		h := p.large[0]
+		p.large[0] = heldMessage{}
+		p.large = p.large[1:]
+		p.largeBytes -= entryBytes(h.message)
+		if now.Sub(h.since) < p.timeout {
+			p.proposeFor(h)
+		}
+	}
+}
 
 func (p *pending) proposeFor(h heldMessage) {
 	if !p.door.closed() {
@@ -232,11 +286,15 @@ type raftDoor struct {
 	removal  *ownRemoval
 	handOver *handOver
 	buffers  *buffers
+	window   *window
+	room     *room
 }
 
 func (d *raftDoor) leaderKnown() bool { return d.leader != raft.None }
 
 func (d *raftDoor) closed() bool { return d.removal.leaving() }
+
+func (d *raftDoor) full() bool { return d.raftLeads() && (d.window.full() || d.room.left <= 0) }
 
 func (d *raftDoor) mayChange(e *raftpb.Entry, barrier uint64) bool {
 	return d.changeFits(barrier) && !d.removal.leaving() && (removedBy(e) != d.cfg.ID || !d.handOver.beforeRemoval(time.Now()))

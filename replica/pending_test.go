@@ -16,8 +16,8 @@ import (
 
 // testDoor is a raft that does what the test says, and notes what it is given.
 type testDoor struct {
-	leader, shut, leads, drops bool
-	applied                    uint64
+	leader, shut, leads, drops, flushing bool
+	applied                              uint64
 
 	given   []string // each message, as its entries' data
 	copied  []*proposal
@@ -26,6 +26,7 @@ type testDoor struct {
 
 func (d *testDoor) leaderKnown() bool { return d.leader }
 func (d *testDoor) closed() bool      { return d.shut }
+func (d *testDoor) full() bool        { return d.flushing }
 func (d *testDoor) id() uint64        { return 1 }
 
 func (d *testDoor) mayChange(_ *raftpb.Entry, barrier uint64) bool {
@@ -253,5 +254,37 @@ func TestPendingLosesAndDoublesNothing(t *testing.T) {
 				t.Fatalf("proposal %d came before proposal %d", order[i], order[i+1])
 			}
 		}
+	}
+}
+
+// Large proposals that others forwarded wait for the leader's store, in order; small ones, of the same
+// message too, do not.
+func TestLargeOnesOfOthersWaitForTheFlush(t *testing.T) {
+	d := &testDoor{leader: true, leads: true, flushing: true}
+	p := &pending{door: d, timeout: time.Second, mostLarge: 5 * largeProposal}
+	now := time.Now()
+	mixed := forwardedProposal("large-1", largeProposal)
+	mixed.Entries = append(mixed.Entries, forwardedProposal("small-1", 0).Entries...)
+	p.take(mixed, now)
+	p.take(forwardedProposal("small-2", 0), now)
+	p.take(forwardedProposal("large-2", largeProposal), now.Add(-2*time.Second)) // long ago
+	wantTaken(t, d, "small-1 small-2")
+	p.retryLarge(now)
+	wantTaken(t, d, "")
+	d.flushing = false
+	p.take(forwardedProposal("large-3", largeProposal), now) // behind those that wait
+	wantTaken(t, d, "")
+	p.retryLarge(now)
+	wantTaken(t, d, "large-1\x00 large-3\x00")
+	p.take(forwardedProposal("large-4", largeProposal), now)
+	wantTaken(t, d, "large-4\x00")
+	if d.flushing = true; p.largeBytes != 0 {
+		t.Errorf("%d bytes of none", p.largeBytes)
+	}
+	for range 6 {
+		p.take(forwardedProposal("large", largeProposal), now)
+	}
+	if wantTaken(t, d, ""); len(p.large) != 4 || len(d.refused) != 2 {
+		t.Errorf("%d wait and %d are refused", len(p.large), len(d.refused))
 	}
 }

@@ -25,7 +25,9 @@ import (
 const (
 	// largeProposal is the size in bytes, encoded, from which on a proposal passes the window.
 	largeProposal = largeBuffer
-	// minWindow and maxWindow bound the window, in bytes.
+	// minWindow and maxWindow bound the window, in bytes; an eighth of Config.MaxUnsyncedBytes if
+	// that is less than the latter, but not less than the former. The leader has room for what has
+	// passed the windows of all members.
 	minWindow = 4 << 20
 	maxWindow = 64 << 20
 	// windowTime is how long a large proposal should take from the inbox until it is applied, at
@@ -33,8 +35,10 @@ const (
 	windowTime = 250 * time.Millisecond
 	// maxUnflushed is how many bytes of applied log may wait for the store's flush, or be in it, while
 	// large proposals still pass: they are in the store's memory. A disk that takes less than comes in
-	// makes that grow until the store's own bound, half a gigabyte, and then all writes would wait. It
-	// bridges a stall of some seconds.
+	// makes that grow until the bound of the log (Config.MaxUnsyncedBytes), and then all writes would
+	// be refused. It bridges a stall of some seconds. A quarter of that bound if it is less: other
+	// members' large proposals wait for the leader's store as well (pending.large), and what has
+	// passed the windows needs room.
 	maxUnflushed = 128 << 20
 )
 
@@ -48,7 +52,8 @@ type window struct {
 	allowed prometheus.Gauge
 
 	mu      sync.Mutex
-	size    int64                    // in bytes, from minWindow to maxWindow
+	most    int64                    // maxWindow or less
+	size    int64                    // in bytes, from minWindow to most
 	inside  map[uint64]passed        // what has passed, by request id, and may not be applied yet
 	bytes   int64                    // of inside; above size only by one proposal that was alone
 	outside list.List                // of *proposal, in order of arrival; none is in the inbox
@@ -71,7 +76,8 @@ func (w *window) init(r *Replica) {
 	w.timeout, w.waits, w.allowed = r.cfg.RequestTimeout, m.LargeWaiting, m.LargeWindow
 	w.size, w.inside, w.places = minWindow, make(map[uint64]passed), make(map[uint64]*list.Element)
 	w.allowed.Set(minWindow)
-	w.mostUnflushed = maxUnflushed
+	w.most = max(minWindow, min(maxWindow, r.cfg.MaxUnsyncedBytes/8))
+	w.mostUnflushed = min(maxUnflushed, r.cfg.MaxUnsyncedBytes/4)
 }
 
 // enter hands a large proposal on, now or when there is room. REQUIRES: it is in waiters, and not
@@ -183,10 +189,21 @@ func (w *window) setUnflushed(bytes int64) (due bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	lower := bytes < w.unflushed
+	was := w.unflushed
 	if w.unflushed = bytes; lower {
 		w.fill(time.Now())
 	}
+	if was >= w.mostUnflushed && bytes < w.mostUnflushed {
+		w.inbox.signal() // what others forwarded waits for it, too
+	}
 	return bytes >= w.mostUnflushed
+}
+
+// full reports whether large proposals wait for the flush of the store.
+func (w *window) full() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.unflushed >= w.mostUnflushed
 }
 
 // The methods below need mu.
@@ -240,7 +257,7 @@ func (w *window) adapt(p passed, now time.Time) {
 		}
 		w.size, w.shrunkAt = max(minWindow, w.size/4, w.size*int64(windowTime)/int64(took)), now
 	case took < windowTime/2 && (w.outside.Len() > 0 || w.bytes > w.size/2):
-		w.size = min(maxWindow, w.size+p.size)
+		w.size = min(w.most, w.size+p.size)
 	default:
 		return
 	}

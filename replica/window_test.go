@@ -106,6 +106,38 @@ func TestLargeWritesWaitForTheFlush(t *testing.T) {
 	})
 }
 
+// On a leader whose store has much to flush large writes of all members wait: they are not taken until
+// it refuses every write. Small ones do not wait.
+func TestLargeWritesOfAllWaitForTheLeadersFlush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size, most, bound, writes = 256 << 10, 2 << 20, 48 << 20, 400
+		c := newTestCluster(t, 3, func(c *testCluster) { c.maxUnsynced = bound })
+		defer c.close()
+		leader := c.leader()
+		leader.mustPut("before", "")
+		w := &leader.replica().window
+		w.mu.Lock()
+		w.mostUnflushed = most
+		w.mu.Unlock()
+		release := stallState(&leader.state.flushStalled)
+		var all sync.WaitGroup
+		for i := range writes {
+			m := c.others(leader)[i%2]
+			all.Go(func() {
+				if err := m.put(c.short(), fmt.Sprint("large", i), strings.Repeat("v", size)); err != nil {
+					t.Errorf("write %d: %v", i, err)
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		for _, m := range append(c.others(leader), leader) {
+			m.mustPut("small", "v")
+		}
+		release()
+		all.Wait()
+	})
+}
+
 // The window grows while large writes take little time, and shrinks when they take long, but not
 // below its least.
 func TestWindowFollowsTheTime(t *testing.T) {
@@ -145,7 +177,7 @@ func TestWindow(t *testing.T) {
 	for range 50 {
 		rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 		synctest.Test(t, func(t *testing.T) {
-			r := &Replica{env: &env{cfg: Config{Settings: Settings{RequestTimeout: 7 * time.Second}}, metrics: NewMetrics(prometheus.NewRegistry())}}
+			r := &Replica{env: &env{cfg: Config{Settings: Settings{RequestTimeout: 7 * time.Second, MaxUnsyncedBytes: 512 << 20}}, metrics: NewMetrics(prometheus.NewRegistry())}}
 			r.cfg.Metrics = r.metrics
 			r.inbox.init()
 			w := &r.window
