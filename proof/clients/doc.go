@@ -17,6 +17,9 @@
 //	coredns_test.go     CoreDNS serving a zone that lies in Belay
 //	benchmark_test.go   etcd's own benchmark tool, every sub-command
 //	etcdtests_test.go   etcd's own end-to-end tests, unchanged
+//	robustness_test.go  etcd's own robustness tests: faults under traffic, and a
+//	                    model that says whether what clients saw may be; etcdwal
+//	                    writes a member's log in the form that they read
 //	debian_test.go      Patroni, and other programs that Debian has
 //
 // Folders below with a go.mod are modules of their own: the clients' many dependencies stay out of

@@ -65,26 +65,42 @@ func TestEtcdsOwnTests(t *testing.T) {
 		if only := os.Getenv("BELAY_ETCD_TESTS_TOOLS"); only != "" && only != of {
 			continue
 		}
-		dir := t.TempDir()
-		links := map[string]string{"etcd": binary(t, checkKind(t)), "etcdctl": tools.Etcdctl, "etcdutl": tools.Etcdutl}
+		ctl, utl := tools.Etcdctl, tools.Etcdutl
 		if of == "belay" {
-			links["etcdctl"], links["etcdutl"] = belay(t), belay(t)
+			ctl, utl = belay(t), belay(t)
 		}
-		older := cluster.OlderEtcd()
-		if last, ok, err := cluster.OlderTools(t.Context(), older[len(older)-1], false); err != nil {
-			t.Fatal(err)
-		} else if ok {
-			links["etcd-last-release"] = last.Etcd
-		}
-		for name, program := range links {
-			if err := os.Symlink(program, filepath.Join(dir, name)); err != nil {
-				t.Fatal(err)
-			}
-		}
+		dir := etcdsPrograms(t, binary(t, checkKind(t)), ctl, utl)
 		for _, pkg := range []string{"common", "e2e"} {
 			t.Run(of+" tools/"+pkg, func(t *testing.T) { etcdsOwn(t, pkg, pattern, dir, of) })
 		}
 	}
+}
+
+// etcdsPrograms is a folder with what etcd's tests start: the server under test by the name etcd, its
+// tools, and etcd's last release if it is built.
+func etcdsPrograms(t *testing.T, server, ctl, utl string) string {
+	dir := t.TempDir()
+	links := map[string]string{"etcd": server, "etcdctl": ctl, "etcdutl": utl}
+	older := cluster.OlderEtcd()
+	if last, ok, err := cluster.OlderTools(t.Context(), older[len(older)-1], false); err != nil {
+		t.Fatal(err)
+	} else if ok {
+		links["etcd-last-release"] = last.Etcd
+	}
+	for name, program := range links {
+		if err := os.Symlink(program, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// inOwnNetwork is a command in a network of its own, if this is root: etcd's tests want certain ports.
+func inOwnNetwork(args ...string) *exec.Cmd {
+	if os.Getuid() == 0 {
+		args = append([]string{"unshare", "-n", "sh", "-c", `ip link set lo up && exec "$@"`, "sh"}, args...)
+	}
+	return exec.Command(args[0], args[1:]...)
 }
 
 func etcdsOwn(t *testing.T, pkg, pattern, binaries, tools string) {
@@ -98,11 +114,7 @@ func etcdsOwn(t *testing.T, pkg, pattern, binaries, tools string) {
 		t.Fatalf("%v\n%s", err, stderr)
 	}
 	own := func(args ...string) *exec.Cmd {
-		args = append([]string{program, "-bin-dir", binaries}, args...)
-		if os.Getuid() == 0 {
-			args = append([]string{"unshare", "-n", "sh", "-c", `ip link set lo up && exec "$@"`, "sh"}, args...)
-		}
-		cmd := exec.Command(args[0], args[1:]...)
+		cmd := inOwnNetwork(append([]string{program, "-bin-dir", binaries}, args...)...)
 		cmd.Dir = strings.TrimSpace(source)
 		return cmd
 	}
