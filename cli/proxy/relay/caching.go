@@ -237,8 +237,8 @@ func (c *call) fromCache(f *upstream.Frame) (answered bool, err error) {
 	if c.caching != nil && anonymous(ctx) && c.caching.sending.total() < maxSendingBytes {
 		r := &pb.RangeRequest{}
 		if proto.Unmarshal(f.Head, r) == nil && cache.Cacheable(r) {
-			// Another answer of the connection may have come while this one was waited for.
-			if answer, ok := c.caching.read(ctx, r, c.client.Seen()); ok && c.client.Advance(answer.Revision) {
+			if answer, ok := c.caching.read(ctx, r, c.client.Seen()); ok {
+				c.client.Advance(answer.Revision)
 				c.cfg.Metrics.cacheHits.Inc()
 				return true, c.sendCached(answer)
 			}

@@ -10,7 +10,7 @@
 //   - With a namespace every key that goes to a member has the prefix, and no key that comes from
 //     one is shown without having had it: of KV, Watch, Lease, Lock and Election.
 //
-//   - No read is older than a response that the same connection has had before, of any kind,
+//   - No read is older than a response that the same connection had had when it asked, of any kind,
 //     whichever member answers, or none.
 //
 //   - A stream whose client does not read is read from the member no further than flow control

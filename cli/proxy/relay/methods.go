@@ -17,9 +17,7 @@ type method struct {
 	clientStreams       bool
 	serverStreams       bool
 	// read: a request may be asked twice.
-	read bool
-	// ordered: a response tells the store's revision, and is not older than another.
-	ordered bool
+	read    bool
 	request protoreflect.MessageType
 	answer  protoreflect.MessageType
 	counts  *methodCounts
@@ -70,15 +68,6 @@ func isRead(full string) bool {
 	return false
 }
 
-// isOrdered names the methods whose responses tell how far the member's store is.
-func isOrdered(full string) bool {
-	switch full {
-	case rangeMethod, rangeStream, "/etcdserverpb.KV/Put", "/etcdserverpb.KV/DeleteRange", "/etcdserverpb.KV/Txn":
-		return true
-	}
-	return false
-}
-
 func allMethods() (map[string]*method, error) {
 	all := make(map[string]*method)
 	for _, service := range services() {
@@ -95,7 +84,7 @@ func allMethods() (map[string]*method, error) {
 			full := fmt.Sprintf("/%s/%s", service, d.Name())
 			m := &method{
 				full: full, service: string(service), name: string(d.Name()), clientStreams: d.IsStreamingClient(), serverStreams: d.IsStreamingServer(),
-				read: isRead(full), ordered: isOrdered(full),
+				read: isRead(full),
 			}
 			if m.request, err = protoregistry.GlobalTypes.FindMessageByName(d.Input().FullName()); err != nil {
 				return nil, fmt.Errorf("relay: request of %s: %w", full, err)

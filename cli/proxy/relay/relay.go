@@ -248,7 +248,7 @@ func (c *call) one() error {
 	if err != nil {
 		return err
 	}
-	request := upstream.Request{Method: c.full, Frame: f, Read: c.method.read, Ordered: c.method.ordered}
+	request := upstream.Request{Method: c.full, Frame: f, Read: c.method.read, Ordered: c.full == rangeMethod}
 	if c.full == rangeMethod {
 		if answered, err := c.fromCache(f); answered {
 			return err
@@ -353,6 +353,7 @@ func (c *call) many() error {
 // ends the call. The stream is nil if none was opened, and io.EOF an end without an answer.
 func (c *call) begin(f *upstream.Frame) (s grpc.ClientStream, first *upstream.Frame, cancel context.CancelFunc, err error) {
 	const attempts = 4
+	floor := c.client.Seen()
 	for count := 1; ; count++ {
 		var ctx context.Context
 		ctx, cancel = context.WithCancel(c.ctx)
@@ -368,7 +369,7 @@ func (c *call) begin(f *upstream.Frame) (s grpc.ClientStream, first *upstream.Fr
 		again := false
 		if count < attempts && c.ctx.Err() == nil {
 			switch {
-			case err == nil && c.full == rangeStream && serializable(f.Head) && (first.Nested() == 0 || !c.client.Advance(first.Nested())):
+			case err == nil && c.full == rangeStream && serializable(f.Head) && first.Nested() < floor:
 				// Only the last part of a long one says how old it is.
 				f, again = linearizable(f), true
 			case status.Code(err) == codes.Unavailable:

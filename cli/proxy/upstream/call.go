@@ -54,7 +54,8 @@ type Request struct {
 	Frame  *Frame
 	// Read: it may be asked twice.
 	Read bool
-	// Ordered: a response that is older than what the client has seen is not taken.
+	// Ordered, of a read: a response that is older than what the client had seen when it asked is not
+	// taken.
 	Ordered bool
 	// Fresh, if not nil, is the request to ask instead when a response was too old.
 	Fresh *Frame
@@ -70,7 +71,7 @@ type Response struct {
 // Call asks a member, and others if the request certainly did not run or is a read. Its errors are
 // those of the members, with their texts.
 func (s *Set) Call(ctx context.Context, c *Client, r Request) (*Response, error) {
-	started := time.Now()
+	started, floor := time.Now(), c.Seen()
 	var tried []*Member
 	for count := 1; ; count++ {
 		m, serving, err := s.Pick(ctx, c, tried...)
@@ -78,9 +79,13 @@ func (s *Set) Call(ctx context.Context, c *Client, r Request) (*Response, error)
 			return &Response{}, err
 		}
 		resp, sent, err := s.ask(ctx, m, serving, &r)
-		if err == nil && r.Ordered && !c.Advance(resp.Frame.Revision()) {
-			// Only a serializable read can be older: whatever has written is newer than all that was
-			// seen.
+		if err == nil {
+			c.Advance(resp.Frame.Revision())
+		}
+		// What came for other calls of the client meanwhile says nothing: those under way together are
+		// answered in any order. So only a serializable read can be too old; and a write must not be asked
+		// twice, whatever its answer.
+		if err == nil && r.Read && r.Ordered && resp.Frame.Revision() != 0 && resp.Frame.Revision() < floor {
 			if count >= readAttempts {
 				return resp, status.Error(codes.Unavailable, "belay proxy: the members that can be reached are behind what this connection has read")
 			}
@@ -104,19 +109,12 @@ func (s *Set) Call(ctx context.Context, c *Client, r Request) (*Response, error)
 	}
 }
 
-// Advance notes that the client has seen a revision; false: it has seen a newer one. 0 is a
-// response that tells none.
-func (c *Client) Advance(revision int64) bool {
-	if revision == 0 {
-		return true
-	}
+// Advance notes that the client has seen a revision; 0 is that of a response that tells none.
+func (c *Client) Advance(revision int64) {
 	for {
 		seen := c.seen.Load()
-		if revision < seen {
-			return false
-		}
-		if revision == seen || c.seen.CompareAndSwap(seen, revision) {
-			return true
+		if revision <= seen || c.seen.CompareAndSwap(seen, revision) {
+			return
 		}
 	}
 }

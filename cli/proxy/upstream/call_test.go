@@ -134,6 +134,39 @@ func TestWritesOnce(t *testing.T) {
 	}
 }
 
+// TestAnswersOutOfOrder: calls of one client that are under way together are answered in any order; one
+// that is answered after another with a newer revision is not asked again, least of all a write.
+func TestAnswersOutOfOrder(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, well)
+	s := newSet(t, f)
+	for _, r := range []Request{request(t, "Put", &pb.PutRequest{}), request(t, "Range", &pb.RangeRequest{})} {
+		f.puts.Store(0)
+		f.ranges.Store(0)
+		f.revision.Store(5)
+		client, came, goOn := NewClient(nil), make(chan struct{}, 10), make(chan struct{})
+		f.will(func(context.Context) error { came <- struct{}{}; <-goOn; return nil })
+		done := make(chan error, 1)
+		go func() {
+			_, err := s.Call(t.Context(), client, r)
+			done <- err
+		}()
+		<-came // its answer is made, at revision 5
+		f.will(well)
+		f.revision.Store(9)
+		if _, err := s.Call(t.Context(), client, request(t, "Put", &pb.PutRequest{})); err != nil || client.Seen() != 9 {
+			t.Fatalf("%v; seen is revision %d", err, client.Seen())
+		}
+		close(goOn)
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", r.Method, err)
+		}
+		if n := f.puts.Load() + f.ranges.Load(); n != 2 {
+			t.Errorf("%s and a put came as %d calls", r.Method, n)
+		}
+	}
+}
+
 // TestReadsGoOn: reads are asked elsewhere when a member dies, refuses or does not answer.
 func TestReadsGoOn(t *testing.T) {
 	t.Parallel()
