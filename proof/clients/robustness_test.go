@@ -25,8 +25,8 @@ var robustnessNotForBelay = map[string]string{
 
 const (
 	gofail = "stops etcd at a place in its own code, by gofail"
-	// A member behind its blackholed proxy gets entries over the connections that it made itself, and a Belay
-	// goes on answering over them: it keeps up. etcd's does not.
+	// A member behind its blackholed proxy gets entries over the connections that it made itself, and
+	// a Belay goes on answering over them: it keeps up. etcd's does not.
 	snapshots = "waits until a member that is cut off on one side lags, and gets a snapshot"
 )
 
@@ -41,11 +41,11 @@ var robustnessChanges = []change{
 	// Members are not built with gofail; with it, all scenarios would skip themselves.
 	{"robustness/scenarios/scenarios.go", "e2e.WithGoFailEnabled(true)", "e2e.WithGoFailEnabled(false)"},
 	{"robustness/failpoint/failpoint.go", "RaftAfterSaveSnapPanic, BlackholeUntilSnapshot,", "RaftAfterSaveSnapPanic,"}, // see snapshots
-	// An older etcd cannot take over Belay's files, which these two have it do. In their place come faults
-	// that need nothing of the program.
+	// An older etcd cannot take over Belay's files, which these two have it do. In their place come
+	// faults that need nothing of the program.
 	{"robustness/failpoint/failpoint.go", "\tMemberDowngrade,\n\tMemberDowngradeUpgrade,\n", "\tPauseMember, KillAll, KillOften, StopMember,\n"},
-	// A proxy before each member: it stays when the member is killed, its port is free, and the member is
-	// asked itself whether it is well, which neither kind of proxy answers.
+	// A proxy before each member: it stays when the member is killed, its port is free, and the
+	// member is asked itself whether it is well, which neither kind of proxy answers.
 	{"robustness/failpoint/failpoint.go", "clus.Procs[i].EndpointsGRPC()", "[]string{clus.Procs[i].Config().ClientURL}"},
 	{"framework/e2e/cluster_proxy.go", "\treturn p.proxyV3.Start(ctx)\n", "\tif p.proxyV3.proc != nil {\n\t\treturn nil\n\t}\n\treturn p.proxyV3.Start(ctx)\n"},
 	{"framework/e2e/cluster_proxy.go", "proxyListenURL(cfg, 3)", "proxyListenURL(cfg, 1003)"},

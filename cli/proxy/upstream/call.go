@@ -82,9 +82,9 @@ func (s *Set) Call(ctx context.Context, c *Client, r Request) (*Response, error)
 		if err == nil {
 			c.Advance(resp.Frame.Revision())
 		}
-		// What came for other calls of the client meanwhile says nothing: those under way together are
-		// answered in any order. So only a serializable read can be too old; and a write must not be asked
-		// twice, whatever its answer.
+		// What came for other calls of the client meanwhile says nothing: those under way together
+		// are answered in any order. So only a serializable read can be too old; and a write must not
+		// be asked twice, whatever its answer.
 		if err == nil && r.Read && r.Ordered && resp.Frame.Revision() != 0 && resp.Frame.Revision() < floor {
 			if count >= readAttempts {
 				return resp, status.Error(codes.Unavailable, "belay proxy: the members that can be reached are behind what this connection has read")
