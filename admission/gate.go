@@ -12,7 +12,8 @@ var ErrTooManyRequests = errors.New("etcdserver: too many requests")
 // Options bounds what may be in progress. Zero means the default.
 type Options struct {
 	// MaxInFlightBytes bounds the proposals that entered and have not left. A byte in flight is
-	// held about three times (request, encoded entry, log in memory). Default 256 MiB.
+	// held about three times (request, encoded entry, log in memory), or as who enters counts it.
+	// Default 1 GiB.
 	MaxInFlightBytes int64
 	// MaxBacklogBytes bounds what is committed and not applied on this member. Default 512 MiB.
 	MaxBacklogBytes int64
@@ -44,7 +45,7 @@ type Gate struct {
 // New makes an open gate.
 func New(opts Options) *Gate {
 	if opts.MaxInFlightBytes <= 0 {
-		opts.MaxInFlightBytes = 256 << 20
+		opts.MaxInFlightBytes = 1 << 30
 	}
 	if opts.MaxBacklogBytes <= 0 {
 		opts.MaxBacklogBytes = 512 << 20

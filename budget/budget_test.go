@@ -150,7 +150,7 @@ func TestDivide(t *testing.T) {
 func TestDivideOnLargeMachine(t *testing.T) {
 	got, const64 := Divide(64<<30, Limit{}).Parts, int64(math.MaxInt32)
 	want := Parts{
-		Blocks: 128 << 20, HotKeys: 64 << 20, ExistsFilter: 32 << 20, MemTable: 32 << 20, LogKept: 32 << 20, Log: 512 << 20, Proposals: 256 << 20,
+		Blocks: 128 << 20, HotKeys: 64 << 20, ExistsFilter: 32 << 20, MemTable: 32 << 20, LogKept: 32 << 20, Log: 512 << 20, Proposals: 1 << 30,
 		Answers: 4 << 30, Answer: const64, Watches: 1 << 30, Recent: 8 << 20, Backlog: 64 << 20, Receiving: 512 << 20, Garbage: 192 << 20, Process: 256 << 20,
 	}
 	if got != want {

@@ -65,8 +65,9 @@ func shares() []share {
 		{name: "memory-table", of: 2, most: 32 * mib, times: memTables, field: func(p *Parts) *int64 { return &p.MemTable }},
 		{name: "raft-log", of: 8, most: 512 * mib, times: 1, field: func(p *Parts) *int64 { return &p.Log }},
 		{name: "raft-log-kept", of: 2, most: 32 * mib, times: 1, within: true, field: func(p *Parts) *int64 { return &p.LogKept }},
-		// A byte of a proposal in flight is held twice beside the log: the request, and encoded.
-		{name: "proposals", of: 3, most: 256 * mib, times: 2, field: func(p *Parts) *int64 { return &p.Proposals }},
+		// A byte of a proposal in flight is held twice beside the log: the request, and encoded. Of a
+		// large one half of the bytes count: it is not encoded while it waits for its turn.
+		{name: "proposals", of: 3, most: 1024 * mib, times: 2, field: func(p *Parts) *int64 { return &p.Proposals }},
 		{name: "range-answers", of: 14, most: 4096 * mib, times: 1, field: func(p *Parts) *int64 { return &p.Answers }},
 		{name: "one-answer", of: 14, most: math.MaxInt32, times: 1, within: true, field: func(p *Parts) *int64 { return &p.Answer }},
 		{name: "watch-queues", of: 4, most: 1024 * mib, times: 1, field: func(p *Parts) *int64 { return &p.Watches }},

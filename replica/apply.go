@@ -129,7 +129,7 @@ func (a *applier) addEntry(e *raftpb.Entry) bool {
 	if data := e.GetData(); len(data) > 0 {
 		if id := command.RequestID(data); id != 0 {
 			p = a.waiters.find(id)
-			if len(data) >= largeProposal {
+			if len(data) >= LargeProposal {
 				a.large = append(a.large, id)
 			}
 		}

@@ -88,7 +88,7 @@ type door interface {
 // take gives raft the proposals that another member forwarded, or holds them; beyond
 // maxForwardedBytes, and mostLarge, they are refused.
 func (p *pending) take(m *raftpb.Message, now time.Time) {
-	isLarge := func(e *raftpb.Entry) bool { return len(e.GetData()) >= largeProposal }
+	isLarge := func(e *raftpb.Entry) bool { return len(e.GetData()) >= LargeProposal }
 	if slices.ContainsFunc(m.GetEntries(), isLarge) && (len(p.large) > 0 || p.door.full()) {
 		large := &raftpb.Message{Type: m.Type, From: m.From, To: m.To}
 		small := &raftpb.Message{Type: m.Type, From: m.From, To: m.To}

@@ -261,28 +261,28 @@ func TestPendingLosesAndDoublesNothing(t *testing.T) {
 // message too, do not.
 func TestLargeOnesOfOthersWaitForTheFlush(t *testing.T) {
 	d := &testDoor{leader: true, leads: true, flushing: true}
-	p := &pending{door: d, timeout: time.Second, mostLarge: 5 * largeProposal}
+	p := &pending{door: d, timeout: time.Second, mostLarge: 5 * LargeProposal}
 	now := time.Now()
-	mixed := forwardedProposal("large-1", largeProposal)
+	mixed := forwardedProposal("large-1", LargeProposal)
 	mixed.Entries = append(mixed.Entries, forwardedProposal("small-1", 0).Entries...)
 	p.take(mixed, now)
 	p.take(forwardedProposal("small-2", 0), now)
-	p.take(forwardedProposal("large-2", largeProposal), now.Add(-2*time.Second)) // long ago
+	p.take(forwardedProposal("large-2", LargeProposal), now.Add(-2*time.Second)) // long ago
 	wantTaken(t, d, "small-1 small-2")
 	p.retryLarge(now)
 	wantTaken(t, d, "")
 	d.flushing = false
-	p.take(forwardedProposal("large-3", largeProposal), now) // behind those that wait
+	p.take(forwardedProposal("large-3", LargeProposal), now) // behind those that wait
 	wantTaken(t, d, "")
 	p.retryLarge(now)
 	wantTaken(t, d, "large-1\x00 large-3\x00")
-	p.take(forwardedProposal("large-4", largeProposal), now)
+	p.take(forwardedProposal("large-4", LargeProposal), now)
 	wantTaken(t, d, "large-4\x00")
 	if d.flushing = true; p.largeBytes != 0 {
 		t.Errorf("%d bytes of none", p.largeBytes)
 	}
 	for range 6 {
-		p.take(forwardedProposal("large", largeProposal), now)
+		p.take(forwardedProposal("large", LargeProposal), now)
 	}
 	if wantTaken(t, d, ""); len(p.large) != 4 || len(d.refused) != 2 {
 		t.Errorf("%d wait and %d are refused", len(p.large), len(d.refused))

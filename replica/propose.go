@@ -299,7 +299,7 @@ func (c *proposer) submit(req *pb.InternalRaftRequest, then Completion) (*propos
 	if size > c.cfg.MaxRequestBytes {
 		return nil, ErrRequestTooLarge
 	}
-	if size >= largeProposal {
+	if size >= LargeProposal {
 		p.large = int64(size)
 	} else if err := c.buffers.encode(p, size); err != nil {
 		return nil, err

@@ -63,7 +63,7 @@ func TestEachProposalEndsOnce(t *testing.T) {
 						}
 						value := "x"
 						if rng.IntN(8) == 0 {
-							value = string(make([]byte, largeProposal+rng.IntN(200<<10)))
+							value = string(make([]byte, LargeProposal+rng.IntN(200<<10)))
 						}
 						proposal, err := r.ProposeThen(putRequest(e.key, value), e)
 						if err != nil {

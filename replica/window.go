@@ -23,8 +23,8 @@ import (
 // in the log then would not be done any sooner. It never falls below what keeps a disk busy whose
 // syncs take a tenth of a second.
 const (
-	// largeProposal is the size in bytes, encoded, from which on a proposal passes the window.
-	largeProposal = largeBuffer
+	// LargeProposal is the size in bytes, encoded, from which on a proposal passes the window.
+	LargeProposal = largeBuffer
 	// minWindow and maxWindow bound the window, in bytes; an eighth of Config.MaxUnsyncedBytes if
 	// that is less than the latter, but not less than the former. The leader has room for what has
 	// passed the windows of all members.

@@ -202,7 +202,7 @@ func TestWindow(t *testing.T) {
 				case kind < 10:
 					p := &proposal{
 						id: uint64(step + 1), request: putRequest("k", "v"), entry: new(raftpb.Entry), then: endCounter{ends, uint64(step + 1)},
-						large: int64(largeProposal + rng.IntN(3<<20)), // said, so that nothing large is copied
+						large: int64(LargeProposal + rng.IntN(3<<20)), // said, so that nothing large is copied
 					}
 					r.waiters.add(p)
 					live, begun = append(live, p), append(begun, p.id)

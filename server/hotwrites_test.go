@@ -72,7 +72,7 @@ func TestHotWrites(t *testing.T) {
 		return func(m *member) { m.replica.set(func(r *solo) { r.proposeErr = err }) }
 	}
 	leader := func(id uint64) func(*member) { return func(m *member) { m.replica.setLeader(id, 0) } }
-	const full = 1 << 28
+	const full = 1 << 30
 	for _, c := range []struct {
 		name          string
 		ctx           context.Context

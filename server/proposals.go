@@ -64,8 +64,17 @@ func (p *proposals) inTerm(ctx context.Context, term uint64, kind requestKind, r
 	return err
 }
 
+// inFlight is what a proposal counts in flight. A byte of it is held twice, as the request and
+// encoded; of a large one, which is not encoded while it waits for its turn, once.
+func inFlight(cost int) int {
+	if cost >= replica.LargeProposal {
+		return cost / 2
+	}
+	return cost
+}
+
 func (p *proposals) admitAndPropose(ctx context.Context, kind requestKind, req *pb.InternalRaftRequest, cost int, own bool) (result command.Result, err error) {
-	if err = p.gate.Enter(cost, own); err != nil {
+	if err = p.gate.Enter(inFlight(cost), own); err != nil {
 		return
 	}
 	start := time.Now()
@@ -80,7 +89,7 @@ func (p *proposals) admitAndPropose(ctx context.Context, kind requestKind, req *
 // begin is admitAndPropose for a caller without a goroutine. With an error nothing is left to do;
 // otherwise then is told of the end, and must call ended. REQUIRES: there are no users.
 func (p *proposals) begin(kind requestKind, req *pb.InternalRaftRequest, cost int, start time.Time, then replica.Completion) (id uint64, err error) {
-	if err = p.gate.Enter(cost, false); err != nil {
+	if err = p.gate.Enter(inFlight(cost), false); err != nil {
 		return 0, err
 	}
 	if id, err = p.replica.ProposeThen(req, then); err != nil {
@@ -93,7 +102,7 @@ func (p *proposals) begin(kind requestKind, req *pb.InternalRaftRequest, cost in
 //
 //go:noinline
 func (p *proposals) ended(kind requestKind, cost int, start time.Time, success bool) {
-	p.gate.Leave(cost)
+	p.gate.Leave(inFlight(cost))
 	p.metrics.observeRequest(kind, success, time.Since(start).Seconds())
 }
 

@@ -167,6 +167,9 @@ func article(ctx context.Context, o options, g growing) error {
 					"--conns=100", "--clients=" + clients, "--repeat=" + strconv.Itoa(max(o.repeat, 3)), "--report=" + filepath.Join(g.pictures, articleName+"-"+size+".svg"),
 					"put", "--val-size=" + size, "--key-space-size=1000", "--duration=" + duration.String(), "--warm-up=" + (duration / 5).String(),
 				}
+				if size != "256" { // with the history of six members a disk of 50 GB is full after some runs
+					args = append(args, "--compact-interval=1s", "--compact-index-delta=1000")
+				}
 				fmt.Printf("\nbelay %s\n\n", strings.Join(args, " "))
 				cmd := exec.CommandContext(ctx, o.binaries[cluster.Belay], args...)
 				cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
