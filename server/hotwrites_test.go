@@ -206,7 +206,8 @@ func TestHotWritesGivenUp(t *testing.T) {
 			}
 			_, err := kv.Put(ctx, &pb.PutRequest{Key: []byte("k"), Value: []byte("v")})
 			cancel()
-			if status.Code(err) != c.want {
+			// A client whose timer is late hears the server's answer to the same deadline.
+			if code := status.Code(err); code != c.want && (c.wait == 0 || code != codes.Unavailable) {
 				t.Errorf("%s: %v", c.name, err)
 			}
 			waitUntil(t, "it has left", func() bool { return m.cfg.Admission.InFlight() == 0 })
