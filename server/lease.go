@@ -310,7 +310,11 @@ func (l *leaseService) awaitApplied(ctx context.Context) error {
 // A quorum that answered a read barrier begun at time t elects nobody else
 // before t plus one election timeout (CheckQuorum and PreVote see to that), so
 // one barrier each half election timeout is enough for all renewals between.
+//
+// It does not wait for longer than this member leads: a barrier outlives a change of leader, and
+// without a quorum waits for its whole timeout, while the caller could ask the next leader.
 func (l *leaseService) confirmLeadership(ctx context.Context) error {
+	changed := l.raft.LeaderChanged()
 	if !l.raft.Status().IsLeader() {
 		return lease.ErrNotPrimary
 	}
@@ -318,7 +322,16 @@ func (l *leaseService) confirmLeadership(ctx context.Context) error {
 	if l.confirmedAt(now) {
 		return nil
 	}
-	if err := l.barrier(ctx); err != nil {
+	leading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-changed:
+			cancel()
+		case <-leading.Done():
+		}
+	}()
+	if err := l.barrier(leading); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -570,6 +571,46 @@ func TestRenewalNeedsConfirmedLeadership(t *testing.T) {
 	if _, err := m.Server.lease.renewHere(t.Context(), 7); err != lease.ErrNotPrimary {
 		t.Fatalf("error %v, want %v", err, lease.ErrNotPrimary)
 	}
+}
+
+// A leader that is cut off and steps down lets go of the renewals that wait for its quorum: their
+// callers are to learn that there is no leader, or ask the next one.
+func TestRenewalEndsWithLeadership(t *testing.T) {
+	r := &silent{asked: make(chan struct{})}
+	m := newMember(t, func(c *Config, _ *state.Config) { r.Replica = c.Replica; c.Replica = r })
+	r.quiet.Store(true)
+	renewed := make(chan error, 1)
+	go func() {
+		_, err := m.Server.lease.renewHere(t.Context(), 7)
+		renewed <- err
+	}()
+	<-r.asked
+	m.replica.setLeader(0, 1)
+	select {
+	case err := <-renewed:
+		if err != lease.ErrNotPrimary {
+			t.Errorf("error %v, want %v", err, lease.ErrNotPrimary)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the renewal still waits")
+	}
+}
+
+// silent is a replica whose quorum does not answer once it is quiet.
+type silent struct {
+	Replica
+	quiet atomic.Bool
+	asked chan struct{} // closed when a barrier waits
+	once  sync.Once
+}
+
+func (s *silent) ReadBarrier(ctx context.Context) error {
+	if !s.quiet.Load() {
+		return s.Replica.ReadBarrier(ctx)
+	}
+	s.once.Do(func() { close(s.asked) })
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 // A leader that is stopped for a moment in the middle of a renewal promises nothing: another may
