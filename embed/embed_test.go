@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -87,6 +88,17 @@ func TestOnDisk(t *testing.T) {
 			t.Fatalf("%v, %v", r, err)
 		}
 	})
+}
+
+// TestNoSignals: a member on disk watches no signal. The goroutine of package os/signal that it would
+// begin stays for ever, and a program's own test for goroutines left behind finds it.
+func TestNoSignals(t *testing.T) {
+	t.Parallel()
+	started(t, embed.Options{Dir: t.TempDir()}).Stop()
+	stacks := make([]byte, 4<<20)
+	if stacks = stacks[:runtime.Stack(stacks, true)]; strings.Contains(string(stacks), "os/signal.loop") {
+		t.Error("a goroutine of os/signal is left")
+	}
 }
 
 // TestWrongOptions: each error names the option or the flag.

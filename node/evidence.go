@@ -89,7 +89,7 @@ func (w *witness) keep() {
 func (w *witness) start() {
 	w.sampler = evidence.StartSampler(w.ring, evidence.SamplerOptions{
 		LogDropped: w.cfg.LogDropped, LogStalled: w.cfg.LogStalled, FreeBytes: w.freeBytes, MinFreeBytes: minFreeBytes,
-		NoSignals: !w.cfg.onDisk(), // a test's, whose time may be virtual: signals are of no such time
+		NoSignals: w.cfg.NoSignals || !w.cfg.onDisk(), // a test's, whose time may be virtual: signals are of no such time
 	})
 	w.inspector = evidence.NewInspector(evidence.InspectorOptions{
 		Self: w.self, Ring: w.ring, Links: w.links, Logger: w.logger, Metrics: evidence.NewMetrics(w.registry),

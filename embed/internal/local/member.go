@@ -127,6 +127,7 @@ func Start(s Spec) (_ *Member, err error) {
 	nc := cfg.NodeConfig(s.Logger)
 	nc.Listen = sockets.take
 	nc.FS = s.FS
+	nc.NoSignals = true // they are the program's
 	nc.Over = func(next node.Dial) node.Dial {
 		if len(s.PeerURLs) == 0 {
 			next = func(ctx context.Context, _, address string) (net.Conn, error) {
