@@ -81,6 +81,10 @@ etcd-tests: tools tools-old ## etcd's own end-to-end tests against Belay, with e
 etcd-robustness: tools tools-old ## etcd's robustness tests against Belay, directly and through proxies, in ROUNDS (1), and that they notice broken rules (ROBUSTNESS=Exploratory/KubernetesHighTraffic/ClusterOfSize3 for some)
 	BELAY_ETCD_ROBUSTNESS=$${ROUNDS:-1} BELAY_ETCD_ROBUSTNESS_RUN=$$ROBUSTNESS go test -count=1 -timeout 0 -v -run '^TestEtcdsRobustness' ./proof/clients
 
+.PHONY: etcd-integration
+etcd-integration: ## etcd's own integration tests with members of Belay in their process, on a machine that is not busy (ETCD_TESTS=TestV3Lease for some)
+	BELAY_ETCD_INTEGRATION=$${ETCD_TESTS:-.} go test -count=1 -timeout 180m -v -run '^TestEtcdsIntegrationTests$$' ./proof/clients
+
 .PHONY: kill
 kill: tools ## 50 rounds of kill -9 of each member and of all, on three and on one
 	BELAY_KILL_ROUNDS=50 go test -count=1 -timeout 60m -v -run 'TestKill(Three|One)$$' ./proof/check

@@ -67,8 +67,8 @@ type Config struct {
 	Listen func(u url.URL, flag string) (net.Listener, error)
 	// Over, if set, is put over the way in which other members are dialed; for `belay dev`.
 	Over func(Dial) Dial
-	// NoSignals leaves the process's signals alone. Otherwise the member watches SIGCONT, which tells it
-	// that the process was stopped.
+	// NoSignals leaves the process's signals alone. Otherwise the member watches SIGCONT, which tells
+	// it that the process was stopped.
 	NoSignals bool
 	Logger    *zap.Logger // nil: none
 	// LogDropped returns how many log lines were dropped, for the metric; nil: none.

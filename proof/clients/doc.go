@@ -20,6 +20,8 @@
 //	robustness_test.go  etcd's own robustness tests: faults under traffic, and a
 //	                    model that says whether what clients saw may be; etcdwal
 //	                    writes a member's log in the form that they read
+//	integration_test.go etcd's own integration tests, with members of Belay in
+//	                    their process
 //	debian_test.go      Patroni, and other programs that Debian has
 //
 // Folders below with a go.mod are modules of their own: the clients' many dependencies stay out of
