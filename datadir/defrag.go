@@ -11,6 +11,7 @@ import (
 
 	"github.com/belaydb/belay/snapshotfile"
 	"github.com/belaydb/belay/store"
+	"github.com/belaydb/belay/walfile"
 )
 
 // Defragment rewrites the store of a stopped member, Belay's or etcd's, so that it takes the least
@@ -34,11 +35,11 @@ func Defragment(ctx context.Context, dataDir string, wait time.Duration, progres
 	if before, err = folderBytes(paths.Store); err != nil {
 		return paths.Store, 0, 0, err
 	}
-	st, err := store.Open(paths.Store, store.Options{FS: FS()})
+	st, err := store.Open(paths.Store, store.Options{FS: FS(), FailFull: true})
 	if err != nil {
 		return paths.Store, 0, 0, err
 	}
-	if err = errors.Join(compactAll(ctx, st, progress), st.Close()); err == nil {
+	if err = errors.Join(compactAll(ctx, st, progress), st.Close(), walfile.GiveTo(paths.Store, paths.Member)); err == nil {
 		after, err = folderBytes(paths.Store)
 	}
 	return paths.Store, before, after, err

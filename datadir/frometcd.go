@@ -364,7 +364,7 @@ func translate(entries []*raftpb.Entry) (translated []*raftpb.Entry, dropped int
 // migrateStore fills a new store that has applied entry index. With index 0 it stays empty: the log
 // has everything.
 func (b *building) migrateStore(ctx context.Context, dir string, f *snapshotfile.Reader, index, term uint64, s *command.Stored) (err error) {
-	st, err := store.Open(dir, store.Options{FS: FS()})
+	st, err := store.Open(dir, store.Options{FS: FS(), FailFull: true})
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"github.com/coreos/go-semver/semver"
+
+	"github.com/belaydb/belay/walfile"
 )
 
 // A Move makes a stopped member's data of etcd's form into Belay's, or back. The member stays who
@@ -116,6 +118,9 @@ func (m Move) Run(ctx context.Context) (*Moved, error) {
 			}
 		}
 		return nil, fmt.Errorf("%s is %s's already: an earlier run was interrupted after its last step; the old data is in %s", member, r.To, filepath.Join(m.DataDir, kept))
+	}
+	if _, err := os.Stat(filepath.Join(member, "snap")); errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%w: run this as the user of the data, or as root", err)
 	}
 	if isSource(member) == isTarget(member) || isTarget(member) {
 		if isTarget(member) {
@@ -234,6 +239,9 @@ func (b *building) prepare(inPlace bool) error {
 // place gives the new data its place. It is complete and durable.
 func (b *building) place(inPlace bool, kept string) error {
 	fs := FS()
+	if err := b.giveAway(); err != nil {
+		return err
+	}
 	if err := SyncDir(fs, b.temporary); err != nil {
 		return err
 	}
@@ -265,6 +273,20 @@ func (b *building) place(inPlace bool, kept string) error {
 	}
 	b.r.Source = filepath.Join(b.root, kept)
 	return renameDurably(b.temporary, b.r.Source)
+}
+
+// giveAway has the new data belong to who has the old: the member's user cannot read what root made.
+func (b *building) giveAway() error {
+	log := "log"
+	if b.move.ToEtcd != nil {
+		log = "wal"
+	}
+	for _, path := range append([]string{b.temporary, b.logDir(log)}, b.made...) {
+		if err := walfile.GiveTo(path, b.member); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // discard removes what was built, unless it has its place.

@@ -46,7 +46,7 @@ func Receive(ctx context.Context, dir string, body io.Reader, meta *raftpb.Snaps
 		return nil, fmt.Errorf("datadir: receive etcd's database: %w", err)
 	}
 	st, err := store.Open(filepath.Join(dir, "store"), store.Options{
-		FS: FS(), NoSync: true, CacheBytes: scratchCacheBytes, MemTableBytes: scratchMemTableBytes,
+		FS: FS(), NoSync: true, FailFull: true, CacheBytes: scratchCacheBytes, MemTableBytes: scratchMemTableBytes,
 	})
 	if err == nil {
 		err = snapshotfile.Read(path, true, func(f *snapshotfile.Reader) error {

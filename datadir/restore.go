@@ -238,6 +238,7 @@ func restore(ctx context.Context, c RestoreConfig, with func(fill func(Source) e
 
 // restoreStore fills a new store; index is its applied index.
 func restoreStore(ctx context.Context, dir string, options store.Options, src Source, members []*command.Member, bump int64, r *Restored) (index uint64, err error) {
+	options.FailFull = true
 	st, err := store.Open(dir, options)
 	if err != nil {
 		return 0, err

@@ -26,7 +26,7 @@ type background struct {
 	failing    atomic.Bool // the last one that ended failed
 	lastLogged atomic.Pointer[time.Time]
 	suppressed atomic.Int64
-	stopped    atomic.Bool // Options.Failed was called
+	stopped    atomic.Bool // Options.Failed was called, or the store is broken
 }
 
 // backgroundError is called for a flush or compaction that failed. Everything it would have written
@@ -35,6 +35,13 @@ type background struct {
 // that continues keeps ever more in memory. It must not wait: the engine holds its mutex.
 func (s *Store) backgroundError(err error) {
 	s.background.failing.Store(true)
+	if s.failFull {
+		if s.background.stopped.CompareAndSwap(false, true) {
+			s.why = fmt.Errorf("store: the disk under %s does not take what is written: %w", s.dir, err)
+			close(s.broken)
+		}
+		return
+	}
 	if full := errors.Is(err, syscall.ENOSPC); !full && !pebble.IsCorruptionError(err) && !errors.Is(err, errBlobDamaged) && s.failed != nil {
 		if s.background.stopped.CompareAndSwap(false, true) {
 			go s.failed(fmt.Errorf("store: a flush or compaction failed, and a write that failed is not tried again: %w; check the disk under %s, then start the member again: nothing acknowledged is lost", err, s.dir))

@@ -63,6 +63,38 @@ func TestFullDisk(t *testing.T) {
 	})
 }
 
+// TestFullDiskFails: with FailFull nobody waits for space: the flush and the next commit fail, and the
+// store can be closed.
+func TestFullDiskFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if full.Load() && op.Kind == errorfs.OpCreate {
+				return syscall.ENOSPC
+			}
+			return nil
+		}))
+		s, err := Open("store", Options{FS: fs, FailFull: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		full.Store(true)
+		for index := uint64(1); index <= 2; index++ {
+			b := s.NewBatch(index, 1)
+			err = errors.Join(b.Set(MetaKey("k"), []byte("v")), b.Commit())
+			if index == 1 {
+				if ferr := s.Flush(t.Context()); err != nil || !errors.Is(ferr, syscall.ENOSPC) {
+					t.Fatalf("%v; the flush: %v", err, ferr)
+				}
+			}
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("a commit after it: %v", err)
+		}
+	})
+}
+
 // TestFailedDisk: any other error is reported once, and names the directory.
 func TestFailedDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -129,6 +129,11 @@ func (b *Batch) BeforeCommit(fn func(*Batch) error) { b.before = append(b.before
 func (b *Batch) Commit() error {
 	start := time.Now()
 	defer b.Close()
+	select {
+	case <-b.s.broken: // it would wait in memory, until there is no room there either
+		return b.s.why
+	default:
+	}
 	for _, fn := range b.before {
 		if err := fn(b); err != nil {
 			return err

@@ -43,6 +43,11 @@ type Options struct {
 	// reads that meet it fail, and nothing else happens.
 	Corrupt func(error)
 
+	// FailFull makes a full disk an error like any other, of Flush and of the commits that follow, and
+	// tries nothing again: for a store that a command fills, whose user waits for it and not for
+	// somebody to make room.
+	FailFull bool
+
 	// NoSync skips every sync: a crash of the machine, though not of the process, may destroy the
 	// store.
 	NoSync bool
@@ -67,6 +72,10 @@ type Store struct {
 	metrics *Metrics
 	failed  func(error)
 	corrupt func(error)
+
+	failFull bool
+	broken   chan struct{} // closed when a flush or compaction failed, with failFull
+	why      error         // of that; set before
 
 	background background
 	disk       *diskWatch
@@ -142,7 +151,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	}
 	disk := newDiskWatch()
 	fs = watchedFS{fs, disk}
-	s := &Store{dir: dir, fs: fs, disk: disk, logger: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, appliedKey: MetaKey("applied"), write: newGate(), closing: make(chan struct{})}
+	s := &Store{dir: dir, fs: fs, disk: disk, logger: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, failFull: opts.FailFull, broken: make(chan struct{}), appliedKey: MetaKey("applied"), write: newGate(), closing: make(chan struct{})}
 	if s.logger == nil {
 		s.logger = zap.NewNop()
 	}
@@ -314,6 +323,8 @@ func (s *Store) AsyncFlush(ctx context.Context) (index uint64, done <-chan struc
 	case b = <-began:
 	case <-s.closing:
 		return 0, nil, errClosed
+	case <-s.broken:
+		return 0, nil, s.why
 	case <-ctx.Done():
 		return 0, nil, fmt.Errorf("store: flush: %w", ctx.Err())
 	}
@@ -322,9 +333,12 @@ func (s *Store) AsyncFlush(ctx context.Context) (index uint64, done <-chan struc
 	}
 	ch := make(chan struct{})
 	go func() {
-		<-b.flushed
-		s.raiseDurable(index)
-		close(ch)
+		select {
+		case <-b.flushed:
+			s.raiseDurable(index)
+			close(ch)
+		case <-s.broken:
+		}
 	}()
 	return index, ch, nil
 }
@@ -338,6 +352,8 @@ func (s *Store) Flush(ctx context.Context) error {
 	select {
 	case <-flushed:
 		return nil
+	case <-s.broken:
+		return s.why
 	case <-ctx.Done():
 		return ctx.Err()
 	}
