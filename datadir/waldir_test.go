@@ -83,7 +83,7 @@ func TestMoveWALDir(t *testing.T) {
 // TestChangeSchemaNowhere: a directory that holds nothing is told as etcdutl tells it.
 func TestChangeSchemaNowhere(t *testing.T) {
 	dir := t.TempDir()
-	_, _, err := ChangeSchema(dir, *semver.New("3.6.0"), 0, false)
+	_, err := ChangeSchema(dir, *semver.New("3.6.0"), 0, false)
 	if want := "stat " + filepath.Join(dir, "member", "snap", "db") + ": "; err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("%v, want %s", err, want)
 	}

@@ -24,9 +24,9 @@ const copyBatchBytes = 1 << 20
 // process has locked; 0: for ever.
 //
 // The copy is made beside the file (db.tmp.*, which etcd removes at its start), is durable before it
-// takes the file's place in one step, and keeps its permissions. At every point of a crash one whole
-// database is in the file. tell is told how many bytes are copied, of at most how many; nil: nobody
-// looks.
+// takes the file's place in one step, and keeps its permissions and its owner. At every point of a
+// crash one whole database is in the file. tell is told how many bytes are copied, of at most how
+// many; nil: nobody looks.
 func Defragment(ctx context.Context, path string, wait time.Duration, tell func(done, total int64)) (before, after int64, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -56,6 +56,9 @@ func Defragment(ctx context.Context, path string, wait time.Duration, tell func(
 	}
 	copied, err := os.Stat(tmp.Name())
 	if err != nil {
+		return 0, 0, err
+	}
+	if err := walfile.GiveTo(tmp.Name(), path); err != nil {
 		return 0, 0, err
 	}
 	if err := os.Rename(tmp.Name(), path); err != nil {
@@ -149,23 +152,32 @@ func guarded(path string, fn func() error) (err error) {
 // oldestSchema is what a database without a storage version has.
 var oldestSchema = semver.Version{Major: 3, Minor: 5}
 
-// ErrNewerEntries says that the log has entries that an etcd of the target version cannot read.
-var ErrNewerEntries = errors.New("cannot downgrade storage, WAL contains newer entries")
+// firstStored is the first that stands in the database.
+var firstStored = semver.Version{Major: 3, Minor: 6}
+
+// A SchemaChange is what ChangeSchema did.
+type SchemaChange struct {
+	From, To semver.Version // major and minor; equal: nothing was to be done
+	Forced   error          // the rule that force broke; nil: none
+}
+
+// Cleared reports whether the database has no storage version now.
+func (c SchemaChange) Cleared() bool { return c.To.LessThan(firstStored) }
 
 // ChangeSchema makes the database file of a stopped etcd member one of the storage version target
 // (major and minor count), as etcd's own migration does: since 3.6 the version stands in the file,
 // and nothing else differs up to StorageVersion. minimal is asked, on the way down, for the least
 // version that can read the member's log. force skips the rules and writes the version.
 //
-// It returns the version before and after. Sources: etcd server/storage/schema.
-func ChangeSchema(path string, wait time.Duration, target semver.Version, force bool, minimal func() (semver.Version, error)) (from, to semver.Version, err error) {
+// Sources: etcd server/storage/schema.
+func ChangeSchema(path string, wait time.Duration, target semver.Version, force bool, minimal func() (semver.Version, error)) (c SchemaChange, err error) {
 	if _, err := os.Stat(path); err != nil { // bbolt would make the file
-		return from, to, err
+		return c, err
 	}
-	to = semver.Version{Major: target.Major, Minor: target.Minor}
+	c.To = semver.Version{Major: target.Major, Minor: target.Minor}
 	db, err := openLocked(path, wait)
 	if err != nil {
-		return from, to, err
+		return c, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	err = guarded(path, func() error {
@@ -174,22 +186,22 @@ func ChangeSchema(path string, wait time.Duration, target semver.Version, force 
 			if meta == nil {
 				return fmt.Errorf("%s has no bucket meta: it is no database of etcd", path)
 			}
-			if from, err = schemaOf(meta); err != nil {
+			if c.From, err = schemaOf(meta); err != nil {
 				return err
 			}
-			if from == to {
+			if c.From == c.To {
 				return nil
 			}
-			if err := mayChange(from, to, minimal); err != nil && !force {
-				return err
+			if c.Forced = mayChange(c.From, c.To, minimal); c.Forced != nil && !force {
+				return c.Forced
 			}
-			if to == oldestSchema {
+			if c.To.LessThan(firstStored) {
 				return meta.Delete([]byte("storageVersion"))
 			}
-			return meta.Put([]byte("storageVersion"), []byte(to.String()))
+			return meta.Put([]byte("storageVersion"), []byte(c.To.String()))
 		})
 	})
-	return from, to, err
+	return c, err
 }
 
 // schemaOf is the storage version of a database, by etcd's rules.
@@ -232,7 +244,7 @@ func mayChange(from, to semver.Version, minimal func() (semver.Version, error)) 
 		return err
 	}
 	if to.LessThan(semver.Version{Major: least.Major, Minor: least.Minor}) {
-		return fmt.Errorf("%w: etcd %d.%d can read them", ErrNewerEntries, least.Major, least.Minor)
+		return fmt.Errorf("cannot downgrade storage, WAL contains newer entries, as the target version (%s) is lower than the version (%s) detected from WAL logs", to.String(), least.String())
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -226,14 +227,17 @@ func verifyBackups(ctx context.Context, d backup.Depot, c *backup.Catalog, entri
 		case !p.Restored:
 			fmt.Fprintf(stdout, "%s: the sums of its files are right; %v\n", e.Name, took)
 		case p.Hash == nil:
-			fmt.Fprintf(stdout, "%s: good: restored to revision %d, %d versions and %d leases as saved; the member took no HashKV of it; %v\n",
-				e.Name, e.Manifest.Revision, p.Versions, p.Leases, took)
+			fmt.Fprintf(stdout, "%s: good: restored to revision %d, %s and %s as saved; the member took no HashKV of it; %v\n",
+				e.Name, e.Manifest.Revision, show.Count(p.Versions, "version"), show.Count(p.Leases, "lease"), took)
 		default:
-			fmt.Fprintf(stdout, "%s: good: restored to revision %d, HashKV %d, %d versions and %d leases as the member had them; %v\n",
-				e.Name, e.Manifest.Revision, *p.Hash, p.Versions, p.Leases, took)
+			fmt.Fprintf(stdout, "%s: good: restored to revision %d, HashKV %d, %s and %s as the member had them; %v\n",
+				e.Name, e.Manifest.Revision, *p.Hash, show.Count(p.Versions, "version"), show.Count(p.Leases, "lease"), took)
 		}
 	}
-	if failed > 0 {
+	switch {
+	case failed > 0 && len(entries) == 1:
+		return errors.New("the backup is not good")
+	case failed > 0:
 		return fmt.Errorf("%d of %d backups are not good", failed, len(entries))
 	}
 	return nil
@@ -346,10 +350,10 @@ func restoreBackup(ctx context.Context, f backupRestoreFlags, stdout, stderr io.
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(stdout, "Restored into %s: revision %d, %d versions of keys, %d leases; member %x of cluster %x.\n",
-		f.DataDir, r.Revision, r.Keys, r.Leases, r.Member, r.Cluster)
+	fmt.Fprintf(stdout, "Restored into %s: revision %d, %s of keys, %s; member %x of cluster %x.\n",
+		f.DataDir, r.Revision, show.Count(r.Keys, "version"), show.Count(r.Leases, "lease"), r.Member, r.Cluster)
 	if reading.Lost > 0 {
-		fmt.Fprintf(stdout, "%d of the leases are in no backup, only on keys: they have %d seconds from the start on.\n", reading.Lost, backup.LostLease)
+		fmt.Fprintf(stdout, "%s in no backup, only on keys: %d seconds from the start on.\n", show.Count(reading.Lost, "lease"), backup.LostLease)
 	}
 	if err := compareRestored(ctx, r.StoreDir, p, f.BumpRevision, stdout); err != nil {
 		return err
@@ -374,7 +378,11 @@ func tellPlan(p *backup.Plan, t backup.Target, w io.Writer) {
 	case t.Revision == 0:
 		fmt.Fprintf(w, ", of %s", stamp(last.Manifest.Time))
 	}
-	fmt.Fprintf(w, ".\nOf the cluster %s, from %d backups, the last one %s (%s).\n", p.Cluster, len(p.Chain), last.Name, last.State)
+	from := "the backup"
+	if len(p.Chain) > 1 {
+		from = show.Count(len(p.Chain), "backup") + ", the last one"
+	}
+	fmt.Fprintf(w, ".\nOf the cluster %s, from %s %s (%s).\n", p.Cluster, from, last.Name, last.State)
 	for _, m := range last.Manifest.Members {
 		fmt.Fprintf(w, "Its members were: %s %s %s\n", m.ID, m.Name, strings.Join(m.PeerURLs, ","))
 	}

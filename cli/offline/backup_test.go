@@ -2,8 +2,14 @@ package offline
 
 import (
 	"bytes"
+	"errors"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/coreos/go-semver/semver"
+
+	"github.com/belaydb/belay/snapshotfile"
 )
 
 // TestBackupArguments: what cannot be is refused with a text that names the flag and what to do.
@@ -37,5 +43,55 @@ func TestBackupArguments(t *testing.T) {
 	var out, errs bytes.Buffer
 	if code := Main("etcdutl", []string{"backup", "list"}, &out, &errs); code == 0 {
 		t.Error("etcdutl has backups")
+	}
+}
+
+// TestEtcdutlArguments: by the name etcdutl, commands without arguments take them as etcdutl's do, and
+// what is no version is refused in its words.
+func TestEtcdutlArguments(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name, args string
+		code       int
+		want       string
+	}{
+		{"etcdutl", "version x", 0, ""},
+		{"belay util", "version x", 1, "unknown command"},
+		{"etcdutl", "defrag --data-dir none x", 1, "Failed to defragment etcd data[none]"},
+		{"etcdutl", "migrate --data-dir none --target-version v3.6 x", 128, `failed to parse target version: strconv.ParseInt: parsing "v3": invalid syntax`},
+		{"etcdutl", "migrate --data-dir none --target-version 3.6.1", 128, `wrong target version format, expected "X.Y", got "3.6.1"`},
+		{"etcdutl", "migrate --data-dir none --target-version 3.4", 128, `target version "3.4" not supported. Minimal "3.5"`},
+	} {
+		var out, errs bytes.Buffer
+		if code := Main(tc.name, strings.Fields(tc.args), &out, &errs); code != tc.code || !strings.Contains(errs.String(), tc.want) {
+			t.Errorf("%s %s: exit code %d, %s; want %d, %s", tc.name, tc.args, code, errs.String(), tc.code, tc.want)
+		}
+	}
+}
+
+// TestLogSchema: what etcdutl's migrate logs, step by step, and where it was forced.
+func TestLogSchema(t *testing.T) {
+	t.Parallel()
+	v := func(minor int64) semver.Version { return semver.Version{Major: 3, Minor: minor} }
+	for _, tc := range []struct {
+		changed snapshotfile.SchemaChange
+		want    []string
+	}{
+		{snapshotfile.SchemaChange{From: v(6), To: v(6)}, []string{`info storage version up-to-date {"storage-version": "3.6"}`}},
+		{snapshotfile.SchemaChange{From: v(5), To: v(7)}, []string{`info updated storage version {"new-storage-version": "3.6.0"}`, `info updated storage version {"new-storage-version": "3.7.0"}`}},
+		{snapshotfile.SchemaChange{From: v(6), To: v(5)}, []string{`info updated storage version {"new-storage-version": "3.5.0"}`}},
+		{snapshotfile.SchemaChange{From: v(7), To: v(8), Forced: errors.New("why")}, []string{`info normal migrate failed, trying with force {"error": "why"}`, `warn forcefully set storage version {"storage-version": "3.8"}`}},
+		{snapshotfile.SchemaChange{From: v(7), To: v(5), Forced: errors.New("why")}, []string{`info normal migrate failed, trying with force {"error": "why"}`, `warn forcefully cleared storage version`}},
+	} {
+		var out bytes.Buffer
+		logSchema(etcdutlLog(&out), tc.changed)
+		var got []string
+		for line := range strings.Lines(out.String()) {
+			_, line, _ = strings.Cut(strings.TrimSpace(line), "\t") // the time
+			got = append(got, strings.ReplaceAll(line, "\t", " "))
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%v to %v: %q, want %q", tc.changed.From, tc.changed.To, got, tc.want)
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/internal/interrupt"
+	"github.com/belaydb/belay/internal/show"
 )
 
 // newestEtcd is what --to-etcd alone means.
@@ -40,6 +41,8 @@ new data, as DIR/member.etcd or DIR/member.belay. See docs/migration.md.`,
 			"  " + name + " migrate --data-dir /var/lib/etcd --in-place --to-etcd=3.6   # and back",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
+			case len(args) > 0 && cmd.Flags().Changed("to-etcd"):
+				return failf(codeBadArgs, "migrate takes no arguments, only flags: is --to-etcd=%s meant?", args[0])
 			case len(args) > 0:
 				return failf(codeBadArgs, "migrate takes no arguments, only flags")
 			case m.DataDir == "":
@@ -113,9 +116,9 @@ func migrate(ctx context.Context, m datadir.Move, end func(), stdout io.Writer, 
 	if version == "" {
 		version = "not decided yet"
 	}
-	fmt.Fprintf(&out, "member   %x %q, %s, of cluster %x with %d members, version %s\n", r.Member, r.Name, role, r.Cluster, r.Members, version)
-	fmt.Fprintf(&out, "keys     revision %d, %s, %d versions\n", r.Revision, compacted, r.Versions)
-	fmt.Fprintf(&out, "others   %d leases, %d users, %d roles, %d alarms\n", r.Leases, r.Users, r.Roles, r.Alarms)
+	fmt.Fprintf(&out, "member   %x %q, %s, of cluster %x with %s, version %s\n", r.Member, r.Name, role, r.Cluster, show.Count(r.Members, "member"), version)
+	fmt.Fprintf(&out, "keys     revision %d, %s, %s\n", r.Revision, compacted, show.Count(r.Versions, "version"))
+	fmt.Fprintf(&out, "others   %s, %s, %s, %s\n", show.Count(r.Leases, "lease"), show.Count(r.Users, "user"), show.Count(r.Roles, "role"), show.Count(r.Alarms, "alarm"))
 	fmt.Fprintf(&out, "log      applied %d of term %d, committed %d, last %d; term %d, vote %x\n", r.Applied, r.Term, r.Commit, r.Last, r.VoteTerm, r.Vote)
 	for _, note := range r.Notes {
 		fmt.Fprintf(&out, "note     %s\n", note)
@@ -125,7 +128,7 @@ func migrate(ctx context.Context, m datadir.Move, end func(), stdout io.Writer, 
 	} else {
 		fmt.Fprintf(&out, "checked  every version, leases, users, roles, members, alarms and the log are equal")
 		if len(r.Hashed) > 0 {
-			fmt.Fprintf(&out, "; HashKV at %d revisions, %d at %d", len(r.Hashed), r.Hash, r.Revision)
+			fmt.Fprintf(&out, "; HashKV at %s, %d at %d", show.Count(len(r.Hashed), "revision"), r.Hash, r.Revision)
 		}
 		fmt.Fprintf(&out, "\n%s is %s's now. The old data is in %s.\n", r.Target, r.To, r.Source)
 	}

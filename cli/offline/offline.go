@@ -53,11 +53,22 @@ func Main(name string, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
+	if errors.Is(err, context.Canceled) { // what a command makes has its place at the end, or is removed
+		err = errors.New("interrupted; nothing was changed")
+	}
 	fmt.Fprintln(stderr, "Error:", err)
 	if e, ok := errors.AsType[exitError](err); ok {
 		return e.code
 	}
 	return codeError
+}
+
+// anyArgs are the arguments of a command that has none: etcdutl takes them and looks at none.
+func anyArgs(name string) cobra.PositionalArgs {
+	if name == "etcdutl" {
+		return cobra.ArbitraryArgs
+	}
+	return cobra.NoArgs
 }
 
 func command(name string, stdout io.Writer) *cobra.Command {
@@ -75,7 +86,7 @@ func command(name string, stdout io.Writer) *cobra.Command {
 	snapshot.AddCommand(restoreCommand(name, stdout), statusCommand(stdout, format))
 	root.AddCommand(snapshot, hashkvCommand(stdout, format), inspectCommand(stdout), raftlogCommand(stdout),
 		verifyCommand(name, stdout, format), defragCommand(name, stdout, wait), &cobra.Command{
-			Use: "version", Short: "Prints versions", Args: cobra.NoArgs,
+			Use: "version", Short: "Prints versions", Args: anyArgs(name),
 			Run: func(*cobra.Command, []string) {
 				major, minor, _ := strings.Cut(version.Etcd, ".")
 				minor, _, _ = strings.Cut(minor, ".")
@@ -133,6 +144,9 @@ func (f *restoreFlags) tellStart(w io.Writer) {
 		wal = " --wal-dir " + f.WALDir
 	}
 	fmt.Fprintf(w, "Start it with: belay server --name %s --data-dir %s%s and the URLs of this member.\n", f.Name, f.DataDir, wal)
+	if os.Geteuid() == 0 {
+		fmt.Fprintf(w, "Only root can read it: give it to the user that the member runs as (chown -R), unless that is root.\n")
+	}
 }
 
 func restoreCommand(name string, stdout io.Writer) *cobra.Command {
@@ -223,8 +237,8 @@ func restore(ctx context.Context, name string, f restoreFlags, file string, stdo
 		return err
 	}
 	logRestored(logger, f.RestoreConfig, r)
-	fmt.Fprintf(stdout, "Restored %s into %s: revision %d, %d versions of keys, %d leases; member %x of cluster %x.\n",
-		file, f.DataDir, r.Revision, r.Keys, r.Leases, r.Member, r.Cluster)
+	fmt.Fprintf(stdout, "Restored %s into %s: revision %d, %s of keys, %s; member %x of cluster %x.\n",
+		file, f.DataDir, r.Revision, show.Count(r.Keys, "version"), show.Count(r.Leases, "lease"), r.Member, r.Cluster)
 	f.tellStart(stdout)
 	return nil
 }

@@ -73,8 +73,8 @@ func printVerified(w io.Writer, v *datadir.Verified, format string) error {
 		compacted = fmt.Sprintf("compacted up to %d", v.Compacted)
 	}
 	fmt.Fprintf(&out, "member   %x of cluster %x, data of %s\n", v.Member, v.Cluster, v.Kind)
-	fmt.Fprintf(&out, "keys     revision %d, %s, %d versions, hash %d\n", v.Revision, compacted, v.Versions, v.Hash)
-	fmt.Fprintf(&out, "others   %d members, %d leases, %d users and roles\n", v.Members, v.Leases, v.Accounts)
+	fmt.Fprintf(&out, "keys     revision %d, %s, %s, hash %d\n", v.Revision, compacted, show.Count(v.Versions, "version"), v.Hash)
+	fmt.Fprintf(&out, "others   %s, %s, %d users and roles\n", show.Count(v.Members, "member"), show.Count(v.Leases, "lease"), v.Accounts)
 	fmt.Fprintf(&out, "log      entries %d to %d, committed %d; the store has applied %d\n", v.First, v.Last, v.Commit, v.Applied)
 	for _, note := range v.Notes {
 		fmt.Fprintf(&out, "note     %s\n", note)
@@ -102,7 +102,7 @@ func defragCommand(name string, stdout io.Writer, wait *time.Duration) *cobra.Co
 of an etcd, or Belay's store, which does the same by itself while the member runs.
 An etcd's database is copied beside itself, and the copy takes its place when it is
 durable: the disk needs room for both.`,
-		Args: cobra.NoArgs,
+		Args: anyArgs(name),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := interrupt.Context(cmd.Context())
 			defer stop()
@@ -134,25 +134,23 @@ func schemaCommand(wait *time.Duration) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Migrates the storage version of an etcd's data directory, for an older or newer etcd (to make it Belay's: belay util migrate)",
-		Args:  cobra.NoArgs,
+		Args:  anyArgs("etcdutl"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var v semver.Version
-			if n, err := fmt.Sscanf(target+"\n", "%d.%d\n", &v.Major, &v.Minor); n != 2 || err != nil {
+			if strings.Count(target, ".") != 1 {
 				return failf(codeBadArgs, "wrong target version format, expected \"X.Y\", got %q", target)
+			}
+			v, err := semver.NewVersion(target + ".0")
+			if err != nil {
+				return failf(codeBadArgs, "failed to parse target version: %w", err)
 			}
 			if v.LessThan(semver.Version{Major: 3, Minor: 5}) {
 				return failf(codeBadArgs, "target version %q not supported. Minimal \"3.5\"", target)
 			}
-			from, to, err := datadir.ChangeSchema(dataDir, v, *wait, force)
-			logger := etcdutlLog(cmd.ErrOrStderr())
-			switch {
-			case err != nil:
+			changed, err := datadir.ChangeSchema(dataDir, *v, *wait, force)
+			if err != nil {
 				return err
-			case from == to:
-				logger.Info("storage version up-to-date", zap.String("storage-version", fmt.Sprintf("%d.%d", to.Major, to.Minor)))
-			default:
-				logger.Info("updated storage version", zap.String("new-storage-version", to.String()), zap.String("storage-version-before", from.String()))
 			}
+			logSchema(etcdutlLog(cmd.ErrOrStderr()), changed)
 			return nil
 		},
 	}

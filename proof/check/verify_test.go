@@ -173,8 +173,8 @@ func saysAsEtcdutl(t *testing.T, ctx context.Context, message string, args ...st
 	}
 }
 
-// schemaWords are what etcdutl logs of a migration.
-var schemaWords = regexp.MustCompile(`\tstorage version up-to-date\t.*|\tupdated storage version\t`)
+// schemaWords are the lines that etcdutl logs of a migration, without the time and the place.
+var schemaWords = regexp.MustCompile(`(?m)\t(info|warn)\t(?:\S+\.go:\d+\t)?((?:storage version up-to-date|updated storage version|normal migrate failed|forcefully).*)$`)
 
 // schemaLikeEtcdutl takes the same steps with `etcdutl migrate` of both kinds.
 func schemaLikeEtcdutl(t *testing.T, ctx context.Context, dir string) {
@@ -200,8 +200,8 @@ func schemaLikeEtcdutl(t *testing.T, ctx context.Context, dir string) {
 			}
 			status, _ := exec.CommandContext(ctx, tools.Etcdutl, "snapshot", "status", filepath.Join(dirs[program], "member", "snap", "db")).CombinedOutput()
 			fields := strings.Split(strings.TrimSpace(string(status)), ", ")
-			if !strings.Contains(args, "--force") {
-				message += schemaWords.FindString(string(out))
+			for _, line := range schemaWords.FindAllStringSubmatch(string(out), -1) {
+				message += line[1] + " " + line[2] + "\n"
 			}
 			said = append(said, fmt.Sprintf("%v %sversion %s", err, message, fields[len(fields)-1]))
 		}
