@@ -53,19 +53,7 @@ func page(p *Picture, c Choice, width, height int) []line {
 	width = max(width, 20)
 	head := header(p, c, width)
 	foot := footer(c, width)
-	room := 0
-	if height > 0 {
-		room = max(height-len(head)-1, 1)
-	}
-	var body []line
-	switch {
-	case c.Help:
-		body = help()
-	case p.Error != "" && len(p.Members) == 0:
-		body = []line{{fit(clean(p.Error), width), bad}}
-	default:
-		body = sections(p, c, width, room)
-	}
+	body, room := middle(p, c, width, height, len(head))
 	if height == 0 {
 		return append(head, body...)
 	}
@@ -79,6 +67,33 @@ func page(p *Picture, c Choice, width, height int) []line {
 		body = append(body, line{})
 	}
 	return append(append(head, body...), foot)
+}
+
+// middle is what stands between the header, of so many lines, and the footer, not scrolled yet, and how
+// many lines there is room for; 0: no bound.
+func middle(p *Picture, c Choice, width, height, header int) (lines []line, room int) {
+	if height > 0 {
+		room = max(height-header-1, 1)
+	}
+	switch {
+	case c.Help:
+		lines = help()
+	case p.Error != "" && len(p.Members) == 0:
+		lines = []line{{fit(clean(p.Error), width), bad}}
+	default:
+		lines = sections(p, c, width, room)
+	}
+	return lines, room
+}
+
+// deepest is how many lines a page can be scrolled: then its last line is shown.
+func deepest(p *Picture, c Choice, width, height int) int {
+	width = max(width, 20)
+	lines, room := middle(p, c, width, height, len(header(p, c, width)))
+	if c.View == All && !c.Help {
+		return 0
+	}
+	return max(0, len(lines)-room)
 }
 
 func header(p *Picture, c Choice, width int) []line {

@@ -128,7 +128,9 @@ func (s *screen) press(key, text string) tea.Cmd {
 	case "pgup":
 		c.Offset -= max(s.height-4, 1)
 	}
-	c.Offset = min(max(c.Offset, 0), keptEvents)
+	if c.Offset = max(c.Offset, 0); c.Offset > 0 && s.shown != nil {
+		c.Offset = min(c.Offset, deepest(s.shown, *c, s.width, s.height)) // or the way back would begin with nothing
+	}
 	return nil
 }
 

@@ -235,6 +235,14 @@ func TestKeys(t *testing.T) {
 	if s.choice.Filter != "pq" || s.choice.Paused {
 		t.Errorf("the filter is %q", s.choice.Filter)
 	}
+	s.choice.Filter, s.choice.View, s.height = "", Events, 8
+	for range 100 {
+		s.Update(press("j"))
+	}
+	last := s.choice.Offset
+	if s.Update(press("up")); last == 0 || s.choice.Offset != last-1 || len(events(s.shown, s.choice, s.width))-last != s.height-3 {
+		t.Errorf("scrolled to %d at the end, and %d a line before", last, s.choice.Offset)
+	}
 	if _, cmd := s.Update(press("q")); cmd == nil {
 		t.Error("q does not quit")
 	}

@@ -163,8 +163,13 @@ func TestCheckPerf(t *testing.T) {
 	wg.Wait()
 }
 
+// commandLines are those of testdata/etcdctl, or of the file that BELAY_CLIENTS_LINES names.
 func commandLines(t *testing.T) []string {
-	data, err := os.ReadFile(filepath.Join("testdata", "etcdctl"))
+	file := os.Getenv("BELAY_CLIENTS_LINES")
+	if file == "" {
+		file = filepath.Join("testdata", "etcdctl")
+	}
+	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,13 +280,18 @@ func (s *session) play(program, line string) string {
 				flags = append(flags, f)
 			}
 		}
-		cmd.Env = append(cmd.Env, name+"="+program+" "+strings.Join(append(flags, "--endpoints="+strings.Join(endpoints, ",")), " "))
+		if len(endpoints) > 0 {
+			flags = append(flags, "--endpoints="+strings.Join(endpoints, ","))
+		}
+		cmd.Env = append(cmd.Env, name+"="+strings.Join(append([]string{program}, flags...), " "))
 	}
 	every, anonymous := func(string) bool { return true }, func(flag string) bool { return !strings.HasPrefix(flag, "--user=") }
 	cmd.Env = os.Environ()
 	as("ctl", s.cluster, every, s.cluster.Endpoints()...)
 	as("one", s.cluster, every, s.cluster.Endpoints()[0])
 	as("nobody", s.cluster, anonymous, s.cluster.Endpoints()...)
+	as("at", s.cluster, every) // --endpoints is to follow
+	cmd.Env = append(cmd.Env, "ENDPOINTS="+s.endpoints(), "ENDPOINT0="+s.cluster.Endpoints()[0])
 	if s.other != nil {
 		as("other", s.other, every, s.other.Endpoints()...)
 		cmd.Env = append(cmd.Env, "OTHER="+s.other.Endpoints()[0], "dest="+strings.Join(s.other.flags("dest-"), " "))
