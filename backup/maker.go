@@ -351,7 +351,22 @@ func (m *Maker) work(ctx context.Context, o *order) (out Outcome, err error) {
 	}
 	m.clean(ctx, m.s.Retention)
 	if o != nil && o.verify != "" {
-		return m.verify(ctx, o.verify)
+		if m.catalog.find(o.verify) == nil { // a name that was mistyped is no failure of a backup
+			return Outcome{Error: "there is no backup " + o.verify}, nil
+		}
+		if _, err := m.verifiable(o.verify); err != nil {
+			return out, err
+		}
+		out, done, err := m.delegate(ctx, TurnQuestion{Verify: o.verify})
+		switch {
+		case err != nil:
+			return out, err
+		case !done:
+			return m.verify(ctx, o.verify)
+		case out.Error != "":
+			return out, errors.New(out.Error)
+		}
+		return out, nil
 	}
 	full, tip := m.newest()
 	now := time.Now()
@@ -369,8 +384,12 @@ func (m *Maker) work(ctx context.Context, o *order) (out Outcome, err error) {
 	if wait := time.Until(m.led.Add(turnRest)); o != nil && wait > 0 && len(m.deputies(now)) > 0 && !sleep(ctx, wait) {
 		return out, ctx.Err()
 	}
-	out, made, err := m.delegate(ctx, parent, o != nil)
-	if !made && err == nil {
+	q := TurnQuestion{Deep: o != nil}
+	if parent != nil {
+		q.Parent = parent.Name
+	}
+	out, done, err := m.delegate(ctx, q)
+	if !done && err == nil {
 		out, err = m.produce(ctx, parent, o != nil)
 	}
 	if err == nil {
@@ -488,15 +507,25 @@ func (m *Maker) room(e *Entry) error {
 	return nil
 }
 
-func (m *Maker) verify(ctx context.Context, name string) (out Outcome, err error) {
+// verifiable finds a backup that can be tried.
+func (m *Maker) verifiable(name string) (*Entry, error) {
 	e := m.catalog.find(name)
 	switch {
 	case e == nil:
-		return out, fmt.Errorf("there is no backup %s", name)
+		return nil, fmt.Errorf("there is no backup %s", name)
 	case e.Manifest == nil || e.State == Orphaned:
-		return out, fmt.Errorf("%s is %s: %w", name, e.State, e.Err)
+		return nil, fmt.Errorf("%s is %s: %w", name, e.State, e.Err)
 	}
-	out = Outcome{Name: name, Revision: e.Manifest.Revision}
+	return e, nil
+}
+
+// verify tries a backup here, by restoring it.
+func (m *Maker) verify(ctx context.Context, name string) (out Outcome, err error) {
+	e, err := m.verifiable(name)
+	if err != nil {
+		return out, err
+	}
+	out = Outcome{Name: name, Revision: e.Manifest.Revision, By: m.env.MemberName}
 	err = m.try(ctx, e, true)
 	out.State = e.State
 	return out, err

@@ -13,9 +13,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// A turn is one backup that the leader has another member make and prove, so that the disk and the
-// CPU of the leader are not spent on it. The leader alone decides what is due, removes what is old
-// and watches the age; a member that follows does no more than it was asked for.
+// A turn is one backup that the leader has another member make and prove, or only try again, so that
+// the disk and the CPU of the leader are not spent on it. The leader alone decides what is due,
+// removes what is old and watches the age; a member that follows does no more than it was asked for.
 //
 // A turn is a lease that the leader renews by asking how far it is, every turnAsk. The deputy ends it
 // by itself when it was not asked for turnLease, or follows another leader, or leads. So at most one
@@ -66,6 +66,7 @@ type TurnQuestion struct {
 	KnownSeal string `json:"knownSeal,omitempty"`
 	Parent    string `json:"parent,omitempty"` // "": a full backup
 	Deep      bool   `json:"deep,omitempty"`   // to be restored, whatever that costs
+	Verify    string `json:"verify,omitempty"` // a backup to try in place of making one
 }
 
 // MaxTurnBytes bounds a TurnQuestion and its answer.
@@ -225,6 +226,9 @@ func (m *Maker) fulfil(ctx context.Context, q TurnQuestion) (out Outcome, err er
 		return out, errRefused{fmt.Errorf("%s does not have %s, which the leader sees", m.env.Depot, q.Known)}
 	}
 	m.clean(ctx, Retention{}) // what an earlier turn of its own left; the leader removes the rest
+	if q.Verify != "" {
+		return m.verify(ctx, q.Verify)
+	}
 	var parent *Entry
 	if q.Parent != "" {
 		if parent = m.catalog.find(q.Parent); parent == nil || !parent.State.usable() {
@@ -264,26 +268,21 @@ func (m *Maker) deputies(now time.Time) (able []Deputy) {
 	return able
 }
 
-// delegate has another member make a backup. made is false if the leader is to make it itself.
-func (m *Maker) delegate(ctx context.Context, parent *Entry, deep bool) (out Outcome, made bool, err error) {
+// delegate has another member do what q says: make a backup, or try one. done is false if the leader
+// is to do it itself.
+func (m *Maker) delegate(ctx context.Context, q TurnQuestion) (out Outcome, done bool, err error) {
 	_, known := m.newest()
 	if known == nil || m.env.Deputies == nil {
 		return out, false, nil
 	}
-	_, term := m.env.Leader()
-	q := TurnQuestion{Begin: true, Term: term, Applied: m.env.Applied(), Known: known.Name, KnownSeal: known.seal, Deep: deep}
-	if parent != nil {
-		q.Parent = parent.Name
-	}
+	_, q.Term = m.env.Leader()
+	q.Begin, q.Applied, q.Known, q.KnownSeal = true, m.env.Applied(), known.Name, known.seal
 	var whys []string
 	for _, d := range m.deputies(time.Now()) {
 		q.ID, q.Now = rand.Text(), time.Now()
 		out, err := m.grant(ctx, d, q)
-		if err == nil && out.Error != "" {
-			err = errors.New(out.Error)
-		}
 		if err == nil {
-			err = m.collect(ctx, &out)
+			err = m.collect(ctx, q, &out)
 		}
 		if err == nil {
 			m.deputy = d.ID
@@ -297,7 +296,11 @@ func (m *Maker) delegate(ctx context.Context, parent *Entry, deep bool) (out Out
 			continue
 		}
 		m.shunned[d.ID] = time.Now().Add(turnShun)
-		m.env.Logger.Warn("another member did not make the backup: this one, which leads, makes it", zap.String("member", d.Name), zap.Error(err), zap.Duration("not-asked-for", turnShun))
+		did, does := "make", "makes"
+		if q.Verify != "" {
+			did, does = "try", "tries"
+		}
+		m.env.Logger.Warn("another member did not "+did+" the backup: this one, which leads, "+does+" it", zap.String("member", d.Name), zap.Error(err), zap.Duration("not-asked-for", turnShun))
 		return out, false, nil
 	}
 	if why := strings.Join(whys, "; "); why != m.refusals {
@@ -308,16 +311,25 @@ func (m *Maker) delegate(ctx context.Context, parent *Entry, deep bool) (out Out
 	return out, false, nil
 }
 
-// collect finds what a deputy made, and gives its state.
-func (m *Maker) collect(ctx context.Context, out *Outcome) error {
+// collect finds what a deputy made or tried, and gives its state. That a backup is bad is no failure
+// of the deputy that tried it.
+func (m *Maker) collect(ctx context.Context, q TurnQuestion, out *Outcome) error {
+	if out.Error != "" && (q.Verify == "" || out.State != Bad) {
+		return errors.New(out.Error)
+	}
+	if e := m.catalog.find(q.Verify); e != nil {
+		e.Proof = nil // there is another one
+	}
 	catalog, err := Load(ctx, m.env.Depot, clusterFolder(m.env.Cluster), m.catalog)
 	if err != nil {
 		return fmt.Errorf("%s cannot be read: %w", m.env.Depot, err)
 	}
 	m.catalog = catalog
 	e := catalog.find(out.Name)
-	if e == nil || !e.State.usable() {
-		return fmt.Errorf("it says that it made %s, which is not in %s", out.Name, m.env.Depot)
+	switch {
+	case e != nil && q.Verify == out.Name && (e.State == Bad) == (out.Error != ""):
+	case e == nil || !e.State.usable():
+		return fmt.Errorf("it says that it has %s, which is not in %s", out.Name, m.env.Depot)
 	}
 	out.State = e.State
 	return nil

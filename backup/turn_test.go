@@ -1,10 +1,12 @@
 package backup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path"
 	"path/filepath"
 	"strings"
@@ -206,7 +208,18 @@ func (g *trio) alone() {
 func (g *trio) order(id uint64) Outcome {
 	g.t.Helper()
 	g.m.some(3)
-	out, err := g.by[id].order(g.t.Context(), &order{done: make(chan Outcome, 1)})
+	return g.ask(id, &order{done: make(chan Outcome, 1)})
+}
+
+// verify has a member try a backup.
+func (g *trio) verify(id uint64, name string) Outcome {
+	g.t.Helper()
+	return g.ask(id, &order{verify: name, done: make(chan Outcome, 1)})
+}
+
+func (g *trio) ask(id uint64, o *order) Outcome {
+	g.t.Helper()
+	out, err := g.by[id].order(g.t.Context(), o)
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -257,6 +270,60 @@ func TestTurn(t *testing.T) {
 		g := newTrio(t, m, t.TempDir(), other, other)
 		g.is(g.order(1), "a")
 		g.is(g.order(1), "a")
+	})
+}
+
+// TestTurnVerifies: another member tries a backup for the leader, and that it is bad is no reason to
+// ask another one, or to pass it over.
+func TestTurnVerifies(t *testing.T) {
+	t.Parallel()
+	root, m := t.TempDir(), newMember(t)
+	synctest.Test(t, func(t *testing.T) {
+		g := newTrio(t, m, root, root, root)
+		one := g.order(1)
+		g.is(one, "a")
+		g.is(g.verify(1, one.Name), "b")
+		g.by[2].unwell.Store("its disk is slow")
+		g.is(g.verify(1, one.Name), "c")
+		g.by[3].unwell.Store("its disk is slow")
+		g.is(g.verify(1, one.Name), "a")
+		g.by[2].unwell.Store("")
+		if out := g.verify(1, "none"); out.Error != "there is no backup none" || out.By != "" {
+			t.Errorf("one that is not there: %+v", out)
+		}
+		if s := g.by[1].Status(); s.LastError != "" {
+			t.Errorf("a name that was mistyped is told as %q", s.LastError)
+		}
+
+		two := g.order(1)
+		g.is(two, "b")
+		part := filepath.Join(root, clusterFolder(who.Cluster), two.Name, "0001.part")
+		whole, err := os.ReadFile(part)
+		if err != nil {
+			t.Fatal(err)
+		}
+		damaged := bytes.Clone(whole)
+		damaged[len(damaged)/2] ^= 1
+		if err := os.WriteFile(part, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out := g.verify(1, two.Name); out.State != Bad || out.By != "b" || !strings.Contains(out.Error, "0001.part is damaged") {
+			t.Errorf("a damaged one: %+v", out)
+		}
+		if s := g.by[1].Status(); !strings.Contains(s.LastError, "0001.part is damaged") {
+			t.Errorf("the leader says %+v", s)
+		}
+		if got := states(load(t, Dir(datadir.FS(), root))); got != "good;bad;" {
+			t.Error(got)
+		}
+		if err := os.WriteFile(part, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		g.is(g.verify(1, two.Name), "b")
+		if got := states(load(t, Dir(datadir.FS(), root))); got != "good;good;" {
+			t.Error(got)
+		}
+		g.alone()
 	})
 }
 

@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -61,7 +62,7 @@ func backupCommand(c *ctl) *cobra.Command {
 	)
 	verify := &cobra.Command{
 		Use:   "verify <name>",
-		Short: "Has the leader restore a backup into a scratch store, and compare it with what was saved",
+		Short: "Has the leader restore a backup into a scratch store, or another member for it, and compare it with what was saved",
 		Args:  cobra.ExactArgs(1),
 	}
 	verify.RunE = func(cmd *cobra.Command, args []string) error {
@@ -78,9 +79,11 @@ type backups struct {
 	c        *ctl
 	client   *http.Client
 	json     bool
+	table    bool     // of list
 	token    string   // empty: nobody logs in
 	bases    []string // of the endpoints that answered
 	statuses []backup.Status
+	silent   []error // of the endpoints that did not answer
 }
 
 // backupRun asks all endpoints for their status first.
@@ -90,7 +93,7 @@ func backupRun(c *ctl, body func(ctx context.Context, b *backups) error) func(*c
 		if err != nil {
 			return err
 		}
-		if out.format != "simple" && out.format != "json" {
+		if out.format != "simple" && out.format != "json" && (out.format != "table" || cmd.Name() != "list") {
 			return failf(codeBadFeature, "%s not supported as output format", out.format)
 		}
 		// Making and proving takes as long as it takes: only a timeout given by flag applies.
@@ -103,7 +106,7 @@ func backupRun(c *ctl, body func(ctx context.Context, b *backups) error) func(*c
 		if err != nil {
 			return err
 		}
-		b := &backups{c: c, json: out.format == "json"}
+		b := &backups{c: c, json: out.format == "json", table: out.format == "table"}
 		if spec.Auth != nil {
 			if b.token = spec.Auth.Token; b.token == "" {
 				answer, err := cli.Authenticate(ctx, spec.Auth.Username, spec.Auth.Password)
@@ -125,15 +128,19 @@ func backupRun(c *ctl, body func(ctx context.Context, b *backups) error) func(*c
 
 // askAll needs one member that makes backups.
 func (b *backups) askAll(ctx context.Context, cli *clientv3.Client) error {
+	endpoints := cli.Endpoints()
+	statuses, errs := everyEndpoint(ctx, b.c, endpoints, func(ctx context.Context, base string) (s backup.Status, err error) {
+		err = b.ask(ctx, http.MethodGet, base, nil, &s)
+		return s, err
+	})
 	var why error
-	for _, endpoint := range cli.Endpoints() {
-		base := connect.HTTPBase(endpoint, b.c.tls != nil)
-		var s backup.Status
-		if err := b.ask(ctx, http.MethodGet, base, nil, &s); err != nil {
-			why = fmt.Errorf("%s: %w", endpoint, err)
+	for i, s := range statuses {
+		if errs[i] != nil {
+			why = errs[i]
+			b.silent = append(b.silent, errs[i])
 			continue
 		}
-		b.bases, b.statuses = append(b.bases, base), append(b.statuses, s)
+		b.bases, b.statuses = append(b.bases, connect.HTTPBase(endpoints[i], b.c.tls != nil)), append(b.statuses, s)
 	}
 	if len(b.bases) == 0 {
 		return failf(codeError, "no endpoint makes backups (%w)", why)
@@ -176,6 +183,7 @@ func (b *backups) leader() (string, error) {
 			return b.bases[i], nil
 		}
 	}
+	b.tellSilent()
 	return "", failf(codeError, "none of the endpoints leads: name all members with --endpoints, or wait for a leader")
 }
 
@@ -217,7 +225,15 @@ func (b *backups) printJSON(v any) error {
 	return err
 }
 
+// tellSilent says who did not answer, and why.
+func (b *backups) tellSilent() {
+	for _, err := range b.silent {
+		fmt.Fprintln(b.c.err, err)
+	}
+}
+
 func (b *backups) status() error {
+	b.tellSilent()
 	if b.json {
 		return b.printJSON(b.statuses)
 	}
@@ -268,10 +284,19 @@ func (b *backups) list(ctx context.Context) error {
 	if b.json {
 		return b.printJSON(s.Backups)
 	}
-	t := tabwriter.NewWriter(b.c.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, strings.Join(backup.Columns(), "\t"))
+	rows := [][]string{backup.Columns()}
 	for _, l := range s.Backups {
-		fmt.Fprintln(t, strings.Join(l.Row(), "\t"))
+		rows = append(rows, l.Row())
+	}
+	if b.table {
+		var out bytes.Buffer
+		show.Table(&out, rows)
+		_, err := b.c.out.Write(out.Bytes())
+		return err
+	}
+	t := tabwriter.NewWriter(b.c.out, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		fmt.Fprintln(t, strings.Join(row, "\t"))
 	}
 	return t.Flush()
 }

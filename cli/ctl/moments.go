@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,16 +38,44 @@ type past struct {
 var errNoTimes = errors.New("no endpoint knows when which revision was written: members of Belay do, and tell it on the port that answers /metrics; " +
 	"etcd does not, so name a revision")
 
+// patience is how long one endpoint is waited for where all are asked. A process that is stopped takes
+// a connection and says nothing; that must not cost the answers of the others.
+const patience = 2 * time.Second
+
+// everyEndpoint asks all at the same time, none for longer than patience, or half of the time that
+// the command has. It returns the answers, those that failed with their errors, in order.
+func everyEndpoint[A any](ctx context.Context, c *ctl, endpoints []string, ask func(ctx context.Context, base string) (A, error)) (answers []A, errs []error) {
+	answers, errs = make([]A, len(endpoints)), make([]error, len(endpoints))
+	within := patience
+	if half := c.global.CommandTimeout / 2; half > 0 {
+		within = min(within, half)
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	var asking sync.WaitGroup
+	for i, endpoint := range endpoints {
+		asking.Go(func() {
+			if answers[i], errs[i] = ask(ctx, connect.HTTPBase(endpoint, c.tls != nil)); errs[i] != nil {
+				errs[i] = fmt.Errorf("%s: %w", endpoint, errs[i])
+			}
+		})
+	}
+	asking.Wait()
+	return answers, errs
+}
+
 // sightings asks all endpoints what they know. The error is errNoTimes, with why, if none knows
 // anything.
 func (p past) sightings(ctx context.Context, query url.Values) (known []timemap.Answer, err error) {
 	transport := &http.Transport{TLSClientConfig: p.c.tls}
 	defer transport.CloseIdleConnections()
+	answers, errs := everyEndpoint(ctx, p.c, p.cli.Endpoints(), func(ctx context.Context, base string) (timemap.Answer, error) {
+		return askSightings(ctx, &http.Client{Transport: transport}, base, query)
+	})
 	var why error
-	for _, endpoint := range p.cli.Endpoints() {
-		a, err := askSightings(ctx, &http.Client{Transport: transport}, connect.HTTPBase(endpoint, p.c.tls != nil), query)
-		if err != nil {
-			why = fmt.Errorf("%s: %w", endpoint, err)
+	for i, a := range answers {
+		if errs[i] != nil {
+			why = errs[i]
 			continue
 		}
 		known = append(known, a)

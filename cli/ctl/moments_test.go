@@ -1,7 +1,9 @@
 package ctl
 
 import (
+	"context"
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -74,5 +76,36 @@ func TestWrittenSince(t *testing.T) {
 	}
 	if text, err := json.Marshal(intervalOf(when[5])); err != nil || strings.Contains(string(text), `"to"`) || !strings.Contains(string(text), `"from"`) {
 		t.Errorf("as JSON: %s, %v", text, err)
+	}
+}
+
+// TestEveryEndpoint: a member that takes the connection and says nothing, as one that is stopped, costs
+// the answers of the others nothing.
+func TestEveryEndpoint(t *testing.T) {
+	t.Parallel()
+	stopped, err := net.Listen("tcp", "127.0.0.1:0") // nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopped.Close()
+	running := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(timemap.Answer{Of: []timemap.AnswerOf{{Revision: 5, Interval: timemap.Interval{From: &timemap.Point{Time: time.Unix(1, 0)}}}}})
+	}))
+	defer running.Close()
+	cli, err := clientv3.New(clientv3.Config{Logger: zap.NewNop(), Endpoints: []string{"http://" + stopped.Addr().String(), running.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cli.Close()
+	c := &ctl{}
+	c.global.CommandTimeout = time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	when, err := past{c, cli}.writtenAt(ctx, []int64{5})
+	if _, ok := when[5]; err != nil || !ok {
+		t.Errorf("%v, %v", when, err)
+	}
+	if ctx.Err() != nil {
+		t.Error("all of the time was spent on the one that is stopped")
 	}
 }

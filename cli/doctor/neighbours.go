@@ -152,13 +152,17 @@ func recordsIn(paths []string) (files []string, err error) {
 // maxRecordAnswer is how much of a member's record is read, bytes.
 const maxRecordAnswer = 1 << 30
 
+// recordWithin is how long a member may take until it begins to answer with its record.
+const recordWithin = 15 * time.Second
+
 // keptNeighbours asks members for their records.
 func (d *doctor) keptNeighbours(cmd *cobra.Command, since, until time.Time) error {
 	cfg, err := d.configured(cmd)
 	if err != nil {
 		return err
 	}
-	transport := &http.Transport{TLSClientConfig: cfg.TLS}
+	// A process that is stopped takes a connection and says nothing. The record itself may be long.
+	transport := &http.Transport{TLSClientConfig: cfg.TLS, ResponseHeaderTimeout: recordWithin}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
 	all := &report.Report{Command: "doctor neighbours", Subject: strings.Join(cfg.Endpoints, ","), At: time.Now()}
