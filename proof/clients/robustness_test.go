@@ -38,6 +38,11 @@ type change struct{ file, old, new string }
 var robustnessChanges = []change{
 	// Where the requests are read that the members have logged.
 	{"robustness/report/wal.go", "walDir := datadir.ToWALDir(dataDir)", "walDir := walOf(dataDir, datadir.ToWALDir(dataDir))"},
+	// Large values, if they are asked for; in transactions the model took them as they are, elsewhere
+	// by their hash.
+	{"robustness/model/history.go", "ValueOrHash{Value: string(option.ValueBytes())}", "ToValueOrHash(string(option.ValueBytes()))"},
+	{"robustness/traffic/etcd.go", `fmt.Sprintf("%d", `, `fmt.Sprintf(format(), `},
+	{"robustness/traffic/kubernetes.go", `fmt.Sprintf("%d", `, `fmt.Sprintf(format(), `},
 	// Members are not built with gofail; with it, all scenarios would skip themselves.
 	{"robustness/scenarios/scenarios.go", "e2e.WithGoFailEnabled(true)", "e2e.WithGoFailEnabled(false)"},
 	{"robustness/failpoint/failpoint.go", "RaftAfterSaveSnapPanic, BlackholeUntilSnapshot,", "RaftAfterSaveSnapPanic,"}, // see snapshots
@@ -52,13 +57,16 @@ var robustnessChanges = []change{
 }
 
 // TestEtcdsRobustness runs etcd's robustness tests: traffic of etcd's and Kubernetes' kind on one
-// member and on three, some of them of etcd's last release, while one fault after the other is put in;
-// then what all clients saw is held against a model of etcd and against the members' logs: reads,
-// writes and watches, which must be ordered, unique, whole, without a gap, resumable. The second time
-// all clients go through a proxy for each member. BELAY_ETCD_ROBUSTNESS is how many rounds,
-// BELAY_ETCD_ROBUSTNESS_RUN a pattern of scenarios (Exploratory/KubernetesHighTraffic/ClusterOfSize3),
-// BELAY_ETCD_ROBUSTNESS_BY is direct or proxy: only so. What failed stays in RESULTS_DIR
-// (/tmp/belay-robustness): the data of all members, each client's operations, history.html.
+// member and on three, some of them of etcd's last release, and a fault in each scenario, drawn at
+// random; then what all clients saw is held against a model of etcd and against the members' logs:
+// reads, writes and watches, which must be ordered, unique, whole, without a gap, resumable. Then the
+// same through a proxy for each member, and with some large values.
+//
+//	BELAY_ETCD_ROBUSTNESS      how many rounds
+//	BELAY_ETCD_ROBUSTNESS_RUN  a pattern of scenarios, as Exploratory/EtcdHighTraffic/ClusterOfSize3
+//	BELAY_ETCD_ROBUSTNESS_BY   direct, proxy or large: only so
+//	RESULTS_DIR                where the data of all members and the operations of each client stay of
+//	                           what failed [belay-robustness in the folder for temporary files]
 func TestEtcdsRobustness(t *testing.T) {
 	rounds, _ := strconv.Atoi(os.Getenv("BELAY_ETCD_ROBUSTNESS"))
 	if rounds == 0 {
@@ -73,7 +81,7 @@ func TestEtcdsRobustness(t *testing.T) {
 		t.Logf("without %s, which %s", scenario, reason)
 	}
 	for round := range rounds {
-		for _, by := range []string{"direct", "proxy"} {
+		for _, by := range []string{"direct", "proxy", "large"} {
 			if only := os.Getenv("BELAY_ETCD_ROBUSTNESS_BY"); only != "" && only != by {
 				continue
 			}
@@ -165,7 +173,7 @@ func TestEtcdsRobustnessNotices(t *testing.T) {
 
 // robustness is etcd's harness, built.
 type robustness struct {
-	programs map[string]string // by how clients reach the members: direct, proxy
+	programs map[string]string // by how they run: direct, proxy, large
 	dir      string            // where they are started
 	binaries string
 	etcdwal  string
@@ -217,6 +225,7 @@ func newRobustness(t *testing.T, server string) *robustness {
 		r.programs[by] = filepath.Join(work, by+".test")
 		do("test", "-C", "etcdtests", "-modfile", mod, "-tags", tags, "-c", "-o", r.programs[by], module+"/robustness")
 	}
+	r.programs["large"] = r.programs["direct"]
 	return r
 }
 
@@ -235,6 +244,9 @@ func (r *robustness) run(t *testing.T, by, pattern string) (log []byte, ok bool)
 	cmd := inOwnNetwork(args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = r.dir, out, out
 	cmd.Env = append(os.Environ(), "BELAY_ETCDWAL="+r.etcdwal, "RESULTS_DIR="+r.results, "TMPDIR="+t.TempDir())
+	if by == "large" {
+		cmd.Env = append(cmd.Env, "BELAY_LARGE_VALUES=1")
+	}
 	failed := cmd.Run()
 	log, err = os.ReadFile(out.Name())
 	if err != nil {
