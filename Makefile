@@ -78,7 +78,7 @@ etcd-tests: tools tools-old ## etcd's own end-to-end tests against Belay, with e
 	BELAY_ETCD_TESTS=$${ETCD_TESTS:-.} go test -count=1 -timeout 180m -v -run '^TestEtcdsOwnTests$$' ./proof/clients
 
 .PHONY: etcd-robustness
-etcd-robustness: tools tools-old ## etcd's robustness tests against Belay, directly and through proxies, in ROUNDS (1), and that they notice broken rules (ROBUSTNESS=Exploratory/KubernetesHighTraffic/ClusterOfSize3 for some)
+etcd-robustness: tools tools-old ## etcd's robustness tests against Belay, directly, through proxies and with large values, in ROUNDS (1), and that they notice broken rules (ROBUSTNESS=Exploratory/KubernetesHighTraffic/ClusterOfSize3 for some)
 	BELAY_ETCD_ROBUSTNESS=$${ROUNDS:-1} BELAY_ETCD_ROBUSTNESS_RUN=$$ROBUSTNESS go test -count=1 -timeout 0 -v -run '^TestEtcdsRobustness' ./proof/clients
 
 .PHONY: etcd-integration

@@ -72,7 +72,8 @@ func TestEtcdsRobustness(t *testing.T) {
 	if rounds == 0 {
 		t.Skip("runs with BELAY_ETCD_ROBUSTNESS, a number of rounds, as in make etcd-robustness")
 	}
-	r := newRobustness(t, binary(t, checkKind(t)))
+	r := newRobustness(t)
+	r.serve(t, binary(t, checkKind(t)))
 	patterns := []string{"Exploratory", "Regression"}
 	if only := os.Getenv("BELAY_ETCD_ROBUSTNESS_RUN"); only != "" {
 		patterns = []string{only}
@@ -99,21 +100,27 @@ func TestEtcdsRobustness(t *testing.T) {
 // robustnessMutants are rules of Belay that are broken on purpose, and the words of the harness that
 // one of them must lead to.
 var robustnessMutants = []struct {
-	name, scenario string
-	changes        []change
-	noticed        []string
+	name, by, scenario string
+	changes            []change
+	noticed            []string
 }{
-	{"read without its barrier", "Exploratory/EtcdHighTraffic/ClusterOfSize3", []change{
+	{"read without its barrier", "direct", "Exploratory/EtcdHighTraffic/ClusterOfSize3", []change{
 		{"replica/read.go", "\tround, err := r.reads.join(nil, &r.inbox)\n", "\tif true {\n\t\treturn nil\n\t}\n\tround, err := r.reads.join(nil, &r.inbox)\n"},
 		{"replica/read.go", "\tif _, err := r.reads.join(then, &r.inbox); err != nil {\n", "\tif true {\n\t\tgo then(nil)\n\t} else if _, err := r.reads.join(then, &r.inbox); err != nil {\n"},
 	}, []string{"Linearization illegal"}},
-	{"one revision in 200 reaches no watch", "Exploratory/EtcdHighTraffic/ClusterOfSize1", []change{
+	{"one revision in 200 reaches no watch", "direct", "Exploratory/EtcdHighTraffic/ClusterOfSize1", []change{
 		{"watch/hub.go", "\ttouched := f.touched[:0]\n", "\tif rev%200 == 0 {\n\t\treturn\n\t}\n\ttouched := f.touched[:0]\n"},
 	}, []string{"broke Reliable", "broke Resumable"}},
-	{"progress of what was not sent", "Exploratory/EtcdHighTraffic/ClusterOfSize3", []change{
+	{"progress of what was not sent", "direct", "Exploratory/EtcdHighTraffic/ClusterOfSize3", []change{
 		{"watch/hub.go", "s.control(&Response{ID: InvalidID, Rev: h.done})", "s.control(&Response{ID: InvalidID, Rev: h.done + 20})"},
 	}, []string{"broke Bookmarkable", "broke Reliable"}},
-	{"writes acknowledged before they are written", "Exploratory/EtcdTrafficDeleteLeases/ClusterOfSize1", []change{
+	{"a proxy's cache answers all reads as serializable", "proxy", "Exploratory/EtcdHighTraffic/ClusterOfSize3", []change{
+		{"cli/proxy/cache/cache.go", "\tif serializable {\n", "\tif serializable || a.at >= r.Seen {\n"},
+	}, []string{"Linearization illegal"}},
+	{"a proxy sends a write again if its answer comes late", "proxy", "Exploratory/KubernetesHighTraffic/ClusterOfSize1", []change{
+		{"cli/proxy/upstream/call.go", "if err == nil && r.Read && r.Ordered && resp.Frame.Revision() != 0 && resp.Frame.Revision() < floor {", "if err == nil && !r.Read && count == 1 && resp.Frame.Revision() < c.Seen() || floor < 0 {"},
+	}, []string{"Linearization illegal"}},
+	{"writes acknowledged before they are written", "direct", "Exploratory/EtcdTrafficDeleteLeases/ClusterOfSize1", []change{
 		{
 			"raftlog/writer.go", "\t\t\terr = l.writeBatch(batch)\n",
 			"\t\t\tfor i := range batch {\n\t\t\t\tif len(batch[i].responses) > 0 {\n\t\t\t\t\tl.opts.Released(batch[i].responses)\n\t\t\t\t\tbatch[i].responses = nil\n\t\t\t\t}\n\t\t\t}\n" +
@@ -132,6 +139,8 @@ func TestEtcdsRobustnessNotices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r := newRobustness(t)
+	r.results = t.TempDir()
 	for _, m := range robustnessMutants {
 		t.Run(m.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -155,10 +164,9 @@ func TestEtcdsRobustnessNotices(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r := newRobustness(t, server)
-			r.results = t.TempDir()
-			for try := range 10 {
-				log, ok := r.run(t, "direct", m.scenario)
+			r.serve(t, server)
+			for try := range 30 {
+				log, ok := r.run(t, m.by, m.scenario)
 				for _, words := range m.noticed {
 					if !ok && bytes.Contains(log, []byte(words)) {
 						t.Logf("noticed in run %d: %s", try+1, words)
@@ -166,7 +174,7 @@ func TestEtcdsRobustnessNotices(t *testing.T) {
 					}
 				}
 			}
-			t.Error("not noticed in ten runs")
+			t.Error("not noticed in 30 runs")
 		})
 	}
 }
@@ -180,13 +188,11 @@ type robustness struct {
 	results  string
 }
 
-func newRobustness(t *testing.T, server string) *robustness {
-	tools := etcdTools(t)
+func newRobustness(t *testing.T) *robustness {
 	work := t.TempDir()
 	source := filepath.Join(work, "tests")
 	r := &robustness{
-		programs: map[string]string{}, dir: filepath.Join(source, "robustness"),
-		binaries: etcdsPrograms(t, server, tools.Etcdctl, tools.Etcdutl), etcdwal: filepath.Join(work, "etcdwal"), results: os.Getenv("RESULTS_DIR"),
+		programs: map[string]string{}, dir: filepath.Join(source, "robustness"), etcdwal: filepath.Join(work, "etcdwal"), results: os.Getenv("RESULTS_DIR"),
 	}
 	if r.results == "" {
 		r.results = filepath.Join(os.TempDir(), "belay-robustness")
@@ -227,6 +233,12 @@ func newRobustness(t *testing.T, server string) *robustness {
 	}
 	r.programs["large"] = r.programs["direct"]
 	return r
+}
+
+// serve makes a program the server of later runs.
+func (r *robustness) serve(t *testing.T, server string) {
+	tools := etcdTools(t)
+	r.binaries = etcdsPrograms(t, server, tools.Etcdctl, tools.Etcdutl)
 }
 
 // run runs the scenarios of a pattern. The log is kept if they fail.
