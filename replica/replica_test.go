@@ -162,6 +162,26 @@ func TestPartitionedLeaderServesNoStaleRead(t *testing.T) {
 	})
 }
 
+// TestReadersGoOnWithTheNextLeader: a reader whose leader is cut off learns nothing of it; etcd's gets
+// an error.
+func TestReadersGoOnWithTheNextLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		defer c.close()
+		old := c.leader()
+		other := c.others(old)[0]
+		c.partition(old.id, true)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := other.replica().ReadBarrier(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if next := other.replica().Leader(); next == old.id || next == 0 {
+			t.Fatalf("answered while %x was the leader", next)
+		}
+	})
+}
+
 // TestReunitedLeaderLeadsAgain: who led before a quorum went out of reach campaigns as soon as it
 // is back, rather than at a random time up to two election timeouts later.
 func TestReunitedLeaderLeadsAgain(t *testing.T) {
