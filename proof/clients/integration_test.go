@@ -56,6 +56,9 @@ var notForIntegration = map[string]string{
 	"TestWatchFragmentEnableWithGRPCLimit":            longAnswers,
 }
 
+// notThroughProxies are those that the way by a proxy cannot be about either.
+var notThroughProxies = map[string]string{}
+
 const (
 	startsEtcd  = "starts etcd by its package embed"
 	insideEtcd  = "calls what is inside an etcdserver.EtcdServer and has no equivalent over the network"
@@ -67,16 +70,23 @@ const (
 // and ask them there: in a copy of the module etcd's package that starts members starts Belay's
 // (etcdtests/framework). Each test has a process of its own, since one that fails leaves goroutines
 // that have the others skip; that a test leaves no goroutine is part of each, so a member must leave
-// none.
-// BELAY_ETCD_INTEGRATION is a pattern of names; with BELAY_CHECK_KIND=etcd nothing is replaced.
+// none. They run directly, and then with a `belay proxy` of its own before the members for each client.
+// BELAY_ETCD_INTEGRATION is a pattern of names, BELAY_ETCD_INTEGRATION_WAY is direct or proxy: only
+// so. With BELAY_CHECK_KIND=etcd nothing is replaced.
 func TestEtcdsIntegrationTests(t *testing.T) {
 	pattern := os.Getenv("BELAY_ETCD_INTEGRATION")
 	if pattern == "" {
 		t.Skip("runs with BELAY_ETCD_INTEGRATION, a pattern of names, as in make etcd-integration")
 	}
 	source := copyOfTests(t)
-	for _, pkg := range integrationPackages(t, source) {
-		t.Run(pkg, func(t *testing.T) { source.run(t, pkg, pattern) })
+	for _, way := range []string{"direct", "proxy"} {
+		if only := os.Getenv("BELAY_ETCD_INTEGRATION_WAY"); only != "" && only != way || way == "proxy" && !source.belay {
+			continue
+		}
+		source.proxied = way == "proxy"
+		for _, pkg := range integrationPackages(t, source) {
+			t.Run(way+"/"+pkg, func(t *testing.T) { source.run(t, pkg, pattern) })
+		}
 	}
 }
 
@@ -87,6 +97,7 @@ type testsCopy struct {
 	dir     string
 	modfile string // of module etcdtests, with the copy in place of the original
 	belay   bool   // the members are Belay's
+	proxied bool   // clients reach them through `belay proxy`
 }
 
 // copyOfTests makes one that can be built.
@@ -129,9 +140,11 @@ func copyOfTests(t *testing.T) *testsCopy {
 	text, err = withoutEtcd(text)
 	check(err)
 	check(os.WriteFile(members, text, 0o644))
-	ours, err := os.ReadFile("etcdtests/framework/belay.go")
-	check(err)
-	check(os.WriteFile(filepath.Join(filepath.Dir(members), "belay.go"), ours, 0o644))
+	for name, as := range map[string]string{"belay.go": "belay.go", "proxied.go": "cluster_proxy.go"} {
+		ours, err := os.ReadFile(filepath.Join("etcdtests/framework", name))
+		check(err)
+		check(os.WriteFile(filepath.Join(filepath.Dir(members), as), ours, 0o644))
+	}
 	return c
 }
 
@@ -206,7 +219,11 @@ func uses(file *ast.File, i *ast.ImportSpec) (found bool) {
 
 // command runs a go command in the module of etcd's tests, over the copy.
 func (c *testsCopy) command(verb string, args ...string) *exec.Cmd {
-	return exec.Command("go", append([]string{verb, "-C", "etcdtests", "-modfile", c.modfile, "-tags", "etcd_integration"}, args...)...)
+	tags := "etcd_integration"
+	if c.proxied {
+		tags += ",cluster_proxy" // etcd's, for its own proxy
+	}
+	return exec.Command("go", append([]string{verb, "-C", "etcdtests", "-modfile", c.modfile, "-tags", tags}, args...)...)
 }
 
 // integrationPackages are those that have tests, by their folder.
@@ -227,7 +244,11 @@ func integrationPackages(t *testing.T, c *testsCopy) (packages []string) {
 // run runs the tests and examples of a package.
 func (c *testsCopy) run(t *testing.T, pkg, pattern string) {
 	leftOut := func(test string) {
-		if reason := notForIntegration[test]; c.belay && reason != "" {
+		reason := notForIntegration[test]
+		if reason == "" && c.proxied {
+			reason = notThroughProxies[test]
+		}
+		if c.belay && reason != "" {
 			t.Skip(reason)
 		}
 	}
@@ -240,7 +261,7 @@ func (c *testsCopy) run(t *testing.T, pkg, pattern string) {
 		cmd := exec.Command(program, args...)
 		cmd.Dir = filepath.Join(c.dir, pkg)
 		// etcd's lock service and Belay's generated code of it are both in this program.
-		cmd.Env = append(os.Environ(), "GOLANG_PROTOBUF_REGISTRATION_CONFLICT=ignore")
+		cmd.Env = append(os.Environ(), "GOLANG_PROTOBUF_REGISTRATION_CONFLICT=ignore", "BELAY_CLIENTS_PROXY="+belay(t))
 		return cmd
 	}
 	list, stderr, err := run(t, time.Minute, own("-test.list", pattern))
