@@ -92,7 +92,12 @@ func FromEnvironment(fs *pflag.FlagSet, stderr io.Writer) error {
 		if value == "" {
 			return
 		}
+		before := f.Value.String()
 		if err := fs.Set(f.Name, value); err != nil {
+			// It may have left a zero: a timeout of 0 fails every command.
+			if restored := f.Value.Set(before); restored != nil {
+				fmt.Fprintf(stderr, "Warning: --%s: %v\n", f.Name, restored)
+			}
 			fmt.Fprintf(stderr, "Warning: ignoring environment variable %s: %v\n", env, err)
 		}
 	})
