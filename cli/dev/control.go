@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"runtime"
 	"strings"
 	"syscall"
@@ -162,7 +163,7 @@ func faultMain(args []string, stdout, stderr io.Writer) int {
 	fs := flag.NewFlagSet("belay dev fault", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.StringVar(&dir, "data-dir", defaultDataDir, "")
-	err := fs.Parse(args)
+	err := fs.Parse(dirFirst(args))
 	switch {
 	case errors.Is(err, flag.ErrHelp), err == nil && fs.NArg() == 1 && fs.Arg(0) == "help":
 		fmt.Fprint(stdout, faultUsage)
@@ -185,6 +186,25 @@ func faultMain(args []string, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprint(stdout, a.Text)
 	return 0
+}
+
+// dirFirst puts --data-dir in front of the fault, behind which it may stand, too.
+func dirFirst(args []string) []string {
+	for i, arg := range args {
+		name, _, joined := strings.Cut(arg, "=")
+		if i == 0 || name != "--data-dir" && name != "-data-dir" {
+			continue
+		}
+		n := 2
+		if joined {
+			n = 1
+		}
+		if i+n > len(args) {
+			break
+		}
+		return slices.Concat(args[i:i+n], args[:i], args[i+n:])
+	}
+	return args
 }
 
 // ask has the belay dev of a data directory do something.
