@@ -213,7 +213,16 @@ func (g *gatherer) membersBy(ctx context.Context, c *Cluster, endpoint string) e
 	return nil
 }
 
-func (g *gatherer) status(ctx context.Context, m *Member) (*clientv3.StatusResponse, error) {
+func (g *gatherer) status(ctx context.Context, m *Member) (st *clientv3.StatusResponse, err error) {
+	defer func() {
+		// clientv3 tries again until the time is over, and tells no more than that it is. Whether
+		// nobody is there or nobody answers is what an operator wants to know.
+		if err != nil && plain(err) == inTime {
+			if why := connect.Probe(m.Endpoint, g.o.Client.TLS); why != nil {
+				err = why
+			}
+		}
+	}()
 	cli, err := g.client(ctx, m.Endpoint)
 	if err != nil {
 		return nil, err
@@ -433,6 +442,9 @@ func hostOf(endpoint string) string {
 	return strings.ReplaceAll(host, "localhost", "127.0.0.1")
 }
 
+// inTime is of who did not answer.
+const inTime = "no answer in time"
+
 // plain is an error as a person wants it.
 func plain(err error) string {
 	text := err.Error()
@@ -440,7 +452,7 @@ func plain(err error) string {
 		text = desc
 	}
 	if errors.Is(err, context.DeadlineExceeded) || strings.Contains(text, "context deadline exceeded") {
-		return "no answer in time"
+		return inTime
 	}
 	text = strings.TrimSuffix(text, "\"")
 	for _, before := range []string{"dial tcp ", "dial tcp: ", "desc = \"transport: "} {

@@ -3,6 +3,7 @@ package live
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/cli/doctor/metrics"
 	"github.com/belaydb/belay/cli/doctor/report"
@@ -308,6 +310,24 @@ func TestPlain(t *testing.T) {
 		if got := plain(errors.New(text)); got != want {
 			t.Errorf("%s: %s, want %s", text, got, want)
 		}
+	}
+}
+
+// TestRefused: a member that does not run is told from one that does not answer.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := newGatherer(Options{Client: &clientv3.Config{Logger: zap.NewNop()}, Timeout: 300 * time.Millisecond})
+	m := &Member{Endpoint: "http://" + listener.Addr().String()}
+	if _, err := g.status(t.Context(), m); err == nil || plain(err) != inTime { // nobody accepts
+		t.Errorf("one that is stopped: %v", err)
+	}
+	listener.Close()
+	if _, err := g.status(t.Context(), m); err == nil || plain(err) != "connection refused" {
+		t.Errorf("one that does not run: %v", err)
 	}
 }
 
