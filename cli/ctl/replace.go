@@ -68,6 +68,9 @@ be interrupted at any point, and goes on when it is started again.`,
 			}
 			return err
 		}
+		for _, a := range done.Alarms() {
+			fmt.Fprintf(c.err, "The alarm %s of the old member stays, and writes are refused, until it is disarmed: %s alarm disarm\n", a.GetAlarm(), c.name)
+		}
 		list := done.List()
 		return out.show(reply{
 			raw:  list,

@@ -157,3 +157,14 @@ func TestGoOn(t *testing.T) {
 		t.Errorf("%v, %v: %+v", err, before, after)
 	}
 }
+
+// TestAlarmsLeft: the alarm of who was replaced is told, that of a member is not.
+func TestAlarmsLeft(t *testing.T) {
+	t.Parallel()
+	c := &Cluster{Members: []*Member{{Member: &pb.Member{ID: 1}}}, Alarms: []*pb.AlarmMember{
+		{MemberID: 1, Alarm: pb.AlarmType_NOSPACE}, {MemberID: 2, Alarm: pb.AlarmType_CORRUPT}, {Alarm: pb.AlarmType_CORRUPT},
+	}}
+	if left := (&Replaced{Old: 2, New: 1, Cluster: c}).Alarms(); len(left) != 1 || left[0].MemberID != 2 {
+		t.Errorf("%v", left)
+	}
+}

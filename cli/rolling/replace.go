@@ -297,6 +297,16 @@ func listenURLs(advertised []string) string {
 	return strings.Join(listen, ",")
 }
 
+// Alarms are those of who is no member any more, which nobody else ends.
+func (r *Replaced) Alarms() (left []*pb.AlarmMember) {
+	for _, a := range r.Cluster.Alarms {
+		if a.GetMemberID() != 0 && r.Cluster.Member(a.GetMemberID()) == nil {
+			left = append(left, a)
+		}
+	}
+	return left
+}
+
 // List is the members as of the end, as `member list` has them.
 func (r *Replaced) List() *pb.MemberListResponse {
 	list := &pb.MemberListResponse{Header: &pb.ResponseHeader{ClusterId: r.Cluster.ID}}
