@@ -42,3 +42,6 @@ func newIDGenerator(memberID, start uint64) *IDGenerator {
 func (g *IDGenerator) Next() uint64 {
 	return g.prefix | g.suffix.Add(1)&(1<<idSuffixBits-1)
 }
+
+// MemberOf is the part of an id that tells who made it: the last 16 bits of a member's id.
+func MemberOf(id uint64) uint16 { return uint16(id >> idSuffixBits) }

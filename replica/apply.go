@@ -49,7 +49,7 @@ type applier struct {
 	// Owned by the applier goroutine.
 	batch     []command.Entry
 	waiting   []*proposal // for each entry of batch, who waits here; nil: nobody
-	large     []uint64    // the request ids of its large entries
+	large     []largeEntry
 	bytes     int
 	lastTerm  uint64
 	lastIndex uint64
@@ -130,7 +130,7 @@ func (a *applier) addEntry(e *raftpb.Entry) bool {
 		if id := command.RequestID(data); id != 0 {
 			p = a.waiters.find(id)
 			if len(data) >= LargeProposal {
-				a.large = append(a.large, id)
+				a.large = append(a.large, largeEntry{id, int64(len(data))})
 			}
 		}
 		if p != nil && p.request != nil {

@@ -22,6 +22,11 @@ import (
 // short, so that a fast cluster has as much to do as it can, and shrinks when it is long: what waits
 // in the log then would not be done any sooner. It never falls below what keeps a disk busy whose
 // syncs take a tenth of a second.
+//
+// The leader's own proposals are on their way for the shortest time. By the time alone its window would
+// grow into what the others leave, and theirs shrink to the least. So a member whose part of what is
+// applied is smaller than another's, and who has more to propose, makes its window larger, whatever the
+// time: the one with the largest part then sees that it takes long, and makes its own smaller.
 const (
 	// LargeProposal is the size in bytes, encoded, from which on a proposal passes the window.
 	LargeProposal = largeBuffer
@@ -62,7 +67,23 @@ type window struct {
 	// unflushed are the bytes that are applied and that no flush of the store has made durable.
 	unflushed, mostUnflushed int64     // the latter is maxUnflushed, but in tests
 	shrunkAt                 time.Time // when the window was last made smaller
+
+	own      uint16           // this member in shares
+	shares   map[uint16]int64 // bytes of large proposals that were applied lately, by who proposed them
+	halvedAt time.Time        // when the shares were last halved, as they are each shareTime
 }
+
+// shareTime is after how long what was applied counts half.
+const shareTime = time.Second
+
+// largeEntry is a large proposal in the log.
+type largeEntry struct {
+	id   uint64 // of the request
+	size int64
+}
+
+// proposer tells members apart: a part of each request id (command.IDGenerator).
+func (e largeEntry) proposer() uint16 { return command.MemberOf(e.id) }
 
 // passed is a proposal inside the window.
 type passed struct {
@@ -75,6 +96,7 @@ func (w *window) init(r *Replica) {
 	w.inbox, w.waiters, w.buffers = &r.inbox, &r.waiters, &r.buffers
 	w.timeout, w.waits, w.allowed = r.cfg.RequestTimeout, m.LargeWaiting, m.LargeWindow
 	w.size, w.inside, w.places = minWindow, make(map[uint64]passed), make(map[uint64]*list.Element)
+	w.own, w.shares = uint16(r.cfg.ID), make(map[uint16]int64)
 	w.allowed.Set(minWindow)
 	w.most = max(minWindow, min(maxWindow, r.cfg.MaxUnsyncedBytes/8))
 	w.mostUnflushed = min(maxUnflushed, r.cfg.MaxUnsyncedBytes/4)
@@ -116,21 +138,22 @@ func (w *window) pass(p *proposal) {
 	w.inbox.propose(p)
 }
 
-// applied takes note that large entries have been applied; of those of other members it knows nothing.
-func (w *window) applied(ids []uint64) {
-	if len(ids) == 0 {
+// applied takes note that large entries have been applied, of whichever member.
+func (w *window) applied(entries []largeEntry) {
+	if len(entries) == 0 {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
-	for _, id := range ids {
-		p, ok := w.inside[id]
+	w.share(entries, now)
+	for _, e := range entries {
+		p, ok := w.inside[e.id]
 		if !ok {
 			continue
 		}
 		w.adapt(p, now)
-		w.remove(id, p)
+		w.remove(e.id, p)
 	}
 	w.fill(now)
 }
@@ -246,11 +269,42 @@ func (w *window) fill(now time.Time) {
 	}
 }
 
+// share counts what was applied for who proposed it.
+func (w *window) share(entries []largeEntry, now time.Time) {
+	if passed := now.Sub(w.halvedAt) / shareTime; passed > 0 {
+		w.halvedAt = now
+		for who, bytes := range w.shares {
+			if bytes >>= min(passed, 62); bytes > 0 {
+				w.shares[who] = bytes
+			} else {
+				delete(w.shares, who)
+			}
+		}
+	}
+	for _, e := range entries {
+		w.shares[e.proposer()] += e.size
+	}
+}
+
+// starved reports whether proposals of this member wait while another one gets more through.
+func (w *window) starved() bool {
+	if w.outside.Len() == 0 {
+		return false
+	}
+	var most int64
+	for _, bytes := range w.shares {
+		most = max(most, bytes)
+	}
+	return w.shares[w.own] < most/4*3
+}
+
 // adapt follows how long a proposal took that is applied now. A window that is not used up says
 // nothing about a larger one. Those that passed before it was made smaller say nothing about the
 // smaller one.
 func (w *window) adapt(p passed, now time.Time) {
 	switch took := now.Sub(p.at); {
+	case took >= windowTime/2 && w.starved():
+		w.size = min(w.most, w.size+p.size)
 	case took > windowTime:
 		if p.at.Before(w.shrunkAt) {
 			return

@@ -210,7 +210,7 @@ func TestWindow(t *testing.T) {
 				case kind < 16: // applied, if raft has it
 					if p := pick(); p == nil {
 					} else if p.state.Load() == proposalProposed {
-						w.applied([]uint64{p.id, 1 << 60})
+						w.applied([]largeEntry{{p.id, p.large}, {1 << 60, p.large}})
 						r.waiters.finish(p.id, command.Result{}, nil)
 					} else {
 						live = append(live, p)
@@ -260,7 +260,7 @@ func TestWindow(t *testing.T) {
 				}
 			}
 			for _, p := range slices.Clone(live) {
-				w.applied([]uint64{p.id})
+				w.applied([]largeEntry{{p.id, p.large}})
 				r.waiters.finish(p.id, command.Result{}, nil)
 			}
 			for _, id := range begun {
@@ -283,3 +283,89 @@ type endCounter struct {
 
 // Completed is Completion's.
 func (c endCounter) Completed(command.Result, error) { c.ends[c.id]++ }
+
+// Three members whose clients all write large values at the same time get about as much through. The
+// leader is first at the log, and hears first of what is applied: without more than that its window
+// took nearly all.
+func TestWindowsShareTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const members, clients, size, rate, tick = 3, 333, 100 << 10, 150 << 20, 5 * time.Millisecond
+		type item struct {
+			member int
+			p      *proposal
+			at     time.Time // when the leader has it, or a follower has applied it
+		}
+		var replicas [members]*Replica
+		var ids [members]*command.IDGenerator
+		ends := make(map[uint64]int)
+		put := func(i int) {
+			id := ids[i].Next()
+			p := &proposal{id: id, request: putRequest("k", "v"), entry: new(raftpb.Entry), then: endCounter{ends, id}, large: size, born: time.Now()}
+			replicas[i].waiters.add(p)
+			replicas[i].window.enter(p)
+		}
+		for i := range replicas {
+			r := &Replica{env: &env{cfg: Config{Settings: Settings{RequestTimeout: 7 * time.Second, MaxUnsyncedBytes: 512 << 20}, ID: uint64(i + 1)}, metrics: NewMetrics(prometheus.NewRegistry())}}
+			r.cfg.Metrics = r.metrics
+			r.inbox.init()
+			r.window.init(r)
+			r.waiters.init(r.metrics, &r.window)
+			replicas[i], ids[i] = r, command.NewIDGenerator(uint64(i+1))
+			for range clients {
+				put(i)
+			}
+		}
+		var log []item             // in order; committed at rate
+		var back [members][]item   // on its way to the appliers of followers
+		var through [members]int64 // bytes of the last 20 s
+		const wayThere, wayBack = 20 * time.Millisecond, 20 * time.Millisecond
+		for began := time.Now(); time.Since(began) < 40*time.Second; time.Sleep(tick) {
+			synctest.Wait()
+			now := time.Now()
+			for i, r := range replicas {
+				var in taken
+				r.inbox.take(&in)
+				for _, p := range in.proposals {
+					p.markProposed()
+					at := now
+					if i > 0 {
+						at = at.Add(wayThere)
+					}
+					log = append(log, item{i, p, at})
+				}
+			}
+			slices.SortStableFunc(log, func(a, b item) int { return a.at.Compare(b.at) })
+			for room := int64(rate) * int64(tick) / int64(time.Second); room > 0 && len(log) > 0 && !log[0].at.After(now); log = log[1:] {
+				room -= size
+				for i := range replicas {
+					at := now
+					if i > 0 {
+						at = at.Add(wayBack)
+					}
+					back[i] = append(back[i], item{log[0].member, log[0].p, at})
+				}
+			}
+			for i, r := range replicas {
+				var entries []largeEntry
+				for ; len(back[i]) > 0 && !back[i][0].at.After(now); back[i] = back[i][1:] {
+					e := back[i][0]
+					entries = append(entries, largeEntry{e.p.id, size})
+					if e.member == i {
+						r.waiters.finish(e.p.id, command.Result{}, nil)
+						put(i)
+						if now.Sub(began) > 20*time.Second {
+							through[i] += size
+						}
+					}
+				}
+				r.window.applied(entries)
+			}
+		}
+		if least, most := slices.Min(through[:]), slices.Max(through[:]); least < most/2 {
+			t.Errorf("members got %v bytes through", through)
+		}
+		for i, r := range replicas {
+			t.Logf("member %d: %d MB/s, a window of %d MiB", i, through[i]/20e6, r.window.size>>20)
+		}
+	})
+}
