@@ -46,6 +46,12 @@ var robustnessChanges = []change{
 	// Members are not built with gofail; with it, all scenarios would skip themselves.
 	{"robustness/scenarios/scenarios.go", "e2e.WithGoFailEnabled(true)", "e2e.WithGoFailEnabled(false)"},
 	{"robustness/failpoint/failpoint.go", "RaftAfterSaveSnapPanic, BlackholeUntilSnapshot,", "RaftAfterSaveSnapPanic,"}, // see snapshots
+	// The proxies between members accept nothing more after 17 errors that nobody takes from them, such
+	// as connections to a member that was killed.
+	{
+		"framework/e2e/etcd_process.go", "\t\tcase <-ep.proxy.Ready():\n",
+		"\t\tcase <-ep.proxy.Ready():\n\t\t\tgo func(p proxy.Server) {\n\t\t\t\tfor {\n\t\t\t\t\tselect {\n\t\t\t\t\tcase <-p.Error():\n\t\t\t\t\tcase <-p.Done():\n\t\t\t\t\t\treturn\n\t\t\t\t\t}\n\t\t\t\t}\n\t\t\t}(ep.proxy)\n",
+	},
 	// An older etcd cannot take over Belay's files, which these two have it do. In their place come
 	// faults that need nothing of the program.
 	{"robustness/failpoint/failpoint.go", "\tMemberDowngrade,\n\tMemberDowngradeUpgrade,\n", "\tPauseMember, KillAll, KillOften, StopMember,\n"},
@@ -54,6 +60,8 @@ var robustnessChanges = []change{
 	{"robustness/failpoint/failpoint.go", "clus.Procs[i].EndpointsGRPC()", "[]string{clus.Procs[i].Config().ClientURL}"},
 	{"framework/e2e/cluster_proxy.go", "\treturn p.proxyV3.Start(ctx)\n", "\tif p.proxyV3.proc != nil {\n\t\treturn nil\n\t}\n\treturn p.proxyV3.Start(ctx)\n"},
 	{"framework/e2e/cluster_proxy.go", "proxyListenURL(cfg, 3)", "proxyListenURL(cfg, 1003)"},
+	// The second one has all members behind it, and goes on with another when one fails.
+	{"framework/e2e/cluster_proxy.go", `"--endpoints", cfg.ClientURL,`, `"--endpoints", []string{cfg.ClientURL, "http://localhost:20000,http://localhost:20005,http://localhost:20010"}[cfg.Name[len(cfg.Name)-1]&1],`},
 }
 
 // TestEtcdsRobustness runs etcd's robustness tests: traffic of etcd's and Kubernetes' kind on one
