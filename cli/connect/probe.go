@@ -75,7 +75,11 @@ func Probe(endpoint string, secured *tls.Config) error {
 			if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 				return &TLSError{"does not speak TLS: give it as http://" + address}
 			}
-			return &TLSError{fmt.Sprintf("refuses this connection, or this client its certificate: %v (see --cacert, --cert, --key)", err)}
+			see := "see --cacert, --cert, --key"
+			if errors.Is(err, io.EOF) { // so does an etcd's port without TLS
+				see += "; if it does not speak TLS, give it as http://" + address
+			}
+			return &TLSError{fmt.Sprintf("refuses this connection, or this client its certificate: %v (%s)", err, see)}
 		}
 		return nil
 	}

@@ -60,6 +60,9 @@ func TestEtcdutlArguments(t *testing.T) {
 		{"etcdutl", "defrag --data-dir none x", 1, "Failed to defragment etcd data[none]"},
 		{"etcdutl", "migrate --data-dir none --target-version v3.6 x", 128, `failed to parse target version: strconv.ParseInt: parsing "v3": invalid syntax`},
 		{"etcdutl", "migrate --data-dir none --target-version 3.6.1", 128, `wrong target version format, expected "X.Y", got "3.6.1"`},
+		{"belay util", "migrate --data-dir none --to-etcd 3.6", 128, "migrate takes no arguments, only flags: is --to-etcd=3.6 meant?"},
+		{"belay util", "move --plan --to-etcd 3.6", 128, "move takes no arguments, only flags: is --to-etcd=3.6 meant?"},
+		{"belay util", "move all", 128, "move takes no arguments, only flags"},
 		{"etcdutl", "migrate --data-dir none --target-version 3.4", 128, `target version "3.4" not supported. Minimal "3.5"`},
 	} {
 		var out, errs bytes.Buffer

@@ -41,10 +41,8 @@ new data, as DIR/member.etcd or DIR/member.belay. See docs/migration.md.`,
 			"  " + name + " migrate --data-dir /var/lib/etcd --in-place --to-etcd=3.6   # and back",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
-			case len(args) > 0 && cmd.Flags().Changed("to-etcd"):
-				return failf(codeBadArgs, "migrate takes no arguments, only flags: is --to-etcd=%s meant?", args[0])
 			case len(args) > 0:
-				return failf(codeBadArgs, "migrate takes no arguments, only flags")
+				return onlyFlags(cmd, args)
 			case m.DataDir == "":
 				return failf(codeBadArgs, "migrate requires --data-dir")
 			case inPlace && m.Out != "":
@@ -80,6 +78,15 @@ new data, as DIR/member.etcd or DIR/member.belay. See docs/migration.md.`,
 	fs.Lookup("to-etcd").NoOptDefVal = newestEtcd
 	fs.BoolVar(&m.DryRun, "dry-run", false, "only say what would be done")
 	return cmd
+}
+
+// onlyFlags refuses arguments. --to-etcd may stand alone, so its version is not the next argument.
+func onlyFlags(cmd *cobra.Command, args []string) error {
+	meant := ""
+	if cmd.Flags().Changed("to-etcd") {
+		meant = fmt.Sprintf(": is --to-etcd=%s meant?", args[0])
+	}
+	return failf(codeBadArgs, "%s takes no arguments, only flags%s", cmd.Name(), meant)
 }
 
 // counted is the unit of what is counted, versions and revisions.

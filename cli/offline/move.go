@@ -51,7 +51,12 @@ the terminal. See docs/migration.md.`,
 			"  " + name + " move --run --endpoints http://10.0.0.1:2379,http://10.0.0.2:2379,http://10.0.0.3:2379 \\\n" +
 			"    --data-dir /var/lib/etcd --stop-command 'ssh {{.Host}} systemctl stop {{.From}}' \\\n" +
 			"    --migrate-command 'ssh {{.Host}} {{.Migrate}}' --start-command 'ssh {{.Host}} systemctl start {{.To}}'",
-		Args: cobra.NoArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return onlyFlags(cmd, args)
+		},
 	}
 	fs := cmd.Flags()
 	fs.BoolVar(&plan, "plan", false, "print the steps")
