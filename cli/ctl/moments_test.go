@@ -3,6 +3,8 @@ package ctl
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -107,5 +110,17 @@ func TestEveryEndpoint(t *testing.T) {
 	}
 	if ctx.Err() != nil {
 		t.Error("all of the time was spent on the one that is stopped")
+	}
+}
+
+// TestTopWithoutUser: what a stranger is told of a cluster with users.
+func TestTopWithoutUser(t *testing.T) {
+	t.Parallel()
+	err := withoutUser(fmt.Errorf("http://m1:2379: %s", rpctypes.ErrUserEmpty.Error()))
+	if told, ok := errors.AsType[*exitError](err); !ok || !strings.Contains(told.hint, "--user") {
+		t.Errorf("%v", err)
+	}
+	if other := errors.New("no answer in time"); withoutUser(other) != other || withoutUser(nil) != nil {
+		t.Error("another error is taken for it")
 	}
 }

@@ -3,9 +3,11 @@ package ctl
 import (
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"golang.org/x/term"
@@ -60,9 +62,17 @@ what it knows as one JSON object.`,
 		} else {
 			o.Once = true
 		}
-		return top.Run(ctx, o)
+		return withoutUser(top.Run(ctx, o))
 	})
 	return cmd
+}
+
+// withoutUser says what to do where the members do not tell a stranger who they are.
+func withoutUser(err error) error {
+	if err == nil || !strings.Contains(err.Error(), rpctypes.ErrUserEmpty.Error()) {
+		return err
+	}
+	return &exitError{code: codeError, err: err, hint: "Hint: the cluster has users: give --user NAME[:PASSWORD], or ETCDCTL_USER; root sees who uses it, too"}
 }
 
 // terminal is what a command writes to, if that is a terminal.
