@@ -132,7 +132,7 @@ func (t *Transport) Members(next http.Handler, anonymous bool) http.Handler {
 		}
 		if err != nil {
 			if why == refusedCluster {
-				t.logOtherCluster(r.Header)
+				t.logOtherCluster(r)
 			} else {
 				t.logRefused(r, why, err)
 			}

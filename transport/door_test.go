@@ -511,7 +511,7 @@ func TestOtherClusterInEtcdsWords(t *testing.T) {
 		w := httptest.NewRecorder()
 		handler(a).ServeHTTP(w, r)
 		lines := a.logs.FilterMessage("request cluster ID mismatch").All()
-		if w.Code != http.StatusPreconditionFailed || len(lines) != 1 || lines[0].ContextMap()["remote-peer-cluster-id"] != "c2" {
+		if w.Code != http.StatusPreconditionFailed || len(lines) != 1 || lines[0].ContextMap()["remote-peer-cluster-id"] != "c2" || lines[0].ContextMap()["remote-address"] != r.RemoteAddr {
 			t.Errorf("%s: %d, log %v", path, w.Code, a.logs.All())
 		}
 	}

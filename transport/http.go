@@ -47,13 +47,13 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 	}
 	t.setResponseHeaders(w.Header())
 	if err := checkVersion(r.Header); err != nil {
-		t.logIncompatible(r.Header, refusedVersion, "failed version compatibility check", zap.Error(err))
+		t.logIncompatible(r, refusedVersion, "failed version compatibility check", zap.Error(err))
 		w.Header().Set("Connection", "close") // net/http would read a body of up to 256 KiB to its end
 		http.Error(w, errIncompatibleVersion.Error(), http.StatusPreconditionFailed)
 		return false
 	}
 	if r.Header.Get(peers.HeaderCluster) != t.cluster {
-		t.logOtherCluster(r.Header)
+		t.logOtherCluster(r)
 		w.Header().Set("Connection", "close")
 		http.Error(w, errClusterIDMismatch.Error(), http.StatusPreconditionFailed)
 		return false
@@ -68,13 +68,15 @@ func (t *Transport) admit(w http.ResponseWriter, r *http.Request, method string)
 
 // logOtherCluster counts a request of another cluster's member and logs it, but not every one, in
 // etcd's words: operators look for them when a member has the wrong token or directory.
-func (t *Transport) logOtherCluster(h http.Header) {
-	t.logIncompatible(h, refusedCluster, "request cluster ID mismatch", zap.String("remote-peer-cluster-id", h.Get(peers.HeaderCluster)))
+func (t *Transport) logOtherCluster(r *http.Request) {
+	t.logIncompatible(r, refusedCluster, "request cluster ID mismatch", zap.String("remote-peer-cluster-id", r.Header.Get(peers.HeaderCluster)))
 }
 
-// logIncompatible is logOtherCluster for every reason that the headers h tell. The lines are
-// etcd's, so how many were not logged is told by the metric alone.
-func (t *Transport) logIncompatible(h http.Header, why, msg string, more ...zap.Field) {
+// logIncompatible is logOtherCluster for every reason that the headers tell. The lines are etcd's, but
+// for the address, by which an operator finds who it is; how many were not logged is told by the
+// metric alone.
+func (t *Transport) logIncompatible(r *http.Request, why, msg string, more ...zap.Field) {
+	h := r.Header
 	t.count(why)
 	if _, due := t.refusals.due(time.Now()); !due {
 		return
@@ -84,6 +86,7 @@ func (t *Transport) logIncompatible(h http.Header, why, msg string, more ...zap.
 		zap.String("local-member-cluster-id", t.cluster),
 		zap.String("local-member-server-version", etcdVersion),
 		zap.String("local-member-server-minimum-cluster-version", minClusterVersion),
+		zap.String("remote-address", r.RemoteAddr),
 		zap.String("remote-peer-server-name", h.Get(peers.HeaderFrom)),
 		zap.String("remote-peer-server-version", h.Get(peers.HeaderVersion)),
 		zap.String("remote-peer-server-minimum-cluster-version", h.Get(peers.HeaderMinCluster)),
