@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestProbePlainServer: a server that hangs up on a TLS handshake, as an etcd without TLS does, may be one
-// that wants http.
+// TestProbePlainServer: a server that hangs up on a TLS handshake, as an etcd without TLS does, may be
+// one that wants http.
 func TestProbePlainServer(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
