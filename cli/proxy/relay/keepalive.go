@@ -59,6 +59,8 @@ func (c *call) keepAlive() error {
 	client := newKeepClient()
 	hub := c.keeping.join(c)
 	defer c.keeping.leave(hub)
+	hub.tell(ctx, keepEvent{kind: keepJoined, client: client})
+	defer hub.tell(hub.ctx, keepEvent{kind: keepLeft, client: client})
 	received := make(chan error, 1)
 	// Not waited for: it ends with the call.
 	go func() { received <- c.receiveKeepAlives(hub, client) }()

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -87,5 +88,33 @@ func TestLeases(t *testing.T) {
 	ls.sweep(at(4 * time.Second))
 	if len(ls.byID) != 0 {
 		t.Errorf("%d leases are known that nobody keeps alive", len(ls.byID))
+	}
+}
+
+// TestKeepAlivesRequireLeader: who asked for it is told that there is no leader while it waits for
+// nothing; others are told when they wait.
+func TestKeepAlivesRequireLeader(t *testing.T) {
+	t.Parallel()
+	for hasLeader, told := range map[string]bool{rpctypes.MetadataHasLeader: true, "": false} {
+		h := &keepHub{hubLife: hubLife{who: caller{hasLeader: hasLeader}}}
+		h.leases = leases{byID: make(map[int64]*keptLease), ask: func(int64) {}}
+		if told {
+			h.clients = map[*keepClient]bool{}
+		}
+		for i := range h.lanes {
+			h.lanes[i].begun = true // and never has a stream
+		}
+		idle, gone, waits := newKeepClient(), newKeepClient(), newKeepClient()
+		for _, c := range []*keepClient{idle, gone, waits} {
+			h.handle(keepEvent{kind: keepJoined, client: c})
+		}
+		h.handle(keepEvent{kind: keepLeft, client: gone})
+		h.handle(keepEvent{kind: keepRequested, client: waits, id: 8})
+		h.handle(keepEvent{kind: keepHopeless, err: rpctypes.ErrGRPCNoLeader})
+		for c, want := range map[*keepClient]bool{idle: told, gone: false, waits: true} {
+			if _, ended := c.take(); noLeader(ended) != want {
+				t.Errorf("with hasleader %q: told %v, want it told: %v", hasLeader, ended, want)
+			}
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
 // keepAliveStreams is how many streams a caller's keepalives go over, by lease: a member renews one
@@ -44,6 +45,8 @@ const (
 	keepResponded                      // an answer came
 	keepBroken                         // the stream is gone
 	keepHopeless                       // there will be none: err says why
+	keepJoined                         // a stream of a client begins
+	keepLeft                           // it has ended
 )
 
 // A keepHub is the keepalives of one caller. Its goroutine owns the leases; a link for each lane has
@@ -57,6 +60,8 @@ type keepHub struct {
 	// Of its goroutine.
 	leases leases
 	lanes  [keepAliveStreams]keepLane
+	// clients are those that want to be told when there is no leader; nil: these do not.
+	clients map[*keepClient]bool
 }
 
 // A keepLane is one stream to a member, which begins with its first lease.
@@ -68,6 +73,9 @@ type keepLane struct {
 func newKeepHub(r *Relay, l hubLife) *keepHub {
 	h := &keepHub{hubLife: l, relay: r, inbox: make(chan keepEvent, 64)}
 	h.leases = leases{byID: make(map[int64]*keptLease), ask: h.ask}
+	if l.who.hasLeader == rpctypes.MetadataHasLeader {
+		h.clients = make(map[*keepClient]bool)
+	}
 	go h.run()
 	return h
 }
@@ -86,17 +94,19 @@ func laneOf(id int64) int { return int(uint64(id) % keepAliveStreams) }
 // ask sends a keepalive, or leaves that to the stream that will be there.
 func (h *keepHub) ask(id int64) {
 	lane := &h.lanes[laneOf(id)]
-	if !lane.begun {
-		lane.begun = true
-		h.begin(laneOf(id))
-	}
+	h.begin(laneOf(id))
 	if lane.stream != nil {
 		lane.stream.send(&pb.LeaseKeepAliveRequest{ID: id})
 		h.relay.cfg.Metrics.keepalives.Inc()
 	}
 }
 
+// begin has a lane get its stream, unless it has begun.
 func (h *keepHub) begin(lane int) {
+	if h.lanes[lane].begun {
+		return
+	}
+	h.lanes[lane].begun = true
 	tell := func(e keepEvent) {
 		e.lane = lane
 		h.tell(h.ctx, e)
@@ -150,5 +160,17 @@ func (h *keepHub) handle(e keepEvent) {
 		}
 	case keepHopeless:
 		h.leases.fail(mine, e.err)
+		if noLeader(e.err) { // as a member does, also to those that wait for nothing now
+			for c := range h.clients {
+				c.fail(e.err)
+			}
+		}
+	case keepJoined:
+		if h.clients != nil {
+			h.clients[e.client] = true
+			h.begin(0) // a member tells who asks nothing, too
+		}
+	case keepLeft:
+		delete(h.clients, e.client)
 	}
 }

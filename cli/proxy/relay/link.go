@@ -21,6 +21,8 @@ const (
 	// proxy.
 	hopelessAfter  = 15 * time.Second
 	reconnectPause = 100 * time.Millisecond
+	// unfitFor is how long a stream may stay at a member that was not fit for it when it began.
+	unfitFor = time.Second
 )
 
 // A link keeps a stream of one method to some member. Its functions are called from its goroutine, and
@@ -53,7 +55,7 @@ func (l *link[Request, Response]) run(ctx context.Context) {
 		}
 		all := len(tried) >= len(l.cluster.Members())
 		switch code := status.Code(err); {
-		case code == codes.Unavailable && status.Convert(err).Message() == status.Convert(rpctypes.ErrGRPCNoLeader).Message():
+		case noLeader(err):
 			if all {
 				l.hopeless(err)
 			}
@@ -78,6 +80,12 @@ func (l *link[Request, Response]) run(ctx context.Context) {
 	}
 }
 
+// noLeader reports whether a member has ended a stream because it knows no leader.
+func noLeader(err error) bool {
+	s := status.Convert(err)
+	return s.Code() == codes.Unavailable && s.Message() == status.Convert(rpctypes.ErrGRPCNoLeader).Message()
+}
+
 // connect opens a stream and reads it to its end; heard: something came.
 func (l *link[Request, Response]) connect(ctx context.Context, except []*upstream.Member) (heard bool, member *upstream.Member, err error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -86,7 +94,13 @@ func (l *link[Request, Response]) connect(ctx context.Context, except []*upstrea
 	if err != nil {
 		return false, member, err
 	}
-	defer context.AfterFunc(serving, cancel)()
+	if serving.Err() == nil {
+		defer context.AfterFunc(serving, cancel)()
+	} else {
+		// No member is fit, and this one has the error that clients are to be told, such as that there is
+		// no leader: it gets the time to say so. Then another may be fit.
+		defer time.AfterFunc(unfitFor, cancel).Stop()
+	}
 	out := &sender[Request]{cancel: cancel, ready: make(chan struct{}, 1), member: member, serving: serving}
 	go out.write(ctx, s)
 	l.up(out)

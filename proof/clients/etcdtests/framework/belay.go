@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -182,6 +183,9 @@ func flags(m *Member) []string {
 	}
 	if c.Metrics != "" {
 		add("metrics", c.Metrics)
+	}
+	if engine := os.Getenv("BELAY_RPC_ENGINE"); engine != "" {
+		add("rpc-engine", engine)
 	}
 	return given
 }

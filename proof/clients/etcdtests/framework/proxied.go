@@ -36,12 +36,14 @@ func newClientV3(cfg clientv3.Config) (*clientv3.Client, error) {
 	if cfg.TLS != nil {
 		return clientv3.New(cfg)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// At an address of this process's own, where nobody else takes the port before the proxy does.
+	pid := os.Getpid()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+pid>>16&0x7f, pid>>8&0xff, pid&0xff))
 	if err != nil {
 		return nil, err
 	}
 	address := l.Addr().String()
-	l.Close() // for the proxy
+	l.Close()
 	here, err := os.Getwd()
 	if err != nil {
 		return nil, err
