@@ -125,7 +125,9 @@ func (c *Client) Seen() int64 { return c.seen.Load() }
 // ask asks one member; sent says whether the request may have run.
 func (s *Set) ask(ctx context.Context, m *Member, serving context.Context, r *Request) (resp *Response, sent bool, err error) {
 	resp = &Response{}
-	if r.Read { // one that waits for a member in vain is asked elsewhere
+	// One that waits for a member in vain is asked elsewhere. A member that was not fit in the first
+	// place is taken for its answer to a serializable read, or its error: see choose.
+	if r.Read && serving.Err() == nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithCancel(ctx)
 		defer cancel()

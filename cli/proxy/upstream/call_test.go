@@ -210,6 +210,31 @@ func TestReadsGoOn(t *testing.T) {
 	}
 }
 
+// TestReadsOfUnfit: where no member is fit for calls, as without a quorum, one is asked all the same:
+// it answers serializable reads, in its own time.
+func TestReadsOfUnfit(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	f := newFake(t, func(ctx context.Context) error {
+		asked.Add(1)
+		select {
+		case <-time.After(50 * time.Millisecond):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	s := newSet(t, f)
+	f.leader.Store(0)
+	until(t, func() bool { return s.Fit() == 0 })
+	if _, err := s.Call(t.Context(), NewClient(nil), request(t, "Range", &pb.RangeRequest{Serializable: true})); err != nil {
+		t.Error(err)
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
 // TestNeverBack: a connection that has read a revision does not read an older one from another member:
 // the read becomes linearizable.
 func TestNeverBack(t *testing.T) {
