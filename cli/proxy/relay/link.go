@@ -97,8 +97,8 @@ func (l *link[Request, Response]) connect(ctx context.Context, except []*upstrea
 	if serving.Err() == nil {
 		defer context.AfterFunc(serving, cancel)()
 	} else {
-		// No member is fit, and this one has the error that clients are to be told, such as that there is
-		// no leader: it gets the time to say so. Then another may be fit.
+		// No member is fit, and this one has the error that clients are to be told, such as that there
+		// is no leader: it gets the time to say so. Then another may be fit.
 		defer time.AfterFunc(unfitFor, cancel).Stop()
 	}
 	out := &sender[Request]{cancel: cancel, ready: make(chan struct{}, 1), member: member, serving: serving}
