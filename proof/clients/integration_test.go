@@ -245,7 +245,7 @@ func integrationPackages(t *testing.T, c *testsCopy) (packages []string) {
 
 // run runs the tests and examples of a package.
 func (c *testsCopy) run(t *testing.T, pkg, pattern string) {
-	leftOut := func(test string) {
+	leftOut := func(t *testing.T, test string) {
 		reason := notForIntegration[test]
 		if reason == "" && c.proxied {
 			reason = notThroughProxies[test]
@@ -254,7 +254,7 @@ func (c *testsCopy) run(t *testing.T, pkg, pattern string) {
 			t.Skip(reason)
 		}
 	}
-	leftOut(pkg)
+	leftOut(t, pkg)
 	program := filepath.Join(t.TempDir(), "integration.test")
 	if stdout, stderr, err := run(t, 20*time.Minute, c.command("test", "-c", "-o", program, etcdsTests+"/"+pkg)); err != nil {
 		t.Fatalf("build: %v\n%s%s", err, stdout, stderr)
@@ -275,7 +275,7 @@ func (c *testsCopy) run(t *testing.T, pkg, pattern string) {
 	})
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
-			leftOut(name)
+			leftOut(t, name)
 			stdout, stderr, err := run(t, 10*time.Minute, own("-test.run", "^"+name+"$", "-test.v", "-test.timeout", "9m"))
 			switch {
 			case err != nil:
