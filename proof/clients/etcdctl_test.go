@@ -135,6 +135,17 @@ func TestBelayCtlSideBySide(t *testing.T) {
 	}
 }
 
+// TestBelayCtlMore does it with testdata/etcdctl-more.
+func TestBelayCtlMore(t *testing.T) {
+	wantAll(t)
+	ours := filepath.Join(t.TempDir(), "etcdctl")
+	if err := os.Symlink(belay(t), ours); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("BELAY_CLIENTS_LINES", filepath.Join("testdata", "etcdctl-more"))
+	compareLines(t, 1, plain, ours, func(string) bool { return true })
+}
+
 // TestCheckPerf runs `check perf` of both clients. Whether it passes is the machine's affair; the
 // words and the exit code must be those of the verdict, and nothing may fail.
 func TestCheckPerf(t *testing.T) {
