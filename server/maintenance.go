@@ -113,16 +113,23 @@ func (m *maintenanceService) Status(ctx context.Context, r *pb.StatusRequest) (*
 	return resp, nil
 }
 
-// Defragment answers at once: the store reclaims space by itself, and there is nothing for a client
-// to wait for. It starts a compaction of the whole store in the background, one at a time, for
-// clients that want the space now. The header is nil, as with etcd.
+// Defragment answers when the store is compacted, or shortly before the call's deadline. It blocks
+// nothing, and the store reclaims space by itself: it is for callers who want the space now. The header
+// is nil, as with etcd.
 func (m *maintenanceService) Defragment(ctx context.Context, r *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
 	if err := m.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
 	m.logger.Info("starting defragment")
-	m.defrag.start()
-	m.logger.Info("finished defragment") // for the caller; the compaction logs its own end
+	goesOn, err := m.defrag.wait(ctx, m.defrag.start())
+	switch {
+	case err != nil:
+		return nil, toGRPC(err)
+	case goesOn:
+		m.logger.Info("the defragmentation goes on; its caller has no time left and is answered")
+	default:
+		m.logger.Info("finished defragment")
+	}
 	return &pb.DefragmentResponse{}, nil
 }
 

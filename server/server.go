@@ -245,7 +245,7 @@ func (s *Server) makeTasks() {
 		MemberID: cfg.MemberID, DataDir: cfg.DataDir, WALDir: cfg.WALDir,
 		MinFreeBytes: cfg.MinFreeBytes, Disarm: cfg.NoSpaceDisarm,
 		Leads: func() bool { return cfg.Replica.Leader() == cfg.MemberID }, Alarms: cfg.State,
-		Free: cfg.FreeBytes, Seen: func(free uint64) { cfg.Metrics.diskFree.Set(float64(free)) }, Size: cfg.Store.Size, Rewrite: s.maintenance.defrag.start, Rewriting: s.maintenance.defrag.running.Load,
+		Free: cfg.FreeBytes, Seen: func(free uint64) { cfg.Metrics.diskFree.Set(float64(free)) }, Size: cfg.Store.Size, Rewrite: func() { s.maintenance.defrag.start() }, Rewriting: s.maintenance.defrag.running,
 		Raise: own.raiseNoSpace, End: own.endNoSpace, Background: s.life.background,
 		Timeout: cfg.RequestTimeout, Logger: cfg.Logger,
 	})
