@@ -233,7 +233,7 @@ func TestAuthCommandLines(t *testing.T) {
 var (
 	wordOf   = regexp.MustCompile(`"[^"]*"|\S+`)
 	ctlNumbs = regexp.MustCompile(`(took = |"(?:ID|MemberID|ClusterID|Leader|RaftIndex|RaftTerm|RaftAppliedIndex|DBSize|DBSizeInUse|DbSize|DbSizeInUse)" ?: |"(?:cluster_id|member_id|raft_term)":)[0-9a-z.µ]+`)
-	ctlIDs   = regexp.MustCompile(`\b[0-9a-f]{15,16}\b|127\.0\.0\.1:\d+`)
+	ctlIDs   = regexp.MustCompile(`\b[0-9a-f]{13,16}\b|127\.0\.0\.1:\d+`)
 )
 
 // runLine returns standard output, the lines of standard error that begin with Error, and the exit

@@ -354,10 +354,10 @@ func (s *session) masked(text string) string {
 		{`"(took)":"[^"]*"`, `"$1":T`},
 		{`(true|false), (true|false), \d+, \d+, \d+,`, "BOOL, $2, N, N, N,"}, // who leads is chance
 		{`│ (true|false) │ (true|false) │ \d+ │ \d+ │ \d+ │`, "│ BOOL │ N │"},
-		{`/[0-9a-f]{12,16}\b`, "/SESSION"}, {`(?m)^[0-9a-f]{15,16}$`, "LEASE"},
+		{`/[0-9a-f]{12,16}\b`, "/SESSION"}, {`(?m)^[0-9a-f]{13,16}$`, "LEASE"},
 		{`(to|from) ID-m\d`, "$1 ID"},
 		{`"?[Ll]eader"? ?: ?ID-m\d`, "leader:ID"}, {`(member_id|MemberID)" ?: ?"?ID-m\d"?`, "$1:ID"},
-		{`Member +[0-9a-f]{16} `, "Member NEW "}, {`\b[0-9a-f]{15,16}, unstarted`, "NEW, unstarted"},
+		{`Member +[0-9a-f]{13,16} `, "Member NEW "}, {`\b[0-9a-f]{13,16}, unstarted`, "NEW, unstarted"},
 	} {
 		text = regexp.MustCompile(m.pattern).ReplaceAllString(text, m.with)
 	}
