@@ -33,7 +33,8 @@ const (
 	listed   = 100 // keys of a range
 
 	fewestRounds  = 12
-	mostRounds    = 60 // of an operation that seems too dear
+	mostRounds    = 120                   // of an operation that seems too dear
+	pause         = 20 * time.Millisecond // before each of those: what disturbs often lasts some
 	rewriteRounds = 60
 	profileRounds = 400
 
@@ -188,10 +189,24 @@ func columns() []column {
 	}
 }
 
+// judged tells whether a column of o says what Belay's code does. How many answers leave in one write
+// is up to grpc-go's writer on its connections, which also depends on how fast the machine is just
+// then: in one run on a slow one, all rounds had a third more calls. A range's answer leaves in as many
+// pieces as the socket has room for, which is up to how fast the client reads.
+func (o operation) judged(c column, judgeCPU bool) bool {
+	switch c.name {
+	case "calls":
+		return o.kind == kindOwn && o.name != "range"
+	case "cpu":
+		return judgeCPU
+	}
+	return true
+}
+
 // tooDear are the columns in which f is beyond the bound.
-func tooDear(f, recorded figure, judgeCPU bool) (names []string) {
+func (o operation) tooDear(f, recorded figure, judgeCPU bool) (names []string) {
 	for _, c := range columns() {
-		if c.name == "cpu" && !judgeCPU {
+		if !o.judged(c, judgeCPU) {
 			continue
 		}
 		if *c.of(&f) > *c.of(&recorded)*c.bound+c.slack {
@@ -309,16 +324,18 @@ func TestCosts(t *testing.T) {
 		}
 		if n < fewestRounds {
 			dear = b.rows
+		} else {
+			time.Sleep(pause)
 		}
 		b.round(t, dear)
 		dear = slices.DeleteFunc(slices.Clone(dear), func(r *row) bool {
-			return len(tooDear(b.costs(r), recorded[r.String()], judgeCPU)) == 0
+			return len(r.tooDear(b.costs(r), recorded[r.String()], judgeCPU)) == 0
 		})
 	}
 	for _, r := range b.rows {
 		got, want := b.costs(r), recorded[r.String()]
 		t.Logf("%-18s %s", r, got)
-		names := tooDear(got, want, judgeCPU)
+		names := r.tooDear(got, want, judgeCPU)
 		for _, c := range columns() {
 			is, was := *c.of(&got), *c.of(&want)
 			switch {
@@ -414,28 +431,34 @@ func cpuKind() string {
 	return fmt.Sprintf("%s %s, family %s, model %s", runtime.GOARCH, found["model name"], found["cpu family"], found["model"])
 }
 
-// TestLossIsFound: more than may be is found in each column, and what is within it is not.
+// TestLossIsFound: more than may be is found in each column that is judged, and what is within it is
+// not.
 func TestLossIsFound(t *testing.T) {
 	recorded, _ := readFigures(t)
-	for name, f := range recorded {
-		if names := tooDear(f, f, true); len(names) > 0 {
-			t.Errorf("%s: its own figures are too dear: %v", name, names)
+	for _, o := range operations() {
+		f := recorded[o.String()]
+		if names := o.tooDear(f, f, true); len(names) > 0 {
+			t.Errorf("%s: its own figures are too dear: %v", o, names)
 		}
 		for _, c := range columns() {
 			worse := f
 			*c.of(&worse) = *c.of(&f)*(c.bound-0.01) + c.slack
-			if names := tooDear(worse, f, true); len(names) > 0 {
-				t.Errorf("%s: what may be of %s is too dear", name, c.name)
+			if names := o.tooDear(worse, f, true); len(names) > 0 {
+				t.Errorf("%s: what may be of %s is too dear", o, c.name)
 			}
 			*c.of(&worse) = *c.of(&f)*(c.bound+0.01) + c.slack
-			if names := tooDear(worse, f, true); !slices.Equal(names, []string{c.name}) {
-				t.Errorf("%s: more of %s: %v", name, c.name, names)
+			var want []string
+			if o.judged(c, true) {
+				want = []string{c.name}
+			}
+			if names := o.tooDear(worse, f, true); !slices.Equal(names, want) {
+				t.Errorf("%s: more of %s: %v", o, c.name, names)
 			}
 		}
 		worse := f
 		worse.cpu *= 2
-		if names := tooDear(worse, f, false); len(names) > 0 {
-			t.Errorf("%s: CPU is judged on another kind of machine: %v", name, names)
+		if names := o.tooDear(worse, f, false); len(names) > 0 {
+			t.Errorf("%s: CPU is judged on another kind of machine: %v", o, names)
 		}
 	}
 }

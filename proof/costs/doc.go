@@ -9,8 +9,8 @@
 // once over grpc-go and once over Belay's own gRPC server. The client is this test. It writes a burst
 // of requests to a real connection at once, by frames that it makes itself, and sends the next burst
 // when all are answered; so how many requests a read of the member finds, and how many answers leave
-// in a write, does not depend on who else uses the machine. Of each operation is counted what the
-// member's process has spent, the client not included:
+// in a write of Belay's own server, does not depend on who else uses the machine. Of each operation is
+// counted what the member's process has spent, the client not included:
 //
 //	objects  that were allocated
 //	bytes    that were allocated
@@ -28,7 +28,9 @@
 //
 // Instructions would be better than CPU time, but virtual machines seldom let them be counted. The
 // ratio depends on the kind of CPU: on another than that which the figures name, it is printed and
-// not judged. Objects, bytes and calls are judged everywhere. -strict is for a machine that does
+// not judged. Objects and bytes are judged everywhere, and calls wherever they are up to Belay's code:
+// not over grpc-go, whose writer takes along what has come by then, and not of ranges, whose answers
+// leave in as many pieces as the socket has room for. -strict is for a machine that does
 // nothing else: among other work the least of all rounds was up to a third too high. Disks,
 // elections and what several processors do to each other are not seen here; `make bench` is for
 // those.
