@@ -87,6 +87,9 @@ func (g *Gate) Leave(n int) {
 // InFlight is the sum of the bytes that entered and have not left.
 func (g *Gate) InFlight() int64 { return g.inFlight.Load() }
 
+// MaxInFlight is how many bytes may be in flight for clients.
+func (g *Gate) MaxInFlight() int64 { return g.opts.MaxInFlightBytes }
+
 // Refused counts the requests that were turned away.
 func (g *Gate) Refused() uint64 { return g.refused.Load() }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/belaydb/belay/budget"
 	"github.com/belaydb/belay/listen"
+	"github.com/belaydb/belay/rpc"
 )
 
 // Metrics are those of the member's ports.
@@ -20,6 +21,7 @@ type Metrics struct {
 	// About incomplete requests.
 	receivingRefused *prometheus.CounterVec // calls, connections, and connections for their headers
 	receiving        atomic.Pointer[listen.Receiving]
+	long             atomic.Pointer[rpc.Server]
 
 	budget prometheus.Gauge     // 0: none
 	shares *prometheus.GaugeVec // of the budget, by part
@@ -61,9 +63,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	r.MustRegister(m.budget, m.shares)
 	m.receivingRefused = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "belay_receiving_refused_total",
-		Help: "Calls that were refused, and connections that were closed, because their connection held too many bytes of incomplete requests, or of incomplete headers.",
+		Help: "Calls that were refused, and connections that were closed, because their connection held too many bytes of incomplete requests, or of incomplete headers; and requests that were not sent in time while others waited.",
 	}, []string{"what"})
-	for _, what := range []string{"call", "connection", "headers"} {
+	for _, what := range []string{"call", "connection", "headers", "request"} {
 		m.receivingRefused.WithLabelValues(what)
 	}
 	r.MustRegister(m.notAfter, m.refused, m.bounds, m.receivingRefused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -74,6 +76,19 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}
 		return 0
 	}))
+	windows := func(of func(used, waiting int64) int64) func() float64 {
+		return func() float64 {
+			if s := m.long.Load(); s != nil {
+				return float64(of(s.LongWindows()))
+			}
+			return 0
+		}
+	}
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "belay_long_requests_bytes", Help: "Bytes of long gRPC requests that were let in: that come, or whose calls have not ended.",
+	}, windows(func(used, _ int64) int64 { return used })), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "belay_long_requests_waiting", Help: "Long gRPC requests that wait at their clients until others have ended.",
+	}, windows(func(_, waiting int64) int64 { return waiting })))
 	return m
 }
 

@@ -432,7 +432,11 @@ func (ps *ports) newCallServer(srv *server.Server) callServer {
 		_, err := ps.receiving.Tap(ctx, &tap.Info{FullMethodName: method})
 		return err
 	}
-	return rpc.New(opts)
+	opts.NotSent = ps.notSent()
+	opts.LongRefused = ps.longRefused()
+	calls := rpc.New(opts)
+	ps.counts.long.Store(calls)
+	return calls
 }
 
 // engine is which server that is. What GODEBUG=http2debug=1 or 2 prints, each frame and each header,

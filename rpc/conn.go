@@ -29,8 +29,7 @@ const (
 	frameHeaderBytes = 9
 	// maxFrameBytes is the largest payload that is taken: HTTP/2's default.
 	maxFrameBytes = 16384
-	// defaultWindow is HTTP/2's, of a stream and of a connection. That of our streams stays so: a
-	// message that is longer gets what it needs when its length is known.
+	// defaultWindow is HTTP/2's, of a stream and of a connection.
 	defaultWindow = 65535
 	// connWindow is what a client may have under way on all streams together.
 	connWindow = 4 << 20
@@ -100,10 +99,10 @@ type conn struct {
 	pingOwed bool // a frame of a call was sent: the client may ping
 
 	// What is received.
-	recvWindow int64     // what the client may still send
-	unread     int64     // bytes of complete messages that no handler has taken
-	granted    int64     // windows given for long messages that are not complete
-	waiting    []*stream // for such a window
+	recvWindow int64 // what the client may still send
+	window     int64 // of a stream without a long message, as the client knows it
+	unread     int64 // bytes of complete messages that no handler has taken
+	long       longQueue
 
 	// Keepalive: see keepalive.go.
 	timer     *time.Timer // nil: not begun
@@ -176,10 +175,10 @@ func newConn(s *Server, nc net.Conn, p peer.Peer) *conn {
 		s: s, nc: nc, peer: p, streams: make(map[uint32]*stream),
 		wake: make(chan struct{}, 1), stallWake: make(chan struct{}, 1),
 		sendWindow: defaultWindow, peerWindow: defaultWindow, peerFrame: maxFrameBytes,
-		recvWindow: connWindow, born: time.Now(),
+		recvWindow: connWindow, window: defaultWindow, born: time.Now(),
 	}
 	c.idleSince = c.born
-	c.kept.c = c
+	c.kept.c, c.long.c = c, c
 	c.ctx = peer.NewContext(context.Background(), &c.peer)
 	return c
 }
@@ -228,9 +227,15 @@ func (c *conn) greet() {
 	if o.MaxStreams != 0 {
 		size += 6
 	}
+	if o.StreamWindow != defaultWindow {
+		size += 6
+	}
 	b := appendFrame(c.buffer(), size, http2.FrameSettings, 0, 0)
 	if o.MaxStreams != 0 {
 		b = appendSetting(b, http2.SettingMaxConcurrentStreams, o.MaxStreams)
+	}
+	if o.StreamWindow != defaultWindow {
+		b = appendSetting(b, http2.SettingInitialWindowSize, uint32(o.StreamWindow))
 	}
 	b = appendSetting(b, http2.SettingMaxHeaderListSize, uint32(o.MaxHeaderBytes))
 	b = appendFrame(b, 4, http2.FrameWindowUpdate, 0, 0)
@@ -621,7 +626,7 @@ func (r *reader) begin(id uint32, req *request, ends bool) error {
 		return nil
 	}
 	st := &stream{
-		c: c, id: id, req: req, sendWindow: c.peerWindow, recvWindow: defaultWindow, contentLeft: req.contentLength, cause: context.Canceled,
+		c: c, id: id, req: req, sendWindow: c.peerWindow, recvWindow: c.window, contentLeft: req.contentLength, cause: context.Canceled,
 	}
 	if req.timed {
 		st.deadline = time.Now().Add(req.timeout)
@@ -747,7 +752,9 @@ func (c *conn) endReceiving(st *stream) {
 	}
 	st.begin()
 	st.recvDone = true
-	c.ungrant(st)
+	if st.granted > 0 {
+		c.s.long.complete(st)
+	}
 	if st.recvErr == nil {
 		st.recvErr = io.EOF
 		if st.prefixs > 0 {
@@ -769,66 +776,9 @@ func (c *conn) giveConnWindow() {
 	c.recvWindow = connWindow
 }
 
-// receiveBudget bounds, for each connection, the complete messages that no handler has taken and
-// the windows for long messages, in bytes. Beyond it the client waits.
+// receiveBudget bounds, for each connection, the complete messages that no handler has taken, in
+// bytes. Beyond it the client waits.
 const receiveBudget = 32 << 20
-
-// giveStreamWindow opens a stream's window for what its handler has taken, and for all of a message
-// whose length is known. Long messages get theirs one after the other within the budget: whoever
-// has one can complete, so none waits for ever. REQUIRES: mu.
-func (c *conn) giveStreamWindow(st *stream) {
-	if st.recvDone || st.closed || st.recvErr != nil {
-		return
-	}
-	if want := defaultWindow - st.held; want-st.recvWindow >= defaultWindow/2 {
-		c.windowFrame(st.id, uint32(want-st.recvWindow))
-		st.recvWindow = want
-	}
-	more := st.need - st.recvWindow
-	if more <= 0 || st.waits {
-		return
-	}
-	if c.granted > 0 && c.granted+more > receiveBudget {
-		st.waits = true
-		c.waiting = append(c.waiting, st)
-		return
-	}
-	c.grant(st, more)
-}
-
-// grant gives a window beyond that of every stream. REQUIRES: mu.
-func (c *conn) grant(st *stream, n int64) {
-	c.granted += n
-	st.granted += n
-	c.windowFrame(st.id, uint32(n))
-	st.recvWindow += n
-}
-
-// ungrant returns what a stream was granted when its message is complete, or it ends: others may
-// have it. REQUIRES: mu.
-func (c *conn) ungrant(st *stream) {
-	if st.granted == 0 {
-		return
-	}
-	c.granted -= st.granted
-	st.granted = 0
-	for len(c.waiting) > 0 {
-		next := c.waiting[0]
-		more := next.need - next.recvWindow
-		if next.closed || next.recvDone || more <= 0 {
-			more = 0
-		}
-		if more > 0 && c.granted > 0 && c.granted+more > receiveBudget {
-			return
-		}
-		c.waiting[0] = nil
-		c.waiting = c.waiting[1:]
-		next.waits = false
-		if more > 0 {
-			c.grant(next, more)
-		}
-	}
-}
 
 func (c *conn) windowFrame(id, n uint32) {
 	b := appendFrame(c.buffer(), 4, http2.FrameWindowUpdate, 0, id)
@@ -903,6 +853,9 @@ func (r *reader) settings(flags http2.Flags, id uint32, p []byte) error {
 		if len(p) != 0 {
 			return connError{http2.ErrCodeFrameSize, "SETTINGS"}
 		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.windowKnown()
 		return nil
 	}
 	if len(p)%6 != 0 {
@@ -1003,11 +956,10 @@ func (c *conn) closeStream(st *stream) {
 	}
 	st.closed = true
 	delete(c.streams, st.id)
-	if st.waits {
-		st.waits = false
-		c.waiting = slices.DeleteFunc(c.waiting, func(other *stream) bool { return other == st })
+	c.long.forget(st)
+	if !st.running {
+		c.long.ungrant(st)
 	}
-	c.ungrant(st)
 	st.dropReceived()
 	st.dropQueue()
 	if st.ready {

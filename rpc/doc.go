@@ -9,8 +9,9 @@
 //   - Nothing waits on a connection's reader: not a handler, not a socket that takes nothing, not a
 //     lock that is held over I/O. So a call delays no other on its connection.
 //   - What a client can make a connection hold is bounded, whatever it sends and however slowly it
-//     reads: see send.go for what leaves, receiveBudget for what comes, and the constants at the top
-//     of conn.go for the rest.
+//     reads: see send.go for what leaves, receiveBudget and long.go for what comes, and the
+//     constants at the top of conn.go for the rest. What long requests of all connections hold is
+//     bounded, too.
 //   - A connection ends in an order that clients know: GOAWAY, the calls that are under way, and
 //     with `too_many_pings` for those that ping too often.
 //
@@ -45,6 +46,7 @@
 //	conn.go       a connection: its reader, every frame, the windows of what is received
 //	request.go    what a block of headers asks for
 //	stream.go     a call with its handler: grpc.ServerStream
+//	long.go       the windows of long messages, which all connections share
 //	call.go       a call without: Hot, and messages: HotMessage; the deadlines of such calls
 //	send.go       the writer, the windows of what is sent
 //	answer.go     the headers of answers

@@ -245,4 +245,12 @@ func (o *Options) setDefaults() {
 	if o.MaxHeaderBytes == 0 {
 		o.MaxHeaderBytes = 256 << 10
 	}
+	if o.StreamWindow == 0 {
+		o.StreamWindow = defaultWindow
+	}
+	o.StreamWindow = min(max(o.StreamWindow, maxFrameBytes), defaultWindow)
+	if o.LongBytes == 0 {
+		o.LongBytes = 192 << 20
+	}
+	def(&o.patience, longPatience)
 }

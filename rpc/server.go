@@ -29,6 +29,17 @@ type Options struct {
 	Tap func(ctx context.Context, method string) error
 	// MaxRecvBytes and MaxSendBytes bound a message without its compression [4 MiB, 2 GiB].
 	MaxRecvBytes, MaxSendBytes int
+	// StreamWindow is how many bytes of a message may come before its length is looked at: 16,384 to
+	// 65,535 [65,535]. LongBytes bounds what longer ones of all connections hold beyond that, until
+	// their unary calls end [192 MiB]: more of them wait at their clients. One alone may be longer.
+	StreamWindow, LongBytes int64
+	// NotSent is told of a client that was given room for a long message, has not sent it in time,
+	// and is refused since others wait; missing is what has not come, in bytes. It must not wait.
+	// nil: nobody.
+	NotSent func(client net.Addr, missing int64)
+	// LongRefused is told of a client on whose connection too many long messages wait, so that one is
+	// refused. It must not wait. nil: nobody.
+	LongRefused func(client net.Addr)
 	// MaxHeaderBytes bounds the headers of a call, in the sense of HTTP/2's header list [256 KiB].
 	MaxHeaderBytes int
 	// MaxStreams bounds the open calls of a connection; 0: no bound.
@@ -42,6 +53,7 @@ type Options struct {
 	Keepalive keepalive.ServerParameters
 	// For tests: they have no time, and h2spec's requests are no calls.
 	pingOften, anyRequest bool
+	patience              time.Duration // longPatience
 	// Workers is how many goroutines are kept for handlers, so that the stack of a new one need not
 	// grow for each call; beyond them each call gets its own. 0: none.
 	Workers uint32
@@ -68,6 +80,7 @@ type DirectCodec interface {
 // is called as grpc.Server would. Any goroutine may use it then.
 type Server struct {
 	opts     Options
+	long     *longWindows
 	methods  map[string]*method  // by path; not changed after the first Serve
 	services map[string]struct{} // the names of the registered ones
 	work     chan *stream        // to idle workers
@@ -88,7 +101,7 @@ type Server struct {
 func New(o Options) *Server {
 	o.setDefaults()
 	s := &Server{
-		opts: o, methods: make(map[string]*method), services: make(map[string]struct{}), work: make(chan *stream), born: time.Now(),
+		opts: o, long: newLongWindows(o.LongBytes, o.patience), methods: make(map[string]*method), services: make(map[string]struct{}), work: make(chan *stream), born: time.Now(),
 		listeners: make(map[net.Listener]struct{}), shaking: make(map[net.Conn]struct{}), conns: make(map[*conn]struct{}), quit: make(chan struct{}),
 	}
 	for range o.Workers {

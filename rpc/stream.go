@@ -51,8 +51,8 @@ type stream struct {
 	idle        bool  // the handler waits for a message
 	recvWindow  int64
 	held        int64
-	granted     int64 // of conn.granted
-	waits       bool  // among conn.waiting
+	granted     int64 // of conn.long.granted, until the handler ends or, of one that streams, the message is complete
+	waits       bool  // among conn.long.waiting
 	contentLeft int64 // of the content length; negative: none was announced
 
 	// What is sent.
@@ -163,7 +163,9 @@ func (st *stream) receive(p []byte) {
 			st.messages = append(st.messages, received{st.prefix[0], st.pieces, st.size})
 			c.unread += st.size
 			st.prefixs, st.pieces, st.whole, st.size = 0, nil, nil, 0
-			c.ungrant(st)
+			if st.clientStreams() {
+				c.long.ungrant(st)
+			}
 			signal(st.recvWake)
 		}
 	}
@@ -177,7 +179,7 @@ const gatherShare = 8
 // gather puts what came of a message into one piece of memory of the message's size, for what is
 // still to come, too: so that it is copied once on its way from the reader's buffer to a request. A
 // strings.Builder is the way to memory that is not cleared first. REQUIRES: mu, and a window has been
-// granted for all of the message, so that there is no more of such memory than receiveBudget.
+// granted for all of the message, so that there is no more of such memory than LongBytes.
 func (st *stream) gather() {
 	st.whole = new(strings.Builder)
 	st.whole.Grow(int(st.size - prefixBytes + st.need))
@@ -231,6 +233,7 @@ func (st *stream) handle() {
 	c := st.c
 	c.mu.Lock()
 	st.running = false
+	c.long.ungrant(st)
 	if st.orphan {
 		c.orphans--
 	}

@@ -283,7 +283,12 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 // RPCOptions are what a server for RegisterGRPC must be made with, whichever it is; Belay's own takes
 // them as they are. It has no tracing.
 func (s *Server) RPCOptions() rpc.Options {
+	receive := s.cfg.Limits.MaxReceive()
 	return rpc.Options{
+		// 1,000 calls that wait hold half of what may have come of incomplete requests, and those that
+		// need not wait the greater part of the rest; of these, no more than what the proposals among
+		// them, of which half counts, may hold in flight beside small ones.
+		StreamWindow: max(1, receive/2048), LongBytes: min(receive/8*3, s.cfg.Admission.MaxInFlight()/2*3),
 		Codec: s.calls.codec, Unary: s.calls.interceptUnary, Stream: s.calls.interceptStream,
 		MaxRecvBytes: s.cfg.MaxRequestBytes + recvOverheadBytes, MaxSendBytes: math.MaxInt32,
 		MaxHeaderBytes: maxHeaderBytes, MaxStreams: s.cfg.MaxConcurrentStreams, Workers: s.cfg.StreamWorkers,

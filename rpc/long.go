@@ -1,0 +1,343 @@
+package rpc
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// A stream's window holds a message of up to Options.StreamWindow. A longer one gets the rest of its
+// window when its length is known, out of what the server gives all connections together: so a
+// client's large requests wait on its side rather than in this process, and many of them are neither
+// refused nor held all at once.
+//
+// A unary call keeps what it was given until its handler returns, since until then its request is in
+// memory; a message of a call whose client streams keeps it until the message is complete.
+//
+// Who is given a window may use it, so nothing but a client that does not send can hold the others
+// up. While others wait, one that has not sent its message after longPatience, and longSecond for each
+// second more, is refused.
+const (
+	longPatience = 10 * time.Second
+	// longSecond is what a slow client sends in a second, bytes.
+	longSecond = 256 << 10
+	// longShare is the part of all windows that one connection may have: one in so many.
+	longShare = 4
+	// longWaitShare is the part that the first windows of a connection's waiting messages may have;
+	// more of them are refused.
+	longWaitShare = 3
+)
+
+// longWindows are the windows for long messages of all connections of a server. Its lock is taken
+// under a connection's, never the other way.
+type longWindows struct {
+	most int64 // bytes; one message alone may have more
+	// patience is longPatience.
+	patience time.Duration
+	all      atomic.Int64 // streams that wait, of all connections
+
+	mu   sync.Mutex
+	used int64 // >= 0
+	// waiting are the connections whose next long message fits their share, and nothing else: in the
+	// order in which they are served, one message each.
+	waiting []longWait
+	// sending are the streams whose message is not complete, with the time by which it has to be if
+	// others wait.
+	sending map[*stream]time.Time
+	// serving: there is a goroutine that serves those who wait. room wakes it.
+	serving bool
+	room    chan struct{} // capacity 1
+}
+
+// longWait is a connection's next long message.
+type longWait struct {
+	st *stream
+	n  int64
+}
+
+func newLongWindows(most int64, patience time.Duration) *longWindows {
+	return &longWindows{most: most, patience: patience, sending: make(map[*stream]time.Time), room: make(chan struct{}, 1)}
+}
+
+// LongWindows is what long messages have been given of Options.LongBytes, in bytes, and how many
+// messages wait.
+func (s *Server) LongWindows() (used, waiting int64) {
+	s.long.mu.Lock()
+	defer s.long.mu.Unlock()
+	return s.long.used, s.long.all.Load()
+}
+
+// share is what one connection may have, bytes; one message alone may have more.
+func (l *longWindows) share() int64 { return l.most / longShare }
+
+// fits reports whether n bytes may be given. REQUIRES: mu.
+func (l *longWindows) fits(n int64) bool { return l.used == 0 || n <= l.most-l.used }
+
+// take takes n bytes for a stream, unless they are not there or others wait.
+func (l *longWindows) take(st *stream, n int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.waiting) > 0 || !l.fits(n) {
+		return false
+	}
+	l.give(st, n)
+	return true
+}
+
+// give takes n bytes for a stream. REQUIRES: mu.
+func (l *longWindows) give(st *stream, n int64) {
+	l.used += n
+	l.sending[st] = time.Now().Add(l.patience + time.Duration(n/longSecond)*time.Second)
+}
+
+// grow has n bytes more, or fewer, taken for who was given some already.
+func (l *longWindows) grow(n int64) {
+	if n == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.used += n
+}
+
+// complete is the end of a stream's message.
+func (l *longWindows) complete(st *stream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.sending, st)
+}
+
+// release returns n bytes of a stream, and its place among those who send.
+func (l *longWindows) release(st *stream, n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.sending, st)
+	if l.used -= n; l.used < 0 {
+		panic("rpc: more of the windows for long messages was returned than given")
+	}
+	signal(l.room)
+}
+
+// wait puts a connection's next message behind those of the others.
+func (l *longWindows) wait(st *stream, n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiting = append(l.waiting, longWait{st, n})
+	if !l.serving {
+		l.serving = true
+		go l.serve()
+	}
+}
+
+// serve serves those who wait until there are none.
+func (l *longWindows) serve() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		next, late, due := l.next()
+		switch {
+		case next.st != nil:
+			next.st.c.long.given(next)
+			continue
+		case due.IsZero():
+			return
+		}
+		for _, st := range late {
+			st.tooSlow()
+		}
+		if len(late) > 0 {
+			continue
+		}
+		timer.Reset(time.Until(due))
+		select {
+		case <-l.room:
+		case <-timer.C:
+		}
+	}
+}
+
+// next takes the first of those who wait, with its bytes, if they are there. Else it returns those
+// who have had their time to send, and when the next one will have. Nobody waits: due is zero, and
+// the caller is the goroutine that serves no more.
+func (l *longWindows) next() (next longWait, late []*stream, due time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.waiting) == 0 {
+		l.waiting, l.serving = nil, false
+		return
+	}
+	if w := l.waiting[0]; l.fits(w.n) {
+		l.waiting[0] = longWait{}
+		l.waiting = l.waiting[1:]
+		l.give(w.st, w.n)
+		return w, nil, due
+	}
+	now := time.Now()
+	due = now.Add(l.patience) // the calls that have sent all end by themselves
+	for st, by := range l.sending {
+		if by.After(now) {
+			if by.Before(due) {
+				due = by
+			}
+			continue
+		}
+		late = append(late, st)
+		delete(l.sending, st)
+	}
+	return longWait{}, late, due
+}
+
+// tooSlow ends the call of a client that does not send what it was given the window for.
+func (st *stream) tooSlow() {
+	c := st.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if st.granted == 0 || !st.receives() {
+		return
+	}
+	if told := c.s.opts.NotSent; told != nil {
+		told(c.peer.Addr, st.need)
+	}
+	st.recvErr = errNotSent
+	st.pieces.Free()
+	st.pieces, st.whole = nil, nil
+	signal(st.recvWake) // the handler ends, and what was granted is returned
+}
+
+var (
+	errTooManyWait = status.Error(codes.ResourceExhausted, "etcdserver: too many requests")
+	errNotSent     = status.Error(codes.ResourceExhausted, "etcdserver: the request was not sent in time, and others wait for the memory that is kept for it")
+)
+
+// receives reports whether more of the stream's messages may come. REQUIRES: mu.
+func (st *stream) receives() bool {
+	return st.running && !st.recvDone && !st.closed && !st.ending && st.recvErr == nil
+}
+
+// giveStreamWindow opens a stream's window for what its handler has taken, and for all of a message
+// whose length is known, or has it wait for that. REQUIRES: mu.
+func (c *conn) giveStreamWindow(st *stream) {
+	if !st.receives() {
+		return
+	}
+	if want := c.window - st.held; want-st.recvWindow >= c.window/2 {
+		c.windowFrame(st.id, uint32(want-st.recvWindow))
+		st.recvWindow = want
+	}
+	more := st.need - st.recvWindow
+	if more <= 0 || st.waits {
+		return
+	}
+	q := &c.long
+	if len(q.waiting) == 0 && q.fits(more) && c.s.long.take(st, more) {
+		q.grant(st, more)
+		return
+	}
+	if int64(len(q.waiting)+1)*c.window > c.s.long.most/longWaitShare {
+		if told := c.s.opts.LongRefused; told != nil {
+			told(c.peer.Addr)
+		}
+		st.recvErr = errTooManyWait
+		signal(st.recvWake)
+		return
+	}
+	st.waits = true
+	q.waiting = append(q.waiting, st)
+	c.s.long.all.Add(1)
+	q.next()
+}
+
+// longQueue is a connection's part: what its streams have, and those that wait. All but given
+// belongs to the connection's mu.
+type longQueue struct {
+	c       *conn
+	granted int64     // bytes
+	waiting []*stream // in the order in which they came
+	waits   bool      // the first of them waits with those of other connections
+}
+
+// fits reports whether n bytes more are within the connection's share.
+func (q *longQueue) fits(n int64) bool { return q.granted == 0 || n <= q.c.s.long.share()-q.granted }
+
+// next has the connection's next message wait with those of other connections, if it fits the
+// connection's share.
+func (q *longQueue) next() {
+	if q.waits || len(q.waiting) == 0 {
+		return
+	}
+	st := q.waiting[0]
+	if more := max(0, st.need-st.recvWindow); q.fits(more) {
+		q.waits = true
+		q.c.s.long.wait(st, more)
+	}
+}
+
+// given is the turn of w, which was the connection's first when it began to wait.
+func (q *longQueue) given(w longWait) {
+	c := q.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	q.waits = false
+	st := w.st
+	more := st.need - st.recvWindow
+	wanted := st.waits && st.receives() && more > 0
+	q.forget(st)
+	if wanted {
+		c.s.long.grow(more - w.n)
+		q.grant(st, more)
+		c.kick()
+	} else {
+		c.s.long.release(st, w.n)
+	}
+	q.next()
+}
+
+// forget takes a stream out of those that wait, if it is one of them.
+func (q *longQueue) forget(st *stream) {
+	if st.waits {
+		st.waits = false
+		q.waiting = slices.DeleteFunc(q.waiting, func(other *stream) bool { return other == st })
+		q.c.s.long.all.Add(-1)
+	}
+}
+
+// grant gives a window beyond that of every stream.
+func (q *longQueue) grant(st *stream, n int64) {
+	q.granted += n
+	st.granted += n
+	q.c.windowFrame(st.id, uint32(n))
+	st.recvWindow += n
+}
+
+// ungrant returns what a stream was granted: others may have it.
+func (q *longQueue) ungrant(st *stream) {
+	if st.granted == 0 {
+		return
+	}
+	q.c.s.long.release(st, st.granted)
+	q.granted -= st.granted
+	st.granted = 0
+	q.next()
+}
+
+// windowKnown is the client's word that it knows the window of our settings, which may be smaller
+// than HTTP/2's: it has made those of its streams smaller by the difference. REQUIRES: mu.
+func (c *conn) windowKnown() {
+	less := c.window - c.s.opts.StreamWindow
+	if less == 0 {
+		return
+	}
+	c.window = c.s.opts.StreamWindow
+	for _, st := range c.streams {
+		if st.granted > 0 { // it was given for all of its message, which stays so
+			c.windowFrame(st.id, uint32(less))
+			continue
+		}
+		st.recvWindow -= less
+		c.giveStreamWindow(st)
+	}
+}
