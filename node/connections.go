@@ -117,19 +117,6 @@ func (ps *ports) newReceiving() *listen.Receiving {
 	return r
 }
 
-// notSent counts requests that were refused since their clients did not send them.
-func (ps *ports) notSent() func(client net.Addr, missing int64) {
-	refused := ps.counts.receivingRefused.WithLabelValues("request")
-	told := new(refusals)
-	return func(client net.Addr, missing int64) {
-		refused.Inc()
-		if count, due := told.due(time.Now()); due {
-			ps.logger.Warn("refused requests whose clients did not send them in time while others waited", zap.Int("refused", count),
-				zap.Stringer("remote-addr", client), zap.Int64("missing-bytes", missing))
-		}
-	}
-}
-
 // longRefused counts calls that were refused since too many of their connection wait.
 func (ps *ports) longRefused() func(client net.Addr) {
 	refused := ps.counts.receivingRefused.WithLabelValues("call")

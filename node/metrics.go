@@ -63,9 +63,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	r.MustRegister(m.budget, m.shares)
 	m.receivingRefused = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "belay_receiving_refused_total",
-		Help: "Calls that were refused, and connections that were closed, because their connection held too many bytes of incomplete requests, or of incomplete headers; and requests that were not sent in time while others waited.",
+		Help: "Calls that were refused, and connections that were closed, because their connection held too many bytes of incomplete requests, or of incomplete headers.",
 	}, []string{"what"})
-	for _, what := range []string{"call", "connection", "headers", "request"} {
+	for _, what := range []string{"call", "connection", "headers"} {
 		m.receivingRefused.WithLabelValues(what)
 	}
 	r.MustRegister(m.notAfter, m.refused, m.bounds, m.receivingRefused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{

@@ -432,7 +432,6 @@ func (ps *ports) newCallServer(srv *server.Server) callServer {
 		_, err := ps.receiving.Tap(ctx, &tap.Info{FullMethodName: method})
 		return err
 	}
-	opts.NotSent = ps.notSent()
 	opts.LongRefused = ps.longRefused()
 	calls := rpc.New(opts)
 	ps.counts.long.Store(calls)

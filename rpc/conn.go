@@ -752,9 +752,7 @@ func (c *conn) endReceiving(st *stream) {
 	}
 	st.begin()
 	st.recvDone = true
-	if st.granted > 0 {
-		c.s.long.complete(st)
-	}
+	c.long.complete(st)
 	if st.recvErr == nil {
 		st.recvErr = io.EOF
 		if st.prefixs > 0 {

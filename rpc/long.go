@@ -18,18 +18,23 @@ import (
 // A unary call keeps what it was given until its handler returns, since until then its request is in
 // memory; a message of a call whose client streams keeps it until the message is complete.
 //
-// Who is given a window may use it, so nothing but a client that does not send can hold the others
-// up. While others wait, one that has not sent its message after longPatience, and longSecond for each
-// second more, is refused.
+// A client that was given a window need not use it. What has not come whole after longPatience, and
+// longSecond for each second more, is late: while others wait, it counts no more until it comes, so
+// that announcing messages holds up nobody for longer; what comes of it nevertheless is bounded as
+// all incomplete messages are. Connections with a late message are served behind the others until
+// they send one in time.
 const (
-	longPatience = 10 * time.Second
+	longPatience = 2 * time.Second
 	// longSecond is what a slow client sends in a second, bytes.
-	longSecond = 256 << 10
+	longSecond = 1 << 20
 	// longShare is the part of all windows that one connection may have: one in so many.
 	longShare = 4
 	// longWaitShare is the part that the first windows of a connection's waiting messages may have;
 	// more of them are refused.
 	longWaitShare = 3
+	// longBehind: one in so many windows is for the connections that are served behind the others,
+	// who would starve else.
+	longBehind = 8
 )
 
 // longWindows are the windows for long messages of all connections of a server. Its lock is taken
@@ -42,11 +47,11 @@ type longWindows struct {
 
 	mu   sync.Mutex
 	used int64 // >= 0
-	// waiting are the connections whose next long message fits their share, and nothing else: in the
-	// order in which they are served, one message each.
-	waiting []longWait
-	// sending are the streams whose message is not complete, with the time by which it has to be if
-	// others wait.
+	// waiting are the connections whose next long message fits their share, and nothing else, in the
+	// order in which they are served, one message each; behind are those with a late one.
+	waiting, behind []longWait
+	served          int // windows given to those who waited
+	// sending are the streams whose message is not complete, with the time when it is late.
 	sending map[*stream]time.Time
 	// serving: there is a goroutine that serves those who wait. room wakes it.
 	serving bool
@@ -81,7 +86,7 @@ func (l *longWindows) fits(n int64) bool { return l.used == 0 || n <= l.most-l.u
 func (l *longWindows) take(st *stream, n int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.waiting) > 0 || !l.fits(n) {
+	if l.serving || !l.fits(n) {
 		return false
 	}
 	l.give(st, n)
@@ -91,45 +96,39 @@ func (l *longWindows) take(st *stream, n int64) bool {
 // give takes n bytes for a stream. REQUIRES: mu.
 func (l *longWindows) give(st *stream, n int64) {
 	l.used += n
-	l.sending[st] = time.Now().Add(l.patience + time.Duration(n/longSecond)*time.Second)
+	l.sending[st] = time.Now().Add(l.patience + time.Duration(n)*time.Second/longSecond)
 }
 
-// grow has n bytes more, or fewer, taken for who was given some already.
-func (l *longWindows) grow(n int64) {
-	if n == 0 {
-		return
+// count has n bytes more, or fewer, taken for a stream that was given some; complete: all of its
+// message has come.
+func (l *longWindows) count(st *stream, n int64, complete bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if complete {
+		delete(l.sending, st)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.used += n
-}
-
-// complete is the end of a stream's message.
-func (l *longWindows) complete(st *stream) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.sending, st)
-}
-
-// release returns n bytes of a stream, and its place among those who send.
-func (l *longWindows) release(st *stream, n int64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.sending, st)
-	if l.used -= n; l.used < 0 {
+	if l.used += n; l.used < 0 {
 		panic("rpc: more of the windows for long messages was returned than given")
 	}
-	signal(l.room)
+	if n < 0 {
+		signal(l.room)
+	}
 }
 
-// wait puts a connection's next message behind those of the others.
-func (l *longWindows) wait(st *stream, n int64) {
+// wait puts a connection's next message behind those of the others; late: behind all that are not.
+func (l *longWindows) wait(w longWait, late bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.waiting = append(l.waiting, longWait{st, n})
+	if late {
+		l.behind = append(l.behind, w)
+	} else {
+		l.waiting = append(l.waiting, w)
+	}
 	if !l.serving {
 		l.serving = true
 		go l.serve()
+	} else {
+		signal(l.room)
 	}
 }
 
@@ -147,7 +146,7 @@ func (l *longWindows) serve() {
 			return
 		}
 		for _, st := range late {
-			st.tooSlow()
+			st.isLate()
 		}
 		if len(late) > 0 {
 			continue
@@ -160,24 +159,30 @@ func (l *longWindows) serve() {
 	}
 }
 
-// next takes the first of those who wait, with its bytes, if they are there. Else it returns those
-// who have had their time to send, and when the next one will have. Nobody waits: due is zero, and
-// the caller is the goroutine that serves no more.
+// next takes the first of those who wait, with its bytes, if they are there. Else it returns the
+// streams that are late, and when there may be others. Nobody waits: due is zero, and the caller is
+// the goroutine that serves no more.
 func (l *longWindows) next() (next longWait, late []*stream, due time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.waiting) == 0 {
-		l.waiting, l.serving = nil, false
+	q := &l.waiting
+	if turn := l.served%longBehind == longBehind-1; len(l.behind) > 0 && (len(l.waiting) == 0 || turn && l.fits(l.behind[0].n)) {
+		q = &l.behind
+	}
+	if len(*q) > 0 && l.fits((*q)[0].n) {
+		next = (*q)[0]
+		(*q)[0] = longWait{}
+		*q = (*q)[1:]
+		l.give(next.st, next.n)
+		l.served++
+		return next, nil, due
+	}
+	if len(l.waiting)+len(l.behind) == 0 {
+		l.waiting, l.behind, l.serving = nil, nil, false
 		return
 	}
-	if w := l.waiting[0]; l.fits(w.n) {
-		l.waiting[0] = longWait{}
-		l.waiting = l.waiting[1:]
-		l.give(w.st, w.n)
-		return w, nil, due
-	}
 	now := time.Now()
-	due = now.Add(l.patience) // the calls that have sent all end by themselves
+	due = now.Add(l.patience)
 	for st, by := range l.sending {
 		if by.After(now) {
 			if by.Before(due) {
@@ -191,27 +196,18 @@ func (l *longWindows) next() (next longWait, late []*stream, due time.Time) {
 	return longWait{}, late, due
 }
 
-// tooSlow ends the call of a client that does not send what it was given the window for.
-func (st *stream) tooSlow() {
+// isLate has a stream's window count no more until its message has come.
+func (st *stream) isLate() {
 	c := st.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if st.granted == 0 || !st.receives() {
-		return
+	if st.granted > 0 && !st.late && st.receives() {
+		st.late, c.long.late = true, true
+		c.s.long.count(st, -st.granted, false)
 	}
-	if told := c.s.opts.NotSent; told != nil {
-		told(c.peer.Addr, st.need)
-	}
-	st.recvErr = errNotSent
-	st.pieces.Free()
-	st.pieces, st.whole = nil, nil
-	signal(st.recvWake) // the handler ends, and what was granted is returned
 }
 
-var (
-	errTooManyWait = status.Error(codes.ResourceExhausted, "etcdserver: too many requests")
-	errNotSent     = status.Error(codes.ResourceExhausted, "etcdserver: the request was not sent in time, and others wait for the memory that is kept for it")
-)
+var errTooManyWait = status.Error(codes.ResourceExhausted, "etcdserver: too many requests")
 
 // receives reports whether more of the stream's messages may come. REQUIRES: mu.
 func (st *stream) receives() bool {
@@ -255,9 +251,10 @@ func (c *conn) giveStreamWindow(st *stream) {
 // belongs to the connection's mu.
 type longQueue struct {
 	c       *conn
-	granted int64     // bytes
+	granted int64     // bytes, of late messages, too
 	waiting []*stream // in the order in which they came
 	waits   bool      // the first of them waits with those of other connections
+	late    bool      // the last long message that came, or did not come, was late
 }
 
 // fits reports whether n bytes more are within the connection's share.
@@ -272,7 +269,7 @@ func (q *longQueue) next() {
 	st := q.waiting[0]
 	if more := max(0, st.need-st.recvWindow); q.fits(more) {
 		q.waits = true
-		q.c.s.long.wait(st, more)
+		q.c.s.long.wait(longWait{st, more}, q.late)
 	}
 }
 
@@ -287,11 +284,11 @@ func (q *longQueue) given(w longWait) {
 	wanted := st.waits && st.receives() && more > 0
 	q.forget(st)
 	if wanted {
-		c.s.long.grow(more - w.n)
+		c.s.long.count(st, more-w.n, false)
 		q.grant(st, more)
 		c.kick()
 	} else {
-		c.s.long.release(st, w.n)
+		c.s.long.count(st, -w.n, true)
 	}
 	q.next()
 }
@@ -313,12 +310,29 @@ func (q *longQueue) grant(st *stream, n int64) {
 	st.recvWindow += n
 }
 
+// complete is the end of a stream's message.
+func (q *longQueue) complete(st *stream) {
+	if st.granted == 0 {
+		return
+	}
+	q.late = st.late
+	again := int64(0)
+	if st.late { // it has come nevertheless
+		st.late, again = false, st.granted
+	}
+	q.c.s.long.count(st, again, true)
+}
+
 // ungrant returns what a stream was granted: others may have it.
 func (q *longQueue) ungrant(st *stream) {
 	if st.granted == 0 {
 		return
 	}
-	q.c.s.long.release(st, st.granted)
+	counted := st.granted
+	if st.late {
+		st.late, counted = false, 0
+	}
+	q.c.s.long.count(st, -counted, true)
 	q.granted -= st.granted
 	st.granted = 0
 	q.next()

@@ -170,6 +170,7 @@ func TestLongWindows(t *testing.T) {
 
 // TestLongNotSent: clients that were given a window and do not use it hold the others up for a while
 // only, whether bytes, or the end of the request, are missing; those who leave do not hold anything.
+// What they send late is answered.
 func TestLongNotSent(t *testing.T) {
 	o := longOptions()
 	o.patience = 50 * time.Millisecond
@@ -178,18 +179,22 @@ func TestLongNotSent(t *testing.T) {
 	body := framed(longMessage('x'))
 	var clients []*raw
 	var ids []uint32
-	for range 4 { // the last two leave
+	begin := func() {
 		r := connect(t, addr)
 		id := r.begin(callFields("UnaryCall"), false)
 		r.data(id, body[:10], false)
 		clients, ids = append(clients, r), append(ids, id)
 	}
-	given := func() bool { used, _ := s.LongWindows(); return used >= 4*(longBody-defaultWindow) }
-	eventually(t, "the windows are given", given)
-	clients[1].until(func() bool { return clients[1].settled })
-	clients[1].data(ids[1], body[10:], false) // but not the end
-	clients[2].write(clients[2].fr.WriteRSTStream(ids[2], http2.ErrCodeCancel))
-	clients[3].nc.Close()
+	for range 4 {
+		begin()
+	}
+	eventually(t, "the windows are given", func() bool { used, _ := s.LongWindows(); return used >= 4*(longBody-defaultWindow) })
+	clients[0].data(ids[0], body[10:], false) // but not the end
+	clients[1].write(clients[1].fr.WriteRSTStream(ids[1], http2.ErrCodeCancel))
+	clients[2].nc.Close()
+	for range 5 { // they have not sent anything yet, and may have what there is
+		begin()
+	}
 	honest := dial(t, addr)
 	var wg sync.WaitGroup
 	for range 8 {
@@ -200,16 +205,21 @@ func TestLongNotSent(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	// One of each connection is served at a time, so nobody needs the room of the first two: others do.
-	for range 4 {
-		r := connect(t, addr)
-		r.data(r.begin(callFields("UnaryCall"), false), body[:10], false)
-	}
-	for i, r := range clients[:2] {
-		if got := r.answer(ids[i]).status(); !strings.Contains(got, "not sent in time") || !strings.HasPrefix(got, "8 ") {
+	for i, r := range clients {
+		switch i {
+		case 0:
+			r.data(ids[i], nil, true)
+		case 1, 2:
+			continue
+		default:
+			r.data(ids[i], body[10:], true)
+		}
+		if got := r.answer(ids[i]).status(); got != "0 " {
 			t.Errorf("client %d: %s", i, got)
 		}
+		r.nc.Close()
 	}
+	idleWindows(t, s)
 }
 
 // TestLongEnds: however calls end that hold a window, or wait for one, it is returned.
@@ -316,4 +326,40 @@ func TestLongRefused(t *testing.T) {
 		t.Errorf("%d of %d were refused, %d told, %d served", refused.Load(), room+20, told.Load(), served.Load())
 	}
 	idleWindows(t, s)
+}
+
+// TestLongBehind: connections with a late message are served behind the others, but not never; and a
+// long one that waits for room is not passed by shorter ones.
+func TestLongBehind(t *testing.T) {
+	l := newLongWindows(100, time.Hour)
+	l.serving = true // by this test
+	var late, others []*stream
+	for range 24 {
+		late, others = append(late, &stream{}), append(others, &stream{})
+		l.wait(longWait{late[len(late)-1], 1}, true)
+		l.wait(longWait{others[len(others)-1], 1}, false)
+	}
+	order := ""
+	for range 48 {
+		w, _, _ := l.next()
+		if slices.Contains(late, w.st) {
+			order += "l"
+		} else {
+			order += "o"
+		}
+	}
+	if want := strings.Repeat("ooooooo"+"l", 3) + "ooo" + strings.Repeat("l", 21); order != want {
+		t.Errorf("served in the order %s, want %s", order, want)
+	}
+	l.served = longBehind - 1
+	l.wait(longWait{&stream{}, 60}, true)
+	l.wait(longWait{&stream{}, 60}, false)
+	l.wait(longWait{&stream{}, 1}, false)
+	if w, _, due := l.next(); w.st != nil || due.IsZero() {
+		t.Errorf("a message of %d bytes is let in where there is no room, or before its turn", w.n)
+	}
+	l.count(late[0], -10, true)
+	if w, _, _ := l.next(); w.n != 60 {
+		t.Errorf("a message of %d bytes is next", w.n)
+	}
 }

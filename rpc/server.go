@@ -33,10 +33,6 @@ type Options struct {
 	// 65,535 [65,535]. LongBytes bounds what longer ones of all connections hold beyond that, until
 	// their unary calls end [192 MiB]: more of them wait at their clients. One alone may be longer.
 	StreamWindow, LongBytes int64
-	// NotSent is told of a client that was given room for a long message, has not sent it in time,
-	// and is refused since others wait; missing is what has not come, in bytes. It must not wait.
-	// nil: nobody.
-	NotSent func(client net.Addr, missing int64)
 	// LongRefused is told of a client on whose connection too many long messages wait, so that one is
 	// refused. It must not wait. nil: nobody.
 	LongRefused func(client net.Addr)

@@ -52,6 +52,7 @@ type stream struct {
 	recvWindow  int64
 	held        int64
 	granted     int64 // of conn.long.granted, until the handler ends or, of one that streams, the message is complete
+	late        bool  // granted counts no more: see long.go
 	waits       bool  // among conn.long.waiting
 	contentLeft int64 // of the content length; negative: none was announced
 
@@ -164,6 +165,7 @@ func (st *stream) receive(p []byte) {
 			c.unread += st.size
 			st.prefixs, st.pieces, st.whole, st.size = 0, nil, nil, 0
 			if st.clientStreams() {
+				c.long.complete(st)
 				c.long.ungrant(st)
 			}
 			signal(st.recvWake)
