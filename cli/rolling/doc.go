@@ -8,5 +8,6 @@
 //
 // Files: look.go (the cluster as its members tell it) and access.go (why they tell nothing);
 // replace.go (a member replaced) and decide.go (which step comes next); move.go (members that
-// change their kind) and plan.go (which, in which order, by which commands).
+// change their kind), plan.go (which, in which order, by which commands) and turn.go (one run at a
+// time).
 package rolling

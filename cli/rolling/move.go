@@ -21,7 +21,8 @@ import (
 // For each member: leadership handed over if it leads, stopped, its data migrated, started, checked.
 // Processes and files are the operator's: it is done by commands of theirs, or they are asked to.
 // Nothing is remembered: the next run finds members of the new kind done, and one that does not
-// answer is where the last run ended, whose data may have been migrated or not.
+// answer is where the last run ended, whose data may have been migrated or not. So that it is not
+// where another run is at work, one has its turn at a time.
 type Move struct {
 	Client      *clientv3.Config
 	To          Kind
@@ -79,6 +80,22 @@ func (m *Move) Run(ctx context.Context) error {
 		return refuse("Hint: --stop-command, --migrate-command and --start-command; see --help", "nobody can be asked here to stop, migrate and start members")
 	}
 	m.listen()
+	if _, err := m.planned(ctx, m.Version); err != nil {
+		return err // before anything is asked for: it says best why nothing goes
+	}
+	cfg := m.look.cfg
+	cfg.Context = context.WithoutCancel(ctx) // the turn is given back after a Ctrl-C, too
+	client, err := clientv3.New(cfg)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	t := &turn{client: client, timeout: m.look.timeout, say: m.say}
+	return t.alone(ctx, m.all)
+}
+
+// all moves all members.
+func (m *Move) all(ctx context.Context) error {
 	first, err := m.planned(ctx, m.Version)
 	if err != nil {
 		return err

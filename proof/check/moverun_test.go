@@ -159,6 +159,9 @@ func moveRun(t *testing.T, version, etcd string) {
 	if err := eventually(ctx, func() error { _, err := os.Stat(filepath.Join(dir, "sleeper")); return err }); err != nil {
 		t.Fatal(err)
 	}
+	if said, err := move(append([]string{"--run", "--to-etcd=" + minor}, commands(start)...)...); err == nil || !strings.Contains(said, "another util move --run is at work") {
+		t.Errorf("two runs at once: %v: %s", err, said)
+	}
 	if err := killed.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
