@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -17,7 +18,8 @@ import (
 )
 
 // Main runs `belay proxy`, or with name "etcd" what follows etcd's name: grpc-proxy or gateway, and
-// start. It returns the exit code; failures have been printed to stderr.
+// start. It returns the exit code; failures have been printed to stderr. After SIGINT or SIGTERM it
+// stops in order, and then ends the process by the signal.
 func Main(name string, args []string, stdout, stderr io.Writer) int {
 	root := command(name, stderr)
 	root.SetArgs(args)
@@ -25,7 +27,11 @@ func Main(name string, args []string, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	ctx, stop := interrupt.Context(context.Background())
 	defer stop()
-	if err := root.ExecuteContext(ctx); err != nil {
+	err := root.ExecuteContext(ctx)
+	if s := interrupt.By(ctx); s != nil && (err == nil || errors.Is(err, context.Canceled)) { // the latter: it was starting
+		return interrupt.End(s)
+	}
+	if err != nil {
 		if name != "etcd" {
 			fmt.Fprintf(stderr, "belay proxy: %v\n", err)
 		} else {

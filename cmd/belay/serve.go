@@ -297,15 +297,10 @@ type stay struct{}
 
 func (stay) OnWrite(*zapcore.CheckedEntry, []zapcore.Field) {}
 
-// endBySignal ends the process as etcd does: by the same signal, so that the parent sees
-// 128+signal; process 1 of a container ends with 0.
+// endBySignal ends the process by the signal that has stopped the member.
 func endBySignal(s os.Signal, logger *logsink.Logger) int {
 	logger.Close()
-	if os.Getpid() == 1 {
-		return 0
-	}
-	interrupt.Raise(s)
-	return 1
+	return interrupt.End(s)
 }
 
 func printVersion(w io.Writer) {

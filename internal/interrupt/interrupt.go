@@ -11,6 +11,7 @@ package interrupt
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"sync"
@@ -27,9 +28,33 @@ func Context(parent context.Context) (ctx context.Context, stop context.CancelFu
 	return within(parent, Grace)
 }
 
+// ended is the cause of a context that a signal has ended.
+type ended struct{ by os.Signal }
+
+func (e ended) Error() string { return e.by.String() }
+
+// By is the signal that has ended a context of Context, or nil.
+func By(ctx context.Context) os.Signal {
+	if e, ok := errors.AsType[ended](context.Cause(ctx)); ok {
+		return e.by
+	}
+	return nil
+}
+
+// End ends a server that has stopped because of a signal as etcd does: by the same signal, so that
+// its parent sees 128+signal. Process 1 of a container, which signals do not end, is to exit with the
+// code that End returns. REQUIRES: what Raise does.
+func End(s os.Signal) (code int) {
+	if os.Getpid() == 1 {
+		return 0
+	}
+	Raise(s)
+	return 1
+}
+
 // within is Context with another grace.
 func within(parent context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(parent)
+	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	stopped := make(chan struct{})
@@ -39,7 +64,7 @@ func within(parent context.Context, grace time.Duration) (context.Context, conte
 		case <-stopped:
 			return
 		case s := <-signals:
-			cancel()
+			cancel(ended{s})
 			timer := time.NewTimer(grace)
 			defer timer.Stop()
 			select {
@@ -52,7 +77,7 @@ func within(parent context.Context, grace time.Duration) (context.Context, conte
 		}
 	}()
 	return ctx, sync.OnceFunc(func() {
-		cancel()
+		cancel(nil)
 		close(stopped)
 	})
 }

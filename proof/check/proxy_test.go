@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -81,6 +82,26 @@ func (p *proxyProcess) start(t *testing.T) {
 func (p *proxyProcess) kill() {
 	_ = p.cmd.Process.Kill() // it may be gone
 	_ = p.cmd.Wait()
+}
+
+// TestProxySignals: a proxy and a gateway end by the signal that stops them, as etcd's do, so that
+// their parent sees who has ended them.
+func TestProxySignals(t *testing.T) {
+	onlyBelay(t)
+	t.Parallel()
+	c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 1})
+	for _, kind := range []string{"proxy", "gateway"} {
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+			p := startProxyProcess(t, kind, c.Endpoints())
+			if err := p.cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			err := p.cmd.Wait()
+			if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.Sys().(syscall.WaitStatus).Signal() != sig {
+				t.Errorf("%s ended with %v at %v", kind, err, sig)
+			}
+		}
+	}
 }
 
 // TestProxies: etcd's own etcdctl is answered the same through Belay's proxy and gateway as by the
