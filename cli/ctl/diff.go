@@ -123,7 +123,7 @@ func (k *keysAt) head(ctx context.Context) (*mvccpb.KeyValue, error) {
 		defer cancel()
 		resp, err := k.cli.Get(ctx, k.next, clientv3.WithRange(k.end), clientv3.WithRev(k.rev), clientv3.WithLimit(diffPage), clientv3.WithKeysOnly())
 		if err != nil {
-			return nil, k.explainCompacted(ctx, k.rev, err)
+			return nil, k.explain(ctx, k.rev, err)
 		}
 		k.page, k.done = resp.Kvs, !resp.More
 		if n := len(k.page); n > 0 {
@@ -186,7 +186,7 @@ func (f *difference) fetch(ctx context.Context, p past, d *differences) error {
 		defer cancel()
 		resp, err := p.cli.Get(ctx, f.Key, clientv3.WithRev(rev))
 		if err != nil {
-			return nil, p.explainCompacted(ctx, rev, err)
+			return nil, p.explain(ctx, rev, err)
 		}
 		if len(resp.Kvs) != 1 {
 			return nil, fmt.Errorf("%q is not there at revision %d any more", f.Key, rev)

@@ -230,10 +230,14 @@ func (c *ctl) endpointHashKVCommand(cluster *bool) *cobra.Command {
 			return err
 		}
 		var list []endpointHash
+		hint := ""
 		failed, err := c.each(cmd, spec, *cluster, func(ctx context.Context, cli *clientv3.Client, ep string) error {
 			resp, err := cli.HashKV(ctx, ep, rev)
 			if err != nil {
 				fmt.Fprintf(c.err, "Failed to get the hash of endpoint %s (%v)\n", ep, err)
+				if hint == "" {
+					hint = past{c, cli}.hint(ctx, rev, err)
+				}
 				return err
 			}
 			list = append(list, endpointHash{Endpoint: ep, HashKV: resp})
@@ -244,6 +248,9 @@ func (c *ctl) endpointHashKVCommand(cluster *bool) *cobra.Command {
 		}
 		if err := out.show(hashReply(list)); err != nil {
 			return err
+		}
+		if hint != "" {
+			return &exitError{code: codeError, err: failed, hint: hint}
 		}
 		return failed
 	})

@@ -174,11 +174,8 @@ func (c *ctl) getCommand() *cobra.Command {
 		} else {
 			resp, err = cli.Get(ctx, key, opts...)
 		}
-		if err != nil && seen != 0 {
-			err = past{c, cli}.explainCompacted(ctx, seen, err)
-		}
 		if err != nil {
-			return err
+			return past{c, cli}.explain(ctx, max(seen, flags.rev), err)
 		}
 		// etcdctl asks the server first and reports these afterwards, so that a missing server is
 		// reported first.

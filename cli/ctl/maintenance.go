@@ -37,7 +37,7 @@ func (c *ctl) compactionCommand() *cobra.Command {
 		ctx, cancel := c.timeout(cmd)
 		defer cancel()
 		if _, err := cli.Compact(ctx, rev, opts...); err != nil {
-			return err
+			return past{c, cli}.explain(ctx, rev, err)
 		}
 		fmt.Fprintln(c.out, "compacted revision", rev)
 		return nil

@@ -243,22 +243,35 @@ func oldestRevision(ctx context.Context, cli *clientv3.Client) (int64, error) {
 	return 0, ctx.Err()
 }
 
-// explainCompacted says plainly what compaction took, if err is that.
-func (p past) explainCompacted(ctx context.Context, rev int64, err error) error {
-	if !errors.Is(err, rpctypes.ErrCompacted) {
-		return err
+// explain adds to err what can be read, if err is that a revision was compacted or is yet to come.
+func (p past) explain(ctx context.Context, rev int64, err error) error {
+	if hint := p.hint(ctx, rev, err); hint != "" {
+		return &exitError{code: codeError, err: err, hint: hint}
 	}
-	oldest, oerr := oldestRevision(ctx, p.cli)
-	if oerr != nil {
-		return err
-	}
-	when := func(rev int64) string {
-		known, err := p.writtenAt(ctx, []int64{rev})
-		if at, ok := known[rev]; err == nil && ok {
-			return " (written " + intervalOf(at).text() + ")"
+	return err
+}
+
+// hint is what explain adds. It is empty for any other error, and where it cannot be found out: the
+// user may not read, or nobody answers any more.
+func (p past) hint(ctx context.Context, rev int64, err error) string {
+	switch {
+	case errors.Is(err, rpctypes.ErrCompacted):
+		oldest, oerr := oldestRevision(ctx, p.cli)
+		if oerr != nil {
+			return ""
 		}
-		return ""
+		when := func(rev int64) string {
+			known, err := p.writtenAt(ctx, []int64{rev})
+			if at, ok := known[rev]; err == nil && ok {
+				return " (written " + intervalOf(at).text() + ")"
+			}
+			return ""
+		}
+		return fmt.Sprintf("Hint: revision %d%s was compacted; the oldest that can be read is %d%s", rev, when(rev), oldest, when(oldest))
+	case errors.Is(err, rpctypes.ErrFutureRev):
+		if resp, gerr := p.cli.Get(ctx, "\x00", clientv3.WithCountOnly()); gerr == nil {
+			return fmt.Sprintf("Hint: the newest revision is %d", resp.Header.GetRevision())
+		}
 	}
-	return &exitError{code: codeError, err: err, hint: fmt.Sprintf("Revision %d%s was compacted. The oldest that can be read is %d%s.",
-		rev, when(rev), oldest, when(oldest))}
+	return ""
 }

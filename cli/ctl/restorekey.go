@@ -73,7 +73,7 @@ func (p past) restoreKey(ctx context.Context, key string, rev int64, dryRun bool
 	}
 	was, err := one(clientv3.WithRev(rev))
 	if err != nil {
-		return nil, p.explainCompacted(ctx, rev, err)
+		return nil, p.explain(ctx, rev, err)
 	}
 	is, err := one()
 	if err != nil {

@@ -145,6 +145,9 @@ func (c *ctl) follow(ctx context.Context, events clientv3.WatchChan, out *output
 	for resp := range events {
 		if resp.Canceled {
 			fmt.Fprintf(c.err, "watch was canceled (%v)\n", resp.Err())
+			if resp.CompactRevision > 0 {
+				fmt.Fprintf(c.err, "Hint: the oldest revision that can be watched is %d\n", resp.CompactRevision)
+			}
 		}
 		if resp.IsProgressNotify() {
 			fmt.Fprintf(c.out, "progress notify: %d\n", resp.Header.GetRevision())

@@ -76,9 +76,9 @@ func TestHistory(t *testing.T) {
 		ctl.sighting("a", 6) // fast machines are here within the second in which 5 was written
 		ctl.run("compaction", "5")
 		ctl.says(`Revisions before 5 were compacted`, "history", "a")
-		ctl.says(`Revision 2 \(written .*\) was compacted. The oldest that can be read is 5 \(written`, "get", "a", "--at", first)
-		ctl.says(`Revision 3 .* was compacted. The oldest that can be read is 5`, "diff", "3", "now")
-		ctl.says(`Revision 3 .* was compacted`, "restore-key", "b/1", "--rev", "3")
+		ctl.says(`Hint: revision 2 \(written .*\) was compacted; the oldest that can be read is 5 \(written`, "get", "a", "--at", first)
+		ctl.says(`revision 3 .* was compacted; the oldest that can be read is 5`, "diff", "3", "now")
+		ctl.says(`revision 3 .* was compacted`, "restore-key", "b/1", "--rev", "3")
 
 		// What is in the file is known after kill -9.
 		m := c.Members[0]
@@ -105,7 +105,7 @@ func TestHistory(t *testing.T) {
 		}
 		one := historian{t, []string{m.Endpoint()}}
 		// The moment is one when some member had revision 2. This one may have had it a little later.
-		one.says(`Revision [12]\b.* was compacted`, "get", "a", "--at", first)
+		one.says(`revision [12]\b.* was compacted`, "get", "a", "--at", first)
 	})
 	t.Run("etcd", func(t *testing.T) {
 		t.Parallel()
@@ -120,7 +120,13 @@ func TestHistory(t *testing.T) {
 		ctl.says(`has the value of revision 4 again, 1 byte: written at revision 7`, "restore-key", "a", "--rev", "4")
 		ctl.run("compaction", "4")
 		ctl.says(`(?s)Revisions before 4 were compacted.*\n4 .*\n5 .*\n6 .*\n7 `, "history", "a")
-		ctl.says(`Revision 2 was compacted. The oldest that can be read is 4.`, "diff", "2", "now")
+		ctl.says(`Hint: revision 2 was compacted; the oldest that can be read is 4`, "diff", "2", "now")
+		// The same where a revision is named to etcd's own commands.
+		ctl.says(`Error: .*has been compacted\nHint: revision 2 was compacted; the oldest that can be read is 4\n`, "get", "a", "--rev", "2")
+		ctl.says(`Error: .*is a future revision\nHint: the newest revision is 7\n`, "get", "a", "--rev", "99")
+		ctl.says(`Error: .*has been compacted\nHint: revision 3 was compacted; the oldest that can be read is 4\n`, "compaction", "3")
+		ctl.says(`Error: .*has been compacted\nHint: revision 2 was compacted; the oldest`, "endpoint", "hashkv", "--rev", "2")
+		ctl.says(`has been compacted\)\nHint: the oldest revision that can be watched is 4\n`, "watch", "a", "--rev", "2")
 	})
 }
 
