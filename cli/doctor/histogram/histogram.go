@@ -7,6 +7,7 @@ package histogram
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/belaydb/belay/cli/doctor/metrics"
@@ -19,19 +20,29 @@ type Kind struct {
 	Name      string // in a few words
 	Slow, Bad float64
 	Why       string
+	Do        string // where to look if it is slow
 }
 
 // Kinds are those that doctor shows by itself. The bounds of the disks are those of etcd's hardware
 // guide and alerts; that of the round trips is half the default heartbeat interval.
 var Kinds = []Kind{
-	{"etcd_disk_wal_fsync_duration_seconds", "fsync of the log", 0.010, 0.5, "every write waits for a quorum of these"},
-	{"etcd_disk_backend_commit_duration_seconds", "commit of the database", 0.025, 0.25, "requests wait while the database is written"},
-	{"etcd_network_peer_round_trip_time_seconds", "round trip to a peer", 0.050, 0.25, "every write waits for one to a quorum; an election timeout should be ten of them"},
+	{"etcd_disk_wal_fsync_duration_seconds", "fsync of the log", 0.010, 0.5, "every write waits for a quorum of these", seeDisk},
+	{"etcd_disk_backend_commit_duration_seconds", "commit of the database", 0.025, 0.25, "requests wait while the database is written", seeDisk},
+	{"etcd_network_peer_round_trip_time_seconds", "round trip to a peer", 0.050, 0.25, "every write waits for one to a quorum; an election timeout should be ten of them", "see what else uses that link at those times, and the CPU of both ends"},
+}
+
+const seeDisk = "see what else uses that disk at those times"
+
+// more are known besides, and shown when they are asked for: belay's loop is late from a default
+// heartbeat interval on, and the alert LoopLate fires at half an election timeout.
+var more = []Kind{
+	{"belay_loop_delay_seconds", "lateness of the raft loop's ticks", 0.1, 0.5, "heartbeats and elections wait for these",
+		"see the CPU of that machine (limits and throttling, steal time, swapping), and what stops the process"},
 }
 
 // KindOf knows a metric by its name; others have no bounds.
 func KindOf(metric string) Kind {
-	for _, k := range Kinds {
+	for _, k := range slices.Concat(Kinds, more) {
 		if k.Metric == metric {
 			return k
 		}
@@ -85,10 +96,13 @@ type Series struct {
 // few is how many observations a verdict needs at least.
 const few = 20
 
-// State is ok, slow, bad or few.
+// State is ok, slow, bad or few; "-" if nobody knows what is slow.
 func (s Series) State() string {
-	if s.H.Count < few {
+	switch {
+	case s.H.Count < few:
 		return "few"
+	case math.IsInf(s.Kind.Slow, 1):
+		return "-"
 	}
 	return []string{"ok", "slow", "bad"}[s.Kind.Level(s.H)]
 }
@@ -199,7 +213,7 @@ func (s Series) judge(r *report.Report, state string) {
 		return
 	}
 	if state != "ok" {
-		f.Do = []string{"see when: the same over a time (--prometheus URL --for 24h), or `belay doctor logs`", "see what else uses that disk or link at those times"}
+		f.Do = []string{"see when: the same over a time (--prometheus URL --for 24h), or `belay doctor logs`", s.Kind.Do}
 	}
 	r.Add(f)
 }

@@ -64,8 +64,12 @@ func TestStates(t *testing.T) {
 			}
 		}
 	}
-	if s := (Series{Kind: KindOf("other"), H: buckets(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 100)}); s.State() != "ok" {
+	if s := (Series{Kind: KindOf("other"), H: buckets(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 100)}); s.State() != "-" {
 		t.Errorf("a metric without bounds is %s", s.State())
+	}
+	// What the runbook's LoopLate asks for, whose alert fires at half an election timeout.
+	if s := (Series{Kind: KindOf("belay_loop_delay_seconds"), H: buckets(60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 40)}); s.State() != "bad" {
+		t.Errorf("a loop that is a second late is %s", s.State())
 	}
 }
 

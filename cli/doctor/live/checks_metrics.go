@@ -177,20 +177,25 @@ func checkRTT(c *Cluster, a *adder) {
 	worst := 0
 	each(c, a, "Round trips between members are", func(m *Member) {
 		for _, h := range m.scrape().Histograms(roundTrips) {
-			h, over := m.recently(h, roundTrips, 5)
-			if h.Count < 20 {
-				continue
+			h, over := m.recently(h, roundTrips, fewTrips)
+			now, pinged := m.link(h.Labels["To"])
+			if !pinged && over == sinceStart && h.Count < 20 {
+				continue // it was started just now
 			}
 			l := link{m.Name, peerName(c, h.Labels["To"])}
 			all = append(all, l)
-			level := slow(h, over, roundTrips)
+			level, says := slow(h, over, roundTrips), describe(h, over)
+			if pinged && over == sinceStart {
+				// A histogram of weeks shows no hour that is slow, and still shows one that is over.
+				level, says = now.level()
+			}
 			if level == 0 {
 				continue
 			}
 			worst = max(worst, level)
 			late = append(late, l)
-			evidence = append(evidence, l.from+" to "+l.to+": "+describe(h, over))
-			if two := twoModes(h); two != "" {
+			evidence = append(evidence, l.from+" to "+l.to+": "+says)
+			if two := twoModes(h); two != "" && says == describe(h, over) {
 				evidence = append(evidence, two)
 			}
 		}
@@ -224,6 +229,22 @@ func checkRTT(c *Cluster, a *adder) {
 		}
 	}
 	a.add(f)
+}
+
+// lossy is how many late round trips of 30 are no accident, as the members' own verdicts have it.
+const lossy = 3
+
+// level judges a link: 0 well, 1 slow or lossy, 2 bad.
+func (l Link) level() (level int, says string) {
+	k := histogram.KindOf(roundTrips)
+	says = fmt.Sprintf("p50 %s of the last 30, %d of them late", metrics.Seconds(l.RTT), l.Late)
+	switch {
+	case l.RTT > k.Bad:
+		return 2, says
+	case l.RTT > k.Slow, l.Late >= lossy:
+		return 1, says
+	}
+	return 0, says
 }
 
 func peerName(c *Cluster, id string) string {

@@ -80,12 +80,27 @@ type Events struct {
 	Uptime   float64   `json:"uptime_seconds"`
 	Now      string    `json:"now"` // by its own clock
 	Verdicts []Verdict `json:"verdicts"`
-	Links    []struct {
-		Peer string  `json:"peer"`
-		RTT  float64 `json:"rtt_seconds"`
-		Tail float64 `json:"rtt_tail_seconds"`
-		Late int     `json:"late_of_last_30"`
-	} `json:"links"`
+	Links    []Link    `json:"links"`
+}
+
+// A Link is what a member of Belay measures of the way to another, by a ping twice a second.
+type Link struct {
+	Peer string  `json:"peer"`             // its id, in hexadecimal
+	RTT  float64 `json:"rtt_seconds"`      // the median of the last 30; 0: none yet
+	Tail float64 `json:"rtt_tail_seconds"` // the third longest of the last minute
+	Late int     `json:"late_of_last_30"`  // 150 ms more than usual
+}
+
+// link is how the way from m to another is now, as m measures it; false if m does not.
+func (m *Member) link(to string) (l Link, ok bool) {
+	if m.Belay == nil {
+		return l, false
+	}
+	i := slices.IndexFunc(m.Belay.Links, func(l Link) bool { return l.Peer == to && l.RTT > 0 })
+	if i < 0 {
+		return l, false
+	}
+	return m.Belay.Links[i], true
 }
 
 // A Verdict is one that a member gave while it led.
@@ -194,6 +209,12 @@ func (m *Member) histogram(name string, few float64) (h metrics.Histogram, over 
 	return h, over, true
 }
 
+// sinceStart is over what a histogram is that is not of the time between the two scrapes.
+const sinceStart = "since its start"
+
+// fewTrips are round trips enough to judge a link. Of the metric members make one in 5 s.
+const fewTrips = 5
+
 // recently is what a histogram of the last scrape counted between the two if that is at least few
 // observations, else all that it has; over says which.
 func (m *Member) recently(now metrics.Histogram, name string, few float64) (h metrics.Histogram, over string) {
@@ -204,7 +225,7 @@ func (m *Member) recently(now metrics.Histogram, name string, few float64) (h me
 			}
 		}
 	}
-	return now, "since its start"
+	return now, sinceStart
 }
 
 // Histograms are those of all members, of the metrics that are named.

@@ -265,6 +265,48 @@ etcd_network_peer_round_trip_time_seconds_count{To="2"} %[2]d
 	}
 }
 
+// TestSlowLinkNow: what a member's links are now counts, and not what they were in the weeks since it
+// started.
+func TestSlowLinkNow(t *testing.T) {
+	const quick = `# TYPE etcd_network_peer_round_trip_time_seconds histogram
+etcd_network_peer_round_trip_time_seconds_bucket{To="2",le="0.0064"} %[1]d
+etcd_network_peer_round_trip_time_seconds_bucket{To="2",le="0.8192"} %[2]d
+etcd_network_peer_round_trip_time_seconds_bucket{To="2",le="+Inf"} %[2]d
+etcd_network_peer_round_trip_time_seconds_sum{To="2"} 1
+etcd_network_peer_round_trip_time_seconds_count{To="2"} %[2]d
+`
+	for _, tc := range []struct {
+		what        string
+		before, now [2]int // round trips that were quick, and that took long
+		link        Link   // of Belay
+		severity    report.Severity
+		says        string
+	}{
+		{"slow by pings", [2]int{100000, 0}, [2]int{100000, 1}, Link{RTT: 0.4, Tail: 0.405}, report.Critical, "m1 to m2: p50 400 ms of the last 30"},
+		{"lossy by pings", [2]int{100000, 0}, [2]int{100000, 1}, Link{RTT: 0.001, Tail: 0.3, Late: 7}, report.Warning, "7 of them late"},
+		{"well by pings again", [2]int{500, 500}, [2]int{501, 500}, Link{RTT: 0.001, Tail: 0.002}, report.Good, ""},
+		{"slow in a longer look", [2]int{100000, 0}, [2]int{100000, 10}, Link{}, report.Critical, "of 10 in 5.0 s"},
+	} {
+		c := three(t)
+		m := c.Members[0]
+		m.Before = page(t, now, 1000, 0, fmt.Sprintf(quick, tc.before[0], tc.before[0]+tc.before[1]))
+		m.After = page(t, now.Add(5*time.Second), 1200, 0, fmt.Sprintf(quick, tc.now[0], tc.now[0]+tc.now[1]))
+		if tc.link.RTT > 0 {
+			tc.link.Peer = "2"
+			m.Belay = &Events{MemberID: "1", Links: []Link{tc.link}}
+		}
+		found, said := report.Good, ""
+		for _, f := range JudgeNetwork(c, nil).Findings {
+			if f.ID == "network-slow" {
+				found, said = f.Severity, strings.Join(f.Evidence, "\n")
+			}
+		}
+		if found != tc.severity || found != report.Good && !strings.Contains(said, tc.says) {
+			t.Errorf("%s: severity %v, want %v: %s", tc.what, found, tc.severity, said)
+		}
+	}
+}
+
 // TestVerdicts: near misses of one cause are one finding, changes of leader each their own.
 func TestVerdicts(t *testing.T) {
 	c := three(t)

@@ -2,6 +2,7 @@ package live
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -88,21 +89,32 @@ func tables(c *Cluster) []report.Table {
 	for _, m := range c.Members {
 		rtt.Header = append(rtt.Header, "to "+m.Name)
 	}
-	some := false
+	during := map[string]bool{} // over what the figures are
 	for _, from := range c.Members {
 		row := []string{from.Name}
 		for _, to := range c.Members {
 			cell := "-"
 			for _, h := range from.scrape().Histograms(roundTrips) {
-				if h.Labels["To"] == fmt.Sprintf("%x", to.ID) && h.Count >= 5 {
-					cell, some = h.QuantileText(0.5)+", "+h.QuantileText(0.99), true
+				if h.Labels["To"] != fmt.Sprintf("%x", to.ID) {
+					continue
 				}
+				h, over := from.recently(h, roundTrips, fewTrips)
+				switch l, pinged := from.link(h.Labels["To"]); {
+				case pinged && over == sinceStart:
+					cell, over = metrics.Seconds(l.RTT)+", "+metrics.Seconds(l.Tail), "by pings: the median of 30, the third longest of a minute"
+				case h.Count >= fewTrips:
+					cell = h.QuantileText(0.5) + ", " + h.QuantileText(0.99)
+				default:
+					continue
+				}
+				during[over] = true
 			}
 			row = append(row, cell)
 		}
 		rtt.Rows = append(rtt.Rows, row)
 	}
-	if some {
+	if len(during) > 0 {
+		rtt.Notes = []string{"as the members measure them, " + strings.Join(slices.Sorted(maps.Keys(during)), ", or ")}
 		all = append(all, rtt)
 	}
 	return all
