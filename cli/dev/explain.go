@@ -178,7 +178,9 @@ func (c *cluster) diskLesson(b *breakage, leader string) lesson {
 	write := fmt.Sprintf(" It shows when something is written: %s ctl put hello world.", Quoted(CommandName(c.opts.Program)))
 	onlyStore := b.part == "store"
 	if onlyStore {
-		l.metric = "etcd_disk_backend_commit_duration_seconds"
+		l.metric = "belay_store_state, belay_store_oldest_seconds"
+		// It is written to when some 24 MiB of log are not in it yet.
+		write = fmt.Sprintf(" It shows when much is written: %s bench put --val-size 100000 --total 1000.", Quoted(CommandName(c.opts.Program)))
 	}
 	switch {
 	case b.disk == fault.Disk{Full: true}:
@@ -203,6 +205,10 @@ func (c *cluster) diskLesson(b *breakage, leader string) lesson {
 		l.happens += write
 		l.verdict = "disk-stalled if it handed over because of it, else disk-slow, as a near miss, 6 s later"
 		l.etcd = "A leader's heartbeats wait for its disk: after an election timeout the others elect one of them, and every client's request has waited."
+	case onlyStore:
+		l.happens = fmt.Sprintf("%s writes its store more slowly. It acknowledges by its log, applies and answers from memory, and nobody waits until its memory tables are full.", b.member) + write
+		l.verdict = "none, unless the store makes no progress for --disk-stall-handover (5 s): store-stalled"
+		l.etcd = "Its backend's commits take as much longer (etcd_disk_backend_commit_duration_seconds), and requests wait for them."
 	default:
 		l.happens = fmt.Sprintf("%s acknowledges %s later. ", b.member, b.disk.Delay)
 		if len(c.members) < 3 {

@@ -76,6 +76,19 @@ func TestParseFaults(t *testing.T) {
 		}
 	}
 
+	// The log's disk is what is waited for before a write is acknowledged, and has metrics of its own.
+	for _, line := range []string{"disk m1 stall store", "disk m1 slow 300ms store"} {
+		c := three()
+		b, err := c.parse(strings.Fields(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := strings.Join(strings.Fields(c.explain(b, "m1")), " "); !strings.Contains(text, "metric belay_store_state") ||
+			!strings.Contains(text, "when much is written") || strings.Contains(text, "acknowledges 300ms later") {
+			t.Errorf("%s: says %s", line, text)
+		}
+	}
+
 	for line, want := range map[string]string{
 		"partition":               "which member? There are m1 down",
 		"partition m9":            `"m9" is no member`,
