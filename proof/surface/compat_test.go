@@ -479,6 +479,7 @@ func startMember(t *testing.T) member {
 			}},
 		},
 		TickInterval: 10 * time.Millisecond, ElectionTicks: 10,
+		LogDropped: func() uint64 { return 0 },
 		// Some paths are served at log level debug alone.
 		Logger: zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(io.Discard), zap.DebugLevel)),
 	})
