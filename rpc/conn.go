@@ -955,6 +955,9 @@ func (c *conn) closeStream(st *stream) {
 	st.closed = true
 	delete(c.streams, st.id)
 	c.long.forget(st)
+	if st.granted > 0 && !st.recvDone {
+		c.long.late = true // it was given a window for nothing
+	}
 	if !st.running {
 		c.long.ungrant(st)
 	}

@@ -18,15 +18,14 @@ import (
 // A unary call keeps what it was given until its handler returns, since until then its request is in
 // memory; a message of a call whose client streams keeps it until the message is complete.
 //
-// A client that was given a window need not use it. What has not come whole after longPatience, and
-// longSecond for each second more, is late: while others wait, it counts no more until it comes, so
-// that announcing messages holds up nobody for longer; what comes of it nevertheless is bounded as
-// all incomplete messages are. Connections with a late message are served behind the others until
-// they send one in time.
+// A client that was given a window need not use it. A message of which less than longProgress has come
+// in longPatience is late: while others wait, it counts no more until it comes, so that announcing
+// messages holds up nobody for longer; what comes of it nevertheless is bounded as all incomplete
+// messages are. Connections with a late message are served behind the others until they send one in
+// time.
 const (
-	longPatience = 2 * time.Second
-	// longSecond is what a slow client sends in a second, bytes.
-	longSecond = 1 << 20
+	longPatience = 500 * time.Millisecond
+	longProgress = 16 << 10
 	// longShare is the part of all windows that one connection may have: one in so many.
 	longShare = 4
 	// longWaitShare is the part that the first windows of a connection's waiting messages may have;
@@ -51,7 +50,7 @@ type longWindows struct {
 	// order in which they are served, one message each; behind are those with a late one.
 	waiting, behind []longWait
 	served          int // windows given to those who waited
-	// sending are the streams whose message is not complete, with the time when it is late.
+	// sending are the streams whose message is not complete, with the time when it may be late.
 	sending map[*stream]time.Time
 	// serving: there is a goroutine that serves those who wait. room wakes it.
 	serving bool
@@ -96,8 +95,12 @@ func (l *longWindows) take(st *stream, n int64) bool {
 // give takes n bytes for a stream. REQUIRES: mu.
 func (l *longWindows) give(st *stream, n int64) {
 	l.used += n
-	l.sending[st] = time.Now().Add(l.patience + time.Duration(n)*time.Second/longSecond)
+	l.expect(st)
 }
+
+// expect has the progress of a stream's message looked at after a while, if others wait then.
+// REQUIRES: mu.
+func (l *longWindows) expect(st *stream) { l.sending[st] = time.Now().Add(l.patience) }
 
 // count has n bytes more, or fewer, taken for a stream that was given some; complete: all of its
 // message has come.
@@ -146,7 +149,7 @@ func (l *longWindows) serve() {
 			return
 		}
 		for _, st := range late {
-			st.isLate()
+			st.look()
 		}
 		if len(late) > 0 {
 			continue
@@ -160,7 +163,7 @@ func (l *longWindows) serve() {
 }
 
 // next takes the first of those who wait, with its bytes, if they are there. Else it returns the
-// streams that are late, and when there may be others. Nobody waits: due is zero, and the caller is
+// streams that may be late, and when there may be others. Nobody waits: due is zero, and the caller is
 // the goroutine that serves no more.
 func (l *longWindows) next() (next longWait, late []*stream, due time.Time) {
 	l.mu.Lock()
@@ -196,15 +199,23 @@ func (l *longWindows) next() (next longWait, late []*stream, due time.Time) {
 	return longWait{}, late, due
 }
 
-// isLate has a stream's window count no more until its message has come.
-func (st *stream) isLate() {
+// look has a stream's window count no more until its message has come, if that makes no progress.
+func (st *stream) look() {
 	c := st.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if st.granted > 0 && !st.late && st.receives() {
-		st.late, c.long.late = true, true
-		c.s.long.count(st, -st.granted, false)
+	if st.granted == 0 || st.late || !st.receives() {
+		return
 	}
+	if st.seen-st.need >= longProgress {
+		st.seen = st.need
+		c.s.long.mu.Lock()
+		c.s.long.expect(st)
+		c.s.long.mu.Unlock()
+		return
+	}
+	st.late, c.long.late = true, true
+	c.s.long.count(st, -st.granted, false)
 }
 
 var errTooManyWait = status.Error(codes.ResourceExhausted, "etcdserver: too many requests")
@@ -306,6 +317,7 @@ func (q *longQueue) forget(st *stream) {
 func (q *longQueue) grant(st *stream, n int64) {
 	q.granted += n
 	st.granted += n
+	st.seen = st.need
 	q.c.windowFrame(st.id, uint32(n))
 	st.recvWindow += n
 }

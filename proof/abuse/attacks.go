@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -91,6 +92,7 @@ func attacks() []attack {
 		{name: "settings", needs: connection, how: "8 connections that send SETTINGS and PING without end and read nothing", do: settingsFlood},
 		{name: "headers", needs: connection, how: "4 MiB of headers in 8 KB, again and again", do: headerBomb},
 		{name: "half-messages", needs: connection, how: "500 messages of 1.9 MiB that lack their last byte", memory: 1400 * mib, do: halfMessages},
+		{name: "announced", needs: connection, how: "100 connections that announce 50 messages of 1.9 MiB each, send nothing of them, and announce others", watched: "a put of 1 MB", do: announcedMessages, meanwhile: longPuts},
 		{name: "gzip", needs: connection, how: "messages of 200 MiB of zeros, 200 KB on the wire", do: gzipBomb},
 		{name: "json", needs: connection, how: "8 JSON bodies of 100 MiB at once", memory: 1000 * mib, do: jsonBomb},
 		{name: "pages", needs: connection, how: "32 clients that ask for /metrics without a pause", do: scrapes},
@@ -125,6 +127,23 @@ func rightLogins(ctx context.Context, r *run) {
 		pause(ctx, 300*time.Millisecond)
 	}
 	r.note("a right login took %v at worst", cluster.Round(r.watching))
+}
+
+// longPuts writes a long value again and again meanwhile.
+func longPuts(ctx context.Context, r *run) {
+	kv := pb.NewKVClient(r.conns[0])
+	value := bytes.Repeat([]byte("v"), 1_000_000)
+	for ctx.Err() == nil {
+		call, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		began := time.Now()
+		_, err := kv.Put(call, &pb.PutRequest{Key: []byte("long"), Value: value})
+		cancel()
+		if r.watching = max(r.watching, time.Since(began)); err != nil {
+			r.note("a put of 1 MB: %s", rpctypes.ErrorDesc(err))
+		}
+		pause(ctx, 300*time.Millisecond)
+	}
+	r.note("a put of 1 MB took %v at worst", cluster.Round(r.watching))
 }
 
 func passwordNotTold(ctx context.Context, r *run) (faults []string) {

@@ -269,6 +269,22 @@ func halfMessages(ctx context.Context, t *target, c *counter) error {
 	return nil
 }
 
+// announcedMessages announces long messages in five bytes each and takes them back when there are many.
+func announcedMessages(ctx context.Context, t *target, c *counter) error {
+	const most = 50 // of a connection
+	block := request()
+	prefix := binary.BigEndian.AppendUint32([]byte{0}, 1_900_000)
+	return flood(ctx, t, c, t.sized(100, 20), true, func(f *http2.Framer, n uint32) error {
+		id := 2*n + 1
+		err := errors.Join(f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true}), f.WriteData(id, false, prefix))
+		if n >= most {
+			err = errors.Join(err, f.WriteRSTStream(id-2*most, http2.ErrCodeCancel))
+			pause(ctx, 10*time.Millisecond)
+		}
+		return err
+	})
+}
+
 // letters is an endless text.
 type letters struct{}
 
