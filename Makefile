@@ -158,6 +158,10 @@ interop: tools ## Belay's own gRPC server under h2spec, gRPC's interoperability 
 	BELAY_INTEROP=1 go test -count=1 -timeout 60m -v -run 'TestH2Spec|TestInteropClient' ./rpc
 	BELAY_CLIENTS=all go test -count=1 -timeout 30m -v -run TestPython ./proof/clients
 
+.PHONY: reports
+reports: tools ## what users of etcd reported, and odd requests in every state of a cluster, told to Belay and to etcd: equal answers (STORY='no_quorum')
+	BELAY_REPORTS=1 go test -count=1 -timeout 60m -v ./proof/check -run '^TestReports$$$(if $(STORY),/^$(STORY)$$)'
+
 .PHONY: soak
 soak: ## three members over Belay's own gRPC server under all kinds of calls for SOAK (1h), with kills, stops and new certificates
 	BELAY_SOAK=$${SOAK:-1h} go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./proof/check

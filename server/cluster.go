@@ -167,7 +167,7 @@ func (c *clusterService) promoteHere(ctx context.Context, id uint64) (members []
 		case err == nil:
 			c.metrics.promoteSuccess.Inc()
 		case !errors.Is(err, replica.ErrNotLeader):
-			c.metrics.promoteFailures.WithLabelValues(err.Error()).Inc()
+			c.metrics.promoteFailures.WithLabelValues(promoteFailure(err)).Inc()
 		}
 	}()
 	if err := c.group.LearnerReady(ctx, id); err != nil {
@@ -189,6 +189,18 @@ func (c *clusterService) promoteHere(ctx context.Context, id uint64) (members []
 	return c.configure(ctx, &command.Change{
 		Type: raftpb.ConfChangeAddNode, MemberID: id, Member: command.Member{ID: id}, IsPromote: true,
 	})
+}
+
+// promoteFailure is the label Reason of a promotion that failed: etcd's texts, some of which it maps
+// to others only later, for the client.
+func promoteFailure(err error) string {
+	switch {
+	case errors.Is(err, state.ErrMemberNotFound):
+		return "membership: ID not found"
+	case errors.Is(err, state.ErrNotLearner):
+		return "membership: can only promote a learner member"
+	}
+	return err.Error()
 }
 
 // configure replicates a member change and returns the members after it.

@@ -247,6 +247,11 @@ func TestQuota(t *testing.T) {
 	if len(list.Alarms) != 1 || list.Alarms[0].Alarm != pb.AlarmType_NOSPACE || list.Alarms[0].MemberID != testMember {
 		t.Fatalf("alarms %v", list.Alarms)
 	}
+	odd, err := m.maintenance.Alarm(ctx, &pb.AlarmRequest{Action: 99, Alarm: pb.AlarmType_NOSPACE}) // this ends an etcd
+	must(t, err)
+	if odd.Header == nil || len(odd.Alarms) != 0 {
+		t.Fatalf("an action that does not exist is answered with %v", odd)
+	}
 	status, err := m.maintenance.Status(ctx, &pb.StatusRequest{})
 	must(t, err)
 	if len(status.Errors) != 1 || !strings.Contains(status.Errors[0], "NOSPACE") || status.DbSizeQuota != 1 {
@@ -702,6 +707,22 @@ func TestMembers(t *testing.T) {
 	m.replica.set(func(r *solo) { r.readyErr = nil })
 	_, err = m.cluster.MemberPromote(ctx, &pb.MemberPromoteRequest{ID: testMember})
 	checkStatus(t, err, codes.FailedPrecondition, "etcdserver: can only promote a learner member")
+	// Monitoring tells the reasons apart by etcd's own texts, which are not those that clients see.
+	families, err := m.reg.Gather()
+	must(t, err)
+	reasons := make(map[string]float64)
+	for _, f := range families {
+		if f.GetName() == "etcd_server_learner_promote_failures" {
+			for _, series := range f.GetMetric() {
+				reasons[series.GetLabel()[0].GetValue()] = series.GetCounter().GetValue()
+			}
+		}
+	}
+	for _, reason := range []string{"membership: ID not found", "membership: can only promote a learner member", "etcdserver: can only promote a learner member which is in sync with leader"} {
+		if reasons[reason] != 1 {
+			t.Errorf("promotions that failed are counted as %v, without %q", reasons, reason)
+		}
+	}
 	promote, err := m.cluster.MemberPromote(ctx, &pb.MemberPromoteRequest{ID: add.Member.ID})
 	must(t, err)
 	if promote.Members[0].IsLearner || promote.Members[1].IsLearner {

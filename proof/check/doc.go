@@ -18,6 +18,7 @@
 //	corrupt_test.go       a member whose data was altered is found and named
 //	corrupt_bytes_test.go  one byte of a stored file is altered, in one of three and in a lone member
 //	logs_test.go          one day of Belay and of etcd: the same lines and metrics
+//	reports_*_test.go     what users of etcd reported, and odd requests, told to both (make reports)
 //	soak_test.go          an hour of all kinds of calls, with kills, stops and new certificates
 //	prometheus_*_test.go  the community's alerts on the real Prometheus
 //
@@ -33,6 +34,8 @@
 //	BELAY_LAG_ENTRIES=n, BELAY_LAG_VALUE_BYTES=n  how far a member lags (3000, 16384; a paused one must need a snapshot beyond 192 MiB)
 //	BELAY_CORRUPT_ROUNDS=n    kills of a healthy cluster under corruption checks (6)
 //	BELAY_WEBVIEW=dir         look at the web view in Chromium, and write its pictures there
+//	BELAY_REPORTS=1           tell the stories of reports_*_test.go to both, some ten minutes
+//	BELAY_REPORTS_DIR=dir     write there what either answered
 //	BELAY_SOAK=1h             how long TestSoak takes; it runs only with this
 //	BELAY_BIN=path            a belay binary to check, instead of building one
 //	BELAY_ETCD, BELAY_ETCDCTL, BELAY_ETCDUTL   etcd's programs, instead of building them

@@ -168,6 +168,7 @@ func (c httpCase) ask(client *http.Client, url string) (string, error) {
 				return "", fmt.Errorf("%w after %q", err, data)
 			}
 		}
+		data = bytes.Join(bytes.SplitAfterN(data, []byte{'\n'}, c.lines+1)[:c.lines], nil) // no more than is compared
 	} else if data, err = io.ReadAll(resp.Body); err != nil {
 		return "", err
 	}
