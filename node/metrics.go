@@ -22,6 +22,7 @@ type Metrics struct {
 	receivingRefused *prometheus.CounterVec // calls, connections, and connections for their headers
 	receiving        atomic.Pointer[listen.Receiving]
 	long             atomic.Pointer[rpc.Server]
+	longWait         prometheus.Histogram
 
 	budget prometheus.Gauge     // 0: none
 	shares *prometheus.GaugeVec // of the budget, by part
@@ -76,6 +77,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}
 		return 0
 	}))
+	m.longWait = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "belay_long_request_wait_seconds", Help: "How long long gRPC requests have waited at their clients until they were let in.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10),
+	})
 	windows := func(of func(used, waiting int64) int64) func() float64 {
 		return func() float64 {
 			if s := m.long.Load(); s != nil {
@@ -84,7 +89,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			return 0
 		}
 	}
-	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	r.MustRegister(m.longWait, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "belay_long_requests_bytes", Help: "Bytes of long gRPC requests that were let in: that come, or whose calls have not ended.",
 	}, windows(func(used, _ int64) int64 { return used })), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "belay_long_requests_waiting", Help: "Long gRPC requests that wait at their clients until others have ended.",

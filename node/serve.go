@@ -433,6 +433,7 @@ func (ps *ports) newCallServer(srv *server.Server) callServer {
 		return err
 	}
 	opts.LongRefused = ps.longRefused()
+	opts.LongWaited = func(took time.Duration) { ps.counts.longWait.Observe(took.Seconds()) }
 	calls := rpc.New(opts)
 	ps.counts.long.Store(calls)
 	return calls

@@ -241,7 +241,7 @@ func (c *conn) giveStreamWindow(st *stream) {
 	}
 	q := &c.long
 	if len(q.waiting) == 0 && q.fits(more) && c.s.long.take(st, more) {
-		q.grant(st, more)
+		q.grant(st, more, 0)
 		return
 	}
 	if int64(len(q.waiting)+1)*c.window > c.s.long.most/longWaitShare {
@@ -252,7 +252,7 @@ func (c *conn) giveStreamWindow(st *stream) {
 		signal(st.recvWake)
 		return
 	}
-	st.waits = true
+	st.waits, st.waitsFrom = true, time.Now()
 	q.waiting = append(q.waiting, st)
 	c.s.long.all.Add(1)
 	q.next()
@@ -296,7 +296,7 @@ func (q *longQueue) given(w longWait) {
 	q.forget(st)
 	if wanted {
 		c.s.long.count(st, more-w.n, false)
-		q.grant(st, more)
+		q.grant(st, more, time.Since(st.waitsFrom))
 		c.kick()
 	} else {
 		c.s.long.count(st, -w.n, true)
@@ -313,8 +313,11 @@ func (q *longQueue) forget(st *stream) {
 	}
 }
 
-// grant gives a window beyond that of every stream.
-func (q *longQueue) grant(st *stream, n int64) {
+// grant gives a window beyond that of every stream, to one that has waited so long.
+func (q *longQueue) grant(st *stream, n int64, waited time.Duration) {
+	if told := q.c.s.opts.LongWaited; told != nil {
+		told(waited)
+	}
 	q.granted += n
 	st.granted += n
 	st.seen = st.need

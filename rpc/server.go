@@ -33,6 +33,9 @@ type Options struct {
 	// 65,535 [65,535]. LongBytes bounds what longer ones of all connections hold beyond that, until
 	// their unary calls end [192 MiB]: more of them wait at their clients. One alone may be longer.
 	StreamWindow, LongBytes int64
+	// LongWaited is told of each long message that is let in how long it has waited. It must not wait.
+	// nil: nobody.
+	LongWaited func(time.Duration)
 	// LongRefused is told of a client on whose connection too many long messages wait, so that one is
 	// refused. It must not wait. nil: nobody.
 	LongRefused func(client net.Addr)

@@ -55,6 +55,7 @@ type stream struct {
 	seen        int64 // need when its progress was looked at last
 	late        bool  // granted counts no more: see long.go
 	waits       bool  // among conn.long.waiting
+	waitsFrom   time.Time
 	contentLeft int64 // of the content length; negative: none was announced
 
 	// What is sent.

@@ -155,7 +155,7 @@ func (p *prometheus) wantSeries(ctx context.Context, rules []doctorRule, panels 
 // machines are the alerts that depend on how fast a machine is, which a test cannot promise.
 var machines = []string{
 	"FsyncSlow", "CommitSlow", "RoundTripSlow", "HeartbeatsLate", "LoopLate", "SlowApplies", "DiskStalled", "StoreStalled",
-	"IncidentVerdict", "ReadersWait", "ProposalsPending", "ApplyBehind", "LeaderChanges", "SlowWatchers", "RequestsFailed",
+	"IncidentVerdict", "ReadersWait", "LongRequestsWait", "ProposalsPending", "ApplyBehind", "LeaderChanges", "SlowWatchers", "RequestsFailed",
 }
 
 func ofMachine(alert string) bool {

@@ -250,6 +250,7 @@ func trials() []trial {
 		{"RequestsFailed", "", "12m", handled("Unavailable", 60, 2940), one(warning, "2%"), [][]string{handled("FailedPrecondition", 60, 2940), handled("Unavailable", 60, 12000), handled("Unavailable", 1, 9)}},
 		{"RequestsFailed", "", "8m", handled("Unavailable", 600, 5400), one(critical, "10%"), [][]string{handled("Canceled", 600, 5400)}},
 		{"ReadersWait", Belay, "12m", spread("belay_reader_wait_seconds", "m1", "", 1.6384, 6.5536, 60), one(warning, "6.504s"), [][]string{spread("belay_reader_wait_seconds", "m1", "", 0, 0.0001, 60)}},
+		{"LongRequestsWait", Belay, "12m", spread("belay_long_request_wait_seconds", "m1", "", 1.6384, 6.5536, 60), one(warning, "6.504s"), [][]string{spread("belay_long_request_wait_seconds", "m1", "", 0, 0.0001, 60)}},
 		{"ReceivingRefused", Belay, "3m", refused("belay_receiving_refused_total", `,what="call"`, "0 0 1 1"), one(warning, "1", "what", "call"), [][]string{refused("belay_receiving_refused_total", `,what="call"`, "3+0x5")}},
 		{"ConnectionsRefused", Belay, "3m", refused("belay_connections_refused_total", `,port="client",state="new"`, "0 0 1 1"), one(warning, "1", "port", "client"), [][]string{refused("belay_connections_refused_total", `,port="client",state="new"`, "3+0x5")}},
 

@@ -384,6 +384,12 @@ func requests(o Options) []alert {
 			says:    "The p99 of how long large reads wait for their turn at MEMBER is {{ $value | humanizeDuration }}.",
 		},
 		alert{
+			name: "LongRequestsWait", only: Belay, severity: warning, holds: "10m",
+			measure: "histogram_quantile(0.99, rate(belay_long_request_wait_seconds_bucket{SEL}[5m]))", when: "> 1",
+			summary: "Long requests wait until others have been carried out.",
+			says:    "The p99 of how long requests of more than 64 KiB wait until MEMBER lets them in is {{ $value | humanizeDuration }}.",
+		},
+		alert{
 			name: "ReceivingRefused", only: Belay, severity: warning,
 			measure: "sum by (BY, instance, what) (increase(belay_receiving_refused_total{SEL}[15m]))", when: "> 0",
 			summary: "Clients begin requests and do not complete them, or send too much at once.",

@@ -58,6 +58,7 @@ func rows(kind rules.Kind) []row {
 			{title: "Not applied yet", only: rules.Belay, unit: "s", lines: []float64{bounds.ApplyLagSlow, bounds.ApplyLagBad}, queries: one(`belay_server_apply_lag_seconds{SEL}`, member), says: "How long the oldest committed entry waits; from 5 s on writes are refused."},
 			{title: "Slow applies, read indexes, heartbeats", unit: "ops", queries: []query{{rate("etcd_server_slow_apply_total{SEL}"), member + " apply"}, {rate("etcd_server_slow_read_indexes_total{SEL}"), member + " read index"}, {rate("etcd_server_heartbeat_send_failures_total{SEL}"), member + " heartbeat"}}, says: "What took over 100 ms to apply, reads that waited for the leader, heartbeats that a leader sent late."},
 			{title: "Large reads that wait", only: rules.Belay, unit: "short", queries: one(`belay_readers_waiting{SEL}`, member), says: "For a processor: more is being read than this member can serve."},
+			{title: "Long requests that wait", only: rules.Belay, unit: "short", queries: one(`belay_long_requests_waiting{SEL}`, member), says: "At their clients, until others have been carried out."},
 		}},
 		{"Disk", []panel{
 			{title: "Syncs of the log", unit: "s", lines: fsyncLines, queries: quantiles("etcd_disk_wal_fsync_duration_seconds", "", "instance", member), says: "Every write waits for a quorum of these."},
