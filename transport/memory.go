@@ -470,11 +470,15 @@ func (e *Endpoint) runSnapshot(m *raftpb.Message) error {
 	if err != nil {
 		return err
 	}
-	defer body.Close()
+	closed := sync.OnceValue(body.Close)
+	defer closed()
+	// A member that stops breaks its connections, whatever the other one does with what has come.
+	defer context.AfterFunc(e.ctx, func() { _ = closed() })()
 	to := e.n.reach(d)
 	if to == nil {
 		return errLinkDown
 	}
+	defer context.AfterFunc(to.ctx, func() { _ = closed() })()
 	received, err := unmarshalMessage(marshalMessage(m))
 	if err != nil {
 		return err

@@ -237,3 +237,45 @@ func TestMemorySnapshot(t *testing.T) {
 		}
 	})
 }
+
+// TestMemorySnapshotStop: a member that stops ends the snapshot that it sends, also while the other
+// one is busy with what has come, and so does the other one.
+func TestMemorySnapshotStop(t *testing.T) {
+	for name, stop := range map[string]func(a, b *Endpoint){"sender": func(a, _ *Endpoint) { a.Stop() }, "receiver": func(_, b *Endpoint) { b.Stop() }} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n, a, b, ha, hb := pair(1)
+				defer n.Close()
+				written := make(chan error, 1)
+				ha.open = func(*raftpb.Message, Software) (io.ReadCloser, error) {
+					r, w := io.Pipe()
+					go func() {
+						_, err := io.Copy(w, zeros{})
+						written <- err
+					}()
+					return r, nil
+				}
+				hung := make(chan struct{})
+				hb.receive = func(_ *raftpb.Message, r io.Reader, _ string) error {
+					_, err := io.ReadFull(r, make([]byte, 10))
+					<-hung
+					return err
+				}
+				m := message(raftpb.MsgSnap, 1, 2, 0)
+				m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(uint64(10)), Term: new(uint64(1))}}
+				a.Send([]*raftpb.Message{m})
+				synctest.Wait()
+				stop(a, b)
+				select {
+				case err := <-written:
+					if !errors.Is(err, io.ErrClosedPipe) {
+						t.Errorf("the sender's copy ended with %v", err)
+					}
+				case <-time.After(time.Hour):
+					t.Error("the sender's view of its store stays open")
+				}
+				close(hung)
+			})
+		})
+	}
+}
