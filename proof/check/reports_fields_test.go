@@ -400,8 +400,8 @@ func fieldStories() []story {
 						if proto.Unmarshal(broken, proto.Clone(b.req)) == nil {
 							continue // an id, or a lease, of its own
 						}
-					case "Lease/LeaseTimeToLive":
-						continue
+					case "Lease/LeaseTimeToLive", "Maintenance/HashKV":
+						continue // a clock; and what is said after a Compact(0)
 					}
 					r.call(0, b.method, rawMessage(broken))
 				}

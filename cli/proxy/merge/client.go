@@ -90,7 +90,7 @@ func (h *Hub) Request(c *Client, r *pb.WatchRequest) {
 				h.cancel(w)
 			}
 		}
-	case r.GetProgressRequest() != nil:
+	case r.GetProgressRequest() != nil && len(c.watches) > 0: // a stream without watches is told nothing, as at a member
 		h.wanting[c] = true
 		h.ask()
 	}
@@ -128,6 +128,9 @@ func (h *Hub) drop(w *watch) {
 	h.detach(w)
 	delete(w.client.watches, w.id)
 	h.watches--
+	if len(w.client.watches) == 0 {
+		delete(h.wanting, w.client)
+	}
 	w.client.parked = slices.DeleteFunc(w.client.parked, func(p *watch) bool { return p == w })
 }
 

@@ -65,7 +65,8 @@ type Hub struct {
 	nextID  int64
 	made    int64
 	header  *pb.ResponseHeader // the newest one
-	// wanting are clients that asked for progress.
+	// wanting are clients that asked for progress and have watches. However often one asked, it gets
+	// one answer.
 	wanting map[*Client]bool
 	// sinceAsked counts the ticks since the cluster was asked for progress; answered: it has answered
 	// since. owed are all questions without an answer: it answers none while a source is behind.

@@ -536,6 +536,51 @@ func TestModel(t *testing.T) {
 }
 
 // TestFrames splits messages where they may be.
+// talk is a cluster that is only written down, and a client that is.
+type talk struct {
+	sent []*pb.WatchRequest
+	got  []*pb.WatchResponse
+}
+
+func (s *talk) Send(r *pb.WatchRequest) { s.sent = append(s.sent, r) }
+func (s *talk) Push(m Message)          { s.got = append(s.got, m.Control) }
+func (s *talk) Full() bool              { return false }
+func (s *talk) End(string)              {}
+
+// TestProgressWithoutWatches: a member answers no progress to a stream without watches, nor does the
+// hub, which does not ask the cluster again and again for the sake of one.
+func TestProgressWithoutWatches(t *testing.T) {
+	s := &talk{}
+	h := New(s)
+	h.Up()
+	c := h.NewClient(s)
+	progress := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}}
+	h.Request(c, progress)
+	if h.Restless() || len(s.sent) != 0 {
+		t.Fatalf("restless: %v, asked %v", h.Restless(), s.sent)
+	}
+	h.Request(c, &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("a")}}})
+	h.Request(c, progress)
+	if !h.Restless() {
+		t.Fatal("progress of a watch is not waited for")
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(h.Response(&pb.WatchResponse{Header: &pb.ResponseHeader{Revision: 5}, WatchId: s.sent[0].GetCreateRequest().WatchId, Created: true}))
+	h.Request(c, &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{}}})
+	if h.Restless() {
+		t.Fatal("progress is waited for after the last watch has ended")
+	}
+	must(h.Response(&pb.WatchResponse{Header: &pb.ResponseHeader{Revision: 5}, WatchId: noID}))
+	if len(s.got) != 2 || !s.got[0].Created || !s.got[1].Canceled {
+		t.Fatalf("the client got %v", s.got)
+	}
+}
+
 func TestFrames(t *testing.T) {
 	t.Parallel()
 	var events []*mvccpb.Event
