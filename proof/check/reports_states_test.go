@@ -310,6 +310,31 @@ func stateStories() []story {
 				everything(r, 0, "a token of before, on again")
 			})
 		}},
+		{name: "everything by certificate", certificates: true, args: []string{"--bcrypt-cost=4"}, tell: func(r *teller) {
+			ground(r)
+			usersAndRoles(r)
+			for _, name := range []string{"root", "u", "n", "nobody", "nameless"} {
+				r.holding(name)
+				everything(r, 0, "certificate of "+name)
+			}
+			r.by(0, "u", func() { everything(r, 0, "no name, token of u") })
+		}},
+		{name: "everything at version 3.6", args: []string{"--downgrade-check-time=200ms"}, tell: func(r *teller) {
+			ground(r)
+			r.call(0, "Maintenance/Downgrade", &pb.DowngradeRequest{Action: pb.DowngradeRequest_ENABLE, Version: "3.6.0"})
+			if err := eventually(r.ctx, func() error {
+				if version := r.httpLine(0, httpCase{path: "/version"}); !strings.Contains(version, `"etcdcluster":"3.6.0"`) {
+					return fmt.Errorf("%s", version)
+				}
+				return nil
+			}); err != nil {
+				r.t.Error(err)
+			}
+			everything(r, 0, "3.6")
+			r.restart(0, true)
+			everything(r, 0, "3.6, killed")
+			r.call(0, "Maintenance/Downgrade", &pb.DowngradeRequest{Action: pb.DowngradeRequest_CANCEL})
+		}},
 		{name: "everything at a follower", size: 3, tell: func(r *teller) {
 			ground(r)
 			r.lead(0, 0, 1, 2)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -39,7 +40,9 @@ type story struct {
 	name string
 	size int      // members
 	args []string // of each
-	tell func(r *teller)
+	// certificates: clients need one, whose name is a user.
+	certificates bool
+	tell         func(r *teller)
 }
 
 // TestReports tells every story to both.
@@ -63,10 +66,24 @@ func compareStory(t *testing.T, s story) {
 	var lines [2][]string
 	var wg sync.WaitGroup
 	for i, kind := range kinds {
-		c := startCluster(t, cluster.Config{Kind: kind, Size: max(1, s.size), Args: s.args})
+		cfg := cluster.Config{Kind: kind, Size: max(1, s.size), Args: s.args}
+		var issuer *issuer
+		if s.certificates {
+			issuer = newIssuer(t, "check")
+			for _, name := range []string{"root", "u", "n", "nobody"} {
+				issuer.issue(name, nil)
+			}
+			issuer.issue("nameless", func(c *x509.Certificate) { c.Subject.CommonName = "" })
+			cfg.TLS = issuer.client("root")
+			cfg.Args = append(slices.Clone(s.args), "--cert-file="+issuer.Cert("nameless"), "--key-file="+issuer.Key("nameless"), "--trusted-ca-file="+issuer.CA(), "--client-cert-auth")
+		}
+		c := startCluster(t, cfg)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		defer cancel()
-		r := &teller{t: t, ctx: ctx, kind: kind, c: c}
+		r := &teller{t: t, ctx: ctx, kind: kind, c: c, client: freshClient, issuer: issuer}
+		if issuer != nil {
+			r.holding("root")
+		}
 		if os.Getenv("BELAY_REPORTS_PROXY") != "" && i == 0 && len(c.Members) == 1 {
 			r.through = startProxyProcess(t, "", []string{c.Members[0].Endpoint()}, "--advertise-client-url=").address
 		}
@@ -111,10 +128,12 @@ func compareStory(t *testing.T, s story) {
 
 // teller tells a story to one side and writes down what comes back.
 type teller struct {
-	t    *testing.T
-	ctx  context.Context
-	kind cluster.Kind
-	c    *cluster.Cluster
+	t      *testing.T
+	ctx    context.Context
+	kind   cluster.Kind
+	c      *cluster.Cluster
+	client *http.Client
+	issuer *issuer // nil without certificates
 	// through is the address of a proxy before member 0, "" without.
 	through string
 	conns   []*grpc.ClientConn
@@ -214,6 +233,24 @@ func (r *teller) conn(i int) *grpc.ClientConn {
 		r.conns[i] = conn
 	}
 	return r.conns[i]
+}
+
+// holding makes the next calls to member 0 with somebody's certificate.
+func (r *teller) holding(name string) {
+	conn, err := dialWith(r.c.Members[0], r.issuer.client(name))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: r.issuer.client(name)}}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.conns) == 0 {
+		r.conns = make([]*grpc.ClientConn, 1)
+	}
+	if r.conns[0] != nil {
+		r.conns[0].Close()
+	}
+	r.conns[0] = conn
 }
 
 // rpc finds a method by "KV/Put".
@@ -441,7 +478,7 @@ func (r *teller) https(i int, cases []httpCase) {
 }
 
 func (r *teller) httpLine(i int, c httpCase) string {
-	answer, err := c.ask(freshClient, r.c.Members[i].ClientURL)
+	answer, err := c.ask(r.client, r.c.Members[i].ClientURL)
 	if err != nil {
 		answer = "error " + regexp.MustCompile(`127\.0\.0\.1:\d+`).ReplaceAllString(err.Error(), "ADDRESS")
 	}
