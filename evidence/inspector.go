@@ -61,6 +61,9 @@ type InspectorOptions struct {
 	// names; a name may be empty.
 	Members func() map[uint64]string
 	Leads   func() bool
+	// CaughtUp waits until what has just happened to this member is in its ring, as Sampler's does;
+	// nil: nobody records anything late.
+	CaughtUp func(ctx context.Context)
 	// Collect asks another member for its report of the last TellWithin. A member that has none
 	// (etcd) gives an empty one and no error.
 	Collect func(ctx context.Context, id uint64) (Report, error)
@@ -282,6 +285,9 @@ func (i *Inspector) collect() []Testimony {
 			all = append(all, t)
 			mu.Unlock()
 		})
+	}
+	if i.o.CaughtUp != nil {
+		i.o.CaughtUp(ctx)
 	}
 	asking.Wait()
 	now := i.now()

@@ -22,6 +22,8 @@ const (
 	cpuWaitPercent        = 50
 	longGCPause           = 20 * time.Millisecond
 	spaceInterval         = time.Second
+	// catchUp bounds how long a report waits for the sampler.
+	catchUp = 200 * time.Millisecond
 	// logStalls is how long an output of the log must take nothing for an event.
 	logStalls = 2 * time.Second
 )
@@ -34,6 +36,10 @@ type Sampler struct {
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
+
+	mu      sync.Mutex
+	sampled time.Time     // when the last sample ended
+	next    chan struct{} // closed by the next sample; nil: nobody waits
 
 	// Of its goroutine alone.
 	last      time.Time
@@ -76,6 +82,7 @@ func StartSampler(ring *Ring, opts SamplerOptions) *Sampler {
 		defer tick.Stop()
 		for {
 			s.sample(time.Now())
+			s.hasSampled()
 			select {
 			case <-ctx.Done():
 				return
@@ -94,6 +101,39 @@ func StartSampler(ring *Ring, opts SamplerOptions) *Sampler {
 func (s *Sampler) Stop() {
 	s.cancel()
 	s.running.Wait()
+}
+
+func (s *Sampler) hasSampled() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sampled = time.Now()
+	if s.next != nil {
+		close(s.next)
+		s.next = nil
+	}
+}
+
+// CaughtUp waits for the next sample if the last one is long ago, but not for long. When a process
+// that was stopped goes on, everything in it finds at once that it is late; why, the sampler alone
+// finds out, some milliseconds later. Who reports what was recorded calls this first.
+func (s *Sampler) CaughtUp(ctx context.Context) {
+	s.mu.Lock()
+	if time.Since(s.sampled) < sampleInterval+standstill {
+		s.mu.Unlock()
+		return
+	}
+	if s.next == nil {
+		s.next = make(chan struct{})
+	}
+	next := s.next
+	s.mu.Unlock()
+	timer := time.NewTimer(catchUp)
+	defer timer.Stop()
+	select {
+	case <-next:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 func (s *Sampler) sample(now time.Time) {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/metrics"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -35,6 +36,41 @@ func TestSamplerSeesAStandstill(t *testing.T) {
 	if len(events) != 1 || events[0].Kind != Paused || events[0].Took != time.Hour {
 		t.Errorf("%+v", events)
 	}
+}
+
+// TestSamplerCatchesUp: what a member reports just after it stood still has why it did, and a sampler
+// that does not sample holds no report up.
+func TestSamplerCatchesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := NewRing(0)
+		s := testSampler(r, SamplerOptions{})
+		s.sample(time.Now())
+		s.hasSampled()
+		began := time.Now()
+		s.CaughtUp(t.Context())
+		if took := time.Since(began); took != 0 {
+			t.Errorf("a report waited %v for a sampler that does its work", took)
+		}
+		time.Sleep(4 * time.Second) // and then all goes on at once
+		told := make(chan bool, 1)
+		go func() {
+			s.CaughtUp(t.Context())
+			told <- slices.ContainsFunc(r.since(0, nil), func(e Event) bool { return e.Kind == Paused })
+		}()
+		synctest.Wait()
+		s.continued <- os.Interrupt // stands for SIGCONT
+		s.sample(time.Now())
+		s.hasSampled()
+		if !<-told {
+			t.Error("the report has nothing of the pause")
+		}
+		time.Sleep(4 * time.Second)
+		began = time.Now()
+		s.CaughtUp(t.Context())
+		if took := time.Since(began); took != catchUp {
+			t.Errorf("a report waited %v for a sampler that does nothing", took)
+		}
+	})
 }
 
 func TestSamplerReadsProc(t *testing.T) {

@@ -93,7 +93,7 @@ func (w *witness) start() {
 	})
 	w.inspector = evidence.NewInspector(evidence.InspectorOptions{
 		Self: w.self, Ring: w.ring, Links: w.links, Logger: w.logger, Metrics: evidence.NewMetrics(w.registry),
-		Members: w.members, Leads: w.replica.IsLeader, Collect: w.collect,
+		Members: w.members, Leads: w.replica.IsLeader, Collect: w.collect, CaughtUp: w.sampler.CaughtUp,
 	})
 	w.links.Start()
 	w.inspector.Start()
@@ -207,7 +207,8 @@ func (w *witness) register(mux *peers.Mux) {
 	handle(peers.PathPing, http.MethodGet, func(rw http.ResponseWriter, _ *http.Request, _ uint64) {
 		peers.AnswerJSON(rw, evidence.PingAnswer{Life: w.life, NearMiss: w.ring.NearMiss(), Leader: command.IDText(w.leader())})
 	})
-	handle(peers.PathEvents, http.MethodGet, func(rw http.ResponseWriter, _ *http.Request, _ uint64) {
+	handle(peers.PathEvents, http.MethodGet, func(rw http.ResponseWriter, r *http.Request, _ uint64) {
+		w.sampler.CaughtUp(r.Context())
 		peers.AnswerJSON(rw, w.report(evidence.TellWithin))
 	})
 	handle(peers.PathLastWords, http.MethodPost, func(rw http.ResponseWriter, r *http.Request, from uint64) {
