@@ -67,7 +67,7 @@ func (a *application) end() {
 func (a *application) commit(index, term uint64, entries int) {
 	start := time.Now()
 	if err := a.b.Commit(); err != nil {
-		a.stop(fmt.Sprintf("cannot write to the database: %v", err))
+		a.failed("cannot write to the database", err)
 	}
 	if took := time.Since(start); took > a.m.cfg.WarningApply {
 		a.warnSlowCommit(took, index, entries)
@@ -98,6 +98,16 @@ func (a *application) stop(why string) {
 	panic(fatalStop{fmt.Errorf("state: cannot apply entry %d (%s): %s", a.at.index, a.at.kind, why)})
 }
 
+// failed stops over an error of the store or of what is kept in it. Damaged files are told of first: the
+// next start of a member that heals does so, and would meet the same damage in the same entry if it
+// did not know.
+func (a *application) failed(what string, err error) {
+	if a.m.cfg.Damaged != nil && store.IsDamage(err) {
+		a.m.cfg.Damaged(err)
+	}
+	a.stop(fmt.Sprintf("%s: %v", what, err))
+}
+
 func (a *application) stopOnPanic() {
 	switch p := recover().(type) {
 	case nil:
@@ -116,10 +126,7 @@ func (a *application) orStop(what string, err error) error {
 	case errors.Is(err, mvcc.ErrCompacted), errors.Is(err, mvcc.ErrFutureRev),
 		errors.Is(err, ErrEmptyKey), errors.Is(err, ErrInvalidSortOption), errors.Is(err, mvcc.ErrTooLarge):
 	default:
-		if a.m.cfg.Damaged != nil && store.IsDamage(err) {
-			a.m.cfg.Damaged(err)
-		}
-		a.stop(fmt.Sprintf("%s: %v", what, err))
+		a.failed(what, err)
 	}
 	return err
 }
@@ -131,12 +138,12 @@ func (a *application) revisionHeader() *pb.ResponseHeader {
 
 func (a *application) set(key, value []byte) {
 	if err := a.b.Set(key, value); err != nil {
-		a.stop(fmt.Sprintf("cannot write to the batch: %v", err))
+		a.failed("cannot write to the batch", err)
 	}
 }
 
 func (a *application) delete(key []byte) {
 	if err := a.b.Delete(key); err != nil {
-		a.stop(fmt.Sprintf("cannot write to the batch: %v", err))
+		a.failed("cannot write to the batch", err)
 	}
 }

@@ -1,8 +1,6 @@
 package state
 
 import (
-	"fmt"
-
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -63,7 +61,7 @@ func (a *application) leaseKeys(id int64) ([][]byte, error) {
 	}
 	keys, err := a.m.cfg.Leases.Keys(a.b, lease.ID(id))
 	if err != nil {
-		a.stop(fmt.Sprintf("keys of a lease: %v", err))
+		a.failed("keys of a lease", err)
 	}
 	return keys, nil
 }

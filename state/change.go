@@ -118,7 +118,7 @@ func (m *Machine) ApplyChange(e command.Entry) command.Result {
 	if e.ConfState != nil {
 		b, err := proto.Marshal(e.ConfState)
 		if err != nil {
-			a.stop(fmt.Sprintf("encode raft's configuration: %v", err))
+			a.failed("encode raft's configuration", err)
 		}
 		a.set(store.ConfStateKey(), b)
 	}

@@ -2,7 +2,6 @@ package state
 
 import (
 	"errors"
-	"fmt"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -24,13 +23,13 @@ func (a *application) put(r *pb.PutRequest, unawaited bool) (*pb.PutResponse, er
 	}
 	if unawaited && !r.IgnoreValue && !r.IgnoreLease {
 		if _, err := a.write(r.Key, r.Value, r.Lease); err != nil {
-			a.stop(fmt.Sprintf("put: %v", err))
+			a.failed("put", err)
 		}
 		return nil, nil
 	}
 	resp, err := a.runPut(r)
 	if err != nil {
-		a.stop(fmt.Sprintf("put: %v", err))
+		a.failed("put", err)
 	}
 	return resp, nil
 }
@@ -46,7 +45,7 @@ func (a *application) checkPut(r *pb.PutRequest) error {
 	if r.IgnoreValue || r.IgnoreLease {
 		prev, err := a.w.Prev(r.Key, false)
 		if err != nil {
-			a.stop(fmt.Sprintf("put: %v", err))
+			a.failed("put", err)
 		}
 		if prev == nil {
 			return ErrKeyNotFound
@@ -109,7 +108,7 @@ func (a *application) deleteRange(r *pb.DeleteRangeRequest, awaited bool) (*pb.D
 	}
 	resp, whole, err := a.runDeleteRange(r, awaited, a.m.cfg.MaxAnswerBytes)
 	if err != nil {
-		a.stop(fmt.Sprintf("delete: %v", err))
+		a.failed("delete", err)
 	}
 	if !whole {
 		return resp, ErrTxnAnswerTooLarge

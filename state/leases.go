@@ -2,7 +2,6 @@ package state
 
 import (
 	"errors"
-	"fmt"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
@@ -15,7 +14,7 @@ func (a *application) leaseGrant(r *pb.LeaseGrantRequest) (*pb.LeaseGrantRespons
 	case errors.Is(err, lease.ErrNotFound), errors.Is(err, lease.ErrExists), errors.Is(err, lease.ErrTTLTooLarge):
 		return nil, err
 	case err != nil:
-		a.stop(fmt.Sprintf("lease grant: %v", err))
+		a.failed("lease grant", err)
 	}
 	return &pb.LeaseGrantResponse{Header: a.revisionHeader(), ID: r.ID, TTL: ttl}, nil
 }
@@ -38,7 +37,7 @@ func (a *application) leaseRevoke(r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResp
 		delete(a.m.writers.may, r.ID)
 	}
 	if err != nil {
-		a.stop(fmt.Sprintf("lease revoke: %v", err))
+		a.failed("lease revoke", err)
 	}
 	return &pb.LeaseRevokeResponse{Header: a.revisionHeader()}, nil
 }
@@ -46,7 +45,7 @@ func (a *application) leaseRevoke(r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResp
 func (a *application) leaseCheckpoint(r *pb.LeaseCheckpointRequest) *pb.LeaseCheckpointResponse {
 	for _, c := range r.Checkpoints {
 		if err := a.m.cfg.Leases.Checkpoint(a.b, lease.ID(c.GetID()), c.GetRemaining_TTL()); err != nil {
-			a.stop(fmt.Sprintf("lease checkpoint: %v", err))
+			a.failed("lease checkpoint", err)
 		}
 	}
 	return &pb.LeaseCheckpointResponse{Header: a.revisionHeader()}

@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -584,6 +588,36 @@ func TestLearnerLimitIsTheEntrys(t *testing.T) {
 		err := apply(command.Change{Type: raftpb.ConfChangeAddLearnerNode, MemberID: id, Member: member(id, true), MaxLearners: step.limit})
 		if err != step.want {
 			t.Errorf("learner %d with a limit of %d: %v, want %v", id, step.limit, err, step.want)
+		}
+	}
+}
+
+// TestDamageIsTold: whatever entry meets a damaged file, who heals hears of it before the process
+// ends. Otherwise the next start would meet it again in the same entry, and so on.
+func TestDamageIsTold(t *testing.T) {
+	logger, _ := observed()
+	var told []error
+	r := newRig(t, Config{Logger: logger, Damaged: func(err error) { told = append(told, err) }})
+	a := &application{m: r.Machine}
+	damage := fmt.Errorf("store: %w", pebble.ErrCorruption)
+	if reason := stops(t, func() { a.failed("put", damage) }); !strings.Contains(reason, "put: store: ") || len(told) != 1 || told[0] != damage {
+		t.Errorf("%s; told of %v", reason, told)
+	}
+	if stops(t, func() { a.failed("put", errors.New("other")) }); len(told) != 1 {
+		t.Errorf("told of %v", told)
+	}
+	// No error of the store is stopped for in another way.
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found := regexp.MustCompile(`a\.stop\(.*\berr\b.*`).FindAllString(string(text), -1); !strings.HasSuffix(name, "_test.go") && len(found) > 0 && name != "application.go" || len(found) > 1 {
+			t.Errorf("%s: %q", name, found)
 		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -242,7 +241,7 @@ func (a *application) txn(e *command.Entry) (*pb.TxnResponse, error) {
 	run := txnRun{path: &path, rd: a.w, entry: e, left: a.m.cfg.MaxAnswerBytes}
 	resp, err := run.txn(ctx, r, a)
 	if err != nil {
-		a.stop(fmt.Sprintf("a checked transaction failed half-way: %v", err))
+		a.failed("a checked transaction failed half-way", err)
 	}
 	resp.Header.Revision = a.w.Rev()
 	if run.tooLarge {

@@ -102,6 +102,14 @@ func (w *ward) well(ctx context.Context, t *testing.T, m *cluster.Member, client
 	own := newClient(t, []string{m.Endpoint()})
 	deadline := time.Now().Add(time.Minute)
 	for {
+		select {
+		case <-m.Exited(): // as a supervisor does: damage that an entry meets as it is applied ends the process
+			t.Logf("%s ended, and is started again: %v", m.Name, m.ExitErr())
+			if err := errors.Join(m.Kill(), m.Start()); err != nil { // it is gone: so that it may start
+				t.Fatal(err)
+			}
+		default:
+		}
 		try, cancel := context.WithTimeout(ctx, 5*time.Second)
 		err := func() error {
 			list, err := client.MemberList(try)
