@@ -27,8 +27,9 @@ func Completion(w io.Writer, shell, program string) error {
 	return fmt.Errorf("no completion for the shell %q: bash, zsh, fish or powershell", shell)
 }
 
-// bash prints cobra's script, which asks the package bash-completion for the words of the line. A server
-// often lacks that package, and then each press of the key would print that the function is not there.
+// bash prints cobra's script, which asks the package bash-completion for the words of the line. A
+// server often lacks that package, and then each press of the key would print that the function is
+// not there.
 func bash(w io.Writer, root *cobra.Command) error {
 	var script strings.Builder
 	if err := root.GenBashCompletionV2(&script, true); err != nil {
