@@ -98,9 +98,9 @@ func (a *application) stop(why string) {
 	panic(fatalStop{fmt.Errorf("state: cannot apply entry %d (%s): %s", a.at.index, a.at.kind, why)})
 }
 
-// failed stops over an error of the store or of what is kept in it. Damaged files are told of first:
-// the next start of a member that heals does so, and would meet the same damage in the same entry if
-// it did not know.
+// failed stops over an error of the store or of what is kept in it. Damaged files are told of
+// first: the next start of a member that heals does so, and would meet the same damage in the same
+// entry if it did not know.
 func (a *application) failed(what string, err error) {
 	if a.m.cfg.Damaged != nil && store.IsDamage(err) {
 		a.m.cfg.Damaged(err)
