@@ -193,8 +193,9 @@ func (q *queues) follow(ctx context.Context, may rights, rev int64, keys [][]byt
 	}
 }
 
-// plainError turns an error of the member's services into what etcd's services
-// answer: the same text without a code (so Unknown), or the context's own error.
+// plainError turns an error of the member's services into what etcd's services answer: the same text
+// without a code (so Unknown), or the context's own error. That the member stops stays Unavailable:
+// etcd's clients see their connection end then, and try another member.
 func plainError(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -205,6 +206,9 @@ func plainError(ctx context.Context, err error) error {
 	}
 	if code := st.Code(); (code == codes.Canceled || code == codes.DeadlineExceeded) && ctx.Err() != nil {
 		return ctx.Err()
+	}
+	if stopped := status.Convert(rpctypes.ErrGRPCStopped); st.Code() == stopped.Code() && st.Message() == stopped.Message() {
+		return err
 	}
 	return status.Error(codes.Unknown, st.Message())
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -13,7 +14,11 @@ import (
 	"google.golang.org/grpc/encoding/gzip"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/belaydb/belay/server/electionpb"
+	"github.com/belaydb/belay/server/lockpb"
 )
 
 // metrics says the values of those series that the same requests must leave alike.
@@ -102,6 +107,66 @@ func callStories() []story {
 				}, md...)
 			}
 			r.metrics(0, "after all that")
+		}},
+		{name: "a stop while calls wait", tell: func(r *teller) {
+			ground(r)
+			r.call(0, "Lease/LeaseGrant", &pb.LeaseGrantRequest{ID: 31, TTL: 3000})
+			for _, kill := range []bool{false, true} {
+				ends := map[string]chan error{}
+				wait := func(what string, do func() error) {
+					c := make(chan error, 1)
+					ends[what] = c
+					go func() { c <- do() }()
+				}
+				r.call(0, "Lock/Lock", &lockpb.LockRequest{Name: []byte("held"), Lease: 7001})
+				r.call(0, "Election/Campaign", &electionpb.CampaignRequest{Name: []byte("led"), Lease: 7001, Value: []byte("v")})
+				wait("a lock", func() error {
+					_, err := r.ask(r.ctx, 0, "Lock/Lock", &lockpb.LockRequest{Name: []byte("held"), Lease: 31})
+					return err
+				})
+				r.awaitCount("held/", 2)
+				wait("a campaign", func() error {
+					_, err := r.ask(r.ctx, 0, "Election/Campaign", &electionpb.CampaignRequest{Name: []byte("led"), Lease: 31})
+					return err
+				})
+				r.awaitCount("led/", 2)
+				w := r.watch(0)
+				w.create(&pb.WatchCreateRequest{Key: []byte("w")})
+				w.next(1)
+				keep, err := pb.NewLeaseClient(r.conn(0)).LeaseKeepAlive(r.ctx)
+				if err != nil {
+					r.say("%v", err)
+					return
+				}
+				_ = keep.Send(&pb.LeaseKeepAliveRequest{ID: 31})
+				if _, err := keep.Recv(); err != nil {
+					r.say("%v", err)
+				}
+				wait("keepalives", func() error { _, err := keep.Recv(); return err })
+				observed, err := electionpb.NewElectionClient(r.conn(0)).Observe(r.ctx, &electionpb.LeaderRequest{Name: []byte("led")})
+				if err != nil {
+					r.say("%v", err)
+					return
+				}
+				if _, err := observed.Recv(); err != nil {
+					r.say("%v", err)
+				}
+				wait("an observer", func() error { _, err := observed.Recv(); return err })
+				r.restart(0, kill)
+				for _, what := range slices.Sorted(maps.Keys(ends)) {
+					select {
+					case err := <-ends[what]:
+						r.say("killed %v: %s ends with %v", kill, what, status.Code(err))
+					case <-time.After(20 * time.Second):
+						r.say("killed %v: %s goes on", kill, what)
+					}
+				}
+				for range w.got { // to its end
+				}
+				r.say("killed %v: a watch ends with %v", kill, status.Code(w.err))
+				r.call(0, "KV/Range", &pb.RangeRequest{Key: []byte("held/"), RangeEnd: []byte("held0"), KeysOnly: true})
+				r.call(0, "KV/DeleteRange", &pb.DeleteRangeRequest{Key: []byte("held/"), RangeEnd: []byte("led0")})
+			}
 		}},
 		{name: "metrics of the same requests", args: []string{"--metrics=extensive"}, tell: func(r *teller) {
 			ground(r)

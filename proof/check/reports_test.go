@@ -360,7 +360,7 @@ func (r *teller) shown(m proto.Message, err error) string {
 			slices.SortFunc(c.Leases, func(a, b *pb.LeaseStatus) int { return cmp.Compare(a.ID, b.ID) })
 		}
 	case *pb.LeaseTimeToLiveResponse:
-		if c.TTL > 0 && c.TTL <= c.GrantedTTL && c.TTL >= c.GrantedTTL-15 {
+		if c.TTL > 0 && c.TTL <= c.GrantedTTL && c.TTL >= c.GrantedTTL-200 {
 			c.TTL = c.GrantedTTL // a clock between
 		}
 		sortBytes(c.Keys)
@@ -486,6 +486,9 @@ func (r *teller) httpLine(i int, c httpCase) string {
 		lines := strings.Split(strings.Replace(answer, "[+]disk ok\n", "", 1), "\n") // Belay's own check
 		slices.Sort(lines)
 		answer = strings.Join(lines, "\n")
+	}
+	if r.issuer != nil { // over TLS etcd's gateway sends this with errors, too
+		answer = strings.Replace(answer, "Grpc-Metadata-Content-Type: application/grpc\n", "", 1)
 	}
 	return fmt.Sprintf("m%d %s => %s", i+1, abridge(c.String()), strings.ReplaceAll(answer, "\n", " | "))
 }
