@@ -346,9 +346,12 @@ func (m *Maker) failed(name string, err error) {
 
 func (m *Maker) work(ctx context.Context, o *order) (out Outcome, err error) {
 	m.update(func(s *Status) { s.Running = &Running{Doing: "reading what there is", Since: time.Now().UTC()} })
-	if m.catalog, err = Load(ctx, m.env.Depot, clusterFolder(m.env.Cluster), m.catalog); err != nil {
+	// What was known stays known while it cannot be read: it is no younger for that, and not gone.
+	known, err := Load(ctx, m.env.Depot, clusterFolder(m.env.Cluster), m.catalog)
+	if err != nil {
 		return out, fmt.Errorf("%s cannot be read: %w", m.env.Depot, err)
 	}
+	m.catalog = known
 	m.clean(ctx, m.s.Retention)
 	if o != nil && o.verify != "" {
 		if m.catalog.find(o.verify) == nil { // a name that was mistyped is no failure of a backup

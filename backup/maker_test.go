@@ -233,6 +233,37 @@ func TestTooOld(t *testing.T) {
 	eventually(t, "who follows does not complain", func() bool { return valueOf(t, r.env.Metrics.tooOld) == 0 && !r.Status().TooOld })
 }
 
+// TestUnreadable: while what there is cannot be read, the last good backup is as old as it is, and not
+// gone.
+func TestUnreadable(t *testing.T) {
+	t.Parallel()
+	root, m := filepath.Join(t.TempDir(), "backups"), newMember(t)
+	m.some(3)
+	r := startMaking(t, m, root, 0xa1, true, hourly())
+	eventually(t, "it is good", func() bool { return r.Status().LastGood != nil })
+	last := *r.Status().LastGood
+	if err := os.Rename(root, root+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(root, nil, 0o600); err != nil { // root reads what nobody may
+		t.Fatal(err)
+	}
+	for range 3 { // the age is told between orders
+		if out := r.order(t, ""); !strings.Contains(out.Error, "cannot be read") {
+			t.Fatalf("%+v", out)
+		}
+		if s := r.Status(); s.LastGood == nil || !s.LastGood.Equal(last) || s.TooOld {
+			t.Fatalf("last good %v, was %v; too old %v", s.LastGood, last, s.TooOld)
+		}
+	}
+	if err := errors.Join(os.Remove(root), os.Rename(root+".away", root)); err != nil {
+		t.Fatal(err)
+	}
+	if out := r.order(t, "kind=full"); out.State != Proved {
+		t.Errorf("%+v", out)
+	}
+}
+
 // TestSettings: what cannot be is refused, by the name of the flag.
 func TestSettings(t *testing.T) {
 	t.Parallel()

@@ -263,7 +263,8 @@ func (b *backups) status() error {
 			if r.By != "" {
 				by = r.By + ": "
 			}
-			fmt.Fprintf(b.c.out, "  now        %s%s %s, since %s, %s saved\n", by, r.Doing, r.Kind, stamp(r.Since), show.Bytes(r.Bytes))
+			doing := strings.TrimSpace(r.Doing + " " + string(r.Kind)) // which kind it is shows later
+			fmt.Fprintf(b.c.out, "  now        %s%s, since %s, %s saved\n", by, doing, stamp(r.Since), show.Bytes(r.Bytes))
 		}
 		if s.LastError != "" {
 			fmt.Fprintf(b.c.out, "  last error %s: %s\n", stamp(s.LastErrorAt), s.LastError)
