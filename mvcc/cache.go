@@ -29,11 +29,13 @@ import (
 //
 // # What stays
 //
-// A key that is written for the first time is young: most of those are not asked for soon, and
-// what young keys take together is bounded by an eighth (youngShare). One that is read, or written
-// again, while it is young, is hot afterwards; and so is at once what a reader puts, and the new
-// version of a key that had one. So writes of new keys, however many, neither drive out what is
-// read nor fill the memory.
+// A version that is written is young: most are not asked for soon, and what young ones take together
+// is bounded by an eighth (youngShare). One that is read while it is young is hot afterwards, and so
+// is at once what a reader puts. A key that had a version before is written again, as a rule, so of
+// its young one that nobody reads the value goes and the rest stays (header): the next put needs no
+// more. It is forgotten if it is the only version. A hot one that is written again stays hot if it
+// was read since it was written. So writes, however many, neither drive out what is read nor fill the
+// memory with values that nobody asks for.
 //
 // Entries are protobuf messages that are shared by many readers; nobody may change them.
 type cache struct {
@@ -48,9 +50,13 @@ const (
 	// enough for a put.
 	cacheValueMax = 32 << 10
 
-	// entryBytes estimates what an entry costs besides key and value: the KeyValue, the entry, its
-	// place in the map.
-	entryBytes = 320
+	// entryBytes estimates what an entry costs besides key and value: the KeyValue and its event, the
+	// entry, its place in the map; headerBytes does for one whose value has gone, which has no event.
+	entryBytes  = 320
+	headerBytes = 240
+
+	// headerValueMin is the least value that is worth a copy of what else there is.
+	headerValueMin = 64
 
 	// youngShare is which part of the cache young entries may take.
 	youngShare = 8
@@ -78,7 +84,9 @@ type entry struct {
 	kv         *mvccpb.KeyValue // Version 0: a tombstone
 	sub        uint32           // sub revision; subUnknown if it is not known
 	whole      bool             // the value is there, if there is one
+	header     bool             // the value went, and nothing else is kept alive; see shard.shorten
 	used       bool             // read since it last was at the head
+	asked      bool             // read since it was written
 	hot        bool             // in that ring, else in young
 	size       int32
 	prev, next *entry
@@ -101,12 +109,15 @@ func (c *cache) shard(key []byte) *shard {
 	return &c.shards[maphash.Bytes(c.seed, key)%cacheShards]
 }
 
-// get returns the newest version of a key, if it is cached.
-func (c *cache) get(key []byte) (kv *mvccpb.KeyValue, whole, ok bool) {
+// get returns the newest version of a key, if it is cached. asked: for somebody who reads the key,
+// and not only for the version that follows.
+func (c *cache) get(key []byte, asked bool) (kv *mvccpb.KeyValue, whole, ok bool) {
 	sh := c.shard(key)
 	sh.mu.Lock()
 	if e := sh.entries[string(key)]; e != nil {
-		e.used = true
+		if asked {
+			e.used, e.asked = true, true
+		}
 		kv, whole, ok = e.kv, e.whole, true
 	}
 	sh.mu.Unlock()
@@ -130,9 +141,10 @@ func (c *cache) put(kv *mvccpb.KeyValue, sub uint32) {
 	sh := c.shard(kv.Key)
 	sh.mu.Lock()
 	if e := sh.entries[string(kv.Key)]; e != nil {
-		sh.replace(e, kv, sub, whole)
+		sh.replace(e, kv, sub, whole, e.asked)
+		e.asked = false
 	} else {
-		sh.insert(kv, sub, whole, kv.Version > 1)
+		sh.insert(&entry{kv: kv, sub: sub, whole: whole})
 	}
 	sh.mu.Unlock()
 }
@@ -156,10 +168,11 @@ func (c *cache) fill(kv *mvccpb.KeyValue, asOf int64) {
 	sh.mu.Lock()
 	if e := sh.entries[string(kv.Key)]; e != nil {
 		if whole && !e.whole && e.kv.ModRevision == kv.ModRevision {
-			sh.replace(e, kv, subUnknown, whole)
+			sh.replace(e, kv, subUnknown, whole, true)
+			e.asked = true
 		}
 	} else if sh.dropped <= asOf {
-		sh.insert(kv, subUnknown, whole, true)
+		sh.insert(&entry{kv: kv, sub: subUnknown, whole: whole, hot: true, asked: true})
 	}
 	sh.mu.Unlock()
 }
@@ -168,40 +181,59 @@ func trim(kv *mvccpb.KeyValue) (_ *mvccpb.KeyValue, whole bool) {
 	if len(kv.Value) <= cacheValueMax {
 		return kv, true
 	}
-	// The key is copied too: it may share its memory with the value.
+	return withoutValue(kv), false
+}
+
+// withoutValue copies the key, too: it may share its memory with the value.
+func withoutValue(kv *mvccpb.KeyValue) *mvccpb.KeyValue {
 	return &mvccpb.KeyValue{
 		Key: append([]byte(nil), kv.Key...), CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision, Version: kv.Version, Lease: kv.Lease,
-	}, false
+	}
 }
 
 // replace also gives the map the new version's key: the old one may share its memory with the old
-// value. The entry is hot then.
-func (sh *shard) replace(e *entry, kv *mvccpb.KeyValue, sub uint32, whole bool) {
+// value.
+func (sh *shard) replace(e *entry, kv *mvccpb.KeyValue, sub uint32, whole, hot bool) {
 	sh.unlink(e)
-	e.kv, e.sub, e.whole, e.hot = kv, sub, whole, true
+	e.kv, e.sub, e.whole, e.hot, e.header, e.used = kv, sub, whole, hot, false, false
 	sh.entries[str(kv.Key)] = e
 	sh.add(e)
 }
 
-func (sh *shard) insert(kv *mvccpb.KeyValue, sub uint32, whole, hot bool) {
-	e := &entry{kv: kv, sub: sub, whole: whole, hot: hot}
-	sh.entries[str(kv.Key)] = e
+// shorten drops the value of an entry that is in no ring, unless it is small.
+func (sh *shard) shorten(e *entry) {
+	if e.whole && len(e.kv.Value) < headerValueMin {
+		return
+	}
+	if e.whole {
+		e.kv, e.whole = withoutValue(e.kv), false
+		sh.entries[str(e.kv.Key)] = e
+	}
+	e.header = true
+}
+
+func (sh *shard) insert(e *entry) {
+	sh.entries[str(e.kv.Key)] = e
 	sh.add(e)
 }
 
 // add puts an entry of the map into its ring, and evicts what is too much.
 func (sh *shard) add(e *entry) {
-	e.size = int32(entryBytes + len(e.kv.Key) + len(e.kv.Value))
 	sh.pushHead(e)
 	for sh.young.bytes > sh.limit/youngShare {
 		e := sh.young.tail
 		sh.unlink(e)
-		if e.used {
+		switch {
+		case e.used:
 			e.used, e.hot = false, true
-			sh.pushHead(e)
+		case e.kv.Version != 1:
+			sh.shorten(e)
+			e.hot = true
+		default:
+			sh.forgotten(e)
 			continue
 		}
-		sh.forgotten(e)
+		sh.pushHead(e)
 	}
 	for sh.young.bytes+sh.hot.bytes > sh.limit && sh.hot.tail != nil {
 		e := sh.hot.tail
@@ -230,6 +262,10 @@ func (sh *shard) ringOf(e *entry) *ring {
 
 func (sh *shard) pushHead(e *entry) {
 	r := sh.ringOf(e)
+	e.size = int32(entryBytes + len(e.kv.Key) + len(e.kv.Value))
+	if e.header {
+		e.size -= entryBytes - headerBytes
+	}
 	r.bytes += int64(e.size)
 	e.prev, e.next = nil, r.head
 	if r.head != nil {

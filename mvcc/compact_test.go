@@ -126,11 +126,11 @@ func TestWideDeleteAndCache(t *testing.T) {
 	r.cache.put(read("hot"), subUnknown)
 	old, asOf := read("k007"), r.Revision()
 	r.do(op{del: true, key: "k", end: "l"})
-	if _, _, ok := r.cache.get([]byte("hot")); !ok {
+	if _, _, ok := r.cache.get([]byte("hot"), true); !ok {
 		t.Error("the wide delete drove out another key")
 	}
 	for i := range 500 {
-		if kv, _, ok := r.cache.get(fmt.Appendf(nil, "k%03d", i)); ok {
+		if kv, _, ok := r.cache.get(fmt.Appendf(nil, "k%03d", i), true); ok {
 			t.Fatalf("the cache holds %v", kv)
 		}
 	}
@@ -153,7 +153,7 @@ func TestCacheKeepsWhatIsAskedFor(t *testing.T) {
 		rev++
 		c.put(&mvccpb.KeyValue{Key: []byte(key), Value: make([]byte, 100), ModRevision: rev, Version: version}, 0)
 	}
-	has := func(key string) bool { _, _, ok := c.get([]byte(key)); return ok }
+	has := func(key string) bool { _, _, ok := c.get([]byte(key), true); return ok }
 	bytes := func() (young, all int64) {
 		for i := range c.shards {
 			young += c.shards[i].young.bytes
@@ -195,6 +195,57 @@ func TestCacheKeepsWhatIsAskedFor(t *testing.T) {
 	}
 	if _, all := bytes(); all > limit || all < limit*9/10 {
 		t.Errorf("all keys take %d bytes of %d", all, limit)
+	}
+}
+
+// TestCacheForgetsValuesThatNobodyReads: of a key that is written again and again and not read the
+// cache keeps what the next put needs, and of one that is read between two writes the value, too.
+func TestCacheForgetsValuesThatNobodyReads(t *testing.T) {
+	const limit, n = 8 << 20, 6000
+	c := newCache(limit)
+	rev := int64(0)
+	put := func(key string, version int64, valueBytes int) {
+		rev++
+		c.get([]byte(key), false) // as a put asks for the previous version
+		c.put(&mvccpb.KeyValue{Key: []byte(key), Value: make([]byte, valueBytes), ModRevision: rev, CreateRevision: 1, Version: version, Lease: 7}, 0)
+	}
+	read := func(key string) (kv *mvccpb.KeyValue, whole, ok bool) { return c.get([]byte(key), true) }
+	flood := func() {
+		for i := range 30_000 {
+			put(fmt.Sprint("flood", i), 1, 100)
+		}
+	}
+	for version := range int64(3) {
+		for i := range n {
+			put(fmt.Sprint("written", i), version+1, 1000)
+		}
+		for i := range 1000 {
+			put(fmt.Sprint("read", i), version+1, 1000)
+			read(fmt.Sprint("read", i))
+			put(fmt.Sprint("small", i), version+1, 10)
+		}
+	}
+	flood()
+	for i := range n {
+		kv, whole, ok := read(fmt.Sprint("written", i))
+		if !ok || whole || len(kv.Value) > 0 || string(kv.Key) != fmt.Sprint("written", i) || kv.Version != 3 || kv.CreateRevision != 1 || kv.ModRevision == 0 || kv.Lease != 7 {
+			t.Fatalf("key %d that was written and not read: %v, whole: %t, %t", i, kv, whole, ok)
+		}
+	}
+	for i := range 1000 {
+		for _, kind := range []string{"read", "small"} {
+			if kv, whole, ok := read(fmt.Sprint(kind, i)); !ok || !whole || kv.Version != 3 {
+				t.Fatalf("key %d of those %s: %v, whole: %t, %t", i, kind, kv, whole, ok)
+			}
+		}
+	}
+	// Who reads it brings the value back, and the next put keeps it.
+	kv, _, _ := read("written7")
+	c.fill(&mvccpb.KeyValue{Key: []byte("written7"), Value: make([]byte, 1000), ModRevision: kv.ModRevision, CreateRevision: 1, Version: 3}, rev)
+	put("written7", 4, 1000)
+	flood()
+	if _, whole, ok := read("written7"); !ok || !whole {
+		t.Errorf("a key that was read before it was written again: whole: %t, %t", whole, ok)
 	}
 }
 

@@ -65,7 +65,7 @@ func (s *Store) Range(ctx context.Context, key, end []byte, o RangeOptions) (_ R
 // inMemory returns the newest version of a key and the newest revision, if the version is in memory.
 func (s *Store) inMemory(key []byte) (kv *mvccpb.KeyValue, current int64, ok bool) {
 	current = s.rev.Load()
-	kv, whole, ok := s.cache.get(key)
+	kv, whole, ok := s.cache.get(key, true)
 	return kv, current, ok && whole && kv.ModRevision <= current
 }
 
@@ -96,7 +96,7 @@ func (s *Store) point(ctx context.Context, key []byte, o RangeOptions) (RangeRes
 	if rev < s.compact.Load() && o.Rev > 0 {
 		return RangeResult{Rev: current}, ErrCompacted
 	}
-	if kv, whole, ok := s.cache.get(key); ok && kv.ModRevision <= rev && (whole || o.KeysOnly || o.CountOnly) {
+	if kv, whole, ok := s.cache.get(key, true); ok && kv.ModRevision <= rev && (whole || o.KeysOnly || o.CountOnly) {
 		return pointResult(kv, o, current), nil
 	}
 	it, rev, current, err := s.open(ctx, o.Rev, &pebble.IterOptions{UseL6Filters: true})

@@ -109,7 +109,7 @@ func (v *View) Range(ctx context.Context, key, end []byte, o RangeOptions) (Rang
 		return res, ErrCompacted
 	}
 	if len(end) == 0 {
-		if kv, whole, ok := v.s.cache.get(key); ok && kv.ModRevision <= rev && (whole || o.KeysOnly || o.CountOnly) {
+		if kv, whole, ok := v.s.cache.get(key, true); ok && kv.ModRevision <= rev && (whole || o.KeysOnly || o.CountOnly) {
 			return pointResult(kv, o, v.rev), nil
 		}
 		it, err := v.v.NewIter(&pebble.IterOptions{UseL6Filters: true})

@@ -231,7 +231,7 @@ func (w *Writer) Prev(key []byte, withValue bool) (*mvccpb.KeyValue, error) {
 	kv := own.kv
 	if !ok {
 		var whole bool
-		kv, whole, ok = w.s.cache.get(key)
+		kv, whole, ok = w.s.cache.get(key, withValue)
 		if !ok && w.s.exists.never(key) {
 			return nil, nil
 		}

@@ -32,19 +32,23 @@ type flusher struct {
 	// behind: a follower of this leader lacks more than is kept in memory for those that keep up;
 	// set by the loop.
 	behind atomic.Bool
+	// followed: there are other members; set by the loop. (A single member always leads.)
+	followed atomic.Bool
 
 	untrimmed int64 // bytes applied since the log's memory was last trimmed; the applier's
 }
 
 // trimBytes is after how much applied log the memory of the log is trimmed; or after what is kept
 // in memory, if that is less.
-const trimBytes = 4 << 20
+const trimBytes = 1 << 20
 
-// nearShare is which part of KeepBytes stays in memory while nobody is behind: where there are no
-// followers, on the leader of followers that keep up, and on a member that does not lead. (A
-// follower that is behind when this one begins to lead is fed from the files, which keep as much
-// as ever.)
+// nearShare is which part of KeepBytes stays in memory while nobody is behind: on the leader of
+// followers that keep up, and on a member that does not lead. (A follower that is behind when this
+// one begins to lead is fed from the files, which keep as much as ever.)
 const nearShare = 8
+
+// aloneShare is the same on a single member. One that joins it is fed, or gets a snapshot.
+const aloneShare = 64
 
 func (f *flusher) init(e *env, work *storeWork, window *window) {
 	f.env, f.work, f.window, f.due = e, work, window, make(chan struct{}, 1)
@@ -73,10 +77,13 @@ func (f *flusher) note(entries uint64, bytes int64) {
 // keepInMemory is how much log stays in memory for followers, in bytes; at most keep. What a
 // follower lacks that was heard of lately stays in any case: see raftlog.Log.Trim.
 func (f *flusher) keepInMemory() int64 {
-	if f.hold.Load() || f.behind.Load() {
+	switch {
+	case f.hold.Load() || f.behind.Load():
 		return f.keep()
+	case f.followed.Load():
+		return f.cfg.KeepBytes / nearShare
 	}
-	return f.cfg.KeepBytes / nearShare
+	return f.cfg.KeepBytes / aloneShare
 }
 
 // keep is how much log is kept for followers, in memory or in the files, in bytes.

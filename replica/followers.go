@@ -50,6 +50,7 @@ func (fs *followers) notLeading() {
 	clear(fs.catching)
 	fs.flusher.hold.Store(false)
 	fs.flusher.behind.Store(false)
+	fs.flusher.followed.Store(true) // it may lead soon
 	fs.releaseDisk()
 }
 
@@ -97,6 +98,7 @@ func (fs *followers) holdDisk(now time.Time) {
 		behind = behind || fs.cfg.Log.BytesAfter(p.Match) > fs.cfg.KeepBytes/nearShare/2
 	})
 	fs.flusher.behind.Store(behind)
+	fs.flusher.followed.Store(len(known) > 0)
 	for id := range fs.wanted {
 		if !known[id] {
 			delete(fs.wanted, id)

@@ -238,8 +238,9 @@ func (h *Hub) Notify(rev int64, events []*mvccpb.Event) {
 	}
 	// A gap is closed like an overrun: the dispatcher finds that the ring does not reach back to
 	// done+1, and all watchers read the gap from history.
-	consecutive := r.add(rev, events)
-	wake := r.parked && h.active.Load() > 0
+	watched := h.active.Load() > 0 // with r.mu held: whoever watches from now on takes r.mu first; see Watch
+	consecutive := r.add(rev, events, watched)
+	wake := r.parked && watched
 	if wake {
 		r.parked = false
 	}

@@ -18,7 +18,9 @@ type slot struct {
 // It holds the revisions first..rev without holes, revision r in slot r mod
 // len(slots); first == rev+1 when it is empty. Dispatched revisions are kept up
 // to keepBytes; those that wait for the dispatcher up to maxBytes, after which the
-// oldest are dropped and the dispatcher notices that first > done+1.
+// oldest are dropped and the dispatcher notices that first > done+1. While there are
+// no watchers nothing waits for it, though done stays behind, and fewer are kept: see
+// unwatchedShare.
 type recent struct {
 	mu        sync.Mutex
 	slots     []slot // power of two
@@ -43,9 +45,13 @@ func eventBytes(ev *mvccpb.Event) int64 {
 // eventOverhead is about the size of the structs of an Event and its KeyValue.
 const eventOverhead = 128
 
-// add records a revision. It reports whether the revision follows the last one. REQUIRES: mu held,
-// rev > r.rev.
-func (r *recent) add(rev int64, events []*mvccpb.Event) (consecutive bool) {
+// unwatchedShare is which part of the slots is used while nobody watches: for a watcher that comes
+// first and begins with a revision that its client has just read.
+const unwatchedShare = 8
+
+// add records a revision. It reports whether the revision follows the last one. watched: there are
+// watchers. REQUIRES: mu held, rev > r.rev.
+func (r *recent) add(rev int64, events []*mvccpb.Event, watched bool) (consecutive bool) {
 	var n int64
 	for _, ev := range events {
 		n += eventBytes(ev)
@@ -54,7 +60,11 @@ func (r *recent) add(rev int64, events []*mvccpb.Event) (consecutive bool) {
 	if !consecutive {
 		r.clear(rev - 1)
 	}
-	for rev-r.first >= int64(len(r.slots)) {
+	most := int64(len(r.slots))
+	if !watched {
+		most = max(1, most/unwatchedShare)
+	}
+	for rev-r.first >= most {
 		r.dropFirst()
 	}
 	r.rev = rev

@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"maps"
 	"runtime"
 	"testing"
 	"time"
@@ -43,4 +44,46 @@ func TestSlowWatcherHoldsWhatItIsCharged(t *testing.T) {
 		t.Errorf("the stream is charged %d KiB, the heap grew by %d MiB", s.charged.Load()>>10, grown>>20)
 	}
 	runtime.KeepAlive(s)
+}
+
+// TestNobodyWatches: without watchers the ring keeps an eighth of the revisions that it has room for,
+// and the first watcher gets what it asks for.
+func TestNobodyWatches(t *testing.T) {
+	const room = 256
+	h := &fakeHistory{}
+	hub := NewHub(h, Options{RecentRevisions: room})
+	defer hub.Close()
+	for range 500 {
+		hub.Notify(h.commit(write{key: "k", value: "v"}))
+	}
+	if held := hub.recent.rev - hub.recent.first + 1; held != room/unwatchedShare {
+		t.Fatalf("the ring holds %d revisions for nobody", held)
+	}
+	s := hub.NewStream()
+	defer s.Close()
+	for _, start := range []int64{3, h.Revision() - 2, 0} {
+		if _, err := s.Watch(Request{Key: []byte("k"), Start: start, ID: start}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hub.Notify(h.commit(write{key: "k", value: "v"}))
+	want := map[int64]int64{3: h.Revision() - 2, h.Revision() - 3: 4, 0: 1}
+	got, timeout := make(map[int64]int64), time.After(30*time.Second)
+	for !maps.Equal(got, want) {
+		select {
+		case <-s.Ready():
+		case <-timeout:
+			t.Fatalf("watchers got %v events, want %v", got, want)
+		}
+		err := s.Drain(func(r *Response) error {
+			got[r.ID] += int64(len(r.Events))
+			if got[r.ID] == 0 {
+				delete(got, r.ID) // it was created
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
