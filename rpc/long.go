@@ -3,7 +3,6 @@ package rpc
 import (
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -22,9 +21,11 @@ import (
 // in longPatience is late: while others wait, it counts no more until it comes, so that announcing
 // messages holds up nobody for longer; what comes of it nevertheless is bounded as all incomplete
 // messages are. Connections with a late message are served behind the others until they send one in
-// time.
+// time. A call that takes longer than longCalls times longPatience counts no more either: one that
+// waits for a lock or an election may never end.
 const (
 	longPatience = 500 * time.Millisecond
+	longCalls    = 20
 	longProgress = 16 << 10
 	// longShare is the part of all windows that one connection may have: one in so many.
 	longShare = 4
@@ -42,17 +43,18 @@ type longWindows struct {
 	most int64 // bytes; one message alone may have more
 	// patience is longPatience.
 	patience time.Duration
-	all      atomic.Int64 // streams that wait, of all connections
 
 	mu   sync.Mutex
 	used int64 // >= 0
+	all  int64 // streams that wait, of all connections, for room or for their connection's share
 	// waiting are the connections whose next long message fits their share, and nothing else, in the
 	// order in which they are served, one message each; behind are those with a late one.
 	waiting, behind []longWait
 	served          int // windows given to those who waited
-	// sending are the streams whose message is not complete, with the time when it may be late.
-	sending map[*stream]time.Time
-	// serving: there is a goroutine that serves those who wait. room wakes it.
+	// due are the streams that have windows, with the time when they are to be looked at: whether
+	// their messages make progress, or their calls take long.
+	due map[*stream]time.Time
+	// serving: there is a goroutine that serves those who wait, which are all. room wakes it.
 	serving bool
 	room    chan struct{} // capacity 1
 }
@@ -64,7 +66,7 @@ type longWait struct {
 }
 
 func newLongWindows(most int64, patience time.Duration) *longWindows {
-	return &longWindows{most: most, patience: patience, sending: make(map[*stream]time.Time), room: make(chan struct{}, 1)}
+	return &longWindows{most: most, patience: patience, due: make(map[*stream]time.Time), room: make(chan struct{}, 1)}
 }
 
 // LongWindows is what long messages have been given of Options.LongBytes, in bytes, and how many
@@ -72,7 +74,7 @@ func newLongWindows(most int64, patience time.Duration) *longWindows {
 func (s *Server) LongWindows() (used, waiting int64) {
 	s.long.mu.Lock()
 	defer s.long.mu.Unlock()
-	return s.long.used, s.long.all.Load()
+	return s.long.used, s.long.all
 }
 
 // share is what one connection may have, bytes; one message alone may have more.
@@ -85,7 +87,7 @@ func (l *longWindows) fits(n int64) bool { return l.used == 0 || n <= l.most-l.u
 func (l *longWindows) take(st *stream, n int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.serving || !l.fits(n) {
+	if len(l.waiting)+len(l.behind) > 0 || !l.fits(n) {
 		return false
 	}
 	l.give(st, n)
@@ -95,20 +97,18 @@ func (l *longWindows) take(st *stream, n int64) bool {
 // give takes n bytes for a stream. REQUIRES: mu.
 func (l *longWindows) give(st *stream, n int64) {
 	l.used += n
-	l.expect(st)
+	l.due[st] = time.Now().Add(l.patience)
 }
 
-// expect has the progress of a stream's message looked at after a while, if others wait then.
-// REQUIRES: mu.
-func (l *longWindows) expect(st *stream) { l.sending[st] = time.Now().Add(l.patience) }
-
-// count has n bytes more, or fewer, taken for a stream that was given some; complete: all of its
-// message has come.
-func (l *longWindows) count(st *stream, n int64, complete bool) {
+// count has n bytes more, or fewer, taken for a stream that was given some, and the stream looked at
+// after a time, if others wait then; 0: not at all.
+func (l *longWindows) count(st *stream, n int64, after time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if complete {
-		delete(l.sending, st)
+	if after > 0 {
+		l.due[st] = time.Now().Add(after)
+	} else {
+		delete(l.due, st)
 	}
 	if l.used += n; l.used < 0 {
 		panic("rpc: more of the windows for long messages was returned than given")
@@ -127,10 +127,24 @@ func (l *longWindows) wait(w longWait, late bool) {
 	} else {
 		l.waiting = append(l.waiting, w)
 	}
-	if !l.serving {
+	signal(l.room)
+}
+
+// begin is a stream that waits from now on.
+func (l *longWindows) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all++; !l.serving {
 		l.serving = true
 		go l.serve()
-	} else {
+	}
+}
+
+// end is a stream that waits no longer.
+func (l *longWindows) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all--; l.all == 0 {
 		signal(l.room)
 	}
 }
@@ -140,7 +154,7 @@ func (l *longWindows) serve() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		next, late, due := l.next()
+		next, looked, due := l.next()
 		switch {
 		case next.st != nil:
 			next.st.c.long.given(next)
@@ -148,10 +162,10 @@ func (l *longWindows) serve() {
 		case due.IsZero():
 			return
 		}
-		for _, st := range late {
+		for _, st := range looked {
 			st.look()
 		}
-		if len(late) > 0 {
+		if len(looked) > 0 {
 			continue
 		}
 		timer.Reset(time.Until(due))
@@ -163,9 +177,9 @@ func (l *longWindows) serve() {
 }
 
 // next takes the first of those who wait, with its bytes, if they are there. Else it returns the
-// streams that may be late, and when there may be others. Nobody waits: due is zero, and the caller is
+// streams that are to be looked at, and when others are. Nobody waits: due is zero, and the caller is
 // the goroutine that serves no more.
-func (l *longWindows) next() (next longWait, late []*stream, due time.Time) {
+func (l *longWindows) next() (next longWait, looked []*stream, due time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q := &l.waiting
@@ -180,42 +194,42 @@ func (l *longWindows) next() (next longWait, late []*stream, due time.Time) {
 		l.served++
 		return next, nil, due
 	}
-	if len(l.waiting)+len(l.behind) == 0 {
+	if l.all == 0 && len(*q) == 0 {
 		l.waiting, l.behind, l.serving = nil, nil, false
 		return
 	}
 	now := time.Now()
 	due = now.Add(l.patience)
-	for st, by := range l.sending {
-		if by.After(now) {
-			if by.Before(due) {
-				due = by
+	for st, at := range l.due {
+		if at.After(now) {
+			if at.Before(due) {
+				due = at
 			}
 			continue
 		}
-		late = append(late, st)
-		delete(l.sending, st)
+		looked = append(looked, st)
+		delete(l.due, st)
 	}
-	return longWait{}, late, due
+	return longWait{}, looked, due
 }
 
-// look has a stream's window count no more until its message has come, if that makes no progress.
+// look has a stream's window count no more if its message makes no progress, until it has come, or if
+// its call takes long.
 func (st *stream) look() {
 	c := st.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if st.granted == 0 || st.late || !st.receives() {
-		return
-	}
-	if st.seen-st.need >= longProgress {
+	switch {
+	case st.granted == 0 || st.late:
+	case !st.receives():
+		c.long.ungrant(st)
+	case st.seen-st.need >= longProgress:
 		st.seen = st.need
-		c.s.long.mu.Lock()
-		c.s.long.expect(st)
-		c.s.long.mu.Unlock()
-		return
+		c.s.long.count(st, 0, c.s.long.patience)
+	default:
+		st.late, c.long.late = true, true
+		c.s.long.count(st, -st.granted, 0)
 	}
-	st.late, c.long.late = true, true
-	c.s.long.count(st, -st.granted, false)
 }
 
 var errTooManyWait = status.Error(codes.ResourceExhausted, "etcdserver: too many requests")
@@ -254,7 +268,7 @@ func (c *conn) giveStreamWindow(st *stream) {
 	}
 	st.waits, st.waitsFrom = true, time.Now()
 	q.waiting = append(q.waiting, st)
-	c.s.long.all.Add(1)
+	c.s.long.begin()
 	q.next()
 }
 
@@ -295,11 +309,11 @@ func (q *longQueue) given(w longWait) {
 	wanted := st.waits && st.receives() && more > 0
 	q.forget(st)
 	if wanted {
-		c.s.long.count(st, more-w.n, false)
+		c.s.long.count(st, more-w.n, c.s.long.patience)
 		q.grant(st, more, time.Since(st.waitsFrom))
 		c.kick()
 	} else {
-		c.s.long.count(st, -w.n, true)
+		c.s.long.count(st, -w.n, 0)
 	}
 	q.next()
 }
@@ -309,7 +323,7 @@ func (q *longQueue) forget(st *stream) {
 	if st.waits {
 		st.waits = false
 		q.waiting = slices.DeleteFunc(q.waiting, func(other *stream) bool { return other == st })
-		q.c.s.long.all.Add(-1)
+		q.c.s.long.end()
 	}
 }
 
@@ -335,7 +349,7 @@ func (q *longQueue) complete(st *stream) {
 	if st.late { // it has come nevertheless
 		st.late, again = false, st.granted
 	}
-	q.c.s.long.count(st, again, true)
+	q.c.s.long.count(st, again, longCalls*q.c.s.long.patience)
 }
 
 // ungrant returns what a stream was granted: others may have it.
@@ -347,7 +361,7 @@ func (q *longQueue) ungrant(st *stream) {
 	if st.late {
 		st.late, counted = false, 0
 	}
-	q.c.s.long.count(st, -counted, true)
+	q.c.s.long.count(st, -counted, 0)
 	q.granted -= st.granted
 	st.granted = 0
 	q.next()

@@ -124,7 +124,7 @@ func idleWindows(t *testing.T, s *Server) {
 		used, waiting := s.LongWindows()
 		s.long.mu.Lock()
 		defer s.long.mu.Unlock()
-		return used == 0 && waiting == 0 && len(s.long.sending) == 0 && len(s.long.waiting) == 0 && !s.long.serving
+		return used == 0 && waiting == 0 && len(s.long.due) == 0 && len(s.long.waiting) == 0 && !s.long.serving
 	})
 }
 
@@ -332,7 +332,7 @@ func TestLongRefused(t *testing.T) {
 // long one that waits for room is not passed by shorter ones.
 func TestLongBehind(t *testing.T) {
 	l := newLongWindows(100, time.Hour)
-	l.serving = true // by this test
+	l.serving, l.all = true, 1 // by this test
 	var late, others []*stream
 	for range 24 {
 		late, others = append(late, &stream{}), append(others, &stream{})
@@ -358,8 +358,31 @@ func TestLongBehind(t *testing.T) {
 	if w, _, due := l.next(); w.st != nil || due.IsZero() {
 		t.Errorf("a message of %d bytes is let in where there is no room, or before its turn", w.n)
 	}
-	l.count(late[0], -10, true)
+	l.count(late[0], -10, 0)
 	if w, _, _ := l.next(); w.n != 60 {
 		t.Errorf("a message of %d bytes is next", w.n)
 	}
+}
+
+// TestLongCalls: calls with long requests that do not end hold the others up for a while only.
+func TestLongCalls(t *testing.T) {
+	o := longOptions()
+	o.patience = 10 * time.Millisecond
+	g := &gated{may: make(chan struct{})}
+	s := New(o)
+	addr := serve(t, s, g)
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	client := dial(t, addr)
+	for i := range 12 { // three times as many as there is room for, and some of one connection
+		if i < 8 {
+			client = dial(t, addr)
+		}
+		own := client
+		wg.Go(func() { _, _ = own.UnaryCall(ctx, longMessage('x')) })
+	}
+	eventually(t, "all are let in", func() bool { return g.waits.Load() == 12 })
+	cancel()
+	wg.Wait()
+	idleWindows(t, s)
 }
