@@ -478,6 +478,13 @@ func ruleDisk(c *court) (found []verdict) {
 	return found
 }
 
+const (
+	// twoSyncs is how long etcd's raft loop can be held up by fsyncs none of which is logged.
+	twoSyncs = 2 * time.Second
+	// severalTimes is how far apart lines about late heartbeats are that tell of more than one time.
+	severalTimes = 500 * time.Millisecond
+)
+
 func rulePaused(c *court) (found []verdict) {
 	for _, m := range membersOf(c.of("", kindLate, kindLateCPU)) {
 		if own := c.of(m, kindLateCPU); len(own) > 0 {
@@ -508,14 +515,20 @@ func rulePaused(c *court) (found []verdict) {
 		if own := worst(c.of(m, kindOwnLate)); own != nil && own.Took >= hungLog {
 			continue // ruleHungLog
 		}
-		if w.ran || heard != nil || len(c.of(m, kindReadState)) > 0 {
+		switch {
+		case w.ran || heard != nil || len(c.of(m, kindReadState)) > 0:
 			v.id, v.confidence = "loop-blocked", report.Possible
 			v.what = fmt.Sprintf("the raft loop of %s was blocked for about %s while the process ran: CPU, memory or disk, these lines do not tell which", m, show(w.Took))
 			v.evidence = append(v.evidence, "it wrote other lines meanwhile, so it was not stopped", "no fsync over 1 s is logged, but a write or a new log file can hang too")
 			if len(c.of(m, kindReadState)) > 0 {
 				v.what = fmt.Sprintf("the raft loop of %s was blocked for about %s: it waited for its own readers (\"timed out sending read state\")", m, show(w.Took))
 			}
-		} else {
+		case w.Took < twoSyncs && w.Last.Sub(w.At) >= severalTimes:
+			v.id, v.confidence = "loop-blocked", report.Possible
+			v.what = fmt.Sprintf("the raft loop of %s was blocked several times, for up to %s: CPU, memory or disk, these lines do not tell which", m, show(w.Took))
+			v.evidence = append(v.evidence, fmt.Sprintf("it was late again and again for %s, as one that is stopped once is not", show(w.Last.Sub(w.At))),
+				"etcd logs each fsync over 1 s, and there is no such line; but two that take a little less are as long together")
+		default:
 			v.evidence = append(v.evidence,
 				"etcd blames the disk in every such line; but it logs each fsync over 1 s, and there is no such line",
 				"it wrote no other line in that time")
