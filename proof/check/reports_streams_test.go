@@ -27,22 +27,6 @@ func (r *teller) put(key, value string) {
 	}
 }
 
-// dirty calls until the member's revision is rev.
-func (r *teller) await(i int, rev int64) {
-	if err := eventually(r.ctx, func() error {
-		resp, err := r.ask(r.ctx, i, "KV/Range", &pb.RangeRequest{Key: []byte("x"), Serializable: true})
-		if err != nil {
-			return err
-		}
-		if now := resp.(*pb.RangeResponse).Header.Revision; now < rev {
-			return fmt.Errorf("at revision %d", now)
-		}
-		return nil
-	}); err != nil {
-		r.t.Error(err)
-	}
-}
-
 func streamStories() []story {
 	return []story{
 		{name: "watch ids and cancels", tell: func(r *teller) {
