@@ -228,7 +228,8 @@ func (st *stream) look() {
 		c.s.long.count(st, 0, c.s.long.patience)
 	default:
 		st.late, c.long.late = true, true
-		c.s.long.count(st, -st.granted, 0)
+		c.s.long.count(st, -st.counted, 0)
+		st.counted = 0
 	}
 }
 
@@ -334,6 +335,7 @@ func (q *longQueue) grant(st *stream, n int64, waited time.Duration) {
 	}
 	q.granted += n
 	st.granted += n
+	st.counted += n
 	st.seen = st.need
 	q.c.windowFrame(st.id, uint32(n))
 	st.recvWindow += n
@@ -344,11 +346,9 @@ func (q *longQueue) complete(st *stream) {
 	if st.granted == 0 {
 		return
 	}
-	q.late = st.late
-	again := int64(0)
-	if st.late { // it has come nevertheless
-		st.late, again = false, st.granted
-	}
+	q.late, st.late = st.late, false
+	again := st.granted - st.counted // what was late has come nevertheless
+	st.counted = st.granted
 	q.c.s.long.count(st, again, longCalls*q.c.s.long.patience)
 }
 
@@ -357,13 +357,9 @@ func (q *longQueue) ungrant(st *stream) {
 	if st.granted == 0 {
 		return
 	}
-	counted := st.granted
-	if st.late {
-		st.late, counted = false, 0
-	}
-	q.c.s.long.count(st, -counted, 0)
+	q.c.s.long.count(st, -st.counted, 0)
 	q.granted -= st.granted
-	st.granted = 0
+	st.granted, st.counted, st.late = 0, 0, false
 	q.next()
 }
 

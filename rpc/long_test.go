@@ -386,3 +386,52 @@ func TestLongCalls(t *testing.T) {
 	wg.Wait()
 	idleWindows(t, s)
 }
+
+// TestLongSecondMessage: a call of one message that sends a late one and begins another leaves nothing
+// behind.
+func TestLongSecondMessage(t *testing.T) {
+	o := longOptions()
+	o.patience, o.LongBytes = 10*time.Millisecond, 8*longBody
+	s := New(o)
+	addr := serve(t, s, &echo{})
+	body := framed(longMessage('x'))
+	var all []*raw
+	announce := func() (*raw, uint32) {
+		r := connect(t, addr)
+		id := r.begin(callFields("UnaryCall"), false)
+		r.data(id, body[:10], false)
+		all = append(all, r)
+		return r, id
+	}
+	sees := func(what string, is func(st *stream) bool) {
+		t.Helper()
+		eventually(t, what, func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for c := range s.conns {
+				c.mu.Lock()
+				st := c.streams[1]
+				found := st != nil && is(st)
+				c.mu.Unlock()
+				if found {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	first, id := announce()
+	sees("it has a window", func(st *stream) bool { return st.granted > 0 })
+	for range 12 {
+		announce()
+	}
+	sees("one is late, since others wait", func(st *stream) bool { return st.late })
+	first.data(id, body[10:], false)
+	sees("the first message has been taken", func(st *stream) bool { return st.granted > 0 && st.need == 0 && st.recvWindow > 10 })
+	first.data(id, body[:10], false) // which is against gRPC's rules
+	sees("the second has a window", func(st *stream) bool { return st.granted > longBody })
+	for _, r := range all {
+		r.nc.Close()
+	}
+	idleWindows(t, s)
+}

@@ -52,8 +52,9 @@ type stream struct {
 	recvWindow  int64
 	held        int64
 	granted     int64 // of conn.long.granted, until the handler ends or, of one that streams, the message is complete
+	counted     int64 // of granted, in longWindows.used: what is late is not
 	seen        int64 // need when its progress was looked at last
-	late        bool  // granted counts no more: see long.go
+	late        bool  // its message: see long.go
 	waits       bool  // among conn.long.waiting
 	waitsFrom   time.Time
 	contentLeft int64 // of the content length; negative: none was announced
