@@ -27,7 +27,7 @@ type RangeOptions struct {
 	NoCount bool
 
 	// Each, if it is set and end is not empty, gets the keys one by one instead of KVs, and none
-	// after it has returned false. Count is then how many it got. Its argument is valid until it
+	// after it has returned false: Count is then how many it got. Its argument is valid until it
 	// returns.
 	Each func(kv *mvccpb.KeyValue) (more bool)
 }
@@ -284,6 +284,9 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o 
 		if o.KeysOnly {
 			r.value = nil
 		}
+		if size += int64(len(v.key) + len(r.value)); o.MaxBytes > 0 && size > o.MaxBytes {
+			return RangeResult{}, ErrTooLarge
+		}
 		if o.Each != nil {
 			one.Key, one.Value, one.ModRevision = v.key, r.value, v.main
 			one.CreateRevision, one.Version, one.Lease = r.create, r.version, r.lease
@@ -291,9 +294,6 @@ func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o 
 				break
 			}
 			continue
-		}
-		if size += int64(len(v.key) + len(r.value)); o.MaxBytes > 0 && size > o.MaxBytes {
-			return RangeResult{}, ErrTooLarge
 		}
 		kvs.add(v.key, v.main, r)
 	}

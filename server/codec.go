@@ -35,6 +35,11 @@ func (c *countingCodec) Marshal(v any) (data mem.BufferSlice, err error) {
 		return data, nil
 	}
 	switch r := v.(type) {
+	case *rangeReply:
+		if r.encoded == nil {
+			return c.Marshal(r.message)
+		}
+		data = r.encoded.answer(r.message)
 	case *watchAnswer:
 		data = written(r.size, r.AppendTo)
 	case *pb.PutResponse:

@@ -42,6 +42,7 @@ type kvService struct {
 // slowReads warns of reads that took long; *state.Machine does, as it does of what it applies.
 type slowReads interface {
 	WarnSlowRange(took, waited time.Duration, r *pb.RangeRequest, resp *pb.RangeResponse, err error)
+	WarnSlowKeys(took, waited time.Duration, r *pb.RangeRequest, keys, size int, err error)
 	WarnSlowTxn(took, waited time.Duration, r *pb.TxnRequest, resp *pb.TxnResponse, err error)
 }
 
@@ -49,11 +50,25 @@ func (k *kvService) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRes
 	t := k.turns.newTurn(ctx)
 	defer t.drop()
 	defer t.end()
-	return k.rangeInTurn(t, r)
+	return k.rangeFilled(t, r)
 }
 
 // rangeInTurn is Range as it is registered; see readingStream.
-func (k *kvService) rangeInTurn(t *turn, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+func (k *kvService) rangeInTurn(t *turn, r *pb.RangeRequest) (*rangeReply, error) {
+	if state.InOrder(r) {
+		t.encoded = new(encodedKeys)
+	}
+	resp, err := k.rangeFilled(t, r)
+	if err != nil {
+		if t.encoded != nil {
+			t.encoded.drop()
+		}
+		return nil, err
+	}
+	return &rangeReply{resp, t.encoded}, nil
+}
+
+func (k *kvService) rangeFilled(t *turn, r *pb.RangeRequest) (*pb.RangeResponse, error) {
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
@@ -73,7 +88,8 @@ const (
 	theMember               // a health check, which shows nothing of what is read
 )
 
-// rangeLocal reads, after a read barrier unless the request is serializable.
+// rangeLocal reads, after a read barrier unless the request is serializable. The answer's keys are in
+// t.encoded if that is set.
 func (k *kvService) rangeLocal(t *turn, r *pb.RangeRequest, to reader) (resp *pb.RangeResponse, err error) {
 	start := time.Now()
 	if !r.Serializable {
@@ -87,7 +103,11 @@ func (k *kvService) rangeLocal(t *turn, r *pb.RangeRequest, to reader) (resp *pb
 					return err
 				}
 			}
-			resp, err = state.RangeWithin(t, k.kv, r, k.limits.AnswerBytes)
+			if t.encoded != nil {
+				resp, err = state.RangeEach(t, k.kv, r, k.limits.AnswerBytes, t.encoded.add)
+			} else {
+				resp, err = state.RangeWithin(t, k.kv, r, k.limits.AnswerBytes)
+			}
 			return err
 		}
 		switch {
@@ -104,7 +124,15 @@ func (k *kvService) rangeLocal(t *turn, r *pb.RangeRequest, to reader) (resp *pb
 	}
 	took := time.Since(start)
 	k.metrics.observeRequest(kindRange, err == nil, took.Seconds())
-	k.slow.WarnSlowRange(took, t.waited, r, resp, err)
+	if t.encoded == nil {
+		k.slow.WarnSlowRange(took, t.waited, r, resp, err)
+		return resp, err
+	}
+	size := 0
+	if resp != nil {
+		size = t.encoded.answerSize(resp)
+	}
+	k.slow.WarnSlowKeys(took, t.waited, r, t.encoded.keys, size, err)
 	return resp, err
 }
 
@@ -112,6 +140,9 @@ func (k *kvService) rangeLocal(t *turn, r *pb.RangeRequest, to reader) (resp *pb
 func (k *kvService) sample(t *turn, r *pb.RangeRequest) func(keys int64) (n, bytes int64, err error) {
 	return func(keys int64) (n, bytes int64, err error) {
 		if r.KeysOnly && r.SortTarget != pb.RangeRequest_VALUE {
+			if t.encoded != nil {
+				return 1, shortKeyBytes, nil
+			}
 			return 1, 0, nil
 		}
 		return k.kv.Weigh(t.Context, r.Key, r.RangeEnd, keys, math.MaxInt64)

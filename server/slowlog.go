@@ -52,12 +52,12 @@ type requestStats struct {
 // are failed ones of a type that only the response tells, as with etcd.
 func requestStatsOf(req, resp any) (st requestStats) {
 	switch r := resp.(type) {
-	case *pb.RangeResponse:
+	case *pb.RangeResponse, *rangeReply:
 		if q, ok := req.(*pb.RangeRequest); ok {
 			st.requestSize, st.content = proto.Size(q), state.RequestText(q)
 		}
-		if r != nil {
-			st.responseCount, st.responseSize = r.Count, proto.Size(r)
+		if got := replyOf(r); got.message != nil {
+			st.responseCount, st.responseSize = got.message.Count, got.size()
 		}
 	case *pb.PutResponse:
 		if q, ok := req.(*pb.PutRequest); ok {

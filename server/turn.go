@@ -58,6 +58,8 @@ type turn struct {
 	collects          bool
 	hold              *admission.Hold // nil: it has not entered
 	allKeys, allBytes int64           // read in all, since it has entered or not
+	// encoded is what it has read, of a call that encodes it at once; nil: it makes messages of it.
+	encoded *encodedKeys
 
 	since  time.Time
 	waited time.Duration // in all
@@ -72,7 +74,7 @@ func (t *turn) Pace(keys, bytes int64) error {
 		t.allBytes += bytes
 		if t.hold != nil {
 			// More than was foreseen does not wait; see admission.Room.
-			if cost := answerCost(t.allKeys, t.allBytes); cost > t.hold.Bytes() {
+			if cost := t.cost(); cost > t.hold.Bytes() {
 				t.hold.Set(cost + cost/4)
 			}
 		}
@@ -107,7 +109,7 @@ func (t *turn) take() error {
 	host := callerHost(t)
 	release, err := (func())(nil), error(nil)
 	if t.collects && t.hold == nil {
-		err = t.enter(host, answerCost(t.allKeys, t.allBytes)*unforeseen)
+		err = t.enter(host, t.cost()*unforeseen)
 	}
 	if err == nil {
 		release, err = t.turns.slots.Take(t, host)
@@ -124,12 +126,30 @@ func (t *turn) take() error {
 // has read what is free.
 const unforeseen = 8
 
+// cost is about how many bytes of memory the answer takes, as far as it is read.
+func (t *turn) cost() int64 {
+	if t.encoded != nil {
+		return int64(t.encoded.length())
+	}
+	return answerCost(t.allKeys, t.allBytes)
+}
+
 // answerCost is about how many bytes of memory an answer of keys takes: as read and as encoded.
 func answerCost(keys, bytes int64) int64 { return keys*answerKeyBytes + 2*bytes }
 
-// answerKeyBytes is what a key costs besides its bytes and those of its value, which mvcc.Pacer does
-// not count: the message, its place in the answer, and a short key.
-const answerKeyBytes = 192
+// encodedCost is answerCost of keys that are encoded as they are read; bytes are those of the keys,
+// too.
+func encodedCost(keys, bytes int64) int64 { return keys*encodedKeyBytes + bytes }
+
+const (
+	// answerKeyBytes is what a key costs besides its bytes and those of its value, which mvcc.Pacer
+	// does not count: the message, its place in the answer, and a short key.
+	answerKeyBytes = 192
+	// encodedKeyBytes is the same of an encoded key without its bytes: revisions, version, lengths.
+	encodedKeyBytes = 32
+	// shortKeyBytes is of a key whose length nobody has looked at.
+	shortKeyBytes = 64
+)
 
 // answerPatience is how long a call waits for room while nothing that others hold is sent.
 const answerPatience = 10 * time.Second
@@ -158,7 +178,11 @@ func (t *turn) expect(keys int64, sample func(keys int64) (n, bytes int64, err e
 		}
 		start := time.Now()
 		t.turns.metrics.readersWaiting.Inc()
-		err = t.enter(callerHost(t), answerCost(keys, bytes/max(n, 1)*keys))
+		cost := answerCost
+		if t.encoded != nil {
+			cost = encodedCost
+		}
+		err = t.enter(callerHost(t), cost(keys, bytes/max(n, 1)*keys))
 		t.turns.metrics.readersWaiting.Dec()
 		t.waited += time.Since(start)
 		if err != nil {

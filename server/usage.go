@@ -44,12 +44,11 @@ func roughly(req, resp any) (bytes, keys int) {
 	case *pb.PutRequest:
 		return len(r.Key) + len(r.Value), 1
 	case *pb.RangeRequest:
-		got, _ := resp.(*pb.RangeResponse)
-		kvs := got.GetKvs()
-		if len(kvs) < usage.LargeKeys {
-			bytes = sizeOf(kvs)
+		got := replyOf(resp)
+		if keys = got.keys(); keys < usage.LargeKeys {
+			bytes = got.bytes()
 		}
-		return bytes, len(kvs)
+		return bytes, keys
 	case *pb.DeleteRangeRequest:
 		got, _ := resp.(*pb.DeleteRangeResponse)
 		return 0, int(got.GetDeleted())
@@ -93,8 +92,8 @@ func appendOps(ops []usage.Op, req, resp any) []usage.Op {
 		got, _ := resp.(*pb.PutResponse)
 		op(r.Key, nil, len(r.Key)+len(r.Value)+len(got.GetPrevKv().GetValue()), 1, 1)
 	case *pb.RangeRequest:
-		got, _ := resp.(*pb.RangeResponse)
-		op(r.Key, r.RangeEnd, sizeOf(got.GetKvs()), len(got.GetKvs()), 0)
+		got := replyOf(resp)
+		op(r.Key, r.RangeEnd, got.bytes(), got.keys(), 0)
 	case *pb.DeleteRangeRequest:
 		got, _ := resp.(*pb.DeleteRangeResponse)
 		n := int(got.GetDeleted())

@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"runtime"
 	"strings"
+	"sync"
 	"unsafe"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -260,7 +261,12 @@ func keyValueSize(kv *mvccpb.KeyValue) int {
 
 // appendKeyValue appends a field of a message, which in the answers of puts and gets is 2.
 func appendKeyValue(b []byte, number byte, kv *mvccpb.KeyValue) []byte {
-	b = protowire.AppendVarint(append(b, number<<3|wireBytes), uint64(keyValueSize(kv)))
+	return appendSizedKeyValue(b, number, kv, keyValueSize(kv))
+}
+
+// appendSizedKeyValue is appendKeyValue of one whose size is known.
+func appendSizedKeyValue(b []byte, number byte, kv *mvccpb.KeyValue, size int) []byte {
+	b = protowire.AppendVarint(append(b, number<<3|wireBytes), uint64(size))
 	b = appendKeyValueHead(b, kv)
 	b = appendBytesField(b, 5, kv.Value)
 	return appendField(b, 6, uint64(kv.Lease))
@@ -336,38 +342,19 @@ func appendRangeEnd(b []byte, r *pb.RangeResponse) []byte {
 	return appendField(b, 4, uint64(r.Count))
 }
 
-// pieceBytes is a size of which grpc's pool keeps buffers.
-const pieceBytes = 32 << 10
-
 // rangeResponsePieces is appendRangeResponse for a large one. Memory for all of
 // it at once would be fresh, cleared, and garbage afterwards; pieces of this size
-// come from the pool, where each of them is again as soon as it has been sent.
+// come from a pool, where each of them is again as soon as it has been sent.
 func rangeResponsePieces(r *pb.RangeResponse, size int) mem.BufferSlice {
 	w := pieceWriter{out: make(mem.BufferSlice, 0, size/pieceBytes+1)}
-	var scratch []byte
-	w.write(appendHeader(scratch, r.Header))
+	w.write(appendHeader(nil, r.Header))
 	for i, kv := range r.Kvs {
 		if i%paceEncoding == 0 {
 			runtime.Gosched()
 		}
-		k := keyValueSize(kv)
-		if n := 1 + varintSize(uint64(k)) + k; n <= cap(w.buf)-len(w.buf) {
-			w.buf = appendKeyValue(w.buf, 2, kv)
-			continue
-		}
-		// Across pieces: the value by itself, the little around it through scratch.
-		value := kv.Value
-		scratch = protowire.AppendVarint(append(scratch[:0], 2<<3|wireBytes), uint64(k))
-		scratch = appendKeyValueHead(scratch, kv)
-		if len(value) > 0 {
-			scratch = protowire.AppendVarint(append(scratch, 5<<3|wireBytes), uint64(len(value)))
-		}
-		w.write(scratch)
-		w.write(value)
-		scratch = appendField(scratch[:0], 6, uint64(kv.Lease))
-		w.write(scratch)
+		w.keyValue(kv)
 	}
-	w.write(appendRangeEnd(scratch[:0], r))
+	w.write(appendRangeEnd(nil, r))
 	w.flush()
 	if w.size != size {
 		panic("server: a response was encoded in another size than foretold")
@@ -378,20 +365,42 @@ func rangeResponsePieces(r *pb.RangeResponse, size int) mem.BufferSlice {
 // paceEncoding is after how many keys others may have the processor.
 const paceEncoding = 512
 
-// pieceWriter fills buffers of the pool, one after the other.
+// pieceBytes is how much a piece of a large answer holds.
+const pieceBytes = 32 << 10
+
+// pieces are those that nobody uses. grpc's own pool would clear each: here nothing is sent of a piece
+// but what was written into it.
+var pieces = piecePool{free: sync.Pool{New: func() any { b := make([]byte, 0, pieceBytes); return &b }}}
+
+type piecePool struct{ free sync.Pool }
+
+var _ mem.BufferPool = (*piecePool)(nil)
+
+// Get is mem.BufferPool's. REQUIRES: length is at most pieceBytes.
+func (p *piecePool) Get(length int) *[]byte {
+	b := p.free.Get().(*[]byte)
+	*b = (*b)[:length]
+	return b
+}
+
+// Put is mem.BufferPool's.
+func (p *piecePool) Put(b *[]byte) { p.free.Put(b) }
+
+// pieceWriter fills pieces, one after the other.
 type pieceWriter struct {
-	out   mem.BufferSlice
-	piece *[]byte // the one that is filled; nil: none
-	buf   []byte  // what is in it
-	size  int     // of out
+	out     mem.BufferSlice
+	piece   *[]byte // the one that is filled; nil: none
+	buf     []byte  // what is in it
+	size    int     // of out
+	scratch []byte
 }
 
 func (w *pieceWriter) write(b []byte) {
 	for len(b) > 0 {
 		if len(w.buf) == cap(w.buf) {
 			w.flush()
-			w.piece = mem.DefaultBufferPool().Get(pieceBytes)
-			w.buf = (*w.piece)[:0]
+			w.piece = pieces.Get(0)
+			w.buf = *w.piece
 		}
 		n := min(len(b), cap(w.buf)-len(w.buf))
 		w.buf = append(w.buf, b[:n]...)
@@ -399,12 +408,42 @@ func (w *pieceWriter) write(b []byte) {
 	}
 }
 
+// keyValue writes one as the answer of a get has it.
+func (w *pieceWriter) keyValue(kv *mvccpb.KeyValue) {
+	k := keyValueSize(kv)
+	if n := 1 + varintSize(uint64(k)) + k; n <= cap(w.buf)-len(w.buf) {
+		w.buf = appendSizedKeyValue(w.buf, 2, kv, k)
+		return
+	}
+	// Across pieces: the value by itself, what is around it through scratch.
+	b := protowire.AppendVarint(append(w.scratch[:0], 2<<3|wireBytes), uint64(k))
+	b = appendKeyValueHead(b, kv)
+	if len(kv.Value) > 0 {
+		b = protowire.AppendVarint(append(b, 5<<3|wireBytes), uint64(len(kv.Value)))
+	}
+	w.write(b)
+	w.write(kv.Value)
+	b = appendField(b[:0], 6, uint64(kv.Lease))
+	w.write(b)
+	w.scratch = b
+}
+
+// flush adds the piece that is filled to out.
 func (w *pieceWriter) flush() {
 	if w.piece == nil {
 		return
 	}
 	*w.piece = w.buf
 	w.size += len(w.buf)
-	w.out = append(w.out, mem.NewBuffer(w.piece, mem.DefaultBufferPool()))
+	w.out = append(w.out, mem.NewBuffer(w.piece, &pieces))
 	w.piece, w.buf = nil, nil
+}
+
+// drop gives back what was written.
+func (w *pieceWriter) drop() {
+	w.out.Free()
+	if w.piece != nil {
+		pieces.Put(w.piece)
+	}
+	*w = pieceWriter{}
 }

@@ -132,6 +132,9 @@ func TestSlowAndFailedRequestsAreLogged(t *testing.T) {
 	}
 	r.WarnSlowRange(time.Second, 0, &pb.RangeRequest{Key: []byte("a")}, &pb.RangeResponse{Kvs: []*mvccpb.KeyValue{{}}}, nil)
 	r.WarnSlowRange(0, 0, &pb.RangeRequest{Key: []byte("a")}, nil, nil)
+	r.WarnSlowKeys(time.Second, 0, &pb.RangeRequest{Key: []byte("a")}, 3, 40, nil)
+	r.WarnSlowKeys(time.Second, 0, &pb.RangeRequest{Key: []byte("a")}, 3, 0, errors.New("broken"))
+	r.WarnSlowKeys(0, 0, &pb.RangeRequest{Key: []byte("a")}, 3, 40, nil)
 	r.WarnSlowTxn(time.Second, 0, &pb.TxnRequest{}, &pb.TxnResponse{Responses: []*pb.ResponseOp{{Response: &pb.ResponseOp_ResponseRange{ResponseRange: &pb.RangeResponse{}}}}}, nil)
 	var reads []string
 	for _, l := range logs.FilterMessage("apply request took too long").All() {
@@ -139,7 +142,7 @@ func TestSlowAndFailedRequestsAreLogged(t *testing.T) {
 			reads = append(reads, p+l.ContextMap()["response"].(string))
 		}
 	}
-	if got := fmt.Sprintf("%q", reads); got != `["read-only range range_response_count:1 size:2" "read-only txn responses:<range_response_count:0> size:4"]` {
+	if got := fmt.Sprintf("%q", reads); got != `["read-only range range_response_count:1 size:2" "read-only range range_response_count:3 size:40" "read-only range " "read-only txn responses:<range_response_count:0> size:4"]` {
 		t.Errorf("reads: %s", got)
 	}
 	series := scrape(t, reg)
@@ -399,8 +402,18 @@ func TestAnswerTooLarge(t *testing.T) {
 	if err != nil || len(got.Kvs) != 1 || got.Kvs[0].Version != 2 {
 		t.Errorf("it was not applied: %v %v", got, err)
 	}
-	if _, err := RangeWithin(context.Background(), r.kv, &pb.RangeRequest{Key: []byte("a"), RangeEnd: []byte("c")}, 900); !errors.Is(err, mvcc.ErrTooLarge) {
+	both := &pb.RangeRequest{Key: []byte("a"), RangeEnd: []byte("c")}
+	if _, err := RangeWithin(context.Background(), r.kv, both, 900); !errors.Is(err, mvcc.ErrTooLarge) {
 		t.Errorf("got %v", err)
+	}
+	keys := 0
+	count := func(*mvccpb.KeyValue) { keys++ }
+	if _, err := RangeEach(context.Background(), r.kv, both, 901, count); !errors.Is(err, mvcc.ErrTooLarge) || keys != 1 {
+		t.Errorf("got %v after %d keys", err, keys)
+	}
+	both.Limit = 1 // what is not in the answer is not read
+	if resp, err := RangeEach(context.Background(), r.kv, both, 901, count); err != nil || keys != 2 || !resp.More || resp.Count != 2 {
+		t.Errorf("got %v %v after %d keys", resp, err, keys)
 	}
 }
 

@@ -52,6 +52,43 @@ func RangeWithin(ctx context.Context, rd Ranger, r *pb.RangeRequest, maxBytes in
 	return assembleRange(kvs, rr, r), nil
 }
 
+// InOrder reports whether a request asks for the keys of a range in their order, with no filter, so
+// that RangeEach may answer it.
+func InOrder(r *pb.RangeRequest) bool {
+	return len(r.RangeEnd) > 0 && !r.CountOnly && !hasRevisionFilters(r) && r.SortTarget == pb.RangeRequest_KEY &&
+		(r.SortOrder == pb.RangeRequest_NONE || r.SortOrder == pb.RangeRequest_ASCEND)
+}
+
+// RangeEach is RangeWithin whose answer has no Kvs: each gets them one by one, as they are read. What
+// it gets is valid until it returns. After an error, what it got is of no use. REQUIRES: InOrder(r).
+func RangeEach(ctx context.Context, rd Ranger, r *pb.RangeRequest, maxBytes int64, each func(*mvccpb.KeyValue)) (*pb.RangeResponse, error) {
+	strips := stripsEarly(r)
+	rr, err := rd.Range(ctx, r.Key, r.RangeEnd, mvcc.RangeOptions{
+		Limit:    r.Limit,
+		Rev:      r.Revision,
+		KeysOnly: strips,
+		MaxBytes: maxBytes,
+		Each: func(kv *mvccpb.KeyValue) bool {
+			if strips {
+				kv.Value, kv.Lease = nil, 0
+			}
+			each(kv)
+			return true
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	answer := &struct {
+		resp   pb.RangeResponse
+		header pb.ResponseHeader
+	}{}
+	answer.header.Revision = rr.Rev
+	answer.resp.Header = &answer.header
+	answer.resp.Count, answer.resp.More = rr.Count, r.Limit > 0 && rr.Count > r.Limit
+	return &answer.resp, nil
+}
+
 // checkSort refuses sort options that the API does not define.
 func checkSort(r *pb.RangeRequest) error {
 	if _, ok := pb.RangeRequest_SortOrder_name[int32(r.SortOrder)]; !ok {

@@ -49,8 +49,26 @@ func (m *Machine) WarnSlowRange(took, waited time.Duration, r *pb.RangeRequest, 
 		if resp == nil {
 			return ""
 		}
-		return fmt.Sprintf("range_response_count:%d size:%d", len(resp.Kvs), proto.Size(resp))
+		return rangeText(len(resp.Kvs), proto.Size(resp))
 	}, err)
+}
+
+// WarnSlowKeys is WarnSlowRange for an answer that is no message: it has so many keys, and is of size
+// bytes; 0: there is none.
+func (m *Machine) WarnSlowKeys(took, waited time.Duration, r *pb.RangeRequest, keys, size int, err error) {
+	if took <= m.cfg.WarningApply {
+		return
+	}
+	m.slow(took, waited, r, "read-only range ", func() string {
+		if size == 0 {
+			return ""
+		}
+		return rangeText(keys, size)
+	}, err)
+}
+
+func rangeText(keys, size int) string {
+	return fmt.Sprintf("range_response_count:%d size:%d", keys, size)
 }
 
 // WarnSlowTxn logs a read-only transaction that took longer than the warning duration, as
