@@ -96,4 +96,8 @@ const (
 	// an append became durable. It promises no more than what is durable, so a leader may treat it
 	// as any other.
 	ContextEarly = "belay-early"
+	// ContextTerm begins the context of a MsgReadIndex; the term in which its sender was when it
+	// sent it follows, eight bytes, big-endian. Raft's own message has no term. A leader of that
+	// term counts it as the sender's acknowledgment, and needs not ask for one.
+	ContextTerm = "belay-term"
 )

@@ -231,9 +231,9 @@ type heartbeats struct {
 	reads uint64 // the newest read that the heartbeats of that term ask about
 }
 
-// sent takes note of a message that raft sends.
+// sent takes note of a heartbeat that raft sends.
 func (h *heartbeats) sent(m *raftpb.Message) {
-	if m.GetType() != raftpb.MsgHeartbeat || len(m.GetContext()) != readsBytes {
+	if len(m.GetContext()) != readsBytes {
 		return
 	}
 	if m.GetTerm() != h.term {

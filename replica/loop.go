@@ -315,9 +315,10 @@ func (l *loop) step() {
 		case raftpb.MsgHeartbeat:
 			m = l.removal.hide(m)
 		case raftpb.MsgReadIndex:
-			if l.questions.holds(m) {
-				continue
+			if !l.questions.holds(m) {
+				l.questions.answer(m)
 			}
+			continue
 		case raftpb.MsgAppResp:
 			if string(m.GetContext()) == peers.ContextEarly && !l.early.takes(m) {
 				continue
@@ -382,7 +383,12 @@ func (l *loop) handleReady() {
 					l.followers.startFeed(m)
 					continue
 				}
-				l.heartbeats.sent(m)
+				switch m.GetType() {
+				case raftpb.MsgHeartbeat:
+					l.heartbeats.sent(m)
+				case raftpb.MsgReadIndex:
+					l.questions.vouch(m)
+				}
 				l.out = append(l.out, m)
 			}
 		}

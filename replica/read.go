@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"slices"
@@ -10,6 +11,9 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/peers"
 )
 
 // readRound is one ReadIndex request to the leader, for every reader that was waiting when it was
@@ -178,12 +182,49 @@ func (q *questions) holds(m *raftpb.Message) bool {
 	return true
 }
 
-// sendHeld asks what send could not ask before, and gives raft the questions
-// of other members that it would have answered too early.
+// vouch adds the term of this member to a question that it sends.
+func (q *questions) vouch(m *raftpb.Message) {
+	if m.GetFrom() == q.cfg.ID { // others vouch for themselves: this one may only pass it on
+		m.Context = binary.BigEndian.AppendUint64([]byte(peers.ContextTerm), q.node.BasicStatus().GetTerm())
+	}
+}
+
+// vouched reports whether a question says that its sender was in a term when it sent it.
+func vouched(m *raftpb.Message, term uint64) bool {
+	told, ok := bytes.CutPrefix(m.GetContext(), []byte(peers.ContextTerm))
+	return ok && len(told) == 8 && binary.BigEndian.Uint64(told) == term
+}
+
+// answer answers another member's question, or lets raft do so, which asks all others first whether
+// this member leads still. Where the one that asks and this member are a quorum, as in a cluster of
+// three, nobody has to be asked: the question itself says that, after its readers came, the sender
+// had not voted in a later term. Nor has this member, now. So when the readers came no later leader
+// had been elected, and nothing had been acknowledged that is not committed here.
+//
+// REQUIRES: leadsWithCommit and not removed, if this member leads.
+func (q *questions) answer(m *raftpb.Message) {
+	status := q.node.BasicStatus()
+	if status.RaftState != raft.StateLeader || !vouched(m, status.GetTerm()) || !q.quorum(m.GetFrom()) {
+		_ = q.node.Step(m)
+		return
+	}
+	q.cfg.Network.Send([]*raftpb.Message{{
+		Type: raftpb.MsgReadIndexResp.Enum(), From: new(q.cfg.ID), To: new(m.GetFrom()), Term: new(status.GetTerm()),
+		Index: new(status.GetCommit()), Entries: m.GetEntries(),
+	}})
+}
+
+// quorum reports whether this member and another are voters, and enough of them.
+func (q *questions) quorum(other uint64) bool {
+	return other != q.cfg.ID && q.votes() && slices.Contains(q.voters(), other) && command.Quorum(len(q.voters())) <= 2
+}
+
+// sendHeld asks what send could not ask before, and answers the questions of other members that
+// raft would have answered too early.
 func (q *questions) sendHeld() {
 	if len(q.others) > 0 && q.leadsWithCommit() && !q.removed() {
 		for _, m := range q.others {
-			_ = q.node.Step(m)
+			q.answer(m)
 		}
 		clear(q.others)
 	}

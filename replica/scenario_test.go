@@ -3,6 +3,7 @@ package replica
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -511,6 +512,8 @@ func describe(m *raftpb.Message) string {
 		fmt.Fprintf(&b, " refuses=%d", (len(context)-len(peers.ContextRefused))/8)
 	case context == peers.ContextEarly || context == peers.ContextQuorum:
 		b.WriteString(" " + context)
+	case strings.HasPrefix(context, peers.ContextTerm):
+		fmt.Fprintf(&b, " sent-in=%d", binary.BigEndian.Uint64([]byte(context[len(peers.ContextTerm):])))
 	}
 	if m.GetType() != raftpb.MsgReadIndex && m.GetType() != raftpb.MsgReadIndexResp {
 		for _, e := range m.GetEntries() {
