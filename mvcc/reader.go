@@ -69,12 +69,6 @@ func (s *Store) inMemory(key []byte) (kv *mvccpb.KeyValue, current int64, ok boo
 	return kv, current, ok && whole && kv.ModRevision <= current
 }
 
-// InMemory reports whether Cached would answer now.
-func (s *Store) InMemory(key []byte) bool {
-	_, _, ok := s.inMemory(key)
-	return ok
-}
-
 // Cached is Range of one key at the newest revision, if its newest version is in memory. It waits
 // for nothing. Any goroutine may call it.
 func (s *Store) Cached(key []byte) (res RangeResult, ok bool) {

@@ -572,7 +572,7 @@ func TestClientThatGoesOn(t *testing.T) {
 // TestStop: handlers hear of it, and no goroutine is left.
 func TestStop(t *testing.T) {
 	before := runtime.NumGoroutine()
-	s := New(Options{Codec: encoding.GetCodecV2(encodingproto.Name), Workers: 3})
+	s := New(Options{Codec: encoding.GetCodecV2(encodingproto.Name)})
 	testpb.RegisterTestServiceServer(s, &echo{block: make(chan struct{})})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

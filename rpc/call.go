@@ -158,6 +158,20 @@ type Message interface {
 // Context has the call's metadata and peer. It does not end.
 func (c *Call) Context() context.Context { return c.req.ctx }
 
+// Go has a goroutine answer the call by f, which may wait, unlike a Hot; the server waits for it when
+// it stops. If the client has left already, or the deadline has passed, f is not called, and nothing
+// else is due.
+func (c *Call) Go(f func()) {
+	st := (*stream)(c)
+	st.c.mu.Lock()
+	defer st.c.mu.Unlock()
+	if st.closed || st.ending {
+		st.release()
+		return
+	}
+	st.c.s.run(f)
+}
+
 // Late reports whether the call's deadline has passed.
 func (c *Call) Late() bool { return !c.deadline.IsZero() && time.Now().After(c.deadline) }
 

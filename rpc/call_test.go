@@ -162,13 +162,15 @@ func TestKeptCallsCount(t *testing.T) {
 		t.Errorf("beside calls that were reset: %s", a)
 	}
 	for i, c := range calls {
-		switch i % 3 {
+		switch i % 4 {
 		case 0:
 			c.Reply(protoMessage{&testpb.SimpleResponse{}})
 		case 1:
 			c.Fail(context.Canceled)
-		default:
+		case 2:
 			c.Delegate(nil)
+		default:
+			c.Go(func() { t.Error("a goroutine for a call that was reset") })
 		}
 	}
 	id := call()
@@ -194,13 +196,16 @@ func TestAnswersRaceEnds(t *testing.T) {
 			for range rng.IntN(200) {
 				runtime.Gosched()
 			}
-			switch rng.IntN(3) {
+			reply := func() { c.Reply(protoMessage{&testpb.SimpleResponse{Username: "kept"}}) }
+			switch rng.IntN(4) {
 			case 0:
-				c.Reply(protoMessage{&testpb.SimpleResponse{Username: "kept"}})
+				reply()
 			case 1:
 				c.Fail(context.Canceled)
-			default:
+			case 2:
 				c.Delegate(nil)
+			default:
+				c.Go(reply)
 			}
 		}
 		if rng.IntN(2) == 0 {
@@ -337,6 +342,55 @@ func TestStopBesideKeptCalls(t *testing.T) {
 		r.nc.Close()
 		<-stopped
 	}
+}
+
+// TestStopWaitsForGo: a graceful stop waits for the goroutine of a call, also when its client has left.
+func TestStopWaitsForGo(t *testing.T) {
+	t.Parallel()
+	k, s := &keeper{}, New(testOptions())
+	addr := serve(t, s, &echo{})
+	s.Hot("/grpc.testing.TestService/UnaryCall", k.serve)
+	r := connect(t, addr)
+	id := r.begin(callFields("UnaryCall"), false)
+	r.data(id, framed(&testpb.SimpleRequest{}), true)
+	c := k.wait(t, 1)[0]
+	goOn, answered := make(chan struct{}), atomic.Bool{}
+	c.Go(func() {
+		<-goOn
+		answered.Store(true)
+		c.Reply(protoMessage{&testpb.SimpleResponse{}})
+	})
+	r.nc.Close()
+	eventually(t, "its end is told", func() bool { return c.told.Load() > 0 })
+	stopped := make(chan bool, 1)
+	go func() {
+		s.GracefulStop()
+		stopped <- answered.Load()
+	}()
+	time.Sleep(20 * time.Millisecond)
+	close(goOn)
+	if !<-stopped {
+		t.Error("stopped before the goroutine of a call had ended")
+	}
+}
+
+// TestWorkersStay: goroutines are used again, and not all of them stay.
+func TestWorkersStay(t *testing.T) {
+	t.Parallel()
+	s := New(testOptions())
+	defer s.Stop()
+	idle := func(n int32) {
+		t.Helper()
+		eventually(t, fmt.Sprint(n, " workers are left"), func() bool { return s.idle.Load() == n })
+	}
+	goOn := make(chan struct{})
+	for range 2 * keptWorkers {
+		s.run(func() { <-goOn })
+	}
+	close(goOn)
+	idle(keptWorkers)
+	s.run(func() {})
+	idle(keptWorkers)
 }
 
 // busy is echo whose FullDuplexCall is held up by each message.

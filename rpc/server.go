@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -53,9 +54,6 @@ type Options struct {
 	// For tests: they have no time, and h2spec's requests are no calls.
 	pingOften, anyRequest bool
 	patience              time.Duration // longPatience
-	// Workers is how many goroutines are kept for handlers, so that the stack of a new one need not
-	// grow for each call; beyond them each call gets its own. 0: none.
-	Workers uint32
 }
 
 // A method is what serves a path: one of unary and stream.
@@ -82,7 +80,8 @@ type Server struct {
 	long     *longWindows
 	methods  map[string]*method  // by path; not changed after the first Serve
 	services map[string]struct{} // the names of the registered ones
-	work     chan *stream        // to idle workers
+	work     chan func()         // to idle workers
+	idle     atomic.Int32        // workers
 	born     time.Time
 
 	mu        sync.Mutex
@@ -100,11 +99,8 @@ type Server struct {
 func New(o Options) *Server {
 	o.setDefaults()
 	s := &Server{
-		opts: o, long: newLongWindows(o.LongBytes, o.patience), methods: make(map[string]*method), services: make(map[string]struct{}), work: make(chan *stream), born: time.Now(),
+		opts: o, long: newLongWindows(o.LongBytes, o.patience), methods: make(map[string]*method), services: make(map[string]struct{}), work: make(chan func()), born: time.Now(),
 		listeners: make(map[net.Listener]struct{}), shaking: make(map[net.Conn]struct{}), conns: make(map[*conn]struct{}), quit: make(chan struct{}),
-	}
-	for range o.Workers {
-		go s.worker()
 	}
 	return s
 }
@@ -137,29 +133,36 @@ func (s *Server) unknown(path string) string {
 	return fmt.Sprintf("unknown service %v", name[:i])
 }
 
-// worker runs handlers until the server has stopped.
-func (s *Server) worker() {
-	for {
-		select {
-		case st := <-s.work:
-			st.handle()
-			s.handlers.Done()
-		case <-s.quit:
-			return
-		}
+// keptWorkers is how many goroutines stay for what comes next when they have nothing to do. To make a
+// new one costs little, but its stack has to grow again: a seventh of the CPU of a read from the store.
+const keptWorkers = 64
+
+// run has a goroutine do f, which Stop waits for. It does not wait.
+func (s *Server) run(f func()) {
+	s.handlers.Add(1)
+	select {
+	case s.work <- f:
+	default:
+		go s.worker(f)
 	}
 }
 
-// run has the handler of a stream run. It does not wait.
-func (s *Server) run(st *stream) {
-	s.handlers.Add(1)
-	select {
-	case s.work <- st:
-	default:
-		go func() {
-			st.handle()
-			s.handlers.Done()
-		}()
+// worker does f, and what comes next, until there is nothing and enough others wait for it, or the
+// server has stopped.
+func (s *Server) worker(f func()) {
+	for {
+		f()
+		s.handlers.Done()
+		if s.idle.Add(1) > keptWorkers {
+			s.idle.Add(-1)
+			return
+		}
+		select {
+		case f = <-s.work:
+			s.idle.Add(-1)
+		case <-s.quit:
+			return
+		}
 	}
 }
 

@@ -109,7 +109,7 @@ func (st *stream) start() {
 	st.ctx = grpc.NewContextWithServerTransportStream(ctx, (*transportStream)(st))
 	st.recvWake, st.sendWake = make(chan struct{}, 1), make(chan struct{}, 1)
 	st.running = true
-	c.s.run(st)
+	c.s.run(st.handle)
 }
 
 // expired resets the stream of a call whose deadline has passed.

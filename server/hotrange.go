@@ -15,16 +15,15 @@ import (
 
 const rangeMethod = "/etcdserverpb.KV/Range"
 
-// hotRange answers the gets of one key whose newest version is in memory, without a goroutine for
-// each: on the connection's reader, or after a read barrier that many share. Everything else is left
-// to kvService.Range, before it has been counted: other ranges, keys that are not in memory, calls
-// that would be refused or traced, and all calls while there are users.
+// hotRange answers the gets of one key without a goroutine for each: on the connection's reader, or
+// after a read barrier that many share. Only the read of what is not in memory takes a goroutine.
+// Everything else is left to kvService.Range, before it has been counted: other ranges, calls that
+// would be refused or traced, and all calls while there are users.
 type hotRange struct {
 	kv      *kvService
 	calls   *calls
 	barrier func(func(error))
 	store   interface { // *mvcc.Store
-		InMemory(key []byte) bool
 		Cached(key []byte) (mvcc.RangeResult, bool)
 	}
 	method *methodMetrics
@@ -49,10 +48,10 @@ func (h *hotRange) serve(call *rpc.Call, message []byte) bool {
 		return false
 	}
 	if g.req.Serializable {
-		return g.answer(g.start)
-	}
-	if !h.store.InMemory(g.req.Key) {
-		return false
+		if !g.answer(g.start) {
+			call.Go(g.read)
+		}
+		return true
 	}
 	h.barrier(g.passed)
 	return true
@@ -78,9 +77,13 @@ func (g *hotGet) passed(err error) {
 		g.failed(err)
 		return
 	}
-	if g.answer(time.Now()) {
-		return
+	if !g.answer(time.Now()) {
+		g.call.Go(g.read)
 	}
+}
+
+// delegate leaves the call to kvService.Range after all. REQUIRES: it has not been counted.
+func (g *hotGet) delegate() {
 	b, err := proto.Marshal(&g.req)
 	if err != nil {
 		g.failed(err)
@@ -89,7 +92,7 @@ func (g *hotGet) passed(err error) {
 	g.call.Delegate(b)
 }
 
-// failed ends a call whose barrier did not hold.
+// failed ends a call whose barrier did not hold, or that could not be read.
 func (g *hotGet) failed(err error) {
 	took := time.Since(g.start)
 	g.kv.metrics.observeRequest(kindRange, false, took.Seconds())
@@ -135,6 +138,42 @@ func (g *hotGet) answer(read time.Time) bool {
 		g.end(nil, err)
 		return true
 	}
+	g.done(resp, read)
+	return true
+}
+
+// read reads what is not in memory, and answers. It may wait for the disk.
+func (g *hotGet) read() {
+	k := g.kv
+	if g.call.Late() {
+		g.failed(context.DeadlineExceeded)
+		return
+	}
+	if k.callers.enabled() {
+		g.delegate()
+		return
+	}
+	read := time.Now()
+	resp, err := state.RangeWithin(g.call.Context(), k.kv, &g.req, k.limits.AnswerBytes)
+	if err != nil {
+		k.metrics.observeRange(false, time.Since(read).Seconds())
+		g.failed(err)
+		return
+	}
+	if k.callers.enabled() {
+		g.delegate() // there were no users when it was read
+		return
+	}
+	if err := g.begin(); err != nil {
+		g.end(nil, err)
+		return
+	}
+	g.done(resp, read)
+}
+
+// done fills the header of an answer that was read since a time, counts it and sends it.
+func (g *hotGet) done(resp *pb.RangeResponse, read time.Time) {
+	k := g.kv
 	k.headers.fill(resp.Header)
 	now := time.Now()
 	took := now.Sub(g.start)
@@ -142,7 +181,6 @@ func (g *hotGet) answer(read time.Time) bool {
 	k.metrics.observeRequest(kindRange, true, took.Seconds())
 	k.slow.WarnSlowRange(took, 0, &g.req, resp, nil)
 	g.end(resp, nil)
-	return true
 }
 
 // readAlready is a state.Ranger of what was read.

@@ -270,7 +270,7 @@ func (s *Server) GRPCOptions() []grpc.ServerOption {
 		grpc.MaxSendMsgSize(o.MaxSendBytes),
 		grpc.MaxHeaderListSize(uint32(o.MaxHeaderBytes)),
 		grpc.MaxConcurrentStreams(o.MaxStreams),
-		grpc.NumStreamWorkers(o.Workers),
+		grpc.NumStreamWorkers(s.cfg.StreamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.KeepaliveMinTime, PermitWithoutStream: o.PermitWithoutStream}),
 		grpc.KeepaliveParams(o.Keepalive),
 	}
@@ -291,7 +291,7 @@ func (s *Server) RPCOptions() rpc.Options {
 		StreamWindow: max(1, receive/2048), LongBytes: min(receive/8*3, s.cfg.Admission.MaxInFlight()/2*3),
 		Codec: s.calls.codec, Unary: s.calls.interceptUnary, Stream: s.calls.interceptStream,
 		MaxRecvBytes: s.cfg.MaxRequestBytes + recvOverheadBytes, MaxSendBytes: math.MaxInt32,
-		MaxHeaderBytes: maxHeaderBytes, MaxStreams: s.cfg.MaxConcurrentStreams, Workers: s.cfg.StreamWorkers,
+		MaxHeaderBytes: maxHeaderBytes, MaxStreams: s.cfg.MaxConcurrentStreams,
 		KeepaliveMinTime: s.cfg.KeepaliveMinTime,
 		Keepalive:        keepalive.ServerParameters{Time: s.cfg.KeepaliveInterval, Timeout: s.cfg.KeepaliveTimeout},
 	}

@@ -46,7 +46,7 @@ func serveEmpty(args []string) error {
 	}
 	kv := emptyKV{header: &pb.ResponseHeader{ClusterId: 1 << 60, MemberId: 1 << 61, Revision: emptyRevision, RaftTerm: 2}}
 	if cluster.Kind(args[0]) == emptyOwn {
-		s := rpc.New(rpc.Options{Codec: encoding.GetCodecV2(encodingproto.Name), Workers: 4})
+		s := rpc.New(rpc.Options{Codec: encoding.GetCodecV2(encodingproto.Name)})
 		pb.RegisterKVServer(s, kv)
 		return s.Serve(l)
 	}
