@@ -10,7 +10,7 @@
 //     it reaches a service, whichever listener accepted it, and the refusal is logged once.
 //   - A renewed certificate is used from the next handshake on. While the pair of files is
 //     incomplete the last valid pair is used.
-//   - gRPC clients go straight to grpc-go's own transport, on a TLS port as on a plain one.
+//   - gRPC clients go straight to the gRPC server's own transport, on a TLS port as on a plain one.
 //   - The memory for incomplete messages of gRPC clients is bounded.
 //
 // # One port, two protocols
@@ -42,6 +42,7 @@
 //	prelude.go   the bound on what comes before a request
 //	limit.go     the bound on connections
 //	memory.go    a listener inside the process
+//	calls.go     gRPC calls among the requests that net/http gets
 //	credentials.go  what grpc learns of a connection
 //	gzip.go      unpacking, by turns
 //	expiry.go    certificates that expire

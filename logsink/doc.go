@@ -23,9 +23,9 @@
 // Lines that members repeat while others are lost are folded, except at level debug (fold.go).
 //
 // Files: sink.go the buffer; fold.go lines that repeat themselves; bound.go how long a line may be;
-// logger.go the zap logger (etcd's keys, formats, sampling, outputs); person.go the lines for
-// people at a terminal; lines.go prefixes for several members in one terminal; journal.go systemd's
-// journal.
+// seldom.go lines that are written once in a while; logger.go the zap logger (etcd's keys, formats,
+// sampling, outputs); person.go the lines for people at a terminal; lines.go prefixes for several
+// members in one terminal; journal.go systemd's journal.
 //
 // Sources: etcd server/embed/config_logging.go and client/pkg/logutil (v3.7.3) for outputs, formats
 // and texts of errors.

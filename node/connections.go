@@ -3,12 +3,11 @@ package node
 import (
 	"errors"
 	"net"
-	"sync"
-	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/listen"
+	"github.com/belaydb/belay/logsink"
 	"github.com/belaydb/belay/server"
 )
 
@@ -37,10 +36,6 @@ const (
 	minPreludeBytes = 16 << 20
 )
 
-// refusedLogInterval is the time between two lines about connections that were closed for lack of
-// room.
-const refusedLogInterval = 10 * time.Second
-
 // bound divides the file descriptors. It is called before any port is opened.
 func (ps *ports) bound() error {
 	limit := server.DescriptorLimit()
@@ -63,14 +58,14 @@ func (ps *ports) bound() error {
 		{"metrics", shares.Metrics, preludeBytes / 4, &ps.connections.metrics},
 	} {
 		fresh, silent := ps.counts.refused.WithLabelValues(p.name, "new"), ps.counts.refused.WithLabelValues(p.name, "silent")
-		log := &refusals{}
+		log := &logsink.Seldom{}
 		b := listen.NewBound(p.max, func(wasSilent bool) {
 			if wasSilent {
 				silent.Inc()
 			} else {
 				fresh.Inc()
 			}
-			if closed, due := log.due(time.Now()); due {
+			if closed, due := log.Due(); due {
 				ps.logger.Warn("too many connections; closed those that said nothing, or new ones", zap.String("port", p.name),
 					zap.Int("closed", closed), zap.Int("open-at-most", p.max), zap.Uint64("file-descriptor-limit", limit),
 					zap.String("advice", "find out who opens them; raise the limit of file descriptors (LimitNOFILE, ulimit -n) if they are wanted"))
@@ -85,10 +80,10 @@ func (ps *ports) bound() error {
 // newPreludes bounds what connections of one kind of port have sent before there is a request.
 func (ps *ports) newPreludes(port string, limit int64) *listen.Preludes {
 	closed := ps.counts.receivingRefused.WithLabelValues("headers")
-	told := &refusals{}
+	told := &logsink.Seldom{}
 	return listen.NewPreludes(limit, func(held int64, remote string) {
 		closed.Inc()
-		if count, due := told.due(time.Now()); due {
+		if count, due := told.Due(); due {
 			ps.logger.Warn("closed connections that held most of what may have come of TLS handshakes and headers that are not complete", zap.String("port", port),
 				zap.Int("closed", count), zap.String("remote-addr", remote), zap.Int64("held-bytes", held), zap.Int64("bound-bytes", limit),
 				zap.String("advice", "find out who opens connections and does not end the headers of a request; --max-receive-bytes sets the bound"))
@@ -99,7 +94,7 @@ func (ps *ports) newPreludes(port string, limit int64) *listen.Preludes {
 // newReceiving bounds incomplete requests, for all client ports together.
 func (ps *ports) newReceiving() *listen.Receiving {
 	call, connection := ps.counts.receivingRefused.WithLabelValues("call"), ps.counts.receivingRefused.WithLabelValues("connection")
-	var calls, closings refusals
+	var calls, closings logsink.Seldom
 	limit := ps.cfg.Limits.MaxReceive()
 	r := listen.NewReceiving(limit, func(closed bool, held int64, remote string) {
 		told, what := &calls, "refused a call: its connection holds a quarter of what may have come of incomplete requests"
@@ -109,7 +104,7 @@ func (ps *ports) newReceiving() *listen.Receiving {
 		} else {
 			call.Inc()
 		}
-		if _, due := told.due(time.Now()); due {
+		if _, due := told.Due(); due {
 			ps.logger.Warn(what, zap.String("remote-addr", remote), zap.Int64("held-bytes", held), zap.Int64("max-receive-bytes", limit))
 		}
 	})
@@ -120,30 +115,12 @@ func (ps *ports) newReceiving() *listen.Receiving {
 // longRefused counts calls that were refused since too many of their connection wait.
 func (ps *ports) longRefused() func(client net.Addr) {
 	refused := ps.counts.receivingRefused.WithLabelValues("call")
-	told := new(refusals)
+	told := new(logsink.Seldom)
 	return func(client net.Addr) {
 		refused.Inc()
-		if count, due := told.due(time.Now()); due {
+		if count, due := told.Due(); due {
 			ps.logger.Warn("refused calls: too many long requests wait on their connection", zap.Int("refused", count), zap.Stringer("remote-addr", client),
 				zap.Int64("max-receive-bytes", ps.cfg.Limits.MaxReceive()))
 		}
 	}
-}
-
-// refusals decides when a line about refusals is due.
-type refusals struct {
-	mu    sync.Mutex
-	count int       // since the last line
-	last  time.Time // of the last line
-}
-
-// due counts a refusal; if a line is due it returns how many there were since the last one.
-func (r *refusals) due(now time.Time) (count int, due bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.count++; !r.last.IsZero() && now.Sub(r.last) < refusedLogInterval {
-		return 0, false
-	}
-	count, r.count, r.last = r.count, 0, now
-	return count, true
 }

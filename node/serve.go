@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -439,13 +438,12 @@ func (ps *ports) newCallServer(srv *server.Server) callServer {
 	return calls
 }
 
-// engine is which server that is. What GODEBUG=http2debug=1 or 2 prints, each frame and each header,
-// grpc-go's framer prints: who asks for it wants those lines.
+// engine is which server that is.
 func (ps *ports) engine() string {
-	if ps.cfg.RPCEngine == EngineGRPC || ps.cfg.Tracing != nil || strings.Contains(os.Getenv("GODEBUG"), "http2debug=") {
+	if ps.cfg.Tracing != nil {
 		return EngineGRPC
 	}
-	return EngineBelay
+	return rpc.Engine(ps.cfg.RPCEngine)
 }
 
 // callsOverHTTP serves gRPC calls that come on a connection of net/http: a proxy that pools its
@@ -454,13 +452,7 @@ func (ps *ports) engine() string {
 func (ps *ports) callsOverHTTP(srv *server.Server, h http.Handler) http.Handler {
 	ps.overHTTP = grpc.NewServer(srv.GRPCOptions()...)
 	srv.RegisterGRPC(ps.overHTTP)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ProtoMajor == 2 && strings.Contains(r.Header.Get("Content-Type"), "application/grpc") {
-			ps.overHTTP.ServeHTTP(w, r)
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
+	return listen.CallsApart(ps.overHTTP, h)
 }
 
 // startGateway connects the JSON gateway to the gRPC server.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/belaydb/belay/backup"
 	"github.com/belaydb/belay/listen"
+	"github.com/belaydb/belay/rpc"
 )
 
 // Settings are what flags say and a member goes by as it stands: package config fills them, and
@@ -37,8 +38,8 @@ type Cluster struct {
 
 // The engines of --rpc-engine.
 const (
-	EngineBelay = "belay" // package rpc
-	EngineGRPC  = "grpc-go"
+	EngineBelay = rpc.EngineBelay
+	EngineGRPC  = rpc.EngineGRPC
 )
 
 // Ports are the ports, TLS, and what may be asked over HTTP and gRPC.

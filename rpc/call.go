@@ -9,6 +9,7 @@ import (
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -30,9 +31,10 @@ func (s *Server) Hot(path string, h Hot) {
 	m.hot = h
 }
 
-// A Call is one that a Hot has taken. Exactly one of Reply, Fail and Delegate is called, once and from
-// any goroutine; if the client has left meanwhile, or the call's deadline has passed, they send
-// nothing. Until then the call counts towards the bound of those that a connection may leave behind.
+// A Call is one that a Hot has taken. Exactly one of Reply, ReplyEncoded, Fail and Delegate is
+// called, once and from any goroutine; if the client has left meanwhile, or the call's deadline has
+// passed, they send nothing. Until then the call counts towards the bound of those that a connection
+// may leave behind.
 type Call stream
 
 // An Ender is told that nobody waits for a call any longer.
@@ -43,17 +45,19 @@ type Ender interface {
 }
 
 // Notify has e told when the call ends before it is answered: at most once, in another goroutine,
-// which may be soon if it has ended already. An answer is due in any case.
-func (c *Call) Notify(e Ender) {
+// which may be soon if it has ended already. An answer is due in any case. It reports whether
+// somebody still waits for that.
+func (c *Call) Notify(e Ender) (awaited bool) {
 	st := (*stream)(c)
 	st.c.mu.Lock()
 	defer st.c.mu.Unlock()
 	if !st.taken {
-		return
+		return false
 	}
 	if st.ender = e; st.closed {
 		st.c.kept.tell(st)
 	}
+	return !st.closed
 }
 
 // release notes that a Hot has done with a stream that it took. REQUIRES: mu.
@@ -158,18 +162,39 @@ type Message interface {
 // Context has the call's metadata and peer. It does not end.
 func (c *Call) Context() context.Context { return c.req.ctx }
 
+// Deadline is the client's; the zero time: it has none.
+func (c *Call) Deadline() time.Time { return c.deadline }
+
+// SetMetadata has header go ahead of the answer and trailer after it, or with the error. It comes
+// before Reply, ReplyEncoded and Fail; what a client could not read is left out.
+func (c *Call) SetMetadata(header, trailer metadata.MD) {
+	if len(header) == 0 && len(trailer) == 0 {
+		return
+	}
+	st := (*stream)(c)
+	st.c.mu.Lock()
+	defer st.c.mu.Unlock()
+	if validMetadata(header) == nil {
+		st.header = header
+	}
+	if validMetadata(trailer) == nil {
+		st.trailer = trailer
+	}
+}
+
 // Go has a goroutine answer the call by f, which may wait, unlike a Hot; the server waits for it when
-// it stops. If the client has left already, or the deadline has passed, f is not called, and nothing
-// else is due.
-func (c *Call) Go(f func()) {
+// it stops. If the client has left already, or the deadline has passed, it returns false, f is not
+// called, and nothing else is due.
+func (c *Call) Go(f func()) bool {
 	st := (*stream)(c)
 	st.c.mu.Lock()
 	defer st.c.mu.Unlock()
 	if st.closed || st.ending {
 		st.release()
-		return
+		return false
 	}
 	st.c.s.run(f)
+	return true
 }
 
 // Late reports whether the call's deadline has passed.
@@ -177,42 +202,70 @@ func (c *Call) Late() bool { return !c.deadline.IsZero() && time.Now().After(c.d
 
 // Reply answers the call and ends it.
 func (c *Call) Reply(m Message) {
-	st, conn := (*stream)(c), c.c
-	n := m.Size()
-	var apart []byte // a long answer, which is not encoded under the lock
-	if n > maxFrameBytes && n <= conn.s.opts.MaxSendBytes {
-		apart = m.AppendTo(make([]byte, 0, n))
+	st, n := (*stream)(c), m.Size()
+	if n > maxFrameBytes && n <= c.c.s.opts.MaxSendBytes { // it is not encoded under the lock
+		c.ReplyEncoded(mem.BufferSlice{mem.SliceBuffer(m.AppendTo(make([]byte, 0, n)))})
+		return
 	}
-	conn.mu.Lock()
-	defer conn.mu.Unlock()
+	prefix, ok := st.beginReply(n)
+	defer st.c.mu.Unlock()
+	if !ok {
+		return
+	}
+	if st.fits(prefixBytes + n) {
+		st.c.out = m.AppendTo(st.beginData(prefix, n))
+	} else {
+		st.c.message(st, prefix, mem.BufferSlice{mem.SliceBuffer(m.AppendTo(make([]byte, 0, n)))})
+	}
+	st.endReply()
+}
+
+// ReplyEncoded answers the call with a message that is encoded, and ends it. The buffers are freed
+// when they have been sent, or will not be.
+func (c *Call) ReplyEncoded(data mem.BufferSlice) {
+	st := (*stream)(c)
+	prefix, ok := st.beginReply(data.Len())
+	defer st.c.mu.Unlock()
+	if !ok {
+		data.Free()
+		return
+	}
+	st.c.message(st, prefix, data)
+	st.endReply()
+}
+
+// beginReply opens the answer of a taken call, of n bytes; false: nothing is to be sent any more. It
+// takes mu.
+func (st *stream) beginReply(n int) (prefix [prefixBytes]byte, ok bool) {
+	c := st.c
+	c.mu.Lock()
 	st.release()
 	if st.closed || st.ending {
-		return
+		return prefix, false
 	}
-	if most := conn.s.opts.MaxSendBytes; n > most {
-		conn.finish(st, tooLargeToSend(n, most), nil)
-		conn.kick()
-		return
+	if most := c.s.opts.MaxSendBytes; n > most {
+		c.finish(st, tooLargeToSend(n, most), st.trailer)
+		c.kick()
+		return prefix, false
 	}
-	if !conn.head(st, nil) {
-		conn.kick() // the reset
-		return
+	if !c.head(st, st.header) {
+		c.kick() // the reset
+		return prefix, false
 	}
-	var prefix [prefixBytes]byte
 	binary.BigEndian.PutUint32(prefix[1:], uint32(n))
-	switch {
-	case apart == nil && st.fits(prefixBytes+n):
-		conn.out = m.AppendTo(st.beginData(prefix, n))
-	case apart == nil:
-		conn.message(st, prefix, mem.BufferSlice{mem.SliceBuffer(m.AppendTo(make([]byte, 0, n)))})
-	default:
-		conn.message(st, prefix, mem.BufferSlice{mem.SliceBuffer(apart)})
-	}
+	return prefix, true
+}
+
+// endReply has the end of a call follow its answer. REQUIRES: mu.
+func (st *stream) endReply() {
 	st.ending = true
-	if st.queued == 0 {
-		conn.end(st)
+	if len(st.trailer) > 0 {
+		st.trailers = trailersOf(status.New(codes.OK, ""), st.trailer)
 	}
-	conn.kick()
+	if st.queued == 0 {
+		st.c.end(st)
+	}
+	st.c.kick()
 }
 
 func tooLargeToSend(n, most int) *status.Status {
@@ -224,7 +277,7 @@ func (c *Call) Fail(err error) {
 	st := (*stream)(c)
 	st.c.mu.Lock()
 	st.release()
-	st.c.finish(st, statusOf(err), nil)
+	st.c.finish(st, statusOf(err), st.trailer)
 	st.c.kick()
 	st.c.mu.Unlock()
 }

@@ -58,6 +58,8 @@ type conn struct {
 	nc   net.Conn
 	peer peer.Peer
 	ctx  context.Context // of its calls: it has the peer, and does not end
+	// ended is Options.Connected's; nil: nobody is told.
+	ended func()
 
 	lastRead atomic.Int64 // when bytes came, in ns since s.born
 
@@ -180,6 +182,9 @@ func newConn(s *Server, nc net.Conn, p peer.Peer) *conn {
 	c.idleSince = c.born
 	c.kept.c, c.long.c = c, c
 	c.ctx = peer.NewContext(context.Background(), &c.peer)
+	if connected := s.opts.Connected; connected != nil {
+		c.ctx, c.ended = connected(c.ctx)
+	}
 	return c
 }
 
@@ -264,6 +269,9 @@ func (c *conn) close(cause error) {
 	c.kick()
 	signal(c.stallWake)
 	c.mu.Unlock()
+	if c.ended != nil {
+		c.ended()
+	}
 	_ = c.nc.Close() // it is gone either way
 }
 
@@ -550,7 +558,7 @@ func (r *reader) fragment(p []byte, last bool, cost int) error {
 	if c.s.opts.anyRequest {
 		req.refusal = nil
 	}
-	req.called = c.s.methods[req.path]
+	req.called = c.s.lookUp(req.path)
 	req.ctx = metadata.NewIncomingContext(c.ctx, req.md)
 	if cost == len(p) && !req.malformed && indexed(p) { // it came in one piece
 		k := &r.known[r.knownNext%len(r.known)]

@@ -43,6 +43,7 @@
 // # Files
 //
 //	server.go     Server: registering, accepting, stopping
+//	engine.go     --rpc-engine: this package or grpc-go
 //	conn.go       a connection: its reader, every frame, the windows of what is received
 //	request.go    what a block of headers asks for
 //	stream.go     a call with its handler: grpc.ServerStream

@@ -23,6 +23,14 @@ type Options struct {
 	// Unary and Stream are what calls pass before their handlers; nil: nothing.
 	Unary  grpc.UnaryServerInterceptor
 	Stream grpc.StreamServerInterceptor
+	// Unknown serves the calls of all paths that are not registered, on which both sides may stream;
+	// nil: they are refused.
+	Unknown grpc.StreamHandler
+	// Connected is told of each connection once its handshake is over, with the context of its calls,
+	// which has the peer; it returns the one that they get, and what is called, once, when the
+	// connection has ended and holds none of its answers any more (nil: nothing). It must not wait.
+	// nil: nobody.
+	Connected func(ctx context.Context) (calls context.Context, ended func())
 	// Credentials make the handshake; nil: there is none, and nothing is known of the client.
 	Credentials credentials.TransportCredentials
 	// Tap may refuse a call before it has a goroutine. It is called with a connection's lock held
@@ -79,6 +87,7 @@ type Server struct {
 	opts     Options
 	long     *longWindows
 	methods  map[string]*method  // by path; not changed after the first Serve
+	others   *method             // Options.Unknown; nil: none
 	services map[string]struct{} // the names of the registered ones
 	work     chan func()         // to idle workers
 	idle     atomic.Int32        // workers
@@ -102,6 +111,9 @@ func New(o Options) *Server {
 		opts: o, long: newLongWindows(o.LongBytes, o.patience), methods: make(map[string]*method), services: make(map[string]struct{}), work: make(chan func()), born: time.Now(),
 		listeners: make(map[net.Listener]struct{}), shaking: make(map[net.Conn]struct{}), conns: make(map[*conn]struct{}), quit: make(chan struct{}),
 	}
+	if o.Unknown != nil {
+		s.others = &method{stream: &grpc.StreamDesc{Handler: o.Unknown, ClientStreams: true, ServerStreams: true}}
+	}
 	return s
 }
 
@@ -118,6 +130,17 @@ func (s *Server) RegisterService(d *grpc.ServiceDesc, impl any) {
 		s.methods[path] = &method{stream: m, impl: impl,
 			info: grpc.StreamServerInfo{FullMethod: path, IsClientStream: m.ClientStreams, IsServerStream: m.ServerStreams}}
 	}
+}
+
+// lookUp is what serves a path; nil: nothing does.
+func (s *Server) lookUp(path string) *method {
+	if m := s.methods[path]; m != nil {
+		return m
+	}
+	if len(path) > 0 && path[0] == '/' && strings.LastIndexByte(path, '/') > 0 {
+		return s.others
+	}
+	return nil // it names no method, which grpc-go refuses in any case
 }
 
 // unknown says what is not registered.
@@ -243,7 +266,7 @@ func (s *Server) serveConn(accepted net.Conn) {
 	delete(s.shaking, accepted)
 	if s.stopped {
 		s.mu.Unlock()
-		nc.Close()
+		c.close(grpc.ErrServerStopped)
 		return
 	}
 	s.conns[c] = struct{}{}

@@ -260,6 +260,8 @@ func (st *stream) call() error {
 		return st.SendMsg(reply)
 	case o.Stream == nil || !m.stream.ClientStreams && !m.stream.ServerStreams:
 		return m.stream.Handler(m.impl, st)
+	case m == st.c.s.others:
+		return o.Stream(nil, st, &grpc.StreamServerInfo{FullMethod: st.req.path, IsClientStream: true, IsServerStream: true}, m.stream.Handler)
 	}
 	return o.Stream(m.impl, st, &m.info, m.stream.Handler)
 }
