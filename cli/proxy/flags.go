@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/tlsutil"
 
 	"github.com/belaydb/belay/listen"
+	"github.com/belaydb/belay/rpc"
 )
 
 // options are what a proxy is told; the flags' names and defaults are those of `etcd grpc-proxy
@@ -42,6 +43,7 @@ type options struct {
 	keepaliveInterval     time.Duration
 	keepaliveTimeout      time.Duration
 	maxConcurrentStreams  uint32
+	rpcEngine             string
 	advertise             string
 	resolverPrefix        string
 	resolverTTL           int
@@ -106,6 +108,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.logPayloads, "experimental-enable-grpc-logging", false, "log all grpc requests and responses")
 	fs.BoolVar(&o.debug, "debug", false, "enable debug-level logging for grpc-proxy")
 	fs.Uint32Var(&o.maxConcurrentStreams, "max-concurrent-streams", math.MaxUint32, "maximum concurrent streams that each client can open at a time")
+	fs.StringVar(&o.rpcEngine, "rpc-engine", rpc.EngineBelay, "what serves clients' gRPC: 'belay', Belay's own server, or 'grpc-go'")
 }
 
 var (
@@ -155,6 +158,8 @@ func (o *options) check(fs *pflag.FlagSet) error {
 		return fmt.Errorf("--cache-bytes=%d is negative", o.cacheBytes)
 	case o.cacheStaleness <= 0:
 		return fmt.Errorf("--cache-staleness=%s is not positive; without a cache (--cache-bytes=0) every read goes to the cluster", o.cacheStaleness)
+	case o.rpcEngine != rpc.EngineBelay && o.rpcEngine != rpc.EngineGRPC:
+		return fmt.Errorf("--rpc-engine=%q is neither %q nor %q", o.rpcEngine, rpc.EngineBelay, rpc.EngineGRPC)
 	case o.autoSync < 0:
 		return fmt.Errorf("--endpoints-auto-sync-interval=%s is negative", o.autoSync)
 	}

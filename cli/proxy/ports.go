@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,9 +16,12 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/tap"
 
 	"github.com/belaydb/belay/cli/proxy/relay"
 	"github.com/belaydb/belay/listen"
+	"github.com/belaydb/belay/logsink"
+	"github.com/belaydb/belay/rpc"
 	"github.com/belaydb/belay/server"
 )
 
@@ -49,8 +53,19 @@ type ports struct {
 	metricsTLS bool
 
 	memory *listen.Memory // where the proxy reaches itself
-	grpc   *grpc.Server   // nil before serve
-	http   []*http.Server
+	grpc   callServer     // nil before serve
+	// overHTTP serves the calls that net/http gets; nil: it gets none.
+	overHTTP *grpc.Server
+	http     []*http.Server
+}
+
+// A callServer serves gRPC: grpc.Server, or Belay's own.
+type callServer interface {
+	grpc.ServiceRegistrar
+	Serve(net.Listener) error
+	// GracefulStop waits for the calls; Stop ends them.
+	GracefulStop()
+	Stop()
 }
 
 // openPorts listens and reads the certificates.
@@ -68,20 +83,28 @@ func openPorts(o *options, logger *zap.Logger, failed func(error)) (opened *port
 	if err != nil {
 		return nil, err
 	}
+	// Clients bring these lines about, so each comes seldom.
+	var many, incomplete, unbegun logsink.Seldom
 	ps.clients = listen.NewBound(most, func(bool) {
-		logger.Warn("too many connections; closed one that said nothing, or a new one", zap.Int("open-at-most", ps.clients.Max()))
+		if count, due := many.Due(); due {
+			logger.Warn("too many connections; closed those that said nothing, or new ones", zap.Int("closed", count), zap.Int("open-at-most", ps.clients.Max()))
+		}
 	})
 	ps.receiving = listen.NewReceiving(maxReceiveBytes, func(closed bool, held int64, remote string) {
-		logger.Warn("refused a call, or closed its connection: too much has come of requests that are not complete",
-			zap.Bool("closed", closed), zap.Int64("held-bytes", held), zap.String("remote-addr", remote))
+		if count, due := incomplete.Due(); due {
+			logger.Warn("refused calls, or closed their connections: too much has come of requests that are not complete",
+				zap.Int("refused", count), zap.Bool("closed", closed), zap.Int64("held-bytes", held), zap.String("remote-addr", remote))
+		}
 	})
 	inner, err := net.Listen("tcp", o.listenAddr)
 	if err != nil {
 		return nil, err
 	}
 	preludes := listen.NewPreludes(maxPreludeBytes, func(held int64, remote string) {
-		logger.Warn("closed a connection that held most of what may have come of TLS handshakes and headers that are not complete",
-			zap.Int64("held-bytes", held), zap.String("remote-addr", remote))
+		if count, due := unbegun.Due(); due {
+			logger.Warn("closed connections that held most of what may have come of TLS handshakes and headers that are not complete",
+				zap.Int("closed", count), zap.Int64("held-bytes", held), zap.String("remote-addr", remote))
+		}
 	})
 	ps.front = listen.NewFront(preludes.Listener(ps.clients.Listener(inner)), listen.FrontOptions{
 		Security: ps.security, GRPC: true, HTTP: true, MaxStreams: o.maxConcurrentStreams,
@@ -159,21 +182,22 @@ func (ps *ports) openMetrics() (net.Listener, error) {
 
 // serve answers calls and requests for pages.
 func (ps *ports) serve(r *relay.Relay, pages pages) {
-	opts := append(r.Options(),
-		grpc.Creds(listen.Credentials()), grpc.InTapHandle(ps.receiving.Tap),
-		grpc.MaxRecvMsgSize(ps.o.maxSend+sendOverheadBytes), grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.MaxConcurrentStreams(ps.o.maxConcurrentStreams),
-		// What a connection costs while nothing is said on it are its buffers.
-		grpc.ReadBufferSize(readBufferBytes))
-	if ps.o.keepaliveMin > 0 {
-		opts = append(opts, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: ps.o.keepaliveMin}))
+	if rpc.Engine(ps.o.rpcEngine) == rpc.EngineGRPC {
+		ps.grpc = grpc.NewServer(append(ps.grpcOptions(r), grpc.Creds(listen.Credentials()), grpc.InTapHandle(ps.receiving.Tap))...)
+		r.Register(ps.grpc)
+	} else {
+		own := rpc.New(ps.rpcOptions(r))
+		r.Register(own)
+		r.Hot(own)
+		ps.grpc = own
 	}
-	if ps.o.keepaliveInterval > 0 || ps.o.keepaliveTimeout > 0 {
-		opts = append(opts, grpc.KeepaliveParams(keepalive.ServerParameters{Time: ps.o.keepaliveInterval, Timeout: ps.o.keepaliveTimeout}))
-	}
-	ps.grpc = grpc.NewServer(opts...)
 	go func() { ps.served(ps.grpc.Serve(ps.front.GRPC())) }()
 	go func() { ps.served(ps.grpc.Serve(ps.memory)) }()
+	if ps.security != nil {
+		ps.overHTTP = grpc.NewServer(ps.grpcOptions(r)...)
+		r.Register(ps.overHTTP)
+		pages.clients = listen.CallsApart(ps.overHTTP, pages.clients)
+	}
 	client := ps.httpServer(pages.clients)
 	go func() { ps.served(ps.front.Serve(client)) }()
 	if ps.metrics != nil {
@@ -186,6 +210,46 @@ func (ps *ports) serve(r *relay.Relay, pages pages) {
 			go func() { ps.served(s.Serve(ps.metrics)) }()
 		}
 	}
+}
+
+// rpcOptions are those of Belay's own server, but for what the Relay adds.
+func (ps *ports) rpcOptions(r *relay.Relay) rpc.Options {
+	var waiting logsink.Seldom
+	o := rpc.Options{
+		Credentials: listen.Credentials(),
+		Tap: func(ctx context.Context, method string) error {
+			_, err := ps.receiving.Tap(ctx, &tap.Info{FullMethodName: method})
+			return err
+		},
+		MaxRecvBytes: ps.o.maxSend + sendOverheadBytes, MaxHeaderBytes: maxHeaderBytes, MaxStreams: ps.o.maxConcurrentStreams,
+		// As on a member: the long requests that are let in hold less than what may have come of all.
+		LongBytes: maxReceiveBytes / 8 * 3,
+		LongRefused: func(client net.Addr) {
+			if count, due := waiting.Due(); due {
+				ps.logger.Warn("refused calls: too many long requests wait on their connection", zap.Int("refused", count), zap.Stringer("remote-addr", client))
+			}
+		},
+		KeepaliveMinTime: max(0, ps.o.keepaliveMin),
+		Keepalive:        keepalive.ServerParameters{Time: max(0, ps.o.keepaliveInterval), Timeout: max(0, ps.o.keepaliveTimeout)},
+	}
+	r.RPCOptions(&o)
+	return o
+}
+
+// grpcOptions are those of grpc-go's server in its place, without what a connection of net/http has.
+func (ps *ports) grpcOptions(r *relay.Relay) []grpc.ServerOption {
+	opts := append(r.GRPCOptions(),
+		grpc.MaxRecvMsgSize(ps.o.maxSend+sendOverheadBytes), grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.MaxConcurrentStreams(ps.o.maxConcurrentStreams),
+		// What a connection costs while nothing is said on it are its buffers.
+		grpc.ReadBufferSize(readBufferBytes))
+	if ps.o.keepaliveMin > 0 {
+		opts = append(opts, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: ps.o.keepaliveMin}))
+	}
+	if ps.o.keepaliveInterval > 0 || ps.o.keepaliveTimeout > 0 {
+		opts = append(opts, grpc.KeepaliveParams(keepalive.ServerParameters{Time: ps.o.keepaliveInterval, Timeout: ps.o.keepaliveTimeout}))
+	}
+	return opts
 }
 
 func (ps *ports) httpServer(h http.Handler) *http.Server {
@@ -216,6 +280,9 @@ func (ps *ports) stop() {
 		late := time.AfterFunc(gracefulStop, ps.grpc.Stop)
 		ps.grpc.GracefulStop()
 		late.Stop()
+	}
+	if ps.overHTTP != nil {
+		ps.overHTTP.Stop()
 	}
 	for _, s := range ps.http {
 		s.Close()

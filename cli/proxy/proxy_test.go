@@ -98,12 +98,17 @@ func dial(t *testing.T, address string) *grpc.ClientConn {
 }
 
 // startProxy starts a proxy with these flags, on a port of its own, and returns its address.
+// BELAY_RPC_ENGINE is its --rpc-engine.
 func startProxy(t *testing.T, args ...string) (*proxy, string) {
 	t.Helper()
 	var o options
 	fs := pflag.NewFlagSet("proxy", pflag.ContinueOnError)
 	o.register(fs)
-	if err := fs.Parse(append([]string{"--listen-addr=127.0.0.1:0"}, args...)); err != nil {
+	own := []string{"--listen-addr=127.0.0.1:0"}
+	if engine := os.Getenv("BELAY_RPC_ENGINE"); engine != "" {
+		own = append(own, "--rpc-engine="+engine)
+	}
+	if err := fs.Parse(append(own, args...)); err != nil {
 		t.Fatal(err)
 	}
 	if err := o.check(fs); err != nil {
@@ -506,6 +511,7 @@ func TestFlags(t *testing.T) {
 		"proxy|--tls-min-version=TLS1.3|--tls-max-version=TLS1.2":            "min version (TLS1.3) is greater than max version (TLS1.2)",
 		"proxy|--tls-min-version=TLS1.3|--listen-cipher-suites=a":            "cipher suites cannot be configured when only TLS1.3 is enabled",
 		"proxy|--cache-bytes=-1":                                             "--cache-bytes=-1 is negative",
+		"proxy|--rpc-engine=x":                                               `--rpc-engine="x" is neither "belay" nor "grpc-go"`,
 		"proxy|--cache-staleness=0":                                          "--cache-staleness=0s is not positive",
 		"proxy|--experimental-leasing-prefix=x":                              "leasing is not served",
 		"proxy|--listen-addr=x":                                              `--listen-addr="x" is not host:port`,

@@ -20,6 +20,7 @@ import (
 	"github.com/belaydb/belay/internal/version"
 	"github.com/belaydb/belay/listen"
 	"github.com/belaydb/belay/logsink"
+	"github.com/belaydb/belay/rpc"
 )
 
 // serve runs a proxy until ctx ends or it fails.
@@ -120,7 +121,7 @@ func start(waiting context.Context, o *options, logger *zap.Logger) (started *pr
 	if o.autoSync > 0 {
 		go p.followMembers()
 	}
-	logger.Info("started gRPC proxy", zap.String("address", o.listenAddr), zap.String("version", version.Belay), zap.Strings("endpoints", endpoints))
+	logger.Info("started gRPC proxy", zap.String("address", o.listenAddr), zap.String("version", version.Belay), zap.String("rpc-engine", rpc.Engine(o.rpcEngine)), zap.Strings("endpoints", endpoints))
 	return p, nil
 }
 

@@ -43,8 +43,10 @@ func startProxyProcess(t *testing.T, kind string, endpoints []string, args ...st
 	p.args = []string{"proxy"}
 	if kind == "gateway" {
 		p.args = append(p.args, "gateway")
+	} else if engine := os.Getenv("BELAY_RPC_ENGINE"); engine != "" {
+		p.args = append(p.args, "--rpc-engine="+engine)
 	}
-	p.args = append(append(p.args, "--listen-addr="+p.address, "--endpoints="+strings.Join(endpoints, ",")), args...)
+	p.args = append(append(p.args, "--listen-addr="+p.address, "--endpoints="+strings.Join(endpoints, ",")), args...) // of a flag the last one counts
 	p.start(t)
 	t.Cleanup(p.kill)
 	return p

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,9 +42,11 @@ type cost struct {
 	ended              bool // the benchmark could not go on
 }
 
-// TestProxyCosts measures one etcd directly, through `belay proxy` and through `etcd grpc-proxy`,
-// in turn, and prints a table for docs/proxy.md: readers of one hot prefix, which changes ten times
-// a second, and leases. Requests come at a rate, so CPU times may be compared on a busy machine.
+// TestProxyCosts measures one etcd directly, through `belay proxy` over its own gRPC server and over
+// grpc-go's, and through `etcd grpc-proxy`, in turn, and prints a table for docs/benchmarks.md: readers
+// of one hot prefix, which changes ten times a second, watchers, puts and leases. Requests come at a
+// rate, so CPU times may be compared on a busy machine. BELAY_PROXY_CASES are the beginnings of the
+// cases to measure, separated by commas; all, if it is not set.
 func TestProxyCosts(t *testing.T) {
 	rounds, err := strconv.Atoi(os.Getenv("BELAY_PROXY_COSTS"))
 	if err != nil {
@@ -52,10 +55,9 @@ func TestProxyCosts(t *testing.T) {
 	tools := EtcdTools(t)
 	c := startCluster(t, cluster.Config{Kind: cluster.Etcd, Size: 1, Binary: tools.Etcd})
 	member := c.Members[0]
-	ours := startProxyProcess(t, "proxy", c.Endpoints())
 	sides := []*costed{
 		{name: "nothing", address: strings.TrimPrefix(member.Endpoint(), "http://")},
-		{name: "`belay proxy`", address: ours.address, proxy: ours.cmd.Process.Pid},
+		startCostedProxy(t, "belay", c.Endpoints()), startCostedProxy(t, "grpc-go", c.Endpoints()),
 		startEtcdProxy(t, tools.Etcd, c.Endpoints()),
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rounds)*10*time.Minute)
@@ -75,14 +77,22 @@ func TestProxyCosts(t *testing.T) {
 		}
 	})
 	readers := []string{"hot/", "hot0", "--conns=20", "--clients=100", "--open-loop", "--rate=1000", "--duration=8s", "--warm-up=2s", "--timeout=10s"}
-	cases := []struct {
+	type costCase struct {
 		name string
 		args []string
-	}{
+	}
+	cases := []costCase{
 		{"serializable reads", append([]string{"range", "--consistency=s"}, readers...)},
 		{"linearizable reads", append([]string{"range", "--consistency=l"}, readers...)},
 		{"linearizable reads, each reader as fast as it is answered", []string{"range", "--consistency=l", "hot/", "hot0", "--conns=20", "--clients=100", "--total=20000"}},
+		{"puts of 100 clients", []string{"put", "--conns=100", "--clients=100", "--key-space-size=1000", "--sequential-keys", "--val-size=256", "--open-loop", "--rate=1000", "--duration=8s", "--warm-up=2s", "--timeout=10s"}},
+		{"1,000 watchers of one key", []string{"watch", "--conns=50", "--clients=50", "--streams=50", "--watch-per-stream=20", "--put-total=1000", "--put-rate=100"}},
 		{"keepalives of 10,000 leases", []string{"lease-keepalive", "--keep-stream", "--conns=100", "--clients=10000", "--open-loop", "--rate=1000", "--duration=10s", "--timeout=10s"}},
+	}
+	if only := os.Getenv("BELAY_PROXY_CASES"); only != "" {
+		cases = slices.DeleteFunc(cases, func(k costCase) bool {
+			return !slices.ContainsFunc(strings.Split(only, ","), func(prefix string) bool { return strings.HasPrefix(k.name, prefix) })
+		})
 	}
 	for range rounds {
 		for _, k := range cases {
@@ -126,6 +136,13 @@ func TestProxyCosts(t *testing.T) {
 		}
 	}
 	t.Log(table.String())
+}
+
+// startCostedProxy starts `belay proxy` over an engine.
+func startCostedProxy(t *testing.T, engine string, endpoints []string) *costed {
+	t.Helper()
+	p := startProxyProcess(t, "proxy", endpoints, "--rpc-engine="+engine)
+	return &costed{name: "`belay proxy` over " + engine, address: p.address, proxy: p.cmd.Process.Pid}
 }
 
 // startEtcdProxy starts `etcd grpc-proxy`.
@@ -207,16 +224,17 @@ func TestProxyConnections(t *testing.T) {
 	tools := EtcdTools(t)
 	c := startCluster(t, cluster.Config{Kind: cluster.Etcd, Size: 1, Binary: tools.Etcd})
 	parts := (count + perProcess - 1) / perProcess
-	for _, kind := range []string{"`belay proxy`", "`etcd grpc-proxy`"} {
+	for _, engine := range []string{"belay", "grpc-go", ""} {
+		kind := "`etcd grpc-proxy`"
 		var pids []int
 		var clients []*connectionClient
 		for i := range parts {
-			side := &costed{}
-			if kind == "`belay proxy`" {
-				p := startProxyProcess(t, "proxy", c.Endpoints())
-				side.address, side.proxy = p.address, p.cmd.Process.Pid
-			} else {
+			var side *costed
+			if engine == "" {
 				side = startEtcdProxy(t, tools.Etcd, c.Endpoints())
+			} else {
+				side = startCostedProxy(t, engine, c.Endpoints())
+				kind = side.name
 			}
 			pids = append(pids, side.proxy)
 			clients = append(clients, startConnectionClient(t, side.address, count*(i+1)/parts-count*i/parts))

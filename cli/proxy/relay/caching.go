@@ -220,21 +220,16 @@ func (k *caching) read(ctx context.Context, r *pb.RangeRequest, seen int64) (cac
 	return o.answer, o.ok
 }
 
-// anonymous reports whether a call says nothing of who makes it, nor how: the cache has what there
-// is to say to such a one.
-func anonymous(ctx context.Context) bool {
-	for _, key := range [...]string{rpctypes.TokenFieldNameGRPC, "authorization", rpctypes.MetadataRequireLeaderKey} {
-		if len(metadata.ValueFromIncomingContext(ctx, key)) > 0 {
-			return false
-		}
-	}
-	return true
+// anonymous reports whether a call with this metadata says nothing of who makes it, nor how: the cache
+// has what there is to say to such a one.
+func anonymous(md metadata.MD) bool {
+	return len(md.Get(rpctypes.TokenFieldNameGRPC)) == 0 && len(md.Get("authorization")) == 0 && len(md.Get(rpctypes.MetadataRequireLeaderKey)) == 0
 }
 
 // fromCache answers a Range from the cache; false: the cluster is to be asked.
 func (c *call) fromCache(f *upstream.Frame) (answered bool, err error) {
 	ctx := c.stream.Context()
-	if c.caching != nil && anonymous(ctx) && c.caching.sending.total() < maxSendingBytes {
+	if c.caching != nil && anonymous(c.md) && c.caching.sending.total() < maxSendingBytes {
 		r := &pb.RangeRequest{}
 		if proto.Unmarshal(f.Head, r) == nil && cache.Cacheable(r) {
 			if answer, ok := c.caching.read(ctx, r, c.client.Seen()); ok {
@@ -255,8 +250,6 @@ func (c *call) sendCached(a cache.Answer) error {
 	}
 	c.method.counts.sent.Inc()
 	f := &upstream.Frame{Head: a.Head, Body: a.Body}
-	if l, ok := c.stream.Context().Value(ledgerKey{}).(*ledger); ok {
-		f.Pool = l.begin(a.Body)
-	}
+	f.Pool = c.ledger.begin(a.Body)
 	return c.stream.SendMsg(f)
 }

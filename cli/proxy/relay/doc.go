@@ -27,11 +27,13 @@
 //   - A keepalive goes to the cluster only on behalf of a client that asks for it, and not when the
 //     cluster was asked just before: see leases.
 //
-// All calls come in by Relay.handle, which no service is registered for, by the method's name. The
-// methods and their messages are those of the protobuf descriptors, so none can be forgotten.
+// Calls come in by Relay.handle, those that no service is registered for, too, and over package rpc the
+// unary ones by Relay.serveHot. The methods and their messages are those of the protobuf descriptors,
+// so none can be forgotten.
 //
-// Files: relay.go the calls; caching.go reads, and sending.go what of their answers is under way;
-// watch.go a client's watches; watchhub.go those of one caller, at the cluster; keepalive.go and
+// Files: relay.go the calls; hot.go those that need no handler; reads.go which requests read what one
+// member has; caching.go reads that the cache answers, and sending.go what of their answers is under
+// way; watch.go a client's watches; watchhub.go those of one caller, at the cluster; keepalive.go and
 // keephub.go the same for leases; link.go a stream to a member that is kept; hubs.go and outbox.go
 // what both have; methods.go which there are; namespace.go keys; metrics.go counters; payload.go
 // lines for each message; ask.go the proxy's own questions.

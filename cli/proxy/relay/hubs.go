@@ -43,14 +43,13 @@ func newHubs[H interface{ life() *hubLife }](begin func(hubLife) H) hubs[H] {
 
 // join is the hub of a call's caller, which begins with the first stream.
 func (s *hubs[H]) join(c *call) H {
-	md, _ := metadata.FromOutgoingContext(c.ctx)
-	who := callerOf(md)
+	who := callerOf(c.md)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h, ok := s.of[who]
 	if !ok {
 		l := hubLife{who: who}
-		l.ctx, l.cancel = context.WithCancel(metadata.NewOutgoingContext(context.Background(), md))
+		l.ctx, l.cancel = context.WithCancel(metadata.NewOutgoingContext(context.Background(), c.md))
 		h = s.begin(l)
 		s.of[who] = h
 	}

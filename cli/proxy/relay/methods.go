@@ -44,6 +44,7 @@ const (
 	memberListMethod = "/etcdserverpb.Cluster/MemberList"
 	rangeMethod      = "/etcdserverpb.KV/Range"
 	rangeStream      = "/etcdserverpb.KV/RangeStream"
+	txnMethod        = "/etcdserverpb.KV/Txn"
 )
 
 func services() []protoreflect.FullName {

@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"sync"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 )
@@ -70,14 +72,23 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 // methodCounts are one method's counters.
 type methodCounts struct {
 	started, received, sent prometheus.Counter
-	handled                 *prometheus.CounterVec // by code
+	handled                 *prometheus.CounterVec    // by code
+	well                    func() prometheus.Counter // of handled, those that succeeded
 }
 
 func (m *Metrics) method(kind, service, name string) *methodCounts {
-	return &methodCounts{
+	c := &methodCounts{
 		started: m.started.WithLabelValues(kind, service, name), received: m.received.WithLabelValues(kind, service, name), sent: m.sent.WithLabelValues(kind, service, name),
 		handled: m.handled.MustCurryWith(prometheus.Labels{"grpc_type": kind, "grpc_service": service, "grpc_method": name}),
 	}
+	c.well = sync.OnceValue(func() prometheus.Counter { return c.handled.WithLabelValues(codes.OK.String()) })
+	return c
 }
 
-func (c *methodCounts) ended(code codes.Code) { c.handled.WithLabelValues(code.String()).Inc() }
+func (c *methodCounts) ended(code codes.Code) {
+	if code == codes.OK {
+		c.well().Inc()
+	} else {
+		c.handled.WithLabelValues(code.String()).Inc()
+	}
+}

@@ -15,11 +15,11 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/cli/proxy/cache"
 	"github.com/belaydb/belay/cli/proxy/upstream"
+	"github.com/belaydb/belay/rpc"
 )
 
 // Config is what a Relay is made from.
@@ -102,35 +102,85 @@ func (r *Relay) Stop() {
 
 func errStopping() error { return status.Error(codes.Unavailable, "belay proxy: shutting down") }
 
-// Options are what a grpc.Server must be made with so that the Relay answers its calls.
-func (r *Relay) Options() []grpc.ServerOption {
-	return []grpc.ServerOption{
-		grpc.ForceServerCodecV2(upstream.Codec()),
-		grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error { return r.handle(s) }),
-		grpc.StatsHandler(connections{r}),
+// Register has the Relay answer the calls of a server that was made with GRPCOptions, or with
+// RPCOptions' fields.
+func (r *Relay) Register(g grpc.ServiceRegistrar) {
+	descs := make(map[string]*grpc.ServiceDesc)
+	for _, m := range r.methods {
+		d := descs[m.service]
+		if d == nil {
+			d = &grpc.ServiceDesc{ServiceName: m.service}
+			descs[m.service] = d
+		}
+		// One that does not stream is registered like the others: its messages are passed on, not
+		// decoded by grpc.
+		d.Streams = append(d.Streams, grpc.StreamDesc{
+			StreamName: m.name, ClientStreams: m.clientStreams, ServerStreams: m.serverStreams,
+			Handler: func(_ any, s grpc.ServerStream) error { return r.handle(m, m.full, s) },
+		})
+	}
+	for _, d := range descs {
+		g.RegisterService(d, nil)
 	}
 }
 
-type (
-	clientKey struct{}
-	ledgerKey struct{}
-)
+// handleUnknown answers what the proxy does not know: members may.
+func (r *Relay) handleUnknown(_ any, s grpc.ServerStream) error {
+	full, _ := grpc.MethodFromServerStream(s)
+	return r.handle(r.unknown, full, s)
+}
 
-// connections gives each connection its upstream.Client, and its ledger.
+// RPCOptions sets what an rpc.Server for Register must be made with.
+func (r *Relay) RPCOptions(o *rpc.Options) {
+	o.Codec, o.Unknown = upstream.Codec(), r.handleUnknown
+	o.Connected = func(ctx context.Context) (context.Context, func()) {
+		c := r.newConnection()
+		return context.WithValue(ctx, connectionKey{}, c), c.end
+	}
+}
+
+// GRPCOptions are those that a grpc.Server for Register must be made with.
+func (r *Relay) GRPCOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(upstream.Codec()), grpc.UnknownServiceHandler(r.handleUnknown), grpc.StatsHandler(connections{r}),
+	}
+}
+
+// A connection is one of a client: what it has seen, and what it is being sent.
+type connection struct {
+	client *upstream.Client
+	ledger *ledger // nil: there is no cache
+	last   asker   // of its reader
+}
+
+type connectionKey struct{}
+
+func (r *Relay) newConnection() *connection {
+	c := &connection{client: upstream.NewClient(r.floor)}
+	if r.caching != nil {
+		c.ledger = &ledger{all: &r.caching.sending}
+	}
+	return c
+}
+
+// end notes that the connection has ended.
+func (c *connection) end() {
+	if c.ledger != nil {
+		c.ledger.end()
+	}
+}
+
+// connections gives each connection of a grpc.Server its state.
 type connections struct{ *Relay }
 
 func (c connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
-	ctx = context.WithValue(ctx, clientKey{}, upstream.NewClient(c.floor))
-	if c.caching != nil {
-		ctx = context.WithValue(ctx, ledgerKey{}, &ledger{all: &c.caching.sending})
-	}
-	return ctx
+	return context.WithValue(ctx, connectionKey{}, c.newConnection())
 }
 
 func (connections) HandleConn(ctx context.Context, s stats.ConnStats) {
-	if l, ok := ctx.Value(ledgerKey{}).(*ledger); ok {
+	if c, ok := ctx.Value(connectionKey{}).(*connection); ok {
 		if _, ended := s.(*stats.ConnEnd); ended {
-			l.end()
+			c.end()
 		}
 	}
 }
@@ -144,19 +194,19 @@ type call struct {
 	method *method
 	full   string
 	stream grpc.ServerStream
-	client *upstream.Client
-	// ctx is for the call to a member: the client's metadata and deadline.
+	*connection
+	// ctx is for the call to a member: the client's metadata, which is md, and its deadline.
 	ctx context.Context
+	md  metadata.MD
 }
 
-func (r *Relay) handle(s grpc.ServerStream) error {
-	full, _ := grpc.MethodFromServerStream(s)
-	c := &call{Relay: r, method: r.methods[full], full: full, stream: s, ctx: outgoing(s.Context())}
-	if c.method == nil {
-		c.method = r.unknown
-	}
-	if c.client, _ = s.Context().Value(clientKey{}).(*upstream.Client); c.client == nil {
-		c.client = upstream.NewClient(r.floor)
+func (r *Relay) handle(m *method, full string, s grpc.ServerStream) error {
+	in, _ := metadata.FromIncomingContext(s.Context())
+	c := &call{Relay: r, method: m, full: full, stream: s, md: passed(in)}
+	c.ctx = metadata.NewOutgoingContext(s.Context(), c.md)
+	if c.connection, _ = s.Context().Value(connectionKey{}).(*connection); c.connection == nil {
+		c.connection = r.newConnection() // net/http has got the call: it is a connection of its own
+		defer c.connection.end()
 	}
 	c.method.counts.started.Inc()
 	err := c.answer()
@@ -248,23 +298,19 @@ func (c *call) one() error {
 	if err != nil {
 		return err
 	}
-	request := upstream.Request{Method: c.full, Frame: f, Read: c.method.read, Ordered: c.full == rangeMethod}
 	if c.full == rangeMethod {
 		if answered, err := c.fromCache(f); answered {
 			return err
 		}
-		if serializable(f.Head) {
-			request.Fresh = linearizable(f)
-		}
 	}
-	resp, err := c.cfg.Cluster.Call(c.ctx, c.client, request)
+	resp, err := c.cfg.Cluster.Call(c.ctx, c.client, c.method.ask(f))
 	if len(resp.Header) > 0 {
 		if err := c.stream.SetHeader(passed(resp.Header)); err != nil {
 			return err
 		}
 	}
 	c.stream.SetTrailer(passed(resp.Trailer))
-	c.forgetLease(f)
+	c.forgetLease(c.ctx, c.method, f)
 	if err != nil {
 		return err
 	}
@@ -274,47 +320,17 @@ func (c *call) one() error {
 
 // forgetLease has no keepalive be answered from what was known of a lease that the call has changed, or
 // may have.
-func (c *call) forgetLease(request *upstream.Frame) {
-	if c.full != revokeMethod && c.full != grantMethod {
+func (r *Relay) forgetLease(ctx context.Context, m *method, f *upstream.Frame) {
+	if m.full != revokeMethod && m.full != grantMethod {
 		return
 	}
-	m, err := decode(c.method.request, request.Head)
+	request, err := decode(m.request, f.Head)
 	if err != nil {
 		return
 	}
-	if r, ok := m.(interface{ GetID() int64 }); ok && r.GetID() != 0 {
-		c.keeping.forget(c.ctx, r.GetID())
+	if of, ok := request.(interface{ GetID() int64 }); ok && of.GetID() != 0 {
+		r.keeping.forget(ctx, of.GetID())
 	}
-}
-
-// serializable reports whether a RangeRequest is one.
-func serializable(b []byte) (yes bool) {
-	const serializableField = 7
-	for len(b) > 0 {
-		number, kind, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return false
-		}
-		b = b[n:]
-		if n = protowire.ConsumeFieldValue(number, kind, b); n < 0 {
-			return false
-		}
-		if number == serializableField && kind == protowire.VarintType {
-			v, _ := protowire.ConsumeVarint(b)
-			yes = v != 0
-		}
-		b = b[n:]
-	}
-	return yes
-}
-
-// linearizable is the same RangeRequest as a linearizable one: of a field that comes twice the last
-// one counts.
-func linearizable(f *upstream.Frame) *upstream.Frame {
-	const serializableField = 7
-	b := append([]byte(nil), f.Head...)
-	b = protowire.AppendTag(b, serializableField, protowire.VarintType)
-	return &upstream.Frame{Head: protowire.AppendVarint(b, 0)}
 }
 
 // many is a call with one request and a stream of answers. Until the first answer has come it may be
@@ -329,6 +345,12 @@ func (c *call) many() error {
 	if s == nil {
 		return err
 	}
+	return c.passOn(s, first, err)
+}
+
+// passOn gives the client the first answer of a stream, which err says of, and those that follow, with
+// what goes with them, and returns how the stream has ended.
+func (c *call) passOn(s grpc.ClientStream, first *upstream.Frame, err error) error {
 	if err == nil {
 		if header, err := s.Header(); err == nil {
 			if err := c.stream.SetHeader(passed(header)); err != nil {
@@ -345,7 +367,7 @@ func (c *call) many() error {
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	return err
+	return upstream.Lost(err)
 }
 
 // begin opens a call with one request at a member and waits for its first answer. While that is an
@@ -436,33 +458,28 @@ func (c *call) both() error {
 			}
 		}
 	}()
-	err = c.copyAnswers(s)
+	first := &upstream.Frame{}
+	err = s.RecvMsg(first)
+	err = c.passOn(s, first, err)
 	select {
 	case err := <-refused:
 		return err
 	default:
 	}
-	c.stream.SetTrailer(passed(s.Trailer()))
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
 	return err
 }
 
-// outgoing is a context for a call to a member on behalf of the client whose call's context this is.
-func outgoing(ctx context.Context) context.Context {
-	md, _ := metadata.FromIncomingContext(ctx)
-	return metadata.NewOutgoingContext(ctx, passed(md))
-}
-
-// passed is the metadata that is meant for the other end, not for this connection.
-func passed(md metadata.MD) metadata.MD {
-	out := make(metadata.MD, len(md))
+// passed is the metadata that is meant for the other end, not for this connection; nil: none.
+func passed(md metadata.MD) (out metadata.MD) {
 	for key, values := range md {
 		switch {
 		case strings.HasPrefix(key, ":"), strings.HasPrefix(key, "grpc-"):
-		case key == "content-type", key == "user-agent", key == "te", key == "host":
+		// The length is that of the message as it came, packed perhaps, and without the namespace.
+		case key == "content-type", key == "content-length", key == "user-agent", key == "te", key == "host":
 		default:
+			if out == nil {
+				out = make(metadata.MD, len(md))
+			}
 			out[key] = values
 		}
 	}

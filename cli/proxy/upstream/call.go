@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -57,8 +58,8 @@ type Request struct {
 	// Ordered, of a read: a response that is older than what the client had seen when it asked is not
 	// taken.
 	Ordered bool
-	// Fresh, if not nil, is the request to ask instead when a response was too old.
-	Fresh *Frame
+	// Fresh, if not nil, makes the request to ask instead when a response was too old.
+	Fresh func() *Frame
 }
 
 // A Response is the answer to a request, with what came beside it. Header and Trailer are set for
@@ -90,7 +91,7 @@ func (s *Set) Call(ctx context.Context, c *Client, r Request) (*Response, error)
 				return resp, status.Error(codes.Unavailable, "belay proxy: the members that can be reached are behind what this connection has read")
 			}
 			if r.Fresh != nil {
-				r.Frame = r.Fresh
+				r.Frame, r.Fresh = r.Fresh(), nil
 			}
 			tried = append(tried, m)
 			continue
@@ -125,6 +126,7 @@ func (c *Client) Seen() int64 { return c.seen.Load() }
 // ask asks one member; sent says whether the request may have run.
 func (s *Set) ask(ctx context.Context, m *Member, serving context.Context, r *Request) (resp *Response, sent bool, err error) {
 	resp = &Response{}
+	caller := ctx
 	// One that waits for a member in vain is asked elsewhere. A member that was not fit in the first
 	// place is taken for its answer to a serializable read, or its error: see choose.
 	if r.Read && serving.Err() == nil {
@@ -135,7 +137,10 @@ func (s *Set) ask(ctx context.Context, m *Member, serving context.Context, r *Re
 	}
 	a := &attempt{}
 	err = m.conn.Invoke(context.WithValue(ctx, attemptKey{}, a), r.Method, r.Frame, &resp.Frame, grpc.Header(&resp.Header), grpc.Trailer(&resp.Trailer))
-	return resp, a.sent.Load(), err
+	if status.Code(err) == codes.Canceled && caller.Err() == nil && ctx.Err() != nil {
+		err = errLost
+	}
+	return resp, a.sent.Load(), Lost(err)
 }
 
 // AskAt asks one member for a read, once. serving is the member's, as of OpenAt; the answer has
@@ -156,10 +161,22 @@ func repeatable(ctx context.Context, r *Request, sent bool, err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable:
 		return r.Read || !sent
-	case codes.Canceled: // by us: the client is still there
+	case codes.Canceled: // by the member: the client is still there
 		return r.Read
 	}
 	return false
+}
+
+// errLost is the end of a call that this side has given up, to the client that waits for it.
+var errLost = status.Error(codes.Unavailable, "belay proxy: the member that was asked cannot be reached any more, or is not one of the cluster")
+
+// Lost is an error of a stream as clients are told it. The transport's word for one that ends with the
+// member's place in the Set is Canceled, which would say that the client has given up.
+func Lost(err error) error {
+	if errors.Is(err, grpc.ErrClientConnClosing) {
+		return errLost
+	}
+	return err
 }
 
 // Open opens a stream at a member. Until it returns without an error nothing has left that could
@@ -173,7 +190,7 @@ func (s *Set) Open(ctx context.Context, c *Client, desc *grpc.StreamDesc, method
 			return nil, nil, err
 		}
 		stream, err := m.conn.NewStream(ctx, desc, method)
-		if err == nil || status.Code(err) != codes.Unavailable || ctx.Err() != nil || time.Since(started) > s.cfg.Patience {
+		if err = Lost(err); err == nil || status.Code(err) != codes.Unavailable || ctx.Err() != nil || time.Since(started) > s.cfg.Patience {
 			return stream, m, err
 		}
 		if !slices.Contains(tried, m) {

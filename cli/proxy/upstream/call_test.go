@@ -245,7 +245,7 @@ func TestNeverBack(t *testing.T) {
 	client := NewClient(nil)
 	r := request(t, "Range", &pb.RangeRequest{Serializable: true})
 	fresh := request(t, "Range", &pb.RangeRequest{})
-	r.Fresh = fresh.Frame
+	r.Fresh = func() *Frame { return fresh.Frame }
 	for client.seen.Load() < 10 {
 		client.member.Store(nil)
 		if _, err := s.Call(t.Context(), client, r); err != nil {
@@ -269,6 +269,33 @@ func TestNeverBack(t *testing.T) {
 	until(t, func() bool { return s.Fit() == 1 })
 	if _, err := s.Call(t.Context(), client, r); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "behind what this connection has read") {
 		t.Errorf("only a member that is behind is left: %v", err)
+	}
+}
+
+// TestLost: a stream at a member that is taken out of the Set ends as when the member ends, and not as
+// if its client had given up.
+func TestLost(t *testing.T) {
+	t.Parallel()
+	came := make(chan struct{})
+	one := newFake(t, func(ctx context.Context) error { close(came); <-ctx.Done(); return ctx.Err() })
+	two := newFake(t, well)
+	s := newSet(t, one)
+	stream, _, err := s.Open(t.Context(), NewClient(nil), &grpc.StreamDesc{ServerStreams: true}, "/etcdserverpb.KV/Put")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.SendMsg(&Frame{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	<-came
+	if err := s.Update([]string{two.address}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Lost(stream.RecvMsg(&Frame{})); status.Code(err) != codes.Unavailable {
+		t.Errorf("at a member that is not one any more: %v", err)
 	}
 }
 

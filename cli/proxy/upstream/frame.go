@@ -7,6 +7,8 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/rpc"
 )
 
 // A Frame is a message as it is on the wire: Head and then Body. A message is split where its
@@ -18,20 +20,47 @@ type Frame struct {
 	Pool mem.BufferPool
 }
 
-// Codec encodes Frames as they are, and other messages as protobuf.
+// Size is what AppendTo appends, in bytes.
+func (f *Frame) Size() int { return len(f.Head) + len(f.Body) }
+
+// AppendTo appends the message. REQUIRES: there is no Pool.
+func (f *Frame) AppendTo(b []byte) []byte { return append(append(b, f.Head...), f.Body...) }
+
+// Buffers is the message as a transport keeps it.
+func (f *Frame) Buffers() mem.BufferSlice {
+	if len(f.Body) == 0 {
+		return mem.BufferSlice{mem.SliceBuffer(f.Head)}
+	}
+	return mem.BufferSlice{mem.SliceBuffer(f.Head), mem.NewBuffer(&f.Body, f.Pool)}
+}
+
+// Codec encodes Frames as they are, and other messages as protobuf. It is a rpc.DirectCodec.
 func Codec() encoding.CodecV2 { return codec{} }
 
 type codec struct{}
+
+// directBytes is up to which size a Frame is copied into what leaves next rather than kept for it.
+const directBytes = 16 << 10
+
+// Direct is as in rpc.DirectCodec.
+func (codec) Direct(v any) (rpc.Message, bool) {
+	f, ok := v.(*Frame)
+	if !ok {
+		return nil, false
+	}
+	return Direct(f)
+}
+
+// Direct is a Frame that package rpc is to copy; false: it is to keep the Frame's Buffers until they
+// have been sent.
+func Direct(f *Frame) (rpc.Message, bool) { return f, f.Pool == nil && f.Size() <= directBytes }
 
 func (codec) Name() string { return "proto" }
 
 func (codec) Marshal(v any) (mem.BufferSlice, error) {
 	switch m := v.(type) {
 	case *Frame:
-		if len(m.Body) == 0 {
-			return mem.BufferSlice{mem.SliceBuffer(m.Head)}, nil
-		}
-		return mem.BufferSlice{mem.SliceBuffer(m.Head), mem.NewBuffer(&m.Body, m.Pool)}, nil
+		return m.Buffers(), nil
 	case proto.Message:
 		b, err := proto.Marshal(m)
 		return mem.BufferSlice{mem.SliceBuffer(b)}, err
@@ -42,7 +71,14 @@ func (codec) Marshal(v any) (mem.BufferSlice, error) {
 func (codec) Unmarshal(data mem.BufferSlice, v any) error {
 	switch m := v.(type) {
 	case *Frame:
-		m.Head, m.Body = data.Materialize(), nil
+		m.Body = nil
+		if len(data) == 1 {
+			if whole, ok := data[0].(rpc.Owned); ok {
+				m.Head = whole.ReadOnlyData()
+				return nil
+			}
+		}
+		m.Head = data.Materialize()
 		return nil
 	case proto.Message:
 		return proto.Unmarshal(data.Materialize(), m)

@@ -355,6 +355,12 @@ func (s *Set) Pick(ctx context.Context, c *Client, except ...*Member) (*Member, 
 // choose takes the client's member, or the next in turn, of the fit ones; a member that is merely
 // connected if there are none: it has the error for the client. nil: there is none.
 func (s *Set) choose(c *Client, except []*Member) *Member {
+	if c != nil {
+		// Nearly always; the lists below take memory for each call.
+		if m := c.member.Load(); m != nil && m.fit() && slices.Contains(s.members, m) && !slices.Contains(except, m) {
+			return m
+		}
+	}
 	var fit, ready, excepted []*Member
 	for _, m := range s.members {
 		switch {
