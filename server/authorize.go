@@ -57,8 +57,9 @@ func (a *authorizer) enabled() bool { return a.rules.Policy().Enabled() }
 // listener has verified. The zero Identity: the caller gave none. REQUIRES: p is enabled.
 func (a *authorizer) identity(ctx context.Context, p *auth.Policy) (auth.Identity, error) {
 	if token, ok := tokenOf(ctx); ok {
-		if who, ok := a.tokenInfo(ctx, token); ok {
-			return who, nil
+		who, ok, err := a.tokenInfo(ctx, token)
+		if ok || err != nil {
+			return who, err
 		}
 		a.logger.Warn("invalid auth token", zap.String("token-fingerprint", auth.Fingerprint(token)))
 		return auth.Identity{}, auth.ErrInvalidAuthToken
@@ -72,10 +73,9 @@ func (a *authorizer) identity(ctx context.Context, p *auth.Policy) (auth.Identit
 
 // tokenOf is the token that a call carries.
 func tokenOf(ctx context.Context) (token string, ok bool) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	tokens := md[rpctypes.TokenFieldNameGRPC]
+	tokens := metadata.ValueFromIncomingContext(ctx, rpctypes.TokenFieldNameGRPC)
 	if len(tokens) == 0 {
-		tokens = md[rpctypes.TokenFieldNameSwagger]
+		tokens = metadata.ValueFromIncomingContext(ctx, rpctypes.TokenFieldNameSwagger)
 	}
 	if len(tokens) == 0 {
 		return "", false
@@ -84,27 +84,41 @@ func tokenOf(ctx context.Context) (token string, ok bool) {
 }
 
 // tokenInfo asks the token provider. A simple token tells the index of the entry that made it:
-// a member that has not applied it catches up first.
-func (a *authorizer) tokenInfo(ctx context.Context, token string) (auth.Identity, bool) {
+// a member that has not applied it catches up first. The only error is errMustWait.
+func (a *authorizer) tokenInfo(ctx context.Context, token string) (who auth.Identity, ok bool, err error) {
 	if a.tokens == nil {
-		return auth.Identity{}, false
+		return auth.Identity{}, false, nil
 	}
 	if who, ok := a.tokens.Info(token, a.rules.Policy().Revision()); ok {
-		return who, true
+		return who, true, nil
 	}
 	index, ok := auth.TokenIndex(token)
 	if !ok {
-		return auth.Identity{}, false
+		return auth.Identity{}, false, nil
 	}
 	if applied, _ := a.rules.Applied(); applied >= index {
-		return auth.Identity{}, false
+		return auth.Identity{}, false, nil
 	}
 	// A token is issued after its entry was applied on some member: a barrier is enough, and an
 	// invented index cannot make us wait for ever.
-	if err := a.barrier(ctx); err != nil {
-		return auth.Identity{}, false
+	switch err := a.barrier(ctx); {
+	case errors.Is(err, errMustWait):
+		return auth.Identity{}, false, err
+	case err != nil:
+		return auth.Identity{}, false, nil
 	}
-	return a.tokens.Info(token, a.rules.Policy().Revision())
+	who, ok = a.tokens.Info(token, a.rules.Policy().Revision())
+	return who, ok, nil
+}
+
+// errMustWait is the error of an authorizer that may not wait.
+var errMustWait = errors.New("server: the caller cannot be judged without waiting")
+
+// atOnce is an authorizer that waits for nothing: where it would have to, the error is errMustWait.
+func (a *authorizer) atOnce() *authorizer {
+	b := *a
+	b.barrier = func(context.Context) error { return errMustWait }
+	return &b
 }
 
 // certificateName takes the user from the client's certificate. Not for calls that a grpc-gateway
@@ -288,6 +302,19 @@ func (a *authorizer) permittedRead(ctx context.Context, check accessCheck, read 
 		}
 		return err
 	})
+}
+
+// reads runs get, which reads what r asks for, for the caller. The result must not be used if there is
+// an error.
+func (a *authorizer) reads(ctx context.Context, r *pb.RangeRequest, get func() error) error {
+	if a.enabled() {
+		return a.permittedRead(ctx, readCheck(r.Key, r.RangeEnd), get)
+	}
+	err := get()
+	if err == nil && a.enabled() {
+		err = auth.ErrAuthOldRevision
+	}
+	return err
 }
 
 func nothing() error { return nil }

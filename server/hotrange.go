@@ -2,11 +2,11 @@ package server
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/rpc"
@@ -18,11 +18,12 @@ const rangeMethod = "/etcdserverpb.KV/Range"
 // hotRange answers the gets of one key without a goroutine for each: on the connection's reader, or
 // after a read barrier that many share. Only the read of what is not in memory takes a goroutine.
 // Everything else is left to kvService.Range, before it has been counted: other ranges, calls that
-// would be refused or traced, and all calls while there are users.
+// would be refused or traced, and those of users whom this member has yet to know.
 type hotRange struct {
 	kv      *kvService
 	calls   *calls
 	barrier func(func(error))
+	callers *authorizer // that waits for nothing
 	store   interface { // *mvcc.Store
 		Cached(key []byte) (mvcc.RangeResult, bool)
 	}
@@ -40,7 +41,7 @@ type hotGet struct {
 
 // serve is a rpc.Hot.
 func (h *hotRange) serve(call *rpc.Call, message []byte) bool {
-	if !h.calls.hot() || h.kv.callers.enabled() {
+	if !h.calls.hot() {
 		return false
 	}
 	g := &hotGet{hotRange: h, call: call, bytes: len(message), start: time.Now()}
@@ -82,17 +83,7 @@ func (g *hotGet) passed(err error) {
 	}
 }
 
-// delegate leaves the call to kvService.Range after all. REQUIRES: it has not been counted.
-func (g *hotGet) delegate() {
-	b, err := proto.Marshal(&g.req)
-	if err != nil {
-		g.failed(err)
-		return
-	}
-	g.call.Delegate(b)
-}
-
-// failed ends a call whose barrier did not hold, or that could not be read.
+// failed ends a call that has not come to its read.
 func (g *hotGet) failed(err error) {
 	took := time.Since(g.start)
 	g.kv.metrics.observeRequest(kindRange, false, took.Seconds())
@@ -123,64 +114,59 @@ func (g *hotGet) end(resp *pb.RangeResponse, err error) {
 }
 
 // answer reads what is in memory. It returns false, and nothing has been counted, when that is not
-// enough: the version is not there any more, or the rules have changed meanwhile.
+// enough: the version is not there any more, or the caller cannot be judged without waiting.
 func (g *hotGet) answer(read time.Time) bool {
-	k := g.kv
 	res, ok := g.store.Cached(g.req.Key)
 	if !ok {
 		return false
 	}
-	resp, err := state.RangeWithin(g.call.Context(), readAlready{res}, &g.req, k.limits.AnswerBytes)
-	if err != nil || k.callers.enabled() {
+	resp, err := g.readFrom(readAlready{res}, g.callers)
+	if errors.Is(err, errMustWait) {
 		return false
 	}
-	if err := g.begin(); err != nil {
-		g.end(nil, err)
-		return true
-	}
-	g.done(resp, read)
+	g.done(resp, err, read)
 	return true
 }
 
-// read reads what is not in memory, and answers. It may wait for the disk.
+// read reads what is not in memory, and answers. It may wait, for the disk and for who the caller is.
 func (g *hotGet) read() {
-	k := g.kv
 	if g.call.Late() {
 		g.failed(context.DeadlineExceeded)
 		return
 	}
-	if k.callers.enabled() {
-		g.delegate()
-		return
-	}
 	read := time.Now()
-	resp, err := state.RangeWithin(g.call.Context(), k.kv, &g.req, k.limits.AnswerBytes)
-	if err != nil {
-		k.metrics.observeRange(false, time.Since(read).Seconds())
-		g.failed(err)
-		return
-	}
-	if k.callers.enabled() {
-		g.delegate() // there were no users when it was read
-		return
-	}
-	if err := g.begin(); err != nil {
-		g.end(nil, err)
-		return
-	}
-	g.done(resp, read)
+	resp, err := g.readFrom(g.kv.kv, g.kv.callers)
+	g.done(resp, err, read)
 }
 
-// done fills the header of an answer that was read since a time, counts it and sends it.
-func (g *hotGet) done(resp *pb.RangeResponse, read time.Time) {
+func (g *hotGet) readFrom(from state.Ranger, callers *authorizer) (resp *pb.RangeResponse, err error) {
+	ctx := g.call.Context()
+	err = callers.reads(ctx, &g.req, func() (err error) {
+		resp, err = state.RangeWithin(ctx, from, &g.req, g.kv.limits.AnswerBytes)
+		return err
+	})
+	return resp, err
+}
+
+// done counts what was read since a time, or the error, and answers.
+func (g *hotGet) done(resp *pb.RangeResponse, err error, read time.Time) {
+	if refused := g.begin(); refused != nil {
+		g.end(nil, refused)
+		return
+	}
 	k := g.kv
-	k.headers.fill(resp.Header)
 	now := time.Now()
 	took := now.Sub(g.start)
-	k.metrics.observeRange(true, now.Sub(read).Seconds())
-	k.metrics.observeRequest(kindRange, true, took.Seconds())
-	k.slow.WarnSlowRange(took, 0, &g.req, resp, nil)
-	g.end(resp, nil)
+	k.metrics.observeRange(err == nil, now.Sub(read).Seconds())
+	k.metrics.observeRequest(kindRange, err == nil, took.Seconds())
+	if err == nil {
+		k.slow.WarnSlowRange(took, 0, &g.req, resp, nil)
+		k.headers.fill(resp.Header)
+		g.end(resp, nil)
+		return
+	}
+	k.slow.WarnSlowRange(took, 0, &g.req, nil, err)
+	g.end(nil, toGRPC(err))
 }
 
 // readAlready is a state.Ranger of what was read.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -15,15 +16,17 @@ import (
 // hotWrites answers KV's small writes without a goroutine for each: puts, and deletes and
 // transactions that walk over no range. What such a call does before it waits it does on the
 // connection's reader, as nothing of it waits; it goes on in endedWrites. Everything else is left to
-// kvService, before it has been counted: calls that would be traced, and all while there are users.
+// kvService, before it has been counted: calls that would be traced, and those of users whom this
+// member cannot let in without waiting.
 //
 // A call ends once, as its proposal does; see replica.Completion. When its client has gone, or its
 // deadline has passed, the proposal is cancelled, and the call counts as it would have with a context
 // that ends. Only then is its answer one that nobody gets.
 type hotWrites struct {
-	kv    *kvService
-	calls *calls
-	ended endedWrites
+	kv      *kvService
+	calls   *calls
+	callers *authorizer // that waits for nothing
+	ended   endedWrites
 }
 
 // hotMethod is what serves one method.
@@ -45,8 +48,9 @@ type hotWrite struct {
 	call     *rpc.Call
 	req      proto.Message // that of the call, and
 	raft     pb.InternalRaftRequest
-	cost     int // of the request for admission
-	bytes    int // of the message
+	cost     int   // of the request for admission
+	bytes    int   // of the message
+	barred   error // why the caller is not let in; nil: it is
 	start    time.Time
 	entered  time.Time // when admission let it in
 	proposal uint64
@@ -109,11 +113,15 @@ func hotTxn(message []byte) *hotWrite {
 
 // serve is a rpc.Hot.
 func (m *hotMethod) serve(call *rpc.Call, message []byte) bool {
-	if !m.calls.hot() || m.kv.callers.enabled() {
+	if !m.calls.hot() {
 		return false
 	}
 	w := m.read(message)
 	if w == nil {
+		return false
+	}
+	w.raft.Header, w.barred = m.callers.admittedHeader(call.Context(), &w.raft)
+	if errors.Is(w.barred, errMustWait) {
 		return false
 	}
 	w.hotMethod, w.call, w.bytes, w.start = m, call, len(message), time.Now()
@@ -134,6 +142,9 @@ func (w *hotWrite) propose() error {
 	}
 	if err := w.check(w); err != nil {
 		return err
+	}
+	if w.barred != nil {
+		return w.barred
 	}
 	w.entered = time.Now()
 	id, err := w.kv.log.begin(w.kind, &w.raft, w.cost, w.entered, w)

@@ -129,7 +129,7 @@ func TestHotWrites(t *testing.T) {
 				c.before(m)
 			}
 			was, hot := m.counted(), m.replica.hot.Load()
-			answers[i] = write(ctx, kvs[i], c.req)
+			answers[i] = ask(ctx, kvs[i], c.req)
 			counted[i] = m.since(was)
 			if n := m.replica.hot.Load() - hot; n != c.hot*int64(i) {
 				t.Errorf("%s: %d proposals without a goroutine, want %d", c.name, n, c.hot*int64(i))
@@ -152,8 +152,8 @@ func TestHotWrites(t *testing.T) {
 	}
 }
 
-// write makes a request of KV and returns the answer, or the error, as text.
-func write(ctx context.Context, kv pb.KVClient, req proto.Message) string {
+// ask makes a request of KV and returns the answer, or the error, as text.
+func ask(ctx context.Context, kv pb.KVClient, req proto.Message) string {
 	var resp proto.Message
 	var err error
 	switch r := req.(type) {
@@ -163,6 +163,8 @@ func write(ctx context.Context, kv pb.KVClient, req proto.Message) string {
 		resp, err = kv.DeleteRange(ctx, r)
 	case *pb.TxnRequest:
 		resp, err = kv.Txn(ctx, r)
+	case *pb.RangeRequest:
+		resp, err = kv.Range(ctx, r)
 	}
 	if err != nil {
 		return err.Error()

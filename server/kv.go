@@ -110,15 +110,10 @@ func (k *kvService) rangeLocal(t *turn, r *pb.RangeRequest, to reader) (resp *pb
 			}
 			return err
 		}
-		switch {
-		case to == theMember:
+		if to == theMember {
 			err = get()
-		case !k.callers.enabled():
-			if err = get(); err == nil && k.callers.enabled() {
-				err = auth.ErrAuthOldRevision
-			}
-		default:
-			err = k.callers.permittedRead(t.Context, readCheck(r.Key, r.RangeEnd), get)
+		} else {
+			err = k.callers.reads(t.Context, r, get)
 		}
 		k.metrics.observeRange(err == nil, time.Since(read).Seconds())
 	}

@@ -87,7 +87,7 @@ func (p *proposals) admitAndPropose(ctx context.Context, kind requestKind, req *
 }
 
 // begin is admitAndPropose for a caller without a goroutine. With an error nothing is left to do;
-// otherwise then is told of the end, and must call ended. REQUIRES: there are no users.
+// otherwise then is told of the end, and must call ended. REQUIRES: req has the header of its caller.
 func (p *proposals) begin(kind requestKind, req *pb.InternalRaftRequest, cost int, start time.Time, then replica.Completion) (id uint64, err error) {
 	if err = p.gate.Enter(inFlight(cost), false); err != nil {
 		return 0, err

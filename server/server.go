@@ -301,12 +301,13 @@ func (s *Server) RPCOptions() rpc.Options {
 func (s *Server) RegisterGRPC(g grpc.ServiceRegistrar) {
 	registerKV(g, s.calls, s.kv)
 	if own, ok := g.(*rpc.Server); ok {
+		callers := s.callers.atOnce()
 		h := &hotRange{
-			kv: s.kv, calls: s.calls, barrier: s.cfg.Replica.ReadBarrierThen, store: s.cfg.KV,
+			kv: s.kv, calls: s.calls, barrier: s.cfg.Replica.ReadBarrierThen, callers: callers, store: s.cfg.KV,
 			method: s.calls.metrics.grpc.method(rangeMethod, "unary"),
 		}
 		own.Hot(rangeMethod, h.serve)
-		for _, m := range (&hotWrites{kv: s.kv, calls: s.calls}).methods() {
+		for _, m := range (&hotWrites{kv: s.kv, calls: s.calls, callers: callers}).methods() {
 			own.Hot(m.path, m.serve)
 		}
 	}

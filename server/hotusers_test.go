@@ -1,0 +1,107 @@
+package server
+
+import (
+	"context"
+	"maps"
+	"testing"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/rpc"
+)
+
+// TestHotCallsOfUsers has users, strangers and such who claim to be users ask two members, one over
+// grpc-go and one over Belay's own server: answers, errors and what is counted are the same, and those
+// whom the member knows need no goroutine.
+func TestHotCallsOfUsers(t *testing.T) {
+	t.Parallel()
+	both := []*member{newSafeMember(t, nil), newSafeMember(t, nil)}
+	kvs := []pb.KVClient{
+		pb.NewKVClient(serveOn(t, grpc.NewServer(both[0].GRPCOptions()...), both[0].RegisterGRPC)),
+		pb.NewKVClient(serveOn(t, rpc.New(both[1].RPCOptions()), both[1].RegisterGRPC)),
+	}
+	claims := func(token string) func(*member) context.Context {
+		return func(m *member) context.Context {
+			return metadata.AppendToOutgoingContext(m.t.Context(), "token", token)
+		}
+	}
+	is := func(user string) func(*member) context.Context {
+		return func(m *member) context.Context { return m.as(user) }
+	}
+	put := func(key string) *pb.PutRequest { return &pb.PutRequest{Key: []byte(key), Value: []byte("value")} }
+	get := func(key string, local bool) *pb.RangeRequest {
+		return &pb.RangeRequest{Key: []byte(key), Serializable: local}
+	}
+	requests := []struct {
+		name string
+		req  proto.Message
+		mine bool // alice may
+		get  bool
+	}{
+		{name: "put", req: put("b1"), mine: true},
+		{name: "put elsewhere", req: put("e")},
+		{name: "get", req: get("b1", false), mine: true, get: true},
+		{name: "get elsewhere", req: get("e", false), get: true},
+		{name: "serializable get", req: get("b1", true), mine: true},
+		{name: "serializable get elsewhere", req: get("e", true)},
+		{name: "get of what is not in memory", req: get("b2", false), mine: true, get: true},
+		{name: "txn", req: &pb.TxnRequest{Success: []*pb.RequestOp{putOp([]byte("b1"), []byte("x"), 0)}}, mine: true},
+		{name: "txn elsewhere", req: &pb.TxnRequest{Success: []*pb.RequestOp{putOp([]byte("b1"), []byte("x"), 0), putOp([]byte("e"), []byte("x"), 0)}}},
+		{name: "delete", req: &pb.DeleteRangeRequest{Key: []byte("b1")}, mine: true},
+		{name: "delete elsewhere", req: &pb.DeleteRangeRequest{Key: []byte("e")}},
+	}
+	for _, caller := range []struct {
+		name  string
+		ctx   func(*member) context.Context
+		all   bool // it may do everything
+		alice bool
+	}{
+		{name: "root", ctx: is("root"), all: true},
+		{name: "alice", ctx: is("alice"), alice: true},
+		{name: "nobody", ctx: is("")},
+		{name: "a stranger", ctx: claims("abcdefghijklmnop.1")},
+		{name: "a stranger who claims to have just logged in", ctx: claims("abcdefghijklmnop.18446744073709551000")},
+	} {
+		ctxs := [2]context.Context{caller.ctx(both[0]), caller.ctx(both[1])}
+		was := [2]map[string]float64{both[0].counted(), both[1].counted()}
+		for _, c := range requests {
+			name := caller.name + ": " + c.name
+			var answers [2]string
+			var counted [2]map[string]float64
+			for i, m := range both {
+				hot, shared := m.replica.hot.Load(), m.replica.shared.Load()
+				answers[i] = ask(ctxs[i], kvs[i], c.req)
+				now := m.counted()
+				counted[i] = maps.Clone(now)
+				maps.DeleteFunc(counted[i], func(name string, v float64) bool { return v == was[i][name] })
+				for name := range counted[i] {
+					counted[i][name] -= was[i][name]
+				}
+				was[i] = now
+				write := false
+				switch c.req.(type) {
+				case *pb.PutRequest, *pb.DeleteRangeRequest, *pb.TxnRequest:
+					write = caller.all || caller.alice && c.mine
+				}
+				if n := m.replica.hot.Load() - hot; (n == 1) != (write && i == 1) {
+					t.Errorf("%s: %d proposals without a goroutine", name, n)
+				}
+				if n := m.replica.shared.Load() - shared; (n == 1) != (c.get && i == 1) {
+					t.Errorf("%s: %d barriers without a goroutine", name, n)
+				}
+			}
+			if answers[0] != answers[1] {
+				t.Errorf("%s: ours %.200s, grpc-go's %.200s", name, answers[1], answers[0])
+			}
+			if !maps.Equal(counted[0], counted[1]) {
+				t.Errorf("%s: ours counts %v, grpc-go's %v", name, counted[1], counted[0])
+			}
+			if refused := caller.alice && !c.mine; refused != (answers[1] == "rpc error: code = PermissionDenied desc = "+denied) {
+				t.Errorf("%s: %s", name, answers[1])
+			}
+		}
+	}
+}
