@@ -121,10 +121,23 @@ func (c *clusterService) MemberRemove(ctx context.Context, r *pb.MemberRemoveReq
 	return &pb.MemberRemoveResponse{Header: c.memberHeader(), Members: protoMembers(members)}, nil
 }
 
-// MemberUpdate takes the URLs as they are, as etcd does.
+// MemberUpdate refuses peer URLs that no member could be reached at. etcd takes them into its log,
+// and every other member panics over them, at each start again. Good ones are stored as they are
+// written, as in etcd.
 func (c *clusterService) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
 	if err := c.callers.authorizeAdmin(ctx); err != nil {
 		return nil, toGRPC(err)
+	}
+	if _, err := types.NewURLs(r.PeerURLs); err != nil {
+		if c.members.Member(r.ID) == nil { // or it was added a moment ago
+			if err := c.barrier(ctx); err != nil {
+				return nil, toGRPC(err)
+			}
+			if c.members.Member(r.ID) == nil {
+				return nil, toGRPC(state.ErrMemberNotFound)
+			}
+		}
+		return nil, rpctypes.ErrGRPCMemberBadURLs
 	}
 	members, err := c.configure(ctx, &command.Change{
 		Type: raftpb.ConfChangeUpdateNode, MemberID: r.ID, Member: command.Member{ID: r.ID, PeerURLs: r.PeerURLs},

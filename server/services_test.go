@@ -734,6 +734,12 @@ func TestMembers(t *testing.T) {
 	m.checkHeader(update.Header, 0)
 	_, err = m.cluster.MemberUpdate(ctx, &pb.MemberUpdateRequest{ID: 99, PeerURLs: []string{"http://127.0.0.1:6380"}})
 	checkStatus(t, err, codes.NotFound, "etcdserver: member not found")
+	for _, bad := range [][]string{nil, {""}, {"127.0.0.1:5380"}, {"http://127.0.0.1:5380", "127.0.0.1:5381"}, {"http://127.0.0.1"}, {"http://127.0.0.1:5380/path"}} {
+		_, err = m.cluster.MemberUpdate(ctx, &pb.MemberUpdateRequest{ID: add.Member.ID, PeerURLs: bad})
+		checkStatus(t, err, codes.InvalidArgument, "etcdserver: given member URLs are invalid")
+		_, err = m.cluster.MemberUpdate(ctx, &pb.MemberUpdateRequest{ID: 99, PeerURLs: bad})
+		checkStatus(t, err, codes.NotFound, "etcdserver: member not found")
+	}
 
 	// The new voter never started: it may go, and no other may come.
 	_, err = m.cluster.MemberAdd(ctx, &pb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1:7380"}})
