@@ -231,7 +231,7 @@ func (t *Table) Expired(limit int) (term uint64, ids []ID) {
 			t.expiries.set(e, at)
 			continue
 		}
-		if at != expiring && !e.expiry.CompareAndSwap(at, expiring) {
+		if at >= 0 && !e.expiry.CompareAndSwap(at, reported(at)) {
 			continue // renewed just now: look again
 		}
 		ids = append(ids, e.id)
@@ -260,7 +260,7 @@ func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 	for len(due) < limit && t.checkpoints.len() > 0 && t.checkpoints.at[0] <= now {
 		e := t.checkpoints.items[0]
 		at := e.expiry.Load()
-		if at <= now { // it expires, or is expiring: nothing left to note; Revoke takes it out
+		if at <= now { // it expires, or was reported: nothing left to note; Revoke takes it out
 			t.checkpoints.set(e, now+int64(t.opts.RetryInterval))
 			continue
 		}
@@ -283,7 +283,7 @@ func (t *Table) Checkpoints(limit int) (term uint64, due []Checkpoint) {
 		if at = e.expiry.Load(); at <= now || t.checkpointAt(e, at) > now {
 			e.noting.Store(nil)
 			close(noting)
-			continue // looked at again: expiring, or renewed just now
+			continue // looked at again: reported, or renewed just now
 		}
 		left := (at - now + int64(time.Second) - 1) / int64(time.Second)
 		if left < t.fullTTL(e) {
@@ -323,7 +323,7 @@ func (t *Table) Noted(due []Checkpoint, applied bool) {
 // the table.
 func (t *Table) takeBackIfUnderstated(e *entry, remaining int64) {
 	now, at := t.now(), e.expiry.Load()
-	if at == expiring || remaining >= t.fullTTL(e) || at-now <= (remaining+1)*int64(time.Second) {
+	if at < 0 || remaining >= t.fullTTL(e) || at-now <= (remaining+1)*int64(time.Second) {
 		return
 	}
 	t.lookMu.Lock()

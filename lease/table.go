@@ -95,8 +95,8 @@ type entry struct {
 	// remaining is the last checkpoint in seconds; 0: none.
 	remaining atomic.Int64
 
-	// expiry is when the lease expires, or one of the two values below. Renew moves it and Expired
-	// marks it, both by compare-and-swap, so that a lease is never both renewed and revoked.
+	// expiry is when the lease expires, or never. Renew moves it and Expired marks it (reported), both
+	// by compare-and-swap, so that a lease is never both renewed and revoked.
 	expiry atomic.Int64
 
 	// doubt: a checkpoint was proposed, and whether it will be applied is not known.
@@ -112,10 +112,13 @@ type entry struct {
 	gone chan struct{} // closed when the lease is revoked
 }
 
-const (
-	never    = math.MaxInt64 // this member is not primary
-	expiring = math.MinInt64 // Expired has reported the lease
-)
+const never = math.MaxInt64 // this member is not primary
+
+// reported marks the expiry of a lease that Expired has reported: below 0, where no expiry is.
+func reported(at int64) int64 { return -1 - at }
+
+// expiredAt is the time of an expiry that reported marked.
+func expiredAt(mark int64) int64 { return -1 - mark }
 
 // Open reads the leases from the store.
 func Open(r store.Reader, opts Options) (*Table, error) {
@@ -289,11 +292,11 @@ func (t *Table) List() []Info {
 
 func (t *Table) info(e *entry, now int64) Info {
 	info := Info{ID: e.id, TTL: t.fullTTL(e)}
-	switch at := e.expiry.Load(); at {
-	case never:
+	switch at := e.expiry.Load(); {
+	case at == never:
 		info.Remaining = math.MaxInt64
-	case expiring:
-		info.Remaining = -1
+	case at < 0:
+		info.Remaining = time.Duration(expiredAt(at) - now)
 	default:
 		info.Remaining = time.Duration(at - now)
 	}
