@@ -246,8 +246,11 @@ func (ps *ports) open(u url.URL, flag string, kind portKind, grpc, http bool) (*
 func (ps *ports) listenClients() (err error) {
 	ps.logger.Info("configuring client listeners", zap.Strings("listen-client-urls", urlStrings(ps.cfg.ListenClientURLs)))
 	all := append(append([]url.URL(nil), ps.cfg.ListenClientURLs...), ps.cfg.ListenClientHTTPURLs...)
-	if ps.clientSecurity, err = ps.security(forClients(), ps.cfg.ClientTLS, ps.cfg.ClientAutoTLS, all, listen.SecurityOptions{}); err != nil {
-		return err
+	// Files that no port uses are not read, as in etcd: they may be left from another configuration.
+	if slices.ContainsFunc(slices.Concat(all, ps.cfg.ListenMetricsURLs), listen.Secure) {
+		if ps.clientSecurity, err = ps.security(forClients(), ps.cfg.ClientTLS, ps.cfg.ClientAutoTLS, all, listen.SecurityOptions{}); err != nil {
+			return err
+		}
 	}
 	if ps.cfg.EnablePprof {
 		ps.logger.Info("pprof is enabled", zap.String("path", "/debug/pprof"))

@@ -87,6 +87,29 @@ func TestUnusableCertificate(t *testing.T) {
 	}
 }
 
+// Certificates that no client port uses may be missing, as on etcd; one port with TLS needs them.
+func TestCertificatesThatNoPortUses(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "missing.pem")
+	l := &lone{dir: shortDir(t)}
+	cfg := l.config()
+	cfg.ClientTLS = listen.TLSInfo{CertFile: missing, KeyFile: missing}
+	var err error
+	if l.n, err = Start(cfg); err != nil {
+		t.Fatal(err)
+	}
+	l.put(t, "key", 1)
+	l.stop()
+	cfg = l.config()
+	cfg.ClientTLS = listen.TLSInfo{CertFile: missing, KeyFile: missing}
+	cfg.ListenMetricsURLs = []url.URL{{Scheme: "unixs", Path: filepath.Join(l.dir, "metrics")}}
+	if l.n, err = Start(cfg); err == nil {
+		l.stop()
+	}
+	if err == nil || !strings.Contains(err.Error(), "--cert-file="+missing) {
+		t.Errorf("with a port for metrics over TLS: %v", err)
+	}
+}
+
 // TestEngine: what only grpc-go can do has it serve.
 func TestEngine(t *testing.T) {
 	for _, tc := range []struct{ debug, flag, want string }{

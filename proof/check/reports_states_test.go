@@ -12,7 +12,9 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/proof/cluster"
@@ -409,6 +411,7 @@ func stateStories() []story {
 			r.call(0, "Maintenance/MoveLeader", &pb.MoveLeaderRequest{TargetID: r.id("new")})
 			r.call(0, "Cluster/MemberList", &pb.MemberListRequest{})
 			r.call(0, "Cluster/MemberAdd", &pb.MemberAddRequest{PeerURLs: []string{"http://127.0.0.1:1"}, IsLearner: true})
+			time.Sleep(1100 * time.Millisecond) // an id is made of the URL and the second: the learner's own would exist
 			r.call(0, "Cluster/MemberAdd", &pb.MemberAddRequest{PeerURLs: []string{r.c.Members[learner].PeerURL}})
 			if err := eventually(r.ctx, func() error {
 				_, err := r.ask(r.ctx, 0, "Cluster/MemberPromote", &pb.MemberPromoteRequest{ID: r.id("new")})
@@ -418,6 +421,16 @@ func stateStories() []story {
 			}
 			r.call(0, "Cluster/MemberPromote", &pb.MemberPromoteRequest{ID: r.id("new")})
 			r.settle(0, learner)
+			// Members count as healthy when they have been connected for five seconds.
+			if err := eventually(r.ctx, func() error {
+				_, err := r.ask(r.ctx, learner, "Cluster/MemberAdd", &pb.MemberAddRequest{PeerURLs: []string{r.c.Members[0].PeerURL}})
+				if status.Code(err) == codes.Unavailable {
+					return err
+				}
+				return nil
+			}); err != nil {
+				r.t.Error(err)
+			}
 			everything(r, learner, "promoted")
 		}},
 		{name: "members that never start", size: 3, tell: func(r *teller) {
