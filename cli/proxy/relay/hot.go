@@ -217,7 +217,7 @@ func (h *hotCall) ask() {
 	}
 	resp, err := h.cfg.Cluster.Call(ctx, h.client, h.method.ask(&h.frame))
 	h.call.SetMetadata(passed(resp.Header), passed(resp.Trailer))
-	h.forgetLease(ctx, h.method, &h.frame)
+	h.forgetLease(h.method, &h.frame)
 	if err == nil {
 		h.answer(&resp.Frame)
 		return

@@ -18,10 +18,11 @@ const keepSweep = 10 * time.Second
 // keeping is the keepalives of all callers.
 type keeping struct{ hubs[*keepHub] }
 
-// forget has no later keepalive of a lease be answered by what was known of it.
-func (k *keeping) forget(ctx context.Context, id int64) {
+// forget has no later keepalive of a lease be answered by what was known of it, whether or not somebody
+// still waits for the call that has changed it.
+func (k *keeping) forget(id int64) {
 	for _, h := range k.all() {
-		h.tell(ctx, keepEvent{kind: keepForget, id: id})
+		h.tell(h.ctx, keepEvent{kind: keepForget, id: id})
 	}
 }
 

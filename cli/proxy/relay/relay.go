@@ -310,7 +310,7 @@ func (c *call) one() error {
 		}
 	}
 	c.stream.SetTrailer(passed(resp.Trailer))
-	c.forgetLease(c.ctx, c.method, f)
+	c.forgetLease(c.method, f)
 	if err != nil {
 		return err
 	}
@@ -320,7 +320,7 @@ func (c *call) one() error {
 
 // forgetLease has no keepalive be answered from what was known of a lease that the call has changed, or
 // may have.
-func (r *Relay) forgetLease(ctx context.Context, m *method, f *upstream.Frame) {
+func (r *Relay) forgetLease(m *method, f *upstream.Frame) {
 	if m.full != revokeMethod && m.full != grantMethod {
 		return
 	}
@@ -329,7 +329,7 @@ func (r *Relay) forgetLease(ctx context.Context, m *method, f *upstream.Frame) {
 		return
 	}
 	if of, ok := request.(interface{ GetID() int64 }); ok && of.GetID() != 0 {
-		r.keeping.forget(ctx, of.GetID())
+		r.keeping.forget(of.GetID())
 	}
 }
 

@@ -31,6 +31,8 @@ type fake struct {
 	// will, if not nil, is called for each Put and Txn.
 	will func(ctx context.Context) error
 	away atomic.Bool // LeaseTimeToLive is not answered
+	// revoking is told of each LeaseRevoke, which waits until it is given up.
+	revoking chan struct{}
 }
 
 func newFake(t *testing.T, revision int64, will func(ctx context.Context) error) *fake {
@@ -65,6 +67,12 @@ func (f *fake) Put(ctx context.Context, _ *pb.PutRequest) (*pb.PutResponse, erro
 
 func (f *fake) Txn(ctx context.Context, _ *pb.TxnRequest) (*pb.TxnResponse, error) {
 	return &pb.TxnResponse{Header: f.header()}, f.answer(ctx)
+}
+
+func (f *fake) LeaseRevoke(ctx context.Context, _ *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
+	f.revoking <- struct{}{}
+	<-ctx.Done()
+	return nil, ctx.Err()
 }
 
 func (f *fake) LeaseTimeToLive(_ context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
@@ -284,6 +292,32 @@ func TestCallsEnd(t *testing.T) {
 			t.Error("answered nevertheless")
 		}
 		<-ended
+	}, m)
+}
+
+// TestRevokeGivenUp: a revoke whose client has given up may have been done, so that what is known of the
+// lease holds no longer.
+func TestRevokeGivenUp(t *testing.T) {
+	t.Parallel()
+	m := newFake(t, 1, nil)
+	m.revoking = make(chan struct{}, 1)
+	overBoth(t, func(t *testing.T, r *served) {
+		// A hub that does not run: what it is told stays in its inbox.
+		life := hubLife{who: caller{token: "t"}, clients: 1}
+		life.ctx, life.cancel = context.WithCancel(t.Context())
+		hub := &keepHub{hubLife: life, relay: r.Relay, inbox: make(chan keepEvent, 100)}
+		r.keeping.mu.Lock()
+		r.keeping.of[life.who] = hub
+		r.keeping.mu.Unlock()
+		const revokes = 20
+		for range revokes {
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() { <-m.revoking; cancel() }()
+			if _, err := pb.NewLeaseClient(r.conn).LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: 7}); err == nil {
+				t.Fatal("it was to be given up")
+			}
+		}
+		eventually(t, "each revoke is told", func() bool { return len(hub.inbox) == revokes })
 	}, m)
 }
 
