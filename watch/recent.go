@@ -27,7 +27,8 @@ type recent struct {
 	first     int64
 	rev       int64 // the newest revision notified
 	done      int64 // copy of Hub.done, <= rev
-	bytes     int64 // of the revisions held
+	events    int   // of the revisions held
+	bytes     int64 // of their events
 	keepBytes int64
 	maxBytes  int64
 	parked    bool // the dispatcher waits on its wake channel
@@ -45,8 +46,9 @@ func eventBytes(ev *mvccpb.Event) int64 {
 // eventOverhead is about the size of the structs of an Event and its KeyValue.
 const eventOverhead = 128
 
-// unwatchedShare is which part of the slots is used while nobody watches: for a watcher that comes
-// first and begins with a revision that its client has just read.
+// unwatchedShare is which part of the slots is used while nobody watches, and as many events at
+// most, of which transactions have many: for a watcher that comes first and begins with a revision
+// that its client has just read.
 const unwatchedShare = 8
 
 // add records a revision. It reports whether the revision follows the last one. watched: there are
@@ -60,15 +62,16 @@ func (r *recent) add(rev int64, events []*mvccpb.Event, watched bool) (consecuti
 	if !consecutive {
 		r.clear(rev - 1)
 	}
-	most := int64(len(r.slots))
+	most := len(r.slots)
 	if !watched {
 		most = max(1, most/unwatchedShare)
 	}
-	for rev-r.first >= most {
+	for rev-r.first >= int64(most) || !watched && r.first < rev && r.events+len(events) > most {
 		r.dropFirst()
 	}
 	r.rev = rev
 	r.slots[rev&int64(len(r.slots)-1)] = slot{events: events, bytes: n}
+	r.events += len(events)
 	r.bytes += n
 	if r.bytes > r.keepBytes {
 		r.trim()
@@ -85,6 +88,7 @@ func (r *recent) trim() {
 
 func (r *recent) dropFirst() {
 	s := &r.slots[r.first&int64(len(r.slots)-1)]
+	r.events -= len(s.events)
 	r.bytes -= s.bytes
 	*s = slot{}
 	r.first++
@@ -95,7 +99,7 @@ func (r *recent) clear(rev int64) {
 	for r.first <= r.rev {
 		r.dropFirst()
 	}
-	r.first, r.rev, r.bytes = rev+1, rev, 0
+	r.first, r.rev, r.events, r.bytes = rev+1, rev, 0, 0
 }
 
 // copyFrom appends the revisions from..to to buf, at most max of them. ok is

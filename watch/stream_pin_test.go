@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"fmt"
 	"maps"
 	"runtime"
 	"testing"
@@ -44,6 +45,45 @@ func TestSlowWatcherHoldsWhatItIsCharged(t *testing.T) {
 		t.Errorf("the stream is charged %d KiB, the heap grew by %d MiB", s.charged.Load()>>10, grown>>20)
 	}
 	runtime.KeepAlive(s)
+}
+
+// TestNobodyWatchesTransactions: without watchers the events of transactions count one by one, and the
+// newest transaction is kept whatever it has.
+func TestNobodyWatchesTransactions(t *testing.T) {
+	const room = 256
+	h := &fakeHistory{}
+	hub := NewHub(h, Options{RecentRevisions: room})
+	defer hub.Close()
+	txn := func(keys int) {
+		var ws []write
+		for i := range keys {
+			ws = append(ws, write{key: fmt.Sprint("k", i), value: "v"})
+		}
+		hub.Notify(h.commit(ws...))
+	}
+	held := func() (revisions int64, events int) {
+		for r := hub.recent.first; r <= hub.recent.rev; r++ {
+			events += len(hub.recent.slots[r%room].events)
+		}
+		if events != hub.recent.events {
+			t.Errorf("the ring holds %d events, and counts %d", events, hub.recent.events)
+		}
+		return hub.recent.rev - hub.recent.first + 1, events
+	}
+	for range 100 {
+		txn(10)
+	}
+	if revisions, events := held(); revisions != room/unwatchedShare/10 || events != room/unwatchedShare/10*10 {
+		t.Errorf("the ring holds %d revisions with %d events for nobody", revisions, events)
+	}
+	txn(room)
+	if revisions, events := held(); revisions != 1 || events != room {
+		t.Errorf("the ring holds %d revisions with %d events after a large one", revisions, events)
+	}
+	txn(1)
+	if revisions, events := held(); revisions != 1 || events != 1 {
+		t.Errorf("the ring holds %d revisions with %d events after a small one", revisions, events)
+	}
 }
 
 // TestNobodyWatches: without watchers the ring keeps an eighth of the revisions that it has room for,
