@@ -409,8 +409,9 @@ func (sp *split) add(key []byte) {
 	last.n++
 }
 
-// build reads all keys once.
+// build reads all keys once, and leaves the cache of blocks to those who read some of them.
 func (c *keyCounts) build(ctx context.Context) error {
+	defer c.env.store.SpareCache()()
 	for {
 		sp := split{int64(c.blockKeys), []block{{}}}
 		know, flush := c.env.exists.scan()

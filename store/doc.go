@@ -60,10 +60,11 @@
 // that below Pebble. Pebble panics on a blob file that is missing or damaged at its end; blobs.go
 // turns that into an error.
 //
-// Source files: store.go (Store, Open), batch.go, view.go, keys.go and format.go (reading, writing, the
-// bytes of keys), snapshot.go (received state, and installing it), size.go, reclaim.go, background.go
-// and disk.go (space, garbage, flushes and compactions, operations on files that hang), marker.go and
-// blobs.go (see above), readonly.go (looking at one), nosync.go, logger.go, metrics.go.
+// Source files: store.go (Store, Open), batch.go, view.go, keys.go and format.go (reading, writing,
+// the bytes of keys), snapshot.go (received state, and installing it), size.go, reclaim.go,
+// background.go and disk.go (space, garbage, flushes and compactions, operations on files that hang),
+// marker.go and blobs.go (see above), cache.go (how much the cache of blocks may hold), readonly.go
+// (looking at one), nosync.go, logger.go, metrics.go.
 //
 // What we assume of the disk: a rename, create or link is durable after a sync of the directory;
 // synced bytes stay.

@@ -98,6 +98,7 @@ type Store struct {
 
 	sizes   sizes
 	reclaim reclaim
+	blocks  blockCache
 
 	closed atomic.Bool
 	pinned *pinnedFS // of OpenReadOnly, else nil
@@ -167,6 +168,10 @@ func Open(dir string, opts Options) (*Store, error) {
 	}
 	s.sizes.init()
 	s.opts = s.pebbleOptions(opts)
+	blocks := pebble.NewCache(s.opts.CacheSize)
+	defer blocks.Unref() // the engine has it then
+	s.opts.Cache, s.blocks.cache = blocks, blocks
+	s.blocks.init(s.opts.CacheSize-s.memTableRoom(), s.memTableRoom())
 	before, err := blobsIn(fs, dir)
 	if err != nil {
 		return nil, fmt.Errorf("store: list %s: %w", dir, err)
@@ -209,9 +214,8 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		Comparer:           &cockroachkvs.Comparer,
 		KeySchema:          cockroachkvs.KeySchema.Name,
 		KeySchemas:         sstable.MakeKeySchemas(&cockroachkvs.KeySchema),
-		// Pebble takes its memtables out of the cache: two, one of them being flushed, are added to
-		// the requested size.
-		CacheSize:    cacheBytes + 2*memTableBytes,
+		// Pebble takes its memtables out of the cache; see blockCache.
+		CacheSize:    cacheBytes + memTables*memTableBytes,
 		MemTableSize: uint64(memTableBytes),
 
 		MemTableStopWritesThreshold: stalledMemTables,
@@ -255,6 +259,13 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 	o.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionFastest })
 	return o
 }
+
+// memTables is how many memtables the cache has room for: one being written, one being flushed or kept
+// for the next.
+const memTables = 2
+
+// memTableRoom is the room for them, in bytes.
+func (s *Store) memTableRoom() int64 { return memTables * int64(s.opts.MemTableSize) }
 
 func (s *Store) loadApplied() error {
 	value, ok, err := s.Get(s.appliedKey)
