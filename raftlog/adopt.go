@@ -78,6 +78,7 @@ func (l *Log) Adopt(index, term uint64, cs *raftpb.ConfState) (replaced bool, er
 		zap.Uint64("applied-index", index), zap.Uint64("applied-term", term),
 		zap.Uint64("log-first-index", t.base+1), zap.Uint64("log-last-index", t.last), zap.Uint64("log-last-term", t.lastTerm))
 	t.reset(index, term)
+	l.trimmed = nil
 	w.last, w.lastTerm = index, term
 	// The header must be sufficient by itself: it may be on disk without the group after it.
 	w.written = h

@@ -46,7 +46,7 @@ func Inspect(dir string, fs vfs.FS, w io.Writer) (err error) {
 	for _, path := range ls.leftover {
 		fmt.Fprintf(out, "%s not part of the log\n", fs.PathBase(path))
 	}
-	r, err := replaySegments(fs, dir, ls.segments, m.logID, 0)
+	r, err := replaySegments(fs, dir, ls.segments, m.logID, 0, keepsAll)
 	if err != nil {
 		fmt.Fprintf(out, "verdict: %v\n", err)
 		return nil

@@ -22,6 +22,9 @@ const (
 	defaultSegmentBytes = 64 << 20
 	defaultMemoryBytes  = 256 << 20
 	defaultGroupBytes   = 16 << 20
+	// defaultKeepApplied is what a follower that keeps up may lack when a member has started again.
+	// Others are fed from the files.
+	defaultKeepApplied = 4 << 20
 )
 
 // Options of Open. The zero value of a field means its default.
@@ -35,8 +38,9 @@ type Options struct {
 	// Trim may drop. Default 256 MiB. Applied by all three.
 	MemoryBytes int64
 	// Applied is the store's applied entry, which Adopt will be called with: segments whose entries
-	// are all applied are not read, so that neither the time nor the memory of Open grows with what
-	// is kept for followers. 0: all are read. (Unread segments are not checked.)
+	// are all applied are not read, and of what is read, applied entries leave memory again but for
+	// the newest, so that neither the time nor the memory of Open grows with what is kept for
+	// followers. 0: all are read, and stay. (Unread segments are not checked.)
 	Applied uint64
 	// MemberID and ClusterID are written into a new log and compared with an
 	// existing one. Zero: not compared.
@@ -57,10 +61,12 @@ type Options struct {
 	// failed. Nothing is released afterwards; the process must stop.
 	Failed func(error)
 
-	// For tests: the largest group, and whether spare segments are prepared.
-	groupBytes int64
-	noSpares   bool
-	random     func() uint64
+	// For tests: the largest group, how much of what is applied stays in memory at Open, and whether
+	// spare segments are prepared.
+	groupBytes  int64
+	keepApplied int64
+	noSpares    bool
+	random      func() uint64
 }
 
 func (o *Options) fill() error {
@@ -95,6 +101,9 @@ func (o *Options) fill() error {
 	}
 	if o.groupBytes == 0 {
 		o.groupBytes = defaultGroupBytes
+	}
+	if o.keepApplied == 0 {
+		o.keepApplied = defaultKeepApplied
 	}
 	if o.random == nil {
 		o.random = rand.Uint64

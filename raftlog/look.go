@@ -31,7 +31,7 @@ func Look(dir string, fs vfs.FS, applied uint64) (*Content, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := replaySegments(fs, dir, ls.segments, m.logID, applied)
+	r, err := replaySegments(fs, dir, ls.segments, m.logID, applied, keepsAll)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +71,7 @@ func Readable(dir string, fs vfs.FS) (End, error) {
 	if err != nil {
 		return End{}, err
 	}
-	r, err := replaySegments(fs, dir, ls.segments, m.logID, 0)
+	r, err := replaySegments(fs, dir, ls.segments, m.logID, 0, keepsAll)
 	if r == nil {
 		return End{}, err
 	}

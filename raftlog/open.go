@@ -201,7 +201,7 @@ func (l *Log) load(ls listing) error {
 			HaveVersion: l.meta.version, WantVersion: l.meta.version,
 		}
 	}
-	r, err := replaySegments(dir.fs, dir.dir, ls.segments, l.meta.logID, l.opts.Applied)
+	r, err := replaySegments(dir.fs, dir.dir, ls.segments, l.meta.logID, l.opts.Applied, l.opts.keepApplied)
 	if err != nil {
 		return err
 	}
@@ -265,7 +265,7 @@ func (l *Log) load(ls listing) error {
 		}
 	}
 
-	l.tail, l.hard = r.tail, r.hard
+	l.tail, l.hard, l.trimmed = r.tail, r.hard, r.trimmed
 	dir.segments = r.live
 	w.logID = l.meta.logID
 	last := r.live[len(r.live)-1]

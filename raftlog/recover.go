@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 
@@ -47,7 +48,15 @@ type replay struct {
 	lastHeader []byte
 
 	slots []slot // for entries to come
+
+	// What is applied, up to applied, leaves memory again, but for the newest keepBytes: see forget.
+	applied   uint64
+	keepBytes int64
+	trimmed   []trimmed
 }
+
+// keepsAll is a keepBytes that lets all stay.
+const keepsAll = math.MaxInt64 / 2
 
 // cut describes a group that was dropped because it was never durable.
 type cut struct {
@@ -161,17 +170,18 @@ func scanSegments(fs vfs.FS, dir string, numbers []uint64, logID uint64) ([]*sca
 // With an error from within the groups it returns what it has read before, which only tells how far
 // the damage lets one read.
 //
-// It does not read segments whose entries, up to applied, the store has all applied; see skip.
+// It does not read segments whose entries, up to applied, the store has all applied; see skip. Of the
+// others, entries that are applied do not stay in memory, but for keepBytes of them or twice as much.
 //
 // The rule (doc.go, "Torn or damaged?"): where a group is missing or bad, the log
 // ends there if nothing proves that the group was durable; if a later header, of a
 // group or of a segment, says that it was, that is a CorruptError.
-func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID, applied uint64) (*replay, error) {
+func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID, applied uint64, keepBytes int64) (*replay, error) {
 	segs, err := scanSegments(fs, dir, numbers, logID)
 	if err != nil {
 		return nil, err
 	}
-	r := &replay{logID: logID, sealed: true}
+	r := &replay{logID: logID, sealed: true, applied: applied, keepBytes: keepBytes}
 	if len(segs) == 0 {
 		return nil, &CorruptError{File: dir, Reason: "there is a " + metaName + " file but no segment: segments were removed"}
 	}
@@ -395,19 +405,37 @@ func (r *replay) apply(rec record) error {
 			}
 			r.tail.truncate(rec.index - 1)
 			r.tail.push(r.entry(rec))
+			if rec.index <= r.applied && r.tail.bytes > 2*r.keepBytes {
+				r.forget()
+			}
 		case rec.index == r.tail.base:
-			r.tail.reset(rec.index, rec.term)
+			r.reset(rec.index, rec.term)
 		default:
-			r.tail.reset(r.tail.base, r.tail.baseTerm)
+			r.reset(r.tail.base, r.tail.baseTerm)
 		}
 		r.last, r.lastTerm = rec.index, rec.term
 	case kindHard:
 		r.hard = rec.hard
 	case kindBase:
-		r.tail.reset(rec.index, rec.term)
+		r.reset(rec.index, rec.term)
 		r.last, r.lastTerm = rec.index, rec.term
 	}
 	return nil
+}
+
+// forget drops the oldest entries from memory, as Trim does: the store has them, and so has the file
+// that is read. REQUIRES: all that the tail holds is applied. Should the log go on with entries in
+// their place, that is the case of which apply tells.
+func (r *replay) forget() {
+	after, bytes := r.tail.base, r.tail.bytes
+	r.tail.trim(r.tail.trimPoint(r.tail.last, r.keepBytes))
+	r.trimmed = append(r.trimmed, trimmed{after, bytes - r.tail.bytes})
+}
+
+// reset makes the log empty, after entry (index, term).
+func (r *replay) reset(index, term uint64) {
+	r.tail.reset(index, term)
+	r.trimmed = nil
 }
 
 // slot is an entry and its three numbers.

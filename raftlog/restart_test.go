@@ -465,3 +465,111 @@ func TestMarkedLogKnowsOlderCopies(t *testing.T) {
 		}
 	}
 }
+
+// TestAppliedLeavesMemoryAtStart: of what is applied a log that is opened keeps the newest in memory,
+// also of a segment that it must read, and counts the rest as kept in the files.
+func TestAppliedLeavesMemoryAtStart(t *testing.T) {
+	const last, applied, keep = 300, 250, 5000
+	var s sink
+	o := testOptions(vfs.NewMem(), &s)
+	o.SegmentBytes = 1 << 20
+	l := mustOpen(t, "log", o)
+	l.Append(Append{HardState: hardState(1, 1, 0)})
+	grow(t, l, last)
+	mustClose(t, l)
+
+	o.Applied, o.keepApplied = applied, keep
+	l = mustOpen(t, "log", o)
+	defer mustClose(t, l)
+	one := entryBytes(entry(last, 1, fmt.Sprint(last, strings.Repeat("x", 1000))))
+	if mem, _ := l.Bytes(); mem > (last-applied)*one+2*keep+one {
+		t.Errorf("%d bytes are in memory", mem)
+	}
+	if base, _ := l.Base(); base > applied-keep/uint64(one) {
+		t.Errorf("memory begins behind entry %d", base)
+	}
+	if replaced, err := l.Adopt(applied, 1, nil); replaced || err != nil {
+		t.Fatal(replaced, err)
+	}
+	got, err := l.Entries(applied+1, last+1, 1<<30)
+	if err != nil || len(got) != last-applied {
+		t.Errorf("%d entries, %v", len(got), err)
+	}
+	if got, err := readAll(t, l, 1); err != nil || len(got) < applied {
+		t.Errorf("%d entries are in the files, %v", len(got), err)
+	}
+	for _, n := range []int64{1000, 100} { // in this order: it forgets what is too old
+		if after := l.keptAfter(n * one); int64(after) > max(last-n, 0)+keep/one {
+			t.Errorf("to keep %d entries the files must keep those after %d", n, after)
+		}
+	}
+	grow(t, l, last+20)
+	if got, err := readAll(t, l, 1); err != nil || len(got) < last {
+		t.Errorf("%d entries are in the files after more of them, %v", len(got), err)
+	}
+}
+
+// TestReplacedBelowWhatIsForgotten: entries of the store's past may stand in the log twice, first as
+// those of a leader that was deposed. Forgetting the first of them at the start changes nothing.
+func TestReplacedBelowWhatIsForgotten(t *testing.T) {
+	const applied = 30
+	for _, c := range []struct {
+		name     string
+		from, to uint64 // of term 2
+		replaced bool   // by the store's applied entry
+	}{
+		{"all", 20, 35, false},
+		{"up to what is applied", 20, applied, false},
+		{"a part", 20, 27, true},
+		{"the first", 20, 20, true},
+		{"behind it", applied + 1, 35, false},
+	} {
+		for keep := range int64(12) {
+			t.Run(fmt.Sprintf("%s, %d kept", c.name, keep), func(t *testing.T) {
+				var s sink
+				o := testOptions(vfs.NewMem(), &s)
+				l := mustOpen(t, "log", o)
+				l.Append(Append{HardState: hardState(1, 1, 0), Entries: entries(1, 32, 1)})
+				mustSync(t, l)
+				l.Append(Append{HardState: hardState(2, 0, 19), Entries: entries(c.from, c.to, 2)})
+				mustSync(t, l)
+				mustClose(t, l)
+
+				term := uint64(2)
+				if c.from > applied {
+					term = 1
+				}
+				o.Applied, o.keepApplied = applied, max(1, keep*150)
+				l = mustOpen(t, "log", o)
+				replaced, err := l.Adopt(applied, term, nil)
+				if replaced != c.replaced || err != nil {
+					t.Fatalf("replaced: %v, %v", replaced, err)
+				}
+				last := max(c.to, applied)
+				if got, _ := l.LastIndex(); got != last {
+					t.Errorf("it ends with entry %d, want %d", got, last)
+				}
+				if got, err := l.Term(applied); got != term || err != nil {
+					t.Errorf("entry %d is of term %d, %v", applied, got, err)
+				}
+				if last > applied {
+					got, err := l.Entries(applied+1, last+1, 1<<30)
+					if err != nil || len(got) != int(last-applied) || got[0].GetTerm() != 2 {
+						t.Errorf("%d entries, %v", len(got), err)
+					}
+				}
+				l.Append(Append{HardState: hardState(2, 0, last), Entries: entries(last+1, last+5, 2)})
+				mustSync(t, l)
+				mustClose(t, l)
+				l = mustOpen(t, "log", o)
+				defer mustClose(t, l)
+				if replaced, err := l.Adopt(applied, term, nil); replaced || err != nil {
+					t.Errorf("the next start: replaced: %v, %v", replaced, err)
+				}
+				if got, _ := l.LastIndex(); got != last+5 {
+					t.Errorf("the next start: it ends with entry %d, want %d", got, last+5)
+				}
+			})
+		}
+	}
+}
