@@ -24,7 +24,7 @@ func TestBlockCacheKeepsItsBound(t *testing.T) {
 		var pairs []string
 		for i := range perBatch {
 			for at := range value { // the engine compresses
-				value[at] = byte(at*at*(written+i+1) >> 3)
+				value[at] = byte(at * at * (written + i + 1) >> 3)
 			}
 			pairs = append(pairs, fmt.Sprintf("key-%06d", written+i), string(value))
 		}
