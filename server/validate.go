@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 
@@ -68,8 +69,42 @@ func checkTxn(r *pb.TxnRequest, maxOps int) error {
 		if _, err := writesOf(branch); err != nil {
 			return err
 		}
+		if _, err := deletedBy(branch, nil); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// deletedBy refuses a put that is to keep the value or the lease of a key that the transaction has
+// deleted by then: there is none to keep. writesOf lets it pass where the delete's end is "\0", as
+// etcd does, whose members then panic over it, at each start again. from is the smallest key from
+// which on all keys were deleted before; nil: none were.
+func deletedBy(ops []*pb.RequestOp, from []byte) ([]byte, error) {
+	for _, op := range ops {
+		switch o := op.GetRequest().(type) {
+		case *pb.RequestOp_RequestDeleteRange:
+			if d := o.RequestDeleteRange; string(d.RangeEnd) == "\x00" && (from == nil || bytes.Compare(d.Key, from) < 0) {
+				from = d.Key
+			}
+		case *pb.RequestOp_RequestPut:
+			if p := o.RequestPut; from != nil && (p.IgnoreValue || p.IgnoreLease) && bytes.Compare(p.Key, from) >= 0 {
+				return nil, rpctypes.ErrGRPCDuplicateKey
+			}
+		case *pb.RequestOp_RequestTxn:
+			before := from
+			for _, branch := range [][]*pb.RequestOp{o.RequestTxn.GetSuccess(), o.RequestTxn.GetFailure()} {
+				after, err := deletedBy(branch, before)
+				if err != nil {
+					return nil, err
+				}
+				if after != nil && (from == nil || bytes.Compare(after, from) < 0) {
+					from = after
+				}
+			}
+		}
+	}
+	return from, nil
 }
 
 // checkTxnOps: each level may have maxOps operations, less what the levels around it have.

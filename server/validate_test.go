@@ -47,6 +47,13 @@ func checkStatus(t *testing.T, err error, code codes.Code, text string) {
 	}
 }
 
+// opKeep is a put that keeps the key's value.
+func opKeep(key string) *pb.RequestOp {
+	op := opPut(key)
+	op.GetRequestPut().IgnoreValue = true
+	return op
+}
+
 func TestCheckTxn(t *testing.T) {
 	a, b := opPut("a"), opPut("b")
 	del := opDelete("a", "c")
@@ -76,6 +83,13 @@ func TestCheckTxn(t *testing.T) {
 		{name: "put and deleted, one key", txn: &pb.TxnRequest{Success: ops(opDelete("a", ""), a)}, code: codes.InvalidArgument, text: textDuplicate},
 		{name: "deletes that overlap", txn: &pb.TxnRequest{Success: ops(del, opDelete("b", "d"))}},
 		{name: "deleted from a key on: etcd lets it pass", txn: &pb.TxnRequest{Success: ops(opDelete("a", "\x00"), b)}},
+		{name: "its value kept, deleted from a key on", txn: &pb.TxnRequest{Success: ops(opDelete("a", "\x00"), opKeep("b"))}, code: codes.InvalidArgument, text: textDuplicate},
+		{name: "its value kept, deleted afterwards", txn: &pb.TxnRequest{Success: ops(opKeep("b"), opDelete("a", "\x00"))}},
+		{name: "its value kept, below what is deleted", txn: &pb.TxnRequest{Success: ops(opDelete("b", "\x00"), opKeep("a"))}},
+		{name: "its value kept, deleted in the other branch", txn: &pb.TxnRequest{Success: ops(opDelete("a", "\x00")), Failure: ops(opKeep("b"))}},
+		{name: "its value kept, deleted in a nested one", txn: &pb.TxnRequest{Failure: ops(opTxnOf(nil, ops(opDelete("a", "\x00"))), opKeep("b"))}, code: codes.InvalidArgument, text: textDuplicate},
+		{name: "its value kept in a nested one, deleted before", txn: &pb.TxnRequest{Failure: ops(opDelete("a", "\x00"), opTxnOf(ops(opKeep("b")), nil))}, code: codes.InvalidArgument, text: textDuplicate},
+		{name: "its value kept in one nested branch, deleted in the other", txn: &pb.TxnRequest{Success: ops(opTxnOf(ops(opDelete("a", "\x00")), ops(opKeep("b"))))}},
 		{name: "nested branches exclude each other", txn: &pb.TxnRequest{Success: ops(opTxnOf(ops(a), ops(a)))}},
 		{name: "nested and beside", txn: &pb.TxnRequest{Success: ops(a, opTxnOf(nil, ops(a)))}, code: codes.InvalidArgument, text: textDuplicate},
 		{name: "two nested", txn: &pb.TxnRequest{Success: ops(opTxnOf(ops(a), nil), opTxnOf(nil, ops(a)))}, code: codes.InvalidArgument, text: textDuplicate},
