@@ -43,6 +43,12 @@ func Prepare(fs vfs.FS, paths Paths) (*Parts, error) {
 		return nil, fmt.Errorf("cannot remove what an interrupted snapshot left: %w", plainPathError(err))
 	}
 	parts, err := Look(fs, paths)
+	if err == nil && parts.Log() == nil {
+		// The first log takes this name when it is whole, which a link does not let it.
+		if to, linkErr := os.Readlink(paths.Log); linkErr == nil {
+			return nil, fmt.Errorf("%s is a symbolic link to %s, where there is no log. Remove the link, and name the directory that is to hold the log with --wal-dir", paths.Log, to)
+		}
+	}
 	return parts, plainPathError(err)
 }
 

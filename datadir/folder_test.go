@@ -89,6 +89,37 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
+// A log that is moved to another disk may leave a link; the first log is not written through one.
+func TestLinkedLog(t *testing.T) {
+	fs := FS()
+	paths := PathsOf(t.TempDir(), "")
+	elsewhere := filepath.Join(t.TempDir(), "log")
+	if err := os.MkdirAll(paths.Member, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(elsewhere, paths.Log); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // to nothing, then to an empty directory
+		if _, err := Prepare(fs, paths); err == nil || !strings.Contains(err.Error(), "symbolic link to "+elsewhere) || !strings.Contains(err.Error(), "--wal-dir") {
+			t.Fatalf("%v", err)
+		}
+		if err := os.MkdirAll(elsewhere, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	id := founded(t, "a")
+	if err := WriteFirstLog(elsewhere, testOptions(fs, id), id); err != nil {
+		t.Fatal(err)
+	}
+	if parts, err := Prepare(fs, paths); err != nil || parts.Log() == nil {
+		t.Errorf("a log that was moved: %v, %v", parts, err)
+	}
+}
+
 // What Bind wrote an older copy of the log does not fit, and Close records where the log ends.
 func TestBind(t *testing.T) {
 	fs := vfs.NewMem()
