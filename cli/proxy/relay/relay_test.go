@@ -320,6 +320,59 @@ func TestCallsEnd(t *testing.T) {
 	}, m)
 }
 
+// TestDrain: a call that is forwarded ends before a server that stops in order has stopped, with its
+// answer; one that is stopped at once ends the call at the member, too.
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	came, release := make(chan struct{}, 1), make(chan struct{}, 1)
+	m := newFake(t, 1, func(ctx context.Context) error {
+		came <- struct{}{}
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			came <- struct{}{}
+			return ctx.Err()
+		}
+	})
+	for _, engine := range []string{rpc.EngineBelay, rpc.EngineGRPC} {
+		for _, graceful := range []bool{true, false} {
+			r := serve(t, engine, m)
+			answered, stopped := make(chan error, 1), make(chan struct{})
+			go func() {
+				_, err := pb.NewKVClient(r.conn).Put(t.Context(), &pb.PutRequest{Key: []byte("k")})
+				answered <- err
+			}()
+			<-came
+			go func() {
+				defer close(stopped)
+				if graceful {
+					r.server.GracefulStop()
+				} else {
+					r.server.Stop()
+				}
+			}()
+			if graceful {
+				select {
+				case <-stopped:
+					t.Errorf("%s: stopped in order beside a call that is forwarded", engine)
+				case <-time.After(20 * time.Millisecond): // it may come too late to show a fault, and shows none for it
+				}
+				release <- struct{}{}
+				if err := <-answered; err != nil {
+					t.Errorf("%s, stopped in order: %v", engine, err)
+				}
+			} else {
+				if err := <-answered; status.Code(err) != codes.Unavailable {
+					t.Errorf("%s, stopped at once: %v", engine, err)
+				}
+				<-came // the member's call has ended
+			}
+			<-stopped
+		}
+	}
+}
+
 // TestRevokeGivenUp: a revoke whose client has given up may have been done, so that what is known of
 // the lease holds no longer.
 func TestRevokeGivenUp(t *testing.T) {
