@@ -49,8 +49,8 @@ func (c *blockCache) note(taken, tables int64) {
 // sparedShare is which part of the cache is used while it is spared.
 const sparedShare = 4
 
-// SpareCache leaves most of the cache of blocks empty until release is called: for who reads through
-// everything once, when nobody else has read anything yet.
+// SpareCache leaves most of the cache of blocks empty until release is called: for who reads
+// through everything once, when nobody else has read anything yet.
 func (s *Store) SpareCache() (release func()) {
 	return s.blocks.cache.Reserve(int(s.blocks.bytes / sparedShare * (sparedShare - 1)))
 }
