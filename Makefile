@@ -162,6 +162,10 @@ interop: tools ## Belay's own gRPC server under h2spec, gRPC's interoperability 
 reports: tools ## what users of etcd reported, and odd requests in every state of a cluster, told to Belay and to etcd: equal answers (STORY='no_quorum')
 	BELAY_REPORTS=1 go test -count=1 -timeout 60m -v ./proof/check -run '^TestReports$$$(if $(STORY),/^$(STORY)$$)'
 
+.PHONY: three
+three: tools ## REQUESTS (5000) random requests to three members of Belay and of etcd in turn, with kills, stops and moves of the leader: equal answers
+	BELAY_THREE=$${REQUESTS:-5000} go test -count=1 -timeout 30m -v ./proof/check -run '^TestDifferentialThree$$'
+
 .PHONY: soak
 soak: ## three members over Belay's own gRPC server under all kinds of calls for SOAK (1h), with kills, stops and new certificates
 	BELAY_SOAK=$${SOAK:-1h} go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./proof/check

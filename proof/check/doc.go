@@ -4,6 +4,7 @@
 // The checks, each in a file of its own:
 //
 //	differential_test.go  the same requests to Belay and to etcd; equal answers
+//	three_test.go         the same on three members, with kills and stops between requests (make three)
 //	kill_test.go          kill -9 under load; nothing acknowledged is lost
 //	members_test.go       members replaced under load, and one that lags for long
 //	lifecycle_test.go     members come, go, are lost and found; beside etcd
