@@ -426,7 +426,7 @@ func (r *rig) check(m *model, rng *rand.Rand) {
 	}
 	r.checkCounts(m)
 	r.checkHistory(m, rng)
-	r.checkRevisions(m, view)
+	r.checkRevisions(m, view, rng)
 }
 
 func (r *rig) checkRange(m *model, rd interface {
@@ -571,11 +571,17 @@ func (r *rig) checkHistory(m *model, rng *rand.Rand) {
 	}
 }
 
-// checkRevisions holds the export against etcd's bucket.
-func (r *rig) checkRevisions(m *model, view *View) {
+// checkRevisions holds the export against etcd's bucket, as it is and in parts.
+func (r *rig) checkRevisions(m *model, view *View, rng *rand.Rand) {
+	r.t.Helper()
+	r.checkRevisionsBy(m, view, batchRevisions, batchBytes)
+	r.checkRevisionsBy(m, view, 1+rng.IntN(20), 1+rng.IntN(20000))
+}
+
+func (r *rig) checkRevisionsBy(m *model, view *View, revisions, size int) {
 	r.t.Helper()
 	i := 0
-	err := view.Revisions(context.Background(), func(main, sub int64, tombstone bool, value []byte) error {
+	err := view.revisions(context.Background(), 0, revisions, size, func(main, sub int64, tombstone bool, value []byte) error {
 		if i == len(m.bucket) {
 			return fmt.Errorf("revision %d.%d too many", main, sub)
 		}
@@ -591,7 +597,7 @@ func (r *rig) checkRevisions(m *model, view *View) {
 		return nil
 	})
 	if err != nil || i != len(m.bucket) {
-		r.t.Fatalf("%d of %d revisions: %v", i, len(m.bucket), err)
+		r.t.Fatalf("%d of %d revisions, %d and %d bytes at once: %v", i, len(m.bucket), revisions, size, err)
 	}
 }
 

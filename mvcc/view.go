@@ -3,7 +3,6 @@ package mvcc
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -133,94 +132,6 @@ func (v *View) Range(ctx context.Context, key, end []byte, o RangeOptions) (Rang
 	res, err = rangeOf(ctx, it, key, rev, o, v.s.keyCounts.counter(end, rev))
 	res.Rev = v.rev
 	return res, errors.Join(err, it.Close())
-}
-
-// Revisions calls each for every revision that compactions leave, in order. value is the KeyValue
-// in protobuf, as etcd stores it (a tombstone's has only the key); the callee may keep it. The cost
-// is a seek for each revision.
-func (v *View) Revisions(ctx context.Context, each func(main, sub int64, tombstone bool, value []byte) error) error {
-	return v.RevisionsAfter(ctx, 0, each)
-}
-
-// RevisionsAfter is Revisions for those after a main revision; 0: all. The cost is that of what it
-// calls each for.
-func (v *View) RevisionsAfter(ctx context.Context, after int64, each func(main, sub int64, tombstone bool, value []byte) error) (err error) {
-	if v.err != nil {
-		return v.err
-	}
-	lower, upper := store.RevisionsSpan()
-	if after > 0 {
-		lower = store.AppendRevisionKey(nil, uint64(after)+1, 0)
-	}
-	it, err := v.v.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, it.Close()) }()
-	versions, err := v.v.NewIter(&pebble.IterOptions{})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, versions.Close()) }()
-	var target []byte
-	w := paced{ctx: ctx}
-	for ok := it.First(); ok; ok = it.Next() {
-		if !w.step() {
-			return w.err
-		}
-		b, err := it.ValueAndErr()
-		if err != nil {
-			return store.Explain(err)
-		}
-		rev, tombstone, key, err := decodeRevision(it.Key(), b)
-		if err != nil {
-			return err
-		}
-		// What a compaction will still remove is left out: it is not the newest at the compact
-		// revision.
-		at := Revision{max(rev.Main, v.compact), store.MaxSub}
-		if rev.Main > v.compact {
-			at = rev
-		}
-		target = store.AppendUserKey(target[:0], key, uint64(at.Main), uint32(at.Sub))
-		if !versions.SeekPrefixGE(target) {
-			if err := versions.Error(); err != nil {
-				return store.Explain(err)
-			}
-			return fmt.Errorf("mvcc: revision %d.%d has no version of its key %q", rev.Main, rev.Sub, key)
-		}
-		_, _, main, sub, valid := store.ParseUserKey(versions.Key())
-		if !valid {
-			return errRecord
-		}
-		if found := (Revision{int64(main), int64(sub)}); found != rev || tombstone && rev.Main < v.compact {
-			if rev.Main > v.compact {
-				return fmt.Errorf("mvcc: revision %d.%d has no version of its key %q", rev.Main, rev.Sub, key)
-			}
-			continue
-		}
-		var value []byte
-		if tombstone {
-			value = appendBytesField(nil, 1, key)
-		} else {
-			b, err := versions.ValueAndErr()
-			if err != nil {
-				return store.Explain(err)
-			}
-			rec, err := decodeRecord(b, rev.Main)
-			if err != nil {
-				return err
-			}
-			w.bytes += int64(len(b))
-			value = appendBeforeValue(make([]byte, 0, len(key)+len(b)+32), key, rev.Main, rec)
-			value = append(value, rec.value...)
-			value = appendIntField(value, 6, rec.lease)
-		}
-		if err := each(rev.Main, rev.Sub, tombstone, value); err != nil {
-			return err
-		}
-	}
-	return store.Explain(it.Error())
 }
 
 // Rev is the newest revision of the view.

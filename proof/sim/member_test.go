@@ -385,11 +385,23 @@ func (l *life) close() {
 		l.kv.Close()
 	}
 	if l.store != nil {
+		l.checkReaders()
 		_ = l.store.Close()
 	}
 	if l.log != nil {
 		_ = l.log.Close()
 	}
+}
+
+// checkReaders names who still reads, before the engine panics.
+func (l *life) checkReaders() {
+	open := l.store.Pebble().TableIters
+	if open == 0 {
+		return
+	}
+	stacks := make([]byte, 4<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	panic(fmt.Sprintf("sim: member %d has %d readers 20 s after its end:\n%s", l.id, open, stacks))
 }
 
 func (l *life) membersChanged() {
