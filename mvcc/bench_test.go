@@ -238,7 +238,7 @@ func BenchmarkEvents(b *testing.B) {
 	r.flush()
 	defer cpuPerOp(b)()
 	for b.Loop() {
-		if next, err := r.Events(context.Background(), 2, r.Revision(), 1<<40, discard); err != nil || next != r.Revision()+1 {
+		if next, err := r.Events(context.Background(), 2, r.Revision(), 1<<40, nil, discard); err != nil || next != r.Revision()+1 {
 			b.Fatal(next, err)
 		}
 	}

@@ -143,7 +143,7 @@ func TestReadersAndWriter(t *testing.T) {
 	})
 	reader(4, func(*rand.Rand) error { // history
 		from, last := max(r.CompactRevision(), 2), int64(0)
-		_, err := r.Events(ctx, from, r.Revision(), 10_000, func(rev int64, events []*mvccpb.Event) error {
+		_, err := r.Events(ctx, from, r.Revision(), 10_000, nil, func(rev int64, events []*mvccpb.Event) error {
 			if last != 0 && rev != last+1 {
 				return fmt.Errorf("revision %d after %d", rev, last)
 			}

@@ -12,14 +12,15 @@ import (
 	"github.com/belaydb/belay/store"
 )
 
-// Events calls fn with the changes of every revision of [from, to], in order, each revision
-// complete. It stops when it has passed maxBytes or more of keys and values, and returns the first
-// revision that it did not pass to fn. It shows one consistent state, up to the newest revision.
+// Events calls fn with the changes of every revision of [from, to], in order: of each revision those
+// of keys that are wanted, and none of revisions without one. wants, unless it is nil, says which
+// keys are: what nobody wants costs no look at its version. It stops when it has passed maxBytes or more of keys and values, and returns the first
+// revision that it has not come to. It shows one consistent state, up to the newest revision.
 // The events are fn's to keep; PrevKv is not set (see PrevKV).
 //
 // Errors: ErrCompacted, before the first call of fn, if from is compacted; the context's; fn's;
 // those of the disk.
-func (s *Store) Events(ctx context.Context, from, to int64, maxBytes int, fn func(rev int64, events []*mvccpb.Event) error) (next int64, err error) {
+func (s *Store) Events(ctx context.Context, from, to int64, maxBytes int, wants func(key []byte) bool, fn func(rev int64, events []*mvccpb.Event) error) (next int64, err error) {
 	defer func() { s.st.Note(err) }()
 	from = max(from, 1)
 	lower := store.AppendRevisionKey(nil, uint64(from), 0)
@@ -44,13 +45,16 @@ func (s *Store) Events(ctx context.Context, from, to int64, maxBytes int, fn fun
 	size := 0
 	next = from
 	flush := func() error {
-		if len(events) == 0 {
+		if rev == 0 {
 			return nil
 		}
-		if err := fn(rev, events); err != nil {
-			return err
+		if len(events) > 0 {
+			if err := fn(rev, events); err != nil {
+				return err
+			}
+			events = nil
 		}
-		next, events = rev+1, nil
+		next = rev + 1
 		return ctx.Err()
 	}
 	for ok := it.First(); ok; ok = it.Next() {
@@ -73,6 +77,9 @@ func (s *Store) Events(ctx context.Context, from, to int64, maxBytes int, fn fun
 				return next, nil
 			}
 			rev = r.Main
+		}
+		if wants != nil && !wants(key) {
+			continue
 		}
 		ev, err := s.event(values, r, tombstone, key)
 		if err != nil {

@@ -507,13 +507,22 @@ func (r *rig) checkHistory(m *model, rng *rand.Rand) {
 	ctx := context.Background()
 	from := max(m.compact, 1)
 	if m.compact > 1 {
-		if _, err := r.Events(ctx, m.compact-1, m.rev, 1<<20, nil); !errors.Is(err, ErrCompacted) {
+		if _, err := r.Events(ctx, m.compact-1, m.rev, 1<<20, nil, nil); !errors.Is(err, ErrCompacted) {
 			r.t.Fatalf("events from %d: %v", m.compact-1, err)
 		}
 	}
+	wanted, seed := func([]byte) bool { return true }, byte(rng.IntN(256))
+	wants := wanted
+	switch rng.IntN(3) {
+	case 0:
+		wants = nil
+	case 1:
+		wanted = func(key []byte) bool { return (key[0]+key[len(key)-1]+seed)%3 == 0 }
+		wants = wanted
+	}
 	var got, want strings.Builder
 	for next := from; next <= m.rev; {
-		n, err := r.Events(ctx, next, m.rev, rng.IntN(100), func(rev int64, events []*mvccpb.Event) error {
+		n, err := r.Events(ctx, next, m.rev, rng.IntN(100), wants, func(rev int64, events []*mvccpb.Event) error {
 			fmt.Fprintf(&got, "%d %s\n", rev, eventsText(events))
 			for _, e := range events {
 				prev, err := r.PrevKV(e)
@@ -552,7 +561,7 @@ func (r *rig) checkHistory(m *model, rng *rand.Rand) {
 		events = nil
 	}
 	for _, e := range m.bucket {
-		if e.Main < from {
+		if e.Main < from || !wanted(e.kv.Key) {
 			continue
 		}
 		if e.Main != rev {

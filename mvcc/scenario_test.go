@@ -61,7 +61,7 @@ func TestScenarios(t *testing.T) {
 				}
 				fmt.Fprintln(&out)
 			case "events":
-				next, err := r.Events(ctx, number("from", 1), number("to", 1<<60), int(number("bytes", 1<<20)), func(rev int64, events []*mvccpb.Event) error {
+				next, err := r.Events(ctx, number("from", 1), number("to", 1<<60), int(number("bytes", 1<<20)), nil, func(rev int64, events []*mvccpb.Event) error {
 					fmt.Fprintf(&out, "%d %s\n", rev, eventsText(events))
 					return nil
 				})

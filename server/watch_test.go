@@ -65,7 +65,7 @@ func (kv *watchedKV) CompactRevision() int64 {
 	return kv.compact
 }
 
-func (kv *watchedKV) Events(_ context.Context, from, to int64, _ int, fn func(int64, []*mvccpb.Event) error) (int64, error) {
+func (kv *watchedKV) Events(_ context.Context, from, to int64, _ int, _ func([]byte) bool, fn func(int64, []*mvccpb.Event) error) (int64, error) {
 	kv.mu.Lock()
 	revs := kv.revs
 	kv.mu.Unlock()

@@ -160,7 +160,7 @@ func (c *catchUp) read(x *index, from, to, head int64) error {
 		next = reached + 1
 	} else {
 		var n int64
-		n, err = h.kv.Events(h.ctx, from, to, h.opts.ScanBytes, func(rev int64, events []*mvccpb.Event) error {
+		n, err = h.kv.Events(h.ctx, from, to, h.opts.ScanBytes, x.covers, func(rev int64, events []*mvccpb.Event) error {
 			if rev < next || rev > to {
 				return fmt.Errorf("watch: history returned revision %d out of order, after %d, up to %d", rev, next-1, to)
 			}

@@ -91,7 +91,7 @@ func (f *fakeHistory) PrevKV(ev *mvccpb.Event) (*mvccpb.KeyValue, error) {
 	return f.before(string(ev.Kv.Key), ev.Kv.ModRevision), nil
 }
 
-func (f *fakeHistory) Events(_ context.Context, from, to int64, maxBytes int, fn func(int64, []*mvccpb.Event) error) (int64, error) {
+func (f *fakeHistory) Events(_ context.Context, from, to int64, maxBytes int, wants func([]byte) bool, fn func(int64, []*mvccpb.Event) error) (int64, error) {
 	f.mu.Lock()
 	revs, compact, fail := f.revs, f.compact, f.fail
 	f.fail = nil
@@ -108,11 +108,17 @@ func (f *fakeHistory) Events(_ context.Context, from, to int64, maxBytes int, fn
 		if from < 2 {
 			continue
 		}
+		var events []*mvccpb.Event
 		for _, ev := range revs[from-2] {
-			size += int(eventBytes(ev))
+			if wants(ev.Kv.Key) {
+				events = append(events, ev)
+				size += int(eventBytes(ev))
+			}
 		}
-		if err := fn(from, revs[from-2]); err != nil {
-			return from, err
+		if len(events) > 0 {
+			if err := fn(from, events); err != nil {
+				return from, err
+			}
 		}
 		if size > maxBytes {
 			return from + 1, nil

@@ -35,11 +35,12 @@ type History interface {
 	// CompactRevision is the newest requested compaction; history before it is or will be removed.
 	// Negative or 0: there was none.
 	CompactRevision() int64
-	// Events calls fn with each revision in [from, to] in order, each complete. It
-	// stops early after about maxBytes, and returns the first revision it did not
-	// pass to fn. It reads one consistent view and fails, before the first call of
+	// Events calls fn with each revision in [from, to] in order, with all its events of keys that
+	// wants, which may be nil, returns true for; of revisions without one it need not call fn. It
+	// stops early after about maxBytes of these, and returns the first revision it has not come to.
+	// It reads one consistent view and fails, before the first call of
 	// fn, if from is below the compact revision of that view. The events are fn's to keep.
-	Events(ctx context.Context, from, to int64, maxBytes int, fn func(rev int64, events []*mvccpb.Event) error) (next int64, err error)
+	Events(ctx context.Context, from, to int64, maxBytes int, wants func(key []byte) bool, fn func(rev int64, events []*mvccpb.Event) error) (next int64, err error)
 	// PrevKV is the event's key as it was before the event; nil if it did not exist or is
 	// compacted.
 	PrevKV(ev *mvccpb.Event) (*mvccpb.KeyValue, error)

@@ -130,6 +130,13 @@ func (x *index) lists(key []byte, fn func(*watchList)) {
 	stab(x.root, key, fn)
 }
 
+// covers reports whether any watcher's span holds a key.
+func (x *index) covers(key []byte) bool {
+	found := false
+	x.lists(key, func(*watchList) { found = true })
+	return found
+}
+
 // all calls fn with every watcher; fn must not change the index.
 func (x *index) all(fn func(*watcher)) {
 	for _, l := range x.exact {
