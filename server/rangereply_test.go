@@ -283,7 +283,7 @@ func TestRangesGiveBackTheirRoom(t *testing.T) {
 	}
 	// A client that reads nothing holds the room until its connection ends, and no turn.
 	t.Run("slow reader", func(t *testing.T) {
-		conn := serveMember(t, m.Server)
+		conn := serveMember(t, m.Server, fixedWindows())
 		r := long()
 		r.Limit = 5000
 		for range 3 {

@@ -232,7 +232,7 @@ func TestReadersShareTheirTurn(t *testing.T) {
 // turn.
 func TestSlowClientsHoldNoTurn(t *testing.T) {
 	m := newReadMember(t)
-	conn := serveMember(t, m.Server) // a connection of its own, with 64 KiB in flight
+	conn := serveMember(t, m.Server, fixedWindows()) // a connection of its own, with 64 KiB in flight
 	request := &pb.RangeRequest{Key: []byte("long/"), RangeEnd: []byte("long0")}
 	for range 3 {
 		unread, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, pb.KV_Range_FullMethodName)

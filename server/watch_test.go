@@ -246,12 +246,16 @@ func serveServices(t testing.TB, register func(grpc.ServiceRegistrar), opts ...g
 }
 
 // serveMember is serveServices for all of a member's.
-func serveMember(t testing.TB, s *Server) *grpc.ClientConn {
+func serveMember(t testing.TB, s *Server, opts ...grpc.DialOption) *grpc.ClientConn {
 	if ownEngine() {
-		return serveOn(t, rpc.New(s.RPCOptions()), s.RegisterGRPC)
+		return serveOn(t, rpc.New(s.RPCOptions()), s.RegisterGRPC, opts...)
 	}
-	return serveOn(t, grpc.NewServer(s.GRPCOptions()...), s.RegisterGRPC)
+	return serveOn(t, grpc.NewServer(s.GRPCOptions()...), s.RegisterGRPC, opts...)
 }
+
+// fixedWindows has a client offer no more than it says, however fast the connection is; else grpc-go
+// measures it, and offers up to 16 MiB.
+func fixedWindows() grpc.DialOption { return grpc.WithInitialConnWindowSize(1 << 16) }
 
 // ownEngine: BELAY_RPC_ENGINE=grpc-go runs this package's tests over grpc-go's server.
 func ownEngine() bool { return os.Getenv("BELAY_RPC_ENGINE") != "grpc-go" }
@@ -263,12 +267,12 @@ type callServer interface {
 	Stop()
 }
 
-func serveOn(t testing.TB, g callServer, register func(grpc.ServiceRegistrar)) *grpc.ClientConn {
+func serveOn(t testing.TB, g callServer, register func(grpc.ServiceRegistrar), opts ...grpc.DialOption) *grpc.ClientConn {
 	l := bufconn.Listen(1 << 16)
 	register(g)
 	go func() { _ = g.Serve(l) }()
-	cc, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	cc, err := grpc.NewClient("passthrough:///bufconn", append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))...)
 	if err != nil {
 		t.Fatal(err)
 	}
