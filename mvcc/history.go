@@ -14,9 +14,10 @@ import (
 
 // Events calls fn with the changes of every revision of [from, to], in order: of each revision those
 // of keys that are wanted, and none of revisions without one. wants, unless it is nil, says which
-// keys are: what nobody wants costs no look at its version. It stops when it has passed maxBytes or more of keys and values, and returns the first
-// revision that it has not come to. It shows one consistent state, up to the newest revision.
-// The events are fn's to keep; PrevKv is not set (see PrevKV).
+// keys are: what nobody wants costs no look at its version. It stops when it has passed maxBytes or
+// more of keys and values, and returns the first revision that it has not come to. It shows one
+// consistent state, up to the newest revision. The events are fn's to keep; PrevKv is not set (see
+// PrevKV).
 //
 // Errors: ErrCompacted, before the first call of fn, if from is compacted; the context's; fn's;
 // those of the disk.
