@@ -111,8 +111,8 @@ func (a *authorizer) tokenInfo(ctx context.Context, token string) (who auth.Iden
 	return who, ok, nil
 }
 
-// errMustWait is the error of an authorizer that may not wait.
-var errMustWait = errors.New("server: the caller cannot be judged without waiting")
+// errMustWait is the error of an authorizer that may not wait, and of a read that may not.
+var errMustWait = errors.New("server: this cannot be answered without waiting")
 
 // atOnce is an authorizer that waits for nothing: where it would have to, the error is errMustWait.
 func (a *authorizer) atOnce() *authorizer {

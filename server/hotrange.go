@@ -116,11 +116,7 @@ func (g *hotGet) end(resp *pb.RangeResponse, err error) {
 // answer reads what is in memory. It returns false, and nothing has been counted, when that is not
 // enough: the version is not there any more, or the caller cannot be judged without waiting.
 func (g *hotGet) answer(read time.Time) bool {
-	res, ok := g.store.Cached(g.req.Key)
-	if !ok {
-		return false
-	}
-	resp, err := g.readFrom(readAlready{res}, g.callers)
+	resp, err := g.readFrom(g.hotRange, g.callers)
 	if errors.Is(err, errMustWait) {
 		return false
 	}
@@ -139,6 +135,8 @@ func (g *hotGet) read() {
 	g.done(resp, err, read)
 }
 
+// readFrom reads for the caller: after it has been judged, so that rules that let it in let it see
+// nothing that was overwritten before there were such rules.
 func (g *hotGet) readFrom(from state.Ranger, callers *authorizer) (resp *pb.RangeResponse, err error) {
 	ctx := g.call.Context()
 	err = callers.reads(ctx, &g.req, func() (err error) {
@@ -169,11 +167,12 @@ func (g *hotGet) done(resp *pb.RangeResponse, err error, read time.Time) {
 	g.end(nil, toGRPC(err))
 }
 
-// readAlready is a state.Ranger of what was read.
-type readAlready struct{ res mvcc.RangeResult }
-
-func (r readAlready) Range(context.Context, []byte, []byte, mvcc.RangeOptions) (mvcc.RangeResult, error) {
-	return r.res, nil
+// Range is a state.Ranger's for the newest version of one key. What is not in memory is errMustWait.
+func (h *hotRange) Range(_ context.Context, key, _ []byte, _ mvcc.RangeOptions) (mvcc.RangeResult, error) {
+	if res, ok := h.store.Cached(key); ok {
+		return res, nil
+	}
+	return mvcc.RangeResult{}, errMustWait
 }
 
 // rangeAnswer is an answer as package rpc writes it.

@@ -3,13 +3,16 @@ package server
 import (
 	"context"
 	"maps"
+	"sync/atomic"
 	"testing"
 
+	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/rpc"
 )
 
@@ -104,4 +107,46 @@ func TestHotCallsOfUsers(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestHotGetIsJudgedFirst: a get reads what is there once its user may read it, and not what was
+// overwritten before the right was granted.
+func TestHotGetIsJudgedFirst(t *testing.T) {
+	t.Parallel()
+	m := newSafeMember(t, nil)
+	root, alice := m.as("root"), m.as("alice")
+	put := func(value string) {
+		_, err := m.kv.Put(root, &pb.PutRequest{Key: []byte("e"), Value: []byte(value)})
+		must(t, err)
+	}
+	put("secret")
+	callers := *m.callers
+	changing := &changingRules{rules: callers.rules}
+	callers.rules, m.callers = changing, &callers
+	kv := pb.NewKVClient(serveOn(t, rpc.New(m.RPCOptions()), m.RegisterGRPC))
+	change := func() {
+		put("public")
+		_, err := m.auth.RoleGrantPermission(root, &pb.AuthRoleGrantPermissionRequest{Name: "alice",
+			Perm: &authpb.Permission{PermType: authpb.Permission_READ, Key: []byte("e")}})
+		must(t, err)
+	}
+	changing.next.Store(&change)
+	resp, err := kv.Range(alice, &pb.RangeRequest{Key: []byte("e"), Serializable: true})
+	must(t, err)
+	if got := string(resp.Kvs[0].Value); got != "public" {
+		t.Errorf("alice was shown %q", got)
+	}
+}
+
+// changingRules are rules that change when somebody next looks at them.
+type changingRules struct {
+	rules
+	next atomic.Pointer[func()] // nil: they do not
+}
+
+func (c *changingRules) Policy() *auth.Policy {
+	if change := c.next.Swap(nil); change != nil {
+		(*change)()
+	}
+	return c.rules.Policy()
 }
