@@ -54,6 +54,9 @@ func (h *hotRange) serve(call *rpc.Call, message []byte) bool {
 		}
 		return true
 	}
+	if !h.callers.knows(call.Context()) {
+		return false // what it takes to refuse a stranger, the others behind the same barrier would wait for
+	}
 	h.barrier(g.passed)
 	return true
 }
