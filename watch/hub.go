@@ -322,7 +322,7 @@ func (h *Hub) setDone(rev int64) {
 	h.done = rev
 	h.recent.mu.Lock()
 	h.recent.done = rev
-	h.recent.trim()
+	h.recent.trim(true)
 	h.recent.mu.Unlock()
 }
 

@@ -19,8 +19,8 @@ type slot struct {
 // len(slots); first == rev+1 when it is empty. Dispatched revisions are kept up
 // to keepBytes; those that wait for the dispatcher up to maxBytes, after which the
 // oldest are dropped and the dispatcher notices that first > done+1. While there are
-// no watchers nothing waits for it, though done stays behind, and fewer are kept: see
-// unwatchedShare.
+// no watchers nothing waits for it, though done stays behind: keepBytes bounds all, and
+// fewer are kept, see unwatchedShare.
 type recent struct {
 	mu        sync.Mutex
 	slots     []slot // power of two
@@ -74,14 +74,15 @@ func (r *recent) add(rev int64, events []*mvccpb.Event, watched bool) (consecuti
 	r.events += len(events)
 	r.bytes += n
 	if r.bytes > r.keepBytes {
-		r.trim()
+		r.trim(watched)
 	}
 	return consecutive
 }
 
-// trim drops old revisions until the bounds hold. The newest always stays. REQUIRES: mu held.
-func (r *recent) trim() {
-	for r.first < r.rev && (r.bytes > r.maxBytes || r.bytes > r.keepBytes && r.first <= r.done) {
+// trim drops old revisions until the bounds hold. The newest always stays. watched: what is not
+// dispatched waits for the dispatcher. REQUIRES: mu held.
+func (r *recent) trim(watched bool) {
+	for r.first < r.rev && (r.bytes > r.maxBytes || r.bytes > r.keepBytes && (!watched || r.first <= r.done)) {
 		r.dropFirst()
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -119,6 +120,48 @@ func TestNobodyWatches(t *testing.T) {
 			got[r.ID] += int64(len(r.Events))
 			if got[r.ID] == 0 {
 				delete(got, r.ID) // it was created
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestNobodyWatchesLargeValues: without watchers the bytes of the ring are those that are kept for late
+// ones, not those that may wait for the dispatcher, and the first watcher misses nothing.
+func TestNobodyWatchesLargeValues(t *testing.T) {
+	const keep, count = 64 << 10, 200
+	h := &fakeHistory{}
+	hub := NewHub(h, Options{RecentBytes: keep, BacklogBytes: 16 * keep})
+	defer hub.Close()
+	value := strings.Repeat("v", keep/8)
+	for range count {
+		hub.Notify(h.commit(write{key: "k", value: value}))
+	}
+	if held := hub.recent.bytes; held > keep || held < keep/2 {
+		t.Errorf("the ring holds %d bytes for nobody, at most %d are kept", held, keep)
+	}
+	s := hub.NewStream()
+	defer s.Close()
+	start := h.Revision() - count + 1
+	if _, err := s.Watch(Request{Key: []byte("k"), Start: start}); err != nil {
+		t.Fatal(err)
+	}
+	next, timeout := start, time.After(30*time.Second)
+	for next <= h.Revision() {
+		select {
+		case <-s.Ready():
+		case <-timeout:
+			t.Fatalf("the watcher waits for revision %d of %d", next, h.Revision())
+		}
+		err := s.Drain(func(r *Response) error {
+			for _, ev := range r.Events {
+				if ev.Kv.ModRevision != next {
+					t.Fatalf("revision %d came in place of %d", ev.Kv.ModRevision, next)
+				}
+				next++
 			}
 			return nil
 		})
