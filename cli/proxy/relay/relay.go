@@ -351,12 +351,13 @@ func (c *call) many() error {
 // passOn gives the client the first answer of a stream, which err says of, and those that follow, with
 // what goes with them, and returns how the stream has ended.
 func (c *call) passOn(s grpc.ClientStream, first *upstream.Frame, err error) error {
-	if err == nil {
-		if header, err := s.Header(); err == nil {
-			if err := c.stream.SetHeader(passed(header)); err != nil {
-				return err
-			}
+	// It does not wait: a message has come, or the end.
+	if header, err := s.Header(); err == nil {
+		if err := c.stream.SetHeader(passed(header)); err != nil {
+			return err
 		}
+	}
+	if err == nil {
 		c.seen(first)
 		if err = c.send(first); err != nil {
 			return err

@@ -2,6 +2,8 @@ package relay
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -28,7 +30,7 @@ type fake struct {
 	pb.UnimplementedMaintenanceServer
 	address  string
 	revision atomic.Int64
-	// will, if not nil, is called for each Put and Txn.
+	// will, if not nil, is called for each Put, Txn and RangeStream.
 	will func(ctx context.Context) error
 	away atomic.Bool // LeaseTimeToLive is not answered
 	// revoking is told of each LeaseRevoke, which waits until it is given up.
@@ -84,6 +86,13 @@ func (f *fake) LeaseTimeToLive(_ context.Context, r *pb.LeaseTimeToLiveRequest) 
 
 func (f *fake) Range(context.Context, *pb.RangeRequest) (*pb.RangeResponse, error) {
 	return &pb.RangeResponse{Header: f.header()}, nil
+}
+
+func (f *fake) RangeStream(_ *pb.RangeRequest, s pb.KV_RangeStreamServer) error {
+	if err := f.answer(s.Context()); err != nil {
+		return err
+	}
+	return s.Send(&pb.RangeStreamResponse{RangeResponse: &pb.RangeResponse{Header: f.header()}})
 }
 
 func (f *fake) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
@@ -420,15 +429,33 @@ func TestMetadataPasses(t *testing.T) {
 		}
 		return nil
 	}
+	put := func(ctx context.Context, kv pb.KVClient, o ...grpc.CallOption) error {
+		_, err := kv.Put(ctx, &pb.PutRequest{Key: []byte("k")}, o...)
+		return err
+	}
+	stream := func(ctx context.Context, kv pb.KVClient, o ...grpc.CallOption) error {
+		s, err := kv.RangeStream(ctx, &pb.RangeRequest{Key: []byte("k")}, o...)
+		for err == nil {
+			_, err = s.Recv()
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		return err
+	}
 	overBoth(t, func(t *testing.T, r *served) {
 		kv := pb.NewKVClient(r.conn)
-		for _, failing := range []bool{false, true} {
+		for i := range 4 {
+			call, failing := put, i%2 == 1
+			if i >= 2 {
+				call = stream
+			}
 			md := metadata.Pairs("x-in", "one", "x-in", "two", "content-length", "8")
 			if failing {
 				md.Set("x-fail", "1")
 			}
 			var header, trailer metadata.MD
-			_, err := kv.Put(metadata.NewOutgoingContext(t.Context(), md), &pb.PutRequest{Key: []byte("k")}, grpc.Header(&header), grpc.Trailer(&trailer))
+			err := call(metadata.NewOutgoingContext(t.Context(), md), kv, grpc.Header(&header), grpc.Trailer(&trailer))
 			if want := map[bool]codes.Code{false: codes.OK, true: codes.DataLoss}[failing]; status.Code(err) != want {
 				t.Errorf("%v, want %v", err, want)
 			}
