@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 
+	"github.com/belaydb/belay/cli/proxy/merge"
 	"github.com/belaydb/belay/cli/proxy/upstream"
 )
 
@@ -79,5 +80,32 @@ func TestLinkToLeaderless(t *testing.T) {
 		}
 	case <-time.After(time.Minute):
 		t.Error("told nothing")
+	}
+}
+
+// TestWatchesRequireLeader: who asked for it is told that there is no leader also before it has asked
+// for a watch, and of nothing else that ends others' watches.
+func TestWatchesRequireLeader(t *testing.T) {
+	t.Parallel()
+	h, all := &watchHub{}, make(map[*watchClient]bool)
+	newClient := func() *watchClient { return &watchClient{outbox: newOutbox[merge.Message]()} }
+	idle, gone := newClient(), newClient()
+	for _, c := range []*watchClient{idle, gone} {
+		h.handle(hubEvent{kind: joined, client: c}, all)
+	}
+	h.handle(hubEvent{kind: closed, client: gone}, all)
+	watches := newClient()
+	all[watches] = true
+	h.handle(hubEvent{kind: hopeless, err: rpctypes.ErrGRPCNoLeader}, all)
+	for c, want := range map[*watchClient]bool{idle: true, gone: false, watches: true} {
+		if _, ended := c.take(); noLeader(ended) != want {
+			t.Errorf("told %v, want it told: %v", ended, want)
+		}
+	}
+	still := newClient()
+	h.handle(hubEvent{kind: joined, client: still}, all)
+	h.handle(hubEvent{kind: hopeless, err: rpctypes.ErrGRPCInvalidAuthToken}, all)
+	if _, ended := still.take(); ended != nil {
+		t.Errorf("who has asked for nothing is told %v", ended)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -95,6 +96,9 @@ func (c *call) watch() error {
 	client := &watchClient{outbox: newOutbox[merge.Message](), total: &c.watching.queued, ctx: ctx}
 	hub := c.watching.join(c)
 	defer c.watching.end(hub, client)
+	if hub.who.hasLeader == rpctypes.MetadataHasLeader {
+		hub.tell(ctx, hubEvent{client: client, kind: joined})
+	}
 	received := make(chan error, 1)
 	// Not waited for: it ends with the call.
 	go func() {

@@ -40,7 +40,8 @@ type hubEvent struct {
 type hubEventKind int
 
 const (
-	requested hubEventKind = iota // a client sends a request
+	joined    hubEventKind = iota // a client is there, and wants to hear that there is no leader
+	requested                     // a client sends a request
 	drained                       // a client's queue has room
 	closed                        // a client is gone
 	connected                     // there is a stream to a member
@@ -109,7 +110,7 @@ func (h *watchHub) run() {
 	timer := time.NewTimer(merge.AtRest)
 	defer timer.Stop()
 	last, restless := time.Now(), false
-	all := make(map[*watchClient]bool)
+	all := make(map[*watchClient]bool) // true: it has sent a request
 	for {
 		select {
 		case <-h.ctx.Done():
@@ -138,6 +139,8 @@ func interval(restless bool) time.Duration {
 
 func (h *watchHub) handle(e hubEvent, all map[*watchClient]bool) {
 	switch e.kind {
+	case joined:
+		all[e.client] = false
 	case requested:
 		if e.client.merged == nil {
 			e.client.merged = h.merge.NewClient(e.client)
@@ -149,8 +152,8 @@ func (h *watchHub) handle(e hubEvent, all map[*watchClient]bool) {
 	case closed:
 		if e.client.merged != nil {
 			h.merge.Close(e.client.merged)
-			delete(all, e.client)
 		}
+		delete(all, e.client)
 	case connected:
 		h.stream = e.stream
 		h.merge.Up()
@@ -167,8 +170,10 @@ func (h *watchHub) handle(e hubEvent, all map[*watchClient]bool) {
 			h.disconnect()
 		}
 	case hopeless:
-		for c := range all {
-			c.fail(e.err)
+		for c, asked := range all {
+			if asked || noLeader(e.err) { // a member tells that also to those that have asked for nothing
+				c.fail(e.err)
+			}
 		}
 	}
 }
