@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -173,11 +172,14 @@ var errLost = status.Error(codes.Unavailable, "belay proxy: the member that was 
 // Lost is an error of a stream as clients are told it. The transport's word for one that ends with the
 // member's place in the Set is Canceled, which would say that the client has given up.
 func Lost(err error) error {
-	if errors.Is(err, grpc.ErrClientConnClosing) {
+	if s, ok := status.FromError(err); ok && s.Code() == codes.Canceled && s.Message() == connectionClosing {
 		return errLost
 	}
 	return err
 }
+
+// connectionClosing is what the transport says of calls on a connection that this side has closed.
+const connectionClosing = "grpc: the client connection is closing"
 
 // Open opens a stream at a member. Until it returns without an error nothing has left that could
 // have run. The stream's context is ctx.
