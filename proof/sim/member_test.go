@@ -385,7 +385,7 @@ func (l *life) close() {
 		l.kv.Close()
 	}
 	if l.store != nil {
-		l.checkReaders()
+		l.awaitReaders()
 		_ = l.store.Close()
 	}
 	if l.log != nil {
@@ -393,15 +393,16 @@ func (l *life) close() {
 	}
 }
 
-// checkReaders names who still reads, before the engine panics.
-func (l *life) checkReaders() {
-	open := l.store.Pebble().TableIters
-	if open == 0 {
-		return
+// awaitReaders waits for who still reads, and for compactions, and names them before the engine panics.
+func (l *life) awaitReaders() {
+	const patience = 10 * time.Minute
+	for begun := time.Now(); l.store.Pebble().TableIters > 0; time.Sleep(time.Second) {
+		if time.Since(begun) > patience {
+			stacks := make([]byte, 4<<20)
+			stacks = stacks[:runtime.Stack(stacks, true)]
+			panic(fmt.Sprintf("sim: member %d has readers %v after its end:\n%s", l.id, patience, stacks))
+		}
 	}
-	stacks := make([]byte, 4<<20)
-	stacks = stacks[:runtime.Stack(stacks, true)]
-	panic(fmt.Sprintf("sim: member %d has %d readers 20 s after its end:\n%s", l.id, open, stacks))
 }
 
 func (l *life) membersChanged() {
