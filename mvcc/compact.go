@@ -331,7 +331,7 @@ func (w *walk) step(from Revision) (next Revision, removed int, done bool, err e
 	defer func() { err = errors.Join(err, it.Close()) }()
 	versions, err := it.Clone(pebble.CloneOptions{IterOptions: &pebble.IterOptions{}})
 	if err != nil {
-		return from, 0, false, store.Explain(err)
+		return from, 0, false, err
 	}
 	defer func() { err = errors.Join(err, versions.Close()) }()
 
@@ -371,7 +371,7 @@ func (w *walk) step(from Revision) (next Revision, removed int, done bool, err e
 }
 
 // look removes what the revision calls for.
-func (w *walk) look(b *store.Batch, versions *pebble.Iterator, rev Revision, tombstone bool, key []byte) (removed int, err error) {
+func (w *walk) look(b *store.Batch, versions store.Iterator, rev Revision, tombstone bool, key []byte) (removed int, err error) {
 	c, f := w.req.rev, w.req.previous
 	top, ok := w.newest[string(key)]
 	if !ok {
@@ -429,7 +429,7 @@ func (w *walk) look(b *store.Batch, versions *pebble.Iterator, rev Revision, tom
 }
 
 // seek finds the newest version of a key at or below a revision.
-func (w *walk) seek(versions *pebble.Iterator, key []byte, rev int64) (Revision, bool, error) {
+func (w *walk) seek(versions store.Iterator, key []byte, rev int64) (Revision, bool, error) {
 	w.key = store.AppendUserKey(w.key[:0], key, uint64(rev), store.MaxSub)
 	if rev == 0 || !versions.SeekPrefixGE(w.key) {
 		return Revision{}, false, store.Explain(versions.Error())
@@ -442,7 +442,7 @@ func (w *walk) seek(versions *pebble.Iterator, key []byte, rev int64) (Revision,
 }
 
 // measure returns the sizes of the versions after the one that the iterator is at.
-func measure(versions *pebble.Iterator) (older []olderVersion, err error) {
+func measure(versions store.Iterator) (older []olderVersion, err error) {
 	for len(older) < walkMeasures && versions.Next() {
 		_, _, main, sub, ok := store.ParseUserKey(versions.Key())
 		if !ok {
@@ -455,13 +455,13 @@ func measure(versions *pebble.Iterator) (older []olderVersion, err error) {
 
 // valueBytes is the size of the version that the iterator is at. It does not read values in files
 // of their own.
-func valueBytes(versions *pebble.Iterator) int {
+func valueBytes(versions store.Iterator) int {
 	value := versions.LazyValue()
 	return value.Len()
 }
 
 // sizeOf is the size of a version that is not the newest of its key; 0 if it does not exist.
-func (w *walk) sizeOf(versions *pebble.Iterator, top newest, key []byte, rev Revision) (int, error) {
+func (w *walk) sizeOf(versions store.Iterator, top newest, key []byte, rev Revision) (int, error) {
 	for _, v := range top.older {
 		if v.rev == rev {
 			return v.bytes, nil

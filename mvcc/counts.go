@@ -304,14 +304,14 @@ func (s *Store) Estimate(key, end []byte) (keys int64, ok bool) {
 
 // counter returns a function that counts the keys of [from, end) that exist at a revision, with an
 // iterator over them, whose bounds it changes. Its ok is false if it cannot.
-func (c *keyCounts) counter(end []byte, rev int64) func(w *paced, it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
+func (c *keyCounts) counter(end []byte, rev int64) func(w *paced, it store.Iterator, from []byte) (n int64, ok bool, err error) {
 	return c.counterWith(end, rev, rev, nil)
 }
 
 // counterWith is counter for a batch that is being written: own are its changes after the revision
 // base, up to which all is committed. It gives up if there are more of them than keys to count.
-func (c *keyCounts) counterWith(end []byte, rev, base int64, own []change) func(w *paced, it *pebble.Iterator, from []byte) (n int64, ok bool, err error) {
-	return func(w *paced, it *pebble.Iterator, from []byte) (int64, bool, error) {
+func (c *keyCounts) counterWith(end []byte, rev, base int64, own []change) func(w *paced, it store.Iterator, from []byte) (n int64, ok bool, err error) {
+	return func(w *paced, it store.Iterator, from []byte) (int64, bool, error) {
 		to := end
 		if isAll(end) {
 			to = nil

@@ -141,7 +141,7 @@ func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 // tombstoneKeeps is for the hash of a compaction: there a tombstone at rev itself makes "keep"
 // non-empty. partsMax bounds the memory of a pass over the keys, in versions; there are as many
 // passes as that takes.
-func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64, tombstoneKeeps bool, partsMax int) (uint32, error) {
+func hashRevisions(ctx context.Context, it store.Iterator, compact, rev int64, tombstoneKeeps bool, partsMax int) (uint32, error) {
 	keepEmpty := false
 	if !tombstoneKeeps {
 		var err error
@@ -168,7 +168,7 @@ func hashRevisions(ctx context.Context, it *pebble.Iterator, compact, rev int64,
 // for the generation that ends at rev or later, finds the one that rev ended, and leaves out its
 // tombstone. For the compact revision itself this cannot be known: such a tombstone is removed when
 // the compaction gets there.
-func nothingKept(ctx context.Context, it *pebble.Iterator, compact, rev int64) (bool, error) {
+func nothingKept(ctx context.Context, it store.Iterator, compact, rev int64) (bool, error) {
 	v := visible{it: it, rev: uint64(rev), walk: paced{ctx: ctx}}
 	for v.next() {
 		if v.main != rev || rev == compact {
@@ -222,7 +222,7 @@ func HashSteps(versions int64) int64 {
 
 // pass joins the parts from a revision on, as many as memory allows. more is where the next pass
 // must begin; nil: done.
-func (h *joiner) pass(ctx context.Context, it *pebble.Iterator, from Revision, compact, rev int64, keepEmpty bool) (more *Revision, err error) {
+func (h *joiner) pass(ctx context.Context, it store.Iterator, from Revision, compact, rev int64, keepEmpty bool) (more *Revision, err error) {
 	h.parts, h.limit = h.parts[:0], nil
 	var prefix []byte
 	newest := true // of this key, at or below rev, is yet to come
@@ -277,7 +277,7 @@ func (h *joiner) sort() {
 	})
 }
 
-func (h *joiner) add(it *pebble.Iterator, key []byte, r Revision, tombstone bool) error {
+func (h *joiner) add(it store.Iterator, key []byte, r Revision, tombstone bool) error {
 	b := h.frame[:0]
 	b = binary.BigEndian.AppendUint64(b, uint64(r.Main))
 	b = append(b, '_')

@@ -36,7 +36,7 @@ func (s *Store) Events(ctx context.Context, from, to int64, maxBytes int, wants 
 	}
 	values, err := it.Clone(pebble.CloneOptions{IterOptions: &pebble.IterOptions{}})
 	if err != nil {
-		return from, store.Explain(err)
+		return from, err
 	}
 	defer func() { err = errors.Join(err, values.Close()) }()
 	to = min(to, current)
@@ -99,7 +99,7 @@ func (s *Store) Events(ctx context.Context, from, to int64, maxBytes int, wants 
 }
 
 // event makes the event of one revision.
-func (s *Store) event(values *pebble.Iterator, r Revision, tombstone bool, key []byte) (*mvccpb.Event, error) {
+func (s *Store) event(values store.Iterator, r Revision, tombstone bool, key []byte) (*mvccpb.Event, error) {
 	if tombstone {
 		kv := &mvccpb.KeyValue{Key: append(make([]byte, 0, len(key)), key...), ModRevision: r.Main}
 		return &mvccpb.Event{Type: mvccpb.Event_DELETE, Kv: kv}, nil

@@ -43,7 +43,7 @@ func (s *Store) checkInvariants() {
 // liveKeys are the keys that exist, in order, and all versions there are. The versions of a key go
 // from new to old, none is beyond the published revision, and none has been created after it was
 // written.
-func (s *Store) liveKeys(it *pebble.Iterator) (live []*mvccpb.KeyValue, versions map[Revision]storedVersion, err error) {
+func (s *Store) liveKeys(it store.Iterator) (live []*mvccpb.KeyValue, versions map[Revision]storedVersion, err error) {
 	versions = make(map[Revision]storedVersion)
 	it.SetBounds(store.UserKeysSpan())
 	var before []byte
@@ -91,7 +91,7 @@ type storedVersion struct {
 
 // checkRevisionIndex holds the index of revisions against the versions: each has its entry, and
 // each entry its version.
-func (s *Store) checkRevisionIndex(it *pebble.Iterator, versions map[Revision]storedVersion) {
+func (s *Store) checkRevisionIndex(it store.Iterator, versions map[Revision]storedVersion) {
 	lower, upper := store.RevisionsSpan()
 	it.SetBounds(lower, upper)
 	n := 0

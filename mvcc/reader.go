@@ -119,7 +119,7 @@ func pointResult(kv *mvccpb.KeyValue, o RangeOptions, current int64) RangeResult
 
 // newestOf reads the newest version of a key at or below a revision: nil if there is none, Version
 // 0 for a tombstone.
-func newestOf(it *pebble.Iterator, key []byte, rev int64, withValue bool) (*mvccpb.KeyValue, error) {
+func newestOf(it store.Iterator, key []byte, rev int64, withValue bool) (*mvccpb.KeyValue, error) {
 	var stack [128]byte
 	target := store.AppendUserKey(stack[:0], key, uint64(rev), store.MaxSub)
 	if !it.SeekPrefixGE(target) {
@@ -149,14 +149,14 @@ func newestOf(it *pebble.Iterator, key []byte, rev int64, withValue bool) (*mvcc
 }
 
 // valueLen is the length of the value at the iterator, without reading it.
-func valueLen(it *pebble.Iterator) int {
+func valueLen(it store.Iterator) int {
 	v := it.LazyValue()
 	return v.Len()
 }
 
 // visible walks over the keys of an iterator that exist at a revision, one stop for each.
 type visible struct {
-	it     *pebble.Iterator
+	it     store.Iterator
 	rev    uint64
 	walk   paced // over every key that is met
 	begun  bool
@@ -237,7 +237,7 @@ func (v *visible) record() (record, error) {
 
 // rangeOf reads what is within the bounds of an iterator, from key on. counted, if not nil, may
 // know how many keys there are from some key on (see keyCounts.counter).
-func rangeOf(ctx context.Context, it *pebble.Iterator, key []byte, rev int64, o RangeOptions, counted func(w *paced, it *pebble.Iterator, from []byte) (int64, bool, error)) (res RangeResult, err error) {
+func rangeOf(ctx context.Context, it store.Iterator, key []byte, rev int64, o RangeOptions, counted func(w *paced, it store.Iterator, from []byte) (int64, bool, error)) (res RangeResult, err error) {
 	v := visible{it: it, rev: uint64(rev), walk: paced{ctx: ctx}}
 	if o.CountOnly && counted != nil {
 		if n, ok, err := counted(&v.walk, it, key); ok || err != nil {

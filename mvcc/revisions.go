@@ -97,7 +97,7 @@ func (v *View) revisions(ctx context.Context, after int64, mostRevisions, mostBy
 // revisionBatch is a part of the revisions that are walked over.
 type revisionBatch struct {
 	compact   int64
-	versions  *pebble.Iterator
+	versions  store.Iterator
 	walk      paced
 	mostBytes int
 

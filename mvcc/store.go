@@ -283,15 +283,15 @@ func at(asked, current int64) (rev int64, err error) {
 // open makes an iterator that shows everything readable at a revision (asked, or the newest if
 // asked <= 0), whatever compactions do meanwhile: a compaction removes nothing before s.compact
 // says so, and s.compact is looked at after the iterator was made.
-func (s *Store) open(ctx context.Context, asked int64, o *pebble.IterOptions) (it *pebble.Iterator, rev, current int64, err error) {
+func (s *Store) open(ctx context.Context, asked int64, o *pebble.IterOptions) (it store.Iterator, rev, current int64, err error) {
 	for {
 		generation := s.generation.Load()
 		current = s.rev.Load()
 		if rev, err = at(asked, current); err != nil {
-			return nil, 0, current, err
+			return store.Iterator{}, 0, current, err
 		}
 		if it, err = s.st.NewIter(o); err != nil {
-			return nil, 0, current, err
+			return store.Iterator{}, 0, current, err
 		}
 		switch {
 		case s.st.Generation() != generation:
@@ -306,7 +306,7 @@ func (s *Store) open(ctx context.Context, asked int64, o *pebble.IterOptions) (i
 			if errors.Is(err, ErrCompacted) {
 				err = ErrCompacted
 			}
-			return nil, 0, current, err
+			return store.Iterator{}, 0, current, err
 		}
 	}
 }

@@ -35,8 +35,8 @@ type Writer struct {
 	// overlay holds the newest version of every key that this batch wrote; kv.Version 0: a
 	// tombstone.
 	overlay overlay
-	// committed reads what was committed before this batch; nil before it is needed.
-	committed *pebble.Iterator
+	// committed reads what was committed before this batch; not open before it is needed.
+	committed store.Iterator
 
 	requests []compactionRequest
 	changes  []change
@@ -250,7 +250,7 @@ func (w *Writer) Prev(key []byte, withValue bool) (*mvccpb.KeyValue, error) {
 
 // read looks a key up in what was committed before this batch.
 func (w *Writer) read(key []byte, withValue bool) (kv *mvccpb.KeyValue, err error) {
-	if w.committed == nil {
+	if !w.committed.IsOpen() {
 		if w.committed, err = w.s.st.NewIter(&pebble.IterOptions{UseL6Filters: true}); err != nil {
 			return nil, err
 		}
@@ -363,9 +363,9 @@ func (w *Writer) beforeCommit(b *store.Batch) error {
 	if w.sub != 0 {
 		panic(fmt.Sprintf("mvcc: a batch is committed within a transaction, of revision %d", w.rev+1))
 	}
-	if w.committed != nil {
+	if w.committed.IsOpen() {
 		err := w.committed.Close()
-		w.committed = nil
+		w.committed = store.Iterator{}
 		if err != nil {
 			return store.Explain(err)
 		}

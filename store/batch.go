@@ -98,11 +98,11 @@ func (b *Batch) Get(key []byte) ([]byte, bool, error) {
 
 // NewIter iterates over the store as this batch leaves it. Writes made after the call are not seen
 // by the iterator.
-func (b *Batch) NewIter(o *pebble.IterOptions) (*pebble.Iterator, error) {
+func (b *Batch) NewIter(o *pebble.IterOptions) (Iterator, error) {
 	if err := b.makeReadable(); err != nil {
-		return nil, err
+		return Iterator{}, err
 	}
-	return b.b.NewIter(o)
+	return b.s.readers.open(func() (*pebble.Iterator, error) { return b.b.NewIter(o) })
 }
 
 func (b *Batch) makeReadable() error {

@@ -20,7 +20,8 @@
 //
 // NewBatch and its batch: one goroutine, the applier, one batch at a time. NewLocalBatch: any
 // goroutine, beside the applier. Everything that reads: any goroutine, without waiting for writers.
-// A View and an Iterator belong to one goroutine at a time. Install: when no batch is open and none
+// A View and an Iterator belong to one goroutine at a time. Close: when no batch is open; it waits
+// for who reads. Install: when no batch is open and none
 // will be made until it returns.
 //
 // Generation counts installed snapshots. A reader that remembers something about the content
@@ -60,11 +61,11 @@
 // that below Pebble. Pebble panics on a blob file that is missing or damaged at its end; blobs.go
 // turns that into an error.
 //
-// Source files: store.go (Store, Open), batch.go, view.go, keys.go and format.go (reading, writing,
-// the bytes of keys), snapshot.go (received state, and installing it), size.go, reclaim.go,
-// background.go and disk.go (space, garbage, flushes and compactions, operations on files that hang),
-// marker.go and blobs.go (see above), cache.go (how much the cache of blocks may hold), readonly.go
-// (looking at one), nosync.go, logger.go, metrics.go.
+// Source files: store.go (Store, Open), batch.go, view.go, readers.go, keys.go and format.go
+// (reading, writing, who reads when it is closed, the bytes of keys), snapshot.go (received state,
+// and installing it), size.go, reclaim.go, background.go and disk.go (space, garbage, flushes and
+// compactions, operations on files that hang), marker.go and blobs.go (see above), cache.go (how
+// much the cache of blocks may hold), readonly.go (looking at one), nosync.go, logger.go, metrics.go.
 //
 // What we assume of the disk: a rename, create or link is durable after a sync of the directory;
 // synced bytes stay.

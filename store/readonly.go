@@ -66,7 +66,7 @@ func openPinned(fs vfs.FS, dir string, opts Options) (_ *Store, err error) {
 	}
 	s := &Store{
 		dir: dir, fs: pinned, disk: newDiskWatch(), logger: zap.NewNop(), metrics: NewMetrics(nil),
-		appliedKey: MetaKey("applied"), write: newGate(), closing: make(chan struct{}), corrupt: opts.Corrupt, pinned: pinned,
+		appliedKey: MetaKey("applied"), write: newGate(), readers: newReaders(), closing: make(chan struct{}), corrupt: opts.Corrupt, pinned: pinned,
 	}
 	s.applied.Store(&position{})
 	s.sizes.init()
@@ -170,6 +170,10 @@ func (s *Store) Dir() string { return s.dir }
 // Entries is how many entries the store's tables have, versions that were replaced and deletions
 // included: for who shows how far it is. It reads the end of every table.
 func (s *Store) Entries() (n int64, err error) {
+	if err := s.readers.enter(); err != nil {
+		return 0, fmt.Errorf("store: list tables: %w", err)
+	}
+	defer s.readers.leave()
 	levels, err := s.db.SSTables(pebble.WithProperties())
 	if err != nil {
 		return 0, fmt.Errorf("store: list tables: %w", explain(err))

@@ -91,6 +91,7 @@ type Store struct {
 	// engine makes writers wait for a disk that has stalled for long; here others can wait for the
 	// writers and still give up.
 	write      gate
+	readers    *readers
 	closing    chan struct{} // closed by Close
 	generation atomic.Uint64
 
@@ -152,7 +153,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	}
 	disk := newDiskWatch()
 	fs = watchedFS{fs, disk}
-	s := &Store{dir: dir, fs: fs, disk: disk, logger: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, failFull: opts.FailFull, broken: make(chan struct{}), appliedKey: MetaKey("applied"), write: newGate(), closing: make(chan struct{})}
+	s := &Store{dir: dir, fs: fs, disk: disk, logger: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, failFull: opts.FailFull, broken: make(chan struct{}), appliedKey: MetaKey("applied"), write: newGate(), readers: newReaders(), closing: make(chan struct{})}
 	if s.logger == nil {
 		s.logger = zap.NewNop()
 	}
@@ -401,6 +402,10 @@ func (s *Store) CompactAll(ctx context.Context) error {
 	if err := s.Flush(ctx); err != nil {
 		return err
 	}
+	if err := s.readers.enter(); err != nil {
+		return err
+	}
+	defer s.readers.leave()
 	lower, upper := allKeys()
 	if err := s.db.Compact(ctx, lower, upper, true); err != nil {
 		return fmt.Errorf("store: compact: %w", explain(err))
@@ -409,11 +414,23 @@ func (s *Store) CompactAll(ctx context.Context) error {
 	return nil
 }
 
-// Pebble returns the metrics of the engine, for diagnosis.
-func (s *Store) Pebble() *pebble.Metrics { return s.db.Metrics() }
+// Pebble returns the metrics of the engine, for diagnosis; all zero once the store is closed.
+func (s *Store) Pebble() *pebble.Metrics {
+	if s.readers.enter() != nil {
+		return &pebble.Metrics{}
+	}
+	defer s.readers.leave()
+	return s.db.Metrics()
+}
 
-// Close closes the store. What was not flushed is lost here: the raft log has it. REQUIRES: all
-// batches, iterators and views are closed.
+// readersEnd is how long Close waits for readers: their clients are gone by then, and what they read
+// from memory or from a disk that is well ends at once.
+const readersEnd = 5 * time.Second
+
+// Close closes the store. What was not flushed is lost here: the raft log has it. Who reads from now
+// on gets an error, and Close waits for those who read already, but not for ever: if some read on,
+// perhaps from a disk that hangs, that is its error, and the store is closed when they have ended.
+// REQUIRES: all batches are closed.
 func (s *Store) Close() error {
 	if !s.closed.CompareAndSwap(false, true) {
 		return nil
@@ -421,15 +438,28 @@ func (s *Store) Close() error {
 	close(s.closing)
 	s.metrics.store.CompareAndSwap(s, nil)
 	s.stopSampling()
-	s.write.enter()
-	defer s.write.leave()
-	if s.pinned != nil {
-		defer s.pinned.close()
+	closeEngine := func() error {
+		s.write.enter()
+		defer s.write.leave()
+		if s.pinned != nil {
+			defer s.pinned.close()
+		}
+		if err := s.db.Close(); err != nil {
+			return fmt.Errorf("store: close: %w", err)
+		}
+		return nil
 	}
-	if err := s.db.Close(); err != nil {
-		return fmt.Errorf("store: close: %w", err)
+	s.readers.refuse()
+	if left := s.readers.await(readersEnd); left > 0 {
+		go func() {
+			s.readers.await(0)
+			if err := closeEngine(); err != nil {
+				s.logger.Warn("failed to close the store", zap.Error(err))
+			}
+		}()
+		return fmt.Errorf("store: close: it is still being read after %v (by %d); it is closed when they have ended", readersEnd, left)
 	}
-	return nil
+	return closeEngine()
 }
 
 // oneLine is an error of Pebble whose text has no line breaks and no names of Go types, for the

@@ -13,7 +13,7 @@ type Reader interface {
 	// Get returns a copy of the value.
 	Get(key []byte) (value []byte, ok bool, err error)
 	// NewIter iterates over one consistent state. The caller closes it.
-	NewIter(*pebble.IterOptions) (*pebble.Iterator, error)
+	NewIter(*pebble.IterOptions) (Iterator, error)
 }
 
 var (
@@ -34,16 +34,52 @@ func get(r pebble.Reader, key []byte) ([]byte, bool, error) {
 	return value, true, closer.Close()
 }
 
+// Iterator is an iterator of the engine that is known to the store, which is not closed before it
+// is. It is copied like a pointer. Its zero value is not open.
+type Iterator struct {
+	*pebble.Iterator
+	readers *readers
+}
+
+// IsOpen reports whether there is an iterator. It does not say whether that was closed.
+func (it Iterator) IsOpen() bool { return it.Iterator != nil }
+
+// Close ends the iterator. It must not be called twice.
+func (it Iterator) Close() error {
+	defer it.readers.leave()
+	return it.Iterator.Close()
+}
+
+// Clone makes another iterator over the state of this one, which may be closed before it.
+func (it Iterator) Clone(o pebble.CloneOptions) (Iterator, error) {
+	return it.readers.open(func() (*pebble.Iterator, error) { return it.Iterator.Clone(o) })
+}
+
+// open makes an iterator that counts as a reader until it is closed.
+func (r *readers) open(make func() (*pebble.Iterator, error)) (Iterator, error) {
+	if err := r.enter(); err != nil {
+		return Iterator{}, fmt.Errorf("store: iterate: %w", err)
+	}
+	it, err := make()
+	if err != nil {
+		r.leave()
+		return Iterator{}, fmt.Errorf("store: iterate: %w", explain(err))
+	}
+	return Iterator{it, r}, nil
+}
+
 // Get reads the newest committed value.
-func (s *Store) Get(key []byte) ([]byte, bool, error) { return get(s.db, key) }
+func (s *Store) Get(key []byte) ([]byte, bool, error) {
+	if err := s.readers.enter(); err != nil {
+		return nil, false, fmt.Errorf("store: read: %w", err)
+	}
+	defer s.readers.leave()
+	return get(s.db, key)
+}
 
 // NewIter iterates over what is committed now.
-func (s *Store) NewIter(o *pebble.IterOptions) (*pebble.Iterator, error) {
-	it, err := s.db.NewIter(o)
-	if err != nil {
-		return nil, fmt.Errorf("store: iterate: %w", explain(err))
-	}
-	return it, nil
+func (s *Store) NewIter(o *pebble.IterOptions) (Iterator, error) {
+	return s.readers.open(func() (*pebble.Iterator, error) { return s.db.NewIter(o) })
 }
 
 // View is the store as it was at one moment, between two batches. It belongs to one goroutine at a
@@ -53,7 +89,7 @@ func (s *Store) NewIter(o *pebble.IterOptions) (*pebble.Iterator, error) {
 // snapshot removes keys from the latter, while the former keeps the files it reads.
 type View struct {
 	s           *Store
-	base        *pebble.Iterator
+	base        Iterator
 	point       *pebble.Iterator // for Get; nil before the first
 	index, term uint64
 	err         error
@@ -84,7 +120,7 @@ func (v *View) Get(key []byte) (value []byte, ok bool, err error) {
 		return nil, false, v.err
 	}
 	if v.point == nil {
-		v.point, err = v.base.Clone(pebble.CloneOptions{IterOptions: &pebble.IterOptions{UseL6Filters: true}})
+		v.point, err = v.base.Iterator.Clone(pebble.CloneOptions{IterOptions: &pebble.IterOptions{UseL6Filters: true}})
 		if err != nil {
 			v.point = nil
 			return nil, false, fmt.Errorf("store: read: %w", explain(err))
@@ -105,18 +141,14 @@ func (v *View) Get(key []byte) (value []byte, ok bool, err error) {
 }
 
 // NewIter iterates over the view. The iterator may outlive it.
-func (v *View) NewIter(o *pebble.IterOptions) (*pebble.Iterator, error) {
+func (v *View) NewIter(o *pebble.IterOptions) (Iterator, error) {
 	if v.err != nil {
-		return nil, v.err
+		return Iterator{}, v.err
 	}
 	if o == nil {
 		o = &pebble.IterOptions{}
 	}
-	it, err := v.base.Clone(pebble.CloneOptions{IterOptions: o})
-	if err != nil {
-		return nil, fmt.Errorf("store: iterate: %w", explain(err))
-	}
-	return it, nil
+	return v.base.Clone(pebble.CloneOptions{IterOptions: o})
 }
 
 // Close ends the view. It may be called twice.
@@ -127,9 +159,9 @@ func (v *View) Close() {
 	if v.point != nil {
 		v.point.Close()
 	}
-	if v.base != nil {
+	if v.base.IsOpen() {
 		v.base.Close()
 	}
 	v.s.metrics.views.Add(-1)
-	v.s, v.base, v.point, v.err = nil, nil, nil, errors.New("store: the view is closed")
+	v.s, v.base, v.point, v.err = nil, Iterator{}, nil, errors.New("store: the view is closed")
 }
