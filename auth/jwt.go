@@ -173,14 +173,21 @@ func (t *signed) Assign(user string, revision uint64, _ string, _ uint64) (strin
 	return token, nil
 }
 
-func (t *signed) Info(token string, _ uint64) (Identity, bool) {
+func (t *signed) Known(token string, _ uint64) (Identity, bool) {
 	t.mu.Lock()
 	known, ok := t.known[token]
 	t.mu.Unlock()
-	if ok && (known.end.IsZero() || time.Now().Before(known.end)) {
-		return known.who, true
+	if !ok || !known.end.IsZero() && !time.Now().Before(known.end) {
+		return Identity{}, false
 	}
-	known, ok = t.examine(token)
+	return known.who, true
+}
+
+func (t *signed) Info(token string, current uint64) (Identity, bool) {
+	if who, ok := t.Known(token, current); ok {
+		return who, true
+	}
+	known, ok := t.examine(token)
 	if !ok {
 		return Identity{}, false
 	}

@@ -147,7 +147,10 @@ func TestKnownJWTs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
+	for i := range 2 {
+		if who, ok := tokens.Known(token, 8); ok != (i == 1) || ok && who != (Identity{"alice", 5}) {
+			t.Fatalf("known after %d looks at its signature: %v, %v", i, ok, who)
+		}
 		if who, ok := tokens.Info(token, 8); !ok || who != (Identity{"alice", 5}) {
 			t.Fatal(who, ok)
 		}
@@ -164,6 +167,9 @@ func TestKnownJWTs(t *testing.T) {
 		t.Fatal(err)
 	}
 	tokens.known[ended] = knownToken{Identity{"a", 1}, time.Now().Add(-time.Hour)}
+	if _, ok := tokens.Known(ended, 8); ok {
+		t.Error("an expired token is known")
+	}
 	if _, ok := tokens.Info(ended, 8); ok {
 		t.Error("an expired token is taken because it was known")
 	}

@@ -31,6 +31,7 @@ type authorizer struct {
 	// barrier is Replica.ReadBarrier: this member may be the last to know of users, roles and
 	// tokens.
 	barrier func(context.Context) error
+	hasty   bool // see atOnce
 	// leaseKeys are the keys of a lease, none if it does not exist.
 	leaseKeys func(id int64) ([][]byte, error)
 
@@ -89,6 +90,12 @@ func (a *authorizer) tokenInfo(ctx context.Context, token string) (who auth.Iden
 	if a.tokens == nil {
 		return auth.Identity{}, false, nil
 	}
+	if a.hasty {
+		if who, ok = a.tokens.Known(token, a.rules.Policy().Revision()); !ok {
+			err = errMustWait
+		}
+		return who, ok, err
+	}
 	if who, ok := a.tokens.Info(token, a.rules.Policy().Revision()); ok {
 		return who, true, nil
 	}
@@ -101,10 +108,7 @@ func (a *authorizer) tokenInfo(ctx context.Context, token string) (who auth.Iden
 	}
 	// A token is issued after its entry was applied on some member: a barrier is enough, and an
 	// invented index cannot make us wait for ever.
-	switch err := a.barrier(ctx); {
-	case errors.Is(err, errMustWait):
-		return auth.Identity{}, false, err
-	case err != nil:
+	if a.barrier(ctx) != nil {
 		return auth.Identity{}, false, nil
 	}
 	who, ok = a.tokens.Info(token, a.rules.Policy().Revision())
@@ -114,26 +118,14 @@ func (a *authorizer) tokenInfo(ctx context.Context, token string) (who auth.Iden
 // errMustWait is the error of an authorizer that may not wait, and of a read that may not.
 var errMustWait = errors.New("server: this cannot be answered without waiting")
 
-// atOnce is an authorizer that waits for nothing: where it would have to, the error is errMustWait.
+// atOnce is an authorizer that waits for nothing, and knows callers by the tokens that are in memory:
+// where it would have to wait, to check a signature or to refuse a token that nobody was given, which
+// is logged, the error is errMustWait.
 func (a *authorizer) atOnce() *authorizer {
 	b := *a
+	b.hasty = true
 	b.barrier = func(context.Context) error { return errMustWait }
 	return &b
-}
-
-// knows reports whether the caller shows no token or one that this member knows, or users are off: to
-// judge it takes no signature then, no barrier and no log line.
-func (a *authorizer) knows(ctx context.Context) bool {
-	p := a.rules.Policy()
-	if !p.Enabled() || a.tokens == nil {
-		return true
-	}
-	token, ok := tokenOf(ctx)
-	if !ok {
-		return true
-	}
-	_, ok = a.tokens.Info(token, p.Revision())
-	return ok
 }
 
 // certificateName takes the user from the client's certificate. Not for calls that a grpc-gateway

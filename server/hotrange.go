@@ -16,9 +16,10 @@ import (
 const rangeMethod = "/etcdserverpb.KV/Range"
 
 // hotRange answers the gets of one key without a goroutine for each: on the connection's reader, or
-// after a read barrier that many share. Only the read of what is not in memory takes a goroutine.
-// Everything else is left to kvService.Range, before it has been counted: other ranges, calls that
-// would be refused or traced, and those of users whom this member has yet to know.
+// after a read barrier that many share. Only the read of what is not in memory takes a goroutine, and
+// the judgment of a caller that may take a while: the others behind the barrier would wait for it.
+// Everything else is left to kvService.Range, before it has been counted: other ranges, and calls that
+// would be refused or traced.
 type hotRange struct {
 	kv      *kvService
 	calls   *calls
@@ -53,9 +54,6 @@ func (h *hotRange) serve(call *rpc.Call, message []byte) bool {
 			call.Go(g.read)
 		}
 		return true
-	}
-	if !h.callers.knows(call.Context()) {
-		return false // what it takes to refuse a stranger, the others behind the same barrier would wait for
 	}
 	h.barrier(g.passed)
 	return true
@@ -146,7 +144,10 @@ func (g *hotGet) readFrom(from state.Ranger, callers *authorizer) (resp *pb.Rang
 		resp, err = state.RangeWithin(ctx, from, &g.req, g.kv.limits.AnswerBytes)
 		return err
 	})
-	return resp, err
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
 }
 
 // done counts what was read since a time, or the error, and answers.
@@ -160,14 +161,11 @@ func (g *hotGet) done(resp *pb.RangeResponse, err error, read time.Time) {
 	took := now.Sub(g.start)
 	k.metrics.observeRange(err == nil, now.Sub(read).Seconds())
 	k.metrics.observeRequest(kindRange, err == nil, took.Seconds())
+	k.slow.WarnSlowRange(took, 0, &g.req, resp, err)
 	if err == nil {
-		k.slow.WarnSlowRange(took, 0, &g.req, resp, nil)
 		k.headers.fill(resp.Header)
-		g.end(resp, nil)
-		return
 	}
-	k.slow.WarnSlowRange(took, 0, &g.req, nil, err)
-	g.end(nil, toGRPC(err))
+	g.end(resp, toGRPC(err))
 }
 
 // Range is a state.Ranger's for the newest version of one key. What is not in memory is errMustWait.

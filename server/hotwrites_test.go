@@ -24,12 +24,18 @@ import (
 
 // since is what is counted beyond what was.
 func (m *member) since(was map[string]float64) map[string]float64 {
-	now := m.counted()
-	maps.DeleteFunc(now, func(name string, v float64) bool { return v == was[name] })
-	for name := range now {
-		now[name] -= was[name]
+	return beyond(m.counted(), was)
+}
+
+// beyond is what was counted between was and now.
+func beyond(now, was map[string]float64) map[string]float64 {
+	more := make(map[string]float64)
+	for name, v := range now {
+		if v != was[name] {
+			more[name] = v - was[name]
+		}
 	}
-	return now
+	return more
 }
 
 // TestHotWrites writes the same to two members, one over grpc-go and one over Belay's own server:

@@ -37,19 +37,24 @@ func RangeWithin(ctx context.Context, rd Ranger, r *pb.RangeRequest, maxBytes in
 	if err := checkSort(r); err != nil {
 		return nil, err
 	}
-	rr, err := rd.Range(ctx, r.Key, r.RangeEnd, mvcc.RangeOptions{
-		Limit:     pushedLimit(r),
-		Rev:       r.Revision,
-		CountOnly: r.CountOnly,
-		KeysOnly:  stripsEarly(r),
-		MaxBytes:  maxBytes,
-	})
+	rr, err := rd.Range(ctx, r.Key, r.RangeEnd, rangeOptions(r, maxBytes))
 	if err != nil {
 		return nil, err
 	}
 	kvs := filterByRevision(rr.KVs, r)
 	sortKVs(kvs, r)
 	return assembleRange(kvs, rr, r), nil
+}
+
+// rangeOptions is what a request asks of the store.
+func rangeOptions(r *pb.RangeRequest, maxBytes int64) mvcc.RangeOptions {
+	return mvcc.RangeOptions{
+		Limit:     pushedLimit(r),
+		Rev:       r.Revision,
+		CountOnly: r.CountOnly,
+		KeysOnly:  stripsEarly(r),
+		MaxBytes:  maxBytes,
+	}
 }
 
 // InOrder reports whether a request asks for the keys of a range in their order, with no filter, so
@@ -62,20 +67,16 @@ func InOrder(r *pb.RangeRequest) bool {
 // RangeEach is RangeWithin whose answer has no Kvs: each gets them one by one, as they are read. What
 // it gets is valid until it returns. After an error, what it got is of no use. REQUIRES: InOrder(r).
 func RangeEach(ctx context.Context, rd Ranger, r *pb.RangeRequest, maxBytes int64, each func(*mvccpb.KeyValue)) (*pb.RangeResponse, error) {
-	strips := stripsEarly(r)
-	rr, err := rd.Range(ctx, r.Key, r.RangeEnd, mvcc.RangeOptions{
-		Limit:    r.Limit,
-		Rev:      r.Revision,
-		KeysOnly: strips,
-		MaxBytes: maxBytes,
-		Each: func(kv *mvccpb.KeyValue) bool {
-			if strips {
-				kv.Value, kv.Lease = nil, 0
-			}
-			each(kv)
-			return true
-		},
-	})
+	options := rangeOptions(r, maxBytes)
+	options.Limit = r.Limit // what is not in the answer is not read: the store's count tells whether there is more
+	options.Each = func(kv *mvccpb.KeyValue) bool {
+		if options.KeysOnly {
+			kv.Value, kv.Lease = nil, 0
+		}
+		each(kv)
+		return true
+	}
+	rr, err := rd.Range(ctx, r.Key, r.RangeEnd, options)
 	if err != nil {
 		return nil, err
 	}
