@@ -72,7 +72,9 @@ func (m *maintenanceService) snapshot(ctx context.Context, may *streamRights, st
 	start := time.Now()
 	file, err := m.export(yielding{ctx}) // it writes as it reads: a turn would wait for the disk
 	if err != nil {
-		m.logger.Warn("failed to make a database snapshot", zap.Error(err))
+		if !clientGone(ctx, err) {
+			m.logger.Warn("failed to make a database snapshot", zap.Error(err))
+		}
 		return err
 	}
 	defer file.Close()

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -14,10 +15,14 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+
+	"github.com/belaydb/belay/state"
 )
 
 // A real etcd restored from a member's snapshot must have the same history: equal HashKV, revision,
@@ -188,4 +193,27 @@ func TestUnreadSnapshots(t *testing.T) {
 	}
 	m.Server.maintenance.snapshotsWaiting.Add(-maxSnapshots - maxSnapshotsWaiting)
 	saveSnapshot(t, m, path)
+}
+
+// TestSnapshotForNobody: a client that leaves while its snapshot is made is not worth a warning; what
+// else keeps one from being made is.
+func TestSnapshotForNobody(t *testing.T) {
+	core, logs := observer.New(zap.WarnLevel)
+	m := newMember(t, func(c *Config, _ *state.Config) { c.Logger = zap.New(core) })
+	randomHistory(m, 0)
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	for range 20 { // it may leave while it waits for its turn, too
+		if err := m.Server.maintenance.snapshot(gone, nil, nil); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+	const failed = "failed to make a database snapshot"
+	if lines := logs.FilterMessage(failed).All(); len(lines) > 0 {
+		t.Errorf("warned of a client that left: %v", lines)
+	}
+	m.Server.maintenance.dataDir = filepath.Join(t.TempDir(), "none")
+	if err := m.Server.maintenance.snapshot(t.Context(), nil, nil); err == nil || logs.FilterMessage(failed).Len() != 1 {
+		t.Errorf("%v, %v", err, logs.All())
+	}
 }
