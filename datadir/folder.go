@@ -25,7 +25,11 @@ func Prepare(fs vfs.FS, paths Paths) (*Parts, error) {
 		return nil, fmt.Errorf("%s is a data directory of etcd, not of Belay; nothing in it was changed. Choose another --data-dir, or make the data Belay's: `belay util migrate --data-dir %s` says how (docs/migration.md)", dir, dir)
 	}
 	if err := fs.MkdirAll(paths.Member, 0o700); err != nil {
-		return nil, fmt.Errorf("cannot access data directory: %w", plainPathError(err))
+		err = plainPathError(err)
+		if path, to, ok := leadsNowhere(err); ok {
+			err = fmt.Errorf("%s is a symbolic link to %s, which does not exist. Make that directory, or name another --data-dir", path, to)
+		}
+		return nil, fmt.Errorf("cannot access data directory: %w", err)
 	}
 	// The names of both folders must survive a power failure like what is in them.
 	for _, dir := range []string{dir, fs.PathDir(dir)} {
@@ -50,6 +54,18 @@ func Prepare(fs vfs.FS, paths Paths) (*Parts, error) {
 		}
 	}
 	return parts, plainPathError(err)
+}
+
+// leadsNowhere reports whether a folder could not be made because a symbolic link is in its place
+// whose target is not there: "file exists", says the system.
+func leadsNowhere(err error) (path, to string, ok bool) {
+	failed, isPath := errors.AsType[*os.PathError](err)
+	if !isPath {
+		return "", "", false
+	}
+	to, linkErr := os.Readlink(failed.Path)
+	_, targetErr := os.Stat(failed.Path)
+	return failed.Path, to, linkErr == nil && errors.Is(targetErr, os.ErrNotExist)
 }
 
 // keepEtcdOut puts a file where etcd has a folder. An etcd started on this data directory by

@@ -1,6 +1,7 @@
 package datadir
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -120,6 +121,21 @@ func TestLinkedLog(t *testing.T) {
 	}
 }
 
+// A data directory that is a link to nothing, or lies under one, is not said to exist.
+func TestLinkToNothing(t *testing.T) {
+	t.Parallel()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink("/nowhere/at/all", link); err != nil {
+		t.Fatal(err)
+	}
+	want := "cannot access data directory: " + link + " is a symbolic link to /nowhere/at/all, which does not exist."
+	for _, dir := range []string{link, filepath.Join(link, "data")} {
+		if _, err := Prepare(FS(), PathsOf(dir, "")); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+}
+
 // What Bind wrote an older copy of the log does not fit, and Close records where the log ends.
 func TestBind(t *testing.T) {
 	fs := vfs.NewMem()
@@ -170,6 +186,46 @@ func TestBind(t *testing.T) {
 	}
 	if _, err := Look(fs, paths); err == nil || !strings.Contains(err.Error(), "two histories") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestUnreadableRecord: where a record cannot be read, the error names it, and its twin if that is
+// well, from which it can be mended; then the member starts with all that it knew.
+func TestUnreadableRecord(t *testing.T) {
+	t.Parallel()
+	id := founded(t, "b")
+	for _, tc := range []struct {
+		name            string
+		identity, store string // what they are made; empty: left as they are
+		want            string
+	}{
+		{"one", "{", "", "/d/member/identity.json is damaged: unexpected end of JSON input, and /d/member/store/identity.json is well, and belongs to the raft log. Copy /d/member/store/identity.json over /d/member/identity.json and start again"},
+		{"the store's", "", "\x00", "Copy /d/member/identity.json over /d/member/store/identity.json"},
+		{"both", "{", "{", "/d/member/identity.json is damaged: unexpected end of JSON input. It says whose store and which raft log lie here."},
+		{"one, and the other is another log's", "{", `{"member":"2","cluster":"1","log":"77"}`, "move it away, and the other identity.json"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			fs, paths := vfs.NewMem(), PathsOf("/d", "")
+			if err := errors.Join(fs.MkdirAll(paths.Store, 0o700), WriteFirstLog(paths.Log, testOptions(fs, id), id)); err != nil {
+				t.Fatal(err)
+			}
+			meta, _, err := raftlog.Peek(paths.Log, fs)
+			if err == nil {
+				err = Write(fs, paths, Record{Member: id.Member, Cluster: id.Cluster, Log: meta.LogID, Group: 1})
+			}
+			for path, content := range map[string]string{paths.identity(): tc.identity, paths.storeIdentity(): tc.store} {
+				if content != "" {
+					err = errors.Join(err, WriteFile(fs, fs.PathDir(path), identityFile, []byte(content)))
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = Look(fs, paths)
+			if err == nil || !strings.Contains(err.Error(), tc.want) || !IsDamage(err) {
+				t.Errorf("%v, damage %v", err, IsDamage(err))
+			}
+		})
 	}
 }
 

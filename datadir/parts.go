@@ -122,6 +122,9 @@ func readSmall(fs vfs.FS, path string, most int64) ([]byte, error) {
 	return data, nil
 }
 
+// unreadable is the error of a file that could be read and is no Record.
+type unreadable struct{ error }
+
 // readRecord returns nil if the file is not there.
 func readRecord(fs vfs.FS, path string) (*Record, error) {
 	data, err := readSmall(fs, path, maxIdentityBytes)
@@ -130,8 +133,7 @@ func readRecord(fs vfs.FS, path string) (*Record, error) {
 	}
 	r, err := decodeRecord(data)
 	if err != nil {
-		return nil, damaged("%s is damaged: %w. It says whose store and which raft log lie here. If --data-dir and --wal-dir are those that this member always had, "+
-			"move it away, and the other %s under the same --data-dir too, and start again", path, err, identityFile)
+		return nil, unreadable{fmt.Errorf("%s is damaged: %w", path, err)}
 	}
 	return &r, nil
 }
@@ -158,13 +160,32 @@ func Look(fs vfs.FS, paths Paths) (*Parts, error) {
 	if ok {
 		p.log = &meta
 	}
-	if p.identity, err = readRecord(fs, paths.identity()); err != nil {
-		return nil, err
+	var errs [2]error
+	p.identity, errs[0] = readRecord(fs, paths.identity())
+	p.store, errs[1] = readRecord(fs, paths.storeIdentity())
+	switch {
+	case errs[0] != nil && p.belongs(p.store):
+		return nil, copyOver(errs[0], paths.identity(), paths.storeIdentity())
+	case errs[1] != nil && p.belongs(p.identity):
+		return nil, copyOver(errs[1], paths.storeIdentity(), paths.identity())
 	}
-	if p.store, err = readRecord(fs, paths.storeIdentity()); err != nil {
-		return nil, err
+	for _, err := range errs {
+		if bad := (unreadable{}); errors.As(err, &bad) {
+			return nil, damaged("%w. It says whose store and which raft log lie here. If --data-dir and --wal-dir are those that this member always had, "+
+				"move it away, and the other %s under the same --data-dir too, and start again", err, identityFile)
+		} else if err != nil {
+			return nil, err
+		}
 	}
 	return p, p.check()
+}
+
+// copyOver is the error of a record whose twin is well.
+func copyOver(err error, path, good string) error {
+	if bad := (unreadable{}); !errors.As(err, &bad) {
+		return err
+	}
+	return damaged("%w, and %s is well, and belongs to the raft log. Copy %s over %s and start again", err, good, good, path)
 }
 
 // Log identifies the existing log; nil if there is none, and nothing else mentions one: then this
@@ -207,6 +228,11 @@ func (p *Parts) check() error {
 		}
 	}
 	return nil
+}
+
+// belongs reports whether a record is there and names the log that there is.
+func (p *Parts) belongs(r *Record) bool {
+	return r != nil && p.log != nil && p.ofLog(r) && r.Log == p.log.LogID
 }
 
 // ofLog reports whether a record is of the member whose log there is.
