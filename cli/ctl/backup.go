@@ -63,13 +63,15 @@ func backupCommand(c *ctl) *cobra.Command {
 	verify := &cobra.Command{
 		Use:   "verify <name>",
 		Short: "Has the leader restore a backup into a scratch store, or another member for it, and compare it with what was saved",
-		Args:  cobra.ExactArgs(1),
 	}
-	verify.RunE = func(cmd *cobra.Command, args []string) error {
-		return backupRun(c, func(ctx context.Context, b *backups) error {
+	verify.RunE = c.run(func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return failf(codeBadArgs, "backup verify needs one argument: the name of a backup, as `backup list` prints it")
+		}
+		return askBackups(c, cmd, func(ctx context.Context, b *backups) error {
 			return b.order(ctx, url.Values{"verify": {args[0]}})
-		})(cmd, args)
-	}
+		})
+	})
 	cmd.AddCommand(verify)
 	return cmd
 }
@@ -86,44 +88,47 @@ type backups struct {
 	silent   []error // of the endpoints that did not answer
 }
 
-// backupRun asks all endpoints for their status first.
+// backupRun is askBackups as a command.
 func backupRun(c *ctl, body func(ctx context.Context, b *backups) error) func(*cobra.Command, []string) error {
-	return c.run(func(cmd *cobra.Command, _ []string) error {
-		spec, out, err := c.configure(cmd)
-		if err != nil {
-			return err
-		}
-		if out.format != "simple" && out.format != "json" && (out.format != "table" || cmd.Name() != "list") {
-			return failf(codeBadFeature, "%s not supported as output format", out.format)
-		}
-		// Making and proving takes as long as it takes: only a timeout given by flag applies.
-		ctx, cancel := context.WithCancel(cmd.Context())
-		if cmd.Flags().Changed("command-timeout") {
-			ctx, cancel = c.timeout(cmd)
-		}
-		defer cancel()
-		cli, err := c.dial(ctx, spec)
-		if err != nil {
-			return err
-		}
-		b := &backups{c: c, json: out.format == "json", table: out.format == "table"}
-		if spec.Auth != nil {
-			if b.token = spec.Auth.Token; b.token == "" {
-				answer, err := cli.Authenticate(ctx, spec.Auth.Username, spec.Auth.Password)
-				if err != nil {
-					return fail(codeError, err)
-				}
-				b.token = answer.Token
+	return c.run(func(cmd *cobra.Command, _ []string) error { return askBackups(c, cmd, body) })
+}
+
+// askBackups asks all endpoints for their status first.
+func askBackups(c *ctl, cmd *cobra.Command, body func(ctx context.Context, b *backups) error) error {
+	spec, out, err := c.configure(cmd)
+	if err != nil {
+		return err
+	}
+	if out.format != "simple" && out.format != "json" && (out.format != "table" || cmd.Name() != "list") {
+		return failf(codeBadFeature, "%s not supported as output format", out.format)
+	}
+	// Making and proving takes as long as it takes: only a timeout given by flag applies.
+	ctx, cancel := context.WithCancel(cmd.Context())
+	if cmd.Flags().Changed("command-timeout") {
+		ctx, cancel = c.timeout(cmd)
+	}
+	defer cancel()
+	cli, err := c.dial(ctx, spec)
+	if err != nil {
+		return err
+	}
+	b := &backups{c: c, json: out.format == "json", table: out.format == "table"}
+	if spec.Auth != nil {
+		if b.token = spec.Auth.Token; b.token == "" {
+			answer, err := cli.Authenticate(ctx, spec.Auth.Username, spec.Auth.Password)
+			if err != nil {
+				return fail(codeError, err)
 			}
+			b.token = answer.Token
 		}
-		transport := &http.Transport{TLSClientConfig: c.tls}
-		defer transport.CloseIdleConnections()
-		b.client = &http.Client{Transport: transport}
-		if err := b.askAll(ctx, cli); err != nil {
-			return err
-		}
-		return body(ctx, b)
-	})
+	}
+	transport := &http.Transport{TLSClientConfig: c.tls}
+	defer transport.CloseIdleConnections()
+	b.client = &http.Client{Transport: transport}
+	if err := b.askAll(ctx, cli); err != nil {
+		return err
+	}
+	return body(ctx, b)
 }
 
 // askAll needs one member that makes backups.
