@@ -400,6 +400,30 @@ func checkFree(c *Cluster, a *adder) {
 	}
 }
 
+// checkBackups looks at the backups that Belay's leader has made (--backup-to); nobody else tells of any.
+func checkBackups(c *Cluster, a *adder) {
+	for _, m := range c.Members {
+		tooOld, ok := m.scrape().Value("belay_backup_too_old")
+		if !ok {
+			continue
+		}
+		last, _ := m.scrape().Value("belay_backup_last_good_timestamp_seconds")
+		age, evidence := time.Duration(0), "it knows of no good one"
+		if last > 0 {
+			age = c.At.Sub(time.Unix(int64(last), 0)).Round(time.Second)
+			evidence = "the last good one is " + age.String() + " old"
+		}
+		switch {
+		case tooOld > 0:
+			a.bad(report.Critical, m, "No good backup is being made.", "What was written since the last one would be lost with the members' disks.", []string{evidence},
+				"`belay ctl backup status` has the last error, the log of the member that tried it, too: `a backup failed`",
+				"mend that, as a rule a full or unreachable --backup-to, then `belay ctl backup now`")
+		case last > 0:
+			a.good("backups are made: the last good one is %s old", age)
+		}
+	}
+}
+
 func checkQuota(c *Cluster, a *adder) {
 	var well []string
 	for _, m := range c.Members {

@@ -29,6 +29,7 @@ var checks = []struct {
 	{"heartbeats-late", checkHeartbeats},
 	{"quota", checkQuota},
 	{"disk-full", checkFree},
+	{"backup-too-old", checkBackups},
 	{"history-kept", checkHistory},
 	{"slow-watchers", checkWatchers},
 	{"lease-churn", checkLeases},

@@ -48,6 +48,11 @@ func withDisk(t *testing.T, free int) *metrics.Scrape {
 	return page(t, now.Add(5*time.Second), 1200, 0, fmt.Sprintf("# TYPE belay_disk_free_bytes gauge\nbelay_disk_free_bytes %d\n# TYPE belay_disk_free_minimum_bytes gauge\nbelay_disk_free_minimum_bytes %d\n", free, 128<<20))
 }
 
+// withBackup is a page of a leader whose last good backup is of that age.
+func withBackup(t *testing.T, tooOld int, age time.Duration) *metrics.Scrape {
+	return page(t, now.Add(5*time.Second), 1200, 0, fmt.Sprintf("# TYPE belay_backup_too_old gauge\nbelay_backup_too_old %d\n# TYPE belay_backup_last_good_timestamp_seconds gauge\nbelay_backup_last_good_timestamp_seconds %d\n", tooOld, now.Add(-age).Unix()))
+}
+
 // TestFullDiskIsNoQuota: the alarm of a member whose disk is full is not laid to its quota.
 func TestFullDiskIsNoQuota(t *testing.T) {
 	c := three(t)
@@ -119,6 +124,8 @@ func TestJudge(t *testing.T) {
 		{"disk-full", "m2", report.Warning, report.CodeWarning, func(t *testing.T, c *Cluster) { c.Members[1].After = withDisk(t, 900<<20) }},
 		{"disk-full", "m2", report.Critical, report.CodeCritical, func(t *testing.T, c *Cluster) { c.Members[1].After = withDisk(t, 200<<20) }},
 		{"", "", report.Good, report.CodeGood, func(t *testing.T, c *Cluster) { c.Members[1].After = withDisk(t, 2<<30) }},
+		{"backup-too-old", "m1", report.Critical, report.CodeCritical, func(t *testing.T, c *Cluster) { c.Members[0].After = withBackup(t, 1, 3*time.Hour) }},
+		{"", "", report.Good, report.CodeGood, func(t *testing.T, c *Cluster) { c.Members[0].After = withBackup(t, 0, time.Minute) }},
 		{"quota", "m2", report.Critical, report.CodeCritical, func(_ *testing.T, c *Cluster) {
 			st := fresh(c.Members[1].Status)
 			st.DbSize = 1.99e9
