@@ -103,11 +103,12 @@ func askBackups(c *ctl, cmd *cobra.Command, body func(ctx context.Context, b *ba
 		return failf(codeBadFeature, "%s not supported as output format", out.format)
 	}
 	// Making and proving takes as long as it takes: only a timeout given by flag applies.
-	ctx, cancel := context.WithCancel(cmd.Context())
+	ctx := cmd.Context()
 	if cmd.Flags().Changed("command-timeout") {
+		var cancel context.CancelFunc
 		ctx, cancel = c.timeout(cmd)
+		defer cancel()
 	}
-	defer cancel()
 	cli, err := c.dial(ctx, spec)
 	if err != nil {
 		return err

@@ -131,7 +131,7 @@ func reached(t *testing.T, h *half, command string) *running {
 }
 
 // TestFirstSignalEnds: each command ends at the first SIGINT or SIGTERM, while its server is
-// silent.
+// silent, and leaves no part of a file.
 func TestFirstSignalEnds(t *testing.T) {
 	t.Parallel()
 	for i, command := range leaves(t) {
@@ -149,6 +149,9 @@ func TestFirstSignalEnds(t *testing.T) {
 			case <-r.ended:
 			case <-time.After(interrupt.Grace + 30*time.Second):
 				t.Errorf("goes on after %v", sig)
+			}
+			if left, err := os.ReadDir(r.Dir); err != nil || len(left) > 0 {
+				t.Errorf("leaves %v, %v", left, err)
 			}
 		})
 	}

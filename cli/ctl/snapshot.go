@@ -14,6 +14,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/belaydb/belay/internal/interrupt"
 	"github.com/belaydb/belay/internal/show"
 )
 
@@ -30,7 +31,7 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 		Short: "Saves a server's store to a file that belay util and etcdutl can restore",
 		Example: "  " + c.name + " snapshot save backup.db\n" +
 			"  " + c.name + " --endpoints=10.0.0.1:2379 snapshot save backup_$(date +%Y%m%d_%H%M%S).db",
-		RunE: c.run(func(cmd *cobra.Command, args []string) error {
+		RunE: c.run(func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) != 1 {
 				return failf(codeBadArgs, "snapshot save expects one argument <filename>")
 			}
@@ -38,12 +39,19 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			ctx, stop := interrupt.Context(cmd.Context())
+			defer func() {
+				stop()
+				if s := interrupt.By(ctx); s != nil && err != nil {
+					interrupt.Raise(s) // as it ends etcdctl; but the part of a file has been removed
+				}
+			}()
 			// A large store takes long: only a timeout given by flag applies.
-			ctx, cancel := context.WithCancel(cmd.Context())
 			if cmd.Flags().Changed("command-timeout") {
-				ctx, cancel = c.timeout(cmd)
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, c.global.CommandTimeout)
+				defer cancel()
 			}
-			defer cancel()
 			if n := len(spec.Endpoints); n != 1 {
 				return &exitError{
 					code: codeInterrupted,
