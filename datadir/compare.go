@@ -133,13 +133,20 @@ func (b *building) compareContent(ctx context.Context, view *mvcc.View, f *snaps
 		return nil
 	}
 	revs := hashedRevisions(max(b.r.Compacted, 1), b.r.Revision, b.r.Versions)
+	steps := mvcc.HashSteps(int64(b.r.Versions)) // fewer at an older revision
+	hashed, total := int64(0), int64(len(revs))*steps
+	hashing := Walking(ctx, func(keys, _ int64) {
+		hashed = min(hashed+keys, total)
+		b.tell("hashing", hashed, total)
+	})
 	for i, rev := range revs {
-		b.tell("hashing", int64(i), int64(len(revs)))
+		hashed = int64(i) * steps
+		b.tell("hashing", hashed, total)
 		theirs, _, _, err := f.HashKV(rev)
 		if err != nil {
 			return err
 		}
-		ours, err := view.HashState(ctx, rev)
+		ours, err := view.HashState(hashing, rev)
 		if err != nil {
 			return err
 		}

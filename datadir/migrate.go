@@ -34,8 +34,7 @@ type Move struct {
 	// DryRun reads and judges everything, and writes nothing.
 	DryRun bool
 
-	// Progress is told of "writing" and "comparing" in versions of keys, and of "hashing" in
-	// revisions; nil: nobody looks.
+	// Progress is told of "writing", "comparing" and "hashing" in versions of keys; nil: nobody looks.
 	Progress Progress
 
 	// ToEtcd is the version of etcd, 3.4 to 3.7, that is to run on it; nil: Belay is.

@@ -1,10 +1,35 @@
 package datadir
 
 import (
+	"context"
 	"testing"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/belaydb/belay/mvcc"
 )
+
+// TestTelling: a walk tells what it has read in all, and nobody if nobody looks.
+func TestTelling(t *testing.T) {
+	var told int64
+	ctx := Progress(func(step string, done, total int64) {
+		if step != "hashing" || total != 0 {
+			t.Errorf("%s of %d", step, total)
+		}
+		told = done
+	}).telling(t.Context(), "hashing")
+	for range 3 {
+		if err := ctx.(mvcc.Pacer).Pace(2, 10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if told != 30 {
+		t.Errorf("told of %d bytes", told)
+	}
+	if ctx := (Progress)(nil).telling(context.Background(), "hashing"); ctx != context.Background() {
+		t.Error("a context that tells nobody")
+	}
+}
 
 // listed is a source of versions alone.
 type listed struct {

@@ -54,6 +54,36 @@ func (p Progress) step(step string) func(done, total int64) {
 	return func(done, total int64) { p(step, done, total) }
 }
 
+// Walking is ctx for a long walk over a store, of which each is told: how many versions of keys and how
+// many bytes of values were read since the last call. See mvcc.Pacer.
+func Walking(ctx context.Context, each func(keys, bytes int64)) context.Context {
+	return walked{ctx, each}
+}
+
+type walked struct {
+	context.Context
+	tell func(keys, bytes int64)
+}
+
+// Pace is mvcc.Pacer's.
+func (w walked) Pace(keys, bytes int64) error {
+	w.tell(keys, bytes)
+	return nil
+}
+
+// telling is ctx, and tells of the bytes that a walk with it reads, of which nobody knows how many
+// there are.
+func (p Progress) telling(ctx context.Context, step string) context.Context {
+	if p == nil {
+		return ctx
+	}
+	done := int64(0)
+	return Walking(ctx, func(_, bytes int64) {
+		done += bytes
+		p(step, done, 0)
+	})
+}
+
 // metered is a source whose reading is told of, in bytes, or in versions.
 type metered struct {
 	Source

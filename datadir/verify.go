@@ -69,7 +69,8 @@ func (v *Verified) broken(file string, err error) {
 // Verify reads everything that a stopped member's folders hold, Belay's or etcd's, and says what is
 // wrong: each checksum, that the parts belong together, that what is kept twice is equal, that the
 // log has what it says is committed. It changes nothing. walDir may be empty. progress, if not nil, is
-// told the bytes of keys and values that were read of Belay's store.
+// told the bytes that were read: of Belay's store in three passes, keys and values, values by revision,
+// values that are hashed; of an etcd's database those that are hashed.
 //
 // Errors: there is no data, or a member runs on it, or ctx ended. What is wrong with the data is no
 // error, but a Finding.
@@ -83,7 +84,7 @@ func Verify(ctx context.Context, dataDir, walDir string, progress Progress) (*Ve
 		if walDir != "" {
 			wal = walDir
 		}
-		v = &Verified{Kind: "etcd"}
+		v = &Verified{Kind: "etcd", progress: progress}
 		err = v.etcd(filepath.Join(paths.Member, etcdsFolder, "db"), wal)
 	case belay && !etcd:
 		v = &Verified{Kind: "belay", progress: progress}
@@ -193,9 +194,9 @@ func (v *Verified) store(ctx context.Context, dir string, parts *Parts) {
 	view := mvcc.ReadView(st)
 	defer view.Close()
 	v.Revision, v.Compacted = view.Rev(), view.CompactRevision()
-	err = view.Revisions(ctx, func(int64, int64, bool, []byte) error { v.Versions++; return nil })
+	err = view.Revisions(v.progress.telling(ctx, "reading by revision"), func(int64, int64, bool, []byte) error { v.Versions++; return nil })
 	if err == nil {
-		v.Hash, err = view.HashState(ctx, v.Revision)
+		v.Hash, err = view.HashState(v.progress.telling(ctx, "hashing"), v.Revision)
 	}
 	v.broken(dir, err)
 	stored, err := state.ReadStored(view.Reader())
@@ -260,6 +261,7 @@ func (v *Verified) etcd(db, wal string) error {
 	var applied uint64
 	err := snapshotfile.Read(db, true, func(f *snapshotfile.Reader) error {
 		applied = f.Index()
+		f.Tell = v.progress.step("hashing")
 		status, err := f.Status()
 		if err != nil {
 			return err

@@ -71,20 +71,6 @@ func hashOf(ctx context.Context, path string, rev int64, stderr io.Writer) (h ha
 	return h, err
 }
 
-// told is a context of a walk over a store that tells how far it is.
-type told struct {
-	context.Context
-	tell        datadir.Progress
-	done, total int64 // versions
-}
-
-// Pace is of mvcc.Pacer.
-func (t *told) Pace(keys, _ int64) error {
-	t.done += keys
-	t.tell("hashing", t.done, max(t.done, t.total))
-	return nil
-}
-
 func hashOfStore(ctx context.Context, dir string, rev int64, stderr io.Writer) (h hashKV, err error) {
 	if part := filepath.Join(dir, "member", "store"); isDir(part) {
 		dir = part
@@ -102,9 +88,13 @@ func hashOfStore(ctx context.Context, dir string, rev int64, stderr io.Writer) (
 	}
 	progress, end := meters(stderr, func(n int64) string { return fmt.Sprintf("%d versions", n) })
 	defer end()
-	total, _ := st.Entries() // what is damaged is found below, too
+	entries, _ := st.Entries() // what is damaged is found below, too
 	// Each version has an entry in the index of revisions, too.
-	h.Hash, err = view.HashState(&told{Context: ctx, tell: progress, total: mvcc.HashSteps(total / 2)}, h.HashRevision)
+	done, total := int64(0), mvcc.HashSteps(entries/2)
+	h.Hash, err = view.HashState(datadir.Walking(ctx, func(keys, _ int64) {
+		done += keys
+		progress("hashing", done, max(done, total))
+	}), h.HashRevision)
 	return h, err
 }
 
