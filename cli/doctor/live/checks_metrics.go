@@ -400,7 +400,8 @@ func checkFree(c *Cluster, a *adder) {
 	}
 }
 
-// checkBackups looks at the backups that Belay's leader has made (--backup-to); nobody else tells of any.
+// checkBackups looks at the backups that Belay's leader has made (--backup-to); nobody else tells of
+// any.
 func checkBackups(c *Cluster, a *adder) {
 	for _, m := range c.Members {
 		tooOld, ok := m.scrape().Value("belay_backup_too_old")
