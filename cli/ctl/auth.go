@@ -72,12 +72,10 @@ func (c *ctl) askCluster(use, short string, count int, complaint string, ask fun
 			if len(args) != count {
 				return failf(codeBadArgs, "%s", complaint)
 			}
-			cli, out, err := c.client(cmd)
+			ctx, cli, out, err := c.open(cmd)
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.timeout(cmd)
-			defer cancel()
 			r, err := ask(ctx, cli, args)
 			if err != nil {
 				return fail(codeError, err)
@@ -158,12 +156,10 @@ func (c *ctl) userAddCommand() *cobra.Command {
 		if noPassword {
 			password = ""
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		r, err := cli.UserAddWithOptions(ctx, user, password, &clientv3.UserAddOptions{NoPassword: noPassword})
 		if err != nil {
 			return fail(codeError, err)
@@ -188,12 +184,10 @@ func (c *ctl) userPasswdCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		r, err := cli.UserChangePassword(ctx, args[0], password)
 		if err != nil {
 			return fail(codeError, err)
@@ -238,12 +232,10 @@ func (c *ctl) userGetCommand() *cobra.Command {
 		if len(args) != 1 {
 			return failf(codeBadArgs, "user get command requires user name as its argument")
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		r, err := cli.UserGet(ctx, args[0])
 		if err != nil {
 			return fail(codeError, err)
@@ -351,12 +343,10 @@ func (c *ctl) roleGrantCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		r, err := cli.RoleGrantPermission(ctx, args[0], key, end, perm)
 		if err != nil {
 			return fail(codeError, err)
@@ -381,12 +371,10 @@ func (c *ctl) roleRevokeCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		r, err := cli.RoleRevokePermission(ctx, args[0], key, end)
 		if err != nil {
 			return fail(codeError, err)

@@ -83,6 +83,18 @@ func (c *ctl) client(cmd *cobra.Command) (*clientv3.Client, *output, error) {
 	return cli, out, err
 }
 
+// open is client with the context of a short command, for those that ask the cluster and print the
+// answer. Both end with the command.
+func (c *ctl) open(cmd *cobra.Command) (context.Context, *clientv3.Client, *output, error) {
+	cli, out, err := c.client(cmd)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	ctx, cancel := c.timeout(cmd)
+	c.ends = append(c.ends, cancel)
+	return ctx, cli, out, nil
+}
+
 // dial makes a client, closed when the command ends. It does not wait for a connection: an
 // unreachable server shows at the first RPC.
 func (c *ctl) dial(ctx context.Context, spec *clientv3.ConfigSpec) (*clientv3.Client, error) {
@@ -105,7 +117,7 @@ func (c *ctl) dial(ctx context.Context, spec *clientv3.ConfigSpec) (*clientv3.Cl
 	if err != nil {
 		return nil, fail(codeBadConnection, err)
 	}
-	c.clients = append(c.clients, cli)
+	c.ends = append(c.ends, func() { cli.Close() })
 	return cli, nil
 }
 

@@ -49,12 +49,10 @@ which revision that was; etcd's do not). "now" is the newest revision; a time is
 		if len(args) != 2 && len(args) != 3 {
 			return failf(codeBadArgs, "diff command needs two revisions or times, and perhaps a prefix")
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		prefix := ""
 		if len(args) == 3 {
 			prefix = args[2]

@@ -30,12 +30,10 @@ func (c *ctl) downgradeCommand() *cobra.Command {
 					}
 					version = args[0]
 				}
-				cli, out, err := c.client(cmd)
+				ctx, cli, out, err := c.open(cmd)
 				if err != nil {
 					return err
 				}
-				ctx, cancel := c.timeout(cmd)
-				defer cancel()
 				resp, err := cli.Downgrade(ctx, action, version)
 				if err != nil {
 					return err

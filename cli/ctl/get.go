@@ -152,12 +152,10 @@ func (c *ctl) getCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		seen, err := at(ctx, cli)
 		if err != nil {
 			return err

@@ -32,12 +32,10 @@ func (c *ctl) leaseGrantCommand() *cobra.Command {
 			if err != nil {
 				return failf(codeBadArgs, "bad TTL (%w)", err)
 			}
-			cli, out, err := c.client(cmd)
+			ctx, cli, out, err := c.open(cmd)
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.timeout(cmd)
-			defer cancel()
 			resp, err := cli.Grant(ctx, ttl)
 			if err != nil {
 				return failf(codeError, "failed to grant lease (%w)", err)
@@ -59,12 +57,10 @@ func (c *ctl) leaseRevokeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cli, out, err := c.client(cmd)
+			ctx, cli, out, err := c.open(cmd)
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.timeout(cmd)
-			defer cancel()
 			resp, err := cli.Revoke(ctx, id)
 			if err != nil {
 				return failf(codeError, "failed to revoke lease (%w)", err)
@@ -84,7 +80,7 @@ func (c *ctl) leaseTimeToLiveCommand() *cobra.Command {
 		if len(args) != 1 {
 			return failf(codeBadArgs, "lease timetolive command needs lease ID as argument")
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
@@ -96,8 +92,6 @@ func (c *ctl) leaseTimeToLiveCommand() *cobra.Command {
 		if keys {
 			opts = append(opts, clientv3.WithAttachedKeys())
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		resp, err := cli.TimeToLive(ctx, id, opts...)
 		if err != nil {
 			return fail(codeBadConnection, err)
@@ -113,12 +107,10 @@ func (c *ctl) leaseListCommand() *cobra.Command {
 		Use:   "list",
 		Short: "Prints the IDs of all leases",
 		RunE: c.run(func(cmd *cobra.Command, args []string) error {
-			cli, out, err := c.client(cmd)
+			ctx, cli, out, err := c.open(cmd)
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.timeout(cmd)
-			defer cancel()
 			resp, err := cli.Leases(ctx)
 			if err != nil {
 				return fail(codeBadConnection, err)

@@ -53,8 +53,8 @@ func TestLikeEtcdctl(t *testing.T) {
 		if st.codeOnly {
 			g.stdout, w.stdout = "", ""
 		}
-		if w.errLine == "" && w.code != 0 {
-			g.errLine = "" // where etcdctl is silent, or logs JSON, we may say why
+		if w.errLine == "" && w.code != 0 || st.ownError {
+			g.errLine, w.errLine = "", "" // where etcdctl is silent, or logs JSON, we may say why
 		}
 		if g.stdout != w.stdout || g.errLine != w.errLine || (g.code != w.code && w.code >= 0) {
 			t.Errorf("line %d: %s\n--- etcdctl: exit code %d, %s\n%s\n--- here: exit code %d, %s\n%s",
@@ -69,6 +69,7 @@ type step struct {
 	line     string
 	env      []string
 	codeOnly bool
+	ownError bool
 	until    int // interrupt after so many lines; 0: let it end
 	args     []string
 	stdin    string
@@ -108,6 +109,8 @@ func readScript(t *testing.T) []step {
 				st.until, _ = strconv.Atoi(w[len("until="):])
 			case len(st.args) == 0 && w == "only=code":
 				st.codeOnly = true
+			case len(st.args) == 0 && w == "error=own":
+				st.ownError = true
 			case len(st.args) == 0 && strings.HasPrefix(w, "ETCDCTL_"):
 				st.env = append(st.env, w)
 			default:

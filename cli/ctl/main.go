@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // etcdctl's exit codes.
@@ -85,14 +84,14 @@ func MainContext(ctx context.Context, name string, args []string, stdin io.Reade
 // A ctl is one command line being run: where it reads and writes, its global flags and the clients
 // it has opened.
 type ctl struct {
-	name    string
-	in      io.Reader
-	out     io.Writer
-	err     io.Writer
-	global  globalFlags
-	clients []*clientv3.Client // closed when the command ends
-	tls     *tls.Config        // of the last client; nil: none
-	silent  []string           // endpoints that did not answer each
+	name   string
+	in     io.Reader
+	out    io.Writer
+	err    io.Writer
+	global globalFlags
+	ends   []func()    // called when the command ends, the last first
+	tls    *tls.Config // of the last client; nil: none
+	silent []string    // endpoints that did not answer each
 }
 
 // Command builds the command tree. Executing it returns an error for ExitCode; the error has been
@@ -152,16 +151,15 @@ const (
 	groupUtility     = "utility"
 )
 
-// run adapts a command's body: it prints its failure the way etcdctl does and closes the clients it
-// opened.
+// run adapts a command's body: it prints its failure the way etcdctl does and ends what it opened.
 func (c *ctl) run(body func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		cmd.SilenceErrors, cmd.SilenceUsage = true, true
 		defer func() {
-			for _, cli := range c.clients {
-				cli.Close()
+			for _, end := range slices.Backward(c.ends) {
+				end()
 			}
-			c.clients = nil
+			c.ends = nil
 		}()
 		err := body(cmd, args)
 		if err == nil {

@@ -96,12 +96,10 @@ func (c *ctl) alarmCommand() *cobra.Command {
 				if len(args) != 0 {
 					return failf(codeBadArgs, "alarm %s command accepts no arguments", name)
 				}
-				cli, out, err := c.client(cmd)
+				ctx, cli, out, err := c.open(cmd)
 				if err != nil {
 					return err
 				}
-				ctx, cancel := c.timeout(cmd)
-				defer cancel()
 				resp, err := ask(ctx, cli)
 				if err != nil {
 					return err

@@ -44,12 +44,10 @@ func (c *ctl) memberAddCommand() *cobra.Command {
 		if peerURLs == "" {
 			return failf(codeBadArgs, "member peer urls not provided")
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		add := cli.MemberAdd
 		if learner {
 			add = cli.MemberAddAsLearner
@@ -86,12 +84,10 @@ func (c *ctl) memberRemoveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cli, out, err := c.client(cmd)
+			ctx, cli, out, err := c.open(cmd)
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.timeout(cmd)
-			defer cancel()
 			resp, err := cli.MemberRemove(ctx, id)
 			if err != nil {
 				return err
@@ -116,12 +112,10 @@ func (c *ctl) memberUpdateCommand() *cobra.Command {
 		if peerURLs == "" {
 			return failf(codeBadArgs, "member peer urls not provided")
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		resp, err := cli.MemberUpdate(ctx, id, strings.Split(peerURLs, ","))
 		if err != nil {
 			return err
@@ -151,12 +145,10 @@ ID, status, name, peer URLs, client URLs, whether it is a learner.
 		if serializable {
 			opts = append(opts, clientv3.WithSerializable())
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		resp, err := cli.MemberList(ctx, opts...)
 		if err != nil {
 			return err
@@ -176,12 +168,10 @@ func (c *ctl) memberPromoteCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cli, out, err := c.client(cmd)
+			ctx, cli, out, err := c.open(cmd)
 			if err != nil {
 				return err
 			}
-			ctx, cancel := c.timeout(cmd)
-			defer cancel()
 			resp, err := cli.MemberPromote(ctx, id)
 			if err != nil {
 				return err

@@ -83,12 +83,10 @@ $ put <key> -- <value>
 		if err != nil {
 			return err
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		resp, err := cli.Put(ctx, key, value, opts...)
 		if err != nil {
 			return err
@@ -177,12 +175,10 @@ func (c *ctl) delCommand() *cobra.Command {
 				return err
 			}
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		resp, err := cli.Delete(ctx, key, opts...)
 		if err != nil {
 			return err

@@ -40,12 +40,10 @@ transaction: if the key changes meanwhile, nothing is written. The lease that it
 		case cmd.Flags().Changed("rev") && rev <= 0:
 			return failf(codeBadArgs, "--rev must be a revision: the first is 1")
 		}
-		cli, out, err := c.client(cmd)
+		ctx, cli, out, err := c.open(cmd)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := c.timeout(cmd)
-		defer cancel()
 		switch seen, err := at(ctx, cli); {
 		case err != nil:
 			return err
