@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/discovery"
@@ -35,7 +36,7 @@ func parseMembers(initialCluster string) ([]Member, error) {
 	}
 	var members []Member
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		urls, err := newURLs(byName[name])
+		urls, err := types.NewURLs(byName[name])
 		if err != nil {
 			return nil, fmt.Errorf("error setting up initial cluster: %w", err)
 		}

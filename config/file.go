@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.uber.org/zap"
 	"sigs.k8s.io/yaml"
 )
@@ -285,7 +286,7 @@ func (c *Config) takeFile(data []byte) (known []string, err error) {
 		if list.text == "" {
 			continue
 		}
-		urls, err := newURLs(strings.Split(list.text, ","))
+		urls, err := types.NewURLs(strings.Split(list.text, ","))
 		if err != nil {
 			called := list.key
 			if called == "advertise-client-urls" {

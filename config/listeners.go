@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"go.etcd.io/etcd/client/pkg/v3/tlsutil"
+	"go.etcd.io/etcd/client/pkg/v3/types"
 )
 
 // Spans are the settings for tracing.
@@ -165,7 +166,7 @@ func (v originsValue) Set(s string) error {
 		*v.list = []string{s}
 		return nil
 	}
-	urls, err := newURLs(strings.Split(s, ","))
+	urls, err := types.NewURLs(strings.Split(s, ","))
 	if err != nil {
 		return err
 	}

@@ -2,14 +2,14 @@ package config
 
 import (
 	"errors"
-	"fmt"
 	"math"
-	"net"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/types"
 )
 
 // ParseURLs reads a comma-separated list of URLs to listen on or to advertise: http, https, unix or
@@ -18,40 +18,11 @@ func ParseURLs(list string) ([]url.URL, error) {
 	if list == "" {
 		return nil, nil
 	}
-	urls, err := newURLs(strings.Split(list, ","))
+	urls, err := types.NewURLs(strings.Split(list, ","))
 	if err != nil {
 		return nil, err
 	}
 	return slices.CompactFunc(urls, func(a, b url.URL) bool { return a.String() == b.String() }), nil
-}
-
-func newURLs(list []string) ([]url.URL, error) {
-	if len(list) == 0 {
-		return nil, errors.New("no valid URLs given")
-	}
-	var urls []url.URL
-	for _, s := range list {
-		s = strings.TrimSpace(s)
-		u, err := url.Parse(s)
-		if err != nil {
-			return nil, err
-		}
-		switch u.Scheme {
-		case "http", "https":
-			if _, _, err := net.SplitHostPort(u.Host); err != nil {
-				return nil, fmt.Errorf(`URL address does not have the form "host:port": %s`, s)
-			}
-			if u.Path != "" {
-				return nil, fmt.Errorf("URL must not contain a path: %s", s)
-			}
-		case "unix", "unixs":
-		default:
-			return nil, fmt.Errorf("URL scheme must be http, https, unix, or unixs: %s", s)
-		}
-		urls = append(urls, *u)
-	}
-	slices.SortFunc(urls, func(a, b url.URL) int { return strings.Compare(a.String(), b.String()) })
-	return urls, nil
 }
 
 // urlsValue is a flag of URLs; an empty one changes nothing, as in etcd.

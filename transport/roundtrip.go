@@ -1,43 +1,19 @@
 package transport
 
 import (
-	"errors"
-	"fmt"
-	"net"
 	"net/url"
-	"slices"
-	"strings"
 	"sync"
+
+	"go.etcd.io/etcd/client/pkg/v3/types"
 )
 
 // parseURLs checks peer URLs as etcd does and sorts them.
-func parseURLs(list []string) ([]*url.URL, error) {
-	if len(list) == 0 {
-		return nil, errors.New("no valid URLs given")
+func parseURLs(list []string) (urls []*url.URL, err error) {
+	parsed, err := types.NewURLs(list)
+	for i := range parsed {
+		urls = append(urls, &parsed[i])
 	}
-	var urls []*url.URL
-	for _, s := range list {
-		s = strings.TrimSpace(s)
-		u, err := url.Parse(s)
-		if err != nil {
-			return nil, err
-		}
-		switch u.Scheme {
-		case "http", "https":
-			if _, _, err := net.SplitHostPort(u.Host); err != nil {
-				return nil, fmt.Errorf(`URL address does not have the form "host:port": %s`, s)
-			}
-			if u.Path != "" {
-				return nil, fmt.Errorf("URL must not contain a path: %s", s)
-			}
-		case "unix", "unixs":
-		default:
-			return nil, fmt.Errorf("URL scheme must be http, https, unix, or unixs: %s", s)
-		}
-		urls = append(urls, u)
-	}
-	slices.SortFunc(urls, func(a, b *url.URL) int { return strings.Compare(a.String(), b.String()) })
-	return urls, nil
+	return urls, err
 }
 
 // A urlPicker stays with one of a peer's URLs until it fails.
