@@ -24,8 +24,7 @@
 //
 // Files: sink.go the buffer; fold.go lines that repeat themselves; bound.go how long a line may be;
 // seldom.go lines that are written once in a while; logger.go the zap logger (etcd's keys, formats,
-// sampling, outputs); person.go the lines for people at a terminal; lines.go prefixes for several
-// members in one terminal; journal.go systemd's journal.
+// sampling, outputs); person.go the lines for people at a terminal; journal.go systemd's journal.
 //
 // Sources: etcd server/embed/config_logging.go and client/pkg/logutil (v3.7.3) for outputs, formats
 // and texts of errors.

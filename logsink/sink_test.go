@@ -313,17 +313,6 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-func TestPrefix(t *testing.T) {
-	var b bytes.Buffer
-	lines := NewLines(&b)
-	one, two := lines.Prefix("n1 | "), lines.Prefix("n2 | ")
-	fmt.Fprint(one, "a\nb\n")
-	fmt.Fprint(two, "c\n")
-	if got := b.String(); got != "n1 | a\nn1 | b\nn2 | c\n" {
-		t.Fatalf("%q", got)
-	}
-}
-
 func BenchmarkInfo(b *testing.B) {
 	l, err := New(Config{Writer: io.Discard})
 	if err != nil {

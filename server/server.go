@@ -397,9 +397,6 @@ func (s *Server) MetricsHandler() http.Handler {
 	return mux
 }
 
-// Health is the grpc health service, for a node that shuts down.
-func (s *Server) Health() *health.Server { return s.health }
-
 // Start runs the loops of this member: publishing itself, sampling, and what a leader
 // does by itself. They end with Stop.
 func (s *Server) Start() {
