@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
@@ -75,31 +76,54 @@ func (n *Node) identify() (datadir.Identity, error) {
 	}.Identify(ctx)
 }
 
-// openLog finds this member's identity, makes the first log if there is none, opens it, and makes
-// it adopt the store's applied index.
-func (n *Node) openLog() (err error) {
-	dir, fs := n.cfg.paths().Log, n.cfg.FS
-	meta := n.parts.Log()
-	if meta != nil {
-		if n.cfg.Discovers {
-			n.logger.Warn("discovery token is ignored since cluster already initialized; valid logs are found", zap.String("wal-dir", dir))
-		}
-		n.id = datadir.Identity{Member: meta.MemberID, Cluster: meta.ClusterID}
-	} else if n.recovery.state != nil {
-		if n.id, err = n.recovery.state.Identity(); err != nil {
+// openLog finds this member's identity, makes the first log if there is none, opens it and the state
+// beside it, and makes the log adopt the store's applied index.
+func (n *Node) openLog() error {
+	o := opening{n: n, existed: n.parts.Log() != nil}
+	for _, step := range []func() error{o.identity, o.log, o.state, o.join} {
+		if err := step(); err != nil {
 			return err
 		}
-	} else if n.id, err = n.identify(); err != nil {
-		return err
 	}
+	return nil
+}
+
+// opening is a member whose log is being opened.
+type opening struct {
+	n         *Node
+	existed   bool   // there was a log
+	lastIndex uint64 // its end, once it is open
+}
+
+// identity is that of the existing log, of a member that heals, or found by asking the others.
+func (o *opening) identity() (err error) {
+	n := o.n
+	switch meta := n.parts.Log(); {
+	case meta != nil:
+		if n.cfg.Discovers {
+			n.logger.Warn("discovery token is ignored since cluster already initialized; valid logs are found", zap.String("wal-dir", n.cfg.paths().Log))
+		}
+		n.id = datadir.Identity{Member: meta.MemberID, Cluster: meta.ClusterID}
+	case n.recovery.state != nil:
+		n.id, err = n.recovery.state.Identity()
+	default:
+		n.id, err = n.identify()
+	}
+	return err
+}
+
+// log makes the first log if this member founds the cluster, and opens it.
+func (o *opening) log() (err error) {
+	n := o.n
+	dir := n.cfg.paths().Log
 	opts := raftlog.Options{
-		FS: fs, MemberID: n.id.Member, ClusterID: n.id.Cluster, LeastGroup: n.parts.LeastGroup(), Logger: n.logger, NoSync: n.cfg.UnsafeNoFsync,
+		FS: n.cfg.FS, MemberID: n.id.Member, ClusterID: n.id.Cluster, LeastGroup: n.parts.LeastGroup(), Logger: n.logger, NoSync: n.cfg.UnsafeNoFsync,
 		MemoryBytes: n.cfg.Budget.LogInMemory(),
 	}
 	if n.id.Founds() {
 		n.logger.Info("bootstrapping a new cluster",
-			zap.String("cluster-id", fmt.Sprintf("%x", n.id.Cluster)),
-			zap.String("local-member-id", fmt.Sprintf("%x", n.id.Member)),
+			zap.String("cluster-id", command.IDText(n.id.Cluster)),
+			zap.String("local-member-id", command.IDText(n.id.Member)),
 			zap.String("initial-cluster", n.cfg.InitialCluster))
 		if err := datadir.WriteFirstLog(dir, opts, n.id); err != nil {
 			return fmt.Errorf("cannot write the first raft log in %s: %w", dir, err)
@@ -115,7 +139,13 @@ func (n *Node) openLog() (err error) {
 		return err
 	}
 	n.parts.WarnOfSmallDisks(n.logger)
+	o.lastIndex, err = n.log.LastIndex()
+	return err
+}
 
+// state opens the leases, the watches and the state machine over the store.
+func (o *opening) state() (err error) {
+	n := o.n
 	n.leaseMetrics = lease.NewMetrics(n.registry)
 	n.leases, err = lease.Open(n.store, lease.Options{Metrics: n.leaseMetrics, MinTTL: minLeaseTTL(n.cfg.electionTimeout())})
 	if err != nil {
@@ -128,12 +158,8 @@ func (n *Node) openLog() (err error) {
 		n.logger.Warn("failed to create token provider", zap.Error(err))
 		return err
 	}
-	lastIndex, err := n.log.LastIndex()
-	if err != nil {
-		return err
-	}
 	n.state, err = state.Open(state.Config{
-		Tokens: n.tokens, OldTokens: lastIndex,
+		Tokens: n.tokens, OldTokens: o.lastIndex,
 		Store: n.store, KV: n.kv, Leases: n.leases, Sink: n.hub,
 		Logger: n.logger, Metrics: state.NewMetrics(n.registry),
 		MemberID: n.id.Member, ClusterID: n.id.Cluster, QuotaBytes: n.cfg.QuotaBytes,
@@ -141,9 +167,13 @@ func (n *Node) openLog() (err error) {
 		OnNoSpace: func() { n.server.OverQuota() }, // server is set before anything is applied
 		Damaged:   n.recovery.note(n),
 	})
-	if err != nil {
-		return err
-	}
+	return err
+}
+
+// join checks that the data is this member's, makes the log adopt what the store has applied, and
+// records that they belong together: until then the member has said nothing to anybody.
+func (o *opening) join() error {
+	n := o.n
 	flags := datadir.Flags{Name: n.cfg.Name, PeerURLs: urlStrings(n.cfg.AdvertisePeerURLs), InitialCluster: n.cfg.InitialCluster, InitialClusterToken: n.cfg.InitialClusterToken}
 	if err := n.parts.CheckOwner(n.id, n.state.Members(), flags); err != nil {
 		return err
@@ -163,8 +193,8 @@ func (n *Node) openLog() (err error) {
 	if err := n.recovery.maySpeak(n); err != nil {
 		return err
 	}
-	n.hasState = meta != nil && (index > 0 || lastIndex > 0)
-	if meta != nil && n.cfg.ForceNewCluster {
+	n.hasState = o.existed && (index > 0 || o.lastIndex > 0)
+	if o.existed && n.cfg.ForceNewCluster {
 		return datadir.Alone{
 			Member: n.id.Member, Cluster: n.id.Cluster, Name: flags.Name, PeerURLs: flags.PeerURLs, Applied: index, Logger: n.logger,
 		}.ForceNewCluster(n.log, n.state)
