@@ -68,5 +68,6 @@ func ClusterID(memberIDs []uint64) uint64 {
 // Quorum is how many of the voters decide: more than half of them.
 func Quorum(voters int) int { return voters/2 + 1 }
 
-// IDText is the id of a member or cluster as etcd's logs, metrics and headers have it: in hexadecimal.
+// IDText is the id of a member, a cluster or a raft log as etcd's logs, metrics and headers have
+// ids: in hexadecimal, without padding.
 func IDText(id uint64) string { return strconv.FormatUint(id, 16) }

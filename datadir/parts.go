@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/errors/oserror"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/raftlog"
 )
 
@@ -79,9 +80,9 @@ type storedRecord struct {
 }
 
 func (r Record) encode() ([]byte, error) {
-	s := storedRecord{Member: fmt.Sprintf("%x", r.Member), Cluster: fmt.Sprintf("%x", r.Cluster), Group: r.Group}
+	s := storedRecord{Member: command.IDText(r.Member), Cluster: command.IDText(r.Cluster), Group: r.Group}
 	if r.Log != 0 {
-		s.Log = fmt.Sprintf("%x", r.Log)
+		s.Log = command.IDText(r.Log)
 	}
 	return json.Marshal(s)
 }

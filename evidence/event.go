@@ -3,6 +3,8 @@ package evidence
 import (
 	"fmt"
 	"time"
+
+	"github.com/belaydb/belay/command"
 )
 
 // Kind is the kind of an event. Its name is what the endpoint shows.
@@ -136,7 +138,7 @@ func (e *Event) told(now time.Time) Told {
 		Past: e.Past, Time: e.At.Format("2006-01-02T15:04:05.000Z07:00"),
 	}
 	if e.Peer != 0 {
-		t.Peer = fmt.Sprintf("%x", e.Peer)
+		t.Peer = command.IDText(e.Peer)
 	}
 	if e.Count > 1 {
 		t.Count, t.Over = e.Count, e.First.Seconds()

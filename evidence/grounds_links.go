@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/belaydb/belay/command"
 )
 
 // The evidence for grounds about links: what the two ends report about each other.
@@ -255,7 +257,7 @@ func (h *hearing) addLossy(worst map[pair]*Event) {
 	members := h.in.Members
 	for i := range members {
 		for _, k := range members[i].Links {
-			peer := slices.IndexFunc(members, func(m Testimony) bool { return fmt.Sprintf("%x", m.ID) == k.Peer })
+			peer := slices.IndexFunc(members, func(m Testimony) bool { return command.IDText(m.ID) == k.Peer })
 			if peer < 0 || k.Late < lossyCount-1 || h.late(&members[i], 0, int64(k.Late)) || h.late(&members[peer], 0, int64(k.Late)) {
 				continue
 			}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/command"
 )
 
 const (
@@ -295,7 +297,7 @@ func (i *Inspector) collect() []Testimony {
 	all = append(all, Testimony{ID: i.o.Self, Name: names[i.o.Self], Events: eventsOf(&own, now), Links: i.o.Links.Report()})
 	for j := range all {
 		if all[j].Name == "" {
-			all[j].Name = fmt.Sprintf("%x", all[j].ID)
+			all[j].Name = command.IDText(all[j].ID)
 		}
 	}
 	slices.SortFunc(all, func(a, b Testimony) int { return strings.Compare(a.Name, b.Name) })

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/belaydb/belay/command"
 )
 
 // IncidentKind is what happened to the leadership.
@@ -226,7 +228,7 @@ func (h *hearing) name(id uint64) string {
 			return h.in.Members[i].Name
 		}
 	}
-	return fmt.Sprintf("%x", id)
+	return command.IDText(id)
 }
 
 // story is how leadership moved, as both sides report it.

@@ -3,13 +3,14 @@ package evidence
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"slices"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/belaydb/belay/command"
 )
 
 const (
@@ -344,7 +345,7 @@ func (l *Links) Report() []LinkReport {
 		}
 		median, late, _ := k.recent()
 		reports = append(reports, LinkReport{
-			Peer: fmt.Sprintf("%x", id), RTT: median.Seconds(), Tail: k.tail().Seconds(), Late: late,
+			Peer: command.IDText(id), RTT: median.Seconds(), Tail: k.tail().Seconds(), Late: late,
 			HeardAgo: ago(k.heard), AnswerAgo: ago(k.answered), Why: k.why,
 		})
 	}

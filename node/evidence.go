@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -129,11 +128,11 @@ func (w *witness) members() map[uint64]string {
 func (w *witness) report(within time.Duration) evidence.Report {
 	st := w.replica.Status()
 	r := w.ring.Report(within)
-	r.Member, r.Name = fmt.Sprintf("%x", w.self), w.cfg.Name
+	r.Member, r.Name = command.IDText(w.self), w.cfg.Name
 	r.Now, r.Uptime = time.Now().Format("2006-01-02T15:04:05.000Z07:00"), time.Since(w.started).Seconds()
 	r.Term, r.Links = st.Term, w.links.Report()
 	if st.Leader != 0 {
-		r.Leader = fmt.Sprintf("%x", st.Leader)
+		r.Leader = command.IDText(st.Leader)
 	}
 	if w.inspector != nil {
 		r.Verdicts, r.Open = w.inspector.Verdicts()

@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/mvcc"
@@ -90,7 +91,7 @@ func (h *peerHandler) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, bo
 			m.GetFrom(), meta.GetIndex(), meta.GetTerm(), in.Index, in.Term)
 	}
 	h.logger.Info("received a snapshot",
-		zap.String("remote-peer-id", fmt.Sprintf("%x", m.GetFrom())),
+		zap.String("remote-peer-id", command.IDText(m.GetFrom())),
 		zap.Uint64("snapshot-index", in.Index), zap.Duration("took", time.Since(start)))
 	h.replica.ProcessSnapshot(m, func() error {
 		if err := h.state.Install(in); err != nil {

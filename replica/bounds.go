@@ -4,6 +4,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
 )
 
@@ -115,7 +116,7 @@ func (r *room) watch() {
 	}
 	r.refusing = over
 	fields := []zap.Field{
-		zap.String("local-member-id", idText(r.cfg.ID)), zap.Int64("bound-bytes", r.cfg.MaxUnsyncedBytes),
+		zap.String("local-member-id", command.IDText(r.cfg.ID)), zap.Int64("bound-bytes", r.cfg.MaxUnsyncedBytes),
 		zap.Int64("unsynced-bytes", b.unsynced), zap.Int64("unflushed-bytes", b.unflushed),
 		zap.Int64("unapplied-bytes", b.unapplied), zap.Int64("uncommitted-bytes", b.uncommitted),
 	}

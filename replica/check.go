@@ -258,6 +258,6 @@ func (l *loop) refuseMessage(m *raftpb.Message, why string, now time.Time, field
 	}
 	l.refusedLogged = now
 	l.logger.Warn("refused a Raft message that no member sends: who can reach the peer port?", append(fields,
-		zap.String("local-member-id", idText(l.cfg.ID)), zap.String("from", idText(m.GetFrom())),
+		zap.String("local-member-id", command.IDText(l.cfg.ID)), zap.String("from", command.IDText(m.GetFrom())),
 		zap.Stringer("message-type", m.GetType()), zap.String("why", why))...)
 }

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
 )
 
@@ -52,19 +53,19 @@ func TestBothSidesRecordWhyTheLeaderChanged(t *testing.T) {
 		c.partition(first.id, false)
 		time.Sleep(2 * time.Second)
 		wantRecorded(t, first, "stepped-down  too few members answered", evidence.SteppedDown)
-		wantRecorded(t, first, "followed "+idText(second.id), evidence.Followed)
-		wantRecorded(t, second, "campaign "+idText(first.id), evidence.Campaign)
-		wantRecorded(t, second, "late-heartbeat "+idText(first.id), evidence.LateHeartbeat)
-		wantRecorded(t, second, "elected "+idText(first.id)+" nothing had come from "+idText(first.id), evidence.Elected)
+		wantRecorded(t, first, "followed "+command.IDText(second.id), evidence.Followed)
+		wantRecorded(t, second, "campaign "+command.IDText(first.id), evidence.Campaign)
+		wantRecorded(t, second, "late-heartbeat "+command.IDText(first.id), evidence.LateHeartbeat)
+		wantRecorded(t, second, "elected "+command.IDText(first.id)+" nothing had come from "+command.IDText(first.id), evidence.Elected)
 
 		campaigns := len(recorded(first, evidence.Campaign)) // while it was alone
 		if err := second.replica().TransferLeader(c.short(), first.id); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
-		wantRecorded(t, second, "hand-over "+idText(first.id)+" request", evidence.HandOver)
-		wantRecorded(t, second, "stepped-down "+idText(first.id)+" it handed over, reason: request", evidence.SteppedDown)
-		wantRecorded(t, first, "elected "+idText(second.id)+" "+evidence.AskedToLead+" by "+idText(second.id), evidence.Elected)
+		wantRecorded(t, second, "hand-over "+command.IDText(first.id)+" request", evidence.HandOver)
+		wantRecorded(t, second, "stepped-down "+command.IDText(first.id)+" it handed over, reason: request", evidence.SteppedDown)
+		wantRecorded(t, first, "elected "+command.IDText(second.id)+" "+evidence.AskedToLead+" by "+command.IDText(second.id), evidence.Elected)
 		// Nobody campaigned by itself for that.
 		if n := len(recorded(first, evidence.Campaign)); n > campaigns {
 			t.Errorf("member %d recorded %d more campaigns", first.id, n-campaigns)

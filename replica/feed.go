@@ -2,7 +2,6 @@ package replica
 
 import (
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/raftlog"
 )
 
@@ -123,7 +123,7 @@ func (fs *followers) noteFed(m *raftpb.Message) {
 	fs.fed[f.id] = time.Now()
 	p := fs.progress(f.id)
 	if p.State != tracker.StateSnapshot {
-		fs.logger.Info("a follower has caught up with the log in memory", zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Uint64("match", p.Match))
+		fs.logger.Info("a follower has caught up with the log in memory", zap.String("remote-peer-id", command.IDText(f.id)), zap.Uint64("match", p.Match))
 		fs.endFeed(f.id)
 		return
 	}
@@ -191,7 +191,7 @@ func (f *feed) run() {
 		if !errors.Is(err, errSnapshot) {
 			// Damage in what is kept only for others does not end this member.
 			f.logger.Warn("cannot read the raft log for a follower that is behind; it gets a snapshot",
-				zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Error(err))
+				zap.String("remote-peer-id", command.IDText(f.id)), zap.Error(err))
 		}
 		f.inbox.request(snapshotNeeded{f})
 	default:
@@ -301,7 +301,7 @@ func (f *feed) send(from uint64) (next uint64, err error) {
 	defer rd.Close()
 	var index, term uint64 // the last entry that was sent; 0: none yet
 	f.logger.Info("sending a follower the raft log on disk, which goes further back than that in memory",
-		zap.String("remote-peer-id", fmt.Sprintf("%x", f.id)), zap.Uint64("from-index", from))
+		zap.String("remote-peer-id", command.IDText(f.id)), zap.Uint64("from-index", from))
 
 	type chunk struct {
 		last  uint64

@@ -2,7 +2,6 @@ package replica
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	"go.etcd.io/raft/v3/tracker"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
 	"github.com/belaydb/belay/peers"
 )
@@ -104,8 +104,6 @@ func (t diskTold) handle(l *loop) {
 	l.handOver.reports[t.id] = toldReport{t.report, time.Now()}
 }
 
-func idText(id uint64) string { return fmt.Sprintf("%x", id) }
-
 // peerViews are the other voters, and how many vote in all. With a joint
 // configuration there are none: leadership stays until it is over.
 func (h *handOver) peerViews(now time.Time) (others []peerView, voters int) {
@@ -193,7 +191,7 @@ func (h *handOver) transferFailed(now time.Time) {
 		return // the caller gets the error
 	}
 	h.logger.Warn("leadership was not handed over: the other member did not take it in time",
-		zap.String("local-member-id", idText(h.cfg.ID)), zap.String("transferee-member-id", idText(t.to)),
+		zap.String("local-member-id", command.IDText(h.cfg.ID)), zap.String("transferee-member-id", command.IDText(t.to)),
 		zap.String("reason", t.reason), zap.Duration("took", now.Sub(t.began)))
 }
 
@@ -221,8 +219,8 @@ func (h *handOver) leaderChanged(now time.Time, before uint64) {
 	}
 	h.metrics.HandOvers.WithLabelValues(t.reason).Inc()
 	h.logger.Info("leadership was handed over",
-		zap.String("local-member-id", idText(h.cfg.ID)), zap.String("new-leader-member-id", idText(h.leader)),
-		zap.String("transferee-member-id", idText(t.to)), zap.String("reason", t.reason), zap.Duration("took", now.Sub(t.began)))
+		zap.String("local-member-id", command.IDText(h.cfg.ID)), zap.String("new-leader-member-id", command.IDText(h.leader)),
+		zap.String("transferee-member-id", command.IDText(t.to)), zap.String("reason", t.reason), zap.Duration("took", now.Sub(t.began)))
 }
 
 // noteSuccessor keeps which other voter has most of the log, for nameSuccessor: when raft
@@ -252,7 +250,7 @@ func (h *handOver) nameSuccessor() {
 		return
 	}
 	h.logger.Info("too few members answered this leader, so it stepped down; another is asked to lead",
-		zap.String("local-member-id", idText(h.cfg.ID)), zap.String("transferee-member-id", idText(h.successor)))
+		zap.String("local-member-id", command.IDText(h.cfg.ID)), zap.String("transferee-member-id", command.IDText(h.successor)))
 	h.cfg.Network.Send([]*raftpb.Message{{
 		Type: raftpb.MsgTimeoutNow.Enum(), From: new(h.cfg.ID), To: new(h.successor), Term: new(h.term), Context: []byte(peers.ContextQuorum),
 	}})
@@ -371,7 +369,7 @@ func (h *handOver) watchDisks(now time.Time, log, store diskSample, unsynced int
 	to, reason, why := h.stalled(now, log, store)
 	if to != raft.None {
 		h.logger.Warn("the disk of this leader has stalled; handing leadership over",
-			zap.String("local-member-id", idText(h.cfg.ID)), zap.String("transferee-member-id", idText(to)), zap.String("of", reason),
+			zap.String("local-member-id", command.IDText(h.cfg.ID)), zap.String("transferee-member-id", command.IDText(to)), zap.String("of", reason),
 			zap.Duration("oldest-sync", log.oldest), zap.Duration("oldest-work-of-store", store.oldest), zap.Int64("unsynced-bytes", unsynced))
 		h.begin(now, to, reason)
 		return
@@ -387,7 +385,7 @@ func (h *handOver) watchDisks(now time.Time, log, store diskSample, unsynced int
 	}
 	if why != "" && why != h.why {
 		h.logger.Warn("the disk of this leader has stalled, but it goes on leading",
-			zap.String("local-member-id", idText(h.cfg.ID)), zap.Duration("oldest-sync", log.oldest),
+			zap.String("local-member-id", command.IDText(h.cfg.ID)), zap.Duration("oldest-sync", log.oldest),
 			zap.Duration("oldest-work-of-store", store.oldest), zap.String("reason", string(why)))
 	}
 	if why != "" || max(log.oldest, store.oldest) < diskSlow {
@@ -473,7 +471,7 @@ func (h *handOver) beforeRemoval(now time.Time) bool {
 		h.removalBegan = now
 	}
 	if now.Sub(h.removalBegan) >= removalTimeouts*h.cfg.electionTimeout() {
-		h.logger.Warn("nobody took leadership over; this leader proposes its own removal", zap.String("local-member-id", idText(h.cfg.ID)))
+		h.logger.Warn("nobody took leadership over; this leader proposes its own removal", zap.String("local-member-id", command.IDText(h.cfg.ID)))
 		if status.LeadTransferee != raft.None {
 			h.node.TransferLeader(h.cfg.ID) // makes raft drop a transfer to another member
 		}

@@ -1,11 +1,12 @@
 package replica
 
 import (
-	"fmt"
 	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/command"
 )
 
 // countLateHeartbeats is called at each tick, before raft hears of it: the heartbeats of a leader
@@ -27,7 +28,7 @@ func (l *loop) countLateHeartbeats(now time.Time) {
 		}
 		l.metrics.HeartbeatsLate.Inc()
 		l.logger.Warn("leader failed to send out heartbeat on time; took too long, the process got no CPU or was stopped",
-			zap.String("to", fmt.Sprintf("%x", id)), zap.Duration("heartbeat-interval", l.cfg.TickInterval),
+			zap.String("to", command.IDText(id)), zap.Duration("heartbeat-interval", l.cfg.TickInterval),
 			zap.Duration("expected-duration", expected), zap.Duration("exceeded-duration", exceeded))
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/peers"
 	"github.com/belaydb/belay/raftlog"
 )
@@ -164,7 +165,7 @@ func (l *loop) firstElection() {
 		if alone {
 			forward, what = l.cfg.ElectionTicks-1, "started as single-node; fast-forwarding election ticks"
 		}
-		l.logger.Info(what, zap.String("local-member-id", fmt.Sprintf("%x", l.cfg.ID)),
+		l.logger.Info(what, zap.String("local-member-id", command.IDText(l.cfg.ID)),
 			zap.Int("forward-ticks", forward), zap.Duration("forward-duration", time.Duration(forward)*l.cfg.TickInterval),
 			zap.Int("election-ticks", l.cfg.ElectionTicks), zap.Duration("election-timeout", l.cfg.electionTimeout()))
 		if !alone { // else it has campaigned already

@@ -389,7 +389,7 @@ func (r *Replica) LearnerReady(ctx context.Context, id uint64) error {
 	if match*100 < own*learnerReadyPercent {
 		r.logger.Error("rejecting promote learner: learner is not ready",
 			zap.Float64("learner-ready-percent", float64(match)/float64(own)), zap.Float64("ready-percent-threshold", learnerReadyPercent/100.),
-			zap.String("requested-member-promote-id", fmt.Sprintf("%x", id)))
+			zap.String("requested-member-promote-id", command.IDText(id)))
 		return ErrLearnerNotReady
 	}
 	return nil

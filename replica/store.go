@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
 )
 
@@ -72,7 +73,7 @@ func (d *disks) watchStore(now time.Time, report *DiskReport) diskSample {
 		return s
 	}
 	fields := []zap.Field{
-		zap.String("local-member-id", idText(d.cfg.ID)), zap.Stringer("was", before), zap.Duration("was-for", now.Sub(since)),
+		zap.String("local-member-id", command.IDText(d.cfg.ID)), zap.Stringer("was", before), zap.Duration("was-for", now.Sub(since)),
 		zap.Duration("oldest-work", s.oldest), zap.Duration("oldest-batch", d.work.applying.age(now)), zap.Duration("oldest-flush", d.work.flushing.age(now)),
 	}
 	switch {

@@ -7,6 +7,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/evidence"
 )
 
@@ -173,7 +174,7 @@ func (l *loop) tune(now time.Time) {
 		l.metrics.ElectionTimeout.Set(t.current.Seconds())
 		l.cfg.Evidence.Record(evidence.Event{Kind: evidence.Timeouts, Took: t.current})
 		l.logger.Info("the election timeout follows the measured round trips",
-			zap.String("local-member-id", idText(l.cfg.ID)), zap.Duration("election-timeout", t.current), zap.Duration("was", before),
+			zap.String("local-member-id", command.IDText(l.cfg.ID)), zap.Duration("election-timeout", t.current), zap.Duration("was", before),
 			zap.Duration("round-trip", l.roundTrip()), zap.Duration("longest-gap-between-heartbeats", t.worstGap(now)),
 			zap.Duration("configured", t.base))
 	}

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/command"
 )
 
 // Disk returns the state of this member's disks.
@@ -100,7 +102,7 @@ func (l *loop) watchDisks(now time.Time) {
 func (d *disks) logState(before DiskState, s diskSample, report DiskReport, lasted time.Duration) {
 	w := &d.log
 	fields := []zap.Field{
-		zap.String("local-member-id", idText(d.cfg.ID)),
+		zap.String("local-member-id", command.IDText(d.cfg.ID)),
 		zap.Stringer("was", before), zap.Duration("was-for", lasted),
 		zap.Duration("oldest-sync", s.oldest), zap.Duration("last-sync-took", s.took), zap.Duration("median-sync", report.Median),
 		zap.Int64("unsynced-bytes", report.UnsyncedBytes),

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"fmt"
 	"runtime"
 	"strconv"
 	"sync"
@@ -13,6 +12,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/belaydb/belay/admission"
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/internal/version"
 )
 
@@ -215,7 +215,7 @@ func (m *Metrics) corruptionCheck(check, outcome string) {
 	m.corruption.WithLabelValues(check, outcome).Inc()
 }
 
-func (m *Metrics) setServerID(id uint64) { m.serverID.WithLabelValues(fmt.Sprintf("%x", id)).Set(1) }
+func (m *Metrics) setServerID(id uint64) { m.serverID.WithLabelValues(command.IDText(id)).Set(1) }
 
 // requestKind is a request type as etcd_server_request_duration_seconds names
 // it. A new kind goes into kindNames too.

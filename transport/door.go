@@ -20,6 +20,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/peers"
 )
 
@@ -403,7 +404,7 @@ func checkSender(m *raftpb.Message, sender, local uint64, known func(id uint64) 
 			return nil
 		}
 	}
-	return fmt.Errorf("a %s from %s, sent by %s", m.GetType(), idString(m.GetFrom()), idString(sender))
+	return fmt.Errorf("a %s from %s, sent by %s", m.GetType(), command.IDText(m.GetFrom()), command.IDText(sender))
 }
 
 // checkSender counts and logs what the function of the same name finds.
@@ -415,7 +416,7 @@ func (t *Transport) checkSender(m *raftpb.Message, sender uint64) error {
 	t.count(refusedMessage)
 	if n, due := t.badMessages.due(time.Now()); due {
 		t.logger.Warn("refused a Raft message that its sender may not send", zap.String("local-member-id", t.id),
-			zap.String("remote-peer-id", idString(sender)), zap.Error(err), zap.Int("refused-messages", n))
+			zap.String("remote-peer-id", command.IDText(sender)), zap.Error(err), zap.Int("refused-messages", n))
 	}
 	return err
 }

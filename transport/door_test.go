@@ -18,6 +18,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/peers"
 )
 
@@ -164,7 +165,7 @@ func TestUnknownSenders(t *testing.T) {
 	good, gone := membersServer(t, list), membersServer(t, list)
 	gone.Close()
 	vote := func(from uint64) (*raftpb.Message, map[string]string) {
-		return message(raftpb.MsgVote, from, 1, 1), map[string]string{"X-Server-From": idString(from)}
+		return message(raftpb.MsgVote, from, 1, 1), map[string]string{"X-Server-From": command.IDText(from)}
 	}
 	t.Run("told by a member", func(t *testing.T) {
 		a := startNode(t, 1, nil)
@@ -224,7 +225,7 @@ func TestPostsAreBounded(t *testing.T) {
 	piece := strings.Repeat("x", 1<<20)
 	var open []net.Conn
 	for i := range 40 {
-		from := map[string]string{"X-Server-From": idString(uint64(2 + i%2))}
+		from := map[string]string{"X-Server-From": command.IDText(uint64(2 + i%2))}
 		c := raw(t, a, head("POST", "/raft", 400<<20, from))
 		open = append(open, c)
 		_, _ = io.WriteString(c, piece) // refused meanwhile: that is what is tried

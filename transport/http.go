@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/peers"
 )
 
@@ -96,7 +97,7 @@ func (t *Transport) logIncompatible(r *http.Request, why, msg string, more ...za
 // logFailed logs that a message of a peer was not accepted, but not every time.
 func (t *Transport) logFailed(sender uint64, err error) {
 	if n, due := t.badMessages.due(time.Now()); due {
-		t.logger.Warn("failed to process Raft message", zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(sender)),
+		t.logger.Warn("failed to process Raft message", zap.String("local-member-id", t.id), zap.String("remote-peer-id", command.IDText(sender)),
 			zap.Error(err), zap.Int("failed-messages", n))
 	}
 }
@@ -123,12 +124,12 @@ func (r rejection) code() int {
 func (t *Transport) accept(m *raftpb.Message) rejection {
 	if t.cfg.Handler.IsRemoved(m.GetFrom()) {
 		t.logger.Warn("rejected Raft message from removed member",
-			zap.String("local-member-id", t.id), zap.String("removed-member-id", idString(m.GetFrom())))
+			zap.String("local-member-id", t.id), zap.String("removed-member-id", command.IDText(m.GetFrom())))
 		return fromRemoved
 	}
 	if m.GetTo() != t.cfg.MemberID {
 		t.logger.Warn("rejected Raft message to mismatch member",
-			zap.String("local-member-id", t.id), zap.String("mismatch-member-id", idString(m.GetTo())))
+			zap.String("local-member-id", t.id), zap.String("mismatch-member-id", command.IDText(m.GetTo())))
 		return forAnother
 	}
 	return ""
@@ -154,9 +155,9 @@ func (t *Transport) servePipeline(w http.ResponseWriter, r *http.Request) {
 	}
 	failed := func(logged, answered string, err error) {
 		if n, due := t.badMessages.due(time.Now()); due {
-			t.logger.Warn(logged, zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(sender)), zap.Error(err), zap.Int("failed-messages", n))
+			t.logger.Warn(logged, zap.String("local-member-id", t.id), zap.String("remote-peer-id", command.IDText(sender)), zap.Error(err), zap.Int("failed-messages", n))
 		}
-		t.cfg.Metrics.receivedFailures.WithLabelValues(idString(sender)).Inc()
+		t.cfg.Metrics.receivedFailures.WithLabelValues(command.IDText(sender)).Inc()
 		http.Error(w, answered, http.StatusBadRequest)
 	}
 	body, err := t.reception.receive(sender, w, r)
@@ -181,7 +182,7 @@ func (t *Transport) servePipeline(w http.ResponseWriter, r *http.Request) {
 		failed("unexpected Raft message type", "wrong raft message type", errors.New("MsgSnap without a body"))
 		return
 	}
-	t.cfg.Metrics.receivedBytes.WithLabelValues(idString(sender)).Add(float64(len(body.data)))
+	t.cfg.Metrics.receivedBytes.WithLabelValues(command.IDText(sender)).Add(float64(len(body.data)))
 	if why := t.accept(m); why != "" {
 		refuse(w, why)
 		return
@@ -226,7 +227,7 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 	}
 	ids := []zap.Field{zap.String("local-member-id", t.id), zap.String("remote-peer-id-stream-handler", t.id)}
 	if t.cfg.Handler.IsRemoved(from) {
-		t.logger.Warn("rejected stream from remote peer because it was removed", append(ids, zap.String("remote-peer-id-from", idString(from)))...)
+		t.logger.Warn("rejected stream from remote peer because it was removed", append(ids, zap.String("remote-peer-id-from", command.IDText(from)))...)
 		http.Error(w, "removed member", http.StatusGone)
 		return
 	}
@@ -237,7 +238,7 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 		}
 		t.count(refusedSender)
 		if _, due := t.refusals.due(time.Now()); due {
-			t.logger.Warn("failed to find remote peer in cluster", append(ids, zap.String("remote-peer-id-from", idString(from)),
+			t.logger.Warn("failed to find remote peer in cluster", append(ids, zap.String("remote-peer-id-from", command.IDText(from)),
 				zap.String("cluster-id", t.cluster))...)
 		}
 		http.Error(w, errSenderUnknown.Error(), http.StatusNotFound)
@@ -245,7 +246,7 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 	}
 	if to := r.Header.Get(peers.HeaderTo); to != t.id {
 		t.logger.Warn("ignored streaming request; ID mismatch", append(ids, zap.String("remote-peer-id-header", to),
-			zap.String("remote-peer-id-from", idString(from)), zap.String("cluster-id", t.cluster))...)
+			zap.String("remote-peer-id-from", command.IDText(from)), zap.String("cluster-id", t.cluster))...)
 		http.Error(w, "to field mismatch", http.StatusPreconditionFailed)
 		return
 	}
@@ -267,7 +268,7 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 	p.sawHeaders(r.Header)
 	o, wait, err := t.takeOver(w)
 	if err != nil {
-		t.logger.Warn("failed to open a stream to remote peer", append(ids, zap.String("remote-peer-id-from", idString(from)), zap.Error(err))...)
+		t.logger.Warn("failed to open a stream to remote peer", append(ids, zap.String("remote-peer-id-from", command.IDText(from)), zap.Error(err))...)
 		return
 	}
 	o.standing = to

@@ -1,9 +1,9 @@
 package transport
 
 import (
-	"strconv"
-
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/belaydb/belay/command"
 )
 
 // Metrics are etcd's etcd_network_* series of the peer network. Members are labelled by their id in
@@ -91,7 +91,7 @@ type peerMetrics struct {
 }
 
 func (m *Metrics) peer(local, remote uint64) *peerMetrics {
-	l, r := idString(local), idString(remote)
+	l, r := command.IDText(local), command.IDText(remote)
 	return &peerMetrics{
 		active:           m.activePeers.WithLabelValues(l, r),
 		disconnected:     m.disconnectedPeers.WithLabelValues(l, r),
@@ -103,6 +103,3 @@ func (m *Metrics) peer(local, remote uint64) *peerMetrics {
 		takenOver:        m.takenOver.WithLabelValues(r),
 	}
 }
-
-// idString writes a member id as etcd does everywhere: hexadecimal without padding.
-func idString(id uint64) string { return strconv.FormatUint(id, 16) }

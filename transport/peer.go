@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/peers"
 )
 
@@ -56,7 +57,7 @@ func newPeer(t *Transport, id uint64, urls []*url.URL, remote bool) *peer {
 	p := &peer{
 		t:      t,
 		id:     id,
-		name:   idString(id),
+		name:   command.IDText(id),
 		remote: remote,
 		logger: t.logger,
 		m:      t.cfg.Metrics.peer(t.cfg.MemberID, id),
@@ -148,7 +149,7 @@ func (p *peer) drop(m *raftpb.Message, way string) {
 	p.logger.Warn("dropped internal Raft message since sending buffer is full",
 		zap.String("message-type", m.GetType().String()),
 		zap.String("local-member-id", p.t.id),
-		zap.String("from", idString(m.GetFrom())),
+		zap.String("from", command.IDText(m.GetFrom())),
 		zap.String("remote-peer-id", p.name),
 		zap.String("remote-peer-name", way),
 		zap.Bool("remote-peer-active", p.status.isActive()),
@@ -177,7 +178,7 @@ func (p *peer) received(m *raftpb.Message) {
 				msg = "dropped internal Raft message since receiving buffer is full (overloaded network)"
 			}
 			p.logger.Warn(msg, zap.String("message-type", m.GetType().String()), zap.String("local-member-id", p.t.id),
-				zap.String("from", idString(m.GetFrom())), zap.String("remote-peer-id", idString(m.GetTo())),
+				zap.String("from", command.IDText(m.GetFrom())), zap.String("remote-peer-id", command.IDText(m.GetTo())),
 				zap.Bool("remote-peer-active", p.status.isActive()))
 		}
 		return

@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/internal/show"
 	"github.com/belaydb/belay/peers"
 )
@@ -209,7 +210,7 @@ func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 		metrics.snapshotReceiveFails.WithLabelValues(unknownSender).Inc()
 		return
 	}
-	from := idString(sender)
+	from := command.IDText(sender)
 	if !t.receiving.CompareAndSwap(false, true) {
 		// Two at once would need twice the disk; the sender will try again.
 		t.count(refusedBusy)

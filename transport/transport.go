@@ -18,6 +18,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/peers"
 )
 
@@ -166,8 +167,8 @@ func New(cfg Config) *Transport {
 	t := &Transport{
 		cfg:     cfg,
 		logger:  cfg.Logger,
-		id:      idString(cfg.MemberID),
-		cluster: idString(cfg.ClusterID),
+		id:      command.IDText(cfg.MemberID),
+		cluster: command.IDText(cfg.ClusterID),
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	options := peers.Options{TLS: cfg.TLS, Dial: cfg.DialContext, DialTimeout: cfg.DialTimeout, WriteTimeout: cfg.WriteTimeout, WriteBuffer: 4 << 10}
@@ -206,7 +207,7 @@ func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
 func (t *Transport) Open(ctx context.Context, id uint64, path, protocol string) (io.ReadWriteCloser, error) {
 	p := t.peer(id)
 	if p == nil {
-		return nil, fmt.Errorf("no peer has the id %s", idString(id))
+		return nil, fmt.Errorf("no peer has the id %s", command.IDText(id))
 	}
 	u := p.urls.pick()
 	if u == nil {
@@ -237,7 +238,7 @@ func (t *Transport) Send(msgs []*raftpb.Message) {
 		p := peers[to]
 		if p == nil {
 			t.logger.Debug("ignored message send request; unknown remote peer target",
-				zap.String("type", m.GetType().String()), zap.String("unknown-target-peer-id", idString(to)))
+				zap.String("type", m.GetType().String()), zap.String("unknown-target-peer-id", command.IDText(to)))
 			if m.GetType() == raftpb.MsgSnap {
 				t.reports.snapshot(to, false)
 			}
@@ -264,7 +265,7 @@ func (t *Transport) add(id uint64, urls []string, remote bool) {
 	parsed, err := parseURLs(urls)
 	if err != nil {
 		t.logger.Warn("failed to parse the URLs of a peer",
-			zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(id)), zap.Strings("remote-peer-urls", urls), zap.Error(err))
+			zap.String("local-member-id", t.id), zap.String("remote-peer-id", command.IDText(id)), zap.Strings("remote-peer-urls", urls), zap.Error(err))
 		if remote {
 			return
 		}
@@ -303,7 +304,7 @@ func (t *Transport) add(id uint64, urls []string, remote bool) {
 		msg = "added new remote peer"
 	}
 	p.start()
-	t.logger.Info(msg, zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(id)), zap.Strings("remote-peer-urls", urls))
+	t.logger.Info(msg, zap.String("local-member-id", t.id), zap.String("remote-peer-id", command.IDText(id)), zap.Strings("remote-peer-urls", urls))
 }
 
 // UpdatePeer replaces a peer's URLs. Established streams are kept.
@@ -315,12 +316,12 @@ func (t *Transport) UpdatePeer(id uint64, urls []string) {
 	parsed, err := parseURLs(urls)
 	if err != nil {
 		t.logger.Warn("failed to parse the URLs of a peer",
-			zap.String("local-member-id", t.id), zap.String("remote-peer-id", idString(id)), zap.Strings("remote-peer-urls", urls), zap.Error(err))
+			zap.String("local-member-id", t.id), zap.String("remote-peer-id", command.IDText(id)), zap.Strings("remote-peer-urls", urls), zap.Error(err))
 		return
 	}
 	p.urls.update(parsed)
 	t.logger.Info("updated remote peer", zap.String("local-member-id", t.id),
-		zap.String("updated-remote-peer-id", idString(id)), zap.Strings("updated-remote-peer-urls", urls))
+		zap.String("updated-remote-peer-id", command.IDText(id)), zap.Strings("updated-remote-peer-urls", urls))
 }
 
 // RemovePeer ends the connections to a peer. It does not wait for them.
@@ -330,14 +331,14 @@ func (t *Transport) RemovePeer(id uint64) {
 	peers := *t.peers.Load()
 	p := peers[id]
 	if p == nil {
-		t.logger.Warn("skipped removing already removed peer", zap.String("local-member-id", t.id), zap.String("removed-remote-peer-id", idString(id)))
+		t.logger.Warn("skipped removing already removed peer", zap.String("local-member-id", t.id), zap.String("removed-remote-peer-id", command.IDText(id)))
 		return
 	}
 	peers = maps.Clone(peers)
 	delete(peers, id)
 	t.peers.Store(&peers)
 	p.stop()
-	t.logger.Info("removed remote peer", zap.String("local-member-id", t.id), zap.String("removed-remote-peer-id", idString(id)))
+	t.logger.Info("removed remote peer", zap.String("local-member-id", t.id), zap.String("removed-remote-peer-id", command.IDText(id)))
 }
 
 func (t *Transport) peer(id uint64) *peer { return (*t.peers.Load())[id] }
