@@ -15,6 +15,8 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/command"
 )
 
 // Config says where the members of a new cluster find each other. The zero Config means no
@@ -77,7 +79,7 @@ func Join(ctx context.Context, logger *zap.Logger, cfg Config, id uint64, own st
 		kv: client, watcher: client, logger: logger, timeout: cfg.RequestTimeout, backoff: time.Second,
 		sizeKey: path.Join(root, "_config/size"), members: path.Join(root, "members"),
 	}
-	initialCluster, err = r.join(ctx, path.Join(r.members, strconv.FormatUint(id, 16)), own)
+	initialCluster, err = r.join(ctx, path.Join(r.members, command.IDText(id)), own)
 	if err == nil && valid(initialCluster) != nil {
 		err = ErrInvalidURL
 	}

@@ -141,13 +141,13 @@ func (a *application) changeMembers(c *command.Change) {
 			member := a.cluster.members[id].Clone()
 			member.IsLearner = false
 			a.saveMember(member)
-			a.m.logger.Info("promote member", append(a.m.ids(), zap.String("promoted-member-id", hex(id)))...)
+			a.m.logger.Info("promote member", append(a.m.ids(), zap.String("promoted-member-id", command.IDText(id)))...)
 			return
 		}
 		member := c.Member.Clone()
 		a.saveMember(member)
 		a.m.logger.Info("added member", append(a.m.ids(),
-			zap.String("added-peer-id", hex(id)),
+			zap.String("added-peer-id", command.IDText(id)),
 			zap.Strings("added-peer-peer-urls", member.PeerURLs),
 			zap.Bool("added-peer-is-learner", member.IsLearner))...)
 	case raftpb.ConfChangeRemoveNode:
@@ -158,7 +158,7 @@ func (a *application) changeMembers(c *command.Change) {
 		a.delete(store.MemberKey(id))
 		a.set(store.RemovedMemberKey(id), nil)
 		a.m.logger.Info("removed member", append(a.m.ids(),
-			zap.String("removed-remote-peer-id", hex(id)),
+			zap.String("removed-remote-peer-id", command.IDText(id)),
 			zap.Strings("removed-remote-peer-urls", member.PeerURLs),
 			zap.Bool("removed-remote-peer-is-learner", member.IsLearner))...)
 	case raftpb.ConfChangeUpdateNode:
@@ -166,7 +166,7 @@ func (a *application) changeMembers(c *command.Change) {
 		member.PeerURLs = slices.Clone(c.Member.PeerURLs) // nothing else of a member is updated this way
 		a.saveMember(member)
 		a.m.logger.Info("updated member", append(a.m.ids(),
-			zap.String("updated-remote-peer-id", hex(id)),
+			zap.String("updated-remote-peer-id", command.IDText(id)),
 			zap.Strings("updated-remote-peer-urls", member.PeerURLs),
 			zap.Bool("updated-remote-peer-is-learner", member.IsLearner))...)
 	}

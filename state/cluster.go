@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 
 	"github.com/coreos/go-semver/semver"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -127,20 +126,17 @@ func (m *Machine) publishCluster(c *cluster) {
 	}
 	for k := range old.alarms {
 		if _, ok := c.alarms[k]; !ok {
-			m.metrics.alarms.WithLabelValues(hex(k.member), k.alarm.String()).Set(0)
+			m.metrics.alarms.WithLabelValues(command.IDText(k.member), k.alarm.String()).Set(0)
 		}
 	}
 	for k := range c.alarms {
-		m.metrics.alarms.WithLabelValues(hex(k.member), k.alarm.String()).Set(1)
+		m.metrics.alarms.WithLabelValues(command.IDText(k.member), k.alarm.String()).Set(1)
 	}
 }
 
 func (m *Machine) knownPeer(id uint64, v float64) {
-	m.metrics.knownPeers.WithLabelValues(hex(m.cfg.MemberID), hex(id)).Set(v)
+	m.metrics.knownPeers.WithLabelValues(command.IDText(m.cfg.MemberID), command.IDText(id)).Set(v)
 }
-
-// hex is how etcd writes a member id: lower case, not padded.
-func hex(id uint64) string { return strconv.FormatUint(id, 16) }
 
 func minorVersion(v *semver.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
 
@@ -316,7 +312,7 @@ func (a *application) setMemberAttributes(r *membershippb.ClusterMemberAttrSetRe
 	id := r.GetMember_ID()
 	old := a.cluster.members[id]
 	if old == nil {
-		a.m.logger.Warn("skipped attributes update of removed member", append(a.m.ids(), zap.String("updated-peer-id", hex(id)))...)
+		a.m.logger.Warn("skipped attributes update of removed member", append(a.m.ids(), zap.String("updated-peer-id", command.IDText(id)))...)
 		if a.cluster.removed[id] {
 			return nil
 		}
@@ -345,7 +341,7 @@ func (a *application) saveMember(member *command.Member) {
 
 // ids are the fields that etcd puts into every line about members.
 func (m *Machine) ids() []zap.Field {
-	return []zap.Field{zap.String("cluster-id", hex(m.cfg.ClusterID)), zap.String("local-member-id", hex(m.cfg.MemberID))}
+	return []zap.Field{zap.String("cluster-id", command.IDText(m.cfg.ClusterID)), zap.String("local-member-id", command.IDText(m.cfg.MemberID))}
 }
 
 func mustJSON(v any) []byte {

@@ -151,7 +151,7 @@ func (m Membership) Encode() ([]byte, error) {
 	root.folder("1")
 	members := cluster.folder("members")
 	for _, member := range m.Members {
-		folder := members.folder(strconv.FormatUint(member.ID, 16))
+		folder := members.folder(command.IDText(member.ID))
 		for name, content := range map[string]any{
 			"raftAttributes": raftAttributes{member.PeerURLs, member.IsLearner},
 			"attributes":     attributes{member.Name, member.ClientURLs},
@@ -166,7 +166,7 @@ func (m Membership) Encode() ([]byte, error) {
 	if len(m.Removed) > 0 {
 		removed := cluster.folder("removed_members")
 		for _, id := range m.Removed {
-			removed.value(strconv.FormatUint(id, 16), "removed")
+			removed.value(command.IDText(id), "removed")
 		}
 	}
 	if m.Version != "" {
