@@ -5,6 +5,7 @@ import (
 	"maps"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/belaydb/belay/auth"
 	"github.com/belaydb/belay/rpc"
+	"github.com/belaydb/belay/state"
+	"github.com/belaydb/belay/usage"
 )
 
 // TestHotCallsOfUsers has users, strangers and such who claim to be users ask two members, one over
@@ -141,7 +144,10 @@ func TestStrangersAreLookedAtOnce(t *testing.T) {
 	simple, err := auth.NewTokens(nil, "simple", 0)
 	must(t, err)
 	tokens := &askedTokens{Tokens: simple}
-	m := newSafeMember(t, tokens)
+	began := time.Now()
+	m := newSafeMember(t, tokens, func(c *Config, _ *state.Config) { // who uses it is counted, too: of so few calls, of all
+		c.Usage = usage.New(func() time.Time { return began })
+	})
 	kv := pb.NewKVClient(serveOn(t, rpc.New(m.RPCOptions()), m.RegisterGRPC))
 	alice := m.as("alice")
 	stranger := metadata.AppendToOutgoingContext(t.Context(), "token", "abcdefghijklmnop.1")

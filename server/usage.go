@@ -215,7 +215,7 @@ func (u *usageOf) userOf(ctx context.Context) string {
 		if u.callers.tokens == nil {
 			return ""
 		}
-		who, _ := u.callers.tokens.Info(token, p.Revision())
+		who, _ := u.callers.tokens.Known(token, p.Revision())
 		return who.User
 	}
 	md, _ := metadata.FromIncomingContext(ctx)
