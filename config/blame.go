@@ -38,8 +38,8 @@ func flagsOfText() map[string][]string {
 	return map[string][]string{"auth: invalid auth options": {"auth-token"}}
 }
 
-// shows reports whether a text shows a value: in quotes, as a path or what a path begins with, or
-// behind a colon. Anything less would find "new" and "m1" everywhere.
+// shows reports whether a text shows a value: in quotes, as a path, a URL or what a path begins with,
+// or behind a colon. Anything less would find "new" and "m1" everywhere.
 func shows(text, value string) bool {
 	if value == "" {
 		return false
@@ -52,7 +52,7 @@ func shows(text, value string) bool {
 		switch {
 		case strings.HasSuffix(before, `"`) && strings.HasPrefix(after, `"`):
 			return true
-		case strings.Contains(value, "/") && (before == "" || strings.HasSuffix(before, " ")) && (after == "" || strings.ContainsAny(after[:1], "/:;, ")):
+		case strings.Contains(value, "/") && (before == "" || strings.ContainsAny(before[len(before)-1:], " (")) && (after == "" || strings.ContainsAny(after[:1], "/:;, )")):
 			return true
 		case strings.HasSuffix(before, ": ") && (after == "" || strings.HasPrefix(after, ",")):
 			return true

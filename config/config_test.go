@@ -190,11 +190,12 @@ func TestFailuresAreTold(t *testing.T) {
 // same.
 func TestExplain(t *testing.T) {
 	o := load(t, Belay, nil, "--name=m1", "--data-dir=/data/m1", "--cert-file=/etc/m1.pem", "--key-file=/etc/m1.pem", "--trusted-ca-file=/etc/m1",
-		"--initial-cluster-state=new", "--initial-cluster=m1=http://localhost:2380", "--auth-token=foo", "--log-outputs=stderr,/var/log/m1")
+		"--initial-cluster-state=new", "--initial-cluster=m1=http://localhost:2380", "--listen-metrics-urls=http://127.0.0.1:7", "--auth-token=foo", "--log-outputs=stderr,/var/log/m1")
 	for _, c := range []struct{ text, want string }{
 		{"open /etc/m1.pem: no such file or directory", "open /etc/m1.pem: no such file or directory (see --cert-file, --key-file)"},
 		{"cannot access data directory: mkdir /data/m1/member: permission denied", "cannot access data directory: mkdir /data/m1/member: permission denied (see --data-dir)"},
 		{`couldn't find local name "m1" in the initial cluster configuration`, `couldn't find local name "m1" in the initial cluster configuration (see --name)`},
+		{"expected IP in URL for binding (http://127.0.0.1:7)", "expected IP in URL for binding (http://127.0.0.1:7) (see --listen-metrics-urls)"},
 		{"auth: invalid auth options", "auth: invalid auth options (see --auth-token)"},
 		{`open sink "/var/log/m1": open /var/log/m1: no such file or directory`, `open sink "/var/log/m1": open /var/log/m1: no such file or directory (see --log-outputs)`},
 		{"m1 is no new member", "m1 is no new member"},

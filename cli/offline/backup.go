@@ -57,6 +57,9 @@ func (f *depotFlags) open(ctx context.Context) (d backup.Depot, c *backup.Catalo
 	want = strings.Repeat("0", max(0, 16-len(want))) + want
 	switch {
 	case len(clusters) == 0:
+		if _, err := os.Stat(f.place.To); errors.Is(err, os.ErrNotExist) && !strings.Contains(f.place.To, "://") {
+			return nil, nil, fmt.Errorf("there are no backups in %s: there is no such directory; is it mounted?", d)
+		}
 		return nil, nil, fmt.Errorf("there are no backups in %s", d)
 	case f.cluster != "" && !slices.Contains(clusters, want):
 		return nil, nil, fmt.Errorf("there are no backups of the cluster %s in %s, but of %s", want, d, strings.Join(clusters, ", "))

@@ -23,6 +23,7 @@ func TestBackupArguments(t *testing.T) {
 	}{
 		{"list", 128, "--from is required"},
 		{"list --from " + empty, 1, "there are no backups in"},
+		{"list --from " + empty + "/none", 1, "/none: there is no such directory"},
 		{"list --from ftp://x", 128, `not "ftp://x"`},
 		{"list --from " + empty + " -w fields", 4, "fields not supported"},
 		{"verify a --all --from " + empty, 128, "name a backup or give --all"},
