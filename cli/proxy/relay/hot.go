@@ -74,7 +74,8 @@ type hotCall struct {
 	asker  asker
 	frame  upstream.Frame
 
-	// Of a read that waits in the cache. They are set before the cache's lock is free.
+	// Of a read that waits in the cache. They belong to the cache's lock: the timer may be over before
+	// it is kept here.
 	read *cache.Read // nil: it has not waited
 	late *time.Timer
 
@@ -140,12 +141,12 @@ func (h *hotCall) resolved(a cache.Answer, ok bool) {
 
 // dropped takes a read out of the cache; false: it does not wait there.
 func (h *hotCall) dropped() bool {
-	if h.read == nil {
+	if h.caching == nil {
 		return false
 	}
 	h.caching.mu.Lock()
 	defer h.caching.mu.Unlock()
-	return h.caching.cache.Drop(h.read)
+	return h.read != nil && h.caching.cache.Drop(h.read)
 }
 
 // tooLate is the end of the cache's patience.
