@@ -51,7 +51,7 @@ func Start(ctx context.Context, o Options) (*Member, error) {
 	if len(o.PeerURLs) == 0 {
 		spec.Initial = o.Name + "=" + local.PeerURL(spec.Host)
 	}
-	m, err := begin(spec)
+	m, err := begin(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -77,8 +77,8 @@ func (o *Options) spec(name, dir string, network *local.Network, host string) lo
 	return s
 }
 
-func begin(s local.Spec) (*local.Member, error) {
-	m, err := local.Start(s)
+func begin(ctx context.Context, s local.Spec) (*local.Member, error) {
+	m, err := local.Start(ctx, s)
 	if err != nil {
 		return nil, fmt.Errorf("embed: member %s: %w", s.Name, err)
 	}
@@ -156,7 +156,7 @@ func StartCluster(ctx context.Context, size int, o Options) (_ *Cluster, err err
 		}
 		spec := o.spec(name, dir, network, hosts[i])
 		spec.Initial = strings.Join(initial, ",")
-		m, err := begin(spec)
+		m, err := begin(ctx, spec)
 		if err != nil {
 			return nil, err
 		}

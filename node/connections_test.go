@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -24,7 +25,7 @@ func TestPreludesOfEveryPort(t *testing.T) {
 	cfg.Limits.ReceiveBytes = 1 << 20 // an eighth is less than the least
 	cfg.ListenMetricsURLs = []url.URL{{Scheme: "unix", Path: filepath.Join(l.dir, "metrics")}}
 	var err error
-	if l.n, err = Start(cfg); err != nil {
+	if l.n, err = Start(context.Background(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(l.stop)

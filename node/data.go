@@ -59,8 +59,7 @@ func (n *Node) openData() (err error) {
 }
 
 // identify finds the identity of a member without data, asking the others.
-func (n *Node) identify() (datadir.Identity, error) {
-	ctx := context.Background()
+func (n *Node) identify(ctx context.Context) (datadir.Identity, error) {
 	seeds := datadir.Seeds{InitialCluster: n.cfg.InitialCluster, Token: n.cfg.InitialClusterToken}
 	if n.cfg.Seeds != nil {
 		var err error
@@ -78,9 +77,12 @@ func (n *Node) identify() (datadir.Identity, error) {
 
 // openLog finds this member's identity, makes the first log if there is none, opens it and the state
 // beside it, and makes the log adopt the store's applied index.
-func (n *Node) openLog() error {
+func (n *Node) openLog(ctx context.Context) error {
 	o := opening{n: n, existed: n.parts.Log() != nil}
-	for _, step := range []func() error{o.identity, o.log, o.state, o.join} {
+	if err := o.identity(ctx); err != nil {
+		return err
+	}
+	for _, step := range []func() error{o.log, o.state, o.join} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -96,7 +98,7 @@ type opening struct {
 }
 
 // identity is that of the existing log, of a member that heals, or found by asking the others.
-func (o *opening) identity() (err error) {
+func (o *opening) identity(ctx context.Context) (err error) {
 	n := o.n
 	switch meta := n.parts.Log(); {
 	case meta != nil:
@@ -107,7 +109,7 @@ func (o *opening) identity() (err error) {
 	case n.recovery.state != nil:
 		n.id, err = n.recovery.state.Identity()
 	default:
-		n.id, err = n.identify()
+		n.id, err = n.identify(ctx)
 	}
 	return err
 }

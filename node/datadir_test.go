@@ -60,7 +60,7 @@ func (l *lone) config() Config {
 }
 
 func (l *lone) start() (err error) {
-	l.n, err = Start(l.config())
+	l.n, err = Start(context.Background(), l.config())
 	return err
 }
 
@@ -428,7 +428,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 		if err := n.openData(); err != nil {
 			return err
 		}
-		if err := n.openLog(); err != nil {
+		if err := n.openLog(context.Background()); err != nil {
 			return err
 		}
 		last, err := n.log.LastIndex()
@@ -463,7 +463,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 		cfg := l.config()
 		cfg.FS, cfg.DataDir, cfg.WALDir = fs, "/data", "/wal"
 		var err error
-		if l.n, err = Start(cfg); err != nil {
+		if l.n, err = Start(context.Background(), cfg); err != nil {
 			t.Fatal(err)
 		}
 		for i := range 3 {
@@ -621,7 +621,7 @@ func TestAloneWithoutAFlush(t *testing.T) {
 		cfg := l.config()
 		cfg.InitialCluster += ",b=http://127.0.0.1:2" // nobody is there
 		var err error
-		if l.n, err = Start(cfg); err != nil {
+		if l.n, err = Start(context.Background(), cfg); err != nil {
 			t.Fatal(err)
 		}
 	}

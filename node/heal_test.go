@@ -126,7 +126,7 @@ func newTrio(t *testing.T) *trio {
 			g.fs[name] = vfs.NewCrashableMem()
 		}
 		var err error
-		if g.n[name], err = Start(g.config(name)); err != nil {
+		if g.n[name], err = Start(context.Background(), g.config(name)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -204,7 +204,7 @@ func (g *trio) live(t *testing.T, cfg Config, over <-chan struct{}) (healed bool
 				t.Fatalf("it does not heal: %v", err)
 			}
 		}
-		n, err := Start(cfg)
+		n, err := Start(context.Background(), cfg)
 		if err == nil {
 			defer func() {
 				if !healed {
@@ -411,7 +411,7 @@ func TestHealDiffering(t *testing.T) {
 		cfg := g.config(name)
 		cfg.CorruptCheckTime = 500 * time.Millisecond
 		var err error
-		if g.n[name], err = Start(cfg); err != nil {
+		if g.n[name], err = Start(context.Background(), cfg); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -518,7 +518,7 @@ func TestHealRefusedHere(t *testing.T) {
 	l := &lone{dir: shortDir(t)}
 	cfg := l.config()
 	cfg.Heal = true
-	n, err := Start(cfg)
+	n, err := Start(context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -533,7 +533,7 @@ func TestHealRefusedHere(t *testing.T) {
 	if err := os.Rename(log, log+"-away"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err = Start(cfg); !IsDamage(err) {
+	if _, err = Start(context.Background(), cfg); !IsDamage(err) {
 		t.Fatalf("it starts without its log: %v", err)
 	}
 	before := l.promises(t)
@@ -547,7 +547,7 @@ func TestHealRefusedHere(t *testing.T) {
 	if err := os.Rename(log+"-away", log); err != nil {
 		t.Fatal(err)
 	}
-	if n, err = Start(cfg); err != nil {
+	if n, err = Start(context.Background(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	n.Stop()

@@ -95,8 +95,9 @@ type Node struct {
 var ErrRemoved = errors.New("the member has been permanently removed from the cluster")
 
 // Start builds a member's parts from the lowest floor up and serves. If it returns an error,
-// nothing is left running.
-func Start(cfg Config) (_ *Node, err error) {
+// nothing is left running. The end of ctx ends it while it waits for other members, or for a
+// discovery service; once it has returned ctx means nothing.
+func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n := newNode(cfg)
 	cfg = n.cfg
 	defer func() {
@@ -129,7 +130,7 @@ func Start(cfg Config) (_ *Node, err error) {
 	}
 	n.metrics.damaged.Set(float64(datadir.DamagedCopies(cfg.FS, cfg.paths())))
 	n.witness.keep()
-	if err := n.openLog(); err != nil {
+	if err := n.openLog(ctx); err != nil {
 		return nil, err
 	}
 	if cfg.Tracing != nil {
@@ -141,7 +142,7 @@ func Start(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	if cfg.InitialCorruptCheck && !n.id.Fresh {
-		if err := n.server.CheckInitial(context.Background()); err != nil {
+		if err := n.server.CheckInitial(ctx); err != nil {
 			if _, ok := errors.AsType[leader.OutlierError](err); ok && cfg.Heal {
 				return nil, datadir.Differs(err.Error())
 			}

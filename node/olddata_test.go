@@ -87,7 +87,7 @@ func startOn(t *testing.T, dir string) *Node {
 	client := []url.URL{{Scheme: "unix", Path: filepath.Join(t.TempDir(), "client")}}
 	listen := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
 	advertise := []url.URL{{Scheme: "http", Host: "127.0.0.1:1"}}
-	n, err := Start(Config{
+	n, err := Start(context.Background(), Config{
 		Settings: Settings{
 			Cluster: Cluster{Name: "old", DataDir: dir, InitialCluster: "old=http://127.0.0.1:1", InitialClusterToken: "old"},
 			Ports:   Ports{ListenClientURLs: client, AdvertiseClientURLs: client, ListenPeerURLs: listen, AdvertisePeerURLs: advertise},

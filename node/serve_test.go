@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -94,7 +95,7 @@ func TestCertificatesThatNoPortUses(t *testing.T) {
 	cfg := l.config()
 	cfg.ClientTLS = listen.TLSInfo{CertFile: missing, KeyFile: missing}
 	var err error
-	if l.n, err = Start(cfg); err != nil {
+	if l.n, err = Start(context.Background(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	l.put(t, "key", 1)
@@ -102,7 +103,7 @@ func TestCertificatesThatNoPortUses(t *testing.T) {
 	cfg = l.config()
 	cfg.ClientTLS = listen.TLSInfo{CertFile: missing, KeyFile: missing}
 	cfg.ListenMetricsURLs = []url.URL{{Scheme: "unixs", Path: filepath.Join(l.dir, "metrics")}}
-	if l.n, err = Start(cfg); err == nil {
+	if l.n, err = Start(context.Background(), cfg); err == nil {
 		l.stop()
 	}
 	if err == nil || !strings.Contains(err.Error(), "--cert-file="+missing) {

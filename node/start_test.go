@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"net/url"
 	"path/filepath"
 	"testing"
@@ -11,7 +12,7 @@ import (
 func TestStartWithoutALogger(t *testing.T) {
 	any := []url.URL{{Scheme: "unix", Path: filepath.Join(t.TempDir(), "client")}}
 	peer := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
-	n, err := Start(Config{
+	n, err := Start(context.Background(), Config{
 		Settings: Settings{
 			Cluster: Cluster{
 				Name: "default", DataDir: filepath.Join(t.TempDir(), "data"),

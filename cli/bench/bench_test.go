@@ -90,7 +90,7 @@ func startMember() (string, error) {
 	atEnd(func() { os.RemoveAll(dir) })
 	client, peer := free(), free()
 	urls := func(host string) []url.URL { return []url.URL{{Scheme: "http", Host: host}} }
-	n, err := node.Start(node.Config{
+	n, err := node.Start(context.Background(), node.Config{
 		Settings: node.Settings{
 			Cluster: node.Cluster{Name: "default", DataDir: filepath.Join(dir, "data"), InitialCluster: "default=http://" + peer, InitialClusterToken: "bench"},
 			Ports: node.Ports{

@@ -65,7 +65,7 @@ func startMember(t *testing.T) string {
 
 func startNode(t *testing.T, address, peer string) (*node.Node, error) {
 	client, peers := []url.URL{{Scheme: "http", Host: address}}, []url.URL{{Scheme: "http", Host: peer}}
-	return node.Start(node.Config{
+	return node.Start(context.Background(), node.Config{
 		Settings: node.Settings{
 			Cluster: node.Cluster{Name: "m", DataDir: filepath.Join(t.TempDir(), "data"), InitialCluster: "m=http://" + peer, InitialClusterToken: "proxy"},
 			Ports:   node.Ports{ListenClientURLs: client, AdvertiseClientURLs: client, ListenPeerURLs: peers, AdvertisePeerURLs: peers},

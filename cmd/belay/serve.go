@@ -91,11 +91,10 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 	for _, change := range changes {
 		change(&nc)
 	}
-	n, s, err := begin(nc, nil, nil, signals)
+	n, s, err := begin(nc, nil, nil, signals, logger)
 	for {
 		switch {
 		case s != nil:
-			logger.Info("received signal; shutting down", zap.String("signal", s.String()))
 			return endBySignal(s, logger)
 		case errors.Is(err, node.ErrRemoved):
 			sayRemoved(cfg, logger)
@@ -107,18 +106,7 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 
 		select {
 		case s := <-signals:
-			logger.Info("received signal; shutting down", zap.String("signal", s.String()))
-			first := time.Now()
-			go func() {
-				for range signals {
-					if time.Since(first) > sameSignal {
-						break
-					}
-				}
-				logger.Warn("received a second signal; stopping at once")
-				logger.Close()
-				os.Exit(130)
-			}()
+			received(s, signals, logger)
 			stop(n, logger)
 			return endBySignal(s, logger)
 		case err = <-n.Failed():
@@ -135,7 +123,7 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 			}
 			logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Error(why, zap.String("error", err.Error()))
 			if others := node.Others(n); stop(n, logger) {
-				n, s, err = begin(nc, err, others, signals)
+				n, s, err = begin(nc, err, others, signals, logger)
 				continue
 			}
 		}
@@ -144,34 +132,72 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 	}
 }
 
+// received is the first signal: a second one ends the process at once.
+func received(s os.Signal, signals <-chan os.Signal, logger *logsink.Logger) {
+	logger.Info("received signal; shutting down", zap.String("signal", s.String()))
+	first := time.Now()
+	go func() {
+		for range signals {
+			if time.Since(first) > sameSignal {
+				break
+			}
+		}
+		logger.Warn("received a second signal; stopping at once")
+		logger.Close()
+		os.Exit(130)
+	}()
+}
+
 // begin starts a member. One that may heal does so first if its data is damaged, in this process: a
 // supervisor that restarts what ends would start it again with the same data. found, if not nil, is
 // what was wrong with its data as it ran, others whom it knew then. A signal, which is returned, ends
-// the wait for the others.
-func begin(nc node.Config, found error, others []string, signals <-chan os.Signal) (*node.Node, os.Signal, error) {
+// it: at once where it waits for others, and otherwise within stopTimeout.
+func begin(nc node.Config, found error, others []string, signals <-chan os.Signal, logger *logsink.Logger) (*node.Node, os.Signal, error) {
 	for {
 		if found == nil {
-			n, err := node.Start(nc)
+			var n *node.Node
+			var err error
+			s := untilSignal(signals, logger, func(ctx context.Context) { n, err = node.Start(ctx, nc) }, func() {
+				if err == nil { // it had just begun to serve
+					n.Stop()
+				}
+			})
+			if s != nil {
+				return nil, s, nil
+			}
 			if err == nil || !nc.Heal || !node.IsDamage(err) {
 				return n, nil, err
 			}
 			found = err
 		}
-		ctx, cancel := context.WithCancel(context.Background())
-		healed := make(chan error, 1)
-		go func() { healed <- node.Heal(ctx, nc, found, others) }()
-		select {
-		case s := <-signals:
-			cancel()
-			<-healed
+		var err error
+		s := untilSignal(signals, logger, func(ctx context.Context) { err = node.Heal(ctx, nc, found, others) }, func() {})
+		if s != nil {
 			return nil, s, nil
-		case err := <-healed:
-			cancel()
-			if err != nil {
-				return nil, nil, err
-			}
+		}
+		if err != nil {
+			return nil, nil, err
 		}
 		found = nil
+	}
+}
+
+// untilSignal does a step of a start, which its context ends, and returns the signal that came
+// meanwhile; nil: it was done before. After a signal it has the step undone, and waits for both within
+// stopTimeout.
+func untilSignal(signals <-chan os.Signal, logger *logsink.Logger, step func(context.Context), undo func()) os.Signal {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan struct{})
+	go func() { step(ctx); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case s := <-signals:
+		received(s, signals, logger)
+		cancel()
+		within(logger, func() { <-done; undo() })
+		return s
 	}
 }
 
@@ -246,9 +272,12 @@ func clientEndpoint(cfg *config.Config) string {
 }
 
 // stop reports whether the member has stopped in time: nothing of it runs then.
-func stop(n *node.Node, logger *logsink.Logger) bool {
+func stop(n *node.Node, logger *logsink.Logger) bool { return within(logger, n.Stop) }
+
+// within reports whether the end of a member has come in time.
+func within(logger *logsink.Logger, end func()) bool {
 	done := make(chan struct{})
-	go func() { n.Stop(); close(done) }()
+	go func() { end(); close(done) }()
 	select {
 	case <-done:
 		return true

@@ -119,7 +119,7 @@ func (c *C) begin(i int) {
 	l.layer.Set(m.faults)
 	dir := "/" + m.name
 	core := zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(&m.log), zapcore.InfoLevel)
-	started, err := local.Start(local.Spec{
+	started, err := local.Start(context.Background(), local.Spec{
 		Name: m.name, Dir: dir, FS: l.layer.FS(m.mem, datadir.PathsOf(dir, "").Log), Flags: c.flags, Logger: zap.New(core),
 		Network: c.network, Host: m.host, Initial: strings.Join(initial, ","),
 		Over: func(next node.Dial) node.Dial {

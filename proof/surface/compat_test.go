@@ -464,7 +464,7 @@ func startMember(t *testing.T) member {
 	}
 	m := member{free(), free()}
 	client, peer := []url.URL{{Scheme: "http", Host: m.client}}, []url.URL{{Scheme: "http", Host: m.peer}}
-	n, err := node.Start(node.Config{
+	n, err := node.Start(context.Background(), node.Config{
 		Settings: node.Settings{
 			Cluster: node.Cluster{
 				Name: "default", DataDir: filepath.Join(t.TempDir(), "data"), InitialCluster: "default=http://" + m.peer, InitialClusterToken: "docs",

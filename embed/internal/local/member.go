@@ -87,9 +87,9 @@ type Member struct {
 	err  error // why it ended by itself; set before done is closed
 }
 
-// Start begins to run a member. It returns before the member serves: see Ready. If it fails, nothing
-// is left running.
-func Start(s Spec) (_ *Member, err error) {
+// Start begins to run a member. It returns before the member serves: see Ready. If it fails, also
+// because ctx ends, nothing is left running.
+func Start(ctx context.Context, s Spec) (_ *Member, err error) {
 	if s.Logger == nil {
 		s.Logger = zap.NewNop()
 	}
@@ -139,7 +139,7 @@ func Start(s Spec) (_ *Member, err error) {
 		}
 		return next
 	}
-	if m.node, err = node.Start(nc); err != nil {
+	if m.node, err = node.Start(ctx, nc); err != nil {
 		return nil, err
 	}
 	sockets.close() // those that nobody took

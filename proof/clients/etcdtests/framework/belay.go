@@ -126,7 +126,7 @@ func start(m *Member) (*Server, error) {
 	nc.Over = s.links.over
 	nc.NoSignals = true
 	secure(&nc, m)
-	if s.node, err = node.Start(nc); err != nil {
+	if s.node, err = node.Start(context.Background(), nc); err != nil {
 		return nil, err
 	}
 	go func() {
