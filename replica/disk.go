@@ -237,13 +237,7 @@ func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int,
 	if w.stallIndex == 0 {
 		w.stallIndex = last
 	}
-	switch {
-	case w.handOverAfter == 0 && s.oldest >= defaultDiskStallHandOver:
-		return 0, switchedOff
-	case w.handOverAfter == 0 || s.oldest < w.handOverAfter:
-		return 0, ""
-	}
-	if wait, why := w.notNow(now, peers); wait {
+	if wait, why := w.notNow(now, s.oldest, peers); wait {
 		return 0, why
 	}
 	bound := diskQuick
@@ -263,9 +257,15 @@ func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int,
 			best = w.pick(now, p, best)
 		}
 	}
+	return w.try(now, best, electors, voters, nobodyBetter)
+}
+
+// try hands over to best, if there is one and enough members can elect it; nobody says that there is
+// none.
+func (w *diskWatch) try(now time.Time, best *peerView, electors, voters int, nobody noHandOver) (to uint64, why noHandOver) {
 	switch {
 	case best == nil:
-		return 0, nobodyBetter
+		return 0, nobody
 	case electors <= voters/2:
 		return 0, noQuorum
 	}
@@ -273,10 +273,14 @@ func (w *diskWatch) decide(now time.Time, s diskSample, last uint64, voters int,
 	return best.id, ""
 }
 
-// notNow reports whether it is too early to hand over, or to do so again, and the reason if it is
-// to be logged.
-func (w *diskWatch) notNow(now time.Time, peers []peerView) (wait bool, why noHandOver) {
+// notNow reports whether it is too early to hand over for a stall of that age, or to do so again, and
+// the reason if it is to be logged.
+func (w *diskWatch) notNow(now time.Time, stalled time.Duration, peers []peerView) (wait bool, why noHandOver) {
 	switch {
+	case w.handOverAfter == 0 && stalled >= defaultDiskStallHandOver:
+		return true, switchedOff
+	case w.handOverAfter == 0 || stalled < w.handOverAfter:
+		return true, ""
 	case len(peers) == 0:
 		return true, nobodyElse
 	case !w.handedOver.IsZero() && now.Sub(w.handedOver) < handOverInterval:

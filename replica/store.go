@@ -110,13 +110,7 @@ func (w *diskWatch) decideStore(now time.Time, s diskSample, committed uint64, v
 	if w.storeIndex == 0 {
 		w.storeIndex = committed
 	}
-	switch {
-	case w.handOverAfter == 0 && s.oldest >= defaultDiskStallHandOver:
-		return 0, switchedOff
-	case w.handOverAfter == 0 || s.oldest < w.handOverAfter:
-		return 0, ""
-	}
-	if wait, why := w.notNow(now, peers); wait {
+	if wait, why := w.notNow(now, s.oldest, peers); wait {
 		return 0, why
 	}
 	var best *peerView
@@ -134,12 +128,5 @@ func (w *diskWatch) decideStore(now time.Time, s diskSample, committed uint64, v
 			best = w.pick(now, p, best)
 		}
 	}
-	switch {
-	case best == nil:
-		return 0, noStore
-	case electors <= voters/2:
-		return 0, noQuorum
-	}
-	w.tried, w.attempts = now, w.attempts+1
-	return best.id, ""
+	return w.try(now, best, electors, voters, noStore)
 }
