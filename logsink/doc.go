@@ -7,9 +7,9 @@
 //   - Write copies a line into a bounded buffer and returns. It takes a mutex that is never held
 //     across I/O.
 //   - One goroutine writes what waits, many lines at once.
-//   - When the buffer is full, whole lines are dropped and counted (belay_log_dropped_total), and
-//     once the output moves again one line says how many. A panic or fatal line may use a reserve
-//     beyond the bound.
+//   - When the buffer is full, or the output fails, whole lines are dropped and counted
+//     (belay_log_dropped_total), and once the output moves again one line says how many. A panic or
+//     fatal line may use a reserve beyond the bound.
 //   - Sync waits until everything written so far is out, but no longer than Options.SyncTimeout:
 //     zap calls it for panic and fatal lines, and Close at exit. Nothing is fsynced.
 //

@@ -1,6 +1,7 @@
 package logsink
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"sync"
@@ -25,7 +26,7 @@ type Metrics struct{ dropped prometheus.Counter }
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{dropped: prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: "belay", Name: "log_dropped_total",
-		Help: "Log lines dropped because a log output was slower than the log.",
+		Help: "Log lines dropped because a log output was slower than the log, or failed.",
 	})}
 	if reg != nil {
 		reg.MustRegister(m.dropped)
@@ -97,13 +98,18 @@ func (s *Sink) put(line []byte, reserve int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || len(s.pending)+s.inHand+len(line) > s.opts.BufferBytes+reserve {
-		s.dropped++
-		s.lost++
-		s.opts.Metrics.dropped.Inc()
+		s.drop(1)
 		return
 	}
 	s.pending = append(s.pending, line...)
 	s.signal()
+}
+
+// drop counts lines that are lost. REQUIRES: mu is held.
+func (s *Sink) drop(lines int) {
+	s.dropped += uint64(lines)
+	s.lost += uint64(lines)
+	s.opts.Metrics.dropped.Add(float64(lines))
 }
 
 // Dropped is how many lines were dropped since the start.
@@ -144,9 +150,9 @@ func (s *Sink) run() {
 				}
 				break
 			}
-			batch := s.pending
-			if s.dropped > 0 {
-				batch = append(batch, s.opts.Notice(s.dropped)...)
+			batch, told := s.pending, s.dropped
+			if told > 0 {
+				batch = append(batch, s.opts.Notice(told)...)
 				s.dropped = 0
 			}
 			s.pending = spare[:0]
@@ -154,17 +160,32 @@ func (s *Sink) run() {
 			s.taken++
 			s.mu.Unlock()
 
-			_, err := s.out.Write(batch)
+			n, err := s.out.Write(batch)
 
 			s.mu.Lock()
 			s.err = err
+			if err != nil {
+				lost := bytes.Count(batch[n:], []byte("\n"))
+				if told > 0 && lost > 0 { // it was not told
+					s.dropped += told
+					lost--
+				}
+				s.drop(lost)
+			}
 			s.inHand = 0
 			s.written++
 			close(s.progress)
 			s.progress = make(chan struct{})
+			closed := s.closed
 			s.mu.Unlock()
+			if err != nil && closed {
+				return
+			}
 			if spare = batch; cap(spare) > keepBytes {
 				spare = nil
+			}
+			if err != nil {
+				break // the next line tries again, not this loop
 			}
 		}
 	}
@@ -182,6 +203,7 @@ func (s *Sink) Sync() error {
 	target := s.taken
 	if len(s.pending) > 0 || s.dropped > 0 {
 		target++ // what waits goes out with the next batch
+		s.signal()
 	}
 	for s.written < target {
 		progress := s.progress

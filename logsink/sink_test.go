@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -112,6 +113,59 @@ func TestNeverBlocks(t *testing.T) {
 		s.Write([]byte("too late\n"))
 		if d := droppedOf(m); d != 16 || s.Dropped() != 16 {
 			t.Fatalf("%v lines dropped, or %d", d, s.Dropped())
+		}
+	})
+}
+
+// failing is an output that takes nothing while it fails.
+type failing struct {
+	gate
+	fails atomic.Bool
+	tries atomic.Int64
+}
+
+func (f *failing) Write(b []byte) (int, error) {
+	if f.tries.Add(1); f.fails.Load() {
+		return 0, io.ErrClosedPipe
+	}
+	return f.gate.Write(b)
+}
+
+// TestFailingOutput: what an output does not take is lost and counted, and told when it takes lines
+// again; it is tried once for each line that comes, not in a loop.
+func TestFailingOutput(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMetrics(prometheus.NewRegistry())
+		out := &failing{}
+		s := NewSink(out, Options{Metrics: m})
+		out.fails.Store(true)
+		for _, line := range []string{"a\nb\n", "c\n"} {
+			s.Write([]byte(line))
+			synctest.Wait()
+		}
+		if d, tries := droppedOf(m), out.tries.Load(); d != 3 || tries != 2 {
+			t.Errorf("%v lines dropped in %d tries", d, tries)
+		}
+		start := time.Now()
+		if err := s.Sync(); !errors.Is(err, io.ErrClosedPipe) || time.Since(start) > 0 {
+			t.Errorf("Sync: %v, after %v", err, time.Since(start))
+		}
+		out.fails.Store(false)
+		s.Write([]byte("d\n"))
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if got := out.text(); got != "d\nlogsink: dropped 3 log lines since the log output was too slow\n" || droppedOf(m) != 3 {
+			t.Errorf("%q, %v dropped", got, droppedOf(m))
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // one that fails to the end can be closed
+		out := &failing{}
+		out.fails.Store(true)
+		s := NewSink(out, Options{})
+		s.Write([]byte("a\n"))
+		if err := s.Close(); !errors.Is(err, io.ErrClosedPipe) {
+			t.Error(err)
 		}
 	})
 }

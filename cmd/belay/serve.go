@@ -74,6 +74,9 @@ func serve(program config.Program, args []string, stdout, stderr io.Writer, chan
 		return code
 	}
 	defer logger.Close()
+	if len(changes) == 0 { // a member of belay dev has nobody to serve when that has gone
+		daemon.OutliveLog()
+	}
 	daemon.LogGRPC(logger.Logger)
 	listen.BoundUnpacking()
 

@@ -3,6 +3,10 @@
 package daemon
 
 import (
+	"os"
+	"os/signal"
+	"syscall"
+
 	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -27,6 +31,10 @@ func LogGRPC(logger *zap.Logger) {
 	}
 	grpclog.SetLoggerV2(zapgrpc.NewLogger(logger))
 }
+
+// OutliveLog has the process go on when what reads its standard output or error has gone: a Go program
+// ends by SIGPIPE then, at the next line of its log, as etcd does. A write fails instead.
+func OutliveLog() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 // NotifyReady tells systemd, if NOTIFY_SOCKET asks for it, that the process serves (a unit of
 // Type=notify waits for it). It logs the same without systemd, as etcd does.
