@@ -55,7 +55,7 @@ func (s *Store) backgroundError(err error) {
 	}
 	s.background.lastLogged.Store(&now)
 	s.logger.Warn("a flush or compaction of the store failed and will be tried again",
-		zap.Error(explain(err)), zap.String("dir", s.dir), zap.Int64("further-failures", s.background.suppressed.Swap(0)))
+		zap.Error(oneLine{explain(err)}), zap.String("dir", s.dir), zap.Int64("further-failures", s.background.suppressed.Swap(0)))
 }
 
 // pacedFS makes the engine wait before it creates a file while its flushes or compactions fail.
@@ -65,7 +65,7 @@ type pacedFS struct {
 }
 
 func (p pacedFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	if p.background.failing.Load() && (strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, blobSuffix)) {
+	if p.background.failing.Load() && (strings.HasSuffix(name, tableSuffix) || strings.HasSuffix(name, blobSuffix)) {
 		time.Sleep(retryPause)
 	}
 	return p.FS.Create(name, c)

@@ -80,6 +80,7 @@ func (s *Store) checkBlobs(before map[string]bool) error {
 
 const (
 	blobSuffix      = ".blob"
+	tableSuffix     = ".sst"
 	blobFooterBytes = 38
 	blobMagic       = "\xf0\x9f\xaa\xb3\xf0\x9f\xa6\x80"
 )

@@ -48,7 +48,16 @@ func (s *Store) eventListener() pebble.EventListener {
 				zap.String("operation", info.OpType.String()), zap.Int("bytes", info.WriteSize), zap.Duration("took", info.Duration))
 		},
 		FlushBegin: func(pebble.FlushInfo) { s.sizes.flushBegins() },
+		TableCreated: func(info pebble.TableCreateInfo) {
+			if info.Reason != "ingesting" { // those are whole
+				s.outputs.created(info.JobID, info.Path)
+			}
+		},
+		BlobFileCreated:      func(info pebble.BlobFileCreateInfo) { s.outputs.created(info.JobID, info.Path) },
+		BlobFileRewriteBegin: func(info pebble.BlobFileRewriteInfo) { s.outputs.rewriteBegins(info.JobID) },
+		BlobFileRewriteEnd:   func(info pebble.BlobFileRewriteInfo) { s.outputs.ended(info.JobID) },
 		FlushEnd: func(info pebble.FlushInfo) {
+			s.outputs.ended(info.JobID)
 			if info.Err == nil {
 				s.sizes.flushed(info.InputBytes)
 				s.background.failing.Store(false)
@@ -56,6 +65,7 @@ func (s *Store) eventListener() pebble.EventListener {
 			s.debug("flushed", func() string { return info.String() })
 		},
 		CompactionEnd: func(info pebble.CompactionInfo) {
+			s.outputs.ended(info.JobID)
 			if info.Err == nil {
 				s.background.failing.Store(false)
 				s.sizes.resample()

@@ -66,7 +66,7 @@ func openPinned(fs vfs.FS, dir string, opts Options) (_ *Store, err error) {
 	}
 	s := &Store{
 		dir: dir, fs: pinned, disk: newDiskWatch(), logger: zap.NewNop(), metrics: NewMetrics(nil),
-		appliedKey: MetaKey("applied"), write: newGate(), readers: newReaders(), closing: make(chan struct{}), corrupt: opts.Corrupt, pinned: pinned,
+		appliedKey: MetaKey("applied"), write: newGate(), readers: newReaders(), outputs: newOutputs(), closing: make(chan struct{}), corrupt: opts.Corrupt, pinned: pinned,
 	}
 	s.applied.Store(&position{})
 	s.sizes.init()

@@ -92,6 +92,7 @@ type Store struct {
 	// writers and still give up.
 	write      gate
 	readers    *readers
+	outputs    *outputs
 	closing    chan struct{} // closed by Close
 	generation atomic.Uint64
 
@@ -153,7 +154,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	}
 	disk := newDiskWatch()
 	fs = watchedFS{fs, disk}
-	s := &Store{dir: dir, fs: fs, disk: disk, logger: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, failFull: opts.FailFull, broken: make(chan struct{}), appliedKey: MetaKey("applied"), write: newGate(), readers: newReaders(), closing: make(chan struct{})}
+	s := &Store{dir: dir, fs: fs, disk: disk, logger: opts.Logger, metrics: opts.Metrics, failed: opts.Failed, corrupt: opts.Corrupt, failFull: opts.FailFull, broken: make(chan struct{}), appliedKey: MetaKey("applied"), write: newGate(), readers: newReaders(), outputs: newOutputs(), closing: make(chan struct{})}
 	if s.logger == nil {
 		s.logger = zap.NewNop()
 	}
@@ -444,10 +445,17 @@ func (s *Store) Close() error {
 		if s.pinned != nil {
 			defer s.pinned.close()
 		}
-		if err := s.db.Close(); err != nil {
-			return fmt.Errorf("store: close: %w", err)
+		closed := make(chan error, 1)
+		go func() { closed <- s.db.Close() }()
+		select {
+		case err := <-closed:
+			if err != nil {
+				return fmt.Errorf("store: close: %w", err)
+			}
+			return nil
+		case <-s.outputs.stuck:
+			return errors.New("store: close: a file of values that is written anew does not end, for the disk is full or fails")
 		}
-		return nil
 	}
 	s.readers.refuse()
 	if left := s.readers.await(readersEnd); left > 0 {
