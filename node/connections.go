@@ -124,3 +124,15 @@ func (ps *ports) longRefused() func(client net.Addr) {
 		}
 	}
 }
+
+// unread counts calls that were ended since their clients do not take the answers.
+func (ps *ports) unread() func(client net.Addr, bytes int64) {
+	told := new(logsink.Seldom)
+	return func(client net.Addr, bytes int64) {
+		ps.counts.unreadEnded.Inc()
+		if count, due := told.Due(); due {
+			ps.logger.Warn("ended calls whose clients did not take the answers while others waited for room", zap.Int("ended", count),
+				zap.Stringer("remote-addr", client), zap.Int64("answer-bytes", bytes), zap.String("advice", "find out what asks for so much and does not read it"))
+		}
+	}
+}

@@ -21,8 +21,9 @@ type Metrics struct {
 	// About incomplete requests.
 	receivingRefused *prometheus.CounterVec // calls, connections, and connections for their headers
 	receiving        atomic.Pointer[listen.Receiving]
-	long             atomic.Pointer[rpc.Server]
+	calls            atomic.Pointer[rpc.Server] // nil: grpc-go serves them
 	longWait         prometheus.Histogram
+	unreadEnded      prometheus.Counter
 
 	budget prometheus.Gauge     // 0: none
 	shares *prometheus.GaugeVec // of the budget, by part
@@ -83,7 +84,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	})
 	windows := func(of func(used, waiting int64) int64) func() float64 {
 		return func() float64 {
-			if s := m.long.Load(); s != nil {
+			if s := m.calls.Load(); s != nil {
 				return float64(of(s.LongWindows()))
 			}
 			return 0
@@ -94,6 +95,17 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	}, windows(func(used, _ int64) int64 { return used })), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "belay_long_requests_waiting", Help: "Long gRPC requests that wait at their clients until others have ended.",
 	}, windows(func(_, waiting int64) int64 { return waiting })))
+	m.unreadEnded = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "belay_unread_answers_ended_total", Help: "Unary gRPC calls that were ended because their clients did not take the answers while others waited for room.",
+	})
+	r.MustRegister(m.unreadEnded, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "belay_unread_answers_bytes", Help: "Bytes of answers to unary gRPC calls that their clients have not taken yet, and that are reserved for those that are being made.",
+	}, func() float64 {
+		if s := m.calls.Load(); s != nil {
+			return float64(s.UnreadBytes())
+		}
+		return 0
+	}))
 	return m
 }
 

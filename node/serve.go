@@ -436,8 +436,9 @@ func (ps *ports) newCallServer(srv *server.Server) callServer {
 	}
 	opts.LongRefused = ps.longRefused()
 	opts.LongWaited = func(took time.Duration) { ps.counts.longWait.Observe(took.Seconds()) }
+	opts.Unread = ps.unread()
 	calls := rpc.New(opts)
-	ps.counts.long.Store(calls)
+	ps.counts.calls.Store(calls)
 	return calls
 }
 

@@ -162,6 +162,9 @@ type Message interface {
 // Context has the call's metadata and peer. It does not end.
 func (c *Call) Context() context.Context { return c.req.ctx }
 
+// Connection is the same for calls of the same connection, and for no others.
+func (c *Call) Connection() any { return c.c }
+
 // Deadline is the client's; the zero time: it has none.
 func (c *Call) Deadline() time.Time { return c.deadline }
 
@@ -182,20 +185,9 @@ func (c *Call) SetMetadata(header, trailer metadata.MD) {
 	}
 }
 
-// Go has a goroutine answer the call by f, which may wait, unlike a Hot; the server waits for it when
-// it stops. If the client has left already, or the deadline has passed, it returns false, f is not
-// called, and nothing else is due.
-func (c *Call) Go(f func()) bool {
-	st := (*stream)(c)
-	st.c.mu.Lock()
-	defer st.c.mu.Unlock()
-	if st.closed || st.ending {
-		st.release()
-		return false
-	}
-	st.c.s.run(f)
-	return true
-}
+// Go has a goroutine of the server's do f, which may wait, unlike a Hot; the server waits for it when
+// it stops. Nobody may wait for the answer any more: see Ended and Notify.
+func (c *Call) Go(f func()) { c.c.s.run(f) }
 
 // Late reports whether the call's deadline has passed.
 func (c *Call) Late() bool { return !c.deadline.IsZero() && time.Now().After(c.deadline) }

@@ -100,6 +100,8 @@ type conn struct {
 	shrunk   bool // the client must be told that it has size 0
 	pingOwed bool // a frame of a call was sent: the client may ping
 
+	room connRoom // what answers hold
+
 	// What is received.
 	recvWindow int64 // what the client may still send
 	window     int64 // of a stream without a long message, as the client knows it
@@ -132,6 +134,7 @@ type reader struct {
 	blockEnds bool
 	idles     int // of maxIdleFrames
 	prefaced  bool
+	refused   int // calls that refuses refused, since the last pause
 	lastPing  time.Time
 	strikes   int
 }
@@ -180,7 +183,7 @@ func newConn(s *Server, nc net.Conn, p peer.Peer) *conn {
 		recvWindow: connWindow, window: defaultWindow, born: time.Now(),
 	}
 	c.idleSince = c.born
-	c.kept.c, c.long.c = c, c
+	c.kept.c, c.long.c, c.room.c = c, c, c
 	c.ctx = peer.NewContext(context.Background(), &c.peer)
 	if connected := s.opts.Connected; connected != nil {
 		c.ctx, c.ended = connected(c.ctx)
@@ -299,6 +302,10 @@ func (r *reader) read() error {
 	for {
 		if err := c.stall(); err != nil {
 			return err
+		}
+		if r.refused >= manyRefused { // what comes meanwhile waits at the client
+			r.refused = 0
+			time.Sleep(refusedPause)
 		}
 		space := len(buf) - have
 		n, err := c.nc.Read(buf[have:])
@@ -612,6 +619,10 @@ func (r *reader) begin(id uint32, req *request, ends bool) error {
 	case req.refusal != nil && req.refusal.httpStatus != http.StatusMethodNotAllowed:
 		c.refuse(id, req.subtype, req.refusal, !ends)
 		return nil
+	case c.room.refuses():
+		r.refused++
+		c.resetUnknown(id, http2.ErrCodeRefusedStream)
+		return nil
 	case full != 0 && uint32(len(c.streams)) >= full, c.orphans >= maxOrphans:
 		c.resetUnknown(id, http2.ErrCodeRefusedStream)
 		return nil
@@ -636,6 +647,7 @@ func (r *reader) begin(id uint32, req *request, ends bool) error {
 	st := &stream{
 		c: c, id: id, req: req, sendWindow: c.peerWindow, recvWindow: c.window, contentLeft: req.contentLength, cause: context.Canceled,
 	}
+	st.room.st = st
 	if req.timed {
 		st.deadline = time.Now().Add(req.timeout)
 	}
@@ -646,7 +658,7 @@ func (r *reader) begin(id uint32, req *request, ends bool) error {
 		c.finish(st, status.New(codes.Unimplemented, c.s.unknown(req.path)), nil)
 		return nil
 	}
-	if req.called.hot != nil && (req.encoding == "" || req.encoding == encoding.Identity) && c.queued < hotQueueLimit {
+	if req.called.hot != nil && (req.encoding == "" || req.encoding == encoding.Identity) {
 		st.hot = true
 		if req.timed {
 			c.kept.expect(st.deadline)
@@ -660,8 +672,8 @@ func (r *reader) begin(id uint32, req *request, ends bool) error {
 	return nil
 }
 
-// hotQueueLimit bounds the answers that wait for a client's windows, in bytes, while further calls
-// are answered by a Hot, which waits for nobody.
+// hotQueueLimit bounds the answers that wait for a client's windows, in bytes, while further messages
+// are answered by a HotMessage, which waits for nobody.
 const hotQueueLimit = 4 << 20
 
 // maxOrphans is how many handlers may run whose streams are closed. A client that resets its calls
@@ -970,6 +982,7 @@ func (c *conn) closeStream(st *stream) {
 		c.long.ungrant(st)
 	}
 	st.dropReceived()
+	st.room.close()
 	st.dropQueue()
 	if st.ready {
 		st.ready = false

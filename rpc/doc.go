@@ -11,7 +11,7 @@
 //   - What a client can make a connection hold is bounded, whatever it sends and however slowly it
 //     reads: see send.go for what leaves, receiveBudget and long.go for what comes, and the
 //     constants at the top of conn.go for the rest. What long requests of all connections hold is
-//     bounded, too.
+//     bounded, too, and so are unary answers, of calls that ask for room: see room.go.
 //   - A connection ends in an order that clients know: GOAWAY, the calls that are under way, and
 //     with `too_many_pings` for those that ping too often.
 //
@@ -50,6 +50,7 @@
 //	long.go       the windows of long messages, which all connections share
 //	call.go       a call without: Hot, and messages: HotMessage; the deadlines of such calls
 //	send.go       the writer, the windows of what is sent
+//	room.go       the room for answers that clients have not taken
 //	answer.go     the headers of answers
 //	keepalive.go  pings, age, idleness, draining
 //

@@ -252,5 +252,8 @@ func (o *Options) setDefaults() {
 	if o.LongBytes == 0 {
 		o.LongBytes = 192 << 20
 	}
+	if o.AnswerBytes == 0 {
+		o.AnswerBytes = 256 << 20
+	}
 	def(&o.patience, longPatience)
 }

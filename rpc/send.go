@@ -194,6 +194,7 @@ func (c *conn) sendFrame(st *stream) {
 	c.sendWindow -= n
 	c.queued -= int(n)
 	st.queued -= int(n)
+	st.room.take(int(n))
 	c.pingOwed = true
 	if st.queued < queueLimit {
 		signal(st.sendWake)
@@ -237,6 +238,7 @@ func (c *conn) message(st *stream, prefix [prefixBytes]byte, data mem.BufferSlic
 		data.Free()
 		return
 	}
+	st.room.queue(total)
 	st.queue = append(st.queue, mem.SliceBuffer(append([]byte(nil), prefix[:]...)))
 	for _, piece := range data {
 		if piece.Len() > 0 {

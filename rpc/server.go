@@ -48,6 +48,12 @@ type Options struct {
 	// LongRefused is told of a client on whose connection too many long messages wait, so that one is
 	// refused. It must not wait. nil: nobody.
 	LongRefused func(client net.Addr)
+	// AnswerBytes bounds what answers to unary calls of all connections hold, of those that ask for
+	// room, until their clients have taken them [256 MiB]; see Call.Reserve and AwaitRoom.
+	AnswerBytes int64
+	// Unread is told of a client that does not take an answer of so many bytes while others wait for
+	// room, so that its call is ended. It is called with locks held and must not wait. nil: nobody.
+	Unread func(client net.Addr, bytes int64)
 	// MaxHeaderBytes bounds the headers of a call, in the sense of HTTP/2's header list [256 KiB].
 	MaxHeaderBytes int
 	// MaxStreams bounds the open calls of a connection; 0: no bound.
@@ -86,6 +92,7 @@ type DirectCodec interface {
 type Server struct {
 	opts     Options
 	long     *longWindows
+	room     answerRoom
 	methods  map[string]*method  // by path; not changed after the first Serve
 	others   *method             // Options.Unknown; nil: none
 	services map[string]struct{} // the names of the registered ones
@@ -111,6 +118,7 @@ func New(o Options) *Server {
 		opts: o, long: newLongWindows(o.LongBytes, o.patience), methods: make(map[string]*method), services: make(map[string]struct{}), work: make(chan func()), born: time.Now(),
 		listeners: make(map[net.Listener]struct{}), shaking: make(map[net.Conn]struct{}), conns: make(map[*conn]struct{}), quit: make(chan struct{}),
 	}
+	s.room = answerRoom{most: o.AnswerBytes, every: takeInterval, calls: maxWaits, unread: o.Unread, waiting: make(map[*conn]struct{})}
 	if o.Unknown != nil {
 		s.others = &method{stream: &grpc.StreamDesc{Handler: o.Unknown, ClientStreams: true, ServerStreams: true}}
 	}

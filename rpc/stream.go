@@ -64,6 +64,7 @@ type stream struct {
 	queue      mem.BufferSlice
 	offset     int // of the queue's first piece that is sent
 	queued     int // bytes
+	room       callRoom
 	ready      bool
 	next, prev *stream // in conn.ready
 	header     metadata.MD

@@ -57,7 +57,8 @@
 //	codec.go         bytes in and out; wire.go: the messages of puts, gets and watches by hand
 //	authorize.go     rights of callers; rights.go: those of streams that stay open
 //	errors.go        the error table; validate.go: request checks; limits.go: bounds of work
-//	turn.go          reading much in turns; rangereply.go: ranges that are encoded as they are read
+//	turn.go          reading much in turns; rangereply.go: ranges that are encoded as they are read;
+//	                 answerroom.go: which calls ask for room for their answers
 //	kv.go            KV; lease.go: Lease; cluster.go: Cluster; auth.go: Auth
 //	watch.go         Watch; election.go, lock.go: queues
 //	maintenance.go   Maintenance; snapshot.go, defrag.go, hashes.go, quota.go

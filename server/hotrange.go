@@ -1,8 +1,11 @@
 package server
 
 import (
+	"cmp"
+	"container/list"
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -29,6 +32,7 @@ type hotRange struct {
 		Cached(key []byte) (mvcc.RangeResult, bool)
 	}
 	method *methodMetrics
+	reads  coldReads
 }
 
 // hotGet is one such call.
@@ -38,6 +42,9 @@ type hotGet struct {
 	req   pb.RangeRequest
 	bytes int // of the request
 	start time.Time
+	// waits is since when it waits for room, waited how long it did.
+	waits  time.Time
+	waited time.Duration
 }
 
 // serve is a rpc.Hot.
@@ -51,7 +58,7 @@ func (h *hotRange) serve(call *rpc.Call, message []byte) bool {
 	}
 	if g.req.Serializable {
 		if !g.answer(g.start) {
-			call.Go(g.read)
+			g.readLater()
 		}
 		return true
 	}
@@ -80,7 +87,7 @@ func (g *hotGet) passed(err error) {
 		return
 	}
 	if !g.answer(time.Now()) {
-		g.call.Go(g.read)
+		g.readLater()
 	}
 }
 
@@ -88,7 +95,7 @@ func (g *hotGet) passed(err error) {
 func (g *hotGet) failed(err error) {
 	took := time.Since(g.start)
 	g.kv.metrics.observeRequest(kindRange, false, took.Seconds())
-	g.kv.slow.WarnSlowRange(took, 0, &g.req, nil, err)
+	g.kv.slow.WarnSlowRange(took, g.waited, &g.req, nil, err)
 	err = toGRPC(err)
 	if refused := g.begin(); refused != nil {
 		err = refused
@@ -121,19 +128,56 @@ func (g *hotGet) answer(read time.Time) bool {
 	if errors.Is(err, errMustWait) {
 		return false
 	}
-	g.done(resp, err, read)
+	if g.hasRoom(resp) {
+		g.done(resp, err, read)
+	}
 	return true
 }
 
-// read reads what is not in memory, and answers. It may wait, for the disk and for who the caller is.
-func (g *hotGet) read() {
-	if g.call.Late() {
-		g.failed(context.DeadlineExceeded)
+// readLater has a goroutine read, when there is room for what may come.
+func (g *hotGet) readLater() {
+	g.waits = time.Now() // before another goroutine may have it
+	if g.call.Reserve(returnedBytes, g.readAgain) {
+		g.reads.add(g)
+	}
+}
+
+// hasRoom asks for room for an answer. If there is none, it is read again when there is.
+func (g *hotGet) hasRoom(resp *pb.RangeResponse) bool {
+	if resp == nil {
+		return true
+	}
+	size := rangeResponseSize(resp)
+	if size <= rpc.FreeAnswer {
+		return true
+	}
+	g.waits = time.Now() // as in readLater
+	return g.call.Reserve(int64(size), g.readAgain)
+}
+
+// readAgain is readLater for a call that has waited for room.
+func (g *hotGet) readAgain() {
+	g.waited += time.Since(g.waits)
+	g.reads.add(g)
+}
+
+// read reads what is not in memory, and answers. It waits for nothing but the disk.
+func (g *hotGet) read() { g.readFor(g.callers) }
+
+// readFor is read for a caller whom these judge.
+func (g *hotGet) readFor(callers *authorizer) {
+	if err := g.call.Ended(); err != nil || g.call.Late() {
+		g.failed(cmp.Or(err, context.DeadlineExceeded))
 		return
 	}
 	read := time.Now()
-	resp, err := g.readFrom(g.kv.kv, g.kv.callers)
-	g.done(resp, err, read)
+	resp, err := g.readFrom(g.kv.kv, callers)
+	switch {
+	case errors.Is(err, errMustWait): // for who the caller is, which others need not wait for
+		g.call.Go(func() { g.readFor(g.kv.callers) })
+	case g.hasRoom(resp):
+		g.done(resp, err, read)
+	}
 }
 
 // readFrom reads for the caller: after it has been judged, so that rules that let it in let it see
@@ -161,7 +205,7 @@ func (g *hotGet) done(resp *pb.RangeResponse, err error, read time.Time) {
 	took := now.Sub(g.start)
 	k.metrics.observeRange(err == nil, now.Sub(read).Seconds())
 	k.metrics.observeRequest(kindRange, err == nil, took.Seconds())
-	k.slow.WarnSlowRange(took, 0, &g.req, resp, err)
+	k.slow.WarnSlowRange(took, g.waited, &g.req, resp, err)
 	if err == nil {
 		k.headers.fill(resp.Header)
 	}
@@ -189,4 +233,68 @@ func (a *rangeAnswer) AppendTo(b []byte) []byte {
 	b = appendRangeResponse(b, a.resp)
 	filled(b[n:], a.size)
 	return b
+}
+
+// maxColdReads is how many gets read the store at once. Each holds the value that it reads, of which
+// nobody knows beforehand how large it is; for the disk and the processors fewer would do.
+const maxColdReads = 64
+
+// coldReads are the gets that read the store, and those that are to, which take turns by connection.
+type coldReads struct {
+	mu      sync.Mutex
+	readers int                // goroutines
+	waiting map[any]*list.List // of *hotGet, by connection, when there are enough readers
+	turns   list.List          // of the connections in waiting; the first is next
+}
+
+// add has a get read. It does not wait.
+func (c *coldReads) add(g *hotGet) {
+	c.mu.Lock()
+	if c.readers >= maxColdReads {
+		c.push(g)
+		c.mu.Unlock()
+		return
+	}
+	c.readers++
+	c.mu.Unlock()
+	g.call.Go(func() {
+		for g != nil {
+			g.read()
+			g = c.next()
+		}
+	})
+}
+
+// push has a get wait for its turn. REQUIRES: mu.
+func (c *coldReads) push(g *hotGet) {
+	from := g.call.Connection()
+	queue := c.waiting[from]
+	if queue == nil {
+		if queue = list.New(); c.waiting == nil {
+			c.waiting = make(map[any]*list.List)
+		}
+		c.waiting[from] = queue
+		c.turns.PushBack(from)
+	}
+	queue.PushBack(g)
+}
+
+// next is a get that is to read; nil: there is none, and the goroutine that asks ends.
+func (c *coldReads) next() *hotGet {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	turn := c.turns.Front()
+	if turn == nil {
+		c.readers--
+		return nil
+	}
+	queue := c.waiting[turn.Value]
+	g := queue.Remove(queue.Front()).(*hotGet)
+	if queue.Len() > 0 {
+		c.turns.MoveToBack(turn)
+	} else {
+		delete(c.waiting, turn.Value)
+		c.turns.Remove(turn)
+	}
+	return g
 }

@@ -50,6 +50,7 @@ type hotWrite struct {
 	raft     pb.InternalRaftRequest
 	cost     int   // of the request for admission
 	bytes    int   // of the message
+	returns  bool  // it may return values
 	barred   error // why the caller is not let in; nil: it is
 	start    time.Time
 	entered  time.Time // when admission let it in
@@ -124,6 +125,11 @@ func (m *hotMethod) serve(call *rpc.Call, message []byte) bool {
 	if errors.Is(w.barred, errMustWait) {
 		return false
 	}
+	if n := m.kv.returned.foresee(w.req); n > 0 {
+		if w.returns = true; !call.TryReserve(n) {
+			return false
+		}
+	}
 	w.hotMethod, w.call, w.bytes, w.start = m, call, len(message), time.Now()
 	if err := w.propose(); err != nil {
 		w.end(m.none, toGRPC(err))
@@ -194,6 +200,9 @@ func (w *hotWrite) answer() {
 		return
 	}
 	resp := w.result.Response.(answerable)
+	if w.returns {
+		w.kv.returned.had(proto.Size(resp))
+	}
 	w.kv.headers.fill(resp.GetHeader())
 	w.end(resp, nil)
 }

@@ -69,6 +69,9 @@ func (c *calls) interceptUnary(ctx context.Context, req any, info *grpc.UnarySer
 
 	var resp any
 	err := c.beginCall(ctx, m, info.FullMethod, req)
+	if err == nil {
+		err = awaitRoom(ctx, req)
+	}
 	if c.spans != nil {
 		traced, end := c.spans.start(ctx, req)
 		defer end()

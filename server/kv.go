@@ -36,6 +36,7 @@ type kvService struct {
 	maxRequestBytes int
 	life            *lifetime
 	metrics         *Metrics
+	returned        returned
 	pb.UnsafeKVServer
 }
 
@@ -94,6 +95,9 @@ func (k *kvService) rangeLocal(t *turn, r *pb.RangeRequest, to reader) (resp *pb
 	start := time.Now()
 	if !r.Serializable {
 		err = k.barrier(t.Context)
+	}
+	if err == nil {
+		err = t.awaitRoom(r)
 	}
 	if err == nil {
 		read := time.Now()
@@ -156,7 +160,7 @@ func (k *kvService) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse,
 	if err := k.admitPut(r); err != nil {
 		return nil, err
 	}
-	result, err := k.log.propose(ctx, kindPut, &pb.InternalRaftRequest{Put: r}, putCost(r))
+	result, err := k.write(ctx, kindPut, r, &pb.InternalRaftRequest{Put: r}, putCost(r))
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -201,7 +205,7 @@ func (k *kvService) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (
 			return nil, toGRPC(err)
 		}
 	}
-	result, err := k.log.propose(ctx, kindDeleteRange, req, deleteCost(r))
+	result, err := k.write(ctx, kindDeleteRange, r, req, deleteCost(r))
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -255,7 +259,7 @@ func (k *kvService) txn(t *turn, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 			return nil, err
 		}
 	}
-	result, err := k.log.propose(t.Context, kindTxn, req, txnCost(r))
+	result, err := k.write(t.Context, kindTxn, r, req, txnCost(r))
 	if err != nil {
 		return nil, err
 	}
@@ -312,6 +316,9 @@ func (k *kvService) txnLocal(t *turn, r *pb.TxnRequest, nested, serializable boo
 	start := time.Now()
 	if !serializable {
 		err = k.barrier(t.Context)
+	}
+	if err == nil {
+		err = t.awaitRoom(r)
 	}
 	if nested && err == nil {
 		err = k.callers.rules.AlarmRefusal(&pb.InternalRaftRequest{Txn: r})

@@ -292,6 +292,7 @@ func (s *Server) RPCOptions() rpc.Options {
 		Codec: s.calls.codec, Unary: s.calls.interceptUnary, Stream: s.calls.interceptStream,
 		MaxRecvBytes: s.cfg.MaxRequestBytes + recvOverheadBytes, MaxSendBytes: math.MaxInt32,
 		MaxHeaderBytes: maxHeaderBytes, MaxStreams: s.cfg.MaxConcurrentStreams,
+		AnswerBytes:      s.cfg.AnswersBytes,
 		KeepaliveMinTime: s.cfg.KeepaliveMinTime,
 		Keepalive:        keepalive.ServerParameters{Time: s.cfg.KeepaliveInterval, Timeout: s.cfg.KeepaliveTimeout},
 	}

@@ -214,7 +214,7 @@ func (ps *ports) serve(r *relay.Relay, pages pages) {
 
 // rpcOptions are those of Belay's own server, but for what the Relay adds.
 func (ps *ports) rpcOptions(r *relay.Relay) rpc.Options {
-	var waiting logsink.Seldom
+	var waiting, unread logsink.Seldom
 	o := rpc.Options{
 		Credentials: listen.Credentials(),
 		Tap: func(ctx context.Context, method string) error {
@@ -227,6 +227,12 @@ func (ps *ports) rpcOptions(r *relay.Relay) rpc.Options {
 		LongRefused: func(client net.Addr) {
 			if count, due := waiting.Due(); due {
 				ps.logger.Warn("refused calls: too many long requests wait on their connection", zap.Int("refused", count), zap.Stringer("remote-addr", client))
+			}
+		},
+		Unread: func(client net.Addr, bytes int64) {
+			if count, due := unread.Due(); due {
+				ps.logger.Warn("ended calls whose clients did not take the answers while others waited for room", zap.Int("ended", count),
+					zap.Stringer("remote-addr", client), zap.Int64("answer-bytes", bytes))
 			}
 		},
 		KeepaliveMinTime: max(0, ps.o.keepaliveMin),

@@ -193,6 +193,8 @@ func (p *proxy) registerGauges() {
 	}
 	gauge("members", "Members of the cluster that are known, each with one connection.", func() float64 { return float64(len(p.cluster.Members())) })
 	gauge("members_fit", "Members that calls may go to.", func() float64 { return float64(p.cluster.Fit()) })
+	gauge("unread_answers_bytes", "Forwarded answers that clients have not taken yet, and what is reserved for those that are being asked for.",
+		func() float64 { return float64(p.relay.UnreadBytes()) })
 	gauge("connections", "Connections of clients.", func() float64 { return float64(p.ports.clients.Open()) })
 }
 

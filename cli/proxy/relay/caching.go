@@ -15,6 +15,7 @@ import (
 
 	"github.com/belaydb/belay/cli/proxy/cache"
 	"github.com/belaydb/belay/cli/proxy/upstream"
+	"github.com/belaydb/belay/rpc"
 )
 
 // questionTimeout bounds how long a member has for a question of the cache.
@@ -250,6 +251,8 @@ func (c *call) sendCached(a cache.Answer) error {
 	}
 	c.method.counts.sent.Inc()
 	f := &upstream.Frame{Head: a.Head, Body: a.Body}
-	f.Pool = c.ledger.begin(a.Body)
+	if f.Pool = c.ledger.begin(a.Body); f.Pool != nil {
+		rpc.ShareAnswer(c.stream.Context())
+	}
 	return c.stream.SendMsg(f)
 }

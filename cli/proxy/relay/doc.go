@@ -35,6 +35,7 @@
 // member has; caching.go reads that the cache answers, and sending.go what of their answers is under
 // way; watch.go a client's watches; watchhub.go those of one caller, at the cluster; keepalive.go and
 // keephub.go the same for leases; link.go a stream to a member that is kept; hubs.go and outbox.go
-// what both have; methods.go which there are; namespace.go keys; metrics.go counters; payload.go
-// lines for each message; ask.go the proxy's own questions.
+// what both have; room.go room for answers that clients have not read; methods.go which there are;
+// namespace.go keys; metrics.go counters; payload.go lines for each message; ask.go the proxy's own
+// questions.
 package relay

@@ -73,6 +73,7 @@ type hotCall struct {
 	call   *rpc.Call
 	asker  asker
 	frame  upstream.Frame
+	asked  upstream.Request // of the members; set when it is forwarded
 
 	// Of a read that waits in the cache. They belong to the cache's lock: the timer may be over before
 	// it is kept here.
@@ -159,7 +160,11 @@ func (h *hotCall) tooLate() {
 func (h *hotCall) answerCached(a cache.Answer) {
 	h.client.Advance(a.Revision)
 	h.cfg.Metrics.cacheHits.Inc()
-	h.answer(&upstream.Frame{Head: a.Head, Body: a.Body, Pool: h.ledger.begin(a.Body)})
+	f := &upstream.Frame{Head: a.Head, Body: a.Body, Pool: h.ledger.begin(a.Body)}
+	if f.Pool != nil {
+		h.call.Share()
+	}
+	h.answer(f)
 }
 
 // Ended is as in rpc.Ender.
@@ -178,14 +183,16 @@ func (h *hotCall) Ended(cause error) {
 	}
 }
 
-// forward has a goroutine ask a member. It does not wait.
+// forward has a goroutine ask a member, when there is room for the answer. It does not wait.
 func (h *hotCall) forward() {
 	if h.method.full == rangeMethod {
 		h.cfg.Metrics.cacheMisses.Inc()
 	}
-	if !h.call.Go(h.ask) {
-		h.method.counts.ended(codes.Canceled)
+	h.asked = h.method.ask(&h.frame)
+	if n := h.foresee(h.connection, h.method, &h.asked); n > 0 && !h.call.Reserve(n, h.ask) {
+		return
 	}
+	h.call.Go(h.ask)
 }
 
 // timedContext is a context with the deadline of a call, whose connection looks after it: there is
@@ -216,7 +223,10 @@ func (h *hotCall) ask() {
 	if at := h.call.Deadline(); !at.IsZero() {
 		ctx = timedContext{ctx, at}
 	}
-	resp, err := h.cfg.Cluster.Call(ctx, h.client, h.method.ask(&h.frame))
+	resp, done, err := h.askInRoom(ctx)
+	if !done {
+		return
+	}
 	h.call.SetMetadata(passed(resp.Header), passed(resp.Trailer))
 	h.forgetLease(h.method, &h.frame)
 	if err == nil {
@@ -229,6 +239,23 @@ func (h *hotCall) ask() {
 	}
 	h.mu.Unlock()
 	h.fail(err)
+}
+
+// askInRoom asks until there is room for the answer; false: it is asked again when there is.
+func (h *hotCall) askInRoom(ctx context.Context) (resp *upstream.Response, done bool, err error) {
+	h.answers.forwarded.Add(1)
+	defer h.answers.forwarded.Add(-1)
+	for {
+		resp, err = h.cfg.Cluster.Call(ctx, h.client, h.asked)
+		n := h.again(&h.asked, err)
+		if n == 0 {
+			h.answers.had(resp.Frame.Size())
+			return resp, true, err
+		}
+		if !h.call.Reserve(n, h.ask) {
+			return nil, false, nil
+		}
+	}
 }
 
 func (h *hotCall) answer(f *upstream.Frame) {

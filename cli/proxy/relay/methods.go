@@ -45,6 +45,8 @@ const (
 	rangeMethod      = "/etcdserverpb.KV/Range"
 	rangeStream      = "/etcdserverpb.KV/RangeStream"
 	txnMethod        = "/etcdserverpb.KV/Txn"
+	putMethod        = "/etcdserverpb.KV/Put"
+	deleteMethod     = "/etcdserverpb.KV/DeleteRange"
 )
 
 func services() []protoreflect.FullName {

@@ -47,12 +47,28 @@ func eachField(b []byte, each func(number protowire.Number, kind protowire.Type,
 
 const serializableField = 7 // of a RangeRequest
 
-// serializable reports whether a RangeRequest is one. Of a field that comes twice the last one counts.
-func serializable(b []byte) (yes bool) {
+// serializable reports whether a RangeRequest is one.
+func serializable(b []byte) bool { return flagged(b, serializableField) }
+
+// flagged reports whether a message has a flag. Of a field that comes twice the last one counts.
+func flagged(b []byte, flag protowire.Number) (yes bool) {
 	eachField(b, func(number protowire.Number, kind protowire.Type, value []byte) bool {
-		if number == serializableField && kind == protowire.VarintType {
+		if number == flag && kind == protowire.VarintType {
 			v, _ := protowire.ConsumeVarint(value)
 			yes = v != 0
+		}
+		return true
+	})
+	return yes
+}
+
+// ofMany reports whether a RangeRequest is of more than one key.
+func ofMany(b []byte) (yes bool) {
+	const rangeEnd = 2
+	eachField(b, func(number protowire.Number, kind protowire.Type, value []byte) bool {
+		if number == rangeEnd && kind == protowire.BytesType {
+			end, _ := protowire.ConsumeBytes(value)
+			yes = len(end) > 0
 		}
 		return true
 	})

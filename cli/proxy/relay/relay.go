@@ -34,6 +34,9 @@ type Config struct {
 	LogPayloads bool
 	// FragmentBytes is the size from which responses are split for watches that asked for it [2 MiB].
 	FragmentBytes int
+	// UnreadBytes bounds what forwarded answers hold that clients have not read, together, over an
+	// rpc.Server [128 MiB].
+	UnreadBytes int64
 	// Cache, if Bytes is not 0, is what reads are answered from. Prefix is the Namespace.
 	Cache   cache.Config
 	Metrics *Metrics    // [unregistered]
@@ -51,6 +54,7 @@ type Relay struct {
 	watching watching
 	keeping  keeping
 	caching  *caching      // nil: none
+	server   *rpc.Server   // that answers are bounded on; nil: none
 	stopping chan struct{} // closed when the streams that would not end by themselves end
 	stop     func()
 }
@@ -65,6 +69,9 @@ func New(cfg Config) (*Relay, error) {
 	}
 	if cfg.FragmentBytes == 0 {
 		cfg.FragmentBytes = 2 << 20
+	}
+	if cfg.UnreadBytes == 0 {
+		cfg.UnreadBytes = 128 << 20
 	}
 	r := &Relay{cfg: cfg, ns: namespace(cfg.Namespace)}
 	var err error
@@ -105,6 +112,9 @@ func errStopping() error { return status.Error(codes.Unavailable, "belay proxy: 
 // Register has the Relay answer the calls of a server that was made with GRPCOptions, or with
 // RPCOptions' fields.
 func (r *Relay) Register(g grpc.ServiceRegistrar) {
+	if own, ok := g.(*rpc.Server); ok {
+		r.server = own
+	}
 	descs := make(map[string]*grpc.ServiceDesc)
 	for _, m := range r.methods {
 		d := descs[m.service]
@@ -132,7 +142,7 @@ func (r *Relay) handleUnknown(_ any, s grpc.ServerStream) error {
 
 // RPCOptions sets what an rpc.Server for Register must be made with.
 func (r *Relay) RPCOptions(o *rpc.Options) {
-	o.Codec, o.Unknown = upstream.Codec(), r.handleUnknown
+	o.Codec, o.Unknown, o.AnswerBytes = upstream.Codec(), r.handleUnknown, r.cfg.UnreadBytes
 	o.Connected = func(ctx context.Context) (context.Context, func()) {
 		c := r.newConnection()
 		return context.WithValue(ctx, connectionKey{}, c), c.end
@@ -148,9 +158,10 @@ func (r *Relay) GRPCOptions() []grpc.ServerOption {
 
 // A connection is one of a client: what it has seen, and what it is being sent.
 type connection struct {
-	client *upstream.Client
-	ledger *ledger // nil: there is no cache
-	last   asker   // of its reader
+	client  *upstream.Client
+	ledger  *ledger // nil: there is no cache
+	answers answers
+	last    asker // of its reader
 }
 
 type connectionKey struct{}
@@ -303,7 +314,7 @@ func (c *call) one() error {
 			return err
 		}
 	}
-	resp, err := c.cfg.Cluster.Call(c.ctx, c.client, c.method.ask(f))
+	resp, err := c.forward(c.method.ask(f))
 	if len(resp.Header) > 0 {
 		if err := c.stream.SetHeader(passed(resp.Header)); err != nil {
 			return err
@@ -316,6 +327,28 @@ func (c *call) one() error {
 	}
 	c.client.Advance(resp.Frame.Revision())
 	return c.send(&resp.Frame)
+}
+
+// forward asks a member, when there is room for the answer.
+func (c *call) forward(q upstream.Request) (*upstream.Response, error) {
+	ctx := c.stream.Context()
+	if !rpc.HasRoom(ctx) {
+		return c.cfg.Cluster.Call(c.ctx, c.client, q)
+	}
+	for n := c.foresee(c.connection, c.method, &q); ; {
+		if n > 0 {
+			if err := rpc.AwaitRoom(ctx, n); err != nil {
+				return &upstream.Response{}, status.FromContextError(err).Err()
+			}
+		}
+		c.answers.forwarded.Add(1)
+		resp, err := c.cfg.Cluster.Call(c.ctx, c.client, q)
+		c.answers.forwarded.Add(-1)
+		if n = c.again(&q, err); n == 0 {
+			c.answers.had(resp.Frame.Size())
+			return resp, err
+		}
+	}
 }
 
 // forgetLease has no keepalive be answered from what was known of a lease that the call has changed, or

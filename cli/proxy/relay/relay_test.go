@@ -11,6 +11,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -30,6 +31,9 @@ type fake struct {
 	pb.UnimplementedMaintenanceServer
 	address  string
 	revision atomic.Int64
+	// value is what Range and Txn answer with.
+	value atomic.Pointer[[]byte]
+	asked atomic.Int64 // Ranges
 	// will, if not nil, is called for each Put, Txn and RangeStream.
 	will func(ctx context.Context) error
 	away atomic.Bool // LeaseTimeToLive is not answered
@@ -85,7 +89,12 @@ func (f *fake) LeaseTimeToLive(_ context.Context, r *pb.LeaseTimeToLiveRequest) 
 }
 
 func (f *fake) Range(context.Context, *pb.RangeRequest) (*pb.RangeResponse, error) {
-	return &pb.RangeResponse{Header: f.header()}, nil
+	f.asked.Add(1)
+	resp := &pb.RangeResponse{Header: f.header()}
+	if v := f.value.Load(); v != nil {
+		resp.Kvs, resp.Count = []*mvccpb.KeyValue{{Key: []byte("k"), Value: *v}}, 1
+	}
+	return resp, nil
 }
 
 func (f *fake) RangeStream(_ *pb.RangeRequest, s pb.KV_RangeStreamServer) error {
@@ -120,6 +129,12 @@ func overBoth(t *testing.T, test func(t *testing.T, r *served), members ...*fake
 
 func serve(t *testing.T, engine string, members ...*fake) *served {
 	t.Helper()
+	return serveAs(t, engine, Config{Cache: cache.Config{Bytes: 1 << 20, Staleness: time.Second}}, members...)
+}
+
+// serveAs is serve with a Config whose Cluster it sets.
+func serveAs(t *testing.T, engine string, cfg Config, members ...*fake) *served {
+	t.Helper()
 	var endpoints []string
 	for _, m := range members {
 		endpoints = append(endpoints, m.address)
@@ -130,7 +145,8 @@ func serve(t *testing.T, engine string, members ...*fake) *served {
 	}
 	t.Cleanup(cluster.Close)
 	eventually(t, "the members are fit", func() bool { return cluster.Fit() == len(members) })
-	r, err := New(Config{Cluster: cluster, Cache: cache.Config{Bytes: 1 << 20, Staleness: time.Second}})
+	cfg.Cluster = cluster
+	r, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -57,6 +58,8 @@ type Request struct {
 	// Ordered, of a read: a response that is older than what the client had seen when it asked is not
 	// taken.
 	Ordered bool
+	// MaxBytes bounds the response [Config.MaxRecvBytes]; see TooLarge.
+	MaxBytes int64
 	// Fresh, if not nil, makes the request to ask instead when a response was too old.
 	Fresh func() *Frame
 }
@@ -135,12 +138,34 @@ func (s *Set) ask(ctx context.Context, m *Member, serving context.Context, r *Re
 		defer context.AfterFunc(serving, cancel)()
 	}
 	a := &attempt{}
-	err = m.conn.Invoke(context.WithValue(ctx, attemptKey{}, a), r.Method, r.Frame, &resp.Frame, grpc.Header(&resp.Header), grpc.Trailer(&resp.Trailer))
+	opts := append(make([]grpc.CallOption, 0, 3), grpc.Header(&resp.Header), grpc.Trailer(&resp.Trailer))
+	if r.MaxBytes > 0 && r.MaxBytes < int64(s.cfg.MaxRecvBytes) {
+		opts = append(opts, grpc.MaxCallRecvMsgSize(int(r.MaxBytes)))
+	}
+	err = m.conn.Invoke(context.WithValue(ctx, attemptKey{}, a), r.Method, r.Frame, &resp.Frame, opts...)
 	if status.Code(err) == codes.Canceled && caller.Err() == nil && ctx.Err() != nil {
 		err = errLost
 	}
 	return resp, a.sent.Load(), Lost(err)
 }
+
+// TooLarge reports whether an error is that of a response which is larger than a Request's MaxBytes
+// were, and how large it is. Nothing of it was kept.
+func TooLarge(err error, maxBytes int64) (size int64, ok bool) {
+	if maxBytes == 0 || status.Code(err) != codes.ResourceExhausted {
+		return 0, false
+	}
+	var most int64
+	_, err = fmt.Sscanf(status.Convert(err).Message(), tooLarge, &size, &most)
+	// Those who refuse a request that is too long say the same of it, with their own bound.
+	if err != nil || most != maxBytes {
+		return 0, false
+	}
+	return size, true
+}
+
+// tooLarge is what the transport says of a message that is longer than it may be.
+const tooLarge = "grpc: received message larger than max (%d vs. %d)"
 
 // AskAt asks one member for a read, once. serving is the member's, as of OpenAt; the answer has
 // maxBytes at most.

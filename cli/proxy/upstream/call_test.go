@@ -352,3 +352,23 @@ func TestParse(t *testing.T) {
 		}
 	}
 }
+
+// TestTooLarge: only the transport's word for an answer beyond the bound that was given is taken
+// for it.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		err  error
+		want int64
+	}{
+		{nil, 0},
+		{status.Error(codes.ResourceExhausted, "grpc: received message larger than max (70000 vs. 65536)"), 70000},
+		{status.Error(codes.ResourceExhausted, "grpc: received message larger than max (70000 vs. 65537)"), 0},
+		{status.Error(codes.ResourceExhausted, "etcdserver: too many requests"), 0},
+		{status.Error(codes.Unavailable, "grpc: received message larger than max (70000 vs. 65536)"), 0},
+	} {
+		if size, ok := TooLarge(c.err, 65536); size != c.want || ok != (c.want > 0) {
+			t.Errorf("%v: %d, %v", c.err, size, ok)
+		}
+	}
+}
