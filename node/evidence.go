@@ -40,11 +40,14 @@ type witness struct {
 	freeBytes func() (uint64, error)
 	member    // zero before meet
 
-	started   time.Time
-	life      string // of this process
-	ring      *evidence.Ring
-	keeper    *evidence.Keeper // nil: the record is in memory alone
-	links     *evidence.Links
+	started time.Time
+	life    string // of this process
+	ring    *evidence.Ring
+	keeper  *evidence.Keeper // nil: the record is in memory alone
+	links   *evidence.Links
+	// begun is closed when start has made these two: others may ask before, since peers are served
+	// first.
+	begun     chan struct{}
 	sampler   *evidence.Sampler
 	inspector *evidence.Inspector
 	once      sync.Once // last words
@@ -64,7 +67,7 @@ type member struct {
 func (w *witness) meet(m member) { w.member = m }
 
 func newWitness(cfg *Config, logger *zap.Logger, registry *prometheus.Registry, freeBytes func() (uint64, error)) *witness {
-	w := &witness{cfg: cfg, logger: logger, registry: registry, freeBytes: freeBytes, started: time.Now(), ring: evidence.NewRing(0)}
+	w := &witness{cfg: cfg, logger: logger, registry: registry, freeBytes: freeBytes, started: time.Now(), ring: evidence.NewRing(0), begun: make(chan struct{})}
 	w.leader = func() uint64 { return w.replica.Leader() }
 	w.life = strconv.FormatInt(w.started.UnixNano(), 36)
 	w.links = evidence.NewLinks(w.ring, w.ping)
@@ -96,6 +99,23 @@ func (w *witness) start() {
 	})
 	w.links.Start()
 	w.inspector.Start()
+	close(w.begun)
+}
+
+func (w *witness) hasBegun() bool {
+	select {
+	case <-w.begun:
+		return true
+	default:
+		return false
+	}
+}
+
+// caughtUp waits, but not for long, until the ring has what a pause of this process hid.
+func (w *witness) caughtUp(ctx context.Context) {
+	if w.hasBegun() {
+		w.sampler.CaughtUp(ctx)
+	}
 }
 
 func (w *witness) stop() {
@@ -134,7 +154,7 @@ func (w *witness) report(within time.Duration) evidence.Report {
 	if st.Leader != 0 {
 		r.Leader = command.IDText(st.Leader)
 	}
-	if w.inspector != nil {
+	if w.hasBegun() {
 		r.Verdicts, r.Open = w.inspector.Verdicts()
 	}
 	return r
@@ -207,7 +227,7 @@ func (w *witness) register(mux *peers.Mux) {
 		peers.AnswerJSON(rw, evidence.PingAnswer{Life: w.life, NearMiss: w.ring.NearMiss(), Leader: command.IDText(w.leader())})
 	})
 	handle(peers.PathEvents, http.MethodGet, func(rw http.ResponseWriter, r *http.Request, _ uint64) {
-		w.sampler.CaughtUp(r.Context())
+		w.caughtUp(r.Context())
 		peers.AnswerJSON(rw, w.report(evidence.TellWithin))
 	})
 	handle(peers.PathLastWords, http.MethodPost, func(rw http.ResponseWriter, r *http.Request, from uint64) {

@@ -52,6 +52,7 @@ func TestLastWordsAndPings(t *testing.T) {
 	do(http.MethodPost, peers.PathLastWords, "", strings.Repeat("x", 1<<16), http.StatusNoContent) // not at all
 	do(http.MethodGet, peers.PathLastWords, "ab", "", http.StatusMethodNotAllowed)
 	do(http.MethodGet, "/other", "ab", "", http.StatusNotFound)
+	w.caughtUp(t.Context()) // asked for events before it was started, it had a nil pointer
 	var got []string
 	for _, e := range w.ring.Tell(0) {
 		got = append(got, e.Kind+" "+e.Peer+" "+e.Note)
