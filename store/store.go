@@ -77,9 +77,10 @@ type Store struct {
 	broken   chan struct{} // closed when a flush or compaction failed, with failFull
 	why      error         // of that; set before
 
-	background background
-	disk       *diskWatch
-	appliedKey []byte
+	background  background
+	compactions *compactions
+	disk        *diskWatch
+	appliedKey  []byte
 
 	// applied is the last committed batch. It is set after the batch can be read.
 	applied atomic.Pointer[position]
@@ -121,12 +122,19 @@ const (
 	separateBytes = 4 << 10 // values from this size on go to blob files
 	blockBytes    = 16 << 10
 
-	// tableBytes is how large tables get at least before the next one is begun, on the upper levels;
-	// the lower ones have larger ones. A table counts with the values that it points to, and a flush
-	// makes a file of values for each table. With 4 MiB, puts of 100 KB made a file for every ten,
-	// and the making of files was an eighth of their CPU: each costs two syncs, and ext4 looks for an
-	// inode among all that were freed lately.
+	// tableBytes is how large a table of level 0 gets before the next one is begun. A table counts
+	// with the values that it points to, and a flush makes a file of values for each table. With
+	// 4 MiB, puts of 100 KB made a file for every ten, and the making of files was an eighth of their
+	// CPU: each costs two syncs, and ext4 looks for an inode among all that were freed lately.
 	tableBytes = 32 << 20
+
+	// lowTableBytes is the same for the level below; each level has tables of twice the size of those
+	// above it, up to a quarter of a memtable. What they bound is memory: the engine keeps the values
+	// of older versions until the table ends, compressed, but in 32 KiB for each 16 KiB of values.
+	// With tables of 32 MiB, 4,000,000 puts of the same value to 100,000 keys took 800 MB for that.
+	lowTableBytes = 4 << 20
+	// lowTableBytesLeast holds however small memtables are.
+	lowTableBytesLeast = 1 << 20
 
 	// blobDepth is how many files of values the tables of one key may point into, about, before a
 	// compaction copies their values into new files, so that neighbours lie together. The copies cost
@@ -173,6 +181,8 @@ func Open(dir string, opts Options) (*Store, error) {
 	blocks := pebble.NewCache(s.opts.CacheSize)
 	defer blocks.Unref() // the engine has it then
 	s.opts.Cache, s.blocks.cache = blocks, blocks
+	s.compactions = newCompactions()
+	s.opts.Experimental.CompactionScheduler = s.compactions
 	s.blocks.init(s.opts.CacheSize-s.memTableRoom(), s.memTableRoom())
 	before, err := blobsIn(fs, dir)
 	if err != nil {
@@ -233,8 +243,9 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		EventListener:              &listener,
 		Logger:                     pebbleLogger{s.logger},
 	}
-	for i := range o.TargetFileSizes {
-		o.TargetFileSizes[i] = max(tableBytes, int64(4<<20)<<i)
+	o.TargetFileSizes[0] = tableBytes
+	for i := range o.TargetFileSizes[1:] {
+		o.TargetFileSizes[i+1] = max(lowTableBytesLeast, min(lowTableBytes<<i, memTableBytes/4))
 	}
 	// The write-ahead log makes a flushable ingest durable, and there is none: Install must wait
 	// for the manifest.
@@ -407,6 +418,7 @@ func (s *Store) CompactAll(ctx context.Context) error {
 		return err
 	}
 	defer s.readers.leave()
+	defer s.compactions.hurry()()
 	lower, upper := allKeys()
 	if err := s.db.Compact(ctx, lower, upper, true); err != nil {
 		return fmt.Errorf("store: compact: %w", explain(err))
@@ -437,6 +449,9 @@ func (s *Store) Close() error {
 		return nil
 	}
 	close(s.closing)
+	if s.compactions != nil {
+		s.compactions.hurry() // the engine waits for what runs
+	}
 	s.metrics.store.CompareAndSwap(s, nil)
 	s.stopSampling()
 	closeEngine := func() error {
