@@ -79,7 +79,7 @@ func Probe(endpoint string, secured *tls.Config) error {
 			if errors.Is(err, io.EOF) { // so does an etcd's port without TLS
 				see += "; if it does not speak TLS, give it as http://" + address
 			}
-			return &TLSError{fmt.Sprintf("refuses this connection, or this client its certificate: %v (%s)", err, see)}
+			return &TLSError{fmt.Sprintf("cannot be reached by TLS: %v (%s)", err, see)}
 		}
 		return nil
 	}

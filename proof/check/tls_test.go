@@ -898,10 +898,10 @@ func TestCtlSaysWhatIsWrongWithTLS(t *testing.T) {
 		hints []string // the lines, in their order
 	}{
 		{"plain text to TLS", []string{"--endpoints=" + secure.Endpoint(), "get", "a"}, []string{secure.Endpoint() + " speaks TLS: give it as " + https}},
-		{"another authority", []string{"--endpoints=" + https, "--cacert=" + stranger.CA(), "get", "a"}, []string{https + " refuses this connection, or this client its certificate: tls: failed to verify certificate"}},
-		{"no certificate", []string{"--endpoints=" + https, "--cacert=" + a.CA(), "get", "a"}, []string{https + " refuses this connection, or this client its certificate: tls: certificate required"}},
+		{"another authority", []string{"--endpoints=" + https, "--cacert=" + stranger.CA(), "get", "a"}, []string{https + " cannot be reached by TLS: tls: failed to verify certificate"}},
+		{"no certificate", []string{"--endpoints=" + https, "--cacert=" + a.CA(), "get", "a"}, []string{https + " cannot be reached by TLS: tls: certificate required"}},
 		{"a stranger's certificate", []string{"--endpoints=" + https, "--cacert=" + a.CA(), "--cert=" + stranger.Cert("client"), "--key=" + stranger.Key("client"), "get", "a"},
-			[]string{https + " refuses this connection, or this client its certificate: tls:"}},
+			[]string{https + " cannot be reached by TLS: tls:"}},
 		{"one of two is down", []string{"--endpoints=" + plain.Endpoint() + ",127.0.0.1:1", "endpoint", "status"}, []string{"no server at 127.0.0.1:1: connection refused"}},
 		{"as it should be", append(good, "--endpoints="+https, "get", "a"), nil},
 	} {
