@@ -21,8 +21,8 @@ import (
 // for room first, and waits, holding its request alone, while its connection holds as much as it may:
 // connAnswers, or as much as all others leave of three quarters of the room. A connection that holds
 // nothing may have what is left. What calls wait for are other answers, so those that their clients
-// do not take are given up: at once almost when connections wait for each other, later when only
-// calls of the same one wait.
+// do not take are given up: at once almost when connections wait for each other, also of clients that
+// take little; later when only calls of the same one wait, and only if they take nothing.
 //
 // Room is asked for when the size is known, or nearly, and it must not be asked for by a call that
 // holds what others wait for.
@@ -42,11 +42,13 @@ const (
 	// a client that goes on regardless would take a processor with it.
 	manyRefused, refusedPause = 100, 50 * time.Millisecond
 	// While calls wait, they are looked at each roomInterval, and the answers each takeInterval. An
-	// answer has stalled when nothing of it has left since the last look, or its connection has taken
-	// less than slowTaking bytes. stalledLong and stalledShort are how many looks in a row it may.
+	// answer is still when nothing of it has left since the last look, and slow when that is so or its
+	// connection has taken less than slowTaking bytes. It is given up when it has been still at
+	// stillLooks in a row and calls of its connection wait, or slow at slowLooks where all connections
+	// hold too much.
 	roomInterval, takeInterval = 50 * time.Millisecond, time.Second
 	slowTaking                 = 256 << 10
-	stalledShort, stalledLong  = 3, 10
+	slowLooks, stillLooks      = 3, 10
 )
 
 // answerRoom is what unary answers of all connections may hold.
@@ -88,7 +90,8 @@ type callRoom struct {
 	wait     *list.Element // in connRoom.waits; nil: it does not wait
 	shared   bool          // the answer lies in memory that is counted elsewhere
 	seen     int64         // queued at the last look
-	stalls   int           // looks in a row since when the answer has stalled
+	still    int           // looks in a row since which the answer is
+	slow     int           // the same
 }
 
 // UnreadBytes is what answers hold that clients have not taken, and what is reserved for those that
@@ -324,8 +327,16 @@ func (r *connRoom) admit() {
 	}
 }
 
-// look notes which answers have stalled since the last look, and returns these.
-func (r *connRoom) look() (stalled []*callRoom) {
+// countOf is how often in a row something has been so.
+func countOf(so bool, before int) int {
+	if so {
+		return before + 1
+	}
+	return 0
+}
+
+// look notes which answers are still and slow, and returns those that have been slow before.
+func (r *connRoom) look() (waiting []*callRoom) {
 	slow := r.taken-r.seenTaken < slowTaking
 	r.seenTaken = r.taken
 	if r.queued == 0 {
@@ -333,18 +344,17 @@ func (r *connRoom) look() (stalled []*callRoom) {
 	}
 	for _, st := range r.c.streams {
 		call := &st.room
-		switch {
-		case call.queued == 0:
+		if call.queued == 0 {
 			continue
-		case slow || call.queued == call.seen:
-			call.stalls++
-			stalled = append(stalled, call)
-		default:
-			call.stalls = 0
 		}
+		still := call.queued == call.seen
+		call.still, call.slow = countOf(still, call.still), countOf(still || slow, call.slow)
 		call.seen = call.queued
+		if call.slow >= slowLooks {
+			waiting = append(waiting, call)
+		}
 	}
-	return stalled
+	return waiting
 }
 
 // wait has the calls of a connection looked at until none of them waits.
@@ -384,8 +394,8 @@ func (s *Server) lookAtRoom() {
 	}
 }
 
-// giveUp ends the calls whose answers have stalled for too long: of connections with calls that wait,
-// and where all together hold too much those that hold most, until it is half of what they may.
+// giveUp ends the calls whose answers are not taken: of connections with calls that wait, and where all
+// together hold too much those that hold most, until it is half of what they may.
 func (s *Server) giveUp() {
 	s.mu.Lock()
 	conns := slices.Collect(maps.Keys(s.conns))
@@ -401,9 +411,9 @@ func (s *Server) giveUp() {
 		c.mu.Lock()
 		for _, call := range c.room.look() {
 			switch {
-			case c.room.waits.Len() > 0 && call.stalls >= stalledLong:
+			case c.room.waits.Len() > 0 && call.still >= stillLooks:
 				call.giveUp()
-			case pressed && call.stalls >= stalledShort:
+			case pressed:
 				holders = append(holders, holder{call, call.queued})
 			}
 		}

@@ -192,6 +192,39 @@ func TestUnreadAnswersEnd(t *testing.T) {
 	})
 }
 
+// TestSlowAnswersStay: an answer that is taken slowly is not given up because calls of its own
+// connection wait; those are of which nothing is taken.
+func TestSlowAnswersStay(t *testing.T) {
+	t.Parallel()
+	_, s, addr := serveSized(t, roomOptions(), true, time.Hour) // it looks when the test says so
+	r := connect(t, addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	for range 30 {
+		r.ask(mib)
+	}
+	eventually(t, "calls wait", func() bool { return s.room.waits.Load() >= 5 })
+	for range 2 * stillLooks {
+		held := s.UnreadBytes()
+		r.write(r.fr.WriteWindowUpdate(1, 1000))
+		eventually(t, "some of it is taken", func() bool { return s.UnreadBytes() != held })
+		s.giveUp()
+	}
+	r.write(r.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 2 * mib}))
+	reset := 0
+	for id := uint32(1); id < r.next; id += 2 {
+		switch a := r.answer(id); {
+		case a.reset != "":
+			reset++
+		case a.status() != "0 ":
+			t.Errorf("%d: %s", id, a)
+		}
+	}
+	if reset == 0 || r.answers[1].reset != "" {
+		t.Errorf("%d were given up, the first: %q", reset, r.answers[1].reset)
+	}
+	r.nc.Close()
+	empty(t, s)
+}
+
 // TestWaitingCallsEnd: calls that wait for room end when their client takes them back, with their
 // deadlines, and with their connections.
 func TestWaitingCallsEnd(t *testing.T) {
