@@ -94,6 +94,7 @@ func gatewayCommand(use string, stderr io.Writer) *cobra.Command {
 				cfg.Endpoints, cfg.Records = found, records
 			}
 			cfg.Logger = logger.Logger
+			daemon.OutliveLog()
 			g, err := gateway.New(c.Context(), cfg)
 			if err != nil {
 				return err

@@ -25,6 +25,7 @@ import (
 
 // serve runs a proxy until ctx ends or it fails.
 func serve(ctx context.Context, o *options, logger *logsink.Logger) error {
+	daemon.OutliveLog()
 	daemon.LogGRPC(logger.Logger)
 	listen.BoundUnpacking()
 	p, err := start(ctx, o, logger.Logger)
