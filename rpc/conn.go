@@ -982,7 +982,6 @@ func (c *conn) closeStream(st *stream) {
 		c.long.ungrant(st)
 	}
 	st.dropReceived()
-	st.room.close()
 	st.dropQueue()
 	if st.ready {
 		st.ready = false
@@ -998,6 +997,7 @@ func (c *conn) closeStream(st *stream) {
 	if st.cancel != nil {
 		st.cancel()
 	}
+	st.room.close() // a handler that waited for room finds its context at an end
 	signal(st.recvWake)
 	signal(st.sendWake)
 	if len(c.streams) == 0 {

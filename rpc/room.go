@@ -19,7 +19,7 @@ import (
 // none: HTTP/2 lets the server send nothing then, and so it keeps them. (Of a stream only one message
 // is kept; see queueLimit.) So a call that is about to make an answer of more than FreeAnswer asks
 // for room first, and waits, holding its request alone, while its connection holds as much as it may:
-// connAnswers, or as much as all others leave of three quarters of the room. A connection that holds
+// connAnswers, or half of what others leave of three quarters of the room. A connection that holds
 // nothing may have what is left. What calls wait for are other answers, so those that their clients
 // do not take are given up: at once almost when connections wait for each other, also of clients that
 // take little; later when only calls of the same one wait, and only if they take nothing.
@@ -32,21 +32,23 @@ const (
 	// connAnswers is from how many bytes of answers on a connection no others are made for it.
 	connAnswers = 32 << 20
 	// callBytes is about what a call costs that waits, or whose answer does. maxWaits bounds those of
-	// a connection that wait for room, maxAnswers the bytes of answers, many of which ask for none.
-	// Beyond them new calls are refused, as beyond the bound of streams: clients know that they did not
-	// run.
-	callBytes  = 2 << 10
-	maxWaits   = 16384
-	maxAnswers = 4 * connAnswers
+	// a connection that wait for room, maxSmall the bytes of answers that ask for none, of which there
+	// may be many. Beyond them new calls are refused, as beyond the bound of streams: clients know that
+	// they did not run.
+	callBytes = 2 << 10
+	maxWaits  = 16384
+	maxSmall  = 4 * connAnswers
 	// manyRefused is after how many refused calls nothing is read of a connection for a refusedPause:
 	// a client that goes on regardless would take a processor with it.
 	manyRefused, refusedPause = 100, 50 * time.Millisecond
-	// While calls wait, they are looked at each roomInterval, and the answers each takeInterval. An
-	// answer is still when nothing of it has left since the last look, and slow when that is so or its
+	// While calls wait, they are looked at each roomInterval, or roomPause after something became free,
+	// and the answers each takeInterval. An answer is still when nothing of it has left since the last
+	// look, unless it waits for its turn behind others that have, and slow when that is so or its
 	// connection has taken less than slowTaking bytes. It is given up when it has been still at
 	// stillLooks in a row and calls of its connection wait, or slow at slowLooks where all connections
 	// hold too much.
 	roomInterval, takeInterval = 50 * time.Millisecond, time.Second
+	roomPause                  = time.Millisecond
 	slowTaking                 = 256 << 10
 	slowLooks, stillLooks      = 3, 10
 )
@@ -54,11 +56,14 @@ const (
 // answerRoom is what unary answers of all connections may hold.
 type answerRoom struct {
 	most   int64
+	often  time.Duration                     // roomInterval, but in tests
 	every  time.Duration                     // takeInterval, but in tests
 	calls  int                               // maxWaits, but in tests
+	small  int64                             // maxSmall, but in tests
 	unread func(client net.Addr, held int64) // nil: nobody is told
 	held   atomic.Int64                      // queued, and reserved
 	waits  atomic.Int64                      // calls
+	freed  chan struct{}                     // capacity 1: something was given back while calls wait
 
 	mu      sync.Mutex
 	waiting map[*conn]struct{} // connections with calls that wait
@@ -76,9 +81,10 @@ type roomWait struct {
 type connRoom struct {
 	c         *conn
 	queued    int64     // bytes of answers
+	answers   int64     // how many these are
 	reserved  int64     // for calls that are making theirs
 	waits     list.List // of roomWait
-	taken     int64     // bytes that have left the streams' queues, ever
+	taken     int64     // bytes of messages that have left, ever
 	seenTaken int64     // at the last look
 }
 
@@ -156,6 +162,18 @@ func AwaitRoom(ctx context.Context, n int64) error {
 	return ctx.Err()
 }
 
+// ReturnRoom gives back what a handler's call has been given by AwaitRoom, as it goes on to wait for
+// other clients, and holds nothing that it has read.
+func ReturnRoom(ctx context.Context) {
+	if ts, ok := grpc.ServerTransportStreamFromContext(ctx).(*transportStream); ok {
+		st := (*stream)(ts)
+		st.c.mu.Lock()
+		st.room.unreserve()
+		st.c.room.admit()
+		st.c.mu.Unlock()
+	}
+}
+
 // HasRoom reports whether AwaitRoom bounds the answers of a call with this context.
 func HasRoom(ctx context.Context) bool {
 	_, ok := grpc.ServerTransportStreamFromContext(ctx).(*transportStream)
@@ -211,7 +229,7 @@ func (r *callRoom) reserve(n int64) {
 	of := &r.st.c.room
 	r.reserved += n
 	of.reserved += n
-	of.all().held.Add(n)
+	of.all().hold(n)
 }
 
 // unreserve gives back what a call has reserved.
@@ -230,16 +248,17 @@ func (r *callRoom) queue(n int) {
 	if r.shared {
 		n = 0
 	}
+	if r.queued == 0 {
+		r.st.c.room.answers++
+	}
 	r.count(callBytes + int64(n))
 }
 
 // take counts bytes of a stream's queue that go to the client.
 func (r *callRoom) take(n int) {
-	of := &r.st.c.room
-	of.taken += int64(n)
 	if r.queued > callBytes {
 		r.count(-min(int64(n), r.queued-callBytes))
-		of.admit()
+		r.st.c.room.admit()
 	}
 }
 
@@ -249,7 +268,10 @@ func (r *callRoom) close() {
 		r.leave().run()
 	}
 	r.unreserve()
-	r.count(-r.queued)
+	if r.queued > 0 {
+		r.st.c.room.answers--
+		r.count(-r.queued)
+	}
 	r.st.c.room.admit()
 }
 
@@ -260,7 +282,7 @@ func (r *callRoom) count(n int64) {
 	if of.queued += n; r.queued < 0 || of.queued < 0 {
 		panic("rpc: more of the answers was taken than there was")
 	}
-	of.all().held.Add(n)
+	of.all().hold(n)
 }
 
 // leave takes a call out of those that wait.
@@ -292,12 +314,12 @@ func (r *connRoom) all() *answerRoom { return &r.c.s.room }
 // that it gets no more.
 func (r *connRoom) refuses() bool {
 	all := r.all()
-	if r.waits.Len() >= all.calls || r.queued >= maxAnswers {
+	// What asked for room is bounded by that: one long answer is no reason to refuse a watch.
+	small := min(r.queued, r.answers*(FreeAnswer+callBytes))
+	if r.waits.Len() >= all.calls || small >= all.small {
 		return true
 	}
-	// What waits with an answer is bounded otherwise; those are left that wait for room, and the many
-	// that never asked for any.
-	if all.waits.Load()*callBytes < all.most/2 && all.held.Load() < all.most/4*5 || r.queued+int64(r.waits.Len())*callBytes < slowTaking {
+	if all.waits.Load()*callBytes < all.most/2 && all.held.Load() < all.most/4*5 || small+int64(r.waits.Len())*callBytes < slowTaking {
 		return false
 	}
 	all.wait(r.c)
@@ -337,7 +359,7 @@ func countOf(so bool, before int) int {
 
 // look notes which answers are still and slow, and returns those that have been slow before.
 func (r *connRoom) look() (waiting []*callRoom) {
-	slow := r.taken-r.seenTaken < slowTaking
+	took := r.taken - r.seenTaken
 	r.seenTaken = r.taken
 	if r.queued == 0 {
 		return nil
@@ -347,14 +369,21 @@ func (r *connRoom) look() (waiting []*callRoom) {
 		if call.queued == 0 {
 			continue
 		}
-		still := call.queued == call.seen
-		call.still, call.slow = countOf(still, call.still), countOf(still || slow, call.slow)
+		still := call.queued == call.seen && !(st.ready && took > 0)
+		call.still, call.slow = countOf(still, call.still), countOf(still || took < slowTaking, call.slow)
 		call.seen = call.queued
 		if call.slow >= slowLooks {
 			waiting = append(waiting, call)
 		}
 	}
 	return waiting
+}
+
+// hold counts bytes that are held from now on, or, if negative, no more.
+func (r *answerRoom) hold(n int64) {
+	if r.held.Add(n); n < 0 && r.waits.Load() > 0 {
+		signal(r.freed)
+	}
 }
 
 // wait has the calls of a connection looked at until none of them waits.
@@ -371,10 +400,15 @@ func (r *answerRoom) wait(c *conn) {
 // lookAtRoom lets calls in, and gives up answers that are not taken, while calls wait.
 func (s *Server) lookAtRoom() {
 	r := &s.room
-	tick := time.NewTicker(roomInterval)
+	tick := time.NewTicker(r.often)
 	defer tick.Stop()
 	for last := time.Now(); ; {
-		if now := <-tick.C; now.Sub(last) >= r.every {
+		select {
+		case <-tick.C:
+		case <-r.freed:
+			time.Sleep(roomPause) // else it would go through them again and again
+		}
+		if now := time.Now(); now.Sub(last) >= r.every {
 			last = now
 			s.giveUp()
 		}

@@ -277,6 +277,149 @@ func TestTooManyCallsWait(t *testing.T) {
 	empty(t, s)
 }
 
+// TestLongAnswerRefusesNothing: a client that takes a long answer may go on with other calls meanwhile.
+func TestLongAnswerRefusesNothing(t *testing.T) {
+	t.Parallel()
+	_, s, addr := serveSized(t, roomOptions(), true, time.Hour)
+	s.room.small = mib
+	r := connect(t, addr)
+	r.ask(4 * mib)
+	eventually(t, "it waits for its client", func() bool { return s.UnreadBytes() > 3*mib })
+	if a := r.answer(r.ask(1)); a.status() != "0 " {
+		t.Errorf("a small one: %s", a)
+	}
+	if a := r.answer(1); a.status() != "0 " {
+		t.Errorf("the long one: %s", a)
+	}
+	empty(t, s)
+}
+
+// TestStillAnswers: an answer is still when its client takes nothing of it, and not when it waits for
+// its turn behind others that its client takes.
+func TestStillAnswers(t *testing.T) {
+	t.Parallel()
+	_, s, addr := serveSized(t, roomOptions(), true, time.Hour)
+	r := connect(t, addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 16 << 10}) // two are less than the connection's
+	r.ask(mib)
+	r.ask(mib)
+	eventually(t, "it is connected", func() bool { return oneConn(s) != nil })
+	c := oneConn(s)
+	eventually(t, "the windows of both are used up", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		used := 0
+		for _, st := range c.streams {
+			if st.queued > 0 && st.sendWindow == 0 {
+				used++
+			}
+		}
+		return used == 2
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	looked := func(took int64) (still, slow int) {
+		for _, st := range c.streams {
+			st.room.seen = st.room.queued
+			st.room.still, st.room.slow = 0, 0
+		}
+		c.room.seenTaken = c.room.taken - took
+		c.room.look()
+		for _, st := range c.streams {
+			still, slow = still+st.room.still, slow+st.room.slow
+		}
+		return still, slow
+	}
+	expect := func(took int64, still, slow int) {
+		t.Helper()
+		if a, b := looked(took); a != still || b != slow {
+			t.Errorf("%d are still, and %d slow", a, b)
+		}
+	}
+	expect(slowTaking, 2, 2) // the windows are shut
+	for _, st := range c.streams {
+		st.sendWindow = mib
+		c.makeReady(st)
+	}
+	expect(slowTaking, 0, 0)
+	expect(1, 0, 2)
+	expect(0, 2, 2)
+}
+
+// oneConn is the only connection of a server.
+func oneConn(s *Server) *conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		return c
+	}
+	return nil
+}
+
+// TestRoomOfOthers: a call that waits for what other connections hold gets it as soon as they give it
+// back.
+func TestRoomOfOthers(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, hot bool) {
+		o := testOptions()
+		o.AnswerBytes = 8 * mib
+		_, s, addr := serveSized(t, o, hot, time.Hour)
+		s.room.often = time.Hour
+		var holding []*raw
+		for s.UnreadBytes() < o.AnswerBytes {
+			r := connect(t, addr)
+			r.ask(mib)
+			holding = append(holding, r)
+			eventually(t, "it is queued", func() bool { return s.UnreadBytes() > int64(len(holding))*mib*7/8 })
+		}
+		r := connect(t, addr)
+		r.ask(mib)
+		eventually(t, "another one waits", func() bool { return s.room.waits.Load() == 1 })
+		holding[0].answer(1)
+		if a := r.answer(1); a.status() != "0 " {
+			t.Errorf("it got %s", a)
+		}
+	})
+}
+
+// TestReturnRoom: a handler that waits for other clients gives back what it had for what it has read.
+func TestReturnRoom(t *testing.T) {
+	t.Parallel()
+	z := &returner{goOn: make(chan struct{})}
+	s := New(roomOptions())
+	addr := serve(t, s, z)
+	r := connect(t, addr)
+	for range 5 {
+		r.ask(mib)
+	}
+	eventually(t, "they wait", func() bool { return z.waiting.Load() == 5 })
+	if n := s.UnreadBytes(); n != 0 {
+		t.Errorf("they hold %d bytes", n)
+	}
+	close(z.goOn)
+	for id := uint32(1); id < r.next; id += 2 {
+		if a := r.answer(id); a.status() != "0 " {
+			t.Errorf("call %d: %s", id, a)
+		}
+	}
+	empty(t, s)
+}
+
+type returner struct {
+	echo
+	waiting atomic.Int64
+	goOn    chan struct{}
+}
+
+func (z *returner) UnaryCall(ctx context.Context, in *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+	if err := AwaitRoom(ctx, int64(in.GetResponseSize())); err != nil {
+		return nil, err
+	}
+	ReturnRoom(ctx)
+	z.waiting.Add(1)
+	<-z.goOn
+	return &testpb.SimpleResponse{}, nil
+}
+
 // TestSharedAnswers: answers that lie in memory which is counted elsewhere take no room, but that of
 // their calls.
 func TestSharedAnswers(t *testing.T) {

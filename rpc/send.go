@@ -194,6 +194,7 @@ func (c *conn) sendFrame(st *stream) {
 	c.sendWindow -= n
 	c.queued -= int(n)
 	st.queued -= int(n)
+	c.room.taken += n
 	st.room.take(int(n))
 	c.pingOwed = true
 	if st.queued < queueLimit {
@@ -221,6 +222,7 @@ func (st *stream) beginData(prefix [prefixBytes]byte, n int) []byte {
 	total := prefixBytes + n
 	st.sendWindow -= int64(total)
 	c.sendWindow -= int64(total)
+	c.room.taken += int64(total)
 	c.pingOwed = true
 	return append(appendFrame(c.buffer(), total, http2.FrameData, 0, st.id), prefix[:]...)
 }

@@ -118,7 +118,7 @@ func New(o Options) *Server {
 		opts: o, long: newLongWindows(o.LongBytes, o.patience), methods: make(map[string]*method), services: make(map[string]struct{}), work: make(chan func()), born: time.Now(),
 		listeners: make(map[net.Listener]struct{}), shaking: make(map[net.Conn]struct{}), conns: make(map[*conn]struct{}), quit: make(chan struct{}),
 	}
-	s.room = answerRoom{most: o.AnswerBytes, every: takeInterval, calls: maxWaits, unread: o.Unread, waiting: make(map[*conn]struct{})}
+	s.room = answerRoom{most: o.AnswerBytes, often: roomInterval, every: takeInterval, calls: maxWaits, small: maxSmall, unread: o.Unread, freed: make(chan struct{}, 1), waiting: make(map[*conn]struct{})}
 	if o.Unknown != nil {
 		s.others = &method{stream: &grpc.StreamDesc{Handler: o.Unknown, ClientStreams: true, ServerStreams: true}}
 	}

@@ -57,7 +57,11 @@ func mayReturn(req any) int64 {
 		}
 	case *pb.TxnRequest:
 		return txnReturns(r)
-	case *pb.LeaseLeasesRequest, *pb.LeaseTimeToLiveRequest, *pb.AuthUserGetRequest, *pb.AuthUserListRequest, *pb.AuthRoleGetRequest, *pb.AuthRoleListRequest:
+	case *pb.LeaseTimeToLiveRequest:
+		if r.GetKeys() {
+			return freeBytes
+		}
+	case *pb.LeaseLeasesRequest, *pb.AuthUserGetRequest, *pb.AuthUserListRequest, *pb.AuthRoleGetRequest, *pb.AuthRoleListRequest:
 		return freeBytes
 	}
 	return 0

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"sync"
 	"testing"
@@ -12,6 +13,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/rpc"
+	"github.com/belaydb/belay/server/electionpb"
+	"github.com/belaydb/belay/server/lockpb"
 	"github.com/belaydb/belay/state"
 )
 
@@ -90,4 +93,28 @@ func TestUnreadAnswers(t *testing.T) {
 			waitUntil(t, "nothing is held", func() bool { return own.UnreadBytes() == 0 })
 		})
 	}
+}
+
+// TestWaitersHoldNoRoom: calls that wait for other clients hold nothing of the room for answers, or
+// those that they wait for could not read any more.
+func TestWaitersHoldNoRoom(t *testing.T) {
+	t.Parallel()
+	m := newMember(t)
+	own := rpc.New(m.RPCOptions())
+	conn := serveOn(t, own, m.RegisterGRPC)
+	kv, locks, elections := pb.NewKVClient(conn), lockpb.NewLockClient(conn), electionpb.NewElectionClient(conn)
+	const waiters = 5
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	for range 1 + waiters {
+		all.Go(func() { _, _ = locks.Lock(ctx, &lockpb.LockRequest{Name: []byte("l")}) })
+		all.Go(func() { _, _ = elections.Campaign(ctx, &electionpb.CampaignRequest{Name: []byte("e")}) })
+	}
+	waitUntil(t, "all have a place", func() bool {
+		resp, err := kv.Range(t.Context(), &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, CountOnly: true})
+		return err == nil && resp.Count == 2*(1+waiters)
+	})
+	waitUntil(t, "they hold nothing", func() bool { return own.UnreadBytes() == 0 })
+	cancel()
+	all.Wait()
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/belaydb/belay/rpc"
 	"github.com/belaydb/belay/server/electionpb"
 	"github.com/belaydb/belay/watch"
 )
@@ -125,7 +126,8 @@ func (q *queues) awaitTurn(ctx context.Context, prefix, key []byte, rev int64) (
 			return resp.Header, nil
 		}
 		// Waiting for the youngest of the older ones wakes one waiter for each release.
-		ahead := older[0].Key
+		ahead := bytes.Clone(older[0].Key)
+		rpc.ReturnRoom(ctx) // it may be for hours, and others need it to end that
 		err = q.follow(ctx, may, resp.Header.Revision+1, [][]byte{ahead, key}, nil, func(r *watch.Response) error {
 			for _, ev := range r.Events {
 				if ev.Type == mvccpb.Event_DELETE {
