@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -188,6 +189,7 @@ func (h *hotCall) forward() {
 	if h.method.full == rangeMethod {
 		h.cfg.Metrics.cacheMisses.Inc()
 	}
+	h.forwarded.Add(1)
 	h.asked = h.method.ask(&h.frame)
 	if n := h.foresee(h.connection, h.method, &h.asked); n > 0 && !h.call.Reserve(n, h.ask) {
 		return
@@ -206,9 +208,16 @@ func (c timedContext) Deadline() (time.Time, bool) { return c.deadline, true }
 
 // ask asks a member and answers the call.
 func (h *hotCall) ask() {
+	if h.asks() {
+		h.forwarded.Add(-1)
+	}
+}
+
+// asks is ask; false: it is asked again when there is room for the answer.
+func (h *hotCall) asks() bool {
 	if !h.call.Notify(h) { // given up before it was begun: a client may make and reset any number
-		h.fail(status.FromContextError(context.Canceled).Err())
-		return
+		h.fail(status.FromContextError(cmp.Or(h.call.Ended(), context.Canceled)).Err())
+		return true
 	}
 	ctx, cancel := context.WithCancel(h.asker.out)
 	defer cancel()
@@ -218,20 +227,20 @@ func (h *hotCall) ask() {
 	h.mu.Unlock()
 	if cause != nil {
 		h.fail(status.FromContextError(cause).Err())
-		return
+		return true
 	}
 	if at := h.call.Deadline(); !at.IsZero() {
 		ctx = timedContext{ctx, at}
 	}
 	resp, done, err := h.askInRoom(ctx)
 	if !done {
-		return
+		return false
 	}
 	h.call.SetMetadata(passed(resp.Header), passed(resp.Trailer))
 	h.forgetLease(h.method, &h.frame)
 	if err == nil {
 		h.answer(&resp.Frame)
-		return
+		return true
 	}
 	h.mu.Lock()
 	if h.cause != nil {
@@ -239,17 +248,16 @@ func (h *hotCall) ask() {
 	}
 	h.mu.Unlock()
 	h.fail(err)
+	return true
 }
 
 // askInRoom asks until there is room for the answer; false: it is asked again when there is.
 func (h *hotCall) askInRoom(ctx context.Context) (resp *upstream.Response, done bool, err error) {
-	h.answers.forwarded.Add(1)
-	defer h.answers.forwarded.Add(-1)
 	for {
 		resp, err = h.cfg.Cluster.Call(ctx, h.client, h.asked)
 		n := h.again(&h.asked, err)
 		if n == 0 {
-			h.answers.had(resp.Frame.Size())
+			h.answers.had(&h.asked, resp.Frame.Size())
 			return resp, true, err
 		}
 		if !h.call.Reserve(n, h.ask) {

@@ -53,10 +53,12 @@ type Relay struct {
 	floor    *atomic.Int64 // nil: each connection has its own
 	watching watching
 	keeping  keeping
-	caching  *caching      // nil: none
-	server   *rpc.Server   // that answers are bounded on; nil: none
-	stopping chan struct{} // closed when the streams that would not end by themselves end
-	stop     func()
+	caching  *caching    // nil: none
+	server   *rpc.Server // that answers are bounded on; nil: none
+	// forwarded is how many unary calls are, or wait for room to be.
+	forwarded atomic.Int64
+	stopping  chan struct{} // closed when the streams that would not end by themselves end
+	stop      func()
 }
 
 // New makes a Relay.
@@ -335,17 +337,17 @@ func (c *call) forward(q upstream.Request) (*upstream.Response, error) {
 	if !rpc.HasRoom(ctx) {
 		return c.cfg.Cluster.Call(c.ctx, c.client, q)
 	}
+	c.forwarded.Add(1)
+	defer c.forwarded.Add(-1)
 	for n := c.foresee(c.connection, c.method, &q); ; {
 		if n > 0 {
 			if err := rpc.AwaitRoom(ctx, n); err != nil {
 				return &upstream.Response{}, status.FromContextError(err).Err()
 			}
 		}
-		c.answers.forwarded.Add(1)
 		resp, err := c.cfg.Cluster.Call(c.ctx, c.client, q)
-		c.answers.forwarded.Add(-1)
 		if n = c.again(&q, err); n == 0 {
-			c.answers.had(resp.Frame.Size())
+			c.answers.had(&q, resp.Frame.Size())
 			return resp, err
 		}
 	}

@@ -13,7 +13,7 @@ import (
 // member said that it takes. A write cannot be asked again, and has what it mostly needs.
 const (
 	// leastAnswer and mostAnswer are between how many bytes a read gets room for at first: less the
-	// more others have, and the more calls of the same connection are forwarded.
+	// more others have, and the more calls are forwarded, so that all of thousands have some.
 	leastAnswer, mostAnswer = rpc.FreeAnswer, 1 << 20
 	// writtenAnswer is what one gets that may return values.
 	writtenAnswer = 64 << 10
@@ -28,27 +28,28 @@ func (r *Relay) UnreadBytes() int64 {
 	return r.server.UnreadBytes()
 }
 
-// answers is what a connection's forwarded answers were like.
-type answers struct {
-	forwarded atomic.Int64 // calls that are
-	// large is about how large those of reads of many keys are that were larger than what there was
-	// room for, or 0.
-	large atomic.Int64
+// answers is what a connection's forwarded answers were like: about how large those of reads of one
+// key, and of other reads, are that were larger than what there was room for; 0: there were none.
+type answers struct{ one, many atomic.Int64 }
+
+// like is what answers to such a request were like.
+func (a *answers) like(q *upstream.Request) *atomic.Int64 {
+	if q.Method != rangeMethod || ofMany(q.Frame.Head) {
+		return &a.many
+	}
+	return &a.one
 }
 
 // foresee returns for how many bytes room is to be asked for, and has the request bounded by that if
-// it can be asked again.
+// it can be asked again. REQUIRES: the call is among r.forwarded.
 func (r *Relay) foresee(c *connection, m *method, q *upstream.Request) int64 {
 	if !q.Read {
 		return writtenBytes(m, q.Frame.Head)
 	}
 	free := r.cfg.UnreadBytes - r.UnreadBytes()
-	n := min(max(free/64/(1+c.answers.forwarded.Load()), leastAnswer), mostAnswer)
-	if m.full != rangeMethod || ofMany(q.Frame.Head) {
-		n = max(n, c.answers.large.Load())
-	}
-	q.MaxBytes = n
-	return n
+	n := min(max(free/32/r.forwarded.Load(), leastAnswer), mostAnswer)
+	q.MaxBytes = max(n, c.answers.like(q).Load())
+	return q.MaxBytes
 }
 
 // again returns for how many bytes room is to be asked for to ask a request again, whose answer was
@@ -58,15 +59,19 @@ func (c *connection) again(q *upstream.Request, err error) int64 {
 	if !ok {
 		return 0
 	}
-	c.answers.large.Store(size)
+	c.answers.like(q).Store(size)
 	q.MaxBytes = size + size/8 // it may grow meanwhile
 	return q.MaxBytes
 }
 
 // had notes how large an answer was.
-func (a *answers) had(size int) {
-	if large := a.large.Load(); large > 0 && int64(size) < large/4 {
-		a.large.CompareAndSwap(large, large/2)
+func (a *answers) had(q *upstream.Request, size int) {
+	if a.one.Load() == 0 && a.many.Load() == 0 {
+		return
+	}
+	like := a.like(q)
+	if large := like.Load(); large > 0 && int64(size) < large/4 {
+		like.CompareAndSwap(large, large/2)
 	}
 }
 
