@@ -65,9 +65,9 @@
 // Source files: store.go (Store, Open), batch.go, view.go, readers.go, keys.go and format.go
 // (reading, writing, who reads when it is closed, the bytes of keys), snapshot.go (received state,
 // and installing it), size.go, reclaim.go, background.go and disk.go (space, garbage, flushes and
-// compactions, operations on files that hang), compactions.go (when compactions run), marker.go,
-// blobs.go and outputs.go (see above), cache.go (how much the cache of blocks may hold), readonly.go
-// (looking at one), nosync.go, logger.go, metrics.go.
+// compactions, operations on files that hang), marker.go, blobs.go and outputs.go (see above),
+// cache.go (how much the cache of blocks may hold), readonly.go (looking at one), nosync.go,
+// logger.go, metrics.go.
 //
 // What we assume of the disk: a rename, create or link is durable after a sync of the directory;
 // synced bytes stay.

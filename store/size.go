@@ -93,7 +93,6 @@ func (s *Store) takeSample() {
 	defer z.asking.Unlock()
 	next := &sample{written: z.written.Load()}
 	m := s.db.Metrics()
-	s.compactions.note(next.written, int64(m.Levels[0].Sublevels))
 	s.blocks.note(int64(m.MemTable.Size+m.MemTable.ZombieSize), s.memTableRoom())
 	memory := min(max(z.unflushed.Load(), 0), int64(m.MemTable.Size))
 	files := int64(m.BlobFiles.ReferencedValueSize)

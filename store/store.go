@@ -77,10 +77,9 @@ type Store struct {
 	broken   chan struct{} // closed when a flush or compaction failed, with failFull
 	why      error         // of that; set before
 
-	background  background
-	compactions *compactions
-	disk        *diskWatch
-	appliedKey  []byte
+	background background
+	disk       *diskWatch
+	appliedKey []byte
 
 	// applied is the last committed batch. It is set after the batch can be read.
 	applied atomic.Pointer[position]
@@ -181,8 +180,6 @@ func Open(dir string, opts Options) (*Store, error) {
 	blocks := pebble.NewCache(s.opts.CacheSize)
 	defer blocks.Unref() // the engine has it then
 	s.opts.Cache, s.blocks.cache = blocks, blocks
-	s.compactions = newCompactions()
-	s.opts.Experimental.CompactionScheduler = s.compactions
 	s.blocks.init(s.opts.CacheSize-s.memTableRoom(), s.memTableRoom())
 	before, err := blobsIn(fs, dir)
 	if err != nil {
@@ -418,7 +415,6 @@ func (s *Store) CompactAll(ctx context.Context) error {
 		return err
 	}
 	defer s.readers.leave()
-	defer s.compactions.hurry()()
 	lower, upper := allKeys()
 	if err := s.db.Compact(ctx, lower, upper, true); err != nil {
 		return fmt.Errorf("store: compact: %w", explain(err))
@@ -449,9 +445,6 @@ func (s *Store) Close() error {
 		return nil
 	}
 	close(s.closing)
-	if s.compactions != nil {
-		s.compactions.hurry() // the engine waits for what runs
-	}
 	s.metrics.store.CompareAndSwap(s, nil)
 	s.stopSampling()
 	closeEngine := func() error {
