@@ -525,6 +525,8 @@ func (w *world) settle() {
 	if !w.up {
 		w.connect()
 	}
+	// A refusal that was on its way comes now, and nothing is tried for offFor then.
+	end := w.now + offFor + time.Minute
 	for count := 0; ; count++ {
 		w.now += 2 * time.Millisecond
 		if count%20 == 0 {
@@ -534,7 +536,7 @@ func (w *world) settle() {
 				break
 			}
 		}
-		if count > 20000 {
+		if w.now > end {
 			w.t.Fatalf("it does not settle: %d areas, %d waiting", len(w.cache.areas), len(w.waiting))
 		}
 		if w.oneOf(50) {
