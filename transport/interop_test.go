@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io"
 	"math/big"
-	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -34,6 +33,8 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/proof/cluster"
 )
 
 // TestInteropEtcd puts our transport into one raft group with a real etcd: three members, of which
@@ -255,20 +256,13 @@ func testMemberID(url string) uint64 {
 }
 
 func freePorts(t *testing.T, n int) (addrs []string) {
-	for range n {
-		// Below the ephemeral ports: no outgoing connection takes one before etcd does.
-		var ln net.Listener
-		var err error
-		for range 50 {
-			if ln, err = net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10000+mathrand.IntN(10000))); err == nil {
-				break
-			}
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ln.Close()
-		addrs = append(addrs, ln.Addr().String())
+	t.Helper()
+	first, err := cluster.FreePorts(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for port := first; port < first+n; port++ {
+		addrs = append(addrs, fmt.Sprint("127.0.0.1:", port))
 	}
 	return addrs
 }

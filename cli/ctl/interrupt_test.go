@@ -108,8 +108,9 @@ func start(t *testing.T, line string) *running {
 	if err := r.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { r.ended <- r.Wait() }()
-	t.Cleanup(func() { _ = r.Process.Kill() })
+	gone := make(chan struct{})
+	go func() { r.ended <- r.Wait(); close(gone) }()
+	t.Cleanup(func() { _ = r.Process.Kill(); <-gone }) // it may write to its folder until then
 	return r
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -17,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	proof "github.com/belaydb/belay/proof/cluster"
 )
 
 // The test binary, run again with fakeEnv set, is the member: it logs, answers /health and dies as
@@ -377,24 +378,13 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// freePorts finds n consecutive ports that are free now, below the ephemeral ones, which an
-// outgoing connection may take.
 func freePorts(t *testing.T, n int) int {
 	t.Helper()
-	for range 50 {
-		base, free := 10000+rand.IntN(10000-n), true
-		for i := 0; i < n && free; i++ {
-			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+i))
-			if free = err == nil; free {
-				l.Close()
-			}
-		}
-		if free {
-			return base
-		}
+	base, err := proof.FreePorts(n)
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free ports")
-	return 0
+	return base
 }
 
 // A transcript collects output and lets a test wait for a text in it.

@@ -52,8 +52,10 @@ func startFollow(t *testing.T, c *cluster.Cluster, args ...string) *doctorFollow
 	if err := f.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = f.cmd.Process.Kill() }) // an error: it has ended
+	gone := make(chan struct{})
+	t.Cleanup(func() { _ = f.cmd.Process.Kill(); <-gone }) // an error: it has ended
 	go func() {
+		defer close(gone)
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			var r leaderReport
 			if err := json.Unmarshal(lines.Bytes(), &r); err != nil {

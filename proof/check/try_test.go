@@ -57,9 +57,18 @@ func screen(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, stdin io
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
-	t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGTERM) }) // it stops its members; an error: it has ended
+	done, gone := make(chan error, 1), make(chan struct{})
+	go func() { done <- cmd.Wait(); close(gone) }()
+	t.Cleanup(func() {
+		// It stops its members, which write to folders of the test until then; an error: it has ended.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-gone:
+		case <-time.After(90 * time.Second):
+			_ = cmd.Process.Kill()
+			t.Errorf("goes on after SIGTERM:\n%s", out)
+		}
+	})
 	return cmd, stdin, out, done
 }
 

@@ -8,9 +8,9 @@
 // The package promises:
 //   - a member's process never outlives the process that started it (Linux:
 //     it is killed with its parent);
-//   - a port handed out here is not handed out twice by one process, and is
-//     outside of the range from which Linux takes ports for outgoing
-//     connections, so that a restarted member finds its port free;
+//   - a port handed out here is not handed out twice, to no process of this
+//     user, and is outside of the range from which Linux takes ports for
+//     outgoing connections, so that a restarted member finds its port free;
 //   - every wait has a deadline, and ends early when the process has exited;
 //   - all output of a member goes to one file, across restarts.
 //
@@ -18,6 +18,7 @@
 // Start, Stop and Kill of one member are not called at the same time.
 //
 // Files: cluster.go (processes), parent_linux.go and parent_other.go (no process outlives us),
-// port.go, certs.go (an authority), build.go (programs under test), usage.go (what a process cost:
-// CPU, memory, bytes written), table.go (rows of the tables that harnesses print).
+// port.go, lock_unix.go and lock_other.go (one process at a time is given ports), certs.go (an
+// authority), build.go (programs under test), usage.go (what a process cost: CPU, memory, bytes
+// written), table.go (rows of the tables that harnesses print).
 package cluster
