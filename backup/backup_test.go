@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -436,7 +437,7 @@ func TestRetention(t *testing.T) {
 		all = append(all, full, m.save(d, full, h*hour+60, true))
 	}
 	gone := func(r Retention, now int) (text string) {
-		for _, e := range load(t, d).expired(r, "", at(now)) {
+		for _, e := range load(t, d).expired(r, "", at(now), 1000*time.Hour) {
 			for i, known := range all {
 				if known.Name == e.Name {
 					text += fmt.Sprint(i, " ")
@@ -477,19 +478,66 @@ func TestRetention(t *testing.T) {
 		}
 	}
 	c = load(t, d)
-	if e := c.expired(r, "00000000000000a1", at(1)); len(e) != 1 || !strings.HasSuffix(e[0].Name, "a1") {
+	if e := c.expired(r, "00000000000000a1", at(1), 1000*time.Hour); len(e) != 1 || !strings.HasSuffix(e[0].Name, "a1") {
 		t.Errorf("%v goes", e)
 	}
-	if e := c.expired(Retention{}, "00000000000000a1", at(25*hour)); len(e) != 2 {
+	if e := c.expired(Retention{}, "00000000000000a1", at(25*hour), 1000*time.Hour); len(e) != 2 {
 		t.Errorf("after a day %v goes", e)
 	}
-	for _, e := range c.expired(r, "00000000000000a1", at(100*hour)) {
+	for _, e := range c.expired(r, "00000000000000a1", at(100*hour), 1000*time.Hour) {
 		if err := remove(t.Context(), d, c.Cluster, e); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if got := states(load(t, d)); got != "good;good;" {
 		t.Error(got)
+	}
+}
+
+// A clock that is wrong costs no backup: one that is years ahead ages them by a step, and what was
+// made by it takes nobody's place when the clock is right again.
+func TestRetentionByAWrongClock(t *testing.T) {
+	t.Parallel()
+	const hour, years = 3600, 80 * 365 * 24 * 3600
+	c := &Catalog{}
+	add := func(second int) *Entry {
+		e := &Entry{Name: at(second).UTC().Format(nameTime) + "-full", Manifest: &Manifest{Kind: Full, Time: at(second)}, State: Proved}
+		c.Entries = append(c.Entries, e)
+		return e
+	}
+	gone := func(second int) (names []string) {
+		s := Settings{Every: time.Hour, Retention: Retention{For: 48 * time.Hour, Least: 1}}
+		for _, e := range c.expired(s.Retention, "", at(second), s.agingStep()) {
+			names = append(names, e.Name)
+		}
+		return names
+	}
+	for h := range 48 {
+		add(h * hour)
+	}
+	if names := gone(47 * hour); len(names) != 0 {
+		t.Errorf("%v goes, and is not 48 hours old", names)
+	}
+	if names := gone(years); len(names) > 6 {
+		t.Errorf("with a clock that is 80 years ahead, %d of 48 backups go at once", len(names))
+	}
+	if names := gone(-years); len(names) != 0 {
+		t.Errorf("with a clock that is 80 years behind, %v goes", names)
+	}
+	wrong := add(years) // and one is made by it
+	if names := gone(years + 60); len(names) > 6 {
+		t.Errorf("with a backup by that clock, %d of 49 go at once", len(names))
+	}
+	c.Entries = []*Entry{c.Entries[0], wrong} // the clock is right again, long after
+	newest := add(1000 * hour)
+	if names := gone(1001 * hour); slices.Contains(names, newest.Name) || slices.Contains(names, wrong.Name) {
+		t.Errorf("%v goes, of which one is the last good backup, or ahead of the clock", names)
+	}
+	for h := range 60 {
+		add((1001 + h) * hour)
+	}
+	if names := gone(1060 * hour); !slices.Contains(names, c.Entries[0].Name) || !slices.Contains(names, newest.Name) {
+		t.Errorf("only %v goes: the oldest is 1,060 hours old", names)
 	}
 }
 

@@ -537,7 +537,7 @@ func (m *Maker) verify(ctx context.Context, name string) (out Outcome, err error
 // clean removes what may go. What cannot be removed is tried again next time.
 func (m *Maker) clean(ctx context.Context, r Retention) {
 	gone := map[*Entry]bool{}
-	for _, e := range m.catalog.expired(r, fmt.Sprintf("%016x", m.env.Member), time.Now()) {
+	for _, e := range m.catalog.expired(r, fmt.Sprintf("%016x", m.env.Member), time.Now(), m.s.agingStep()) {
 		if err := remove(ctx, m.env.Depot, m.catalog.Cluster, e); err != nil {
 			m.env.Logger.Warn("cannot remove an old backup", zap.String("backup", e.Name), zap.String("to", m.env.Depot.String()), zap.Error(err))
 			break

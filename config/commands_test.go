@@ -128,7 +128,7 @@ func outcomeOf(code int, said, dir string) (result string, warned []string) {
 		case l.Level == "fatal":
 			result = l.Msg
 		case l.Level == "warn" && !slices.ContainsFunc([]string{"Running http and grpc", "'data-dir' was empty", "it isn't recommended to use default name",
-			"flag has no effect in Belay", "feature gate has no effect in Belay", "unknown --metrics", "--auto-compaction-retention with",
+			"flag has no effect in Belay", "flags have no effect without", "feature gate has no effect in Belay", "unknown --metrics", "--auto-compaction-retention with",
 			"--unsafe-no-fsync is set", "Detected that checkpointing", "scheme is"}, func(s string) bool { return strings.HasPrefix(l.Msg, s) }):
 			warned = append(warned, l.Msg)
 		}

@@ -280,6 +280,9 @@ func (c *Config) Validate() error {
 	if err := c.Backup.Check(); err != nil {
 		return err
 	}
+	if c.CorruptCheckTime < 0 { // etcd panics
+		return fmt.Errorf("--corrupt-check-time must be 0, for never, or more (set to %v)", c.CorruptCheckTime)
+	}
 	if c.MaxLearners < 0 {
 		return fmt.Errorf("--max-learners must not be negative (set to %d)", c.MaxLearners)
 	}

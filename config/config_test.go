@@ -98,6 +98,7 @@ func failures() []failing {
 		{name: "bad bool", args: args("--pre-vote=maybe"), code: 2, want: `invalid boolean value "maybe" for -pre-vote: parse error`},
 		{name: "bad duration", args: args("--warning-apply-duration=5"), code: 2, want: `invalid value "5" for flag -warning-apply-duration: parse error`},
 		{name: "bad streams", args: args("--max-concurrent-streams=-1"), code: 2, want: `invalid value "-1" for flag -max-concurrent-streams: strconv.ParseUint: parsing "-1": invalid syntax`},
+		{name: "negative check", args: args("--corrupt-check-time=-5s"), code: 1, want: `--corrupt-check-time must be 0, for never, or more (set to -5s)`},
 		{name: "bad state", args: args("--initial-cluster-state=bad"), code: 2, want: `invalid value "bad" for flag -initial-cluster-state: invalid value`},
 		{name: "bad fallback", args: args("--discovery-fallback=bad"), code: 2, want: `invalid value "bad" for flag -discovery-fallback: invalid value`},
 		{name: "no scheme", args: args("--listen-client-urls=foo"), code: 2, want: `invalid value "foo" for flag -listen-client-urls: URL scheme must be http, https, unix, or unixs: foo`},
@@ -367,6 +368,17 @@ func TestWarnings(t *testing.T) {
 	}
 	if o := load(t, Etcd, nil, "--backend-batch-limit=5"); !o.ok || !o.has("warn", "flag has no effect in Belay - ignoring") {
 		t.Error("a flag without effect is taken without a word")
+	}
+	const idle = "flags have no effect without another one"
+	for _, args := range []string{"--backup-interval=5m", "--backup-keep=3 --backup-to=", "--log-rotation-config-json={}", "--distributed-tracing-address=h:1", "--discovery-srv-name=n"} {
+		if o := load(t, Belay, nil, strings.Fields(args)...); !o.ok || !o.has("warn", idle) {
+			t.Errorf("%s is taken without a word", args)
+		}
+	}
+	for _, args := range []string{"--backup-interval=5m --backup-to=/b", "--backup-to=/b", "--backup-to="} {
+		if o := load(t, Belay, nil, strings.Fields(args)...); !o.ok || o.has("warn", idle) {
+			t.Errorf("%s is warned of", args)
+		}
 	}
 	if o := load(t, Etcd, nil, "--listen-client-urls=http://1.2.3.4:1"); !o.has("warn", "advertise client URLs are not set") {
 		t.Error("one warning is missing")

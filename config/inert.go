@@ -61,6 +61,23 @@ func ignoredFlags() []string {
 	}
 }
 
+// dependent says of which flags the others of a group have no effect: a member that is told how often
+// to make backups, and not where, makes none.
+func dependent() []dependence {
+	return []dependence{
+		{"backup-to", "backup-", "no backups are made", func(c *Config) bool { return c.Backup.To != "" }},
+		{"enable-log-rotation", "log-rotation-", "the log is not rotated", func(c *Config) bool { return c.LogRotation }},
+		{"enable-distributed-tracing", "distributed-tracing-", "nothing is traced", func(c *Config) bool { return c.Tracing }},
+		{"discovery-srv", "discovery-srv-name", "DNS is not asked", func(c *Config) bool { return c.DiscoverySRV != "" }},
+	}
+}
+
+type dependence struct {
+	on, prefix string // the flag, and how the names of those begin that depend on it
+	so         string
+	set        func(*Config) bool
+}
+
 // deprecated are flags for which etcd logs a warning when they are given.
 func deprecated() map[string]string {
 	return map[string]string{

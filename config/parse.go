@@ -298,6 +298,17 @@ func (p *parser) warn() {
 				zap.String("reason", "etcd ignores it since version 2"))
 		}
 	}
+	for _, d := range dependent() {
+		var idle []string
+		for _, name := range slices.Sorted(maps.Keys(p.cfg.Explicit)) {
+			if name != d.on && strings.HasPrefix(name, d.prefix) {
+				idle = append(idle, name)
+			}
+		}
+		if len(idle) > 0 && !d.set(p.cfg) {
+			p.logger.Warn("flags have no effect without another one", zap.Strings("flags", idle), zap.String("without", d.on), zap.String("so", d.so))
+		}
+	}
 	for _, g := range p.cfg.gatesWithoutEffect() {
 		p.logger.Warn("feature gate has no effect in Belay - ignoring",
 			zap.String("feature-gate", g.name), zap.Bool("value", p.cfg.Gates[g.name]), zap.String("reason", g.reason))

@@ -308,6 +308,9 @@ func (j *joiner) askMember(ctx context.Context, m *command.Member, path string, 
 		if err == nil {
 			return nil
 		}
+		if errors.Is(err, context.Canceled) {
+			return err // nobody waits for it any more: another member has answered
+		}
 		j.logger.Warn("failed to reach the peer URL", zap.String("address", u+path), zap.String("remote-member-id", command.IDText(m.ID)), zap.Error(err))
 		last = err
 	}

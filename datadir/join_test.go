@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/peers"
@@ -104,6 +105,22 @@ func TestIdentify(t *testing.T) {
 	reset()
 	if got, err := n.Identify(t.Context()); err != nil || len(got.Members) != 3 {
 		t.Errorf("with others that were found: %+v, %v", got, err)
+	}
+}
+
+// A question that nobody waits for any more, since another member has answered, is no member that
+// cannot be reached.
+func TestCancelledQuestionIsNoFailure(t *testing.T) {
+	core, logs := observer.New(zap.DebugLevel)
+	j := &joiner{client: http.DefaultClient, logger: zap.New(core), timeout: time.Minute}
+	m := &command.Member{ID: 7, PeerURLs: []string{"http://127.0.0.1:1"}}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := j.askMember(ctx, m, peers.PathVersion, nil); !errors.Is(err, context.Canceled) || logs.Len() != 0 {
+		t.Errorf("%v; logged %v", err, logs.All())
+	}
+	if err := j.askMember(t.Context(), m, peers.PathVersion, nil); err == nil || logs.FilterMessage("failed to reach the peer URL").Len() != 1 {
+		t.Errorf("%v; logged %v", err, logs.All())
 	}
 }
 

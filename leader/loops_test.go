@@ -3,10 +3,12 @@ package leader
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -391,5 +393,27 @@ func TestObserveAlarms(t *testing.T) {
 	if !slices.Equal(o.left, []uint64{77}) || !o.active || !o.itself || o.freeKnown || !o.rewriting || !o.leads ||
 		o.total != 3 || o.inUse != 2 || o.quota != 800 || o.minFree != 100 || o.now != now {
 		t.Fatalf("%+v", o)
+	}
+}
+
+// A data directory that is removed or moved under a running member is told of once, and when it is
+// back; a file system that cannot be asked says nothing of the kind.
+func TestGoneDirectoryIsToldOfOnce(t *testing.T) {
+	core, logs := observer.New(zap.InfoLevel)
+	var err error
+	s := NewSpace(SpaceConfig{
+		MemberID: 1, Alarms: &alarms{}, Leads: func() bool { return false }, Rewriting: func() bool { return false }, DataDir: "/data",
+		Free: func() (uint64, error) { return 1000, err }, Size: func() (int64, int64) { return 0, 0 }, Logger: zap.New(core),
+	})
+	gone := fmt.Errorf("free space of /data: %w", syscall.ENOENT)
+	for _, err = range []error{nil, gone, gone, errors.New("no answer"), gone, nil, nil} {
+		s.observe(time.Unix(1000, 0))
+	}
+	var told []string
+	for _, e := range logs.All() {
+		told = append(told, e.Level.String()+" "+strings.SplitN(e.Message, ";", 2)[0])
+	}
+	if want := []string{"error the data directory is not there any more", "info the data directory is there again"}; !slices.Equal(told, want) {
+		t.Errorf("%q, want %q", told, want)
 	}
 }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"math"
+	"os"
 	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/internal/show"
@@ -66,6 +68,7 @@ type Space struct {
 	cfg       SpaceConfig
 	room      room        // of Run's goroutine
 	proposing atomic.Bool // an alarm is being raised or disarmed in the background
+	gone      bool        // of Run's goroutine: the data's directory is not there any more
 }
 
 // NewSpace makes it; until Run only Exceeded raises alarms.
@@ -124,6 +127,7 @@ func (s *Space) observe(now time.Time) space {
 	if o.freeKnown = err == nil; o.freeKnown && s.cfg.Seen != nil {
 		s.cfg.Seen(o.free)
 	}
+	s.tellGone(err)
 	o.total, o.inUse = s.cfg.Size()
 	o.active, o.itself = s.cfg.Alarms.Alarm(pb.AlarmType_NOSPACE, s.cfg.MemberID)
 	if !s.cfg.Alarms.AlarmActive(pb.AlarmType_NOSPACE) {
@@ -135,6 +139,26 @@ func (s *Space) observe(now time.Time) space {
 		}
 	}
 	return o
+}
+
+// tellGone says once that the data's directory was removed or moved under the running member. Such
+// a member goes on until it needs a new file, and what it acknowledges until then may end with it.
+func (s *Space) tellGone(err error) {
+	switch gone := errors.Is(err, os.ErrNotExist); {
+	case gone && !s.gone:
+		s.cfg.Logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Error("the data directory is not there any more; this member will stop when it needs a new file, and what it acknowledges until then may be lost with it",
+			append(s.directories(), zap.Error(err),
+				zap.String("what-to-do", "put the directory back if it was moved or unmounted; if it was removed, replace this member, or save its data elsewhere before it stops if it is the only one"))...)
+	case !gone && s.gone && err == nil:
+		s.cfg.Logger.Info("the data directory is there again", s.directories()...)
+	}
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		s.gone = err != nil
+	}
+}
+
+func (s *Space) directories() []zap.Field {
+	return []zap.Field{zap.String("data-dir", s.cfg.DataDir), zap.String("wal-dir", s.cfg.WALDir)}
 }
 
 // room is the state between two observations.

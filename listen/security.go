@@ -105,18 +105,42 @@ func NewSecurity(info TLSInfo, opts SecurityOptions) (*Security, error) {
 		server.NextProtos = opts.Protocols
 	}
 	s.copies = &copies{}
-	if info.TrustedCAFile != "" {
-		if s.cas, err = newAuthorities(info.TrustedCAFile, func(err error) {
-			s.logger.Warn("failed to read the certificates of authorities; those known before are still trusted",
-				zap.String("trusted-ca-file", info.TrustedCAFile), zap.Error(err))
-		}); err != nil {
-			return nil, err
-		}
+	if err := s.trust(info.TrustedCAFile); err != nil {
+		return nil, err
 	}
 	if info.CRLFile != "" {
 		s.revoked = &revocations{path: info.CRLFile}
 	}
 	return s, nil
+}
+
+// NewTrust is a side that presents no certificate and listens on no TLS: what its flags name is whom
+// it trusts when it dials. So is a member whose own TLS somebody else terminates. Only ClientConfig
+// is of use.
+func NewTrust(info TLSInfo, logger *zap.Logger) (*Security, error) {
+	if logger == nil {
+		logger = zap.NewNop()
+	}
+	info.Logger = logger
+	client, err := info.ClientConfig()
+	if err != nil {
+		return nil, err
+	}
+	client.MinVersion, client.MaxVersion, client.CipherSuites = max(info.MinVersion, tls.VersionTLS12), info.MaxVersion, info.CipherSuites
+	s := &Security{server: &tls.Config{MinVersion: tls.VersionTLS12}, client: client, copies: &copies{}, logger: logger}
+	return s, s.trust(info.TrustedCAFile)
+}
+
+// trust reads the file of authorities, and again when it changes; "": there is none.
+func (s *Security) trust(file string) (err error) {
+	if file == "" {
+		return nil
+	}
+	s.cas, err = newAuthorities(file, func(err error) {
+		s.logger.Warn("failed to read the certificates of authorities; those known before are still trusted",
+			zap.String("trusted-ca-file", file), zap.Error(err))
+	})
+	return err
 }
 
 // WantsCertificates reports whether clients must present a certificate from a given authority.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strconv"
 	"sync/atomic"
@@ -39,6 +40,9 @@ func (n *Node) makeBackups() error {
 	}
 	disk, scratch := n.cfg.paths().Member, filepath.Join(n.cfg.paths().Member, scratchFolder)
 	if s.ScratchDir != "" {
+		if err := os.MkdirAll(s.ScratchDir, 0o700); err != nil { // no backup could be called good
+			return fmt.Errorf("--backup-scratch-dir: %w", err)
+		}
 		disk, scratch = s.ScratchDir, filepath.Join(s.ScratchDir, fmt.Sprintf("%s-%016x", scratchFolder, n.id.Member))
 	}
 	turns := backupTurns{own: n.id.Member, members: n.state.Members, client: n.transport.Client, urls: n.peerURLs}

@@ -135,7 +135,7 @@ func (o *opening) log() (err error) {
 	opts.Applied, _ = n.store.Applied()
 	opts.Released = func(ms []*raftpb.Message) { n.replica.Released(ms) }
 	opts.Failed = func(err error) {
-		n.fail(fmt.Errorf("the raft log in %s cannot be written: %w. The member stops; nothing acknowledged is lost. Check the disk, then start it again", dir, err))
+		n.fail(fmt.Errorf("the raft log in %s cannot be written: %w. The member stops; %s", dir, err, store.AfterFailure(err, n.cfg.FS, dir)))
 	}
 	if n.log, err = raftlog.Open(dir, opts); err != nil {
 		return err

@@ -63,7 +63,7 @@ func Heal(ctx context.Context, cfg Config, found error, others []string) error {
 		return err
 	}
 	defer n.ports.close()
-	n.dialing.security = n.ports.peerSecurity
+	n.dialing.security = n.ports.toPeers
 	initial := n.cfg.InitialCluster
 	if n.cfg.Seeds != nil {
 		if seeds, err := n.cfg.Seeds(ctx); err == nil {

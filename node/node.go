@@ -119,7 +119,7 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.ports.listen(); err != nil {
 		return nil, err
 	}
-	n.dialing.security = n.ports.peerSecurity
+	n.dialing.security = n.ports.toPeers
 	n.certificates = newCertificates(map[string]*listen.Security{"client": n.ports.clientSecurity, "peer": n.ports.peerSecurity}, n.logger, n.metrics.notAfter)
 	n.certificates.look(time.Now())
 	n.words.sayConfig()

@@ -62,6 +62,7 @@ type ports struct {
 	metrics []*port
 
 	peerSecurity   *listen.Security // nil: no TLS
+	toPeers        *listen.Security // how peers are dialed; nil: without a certificate, to whom the system trusts
 	clientSecurity *listen.Security
 
 	memory  *listen.Memory   // where the gateway reaches grpc
@@ -188,6 +189,9 @@ func (ps *ports) listenPeers() (err error) {
 	if err != nil {
 		return err
 	}
+	if ps.toPeers, err = ps.dialing(); err != nil {
+		return err
+	}
 	for _, u := range ps.cfg.ListenPeerURLs {
 		if u.Scheme == "http" {
 			if !ps.cfg.PeerTLS.Empty() {
@@ -211,6 +215,23 @@ func (ps *ports) listenPeers() (err error) {
 		}
 	}
 	return nil
+}
+
+// dialing is the security of connections to other members: that of the peer port, or of a file of
+// authorities alone, as a member has one whose own TLS somebody else terminates.
+func (ps *ports) dialing() (*listen.Security, error) {
+	info := ps.cfg.PeerTLS
+	if ps.peerSecurity != nil || info.TrustedCAFile == "" {
+		return ps.peerSecurity, nil
+	}
+	if err := listen.Restrict(&info, ps.cfg.CipherSuites, ps.cfg.TLSMinVersion, ps.cfg.TLSMaxVersion); err != nil {
+		return nil, err
+	}
+	s, err := listen.NewTrust(info, ps.logger)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", forPeers().files(info), err)
+	}
+	return s, nil
 }
 
 // warnOfOpenPeerPort logs what a peer port means that asks members for no certificate.

@@ -2,11 +2,15 @@ package node
 
 import (
 	"context"
+	"encoding/pem"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -84,6 +88,33 @@ func TestUnusableCertificate(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v\nwant %q in it", err, want)
 			}
+		}
+	}
+}
+
+// A member whose peer port has no TLS of its own, since somebody terminates it, trusts the
+// authorities that its flag names when it dials the others, as etcd does.
+func TestPeersAreTrustedByTheirAuthorityAlone(t *testing.T) {
+	other := httptest.NewTLSServer(http.NotFoundHandler())
+	defer other.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ file, want string }{
+		{ca, ""}, {"", "unknown authority"}, {ca + ".missing", "--peer-trusted-ca-file=" + ca + ".missing"},
+	} {
+		ps := &ports{portsEnv: portsEnv{cfg: &Config{Settings: Settings{Ports: Ports{PeerTLS: listen.TLSInfo{TrustedCAFile: tc.file}}}}, logger: zap.NewNop()}}
+		err := ps.listenPeers()
+		if err == nil {
+			d := &dialing{logger: zap.NewNop(), security: ps.toPeers}
+			var answer *http.Response
+			if answer, err = d.client(time.Minute).Get(other.URL); err == nil {
+				err = answer.Body.Close()
+			}
+		}
+		if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+			t.Errorf("with --peer-trusted-ca-file=%q: %v, want %q", tc.file, err, tc.want)
 		}
 	}
 }

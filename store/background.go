@@ -44,7 +44,9 @@ func (s *Store) backgroundError(err error) {
 	}
 	if full := errors.Is(err, syscall.ENOSPC); !full && !pebble.IsCorruptionError(err) && !errors.Is(err, errBlobDamaged) && s.failed != nil {
 		if s.background.stopped.CompareAndSwap(false, true) {
-			go s.failed(fmt.Errorf("store: a flush or compaction failed, and a write that failed is not tried again: %w; check the disk under %s, then start the member again: nothing acknowledged is lost", err, s.dir))
+			go func() {
+				s.failed(fmt.Errorf("store: a flush or compaction failed, and a write that failed is not tried again: %w; %s", err, AfterFailure(err, s.fs, s.dir)))
+			}()
 		}
 		return
 	}
@@ -56,6 +58,26 @@ func (s *Store) backgroundError(err error) {
 	s.background.lastLogged.Store(&now)
 	s.logger.Warn("a flush or compaction of the store failed and will be tried again",
 		zap.Error(oneLine{explain(err)}), zap.String("dir", s.dir), zap.Int64("further-failures", s.background.suppressed.Swap(0)))
+}
+
+// AfterFailure says what to do about a member that stops because err kept it from writing in dir. If
+// dir itself is gone, nobody may be told that nothing is lost, nor to start again, which would make
+// an empty member. It looks only then: a disk that fails may hang.
+func AfterFailure(err error, fs vfs.FS, dir string) string {
+	if isNotExist(err) && gone(fs, dir) {
+		return adviceGone(dir)
+	}
+	return fmt.Sprintf("check the disk under %s, then start the member again: nothing acknowledged is lost", dir)
+}
+
+func gone(fs vfs.FS, dir string) bool {
+	_, err := fs.Stat(dir)
+	return isNotExist(err)
+}
+
+func adviceGone(dir string) string {
+	return dir + " is not there any more: it was removed, moved or unmounted while the member ran. Put it back before the member starts again. " +
+		"If it is lost, replace the member (belay ctl member replace), or restore a backup if it was the only one"
 }
 
 // pacedFS makes the engine wait before it creates a file while its flushes or compactions fail.

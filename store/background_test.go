@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -133,6 +136,35 @@ func TestFailedDisk(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestDirectoryGone: whose directory was removed while it ran is not told that nothing is lost, nor to
+// start again.
+func TestDirectoryGone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "store")
+	failed := make(chan error, 10)
+	s, err := Open(dir, Options{Failed: func(err error) { failed <- err }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	b := s.NewBatch(1, 1)
+	if err := errors.Join(b.Set(MetaKey("k"), []byte("v")), b.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.FreeBytes(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the free space of a directory that is gone: %v", err)
+	}
+	if _, _, err := s.AsyncFlush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	err = <-failed
+	if text := err.Error(); !strings.Contains(text, dir+" is not there any more") || strings.Contains(text, "nothing acknowledged is lost") {
+		t.Errorf("told %v", err)
+	}
 }
 
 // TestFlushBesideWriterThatWaits: a disk that stalls for so long that writers wait for it holds up

@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
@@ -14,7 +17,11 @@ func isNotExist(err error) bool { return errors.Is(err, os.ErrNotExist) }
 
 // pebbleLogger takes the engine's own words. What an operator should see comes as an event instead
 // (eventListener).
-type pebbleLogger struct{ logger *zap.Logger }
+type pebbleLogger struct {
+	logger *zap.Logger
+	fs     vfs.FS
+	dir    string
+}
 
 func (l pebbleLogger) Infof(format string, args ...any) {
 	if l.logger.Core().Enabled(zap.DebugLevel) {
@@ -27,14 +34,19 @@ func (l pebbleLogger) Errorf(format string, args ...any) {
 }
 
 // Fatalf is for errors after which the engine cannot go on, such as a failed write of its manifest:
-// the process ends. The raft log has everything that was not flushed.
+// the process ends. The raft log has everything that was not flushed. The engine passes the error's
+// text only.
 func (l pebbleLogger) Fatalf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if !l.logger.Core().Enabled(zap.FatalLevel) { // zap would end the process without a word
 		panic("store: " + text)
 	}
 	// Without a stack, which tells an operator nothing.
-	l.logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel)).Fatal("the storage engine cannot go on; check the disk, then start the member again: nothing acknowledged is lost",
+	plain := l.logger.WithOptions(zap.AddStacktrace(zapcore.InvalidLevel))
+	if strings.Contains(text, syscall.ENOENT.Error()) && gone(l.fs, l.dir) {
+		plain.Fatal("the storage engine cannot go on; its directory is gone", zap.String("what-to-do", adviceGone(l.dir)), zap.String("reason", text))
+	}
+	plain.Fatal("the storage engine cannot go on; check the disk, then start the member again: nothing acknowledged is lost",
 		zap.String("reason", text))
 	panic("store: " + text)
 }

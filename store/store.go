@@ -238,7 +238,7 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 		MaxOpenFiles:               maxOpenFiles,
 		MaxManifestFileSize:        opts.manifestBytes,
 		EventListener:              &listener,
-		Logger:                     pebbleLogger{s.logger},
+		Logger:                     pebbleLogger{s.logger, s.fs, s.dir},
 	}
 	o.TargetFileSizes[0] = tableBytes
 	for i := range o.TargetFileSizes[1:] {

@@ -293,6 +293,9 @@ func within(logger *logsink.Logger, end func()) bool {
 
 // failStart is fail for a member that could not start.
 func failStart(program config.Program, cfg *config.Config, logger *logsink.Logger, stderr io.Writer, err error) int {
+	if program != config.Etcd {
+		err = datadir.Denied(err)
+	}
 	var failed *discovery.Error
 	if errors.As(err, &failed) {
 		logger.Warn("failed to bootstrap; discovery token was already used",
