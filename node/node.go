@@ -88,7 +88,8 @@ type Node struct {
 	serving  chan struct{} // closed when gRPC clients are let in
 	stop     chan struct{} // closed when Stop begins
 	stopOnce sync.Once
-	removed  sync.Once // a peer has said it
+	removed  sync.Once   // a peer has said it
+	gone     atomic.Bool // as removed
 }
 
 // ErrRemoved ends a member that was removed from its cluster.
@@ -317,6 +318,7 @@ func (n *Node) toldRemoved(err error) {
 	n.replica.ToldRemoved()
 	n.removed.Do(func() {
 		n.words.sayRemoved()
+		n.gone.Store(true)
 		time.AfterFunc(n.cfg.electionTimeout(), func() { n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) })
 	})
 }
@@ -450,7 +452,11 @@ func (n *Node) Stop() {
 		n.words.sayStop("closing etcd server")
 		n.witness.lastWords(evidence.Stopping, "asked to stop")
 		handedOver := n.handOver()
-		n.ports.stopClients(n.server)
+		patience := gracefulStop
+		if n.gone.Load() {
+			patience = 0 // what waits for the cluster's answer would wait in vain
+		}
+		n.ports.stopClients(n.server.Stop, patience, n.replica.Stop)
 		if handedOver {
 			n.seeOthersFollow()
 		}

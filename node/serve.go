@@ -502,28 +502,39 @@ func (ps *ports) served(err error) {
 	ps.failed(fmt.Errorf("listener failed: %w", err))
 }
 
-// stopClients lets open calls end, but not for longer than gracefulStop.
-func (ps *ports) stopClients(srv *server.Server) {
+// lastAnswers bounds how long calls that were given up may take to be answered.
+const lastAnswers = 500 * time.Millisecond
+
+// stopClients lets open calls end, but not for longer than patience. Then giveUp has those that wait
+// end with an error that says so, which a connection that breaks would not tell.
+func (ps *ports) stopClients(endStreams func(), patience time.Duration, giveUp func()) {
 	if ps.grpc == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), gracefulStop)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for _, p := range ps.clients {
 		p.close()
 	}
+	late, end := context.WithTimeout(context.Background(), patience+lastAnswers)
+	defer end()
 	var ending sync.WaitGroup
 	for _, s := range ps.http[len(ps.peers):] {
-		ending.Go(func() { _ = s.Shutdown(ctx) }) // late calls are closed with the ports
+		ending.Go(func() { _ = s.Shutdown(late) }) // later calls are closed with the ports
 	}
 	ending.Go(ps.grpc.GracefulStop)
 	stopped := make(chan struct{})
 	go func() { ending.Wait(); close(stopped) }()
-	srv.Stop() // ends streams that would never end by themselves
+	endStreams() // that would never end by themselves
 	select {
 	case <-stopped:
 	case <-ctx.Done():
-		ps.grpc.Stop()
+		go giveUp() // a disk that hangs may keep it waiting
+		select {
+		case <-stopped:
+		case <-late.Done():
+			ps.grpc.Stop()
+		}
 	}
 	if ps.overHTTP != nil {
 		ps.overHTTP.Stop()

@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"encoding/pem"
+	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -12,8 +14,12 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/belaydb/belay/listen"
 )
@@ -139,6 +145,41 @@ func TestCertificatesThatNoPortUses(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), "--cert-file="+missing) {
 		t.Errorf("with a port for metrics over TLS: %v", err)
+	}
+}
+
+// A call that cannot end before the member stops is answered, and its client need not guess from a
+// connection that breaks.
+func TestLateCallsAreAnswered(t *testing.T) {
+	begun, given := make(chan struct{}), make(chan struct{})
+	s := grpc.NewServer(grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
+		close(begun)
+		<-given
+		return rpctypes.ErrGRPCStopped
+	}))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	c, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	answered := make(chan error, 1)
+	go func() {
+		answered <- c.Invoke(t.Context(), "/etcdserverpb.KV/Put", &pb.PutRequest{}, &pb.PutResponse{}, grpc.WaitForReady(true))
+	}()
+	<-begun
+	ps := &ports{grpc: s}
+	ps.stopClients(func() {}, 0, func() { close(given) })
+	if err := <-answered; !errors.Is(err, rpctypes.ErrGRPCStopped) {
+		t.Errorf("the call ended with %v", err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }
 
