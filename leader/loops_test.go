@@ -52,6 +52,34 @@ func (e expired) Expired(int) (uint64, []lease.ID)             { return 2, e.ids
 func (e expired) Checkpoints(int) (uint64, []lease.Checkpoint) { return 0, nil }
 func (e expired) Noted([]lease.Checkpoint, bool)               {}
 
+// promoted is a lease table that notes by how much a promotion extends.
+type promoted struct {
+	expired
+	extend time.Duration
+	done   context.CancelFunc
+}
+
+func (p *promoted) Promote(_ uint64, extend time.Duration) bool {
+	p.extend = extend
+	p.done()
+	return true
+}
+
+// quick is a leader with a short election timeout.
+type quick struct{ leading }
+
+func (quick) ElectionTimeout() time.Duration { return 50 * time.Millisecond }
+
+// The leader before may have had a longer one, and answers renewals for up to lease.Overlap.
+func TestPromotionExtendsByOverlap(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	p := &promoted{done: cancel}
+	NewExpiry(ExpiryConfig{MemberID: 1, Raft: &quick{leading{term: 2, leads: true}}, Leases: p, MayNote: func() bool { return false }}).Run(ctx)
+	if p.extend < lease.Overlap {
+		t.Errorf("each lease lives %v longer, want %v at least", p.extend, lease.Overlap)
+	}
+}
+
 // A leader that comes back from a stall finds leases expired; another leads by
 // now, or the same one in a later term, before the table has heard.
 func TestNoRevocationByAFormerLeader(t *testing.T) {

@@ -17,9 +17,10 @@
 //	                    +---------+---------------+---------------------+
 //	attachment          key: (lease id, user key), no value
 //
-// The TTL is stored as requested; the minimum (a local setting that follows the election timeout)
-// is applied where it is used. Attachments live only in the store, so a lease with a million keys
-// costs no memory.
+// The TTL is stored as the entry has it; the minimum (a local setting that follows the election
+// timeout) is applied where it is used. Who proposes a grant raises it to its own minimum before, so
+// that a leader with a shorter one keeps to what the client is told. Attachments live only in the
+// store, so a lease with a million keys costs no memory.
 //
 // The tables in memory change at once, the batch a moment later. Both follow from a committed
 // entry, so the difference looks like an answer that came a moment earlier or later.
@@ -39,7 +40,8 @@
 // # TTLs over elections
 //
 // A new leader cannot know which leases were renewed a moment before the old one died, so it gives
-// each the full TTL (or what a checkpoint left of it) and one election timeout. With nothing else,
+// each the full TTL (or what a checkpoint left of it) and one election timeout, or Overlap if that is
+// longer. With nothing else,
 // frequent changes of leader would keep dead leases alive for ever. So Checkpoints reports leases
 // that nobody has renewed for half their TTL, or for the interval if that is shorter; a live client
 // renews after a third and costs no entry. If a renewed lease has a checkpoint, an entry must clear

@@ -10,6 +10,12 @@ import (
 // checkpointMinTTL is the shortest TTL in seconds for which a checkpoint is worth an entry.
 const checkpointMinTTL = 5
 
+// Overlap is how much longer than it has left a new primary lets each lease live, at least. The leader
+// before, which may not know that it was replaced, answers renewals for that long at most after the
+// election of the next: both sides hold to it whatever election timeout their members were given, since
+// during a rolling change of that flag these differ.
+const Overlap = time.Second
+
 // Checkpoint is what is left of one lease's TTL.
 type Checkpoint struct {
 	ID        ID
@@ -106,9 +112,9 @@ func (t *Table) Primary() (term uint64, ok bool) {
 }
 
 // Promote makes this member primary for a term that it leads. Each lease gets what was left of it
-// plus extend (an election timeout); where more leases would expire in a second than may be revoked
-// in one, they are spread. It returns false, and does nothing, if this term or a later one was
-// demoted already.
+// plus extend (an election timeout, and Overlap at least); where more leases would expire in a second
+// than may be revoked in one, they are spread. It returns false, and does nothing, if this term or a
+// later one was demoted already.
 func (t *Table) Promote(term uint64, extend time.Duration) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -185,6 +185,9 @@ func (t *Table) Reload(r store.Reader) error {
 	return nil
 }
 
+// MinTTL is Options.MinTTL.
+func (t *Table) MinTTL() int64 { return t.opts.MinTTL }
+
 // Grant adds a lease and returns its TTL, which is at least MinTTL.
 func (t *Table) Grant(b *store.Batch, id ID, ttl int64) (granted int64, err error) {
 	switch {

@@ -35,9 +35,7 @@ type leaseService struct {
 	metrics *Metrics
 	logger  *zap.Logger
 
-	// confirmed is when the read barrier that last proved leadership was begun. One that is younger
-	// than half of electionTimeout, which must not be longer than the group's, is as good as
-	// another.
+	// confirmed is when the read barrier that last proved leadership was begun, see confirmedFor.
 	confirmed       atomicTime
 	electionTimeout time.Duration
 	pb.UnsafeLeaseServer
@@ -50,6 +48,8 @@ func (l *leaseService) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) 
 	if err := l.callers.authorizeUser(ctx); err != nil {
 		return nil, toGRPC(err)
 	}
+	// The entry has what the answer will say: another leader may have a shorter minimum.
+	r.TTL = max(r.TTL, l.leases.MinTTL())
 	for r.ID == 0 {
 		r.ID = int64(l.nextID() & math.MaxInt64)
 	}
@@ -307,9 +307,9 @@ func (l *leaseService) awaitApplied(ctx context.Context) error {
 // while still believes that it leads when it resumes, and would answer renewals that its successor
 // does not know.
 //
-// A quorum that answered a read barrier begun at time t elects nobody else
-// before t plus one election timeout (CheckQuorum and PreVote see to that), so
-// one barrier each half election timeout is enough for all renewals between.
+// A read barrier that was begun at time t and succeeded proves that no other leader was elected before
+// t. One that is elected after it gives each lease lease.Overlap more than it has left, at least, so one
+// barrier each confirmedFor is enough for all renewals between.
 //
 // It does not wait for longer than this member leads: a barrier outlives a change of leader, and
 // without a quorum waits for its whole timeout, while the caller could ask the next leader.
@@ -349,8 +349,13 @@ func (l *leaseService) confirmLeadership(ctx context.Context) error {
 
 // confirmedAt reports whether leadership, if this member leads, needs no barrier now.
 func (l *leaseService) confirmedAt(now time.Time) bool {
-	return now.Sub(l.confirmed.load()) < l.electionTimeout/2
+	return now.Sub(l.confirmed.load()) < l.confirmedFor()
 }
+
+// confirmedFor is how long a barrier proves enough. Half of lease.Overlap is left for what the way of an
+// answer takes. Leaders of other versions, and etcd's, give one election timeout of their own, which
+// is this member's as a rule.
+func (l *leaseService) confirmedFor() time.Duration { return min(l.electionTimeout, lease.Overlap) / 2 }
 
 // renewNow is renewHere where nothing has to be waited for; false: something has, or it cannot be
 // done. Then renewHere is to be called.

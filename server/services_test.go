@@ -36,6 +36,7 @@ import (
 	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/server/lockpb"
 	"github.com/belaydb/belay/state"
+	"github.com/belaydb/belay/store"
 )
 
 func (m *member) checkHeader(h *pb.ResponseHeader, rev int64) {
@@ -575,6 +576,40 @@ func TestRenewalNeedsConfirmedLeadership(t *testing.T) {
 	m.replica.set(func(r *solo) { r.barrierErr, r.leader = nil, 2 })
 	if _, err := m.Server.lease.renewHere(t.Context(), 7); err != lease.ErrNotPrimary {
 		t.Fatalf("error %v, want %v", err, lease.ErrNotPrimary)
+	}
+}
+
+// The proof of leadership does not last longer for a member with a long election timeout: the next leader
+// may have a short one, and gives each lease lease.Overlap more than it has left, no matter which.
+func TestRenewalUnderLongElectionTimeout(t *testing.T) {
+	m := newMember(t, func(c *Config, _ *state.Config) { c.ElectionTimeout = 50 * time.Second })
+	_, err := m.lease.LeaseGrant(t.Context(), &pb.LeaseGrantRequest{ID: 7, TTL: 100})
+	must(t, err)
+	must(t, m.Server.lease.confirmLeadership(t.Context()))
+	m.replica.set(func(r *solo) { r.barrierErr = replica.ErrTimeout })
+	m.Server.lease.confirmed.store(time.Now().Add(-lease.Overlap))
+	if _, ok := m.Server.lease.renewNow(7); ok {
+		t.Error("renewed at once, although another member may lead")
+	}
+	if _, err := m.Server.lease.renewHere(t.Context(), 7); err != lease.ErrNotPrimary {
+		t.Errorf("error %v, want %v", err, lease.ErrNotPrimary)
+	}
+}
+
+// What a client is told of the TTL of its lease holds on a leader with a shorter minimum, too.
+func TestGrantedTTLHoldsElsewhere(t *testing.T) {
+	var st *store.Store
+	m := newMember(t, func(c *Config, s *state.Config) {
+		leases, err := lease.Open(c.Store, lease.Options{MinTTL: 15})
+		must(t, err)
+		st, c.Leases, s.Leases = c.Store, leases, leases
+	})
+	granted, err := m.lease.LeaseGrant(t.Context(), &pb.LeaseGrantRequest{ID: 7, TTL: 5})
+	must(t, err)
+	other, err := lease.Open(st, lease.Options{MinTTL: 2})
+	must(t, err)
+	if info, _ := other.Lookup(7); granted.TTL != 15 || info.TTL != granted.TTL {
+		t.Errorf("the client was told %d s, a member with another minimum has %d s", granted.TTL, info.TTL)
 	}
 }
 
