@@ -164,7 +164,8 @@ func (a *applier) applyBatch() {
 	a.work.applying.start()
 	results := a.cfg.State.Apply(a.batch)
 	a.work.applying.stop()
-	a.nowApplied(a.batch[len(a.batch)-1].Index)
+	last := &a.batch[len(a.batch)-1] // lastIndex and lastTerm may be those of a change that follows
+	a.nowApplied(last.Index, last.Term)
 	for i, p := range a.waiting {
 		if p != nil {
 			a.waiters.finish(p.id, results[i], nil)
@@ -179,10 +180,10 @@ func (a *applier) applyBatch() {
 
 // nowApplied publishes the applied index. It is called before any result is delivered: a caller
 // with a result may expect a read on this member to show it.
-func (a *applier) nowApplied(index uint64) {
+func (a *applier) nowApplied(index, term uint64) {
 	a.pub.applied.Store(index)
 	a.reads.advance(index)
-	a.cfg.Log.SetSnapshotMeta(index, a.lastTerm, a.cfg.State.ConfState())
+	a.cfg.Log.SetSnapshotMeta(index, term, a.cfg.State.ConfState())
 }
 
 // applyChange applies one member change: the state machine judges it, raft
@@ -213,7 +214,7 @@ func (a *applier) applyChange(e *raftpb.Entry) bool {
 	a.work.applying.start()
 	applied.result = a.cfg.State.ApplyChange(entry)
 	a.work.applying.stop()
-	a.nowApplied(entry.Index)
+	a.nowApplied(entry.Index, entry.Term)
 	if a.cfg.MembersChanged != nil && entry.Refused == nil {
 		a.cfg.MembersChanged()
 	}
@@ -278,7 +279,7 @@ func (a *applier) installSnapshot(s *raftpb.Snapshot, install func() error) erro
 		}
 		a.lastIndex, a.lastTerm = index, term
 		a.pub.raiseFlushed(index)
-		a.nowApplied(index)
+		a.nowApplied(index, term)
 		a.waiters.window.restart()
 		if a.cfg.MembersChanged != nil {
 			a.cfg.MembersChanged()

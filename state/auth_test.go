@@ -1,13 +1,18 @@
 package state
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/belaydb/belay/command"
 )
@@ -188,5 +193,50 @@ func TestWritersOfALease(t *testing.T) {
 				t.Errorf("restarts %v: step %d, %v: %q, not %q", restarts, i, s.r, text, s.want)
 			}
 		}
+	}
+}
+
+// Who reads the keys of a snapshot that was installed is judged by the rules that came with it, from the
+// first moment on: they may have taken a right away.
+func TestSnapshotBringsRulesBeforeKeys(t *testing.T) {
+	from := newRig(t, Config{})
+	from.Apply(from.next(
+		&pb.InternalRaftRequest{AuthUserAdd: &pb.AuthUserAddRequest{Name: "root", HashedPassword: "cm9vdA=="}},
+		&pb.InternalRaftRequest{AuthUserGrantRole: &pb.AuthUserGrantRoleRequest{User: "root", Role: "root"}},
+		&pb.InternalRaftRequest{AuthEnable: &pb.AuthEnableRequest{}},
+	))
+	if !from.Policy().Enabled() {
+		t.Fatal("users are not on")
+	}
+	var to *rig
+	looked := false
+	look := func(e zapcore.Entry) error { // in the middle of Reload, where keys can be read
+		if e.Message == "kvstore restored" && to != nil && to.Machine != nil {
+			looked = true
+			if !to.Policy().Enabled() {
+				t.Error("the keys of the snapshot can be read, and everybody may")
+			}
+		}
+		return nil
+	}
+	core, _ := observer.New(zap.InfoLevel)
+	to = &rig{t: t, fs: vfs.NewMem(), cfg: Config{MemberID: 1, ClusterID: 0xc1}, kvLog: zap.New(zapcore.RegisterHooks(core, look))}
+	to.open()
+	t.Cleanup(to.close)
+	view := from.st.View()
+	var stream bytes.Buffer
+	if err := from.st.WriteSnapshot(t.Context(), view, &stream); err != nil {
+		t.Fatal(err)
+	}
+	view.Close()
+	in, err := to.st.ReceiveSnapshot(t.Context(), &stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := to.Install(in); err != nil {
+		t.Fatal(err)
+	}
+	if !looked {
+		t.Error("nobody looked")
 	}
 }

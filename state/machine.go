@@ -119,15 +119,20 @@ func Open(cfg Config) (*Machine, error) {
 
 // load reads everything that is mirrored in memory from the store.
 func (m *Machine) load() error {
+	if err := m.loadPolicy(); err != nil {
+		return err
+	}
+	return m.loadCluster()
+}
+
+// loadCluster is load without users and roles.
+func (m *Machine) loadCluster() error {
 	c, err := readCluster(m.cfg.Store)
 	if err != nil {
 		return err
 	}
 	cs, err := readConfState(m.cfg.Store)
 	if err != nil {
-		return err
-	}
-	if err := m.loadPolicy(); err != nil {
 		return err
 	}
 	m.publishCluster(c)
@@ -140,13 +145,18 @@ func (m *Machine) load() error {
 // Reload reads the store again after a snapshot was installed: keys, leases, members, alarms. It
 // also reloads packages mvcc and lease.
 func (m *Machine) Reload() error {
+	// Before the keys, as in commit: nobody reads what came after a change of the rules by those of
+	// before.
+	if err := m.loadPolicy(); err != nil {
+		return err
+	}
 	if err := m.cfg.KV.Reload(); err != nil {
 		return err
 	}
 	if err := m.cfg.Leases.Reload(m.cfg.Store); err != nil {
 		return err
 	}
-	if err := m.load(); err != nil {
+	if err := m.loadCluster(); err != nil {
 		return err
 	}
 	if m.cfg.OnMembership != nil {

@@ -27,6 +27,7 @@ type rig struct {
 	fs     vfs.FS
 	cfg    Config
 	events []string // what the sink was told
+	kvLog  *zap.Logger
 
 	st     *store.Store
 	kv     *mvcc.Store
@@ -50,7 +51,7 @@ func (r *rig) open() {
 	if r.st, err = store.Open("db", store.Options{FS: r.fs}); err != nil {
 		r.t.Fatal(err)
 	}
-	if r.kv, err = mvcc.Open(r.st, mvcc.Options{}); err != nil {
+	if r.kv, err = mvcc.Open(r.st, mvcc.Options{Logger: r.kvLog}); err != nil {
 		r.t.Fatal(err)
 	}
 	clock := func() time.Time { return time.Unix(1_700_000_000, 0) }
