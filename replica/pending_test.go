@@ -18,6 +18,7 @@ import (
 type testDoor struct {
 	leader, shut, leads, drops, flushing bool
 	applied                              uint64
+	meanwhile                            func() // happens while raft drops a message; nil: nothing
 
 	given   []string // each message, as its entries' data
 	copied  []*proposal
@@ -35,6 +36,9 @@ func (d *testDoor) mayChange(_ *raftpb.Entry, barrier uint64) bool {
 
 func (d *testDoor) propose(m *raftpb.Message) (leads bool, err error) {
 	if d.drops || !d.leader {
+		if d.meanwhile != nil {
+			d.meanwhile()
+		}
 		return false, raft.ErrProposalDropped
 	}
 	d.given = append(d.given, text(m))
@@ -110,6 +114,23 @@ func TestHeldUntilALeaderIsKnown(t *testing.T) {
 	if len(d.copied) != 3 {
 		t.Error("the buffer of a proposal that is on its way to the leader is not free")
 	}
+}
+
+// What is given up while raft drops it is not proposed later, when nobody would expect it any more.
+func TestGivenUpWhileRaftDrops(t *testing.T) {
+	d := &testDoor{leader: true, leads: true, drops: true}
+	p := &pending{door: d, timeout: time.Second}
+	a := testProposal("a")
+	d.meanwhile = func() { // as proposer.cancel
+		a.gone.Store(true)
+		if a.abandon() {
+			t.Error("what is being proposed was abandoned")
+		}
+	}
+	p.propose([]*proposal{a, testProposal("b")})
+	d.drops, d.meanwhile = false, nil
+	p.retry()
+	wantTaken(t, d, "b")
 }
 
 func TestHeldWhenRaftDrops(t *testing.T) {
