@@ -157,7 +157,7 @@ func (l *leaseService) keepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 			return err
 		}
 		// The header is taken before the renewal: a lease revoked at revision R must not appear
-		// alive at R or later.
+		// alive at R or later. (It may, where another member leads and has not applied R.)
 		resp := &pb.LeaseKeepAliveResponse{Header: l.headers.now(), ID: req.ID}
 		if err := l.callers.permitted(ctx, l.callers.writeLease(req.ID), nothing); err != nil {
 			return toGRPC(err)
