@@ -264,9 +264,9 @@ func gather(fresh []*proposal) (entries []*raftpb.Entry, n int) {
 	return entries, n
 }
 
-// hold keeps proposals, but those that nobody waits for any more. One that was given up in the moment in
-// which raft dropped it is not abandoned: its caller was told that it may come to pass. But nothing
-// would end it, and it would come to pass whenever there is a leader again, however late.
+// hold keeps proposals, but those that nobody waits for any more. One that was given up in the
+// moment in which raft dropped it is not abandoned: its caller was told that it may come to pass. But
+// nothing would end it, and it would come to pass whenever there is a leader again, however late.
 func (p *pending) hold(ps []*proposal) {
 	for _, each := range ps {
 		if !each.abandoned() && !each.gone.Load() {

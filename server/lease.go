@@ -307,9 +307,9 @@ func (l *leaseService) awaitApplied(ctx context.Context) error {
 // while still believes that it leads when it resumes, and would answer renewals that its successor
 // does not know.
 //
-// A read barrier that was begun at time t and succeeded proves that no other leader was elected before
-// t. One that is elected after it gives each lease lease.Overlap more than it has left, at least, so one
-// barrier each confirmedFor is enough for all renewals between.
+// A read barrier that was begun at time t and succeeded proves that no other leader was elected
+// before t. One that is elected after it gives each lease lease.Overlap more than it has left, at
+// least, so one barrier each confirmedFor is enough for all renewals between.
 //
 // It does not wait for longer than this member leads: a barrier outlives a change of leader, and
 // without a quorum waits for its whole timeout, while the caller could ask the next leader.
@@ -352,9 +352,9 @@ func (l *leaseService) confirmedAt(now time.Time) bool {
 	return now.Sub(l.confirmed.load()) < l.confirmedFor()
 }
 
-// confirmedFor is how long a barrier proves enough. Half of lease.Overlap is left for what the way of an
-// answer takes. Leaders of other versions, and etcd's, give one election timeout of their own, which
-// is this member's as a rule.
+// confirmedFor is how long a barrier proves enough. Half of lease.Overlap is left for what the way of
+// an answer takes. Leaders of other versions, and etcd's, give one election timeout of their own,
+// which is this member's as a rule.
 func (l *leaseService) confirmedFor() time.Duration { return min(l.electionTimeout, lease.Overlap) / 2 }
 
 // renewNow is renewHere where nothing has to be waited for; false: something has, or it cannot be

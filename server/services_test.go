@@ -579,8 +579,9 @@ func TestRenewalNeedsConfirmedLeadership(t *testing.T) {
 	}
 }
 
-// The proof of leadership does not last longer for a member with a long election timeout: the next leader
-// may have a short one, and gives each lease lease.Overlap more than it has left, no matter which.
+// The proof of leadership does not last longer for a member with a long election timeout: the next
+// leader may have a short one, and gives each lease lease.Overlap more than it has left, no matter
+// which.
 func TestRenewalUnderLongElectionTimeout(t *testing.T) {
 	m := newMember(t, func(c *Config, _ *state.Config) { c.ElectionTimeout = 50 * time.Second })
 	_, err := m.lease.LeaseGrant(t.Context(), &pb.LeaseGrantRequest{ID: 7, TTL: 100})

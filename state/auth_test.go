@@ -196,8 +196,8 @@ func TestWritersOfALease(t *testing.T) {
 	}
 }
 
-// Who reads the keys of a snapshot that was installed is judged by the rules that came with it, from the
-// first moment on: they may have taken a right away.
+// Who reads the keys of a snapshot that was installed is judged by the rules that came with it, from
+// the first moment on: they may have taken a right away.
 func TestSnapshotBringsRulesBeforeKeys(t *testing.T) {
 	from := newRig(t, Config{})
 	from.Apply(from.next(
@@ -220,7 +220,7 @@ func TestSnapshotBringsRulesBeforeKeys(t *testing.T) {
 		return nil
 	}
 	core, _ := observer.New(zap.InfoLevel)
-	to = &rig{t: t, fs: vfs.NewMem(), cfg: Config{MemberID: 1, ClusterID: 0xc1}, kvLog: zap.New(zapcore.RegisterHooks(core, look))}
+	to = &rig{t: t, fs: vfs.NewMem(), cfg: Config{MemberID: 1, ClusterID: 0xc1}, logger: zap.New(zapcore.RegisterHooks(core, look))}
 	to.open()
 	t.Cleanup(to.close)
 	view := from.st.View()

@@ -26,8 +26,8 @@ type rig struct {
 	t      testing.TB
 	fs     vfs.FS
 	cfg    Config
-	events []string // what the sink was told
-	kvLog  *zap.Logger
+	events []string    // what the sink was told
+	logger *zap.Logger // mvcc's
 
 	st     *store.Store
 	kv     *mvcc.Store
@@ -51,7 +51,7 @@ func (r *rig) open() {
 	if r.st, err = store.Open("db", store.Options{FS: r.fs}); err != nil {
 		r.t.Fatal(err)
 	}
-	if r.kv, err = mvcc.Open(r.st, mvcc.Options{Logger: r.kvLog}); err != nil {
+	if r.kv, err = mvcc.Open(r.st, mvcc.Options{Logger: r.logger}); err != nil {
 		r.t.Fatal(err)
 	}
 	clock := func() time.Time { return time.Unix(1_700_000_000, 0) }
