@@ -54,6 +54,20 @@ var robustnessChanges = []change{
 		"framework/e2e/etcd_process.go", "\t\tcase <-ep.proxy.Ready():\n",
 		"\t\tcase <-ep.proxy.Ready():\n\t\t\tgo func(p proxy.Server) {\n\t\t\t\tfor {\n\t\t\t\t\tselect {\n\t\t\t\t\tcase <-p.Error():\n\t\t\t\t\tcase <-p.Done():\n\t\t\t\t\t\treturn\n\t\t\t\t\t}\n\t\t\t\t}\n\t\t\t}(ep.proxy)\n",
 	},
+	// The fault comes when there was enough traffic, in whatever time. etcd's tests fail if there were
+	// fewer requests a second, which says something of the machine.
+	{"robustness/main_test.go", "\ttrafficSet := client.NewSet(ids, baseTime)\n", ""},
+	{"robustness/main_test.go", "\tids := identity.NewIDProvider()\n", "\tids := identity.NewIDProvider()\n\ttrafficSet := client.NewSet(ids, baseTime)\n"},
+	{
+		"robustness/main_test.go", "(WaitBeforeFailpoint, WaitJitter))\n",
+		"(WaitBeforeFailpoint, WaitJitter))\n\t\ttrafficSet.Await(ctx, int(s.Profile.KeyValue.MinimalQPS)+len(clus.Procs))\n", // each is asked whether it is empty
+	},
+	{"robustness/traffic/traffic.go", "if beforeFailpointStats.QPS() < ", "if float64(beforeFailpointStats.Successes) < "},
+	{
+		"robustness/traffic/traffic.go",
+		`Requiring minimal %f qps before failpoint injection for test results to be reliable, got %f qps", profile.KeyValue.MinimalQPS, beforeFailpointStats.QPS()`,
+		`too little traffic before the fault: %d requests succeeded, wanted %.0f", beforeFailpointStats.Successes, profile.KeyValue.MinimalQPS`,
+	},
 	// An older etcd cannot take over Belay's files, which these two have it do. In their place come
 	// faults that need nothing of the program.
 	{"robustness/failpoint/failpoint.go", "\tMemberDowngrade,\n\tMemberDowngradeUpgrade,\n", "\tPauseMember, KillAll, KillOften, StopMember,\n"},
@@ -290,7 +304,7 @@ func (r *robustness) run(t *testing.T, by, pattern string) (log []byte, ok bool)
 func failures(log []byte) string {
 	var lines []string
 	for line := range strings.Lines(string(log)) {
-		for _, words := range []string{"--- FAIL", "panic: ", "Error:", "Failed to read WAL", "ERROR\t"} {
+		for _, words := range []string{"--- FAIL", "panic: ", "Error:", "Failed to read WAL", "ERROR\t", "too little traffic"} {
 			if strings.Contains(line, words) {
 				lines = append(lines, strings.TrimSpace(line))
 				break
