@@ -19,7 +19,8 @@
 // asks several members takes the earliest sighting. The map is not replicated, so that members of
 // etcd beside it know nothing of it, and a wrong clock spoils one member's only.
 //
-// If the clock goes back, points beyond it are dropped. A member that starts after a crash has a
+// If the clock goes back, points beyond it are dropped; if it is more than a minute back, only after
+// ten minutes, in which nothing is noted. A member that starts after a crash has a
 // lower revision than before until it has replayed its log; until then nothing is noted.
 //
 // # On disk

@@ -122,7 +122,9 @@ func (k *Keeper) read() {
 		return
 	}
 	points, n := decode(b)
-	k.points = thin(points, time.Now().UnixMilli())
+	if n := len(points); n > 0 {
+		k.points = thin(points, min(time.Now().UnixMilli(), points[n-1].at)) // a clock that is ahead at a start forgets nothing
+	}
 	k.records = len(points)
 	k.rewrite = n < len(b) // the rest would be behind what is appended
 }

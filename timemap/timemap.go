@@ -39,12 +39,20 @@ var tiers = []struct{ within, step time.Duration }{
 // some 22,000 points of 16 bytes.
 const thinEvery = 1024
 
+// A clock that is farBack behind the newest point is believed when it has been so for backLasts: a
+// machine that starts in 1970, until it has asked for the time, must not cost a month of points.
+const (
+	farBack   = time.Minute
+	backLasts = 10 * time.Minute
+)
+
 // A Map is the points of one member. Any goroutine. The zero value is empty.
 type Map struct {
 	mu     sync.Mutex
-	points []point // both fields grow strictly, but for holds: see note
-	seen   point   // the last comparison, noted or not; zero: none
-	fresh  int     // points noted since the last thinning
+	points []point   // both fields grow strictly, but for holds: see note
+	seen   point     // the last comparison, noted or not; zero: none
+	fresh  int       // points noted since the last thinning
+	back   time.Time // since when the clock has been far behind the newest point; zero: it is not
 }
 
 // note records that rev is the newest revision at now, and returns the points that are new: none if
@@ -60,6 +68,9 @@ func (m *Map) note(now time.Time, rev int64) (added []point, replaced bool) {
 	}
 	p := point{now.UnixMilli(), rev}
 	if n := len(m.points); n > 0 && rev < m.points[n-1].rev {
+		return nil, false
+	}
+	if m.farBack(now) {
 		return nil, false
 	}
 	keep := sort.Search(len(m.points), func(i int) bool { return m.points[i].at >= p.at })
@@ -85,6 +96,19 @@ func (m *Map) note(now time.Time, rev int64) (added []point, replaced bool) {
 		m.points = thin(m.points, p.at)
 	}
 	return added, replaced
+}
+
+// farBack reports whether the clock is too far behind to be believed yet.
+func (m *Map) farBack(now time.Time) bool {
+	n := len(m.points)
+	if n == 0 || now.UnixMilli() >= m.points[n-1].at-farBack.Milliseconds() {
+		m.back = time.Time{}
+		return false
+	}
+	if m.back.IsZero() {
+		m.back = now
+	}
+	return now.Sub(m.back) < backLasts // by the monotonic clock
 }
 
 // thin keeps the last point of each step of its tier, and drops what is older than the last tier.

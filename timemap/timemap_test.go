@@ -86,6 +86,49 @@ func TestBackwards(t *testing.T) {
 	}
 }
 
+// A clock that is far back for a while, as that of a machine that starts without one, costs nothing;
+// one that stays there is believed.
+func TestFarBackwards(t *testing.T) {
+	var m Map
+	for s := range 10 {
+		m.note(at(s), int64(10+s))
+	}
+	const years = -50 * 365 * 24 * 3600
+	for s := range 599 {
+		if added, replaced := m.note(at(years+s), int64(20+s)); len(added) > 0 || replaced {
+			t.Fatalf("after %d s: %v, %v", s, added, replaced)
+		}
+	}
+	m.note(at(700), 700)
+	if in := m.Of(15); sec(in.From) != 4 || sec(in.To) != 5 {
+		t.Errorf("when the clock is right again: %+v, %+v", in.From, in.To)
+	}
+	if in := m.Of(700); sec(in.From) != 9 || sec(in.To) != 700 {
+		t.Errorf("what was written meanwhile: %+v, %+v", in.From, in.To)
+	}
+	for s := range 601 {
+		m.note(at(years+s), int64(800+s))
+	}
+	if in := m.Of(1400); sec(in.To) != years+600 {
+		t.Errorf("a clock that stays back is not believed: %+v, %+v", in.From, in.To)
+	}
+}
+
+// A start by a clock that is far ahead forgets nothing of the file.
+func TestFarAheadAtAStart(t *testing.T) {
+	dir := t.TempDir()
+	old := time.Now().Add(-1000 * 24 * time.Hour)
+	points := []point{{old.UnixMilli(), 7}, {old.Add(time.Hour).UnixMilli(), 8}}
+	if err := os.WriteFile(filepath.Join(dir, fileName), encode(points), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k := Keep(dir, func() int64 { return 8 }, zap.NewNop())
+	defer k.Close(time.Minute)
+	if in := k.Of(8); in.From == nil || in.From.Revision != 7 {
+		t.Errorf("%+v, %+v", in.From, in.To)
+	}
+}
+
 // A member that replays its log after a crash does not forget what it knew before it.
 func TestReplay(t *testing.T) {
 	var m Map
