@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/cockroachdb/errors/oserror"
 	"github.com/cockroachdb/pebble/v2"
@@ -120,6 +121,7 @@ func (v *Verified) belay(ctx context.Context, paths Paths) (err error) {
 		v.found(paths.Log, 0, "the log ends with group %d, but had group %d when it was closed last: its end is lost, or this is an old copy", group, parts.LeastGroup())
 	}
 	v.store(ctx, paths.Store, parts)
+	v.opens(paths.Log, parts)
 	switch {
 	case v.Last == 0 && v.Applied == 0:
 	case v.Commit > max(v.Last, v.Applied):
@@ -130,6 +132,20 @@ func (v *Verified) belay(ctx context.Context, paths Paths) (err error) {
 		v.Notes = append(v.Notes, fmt.Sprintf("the store is ahead of the log (%d, %d): the next start continues from the store", v.Applied, v.Last))
 	}
 	return nil
+}
+
+// opens asks the one that decides whether a member may start with its log: what the walk calls the
+// log's end may be one that only damage explains.
+func (v *Verified) opens(dir string, parts *Parts) {
+	if parts == nil || parts.log == nil || slices.ContainsFunc(v.Findings, func(f Finding) bool { return filepath.Dir(f.File) == dir }) {
+		return // there is none, or it has been said
+	}
+	err := raftlog.Check(dir, nil, v.Applied)
+	if corrupt, ok := errors.AsType[*raftlog.CorruptError](err); ok {
+		v.found(corrupt.File, corrupt.Offset, "%s", corrupt.Reason)
+		return
+	}
+	v.broken(dir, err)
 }
 
 // walk reads the raft log, and returns its last group.

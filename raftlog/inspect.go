@@ -26,8 +26,7 @@ func Inspect(dir string, fs vfs.FS, w io.Writer) (err error) {
 		return err
 	}
 	if !ls.meta {
-		fmt.Fprintf(out, "%s holds no raft log\n", dir)
-		return nil
+		return fmt.Errorf("raftlog: %s holds no raft log", dir)
 	}
 	m, err := readMeta(fs, dir)
 	if err != nil {

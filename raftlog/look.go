@@ -77,3 +77,22 @@ func Readable(dir string, fs vfs.FS) (End, error) {
 	}
 	return End{Index: r.last, Term: r.lastTerm, HardTerm: r.hard.term, Commit: r.hard.commit}, err
 }
+
+// Check is the error that Open would return for the files of a log that nobody writes; nil: it would
+// open it. The store has applied entries up to applied. It changes nothing and takes no lock, and keeps
+// little in memory. fs may be nil for the default.
+func Check(dir string, fs vfs.FS, applied uint64) error {
+	if fs == nil {
+		fs = vfs.Default
+	}
+	ls, err := list(fs, dir)
+	if err != nil {
+		return err
+	}
+	m, err := readMeta(fs, dir)
+	if err != nil {
+		return err
+	}
+	_, err = replaySegments(fs, dir, ls.segments, m.logID, applied, keepsNone)
+	return err
+}

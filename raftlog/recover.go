@@ -58,6 +58,9 @@ type replay struct {
 // keepsAll is a keepBytes that lets all stay.
 const keepsAll = math.MaxInt64 / 2
 
+// keepsNone is a keepBytes for who wants the verdict alone: no entry stays for long, applied or not.
+const keepsNone = -1
+
 // cut describes a group that was dropped because it was never durable.
 type cut struct {
 	path   string
@@ -182,6 +185,9 @@ func replaySegments(fs vfs.FS, dir string, numbers []uint64, logID, applied uint
 		return nil, err
 	}
 	r := &replay{logID: logID, sealed: true, applied: applied, keepBytes: keepBytes}
+	if keepBytes == keepsNone {
+		r.applied, r.keepBytes = math.MaxUint64, 1<<20
+	}
 	if len(segs) == 0 {
 		return nil, &CorruptError{File: dir, Reason: "there is a " + metaName + " file but no segment: segments were removed"}
 	}

@@ -64,7 +64,7 @@ func Walk(dir string, fs vfs.FS, each func(Found) error) error {
 	if err != nil {
 		return err
 	}
-	w := walk{fs: fs, logID: m.logID, each: each}
+	w := walk{fs: fs, logID: m.logID, each: each, oldest: true}
 	for i, s := range segs {
 		var following *scanned
 		if i+1 < len(segs) {
@@ -73,6 +73,7 @@ func Walk(dir string, fs vfs.FS, each func(Found) error) error {
 		if err := w.segment(s, following); err != nil {
 			return err
 		}
+		w.oldest = false
 	}
 	return nil
 }
@@ -83,13 +84,19 @@ type walk struct {
 	each  func(Found) error
 	next  uint64 // the group that comes next; 0: unknown
 	buf   []byte
+	// oldest: the segment is the first one. It is never without a header: it is written before the log
+	// gets its name, or a later one is, before those before it are removed.
+	oldest bool
 }
 
 func (w *walk) segment(s, following *scanned) (err error) {
 	if s.headerErr != nil {
 		kind := "end" // a segment that a crash left without a header holds nothing
-		if following != nil && following.headerErr == nil {
+		if w.oldest || following != nil && following.headerErr == nil {
 			kind = "damage"
+		}
+		if following != nil && following.headerErr == nil && following.header.flags&flagReset != 0 {
+			kind = "end" // what came before a reset does not count
 		}
 		w.next = 0
 		if err := w.each(Found{File: s.path, Kind: kind, Reason: "header of the segment: " + s.headerErr.Error()}); err != nil {

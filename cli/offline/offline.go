@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -71,6 +72,22 @@ func anyArgs(name string) cobra.PositionalArgs {
 	return cobra.NoArgs
 }
 
+// ofParts makes cmd one of several commands, whose name is not to be mistaken: cobra prints the help for
+// an unknown one, and succeeds.
+func ofParts(cmd *cobra.Command) *cobra.Command {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		var names []string
+		for _, c := range cmd.Commands() {
+			names = append(names, c.Name())
+		}
+		return failf(codeBadArgs, "unknown command %q for %q: one of %s", args[0], cmd.CommandPath(), strings.Join(names, ", "))
+	}
+	return cmd
+}
+
 func command(name string, stdout io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:         strings.ReplaceAll(name, " ", "-"),
@@ -84,6 +101,9 @@ func command(name string, stdout io.Writer) *cobra.Command {
 
 	snapshot := &cobra.Command{Use: "snapshot <subcommand>", Short: "Snapshot files, as `snapshot save` writes them"}
 	snapshot.AddCommand(restoreCommand(name, stdout), statusCommand(stdout, format))
+	if name != "etcdutl" { // which succeeds
+		ofParts(snapshot)
+	}
 	root.AddCommand(snapshot, hashkvCommand(stdout, format), inspectCommand(stdout), raftlogCommand(stdout),
 		verifyCommand(name, stdout, format), defragCommand(name, stdout, wait), &cobra.Command{
 			Use: "version", Short: "Prints versions", Args: anyArgs(name),
@@ -329,7 +349,11 @@ func raftlogCommand(stdout io.Writer) *cobra.Command {
 			if len(args) != 1 {
 				return failf(codeBadArgs, "raftlog requires exactly one argument, the directory DATA-DIR/member/log or WAL-DIR/log")
 			}
-			return raftlog.Inspect(args[0], nil, stdout)
+			dir := args[0]
+			if _, err := os.Stat(filepath.Join(datadir.PathsOf(dir, "").Log, "META")); err == nil {
+				dir = datadir.PathsOf(dir, "").Log // the data directory was given
+			}
+			return raftlog.Inspect(dir, nil, stdout)
 		},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -37,5 +38,27 @@ func TestRestoreURLs(t *testing.T) {
 		if code != 1 || !strings.Contains(errs.String(), c.says) {
 			t.Errorf("%s and %s: code %d, %s, want %s", c.cluster, c.advertised, code, &errs, c.says)
 		}
+	}
+}
+
+// A command that is mistyped, or left out before a path, does not succeed by printing the help: a
+// script would take that for a backup that was verified.
+func TestUnknownPartsFail(t *testing.T) {
+	for _, args := range []string{"inspect /some/data", "backup verfy", "snapshot staus f"} {
+		var out, errs bytes.Buffer
+		name := strings.Fields(args)
+		if code := Main("belay util", name, &out, &errs); code == 0 || !strings.Contains(errs.String(), "unknown command "+strconv.Quote(name[1])+" for \"belay util "+name[0]+"\": one of ") {
+			t.Errorf("%s: code %d, %s", args, code, &errs)
+		}
+	}
+	for _, args := range []string{"inspect", "backup", "inspect --help"} {
+		var out, errs bytes.Buffer
+		if code := Main("belay util", strings.Fields(args), &out, &errs); code != 0 || !strings.Contains(out.String()+errs.String(), "Usage:") {
+			t.Errorf("%s: code %d, %s", args, code, &errs)
+		}
+	}
+	var out, errs bytes.Buffer
+	if code := Main("belay util", []string{"raftlog", t.TempDir()}, &out, &errs); code == 0 || !strings.Contains(errs.String(), "holds no raft log") {
+		t.Errorf("a directory without a log: code %d, %s", code, &errs)
 	}
 }
