@@ -36,7 +36,10 @@ func prepareDir(fs vfs.FS, dir string) error {
 			return fmt.Errorf("store: read %s: %w", name, err)
 		}
 		if strings.Trim(string(text), "\x00") != "" {
-			return checkFormat(name, string(text))
+			if err := checkFormat(name, string(text)); err != nil {
+				return err
+			}
+			return checkManifest(fs, dir)
 		}
 		// A crash cut off the very first write, whole or in content alone; there is no database
 		// yet.
@@ -54,6 +57,40 @@ func prepareDir(fs vfs.FS, dir string) error {
 	}
 	return writeFormat(fs, dir, name)
 }
+
+// checkManifest returns an error if the marker is gone that names the manifest. The engine takes such a
+// store for none, and removes its tables. Tables are written only when there is a marker, see
+// markerFS; a crash while the store is made may leave a manifest alone.
+func checkManifest(fs vfs.FS, dir string) error {
+	files, err := fs.List(dir)
+	if err != nil {
+		return fmt.Errorf("store: list %s: %w", dir, err)
+	}
+	var manifests []string
+	tables := false
+	for _, file := range files {
+		switch {
+		case strings.HasPrefix(file, manifestMarker):
+			return nil
+		case strings.HasPrefix(file, "MANIFEST-"):
+			manifests = append(manifests, file)
+		case strings.HasSuffix(file, tableSuffix) || strings.HasSuffix(file, blobSuffix):
+			tables = true
+		}
+	}
+	if !tables {
+		return nil
+	}
+	advice := "restore this member from its peers: remove it from the cluster, delete its data, add it again"
+	if len(manifests) == 1 {
+		advice = fmt.Sprintf("make an empty file of the name %s000001.%s there; or %s", manifestMarker, manifests[0], advice)
+	}
+	return damage{fmt.Errorf("store: the database in %s is damaged: it has tables, and the file %s* is gone, without which they would be taken for leftovers. Nothing was changed (%s)",
+		dir, manifestMarker, advice)}
+}
+
+// manifestMarker is how the name of the engine's file begins that names the manifest.
+const manifestMarker = markerPrefix + "manifest."
 
 func checkFormat(name, text string) error {
 	number, ok := strings.CutPrefix(strings.TrimSuffix(text, "\n"), formatPrefix)
@@ -100,7 +137,7 @@ func syncDir(fs vfs.FS, dir string) error {
 // openError returns what to do about an error of pebble.Open.
 func openError(dir string, err error) error {
 	// Pebble calls a table that is missing or has the wrong size no corruption, but its start is
-	// the same; nor a store whose marker files are gone, which it takes for a new one.
+	// the same; nor a store whose marker of the format is gone.
 	if pebble.IsCorruptionError(err) || oserror.IsNotExist(err) || errors.Is(err, pebble.ErrDBNotPristine) || strings.Contains(err.Error(), "object size mismatch") {
 		return damage{fmt.Errorf("store: the database in %s is damaged (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", dir, explain(oneLine{err}))}
 	}

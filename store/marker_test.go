@@ -1,8 +1,10 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 
@@ -96,4 +98,60 @@ func opensWith(left *vfs.MemFS, index uint64) (err error) {
 		return fmt.Errorf("applied %d, but %d was durable", applied, index)
 	}
 	return nil
+}
+
+// A store whose marker is gone, as in a copy that left out empty files, is refused, and its tables stay:
+// the engine would take it for none and remove them.
+func TestMarkerGone(t *testing.T) {
+	fs := vfs.NewMem()
+	s, err := Open("store", Options{FS: fs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := s.NewBatch(7, 1)
+	if err := errors.Join(b.Set(MetaKey("k"), []byte("v")), b.Commit(), s.Flush(t.Context()), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	names, err := fs.List("store")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var marker string
+	for _, name := range names {
+		if strings.HasPrefix(name, manifestMarker) {
+			marker = name
+		}
+	}
+	if err := fs.Remove("store/" + marker); err != nil {
+		t.Fatal(err)
+	}
+	open := map[string]func() (*Store, error){
+		"Open":         func() (*Store, error) { return Open("store", Options{FS: fs}) },
+		"OpenReadOnly": func() (*Store, error) { return OpenReadOnly("store", Options{FS: fs}) },
+	}
+	for how, open := range open {
+		if _, err := open(); !IsDamage(err) || !strings.Contains(err.Error(), "make an empty file of the name "+manifestMarker+"000001.MANIFEST-") {
+			t.Errorf("%s: %v", how, err)
+		}
+	}
+	if left, err := fs.List("store"); err != nil || len(left) != len(names)-1 {
+		t.Errorf("%v of %v are left: %v", left, names, err)
+	}
+	_, manifest, _ := strings.Cut(strings.TrimPrefix(marker, manifestMarker), ".")
+	f, err := fs.Create("store/"+manifestMarker+"000001."+manifest, vfs.WriteCategoryUnspecified) // as it says
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open("store", Options{FS: fs}); err != nil {
+		t.Fatal(err)
+	}
+	if index, _ := s.Applied(); index != 7 {
+		t.Errorf("the store has applied %d", index)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
 }

@@ -36,6 +36,9 @@ func OpenReadOnly(dir string, opts Options) (*Store, error) {
 	if err := checkFormat(name, text); err != nil {
 		return nil, err
 	}
+	if err := checkManifest(fs, dir); err != nil && checkManifest(fs, dir) != nil {
+		return nil, err // twice: a list that is read while a member replaces the marker may lack both
+	}
 	const tries = 10
 	for try := 1; ; try++ {
 		s, err := openPinned(fs, dir, opts)
@@ -71,7 +74,7 @@ func openPinned(fs vfs.FS, dir string, opts Options) (_ *Store, err error) {
 	s.applied.Store(&position{})
 	s.sizes.init()
 	o := s.pebbleOptions(opts)
-	o.FS, o.ReadOnly, o.ErrorIfNotExists = pinned, true, true
+	o.FS, o.ReadOnly, o.ErrorIfNotExists = blobFS{pinned, s}, true, true
 	// Pebble's own answer to a damaged file is to end the process.
 	o.EventListener = &pebble.EventListener{DataCorruption: func(info pebble.DataCorruptionInfo) { s.tellCorrupt(info.Path, info.Details) }}
 	s.opts = o
