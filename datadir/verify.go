@@ -79,7 +79,7 @@ func Verify(ctx context.Context, dataDir, walDir string, progress Progress) (*Ve
 	paths := PathsOf(dataDir, walDir)
 	var v *Verified
 	var err error
-	switch belay, etcd := isBelay(paths.Member), isEtcd(paths.Member); {
+	switch belay, etcd := holdsOfBelay(paths), isEtcd(paths.Member); {
 	case etcd && !belay:
 		wal := filepath.Join(paths.Member, "wal")
 		if walDir != "" {
@@ -102,6 +102,11 @@ func Verify(ctx context.Context, dataDir, walDir string, progress Progress) (*Ve
 	return v, err
 }
 
+// holdsOfBelay reports whether any part of a member is there, though others may be lost.
+func holdsOfBelay(paths Paths) bool {
+	return exists(paths.identity()) || exists(paths.Store) || exists(filepath.Join(paths.Log, "META"))
+}
+
 func (v *Verified) belay(ctx context.Context, paths Paths) (err error) {
 	switch unlock, err := lockParts(paths); {
 	case err == nil:
@@ -115,6 +120,9 @@ func (v *Verified) belay(ctx context.Context, paths Paths) (err error) {
 	}
 	if parts != nil && parts.log != nil {
 		v.Member, v.Cluster = parts.log.MemberID, parts.log.ClusterID
+	}
+	if !exists(paths.identity()) {
+		v.found(paths.identity(), 0, "it is missing; the next start writes it again, from what the raft log says")
 	}
 	group := v.walk(paths.Log)
 	if parts != nil && parts.log != nil && group < parts.LeastGroup() {
@@ -189,6 +197,10 @@ func (v *Verified) store(ctx context.Context, dir string, parts *Parts) {
 			v.found(dir, 0, "the store cannot be read: %v", r)
 		}
 	}()
+	if !exists(dir) {
+		v.found(dir, 0, "the store is missing; if the raft log begins with entry 1, the next start makes it again from that")
+		return
+	}
 	st, err := store.OpenReadOnly(dir, store.Options{})
 	if err != nil {
 		v.broken(dir, err)

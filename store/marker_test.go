@@ -100,8 +100,8 @@ func opensWith(left *vfs.MemFS, index uint64) (err error) {
 	return nil
 }
 
-// A store whose marker is gone, as in a copy that left out empty files, is refused, and its tables stay:
-// the engine would take it for none and remove them.
+// A store whose marker is gone, as in a copy that left out empty files, is refused, and its tables
+// stay: the engine would take it for none and remove them.
 func TestMarkerGone(t *testing.T) {
 	fs := vfs.NewMem()
 	s, err := Open("store", Options{FS: fs})

@@ -72,8 +72,8 @@ func anyArgs(name string) cobra.PositionalArgs {
 	return cobra.NoArgs
 }
 
-// ofParts makes cmd one of several commands, whose name is not to be mistaken: cobra prints the help for
-// an unknown one, and succeeds.
+// ofParts makes cmd one of several commands, whose name is not to be mistaken: cobra prints the help
+// for an unknown one, and succeeds.
 func ofParts(cmd *cobra.Command) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
