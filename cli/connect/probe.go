@@ -23,6 +23,9 @@ func Hint(endpoint string, perr error) string {
 	if _, ok := errors.AsType[*TLSError](perr); ok {
 		return fmt.Sprintf("Hint: %s %v", endpoint, perr)
 	}
+	if _, ok := errors.AsType[*FormError](perr); ok {
+		return fmt.Sprintf("Hint: the endpoint %q %v", endpoint, perr)
+	}
 	return fmt.Sprintf("Hint: no server at %s: %v", endpoint, perr)
 }
 
@@ -32,8 +35,56 @@ type TLSError struct{ text string }
 
 func (e *TLSError) Error() string { return e.text }
 
+// A FormError is why a text is no endpoint, and what one looks like.
+type FormError struct{ text string }
+
+func (e *FormError) Error() string { return e.text }
+
+// checkForm returns a *FormError for an endpoint that no dial can reach, whatever runs: scheme and
+// address are its parts, of a TCP endpoint.
+func checkForm(endpoint, scheme, address string) error {
+	if endpoint == "" {
+		return &FormError{"is empty: give host and port, as 127.0.0.1:2379"}
+	}
+	if scheme != "" && scheme != "http" && scheme != "https" {
+		return &FormError{fmt.Sprintf("has the scheme %s: give it as http://%s, https://%s or %s; sockets are unix: or unixs:", scheme, address, address, address)}
+	}
+	_, _, err := net.SplitHostPort(address)
+	wrong, ok := errors.AsType[*net.AddrError](err)
+	if !ok {
+		return nil
+	}
+	prefix := ""
+	if scheme != "" {
+		prefix = scheme + "://"
+	}
+	var meant []string // of an IPv6 address, which may end with the port
+	if host, port, ok := cutLast(address, ":"); ok && strings.Contains(host, ":") && net.ParseIP(host) != nil {
+		meant = append(meant, fmt.Sprintf("%s[%s]:%s", prefix, host, port))
+	}
+	if strings.Contains(address, ":") && net.ParseIP(address) != nil {
+		meant = append(meant, fmt.Sprintf("%s[%s]:2379", prefix, address))
+	}
+	switch {
+	case len(meant) > 0:
+		return &FormError{"is an IPv6 address without brackets: give it as " + strings.Join(meant, " or ")}
+	case strings.Contains(wrong.Err, "missing port"):
+		return &FormError{fmt.Sprintf("has no port: give it as %s%s:2379", prefix, address)}
+	}
+	return &FormError{fmt.Sprintf("is not host and port, as 127.0.0.1:2379 or [::1]:2379: %s", wrong.Err)}
+}
+
+func cutLast(s, separator string) (before, after string, found bool) {
+	i := strings.LastIndex(s, separator)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(separator):], true
+}
+
 // Probe connects to an endpoint as a client with this TLS configuration does, nil if it has none,
-// and hangs up. A *TLSError means that a server listens. It takes 3 s at most.
+// and hangs up. A *TLSError means that a server listens, a *FormError that none can be meant. It takes
+// 3 s at most.
 func Probe(endpoint string, secured *tls.Config) error {
 	network, address, scheme := "tcp", endpoint, ""
 	switch u, err := url.Parse(endpoint); {
@@ -43,6 +94,11 @@ func Probe(endpoint string, secured *tls.Config) error {
 		address = strings.TrimPrefix(address, "//")
 	case err == nil && u.Host != "":
 		address, scheme = u.Host, u.Scheme
+	}
+	if network == "tcp" {
+		if err := checkForm(endpoint, scheme, address); err != nil {
+			return err
+		}
 	}
 	conn, err := net.DialTimeout(network, address, probeTimeout)
 	if err != nil {

@@ -44,7 +44,8 @@ func (c *ctl) unreachable(err error) string {
 			lines = append(lines, fmt.Sprintf("Hint: %s accepts connections, but gave no answer in time", endpoints[i]))
 			continue
 		}
-		if _, ok := errors.AsType[*connect.TLSError](perr); !ok {
+		_, reached := errors.AsType[*connect.TLSError](perr)
+		if _, malformed := errors.AsType[*connect.FormError](perr); !reached && !malformed {
 			dead++
 		}
 		lines = append(lines, connect.Hint(endpoints[i], perr))
