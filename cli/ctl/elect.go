@@ -37,6 +37,7 @@ func (c *ctl) electCommand() *cobra.Command {
 		case len(args) == 2 && listen:
 			return failf(codeBadArgs, "proposal given but -l is set")
 		}
+		tellSilence(cmd.Context(), c, cli, c.tls)
 		session, err := concurrency.NewSession(cli)
 		if err != nil {
 			return err
@@ -116,6 +117,7 @@ in ETCD_LOCK_KEY and ETCD_LOCK_REV; its exit code becomes this command's.`,
 		if err != nil {
 			return err
 		}
+		tellSilence(cmd.Context(), c, cli, c.tls)
 		session, err := concurrency.NewSession(cli, concurrency.WithTTL(ttl))
 		if err != nil {
 			return err

@@ -2,16 +2,47 @@ package ctl
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
 	"github.com/belaydb/belay/cli/connect"
 )
+
+// tellSilence says once, on standard error, that a command that waits for its server, as etcdctl's
+// does, has not reached one within the time of a short command. secured is the TLS of cli.
+func tellSilence(ctx context.Context, c *ctl, cli *clientv3.Client, secured *tls.Config) {
+	ctx, cancel := context.WithCancel(ctx)
+	c.ends = append(c.ends, cancel)
+	go func() {
+		within, cancel := context.WithTimeout(ctx, c.global.CommandTimeout)
+		defer cancel()
+		conn := cli.ActiveConnection()
+		conn.Connect()
+		for state := conn.GetState(); state != connectivity.Ready; state = conn.GetState() {
+			if conn.WaitForStateChange(within, state) {
+				continue
+			}
+			var lines strings.Builder
+			for _, ep := range cli.Endpoints() {
+				if perr := connect.Probe(ep, secured); perr != nil {
+					fmt.Fprintln(&lines, connect.Hint(ep, perr))
+				}
+			}
+			if ctx.Err() == nil && lines.Len() > 0 {
+				fmt.Fprintf(c.err, "%sHint: it is tried again until this command is ended\n", lines.String())
+			}
+			return
+		}
+	}()
+}
 
 // unreachable explains an error that may mean that no server answered: it tries to connect once
 // more to the endpoints that each found silent, or else to every endpoint, and returns what it

@@ -224,3 +224,56 @@ func TestCheckServerGone(t *testing.T) {
 		})
 	}
 }
+
+// TestWaitsAreToldOf: a command that waits for a server says so when none has answered for the time of
+// a short command, and how an address should be written that cannot be one.
+func TestWaitsAreToldOf(t *testing.T) {
+	t.Parallel()
+	h := newHalf(t)
+	for args, want := range map[string]string{
+		"--endpoints=noport watch k":                                     `the endpoint "noport" has no port: give it as noport:2379`,
+		"--endpoints=" + h.address + " make-mirror 127.0.0.1:1":          "no server at 127.0.0.1:1: connection refused",
+		"--endpoints=127.0.0.1:1 lease keep-alive 7":                     "no server at 127.0.0.1:1: connection refused",
+		"--endpoints=127.0.0.1:1 lock l":                                 "no server at 127.0.0.1:1: connection refused",
+		"--endpoints=127.0.0.1:1,127.0.0.1:2 elect --listen e":           "no server at 127.0.0.1:2: connection refused",
+		"--endpoints=127.0.0.1:1 make-mirror noport":                     `the endpoint "noport" has no port`,
+		"--endpoints=127.0.0.1:1 watch --prefix --command-timeout=1ms k": "until this command is ended",
+	} {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			told := make(chan struct{})
+			ended := make(chan int, 1)
+			go func() {
+				ended <- MainContext(ctx, "etcdctl", append(strings.Fields(args), "--command-timeout=10ms"), strings.NewReader(""), io.Discard, &seeker{want: want, found: told})
+			}()
+			select {
+			case <-told:
+			case <-time.After(time.Minute):
+				t.Fatal("nothing is told")
+			}
+			cancel()
+			<-ended
+		})
+	}
+}
+
+// A seeker closes found when want has been written, in whatever pieces.
+type seeker struct {
+	mu    sync.Mutex
+	text  strings.Builder
+	want  string
+	found chan struct{}
+}
+
+func (s *seeker) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := strings.Contains(s.text.String(), s.want)
+	s.text.Write(b)
+	if !before && strings.Contains(s.text.String(), s.want) {
+		close(s.found)
+	}
+	return len(b), nil
+}

@@ -138,6 +138,7 @@ func (c *ctl) leaseKeepAliveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		tellSilence(cmd.Context(), c, cli, c.tls)
 		if once {
 			ctx, cancel := c.timeout(cmd)
 			defer cancel()

@@ -69,10 +69,12 @@ func (c *ctl) makeMirrorCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		tellSilence(cmd.Context(), c, dest, c.tls)
 		source, err := c.dial(cmd.Context(), spec)
 		if err != nil {
 			return err
 		}
+		tellSilence(cmd.Context(), c, source, c.tls)
 		if m.noDestPrefix && m.destPrefix != "" {
 			return failf(codeBadArgs, "`--dest-prefix` and `--no-dest-prefix` cannot be set at the same time, choose one")
 		}

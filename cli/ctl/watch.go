@@ -95,6 +95,7 @@ ETCD_WATCH_VALUE in its environment. In interactive mode each line of standard i
 		if err != nil {
 			return err
 		}
+		tellSilence(cmd.Context(), c, cli, c.tls)
 		if cmd.Flags().Changed("at") {
 			ctx, cancel := c.timeout(cmd)
 			defer cancel()
@@ -182,6 +183,7 @@ func (c *ctl) watchInteractively(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	tellSilence(cmd.Context(), c, cli, c.tls)
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
 	type line struct {
