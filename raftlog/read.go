@@ -127,17 +127,21 @@ func notHeld(err error) error { return fmt.Errorf("%w: %w", ErrNotHeld, err) }
 // committed is the index of a committed entry, and committedTerm its term, such as Base returns.
 // After an error, which is an ErrNotHeld, the Reader cannot be used any more.
 func (r *Reader) Next(maxBytes int64, committed, committedTerm uint64) ([]*raftpb.Entry, error) {
+	n, bytes := 0, int64(0) // of the pending, those to be given
 	for {
-		n, bytes := 0, int64(0)
 		final := r.final(committed, committedTerm)
+		if final < n {
+			n, bytes = 0, 0
+		}
 		for n < final && (n == 0 || bytes < maxBytes) {
 			bytes += entryBytes(r.pending[n])
 			n++
 		}
-		if n > 0 && (n < len(r.pending) || bytes >= maxBytes) {
+		if n > 0 && bytes >= maxBytes {
 			return r.give(n, bytes), nil
 		}
-		// Everything that was read would fit: read more, for a larger message.
+		// What is final would fit: read more, for a larger message. In the part of another leader each
+		// group says of the one before it that it is committed, so it would be a message for each.
 		more, err := r.readGroup()
 		if err != nil {
 			return nil, err

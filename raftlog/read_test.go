@@ -40,6 +40,31 @@ func readAll(t *testing.T, l *Log, index uint64) (entries []*raftpb.Entry, err e
 	}
 }
 
+// One Next gives as much as fits, also of terms before that of the committed entry that it is told of,
+// where the log says group by group what is final.
+func TestNextFillsMessages(t *testing.T) {
+	var s sink
+	l := mustOpen(t, "log", testOptions(vfs.NewMem(), &s))
+	defer mustClose(t, l)
+	l.Append(Append{HardState: hardState(1, 1, 0)})
+	grow(t, l, 40)
+	l.Append(Append{HardState: hardState(2, 1, 40), Entries: []*raftpb.Entry{entry(41, 2, "x")}})
+	mustSync(t, l)
+	rd, err := l.Read(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rd.Close()
+	for _, want := range []struct {
+		bytes int64
+		n     int
+	}{{1, 1}, {10_000, 9}, {1 << 20, 31}, {1 << 20, 0}} {
+		if got, err := rd.Next(want.bytes, 41, 2); err != nil || len(got) != want.n {
+			t.Errorf("%d entries within %d bytes, want %d; %v", len(got), want.bytes, want.n, err)
+		}
+	}
+}
+
 // What Trim lets go of stays in the files as far as Compact is told to keep it, and no further.
 func TestTrimmedIsKeptInFiles(t *testing.T) {
 	var s sink
