@@ -5,7 +5,8 @@
 //
 // A member is what node builds, without gRPC: raftlog and store (Pebble) on a crashable file system
 // in memory, mvcc, lease, state, watch hub, replica, and server for its loops (lease expiry,
-// checkpoints, publishing, version) and its peer HTTP handler, which answers lease renewals. The
+// checkpoints, publishing, version) and its peer HTTP handler, which answers lease renewals. The log
+// is opened with what node knows of it: what the store has applied, and which group it had. The
 // network is transport.Memory; HTTP between members goes where its links go.
 //
 // # What is broken
@@ -29,7 +30,8 @@
 //	damaged  a member that is down loses a file or has a bit flipped, in the log or the
 //	         store, of what can be told from a write that a crash interrupted. It may be
 //	         right all the same, or stop, and is then replaced; it may not serve what is wrong
-//	flags    members have flags that differ, and others after each crash
+//	flags    members have flags that differ, and others after each crash; in every other world
+//	         election timeouts too, as in the middle of a rolling change of theirs
 //	hung     file operations of every kind but reads hang, names and directories included:
 //	         the log's, the store's alone, or both
 //	idle     clients are silent for up to a minute, so what is written lazily stays unwritten

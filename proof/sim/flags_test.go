@@ -57,6 +57,14 @@ func (w *world) flagsOf(m *member) localFlags {
 		f = drawFlags(r, r.Uint64(), w.kinds)
 		f.electionTicks = electionTicks + r.IntN(electionTicks)
 		f.preVote, f.advanceTicks = r.IntN(4) > 0, r.IntN(2) == 0
+		if w.seed%2 == 0 {
+			// As amid a rolling change of the election timeout. Without pre-votes one that is
+			// impatient and behind would keep the patient ones from being elected, as in etcd.
+			f.preVote = true
+			if r.IntN(2) == 0 {
+				f.electionTicks += 9 * electionTicks
+			}
+		}
 		f.segmentBytes <<= r.IntN(3)
 		f.memTableBytes <<= r.IntN(3)
 		f.compactionBatch = 1 + r.IntN(100)

@@ -65,6 +65,8 @@ type member struct {
 	refuses bool       // it is damaged and has stopped
 	lives   int
 	peers   []uint64 // of a member that has no state yet
+	// group is a group of the raft log that was on the disk when a life began: identity.json's.
+	group uint64
 
 	restarting atomic.Bool // restartLater is under way
 }
@@ -194,8 +196,14 @@ func (m *member) start() (err error) {
 	if l.kv, err = mvcc.Open(l.store, mvcc.Options{Logger: l.logger, CompactionBatchLimit: l.flags.compactionBatch, CompactionSleep: 5 * time.Millisecond}); err != nil {
 		return err
 	}
+	applied, _ := l.store.Applied()
+	least := m.group
+	if m.w.o.mutation != intact {
+		least = 0 // else this alone would notice most of them
+	}
 	if l.log, err = raftlog.Open(logDir, raftlog.Options{
 		FS: l.disk.fs, MemberID: l.id, ClusterID: clusterID, Logger: l.logger, SegmentBytes: l.flags.segmentBytes, MemoryBytes: l.flags.memoryBytes,
+		Applied: applied, LeastGroup: least,
 		Released: func(ms []*raftpb.Message) { l.paused.pass(); l.replica.Released(ms) },
 		Failed:   func(err error) { l.fail(fmt.Errorf("the raft log failed: %w", err)) },
 	}); err != nil {
@@ -233,6 +241,10 @@ func (m *member) start() (err error) {
 		if replaced && index > 0 {
 			m.w.count("log replaced by the store's base")
 		}
+		// As datadir.Parts.Bind: no copy of this log that ends before is taken for it again.
+		if m.group, err = l.log.Mark(); err != nil {
+			return err
+		}
 	case skipAdopt:
 	}
 	l.endpoint = m.w.net.Join(l.id, l, l)
@@ -252,7 +264,7 @@ func (m *member) start() (err error) {
 		MemberID: l.id, ClusterID: clusterID, Name: fmt.Sprintf("m%d", l.id), ClientURLs: []string{"http://client"}, Version: "0",
 		Replica: l.replica, Peers: otherMembers{l}, State: l.machine, Store: l.store, KV: l.kv, Leases: l.leases, Hub: l.hub, Logger: l.logger,
 		FreeBytes:       func() (uint64, error) { return 1 << 40, nil },
-		ElectionTimeout: election, HeartbeatInterval: tickInterval,
+		ElectionTimeout: time.Duration(l.flags.electionTicks) * tickInterval, HeartbeatInterval: tickInterval,
 	}); err != nil {
 		return err
 	}
