@@ -5,6 +5,8 @@ package daemon
 import (
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -29,7 +31,26 @@ func LogGRPC(logger *zap.Logger) {
 	case logger.Core().Enabled(zapcore.InfoLevel): // of a logger that is quieter already zap would complain itself
 		logger = logger.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel))
 	}
-	grpclog.SetLoggerV2(zapgrpc.NewLogger(logger))
+	grpclog.SetLoggerV2(ofClients{zapgrpc.NewLogger(logger)})
+}
+
+// ofClients says at level debug what the gateway would have operators know as an error, and is none
+// of the process: a client of JSON has gone before it was answered, or sends odd headers.
+type ofClients struct{ *zapgrpc.Logger }
+
+// clientsDoing is how the gateway's formats of such lines begin.
+var clientsDoing = []string{
+	"Failed to write response", "Failed to send response chunk", "Failed to send delimiter chunk",
+	"Failed to flush response to client", "Failed to notify error to client",
+	"HTTP header name %q is not valid", "Value of HTTP header %q contains non-ASCII value",
+}
+
+func (l ofClients) Errorf(format string, args ...any) {
+	if slices.ContainsFunc(clientsDoing, func(s string) bool { return strings.HasPrefix(format, s) }) {
+		l.Infof(format, args...) // which is heard at level debug only
+		return
+	}
+	l.Logger.Errorf(format, args...)
 }
 
 // OutliveLog has the process go on when what reads its standard output or error has gone: a Go program
