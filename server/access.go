@@ -59,7 +59,7 @@ func (a *accessControl) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if allowed(a.cors, "*") {
 		addCORS(w.Header(), "*")
-	} else if origin := r.Header.Get("Origin"); allowed(a.cors, origin) {
+	} else if origin := r.Header.Get("Origin"); allowedOrigin(a.cors, origin) {
 		addCORS(w.Header(), origin)
 	}
 	if r.Method == http.MethodOptions {
@@ -75,6 +75,22 @@ func (a *accessControl) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // allowed reports whether value is on list; an empty list, or one with "*", has all.
 func allowed(list []string, value string) bool {
 	return len(list) == 0 || slices.Contains(list, "*") || slices.Contains(list, value)
+}
+
+// allowedOrigin is allowed for origins. --cors takes URLs with ports alone, as etcd's does, and
+// browsers leave out the port that a scheme has by default: in etcd such an origin cannot be named.
+func allowedOrigin(list []string, origin string) bool {
+	return allowed(list, origin) || slices.Contains(list, withPort(origin))
+}
+
+// withPort is an origin with the port that a browser has left out.
+func withPort(origin string) string {
+	scheme, host, _ := strings.Cut(origin, "://")
+	port := map[string]string{"http": ":80", "https": ":443"}[scheme]
+	if port == "" || strings.LastIndexByte(host, ':') > strings.LastIndexByte(host, ']') {
+		return origin
+	}
+	return origin + port
 }
 
 func hostOf(r *http.Request) string {

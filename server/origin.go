@@ -44,7 +44,7 @@ func crossOrigin(r *http.Request) (origin string, cross bool) {
 
 // originNamed reports whether --cors names the origin, rather than all.
 func (a *accessControl) originNamed(origin string) bool {
-	return origin != "*" && slices.Contains(a.cors, origin)
+	return origin != "*" && (slices.Contains(a.cors, origin) || slices.Contains(a.cors, withPort(origin)))
 }
 
 // preflighted reports whether a browser asks before it sends a request of the content type to
@@ -76,7 +76,7 @@ func (a *accessControl) fromElsewhere(w http.ResponseWriter, r *http.Request) bo
 	}
 	switch {
 	case websocket.IsWebSocketUpgrade(r):
-		if !allowed(a.cors, origin) {
+		if !allowedOrigin(a.cors, origin) {
 			gatewayError(w, http.StatusForbidden, websocketOrigin)
 			return true
 		}
