@@ -47,7 +47,7 @@ func TestAuthThreeMembers(t *testing.T) {
 }
 
 func authStory(t *testing.T, kind cluster.Kind) (story []string) {
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	args := []string{"--unsafe-no-fsync", "--bcrypt-cost=4"}
 	if kind == cluster.Etcd {

@@ -77,7 +77,7 @@ func TestLagSeen(t *testing.T) {
 }
 
 func playLag(t *testing.T, kind cluster.Kind) *day {
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	args := []string{"--unsafe-no-fsync"}
 	if kind == cluster.Etcd {

@@ -185,9 +185,9 @@ func (k *kill) replace(ctx context.Context, l *load, m *cluster.Member) error {
 	return waitAcked(ctx, l, l.acked.Load()+100)
 }
 
-// eventually tries until it works, for at most 20 s; it returns the last error.
+// eventually tries until it works, for a minute at most; it returns the last error.
 func eventually(ctx context.Context, try func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
 		err := try()

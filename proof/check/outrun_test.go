@@ -14,7 +14,7 @@ import (
 // its log for a while for a member that may be started again.
 func outrun(ctx context.Context, t *testing.T, c *cluster.Cluster, put func() error) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute) // some 50 MB, on a machine without CPU
 	defer cancel()
 	for last, start := 0.0, 1.0; ; {
 		for _, m := range c.Members {

@@ -6,8 +6,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -730,12 +732,12 @@ func (w *soakWatcher) has(writers []*soakWriter, newest int64) error {
 
 // A soakLevel is what a member holds.
 type soakLevel struct {
-	goroutines, sockets int
-	heap, rss           int64 // what lives on the heap; all that is resident
+	goroutines, kept, sockets int   // kept: see goroutinesIn
+	heap, rss                 int64 // what lives on the heap; all that is resident
 }
 
 func (l soakLevel) String() string {
-	return fmt.Sprintf("%d goroutines, %d sockets, a heap of %d MiB, %d MiB resident", l.goroutines, l.sockets, l.heap>>20, l.rss>>20)
+	return fmt.Sprintf("%d goroutines and %d kept, %d sockets, a heap of %d MiB, %d MiB resident", l.goroutines, l.kept, l.sockets, l.heap>>20, l.rss>>20)
 }
 
 // level is what a member holds now.
@@ -746,14 +748,16 @@ func (s *soak) level(i int) (l soakLevel, err error) {
 	}
 	for line := range bytes.Lines(text) {
 		name, v, _ := strings.Cut(strings.TrimSpace(string(line)), " ")
-		switch name {
-		case "go_goroutines":
-			l.goroutines, _ = strconv.Atoi(v)
-		case "go_memstats_alloc_bytes":
+		if name == "go_memstats_alloc_bytes" {
 			bytes, _ := strconv.ParseFloat(v, 64)
 			l.heap = int64(bytes)
 		}
 	}
+	stacks, err := s.stacks(i)
+	if err != nil {
+		return l, err
+	}
+	l.goroutines, l.kept = goroutinesIn(stacks)
 	u, err := s.c.Members[i].Usage()
 	l.rss = u.RSSBytes
 	if runtime.GOOS != "linux" || err != nil {
@@ -766,6 +770,37 @@ func (s *soak) level(i int) (l soakLevel, err error) {
 		}
 	}
 	return l, err
+}
+
+// stacks are those of a member's goroutines: those that are equal once, with their number.
+func (s *soak) stacks(i int) (string, error) {
+	transport := &http.Transport{TLSClientConfig: s.issuer.client("good")}
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Get(s.c.Members[i].ClientURL + "/debug/pprof/goroutine?debug=1")
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return string(text), err
+}
+
+// goroutinesIn counts the goroutines of stacks; apart from them those that package rpc keeps for what
+// comes next. Of these there may be 64: how many there are says how much came at a time, once.
+func goroutinesIn(stacks string) (count, kept int) {
+	for group := range strings.SplitSeq(stacks, "\n\n") {
+		head, frames, _ := strings.Cut(group, " @ ")
+		head = head[strings.LastIndex(head, "\n")+1:] // the first group comes after the total
+		n, _ := strconv.Atoi(head)
+		_, top, _ := strings.Cut(frames, "\n")
+		top, _, _ = strings.Cut(top, "\n")
+		if strings.Contains(top, "/rpc.(*Server).worker+") {
+			kept += n
+		} else {
+			count += n
+		}
+	}
+	return count, kept
 }
 
 // levels are those of all members when nothing changes any more.
@@ -822,7 +857,8 @@ func (s *soak) returnTo(first []soakLevel, filling bool) {
 				break
 			}
 			if time.Now().After(end) {
-				s.t.Errorf("%s has %v long after the last call; at first %v", m.Name, l, first[i])
+				stacks, _ := s.stacks(i)
+				s.t.Errorf("%s has %v long after the last call; at first %v\n%s", m.Name, l, first[i], stacks)
 				break
 			}
 		}

@@ -223,7 +223,7 @@ func (m *Member) Start() error {
 		return err
 	}
 	cmd := exec.Command(m.cfg.Binary, m.Args()...)
-	cmd.Env = append(cleanEnv(m.cfg.Args), m.cfg.Env...)
+	cmd.Env = append(m.cleanEnv(), m.cfg.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = m.cfg.Dir
 	setParentDeath(cmd)
@@ -244,19 +244,18 @@ func (m *Member) Start() error {
 	return nil
 }
 
-// cleanEnv is our environment without variables that would configure a member with these flags.
-// BELAY_RPC_ENGINE is the --rpc-engine of all members that have none, so that every proof can be
-// tried over either.
-func cleanEnv(args []string) []string {
+// cleanEnv is our environment without variables that would configure the member. BELAY_RPC_ENGINE is
+// the --rpc-engine of each Belay that has none, so that every proof can be tried over either.
+func (m *Member) cleanEnv() []string {
 	var env []string
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "ETCD_") && !strings.HasPrefix(kv, "BELAY_") {
 			env = append(env, kv)
 		}
 	}
-	given := slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--rpc-engine") })
-	if engine := os.Getenv("BELAY_RPC_ENGINE"); engine != "" && !given {
-		env = append(env, "ETCD_RPC_ENGINE="+engine) // etcd warns of it
+	given := slices.ContainsFunc(m.cfg.Args, func(arg string) bool { return strings.HasPrefix(arg, "--rpc-engine") })
+	if engine := os.Getenv("BELAY_RPC_ENGINE"); engine != "" && !given && m.cfg.Kind == Belay {
+		env = append(env, "ETCD_RPC_ENGINE="+engine)
 	}
 	return env
 }
