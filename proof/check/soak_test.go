@@ -457,7 +457,11 @@ func (s *soak) lease(ctx context.Context, rng *rand.Rand) {
 				return err
 			}
 			for range rng.IntN(4) {
-				if _, err := cli.KeepAliveOnce(call, l.ID); err != nil {
+				_, err := cli.KeepAliveOnce(call, l.ID)
+				if errors.Is(err, io.EOF) { // the stream had ended; etcd's client does not ask why
+					err = status.Error(codes.Unavailable, "EOF")
+				}
+				if err != nil {
 					return err
 				}
 			}
