@@ -55,15 +55,13 @@ func (w *world) flagsOf(m *member) localFlags {
 	if w.kinds[flags] {
 		r := rand.New(rand.NewPCG(w.seed, m.id<<32+uint64(m.lives)))
 		f = drawFlags(r, r.Uint64(), w.kinds)
-		f.electionTicks = electionTicks + r.IntN(electionTicks)
 		f.preVote, f.advanceTicks = r.IntN(4) > 0, r.IntN(2) == 0
+		f.electionTicks = electionTicks
 		if w.seed%2 == 0 {
 			// As amid a rolling change of the election timeout. Without pre-votes one that is
 			// impatient and behind would keep the patient ones from being elected, as in etcd.
 			f.preVote = true
-			if r.IntN(2) == 0 {
-				f.electionTicks += 9 * electionTicks
-			}
+			f.electionTicks += r.IntN(electionTicks) + 9*electionTicks*r.IntN(2)
 		}
 		f.segmentBytes <<= r.IntN(3)
 		f.memTableBytes <<= r.IntN(3)
