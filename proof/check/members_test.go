@@ -287,7 +287,7 @@ func TestOneSnapshotUnderLoad(t *testing.T) {
 		t.Skip("writes 400 MB")
 	}
 	c := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 3, Args: []string{"--unsafe-no-fsync"}})
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	client := newClient(t, c.Endpoints())
 	leader := leaderOf(ctx, t, c, client)
