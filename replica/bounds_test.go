@@ -213,8 +213,10 @@ func TestLeaderBehindIsBounded(t *testing.T) {
 				t.Errorf("%s: the member that led has %d bytes of log in memory; the bound is %d", at, mem, testBound)
 			}
 			release()
-			c.leader().putWhenTaken("k", "w") // the one with the stalled store may have handed over
+			next := c.leader() // the one with the stalled store may have handed over
+			next.putWhenTaken("k", "w")
 			for _, m := range c.members {
+				m.sameAs(next) // it is fed, and takes no more than its bound at a time
 				m.mustRead("k", "w")
 			}
 		})

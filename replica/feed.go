@@ -42,7 +42,8 @@ import (
 // needs none from the files, for example one whose disk has stalled and that has acknowledged
 // little. Any other answers with what it has.
 const (
-	// feedWindow bounds the bytes that are on their way to a follower, to one message.
+	// feedWindow bounds the bytes that are on their way to a follower, to one message, before some are
+	// lost.
 	feedWindow = 16 << 20
 	// feedPoll is how often the end of the files is checked again.
 	feedPoll = 50 * time.Millisecond
@@ -64,6 +65,10 @@ type feed struct {
 
 	match atomic.Uint64 // what the follower has acknowledged
 
+	// window bounds the bytes on their way: feedWindow, or less once some were lost. It belongs to the
+	// feed's goroutine.
+	window int64
+
 	mu    sync.Mutex
 	hint  rejection
 	fresh bool // hint was not used yet
@@ -84,7 +89,7 @@ func (fs *followers) startFeed(m *raftpb.Message) {
 	fs.endFeed(id)
 	f := &feed{
 		env: fs.env, inbox: fs.inbox, id: id, term: m.GetTerm(), snap: m,
-		stop: make(chan struct{}), wake: make(chan struct{}, 1),
+		stop: make(chan struct{}), wake: make(chan struct{}, 1), window: feedWindow,
 	}
 	f.match.Store(fs.progress(id).Match)
 	fs.feeds[id] = f
@@ -317,7 +322,7 @@ func (f *feed) send(from uint64) (next uint64, err error) {
 		}
 		for len(onWay) > 0 && onWay[0].last <= match {
 			window -= onWay[0].bytes
-			limit = min(limit+onWay[0].bytes, feedWindow)
+			limit = min(limit+onWay[0].bytes, f.window)
 			onWay = onWay[1:]
 		}
 		if hint, ok := f.rejected(); ok {
@@ -327,7 +332,10 @@ func (f *feed) send(from uint64) (next uint64, err error) {
 			}
 		}
 		if len(onWay) > 0 && time.Since(moved) > 2*f.cfg.electionTimeout() {
-			return f.probe() // lost, or its disk stalls
+			// Lost, or its disk stalls. A follower with a small Config.MaxUnsyncedBytes takes no more
+			// than that: as much again would be lost again, and finding out takes seconds.
+			f.window = max(maxMessageBytes, window/2)
+			return f.probe()
 		}
 		if window >= limit {
 			if err := f.wait(f.cfg.electionTimeout()); err != nil {
