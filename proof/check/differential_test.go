@@ -1,6 +1,7 @@
 package check
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -505,9 +506,24 @@ func newCluster(t testing.TB, cfg cluster.Config) *cluster.Cluster {
 	}
 	t.Cleanup(func() {
 		c.Close()
+		for _, m := range c.Members {
+			noRaces(t, m.LogPath)
+		}
 		if t.Failed() {
 			t.Log(c.Tails(15))
 		}
 	})
 	return c
+}
+
+// noRaces looks for what the race detector has said of a member that was built with it: it says so in
+// the member's log, and nowhere else, since a signal ends the member.
+func noRaces(t testing.TB, log string) {
+	text, err := os.ReadFile(log)
+	if err != nil {
+		return // it never ran
+	}
+	if _, report, found := bytes.Cut(text, []byte("WARNING: DATA RACE")); found {
+		t.Errorf("%s has a data race:\n%.6000s", log, report)
+	}
 }
