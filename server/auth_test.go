@@ -361,6 +361,33 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
+// With the alarm CORRUPT, requests that pass through etcd's log tell a caller without a valid token
+// that, and the others of the alarm; so does a nested transaction that only reads.
+func TestTokensBeforeAlarms(t *testing.T) {
+	m := newSafeMember(t, nil)
+	root := m.as("root")
+	_, err := m.maintenance.Alarm(root, &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_CORRUPT, MemberID: m.cfg.MemberID})
+	must(t, err)
+	get := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("b")}}}
+	nested := &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{Success: []*pb.RequestOp{get}}}}
+	stranger := metadata.AppendToOutgoingContext(t.Context(), "token", "abcdefghijklmnop.-1")
+	for name, call := range map[string]func(context.Context) error{
+		"nested": func(ctx context.Context) error {
+			_, err := m.kv.Txn(ctx, &pb.TxnRequest{Success: []*pb.RequestOp{nested}})
+			return err
+		},
+		"put": func(ctx context.Context) error {
+			_, err := m.kv.Put(ctx, &pb.PutRequest{Key: []byte("b")})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			checkStatus(t, call(stranger), codes.Unauthenticated, "etcdserver: invalid auth token")
+			checkStatus(t, call(root), codes.DataLoss, "etcdserver: corrupt cluster")
+		})
+	}
+}
+
 // A streamed range passes the same checks as another.
 func TestRangeStreamIsJudged(t *testing.T) {
 	m := newSafeMember(t, nil)

@@ -321,7 +321,10 @@ func (k *kvService) txnLocal(t *turn, r *pb.TxnRequest, nested, serializable boo
 		err = t.awaitRoom(r)
 	}
 	if nested && err == nil {
-		err = k.callers.rules.AlarmRefusal(&pb.InternalRaftRequest{Txn: r})
+		// In etcd it goes through the log, and an invalid token is refused before that.
+		if _, err = k.callers.headerFor(t.Context); err == nil {
+			err = k.callers.rules.AlarmRefusal(&pb.InternalRaftRequest{Txn: r})
+		}
 	}
 	permitted := k.callers.permittedRead
 	if nested {
