@@ -73,12 +73,6 @@ func backupCommand(c *ctl) *cobra.Command {
 		})
 	})
 	cmd.AddCommand(verify)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error { // cobra prints the help for an unknown name, and succeeds
-		if len(args) == 0 {
-			return cmd.Help()
-		}
-		return failf(codeBadArgs, "unknown command %q for %q: now, status, list or verify", args[0], cmd.CommandPath())
-	}
 	return cmd
 }
 

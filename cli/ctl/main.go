@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/belaydb/belay/cli/connect"
 )
 
 // etcdctl's exit codes.
@@ -120,16 +122,18 @@ func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Comm
 		&cobra.Group{ID: groupConcurrency, Title: "Concurrency commands"},
 		&cobra.Group{ID: groupUtility, Title: "Utility commands"},
 	)
+	backup := backupCommand(c)
 	root.AddCommand(
 		c.getCommand(), c.putCommand(), c.delCommand(), c.txnCommand(), c.compactionCommand(), c.watchCommand(), c.leaseCommand(),
 		c.historyCommand(), c.diffCommand(), c.restoreKeyCommand(),
-		c.alarmCommand(), c.defragCommand(), c.downgradeCommand(), c.endpointCommand(), c.moveLeaderCommand(), c.memberCommand(), c.snapshotCommand(), backupCommand(c), topCommand(c),
+		c.alarmCommand(), c.defragCommand(), c.downgradeCommand(), c.endpointCommand(), c.moveLeaderCommand(), c.memberCommand(), c.snapshotCommand(), backup, topCommand(c),
 		c.lockCommand(), c.electCommand(),
 		c.checkCommand(), c.makeMirrorCommand(), c.versionCommand(), c.completionCommand(), c.optionsCommand(),
 	)
 	root.AddCommand(c.authCommands()...)
 	completer{c}.register(root)
 	root.SetHelpCommandGroupID(groupUtility)
+	connect.RefuseUnknown(backup, func(err error) error { return fail(codeBadArgs, err) })
 
 	root.PersistentFlags().VisitAll(func(f *pflag.Flag) { f.Hidden = true })
 	root.Flags().BoolP("help", "h", false, "help for "+name)

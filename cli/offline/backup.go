@@ -78,7 +78,7 @@ func backupCommand(name string, stdout io.Writer, format *string) *cobra.Command
 		Short: "Backups that a server makes with --backup-to: what there is, whether it is good, and restoring it",
 	}
 	cmd.AddCommand(backupListCommand(name, stdout, format), backupVerifyCommand(name, stdout), backupRestoreCommand(name, stdout))
-	return ofParts(cmd)
+	return cmd
 }
 
 func backupListCommand(name string, stdout io.Writer, format *string) *cobra.Command {

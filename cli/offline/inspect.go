@@ -140,7 +140,7 @@ printed, and the exit code is 1.`,
 	st.Flags().Int64Var(&keys.from, "from-rev", 0, "only versions from this revision on, and nothing else")
 	st.Flags().Int64Var(&keys.to, "to-rev", math.MaxInt64, "only versions up to this revision, and nothing else")
 	st.Flags().BoolVar(&keys.values, "values", false, "print values, too")
-	return ofParts(cmd)
+	return cmd
 }
 
 // inspectBackup takes no data directory.

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/cli/connect"
 	"github.com/belaydb/belay/config"
 	"github.com/belaydb/belay/datadir"
 	"github.com/belaydb/belay/internal/interrupt"
@@ -72,22 +73,6 @@ func anyArgs(name string) cobra.PositionalArgs {
 	return cobra.NoArgs
 }
 
-// ofParts makes cmd one of several commands, whose name is not to be mistaken: cobra prints the help
-// for an unknown one, and succeeds.
-func ofParts(cmd *cobra.Command) *cobra.Command {
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return cmd.Help()
-		}
-		var names []string
-		for _, c := range cmd.Commands() {
-			names = append(names, c.Name())
-		}
-		return failf(codeBadArgs, "unknown command %q for %q: one of %s", args[0], cmd.CommandPath(), strings.Join(names, ", "))
-	}
-	return cmd
-}
-
 func command(name string, stdout io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:         strings.ReplaceAll(name, " ", "-"),
@@ -101,10 +86,8 @@ func command(name string, stdout io.Writer) *cobra.Command {
 
 	snapshot := &cobra.Command{Use: "snapshot <subcommand>", Short: "Snapshot files, as `snapshot save` writes them"}
 	snapshot.AddCommand(restoreCommand(name, stdout), statusCommand(stdout, format))
-	if name != "etcdutl" { // which succeeds
-		ofParts(snapshot)
-	}
-	root.AddCommand(snapshot, hashkvCommand(stdout, format), inspectCommand(stdout), raftlogCommand(stdout),
+	inspect := inspectCommand(stdout)
+	root.AddCommand(snapshot, hashkvCommand(stdout, format), inspect, raftlogCommand(stdout),
 		verifyCommand(name, stdout, format), defragCommand(name, stdout, wait), &cobra.Command{
 			Use: "version", Short: "Prints versions", Args: anyArgs(name),
 			Run: func(*cobra.Command, []string) {
@@ -126,6 +109,12 @@ func command(name string, stdout io.Writer) *cobra.Command {
 		ValidArgs: []string{"bash", "zsh", "fish", "powershell"}, Args: cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(_ *cobra.Command, args []string) error { return show.Completion(stdout, args[0], program) },
 	})
+	unknown := func(err error) error { return exitError{codeBadArgs, err} }
+	if name == "etcdutl" { // which succeeds
+		connect.RefuseUnknown(inspect, unknown)
+	} else {
+		connect.RefuseUnknown(root, unknown)
+	}
 	return root
 }
 
