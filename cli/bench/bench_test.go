@@ -304,6 +304,19 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
+// By the name of etcd's tool it prints the help, as that does.
+func TestUnknownPart(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]int{"belay bench": codeUsage, "benchmark": 0} {
+		var stdout, stderr bytes.Buffer
+		code := MainContext(t.Context(), name, []string{"mvcc", "nonsense"}, strings.NewReader(""), &stdout, &stderr)
+		says := strings.HasPrefix(stderr.String(), `Error: unknown command "nonsense" for "belay bench mvcc": one of put`)
+		if code != want || says != (want != 0) || strings.Contains(stdout.String(), "Usage:") == says {
+			t.Errorf("%s: code %d, %s; output %s", name, code, &stderr, &stdout)
+		}
+	}
+}
+
 var interruptedRuns atomic.Int64
 
 // TestInterrupted: a run that is ended prints what it has.

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/belaydb/belay/cli/bench/load"
+	"github.com/belaydb/belay/cli/connect"
 	"github.com/belaydb/belay/internal/interrupt"
 )
 
@@ -140,6 +141,9 @@ It writes to the cluster that it measures: do not point it at one whose data mat
 
 	root.AddCommand(b.putCommand(), b.rangeCommand(), b.txnPutCommand(), b.txnMixedCommand(), b.stmCommand(),
 		b.watchCommand(), b.watchGetCommand(), b.watchLatencyCommand(), b.leaseCommand(), b.mixCommand(), b.mvccCommand())
+	if b.name != "benchmark" { // whose mvcc prints its help, and succeeds
+		connect.RefuseUnknown(root, func(err error) error { return usageError{err} })
+	}
 	return root
 }
 

@@ -133,7 +133,12 @@ func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Comm
 	root.AddCommand(c.authCommands()...)
 	completer{c}.register(root)
 	root.SetHelpCommandGroupID(groupUtility)
-	connect.RefuseUnknown(backup, func(err error) error { return fail(codeBadArgs, err) })
+	unknown := func(err error) error { return fail(codeBadArgs, err) }
+	if name == "etcdctl" { // its own groups print their help, and succeed
+		connect.RefuseUnknown(backup, unknown)
+	} else {
+		connect.RefuseUnknown(root, unknown)
+	}
 
 	root.PersistentFlags().VisitAll(func(f *pflag.Flag) { f.Hidden = true })
 	root.Flags().BoolP("help", "h", false, "help for "+name)
