@@ -59,7 +59,7 @@ func (a *accessControl) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if allowed(a.cors, "*") {
 		addCORS(w.Header(), "*")
-	} else if origin := r.Header.Get("Origin"); allowedOrigin(a.cors, origin) {
+	} else if origin := r.Header.Get("Origin"); a.originNamed(origin) {
 		addCORS(w.Header(), origin)
 	}
 	if r.Method == http.MethodOptions {
@@ -77,10 +77,11 @@ func allowed(list []string, value string) bool {
 	return len(list) == 0 || slices.Contains(list, "*") || slices.Contains(list, value)
 }
 
-// allowedOrigin is allowed for origins. --cors takes URLs with ports alone, as etcd's does, and
-// browsers leave out the port that a scheme has by default: in etcd such an origin cannot be named.
-func allowedOrigin(list []string, origin string) bool {
-	return allowed(list, origin) || slices.Contains(list, withPort(origin))
+// originNamed reports whether --cors names the origin, rather than all. It takes URLs with ports alone,
+// as etcd's does, and browsers leave out the port that a scheme has by default: in etcd such an origin
+// cannot be named.
+func (a *accessControl) originNamed(origin string) bool {
+	return origin != "*" && (slices.Contains(a.cors, origin) || slices.Contains(a.cors, withPort(origin)))
 }
 
 // withPort is an origin with the port that a browser has left out.

@@ -5,7 +5,6 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 
 	"github.com/gorilla/websocket"
@@ -42,11 +41,6 @@ func crossOrigin(r *http.Request) (origin string, cross bool) {
 	return origin, err != nil || u.Host == "" || !strings.EqualFold(u.Host, r.Host)
 }
 
-// originNamed reports whether --cors names the origin, rather than all.
-func (a *accessControl) originNamed(origin string) bool {
-	return origin != "*" && (slices.Contains(a.cors, origin) || slices.Contains(a.cors, withPort(origin)))
-}
-
 // preflighted reports whether a browser asks before it sends a request of the content type to
 // another origin: it does unless a form could have it, or there is none.
 func preflighted(contentType string) bool {
@@ -76,7 +70,7 @@ func (a *accessControl) fromElsewhere(w http.ResponseWriter, r *http.Request) bo
 	}
 	switch {
 	case websocket.IsWebSocketUpgrade(r):
-		if !allowedOrigin(a.cors, origin) {
+		if !allowed(a.cors, "*") && !a.originNamed(origin) {
 			gatewayError(w, http.StatusForbidden, websocketOrigin)
 			return true
 		}
