@@ -126,7 +126,7 @@ func (e *Expiry) lead(ctx context.Context, term uint64, changed <-chan struct{})
 	if !tenureOf(e.cfg.Raft.Role()).holds(term) {
 		return // LeaderChanged is closed, or about to be
 	}
-	e.cfg.Leases.Promote(term, max(e.cfg.Raft.ElectionTimeout(), lease.Overlap))
+	e.cfg.Leases.Promote(term, e.cfg.Raft.ElectionTimeout())
 	tick := time.NewTicker(expiryInterval)
 	defer tick.Stop()
 	for {

@@ -65,18 +65,14 @@ func (p *promoted) Promote(_ uint64, extend time.Duration) bool {
 	return true
 }
 
-// quick is a leader with a short election timeout.
-type quick struct{ leading }
-
-func (quick) ElectionTimeout() time.Duration { return 50 * time.Millisecond }
-
-// The leader before may have had a longer one, and answers renewals for up to lease.Overlap.
-func TestPromotionExtendsByOverlap(t *testing.T) {
+// The leader before may answer renewals until others could be elected.
+func TestPromotionExtendsByAnElectionTimeout(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	p := &promoted{done: cancel}
-	NewExpiry(ExpiryConfig{MemberID: 1, Raft: &quick{leading{term: 2, leads: true}}, Leases: p, MayNote: func() bool { return false }}).Run(ctx)
-	if p.extend < lease.Overlap {
-		t.Errorf("each lease lives %v longer, want %v at least", p.extend, lease.Overlap)
+	r := &leading{term: 2, leads: true}
+	NewExpiry(ExpiryConfig{MemberID: 1, Raft: r, Leases: p, MayNote: func() bool { return false }}).Run(ctx)
+	if p.extend != r.ElectionTimeout() {
+		t.Errorf("each lease lives %v longer, want %v", p.extend, r.ElectionTimeout())
 	}
 }
 

@@ -112,9 +112,9 @@ func (t *Table) Primary() (term uint64, ok bool) {
 }
 
 // Promote makes this member primary for a term that it leads. Each lease gets what was left of it
-// plus extend (an election timeout, and Overlap at least); where more leases would expire in a second
-// than may be revoked in one, they are spread. It returns false, and does nothing, if this term or a
-// later one was demoted already.
+// plus extend, this member's election timeout, or Overlap if that is longer; where more leases would
+// expire in a second than may be revoked in one, they are spread. It returns false, and does nothing,
+// if this term or a later one was demoted already.
 func (t *Table) Promote(term uint64, extend time.Duration) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -129,7 +129,7 @@ func (t *Table) Promote(term uint64, extend time.Duration) bool {
 	defer t.lookMu.Unlock()
 	t.expiries.clear()
 	t.checkpoints.clear()
-	t.startClocks(extend)
+	t.startClocks(max(extend, Overlap))
 	t.checkInvariants()
 	return true
 }
@@ -162,7 +162,7 @@ func (t *Table) startClocks(extend time.Duration) {
 		t.startClock(e, now, extend)
 	}
 	if len(t.leases) >= t.opts.RevokeRate {
-		t.spread(now, extend)
+		t.spread()
 	}
 }
 
@@ -188,7 +188,7 @@ func (t *Table) left(e *entry) int64 {
 // spread moves expiries apart so that no second has more than three quarters of the revoke rate:
 // leases that piled up while there was no leader must not use up the whole rate. REQUIRES: mu and
 // lookMu held.
-func (t *Table) spread(now int64, extend time.Duration) {
+func (t *Table) spread() {
 	all := make([]*entry, 0, len(t.leases))
 	for _, e := range t.leases {
 		all = append(all, e)

@@ -213,7 +213,7 @@ func TestRenewWaits(t *testing.T) {
 			r := newRig(t, Options{})
 			r.grant(1, 10)
 			r.Promote(1, 0)
-			r.advance(10 * time.Second)
+			r.advance(10*time.Second + Overlap)
 			if _, ids := r.Expired(10); len(ids) != 1 {
 				t.Fatalf("expired: %v", ids)
 			}
@@ -276,7 +276,7 @@ func TestRenewWaitsForACheckpoint(t *testing.T) {
 	r := newRig(t, Options{})
 	r.apply(func(b *store.Batch) error { _, err := r.Grant(b, 1, 100); return err })
 	r.Promote(1, 0)
-	r.advance(50 * time.Second)
+	r.advance(50*time.Second + Overlap)
 	_, due := r.Checkpoints(10)
 	if len(due) != 1 {
 		t.Fatalf("due: %v", due)
@@ -290,7 +290,7 @@ func TestRenewWaitsForACheckpoint(t *testing.T) {
 		_, checkpointed, err := r.Renew(context.Background(), 1)
 		renewed <- answer{checkpointed, err}
 	}()
-	for r.Table.leases[1].expiry.Load() <= int64(100*time.Second) {
+	for r.Table.leases[1].expiry.Load() <= int64(100*time.Second+Overlap) {
 		runtime.Gosched()
 	}
 	select {
@@ -312,7 +312,7 @@ func TestRenewAfterACheckpointThatTimedOut(t *testing.T) {
 	r := newRig(t, Options{})
 	r.apply(func(b *store.Batch) error { _, err := r.Grant(b, 1, 100); return err })
 	r.Promote(1, 0)
-	r.advance(50 * time.Second)
+	r.advance(50*time.Second + Overlap)
 	_, due := r.Checkpoints(10)
 	if len(due) != 1 {
 		t.Fatalf("due: %v", due)
