@@ -51,8 +51,8 @@ func hashkvCommand(stdout io.Writer, format *string) *cobra.Command {
 	return cmd
 }
 
-// hashOf never changes the file, nor the store of a member that runs. On a terminal it shows there how
-// far it is.
+// hashOf never changes the file, nor the store of a member that runs, of which it says on stderr so. On
+// a terminal it shows there how far it is.
 func hashOf(ctx context.Context, path string, rev int64, stderr io.Writer) (h hashKV, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -75,6 +75,7 @@ func hashOfStore(ctx context.Context, dir string, rev int64, stderr io.Writer) (
 	if part := filepath.Join(dir, "member", "store"); isDir(part) {
 		dir = part
 	}
+	runs := inUse(dir) // before what it has flushed is looked at
 	st, err := store.OpenReadOnly(dir, store.Options{})
 	if err != nil {
 		return h, err
@@ -85,6 +86,13 @@ func hashOfStore(ctx context.Context, dir string, rev int64, stderr io.Writer) (
 	h.HashRevision, h.CompactRevision = rev, view.CompactRevision()
 	if rev == 0 {
 		h.HashRevision = view.Rev()
+	}
+	switch {
+	case !runs || view.Err() != nil:
+	case h.HashRevision > view.Rev():
+		return h, fmt.Errorf("%w: a member runs on %s, and has flushed what is up to revision %d", mvcc.ErrFutureRev, dir, view.Rev())
+	default:
+		fmt.Fprintf(stderr, "Note: a member runs on %s. What it has flushed is hashed, up to revision %d; it may have more in memory.\n", dir, h.HashRevision)
 	}
 	progress, end := meters(stderr, func(n int64) string { return fmt.Sprintf("%d versions", n) })
 	defer end()
