@@ -35,7 +35,7 @@ func (n *Node) openData() (err error) {
 	st, err := store.Open(paths.Store, store.Options{
 		FS: n.cfg.FS, Logger: n.logger, Metrics: store.NewMetrics(n.registry), NoSync: n.cfg.UnsafeNoFsync, MaxOpenFiles: n.ports.connections.storeFiles,
 		CacheBytes: n.cfg.Budget.Parts.Blocks, MemTableBytes: n.cfg.Budget.Parts.MemTable,
-		Failed: n.fail, Corrupt: n.storeCorrupt,
+		Failed: func(err error) { n.storeFailed(err); n.fail(err) }, Corrupt: n.storeCorrupt,
 	})
 	if err != nil {
 		return err

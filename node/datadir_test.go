@@ -22,6 +22,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -640,5 +641,28 @@ func TestAloneWithoutAFlush(t *testing.T) {
 	case <-l.n.serving:
 	case <-time.After(time.Minute):
 		t.Error("gRPC clients are not let in")
+	}
+}
+
+// A stop whose flush fails ends, and says why: a flush that failed is not tried again, and to wait for
+// its end would be in vain.
+func TestStopWithoutADirectory(t *testing.T) {
+	t.Parallel()
+	l := &lone{dir: shortDir(t)}
+	cfg := l.config()
+	core, logs := observer.New(zap.WarnLevel)
+	cfg.Logger = zap.New(core)
+	var err error
+	if l.n, err = Start(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	l.put(t, "key", 1)
+	if err := os.Rename(l.data(), l.data()+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	l.stop()
+	told := logs.FilterMessage("the store could not be flushed").All()
+	if store := filepath.Join(l.data(), "member", "store"); len(told) != 1 || !strings.Contains(fmt.Sprint(told[0].ContextMap()["error"]), store+" is not there any more") {
+		t.Errorf("told %v; all: %v", told, logs.All())
 	}
 }

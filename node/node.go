@@ -80,6 +80,9 @@ type Node struct {
 	metrics      *Metrics
 	certificates *certificates
 
+	storeWorks  context.Context         // ends when the store can write no more; its cause says why
+	storeFailed context.CancelCauseFunc // ends storeWorks
+
 	life     life
 	fatal    chan error     // reasons why the member cannot go on; the first counts, and later ones may be dropped
 	parts    *datadir.Parts // as they were found
@@ -172,6 +175,7 @@ func newNode(cfg Config) *Node {
 		serving:  make(chan struct{}),
 		stop:     make(chan struct{}),
 	}
+	n.storeWorks, n.storeFailed = context.WithCancelCause(context.Background())
 	n.metrics = NewMetrics(n.registry)
 	n.words = announcer{cfg: &n.cfg, logger: n.logger}
 	n.dialing.logger, n.dialing.advertised, n.dialing.fromAdvertised = n.logger, cfg.AdvertisePeerURLs, cfg.MemberLocalAddr
@@ -191,7 +195,7 @@ func (n *Node) fail(err error) {
 	go func() {
 		var done sync.WaitGroup
 		done.Go(func() { n.witness.ends(err) })
-		if n.life.ran() && !errors.Is(err, ErrRemoved) {
+		if n.life.ran() && !n.life.ends() && !errors.Is(err, ErrRemoved) {
 			// A leader whose log fails promises nothing more, but it still leads: hand over, so
 			// that the others need not wait for an election timeout.
 			done.Go(func() { n.handOver() })
@@ -585,12 +589,15 @@ func (n *Node) snapshotsEnd() bool {
 	}
 }
 
-// closeStore flushes what was applied, unless the disk does not answer, and closes the store.
+// closeStore flushes what was applied, unless the disk fails or does not answer, and closes the store.
+// The log has what is not flushed.
 func (n *Node) closeStore() {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(n.storeWorks, 10*time.Second)
 	defer cancel()
-	_ = n.store.Flush(ctx) // an error of the disk was logged where it occurred; the log has what is not flushed
-	if ctx.Err() != nil {
+	_ = n.store.Flush(ctx) // its error is that of ctx, or was logged where it occurred
+	if failed := context.Cause(n.storeWorks); failed != nil {
+		n.logger.Warn("the store could not be flushed", zap.Error(failed))
+	} else if ctx.Err() != nil {
 		n.logger.Warn("the store could not be flushed in 10s; the next start replays the raft log")
 	}
 	if err := n.store.Close(); err != nil {
