@@ -198,7 +198,7 @@ func (n *Node) fail(err error) {
 		if n.life.ran() && !n.life.ends() && !errors.Is(err, ErrRemoved) {
 			// A leader whose log fails promises nothing more, but it still leads: hand over, so
 			// that the others need not wait for an election timeout.
-			done.Go(func() { n.handOver() })
+			done.Go(func() { n.handOver(n.cfg.electionTimeout()) })
 		}
 		done.Wait()
 		select {
@@ -455,7 +455,7 @@ func (n *Node) Stop() {
 		close(n.stop)
 		n.words.sayStop("closing etcd server")
 		n.witness.lastWords(evidence.Stopping, "asked to stop")
-		handedOver := n.handOver()
+		handedOver := n.handOver(max(n.cfg.electionTimeout(), gracefulStop))
 		patience := gracefulStop
 		if n.gone.Load() {
 			patience = 0 // what waits for the cluster's answer would wait in vain
@@ -470,8 +470,9 @@ func (n *Node) Stop() {
 }
 
 // handOver moves leadership away from a leader that stops, so that nobody waits for an election
-// timeout. It reports whether another member leads now.
-func (n *Node) handOver() bool {
+// timeout. It reports whether this member led, and leads no more. On a slow machine the election may
+// take longer than patience.
+func (n *Node) handOver(patience time.Duration) bool {
 	if n.replica == nil {
 		return false
 	}
@@ -485,7 +486,7 @@ func (n *Node) handOver() bool {
 		return false
 	}
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.electionTimeout())
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	n.logger.Info("leadership transfer starting", ids...)
 	switch best, err := n.replica.HandOver(ctx); {
@@ -499,10 +500,11 @@ func (n *Node) handOver() bool {
 			zap.String("old-leader-member-id", command.IDText(n.id.Member)), zap.String("new-leader-member-id", command.IDText(best)), zap.Duration("took", time.Since(start)))
 		return true
 	}
-	return false
+	return !n.replica.IsLeader()
 }
 
-// seeOthersFollow waits, after a hand-over, until the other members know of it. One that does not,
+// seeOthersFollow waits, after a hand-over, until the other members know of it, and until what they
+// forwarded before they did has been passed on. One that does not know,
 // because it is slow or far away, still forwards what its clients write to this member, which
 // passes it on: it must still run, or those writes are lost and their clients wait for a timeout.
 // It waits for a member that hangs until gracefulStop.
@@ -517,7 +519,8 @@ func (n *Node) seeOthersFollow() {
 		}
 		asking.Go(func() {
 			for ctx.Err() == nil {
-				if answer, err := n.witness.ping(ctx, m.ID); err != nil || answer.Leader != own {
+				answer, err := n.witness.ping(ctx, m.ID)
+				if err == nil && answer.Leader != own || err != nil && n.transport.ActiveSince(m.ID).IsZero() {
 					return
 				}
 				select {
@@ -528,9 +531,18 @@ func (n *Node) seeOthersFollow() {
 		})
 	}
 	asking.Wait()
-	select {
-	case <-time.After(n.cfg.TickInterval): // what they sent before they knew is on its way here
-	case <-ctx.Done():
+	// What they sent before they knew is on its way here, and on a machine without CPU to spare for
+	// longer than a tick: until none has come for a tick, and none waits here.
+	for before := n.replica.Status().Forwarded; ctx.Err() == nil; {
+		select {
+		case <-time.After(n.cfg.TickInterval):
+		case <-ctx.Done():
+		}
+		st := n.replica.Status()
+		if st.Forwarded == before && st.Passed == st.Forwarded && n.transport.Queued() == 0 {
+			return
+		}
+		before = st.Forwarded
 	}
 }
 

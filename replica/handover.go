@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -24,7 +25,8 @@ const (
 	// diskAskInterval is how often a leader whose disk is in doubt asks the others.
 	diskAskInterval = 500 * time.Millisecond
 	// slowTransfer: the transfer to a member that has not got the log by then is given up, so that
-	// writes no longer wait for it.
+	// writes no longer wait for it. Not that of a leader that stops: without another leader they
+	// would wait for an election, and those that were forwarded to it would be lost.
 	slowTransfer = 300 * time.Millisecond
 )
 
@@ -41,6 +43,11 @@ type handOver struct {
 	// transfer is the one under way, whoever began it; nil: none. It is set while raft has a
 	// transferee, and on until the new leader is known or nobody leads for too long.
 	transfer *transfer
+	// leaves: this member stops, and proposes nothing until another one leads or HandOver ends. Raft
+	// takes proposals again when it gives a transfer up after an election timeout. By then the other
+	// member may well have been asked to campaign, and be waiting for its disk: with entries that it
+	// lacks nobody would vote for it, and there would be no leader at all.
+	leaves bool
 	// ends is where the log of this leader ended at the last ticks, the newest last; empty
 	// where it does not lead.
 	ends []logEnd
@@ -87,6 +94,7 @@ type transfer struct {
 	to     uint64
 	began  time.Time
 	reason string
+	ended  chan struct{} // closed when it has ended, one way or the other
 }
 
 // TellDisk takes a member's report about its disk. Any goroutine may call it.
@@ -147,7 +155,10 @@ const (
 )
 
 func (h *handOver) begin(now time.Time, to uint64, reason string) {
-	h.transfer = &transfer{to: to, began: now, reason: reason}
+	if h.transfer != nil {
+		close(h.transfer.ended) // raft drops it
+	}
+	h.transfer = &transfer{to: to, began: now, reason: reason, ended: make(chan struct{})}
 	h.cfg.Evidence.Record(evidence.Event{Kind: evidence.HandOver, Peer: to, Note: reason})
 	h.node.TransferLeader(to)
 }
@@ -171,7 +182,7 @@ func (h *handOver) watchTransfer(now time.Time) {
 		h.transferFailed(now)
 		return
 	}
-	if now.Sub(t.began) < slowTransfer || t.reason == reasonRequest {
+	if now.Sub(t.began) < slowTransfer || t.reason == reasonRequest || t.reason == reasonStop {
 		return
 	}
 	last := h.lastIndex()
@@ -186,6 +197,7 @@ func (h *handOver) watchTransfer(now time.Time) {
 func (h *handOver) transferFailed(now time.Time) {
 	t := h.transfer
 	h.transfer = nil
+	defer close(t.ended)
 	h.disks.log.failed(now, t.to)
 	if t.reason == reasonRequest {
 		return // the caller gets the error
@@ -200,7 +212,7 @@ func (h *handOver) transferFailed(now time.Time) {
 func (h *handOver) leaderChanged(now time.Time, before uint64) {
 	w := &h.disks.log
 	if h.leader != raft.None {
-		h.removalBegan = time.Time{}
+		h.removalBegan, h.leaves = time.Time{}, false
 	}
 	if h.leader == h.cfg.ID {
 		w.calmed()
@@ -214,6 +226,7 @@ func (h *handOver) leaderChanged(now time.Time, before uint64) {
 		return
 	}
 	h.transfer = nil
+	close(t.ended)
 	if t.reason == reasonDisk || t.reason == reasonStore {
 		w.handedOver = now
 	}
@@ -258,10 +271,42 @@ func (h *handOver) nameSuccessor() {
 }
 
 // HandOver gives leadership to the member that is best placed to lead: the one with most of the log
-// and a healthy disk. It returns once that member leads. A member that stops calls it so that
-// nobody waits for an election timeout. ErrBadLeaderTransferee: there is none.
+// and a healthy disk. It returns once another member leads, be it that one or not; one that does not
+// take it in an election timeout is not waited for, and the next best is asked. A member that
+// stops calls it so that nobody waits for an election timeout. ErrBadLeaderTransferee: there is none.
 func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
-	q := successorRequest{since: time.Now()}
+	defer r.inbox.request(stays{})
+	for {
+		if to, err = (&successorRequest{}).run(ctx, r); err != nil {
+			return 0, err
+		}
+		q := &transferRequest{to: to, reason: reasonStop}
+		if err = q.run(ctx, r); !errors.Is(err, errNotTaken) {
+			return to, err
+		}
+	}
+}
+
+// stays ends handOver.leaves: whoever leads goes on.
+type stays struct{}
+
+func (stays) handle(l *loop) {
+	if l.handOver.leaves {
+		l.handOver.leaves = false
+		l.pending.retry()
+	}
+}
+
+// successorRequest asks which member is best placed to lead.
+type successorRequest struct {
+	since    time.Time // when the members were asked for their disks
+	id       uint64    // none: nobody
+	answered bool      // it has told of its disk since then
+}
+
+// run asks the members for their disks, and returns the one that is best placed to lead.
+func (q *successorRequest) run(ctx context.Context, r *Replica) (to uint64, err error) {
+	q.since = time.Now()
 	if r.cfg.PeerDisks != nil {
 		r.cfg.PeerDisks.AskDisks(slices.DeleteFunc(slices.Clone(*r.pub.voters.Load()), func(id uint64) bool { return id == r.cfg.ID }))
 		select {
@@ -282,24 +327,14 @@ func (r *Replica) HandOver(ctx context.Context) (to uint64, err error) {
 				return 0, ErrBadLeaderTransferee
 			}
 		}
-		if err = r.inbox.ask(ctx, r.stopped, &q); err == nil {
+		if err = r.inbox.ask(ctx, r.stopped, q); err == nil {
 			to = q.id
 		}
 	}
-	switch {
-	case err != nil:
-		return 0, err
-	case to == raft.None:
-		return 0, ErrBadLeaderTransferee
+	if err == nil && to == raft.None {
+		err = ErrBadLeaderTransferee
 	}
-	return to, (&transferRequest{to: to, reason: reasonStop}).run(ctx, r)
-}
-
-// successorRequest asks which member is best placed to lead.
-type successorRequest struct {
-	since    time.Time // when the members were asked for their disks
-	id       uint64    // none: nobody
-	answered bool      // it has told of its disk since then
+	return to, err
 }
 
 func (q *successorRequest) handle(l *loop) { q.id, q.answered = l.handOver.best(q.since) }
@@ -418,9 +453,15 @@ type transferRequest struct {
 	to     uint64
 	reason string
 	err    error // ErrNotLeader or ErrBadLeaderTransferee: nothing was begun
+	// ended is closed when the transfer has ended; nil: none was begun.
+	ended chan struct{}
 }
 
-// run asks the loop, and waits until the voter leads.
+// errNotTaken: a leader that stops leads on, since the member that it asked did not take leadership.
+var errNotTaken = errors.New("replica: the other member did not take leadership")
+
+// run asks the loop, and waits until the voter leads. To one that stops any other leader is as good,
+// and it hears of a transfer that was given up: errNotTaken.
 func (q *transferRequest) run(ctx context.Context, r *Replica) error {
 	changed := r.LeaderChanged()
 	if err := r.inbox.ask(ctx, r.stopped, q); err != nil {
@@ -429,10 +470,16 @@ func (q *transferRequest) run(ctx context.Context, r *Replica) error {
 	if q.err != nil {
 		return q.err
 	}
-	for r.Leader() != q.to {
+	stops := q.reason == reasonStop
+	for leader := r.Leader(); leader != q.to && (!stops || leader == raft.None || leader == r.cfg.ID); leader = r.Leader() {
 		select {
 		case <-changed:
 			changed = r.LeaderChanged()
+		case <-q.ended:
+			if stops && r.IsLeader() {
+				return errNotTaken
+			}
+			q.ended = nil
 		case <-ctx.Done():
 			return ErrTimeoutLeaderTransfer
 		case <-r.stopped:
@@ -452,6 +499,8 @@ func (q *transferRequest) handle(l *loop) {
 		q.err = ErrBadLeaderTransferee
 	case q.to != l.cfg.ID:
 		l.handOver.begin(time.Now(), q.to, q.reason)
+		q.ended = l.handOver.transfer.ended
+		l.handOver.leaves = q.reason == reasonStop
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -494,6 +495,60 @@ func TestHandOverAtStop(t *testing.T) {
 		}
 		if _, err := leader.replica().HandOver(c.short()); !errors.Is(err, ErrNotLeader) && !errors.Is(err, ErrBadLeaderTransferee) {
 			t.Errorf("a follower hands over: %v", err)
+		}
+	})
+}
+
+// TestHandOverAtStopOnSlowDisks: on a machine where a sync takes longer than a transfer may that
+// writes wait for, a leader that stops hands over all the same. Without it, whatever the others
+// forward in its last moment is lost, and their clients wait for the request timeout.
+func TestHandOverAtStopOnSlowDisks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3, keepLog)
+		defer c.close()
+		leader := c.leader()
+		l := startLoad(c, 12, 5*time.Millisecond, 100)
+		for _, m := range c.members {
+			m.syncTakes.Store(int64(400 * time.Millisecond))
+		}
+		for range 5 {
+			time.Sleep(2 * time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			to, err := leader.replica().HandOver(ctx)
+			cancel()
+			if err != nil || leader.replica().IsLeader() {
+				t.Errorf("handed over to %d: %v", to, err)
+				break
+			}
+			leader = c.leader()
+		}
+		for _, m := range c.members {
+			m.syncTakes.Store(0)
+		}
+		l.end(c)
+	})
+}
+
+// TestHandOverAtStopTriesAnother: the member that is asked to lead first answers no more. The leader
+// that stops asks another one when raft has given the transfer up.
+func TestHandOverAtStopTriesAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3, keepLog)
+		defer c.close()
+		leader := c.leader()
+		leader.mustPut("k", "v")
+		var first atomic.Uint64
+		c.dropping(func(m *raftpb.Message) bool {
+			if m.GetType() == raftpb.MsgTimeoutNow {
+				first.CompareAndSwap(0, m.GetTo())
+			}
+			return m.GetType() == raftpb.MsgTimeoutNow && m.GetTo() == first.Load()
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		to, err := leader.replica().HandOver(ctx)
+		if err != nil || to == first.Load() || leader.replica().IsLeader() {
+			t.Errorf("handed over to %d, %v; member %d was asked first", to, err, first.Load())
 		}
 	})
 }

@@ -150,7 +150,13 @@ func (r *Replica) Process(m *raftpb.Message) error {
 		r.refuse(m)
 		return nil
 	}
+	if m.GetType() == raftpb.MsgProp {
+		r.pub.forwarded.Add(1)
+	}
 	if !r.inbox.message(m, entryBytes(m)) {
+		if m.GetType() == raftpb.MsgProp {
+			r.pub.passed.Add(1)
+		}
 		return fmt.Errorf("replica: %d MiB of messages wait for the raft loop, dropped one from %x", maxInboxBytes>>20, m.GetFrom())
 	}
 	return nil

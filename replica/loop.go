@@ -293,6 +293,9 @@ func (l *loop) step() {
 		now = time.Now()
 	}
 	for _, m := range l.taken.messages {
+		if m.GetType() == raftpb.MsgProp {
+			l.pub.passed.Add(1)
+		}
 		if !l.takes(m, now) {
 			continue
 		}

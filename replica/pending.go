@@ -67,7 +67,8 @@ const unknownBarrier = math.MaxUint64
 type door interface {
 	// leaderKnown reports whether raft would take a proposal or pass it on, as of the last Ready.
 	leaderKnown() bool
-	// closed: this member leads, and nothing may be proposed behind its own removal.
+	// closed: this member leads, and nothing may be proposed behind its own removal, nor while it
+	// hands over because it stops.
 	closed() bool
 	// full: this member leads, and large proposals wait for the flush of its store.
 	full() bool
@@ -294,12 +295,12 @@ type raftDoor struct {
 
 func (d *raftDoor) leaderKnown() bool { return d.leader != raft.None }
 
-func (d *raftDoor) closed() bool { return d.removal.leaving() }
+func (d *raftDoor) closed() bool { return d.removal.leaving() || d.handOver.leaves }
 
 func (d *raftDoor) full() bool { return d.raftLeads() && (d.window.full() || d.room.left <= 0) }
 
 func (d *raftDoor) mayChange(e *raftpb.Entry, barrier uint64) bool {
-	return d.changeFits(barrier) && !d.removal.leaving() && (removedBy(e) != d.cfg.ID || !d.handOver.beforeRemoval(time.Now()))
+	return d.changeFits(barrier) && !d.closed() && (removedBy(e) != d.cfg.ID || !d.handOver.beforeRemoval(time.Now()))
 }
 
 // changeFits reports whether raft would take a member change now. A leader with another change that

@@ -389,7 +389,7 @@ type termProposal struct {
 
 func (t termProposal) handle(l *loop) {
 	p, st := t.proposal, l.node.BasicStatus()
-	if st.RaftState == raft.StateLeader && st.GetTerm() == t.term && !l.removal.leaving() && p.markProposed() {
+	if st.RaftState == raft.StateLeader && st.GetTerm() == t.term && !l.pending.door.closed() && p.markProposed() {
 		if l.node.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(l.cfg.ID), Entries: []*raftpb.Entry{p.entry}}) == nil {
 			return
 		}

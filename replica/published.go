@@ -40,6 +40,13 @@ type published struct {
 	// raftApplied is the applied index as raft knows it: raftApplied <= applied.
 	raftApplied atomic.Uint64
 	lead        leadChange
+	// passed is how many of forwarded the loop has given to raft, or holds for a leader.
+	passed atomic.Uint64
+
+	// By who takes messages.
+
+	// forwarded is how many messages with other members' proposals have come.
+	forwarded atomic.Uint64
 
 	// By the applier.
 
@@ -64,6 +71,8 @@ func (p *published) now() Status {
 	s := *p.status.Load()
 	s.Applied = p.applied.Load()
 	s.Committed = max(p.committed.Load(), s.Applied)
+	s.Passed = p.passed.Load() // first: what has passed has come
+	s.Forwarded = p.forwarded.Load()
 	return s
 }
 

@@ -206,8 +206,8 @@ type Replica struct {
 	stopOnce sync.Once
 }
 
-// Status is what the loop last published of raft's state. Applied and
-// Committed are newer: they are read at the call.
+// Status is what the loop last published of raft's state. Applied, Committed, Forwarded and Passed
+// are newer: they are read at the call.
 type Status struct {
 	ID        uint64
 	Leader    uint64 // 0: none known
@@ -218,6 +218,9 @@ type Status struct {
 	Committed uint64
 	// Transferee is the member that leadership is being handed to, 0 if none.
 	Transferee uint64
+	// Forwarded is how many messages with other members' proposals have come, and Passed how many of
+	// them raft has had: where another member leads, they were passed on. Passed <= Forwarded.
+	Forwarded, Passed uint64
 }
 
 // IsLeader reports whether this member believes it leads. A member that was paused may believe so

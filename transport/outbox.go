@@ -72,6 +72,13 @@ func (o *outbox) take(spare []*raftpb.Message) []*raftpb.Message {
 	return taken
 }
 
+// queued are the bytes of what waits, and of what was taken and not settled.
+func (o *outbox) queued() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.bytes
+}
+
 // settle records that what take returned was written or given up.
 func (o *outbox) settle() {
 	o.mu.Lock()

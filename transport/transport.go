@@ -352,6 +352,16 @@ func (t *Transport) ActiveSince(id uint64) time.Time {
 	return time.Time{}
 }
 
+// Queued is how many bytes wait to be written to peers' streams, about.
+func (t *Transport) Queued() (n int64) {
+	for _, p := range *t.peers.Load() {
+		if !p.remote {
+			n += p.bulk.box.queued() + p.control.box.queued()
+		}
+	}
+	return n
+}
+
 // RTT is the smoothed time of a request to a peer and back; 0 if none was answered yet.
 func (t *Transport) RTT(id uint64) time.Duration {
 	if p := t.peer(id); p != nil {
