@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
@@ -54,6 +55,10 @@ type Result struct {
 
 	// Done, where it is not nil, is closed when the physical part of a compaction has finished.
 	Done <-chan struct{}
+
+	// Waited is how long a large request has waited for room before it was proposed. It is not of the
+	// outcome: the member that proposes fills it, whether the proposal has failed or not.
+	Waited time.Duration
 }
 
 // Change is a decoded raftpb.ConfChange of etcd's kind: one member added, removed, updated or

@@ -53,7 +53,8 @@ type proposal struct {
 	// it) or waiting -> abandoned (by the caller or the sweeper).
 	state atomic.Int32
 
-	large int64 // the encoded size in bytes of one that passes the window, which encodes it; 0 of others
+	large  int64         // the encoded size in bytes of one that passes the window, which encodes it; 0 of others
+	waited time.Duration // outside the window, of one that has passed it; its mutex guards it
 
 	// gone: nobody waits for the result any more. The applier may skip what is done only for the
 	// answer.
@@ -113,7 +114,7 @@ func (w *waiters) shard(id uint64) *waiterShard { return &w.shards[id%waiterShar
 func (w *waiters) end(p *proposal, result command.Result, err error) {
 	w.metrics.Pending.Add(-1)
 	if p.large > 0 {
-		w.window.ended(p)
+		result.Waited = w.window.ended(p)
 	}
 	if err != nil {
 		w.metrics.Failed.Inc()

@@ -158,20 +158,20 @@ func (w *window) applied(entries []largeEntry) {
 	w.fill(now)
 }
 
-// ended takes note of the end of a large proposal, by whichever cause. One that raft was given stays
-// inside: it may be in the log, and be applied.
-func (w *window) ended(p *proposal) {
+// ended takes note of the end of a large proposal, by whichever cause, and returns how long it has
+// waited outside. One that raft was given stays inside: it may be in the log, and be applied.
+func (w *window) ended(p *proposal) (waited time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	now := time.Now()
 	if place, ok := w.places[p.id]; ok {
-		w.outside.Remove(place)
-		delete(w.places, p.id)
-		w.wait(-p.large)
+		w.leave(place, p, now)
 	}
 	if inside, ok := w.inside[p.id]; ok && p.abandoned() {
 		w.remove(p.id, inside)
 	}
-	w.fill(time.Now())
+	w.fill(now)
+	return p.waited
 }
 
 // refused takes note that the leader did not take a proposal.
@@ -245,6 +245,14 @@ func (w *window) remove(id uint64, p passed) {
 	w.bytes -= p.size
 }
 
+// leave takes p from those that wait outside.
+func (w *window) leave(place *list.Element, p *proposal, now time.Time) {
+	w.outside.Remove(place)
+	delete(w.places, p.id)
+	w.wait(-p.large)
+	p.waited = now.Sub(p.born)
+}
+
 func (w *window) wait(bytes int64) {
 	w.waiting += bytes
 	w.waits.Set(float64(w.waiting))
@@ -261,9 +269,7 @@ func (w *window) fill(now time.Time) {
 		if !w.fits(p) {
 			return
 		}
-		w.outside.Remove(first)
-		delete(w.places, p.id)
-		w.wait(-p.large)
+		w.leave(first, p, now)
 		w.let(p, now)
 		go w.pass(p) // whoever made room, often the applier, has other things to do than to copy
 	}

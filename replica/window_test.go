@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -102,6 +103,45 @@ func TestLargeWritesWaitForTheFlush(t *testing.T) {
 			if got := len(m.state.get(fmt.Sprint("large", i))); got != size {
 				t.Errorf("write %d has %d bytes", i, got)
 			}
+		}
+	})
+}
+
+// A large write says how long it waited for room, whether it was applied then or given up before.
+func TestLargeWritesSayHowLongTheyWaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		defer c.close()
+		m := c.leader()
+		m.mustPut("before", "")
+		w := &m.replica().window
+		setMost := func(bytes int64) {
+			w.mu.Lock()
+			w.mostUnflushed = bytes
+			w.mu.Unlock()
+		}
+		propose := func(patience time.Duration, bytes int) (command.Result, error) {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			return m.replica().Propose(ctx, putRequest("key", strings.Repeat("v", bytes)))
+		}
+		const large, waits = LargeProposal, 2 * time.Second
+		if result, err := propose(time.Minute, large); err != nil || result.Waited != 0 {
+			t.Errorf("with room: waited %v, %v", result.Waited, err)
+		}
+		setMost(0) // there is no room
+		if result, err := propose(time.Minute, 10); err != nil || result.Waited != 0 {
+			t.Errorf("a small one: waited %v, %v", result.Waited, err)
+		}
+		if result, err := propose(waits, large); err == nil || result.Waited != waits {
+			t.Errorf("given up after %v: waited %v, %v", waits, result.Waited, err)
+		}
+		go func() {
+			time.Sleep(waits)
+			setMost(maxUnflushed) // found at the next tick
+		}()
+		if result, err := propose(time.Minute, large); err != nil || result.Waited < waits || result.Waited > 2*waits {
+			t.Errorf("room after %v: waited %v, %v", waits, result.Waited, err)
 		}
 	})
 }
