@@ -109,11 +109,15 @@ func (t *turn) awaitRoom(req any) error {
 func (k *kvService) write(ctx context.Context, kind requestKind, of proto.Message, req *pb.InternalRaftRequest, cost int) (command.Result, error) {
 	foreseen := k.returned.foresee(of)
 	if foreseen > 0 {
-		if err := rpc.AwaitRoom(ctx, foreseen); err != nil {
+		start := time.Now()
+		err := rpc.AwaitRoom(ctx, foreseen)
+		noteWaits(ctx, waits{room: time.Since(start)})
+		if err != nil {
 			return command.Result{}, err
 		}
 	}
 	result, err := k.log.propose(ctx, kind, req, cost)
+	noteWaits(ctx, waits{room: result.Waited})
 	if err == nil && foreseen > 0 {
 		k.returned.had(proto.Size(result.Response))
 	}

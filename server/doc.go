@@ -69,7 +69,7 @@
 //	leading.go       what package leader proposes; publish.go
 //	quorum.go        reporting a lost quorum; samples.go, descriptors_unix.go, descriptors_other.go
 //	metrics.go       series; grpcmetrics.go: grpc_server_*; emptymetrics.go: etcd's that stay empty
-//	slowlog.go       `request stats`; tracing.go: spans
+//	slowlog.go       `request stats`; waits.go: what calls have waited for; tracing.go: spans
 //
 // Sources: etcd server/etcdserver/api/{v3rpc,etcdhttp}, v3_server.go and server.go for behaviour;
 // docs/compatibility.md, sections 1, 2, 6, 7 and 10.

@@ -33,24 +33,29 @@ func unaryStream[Req, Resp any](c *calls, name string, call func(context.Context
 	call = traced(c.spans, call)
 	// The work before and after the wait is in functions of its own, so that their stack frames are
 	// not held while waiting.
-	answer := func(ctx context.Context, req *Req) (*Resp, error) {
+	type incoming struct {
+		req Req
+		ctx notingContext
+	}
+	answer := func(in *incoming) (*Resp, error) {
 		start := time.Now()
-		err := c.beginCall(ctx, m, method, req)
+		err := c.beginCall(&in.ctx, m, method, &in.req)
 		var resp *Resp
 		if err == nil {
-			resp, err = call(ctx, req)
+			resp, err = call(&in.ctx, &in.req)
 		}
-		c.endCall(ctx, m, method, req, resp, err, start)
+		c.endCall(&in.ctx, m, method, &in.req, resp, err, start, in.ctx.waits)
 		return resp, err
 	}
 	return grpc.StreamDesc{
 		StreamName: name,
 		Handler: func(_ any, stream grpc.ServerStream) error {
-			req := new(Req)
-			if err := stream.RecvMsg(req); err != nil {
+			in := new(incoming)
+			if err := stream.RecvMsg(&in.req); err != nil {
 				return err
 			}
-			resp, err := answer(stream.Context(), req)
+			in.ctx.Context = stream.Context()
+			resp, err := answer(in)
 			if err != nil {
 				return err
 			}
@@ -66,6 +71,7 @@ func readingStream[Req, Resp any](c *calls, ts *turns, name string, call func(*t
 	m := c.metrics.grpc.method(method, "unary")
 	type incoming struct {
 		req  Req
+		ctx  notingContext
 		turn turn
 	}
 	if c.spans != nil {
@@ -79,13 +85,13 @@ func readingStream[Req, Resp any](c *calls, ts *turns, name string, call func(*t
 	}
 	answer := func(in *incoming) (*Resp, error) {
 		start := time.Now()
-		ctx := in.turn.Context
-		err := c.beginCall(ctx, m, method, &in.req)
+		err := c.beginCall(&in.ctx, m, method, &in.req)
 		var resp *Resp
 		if err == nil {
 			resp, err = call(&in.turn, &in.req)
 		}
-		c.endCall(ctx, m, method, &in.req, resp, err, start)
+		in.ctx.waits.turn += in.turn.waited
+		c.endCall(&in.ctx, m, method, &in.req, resp, err, start, in.ctx.waits)
 		return resp, err
 	}
 	return grpc.StreamDesc{
@@ -95,7 +101,8 @@ func readingStream[Req, Resp any](c *calls, ts *turns, name string, call func(*t
 			if err := stream.RecvMsg(&in.req); err != nil {
 				return err
 			}
-			in.turn.Context, in.turn.turns, in.turn.collects = stream.Context(), ts, true
+			in.ctx.Context = stream.Context()
+			in.turn.Context, in.turn.turns, in.turn.collects = &in.ctx, ts, true
 			resp, err := answer(in)
 			if in.turn.release == nil && in.turn.hold == nil {
 				if err != nil {

@@ -201,7 +201,9 @@ func (k *kvService) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (
 	req := &pb.InternalRaftRequest{DeleteRange: r}
 	if weighsDelete(r) {
 		t := k.turns.newTurn(ctx)
-		if err := k.checkWork(t, req); err != nil {
+		err := k.checkWork(t, req)
+		noteWaits(ctx, waits{turn: t.waited})
+		if err != nil {
 			return nil, toGRPC(err)
 		}
 	}

@@ -1203,6 +1203,73 @@ func TestSlowRequestIsLogged(t *testing.T) {
 	}
 }
 
+// What a slow write has waited for is told, by whichever way it came, also if it failed.
+func TestSlowWriteTellsItsWaits(t *testing.T) {
+	core, logs := observer.New(zap.InfoLevel)
+	m := newReadMember(t, func(c *Config, _ *state.Config) { c.Logger = zap.New(core); c.WarnUnaryRequest = time.Nanosecond })
+	all := &pb.DeleteRangeRequest{Key: []byte("long/"), RangeEnd: []byte("long0"), PrevKv: true}
+	writes := map[string]func(context.Context) error{
+		"put": func(ctx context.Context) error {
+			_, err := m.kv.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("v")})
+			return err
+		},
+		"large put": func(ctx context.Context) error {
+			_, err := m.kv.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: make([]byte, 100<<10), PrevKv: true})
+			return err
+		},
+		"delete": func(ctx context.Context) error {
+			_, err := m.kv.DeleteRange(ctx, all)
+			return err
+		},
+		"txn": func(ctx context.Context) error {
+			_, err := m.kv.Txn(ctx, &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: all}}}})
+			return err
+		},
+	}
+	told := func(name string) map[string]any {
+		t.Helper()
+		var lines []observer.LoggedEntry
+		for _, line := range logs.TakeAll() {
+			if line.Message == "request stats" {
+				lines = append(lines, line)
+			}
+		}
+		if len(lines) != 1 {
+			t.Fatalf("%s: %v", name, lines)
+		}
+		return lines[0].ContextMap()
+	}
+	logs.TakeAll()
+	for _, name := range []string{"delete", "txn"} {
+		m.replica.set(func(r *solo) { r.proposeErr = replica.ErrTimeout }) // so the keys stay
+		release, err := m.turns.slots.Take(t.Context(), "somebody")
+		must(t, err)
+		done := make(chan error, 1)
+		go func() { done <- writes[name](t.Context()) }()
+		until(t, "it waits", func() bool { return m.turns.slots.Waiting() == 1 })
+		const least = 5 * time.Millisecond
+		time.Sleep(least)
+		release()
+		<-done
+		if got, _ := told(name)["waited for a turn"].(time.Duration); got < least {
+			t.Errorf("%s: it has waited for a turn for %v, and tells of %v", name, least, got)
+		}
+	}
+	for _, failure := range []error{replica.ErrTimeout, nil} {
+		for name, write := range writes {
+			for _, waited := range []time.Duration{0, 3 * time.Second} {
+				m.replica.set(func(r *solo) { r.proposeErr, r.waited = failure, waited })
+				if err := write(t.Context()); (err == nil) != (failure == nil) {
+					t.Fatalf("%s: %v", name, err)
+				}
+				if got, _ := told(name)["waited for room"].(time.Duration); got.Truncate(time.Second) != waited {
+					t.Errorf("%s, ended with %v: it has waited for %v, and tells of %v", name, failure, waited, got)
+				}
+			}
+		}
+	}
+}
+
 // peerPort is what a member's peer port serves of the server.
 func peerPort(m *member) http.Handler {
 	mux := peers.NewMux(nil)

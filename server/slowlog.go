@@ -14,8 +14,9 @@ import (
 
 // logRequestStats writes etcd's `request stats`: a warning for a request that took longer than
 // --warning-unary-request-duration, a debug line for all others when debug logging is on. The field
-// names have spaces; operators' queries know them so. Values are told by their size only.
-func (c *calls) logRequestStats(ctx context.Context, method string, req, resp any, start time.Time, took time.Duration) {
+// names have spaces; operators' queries know them so. Values are told by their size only. What it has
+// waited for comes in fields of Belay's own.
+func (c *calls) logRequestStats(ctx context.Context, method string, req, resp any, start time.Time, took time.Duration, waited waits) {
 	level := zap.DebugLevel
 	if took > c.warnAfter && !c.debug {
 		level = zap.WarnLevel
@@ -29,7 +30,7 @@ func (c *calls) logRequestStats(ctx context.Context, method string, req, resp an
 		remote = p.Addr.String()
 	}
 	st := requestStatsOf(req, resp)
-	line.Write(
+	fields := []zap.Field{
 		zap.Time("start time", start),
 		zap.Duration("time spent", took),
 		zap.String("remote", remote),
@@ -39,8 +40,18 @@ func (c *calls) logRequestStats(ctx context.Context, method string, req, resp an
 		zap.Int64("response count", st.responseCount),
 		zap.Int("response size", st.responseSize),
 		zap.String("request content", st.content),
-	)
+	}
+	if waited.turn >= leastWait {
+		fields = append(fields, zap.Duration("waited for a turn", waited.turn))
+	}
+	if waited.room >= leastWait {
+		fields = append(fields, zap.Duration("waited for room", waited.room))
+	}
+	line.Write(fields...)
 }
+
+// leastWait is from where on a wait is worth a field.
+const leastWait = time.Millisecond
 
 type requestStats struct {
 	requestCount, responseCount int64

@@ -39,7 +39,8 @@ type solo struct {
 	term       uint64
 	leader     uint64
 	changed    chan struct{}
-	proposeErr error // of Propose, ProposeInTerm and ProposeChange
+	proposeErr error         // of Propose, ProposeInTerm and ProposeChange
+	waited     time.Duration // of Propose
 	barrierErr error
 	readyErr   error           // of LearnerReady
 	moveErr    error           // of TransferLeader
@@ -68,14 +69,16 @@ func (r *solo) Propose(ctx context.Context, req *pb.InternalRaftRequest) (comman
 		return command.Result{}, gaveUp(ctx.Err())
 	}
 	if r.proposeErr != nil {
-		return command.Result{}, r.proposeErr
+		return command.Result{Waited: r.waited}, r.proposeErr
 	}
 	if err := ctx.Err(); err != nil {
 		return command.Result{}, err
 	}
 	r.proposed = append(r.proposed, proto.Clone(req))
 	r.index++
-	return r.machine.Apply([]command.Entry{{Index: r.index, Term: r.term, Request: req}})[0], nil
+	result := r.machine.Apply([]command.Entry{{Index: r.index, Term: r.term, Request: req}})[0]
+	result.Waited = r.waited
+	return result, nil
 }
 
 // gaveUp is what becomes of a proposal that raft has, and nobody waits for.
