@@ -105,7 +105,7 @@
 //	earlyack.go   followers with slow disks
 //	bounds.go     how much of the log a member takes
 //	followers.go  what a leader keeps of followers that are behind, and for them
-//	feed.go       followers further behind than the log in memory
+//	feed.go       followers further behind than the log in memory; feedwindow.go: how much at a time
 //	flush.go      durable applied index, dropping the log
 //	tuning.go     the election timeout, which follows the network
 //	heartbeat.go  heartbeats that leave late

@@ -36,15 +36,12 @@ import (
 // It succeeds because a follower takes entries much faster than clients can write them: no other
 // member is involved, and one sync covers many entries. While a follower that answers is behind,
 // the leader keeps the files that it needs (raftlog.Log.Hold), up to Config.HoldDiskBytes, so one
-// snapshot is enough; memory is bounded by feedWindow here and by what the follower takes there.
+// snapshot is enough; memory is bounded by mostFed here and by what the follower takes there.
 //
 // The probe is an empty append after the first entry in memory. A follower that has that entry
 // needs none from the files, for example one whose disk has stalled and that has acknowledged
 // little. Any other answers with what it has.
 const (
-	// feedWindow bounds the bytes that are on their way to a follower, to one message, before some are
-	// lost.
-	feedWindow = 16 << 20
 	// feedPoll is how often the end of the files is checked again.
 	feedPoll = 50 * time.Millisecond
 	// feedUseless is how many election timeouts pass without an answer until the leader lets raft
@@ -65,9 +62,7 @@ type feed struct {
 
 	match atomic.Uint64 // what the follower has acknowledged
 
-	// window bounds the bytes on their way: feedWindow, or less once some were lost. It belongs to the
-	// feed's goroutine.
-	window int64
+	window feedWindow // the goroutine's
 
 	mu    sync.Mutex
 	hint  rejection
@@ -89,7 +84,7 @@ func (fs *followers) startFeed(m *raftpb.Message) {
 	fs.endFeed(id)
 	f := &feed{
 		env: fs.env, inbox: fs.inbox, id: id, term: m.GetTerm(), snap: m,
-		stop: make(chan struct{}), wake: make(chan struct{}, 1), window: feedWindow,
+		stop: make(chan struct{}), wake: make(chan struct{}, 1), window: newFeedWindow(),
 	}
 	f.match.Store(fs.progress(id).Match)
 	fs.feeds[id] = f
@@ -308,36 +303,25 @@ func (f *feed) send(from uint64) (next uint64, err error) {
 	f.logger.Info("sending a follower the raft log on disk, which goes further back than that in memory",
 		zap.String("remote-peer-id", command.IDText(f.id)), zap.Uint64("from-index", from))
 
-	type chunk struct {
-		last  uint64
-		bytes int64
-	}
-	var onWay []chunk
-	var window int64                // bytes on their way
-	limit := int64(maxMessageBytes) // as in TCP's slow start: what follows a lost one is of no use
+	w := &f.window
+	w.begin()
 	began, moved, match := time.Now(), time.Now(), f.match.Load()
 	for {
 		if m := f.match.Load(); m != match {
 			match, moved = m, time.Now()
 		}
-		for len(onWay) > 0 && onWay[0].last <= match {
-			window -= onWay[0].bytes
-			limit = min(limit+onWay[0].bytes, f.window)
-			onWay = onWay[1:]
-		}
+		w.matched(match)
 		if hint, ok := f.rejected(); ok {
 			// Each of the appends that follow a lost one is rejected. One of these is enough.
 			if hint.index != from || time.Since(began) > f.cfg.electionTimeout() {
 				return f.check(hint)
 			}
 		}
-		if len(onWay) > 0 && time.Since(moved) > 2*f.cfg.electionTimeout() {
-			// Lost, or its disk stalls. A follower with a small Config.MaxUnsyncedBytes takes no more
-			// than that: as much again would be lost again, and finding out takes seconds.
-			f.window = max(maxMessageBytes, window/2)
+		if !w.empty() && time.Since(moved) > 2*f.cfg.electionTimeout() {
+			w.lost() // or its disk stalls
 			return f.probe()
 		}
-		if window >= limit {
+		if w.full() {
 			if err := f.wait(f.cfg.electionTimeout()); err != nil {
 				return 0, err
 			}
@@ -361,7 +345,7 @@ func (f *feed) send(from uint64) (next uint64, err error) {
 			continue
 		}
 		f.append(index, term, entries)
-		if len(onWay) == 0 {
+		if w.empty() {
 			moved = time.Now()
 		}
 		e := entries[len(entries)-1]
@@ -370,8 +354,7 @@ func (f *feed) send(from uint64) (next uint64, err error) {
 		for _, e := range entries {
 			size += int64(len(e.GetData())) + 32
 		}
-		window += size
-		onWay = append(onWay, chunk{index, size})
+		w.sent(index, size)
 		f.metrics.FedBytes.Add(float64(size))
 		select {
 		case <-f.stop:
