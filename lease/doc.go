@@ -40,13 +40,13 @@
 // # TTLs over elections
 //
 // A new leader cannot know which leases were renewed a moment before the old one died, so it gives
-// each the full TTL (or what a checkpoint left of it) and one election timeout, or Overlap if that is
-// longer. With nothing else,
-// frequent changes of leader would keep dead leases alive for ever. So Checkpoints reports leases
-// that nobody has renewed for half their TTL, or for the interval if that is shorter; a live client
-// renews after a third and costs no entry. If a renewed lease has a checkpoint, an entry must clear
-// it before the renewal is answered: Renew says when. Checkpoints must not be proposed while the
-// cluster has real etcd members without the LeaseCheckpoint gate: they would never clear one.
+// each the full TTL (or what a checkpoint left of it) and one election timeout, or Overlap if that
+// is longer. With nothing else, frequent changes of leader would keep dead leases alive for ever. So
+// Checkpoints reports leases that nobody has renewed for half their TTL, or for the interval if that
+// is shorter; a live client renews after a third and costs no entry. If a renewed lease has a
+// checkpoint, an entry must clear it before the renewal is answered: Renew says when. Checkpoints
+// must not be proposed while the cluster has real etcd members without the LeaseCheckpoint gate:
+// they would never clear one.
 //
 // # Goroutines
 //
