@@ -460,7 +460,7 @@ func (n *Node) Stop() {
 		if n.gone.Load() {
 			patience = 0 // what waits for the cluster's answer would wait in vain
 		}
-		n.ports.stopClients(n.server.Stop, patience, n.replica.Stop)
+		n.ports.stopClients(n.server.Stop, patience, lastAnswers, n.replica.Stop)
 		if handedOver {
 			n.seeOthersFollow()
 		}

@@ -506,8 +506,9 @@ func (ps *ports) served(err error) {
 const lastAnswers = 500 * time.Millisecond
 
 // stopClients lets open calls end, but not for longer than patience. Then giveUp has those that wait
-// end with an error that says so, which a connection that breaks would not tell.
-func (ps *ports) stopClients(endStreams func(), patience time.Duration, giveUp func()) {
+// end with an error that says so, which a connection that breaks would not tell; last bounds how long
+// that takes.
+func (ps *ports) stopClients(endStreams func(), patience, last time.Duration, giveUp func()) {
 	if ps.grpc == nil {
 		return
 	}
@@ -516,7 +517,7 @@ func (ps *ports) stopClients(endStreams func(), patience time.Duration, giveUp f
 	for _, p := range ps.clients {
 		p.close()
 	}
-	late, end := context.WithTimeout(context.Background(), patience+lastAnswers)
+	late, end := context.WithTimeout(context.Background(), patience+last)
 	defer end()
 	var ending sync.WaitGroup
 	for _, s := range ps.http[len(ps.peers):] {

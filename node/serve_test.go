@@ -174,7 +174,7 @@ func TestLateCallsAreAnswered(t *testing.T) {
 	}()
 	<-begun
 	ps := &ports{grpc: s}
-	ps.stopClients(func() {}, 0, func() { close(given) })
+	ps.stopClients(func() {}, 0, time.Minute, func() { close(given) })
 	if err := <-answered; !errors.Is(err, rpctypes.ErrGRPCStopped) {
 		t.Errorf("the call ended with %v", err)
 	}
