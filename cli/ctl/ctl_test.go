@@ -172,9 +172,18 @@ func TestCommandLine(t *testing.T) {
 
 func TestUnabbreviate(t *testing.T) {
 	root := Command("etcdctl", nil, nil, nil)
+	root.InitDefaultHelpCmd() // as Main does
 	for _, test := range []struct{ in, want string }{
 		{"mem li", "member list"},
-		{"m", "m"},                  // member and move-leader
+		{"m", "m"},                         // member and move-leader
+		{"member re 1", "member remove 1"}, // replace is not etcdctl's
+		{"member rep 1", "member replace 1"},
+		{"member rem 1", "member remove 1"},
+		{"r li", "role list"},
+		{"t", "txn"},
+		{"h mem li", "help member list"},
+		{"re k", "restore-key k"},
+		{"d", "d"},                  // defrag, del, downgrade
 		{"mem x li", "member x li"}, // no such subcommand: left to be refused
 		{"-w json mem li", "-w json member list"},
 		{"--endpoints a,b --hex end st", "--endpoints a,b --hex endpoint status"},

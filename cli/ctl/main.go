@@ -122,11 +122,11 @@ func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Comm
 		&cobra.Group{ID: groupConcurrency, Title: "Concurrency commands"},
 		&cobra.Group{ID: groupUtility, Title: "Utility commands"},
 	)
-	backup := backupCommand(c)
+	backup := beyondEtcdctl(backupCommand(c))
 	root.AddCommand(
 		c.getCommand(), c.putCommand(), c.delCommand(), c.txnCommand(), c.compactionCommand(), c.watchCommand(), c.leaseCommand(),
-		c.historyCommand(), c.diffCommand(), c.restoreKeyCommand(),
-		c.alarmCommand(), c.defragCommand(), c.downgradeCommand(), c.endpointCommand(), c.moveLeaderCommand(), c.memberCommand(), c.snapshotCommand(), backup, topCommand(c),
+		beyondEtcdctl(c.historyCommand()), beyondEtcdctl(c.diffCommand()), beyondEtcdctl(c.restoreKeyCommand()),
+		c.alarmCommand(), c.defragCommand(), c.downgradeCommand(), c.endpointCommand(), c.moveLeaderCommand(), c.memberCommand(), c.snapshotCommand(), backup, beyondEtcdctl(topCommand(c)),
 		c.lockCommand(), c.electCommand(),
 		c.checkCommand(), c.makeMirrorCommand(), c.versionCommand(), c.completionCommand(), c.optionsCommand(),
 	)
@@ -205,14 +205,15 @@ func unabbreviate(root *cobra.Command, args []string) []string {
 			if takesNext(root, at, arg) {
 				i++
 			}
-		case at == root && arg == "help":
 		default:
 			next := findCommand(at, arg)
 			if next == nil {
 				return args
 			}
 			args[i] = next.Name()
-			at = next
+			if next.Name() != "help" { // what follows that is a command of root, too
+				at = next
+			}
 		}
 	}
 	return args
@@ -239,20 +240,37 @@ func takesNext(root, at *cobra.Command, arg string) bool {
 	return strings.HasPrefix(arg, "--") || len(arg) == 2
 }
 
+// findCommand is the sub-command of a name, or of a prefix that no other one has. What is unique in
+// etcdctl means the same here: commands that it has not are found by a prefix that none of its has.
 func findCommand(at *cobra.Command, name string) *cobra.Command {
-	var byPrefix []*cobra.Command
+	var etcds, others []*cobra.Command // by prefix
 	for _, sub := range at.Commands() {
-		if sub.Name() == name {
+		_, beyond := sub.Annotations[beyond]
+		switch {
+		case sub.Name() == name:
 			return sub
-		}
-		if strings.HasPrefix(sub.Name(), name) {
-			byPrefix = append(byPrefix, sub)
+		case !strings.HasPrefix(sub.Name(), name):
+		case beyond:
+			others = append(others, sub)
+		default:
+			etcds = append(etcds, sub)
 		}
 	}
-	if name == "" || len(byPrefix) != 1 {
+	if len(etcds) == 0 {
+		etcds = others
+	}
+	if name == "" || len(etcds) != 1 {
 		return nil
 	}
-	return byPrefix[0]
+	return etcds[0]
+}
+
+// beyond is the annotation of a command that etcdctl has not.
+const beyond = "beyond-etcdctl"
+
+func beyondEtcdctl(cmd *cobra.Command) *cobra.Command {
+	cmd.Annotations = map[string]string{beyond: ""}
+	return cmd
 }
 
 type lockedWriter struct {

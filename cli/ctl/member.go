@@ -17,7 +17,7 @@ func (c *ctl) memberCommand() *cobra.Command {
 		Long:    "The cluster's members",
 		GroupID: groupMaintenance,
 	}
-	cmd.AddCommand(c.memberAddCommand(), c.memberRemoveCommand(), c.memberUpdateCommand(), c.memberListCommand(), c.memberPromoteCommand(), memberReplaceCommand(c))
+	cmd.AddCommand(c.memberAddCommand(), c.memberRemoveCommand(), c.memberUpdateCommand(), c.memberListCommand(), c.memberPromoteCommand(), beyondEtcdctl(memberReplaceCommand(c)))
 	return cmd
 }
 
