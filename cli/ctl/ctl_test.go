@@ -22,6 +22,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/cli/connect"
 )
 
 // TestPrint shows how each kind of response looks in each format: `print <response> [hex]
@@ -196,7 +198,7 @@ func TestUnabbreviate(t *testing.T) {
 		{"help mem li", "help member list"},
 		{"", ""},
 	} {
-		if got := strings.Join(unabbreviate(root, strings.Fields(test.in)), " "); got != test.want {
+		if got := strings.Join(connect.Unabbreviate(root, strings.Fields(test.in)), " "); got != test.want {
 			t.Errorf("%q: got %q, want %q", test.in, got, test.want)
 		}
 	}

@@ -72,7 +72,7 @@ func Main(name string, args []string, stdin io.Reader, stdout, stderr io.Writer)
 func MainContext(ctx context.Context, name string, args []string, stdin io.Reader, stdout, stderr io.Writer) (exitCode int) {
 	root := Command(name, stdin, stdout, stderr)
 	root.InitDefaultHelpCmd()
-	root.SetArgs(unabbreviate(root, args))
+	root.SetArgs(connect.Unabbreviate(root, args))
 	cmd, err := root.ExecuteContextC(ctx)
 	_, told := errors.AsType[*exitError](err)
 	switch {
@@ -97,8 +97,7 @@ type ctl struct {
 }
 
 // Command builds the command tree. Executing it returns an error for ExitCode; the error has been
-// printed. Main handles abbreviated command names, because cobra's own switch for them is a global
-// variable.
+// printed. Abbreviated command names are Main's.
 func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
 	var lock sync.Mutex // stdout and stderr may be one file, and interactive watches print concurrently
 	c := &ctl{name: name, in: stdin, out: &lockedWriter{&lock, stdout}, err: &lockedWriter{&lock, stderr}}
@@ -122,11 +121,11 @@ func Command(name string, stdin io.Reader, stdout, stderr io.Writer) *cobra.Comm
 		&cobra.Group{ID: groupConcurrency, Title: "Concurrency commands"},
 		&cobra.Group{ID: groupUtility, Title: "Utility commands"},
 	)
-	backup := beyondEtcdctl(backupCommand(c))
+	backup := connect.BeyondEtcd(backupCommand(c))
 	root.AddCommand(
 		c.getCommand(), c.putCommand(), c.delCommand(), c.txnCommand(), c.compactionCommand(), c.watchCommand(), c.leaseCommand(),
-		beyondEtcdctl(c.historyCommand()), beyondEtcdctl(c.diffCommand()), beyondEtcdctl(c.restoreKeyCommand()),
-		c.alarmCommand(), c.defragCommand(), c.downgradeCommand(), c.endpointCommand(), c.moveLeaderCommand(), c.memberCommand(), c.snapshotCommand(), backup, beyondEtcdctl(topCommand(c)),
+		connect.BeyondEtcd(c.historyCommand()), connect.BeyondEtcd(c.diffCommand()), connect.BeyondEtcd(c.restoreKeyCommand()),
+		c.alarmCommand(), c.defragCommand(), c.downgradeCommand(), c.endpointCommand(), c.moveLeaderCommand(), c.memberCommand(), c.snapshotCommand(), backup, connect.BeyondEtcd(topCommand(c)),
 		c.lockCommand(), c.electCommand(),
 		c.checkCommand(), c.makeMirrorCommand(), c.versionCommand(), c.completionCommand(), c.optionsCommand(),
 	)
@@ -189,88 +188,6 @@ func (c *ctl) run(body func(cmd *cobra.Command, args []string) error) func(*cobr
 		}
 		return e
 	}
-}
-
-// unabbreviate spells out command names given by a unique prefix (`mem li`), and changes nothing
-// else.
-func unabbreviate(root *cobra.Command, args []string) []string {
-	args = slices.Clone(args)
-	at := root
-	for i := 0; i < len(args) && at.HasSubCommands(); i++ {
-		arg := args[i]
-		switch {
-		case arg == "--":
-			return args
-		case strings.HasPrefix(arg, "-") && arg != "-":
-			if takesNext(root, at, arg) {
-				i++
-			}
-		default:
-			next := findCommand(at, arg)
-			if next == nil {
-				return args
-			}
-			args[i] = next.Name()
-			if next.Name() != "help" { // what follows that is a command of root, too
-				at = next
-			}
-		}
-	}
-	return args
-}
-
-// takesNext reports whether the flag in arg has its value in the next argument.
-func takesNext(root, at *cobra.Command, arg string) bool {
-	if strings.Contains(arg, "=") {
-		return false
-	}
-	for _, flags := range []*pflag.FlagSet{root.PersistentFlags(), at.Flags(), at.PersistentFlags()} {
-		var f *pflag.Flag
-		if name, long := strings.CutPrefix(arg, "--"); long {
-			f = flags.Lookup(name)
-		} else if len(arg) == 2 {
-			f = flags.ShorthandLookup(arg[1:])
-		}
-		if f != nil {
-			return f.NoOptDefVal == ""
-		}
-	}
-	// It is of a command that comes later, as in `--consistency s get a`; cobra takes the next argument
-	// for its value, too.
-	return strings.HasPrefix(arg, "--") || len(arg) == 2
-}
-
-// findCommand is the sub-command of a name, or of a prefix that no other one has. What is unique in
-// etcdctl means the same here: commands that it has not are found by a prefix that none of its has.
-func findCommand(at *cobra.Command, name string) *cobra.Command {
-	var etcds, others []*cobra.Command // by prefix
-	for _, sub := range at.Commands() {
-		_, beyond := sub.Annotations[beyond]
-		switch {
-		case sub.Name() == name:
-			return sub
-		case !strings.HasPrefix(sub.Name(), name):
-		case beyond:
-			others = append(others, sub)
-		default:
-			etcds = append(etcds, sub)
-		}
-	}
-	if len(etcds) == 0 {
-		etcds = others
-	}
-	if name == "" || len(etcds) != 1 {
-		return nil
-	}
-	return etcds[0]
-}
-
-// beyond is the annotation of a command that etcdctl has not.
-const beyond = "beyond-etcdctl"
-
-func beyondEtcdctl(cmd *cobra.Command) *cobra.Command {
-	cmd.Annotations = map[string]string{beyond: ""}
-	return cmd
 }
 
 type lockedWriter struct {

@@ -8,6 +8,8 @@ import (
 	"github.com/spf13/cobra"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/belaydb/belay/cli/connect"
 )
 
 func (c *ctl) memberCommand() *cobra.Command {
@@ -17,7 +19,7 @@ func (c *ctl) memberCommand() *cobra.Command {
 		Long:    "The cluster's members",
 		GroupID: groupMaintenance,
 	}
-	cmd.AddCommand(c.memberAddCommand(), c.memberRemoveCommand(), c.memberUpdateCommand(), c.memberListCommand(), c.memberPromoteCommand(), beyondEtcdctl(memberReplaceCommand(c)))
+	cmd.AddCommand(c.memberAddCommand(), c.memberRemoveCommand(), c.memberUpdateCommand(), c.memberListCommand(), c.memberPromoteCommand(), connect.BeyondEtcd(memberReplaceCommand(c)))
 	return cmd
 }
 

@@ -58,6 +58,12 @@ func TestEtcdutlArguments(t *testing.T) {
 	}{
 		{"etcdutl", "version x", 0, ""},
 		{"belay util", "version x", 1, "unknown command"},
+		{"etcdutl", "ver", 0, ""}, // as in etcdutl, which has no verify
+		{"etcdutl", "-w json snap stat none", 1, "stat none"},
+		{"belay util", "s s none", 1, "stat none"},
+		{"belay util", "i sto none", 1, "stat none"},
+		{"belay util", "veri none", 1, `unknown command "none" for "belay util verify"`},
+		{"etcdutl", "x", 1, "unknown command"},
 		{"etcdutl", "defrag --data-dir none x", 1, "Failed to defragment etcd data[none]"},
 		{"etcdutl", "migrate --data-dir none --target-version v3.6 x", 128, `failed to parse target version: strconv.ParseInt: parsing "v3": invalid syntax`},
 		{"etcdutl", "migrate --data-dir none --target-version 3.6.1", 128, `wrong target version format, expected "X.Y", got "3.6.1"`},

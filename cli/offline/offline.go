@@ -48,7 +48,8 @@ func failf(code int, format string, args ...any) error {
 // exit code; failures have been printed to stderr.
 func Main(name string, args []string, stdout, stderr io.Writer) int {
 	root := command(name, stdout)
-	root.SetArgs(args)
+	root.InitDefaultHelpCmd()
+	root.SetArgs(connect.Unabbreviate(root, args))
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(context.Background())
@@ -87,8 +88,8 @@ func command(name string, stdout io.Writer) *cobra.Command {
 	snapshot := &cobra.Command{Use: "snapshot <subcommand>", Short: "Snapshot files, as `snapshot save` writes them"}
 	snapshot.AddCommand(restoreCommand(name, stdout), statusCommand(stdout, format))
 	inspect := inspectCommand(stdout)
-	root.AddCommand(snapshot, hashkvCommand(stdout, format), inspect, raftlogCommand(stdout),
-		verifyCommand(name, stdout, format), defragCommand(name, stdout, wait), &cobra.Command{
+	root.AddCommand(snapshot, hashkvCommand(stdout, format), connect.BeyondEtcd(inspect), connect.BeyondEtcd(raftlogCommand(stdout)),
+		connect.BeyondEtcd(verifyCommand(name, stdout, format)), defragCommand(name, stdout, wait), &cobra.Command{
 			Use: "version", Short: "Prints versions", Args: anyArgs(name),
 			Run: func(*cobra.Command, []string) {
 				major, minor, _ := strings.Cut(version.Etcd, ".")
@@ -99,7 +100,7 @@ func command(name string, stdout io.Writer) *cobra.Command {
 	if name == "etcdutl" {
 		root.AddCommand(schemaCommand(wait))
 	} else {
-		root.AddCommand(migrateCommand(name, stdout, format), moveCommand(name, stdout), backupCommand(name, stdout, format))
+		root.AddCommand(migrateCommand(name, stdout, format), connect.BeyondEtcd(moveCommand(name, stdout)), connect.BeyondEtcd(backupCommand(name, stdout, format)))
 	}
 	// cobra's own would be for a program of the name belay-util.
 	root.CompletionOptions.DisableDefaultCmd = true
