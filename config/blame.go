@@ -18,6 +18,9 @@ func (c *Config) Explain(err error) string {
 	if strings.Contains(text, "--") {
 		return text // it names its flag
 	}
+	if c.given["initial-cluster"] != "" && strings.HasPrefix(text, "error setting up initial cluster: ") {
+		return text + " (see --initial-cluster)" // its URLs may stand in other flags as well, and be right there
+	}
 	names := slices.Clone(flagsOfText()[text])
 	for _, name := range slices.Sorted(maps.Keys(c.given)) {
 		for value := range strings.SplitSeq(c.given[name], ",") {

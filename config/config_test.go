@@ -198,6 +198,8 @@ func TestExplain(t *testing.T) {
 		{`couldn't find local name "m1" in the initial cluster configuration`, `couldn't find local name "m1" in the initial cluster configuration (see --name)`},
 		{"expected IP in URL for binding (http://127.0.0.1:7)", "expected IP in URL for binding (http://127.0.0.1:7) (see --listen-metrics-urls)"},
 		{"auth: invalid auth options", "auth: invalid auth options (see --auth-token)"},
+		{"error setting up initial cluster: URL must not contain a path: http://127.0.0.1:7/", "error setting up initial cluster: URL must not contain a path: http://127.0.0.1:7/ (see --initial-cluster)"},
+		{"error setting up initial cluster: URL scheme must be http, https, unix, or unixs: ", "error setting up initial cluster: URL scheme must be http, https, unix, or unixs:  (see --initial-cluster)"},
 		{`open sink "/var/log/m1": open /var/log/m1: no such file or directory`, `open sink "/var/log/m1": open /var/log/m1: no such file or directory (see --log-outputs)`},
 		{"m1 is no new member", "m1 is no new member"},
 		{"wrong; choose another --data-dir than /data/m1", "wrong; choose another --data-dir than /data/m1"},
