@@ -91,8 +91,8 @@ type Node struct {
 	serving  chan struct{} // closed when gRPC clients are let in
 	stop     chan struct{} // closed when Stop begins
 	stopOnce sync.Once
-	removed  sync.Once   // a peer has said it
-	gone     atomic.Bool // as removed
+	told     sync.Once   // by a peer, that it was removed
+	removed  atomic.Bool // as a peer has told
 }
 
 // ErrRemoved ends a member that was removed from its cluster.
@@ -320,9 +320,9 @@ func (n *Node) isRemoved(id uint64) bool {
 // that on its disk, but others may still have to learn it, so this one keeps voting for a moment.
 func (n *Node) toldRemoved(err error) {
 	n.replica.ToldRemoved()
-	n.removed.Do(func() {
+	n.told.Do(func() {
 		n.words.sayRemoved()
-		n.gone.Store(true)
+		n.removed.Store(true)
 		time.AfterFunc(n.cfg.electionTimeout(), func() { n.fail(fmt.Errorf("%w (a peer says: %v)", ErrRemoved, err)) })
 	})
 }
@@ -457,7 +457,7 @@ func (n *Node) Stop() {
 		n.witness.lastWords(evidence.Stopping, "asked to stop")
 		handedOver := n.handOver(max(n.cfg.electionTimeout(), gracefulStop))
 		patience := gracefulStop
-		if n.gone.Load() {
+		if n.removed.Load() {
 			patience = 0 // what waits for the cluster's answer would wait in vain
 		}
 		n.ports.stopClients(n.server.Stop, patience, lastAnswers, n.replica.Stop)

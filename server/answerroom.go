@@ -111,13 +111,13 @@ func (k *kvService) write(ctx context.Context, kind requestKind, of proto.Messag
 	if foreseen > 0 {
 		start := time.Now()
 		err := rpc.AwaitRoom(ctx, foreseen)
-		noteWaits(ctx, waits{room: time.Since(start)})
+		noteWaits(ctx, waitTimes{room: time.Since(start)})
 		if err != nil {
 			return command.Result{}, err
 		}
 	}
 	result, err := k.log.propose(ctx, kind, req, cost)
-	noteWaits(ctx, waits{room: result.Waited})
+	noteWaits(ctx, waitTimes{room: result.Waited})
 	if err == nil && foreseen > 0 {
 		k.returned.had(proto.Size(result.Response))
 	}

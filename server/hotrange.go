@@ -111,7 +111,7 @@ func (g *hotGet) begin() error {
 
 // end counts its end, and answers.
 func (g *hotGet) end(resp *pb.RangeResponse, err error) {
-	g.calls.endCall(g.call.Context(), g.method, rangeMethod, &g.req, resp, err, g.start, waits{turn: g.waited})
+	g.calls.endCall(g.call.Context(), g.method, rangeMethod, &g.req, resp, err, g.start, waitTimes{turn: g.waited})
 	if err != nil {
 		g.call.Fail(err)
 		return

@@ -209,7 +209,7 @@ func (w *hotWrite) answer() {
 
 // end counts the call's end, and answers it.
 func (w *hotWrite) end(resp proto.Message, err error) {
-	w.calls.endCall(w.call.Context(), w.method, w.path, w.req, resp, err, w.start, waits{room: w.result.Waited})
+	w.calls.endCall(w.call.Context(), w.method, w.path, w.req, resp, err, w.start, waitTimes{room: w.result.Waited})
 	if err != nil {
 		w.call.Fail(err)
 		return

@@ -84,7 +84,7 @@ func (c *calls) interceptUnary(ctx context.Context, req any, info *grpc.UnarySer
 	} else if err == nil {
 		resp, err = handler(ctx, req)
 	}
-	c.endCall(ctx, m, info.FullMethod, req, resp, err, start, waits{})
+	c.endCall(ctx, m, info.FullMethod, req, resp, err, start, waitTimes{})
 	return resp, err
 }
 
@@ -104,7 +104,7 @@ func (c *calls) beginCall(ctx context.Context, m *methodMetrics, method string, 
 // endCall counts the end of a unary call, and logs it if it was slow.
 //
 //go:noinline
-func (c *calls) endCall(ctx context.Context, m *methodMetrics, method string, req, resp any, err error, start time.Time, waited waits) {
+func (c *calls) endCall(ctx context.Context, m *methodMetrics, method string, req, resp any, err error, start time.Time, waited waitTimes) {
 	m.sent.Inc()
 	m.handledWith(c.metrics.grpc, codeOf(err)).Inc()
 	took := time.Since(start)

@@ -202,7 +202,7 @@ func (k *kvService) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (
 	if weighsDelete(r) {
 		t := k.turns.newTurn(ctx)
 		err := k.checkWork(t, req)
-		noteWaits(ctx, waits{turn: t.waited})
+		noteWaits(ctx, waitTimes{turn: t.waited})
 		if err != nil {
 			return nil, toGRPC(err)
 		}

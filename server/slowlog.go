@@ -16,7 +16,7 @@ import (
 // --warning-unary-request-duration, a debug line for all others when debug logging is on. The field
 // names have spaces; operators' queries know them so. Values are told by their size only. What it has
 // waited for comes in fields of Belay's own.
-func (c *calls) logRequestStats(ctx context.Context, method string, req, resp any, start time.Time, took time.Duration, waited waits) {
+func (c *calls) logRequestStats(ctx context.Context, method string, req, resp any, start time.Time, took time.Duration, waited waitTimes) {
 	level := zap.DebugLevel
 	if took > c.warnAfter && !c.debug {
 		level = zap.WarnLevel

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// waits is what a call has waited for besides its proposal's way through the log, for the line of a
-// slow request.
-type waits struct {
+// waitTimes are what a call has waited for besides its proposal's way through the log, for the line
+// of a slow request.
+type waitTimes struct {
 	turn time.Duration // to read much
 	room time.Duration // of a write: for its answer, and among large ones
 }
@@ -15,7 +15,7 @@ type waits struct {
 // notingContext is the context of a call that notes what it waits for.
 type notingContext struct {
 	context.Context
-	waits waits
+	waits waitTimes
 }
 
 type notingKey struct{}
@@ -29,11 +29,11 @@ func (c *notingContext) Value(key any) any {
 }
 
 // noteWaits adds to what the call of ctx has waited for. REQUIRES: the call's goroutine.
-func noteWaits(ctx context.Context, w waits) {
-	if w == (waits{}) {
+func noteWaits(ctx context.Context, w waitTimes) {
+	if w == (waitTimes{}) {
 		return
 	}
-	if noted, ok := ctx.Value(notingKey{}).(*waits); ok {
+	if noted, ok := ctx.Value(notingKey{}).(*waitTimes); ok {
 		noted.turn += w.turn
 		noted.room += w.room
 	}

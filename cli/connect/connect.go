@@ -1,7 +1,7 @@
 // Package connect is how the command-line programs reach a cluster: etcdctl's global flags and
 // ETCDCTL_* variables, their meaning, and the client made from them. ctl, doctor and every other
-// program that asks a cluster take the same flags. Those that are made of cobra's commands refuse
-// unknown ones alike.
+// program that asks a cluster take the same flags. Those that are made of cobra's commands take
+// abbreviations, and refuse what is unknown, alike.
 //
 // There is no state in package variables: each command line has its own Flags.
 package connect
