@@ -34,7 +34,11 @@ type peerDisks struct {
 func newPeerDisks(n *Node) *peerDisks {
 	d := &peerDisks{
 		asking: make(map[uint64]bool), client: n.transport.Client, urls: n.peerURLs,
-		own:  func() replica.DiskReport { return n.replica.Disk() },
+		own: func() replica.DiskReport {
+			report := n.replica.Disk()
+			report.Leaving = n.life.ends()
+			return report
+		},
 		tell: func(id uint64, report replica.DiskReport) { n.replica.TellDisk(id, report) },
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())

@@ -52,6 +52,7 @@ type witness struct {
 	inspector *evidence.Inspector
 	once      sync.Once // last words
 	leader    func() uint64
+	leaves    func(id uint64) // is called when a member has said that it stops or fails
 }
 
 // A member is what a witness asks of the parts that are made after it.
@@ -69,6 +70,7 @@ func (w *witness) meet(m member) { w.member = m }
 func newWitness(cfg *Config, logger *zap.Logger, registry *prometheus.Registry, freeBytes func() (uint64, error)) *witness {
 	w := &witness{cfg: cfg, logger: logger, registry: registry, freeBytes: freeBytes, started: time.Now(), ring: evidence.NewRing(0), begun: make(chan struct{})}
 	w.leader = func() uint64 { return w.replica.Leader() }
+	w.leaves = func(id uint64) { w.replica.TellDisk(id, replica.DiskReport{Leaving: true}) }
 	w.life = strconv.FormatInt(w.started.UnixNano(), 36)
 	w.links = evidence.NewLinks(w.ring, w.ping)
 	return w
@@ -247,7 +249,10 @@ func (w *witness) hearLastWords(from uint64, body io.Reader) {
 		w.ring.Record(evidence.Event{Kind: evidence.PeerFails, Peer: from, Note: why})
 	case evidence.Stopping.String():
 		w.ring.Record(evidence.Event{Kind: evidence.PeerStops, Peer: from, Note: why})
+	default:
+		return
 	}
+	w.leaves(from)
 }
 
 // progress records a snapshot that is on its way, once a second.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,6 +23,8 @@ func TestLastWordsAndPings(t *testing.T) {
 	w := newWitness(&Config{}, zap.NewNop(), prometheus.NewRegistry(), nil)
 	w.self = 1
 	w.leader = func() uint64 { return 0xab }
+	var leaves []uint64 // as the replica is told: it hands over to somebody else
+	w.leaves = func(id uint64) { leaves = append(leaves, id) }
 	w.links.SetPeers([]uint64{0xab})
 	mux := peers.NewMux(nil)
 	w.register(mux)
@@ -59,6 +62,9 @@ func TestLastWordsAndPings(t *testing.T) {
 	}
 	if fmt.Sprint(got) != "[peer-fails ab the raft log cannot be written peer-stops ab asked to stop]" {
 		t.Errorf("%q", got)
+	}
+	if !slices.Equal(leaves, []uint64{0xab, 0xab}) {
+		t.Errorf("leaving: %x", leaves)
 	}
 	var answer evidence.PingAnswer
 	if err := json.Unmarshal([]byte(do(http.MethodGet, peers.PathPing, "ab", "", http.StatusOK)), &answer); err != nil || answer.Life != w.life || answer.NearMiss != 1 || answer.Leader != "ab" {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.etcd.io/raft/v3"
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/admission"
@@ -455,12 +456,16 @@ func (n *Node) Stop() {
 		close(n.stop)
 		n.words.sayStop("closing etcd server")
 		n.witness.lastWords(evidence.Stopping, "asked to stop")
-		handedOver := n.handOver(max(n.cfg.electionTimeout(), gracefulStop))
+		led, handedOver := n.handOver(max(n.cfg.electionTimeout(), gracefulStop))
 		patience := gracefulStop
 		if n.removed.Load() {
 			patience = 0 // what waits for the cluster's answer would wait in vain
 		}
 		n.ports.stopClients(n.server.Stop, patience, lastAnswers, n.replica.Stop)
+		if led == handedOver && n.replica != nil && cameToLead(n.replica, n.cfg.electionTimeout()) {
+			_, again := n.handOver(max(n.cfg.electionTimeout(), gracefulStop))
+			handedOver = handedOver || again
+		}
 		if handedOver {
 			n.seeOthersFollow()
 		}
@@ -469,21 +474,42 @@ func (n *Node) Stop() {
 	})
 }
 
+// cameToLead reports whether a member that did not lead does now, or is being elected and leads within
+// patience: a leader that stops at the same time has handed over to it when it could not know that
+// this one stops as well.
+func cameToLead(r *replica.Replica, patience time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for {
+		changed := r.LeaderChanged()
+		if state, _ := r.Role(); state != raft.StateCandidate {
+			return state == raft.StateLeader
+		}
+		select {
+		case <-changed:
+		case <-r.Stopped():
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // handOver moves leadership away from a leader that stops, so that nobody waits for an election
-// timeout. It reports whether this member led, and leads no more. On a slow machine the election may
-// take longer than patience.
-func (n *Node) handOver(patience time.Duration) bool {
+// timeout. It reports whether this member led, and whether it leads no more. On a slow machine the
+// election may take longer than patience.
+func (n *Node) handOver(patience time.Duration) (led, handedOver bool) {
 	if n.replica == nil {
-		return false
+		return false, false
 	}
 	ids := []zap.Field{zap.String("local-member-id", command.IDText(n.id.Member)), zap.String("current-leader-member-id", command.IDText(n.replica.Leader()))}
 	if !n.replica.IsLeader() {
 		n.logger.Info("skipped leadership transfer; local server is not leader", ids...)
-		return false
+		return false, false
 	}
 	if voters := slices.DeleteFunc(n.state.Members(), func(m *command.Member) bool { return m.IsLearner }); len(voters) == 1 {
 		n.logger.Info("skipped leadership transfer for single voting member cluster", ids...)
-		return false
+		return true, false
 	}
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -498,9 +524,8 @@ func (n *Node) handOver(patience time.Duration) bool {
 	default:
 		n.logger.Info("leadership transfer finished", zap.String("local-member-id", command.IDText(n.id.Member)),
 			zap.String("old-leader-member-id", command.IDText(n.id.Member)), zap.String("new-leader-member-id", command.IDText(best)), zap.Duration("took", time.Since(start)))
-		return true
 	}
-	return !n.replica.IsLeader()
+	return true, !n.replica.IsLeader()
 }
 
 // seeOthersFollow waits, after a hand-over, until the other members know of it, and until what they

@@ -77,6 +77,8 @@ type DiskReport struct {
 	Store       DiskState
 	StoreOldest time.Duration
 	Applied     uint64
+	// Leaving: the member stops, or fails, and should not be asked to lead.
+	Leaving bool
 }
 
 type diskReportJSON struct {
@@ -87,12 +89,13 @@ type diskReportJSON struct {
 	Store         DiskState `json:"store_state"`
 	StoreOldest   float64   `json:"store_oldest_seconds"`
 	Applied       uint64    `json:"applied_index"`
+	Leaving       bool      `json:"leaving,omitempty"`
 }
 
 // MarshalJSON writes times in seconds.
 func (r DiskReport) MarshalJSON() ([]byte, error) {
 	return json.Marshal(diskReportJSON{
-		r.State, r.Oldest.Seconds(), r.Median.Seconds(), r.UnsyncedBytes, r.Store, r.StoreOldest.Seconds(), r.Applied,
+		r.State, r.Oldest.Seconds(), r.Median.Seconds(), r.UnsyncedBytes, r.Store, r.StoreOldest.Seconds(), r.Applied, r.Leaving,
 	})
 }
 
@@ -107,7 +110,7 @@ func (r *DiskReport) UnmarshalJSON(data []byte) error {
 		return fmt.Errorf("replica: a disk report without a state or with negative numbers: %.100q", data)
 	}
 	seconds := func(s float64) time.Duration { return time.Duration(min(s, 1e9) * float64(time.Second)) }
-	*r = DiskReport{j.State, seconds(j.Oldest), seconds(j.Median), j.UnsyncedBytes, j.Store, seconds(j.StoreOldest), j.Applied}
+	*r = DiskReport{j.State, seconds(j.Oldest), seconds(j.Median), j.UnsyncedBytes, j.Store, seconds(j.StoreOldest), j.Applied, j.Leaving}
 	return nil
 }
 

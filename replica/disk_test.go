@@ -154,7 +154,7 @@ func TestDiskWatch(t *testing.T) {
 }
 
 func TestDiskReportJSON(t *testing.T) {
-	for _, d := range []DiskReport{{}, {DiskDead, 61 * time.Second, 3 * time.Millisecond, 1 << 30, DiskStalled, 7 * time.Second, 1 << 40}} {
+	for _, d := range []DiskReport{{}, {DiskDead, 61 * time.Second, 3 * time.Millisecond, 1 << 30, DiskStalled, 7 * time.Second, 1 << 40, true}} {
 		data, err := json.Marshal(d)
 		if err != nil {
 			t.Fatal(err)

@@ -605,3 +605,23 @@ func TestStopPrefersWhoAnswers(t *testing.T) {
 		})
 	}
 }
+
+// TestStopAvoidsWhoLeaves: two members stop at once. The leader does not hand over to the other one,
+// which has said so, even if an earlier answer of it comes late.
+func TestStopAvoidsWhoLeaves(t *testing.T) {
+	for leaving := range 2 {
+		synctest.Test(t, func(t *testing.T) {
+			c := newTestCluster(t, 3)
+			defer c.close()
+			leader := c.leader()
+			leader.mustPut("k", "v")
+			others := c.others(leader)
+			leader.replica().TellDisk(others[leaving].id, DiskReport{Leaving: true})
+			leader.replica().TellDisk(others[leaving].id, DiskReport{})
+			to, err := leader.replica().HandOver(c.short())
+			if want := others[1-leaving].id; to != want || err != nil {
+				t.Errorf("handed over to %x, %v, want %x", to, err, want)
+			}
+		})
+	}
+}
