@@ -26,10 +26,10 @@
 // type - goes to package proto. Both paths give the same bytes and the same messages, as FuzzDecode
 // and TestEncodeEqualsProto check.
 //
-// Files: entry.go (Entry, Result, Change), member.go (Member, its ids and JSON), heir.go (who comes
-// back in whose place), encode.go, decode.go (payloads), v2.go (those of etcd before 3.6), check.go
-// (whether a payload can be decoded), id.go (request ids), stored.go (what a store holds about the
-// cluster itself).
+// Files: entry.go (Entry, Result, Change), place.go (where the log has it), member.go (Member,
+// its ids and JSON), heir.go (who comes back in whose place), encode.go, decode.go (payloads),
+// v2.go (those of etcd before 3.6), check.go (whether a payload can be decoded), id.go (request
+// ids), stored.go (what a store holds about the cluster itself).
 //
 // Sources: docs/compatibility.md, section 8; etcd server/etcdserver/api/membership (JSON forms),
 // pkg/idutil (ids).

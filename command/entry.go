@@ -21,6 +21,11 @@ type Entry struct {
 	// events and caches.
 	Request *pb.InternalRaftRequest
 
+	// Data is the request as the log has it, and Place where; neither is set for most. The machine may
+	// let the store refer to large values there.
+	Data  []byte
+	Place EntryPlace
+
 	// Unawaited says that nobody on this member waits for the result, so that the machine may skip
 	// work that changes only the answer (a range inside a transaction, the previous value of a
 	// put).

@@ -88,6 +88,16 @@
 // waits: recovery knows this (replay.apply). And a replaced log is one new
 // segment whose header says that nothing before it counts.
 //
+// # Kept segments
+//
+// A segment most of which are large entries is given to the Keeper, which makes a second name of
+// the file before the group that decided it is written. The entries of that group and later ones
+// get places, once they are durable (Places). Such a segment is removed and never recycled,
+// and no zeros are written for the one after it. What the second name is for is not the log's
+// business: to recovery, Reader and Compact the segment is like any other. A segment of an older
+// process gets no places, since its second name may be a copy; the log begins a new one instead
+// when large entries come.
+//
 // # Measured
 //
 // On 2 cores of an AMD EPYC, ext4 on a virtual disk, 2026-11-21: one write and one fdatasync,
@@ -143,6 +153,7 @@
 //	stats.go    how fast the disk syncs
 //	metrics.go  its metrics; errors.go: errors that callers tell apart
 //	invariants.go  the costly asserts
+//	places.go   Keeper: segments that the store goes on using for the large values in them
 //	inspect.go  Inspect, for people; look.go and walk.go: Look and Walk, for programs
 //
 // Sources: Ongaro's thesis, 3.8 and 10.2.1; LevelDB's and Pebble's recyclable log format; etcd's

@@ -48,6 +48,8 @@ type segment struct {
 	first     uint64 // its first group
 	prevIndex uint64 // the last entry before it
 	size      int64  // of the file
+	// kept: a Keeper has it under another name, or may have, so its blocks must never be overwritten.
+	kept bool
 }
 
 const (
@@ -311,7 +313,7 @@ func (f *files) syncDirOf(dir string) error {
 func (f *files) retire(s segment) error {
 	path := f.path(segmentName(s.number))
 	f.mu.Lock()
-	recycle := s.size >= f.opts.SegmentBytes/8*7 && s.size <= f.opts.SegmentBytes &&
+	recycle := !s.kept && s.size >= f.opts.SegmentBytes/8*7 && s.size <= f.opts.SegmentBytes &&
 		len(f.spares) < maxSpares
 	f.mu.Unlock()
 	if !recycle {

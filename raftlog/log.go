@@ -57,6 +57,10 @@ type Options struct {
 	// Released gets the responses of each group, in the order of the Appends, when
 	// that group is durable. Called by the writer goroutine; it may keep the slice.
 	Released func([]*raftpb.Message)
+	// Keeper, if there is one, keeps segments that hold large entries when the log needs them no more,
+	// and gets the places of those entries from Places. Not with NoSync.
+	Keeper Keeper
+
 	// Failed is called once, by the writer goroutine, when a write or a sync has
 	// failed. Nothing is released afterwards; the process must stop.
 	Failed func(error)
@@ -98,6 +102,9 @@ func (o *Options) fill() error {
 	if o.Failed == nil {
 		logger := o.Logger
 		o.Failed = func(err error) { logger.Error("raft log failed", zap.Error(err)) }
+	}
+	if o.NoSync {
+		o.Keeper = nil // nothing is durable, so nothing has a place
 	}
 	if o.groupBytes == 0 {
 		o.groupBytes = defaultGroupBytes
@@ -191,6 +198,8 @@ type Log struct {
 	released bool // Close was called; guarded by compactMu
 	failure  error
 	checks   invariants.Budget // of checkTail
+
+	places Places // of large entries
 
 	files files  // the directory: segments and spares
 	w     writer // owned by the writer goroutine once Open has returned

@@ -97,6 +97,7 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 	if err != nil {
 		return nil, err
 	}
+	l.places.files, l.places.logID = f, l.meta.logID
 	f.want = make(chan struct{}, 1)
 	if !opts.noSpares {
 		f.stop, f.stopped = make(chan struct{}), make(chan struct{})
@@ -266,8 +267,12 @@ func (l *Log) load(ls listing) error {
 	}
 
 	l.tail, l.hard, l.trimmed = r.tail, r.hard, r.trimmed
+	for i := range r.live {
+		r.live[i].kept = true // perhaps: whoever opens the log need not know the Keeper of an earlier life
+	}
 	dir.segments = r.live
 	w.logID = l.meta.logID
+	w.keep.atOpen()
 	last := r.live[len(r.live)-1]
 	// A new segment gets a number that no file had, removed ones included.
 	w.seed = headerSeed(l.meta.logID, last.number)

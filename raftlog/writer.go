@@ -48,6 +48,9 @@ type writer struct {
 	prevIndex, prevTerm uint64
 	prevHard            hard
 
+	keep        keeping // of the last segment
+	toldRefused bool    // that the Keeper refuses
+
 	// For other goroutines.
 	lastGroup atomic.Uint64 // group
 	syncs     syncs
@@ -132,6 +135,7 @@ func (l *Log) writeBatch(batch []item) error {
 				w.last, w.lastTerm = it.base.commit, it.base.term
 			}
 			for start := e; e < len(it.entries) && (e == start || int64(len(w.buf)) < l.opts.groupBytes); e++ {
+				w.note(it.entries[e], len(w.buf))
 				w.buf = appendEntry(w.buf, it.entries[e], w.rseed)
 				w.records++
 			}
@@ -154,6 +158,7 @@ func (l *Log) writeBatch(batch []item) error {
 			if err := w.writeGroup(false); err != nil {
 				return err
 			}
+			l.places.add(w.keep.group)
 		}
 		l.release(batch[from:i], batch[i:])
 	}
@@ -167,6 +172,7 @@ func (w *writer) beginGroup() {
 	}
 	w.buf = w.buf[:reserve]
 	w.records = 0
+	w.keep.group, w.keep.groupBytes = w.keep.group[:0], 0
 	w.rseed = recordSeed(w.logID, w.epoch, w.group+1)
 	w.prevIndex, w.prevTerm, w.prevHard = w.last, w.lastTerm, w.written
 }
@@ -222,6 +228,7 @@ func (w *writer) writeGroup(reset bool) error {
 		b, at = w.buf, 0
 	}
 
+	w.keepSegment()
 	start := time.Now()
 	w.syncs.begin(start)
 	if _, err := w.file.WriteAt(b, at); err != nil {
@@ -253,11 +260,13 @@ func (w *writer) writeGroup(reset bool) error {
 		w.syncs.idle()
 	}
 
+	w.locate(w.off - groupStart)
 	w.off = roundUp(w.off+length, sectorBytes)
 	w.written = h
 	w.accountSegment(roll, at+int64(len(b)))
 	w.lastGroup.Store(w.group)
-	if !w.opts.noSpares && w.off > w.limit/2 {
+	// A segment after a kept one is likely to be kept, too. Zeros in it would be written for nothing.
+	if !w.opts.noSpares && w.off > w.limit/2 && !w.keep.kept {
 		w.files.wantSpare(w.opts.sizeAfter(w.limit), w.off, w.limit)
 	}
 	return nil
@@ -276,6 +285,7 @@ func (w *writer) accountSegment(started bool, end int64) {
 		f.segments = append(f.segments, segment{number: w.number, first: w.group, prevIndex: w.prevIndex, size: size})
 	}
 	s := &f.segments[len(f.segments)-1]
+	s.kept = s.kept || w.keep.kept
 	if end > s.size {
 		f.bytes.Add(end - s.size)
 		s.size = end
@@ -309,6 +319,7 @@ func (w *writer) startSegment() error {
 		}
 	}
 	w.nextNumber = number + 1
+	w.keep.nextSegment()
 	w.file, w.number, w.off, w.limit, w.prepared, w.mustRoll = file, number, segmentHeaderBytes, size, ok, false
 	w.seed = headerSeed(w.logID, number)
 	if old != nil {
