@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/belaydb/belay/command"
 )
 
 // ErrReplaced is the error of committing a local batch after a snapshot was installed since the
@@ -29,6 +31,9 @@ type Batch struct {
 	before      []func(*Batch) error
 	shadows     int64   // bytes that sized deletes make garbage
 	deleted     deleted // the same, of versions of users' keys
+
+	placed int64                     // bytes of values that have a place
+	live   map[command.Segment]int64 // by how much what is live in segments changes
 }
 
 // NewBatch begins the batch of the entries that end with index, of the given term. It panics if
@@ -73,6 +78,41 @@ func (b *Batch) SetDeferred(keyLen, valueLen int) *pebble.DeferredBatchOp {
 	return b.b.SetDeferred(keyLen, valueLen)
 }
 
+// SetPlaced writes a version of a user key whose value has a place: header is what it has before the
+// value. All is copied.
+func (b *Batch) SetPlaced(key, header []byte, p Place) error {
+	_, _, main, sub, ok := ParseUserKey(key)
+	if !ok {
+		return errPlaced
+	}
+	b.places(p.Segment, int64(p.Length))
+	b.placed += int64(p.Length)
+	version := appendPlaced(make([]byte, 0, placedMax), p, header)
+	back := append(binary.AppendUvarint(make([]byte, 0, binary.MaxVarintLen64+len(key)), uint64(p.Length)), key...)
+	return errors.Join(b.b.Set(key, version, nil), b.b.Set(placeKey(p.Segment, main, sub), back, nil))
+}
+
+// places notes that what is live in a segment changes with the batch.
+func (b *Batch) places(segment command.Segment, bytes int64) {
+	if b.live == nil {
+		b.live = make(map[command.Segment]int64)
+	}
+	b.live[segment] += bytes
+}
+
+// DeleteVersion removes a version of a user key, whose extent an iterator has told.
+func (b *Batch) DeleteVersion(key []byte, x Extent) error {
+	if x.segment == (command.Segment{}) {
+		return b.DeleteSized(key, x.Bytes)
+	}
+	_, _, main, sub, ok := ParseUserKey(key)
+	if !ok {
+		return errPlaced
+	}
+	b.places(x.segment, -x.length)
+	return errors.Join(b.DeleteSized(key, placedMin), b.b.Delete(placeKey(x.segment, main, sub), nil))
+}
+
 // Delete removes a key. There is no removal of a range, so no reader has to handle range
 // tombstones.
 func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }
@@ -93,7 +133,7 @@ func (b *Batch) Get(key []byte) ([]byte, bool, error) {
 	if err := b.makeReadable(); err != nil {
 		return nil, false, err
 	}
-	return get(b.b, key)
+	return b.s.Segments.get(b.b, key)
 }
 
 // NewIter iterates over the store as this batch leaves it. Writes made after the call are not seen
@@ -102,7 +142,7 @@ func (b *Batch) NewIter(o *pebble.IterOptions) (Iterator, error) {
 	if err := b.makeReadable(); err != nil {
 		return Iterator{}, err
 	}
-	return b.s.readers.open(func() (*pebble.Iterator, error) { return b.b.NewIter(o) })
+	return b.s.Segments.iterate(func() (*pebble.Iterator, error) { return b.b.NewIter(o) })
 }
 
 func (b *Batch) makeReadable() error {
@@ -158,6 +198,7 @@ func (b *Batch) Commit() error {
 	if err := s.db.Apply(b.b, pebble.NoSync); err != nil {
 		return fmt.Errorf("store: commit: %w", explain(err))
 	}
+	s.Segments.note(b.live)
 	if !b.local {
 		s.applied.Store(&position{b.index, b.term})
 	}

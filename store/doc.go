@@ -43,6 +43,7 @@
 //	member        m <id:8> 00
 //	removed       d <id:8> 00
 //	alarm         n <alarm:4> <member id:8> 00
+//	place         p <log id:8> <segment:8> <main:8> <sub:4> 00   see segments.go; of this member alone
 //	cluster       c <name> 00
 //	meta          z <name> 00
 //
@@ -52,10 +53,21 @@
 //
 //	STORE         what this directory is, and the version of its format, in text
 //	incoming/     snapshots being received; removed at Open
+//	segments/     second names of segments of the raft log, to whose values versions refer
 //	the rest      Pebble's (LOCK, MANIFEST-*, OPTIONS-*, *.sst, *.blob, marker.*)
 //
 // Large values live in blob files (Pebble's value separation), so that compactions do not rewrite
-// them.
+// them. Values of 32 KiB and more are not written at all, as a rule: the raft log has them
+// already. It gives the store's segments/ a second name of the segment, and the version says
+// where in it the value is. A segment goes when no version refers to it any more, durably, and
+// nobody reads an older state; values of segments of which little is referred to are moved into
+// the store. segments.go has all of it, and readers.go tells who reads which state. What reads a
+// version through this package gets its value, wherever that is, so nothing above this package
+// but the writer of versions knows of places.
+//
+// The order of what is made durable: the segment's data, its second name, the store's format that older
+// builds refuse, then the version that refers to it; and the other way, the end of the last reference,
+// then the removal of the name. So no version that a crash leaves refers to what is not there.
 //
 // Pebble 2.1.7 moves its markers in an order that a power failure can break; marker.go corrects
 // that below Pebble. Pebble panics on a blob file that is missing or damaged at its end; blobs.go
@@ -63,11 +75,11 @@
 // outputs.go has the job fail.
 //
 // Source files: store.go (Store, Open), batch.go, view.go, readers.go, keys.go and format.go
-// (reading, writing, who reads when it is closed, the bytes of keys), snapshot.go (received state,
-// and installing it), size.go, reclaim.go, background.go and disk.go (space, garbage, flushes and
-// compactions, operations on files that hang), marker.go, blobs.go and outputs.go (see above),
-// cache.go (how much the cache of blocks may hold), readonly.go (looking at one), nosync.go,
-// logger.go, metrics.go.
+// (reading, writing, who reads when it is closed, the bytes of keys), snapshot.go (received
+// state, and installing it), size.go, reclaim.go, background.go and disk.go (space, garbage,
+// flushes and compactions, operations on files that hang), marker.go, blobs.go and outputs.go
+// (see above), segments.go (values in the raft log), cache.go (how much the cache of blocks may
+// hold), readonly.go (looking at one), nosync.go, logger.go, metrics.go.
 //
 // What we assume of the disk: a rename, create or link is durable after a sync of the directory;
 // synced bytes stay.

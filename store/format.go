@@ -17,7 +17,10 @@ import (
 const (
 	formatFile    = "STORE"
 	formatPrefix  = "belay store "
-	formatVersion = 1
+	formatVersion = 2 // the newest that this build knows
+
+	formatPlain        = 1 // what a store begins with
+	formatWithSegments = 2 // versions may refer to segments of the raft log, see segments.go
 )
 
 const incomingDir = "incoming"
@@ -117,10 +120,35 @@ func writeFormat(fs vfs.FS, dir, name string) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(f, "%s%d\n", formatPrefix, formatVersion); err != nil {
+	if _, err := fmt.Fprintf(f, "%s%d\n", formatPrefix, formatPlain); err != nil {
 		return errors.Join(err, f.Close())
 	}
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return syncDir(fs, dir)
+}
+
+// replaceFormat changes the format of a store, durably. A crash leaves the old one or the new one.
+func replaceFormat(fs vfs.FS, dir string, version int) (err error) {
+	name := fs.PathJoin(dir, formatFile)
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("store: write %s: %w", name, err)
+		}
+	}()
+	temp := name + ".tmp"
+	f, err := fs.Create(temp, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(f, "%s%d\n", formatPrefix, version); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := fs.Rename(temp, name); err != nil {
 		return err
 	}
 	return syncDir(fs, dir)

@@ -14,6 +14,7 @@ const (
 	spaceLease      = 'l'
 	spaceMember     = 'm'
 	spaceAlarm      = 'n'
+	spacePlace      = 'p' // never in a snapshot: see segments.go
 	spaceRevision   = 'r'
 	spaceAuth       = 'u'
 	spaceMeta       = 'z'

@@ -45,7 +45,28 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			return float64(part(s.Size()))
 		}
 	}
+	segments := func(part func(SegmentStats) int64) func() float64 {
+		return func() float64 {
+			s := m.store.Load()
+			if s == nil {
+				return 0
+			}
+			return float64(part(s.Segments.Stats()))
+		}
+	}
 	reg.MustRegister(m.commitSeconds, m.writeSeconds,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "belay_kept_segments", Help: "Segments of the raft log that are kept for large values, to which the store refers instead of writing them once more.",
+		}, segments(func(s SegmentStats) int64 { return int64(s.Files) })),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "belay_kept_segments_bytes", Help: "Bytes of kept segments; of those that the raft log still writes, the values that are referred to.",
+		}, segments(func(s SegmentStats) int64 { return s.Bytes })),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "belay_kept_segments_live_bytes", Help: "Bytes of values in kept segments to which the store refers.",
+		}, segments(func(s SegmentStats) int64 { return s.Live })),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "belay_kept_values_moved_bytes_total", Help: "Bytes of values moved from kept segments into the store, because little else in the segments was needed.",
+		}, segments(func(s SegmentStats) int64 { return s.Moved })),
 		// etcd's B+tree has these two phases, an LSM does not; dashboards find them empty rather
 		// than missing.
 		histogram("etcd_debugging", "backend_commit_rebalance_duration_seconds", "Always empty: the store has no pages to rebalance.", 0.001, 14),

@@ -13,6 +13,11 @@ type readers struct {
 	state atomic.Int64
 	// ended has a token when the last of them may have gone after that.
 	ended chan struct{}
+
+	// slot is 0 or 1: where readers that begin now are counted, so that it can be told when all those
+	// have ended that began before a moment.
+	slot atomic.Uint32
+	in   [2]atomic.Int64
 }
 
 // noReaders is far more than any number of readers.
@@ -37,6 +42,45 @@ func (r *readers) leave() {
 		}
 	}
 }
+
+// begin is enter, and counts the reader in a slot until end.
+func (r *readers) begin() (slot uint32, err error) {
+	if err := r.enter(); err != nil {
+		return 0, err
+	}
+	slot = r.slot.Load()
+	r.in[slot].Add(1)
+	return slot, nil
+}
+
+// join is begin for a reader of the same state as one that has not ended.
+func (r *readers) join(slot uint32) error {
+	if err := r.enter(); err != nil {
+		return err
+	}
+	r.in[slot].Add(1)
+	return nil
+}
+
+func (r *readers) end(slot uint32) {
+	r.in[slot].Add(-1)
+	r.leave()
+}
+
+// turn has readers that begin from now on counted in the other slot, if that is empty: who reads a
+// state from before is then in the returned one. A reader that has looked at the slot and is not
+// counted yet reads nothing from before.
+func (r *readers) turn() (slot uint32, ok bool) {
+	slot = r.slot.Load()
+	if r.in[1-slot].Load() != 0 {
+		return 0, false
+	}
+	r.slot.Store(1 - slot)
+	return slot, true
+}
+
+// none reports whether a slot is empty.
+func (r *readers) none(slot uint32) bool { return r.in[slot].Load() == 0 }
 
 // refuse lets no more in. It is called once.
 func (r *readers) refuse() { r.state.Add(noReaders) }

@@ -72,6 +72,15 @@ func openPinned(fs vfs.FS, dir string, opts Options) (_ *Store, err error) {
 		appliedKey: MetaKey("applied"), write: newGate(), readers: newReaders(), outputs: newOutputs(), closing: make(chan struct{}), corrupt: opts.Corrupt, pinned: pinned,
 	}
 	s.applied.Store(&position{})
+	s.Segments = newSegments(s, fs, opts.PlaceBytes)
+	defer func() {
+		if err != nil {
+			s.Segments.close()
+		}
+	}()
+	if err := s.Segments.list(true); err != nil {
+		return nil, err
+	}
 	s.sizes.init()
 	o := s.pebbleOptions(opts)
 	o.FS, o.ReadOnly, o.ErrorIfNotExists = blobFS{pinned, s}, true, true
@@ -82,6 +91,9 @@ func openPinned(fs vfs.FS, dir string, opts Options) (_ *Store, err error) {
 		return nil, fmt.Errorf("store: read the database in %s: %w", dir, explain(err))
 	}
 	if err := s.loadApplied(); err != nil {
+		return nil, errors.Join(err, s.db.Close())
+	}
+	if err := s.Segments.load(); err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}
 	return s, nil

@@ -99,9 +99,11 @@ func (s *Store) takeSample() {
 	for i := range m.Levels {
 		files += m.Levels[i].TablesSize
 	}
+	s.Segments.drain()
+	segments, live := s.Segments.sizes()
 	garbage := int64(m.Table.Garbage.PointDeletionsBytesEstimate) + max(z.shadowed.Load(), 0)
-	next.total = max(int64(m.DiskSpaceUsage())+memory, files+memory, 1)
-	next.inUse = max(files+memory-garbage, 0)
+	next.total = max(int64(m.DiskSpaceUsage())+memory, files+memory, 1) + segments
+	next.inUse = max(files+memory-garbage, 0) + live
 	z.sample.Store(next)
 }
 
@@ -119,7 +121,7 @@ func (s *Store) Size() (total, inUse int64) {
 func (z *sizes) noteCommit(b *Batch) {
 	bytes := int64(b.b.Len()) + int64(b.b.Count())*memTableEntryBytes
 	z.unflushed.Add(bytes)
-	z.written.Add(bytes)
+	z.written.Add(bytes + b.placed)
 	z.shadowed.Add(b.shadows)
 }
 

@@ -80,6 +80,9 @@ func (s *Store) WriteSnapshot(ctx context.Context, v *View, w io.Writer) (err er
 	}
 	for ok := it.First(); ok; ok = it.Next() {
 		key := it.Key()
+		if key[0] == spacePlace {
+			continue // the values are in the versions
+		}
 		value, err := it.ValueAndErr()
 		if err != nil {
 			return Explain(err)
@@ -364,6 +367,7 @@ func (s *Store) Install(in *Incoming) error {
 	if _, err := s.db.IngestAndExcise(context.Background(), in.tables, nil, nil, pebble.KeyRange{Start: lower, End: upper}); err != nil {
 		return fmt.Errorf("store: install a snapshot: %w", explain(err))
 	}
+	s.Segments.replaced()
 	if err := s.loadApplied(); err != nil {
 		return err
 	}

@@ -52,6 +52,9 @@ type Options struct {
 	// store.
 	NoSync bool
 
+	// PlaceBytes is from which size on values may have a place in the raft log instead. 0: 32 KiB.
+	PlaceBytes int
+
 	// manifestBytes, for tests, is how large a manifest gets before the next one is begun. 0:
 	// Pebble's default.
 	manifestBytes int64
@@ -64,6 +67,9 @@ type Options struct {
 // Store is the open database of a member. The package comment says what it promises, and which
 // goroutine may call what.
 type Store struct {
+	// Segments have values that are not in the store's own files.
+	Segments *Segments
+
 	db      *pebble.DB
 	dir     string
 	fs      vfs.FS
@@ -175,6 +181,15 @@ func Open(dir string, opts Options) (*Store, error) {
 	if err := fs.RemoveAll(fs.PathJoin(dir, incomingDir)); err != nil {
 		return nil, fmt.Errorf("store: remove an unfinished snapshot: %w", err)
 	}
+	s.Segments = newSegments(s, fs, opts.PlaceBytes)
+	if opts.MaxOpenFiles <= 0 {
+		opts.MaxOpenFiles = defaultMaxOpenFiles
+	}
+	s.Segments.maxOpen = openSegments(opts.MaxOpenFiles)
+	opts.MaxOpenFiles -= s.Segments.maxOpen
+	if err := s.Segments.list(false); err != nil {
+		return nil, err
+	}
 	s.sizes.init()
 	s.opts = s.pebbleOptions(opts)
 	blocks := pebble.NewCache(s.opts.CacheSize)
@@ -192,6 +207,9 @@ func Open(dir string, opts Options) (*Store, error) {
 		return nil, errors.Join(err, s.db.Close())
 	}
 	if err := s.loadApplied(); err != nil {
+		return nil, errors.Join(err, s.db.Close())
+	}
+	if err := s.Segments.load(); err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}
 	s.startSampling()
@@ -329,6 +347,7 @@ func (s *Store) AsyncFlush(ctx context.Context) (index uint64, done <-chan struc
 		return 0, nil, errClosed
 	}
 	index, _ = s.Applied()
+	changes := s.Segments.position()
 	type begun struct {
 		flushed <-chan struct{}
 		err     error
@@ -357,6 +376,7 @@ func (s *Store) AsyncFlush(ctx context.Context) (index uint64, done <-chan struc
 		select {
 		case <-b.flushed:
 			s.raiseDurable(index)
+			s.Segments.raiseFlushed(changes)
 			close(ch)
 		case <-s.broken:
 		}
@@ -419,6 +439,7 @@ func (s *Store) CompactAll(ctx context.Context) error {
 	if err := s.db.Compact(ctx, lower, upper, true); err != nil {
 		return fmt.Errorf("store: compact: %w", explain(err))
 	}
+	s.Segments.dropDead()
 	s.takeSample()
 	return nil
 }
@@ -453,6 +474,7 @@ func (s *Store) Close() error {
 		if s.pinned != nil {
 			defer s.pinned.close()
 		}
+		defer s.Segments.close()
 		closed := make(chan error, 1)
 		go func() { closed <- s.db.Close() }()
 		select {

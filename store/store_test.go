@@ -548,7 +548,7 @@ func TestDirectories(t *testing.T) {
 	})
 	t.Run("newer", func(t *testing.T) {
 		_, dir := good(t)
-		os.WriteFile(filepath.Join(dir, formatFile), []byte("belay store 2\n"), 0o600)
+		os.WriteFile(filepath.Join(dir, formatFile), []byte("belay store 99\n"), 0o600)
 		check(t, dir, formatFile, "newer Belay")
 	})
 	t.Run("garbled", func(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/belaydb/belay/command"
 )
 
 // Reader reads keys. Store, View and Batch are readers.
@@ -22,7 +24,7 @@ var (
 	_ Reader = (*Batch)(nil)
 )
 
-func get(r pebble.Reader, key []byte) ([]byte, bool, error) {
+func (g *Segments) get(r pebble.Reader, key []byte) ([]byte, bool, error) {
 	value, closer, err := r.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, false, nil
@@ -30,15 +32,30 @@ func get(r pebble.Reader, key []byte) ([]byte, bool, error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("store: read: %w", explain(err))
 	}
-	value = append(make([]byte, 0, len(value)), value...)
-	return value, true, closer.Close()
+	if isPlaced(key, value) {
+		value, err = g.resolve(nil, value)
+	} else {
+		value = append(make([]byte, 0, len(value)), value...)
+	}
+	if err := errors.Join(err, closer.Close()); err != nil {
+		return nil, false, err
+	}
+	return value, true, nil
 }
 
 // Iterator is an iterator of the engine that is known to the store, which is not closed before it
 // is. It is copied like a pointer. Its zero value is not open.
 type Iterator struct {
 	*pebble.Iterator
-	readers *readers
+	reading *reading
+}
+
+// reading is what an iterator has besides the engine's.
+type reading struct {
+	readers  *readers
+	segments *Segments
+	slot     uint32
+	buf      []byte // the last value that was in a segment
 }
 
 // IsOpen reports whether there is an iterator. It does not say whether that was closed.
@@ -46,40 +63,95 @@ func (it Iterator) IsOpen() bool { return it.Iterator != nil }
 
 // Close ends the iterator. It must not be called twice.
 func (it Iterator) Close() error {
-	defer it.readers.leave()
+	defer it.reading.readers.end(it.reading.slot)
 	return it.Iterator.Close()
 }
 
 // Clone makes another iterator over the state of this one, which may be closed before it.
 func (it Iterator) Clone(o pebble.CloneOptions) (Iterator, error) {
-	return it.readers.open(func() (*pebble.Iterator, error) { return it.Iterator.Clone(o) })
-}
-
-// open makes an iterator that counts as a reader until it is closed.
-func (r *readers) open(make func() (*pebble.Iterator, error)) (Iterator, error) {
-	if err := r.enter(); err != nil {
+	if err := it.reading.readers.join(it.reading.slot); err != nil {
 		return Iterator{}, fmt.Errorf("store: iterate: %w", err)
 	}
+	return it.reading.segments.iterator(it.reading.slot, func() (*pebble.Iterator, error) { return it.Iterator.Clone(o) })
+}
+
+// ValueAndErr is the value that the iterator is at, valid until it moves.
+func (it Iterator) ValueAndErr() ([]byte, error) {
+	value, err := it.Iterator.ValueAndErr()
+	if err != nil || !isPlaced(it.Key(), value) {
+		return value, err
+	}
+	it.reading.buf, err = it.reading.segments.resolve(it.reading.buf, value)
+	return it.reading.buf, err
+}
+
+// HeadAndErr is ValueAndErr for who does not need the value of a version: it may be left out.
+func (it Iterator) HeadAndErr() ([]byte, error) {
+	value, err := it.Iterator.ValueAndErr()
+	if err != nil || !isPlaced(it.Key(), value) {
+		return value, err
+	}
+	_, header, err := parsePlaced(value)
+	return header, err
+}
+
+// Extent is how large a version is.
+type Extent struct {
+	Bytes int // of the version without its key
+
+	segment command.Segment // where its value is; zero: in the store
+	length  int64           // of that
+}
+
+// Extent is that of the version that the iterator is at. It reads no values in files of their own.
+func (it Iterator) Extent() Extent {
+	stored := it.LazyValue()
+	x := Extent{Bytes: stored.Len()}
+	if x.Bytes < placedMin || x.Bytes > placedMax {
+		return x
+	}
+	value, err := it.Iterator.ValueAndErr()
+	if err != nil || !isPlaced(it.Key(), value) {
+		return x // who reads it meets the error
+	}
+	if p, header, err := parsePlaced(value); err == nil {
+		x = Extent{Bytes: len(header) + p.Length, segment: p.Segment, length: int64(p.Length)}
+	}
+	return x
+}
+
+// iterate makes an iterator that counts as a reader until it is closed.
+func (g *Segments) iterate(make func() (*pebble.Iterator, error)) (Iterator, error) {
+	slot, err := g.readers.begin()
+	if err != nil {
+		return Iterator{}, fmt.Errorf("store: iterate: %w", err)
+	}
+	return g.iterator(slot, make)
+}
+
+// iterator makes an iterator for a reader that is counted in a slot.
+func (g *Segments) iterator(slot uint32, make func() (*pebble.Iterator, error)) (Iterator, error) {
 	it, err := make()
 	if err != nil {
-		r.leave()
+		g.readers.end(slot)
 		return Iterator{}, fmt.Errorf("store: iterate: %w", explain(err))
 	}
-	return Iterator{it, r}, nil
+	return Iterator{it, &reading{readers: g.readers, segments: g, slot: slot}}, nil
 }
 
 // Get reads the newest committed value.
 func (s *Store) Get(key []byte) ([]byte, bool, error) {
-	if err := s.readers.enter(); err != nil {
+	slot, err := s.readers.begin()
+	if err != nil {
 		return nil, false, fmt.Errorf("store: read: %w", err)
 	}
-	defer s.readers.leave()
-	return get(s.db, key)
+	defer s.readers.end(slot)
+	return s.Segments.get(s.db, key)
 }
 
 // NewIter iterates over what is committed now.
 func (s *Store) NewIter(o *pebble.IterOptions) (Iterator, error) {
-	return s.readers.open(func() (*pebble.Iterator, error) { return s.db.NewIter(o) })
+	return s.Segments.iterate(func() (*pebble.Iterator, error) { return s.db.NewIter(o) })
 }
 
 // View is the store as it was at one moment, between two batches. It belongs to one goroutine at a
@@ -136,6 +208,10 @@ func (v *View) Get(key []byte) (value []byte, ok bool, err error) {
 	if err != nil {
 		v.s.Note(err)
 		return nil, false, fmt.Errorf("store: read: %w", explain(err))
+	}
+	if isPlaced(key, value) {
+		value, err = v.s.Segments.resolve(nil, value)
+		return value, err == nil, err
 	}
 	return append(make([]byte, 0, len(value)), value...), true, nil
 }
