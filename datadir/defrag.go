@@ -3,11 +3,10 @@ package datadir
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/belaydb/belay/snapshotfile"
 	"github.com/belaydb/belay/store"
@@ -39,6 +38,7 @@ func Defragment(ctx context.Context, dataDir string, wait time.Duration, progres
 	if err != nil {
 		return paths.Store, 0, 0, err
 	}
+	st.Segments.Drop(store.NoLog) // none of the log's is written on
 	if err = errors.Join(compactAll(ctx, st, progress), st.Close(), walfile.GiveTo(paths.Store, paths.Member)); err == nil {
 		after, err = folderBytes(paths.Store)
 	}
@@ -47,11 +47,17 @@ func Defragment(ctx context.Context, dataDir string, wait time.Duration, progres
 
 // compactAll compacts a store, and tells from time to time how much was written.
 func compactAll(ctx context.Context, st *store.Store, progress Progress) error {
-	if progress == nil {
+	compact := func() error {
+		if err := st.Segments.Move(ctx, true, context.Context.Err); err != nil {
+			return err
+		}
 		return st.CompactAll(ctx)
 	}
+	if progress == nil {
+		return compact()
+	}
 	done := make(chan error, 1)
-	go func() { done <- st.CompactAll(ctx) }()
+	go func() { done <- compact() }()
 	look := time.NewTicker(500 * time.Millisecond)
 	defer look.Stop()
 	for {
@@ -66,23 +72,20 @@ func compactAll(ctx context.Context, st *store.Store, progress Progress) error {
 	}
 }
 
-// folderBytes is the size of the files in a folder.
+// folderBytes is the size of the files in a folder, and in those within it.
 func folderBytes(dir string) (total int64, err error) {
-	names, err := vfs.Default.List(dir)
-	if err != nil {
-		return 0, err
-	}
-	for _, name := range names {
-		info, err := os.Lstat(filepath.Join(dir, name))
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
 		if errors.Is(err, os.ErrNotExist) {
-			continue
+			return nil
 		}
-		if err != nil {
-			return 0, err
-		}
-		if info.Mode().IsRegular() {
+		if err == nil {
 			total += info.Size()
 		}
-	}
-	return total, nil
+		return err
+	})
+	return total, err
 }

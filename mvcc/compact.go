@@ -21,7 +21,8 @@ import (
 type compactor struct {
 	mu      sync.Mutex
 	queue   []compactionRequest
-	work    chan struct{} // one token: the queue may have something
+	moves   []chan error  // who waits for values to be moved
+	work    chan struct{} // one token: the queue or moves may have something, or segments are full
 	cancel  context.CancelFunc
 	stopped chan struct{} // closed when the goroutine has ended
 }
@@ -38,7 +39,7 @@ func (s *Store) startCompactor() {
 	c := &s.compactor
 	ctx, cancel := context.WithCancel(context.Background())
 	c.mu.Lock()
-	c.queue, c.work, c.cancel, c.stopped = nil, make(chan struct{}, 1), cancel, make(chan struct{})
+	c.queue, c.moves, c.work, c.cancel, c.stopped = nil, nil, make(chan struct{}, 1), cancel, make(chan struct{})
 	c.mu.Unlock()
 	if scheduled, finished := s.compact.Load(), s.finished.Load(); scheduled > finished {
 		s.logger.Info("resume scheduled compaction", zap.Int64("scheduled-compact-revision", scheduled))
@@ -117,7 +118,74 @@ func (s *Store) compactLoop(ctx context.Context, work <-chan struct{}, stopped c
 			}
 			s.finishWaiters()
 		}
+		if err := s.moveValues(ctx, false); err != nil {
+			return
+		}
+		for _, done := range s.compactor.takeMoves() {
+			done <- s.moveValues(ctx, true)
+		}
 	}
+}
+
+// moveValues moves values out of kept segments of the log, of which a compaction leaves little. It is
+// for the goroutine that removes versions. Its error is that the goroutine ends.
+func (s *Store) moveValues(ctx context.Context, all bool) error {
+	switch err := s.st.Segments.Move(ctx, all, s.pause); {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, store.ErrReplaced):
+		return err
+	case err != nil:
+		s.st.Note(err)
+		s.logger.Warn("failed to move values out of segments of the raft log", zap.Error(err))
+	}
+	return nil
+}
+
+// DropSegments says from which segment on the log may have values of entries that are not
+// flushed. What is kept of earlier ones, and holds no value that is needed, goes; and values are
+// moved from those of which little is needed, by the goroutine that compacts: transactions that
+// failed leave nothing but their entries, and nobody need compact for that. It waits for the
+// disk.
+func (s *Store) DropSegments(from store.LogSegment) {
+	s.st.Segments.Drop(from)
+	c := &s.compactor
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case c.work <- struct{}{}:
+	default:
+	}
+}
+
+// MoveValues has the values moved into the store that are in kept segments of the log with more garbage
+// than a tenth, so that their space becomes free. It waits for that, until ctx ends.
+func (s *Store) MoveValues(ctx context.Context) error {
+	done := make(chan error, 1)
+	c := &s.compactor
+	c.mu.Lock()
+	c.moves = append(c.moves, done)
+	select {
+	case c.work <- struct{}{}:
+	default:
+	}
+	stopped := c.stopped
+	c.mu.Unlock()
+	select {
+	case err := <-done:
+		return err
+	case <-stopped: // a snapshot replaces all, or the member stops
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *compactor) takeMoves() (moves []chan error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	moves, c.moves = c.moves, nil
+	return moves
 }
 
 // Compacted returns a channel that is closed when everything that a compaction of this revision
@@ -307,8 +375,8 @@ type newest struct {
 }
 
 type olderVersion struct {
-	rev   Revision
-	bytes int // of the stored version without its key
+	rev    Revision
+	extent store.Extent
 }
 
 // walkMeasures is how many versions of one key are measured at once. The sizes of others are looked
@@ -390,11 +458,11 @@ func (w *walk) look(b *store.Batch, versions store.Iterator, rev Revision, tombs
 		w.newest[string(key)] = top
 	}
 	if rev != top.Revision {
-		bytes, err := w.sizeOf(versions, top, key, rev)
+		x, err := w.extentOf(versions, top, key, rev)
 		if err != nil {
 			return 0, err
 		}
-		return 1, w.delete(b, key, rev, bytes)
+		return 1, w.delete(b, key, rev, x)
 	}
 	if rev.Main > f && f >= 0 {
 		for _, ok, err := w.seek(versions, key, f); ; ok = versions.Next() {
@@ -413,7 +481,7 @@ func (w *walk) look(b *store.Batch, versions store.Iterator, rev Revision, tombs
 				continue // the walk began with it
 			}
 			removed++
-			if err := w.delete(b, key, old, valueBytes(versions)); err != nil {
+			if err := w.delete(b, key, old, versions.Extent()); err != nil {
 				return 0, err
 			}
 		}
@@ -423,7 +491,7 @@ func (w *walk) look(b *store.Batch, versions store.Iterator, rev Revision, tombs
 	}
 	if tombstone && rev.Main < c {
 		removed++
-		return removed, w.delete(b, key, rev, 0)
+		return removed, w.delete(b, key, rev, store.Extent{})
 	}
 	return removed, nil
 }
@@ -448,35 +516,28 @@ func measure(versions store.Iterator) (older []olderVersion, err error) {
 		if !ok {
 			return nil, errRecord
 		}
-		older = append(older, olderVersion{Revision{int64(main), int64(sub)}, valueBytes(versions)})
+		older = append(older, olderVersion{Revision{int64(main), int64(sub)}, versions.Extent()})
 	}
 	return older, store.Explain(versions.Error())
 }
 
-// valueBytes is the size of the version that the iterator is at. It does not read values in files
-// of their own.
-func valueBytes(versions store.Iterator) int {
-	value := versions.LazyValue()
-	return value.Len()
-}
-
-// sizeOf is the size of a version that is not the newest of its key; 0 if it does not exist.
-func (w *walk) sizeOf(versions store.Iterator, top newest, key []byte, rev Revision) (int, error) {
+// extentOf is the extent of a version that is not the newest of its key; none if it does not exist.
+func (w *walk) extentOf(versions store.Iterator, top newest, key []byte, rev Revision) (store.Extent, error) {
 	for _, v := range top.older {
 		if v.rev == rev {
-			return v.bytes, nil
+			return v.extent, nil
 		}
 	}
 	w.key = store.AppendUserKey(w.key[:0], key, uint64(rev.Main), uint32(rev.Sub))
 	if !versions.SeekPrefixGE(w.key) || !bytes.Equal(versions.Key(), w.key) {
-		return 0, store.Explain(versions.Error())
+		return store.Extent{}, store.Explain(versions.Error())
 	}
-	return valueBytes(versions), nil
+	return versions.Extent(), nil
 }
 
-// delete removes a version of this size, and its revision.
-func (w *walk) delete(b *store.Batch, key []byte, rev Revision, versionBytes int) error {
+// delete removes a version of this extent, and its revision.
+func (w *walk) delete(b *store.Batch, key []byte, rev Revision, x store.Extent) error {
 	w.key = store.AppendUserKey(w.key[:0], key, uint64(rev.Main), uint32(rev.Sub))
 	w.rkey = store.AppendRevisionKey(w.rkey[:0], uint64(rev.Main), uint32(rev.Sub))
-	return errors.Join(b.DeleteSized(w.key, versionBytes), b.DeleteSized(w.rkey, 1+len(key)))
+	return errors.Join(b.DeleteVersion(w.key, x), b.DeleteSized(w.rkey, 1+len(key)))
 }

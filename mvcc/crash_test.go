@@ -26,12 +26,21 @@ func TestCrash(t *testing.T) {
 			r.sopts.MemTableBytes, r.sopts.CacheBytes = 256<<10, 1<<20
 			r.open()
 			t.Cleanup(func() { r.close() })
+			if rng.IntN(3) > 0 {
+				r.keepValues(rng)
+			}
 			index, _ := r.st.Applied()
 			for int(index) < len(cmds) {
 				n := min(1+rng.IntN(10), len(cmds)-int(index))
 				r.apply(cmds[index : int(index)+n]...)
 				if rng.IntN(4) == 0 {
 					if _, _, err := r.st.AsyncFlush(context.Background()); err != nil {
+						t.Fatal(err)
+					}
+					r.segments.drop()
+				}
+				if rng.IntN(8) == 0 {
+					if err := r.MoveValues(context.Background()); err != nil {
 						t.Fatal(err)
 					}
 				}

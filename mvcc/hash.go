@@ -102,6 +102,7 @@ func (s *Store) Hash(ctx context.Context) (hash uint32, rev int64, err error) {
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
 	lower, upper := store.MetaSpan()
+	placesFrom, placesTo := store.PlacesSpan()
 	var frame []byte
 	w := paced{ctx: ctx}
 	for ok := it.First(); ok; ok = it.Next() {
@@ -109,7 +110,7 @@ func (s *Store) Hash(ctx context.Context) (hash uint32, rev int64, err error) {
 			return 0, 0, w.err
 		}
 		key := it.Key()
-		if bytes.Compare(key, lower) >= 0 && bytes.Compare(key, upper) < 0 {
+		if bytes.Compare(key, lower) >= 0 && bytes.Compare(key, upper) < 0 || bytes.Compare(key, placesFrom) >= 0 && bytes.Compare(key, placesTo) < 0 {
 			continue
 		}
 		value, err := it.ValueAndErr()

@@ -69,6 +69,9 @@ func metamorphic(t *testing.T, seed uint64) {
 			opts.ExistsFilterBytes = (1 + rng.IntN(3)) * bloomBlockBytes // full at once, and built anew often
 		}
 		r := newRig(t, opts)
+		if variant >= 2 {
+			r.keepValues(rng)
+		}
 		m := newModel()
 		for i := 0; i < len(cmds); {
 			n := min(1+rng.IntN(1+rng.IntN(30)), len(cmds)-i)
@@ -113,8 +116,16 @@ func metamorphic(t *testing.T, seed uint64) {
 					<-r.Compacted(0)
 				}
 				r.send(other)
+				if r.segments != nil && rng.IntN(2) == 0 {
+					other.keepValues(rng)
+				}
 				r, m.hashes = other, nil
 			case 2:
+				r.flush()
+			case 4:
+				if err := r.MoveValues(t.Context()); err != nil {
+					t.Fatal(err)
+				}
 				r.flush()
 			case 3:
 				if err := r.st.CompactAll(t.Context()); err != nil {

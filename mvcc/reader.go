@@ -133,7 +133,11 @@ func newestOf(it store.Iterator, key []byte, rev int64, withValue bool) (*mvccpb
 	if valueLen(it) == 0 {
 		return kv, nil
 	}
-	b, err := it.ValueAndErr()
+	read := it.HeadAndErr
+	if withValue {
+		read = it.ValueAndErr
+	}
+	b, err := read()
 	if err != nil {
 		return nil, store.Explain(err)
 	}
@@ -148,7 +152,8 @@ func newestOf(it store.Iterator, key []byte, rev int64, withValue bool) (*mvccpb
 	return kv, nil
 }
 
-// valueLen is the length of the value at the iterator, without reading it.
+// valueLen is the length of what the store has as value at the iterator, without reading it: 0 for a
+// tombstone alone.
 func valueLen(it store.Iterator) int {
 	v := it.LazyValue()
 	return v.Len()
@@ -225,9 +230,14 @@ func (v *visible) err() error {
 	return store.Explain(v.it.Error())
 }
 
-// record reads the version at the stop. Its value is valid until next.
-func (v *visible) record() (record, error) {
-	b, err := v.it.ValueAndErr()
+// record reads the version at the stop, without its value if that is not wanted. It is valid until
+// next.
+func (v *visible) record(withValue bool) (record, error) {
+	read := v.it.HeadAndErr
+	if withValue {
+		read = v.it.ValueAndErr
+	}
+	b, err := read()
 	if err != nil {
 		return record{}, store.Explain(err)
 	}
@@ -271,7 +281,7 @@ func rangeOf(ctx context.Context, it store.Iterator, key []byte, rev int64, o Ra
 			}
 			continue
 		}
-		r, err := v.record()
+		r, err := v.record(!o.KeysOnly)
 		if err != nil {
 			return res, err
 		}
@@ -313,7 +323,7 @@ func (s *Store) Weigh(ctx context.Context, key, end []byte, maxKeys, maxBytes in
 	v := visible{it: it, rev: uint64(rev), walk: paced{ctx: ctx}}
 	for keys <= maxKeys && bytes <= maxBytes && v.next() {
 		keys++
-		bytes += int64(len(v.key) + valueLen(it))
+		bytes += int64(len(v.key) + it.Extent().Bytes)
 	}
 	return keys, bytes, errors.Join(v.err(), it.Close())
 }

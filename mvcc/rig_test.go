@@ -31,11 +31,13 @@ type rig struct {
 	sopts store.Options
 	st    *store.Store
 	*Store
+
+	segments *segmentWriter // nil: all values are in the store
 }
 
 func newRig(t testing.TB, opts Options) *rig {
 	r := &rig{t: t, fs: vfs.NewMem(), dir: "db", opts: opts}
-	r.sopts = store.Options{MemTableBytes: 1 << 20, CacheBytes: 1 << 20}
+	r.sopts = store.Options{MemTableBytes: 1 << 20, CacheBytes: 1 << 20, PlaceBytes: 1}
 	r.open()
 	t.Cleanup(r.close)
 	return r
@@ -52,6 +54,7 @@ func (r *rig) open() {
 	if r.Store, err = Open(r.st, r.opts); err != nil {
 		r.t.Fatal(err)
 	}
+	r.segments.restarted()
 }
 
 func (r *rig) close() {
@@ -70,6 +73,7 @@ func (r *rig) flush() {
 	if err := r.st.Flush(context.Background()); err != nil {
 		r.t.Fatal(err)
 	}
+	r.segments.drop()
 }
 
 // command is what one raft entry does: a transaction, or a compaction.
@@ -103,6 +107,12 @@ func (r *rig) apply(cmds ...command) []outcome {
 	b := r.st.NewBatch(index+uint64(len(cmds)), 1)
 	w := r.NewWriter(b)
 	var out []outcome
+	var values [][]byte
+	for _, c := range cmds {
+		for _, o := range c.ops {
+			values = append(values, []byte(o.value))
+		}
+	}
 	for _, c := range cmds {
 		var text strings.Builder
 		if len(c.ops) == 0 {
@@ -131,7 +141,7 @@ func (r *rig) apply(cmds ...command) []outcome {
 					}
 					value = kvText(prev, true)
 				}
-				prev, rev, err := w.Put([]byte(o.key), []byte(o.value), o.lease)
+				prev, rev, err := w.PutPlaced([]byte(o.key), []byte(o.value), o.lease, r.segments.place(values, []byte(o.value)))
 				if err != nil {
 					r.t.Fatal(err)
 				}

@@ -112,6 +112,11 @@ func (w *Writer) End() (events []*mvccpb.Event, rev int64) {
 // Put writes a key and returns the previous version, or nil. prev may lack its value (see Prev) and
 // must not be changed. key and value must not be changed afterwards.
 func (w *Writer) Put(key, value []byte, lease int64) (prev *mvccpb.KeyValue, rev int64, err error) {
+	return w.PutPlaced(key, value, lease, store.Place{})
+}
+
+// PutPlaced is Put of a value that has a place, to which the store refers; if it is set.
+func (w *Writer) PutPlaced(key, value []byte, lease int64, place store.Place) (prev *mvccpb.KeyValue, rev int64, err error) {
 	if prev, err = w.Prev(key, false); err != nil {
 		return nil, 0, err
 	}
@@ -131,10 +136,15 @@ func (w *Writer) Put(key, value []byte, lease int64) (prev *mvccpb.KeyValue, rev
 	sub := w.nextSub()
 	var header [maxHeaderLen]byte
 	h := appendHeader(header[:0], rev, kv.CreateRevision, kv.Version, lease)
-	op := w.b.SetDeferred(store.UserKeyLen(key, sub), len(h)+len(value))
-	store.AppendUserKey(op.Key[:0], key, uint64(rev), sub)
-	copy(op.Value[copy(op.Value, h):], value)
-	if err := op.Finish(); err != nil {
+	if place.IsSet() {
+		err = w.b.SetPlaced(store.AppendUserKey(nil, key, uint64(rev), sub), h, place)
+	} else {
+		op := w.b.SetDeferred(store.UserKeyLen(key, sub), len(h)+len(value))
+		store.AppendUserKey(op.Key[:0], key, uint64(rev), sub)
+		copy(op.Value[copy(op.Value, h):], value)
+		err = op.Finish()
+	}
+	if err != nil {
 		return nil, 0, err
 	}
 	if err := w.index(key, rev, sub, 0); err != nil {

@@ -131,7 +131,7 @@ func (o *opening) log() (err error) {
 			return fmt.Errorf("cannot write the first raft log in %s: %w", dir, err)
 		}
 	}
-	opts.Metrics = raftlog.NewMetrics(n.registry)
+	opts.Metrics, opts.Keeper = raftlog.NewMetrics(n.registry), n.store.Segments
 	opts.Applied, _ = n.store.Applied()
 	opts.Released = func(ms []*raftpb.Message) { n.replica.Released(ms) }
 	opts.Failed = func(err error) {

@@ -235,7 +235,7 @@ func (n *Node) assemble() (err error) {
 		messages.founder = n.founder
 	}
 	n.replica, err = replica.New(replica.Config{
-		ID: n.id.Member, Log: n.log, State: n.state, Network: n.transport,
+		ID: n.id.Member, Log: n.log, State: n.state, Segments: n.kv, Network: n.transport,
 		Logger: n.logger, Metrics: replica.NewMetrics(n.registry),
 		PeerDisks: n.disks, StoreDisk: n.storeDisk, RoundTrips: n.witness.links, Evidence: n.witness.ring,
 		MembersChanged: n.membersChanged, Failed: n.fail,

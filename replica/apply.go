@@ -143,6 +143,9 @@ func (a *applier) addEntry(e *raftpb.Entry) bool {
 			}
 			entry.Request = request
 		}
+		if place, ok := a.cfg.Log.Places().Of(index, term); ok {
+			entry.Data, entry.Place = data, place
+		}
 		a.bytes += len(data)
 	}
 	if entry.Unawaited = p == nil; p != nil {

@@ -131,6 +131,8 @@ func (f *flusher) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() { <-f.stopped; cancel() }()
+	// All that is applied at the start is flushed.
+	f.dropSegments(f.pub.flushed.Load())
 	for {
 		select {
 		case <-f.stopped:
@@ -164,6 +166,15 @@ func (f *flusher) run() {
 			f.cfg.Failed(err)
 			return
 		}
+		f.dropSegments(index)
 		f.logger.Debug("compacted Raft logs", zap.Uint64("compact-index", index))
+	}
+}
+
+// dropSegments lets go of segments that were kept for values and are not needed, once entries up
+// to index are flushed.
+func (f *flusher) dropSegments(index uint64) {
+	if f.cfg.Segments != nil {
+		f.cfg.Segments.DropSegments(f.cfg.Log.Places().From(index))
 	}
 }

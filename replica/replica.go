@@ -34,6 +34,13 @@ type StateMachine interface {
 	Flush(ctx context.Context) (index uint64, done <-chan struct{}, err error)
 }
 
+// Segments are those of the log that the store keeps for the values in them.
+type Segments interface {
+	// DropSegments says from which segment on the log may have values of entries that are not flushed.
+	// What is kept of earlier ones, and holds no value that is needed, can go.
+	DropSegments(from command.Segment)
+}
+
 // Network carries messages to the other members.
 type Network interface {
 	// Send never blocks: what cannot be queued is dropped and reported by
@@ -54,12 +61,14 @@ const defaultFlushBytes = 24 << 20
 
 // Config is what New needs.
 type Config struct {
-	ID      uint64
-	Log     *raftlog.Log // has adopted State's applied index
-	State   StateMachine
-	Network Network
-	Logger  *zap.Logger
-	Metrics *Metrics
+	ID    uint64
+	Log   *raftlog.Log // has adopted State's applied index
+	State StateMachine
+	// Segments, if not nil, hears of each flush.
+	Segments Segments
+	Network  Network
+	Logger   *zap.Logger
+	Metrics  *Metrics
 	Settings
 
 	// StoreDisk reports the state of the disk under State; nil: only State's own progress is

@@ -9,12 +9,27 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/leader"
+	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/store"
 )
 
-// compactable is a store that can be compacted as a whole; *store.Store is one.
+// compactable is a store that can be compacted as a whole.
 type compactable interface {
 	Size() (total, inUse int64)
 	CompactAll(ctx context.Context) error
+}
+
+// wholeStore is a member's: values in kept segments of the log are part of it.
+type wholeStore struct {
+	*store.Store
+	kv *mvcc.Store
+}
+
+func (w wholeStore) CompactAll(ctx context.Context) error {
+	if err := w.kv.MoveValues(ctx); err != nil {
+		return err
+	}
+	return w.Store.CompactAll(ctx)
 }
 
 // defragmenter compacts the whole store in the background, one time after the other.

@@ -161,7 +161,7 @@ func (s *Server) makeServices() {
 		state: cfg.State, group: cfg.Replica, kv: cfg.KV, size: cfg.Store.Size, log: s.log, callers: s.callers,
 		headers: s.headers, turns: s.turns, versions: versions,
 		defrag: &defragmenter{
-			store: cfg.Store, path: filepath.Join(cfg.DataDir, "member", "store"), life: s.life, metrics: cfg.Metrics, logger: cfg.Logger,
+			store: wholeStore{cfg.Store, cfg.KV}, path: filepath.Join(cfg.DataDir, "member", "store"), life: s.life, metrics: cfg.Metrics, logger: cfg.Logger,
 		},
 		activeSince: s.activeSince, dataDir: cfg.SpoolDir, timeout: cfg.RequestTimeout, life: s.life,
 		metrics: cfg.Metrics, logger: cfg.Logger,

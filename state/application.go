@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/auth"
+	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/mvcc"
 	"github.com/belaydb/belay/store"
 )
@@ -28,6 +29,14 @@ type application struct {
 		index uint64
 		kind  kind
 	} // what is being applied, for the message of a stop
+
+	// entry is the data of what is being applied, and where the log has it. Values before from
+	// have been found.
+	entry struct {
+		data  []byte
+		place command.EntryPlace
+		from  int
+	}
 
 	// cluster is what readers see, or a changed copy of it that is in the batch and is published
 	// after the commit; policy likewise.

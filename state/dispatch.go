@@ -16,6 +16,7 @@ import (
 func (a *application) applyEntry(e *command.Entry, out *command.Result, start time.Time) (end time.Time) {
 	k := kindOf(e.Request)
 	a.at.kind = k
+	a.entry.data, a.entry.place, a.entry.from = e.Data, e.Place, 0
 	if k == kindNone && len(e.Request.ProtoReflect().GetUnknown()) > 0 {
 		a.stop("it asks for something that this version does not know; a newer member wrote it: upgrade this member")
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/belaydb/belay/command"
 	"github.com/belaydb/belay/lease"
 	"github.com/belaydb/belay/mvcc"
+	"github.com/belaydb/belay/store"
 )
 
 // putAnswer is a PutResponse with its header, in one allocation.
@@ -81,7 +82,9 @@ func (a *application) runPut(r *pb.PutRequest) (*pb.PutResponse, error) {
 
 // write puts one key and moves it from its old lease to the new one.
 func (a *application) write(key, value []byte, leaseID int64) (rev int64, err error) {
-	prev, rev, err := a.w.Put(key, value, leaseID)
+	var place store.Place
+	place, a.entry.from = a.m.cfg.Store.Segments.Find(value, a.entry.data, a.entry.place, a.entry.from)
+	prev, rev, err := a.w.PutPlaced(key, value, leaseID, place)
 	if err != nil {
 		return 0, err
 	}

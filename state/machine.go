@@ -213,7 +213,7 @@ func (m *Machine) Apply(entries []command.Entry) []command.Result {
 	a := m.begin(last.Index, last.Term)
 	defer a.stopOnPanic()
 	start := time.Now()
-	a.b.Expect(expectedBytes(fresh))
+	a.b.Expect(m.expectedBytes(fresh))
 	for i := range fresh {
 		e := &fresh[i]
 		index++
@@ -233,10 +233,10 @@ func (m *Machine) Apply(entries []command.Entry) []command.Result {
 	return results
 }
 
-// expectedBytes estimates the bytes that the puts of entries will write.
-func expectedBytes(entries []command.Entry) (n int) {
+// expectedBytes estimates the bytes that the puts of entries will write into the store.
+func (m *Machine) expectedBytes(entries []command.Entry) (n int) {
 	for i := range entries {
-		if put := entries[i].Request.GetPut(); put != nil {
+		if put := entries[i].Request.GetPut(); put != nil && (!entries[i].Place.IsSet() || len(put.Value) < m.cfg.Store.Segments.LeastEntry()) {
 			n += 2*len(put.Key) + len(put.Value) + 128
 		}
 	}

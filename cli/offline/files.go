@@ -47,6 +47,7 @@ func memberFiles() []fileKind {
 		{"store/marker.*", "Pebble's", "store"},
 		{"store/*.sst", "Pebble's: keys and values", "store"},
 		{"store/*.blob", "Pebble's: large values", "store"},
+		{"store/segments/...", "segments of the raft log that have large values", nothing},
 		{"store/*.log", "Pebble's, empty", "store"},
 		{"store/*.dbtmp", "Pebble's, being written", nothing},
 		{"events-[01].json", "the record of events", "events"},

@@ -74,6 +74,10 @@ func fillForRestore(t *testing.T, ctx context.Context, endpoint string) {
 			must(cl.Compact(ctx, 250, clientv3.WithCompactPhysical()))
 		}
 	}
+	// Enough for Belay to leave values in its log's segments.
+	for i := range 40 {
+		must(cl.Put(ctx, fmt.Sprintf("large/%d", i%25), fmt.Sprint(i)+strings.Repeat(fmt.Sprintf("%x", r.Uint64()), 2500+r.IntN(3000))))
+	}
 	must(cl.Revoke(ctx, leases[2]))
 	must(cl.RoleAdd(ctx, "reader"))
 	must(cl.RoleGrantPermission(ctx, "reader", "key/", "key0", clientv3.PermissionType(clientv3.PermRead)))

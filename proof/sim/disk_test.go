@@ -97,6 +97,8 @@ func newDisk(mem *vfs.MemFS, pause *gate, mu mutation) *disk {
 	switch mu {
 	case skipSync:
 		fs = lyingFS{FS: mem, sync: func(vfs.File) error { return nil }}
+	case linkLater:
+		fs = unsyncedNames{mem}
 	case ackEarly:
 		fs = lyingFS{FS: mem, sync: func(f vfs.File) error {
 			time.AfterFunc(earlyBy, func() {
@@ -218,6 +220,17 @@ func (l lyingFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.Op
 func (l lyingFS) ReuseForWrite(old, name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	f, err := l.FS.ReuseForWrite(old, name, c)
 	return l.wrap(name, f, err)
+}
+
+// unsyncedNames does not sync the names of kept segments.
+type unsyncedNames struct{ vfs.FS }
+
+func (u unsyncedNames) OpenDir(name string) (vfs.File, error) {
+	f, err := u.FS.OpenDir(name)
+	if err != nil || name != storeDir+"/segments" {
+		return f, err
+	}
+	return lyingFile{f, func(vfs.File) error { return nil }}, nil
 }
 
 type lyingFile struct {

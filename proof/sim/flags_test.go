@@ -22,6 +22,7 @@ type localFlags struct {
 	memTableBytes   int64
 	compactionBatch int
 	maxLearners     int
+	placeBytes      int // from which size on values may stay in the log's segments; 0: none does
 
 	bound int64 // logBound of these, before a mutation changes them
 }
@@ -45,6 +46,9 @@ func drawFlags(r *rand.Rand, seed uint64, ks kinds) localFlags {
 	}
 	if ks[loaded] {
 		f.memoryBytes, f.maxUnsynced, f.memTableBytes = 512<<10, 512<<10, 64<<10
+	}
+	if r.IntN(2) == 0 {
+		f.placeBytes = 1 + r.IntN(40)
 	}
 	return f
 }

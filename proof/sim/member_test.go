@@ -190,7 +190,7 @@ func (m *member) start() (err error) {
 			m.w.restartLater(m)
 		}
 	}()
-	if l.store, err = store.Open(storeDir, store.Options{FS: l.disk.fs, Logger: l.logger, CacheBytes: 1 << 20, MemTableBytes: l.flags.memTableBytes, Failed: l.fail, Corrupt: l.corrupt}); err != nil {
+	if l.store, err = store.Open(storeDir, store.Options{FS: l.disk.fs, Logger: l.logger, CacheBytes: 1 << 20, MemTableBytes: l.flags.memTableBytes, PlaceBytes: l.flags.placeBytes, Failed: l.fail, Corrupt: l.corrupt}); err != nil {
 		return err
 	}
 	if l.kv, err = mvcc.Open(l.store, mvcc.Options{Logger: l.logger, CompactionBatchLimit: l.flags.compactionBatch, CompactionSleep: 5 * time.Millisecond}); err != nil {
@@ -203,7 +203,7 @@ func (m *member) start() (err error) {
 	}
 	if l.log, err = raftlog.Open(logDir, raftlog.Options{
 		FS: l.disk.fs, MemberID: l.id, ClusterID: clusterID, Logger: l.logger, SegmentBytes: l.flags.segmentBytes, MemoryBytes: l.flags.memoryBytes,
-		Applied: applied, LeastGroup: least,
+		Applied: applied, LeastGroup: least, Keeper: l.store.Segments,
 		Released: func(ms []*raftpb.Message) { l.paused.pass(); l.replica.Released(ms) },
 		Failed:   func(err error) { l.fail(fmt.Errorf("the raft log failed: %w", err)) },
 	}); err != nil {
@@ -250,7 +250,7 @@ func (m *member) start() (err error) {
 	l.endpoint = m.w.net.Join(l.id, l, l)
 	l.endpoint.OnRemoved(func(error) { l.replica.ToldRemoved(); l.leave() })
 	if l.replica, err = replica.New(replica.Config{
-		ID: l.id, Log: l.log, State: gatedMachine{l}, Network: gatedNetwork{l}, Logger: l.logger,
+		ID: l.id, Log: l.log, State: gatedMachine{l}, Segments: gatedSegments{l}, Network: gatedNetwork{l}, Logger: l.logger,
 		Settings: replica.Settings{
 			TickInterval: tickInterval, ElectionTicks: l.flags.electionTicks, PreVote: l.flags.preVote, AdvanceTicks: l.flags.advanceTicks,
 			FlushEntries: l.flags.flushEntries, KeepBytes: l.flags.keepBytes, HoldBytes: l.flags.holdBytes, MaxUnsyncedBytes: l.flags.maxUnsynced,
@@ -380,6 +380,9 @@ func (m *member) crash(l *life, percent int) {
 
 // close ends the goroutines of a life. What it does to its disk nobody sees.
 func (l *life) close() {
+	if l.store != nil && l.store.Segments.Stats().Moved > 0 {
+		l.w.count("life with values moved out of segments")
+	}
 	if l.endpoint != nil {
 		l.endpoint.Stop()
 	}
@@ -523,6 +526,11 @@ type gatedMachine struct{ l *life }
 func (g gatedMachine) Apply(entries []command.Entry) []command.Result {
 	g.l.paused.pass()
 	g.l.applying.pass()
+	for i := range entries {
+		if entries[i].Place.IsSet() {
+			g.l.w.count("entry with a place in the log applied")
+		}
+	}
 	if !g.l.w.kinds[users] {
 		return g.l.machine.Apply(entries)
 	}
@@ -563,6 +571,21 @@ func (g gatedMachine) ConfState() *raftpb.ConfState        { return g.l.machine.
 func (g gatedMachine) Flush(ctx context.Context) (uint64, <-chan struct{}, error) {
 	g.l.paused.pass()
 	return g.l.machine.Flush(ctx)
+}
+
+// gatedSegments blocks while the member is paused.
+type gatedSegments struct{ l *life }
+
+func (g gatedSegments) DropSegments(from command.Segment) {
+	g.l.paused.pass()
+	if g.l.w.o.mutation == dropSoon {
+		from = store.NoLog
+	}
+	before := g.l.store.Segments.Stats()
+	g.l.kv.DropSegments(from)
+	if after := g.l.store.Segments.Stats(); after.Dropped > before.Dropped {
+		g.l.w.count("kept segment of the log dropped")
+	}
 }
 
 // gatedNetwork stops the raft loop while the member is paused, and watches what leaves.

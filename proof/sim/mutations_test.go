@@ -29,6 +29,8 @@ const (
 	dateClock   mutation = "date-clock"   // lease tables go by the date
 	allRoot     mutation = "all-root"     // one member takes every user for root
 	lateAnswer  mutation = "late-answer"  // a call waits for its result as long as it takes
+	dropSoon    mutation = "drop-soon"    // segments kept for values are dropped while the log goes on with them
+	linkLater   mutation = "link-later"   // the second name of a segment is not durable when values get places
 	cutDamage   mutation = "cut-damage"   // a log that is damaged ends where the damage is, as if a crash had torn it
 )
 
@@ -54,6 +56,8 @@ var mutants = []struct {
 	{allRoot, string(users), []finding{wrongRights}},
 	{loopWaits, string(hung), []finding{loopDelay}},
 	{lateAnswer, string(wedged), []finding{deadline}},
+	{dropSoon, plain, []finding{noStart, unreadable}},
+	{linkLater, plain, []finding{noStart, unreadable}},
 	{cutDamage, string(damaged), []finding{lostWrite, diverged, votedTwice, twoLeaders, staleRead, brokenLog}},
 }
 

@@ -439,7 +439,11 @@ func (w *world) inject() {
 			}
 			l.broken.Store(true)
 			l.disk.storeError.Store(&err)
-			_, _, _ = l.store.AsyncFlush(context.Background())
+			w.background(func() { // it waits if all memtables are full
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				defer cancel()
+				_, _, _ = l.store.AsyncFlush(ctx)
+			})
 		})},
 		{"dead log disk", 3, one(func(l *life) {
 			l.disk.logSync.shut()
