@@ -17,8 +17,8 @@
 // member, ENOSPC is waited for); the store is flushed ahead of the log and the member crashes;
 // members are cut off, one way or both, once or flapping; messages are lost, delayed and reordered;
 // members are paused (loop, applier and disk stop, as with SIGSTOP); leadership is transferred;
-// learners are added and promoted, and members removed. Logs keep only a few KiB, so a lagging
-// member gets a snapshot.
+// members stop in order; learners are added and promoted, and members removed. Logs keep only a few
+// KiB, so a lagging member gets a snapshot.
 //
 // # Kinds
 //

@@ -15,6 +15,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/replica"
 	"github.com/belaydb/belay/transport"
 )
 
@@ -549,6 +550,10 @@ func (w *world) inject() {
 		})},
 		{"hand-over", 3, one(func(l *life) {
 			to := some().id // l lives, so there is one
+			if to == l.id {
+				w.background(func() { w.stopInOrder(l) })
+				return
+			}
 			w.background(func() {
 				ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 				defer cancel()
@@ -627,6 +632,26 @@ func (w *world) inject() {
 	w.calm.Store(true)
 	w.tracef("the faults end")
 	w.repair()
+}
+
+// stopInOrder ends a life as node does: a leader hands over first, and others that live know
+// that it leaves. It loses nothing.
+func (w *world) stopInOrder(l *life) {
+	for _, other := range w.lives() {
+		if other != l {
+			other.replica.TellDisk(l.id, replica.DiskReport{Leaving: true})
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	if _, err := l.replica.HandOver(ctx); err == nil {
+		w.count("leaders that stopped in order")
+	}
+	if w.calm.Load() {
+		return
+	}
+	l.m.crash(l, 100)
+	w.restartLater(l.m)
 }
 
 // repair ends all faults that last.
