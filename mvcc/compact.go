@@ -118,7 +118,7 @@ func (s *Store) compactLoop(ctx context.Context, work <-chan struct{}, stopped c
 			}
 			s.finishWaiters()
 		}
-		if err := s.moveValues(ctx, false); err != nil {
+		if err := s.moveValues(ctx, false); ctx.Err() != nil || errors.Is(err, store.ErrReplaced) {
 			return
 		}
 		for _, done := range s.compactor.takeMoves() {
@@ -128,18 +128,13 @@ func (s *Store) compactLoop(ctx context.Context, work <-chan struct{}, stopped c
 }
 
 // moveValues moves values out of kept segments of the log, of which a compaction leaves little. It is
-// for the goroutine that removes versions. Its error is that the goroutine ends.
+// for the goroutine that removes versions.
 func (s *Store) moveValues(ctx context.Context, all bool) error {
-	switch err := s.st.Segments.Move(ctx, all, s.pause); {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case errors.Is(err, store.ErrReplaced):
-		return err
-	case err != nil:
-		s.st.Note(err)
+	err := s.st.Segments.Move(ctx, all, s.pause)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrReplaced) {
 		s.logger.Warn("failed to move values out of segments of the raft log", zap.Error(err))
 	}
-	return nil
+	return err
 }
 
 // DropSegments says from which segment on the log may have values of entries that are not
@@ -173,6 +168,9 @@ func (s *Store) MoveValues(ctx context.Context) error {
 	c.mu.Unlock()
 	select {
 	case err := <-done:
+		if errors.Is(err, store.ErrReplaced) {
+			return nil // by a snapshot, which refers to no segment
+		}
 		return err
 	case <-stopped: // a snapshot replaces all, or the member stops
 		return nil

@@ -141,6 +141,7 @@ func (f *flusher) run() {
 		case <-f.due:
 		}
 		if !f.begin() && f.cfg.Log.HeldBytes() == 0 {
+			f.dropSegments(f.pub.flushed.Load()) // who read them may have ended
 			continue
 		}
 		f.work.flushing.start()

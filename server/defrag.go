@@ -25,8 +25,14 @@ type wholeStore struct {
 	kv *mvcc.Store
 }
 
+// moveValuesWithin is how long a defragmentation waits for values to be moved: they wait for
+// compactions, and one that fails is tried again and again.
+const moveValuesWithin = time.Minute
+
 func (w wholeStore) CompactAll(ctx context.Context) error {
-	if err := w.kv.MoveValues(ctx); err != nil {
+	within, cancel := context.WithTimeout(ctx, moveValuesWithin)
+	defer cancel()
+	if err := w.kv.MoveValues(within); err != nil && within.Err() == nil {
 		return err
 	}
 	return w.Store.CompactAll(ctx)

@@ -133,6 +133,11 @@ func (b *Batch) Get(key []byte) ([]byte, bool, error) {
 	if err := b.makeReadable(); err != nil {
 		return nil, false, err
 	}
+	slot, err := b.s.readers.begin()
+	if err != nil {
+		return nil, false, fmt.Errorf("store: read: %w", err)
+	}
+	defer b.s.readers.end(slot)
 	return b.s.Segments.get(b.b, key)
 }
 

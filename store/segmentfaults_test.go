@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -107,6 +108,40 @@ func TestSegmentsFolderIsDurable(t *testing.T) {
 		t.Fatal(err)
 	}
 	closeStore(t, s)
+}
+
+// TestMoveGoesOnBehindDamage: a value that cannot be read keeps its segment, and no other; it is
+// not read again and again. What is about to be moved does not count in the size.
+func TestMoveGoesOnBehindDamage(t *testing.T) {
+	fs := vfs.NewMem()
+	var told atomic.Int64
+	s := withPlaces(t, fs, func(error) { told.Add(1) })
+	defer closeStore(t, s)
+	for number := uint64(1); number <= 3; number++ {
+		all := values(3, 50)
+		junk := strings.Repeat("~", 100_000)
+		at := keep(t, s, number, all[0], all[1], all[2], junk)
+		placeAll(t, s, at, 10*number, all...)
+	}
+	flush(t, s)
+	if err := rewriteFile(fs, s.Segments.path(command.Segment{Log: 1, Number: 1}), func(b []byte) []byte { b[60] ^= 1; return b }); err != nil {
+		t.Fatal(err)
+	}
+	s.Segments.Drop(command.Segment{Log: 1, Number: 4})
+	s.takeSample()
+	if total, _ := s.Size(); total > 100_000 {
+		t.Errorf("the size is %d", total)
+	}
+	now := func(ctx context.Context) error { return ctx.Err() }
+	if err := s.Segments.Move(t.Context(), true, now); !IsDamage(err) {
+		t.Fatal(err)
+	}
+	if err := s.Segments.Move(t.Context(), true, now); err != nil || told.Load() != 1 {
+		t.Fatal(err, told.Load())
+	}
+	if got := s.Segments.Stats(); got.Files != 1 || got.Dropped != 2 || got.Moved != 2*3*53 {
+		t.Fatalf("%+v", got)
+	}
 }
 
 // TestDroppedSpaceIsFreed: what DropSegments removes frees its space although the member is idle

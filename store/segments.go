@@ -174,6 +174,7 @@ type segmentFile struct {
 	size    int64  // of the file, once it grows no more; 0: not known
 	changed uint64 // seq when live changed last
 	isDead  bool
+	bad     bool // a value in it cannot be read, so it is not moved
 
 	file    vfs.File // nil: not open
 	readers int      // who read it now
@@ -230,21 +231,19 @@ func (g *Segments) list(pin bool) error {
 		if !ok {
 			continue
 		}
-		f := &segmentFile{}
-		info, err := g.fs.Stat(g.path(segment))
-		if err == nil && pin {
-			f.file, err = g.fs.Open(g.path(segment), vfs.RandomReadsOption)
-		}
-		switch {
-		case err == nil:
-			f.size = info.Size()
-			g.files[segment] = f
-			if f.file != nil {
-				g.open++
+		f := &segmentFile{} // its size is not known: the log may write on
+		if pin {
+			file, err := g.fs.Open(g.path(segment), vfs.RandomReadsOption)
+			if isNotExist(err) {
+				continue // a member removed it meanwhile
 			}
-		case !isNotExist(err): // a member removed it meanwhile
-			return fmt.Errorf("store: open %s: %w", g.path(segment), err)
+			if err != nil {
+				return fmt.Errorf("store: open %s: %w", g.path(segment), err)
+			}
+			f.file = file
+			g.open++
 		}
+		g.files[segment] = f
 	}
 	return nil
 }
@@ -478,8 +477,10 @@ func (g *Segments) final(segment command.Segment) bool {
 	return g.from != command.Segment{} && (segment.Log != g.from.Log || segment.Number < g.from.Number)
 }
 
-// sizes are the bytes that the segments take, and those that are live. One in which the log may still
-// refer to values counts as live alone: the log has it anyhow.
+// sizes are the bytes that the segments take, and those that are live. One in which the log may
+// still refer to values counts as live alone, since the log has it anyhow; and of others what is not
+// live counts up to as much as is: what goes beyond that is about to be freed by Move, and must not
+// fill a small quota until then.
 func (g *Segments) sizes() (total, live int64) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -488,7 +489,7 @@ func (g *Segments) sizes() (total, live int64) {
 			continue
 		}
 		if g.final(segment) {
-			total += max(f.size, f.live)
+			total += max(f.live, min(f.size, 2*f.live))
 		} else {
 			total += f.live
 		}
@@ -655,7 +656,7 @@ func (g *Segments) sparse(part float64, always bool) (list []command.Segment) {
 			continue
 		}
 		size, live = size+f.size, live+f.live
-		if f.live > 0 && float64(f.live) <= part*float64(f.size) {
+		if f.live > 0 && !f.bad && float64(f.live) <= part*float64(f.size) {
 			list = append(list, segment)
 		}
 	}
@@ -677,16 +678,27 @@ func (g *Segments) Move(ctx context.Context, all bool, pause func(context.Contex
 	if all {
 		part = 0.9
 	}
+	var damaged error
 	for _, segment := range g.sparse(part, all) {
 		for done := false; !done; {
 			var err error
-			if done, err = g.move(segment); err != nil {
+			if done, err = g.move(segment); IsDamage(err) { // the others can still be freed
+				damaged = cmp.Or(damaged, err)
+				g.mu.Lock()
+				g.files[segment].bad = true
+				g.mu.Unlock()
+				break
+			}
+			if err != nil {
 				return err
 			}
 			if err := pause(ctx); err != nil {
 				return err
 			}
 		}
+	}
+	if damaged != nil {
+		return damaged
 	}
 	if !g.anyDead() {
 		return nil

@@ -99,7 +99,6 @@ func (s *Store) takeSample() {
 	for i := range m.Levels {
 		files += m.Levels[i].TablesSize
 	}
-	s.Segments.drain()
 	segments, live := s.Segments.sizes()
 	garbage := int64(m.Table.Garbage.PointDeletionsBytesEstimate) + max(z.shadowed.Load(), 0)
 	next.total = max(int64(m.DiskSpaceUsage())+memory, files+memory, 1) + segments
