@@ -326,14 +326,27 @@ func (g *Segments) Find(value, data []byte, at command.EntryPlace, from int) (p 
 	if !at.IsSet() || len(value) < g.least {
 		return Place{}, from
 	}
-	i := bytes.Index(data[from:], value)
-	if i >= 0 {
-		i += from
-	} else if i = bytes.Index(data, value); i < 0 {
+	i := find(value, data, from)
+	if i < 0 {
 		return Place{}, from // a value that the entry does not name, like that of a put that keeps the old one
 	}
 	p = Place{Segment: at.Segment, Offset: at.Offset + int64(i), Length: len(value), Sum: crc32.Checksum(value, castagnoli())}
 	return p, i + len(value)
+}
+
+// find returns where data has a value, from the given byte on first; -1: nowhere.
+func find(value, data []byte, from int) int {
+	// A put writes one value, its own: there is no need to compare all of it.
+	const end = 64
+	if at, n, ok := command.PutValue(data); ok && n == len(value) {
+		if own := data[at : at+n]; bytes.Equal(own[:min(n, end)], value[:min(n, end)]) && bytes.Equal(own[max(n-end, 0):], value[max(n-end, 0):]) {
+			return at
+		}
+	}
+	if i := bytes.Index(data[from:], value); i >= 0 {
+		return from + i
+	}
+	return bytes.Index(data, value)
 }
 
 // acquire returns an open segment, which stays so until release.
