@@ -25,6 +25,8 @@ type Entry struct {
 	// let the store refer to large values there.
 	Data  []byte
 	Place EntryPlace
+	// Placed is set by the machine: how many bytes of values it left there.
+	Placed int
 
 	// Unawaited says that nobody on this member waits for the result, so that the machine may skip
 	// work that changes only the answer (a range inside a transaction, the previous value of a

@@ -175,7 +175,11 @@ func (a *applier) applyBatch() {
 		}
 	}
 	a.waiters.window.applied(a.large)
-	a.flusher.note(uint64(len(a.batch)), int64(a.bytes))
+	placed := 0
+	for i := range a.batch {
+		placed += a.batch[i].Placed
+	}
+	a.flusher.note(uint64(len(a.batch)), int64(a.bytes), int64(placed))
 	clear(a.batch)
 	clear(a.waiting)
 	a.batch, a.waiting, a.large, a.bytes = a.batch[:0], a.waiting[:0], a.large[:0], 0
@@ -222,7 +226,7 @@ func (a *applier) applyChange(e *raftpb.Entry) bool {
 		a.cfg.MembersChanged()
 	}
 	a.keeper.add(applied)
-	a.flusher.note(1, int64(len(e.GetData())))
+	a.flusher.note(1, int64(len(e.GetData())), 0)
 	return true
 }
 

@@ -21,8 +21,9 @@ type flusher struct {
 	window *window // hears how much is not flushed
 
 	mu        sync.Mutex
-	entries   uint64 // applied since the last flush began
-	bytes     int64
+	entries   uint64        // applied since the last flush began
+	bytes     int64         // of them, without placed
+	placed    int64         // bytes of values that the store has not, since the log has them
 	flushing  int64         // bytes of the flush under way
 	unflushed atomic.Int64  // bytes and flushing; changed with mu held
 	due       chan struct{} // capacity 1: enough has come together
@@ -54,12 +55,19 @@ func (f *flusher) init(e *env, work *storeWork, window *window) {
 	f.env, f.work, f.window, f.due = e, work, window, make(chan struct{}, 1)
 }
 
-// note is called by the applier for each batch.
-func (f *flusher) note(entries uint64, bytes int64) {
+// placedShare: values that stay in the log wait for a flush as long as this many times FlushBytes of
+// others. A flush has nothing to write for them; it only lets go of the log, and saves the next start
+// from applying it.
+const placedShare = 4
+
+// note is called by the applier for each batch, with the bytes of its entries and those of values that
+// the log keeps for the store.
+func (f *flusher) note(entries uint64, bytes, placed int64) {
 	f.mu.Lock()
 	f.entries += entries
-	f.bytes += bytes
-	due := f.entries >= f.cfg.FlushEntries || f.bytes >= f.cfg.FlushBytes
+	f.bytes += bytes - placed
+	f.placed += placed
+	due := f.entries >= f.cfg.FlushEntries || f.bytes+f.placed/placedShare >= f.cfg.FlushBytes
 	due = f.tellUnflushed() || due
 	f.mu.Unlock()
 	if due {
@@ -106,7 +114,7 @@ func (f *flusher) begin() (any bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	any = f.entries > 0
-	f.flushing, f.entries, f.bytes = f.bytes, 0, 0
+	f.flushing, f.entries, f.bytes, f.placed = f.bytes, 0, 0, 0
 	return any
 }
 

@@ -36,6 +36,8 @@ type application struct {
 		data  []byte
 		place command.EntryPlace
 		from  int
+		// placed is how many bytes of values the store refers to there.
+		placed int
 	}
 
 	// cluster is what readers see, or a changed copy of it that is in the batch and is published

@@ -16,12 +16,13 @@ import (
 func (a *application) applyEntry(e *command.Entry, out *command.Result, start time.Time) (end time.Time) {
 	k := kindOf(e.Request)
 	a.at.kind = k
-	a.entry.data, a.entry.place, a.entry.from = e.Data, e.Place, 0
+	a.entry.data, a.entry.place, a.entry.from, a.entry.placed = e.Data, e.Place, 0, 0
 	if k == kindNone && len(e.Request.ProtoReflect().GetUnknown()) > 0 {
 		a.stop("it asks for something that this version does not know; a newer member wrote it: upgrade this member")
 	}
 	a.w.Begin()
 	*out = a.dispatch(k, e)
+	e.Placed = a.entry.placed
 	if events, rev := a.w.End(); len(events) > 0 {
 		if a.m.cfg.Sink != nil {
 			a.changes = append(a.changes, transaction{rev, events})

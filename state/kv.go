@@ -84,6 +84,9 @@ func (a *application) runPut(r *pb.PutRequest) (*pb.PutResponse, error) {
 func (a *application) write(key, value []byte, leaseID int64) (rev int64, err error) {
 	var place store.Place
 	place, a.entry.from = a.m.cfg.Store.Segments.Find(value, a.entry.data, a.entry.place, a.entry.from)
+	if place.IsSet() {
+		a.entry.placed += len(value)
+	}
 	prev, rev, err := a.w.PutPlaced(key, value, leaseID, place)
 	if err != nil {
 		return 0, err
