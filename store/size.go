@@ -14,7 +14,7 @@ import (
 // was written since its last answer is added.
 type sizes struct {
 	sample atomic.Pointer[sample]
-	asking sync.Mutex // held while the engine is asked, so that answers come in order
+	asking gate // held while the engine is asked, so that answers come in order
 
 	// unflushed is about how many bytes the memtables hold: what batches added, less what flushes
 	// took.
@@ -48,7 +48,7 @@ const (
 
 // init must be called before the engine is opened, which may flush and compact at once.
 func (z *sizes) init() {
-	z.nudge = make(chan struct{}, 1)
+	z.nudge, z.asking = make(chan struct{}, 1), newGate()
 	z.ctx, z.stop = context.WithCancel(context.Background())
 }
 
@@ -89,8 +89,8 @@ func (z *sizes) resample() {
 // takeSample may wait for the disk.
 func (s *Store) takeSample() {
 	z := &s.sizes
-	z.asking.Lock()
-	defer z.asking.Unlock()
+	z.asking.enter()
+	defer z.asking.leave()
 	next := &sample{written: z.written.Load()}
 	m := s.db.Metrics()
 	s.blocks.note(int64(m.MemTable.Size+m.MemTable.ZombieSize), s.memTableRoom())
