@@ -177,7 +177,7 @@ func (a *applier) applyBatch() {
 	a.waiters.window.applied(a.large)
 	placed := 0
 	for i := range a.batch {
-		placed += a.batch[i].Placed
+		placed += min(a.batch[i].Placed, len(a.batch[i].Data)) // several puts may refer to one value
 	}
 	a.flusher.note(uint64(len(a.batch)), int64(a.bytes), int64(placed))
 	clear(a.batch)

@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -142,6 +144,46 @@ func TestMoveGoesOnBehindDamage(t *testing.T) {
 	if got := s.Segments.Stats(); got.Files != 1 || got.Dropped != 2 || got.Moved != 2*3*53 {
 		t.Fatalf("%+v", got)
 	}
+}
+
+// TestDropWaitsForTheFlush: a segment whose last value was deleted stays until that is durable, since a
+// crash brings the version back.
+func TestDropWaitsForTheFlush(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	s := withPlaces(t, fs, nil)
+	all := values(1, 500)
+	placeAll(t, s, keep(t, s, 1, all...), 10, all...)
+	flush(t, s)
+	b := s.NewLocalBatch()
+	it, err := s.NewIter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := AppendUserKey(nil, []byte("key-0"), 10, 0)
+	if !it.SeekGE(key) {
+		t.Fatal("no version")
+	}
+	if err := errors.Join(b.DeleteVersion(key, it.Extent()), it.Close(), b.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	next := command.Segment{Log: 1, Number: 2}
+	s.Segments.Drop(next)
+	s.Segments.Drop(next)
+	if got := s.Segments.Stats(); got.Files != 1 || got.Dropped != 0 {
+		t.Errorf("before the flush: %+v", got)
+	}
+	after := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))})
+	crashed := withPlaces(t, after, nil)
+	if got, err := versions(crashed); err != nil || len(got) != 1 {
+		t.Errorf("after a crash: %v, %v", got, err)
+	}
+	closeStore(t, crashed)
+	flush(t, s)
+	s.Segments.Drop(next)
+	if got := s.Segments.Stats(); got.Files != 0 || got.Dropped != 1 {
+		t.Errorf("after the flush: %+v", got)
+	}
+	closeStore(t, s)
 }
 
 // TestDroppedSpaceIsFreed: what DropSegments removes frees its space although the member is idle
