@@ -17,10 +17,10 @@ type EntryPlace struct {
 func (p EntryPlace) IsSet() bool { return p.Segment != Segment{} }
 
 // PutValue returns where the value is in the data of an entry that is a put in the form that Encode
-// gives it, and nothing else; ok is false for other entries.
+// gives it, and writes that value; ok is false for other entries.
 func PutValue(data []byte) (offset, length int, ok bool) {
 	req := decodePlainPut(data)
-	if req == nil || len(req.Put.Value) == 0 {
+	if req == nil || len(req.Put.Value) == 0 || req.Put.IgnoreValue {
 		return 0, 0, false
 	}
 	value := req.Put.Value // it refers to data

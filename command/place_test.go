@@ -19,6 +19,7 @@ func TestPutValue(t *testing.T) {
 		"put":       {&pb.InternalRaftRequest{Header: &pb.RequestHeader{ID: 1, Username: "u", AuthRevision: 3}, Put: put}, true},
 		"no header": {&pb.InternalRaftRequest{ID: 5, Put: put}, true},
 		"no value":  {&pb.InternalRaftRequest{ID: 5, Put: &pb.PutRequest{Key: []byte("k"), IgnoreValue: true}}, false},
+		"both":      {&pb.InternalRaftRequest{ID: 5, Put: &pb.PutRequest{Key: []byte("k"), Value: value, IgnoreValue: true}}, false},
 		"txn": {&pb.InternalRaftRequest{Header: &pb.RequestHeader{ID: 1}, Txn: &pb.TxnRequest{
 			Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: put}}},
 		}}, false},

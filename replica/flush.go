@@ -67,7 +67,8 @@ func (f *flusher) note(entries uint64, bytes, placed int64) {
 	f.entries += entries
 	f.bytes += bytes - placed
 	f.placed += placed
-	due := f.entries >= f.cfg.FlushEntries || f.bytes+f.placed/placedShare >= f.cfg.FlushBytes
+	due := f.entries >= f.cfg.FlushEntries || f.bytes+f.placed/placedShare >= f.cfg.FlushBytes ||
+		f.bytes+f.placed >= f.cfg.MaxUnsyncedBytes/4 // a log of which so much is in memory takes no more soon
 	due = f.tellUnflushed() || due
 	f.mu.Unlock()
 	if due {

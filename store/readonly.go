@@ -19,7 +19,8 @@ import (
 //
 // The member goes on removing files that compactions have replaced. So all are opened before the
 // manifest is read, and what is open stays readable; if one that the manifest names was made and
-// removed in the meantime, everything begins again.
+// removed in the meantime, everything begins again. A segment of the log that is missing for good
+// is met by who reads a value in it.
 func OpenReadOnly(dir string, opts Options) (*Store, error) {
 	fs := opts.FS
 	if fs == nil {
@@ -41,7 +42,7 @@ func OpenReadOnly(dir string, opts Options) (*Store, error) {
 	}
 	const tries = 10
 	for try := 1; ; try++ {
-		s, err := openPinned(fs, dir, opts)
+		s, err := openPinned(fs, dir, opts, try == tries)
 		if err == nil || try == tries || !oserror.IsNotExist(err) && !isNotExist(err) {
 			return s, err
 		}
@@ -57,7 +58,7 @@ func readAll(fs vfs.FS, name string) (string, error) {
 	return string(text), errors.Join(err, f.Close())
 }
 
-func openPinned(fs vfs.FS, dir string, opts Options) (_ *Store, err error) {
+func openPinned(fs vfs.FS, dir string, opts Options, anyway bool) (_ *Store, err error) {
 	pinned := &pinnedFS{FS: fs, files: map[string]vfs.File{}}
 	defer func() {
 		if err != nil {
@@ -93,7 +94,7 @@ func openPinned(fs vfs.FS, dir string, opts Options) (_ *Store, err error) {
 	if err := s.loadApplied(); err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}
-	if err := s.Segments.load(); err != nil {
+	if err := s.Segments.load(anyway); err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}
 	return s, nil

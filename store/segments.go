@@ -248,8 +248,9 @@ func (g *Segments) list(pin bool) error {
 	return nil
 }
 
-// load counts what is live in each segment, and finds those that are missing.
-func (g *Segments) load() (err error) {
+// load counts what is live in each segment. A segment that is missing is an error, unless all is to be
+// read that can be.
+func (g *Segments) load(anyway bool) (err error) {
 	lower, upper := PlacesSpan()
 	it, err := g.s.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 	if err != nil {
@@ -266,6 +267,9 @@ func (g *Segments) load() (err error) {
 			return err
 		}
 		f := g.files[segment]
+		if f == nil && anyway {
+			continue // who reads such a value meets the error
+		}
 		if f == nil {
 			return damage{fmt.Errorf("store: the file %s is missing, in which large values are (restore this member from its peers: remove it from the cluster, delete its data, add it again): %w", g.path(segment), os.ErrNotExist)}
 		}

@@ -250,6 +250,14 @@ func TestDamagedSegment(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), c.says) || !IsDamage(err) {
 					t.Fatalf("opened: %v", err)
 				}
+				looked, err := OpenReadOnly("db", Options{FS: fs}) // for who wants what is left of it
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer closeStore(t, looked)
+				if _, _, err := looked.Get(AppendUserKey(nil, []byte("key-1"), 11, 0)); !IsDamage(err) || !strings.Contains(err.Error(), path) {
+					t.Errorf("looked at: %v", err)
+				}
 				return
 			}
 			if err := rewriteFile(fs, path, c.change); err != nil {

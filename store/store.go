@@ -209,7 +209,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	if err := s.loadApplied(); err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}
-	if err := s.Segments.load(); err != nil {
+	if err := s.Segments.load(false); err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}
 	s.startSampling()

@@ -23,7 +23,7 @@ func TestLargeValuesAreWrittenOnce(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	m := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 1}).Members[0]
+	m := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 1, Args: []string{"--snapshot-count=100"}}).Members[0] // flushed before the kill
 	cl, err := clientv3.New(clientv3.Config{Endpoints: []string{m.Endpoint()}, Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
