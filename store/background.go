@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -32,8 +33,13 @@ type background struct {
 // backgroundError is called for a flush or compaction that failed. Everything it would have written
 // is still in memory and in the raft log. A full disk is worth waiting for: somebody may make room.
 // Any other error of the disk is not: what was written around it cannot be trusted, and a member
-// that continues keeps ever more in memory. It must not wait: the engine holds its mutex.
+// that continues keeps ever more in memory. It must not wait: the engine holds its mutex, but where it
+// looks at tables that it has found at its start.
 func (s *Store) backgroundError(err error) {
+	if lookingAtTables() {
+		pauseLooking(s.closing)
+		return // the damage is told by itself
+	}
 	s.background.failing.Store(true)
 	if s.failFull {
 		if s.background.stopped.CompareAndSwap(false, true) {
@@ -58,6 +64,36 @@ func (s *Store) backgroundError(err error) {
 	s.background.lastLogged.Store(&now)
 	s.logger.Warn("a flush or compaction of the store failed and will be tried again",
 		zap.Error(oneLine{explain(err)}), zap.String("dir", s.dir), zap.Int64("further-failures", s.background.suppressed.Swap(0)))
+}
+
+// lookPause is the pause after the engine (Pebble 2.1.7) could not read a table while it collects what
+// it knows of the tables that it has found at its start. It begins again at once, for ever: one damaged
+// table kept a processor busy.
+const lookPause = time.Second
+
+func pauseLooking(closing <-chan struct{}) {
+	timer := time.NewTimer(lookPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-closing:
+	}
+}
+
+// lookingAtTables reports whether the engine calls from that work, in which it holds no mutex. Nothing
+// else tells.
+func lookingAtTables() bool {
+	var callers [8]uintptr
+	frames := runtime.CallersFrames(callers[:runtime.Callers(2, callers[:])])
+	for {
+		frame, more := frames.Next()
+		if strings.HasSuffix(frame.Function, ".(*DB).scanReadStateTableStats") {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
 }
 
 // AfterFailure says what to do about a member that stops because err kept it from writing in dir. If

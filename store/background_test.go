@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -135,6 +136,56 @@ func TestFailedDisk(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// TestDamagedTableIsLookedAtWithPauses: the engine looks at a table that it finds at its start,
+// and begins again at once when that is damaged. Time would not pass here.
+func TestDamagedTableIsLookedAtWithPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := vfs.NewMem()
+		s := open(t, fs, "db")
+		rng := rand.New(rand.NewPCG(1, 1))
+		for i := range 1500 { // some tables
+			value := make([]byte, 3000)
+			for i := range value {
+				value[i] = byte(rng.Uint32())
+			}
+			write(t, s, fmt.Sprintf("key-%04d", i), string(value))
+		}
+		if err := s.CompactAll(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		closeStore(t, s)
+		names, err := fs.List("db")
+		if err != nil {
+			t.Fatal(err)
+		}
+		flip := func(name string) {
+			t.Helper()
+			if err := rewriteFile(fs, fs.PathJoin("db", name), func(b []byte) []byte { b[len(b)-100] ^= 1; return b }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, name := range names {
+			if !strings.HasSuffix(name, tableSuffix) {
+				continue
+			}
+			flip(name)
+			var told atomic.Int64
+			s, err := Open("db", Options{FS: fs, Corrupt: func(error) { told.Add(1) }})
+			if err != nil {
+				flip(name) // it is needed at the start
+				continue
+			}
+			time.Sleep(time.Minute)
+			if n := told.Load(); n == 0 || n > 200 {
+				t.Errorf("the damage was told %d times in a minute", n)
+			}
+			closeStore(t, s)
+			return
+		}
+		t.Error("every table is needed at the start")
 	})
 }
 

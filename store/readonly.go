@@ -86,6 +86,7 @@ func openPinned(fs vfs.FS, dir string, opts Options, anyway bool) (_ *Store, err
 	o := s.pebbleOptions(opts)
 	o.FS, o.ReadOnly, o.ErrorIfNotExists = blobFS{pinned, s}, true, true
 	// Pebble's own answer to a damaged file is to end the process.
+	o.DisableTableStats = true // nobody asks, and at a damaged table it would try for ever
 	o.EventListener = &pebble.EventListener{DataCorruption: func(info pebble.DataCorruptionInfo) { s.tellCorrupt(info.Path, info.Details) }}
 	s.opts = o
 	if s.db, err = pebble.Open(dir, o); err != nil {
