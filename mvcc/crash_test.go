@@ -280,3 +280,24 @@ func TestInterruptedCompaction(t *testing.T) {
 	m.hashes = nil
 	r.check(m, rand.New(rand.NewPCG(1, 1)))
 }
+
+// TestDroppedWriter: a writer that has read, and whose batch is not committed, since its member
+// stops over what it has read, keeps nobody from closing the store.
+func TestDroppedWriter(t *testing.T) {
+	r := newRig(t, Options{CacheBytes: 1})
+	r.do(op{key: "a", value: "1"})
+	index, _ := r.st.Applied()
+	b := r.st.NewBatch(index+1, 1)
+	w := r.NewWriter(b)
+	w.Begin()
+	if kv, err := w.Prev([]byte("a"), true); err != nil || kv == nil {
+		t.Fatal(kv, err)
+	}
+	if !w.committed.IsOpen() {
+		t.Fatal("it has read nothing")
+	}
+	w.Drop()
+	w.Drop()
+	b.Close()
+	r.close() // fails if somebody reads
+}

@@ -369,6 +369,14 @@ func (w *Writer) Compact(rev int64) error {
 	return w.b.Set(store.MetaKey(metaScheduled), number(rev))
 }
 
+// Drop ends the reads of a writer whose batch is not committed. Who closes the store waits for them.
+func (w *Writer) Drop() {
+	if w.committed.IsOpen() {
+		_ = w.committed.Close() // what it met was returned
+		w.committed = store.Iterator{}
+	}
+}
+
 func (w *Writer) beforeCommit(b *store.Batch) error {
 	if w.sub != 0 {
 		panic(fmt.Sprintf("mvcc: a batch is committed within a transaction, of revision %d", w.rev+1))

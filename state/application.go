@@ -104,6 +104,9 @@ type fatalStop struct{ error }
 
 // stop ends the process: this member's state can no longer be trusted to equal the others'.
 func (a *application) stop(why string) {
+	if a.w != nil {
+		a.w.Drop() // the process may go on for a while, or for a test
+	}
 	a.m.logger.Fatal("cannot apply a committed entry; stopping, so that this member's data does not part from the cluster's",
 		zap.Uint64("index", a.at.index), zap.Stringer("kind", a.at.kind), zap.String("reason", why))
 	panic(fatalStop{fmt.Errorf("state: cannot apply entry %d (%s): %s", a.at.index, a.at.kind, why)})
