@@ -110,10 +110,16 @@ type diskTold struct {
 
 func (t diskTold) handle(l *loop) {
 	// What it answered before it began to leave may come late.
-	if old := l.handOver.reports[t.id]; old.Leaving && time.Since(old.at) < diskReportLife && !t.report.Leaving {
+	if l.handOver.leaving(t.id, time.Now()) && !t.report.Leaving {
 		return
 	}
 	l.handOver.reports[t.id] = toldReport{t.report, time.Now()}
+}
+
+// leaving reports whether a member has said that it stops, and has not come back since.
+func (h *handOver) leaving(id uint64, now time.Time) bool {
+	told := h.reports[id]
+	return told.Leaving && now.Sub(told.at) < diskReportLife && !h.cfg.Network.ActiveSince(id).After(told.at)
 }
 
 // peerViews are the other voters, and how many vote in all. With a joint
@@ -136,7 +142,7 @@ func (h *handOver) peerViews(now time.Time) (others []peerView, voters int) {
 		v.active = p.RecentActive && p.State != tracker.StateSnapshot && p.Match+1 >= first && !h.cfg.Network.ActiveSince(id).IsZero()
 		if told, ok := h.reports[id]; ok && now.Sub(told.at) < diskReportLife {
 			v.report, v.known = told.DiskReport, true
-			v.active = v.active && !told.Leaving
+			v.active = v.active && !h.leaving(id, now)
 		}
 		v.behind = h.cfg.Log.BytesAfter(p.Match)
 		v.late = h.late(now, p.Match)
@@ -250,7 +256,8 @@ func (h *handOver) noteSuccessor() {
 		if kind != raft.ProgressTypePeer || id == h.cfg.ID || p.Match < match {
 			return
 		}
-		if told := h.reports[id]; (told.Leaving || max(told.State, told.Store) >= DiskStalled) && time.Since(told.at) < diskReportLife {
+		told := h.reports[id]
+		if h.leaving(id, time.Now()) || max(told.State, told.Store) >= DiskStalled && time.Since(told.at) < diskReportLife {
 			return // its vote would wait, or its clients; or it is about to go
 		}
 		if p.Match > match || h.successor == raft.None {
