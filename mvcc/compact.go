@@ -65,9 +65,14 @@ func (s *Store) enqueue(requests []compactionRequest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.queue = append(c.queue, requests...)
+	c.wake()
+}
+
+// wake has the goroutine look for work. REQUIRES: mu.
+func (c *compactor) wake() {
 	select {
 	case c.work <- struct{}{}:
-	default:
+	default: // it will look
 	}
 }
 
@@ -147,10 +152,7 @@ func (s *Store) DropSegments(from store.LogSegment) {
 	c := &s.compactor
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	select {
-	case c.work <- struct{}{}:
-	default:
-	}
+	c.wake()
 }
 
 // MoveValues has the values moved into the store that are in kept segments of the log with more garbage
@@ -160,10 +162,7 @@ func (s *Store) MoveValues(ctx context.Context) error {
 	c := &s.compactor
 	c.mu.Lock()
 	c.moves = append(c.moves, done)
-	select {
-	case c.work <- struct{}{}:
-	default:
-	}
+	c.wake()
 	stopped := c.stopped
 	c.mu.Unlock()
 	select {

@@ -133,11 +133,7 @@ func newestOf(it store.Iterator, key []byte, rev int64, withValue bool) (*mvccpb
 	if valueLen(it) == 0 {
 		return kv, nil
 	}
-	read := it.HeadAndErr
-	if withValue {
-		read = it.ValueAndErr
-	}
-	b, err := read()
+	b, err := it.VersionAndErr(withValue)
 	if err != nil {
 		return nil, store.Explain(err)
 	}
@@ -233,11 +229,7 @@ func (v *visible) err() error {
 // record reads the version at the stop, without its value if that is not wanted. It is valid until
 // next.
 func (v *visible) record(withValue bool) (record, error) {
-	read := v.it.HeadAndErr
-	if withValue {
-		read = v.it.ValueAndErr
-	}
-	b, err := read()
+	b, err := v.it.VersionAndErr(withValue)
 	if err != nil {
 		return record{}, store.Explain(err)
 	}

@@ -183,9 +183,10 @@ type testMember struct {
 	// life counts the member's starts, up to which a log may still release: the
 	// log of an earlier life goes on writing to its lost disk.
 	life atomic.Int64
-	dead atomic.Bool // nothing leaves a crashed member
-	mute atomic.Bool // it answers no question about its disk
-	told atomic.Bool // by another member, that it was removed
+	dead atomic.Bool  // nothing leaves a crashed member
+	mute atomic.Bool  // it answers no question about its disk
+	told atomic.Bool  // by another member, that it was removed
+	back atomic.Int64 // Unix nanoseconds since which others are connected to it again; 0: they always were
 
 	heartbeats atomic.Int64 // sent
 }
@@ -479,6 +480,8 @@ func (m *testMember) ActiveSince(id uint64) time.Time {
 	defer m.c.mu.Unlock()
 	if to := m.c.members[id]; m.c.cut[[2]uint64{m.id, id}] || to != nil && to.dead.Load() {
 		return time.Time{}
+	} else if to != nil && to.back.Load() > 0 {
+		return time.Unix(0, to.back.Load())
 	}
 	return time.Unix(1, 0)
 }

@@ -625,3 +625,23 @@ func TestStopAvoidsWhoLeaves(t *testing.T) {
 		})
 	}
 }
+
+// TestStopAsksWhoCameBack: the other members have stopped and started again, one after the other. The
+// leader that stops now hands over to one of them, although both said lately that they stop.
+func TestStopAsksWhoCameBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		defer c.close()
+		leader := c.leader()
+		leader.mustPut("k", "v")
+		for _, m := range c.others(leader) {
+			m.mute.Store(true) // it has not been asked since
+			leader.replica().TellDisk(m.id, DiskReport{Leaving: true})
+			time.Sleep(time.Millisecond)
+			m.back.Store(time.Now().UnixNano())
+		}
+		if to, err := leader.replica().HandOver(c.short()); err != nil || to == leader.id {
+			t.Errorf("handed over to %x, %v", to, err)
+		}
+	})
+}

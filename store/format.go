@@ -58,7 +58,7 @@ func prepareDir(fs vfs.FS, dir string) error {
 			return damage{fmt.Errorf("store: %s holds a database (%s) that is not a store of Belay: it has no file %s. Nothing in it was changed; choose another directory", dir, file, formatFile)}
 		}
 	}
-	return writeFormat(fs, dir, name)
+	return writeFormat(fs, dir, formatPlain)
 }
 
 // checkManifest returns an error if the marker is gone that names the manifest. The engine takes such a
@@ -110,27 +110,8 @@ func checkFormat(name, text string) error {
 	return nil
 }
 
-func writeFormat(fs vfs.FS, dir, name string) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("store: write %s: %w", name, err)
-		}
-	}()
-	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return err
-	}
-	if _, err := fmt.Fprintf(f, "%s%d\n", formatPrefix, formatPlain); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return syncDir(fs, dir)
-}
-
-// replaceFormat changes the format of a store, durably. A crash leaves the old one or the new one.
-func replaceFormat(fs vfs.FS, dir string, version int) (err error) {
+// writeFormat sets the format of a store, durably. A crash leaves the old one or the new one.
+func writeFormat(fs vfs.FS, dir string, version int) (err error) {
 	name := fs.PathJoin(dir, formatFile)
 	defer func() {
 		if err != nil {

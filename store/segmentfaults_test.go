@@ -91,7 +91,7 @@ func TestSegmentsFolderIsDurable(t *testing.T) {
 	s := withPlaces(t, mem, nil)
 	write(t, s, "a", "b")
 	flush(t, s)
-	if err := replaceFormat(s.fs, s.dir, formatWithSegments); err != nil {
+	if err := writeFormat(s.fs, s.dir, formatWithSegments); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.fs.MkdirAll(s.Segments.dir, 0o700); err != nil {

@@ -54,11 +54,10 @@ func (p Place) IsSet() bool { return p.Segment != command.Segment{} }
 // It is how the live values of a segment are found. A segment without place keys is removed, once
 // that is durable. Both are of this member alone: snapshots to others, and hashes, have the values.
 const (
-	placedMark    = 0x80
-	placedMin     = 1 + 16 + 1 + 1 + 4
-	placedMax     = 1 + 16 + 2*binary.MaxVarintLen64 + 4 + 64 // more than any is long
-	placeKeyLen   = 1 + 16 + 8 + 4 + 1
-	segmentKeyLen = 1 + 16
+	placedMark  = 0x80
+	placedMin   = 1 + 16 + 1 + 1 + 4
+	placedMax   = 1 + 16 + 2*binary.MaxVarintLen64 + 4 + 64 // more than any is long
+	placeKeyLen = 1 + 16 + 8 + 4 + 1
 )
 
 var (
@@ -310,7 +309,7 @@ func (g *Segments) Keep(segment command.Segment, path string) error {
 	err := syncDir(s.fs, g.dir)
 	if err == nil && !g.made {
 		// Builds that do not know of places would read versions wrongly. They refuse this format.
-		err = replaceFormat(s.fs, s.dir, formatWithSegments)
+		err = writeFormat(s.fs, s.dir, formatWithSegments)
 		g.made = err == nil
 	}
 	if err != nil {
@@ -447,6 +446,14 @@ func (g *Segments) resolve(buf, stored []byte) ([]byte, error) {
 		return nil, err
 	}
 	return g.read(append(buf[:0], header...), p)
+}
+
+// copyOf returns a copy of a value that the engine has under a key, or that is in a segment.
+func (g *Segments) copyOf(key, stored []byte) ([]byte, error) {
+	if isPlaced(key, stored) {
+		return g.resolve(nil, stored)
+	}
+	return append(make([]byte, 0, len(stored)), stored...), nil
 }
 
 // note takes what a committed batch has changed. REQUIRES: the store's write gate.
@@ -606,9 +613,11 @@ func (g *Segments) kill(segment command.Segment) error {
 		return errors.New("versions refer to it although none were counted")
 	}
 	g.mu.Lock()
-	g.files[segment].isDead = true
-	g.dead = append(g.dead, segment)
-	g.mu.Unlock()
+	defer g.mu.Unlock()
+	if f := g.files[segment]; f != nil { // else the store is closed
+		f.isDead = true
+		g.dead = append(g.dead, segment)
+	}
 	return nil
 }
 
@@ -620,7 +629,12 @@ func (g *Segments) drain() {
 	defer g.dropping.Unlock()
 	for _, segment := range g.unused() {
 		g.mu.Lock()
-		file := g.files[segment].file
+		f := g.files[segment]
+		if f == nil { // the store is closed
+			g.mu.Unlock()
+			return
+		}
+		file := f.file
 		delete(g.files, segment)
 		if file != nil {
 			g.open--
@@ -701,9 +715,7 @@ func (g *Segments) Move(ctx context.Context, all bool, pause func(context.Contex
 			var err error
 			if done, err = g.move(segment); IsDamage(err) { // the others can still be freed
 				damaged = cmp.Or(damaged, err)
-				g.mu.Lock()
-				g.files[segment].bad = true
-				g.mu.Unlock()
+				g.setBad(segment)
 				break
 			}
 			if err != nil {
@@ -725,6 +737,15 @@ func (g *Segments) Move(ctx context.Context, all bool, pause func(context.Contex
 	}
 	g.dropDead()
 	return nil
+}
+
+// setBad has a segment not moved any more.
+func (g *Segments) setBad(segment command.Segment) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if f := g.files[segment]; f != nil { // else the store is closed
+		f.bad = true
+	}
 }
 
 // anyDead reports whether there is a final segment of which nothing is live.

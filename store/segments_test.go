@@ -77,7 +77,7 @@ func versions(r Reader) (out []string, err error) {
 		if want := it.Extent().Bytes; want != len(value) {
 			return nil, fmt.Errorf("%q: %d bytes, the extent says %d", key, len(value), want)
 		}
-		if head, err := it.HeadAndErr(); err != nil || !bytes.HasPrefix(value, head) {
+		if head, err := it.VersionAndErr(false); err != nil || !bytes.HasPrefix(value, head) {
 			return nil, fmt.Errorf("%q: head %x of %.20x: %w", key, head, value, err)
 		}
 		out = append(out, fmt.Sprintf("%s@%d=%s", key, main, value[3:]))

@@ -32,11 +32,7 @@ func (g *Segments) get(r pebble.Reader, key []byte) ([]byte, bool, error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("store: read: %w", explain(err))
 	}
-	if isPlaced(key, value) {
-		value, err = g.resolve(nil, value)
-	} else {
-		value = append(make([]byte, 0, len(value)), value...)
-	}
+	value, err = g.copyOf(key, value)
 	if err := errors.Join(err, closer.Close()); err != nil {
 		return nil, false, err
 	}
@@ -52,7 +48,6 @@ type Iterator struct {
 
 // reading is what an iterator has besides the engine's.
 type reading struct {
-	readers  *readers
 	segments *Segments
 	slot     uint32
 	buf      []byte // the last value that was in a segment
@@ -63,13 +58,13 @@ func (it Iterator) IsOpen() bool { return it.Iterator != nil }
 
 // Close ends the iterator. It must not be called twice.
 func (it Iterator) Close() error {
-	defer it.reading.readers.end(it.reading.slot)
+	defer it.reading.segments.readers.end(it.reading.slot)
 	return it.Iterator.Close()
 }
 
 // Clone makes another iterator over the state of this one, which may be closed before it.
 func (it Iterator) Clone(o pebble.CloneOptions) (Iterator, error) {
-	if err := it.reading.readers.join(it.reading.slot); err != nil {
+	if err := it.reading.segments.readers.join(it.reading.slot); err != nil {
 		return Iterator{}, fmt.Errorf("store: iterate: %w", err)
 	}
 	return it.reading.segments.iterator(it.reading.slot, func() (*pebble.Iterator, error) { return it.Iterator.Clone(o) })
@@ -85,8 +80,12 @@ func (it Iterator) ValueAndErr() ([]byte, error) {
 	return it.reading.buf, err
 }
 
-// HeadAndErr is ValueAndErr for who does not need the value of a version: it may be left out.
-func (it Iterator) HeadAndErr() ([]byte, error) {
+// VersionAndErr is ValueAndErr of a version. Without withValue the value that a client put may be
+// left out of it, or not.
+func (it Iterator) VersionAndErr(withValue bool) ([]byte, error) {
+	if withValue {
+		return it.ValueAndErr()
+	}
 	value, err := it.Iterator.ValueAndErr()
 	if err != nil || !isPlaced(it.Key(), value) {
 		return value, err
@@ -136,7 +135,7 @@ func (g *Segments) iterator(slot uint32, make func() (*pebble.Iterator, error)) 
 		g.readers.end(slot)
 		return Iterator{}, fmt.Errorf("store: iterate: %w", explain(err))
 	}
-	return Iterator{it, &reading{readers: g.readers, segments: g, slot: slot}}, nil
+	return Iterator{it, &reading{segments: g, slot: slot}}, nil
 }
 
 // Get reads the newest committed value.
@@ -209,11 +208,8 @@ func (v *View) Get(key []byte) (value []byte, ok bool, err error) {
 		v.s.Note(err)
 		return nil, false, fmt.Errorf("store: read: %w", explain(err))
 	}
-	if isPlaced(key, value) {
-		value, err = v.s.Segments.resolve(nil, value)
-		return value, err == nil, err
-	}
-	return append(make([]byte, 0, len(value)), value...), true, nil
+	value, err = v.s.Segments.copyOf(key, value)
+	return value, err == nil, err
 }
 
 // NewIter iterates over the view. The iterator may outlive it.
