@@ -363,8 +363,12 @@ func TestQuestionsWaitForTheFirstCommit(t *testing.T) {
 		a.mustPut("x", "2")
 		time.Sleep(time.Second)
 
-		// The promotion and, behind it, a write are on their way to the disk of a together.
+		// The promotion and, behind it, a write are on their way to the disk of a together, since it is
+		// busy with another write.
 		release := a.stall()
+		busy := make(chan error, 1)
+		go func() { busy <- a.put(context.Background(), "x", "3") }()
+		time.Sleep(20 * time.Millisecond)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		go a.replica().ProposeChange(ctx, &command.Change{Type: raftpb.ConfChangeAddNode, MemberID: 2, Member: command.Member{ID: 2}, IsPromote: true})
@@ -381,7 +385,7 @@ func TestQuestionsWaitForTheFirstCommit(t *testing.T) {
 		cut(2, 1, true) // what b answers is late
 		release()
 		synctest.Wait()
-		if err := <-written; err != nil {
+		if err := errors.Join(<-busy, <-written); err != nil {
 			t.Fatal(err)
 		}
 		cut(1, 2, false)
