@@ -58,7 +58,7 @@ func (f *flusher) init(e *env, work *storeWork, window *window) {
 // placedShare: values that stay in the log wait for a flush as long as this many times FlushBytes of
 // others. A flush has nothing to write for them; it only lets go of the log, and saves the next start
 // from applying it.
-const placedShare = 4
+const placedShare = 8
 
 // note is called by the applier for each batch, with the bytes of its entries and those of values that
 // the log keeps for the store.
@@ -68,7 +68,7 @@ func (f *flusher) note(entries uint64, bytes, placed int64) {
 	f.bytes += bytes - placed
 	f.placed += placed
 	due := f.entries >= f.cfg.FlushEntries || f.bytes+f.placed/placedShare >= f.cfg.FlushBytes ||
-		f.bytes+f.placed >= f.cfg.MaxUnsyncedBytes/4 // a log of which so much is in memory takes no more soon
+		f.bytes+f.placed >= f.cfg.MaxUnsyncedBytes/4 && f.inMemory() >= f.cfg.MaxUnsyncedBytes/4 // it takes no more soon
 	due = f.tellUnflushed() || due
 	f.mu.Unlock()
 	if due {
@@ -81,6 +81,12 @@ func (f *flusher) note(entries uint64, bytes, placed int64) {
 		f.untrimmed = 0
 		f.cfg.Log.Trim(min(f.pub.applied.Load(), f.pub.raftApplied.Load()), keep)
 	}
+}
+
+// inMemory is how much log the next flush lets leave memory, in bytes: without followers that lack it,
+// little, see raftlog.Log.Trim.
+func (f *flusher) inMemory() int64 {
+	return f.cfg.Log.BytesBetween(f.pub.flushed.Load(), f.pub.applied.Load())
 }
 
 // keepInMemory is how much log stays in memory for followers, in bytes; at most keep. What a
