@@ -10,7 +10,8 @@ type Segment struct{ Log, Number uint64 }
 // value is no place.
 type EntryPlace struct {
 	Segment Segment
-	Offset  int64 // of the data's first byte in the file
+	Offset  int64  // of the data's first byte in the file
+	Sum     uint32 // CRC-32C of the data
 }
 
 // IsSet reports whether there is a place.

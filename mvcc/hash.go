@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"slices"
 	"sync"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"go.uber.org/zap"
 
+	"github.com/belaydb/belay/internal/crc32c"
 	"github.com/belaydb/belay/store"
 )
 
@@ -121,14 +121,12 @@ func (s *Store) Hash(ctx context.Context) (hash uint32, rev int64, err error) {
 		frame = binary.AppendUvarint(frame[:0], uint64(len(key)))
 		frame = binary.AppendUvarint(frame, uint64(len(value)))
 		for _, b := range [][]byte{frame, key, value} {
-			hash = crc32.Update(hash, castagnoli(), b)
+			hash = crc32c.Update(hash, b)
 		}
 	}
 	s.metrics.hashSeconds.Observe(time.Since(start).Seconds())
 	return hash, v.rev, store.Explain(it.Error())
 }
-
-func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 // hashRevisions is etcd's hash with "compact revision" compact and "revision" rev, over an iterator
 // of user keys. What counts, of each key's versions, newest first:
@@ -150,7 +148,7 @@ func hashRevisions(ctx context.Context, it store.Iterator, compact, rev int64, t
 			return 0, err
 		}
 	}
-	h := joiner{sum: crc32.Checksum([]byte("key"), castagnoli()), max: partsMax}
+	h := joiner{sum: crc32c.Checksum([]byte("key")), max: partsMax}
 	from := Revision{}
 	for {
 		more, err := h.pass(ctx, it, from, compact, rev, keepEmpty)
@@ -267,7 +265,7 @@ func (h *joiner) pass(ctx context.Context, it store.Iterator, from Revision, com
 	h.sort()
 	for i := range h.parts {
 		p := &h.parts[i]
-		h.sum = mul(h.move(p.length), h.sum) ^ p.crc
+		h.sum = crc32c.Move(h.sum, h.move(p.length)) ^ p.crc
 	}
 	return h.limit, nil
 }
@@ -286,7 +284,7 @@ func (h *joiner) add(it store.Iterator, key []byte, r Revision, tombstone bool) 
 	var crc, length uint32
 	if tombstone {
 		b = appendBytesField(append(b, 't'), 1, key)
-		crc, length = crc32.Checksum(b, castagnoli()), uint32(len(b))
+		crc, length = crc32c.Checksum(b), uint32(len(b))
 	} else {
 		stored, err := it.ValueAndErr()
 		if err != nil {
@@ -297,11 +295,11 @@ func (h *joiner) add(it store.Iterator, key []byte, r Revision, tombstone bool) 
 			return err
 		}
 		b = appendBeforeValue(b, key, r.Main, rec)
-		crc = crc32.Update(0, castagnoli(), b)
-		crc = crc32.Update(crc, castagnoli(), rec.value)
+		crc = crc32c.Update(0, b)
+		crc = crc32c.Update(crc, rec.value)
 		length = uint32(len(b) + len(rec.value))
 		b = appendIntField(b[:0], 6, rec.lease)
-		crc = crc32.Update(crc, castagnoli(), b)
+		crc = crc32c.Update(crc, b)
 		length += uint32(len(b))
 	}
 	h.frame = b
@@ -345,37 +343,12 @@ func appendIntField(b []byte, field byte, v int64) []byte {
 	return binary.AppendUvarint(append(b, field<<3), uint64(v))
 }
 
-// Polynomials over GF(2) modulo CRC-32C's, bits reversed: 1<<31 is 1, 1<<30 is x.
-const (
-	polynomial = 0x82f63b78
-	one        = 1 << 31
-)
-
-func mul(a, b uint32) (product uint32) {
-	for a != 0 {
-		// The top bit of a is the lowest power.
-		if a&(1<<31) != 0 {
-			product ^= b
-		}
-		a <<= 1
-		b = b>>1 ^ polynomial&-(b&1)
-	}
-	return product
-}
-
-// move is x to the power of 8 n: the factor that shifts a CRC by n bytes.
+// move is crc32c.Factor, and remembers those of short parts.
 func (h *joiner) move(n uint32) uint32 {
 	if n < uint32(len(h.moves)) && h.moves[n] != 0 {
 		return h.moves[n]
 	}
-	p := uint32(one)
-	square := uint32(one >> 8) // x^8
-	for m := n; m != 0; m >>= 1 {
-		if m&1 != 0 {
-			p = mul(square, p)
-		}
-		square = mul(square, square)
-	}
+	p := crc32c.Factor(int(n))
 	if n < uint32(len(h.moves)) {
 		h.moves[n] = p
 	}

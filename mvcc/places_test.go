@@ -10,6 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	raftcommand "github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/internal/crc32c"
 	"github.com/belaydb/belay/store"
 )
 
@@ -57,7 +58,7 @@ func (s *segmentWriter) place(values [][]byte, value []byte) store.Place {
 	if err := f.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	at := raftcommand.EntryPlace{Segment: s.segment(), Offset: s.off}
+	at := raftcommand.EntryPlace{Segment: s.segment(), Offset: s.off, Sum: crc32c.Checksum(data)}
 	s.off += int64(len(data))
 	p, _ := s.r.st.Segments.Find(value, data, at, s.rng.IntN(len(data)+1))
 	return p
@@ -194,7 +195,7 @@ func TestSegmentsOfWhichLittleIsNeeded(t *testing.T) {
 		b := r.st.NewBatch(index+1, 1)
 		w := r.NewWriter(b)
 		w.Begin()
-		place, _ := r.st.Segments.Find(value, data, raftcommand.EntryPlace{Segment: segment}, 0)
+		place, _ := r.st.Segments.Find(value, data, raftcommand.EntryPlace{Segment: segment, Sum: crc32c.Checksum(data)}, 0)
 		if _, _, err := w.PutPlaced(fmt.Append(nil, "key-", number), value, 0, place); err != nil || !place.IsSet() {
 			t.Fatalf("%d: %+v, %v", number, place, err)
 		}

@@ -6,12 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/belaydb/belay/internal/crc32c"
 )
 
 // A record is lines, each with a sample:
@@ -25,8 +26,6 @@ import (
 // that is killed loses at most the line that it was writing, and a reader needs no lock.
 const maxRecordLine = 64 << 10
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 // appendRecord appends a sample's line to text.
 func appendRecord(text []byte, s Sample) ([]byte, error) {
 	s.At = s.At.Round(0).UTC()
@@ -34,7 +33,7 @@ func appendRecord(text []byte, s Sample) ([]byte, error) {
 	if err != nil {
 		return text, err
 	}
-	return append(fmt.Appendf(text, "%08x %s", crc32.Checksum(body, castagnoli), body), '\n'), nil
+	return append(fmt.Appendf(text, "%08x %s", crc32c.Checksum(body), body), '\n'), nil
 }
 
 // parseRecord reads a line; ok is false if it is none, or not whole.
@@ -44,7 +43,7 @@ func parseRecord(line []byte) (s Sample, ok bool) {
 		return s, false
 	}
 	sum, err := strconv.ParseUint(string(line[:8]), 16, 32)
-	if err != nil || uint32(sum) != crc32.Checksum(line[9:], castagnoli) || json.Unmarshal(line[9:], &s) != nil {
+	if err != nil || uint32(sum) != crc32c.Checksum(line[9:]) || json.Unmarshal(line[9:], &s) != nil {
 		return s, false
 	}
 	return s, s.Took > 0 && len(s.Fsync.Upper) == len(s.Fsync.Count)

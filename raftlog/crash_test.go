@@ -369,7 +369,7 @@ func TestCrash(t *testing.T) {
 					return nil
 				})), &sink{})
 				o.random = rng.Uint64
-				o.noSpares = rng.IntN(2) == 0
+				o.noSpares, o.PipelineBytes = rng.IntN(2) == 0, rng.IntN(2)
 				if small {
 					o.groupBytes = 1
 				}

@@ -34,7 +34,9 @@
 // goroutine, and so is Install; while one of them runs nothing is written.
 //
 // The log's own goroutines: the writer, which owns the end of the log on disk, and one that
-// prepares the next segment.
+// prepares the next segment. A large group (PipelineBytes) is written and synced by a goroutine of
+// its own, while the writer copies and sums what comes next into a second buffer; only one group is on
+// its way at a time, so what a crash may leave is the same.
 //
 // # On disk
 //

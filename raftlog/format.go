@@ -4,9 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/belaydb/belay/internal/crc32c"
 )
 
 // formatVersion is written in META and in every segment. A reader refuses what
@@ -35,8 +36,6 @@ var (
 )
 
 const groupMagic = 0x5047_4c42 // "BLGP"
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // hard is raft's HardState without its pointers.
 type hard struct {
@@ -69,7 +68,7 @@ func (m meta) encode() []byte {
 	binary.LittleEndian.PutUint64(b[16:], m.member)
 	binary.LittleEndian.PutUint64(b[24:], m.cluster)
 	binary.LittleEndian.PutUint64(b[32:], m.logID)
-	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b[12:], castagnoli))
+	binary.LittleEndian.PutUint32(b[8:], crc32c.Checksum(b[12:]))
 	return b
 }
 
@@ -89,7 +88,7 @@ func decodeMeta(b []byte) (meta, error) {
 	if [8]byte(b) != metaMagic {
 		return meta{}, errMagic
 	}
-	if binary.LittleEndian.Uint32(b[8:]) != crc32.Checksum(b[12:], castagnoli) {
+	if binary.LittleEndian.Uint32(b[8:]) != crc32c.Checksum(b[12:]) {
 		return meta{}, errChecksum
 	}
 	return meta{
@@ -142,7 +141,7 @@ func (h segmentHeader) encode(b []byte) {
 	binary.LittleEndian.PutUint64(b[72:], h.hard.term)
 	binary.LittleEndian.PutUint64(b[80:], h.hard.vote)
 	binary.LittleEndian.PutUint64(b[88:], h.hard.commit)
-	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b[12:], castagnoli))
+	binary.LittleEndian.PutUint32(b[8:], crc32c.Checksum(b[12:]))
 }
 
 // decodeSegmentHeader returns errStale for the header that a recycled file had
@@ -155,7 +154,7 @@ func decodeSegmentHeader(b []byte, logID, number uint64) (segmentHeader, error) 
 	if [8]byte(b) != segmentMagic {
 		return segmentHeader{}, errMagic
 	}
-	if binary.LittleEndian.Uint32(b[8:]) != crc32.Checksum(b[12:], castagnoli) {
+	if binary.LittleEndian.Uint32(b[8:]) != crc32c.Checksum(b[12:]) {
 		return segmentHeader{}, errChecksum
 	}
 	h := segmentHeader{
@@ -213,7 +212,7 @@ func headerSeed(logID, number uint64) uint32 {
 	var b [16]byte
 	binary.LittleEndian.PutUint64(b[:], logID)
 	binary.LittleEndian.PutUint64(b[8:], number)
-	return crc32.Checksum(b[:], castagnoli)
+	return crc32c.Checksum(b[:])
 }
 
 // recordSeed seeds the checksums of the records of one group.
@@ -222,7 +221,7 @@ func recordSeed(logID, epoch, number uint64) uint32 {
 	binary.LittleEndian.PutUint64(b[:], logID)
 	binary.LittleEndian.PutUint64(b[8:], epoch)
 	binary.LittleEndian.PutUint64(b[16:], number)
-	return crc32.Checksum(b[:], castagnoli)
+	return crc32c.Checksum(b[:])
 }
 
 func (h groupHeader) encode(b []byte, seed uint32) {
@@ -234,7 +233,7 @@ func (h groupHeader) encode(b []byte, seed uint32) {
 	binary.LittleEndian.PutUint64(b[24:], h.epoch)
 	binary.LittleEndian.PutUint32(b[32:], h.payload)
 	binary.LittleEndian.PutUint32(b[36:], h.records)
-	binary.LittleEndian.PutUint32(b, crc32.Update(seed, castagnoli, b[4:]))
+	binary.LittleEndian.PutUint32(b, crc32c.Update(seed, b[4:]))
 }
 
 func decodeGroupHeader(b []byte, seed uint32) (groupHeader, error) {
@@ -245,7 +244,7 @@ func decodeGroupHeader(b []byte, seed uint32) (groupHeader, error) {
 	if binary.LittleEndian.Uint32(b[4:]) != groupMagic {
 		return groupHeader{}, errMagic
 	}
-	if binary.LittleEndian.Uint32(b) != crc32.Update(seed, castagnoli, b[4:]) {
+	if binary.LittleEndian.Uint32(b) != crc32c.Update(seed, b[4:]) {
 		return groupHeader{}, errChecksum
 	}
 	return groupHeader{
@@ -282,7 +281,7 @@ func sealRecord(b []byte, start int, kind byte, seed uint32) []byte {
 	r := b[start:]
 	binary.LittleEndian.PutUint32(r[4:], uint32(len(r)-recordHeaderBytes))
 	r[8] = kind
-	binary.LittleEndian.PutUint32(r, crc32.Update(seed, castagnoli, r[4:]))
+	binary.LittleEndian.PutUint32(r, crc32c.Update(seed, r[4:]))
 	return b
 }
 
@@ -297,6 +296,12 @@ func appendEntry(b []byte, e *raftpb.Entry, seed uint32) []byte {
 	b = append(b, h[:]...)
 	b = append(b, e.Data...)
 	return sealRecord(b, start, kindEntry, seed)
+}
+
+// dataSum is the checksum of the data of the entry whose record b ends with, by the record's.
+func dataSum(b []byte, seed uint32) uint32 {
+	const at = recordHeaderBytes + entryBodyBytes
+	return crc32c.Last(binary.LittleEndian.Uint32(b), crc32c.Update(seed, b[4:at]), len(b)-at)
 }
 
 func appendHard(b []byte, s hard, seed uint32) []byte {
@@ -337,7 +342,7 @@ func decodeRecord(b []byte, seed uint32) (record, int, error) {
 		return record{}, 0, errTooShort
 	}
 	n := recordHeaderBytes + int(length)
-	if binary.LittleEndian.Uint32(b) != crc32.Update(seed, castagnoli, b[4:n]) {
+	if binary.LittleEndian.Uint32(b) != crc32c.Update(seed, b[4:n]) {
 		return record{}, 0, errChecksum
 	}
 	return parseRecord(b, n)

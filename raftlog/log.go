@@ -22,6 +22,8 @@ const (
 	defaultSegmentBytes = 64 << 20
 	defaultMemoryBytes  = 256 << 20
 	defaultGroupBytes   = 16 << 20
+	// To copy and sum a group of large entries takes a third of the time that a fast disk takes for it.
+	defaultPipelineBytes = 1 << 20
 	// defaultKeepApplied is what a follower that keeps up may lack when a member has started again.
 	// Others are fed from the files.
 	defaultKeepApplied = 4 << 20
@@ -60,6 +62,10 @@ type Options struct {
 	// Keeper, if there is one, keeps segments that hold large entries when the log needs them no more,
 	// and gets the places of those entries from Places. Not with NoSync.
 	Keeper Keeper
+
+	// PipelineBytes is from which size on, in bytes, a group is written by a goroutine of its own,
+	// while the writer makes the next one. Default 1 MiB.
+	PipelineBytes int
 
 	// Failed is called once, by the writer goroutine, when a write or a sync has
 	// failed. Nothing is released afterwards; the process must stop.
@@ -108,6 +114,9 @@ func (o *Options) fill() error {
 	}
 	if o.groupBytes == 0 {
 		o.groupBytes = defaultGroupBytes
+	}
+	if o.PipelineBytes == 0 {
+		o.PipelineBytes = defaultPipelineBytes
 	}
 	if o.keepApplied == 0 {
 		o.keepApplied = defaultKeepApplied
@@ -178,12 +187,13 @@ type Log struct {
 	// mu guards what the raft loop sees. It is never held across I/O, except
 	// by Adopt, before the loop starts.
 	mu        sync.Mutex
-	wake      sync.Cond // queue is not empty, or closing
+	wake      sync.Cond // queue is not empty, or closing, or taken.arrived; the writer waits for it
 	tail      tail
 	hard      hard
 	confState *raftpb.ConfState
 	snapshot  *raftpb.Snapshot
 	queue     []item
+	taken     taken // the writer's
 	// unsynced counts what was appended and not released; oldest is when the
 	// oldest promise among it was appended, zero if there is none.
 	// They change with mu held; Unsynced reads them without.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,8 +62,9 @@ func testOptions(fs vfs.FS, s *sink) Options {
 	return Options{
 		FS: fs, SegmentBytes: 4 * pageBytes, MemberID: 0xa, ClusterID: 0xc,
 		Released: s.take, Failed: s.fail,
-		noSpares: true,
-		random:   func() uint64 { n++; return 0x9e3779b97f4a7c15 * n },
+		noSpares:      true,
+		PipelineBytes: rand.IntN(2), // the default, or each group
+		random:        func() uint64 { n++; return 0x9e3779b97f4a7c15 * n },
 	}
 }
 

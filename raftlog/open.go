@@ -55,7 +55,7 @@ func Open(dir string, opts Options) (_ *Log, err error) {
 		return nil, err
 	}
 	l := &Log{opts: opts, logger: opts.Logger, writerDone: make(chan struct{})}
-	l.wake.L = &l.mu
+	l.wake.L, l.taken.l = &l.mu, l
 	f := &l.files
 	f.dir, f.fs, f.opts, f.logger = dir, opts.FS, &l.opts, opts.Logger
 	l.w.files, l.w.opts, l.w.logger = f, &l.opts, opts.Logger

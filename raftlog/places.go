@@ -54,7 +54,7 @@ func (k *keeping) nextSegment() {
 
 func (k *keeping) mostlyLarge() bool { return 2*k.large >= k.total }
 
-// note notes an entry that is about to be put into the buffer at pos.
+// note notes an entry whose record begins in the buffer at pos.
 func (w *writer) note(e *raftpb.Entry, pos int) {
 	if w.opts.Keeper == nil {
 		return
@@ -65,7 +65,7 @@ func (w *writer) note(e *raftpb.Entry, pos int) {
 	}
 	w.keep.group = append(w.keep.group, placedEntry{
 		index: e.GetIndex(), term: e.GetTerm(), bytes: int64(len(e.Data)),
-		place: command.EntryPlace{Offset: int64(pos) + recordHeaderBytes + entryBodyBytes},
+		place: command.EntryPlace{Offset: int64(pos) + recordHeaderBytes + entryBodyBytes, Sum: dataSum(w.buf[pos:], w.rseed)},
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/internal/crc32c"
 )
 
 // testKeeper keeps segments in a folder of its own.
@@ -56,8 +57,13 @@ func (k *testKeeper) at(p command.EntryPlace, length int) (string, error) {
 	}
 	defer f.Close()
 	b := make([]byte, length)
-	_, err = f.ReadAt(b, p.Offset)
-	return string(b), err
+	if _, err := f.ReadAt(b, p.Offset); err != nil {
+		return "", err
+	}
+	if sum := crc32c.Checksum(b); sum != p.Sum {
+		return "", fmt.Errorf("checksum %08x, and the place says %08x", sum, p.Sum)
+	}
+	return string(b), nil
 }
 
 // TestPlaces: where Place says that an entry is, there it is: at once, after segments were let go of
@@ -171,14 +177,16 @@ func TestPlacesOnlyWhereTheyPay(t *testing.T) {
 			defer mustClose(t, l)
 			index, placed := uint64(0), 0
 			for range 100 {
+				var entries []*raftpb.Entry // of one group
 				for i := range c.large + c.small {
 					size := 100
 					if i < c.large {
 						size = 4000
 					}
 					index++
-					l.Append(Append{HardState: hardState(1, 1, index-1), Entries: []*raftpb.Entry{entry(index, 1, strings.Repeat("x", size))}})
+					entries = append(entries, entry(index, 1, strings.Repeat("x", size)))
 				}
+				l.Append(Append{HardState: hardState(1, 1, index-uint64(len(entries))), Entries: entries})
 				mustSync(t, l)
 				for i := index - uint64(c.large+c.small) + 1; i <= index; i++ {
 					if _, ok := l.Places().Of(i, 1); ok {

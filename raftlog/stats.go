@@ -42,7 +42,7 @@ func (l *Log) Stats() Stats {
 	return s
 }
 
-// syncs is written by the writer goroutine and read by anybody.
+// syncs is written by whoever writes a group, one at a time, and read by anybody.
 type syncs struct {
 	count          atomic.Uint64
 	took           [recentSyncs]atomic.Int64 // of sync i, from 0: at i modulo recentSyncs

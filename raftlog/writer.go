@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -44,6 +45,7 @@ type writer struct {
 	buf     []byte
 	records uint32
 	rseed   uint32
+	out     outgoing
 	// prev is where the log ended, and its hard state, before the group in buf.
 	prevIndex, prevTerm uint64
 	prevHard            hard
@@ -62,107 +64,196 @@ const groupStart = segmentHeaderBytes // of a group in buf
 // may hand it to the disk at once, and then the disk's time is that of the write.
 const largeWrite = 64 << 10
 
+// taken are the items that the writer has taken from the queue and not released, in their order, and
+// their way to the disk. All but arrived belongs to the writer goroutine.
+type taken struct {
+	l     *Log
+	items []item
+	out   int // of the group on its way to the disk: the first out
+	next  int // the next to go into a group
+	e     int // the next of its entries
+
+	// arrived: the disk has the outgoing group, that a goroutine has written. Guarded by Log.mu.
+	arrived bool
+}
+
 // write is the writer goroutine: it takes everything that waits, writes it in groups, syncs,
 // releases.
 func (l *Log) write() {
 	defer close(l.writerDone)
-	var batch []item
-	for {
-		l.mu.Lock()
-		for len(l.queue) == 0 && !l.closing {
-			l.wake.Wait()
-		}
-		batch, l.queue = l.queue, batch[:0]
-		l.mu.Unlock()
-
-		var err error
-		if len(batch) == 0 {
-			if err = l.w.seal(); err == nil {
-				return // closing, and all is written
-			}
-		} else {
-			err = l.writeBatch(batch)
-		}
-		if err != nil {
-			l.fail(err, batch)
+	for l.taken.take() {
+		if err := l.taken.write(); err != nil {
+			l.fail(err)
 			return
 		}
-		clear(batch)
-		if cap(batch) > 1<<16 {
-			batch = nil
+	}
+	if err := l.w.seal(); err != nil {
+		l.fail(err)
+	}
+}
+
+// take waits for items. It returns false when the log is closing and all is written. REQUIRES: all that
+// was taken is released.
+func (t *taken) take() bool {
+	l := t.l
+	free := t.items[:0]
+	if cap(free) > 1<<16 {
+		free = nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.queue) == 0 && !l.closing {
+		l.wake.Wait()
+	}
+	t.items, l.queue = l.queue, free
+	t.next, t.e = 0, 0
+	return len(t.items) > 0
+}
+
+// takeMore waits for more items, as long as the disk has not got the group that is on its way to it. It
+// returns false once it has; what waits then is taken all the same.
+func (t *taken) takeMore() (out bool) {
+	l := t.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.queue) == 0 && !t.arrived {
+		l.wake.Wait()
+	}
+	t.items = append(t.items, l.queue...)
+	clear(l.queue)
+	l.queue = l.queue[:0]
+	return !t.arrived
+}
+
+// write writes what was taken in groups: each one write, one sync, one release. A group ends when
+// it is large, before a snapshot, or when there is no more.
+func (t *taken) write() error {
+	l, w := t.l, &t.l.w
+	for len(t.items) > 0 {
+		w.beginGroup()
+		must, full, err := t.fillGroup()
+		for err == nil && w.out.flying && !full {
+			out := t.takeMore()
+			var more bool
+			more, full, err = t.fillGroup()
+			must = must || more
+			if !out {
+				break
+			}
+		}
+		if err := errors.Join(t.land(), err); err != nil {
+			return err
+		}
+		switch {
+		case !must:
+			t.release(t.next)
+		case len(w.buf) < l.opts.PipelineBytes:
+			if err := w.writeGroup(false); err != nil {
+				return err
+			}
+			l.places.add(w.out.places)
+			t.release(t.next)
+		default:
+			if err := w.prepareGroup(false); err != nil {
+				return err
+			}
+			t.out = t.next
+			w.out.flying = true
+			go t.fly()
 		}
 	}
+	return nil
+}
+
+// fly writes the group that is on its way to the disk.
+func (t *taken) fly() {
+	l := t.l
+	err := l.w.writeOut()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t.arrived, l.w.out.err = true, err
+	l.wake.Signal()
+}
+
+// land waits until the disk has the group that is on its way to it, if there is one, and releases it.
+func (t *taken) land() error {
+	l, w := t.l, &t.l.w
+	if !w.out.flying {
+		return nil
+	}
+	l.mu.Lock()
+	for !t.arrived {
+		l.wake.Wait()
+	}
+	t.arrived = false
+	l.mu.Unlock()
+	w.out.flying = false
+	if w.out.err != nil {
+		return w.out.err
+	}
+	w.finishGroup()
+	l.places.add(w.out.places)
+	t.release(t.out)
+	return nil
+}
+
+// fillGroup puts items into the group in the buffer. must: it holds a promise now. full: it takes no
+// more.
+func (t *taken) fillGroup() (must, full bool, err error) {
+	l, w := t.l, &t.l.w
+	for t.next < len(t.items) {
+		it := &t.items[t.next]
+		if it.snapshot && t.e == 0 {
+			if t.next > t.out || w.out.flying {
+				return must, true, nil // what came before must not wait for Install
+			}
+			if it.install != nil {
+				if err := it.install(); err != nil {
+					return must, true, fmt.Errorf("raftlog: install snapshot at index %d: %w", it.base.commit, err)
+				}
+			}
+			w.buf = appendBase(w.buf, it.base.commit, it.base.term, w.rseed)
+			w.records++
+			w.last, w.lastTerm = it.base.commit, it.base.term
+		}
+		for start := t.e; t.e < len(it.entries) && (t.e == start || int64(len(w.buf)) < l.opts.groupBytes); t.e++ {
+			pos := len(w.buf)
+			w.buf = appendEntry(w.buf, it.entries[t.e], w.rseed)
+			w.note(it.entries[t.e], pos)
+			w.records++
+		}
+		if t.e > 0 {
+			w.last, w.lastTerm = it.entries[t.e-1].GetIndex(), it.entries[t.e-1].GetTerm()
+		}
+		if it.hasHard {
+			w.hard = it.hard
+		}
+		must = must || it.promise || (it.synced != nil && w.hard != w.written)
+		if t.e < len(it.entries) {
+			return must, true, nil // the rest goes into the next group
+		}
+		t.next, t.e = t.next+1, 0
+		if int64(len(w.buf)) >= l.opts.groupBytes {
+			return must, true, nil
+		}
+	}
+	return must, false, nil
 }
 
 // fail ends the log's promises: nothing is released from now on. A failed fdatasync
 // may have dropped the dirty pages, so it is never tried again.
-func (l *Log) fail(err error, batch []item) {
+func (l *Log) fail(err error) {
 	l.mu.Lock()
 	l.failure = err
-	batch = append(batch, l.queue...)
+	left := append(l.taken.items, l.queue...)
 	l.queue = nil
 	l.mu.Unlock()
-	for i := range batch {
-		if batch[i].synced != nil {
-			batch[i].synced <- err // buffered; an answered Sync is cleared from the batch
+	for i := range left {
+		if left[i].synced != nil {
+			left[i].synced <- err // buffered, and nobody has answered it
 		}
 	}
 	l.opts.Failed(err)
-}
-
-// writeBatch writes batch in groups: each one write, one sync, one release.
-// A group ends when it is large, before a snapshot, or with the batch.
-func (l *Log) writeBatch(batch []item) error {
-	w := &l.w
-	i, e := 0, 0 // the next item, and the next of its entries
-	for i < len(batch) {
-		w.beginGroup()
-		must := false // the group holds a promise
-		from := i
-		for i < len(batch) {
-			it := &batch[i]
-			if it.snapshot && e == 0 {
-				if i > from {
-					break // what came before must not wait for Install
-				}
-				if it.install != nil {
-					if err := it.install(); err != nil {
-						return fmt.Errorf("raftlog: install snapshot at index %d: %w", it.base.commit, err)
-					}
-				}
-				w.buf = appendBase(w.buf, it.base.commit, it.base.term, w.rseed)
-				w.records++
-				w.last, w.lastTerm = it.base.commit, it.base.term
-			}
-			for start := e; e < len(it.entries) && (e == start || int64(len(w.buf)) < l.opts.groupBytes); e++ {
-				w.note(it.entries[e], len(w.buf))
-				w.buf = appendEntry(w.buf, it.entries[e], w.rseed)
-				w.records++
-			}
-			if e > 0 {
-				w.last, w.lastTerm = it.entries[e-1].GetIndex(), it.entries[e-1].GetTerm()
-			}
-			if it.hasHard {
-				w.hard = it.hard
-			}
-			must = must || it.promise || (it.synced != nil && w.hard != w.written)
-			if e < len(it.entries) {
-				break // the rest goes into the next group
-			}
-			i, e = i+1, 0
-			if int64(len(w.buf)) >= l.opts.groupBytes {
-				break
-			}
-		}
-		if must {
-			if err := w.writeGroup(false); err != nil {
-				return err
-			}
-			l.places.add(w.keep.group)
-		}
-		l.release(batch[from:i], batch[i:])
-	}
-	return nil
 }
 
 func (w *writer) beginGroup() {
@@ -177,9 +268,35 @@ func (w *writer) beginGroup() {
 	w.prevIndex, w.prevTerm, w.prevHard = w.last, w.lastTerm, w.written
 }
 
+// outgoing is the group that is written next, or at the moment.
+type outgoing struct {
+	flying bool // a goroutine writes it; the writer's
+
+	buf       []byte // b is a part of it
+	b         []byte // what is written
+	at        int64  // where, in the last segment's file
+	roll      bool   // it begins that segment
+	prevIndex uint64 // of the last entry before it
+	places    []placedEntry
+	err       error // of writing it
+}
+
 // writeGroup writes the group in buf, with the hard state if that changed, and syncs. With reset,
 // what the log held before no longer counts.
 func (w *writer) writeGroup(reset bool) error {
+	if err := w.prepareGroup(reset); err != nil {
+		return err
+	}
+	if err := w.writeOut(); err != nil {
+		return err
+	}
+	w.finishGroup()
+	return nil
+}
+
+// prepareGroup makes the group in buf the outgoing one, and buf free for another. REQUIRES: nothing is
+// outgoing.
+func (w *writer) prepareGroup(reset bool) error {
 	h := w.hard
 	h.commit = min(h.commit, w.last)
 	if h != w.written {
@@ -223,15 +340,27 @@ func (w *writer) writeGroup(reset bool) error {
 		w.buf = w.buf[:n+pad]
 		clear(w.buf[n:])
 	}
-	b, at := w.buf[groupStart:], w.off
-	if roll {
-		b, at = w.buf, 0
-	}
-
 	w.keepSegment()
-	start := time.Now()
+	w.locate(w.off - groupStart)
+
+	o := &w.out
+	o.buf, w.buf = w.buf, o.buf
+	o.places, w.keep.group = w.keep.group, o.places
+	o.b, o.at, o.roll, o.prevIndex = o.buf[groupStart:], w.off, roll, w.prevIndex
+	if roll {
+		o.b, o.at = o.buf, 0
+	}
+	w.off = roundUp(w.off+length, sectorBytes)
+	w.written = h
+	return nil
+}
+
+// writeOut writes the outgoing group, and syncs. A goroutine of its own may do it, while the writer
+// makes the next group.
+func (w *writer) writeOut() error {
+	b, start := w.out.b, time.Now()
 	w.syncs.begin(start)
-	if _, err := w.file.WriteAt(b, at); err != nil {
+	if _, err := w.file.WriteAt(b, w.out.at); err != nil {
 		return fileError("write", w.files.path(segmentName(w.number)), err)
 	}
 	wrote := time.Now()
@@ -240,53 +369,55 @@ func (w *writer) writeGroup(reset bool) error {
 		wrote = start
 	}
 	w.opts.Metrics.writeBytes.Add(float64(len(b)))
-	if !w.opts.NoSync {
-		if err := w.file.SyncData(); err != nil {
-			return fileError("fdatasync", w.files.path(segmentName(w.number)), err)
-		}
-		if roll {
-			if err := w.files.syncDir(); err != nil {
-				return err
-			}
-		}
-		took := time.Since(wrote)
-		w.opts.Metrics.fsync.Observe(took.Seconds())
-		w.syncs.end(wrote.Add(took), took)
-		if took > slowSync {
-			w.logger.Warn("slow fdatasync", zap.Duration("took", took), zap.Duration("expected-duration", slowSync))
-		}
-		w.synced = w.group
-	} else {
+	if w.opts.NoSync {
 		w.syncs.idle()
+		return nil
 	}
+	if err := w.file.SyncData(); err != nil {
+		return fileError("fdatasync", w.files.path(segmentName(w.number)), err)
+	}
+	if w.out.roll {
+		if err := w.files.syncDir(); err != nil {
+			return err
+		}
+	}
+	took := time.Since(wrote)
+	w.opts.Metrics.fsync.Observe(took.Seconds())
+	w.syncs.end(wrote.Add(took), took)
+	if took > slowSync {
+		w.logger.Warn("slow fdatasync", zap.Duration("took", took), zap.Duration("expected-duration", slowSync))
+	}
+	return nil
+}
 
-	w.locate(w.off - groupStart)
-	w.off = roundUp(w.off+length, sectorBytes)
-	w.written = h
-	w.accountSegment(roll, at+int64(len(b)))
+// finishGroup takes note that the disk has the outgoing group.
+func (w *writer) finishGroup() {
+	if !w.opts.NoSync {
+		w.synced = w.group
+	}
+	w.accountSegment()
 	w.lastGroup.Store(w.group)
 	// A segment after a kept one is likely to be kept, too. Zeros in it would be written for nothing.
 	if !w.opts.noSpares && w.off > w.limit/2 && !w.keep.kept {
 		w.files.wantSpare(w.opts.sizeAfter(w.limit), w.off, w.limit)
 	}
-	return nil
 }
 
-// accountSegment adds the segment just started, or the growth of the last one.
-func (w *writer) accountSegment(started bool, end int64) {
-	f := w.files
+// accountSegment adds the segment that the outgoing group has begun, or the growth of the last one.
+func (w *writer) accountSegment() {
+	o, f := &w.out, w.files
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if started {
+	if o.roll {
 		size := int64(0)
 		if w.prepared {
 			size = w.limit // counted when it became a spare
 		}
-		f.segments = append(f.segments, segment{number: w.number, first: w.group, prevIndex: w.prevIndex, size: size})
+		f.segments = append(f.segments, segment{number: w.number, first: w.group, prevIndex: o.prevIndex, size: size})
 	}
 	s := &f.segments[len(f.segments)-1]
 	s.kept = s.kept || w.keep.kept
-	if end > s.size {
+	if end := o.at + int64(len(o.b)); end > s.size {
 		f.bytes.Add(end - s.size)
 		s.size = end
 	}
@@ -330,8 +461,10 @@ func (w *writer) startSegment() error {
 	return nil
 }
 
-// release hands out the responses of items that are durable. rest is what remains of the batch.
-func (l *Log) release(items, rest []item) {
+// release hands out the responses of the first n items taken, which are durable, and lets go of them.
+func (t *taken) release(n int) {
+	l := t.l
+	items, rest := t.items[:n], t.items[n:]
 	var responses []*raftpb.Message
 	var bytes int64
 	var written uint64
@@ -368,9 +501,11 @@ func (l *Log) release(items, rest []item) {
 	for i := range items {
 		if items[i].synced != nil {
 			items[i].synced <- nil
-			items[i].synced = nil
 		}
 	}
+	kept := copy(t.items, rest)
+	clear(t.items[kept:])
+	t.items, t.out, t.next = t.items[:kept], 0, t.next-n
 }
 
 // raiseWritten notes that an item's entries, up to index, are durable. What waits may replace some of

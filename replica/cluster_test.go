@@ -301,6 +301,7 @@ func (m *testMember) openLog() {
 	life := m.life.Add(1)
 	log, err := raftlog.Open("log", raftlog.Options{
 		FS: errorfs.Wrap(m.disk, m), MemberID: m.id, ClusterID: testClusterID, SegmentBytes: m.c.segmentBytes, Applied: m.state.index,
+		PipelineBytes: m.c.rng.IntN(2), // the default, or each group
 		Released: func(ms []*raftpb.Message) {
 			if m.life.Load() == life {
 				m.replica().Released(ms)

@@ -3,10 +3,10 @@ package snapshotfile
 import (
 	"errors"
 	"fmt"
-	"hash/crc32"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/belaydb/belay/internal/crc32c"
 	"github.com/belaydb/belay/mvcc"
 )
 
@@ -76,7 +76,7 @@ func (r *Reader) HashKV(rev int64) (hash uint32, at, compact int64, err error) {
 	if err != nil {
 		return 0, 0, 0, err
 	}
-	sum := crc32.Checksum([]byte("key"), castagnoli())
+	sum := crc32c.Checksum([]byte("key"))
 	err = r.each("key", func(k, v []byte) error {
 		main, sub, tombstone, err := parseRevision(k)
 		if err != nil || main > rev {
@@ -91,13 +91,11 @@ func (r *Reader) HashKV(rev int64) (hash uint32, at, compact int64, err error) {
 		if tombstone && main == compact {
 			return nil
 		}
-		sum = crc32.Update(crc32.Update(sum, castagnoli(), k), castagnoli(), v)
+		sum = crc32c.Update(crc32c.Update(sum, k), v)
 		return nil
 	})
 	return sum, rev, compact, err
 }
-
-func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 // reading counts bytes that are read, and tells of them, from time to time, beside those that reading
 // the whole file so many times takes.

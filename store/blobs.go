@@ -4,11 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"maps"
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/belaydb/belay/internal/crc32c"
 )
 
 // errBlobDamaged: the end of a file of values is not what was written, or the file is missing.
@@ -98,7 +99,7 @@ func checkBlob(f vfs.File) error {
 	if _, err := f.ReadAt(footer[:], info.Size()-blobFooterBytes); err != nil {
 		return err
 	}
-	crc := crc32.Checksum(footer[4:], castagnoli())
+	crc := crc32c.Checksum(footer[4:])
 	if got, want := binary.LittleEndian.Uint32(footer[:]), (crc>>15|crc<<17)+0xa282ead8; got != want {
 		return fmt.Errorf("%w: the checksum of its footer is %08x, not %08x", errBlobDamaged, got, want)
 	}

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"math"
 	"os"
@@ -21,6 +20,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/internal/crc32c"
 )
 
 // LogSegment names a segment of the raft log.
@@ -333,8 +333,17 @@ func (g *Segments) Find(value, data []byte, at command.EntryPlace, from int) (p 
 	if i < 0 {
 		return Place{}, from // a value that the entry does not name, like that of a put that keeps the old one
 	}
-	p = Place{Segment: at.Segment, Offset: at.Offset + int64(i), Length: len(value), Sum: crc32.Checksum(value, castagnoli())}
+	p = Place{Segment: at.Segment, Offset: at.Offset + int64(i), Length: len(value), Sum: valueSum(data, i, i+len(value), at.Sum)}
 	return p, i + len(value)
+}
+
+// valueSum is the checksum of data[from:to], given that of data. It reads the value, or the rest.
+func valueSum(data []byte, from, to int, sum uint32) uint32 {
+	if to-from <= len(data)/2 {
+		return crc32c.Checksum(data[from:to])
+	}
+	first := crc32c.First(sum, crc32c.Checksum(data[to:]), len(data)-to)
+	return crc32c.Last(first, crc32c.Checksum(data[:from]), to-from)
 }
 
 // find returns where data has a value, from the given byte on first; -1: nowhere.
@@ -424,7 +433,7 @@ func (g *Segments) read(dst []byte, p Place) ([]byte, error) {
 		_, err = f.ReadAt(dst[n:], p.Offset)
 		g.release(p.Segment)
 	}
-	if err == nil && crc32.Checksum(dst[n:], castagnoli()) != p.Sum {
+	if err == nil && crc32c.Checksum(dst[n:]) != p.Sum {
 		err = errPlacedSum
 	}
 	switch {

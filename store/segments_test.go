@@ -14,6 +14,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/internal/crc32c"
 )
 
 // keep makes a segment of values on the disk and has the store keep it.
@@ -47,6 +48,7 @@ func placeAll(t testing.TB, s *Store, at command.EntryPlace, rev uint64, values 
 	b := s.NewBatch(index+1, 1)
 	data := []byte(strings.Join(values, ""))
 	for i, v := range values {
+		at.Sum = crc32c.Checksum(data)
 		p, _ := s.Segments.Find([]byte(v), data, at, 0)
 		if !p.IsSet() {
 			t.Fatalf("%.20q has no place", v)

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"math"
 	"strconv"
@@ -16,6 +15,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/belaydb/belay/internal/crc32c"
 )
 
 // A snapshot is the whole content as a stream:
@@ -57,7 +58,7 @@ func (s *Store) WriteSnapshot(ctx context.Context, v *View, w io.Writer) (err er
 	buf = binary.LittleEndian.AppendUint32(buf, snapshotVersion)
 	buf = binary.LittleEndian.AppendUint64(buf, index)
 	buf = binary.LittleEndian.AppendUint64(buf, term)
-	buf = binary.LittleEndian.AppendUint32(buf, crc32.Checksum(buf, castagnoli()))
+	buf = binary.LittleEndian.AppendUint32(buf, crc32c.Checksum(buf))
 	if _, err := w.Write(buf); err != nil {
 		return err
 	}
@@ -67,10 +68,10 @@ func (s *Store) WriteSnapshot(ctx context.Context, v *View, w io.Writer) (err er
 	const frame = 8
 	buf = buf[:frame]
 	block := func() error {
-		sum := crc32.Checksum(buf[frame:], castagnoli())
+		sum := crc32c.Checksum(buf[frame:])
 		binary.LittleEndian.PutUint32(buf, uint32(len(buf)-frame))
 		binary.LittleEndian.PutUint32(buf[4:], sum)
-		sums = crc32.Update(sums, castagnoli(), buf[4:frame])
+		sums = crc32c.Update(sums, buf[4:frame])
 		_, err := w.Write(buf)
 		if cap(buf) > 16*snapshotBlockBytes {
 			buf = make([]byte, frame, 2*snapshotBlockBytes)
@@ -107,14 +108,12 @@ func (s *Store) WriteSnapshot(ctx context.Context, v *View, w io.Writer) (err er
 	}
 	buf = binary.LittleEndian.AppendUint32(buf[:0], 0)
 	buf = binary.LittleEndian.AppendUint64(buf, count)
-	buf = binary.LittleEndian.AppendUint32(buf, crc32.Update(sums, castagnoli(), buf))
+	buf = binary.LittleEndian.AppendUint32(buf, crc32c.Update(sums, buf))
 	if _, err := w.Write(buf); err != nil {
 		return err
 	}
 	return nil
 }
-
-func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 // Incoming is a received snapshot, complete and verified, that waits on disk to be installed.
 type Incoming struct {
@@ -196,7 +195,7 @@ func (rc *receiver) receive() error {
 		return fmt.Errorf("it has format %d; this version knows format %d", v, snapshotVersion)
 	}
 	const sumAt = snapshotHeaderLen - 4
-	if crc32.Checksum(header[:sumAt], castagnoli()) != binary.LittleEndian.Uint32(header[sumAt:]) {
+	if crc32c.Checksum(header[:sumAt]) != binary.LittleEndian.Uint32(header[sumAt:]) {
 		return errors.New("its header is damaged")
 	}
 	rc.in.Index = binary.LittleEndian.Uint64(header[12:])
@@ -247,7 +246,7 @@ func (rc *receiver) block() (more bool, err error) {
 		if _, err := io.ReadFull(rc.r, frame[4:]); err != nil {
 			return false, unexpected(err)
 		}
-		if crc32.Update(rc.sums, castagnoli(), frame[:12]) != binary.LittleEndian.Uint32(frame[12:]) ||
+		if crc32c.Update(rc.sums, frame[:12]) != binary.LittleEndian.Uint32(frame[12:]) ||
 			binary.LittleEndian.Uint64(frame[4:]) != rc.count {
 			return false, errors.New("its trailer does not fit its blocks: some are missing, or it is damaged")
 		}
@@ -271,10 +270,10 @@ func (rc *receiver) block() (more bool, err error) {
 		rest -= n
 	}
 	payload := rc.payload.Bytes()
-	if crc32.Checksum(payload, castagnoli()) != binary.LittleEndian.Uint32(frame[4:]) {
+	if crc32c.Checksum(payload) != binary.LittleEndian.Uint32(frame[4:]) {
 		return false, errors.New("a block is damaged")
 	}
-	rc.sums = crc32.Update(rc.sums, castagnoli(), frame[4:8])
+	rc.sums = crc32c.Update(rc.sums, frame[4:8])
 	for len(payload) > 0 {
 		keyLen, n := binary.Uvarint(payload)
 		valueLen, m := uint64(0), 0

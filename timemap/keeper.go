@@ -4,12 +4,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/belaydb/belay/internal/crc32c"
 )
 
 const (
@@ -30,13 +31,11 @@ const (
 //	16  4  CRC-32C of the 16 bytes before
 const RecordBytes = 20
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 func (p point) append(b []byte) []byte {
 	n := len(b)
 	b = binary.BigEndian.AppendUint64(b, uint64(p.at))
 	b = binary.BigEndian.AppendUint64(b, uint64(p.rev))
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b[n:], castagnoli))
+	return binary.BigEndian.AppendUint32(b, crc32c.Checksum(b[n:]))
 }
 
 // decode reads records up to the first that is torn, or does not follow the one before: n are the
@@ -44,7 +43,7 @@ func (p point) append(b []byte) []byte {
 func decode(b []byte) (points []point, n int) {
 	for ; len(b)-n >= RecordBytes; n += RecordBytes {
 		r := b[n : n+RecordBytes]
-		if crc32.Checksum(r[:16], castagnoli) != binary.BigEndian.Uint32(r[16:]) {
+		if crc32c.Checksum(r[:16]) != binary.BigEndian.Uint32(r[16:]) {
 			break
 		}
 		p := point{int64(binary.BigEndian.Uint64(r)), int64(binary.BigEndian.Uint64(r[8:]))}

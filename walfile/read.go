@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -15,6 +14,8 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/internal/crc32c"
 )
 
 // Types of records.
@@ -60,8 +61,6 @@ type DamageError struct {
 func (e *DamageError) Error() string {
 	return fmt.Sprintf("%s is damaged at offset %d: %s", e.File, e.Offset, e.Reason)
 }
-
-func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 // Read reads the log in dir. applied is the last entry whose effect the database has.
 func Read(dir string, applied uint64) (*Contents, error) {
@@ -200,7 +199,7 @@ func (r *reader) segment(path string, last bool) (err error) {
 		}
 		rec, err := parseRecord(data[:size])
 		if err == nil && rec.kind != typeCRC {
-			if sum := crc32.Update(r.crc, castagnoli(), rec.data); sum == rec.crc {
+			if sum := crc32c.Update(r.crc, rec.data); sum == rec.crc {
 				r.crc = sum
 			} else {
 				err = errors.New("its checksum does not fit")

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/belaydb/belay/command"
+	"github.com/belaydb/belay/internal/crc32c"
 )
 
 // SnapshotName is the name of the .snap file of a position.
@@ -51,7 +51,7 @@ func ReadSnapshot(dir string, p Position) (Position, []*command.Member, error) {
 		}
 		b = b[n:]
 	}
-	if crc32.Checksum(data, castagnoli()) != uint32(crc) {
+	if crc32c.Checksum(data) != uint32(crc) {
 		return p, nil, damage("its checksum does not fit")
 	}
 	snapshot := new(raftpb.Snapshot)
@@ -91,7 +91,7 @@ func WriteSnapshot(dir string, p Position, m Membership) error {
 		return err
 	}
 	b := protowire.AppendTag(nil, 1, protowire.VarintType)
-	b = protowire.AppendVarint(b, uint64(crc32.Checksum(data, castagnoli())))
+	b = protowire.AppendVarint(b, uint64(crc32c.Checksum(data)))
 	b = protowire.AppendTag(b, 2, protowire.BytesType)
 	b = protowire.AppendBytes(b, data)
 	f, err := os.OpenFile(filepath.Join(dir, SnapshotName(p)), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)

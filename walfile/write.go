@@ -5,13 +5,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/belaydb/belay/internal/crc32c"
 )
 
 // A Start is what an etcd starts from: the state as of Snapshot, which is in its database, and what
@@ -72,7 +73,7 @@ type writer struct {
 }
 
 func (w *writer) put(kind int64, data []byte) {
-	w.crc = crc32.Update(w.crc, castagnoli(), data)
+	w.crc = crc32c.Update(w.crc, data)
 	b := protowire.AppendTag(nil, 1, protowire.VarintType)
 	b = protowire.AppendVarint(b, uint64(kind))
 	b = protowire.AppendTag(b, 2, protowire.VarintType)

@@ -26,7 +26,7 @@ const module = "github.com/belaydb/belay"
 //
 // DESIGN: command is the shared vocabulary, so it lies below everything.
 const floors = `
-	command, peers, budget, internal/interrupt, internal/daemon, internal/version, internal/show, internal/crash, internal/fault, internal/invariants
+	command, peers, budget, internal/interrupt, internal/daemon, internal/version, internal/show, internal/crash, internal/fault, internal/invariants, internal/crc32c
 	< store, raftlog, transport, listen, rpc, admission, logsink, evidence, usage, timemap, neighbours, discovery, walfile
 	< mvcc, lease, auth
 	< state, watch, replica, snapshotfile, leader

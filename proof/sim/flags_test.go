@@ -23,6 +23,7 @@ type localFlags struct {
 	compactionBatch int
 	maxLearners     int
 	placeBytes      int // from which size on values may stay in the log's segments; 0: none does
+	pipelineBytes   int // from which size on the log makes a group while the one before is written; 0: the default
 
 	bound int64 // logBound of these, before a mutation changes them
 }
@@ -50,6 +51,7 @@ func drawFlags(r *rand.Rand, seed uint64, ks kinds) localFlags {
 	if r.IntN(2) == 0 {
 		f.placeBytes = 1 + r.IntN(40)
 	}
+	f.pipelineBytes = r.IntN(2)
 	return f
 }
 

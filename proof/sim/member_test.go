@@ -203,7 +203,7 @@ func (m *member) start() (err error) {
 	}
 	if l.log, err = raftlog.Open(logDir, raftlog.Options{
 		FS: l.disk.fs, MemberID: l.id, ClusterID: clusterID, Logger: l.logger, SegmentBytes: l.flags.segmentBytes, MemoryBytes: l.flags.memoryBytes,
-		Applied: applied, LeastGroup: least, Keeper: l.store.Segments,
+		Applied: applied, LeastGroup: least, Keeper: l.store.Segments, PipelineBytes: l.flags.pipelineBytes,
 		Released: func(ms []*raftpb.Message) { l.paused.pass(); l.replica.Released(ms) },
 		Failed:   func(err error) { l.fail(fmt.Errorf("the raft log failed: %w", err)) },
 	}); err != nil {
