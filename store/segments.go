@@ -709,8 +709,9 @@ func (g *Segments) sparse(part float64, always bool) (list []command.Segment) {
 
 // Move writes values into the store that are in segments of which little is live, so that
 // those can be removed: of which less than half is, if half of all is garbage; with all, of which
-// less than nine tenths is. pause is called between batches. Then it removes what nothing is live
-// in, for which it waits for a flush.
+// less than nine tenths is. pause is called between batches. Now and then, and at the end, it
+// removes what nothing is live in, for which it waits for a flush: so it needs room for a part of
+// what it moves. What the disk has no room for stays where it is, which is an error.
 //
 // REQUIRES: nobody deletes versions meanwhile.
 func (g *Segments) Move(ctx context.Context, all bool, pause func(context.Context) error) error {
@@ -718,11 +719,18 @@ func (g *Segments) Move(ctx context.Context, all bool, pause func(context.Contex
 	if all {
 		part = 0.9
 	}
-	var damaged error
+	var damaged, full error
+	var written int64 // since the last flush here
 	for _, segment := range g.sparse(part, all) {
+		if written, full = g.makeRoom(ctx, segment, written); full != nil {
+			break
+		}
 		for done := false; !done; {
+			var moved int64
 			var err error
-			if done, err = g.move(segment); IsDamage(err) { // the others can still be freed
+			moved, done, err = g.move(segment)
+			written += moved
+			if IsDamage(err) { // the others can still be freed
 				damaged = cmp.Or(damaged, err)
 				g.setBad(segment)
 				break
@@ -735,12 +743,47 @@ func (g *Segments) Move(ctx context.Context, all bool, pause func(context.Contex
 			}
 		}
 	}
-	if damaged != nil {
-		return damaged
+	if damaged == nil && g.anyDead() {
+		if err := g.flushAndDrop(ctx); err != nil {
+			return err
+		}
 	}
-	if !g.anyDead() {
-		return nil
+	return cmp.Or(damaged, full)
+}
+
+// makeRoom sees to it that the disk has room for what is live in a segment. It removes the segments
+// that were moved before, by a flush, when a memory table of values was written since the last one,
+// or when there is too little room otherwise. Who moved all of them first would need as much space
+// as is live, which a disk does not have on which space is sought. It returns what was written since
+// the last flush.
+func (g *Segments) makeRoom(ctx context.Context, segment command.Segment, written int64) (int64, error) {
+	table := int64(g.s.opts.MemTableSize) // as much may be in memory, and is written before
+	g.mu.RLock()
+	var live int64
+	if f := g.files[segment]; f != nil {
+		live = f.live
 	}
+	g.mu.RUnlock()
+	for {
+		need := live + written + table
+		free, err := g.s.FreeBytes()
+		enough := err != nil || free >= uint64(need) // a file system that does not say takes all
+		switch {
+		case enough && written < table:
+			return written, nil
+		case written > 0:
+			if err := g.flushAndDrop(ctx); err != nil {
+				return written, err
+			}
+			written = 0
+		default:
+			return 0, fmt.Errorf("store: %s has %d MiB left, and %d MiB are needed to write the values that are left of a segment of the raft log into the store (free space, or enlarge the volume)", g.s.dir, free>>20, need>>20)
+		}
+	}
+}
+
+// flushAndDrop removes segments in which nothing is live, as soon as that is durable.
+func (g *Segments) flushAndDrop(ctx context.Context) error {
 	if err := g.s.Flush(ctx); err != nil {
 		return err
 	}
@@ -767,58 +810,58 @@ func (g *Segments) anyDead() (any bool) {
 	return any
 }
 
-// move moves some values of a segment.
-func (g *Segments) move(segment command.Segment) (done bool, err error) {
+// move moves some values of a segment, so many bytes; done: all of them are moved.
+func (g *Segments) move(segment command.Segment) (moved int64, done bool, err error) {
 	b := g.s.NewLocalBatch()
 	defer b.Close()
 	lower, upper := placesOf(segment)
 	it, err := g.s.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 	if err != nil {
-		return false, err
+		return 0, false, err
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
 	versions, err := it.Clone(pebble.CloneOptions{IterOptions: &pebble.IterOptions{}})
 	if err != nil {
-		return false, err
+		return 0, false, err
 	}
 	defer func() { err = errors.Join(err, versions.Close()) }()
-	moved := 0
-	commit := func() error {
+	var n int64
+	commit := func(done bool) (int64, bool, error) {
 		if err := b.Commit(); err != nil {
-			return err
+			return 0, false, err
 		}
 		g.mu.Lock()
-		g.moved += int64(moved)
+		g.moved += n
 		g.mu.Unlock()
-		return nil
+		return n, done, nil
 	}
 	for ok := it.First(); ok; ok = it.Next() {
-		if moved >= moveBytes {
-			return false, commit()
+		if n >= moveBytes {
+			return commit(false)
 		}
 		value, err := it.ValueAndErr()
 		if err != nil {
-			return false, Explain(err)
+			return 0, false, Explain(err)
 		}
 		_, length, version, err := parsePlaceKey(it.Key(), value)
 		if err != nil {
-			return false, err
+			return 0, false, err
 		}
 		if !versions.SeekPrefixGE(version) || !bytes.Equal(versions.Key(), version) {
-			return false, cmp.Or(Explain(versions.Error()), fmt.Errorf("store: a place key refers to a version that is not there: %x", version))
+			return 0, false, cmp.Or(Explain(versions.Error()), fmt.Errorf("store: a place key refers to a version that is not there: %x", version))
 		}
 		whole, err := versions.ValueAndErr()
 		if err != nil {
-			return false, Explain(err)
+			return 0, false, Explain(err)
 		}
 		if err := errors.Join(b.Set(version, whole), b.Delete(it.Key())); err != nil {
-			return false, err
+			return 0, false, err
 		}
 		b.places(segment, -length)
-		moved += len(whole)
+		n += int64(len(whole))
 	}
 	if err := it.Error(); err != nil {
-		return false, Explain(err)
+		return 0, false, Explain(err)
 	}
-	return true, commit()
+	return commit(true)
 }

@@ -2,9 +2,11 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -391,4 +393,109 @@ func FuzzPlaced(f *testing.F) {
 			t.Fatalf("%+v %x, again %+v %x: %v", p, header, again, h, err)
 		}
 	})
+}
+
+// smallDisk is a file system that says how much of a disk of so many bytes is free.
+type smallDisk struct {
+	vfs.FS
+	bytes int64
+}
+
+func (d *smallDisk) GetDiskUsage(path string) (vfs.DiskUsage, error) {
+	used, err := d.used(path)
+	return vfs.DiskUsage{AvailBytes: uint64(max(d.bytes-used, 0))}, err
+}
+
+// used is what the files in a store's folder take.
+func (d *smallDisk) used(path string) (n int64, err error) {
+	for _, dir := range []string{path, d.PathJoin(path, segmentsDir)} {
+		names, err := d.List(dir)
+		if err != nil {
+			return 0, err
+		}
+		for _, name := range names {
+			if info, err := d.Stat(d.PathJoin(dir, name)); err == nil && !info.IsDir() {
+				n += info.Size()
+			}
+		}
+	}
+	return n, nil
+}
+
+// TestMoveNeedsLittleRoom: values that are moved so that their segments can go take a part of what
+// those free; on a disk that has too little for that nothing is moved, and the error says so.
+// Otherwise a compaction, by which an operator makes room, fills the disk.
+func TestMoveNeedsLittleRoom(t *testing.T) {
+	const (
+		segments, perSegment, valueBytes = 16, 20, 50_000
+		live                             = segments * perSegment * valueBytes * 2 / 5
+		least                            = perSegment*valueBytes*2/5 + 1<<20 // of one segment, and a memory table
+	)
+	fs := &smallDisk{FS: vfs.NewMem()}
+	s := withPlaces(t, fs, nil)
+	defer closeStore(t, s)
+	var all []string
+	for i := range perSegment {
+		all = append(all, strings.Repeat(fmt.Sprintf("%010d", i), valueBytes/10))
+	}
+	for n := range uint64(segments) {
+		placeAll(t, s, keep(t, s, n+1, all...), 1+100*n, all...)
+	}
+	b := s.NewLocalBatch()
+	lower, upper := UserKeysSpan()
+	it, err := s.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ok := it.First(); ok; ok = it.Next() {
+		if _, _, main, _, _ := ParseUserKey(it.Key()); (main-1)%5 >= 2 {
+			if err := b.DeleteVersion(it.Key(), it.Extent()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := errors.Join(it.Close(), b.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, s)
+	s.Segments.Drop(command.Segment{Log: 1, Number: segments + 1})
+	if got := s.Segments.Stats(); got.Live != live {
+		t.Fatalf("%+v, want %d bytes live", got, live)
+	}
+	want, err := versions(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := fs.used(s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	fs.bytes = before + least/2
+	err = s.Segments.Move(t.Context(), false, context.Context.Err)
+	if err == nil || !strings.Contains(err.Error(), "free space") {
+		t.Fatalf("on a full disk: %v", err)
+	}
+	if got := s.Segments.Stats(); got.Moved != 0 || got.Files != segments {
+		t.Fatalf("on a full disk: %+v", got)
+	}
+
+	fs.bytes = before + 2*least
+	var most int64
+	if err := s.Segments.Move(t.Context(), false, func(context.Context) error {
+		used, err := fs.used(s.dir)
+		most = max(most, used)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if most > fs.bytes {
+		t.Errorf("%d bytes of a disk of %d were used", most, fs.bytes)
+	}
+	if got := s.Segments.Stats(); got.Moved < live || got.Files != 0 {
+		t.Errorf("%+v", got)
+	}
+	if got, err := versions(s); err != nil || !slices.Equal(got, want) {
+		t.Errorf("%d versions, were %d, or they differ: %v", len(got), len(want), err)
+	}
 }
