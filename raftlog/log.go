@@ -21,7 +21,7 @@ import (
 const (
 	defaultSegmentBytes = 64 << 20
 	defaultMemoryBytes  = 256 << 20
-	defaultGroupBytes   = 16 << 20
+	defaultGroupBytes   = 8 << 20
 	// To copy and sum a group of large entries takes a third of the time that a fast disk takes for it.
 	defaultPipelineBytes = 1 << 20
 	// defaultKeepApplied is what a follower that keeps up may lack when a member has started again.
