@@ -77,11 +77,13 @@ func (s *memoryState) Apply(entries []command.Entry) []command.Result {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	results := make([]command.Result, len(entries))
-	for i, e := range entries {
+	for i := range entries {
+		e := &entries[i]
 		if e.Index != s.index+1 {
 			panic(fmt.Sprintf("applied entry %d after %d", e.Index, s.index))
 		}
 		s.index, s.term = e.Index, e.Term
+		e.Placed = len(e.Data) // if it has a place
 		if put := e.Request.GetPut(); put != nil {
 			s.values[string(put.Key)] = string(put.Value)
 			results[i].Response = &pb.PutResponse{}
@@ -198,6 +200,7 @@ type testCluster struct {
 	// Of the replicas' configuration.
 	keepBytes, holdBytes, maxUnsynced int64
 	segmentBytes, holdDiskBytes       int64
+	keeper                            raftlog.Keeper
 	snapshotTakes                     time.Duration // on its way; 0: it is there at once
 	snapshotsSent                     atomic.Int64
 	logger                            *zap.Logger
@@ -302,6 +305,7 @@ func (m *testMember) openLog() {
 	log, err := raftlog.Open("log", raftlog.Options{
 		FS: errorfs.Wrap(m.disk, m), MemberID: m.id, ClusterID: testClusterID, SegmentBytes: m.c.segmentBytes, Applied: m.state.index,
 		PipelineBytes: m.c.rng.IntN(2), // the default, or each group
+		Keeper:        m.c.keeper,
 		Released: func(ms []*raftpb.Message) {
 			if m.life.Load() == life {
 				m.replica().Released(ms)

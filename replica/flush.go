@@ -67,8 +67,10 @@ func (f *flusher) note(entries uint64, bytes, placed int64) {
 	f.entries += entries
 	f.bytes += bytes - placed
 	f.placed += placed
+	all := f.bytes + f.placed
 	due := f.entries >= f.cfg.FlushEntries || f.bytes+f.placed/placedShare >= f.cfg.FlushBytes ||
-		f.bytes+f.placed >= f.cfg.MaxUnsyncedBytes/4 && f.inMemory() >= f.cfg.MaxUnsyncedBytes/4 // it takes no more soon
+		all >= f.cfg.MaxUnsyncedBytes/2 || // so much again may come during the flush, and a start has all of it in memory
+		all >= f.cfg.MaxUnsyncedBytes/4 && f.inMemory() >= f.cfg.MaxUnsyncedBytes/4 // it takes no more soon
 	due = f.tellUnflushed() || due
 	f.mu.Unlock()
 	if due {

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/belaydb/belay/command"
 )
 
 // TestLogInMemoryIsForWhoIsBehind: while nobody is behind, an eighth of the log that is kept for
@@ -52,6 +54,54 @@ func TestLogInMemoryIsForWhoIsBehind(t *testing.T) {
 				if held, _ := leader.log.Bytes(); held >= keep/2 {
 					t.Errorf("the leader keeps %d bytes of the log in memory, when all have caught up", held)
 				}
+			})
+		})
+	}
+}
+
+// keepsAny has large values stay in the log, where these tests look for none.
+type keepsAny struct{}
+
+func (keepsAny) Keep(command.Segment, string) error { return nil }
+func (keepsAny) LeastEntry() int                    { return 1 << 10 }
+
+// TestValuesInTheLogAreFlushedInTime: what a start has in memory, since the store lacks it, is bounded,
+// although values that stay in the log leave memory before they are flushed; and the log in memory that
+// a follower lacks has the store flushed earlier.
+func TestValuesInTheLogAreFlushedInTime(t *testing.T) {
+	const size, slack = 128 << 10, 512 << 10
+	for _, away := range []bool{false, true} {
+		t.Run(fmt.Sprintf("away=%v", away), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newTestCluster(t, 3, bounded, func(c *testCluster) { c.keeper, c.keepBytes = keepsAny{}, 64<<10 })
+				defer c.close()
+				m := c.leader()
+				if away {
+					c.partition(c.others(m)[0].id, true)
+				}
+				most, lacks, flushes := int64(0), int64(0), 0
+				for i, flushed := 0, uint64(0); i < 100; i++ {
+					m.mustPut("k", strings.Repeat("v", size))
+					if synctest.Wait(); !away {
+						time.Sleep(50 * time.Millisecond) // a tick sees that nobody needs it
+					}
+					r := m.replica()
+					if f := r.pub.flushed.Load(); f != flushed {
+						flushed, flushes = f, flushes+1
+					}
+					most = max(most, m.memory())
+					lacks = max(lacks, int64(r.pub.applied.Load()-r.pub.flushed.Load())*size)
+				}
+				if lacks > testBound/2+slack {
+					t.Errorf("the store lacked %d bytes of the log; a start is to have at most half of %d in memory", lacks, testBound)
+				}
+				if most > testBound/4+slack {
+					t.Errorf("%d bytes of the log were in memory", most)
+				}
+				if !away && flushes > 10 {
+					t.Errorf("values that stay in the log had the store flushed %d times", flushes)
+				}
+				t.Logf("the store lacked at most %d bytes, %d were in memory, %d flushes", lacks, most, flushes)
 			})
 		})
 	}

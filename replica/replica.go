@@ -121,8 +121,9 @@ type Settings struct {
 	TuneTimeouts bool
 	// FlushBytes and FlushEntries say how much log may lie between the durable applied index and
 	// the applied index before the flusher asks for a flush. They bound the replay at a start after
-	// a crash. Of large values that stay in the log an eighth of the bytes counts. Defaults 24 MiB
-	// (a quarter of MaxUnsyncedBytes if that is less), 100,000.
+	// a crash. Of large values that stay in the log an eighth of the bytes counts, but never is it more
+	// than half of MaxUnsyncedBytes with all of theirs. Defaults 24 MiB (a quarter of
+	// MaxUnsyncedBytes if that is less), 100,000.
 	FlushBytes   int64
 	FlushEntries uint64
 	// KeepBytes is how much log is kept in memory for followers that lag, below what the
