@@ -41,8 +41,11 @@ func newWard(ctx context.Context, t *testing.T, args ...string) *ward {
 		filling.Go(func() {
 			for k := i; k < wardKeys; k += 10 {
 				value := make([]byte, 1000) // nothing to compress, so that a byte altered is one of a value
-				if k%25 == 0 {
-					value = make([]byte, 20000) // in a file of values
+				switch k % 25 {
+				case 0:
+					value = make([]byte, 20_000) // in a file of values
+				case 1:
+					value = make([]byte, 100_000) // in a segment of the log
 				}
 				_, _ = rand.Read(value) // it never fails
 				if _, err := client.Put(ctx, fmt.Sprintf("key%05d", k), string(value)); err != nil {
@@ -68,7 +71,11 @@ func (w *ward) load(ctx context.Context, t *testing.T, but *cluster.Member) (don
 		for i := range 2 {
 			running.Go(func() {
 				for n := 0; ctx.Err() == nil; n++ {
-					_, err := client.Put(ctx, fmt.Sprintf("load/%s/%d", m.Name, i), fmt.Sprint(n))
+					value := fmt.Sprint(n)
+					if n%10 == 0 {
+						value += strings.Repeat("v", 40_000) // in a segment of the log
+					}
+					_, err := client.Put(ctx, fmt.Sprintf("load/%s/%d", m.Name, i), value)
 					switch {
 					case ctx.Err() != nil:
 					case err != nil:
@@ -390,7 +397,7 @@ func TestHealAnyFile(t *testing.T) {
 	done := w.load(ctx, t, m)
 	defer done()
 	files := 0
-	tried, numbers := make(map[string]bool), regexp.MustCompile("[0-9]{6,}")
+	tried, numbers := make(map[string]bool), regexp.MustCompile("[0-9a-f]{6,}")
 	for _, remove := range []bool{false, true} {
 		for {
 			if err := m.Stop(ctx); err != nil { // so that there are tables

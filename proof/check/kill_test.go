@@ -341,7 +341,7 @@ func (k *kill) verifyKeys(ctx context.Context, m *cluster.Member, kv pb.KVClient
 		for _, e := range resp.Kvs {
 			got[string(e.Key)] = there{string(e.Value), e.ModRevision, e.CreateRevision}
 			if want, ok := k.tried[string(e.Key)]; !ok || want != string(e.Value) {
-				return fmt.Errorf("%s has %q=%q, which nobody wrote", m.Name, e.Key, e.Value)
+				return fmt.Errorf("%s has %q=%.100q, which nobody wrote", m.Name, e.Key, e.Value)
 			}
 			if e.ModRevision != e.CreateRevision || e.Version != 1 {
 				return fmt.Errorf("%s: %q was written %d times, by revision %d and %d", m.Name, e.Key, e.Version, e.CreateRevision, e.ModRevision)

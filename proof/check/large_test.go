@@ -3,13 +3,18 @@ package check
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -147,4 +152,98 @@ func TestLargeValuesAreWrittenOnce(t *testing.T) {
 	}
 	defer other.Close()
 	check("restored", other)
+}
+
+// TestLargeValuesAndAMovedLog: a log that is moved to another file system than the store's, and
+// back, with a kill before each move, takes no value with it: those in kept segments stay, those that
+// come on the other file system are in the store, and the log says so once.
+func TestLargeValuesAndAMovedLog(t *testing.T) {
+	onlyBelay(t)
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	dir := t.TempDir()
+	second, err := os.MkdirTemp("/dev/shm", "belay")
+	if err != nil {
+		t.Skipf("there is no second file system: %v", err)
+	}
+	t.Cleanup(func() { os.RemoveAll(second) })
+	if err := os.WriteFile(filepath.Join(dir, "f"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	usage, err := vfs.Default.GetDiskUsage(second)
+	if err != nil || usage.AvailBytes < 1<<30 || os.Link(filepath.Join(dir, "f"), filepath.Join(second, "f")) == nil {
+		t.Skipf("there is no second file system with room: %+v, %v", usage, err)
+	}
+	here, there := filepath.Join(dir, "wal"), filepath.Join(second, "wal")
+	at := func(dir string) func([]string) []string {
+		return func(args []string) []string {
+			return append(slices.DeleteFunc(args, func(a string) bool { return strings.HasPrefix(a, "--wal-dir=") }), "--wal-dir="+dir)
+		}
+	}
+	m := startCluster(t, cluster.Config{Kind: cluster.Belay, Size: 1, Args: []string{"--wal-dir=" + here}}).Members[0]
+	cl := newClient(t, []string{m.Endpoint()})
+	want := map[string]string{}
+	write := func(prefix string) (hash uint32) {
+		t.Helper()
+		for i := range 80 {
+			key := fmt.Sprintf("key-%s-%02d", prefix, i)
+			want[key] = strings.Repeat(key, 100_000/len(key))
+			if _, err := cl.Put(ctx, key, want[key]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		resp, err := cl.HashKV(ctx, m.Endpoint(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Hash
+	}
+	move := func(from, to string, hash uint32) {
+		t.Helper()
+		if err := m.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.CopyFS(to, os.DirFS(from)), os.RemoveAll(from)); err != nil {
+			t.Fatal(err)
+		}
+		m.SetArgs(at(to))
+		if err := errors.Join(m.Start(), m.WaitReady(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := cl.HashKV(ctx, m.Endpoint(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Hash != hash {
+			t.Errorf("after a move to %s the hash is %d, and was %d", to, resp.Hash, hash)
+		}
+	}
+	hash := write("first")
+	if names, err := filepath.Glob(filepath.Join(m.DataDir, "member", "store", "segments", "*")); err != nil || len(names) == 0 {
+		t.Fatalf("no segment is kept: %v", err)
+	}
+	move(here, there, hash)
+	hash = write("elsewhere")
+	move(there, here, hash)
+	write("back")
+	resp, err := cl.Get(ctx, "key-", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range resp.Kvs {
+		if want[string(kv.Key)] != string(kv.Value) {
+			t.Errorf("%s has another value", kv.Key)
+		}
+	}
+	if len(resp.Kvs) != len(want) {
+		t.Errorf("%d keys of %d", len(resp.Kvs), len(want))
+	}
+	text, err := os.ReadFile(m.LogPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(text), "cannot be kept for the large values in it"); n != 1 {
+		t.Errorf("the log says %d times that a segment cannot be kept", n)
+	}
 }

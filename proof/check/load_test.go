@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -75,6 +76,9 @@ func (l *load) client(ctx context.Context, id int, c *clientv3.Client, rng *rand
 		value := fmt.Sprintf("%d.%d.%d", l.round, id, seq)
 		switch n := rng.IntN(10); {
 		case n < 5:
+			if l.round%2 == 1 && rng.IntN(8) == 0 { // so large that it stays in a segment of the log
+				value = strings.Repeat(value+" ", 40_000/len(value))
+			}
 			l.unique(c, fmt.Sprintf("u/%d/%d/%d", l.round, id, seq), value)
 		case n < 7:
 			if v, ok := l.do(id, c, regInput{kind: opGet, key: key}); ok {
