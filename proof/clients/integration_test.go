@@ -2,6 +2,7 @@ package clients
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -105,13 +106,24 @@ type testsCopy struct {
 	proxied bool   // clients reach them through `belay proxy`
 }
 
+// sourceOfTests is where Go has etcd's module of tests. It need not have it yet.
+func sourceOfTests(t *testing.T) string {
+	t.Helper()
+	out, stderr, err := run(t, 10*time.Minute, exec.Command("go", "mod", "download", "-C", "etcdtests", "-json", etcdsTests))
+	var module struct{ Dir string }
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &module)
+	}
+	if err != nil || module.Dir == "" {
+		t.Fatalf("no source of %s: %v\n%s%s", etcdsTests, err, out, stderr)
+	}
+	return module.Dir
+}
+
 // copyOfTests makes one that can be built.
 func copyOfTests(t *testing.T) *testsCopy {
 	t.Helper()
-	dir, stderr, err := run(t, 10*time.Minute, exec.Command("go", "list", "-C", "etcdtests", "-m", "-f", "{{.Dir}}", etcdsTests))
-	if err != nil {
-		t.Fatalf("%v\n%s", err, stderr)
-	}
+	dir := sourceOfTests(t)
 	check := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -122,7 +134,7 @@ func copyOfTests(t *testing.T) *testsCopy {
 	check(err)
 	c := &testsCopy{dir: filepath.Join(top, "tests"), modfile: filepath.Join(top, "go.mod"), belay: checkKind(t) == cluster.Belay}
 	check(os.RemoveAll(c.dir))
-	check(os.CopyFS(c.dir, os.DirFS(strings.TrimSpace(dir))))
+	check(os.CopyFS(c.dir, os.DirFS(dir)))
 	for _, name := range []string{"go.mod", "go.sum"} {
 		text, err := os.ReadFile(filepath.Join("etcdtests", name))
 		check(err)

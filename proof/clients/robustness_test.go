@@ -234,8 +234,7 @@ func newRobustness(t *testing.T) *robustness {
 	do("build", "-o", r.etcdwal, "./etcdwal")
 
 	// A copy of etcd's module, changed, in the place of the module.
-	const module = "go.etcd.io/etcd/tests/v3"
-	for _, dir := range []string{do("list", "-C", "etcdtests", "-m", "-f", "{{.Dir}}", module), filepath.Join("testdata", "robustness")} {
+	for _, dir := range []string{sourceOfTests(t), filepath.Join("testdata", "robustness")} {
 		to := source
 		if dir == filepath.Join("testdata", "robustness") {
 			to = r.dir
@@ -250,10 +249,10 @@ func newRobustness(t *testing.T) *robustness {
 	mod := filepath.Join(work, "go.mod")
 	copyFile(t, filepath.Join("etcdtests", "go.mod"), mod)
 	copyFile(t, filepath.Join("etcdtests", "go.sum"), filepath.Join(work, "go.sum"))
-	do("mod", "edit", "-replace", module+"="+source, mod)
+	do("mod", "edit", "-replace", etcdsTests+"="+source, mod)
 	for by, tags := range map[string]string{"direct": "e2e", "proxy": "e2e,cluster_proxy"} {
 		r.programs[by] = filepath.Join(work, by+".test")
-		do("test", "-C", "etcdtests", "-modfile", mod, "-tags", tags, "-c", "-o", r.programs[by], module+"/robustness")
+		do("test", "-C", "etcdtests", "-modfile", mod, "-tags", tags, "-c", "-o", r.programs[by], etcdsTests+"/robustness")
 	}
 	r.programs["large"] = r.programs["direct"]
 	return r
