@@ -30,7 +30,8 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 		Use:   "save <filename>",
 		Short: "Saves a server's store to a file that belay util and etcdutl can restore",
 		Example: "  " + c.name + " snapshot save backup.db\n" +
-			"  " + c.name + " --endpoints=10.0.0.1:2379 snapshot save backup_$(date +%Y%m%d_%H%M%S).db",
+			"  " + c.name + " --endpoints=10.0.0.1:2379 snapshot save backup_$(date +%Y%m%d_%H%M%S).db\n" +
+			"  " + c.name + " snapshot save /dev/stdout | zstd > backup.db.zst",
 		RunE: c.run(func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) != 1 {
 				return failf(codeBadArgs, "snapshot save expects one argument <filename>")
@@ -67,13 +68,20 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 				return err
 			}
 			file, _ := terminal(c.err)
-			version, err := saveSnapshot(ctx, cli, args[0], show.NewMeter(c.err, file, "snapshot", show.Bytes))
+			meter := show.NewMeter(c.err, file, "snapshot", show.Bytes)
+			said, version := c.out, ""
+			if passesOn(args[0]) {
+				said = c.err // standard output may be where the snapshot goes
+				version, err = passSnapshotOn(ctx, cli, args[0], c.out, meter)
+			} else {
+				version, err = saveSnapshot(ctx, cli, args[0], meter)
+			}
 			if err != nil {
 				return fail(codeInterrupted, err)
 			}
-			fmt.Fprintf(c.out, "Snapshot saved at %s\n", args[0])
+			fmt.Fprintf(said, "Snapshot saved at %s\n", args[0])
 			if version != "" {
-				fmt.Fprintf(c.out, "Server version %s\n", version)
+				fmt.Fprintf(said, "Server version %s\n", version)
 			}
 			return nil
 		}),
@@ -85,6 +93,9 @@ func (c *ctl) snapshotCommand() *cobra.Command {
 // renames it to path. So there is never a partial backup under the final name. It returns the
 // server's storage version.
 func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string, meter *show.Meter) (version string, err error) {
+	if info, err := os.Stat(path); err == nil && info.IsDir() { // said before everything is received
+		return "", fmt.Errorf("could not save to %s: it is a directory, and the name of a file is needed", path)
+	}
 	part := path + ".part"
 	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -96,17 +107,8 @@ func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string, meter 
 			err = rerr
 		}
 	}()
-	digest := newTrailingDigest()
-	version, size, err := receiveSnapshot(ctx, cli, io.MultiWriter(f, digest), meter.Show)
-	meter.End()
+	version, err = receiveVerified(ctx, cli, f, meter)
 	if err != nil {
-		return "", err
-	}
-	// The database is a number of whole 512-byte sectors; its digest comes after it.
-	if size%512 != sha256.Size {
-		return "", fmt.Errorf("sha256 checksum not found [bytes: %d]", size)
-	}
-	if err := digest.verify(); err != nil {
 		return "", err
 	}
 	if err := f.Sync(); err != nil {
@@ -125,6 +127,65 @@ func saveSnapshot(ctx context.Context, cli *clientv3.Client, path string, meter 
 		}
 	}
 	return version, nil
+}
+
+// passesOn tells whether path is no place where a file is kept, but one that passes on what is
+// written there, or drops it: a device, a pipe, or the process's own standard output. There nothing
+// may be renamed to path: as root, that would replace the device by a file. etcdctl does so.
+func passesOn(path string) bool {
+	clean := filepath.Clean(path)
+	if clean == stdoutPath || filepath.Dir(clean) == "/dev/fd" || filepath.Dir(clean) == "/proc/self/fd" {
+		return true // though it may be a link to a regular file
+	}
+	info, err := os.Stat(path)
+	return err == nil && !info.Mode().IsRegular() && !info.IsDir()
+}
+
+const stdoutPath = "/dev/stdout"
+
+// passSnapshotOn streams a snapshot to a path that passesOn, of which stdout is one. What was written cannot be taken back:
+// only the returned error tells that it is not whole.
+func passSnapshotOn(ctx context.Context, cli *clientv3.Client, path string, stdout io.Writer, meter *show.Meter) (version string, err error) {
+	if filepath.Clean(path) == stdoutPath { // not opened again, so that it is written where it stands
+		return receiveVerified(ctx, cli, stdout, meter)
+	}
+	type opened struct {
+		f   *os.File
+		err error
+	}
+	ready := make(chan opened, 1)
+	go func() { // a named pipe waits for its reader
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		ready <- opened{f, err}
+	}()
+	select {
+	case o := <-ready:
+		if o.err != nil {
+			return "", fmt.Errorf("could not open %s (%w)", path, o.err)
+		}
+		version, err = receiveVerified(ctx, cli, o.f, meter)
+		if cerr := o.f.Close(); err == nil {
+			err = cerr
+		}
+		return version, err
+	case <-ctx.Done():
+		return "", fmt.Errorf("could not open %s (%w)", path, context.Cause(ctx))
+	}
+}
+
+// receiveVerified writes a snapshot to w and verifies it by the digest at its end.
+func receiveVerified(ctx context.Context, cli *clientv3.Client, w io.Writer, meter *show.Meter) (version string, err error) {
+	digest := newTrailingDigest()
+	version, size, err := receiveSnapshot(ctx, cli, io.MultiWriter(w, digest), meter.Show)
+	meter.End()
+	if err != nil {
+		return "", err
+	}
+	// The database is a number of whole 512-byte sectors; its digest comes after it.
+	if size%512 != sha256.Size {
+		return "", fmt.Errorf("sha256 checksum not found [bytes: %d]", size)
+	}
+	return version, digest.verify()
 }
 
 // receiveSnapshot writes a snapshot to w and tells how much of how much is there. clientv3's own
