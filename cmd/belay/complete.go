@@ -24,9 +24,14 @@ const (
 // completion prints a shell's completion scripts for belay and for the names that a link to it may
 // have.
 func completion(args []string, stdout, stderr io.Writer) int {
+	const which = "belay completion: which shell? bash, zsh, fish or powershell, as in: source <(belay completion bash)"
 	if len(args) != 1 {
-		fmt.Fprintln(stderr, "belay completion: which shell? bash, zsh, fish or powershell, as in: source <(belay completion bash)")
+		fmt.Fprintln(stderr, which)
 		return 2
+	}
+	if args[0] == "--help" || args[0] == "-h" {
+		fmt.Fprintln(stdout, which)
+		return 0
 	}
 	for _, name := range []string{"belay", "etcdctl", "etcdutl", "etcd", "benchmark"} {
 		if err := show.Completion(stdout, args[0], name); err != nil {

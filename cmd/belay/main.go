@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/belaydb/belay/cli/bench"
@@ -101,10 +102,32 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case "version", "--version", "-v":
 		printVersion(stdout)
 		return 0
-	case "help", "--help", "-h":
+	case "help":
+		if len(args) > 2 && args[2] != "help" && !strings.HasPrefix(args[2], "-") { // belay help ctl get
+			return run(append(append(args[:1:1], args[2:]...), "--help"), stdin, stdout, stderr)
+		}
+		fmt.Fprint(stdout, usage)
+		return 0
+	case "--help", "-h":
 		fmt.Fprint(stdout, usage)
 		return 0
 	}
-	fmt.Fprintf(stderr, "belay: unknown command %q\n\n%s", args[1], usage)
+	fmt.Fprintf(stderr, "belay: unknown command %q%s\n\n%s", args[1], meant(args[1]), usage)
 	return 2
+}
+
+// meant names the commands whose sub-command the word is, as of who typed `belay get`.
+func meant(word string) string {
+	var full []string
+	for _, group := range []string{"ctl", "util", "doctor", "bench"} {
+		var offered strings.Builder
+		complete("__completeNoDesc", []string{group, word}, strings.NewReader(""), &offered, io.Discard)
+		if slices.Contains(strings.Split(offered.String(), "\n"), word) {
+			full = append(full, "belay "+group+" "+word)
+		}
+	}
+	if len(full) == 0 {
+		return ""
+	}
+	return "; did you mean " + strings.Join(full, " or ") + "?"
 }

@@ -43,6 +43,46 @@ func TestComplete(t *testing.T) {
 	}
 }
 
+// TestHelpOfCommands: help with a command's name is that command's, on standard output. It printed
+// the overview, and a command of ctl or util without its "ctl" was only unknown.
+func TestHelpOfCommands(t *testing.T) {
+	for line, want := range map[string]string{
+		"belay help":                 "Belay is a distributed",
+		"belay help help":            "Belay is a distributed",
+		"belay help server":          "--initial-cluster",
+		"belay help dev":             "--members",
+		"belay help proxy":           "--listen-addr",
+		"belay help ctl get":         "belay ctl get [options] <key> [range_end]",
+		"belay help util snapshot":   "belay util snapshot",
+		"belay help doctor disk":     "belay doctor disk",
+		"belay help bench put":       "belay bench put",
+		"belay help completion":      "source <(belay completion bash)",
+		"belay help version":         "belay version:",
+		"belay completion --help":    "source <(belay completion bash)",
+		"belay ctl help member list": "belay ctl member list",
+	} {
+		var out, errs bytes.Buffer
+		if code := run(strings.Split(line, " "), nil, &out, &errs); code != 0 || !strings.Contains(out.String(), want) || errs.Len() > 0 {
+			t.Errorf("%s: code %d, %q, and on stderr %q; want %q", line, code, out.String(), errs.String(), want)
+		}
+	}
+	for line, want := range map[string]string{
+		"belay get":         "belay: unknown command \"get\"; did you mean belay ctl get?\n",
+		"belay top":         "belay: unknown command \"top\"; did you mean belay ctl top?\n",
+		"belay snapshot":    "belay: unknown command \"snapshot\"; did you mean belay ctl snapshot or belay util snapshot?\n",
+		"belay neighbours":  "belay: unknown command \"neighbours\"; did you mean belay doctor neighbours?\n",
+		"belay xyz":         "belay: unknown command \"xyz\"\n",
+		"belay help xyz":    "belay: unknown command \"xyz\"\n",
+		"belay help top":    "belay: unknown command \"top\"; did you mean belay ctl top?\n",
+		"belay --data-dir=": "belay: unknown command \"--data-dir=\"\n",
+	} {
+		var out, errs bytes.Buffer
+		if code := run(strings.Split(line, " "), nil, &out, &errs); code != 2 || !strings.HasPrefix(errs.String(), want) || out.Len() > 0 {
+			t.Errorf("%s: code %d, %q, and on stdout %q; want %q", line, code, errs.String(), out.String(), want)
+		}
+	}
+}
+
 // TestCompletionInBash has bash itself complete with the scripts, for belay and for links to it.
 func TestCompletionInBash(t *testing.T) {
 	bash, err := exec.LookPath("bash")
