@@ -106,6 +106,12 @@ func TestDoctor(t *testing.T) {
 			if err := dead.Kill(); err != nil {
 				t.Fatal(err)
 			}
+			// Somebody's list of endpoints has a member of another cluster.
+			alone := startCluster(t, cluster.Config{Kind: kind, Size: 1, Binary: binary, Dir: t.TempDir()})
+			d, code = doctor(t, "--endpoints", c.Members[0].ClientURL+","+alone.Members[0].ClientURL, "--between", "0s", "--command-timeout", "3s")
+			if code != 2 || !d.has("membership-other-cluster", "") || len(d.Data.Members) != 3 {
+				t.Errorf("with an endpoint of another cluster: code %d, %+v", code, d)
+			}
 			d, code = doctor(t, "--endpoints", c.Members[0].ClientURL, "--between", "0s", "--command-timeout", "3s")
 			if code == 0 || !d.has("member-unreachable", dead.Name) || d.has("member-unreachable", c.Members[0].Name) {
 				t.Errorf("with %s dead: code %d, %+v", dead.Name, code, d.Findings)

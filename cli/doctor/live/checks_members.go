@@ -2,6 +2,7 @@ package live
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -23,7 +24,9 @@ func checkReachable(c *Cluster, a *adder) {
 	}
 	need := len(voters)/2 + 1
 	for _, m := range c.Members {
+		_, other := errors.AsType[otherError](m.Err)
 		switch {
+		case other: // told by checkMembership
 		case m.Err != nil && m.Endpoint != "":
 			severity, why := report.Warning, fmt.Sprintf("%d of %d voters answer, %d are needed: the cluster works, and bears %s.", up, len(voters), need, losses(up-need))
 			if up < need {
@@ -52,6 +55,9 @@ func checkReachable(c *Cluster, a *adder) {
 	}
 	for _, s := range c.Strangers {
 		a.unknown("An endpoint that is no member's does not answer.", []string{s}, "take it out of --endpoints, or see what is behind it")
+	}
+	if slices.ContainsFunc(c.Others, func(o Other) bool { return o.Member != nil }) {
+		return // those members do not answer
 	}
 	a.good("each member answers (%d of %d)", len(c.Members), len(c.Members))
 }
@@ -425,7 +431,50 @@ func checkMembership(c *Cluster, a *adder) {
 			a.add(f)
 		}
 	}
+	for _, o := range c.Others {
+		a.add(o.finding(c))
+	}
 	a.good("%d voters, each on a host of its own", voters)
+}
+
+// finding says what it means that somebody else answers.
+func (o Other) finding(c *Cluster) report.Finding {
+	f := report.Finding{Evidence: []string{fmt.Sprintf("%s: member %x of cluster %x", o.Endpoint, o.MemberID, o.ClusterID)}}
+	if o.Member != nil {
+		f.Member = o.Member.Name
+		f.Evidence = append(f.Evidence, fmt.Sprintf("%s is member %x of cluster %x", o.Member.Name, o.Member.ID, c.ID))
+	}
+	const apart = "It has none of this cluster's writes: clients that know both read and write other data, by which of them they reach."
+	switch {
+	case o.ClusterID != c.ID && o.Member != nil:
+		f.ID, f.Severity = "membership-other-cluster", report.Critical
+		f.What, f.Why = "A member of another cluster answers at its client URL.", apart
+		f.Do = []string{
+			"stop what answers there",
+			"if it is this member, started again on an empty directory as a cluster of its own (--initial-cluster-state=new): `member remove` it, move its directory away, `member add` it, and start it with --initial-cluster-state=existing",
+			"if the address belongs to somebody else now: correct --advertise-client-urls",
+		}
+	case o.ClusterID != c.ID:
+		f.ID, f.Severity = "membership-other-cluster", report.Critical
+		f.What, f.Why = "The endpoints belong to different clusters.", apart
+		f.Evidence = append(f.Evidence, fmt.Sprintf("the rest of this report is about cluster %x", c.ID))
+		f.Do = []string{
+			"take it out of --endpoints, and out of the lists of clients that should have one cluster; look at each cluster by itself",
+			"if it should be a member: stop it, move its directory away, `member add` it, and start it with --initial-cluster-state=existing",
+		}
+	case o.Member != nil:
+		f.ID, f.Severity = "membership-other-member", report.Warning
+		f.What, f.Why = "Another member answers at its client URL.", "What clients ask of it is asked of another member; nothing could be looked at here that it would tell."
+		if m := c.byID(o.MemberID); m != nil {
+			f.What = m.Name + " answers at its client URL."
+		}
+		f.Do = []string{"have each member advertise where it listens itself (--advertise-client-urls), not the address of another or of a load balancer"}
+	default:
+		f.ID, f.Severity = "membership-other-member", report.Warning
+		f.What, f.Why = "A process answers that is no member.", "It was removed from the cluster, or has just been added: its data may be old."
+		f.Do = []string{"if it was removed: stop it, and take it out of the lists of clients"}
+	}
+	return f
 }
 
 func checkOpen(c *Cluster, a *adder) {

@@ -1,6 +1,7 @@
 package live
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -21,6 +22,7 @@ type Cluster struct {
 	Members   []*Member
 	Errors    []string // endpoints that did not tell who the members are, with why
 	Strangers []string // endpoints that are no member's and do not answer, with why
+	Others    []Other
 	Alarms    []*pb.AlarmMember
 	AlarmsErr error
 	AuthKnown bool // whether Auth was told
@@ -28,9 +30,47 @@ type Cluster struct {
 	Machine   Machine // the one that doctor runs on
 }
 
+// An Other is a process that answers where a member of the cluster was expected, and is not that
+// member. Of what it told nothing else is kept: it would be taken for the cluster's.
+type Other struct {
+	Endpoint  string
+	Member    *Member // whose endpoint it is; nil: nobody's, it is among the Endpoints alone
+	ClusterID uint64  // what it says that it is
+	MemberID  uint64
+}
+
+// An otherError is why there is no Status of a member at whose endpoint a member of another cluster
+// answers.
+type otherError struct{ Other }
+
+func (e otherError) Error() string {
+	return fmt.Sprintf("a member of another cluster answers there: %x of cluster %x", e.MemberID, e.ClusterID)
+}
+
+// setOthersApart takes from the members what was told by others than they.
+func (c *Cluster) setOthersApart() {
+	for _, m := range c.Members {
+		if m.Status == nil || m.Status.Header == nil {
+			continue
+		}
+		h := m.Status.Header
+		o := Other{Endpoint: m.Endpoint, Member: m, ClusterID: h.ClusterId, MemberID: h.MemberId}
+		switch {
+		case h.ClusterId != c.ID:
+			m.Err = otherError{o}
+		case h.MemberId == m.ID:
+			continue
+		}
+		c.Others = append(c.Others, o)
+		m.Status, m.Later, m.Read, m.Before, m.After, m.MetricsErr = nil, nil, Answer{}, nil, nil, m.Err
+		m.Clock, m.RTT, m.Certificates, m.Belay = Clock{}, nil, nil, nil
+	}
+}
+
 // A Member is one of them. What it did not tell is nil or zero.
 type Member struct {
 	ID           uint64
+	ClusterID    uint64
 	Name         string // or its id, if it has none
 	PeerURLs     []string
 	ClientURLs   []string

@@ -61,6 +61,7 @@ func Gather(ctx context.Context, o Options) (*Cluster, error) {
 		wg.Go(func() { g.ask(ctx, m) })
 	}
 	wg.Wait()
+	c.setOthersApart()
 	c.Machine = here()
 	if o.Between <= 0 || c.silent() {
 		return c, ctx.Err()
@@ -71,7 +72,7 @@ func Gather(ctx context.Context, o Options) (*Cluster, error) {
 	case <-time.After(o.Between):
 	}
 	for _, m := range c.Members {
-		if m.Endpoint == "" || m.Err != nil {
+		if m.Endpoint == "" || m.Err != nil || m.Status == nil {
 			continue
 		}
 		wg.Go(func() {
@@ -162,15 +163,24 @@ func (g *gatherer) members(ctx context.Context, c *Cluster) {
 			}
 			continue
 		}
-		if at := slices.IndexFunc(c.Members, func(m *Member) bool { return m.ID == st.Header.MemberId }); at >= 0 {
+		known := c.ID != 0 // else nobody says who the members are, as with users on: those that answer are
+		if !known && len(c.Members) == 0 {
+			c.ID = st.Header.ClusterId
+		}
+		at = slices.IndexFunc(c.Members, func(m *Member) bool { return m.ID == st.Header.MemberId })
+		switch {
+		case st.Header.ClusterId != c.ID, known && at < 0:
+			c.Others = append(c.Others, Other{Endpoint: ep, ClusterID: st.Header.ClusterId, MemberID: st.Header.MemberId})
+		case at >= 0:
 			c.Members[at].Endpoint = ep
-		} else {
+		default:
 			m.ID, m.Name = st.Header.MemberId, fmt.Sprintf("%x", st.Header.MemberId)
 			c.Members = append(c.Members, m)
 		}
 	}
 	// Who is not among the endpoints is asked where it says it can be.
 	for _, m := range c.Members {
+		m.ClusterID = c.ID
 		if m.Endpoint == "" && len(m.ClientURLs) > 0 {
 			m.Endpoint = m.ClientURLs[0]
 		}

@@ -82,7 +82,7 @@ func three(t *testing.T) *Cluster {
 			Clock: Clock{Known: true, Within: 10 * time.Millisecond}, RTT: []time.Duration{time.Millisecond},
 			Certificates: []Certificate{{NotAfter: now.AddDate(1, 0, 0)}},
 		}
-		m.Status = &clientv3.StatusResponse{Header: &pb.ResponseHeader{MemberId: i}, Version: "3.6.5", Leader: 1, RaftTerm: 4, RaftIndex: 1000, RaftAppliedIndex: 1000, DbSize: 1e8, DbSizeInUse: 9e7}
+		m.Status = &clientv3.StatusResponse{Header: &pb.ResponseHeader{MemberId: i, ClusterId: 7}, Version: "3.6.5", Leader: 1, RaftTerm: 4, RaftIndex: 1000, RaftAppliedIndex: 1000, DbSize: 1e8, DbSizeInUse: 9e7}
 		m.Later = m.Status
 		c.Members = append(c.Members, m)
 	}
@@ -221,6 +221,50 @@ func TestJudge(t *testing.T) {
 				t.Errorf("%s: a line of %d columns: %s", tc.id, n, line)
 			}
 		}
+	}
+}
+
+// TestOthersApart: what answers where a member was expected is told, and nothing that it said is taken
+// for the cluster's. With endpoints of two clusters doctor had spoken of one cluster of both.
+func TestOthersApart(t *testing.T) {
+	for _, tc := range []struct {
+		name, id, member string
+		severity         report.Severity
+		does             func(c *Cluster)
+	}{
+		{"another cluster at a member's URL", "membership-other-cluster", "m3", report.Critical, func(c *Cluster) {
+			c.Members[2].Status.Header = &pb.ResponseHeader{MemberId: 3, ClusterId: 8} // a member's id may be the same: it comes from its URL
+			c.Members[2].Status.Leader = 3
+		}},
+		{"another member at a member's URL", "membership-other-member", "m3", report.Warning, func(c *Cluster) {
+			c.Members[2].Status = c.Members[1].Status
+		}},
+		{"an endpoint of another cluster", "membership-other-cluster", "", report.Critical, func(c *Cluster) {
+			c.Others = []Other{{Endpoint: "10.0.0.9:2379", ClusterID: 8, MemberID: 9}}
+		}},
+		{"a removed member's endpoint", "membership-other-member", "", report.Warning, func(c *Cluster) {
+			c.Others = []Other{{Endpoint: "10.0.0.9:2379", ClusterID: 7, MemberID: 9}}
+		}},
+	} {
+		c := three(t)
+		tc.does(c)
+		c.setOthersApart()
+		var bad []report.Finding
+		for _, f := range Judge(c).Findings {
+			if f.Severity != report.Good {
+				bad = append(bad, f)
+			} else if f.ID == "member-unreachable" && tc.member != "" {
+				t.Errorf("%s: %s", tc.name, f.What)
+			}
+		}
+		if len(bad) != 1 || bad[0].ID != tc.id || bad[0].Member != tc.member || bad[0].Severity != tc.severity {
+			t.Errorf("%s: %+v", tc.name, bad)
+		}
+	}
+	c := three(t)
+	c.setOthersApart()
+	if len(c.Others) > 0 {
+		t.Errorf("of a cluster that is well: %+v", c.Others)
 	}
 }
 
