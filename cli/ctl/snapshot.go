@@ -143,8 +143,8 @@ func passesOn(path string) bool {
 
 const stdoutPath = "/dev/stdout"
 
-// passSnapshotOn streams a snapshot to a path that passesOn, of which stdout is one. What was written cannot be taken back:
-// only the returned error tells that it is not whole.
+// passSnapshotOn streams a snapshot to a path that passesOn, of which stdout is one. What was written
+// cannot be taken back: only the returned error tells that it is not whole.
 func passSnapshotOn(ctx context.Context, cli *clientv3.Client, path string, stdout io.Writer, meter *show.Meter) (version string, err error) {
 	if filepath.Clean(path) == stdoutPath { // not opened again, so that it is written where it stands
 		return receiveVerified(ctx, cli, stdout, meter)

@@ -211,7 +211,8 @@ func (l *looker) look(ctx context.Context) (*Cluster, error) {
 		if st == nil {
 			continue
 		}
-		if m := c.Member(st.Header.GetMemberId()); m != nil && m.Status == nil {
+		// A member's id does not tell its cluster: it may come from its URLs alone.
+		if m := c.Member(st.Header.GetMemberId()); m != nil && m.Status == nil && st.Header.GetClusterId() == c.ID {
 			m.Endpoint, m.Status = l.cfg.Endpoints[i], st
 		}
 	}
@@ -222,13 +223,15 @@ func (l *looker) look(ctx context.Context) (*Cluster, error) {
 		m.Err = errors.New("it has not started")
 		for _, u := range m.ClientURLs {
 			if i := slices.Index(l.cfg.Endpoints, u); i >= 0 { // asked a moment ago
-				m.Endpoint, m.Err = u, failed[i]
+				if m.Endpoint, m.Err = u, failed[i]; m.Err == nil {
+					m.Err = c.isNot(m, u, given[i])
+				}
 			}
 		}
 		if m.Endpoint != "" && m.Err != nil {
 			continue
 		}
-		asking.Go(func() { l.ask(ctx, m) })
+		asking.Go(func() { l.ask(ctx, c, m) })
 	}
 	asking.Wait()
 	for _, m := range c.Members {
@@ -245,19 +248,28 @@ func (l *looker) look(ctx context.Context) (*Cluster, error) {
 }
 
 // ask asks a member under the URLs that it advertises.
-func (l *looker) ask(ctx context.Context, m *Member) {
+func (l *looker) ask(ctx context.Context, c *Cluster, m *Member) {
 	for _, u := range m.ClientURLs {
 		st, err := l.status(ctx, u)
-		switch {
-		case err != nil:
-			m.Endpoint, m.Err = u, err
-		case st.Header.GetMemberId() != m.ID:
-			m.Endpoint, m.Err = u, fmt.Errorf("at %s member %x answers", u, st.Header.GetMemberId())
-		default:
-			m.Endpoint, m.Status, m.Err = u, st, nil
+		if err == nil {
+			err = c.isNot(m, u, st)
+		}
+		if m.Endpoint, m.Err = u, err; err == nil {
+			m.Status = st
 			return
 		}
 	}
+}
+
+// isNot says who answered under the URL of m if that was not m.
+func (c *Cluster) isNot(m *Member, u string, st *clientv3.StatusResponse) error {
+	switch h := st.Header; {
+	case h.GetClusterId() != c.ID:
+		return fmt.Errorf("at %s a member of another cluster answers: %x of cluster %x", u, h.GetMemberId(), h.GetClusterId())
+	case h.GetMemberId() != m.ID:
+		return fmt.Errorf("at %s member %x answers", u, h.GetMemberId())
+	}
+	return nil
 }
 
 // kind asks for a page that Belay alone has, and that it shows to everybody or to root; and for the

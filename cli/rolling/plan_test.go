@@ -165,7 +165,7 @@ func TestNobodyThere(t *testing.T) {
 	defer l.close()
 	m := &Member{Member: &pb.Member{ID: 1, ClientURLs: []string{"http://127.0.0.1:1"}}}
 	for range 2 {
-		if l.ask(t.Context(), m); m.Status != nil || m.Err == nil || m.Endpoint != "http://127.0.0.1:1" {
+		if l.ask(t.Context(), &Cluster{}, m); m.Status != nil || m.Err == nil || m.Endpoint != "http://127.0.0.1:1" {
 			t.Errorf("%+v", m)
 		}
 	}

@@ -192,6 +192,7 @@ func (a *Asker) seen(ctx context.Context, m *live.Member, k *kind, token string)
 	ctx, cancel := context.WithTimeout(ctx, a.o.Timeout)
 	defer cancel()
 	var asking sync.WaitGroup
+	other := false // a member of another cluster answers: nothing that it tells is this one's
 	if err != nil {
 		s.Err = live.Plain(err)
 	} else {
@@ -200,6 +201,10 @@ func (a *Asker) seen(ctx context.Context, m *live.Member, k *kind, token string)
 			st, err := pb.NewMaintenanceClient(c.ActiveConnection()).Status(ctx, &pb.StatusRequest{})
 			if err != nil {
 				s.Err = live.Plain(err)
+				return
+			}
+			if err := m.Answers(st.Header); err != nil {
+				s.Err, other = live.Plain(err), true
 				return
 			}
 			s.Status = (*clientv3.StatusResponse)(st)
@@ -244,5 +249,8 @@ func (a *Asker) seen(ctx context.Context, m *live.Member, k *kind, token string)
 		})
 	}
 	asking.Wait()
+	if other {
+		return Seen{ID: s.ID, Name: s.Name, Endpoint: s.Endpoint, Learner: s.Learner, Started: s.Started, Err: s.Err}
+	}
 	return s
 }

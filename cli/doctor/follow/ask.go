@@ -89,8 +89,8 @@ func (a *Asker) seen(ctx context.Context, m *live.Member, k *kind) Seen {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			s.Err, s.Refused = fmt.Sprintf("no answer within %s", a.o.Timeout), false
 		}
-	} else if id := st.GetHeader().GetClusterId(); id != m.ClusterID {
-		s.Err = fmt.Sprintf("a member of another cluster answers there: %x of cluster %x", st.Header.MemberId, id)
+	} else if err := m.Answers(st.Header); err != nil {
+		s.Err = live.Plain(err)
 		return s
 	} else {
 		s.Leader, s.Term = st.Leader, st.RaftTerm

@@ -47,6 +47,15 @@ func (e otherError) Error() string {
 	return fmt.Sprintf("a member of another cluster answers there: %x of cluster %x", e.MemberID, e.ClusterID)
 }
 
+// Answers tells by the header of an answer from m's endpoint whether a member of m's cluster gave it;
+// an error says who did.
+func (m *Member) Answers(h *pb.ResponseHeader) error {
+	if h.GetClusterId() == m.ClusterID {
+		return nil
+	}
+	return otherError{Other{Endpoint: m.Endpoint, Member: m, ClusterID: h.GetClusterId(), MemberID: h.GetMemberId()}}
+}
+
 // setOthersApart takes from the members what was told by others than they.
 func (c *Cluster) setOthersApart() {
 	for _, m := range c.Members {
@@ -54,14 +63,10 @@ func (c *Cluster) setOthersApart() {
 			continue
 		}
 		h := m.Status.Header
-		o := Other{Endpoint: m.Endpoint, Member: m, ClusterID: h.ClusterId, MemberID: h.MemberId}
-		switch {
-		case h.ClusterId != c.ID:
-			m.Err = otherError{o}
-		case h.MemberId == m.ID:
+		if m.Err = m.Answers(h); m.Err == nil && h.MemberId == m.ID {
 			continue
 		}
-		c.Others = append(c.Others, o)
+		c.Others = append(c.Others, Other{Endpoint: m.Endpoint, Member: m, ClusterID: h.ClusterId, MemberID: h.MemberId})
 		m.Status, m.Later, m.Read, m.Before, m.After, m.MetricsErr = nil, nil, Answer{}, nil, nil, m.Err
 		m.Clock, m.RTT, m.Certificates, m.Belay = Clock{}, nil, nil, nil
 	}

@@ -76,7 +76,7 @@ func three(t *testing.T) *Cluster {
 	c := &Cluster{At: now, Endpoints: []string{"10.0.0.1:2379"}, ID: 7, TLS: true, AuthKnown: true}
 	for i := uint64(1); i <= 3; i++ {
 		m := &Member{
-			ID: i, Name: fmt.Sprintf("m%d", i), Started: true, Endpoint: fmt.Sprintf("10.0.0.%d:2379", i),
+			ID: i, ClusterID: 7, Name: fmt.Sprintf("m%d", i), Started: true, Endpoint: fmt.Sprintf("10.0.0.%d:2379", i),
 			PeerURLs: []string{fmt.Sprintf("https://10.0.0.%d:2380", i)}, ClientURLs: []string{fmt.Sprintf("https://10.0.0.%d:2379", i)},
 			Before: page(t, now, 1000, 0, ""), After: page(t, now.Add(5*time.Second), 1200, 0, ""),
 			Clock: Clock{Known: true, Within: 10 * time.Millisecond}, RTT: []time.Duration{time.Millisecond},
