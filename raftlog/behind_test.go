@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -117,4 +118,50 @@ func TestGroupBehindAnother(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSegmentBehindAnother: a group that begins a segment, and is made while the one before it is on
+// its way, has that one's hard state in the segment's header: it is all that is left of it when Compact
+// has dropped the segment before. Until the disk has it as well, what it holds waits since it was
+// appended.
+func TestSegmentBehindAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var held atomic.Bool
+		leave := make(chan struct{})
+		fs := vfs.NewMem()
+		o := testOptions(errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpFileSyncData && held.Load() {
+				<-leave
+			}
+			return nil
+		})), &sink{})
+		o.PipelineBytes = 1
+		l := mustOpen(t, "log", o)
+		held.Store(true)
+		large := strings.Repeat("x", 3*pageBytes)
+		l.Append(Append{HardState: hardState(2, 2, 0), Entries: []*raftpb.Entry{entry(1, 2, large)}})
+		synctest.Wait()
+		l.Append(Append{Entries: []*raftpb.Entry{entry(2, 2, large)}})
+		time.Sleep(time.Minute)
+		leave <- struct{}{}
+		synctest.Wait()
+		if st, u := l.Stats(), l.Unsynced(); st.Syncs != 1 || st.InFlight == 0 || u.Oldest < time.Minute || u.Entries != 1 {
+			t.Errorf("%+v, %+v", st, u)
+		}
+		held.Store(false)
+		leave <- struct{}{}
+		mustSync(t, l)
+		if err := l.Compact(1, 0); err != nil {
+			t.Fatal(err)
+		}
+		if first := l.Oldest(); first != 2 {
+			t.Fatalf("the files begin with entry %d", first)
+		}
+		mustClose(t, l)
+		l = mustOpen(t, "log", testOptions(fs, &sink{}))
+		if m := read(l); m.base != 1 || m.last() != 2 || m.hard != (hard{2, 2, 0}) {
+			t.Errorf("opened again: base %d, last %d, %+v", m.base, m.last(), m.hard)
+		}
+		mustClose(t, l)
+	})
 }
