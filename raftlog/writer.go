@@ -133,12 +133,13 @@ func (t *taken) write() error {
 		w.beginGroup()
 		must, full, err := t.fillGroup()
 		for err == nil && w.out.flying && !full {
-			out := t.takeMore()
-			var more bool
-			more, full, err = t.fillGroup()
-			must = must || more
-			if !out {
-				break
+			if !t.takeMore() {
+				err = t.land() // who waits for it need not wait for what is copied now
+			}
+			if err == nil {
+				var more bool
+				more, full, err = t.fillGroup()
+				must = must || more
 			}
 		}
 		if err := errors.Join(t.land(), err); err != nil {
