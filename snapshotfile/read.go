@@ -90,6 +90,9 @@ func checkFile(path string, skipHash bool) error {
 	if info.IsDir() {
 		return fmt.Errorf("%s is a directory, not a snapshot file", path)
 	}
+	if !info.Mode().IsRegular() { // its size, of which the rest speaks, is none
+		return fmt.Errorf("%s is a pipe or a device: a snapshot is not read from its beginning to its end; save it to a file first", path)
+	}
 	if info.Size() == 0 { // bbolt would take it for a new database, and complain that it cannot write to it
 		return fmt.Errorf("the snapshot file %s is empty", path)
 	}
