@@ -26,6 +26,7 @@ type fake struct {
 	answer       atomic.Pointer[func(ctx context.Context) error]
 	revision     atomic.Int64
 	leader       atomic.Uint64
+	cluster      atomic.Uint64
 }
 
 func newFake(t *testing.T, answer func(ctx context.Context) error) *fake {
@@ -59,7 +60,7 @@ func (f *fake) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse
 }
 
 func (f *fake) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
-	return &pb.StatusResponse{Leader: f.leader.Load()}, nil
+	return &pb.StatusResponse{Header: &pb.ResponseHeader{ClusterId: f.cluster.Load()}, Leader: f.leader.Load()}, nil
 }
 
 func well(context.Context) error { return nil }
@@ -270,6 +271,73 @@ func TestNeverBack(t *testing.T) {
 	if _, err := s.Call(t.Context(), client, r); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "behind what this connection has read") {
 		t.Errorf("only a member that is behind is left: %v", err)
 	}
+}
+
+// TestOtherCluster: of endpoints of two clusters those are asked that most are of. Calls went to both,
+// so that a client read nothing of what it had written, and nothing was said. A member that was
+// started again on an empty directory as a cluster of its own is the usual reason.
+func TestOtherCluster(t *testing.T) {
+	t.Parallel()
+	var fakes []*fake
+	var endpoints []string
+	for i := range 3 {
+		f := newFake(t, well)
+		f.cluster.Store(7)
+		if i == 0 {
+			f.cluster.Store(8)
+		}
+		fakes, endpoints = append(fakes, f), append(endpoints, f.address)
+	}
+	s, err := New(Config{Patience: 30 * time.Second}, endpoints)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	other := func(i int) bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.members[i].other
+	}
+	until(t, func() bool { return other(0) && s.Fit() == 2 })
+	put := func() (first int64) {
+		before := fakes[0].puts.Load()
+		for range 20 {
+			if _, err := s.Call(t.Context(), NewClient(nil), request(t, "Put", &pb.PutRequest{})); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return fakes[0].puts.Load() - before
+	}
+	if n := put(); n != 0 {
+		t.Errorf("%d of 20 puts went to another cluster", n)
+	}
+
+	// With the others just gone, it is still not asked.
+	for _, f := range fakes[1:] {
+		f.server.Stop()
+	}
+	until(t, func() bool { return s.Fit() == 0 })
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if m, _, err := s.Pick(ctx, nil); err == nil {
+		t.Errorf("%s is asked", m.Endpoint)
+	}
+
+	// They do not come back: it was restored from a backup, say.
+	s.mu.Lock()
+	s.forget = 0
+	s.mu.Unlock()
+	until(t, func() bool { return s.Fit() == 1 && !other(0) })
+	if n := put(); n != 20 {
+		t.Errorf("%d of 20 puts went to a member", n)
+	}
+
+	// Of two that differ the first counts, and one that is alone is not of another cluster.
+	fakes[0].cluster.Store(9)
+	if err := s.Update(endpoints[:1]); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() bool { return s.Fit() == 1 && !other(0) })
 }
 
 // TestLost: a stream at a member that is taken out of the Set ends as when the member ends, and not as

@@ -60,6 +60,10 @@ type Set struct {
 
 	mu      sync.Mutex
 	members []*Member
+	// forget is how long a member that is not connected still counts for its cluster [1 min]. Meanwhile
+	// no member of another cluster is asked in its place; then one is, since the others may never come
+	// back, as when one member alone was restored from a backup.
+	forget  time.Duration
 	changed chan struct{} // closed, and replaced, when a member's state has changed
 }
 
@@ -70,12 +74,19 @@ type Member struct {
 	Secure   bool // with TLS
 	conn     *grpc.ClientConn
 	stop     context.CancelFunc
+	// connected has room for one, and gets one when the connection is ready.
+	connected chan struct{}
 
 	// Guarded by the Set's mu.
 	ready bool
 	// healthy: the last answer to a probe said that it serves.
 	healthy bool
 	leader  uint64
+	// cluster is the id of the cluster that it last said it is of, 0 until it has; other that most
+	// endpoints are of another one. What is written there cannot be read at the others.
+	cluster uint64
+	other   bool
+	lost    time.Time // when the connection ended last
 	// serving ends when the member is not fit for calls any more; there is a new one when it is again.
 	serving context.Context
 	unfit   context.CancelFunc
@@ -95,7 +106,7 @@ func New(cfg Config, endpoints []string) (*Set, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	s := &Set{cfg: cfg, logger: cfg.Logger, changed: make(chan struct{})}
+	s := &Set{cfg: cfg, logger: cfg.Logger, changed: make(chan struct{}), forget: time.Minute}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	if err := s.Update(endpoints); err != nil {
 		s.Close()
@@ -167,6 +178,10 @@ func (s *Set) Update(endpoints []string) error {
 		members = append(members, m)
 	}
 	s.members = members
+	if s.setOthersApart(nil) {
+		close(s.changed)
+		s.changed = make(chan struct{})
+	}
 	return nil
 }
 
@@ -211,7 +226,7 @@ func (s *Set) connect(text string, e endpoint) (*Member, error) {
 	if err != nil {
 		return nil, fmt.Errorf("endpoint %q: %w", text, err)
 	}
-	m := &Member{set: s, Endpoint: text, Secure: e.secure, conn: conn}
+	m := &Member{set: s, Endpoint: text, Secure: e.secure, conn: conn, connected: make(chan struct{}, 1)}
 	var ctx context.Context
 	ctx, m.stop = context.WithCancel(s.ctx)
 	m.serving, m.unfit = context.WithCancel(ctx)
@@ -235,15 +250,24 @@ func (m *Member) keepConnected(ctx context.Context) {
 			// A connection that is new is believed in until a probe says otherwise.
 			if ready := state == connectivity.Ready; ready != m.ready {
 				m.ready, m.healthy = ready, ready
+				if !ready {
+					m.lost = time.Now()
+				}
 			}
 		})
+		if state == connectivity.Ready {
+			select {
+			case m.connected <- struct{}{}:
+			default:
+			}
+		}
 		if !m.conn.WaitForStateChange(ctx, state) {
 			return
 		}
 	}
 }
 
-// probe asks the member how it is.
+// probe asks the member how it is, and, as soon as there is a connection, of which cluster.
 func (m *Member) probe(ctx context.Context) {
 	client := pb.NewMaintenanceClient(m.conn)
 	timer := time.NewTimer(rand.N(ProbeInterval))
@@ -252,6 +276,13 @@ func (m *Member) probe(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-m.connected:
+			bounded, cancel := context.WithTimeout(ctx, probeTimeout)
+			if r, err := client.Status(bounded, &pb.StatusRequest{}); err == nil {
+				m.update(func() { m.cluster = r.Header.GetClusterId() })
+			}
+			cancel()
+			continue
 		case <-timer.C:
 		}
 		if m.conn.GetState() == connectivity.Ready {
@@ -265,7 +296,7 @@ func (m *Member) probe(ctx context.Context) {
 				case err != nil: // it answers
 					m.healthy = true
 				default:
-					m.healthy, m.leader = r.Leader != 0 && !r.IsLearner, r.Leader
+					m.healthy, m.leader, m.cluster = r.Leader != 0 && !r.IsLearner, r.Leader, r.Header.GetClusterId()
 				}
 			})
 		}
@@ -278,12 +309,49 @@ func (m *Member) update(change func()) {
 	s := m.set
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	wasFit, wasReady := m.fit(), m.ready
+	wasFit, wasReady, wasOf := m.fit(), m.ready, m.cluster
 	change()
-	fit := m.fit()
-	if wasFit == fit && wasReady == m.ready {
-		return
+	told := wasReady != m.ready
+	if m.cluster != wasOf || m.other {
+		told = s.setOthersApart(m) || told
 	}
+	if m.passOn(wasFit) || told {
+		close(s.changed)
+		s.changed = make(chan struct{})
+	}
+}
+
+// setOthersApart finds out anew which members are of another cluster than most, or, of as many, than
+// the first. It reports whether another one than m is fit now, or is no longer. REQUIRES: mu is held.
+func (s *Set) setOthersApart(m *Member) (changed bool) {
+	count, most := map[uint64]int{}, uint64(0)
+	for _, o := range s.members {
+		if o.cluster != 0 && (o.ready || time.Since(o.lost) < s.forget) {
+			count[o.cluster]++
+		}
+	}
+	for _, o := range s.members {
+		if count[o.cluster] > count[most] {
+			most = o.cluster
+		}
+	}
+	for _, o := range s.members {
+		wasFit, wasOther := o.fit(), o.other
+		if o.other = most != 0 && o.cluster != 0 && o.cluster != most; o.other && !wasOther {
+			s.logger.Error("an endpoint is of another cluster; no calls go to it", zap.String("endpoint", o.Endpoint),
+				zap.String("cluster-id", fmt.Sprintf("%x", o.cluster)), zap.String("cluster-id-of-others", fmt.Sprintf("%x", most)))
+		}
+		if o != m {
+			changed = o.passOn(wasFit) || changed
+		}
+	}
+	return changed
+}
+
+// passOn reports whether the member is fit now and was not, or the other way round, and ends what
+// runs on one that is no longer. REQUIRES: the Set's mu is held.
+func (m *Member) passOn(wasFit bool) (changed bool) {
+	s, fit := m.set, m.fit()
 	switch {
 	case wasFit && !fit:
 		s.logger.Warn("a member is not fit for calls; they go to others", zap.String("endpoint", m.Endpoint), zap.Bool("connected", m.ready))
@@ -294,12 +362,11 @@ func (m *Member) update(change func()) {
 			m.serving, m.unfit = context.WithCancel(s.ctx)
 		}
 	}
-	close(s.changed)
-	s.changed = make(chan struct{})
+	return fit != wasFit
 }
 
 // fit reports whether calls may go to the member. REQUIRES: the Set's mu is held.
-func (m *Member) fit() bool { return m.ready && m.healthy }
+func (m *Member) fit() bool { return m.ready && m.healthy && !m.other }
 
 // A Client is one connection of a client of the proxy: where its calls go, and what it has seen.
 type Client struct {
@@ -364,7 +431,7 @@ func (s *Set) choose(c *Client, except []*Member) *Member {
 	var fit, ready, excepted []*Member
 	for _, m := range s.members {
 		switch {
-		case !m.ready:
+		case !m.ready || m.other:
 		case slices.Contains(except, m):
 			excepted = append(excepted, m)
 		case m.healthy:
