@@ -9,7 +9,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/zap"
 )
@@ -28,6 +27,7 @@ type background struct {
 	lastLogged atomic.Pointer[time.Time]
 	suppressed atomic.Int64
 	stopped    atomic.Bool // Options.Failed was called, or the store is broken
+	damaged    atomic.Bool // a compaction failed over damage, and none has been slowed down for it
 }
 
 // backgroundError is called for a flush or compaction that failed. Everything it would have written
@@ -37,10 +37,14 @@ type background struct {
 // looks at tables that it has found at its start.
 func (s *Store) backgroundError(err error) {
 	if lookingAtTables() {
-		pauseLooking(s.closing)
+		pause(lookPause, s.closing)
 		return // the damage is told by itself
 	}
-	s.background.failing.Store(true)
+	if IsDamage(err) {
+		s.background.damaged.Store(true)
+	} else {
+		s.background.failing.Store(true)
+	}
 	if s.failFull {
 		if s.background.stopped.CompareAndSwap(false, true) {
 			s.why = fmt.Errorf("store: the disk under %s does not take what is written: %w", s.dir, err)
@@ -48,7 +52,7 @@ func (s *Store) backgroundError(err error) {
 		}
 		return
 	}
-	if full := errors.Is(err, syscall.ENOSPC); !full && !pebble.IsCorruptionError(err) && !errors.Is(err, errBlobDamaged) && s.failed != nil {
+	if full := errors.Is(err, syscall.ENOSPC); !full && !IsDamage(err) && s.failed != nil {
 		if s.background.stopped.CompareAndSwap(false, true) {
 			go func() {
 				s.failed(fmt.Errorf("store: a flush or compaction failed, and a write that failed is not tried again: %w; %s", err, AfterFailure(err, s.fs, s.dir)))
@@ -71,23 +75,17 @@ func (s *Store) backgroundError(err error) {
 // table kept a processor busy.
 const lookPause = time.Second
 
-func pauseLooking(closing <-chan struct{}) {
-	timer := time.NewTimer(lookPause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-closing:
-	}
-}
-
 // lookingAtTables reports whether the engine calls from that work, in which it holds no mutex. Nothing
 // else tells.
-func lookingAtTables() bool {
-	var callers [8]uintptr
+func lookingAtTables() bool { return calledFrom(".(*DB).scanReadStateTableStats") }
+
+// calledFrom reports whether a function of the engine is among the callers.
+func calledFrom(function string) bool {
+	var callers [48]uintptr
 	frames := runtime.CallersFrames(callers[:runtime.Callers(2, callers[:])])
 	for {
 		frame, more := frames.Next()
-		if strings.HasSuffix(frame.Function, ".(*DB).scanReadStateTableStats") {
+		if strings.HasSuffix(frame.Function, function) {
 			return true
 		}
 		if !more {
@@ -116,15 +114,26 @@ func adviceGone(dir string) string {
 		"If it is lost, replace the member (belay ctl member replace), or restore a backup if it was the only one"
 }
 
-// pacedFS makes the engine wait before it creates a file while its flushes or compactions fail.
+// pacedFS makes the engine wait before it tries again what failed.
 type pacedFS struct {
 	vfs.FS
-	background *background
+	s *Store
 }
 
+// Create waits while flushes or compactions fail.
 func (p pacedFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	if p.background.failing.Load() && (strings.HasSuffix(name, tableSuffix) || strings.HasSuffix(name, blobSuffix)) {
+	if p.s.background.failing.Load() && (strings.HasSuffix(name, tableSuffix) || strings.HasSuffix(name, blobSuffix)) {
 		time.Sleep(retryPause)
 	}
 	return p.FS.Create(name, c)
+}
+
+// GetDiskUsage waits at the end of a compaction if the one before failed over damage, as this one will
+// have: the engine (Pebble 2.1.7) begins again at once, for ever, if that is in a table of level 0. It
+// has nothing open there, and holds no mutex.
+func (p pacedFS) GetDiskUsage(path string) (vfs.DiskUsage, error) {
+	if b := &p.s.background; b.damaged.Load() && calledFrom(".(*DB).compact1") && b.damaged.Swap(false) {
+		pause(lookPause, p.s.closing)
+	}
+	return p.FS.GetDiskUsage(path)
 }

@@ -7,9 +7,8 @@ import (
 	"maps"
 	"strings"
 
+	"github.com/cockroachdb/pebble/v2/sstable/block"
 	"github.com/cockroachdb/pebble/v2/vfs"
-
-	"github.com/belaydb/belay/internal/crc32c"
 )
 
 // errBlobDamaged: the end of a file of values is not what was written, or the file is missing.
@@ -17,7 +16,7 @@ var errBlobDamaged = errors.New("a file of values is damaged")
 
 // blobFS checks a file of values before the engine opens it, so that damage gives an error. The
 // engine (Pebble 2.1.7) panics when it cannot open such a file; here the read fails, and the damage
-// is reported like any other. Damage further inside the engine reports by itself.
+// is reported like any other. Damage further inside is found when it is read: readBlob.
 type blobFS struct {
 	vfs.FS
 	s *Store // gets the damage; not a function, since the engine compares file systems
@@ -32,7 +31,11 @@ func (fs blobFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
 	}
 	switch {
 	case err == nil:
-		if err = checkBlob(f); err == nil {
+		var footer blobFooter
+		if footer, err = readBlobFooter(f); err == nil {
+			if footer.checked {
+				f = readBlob{f, name, footer.fileBytes, fs.s}
+			}
 			return f, nil
 		}
 		_ = f.Close() // only read
@@ -86,25 +89,36 @@ const (
 	blobMagic       = "\xf0\x9f\xaa\xb3\xf0\x9f\xa6\x80"
 )
 
-// checkBlob checks what the engine checks when it opens a file: the footer.
-func checkBlob(f vfs.File) error {
+// blobFooter is what the end of a file of values says.
+type blobFooter struct {
+	fileBytes           int64
+	indexAt, indexBytes uint64 // the block that says where the others are, without its trailer
+	checked             bool   // blocks have checksums that we know
+}
+
+// readBlobFooter reads the footer, and checks what the engine checks when it opens the file.
+func readBlobFooter(f vfs.File) (blobFooter, error) {
 	info, err := f.Stat()
 	if err != nil {
-		return err
+		return blobFooter{}, err
 	}
 	if info.Size() < blobFooterBytes {
-		return fmt.Errorf("%w: it has only %d bytes", errBlobDamaged, info.Size())
+		return blobFooter{}, fmt.Errorf("%w: it has only %d bytes", errBlobDamaged, info.Size())
 	}
 	var footer [blobFooterBytes]byte
 	if _, err := f.ReadAt(footer[:], info.Size()-blobFooterBytes); err != nil {
-		return err
+		return blobFooter{}, err
 	}
-	crc := crc32c.Checksum(footer[4:])
-	if got, want := binary.LittleEndian.Uint32(footer[:]), (crc>>15|crc<<17)+0xa282ead8; got != want {
-		return fmt.Errorf("%w: the checksum of its footer is %08x, not %08x", errBlobDamaged, got, want)
+	if got, want := binary.LittleEndian.Uint32(footer[:]), maskedChecksum(footer[4:]); got != want {
+		return blobFooter{}, fmt.Errorf("%w: the checksum of its footer is %08x, not %08x", errBlobDamaged, got, want)
 	}
 	if string(footer[30:]) != blobMagic {
-		return fmt.Errorf("%w: it ends with %x", errBlobDamaged, footer[30:])
+		return blobFooter{}, fmt.Errorf("%w: it ends with %x", errBlobDamaged, footer[30:])
 	}
-	return nil
+	return blobFooter{
+		fileBytes:  info.Size(),
+		indexAt:    binary.LittleEndian.Uint64(footer[4:]),
+		indexBytes: binary.LittleEndian.Uint64(footer[12:]),
+		checked:    footer[20] == byte(block.ChecksumTypeCRC32c),
+	}, nil
 }

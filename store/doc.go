@@ -71,15 +71,16 @@
 //
 // Pebble 2.1.7 moves its markers in an order that a power failure can break; marker.go corrects
 // that below Pebble. Pebble panics on a blob file that is missing or damaged at its end; blobs.go
-// turns that into an error. It panics, too, when the end of a new blob file cannot be written;
-// outputs.go has the job fail.
+// turns that into an error. It panics, too, over damage that it meets while it writes a blob file
+// anew, and when the end of a new blob file cannot be written; rewrites.go checks what such a job
+// reads before it begins, and outputs.go has the job fail.
 //
 // Source files: store.go (Store, Open), batch.go, view.go, readers.go, keys.go and format.go
 // (reading, writing, who reads when it is closed, the bytes of keys), snapshot.go (received
 // state, and installing it), size.go, reclaim.go, background.go and disk.go (space, garbage,
-// flushes and compactions, operations on files that hang), marker.go, blobs.go and outputs.go
-// (see above), segments.go (values in the raft log), cache.go (how much the cache of blocks may
-// hold), readonly.go (looking at one), nosync.go, logger.go, metrics.go.
+// flushes and compactions, operations on files that hang), marker.go, blobs.go, rewrites.go and
+// outputs.go (see above), segments.go (values in the raft log), cache.go (how much the cache of
+// blocks may hold), readonly.go (looking at one), nosync.go, logger.go, metrics.go.
 //
 // What we assume of the disk: a rename, create or link is durable after a sync of the directory;
 // synced bytes stay.

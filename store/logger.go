@@ -65,9 +65,12 @@ func (s *Store) eventListener() pebble.EventListener {
 				s.outputs.created(info.JobID, info.Path)
 			}
 		},
-		BlobFileCreated:      func(info pebble.BlobFileCreateInfo) { s.outputs.created(info.JobID, info.Path) },
-		BlobFileRewriteBegin: func(info pebble.BlobFileRewriteInfo) { s.outputs.rewriteBegins(info.JobID) },
-		BlobFileRewriteEnd:   func(info pebble.BlobFileRewriteInfo) { s.outputs.ended(info.JobID) },
+		BlobFileCreated: func(info pebble.BlobFileCreateInfo) { s.outputs.created(info.JobID, info.Path) },
+		BlobFileRewriteBegin: func(info pebble.BlobFileRewriteInfo) {
+			input := s.fs.PathJoin(s.dir, info.Input.DiskFileNum.String()+blobSuffix)
+			s.outputs.rewriteBegins(info.JobID, rewrite{input, uint64(info.Input.BlobFileID)})
+		},
+		BlobFileRewriteEnd: func(info pebble.BlobFileRewriteInfo) { s.outputs.ended(info.JobID) },
 		FlushEnd: func(info pebble.FlushInfo) {
 			s.outputs.ended(info.JobID)
 			if info.Err == nil {

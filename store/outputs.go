@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,9 +20,9 @@ import (
 // fails instead, and with it the job, which is tried again or is the end of the member, as any other.
 // The engine removes the files that are left then.
 //
-// The job that writes a file of values anew, without its garbage, has no table. What it writes before
-// the last bytes may fail. For room for these it waits; if the disk fails, which is the end of the
-// member, it stays where it is.
+// The job that writes a file of values anew, without its garbage, has no table (what it reads: see
+// rewrites.go). What it writes before the last bytes may fail. For room for these it waits; if the
+// disk fails, which is the end of the member, it stays where it is.
 type outputs struct {
 	mu sync.Mutex
 	// jobs are those of the files that are open, by path.
@@ -29,14 +30,16 @@ type outputs struct {
 	// failed are the jobs that have a file of values that is not whole, and why.
 	failed map[int]error
 	// rewrites are the jobs without tables.
-	rewrites map[int]bool
+	rewrites map[int]rewrite
+	// refused: one of these would have met damage, so that there are no more of them.
+	refused atomic.Bool
 	// stuck is closed when one of these stays for ever: the engine's Close would wait for it.
 	stuck chan struct{}
 	once  sync.Once // for that
 }
 
 func newOutputs() *outputs {
-	return &outputs{jobs: make(map[string]int), failed: make(map[int]error), rewrites: make(map[int]bool), stuck: make(chan struct{})}
+	return &outputs{jobs: make(map[string]int), failed: make(map[int]error), rewrites: make(map[int]rewrite), stuck: make(chan struct{})}
 }
 
 // created notes whose a file is. Nothing has been written to it.
@@ -52,10 +55,20 @@ func (o *outputs) closed(path string) {
 	delete(o.jobs, path)
 }
 
-func (o *outputs) rewriteBegins(job int) {
+func (o *outputs) rewriteBegins(job int, r rewrite) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.rewrites[job] = true
+	o.rewrites[job] = r
+}
+
+// rewrite is the job without tables, of which there is one at a time.
+func (o *outputs) rewrite() (rewrite, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, r := range o.rewrites {
+		return r, true
+	}
+	return rewrite{}, false
 }
 
 func (o *outputs) ended(job int) {
@@ -93,13 +106,22 @@ func (o *outputs) isRewrite(path string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	job, known := o.jobs[path]
-	return known && o.rewrites[job]
+	if !known {
+		return false
+	}
+	_, is := o.rewrites[job]
+	return is
 }
 
 // tailBytes is how much the engine collects before it writes: what is longer are not the last bytes.
 const tailBytes = 4096
 
 func (fs blobFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if strings.HasSuffix(name, blobSuffix) {
+		if err := (rewriteCheck{fs.s}).run(); err != nil {
+			return nil, err
+		}
+	}
 	f, err := fs.FS.Create(name, c)
 	switch {
 	case err != nil:
@@ -223,9 +245,10 @@ func (f *newBlob) fail(err error) {
 
 func wroteValues(err error) error { return fmt.Errorf("write a file of values: %w", err) }
 
+func (f *newBlob) stay() { f.s.outputs.stay() }
+
 // stay never returns.
-func (f *newBlob) stay() {
-	o := f.s.outputs
+func (o *outputs) stay() {
 	o.once.Do(func() { close(o.stuck) })
 	select {}
 }

@@ -108,6 +108,7 @@ type Store struct {
 	reclaim reclaim
 	blocks  blockCache
 
+	opened atomic.Bool // Open has succeeded
 	closed atomic.Bool
 	pinned *pinnedFS // of OpenReadOnly, else nil
 }
@@ -212,6 +213,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	if err := s.Segments.load(false); err != nil {
 		return nil, errors.Join(err, s.db.Close())
 	}
+	s.opened.Store(true)
 	s.startSampling()
 	s.metrics.store.Store(s)
 	return s, nil
@@ -235,7 +237,7 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 	}
 	listener := s.eventListener()
 	o := &pebble.Options{
-		FS:                 pacedFS{blobFS{markerFS{s.fs}, s}, &s.background},
+		FS:                 pacedFS{blobFS{markerFS{s.fs}, s}, s},
 		DisableWAL:         true,
 		FormatMajorVersion: pebble.FormatNewest,
 		Comparer:           &cockroachkvs.Comparer,
@@ -270,12 +272,16 @@ func (s *Store) pebbleOptions(opts Options) *pebble.Options {
 	// not pay here.
 	o.Experimental.ReadSamplingMultiplier = -1
 	o.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy {
+		garbage := rewriteGarbage
+		if !s.opened.Load() || s.outputs.refused.Load() {
+			garbage = 1
+		}
 		return pebble.ValueSeparationPolicy{
 			Enabled:               true,
 			MinimumSize:           separateBytes,
 			MaxBlobReferenceDepth: blobDepth,
 			RewriteMinimumAge:     valuesAge,
-			TargetGarbageRatio:    rewriteGarbage,
+			TargetGarbageRatio:    garbage,
 		}
 	}
 	for i := range o.Levels {
@@ -524,8 +530,8 @@ func corruptFile(path string, err error) error {
 }
 
 // Note reports damage that a read has met and that the engine (Pebble 2.1.7) does not report by
-// itself: that within a file of values. Options.Corrupt hears of it as of any other. Who reads values
-// by an iterator passes its errors here; nil and other errors are of no interest.
+// itself, as that of an entry in an index. Options.Corrupt hears of it as of any other. Who reads
+// values by an iterator passes its errors here; nil and other errors are of no interest.
 func (s *Store) Note(err error) {
 	if err != nil && pebble.IsCorruptionError(err) && pebble.ExtractDataCorruptionInfo(err) == nil && !errors.Is(err, errBlobDamaged) {
 		s.tellCorrupt(s.dir, err)

@@ -219,11 +219,6 @@ func TestSim(t *testing.T) {
 	}
 	begin, virtual, done, byKind := time.Now(), time.Duration(0), 0, ran{}
 	totals := map[string]int{}
-	// The engine (Pebble 2.1.7) panics over some damaged blocks ("unknown metadata type",
-	// "Release called on a BufferPool with in-use buffers") or leaves iterators open, in one
-	// damaged world of some sixty. Who runs the simulation for long, or asks for damage, meets
-	// that; each test of the tree need not.
-	brief := *seedFlag == 0 && *runsFlag == 0 && *hoursFlag == 0 && *kindFlag == ""
 	more := func() bool {
 		switch {
 		case t.Failed():
@@ -237,7 +232,7 @@ func TestSim(t *testing.T) {
 	}
 	for more() {
 		o := options{seed: *seedFlag, duration: *durationFlag, mutation: mutation(*mutationFlag), kinds: *kindFlag, trace: *traceFlag}
-		for o.seed == 0 || brief && damages(o) {
+		if o.seed == 0 {
 			o.seed = uint64(rand.Uint32()) + 1
 		}
 		t.Run(fmt.Sprintf("seed=%d", o.seed), func(t *testing.T) {
