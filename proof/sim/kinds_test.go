@@ -65,6 +65,12 @@ func kindsOf(o options) (kinds, error) {
 	return ks, nil
 }
 
+// damages reports whether the seed draws a world in which files are damaged.
+func damages(o options) bool {
+	ks, err := kindsOf(o)
+	return err == nil && ks[damaged]
+}
+
 func (ks kinds) names() []string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(ks)) {
