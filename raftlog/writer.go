@@ -205,7 +205,7 @@ func (t *taken) fillGroup() (must, full bool, err error) {
 	for t.next < len(t.items) {
 		it := &t.items[t.next]
 		if it.snapshot && t.e == 0 {
-			if t.next > t.out || w.out.flying {
+			if t.next > 0 || w.out.flying {
 				return must, true, nil // what came before must not wait for Install
 			}
 			if it.install != nil {
